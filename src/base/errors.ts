@@ -1,0 +1,75 @@
+/**
+ * The one error class of godwit. An error carries a stable code (scripts match on it), the values that
+ * matter (so that a log line needs no parsing) and the next action for the person who reads it.
+ *
+ * Codes are UPPER_SNAKE, prefixed by their room (`CLONE_WRONG_GENERATION`); docs/errors.md lists them all and a test
+ * keeps that page complete.
+ */
+
+/** Values that explain an error. JSON-able, never a secret. */
+export type ErrorValues = Readonly<Record<string, string | number | boolean | null>>;
+
+/** An error in the form in which it crosses a process border (API, shim socket, journal). */
+export type WireError = {
+  code: string;
+  message: string;
+  values: ErrorValues;
+  /** What the reader can do now. A sentence, with the command where there is one. */
+  nextAction: string;
+};
+
+export class GodwitError extends Error {
+  readonly code: string;
+  readonly values: ErrorValues;
+  readonly nextAction: string;
+
+  constructor(
+    code: string,
+    message: string,
+    options: { values?: ErrorValues; nextAction: string; cause?: unknown },
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'GodwitError';
+    this.code = code;
+    this.values = options.values ?? {};
+    this.nextAction = options.nextAction;
+  }
+
+  toWire(): WireError {
+    return { code: this.code, message: this.message, values: this.values, nextAction: this.nextAction };
+  }
+
+  /** Rebuilds an error that another process sent. */
+  static fromWire(wire: WireError): GodwitError {
+    return new GodwitError(wire.code, wire.message, { values: wire.values, nextAction: wire.nextAction });
+  }
+}
+
+/** True for a GodwitError, of the given code where one is given. */
+export function isGodwitError(error: unknown, code?: string): error is GodwitError {
+  return error instanceof GodwitError && (code === undefined || error.code === code);
+}
+
+/** Any thrown thing as a WireError; foreign errors keep their message under the code `INTERNAL`. */
+export function toWireError(error: unknown): WireError {
+  if (error instanceof GodwitError) return error.toWire();
+  const message = error instanceof Error ? error.message : String(error);
+  const systemCode = systemErrorCode(error);
+  return {
+    code: 'INTERNAL',
+    message,
+    values: systemCode === undefined ? {} : { systemCode },
+    nextAction: 'This is unexpected; look at the log of the worker for the stack and report it.',
+  };
+}
+
+/** The errno name (`ENOSPC`, `ECONNREFUSED`…) of a Node system error, else undefined. */
+export function systemErrorCode(error: unknown): string | undefined {
+  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
+  return typeof error.code === 'string' ? error.code : undefined;
+}
+
+/** Message of any thrown thing. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,75 @@
+import type { WireError } from '../base/errors.ts';
+
+/** States of a run. `waiting` is running with a reason that a person should know (`godwit why`). */
+export type RunState = 'running' | 'waiting' | 'undoing' | 'done' | 'undone' | 'failed';
+
+/** What a run of any kind looks like from outside. */
+export type RunView = {
+  id: string;
+  kind: string;
+  /** What the run changes, e.g. `machine:m_…`; at most one unfinished run per resource, over all kinds. */
+  resource: string;
+  state: RunState;
+  input: unknown;
+  /** What the steps have put down so far. */
+  output: Record<string, unknown>;
+  /** Name of the step that runs, waits or failed; null when the run is over. */
+  step: string | null;
+  steps: StepView[];
+  /** Past it nothing is undone. */
+  pastPointOfNoReturn: boolean;
+  cancelRequested: boolean;
+  reason: { message: string; nextAction: string; sinceMs: number } | null;
+  error: WireError | null;
+  createdAtMs: number;
+  endedAtMs: number | null;
+};
+
+export type StepView = {
+  name: string;
+  state: 'pending' | 'running' | 'done' | 'failed' | 'undoing' | 'undone';
+  attempts: number;
+  startedAtMs: number | null;
+  endedAtMs: number | null;
+};
+
+/** Given to a step. */
+export type StepContext<Input> = {
+  readonly runId: string;
+  readonly input: Input;
+  /** What earlier steps (and earlier attempts of this one) put down; durable before the next step begins. */
+  readonly output: Readonly<Record<string, unknown>>;
+  /** 1 for the first try of this step over all restarts. */
+  readonly attempt: number;
+  /** Aborts at the step's deadline, at a cancel before the point of no return, and when the process ends in good order. */
+  readonly signal: AbortSignal;
+  /** Puts values into `output`, durably before it returns. */
+  put(values: Record<string, unknown>): void;
+  /** Says why the step waits; shown by `godwit why`. Cleared when the step ends. */
+  waiting(message: string, nextAction: string): void;
+};
+
+export type StepDefinition<Input> = {
+  name: string;
+  /** Must be idempotent: it is repeated when the process died before its end was durable. */
+  do: (context: StepContext<Input>) => Promise<void>;
+  /** Must be idempotent, and safe when `do` never ran or ran half. A step without one has nothing to undo. */
+  undo?: (context: StepContext<Input>) => Promise<void>;
+  /** From the first attempt; past it the run is undone (before the point of no return) or waits with a reason (after it). */
+  deadlineMs: number;
+  retry?: { initialMs: number; maxMs: number };
+  /**
+   * The step at which the run changes sides. While it runs nobody can know from here whether the other side has gone over, so
+   * neither its deadline nor a cancel undoes it (it waits with a reason): only an Abort that it throws itself, meaning "certainly
+   * not gone over", does. Once it is done the run only goes forward.
+   */
+  pointOfNoReturn?: boolean;
+};
+
+export type RunDefinition<Input> = {
+  kind: string;
+  resource: (input: Input) => string;
+  steps: readonly StepDefinition<Input>[];
+  /** Finished runs older than this are pruned. Default 30 days. */
+  keepMs?: number;
+};

@@ -1,0 +1,67 @@
+import { type Static, Type } from 'typebox';
+
+/** What a machine is, as its owner wrote it. Travels with a move unchanged. */
+export const HealthCheck = Type.Intersect([
+  Type.Object({
+    /** Between two probes of a healthy machine. Until the first success the probe runs every 10 to 100 ms. */
+    intervalMs: Type.Integer({ minimum: 10, maximum: 3_600_000, default: 2_000 }),
+    timeoutMs: Type.Integer({ minimum: 10, maximum: 600_000, default: 2_000 }),
+    /** Failures in a row that make a healthy machine unhealthy. */
+    retries: Type.Integer({ minimum: 1, maximum: 100, default: 3 }),
+    /** Failures within this time after the start do not count. */
+    startPeriodMs: Type.Integer({ minimum: 0, maximum: 3_600_000, default: 60_000 }),
+  }),
+  Type.Union([
+    /** Runs inside the machine; 0 is healthy. */
+    Type.Object({ kind: Type.Literal('exec'), command: Type.Array(Type.String(), { minItems: 1 }) }),
+    /** Connects inside the machine's network; a connection is healthy. */
+    Type.Object({ kind: Type.Literal('tcp'), host: Type.Optional(Type.String()), port: Type.Integer({ minimum: 1, maximum: 65535 }) }),
+    /** GET inside the machine's network; 200 to 399 is healthy. */
+    Type.Object({ kind: Type.Literal('http'), url: Type.String() }),
+  ]),
+]);
+export type HealthCheck = Static<typeof HealthCheck>;
+
+export const MachineConfig = Type.Object({
+  /** Program and arguments; found through PATH inside the machine. */
+  command: Type.Array(Type.String(), { minItems: 1, maxItems: 1024 }),
+  env: Type.Record(Type.String(), Type.String(), { default: {} }),
+  /** User name or numeric id inside the machine; default root. */
+  user: Type.Optional(Type.String()),
+  workingDirectory: Type.Optional(Type.String()),
+  volume: Type.Optional(
+    Type.Object({
+      volumeId: Type.String(),
+      /** Absolute path at which the machine sees the volume's filesystem. */
+      mountPath: Type.String({ pattern: '^/.+' }),
+    }),
+  ),
+  restart: Type.Object(
+    {
+      policy: Type.Union([Type.Literal('no'), Type.Literal('on-failure'), Type.Literal('always')]),
+      /** on-failure gives up after so many in a row. */
+      retriesMax: Type.Integer({ minimum: 0, maximum: 1000 }),
+    },
+    { default: { policy: 'always', retriesMax: 10 } },
+  ),
+  stop: Type.Object(
+    { signal: Type.String({ pattern: '^SIG[A-Z0-9]+$' }), timeoutMs: Type.Integer({ minimum: 0, maximum: 3_600_000 }) },
+    { default: { signal: 'SIGTERM', timeoutMs: 10_000 } },
+  ),
+  health: Type.Optional(HealthCheck),
+  resources: Type.Object(
+    {
+      memoryBytes: Type.Optional(Type.Integer({ minimum: 8 * 1024 * 1024 })),
+      /** CPUs' worth of time, 0.01 to 1024. */
+      cpus: Type.Optional(Type.Number({ minimum: 0.01, maximum: 1024 })),
+      processesMax: Type.Optional(Type.Integer({ minimum: 1 })),
+    },
+    { default: {} },
+  ),
+  /** host: the worker's own network. none: a network namespace with only loopback. */
+  network: Type.Union([Type.Literal('host'), Type.Literal('none')], { default: 'host' }),
+  /** Anti-affinity: two machines of one group are never placed on one worker while another has room. */
+  group: Type.Optional(Type.String()),
+  metadata: Type.Record(Type.String(), Type.String(), { default: {} }),
+});
+export type MachineConfig = Static<typeof MachineConfig>;

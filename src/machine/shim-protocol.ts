@@ -1,0 +1,85 @@
+import type { WireError } from '../base/errors.ts';
+import type { VolumeServerSpec, VolumeServerStatus } from '../volume/server-spec.ts';
+import type { MachineConfig } from './config.ts';
+
+/**
+ * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts). A shim is started detached
+ * (`setsid`) as `node src/machine/shim.ts <runtimeDir>`, and outlives the worker. Any number of connections; every one gets the
+ * events. Every operation is idempotent: asking for what is already so answers at once.
+ */
+export type ShimOps = {
+  status: { args: Record<string, never>; result: ShimStatus };
+
+  /** FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`). */
+  'volume.open': { args: { spec: VolumeServerSpec }; result: { loopDevice: string | null; exportPort: number | null } };
+  /** Passed on to the volume server (VolumeServerOp). */
+  'volume.command': { args: { op: string; args: unknown; timeoutMs?: number }; result: unknown };
+  /** Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem must be unmounted. */
+  'volume.close': { args: Record<string, never>; result: Record<string, never> };
+
+  /** Mounts the loop device at `<runtimeDir>/fs`. */
+  'fs.mount': { args: { filesystem: 'ext4' | 'xfs' }; result: Record<string, never> };
+  /** syncfs: writes dirty pages early, so that the unmount after the stop has little to do. */
+  'fs.sync': { args: Record<string, never>; result: Record<string, never> };
+  'fs.unmount': { args: Record<string, never>; result: Record<string, never> };
+
+  'workload.start': { args: { machineId: string; name: string; config: MachineConfig }; result: { startedAtMs: number } };
+  /** Signal, wait, then SIGKILL for the whole machine (cgroup). Resolves when no process of it is left. */
+  'workload.stop': {
+    args: { signal?: string; timeoutMs?: number };
+    result: { exitCode: number | null; signal: string | null; killed: boolean; durationMs: number };
+  };
+  'workload.exec': {
+    args: { command: string[]; timeoutMs: number };
+    /** Output is cut at 1 MiB each. */
+    result: { exitCode: number | null; stdout: string; stderr: string; timedOut: boolean };
+  };
+  /** Resolves when the machine is healthy (at once without a health check, when it runs), rejects `MACHINE_NOT_HEALTHY` at the deadline. */
+  'workload.awaitHealthy': { args: { timeoutMs: number }; result: { healthyAtMs: number } };
+
+  /** Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. */
+  shutdown: { args: Record<string, never>; result: Record<string, never> };
+};
+
+export type ShimStatus = {
+  shimPid: number;
+  /** Of the shim's start; with the pid it tells a shim from a reused pid. */
+  startedAtMs: number;
+  volume: {
+    spec: Omit<VolumeServerSpec, 'export' | 'clone'>;
+    serverPid: number | null;
+    /** Times that the volume server died and was started again. */
+    serverRestarts: number;
+    loopDevice: string | null;
+    mounted: boolean;
+    /** Last status that the server gave, null before the first. */
+    status: VolumeServerStatus | null;
+    lastError: WireError | null;
+  } | null;
+  workload: {
+    machineId: string;
+    state: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed';
+    pid: number | null;
+    startedAtMs: number | null;
+    exitedAtMs: number | null;
+    exitCode: number | null;
+    exitSignal: string | null;
+    /** Restarts by the restart policy since the last `workload.start`. */
+    restarts: number;
+    health: { state: 'none' | 'starting' | 'healthy' | 'unhealthy'; sinceMs: number; message: string };
+    memoryBytes: number | null;
+    outOfMemoryKills: number;
+  } | null;
+};
+
+/** Files of a shim's runtime folder. The path of the socket must stay under 108 bytes (sun_path). */
+export const SHIM_FILES = {
+  socket: 'shim.sock',
+  /** What the shim holds on this host (pids, loop device, mounts, cgroups), for cleaning up after a dead shim. */
+  state: 'shim.json',
+  log: 'shim.log',
+  /** Output of the workload; rotated at 8 MiB, one old file is kept (`machine.log.1`). */
+  workloadLog: 'machine.log',
+  filesystem: 'fs',
+  fuse: 'fuse',
+} as const;

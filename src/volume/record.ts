@@ -1,0 +1,43 @@
+import { type Static, Type } from 'typebox';
+
+/**
+ * `volume.json` in the volume's folder: the truth about one volume on one worker. Written by rename and fsync (volume/store.ts), read by the
+ * worker and, before a writable open, by the volume server.
+ *
+ * The fence: a volume may be opened for writing only when `state` is `ready` or `clone` and `generation` is the
+ * opener's. Sealing sets `state` to `sealed`: that generation is read-only for ever. An undone move unseals by
+ * counting on (sealed at g, ready again at g+2; g+1 was the target's and is burnt).
+ */
+export const VolumeRecord = Type.Object({
+  formatVersion: Type.Literal(1),
+  id: Type.String(),
+  name: Type.String(),
+  lengthBytes: Type.Integer({ minimum: 4096 }),
+  filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),
+  generation: Type.Integer({ minimum: 1 }),
+  /**
+   * incoming: files of a move that has not been handed over yet; never opened for writing.
+   * clone: the owner; some blocks are still only at the source. ready: the owner; whole.
+   * sealed: handed over or being handed over; read-only for ever at this generation.
+   * retained: sealed, the move is done, kept until `destroyAfterMs` as a way back.
+   */
+  state: Type.Union([
+    Type.Literal('incoming'),
+    Type.Literal('clone'),
+    Type.Literal('ready'),
+    Type.Literal('sealed'),
+    Type.Literal('retained'),
+  ]),
+  createdAtMs: Type.Integer(),
+  /** Machine that the volume belongs to, if any: a volume has at most one. */
+  machineId: Type.Union([Type.String(), Type.Null()]),
+  destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
+});
+export type VolumeRecord = Static<typeof VolumeRecord>;
+
+/** Layout of a volume's folder. */
+export const VOLUME_FILES = {
+  record: 'volume.json',
+  data: 'data.raw',
+  cloneMetadata: 'clone.meta',
+} as const;

@@ -1,0 +1,153 @@
+import { type Static, Type } from 'typebox';
+
+/**
+ * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
+ * spec holds a CHAP secret, so it never appears in argv or in the environment.
+ *
+ * A volume server is one process for one volume, in one of two roles:
+ * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on. Underneath is the local file alone, or a
+ *   clone of it over an iSCSI source.
+ * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
+ *
+ * It may be killed at any moment. Its supervisor starts another one with the same spec (access as last
+ * commanded); what was acknowledged survives because the validity map lives in shared memory and the data in the page cache.
+ */
+
+/** One grant: who may read an export. Dies with the move. */
+export const Grant = Type.Object({
+  initiatorIqn: Type.String(),
+  chapUser: Type.String(),
+  chapSecret: Type.String({ minLength: 12 }),
+  /** The sealed generation that the grant is for; a login for another one is refused. */
+  generation: Type.Integer({ minimum: 1 }),
+});
+export type Grant = Static<typeof Grant>;
+
+/** Where a clone finds its source. */
+export const SourceSpec = Type.Object({
+  host: Type.String(),
+  port: Type.Integer({ minimum: 1, maximum: 65535 }),
+  targetIqn: Type.String(),
+  lun: Type.Integer({ minimum: 0, maximum: 255 }),
+  initiatorIqn: Type.String(),
+  chapUser: Type.String(),
+  chapSecret: Type.String(),
+});
+export type SourceSpec = Static<typeof SourceSpec>;
+
+export const HydrationSettings = Type.Object({
+  paused: Type.Boolean({ default: false }),
+  /** Upper bound of the background copy in bytes per second; 0 is none. */
+  rateBytesPerSecondMax: Type.Integer({ minimum: 0, default: 0 }),
+});
+export type HydrationSettings = Static<typeof HydrationSettings>;
+
+export const CloneSpec = Type.Object({
+  /** Durable bits (clone/metadata.ts). Lives beside the data file. */
+  metadataPath: Type.String(),
+  /**
+   * The live validity bits as a shared mapping: outlives the process, not the boot (its header has the boot id). On
+   * tmpfs where there is one.
+   */
+  validityPath: Type.String(),
+  source: SourceSpec,
+  hydration: HydrationSettings,
+});
+export type CloneSpec = Static<typeof CloneSpec>;
+
+/**
+ * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
+ * and of an export before the seal. `writable` and `readonly`: what they say.
+ */
+export const Access = Type.Union([Type.Literal('standby'), Type.Literal('writable'), Type.Literal('readonly')]);
+export type Access = Static<typeof Access>;
+
+export const VolumeServerSpec = Type.Object({
+  role: Type.Union([Type.Literal('attach'), Type.Literal('export')]),
+  volumeId: Type.String(),
+  /** The generation that this opening is for; must equal the one in the volume's record on disk at the time of `writable`. */
+  generation: Type.Integer({ minimum: 1 }),
+  lengthBytes: Type.Integer({ minimum: 4096 }),
+  /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
+  volumeDir: Type.String(),
+  access: Access,
+  clone: Type.Optional(CloneSpec),
+  export: Type.Optional(
+    Type.Object({
+      listenHost: Type.String(),
+      /** 0: the system picks; the `ready` event says which. A restarted export asks for the same port again. */
+      listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+      targetIqn: Type.String(),
+      grants: Type.Array(Grant),
+    }),
+  ),
+});
+export type VolumeServerSpec = Static<typeof VolumeServerSpec>;
+
+/** Answer to `status`, and the payload of the `progress` event (sent about twice a second while something changes). */
+export type VolumeServerStatus = {
+  role: 'attach' | 'export';
+  volumeId: string;
+  generation: number;
+  access: Access;
+  residentBytes: number;
+  /** Only in role `attach` with a clone that is not yet whole. */
+  hydration?: HydrationStatus;
+  guest: GuestStatistics;
+  /** Only in role `export`. */
+  export?: { host: string; port: number; sessions: number; bytesServed: number };
+};
+
+export type HydrationStatus = {
+  state: 'paused' | 'running' | 'source-lost' | 'complete';
+  blocksTotal: number;
+  blocksPresent: number;
+  /** Blocks that are still only at the source, in bytes: what a loss of the source would cost now. */
+  exposedBytes: number;
+  /** Payload that crossed the wire since the clone was made (as far as this process and its forerunners counted). */
+  wireBytes: number;
+  /** Blocks that were fetched although they had been fetched before. Zero unless a process died in between. */
+  blocksFetchedTwice: number;
+  bytesPerSecond: number;
+  /** null: not known yet, or nothing moves. */
+  etaMs: number | null;
+  sourceLostForMs: number | null;
+  lastError: string | null;
+};
+
+export type GuestStatistics = {
+  reads: number;
+  readBytes: number;
+  writes: number;
+  writeBytes: number;
+  flushes: number;
+  /** Reads and writes that had to wait for the source. */
+  misses: number;
+  readLatencyP50Ms: number;
+  readLatencyP99Ms: number;
+  missLatencyP50Ms: number;
+  missLatencyP99Ms: number;
+};
+
+/**
+ * Operations (line-JSON, base/line-rpc.ts): worker → shim → volume server.
+ *   status     {}                          → VolumeServerStatus
+ *   activate   {access}                    → {}      standby → writable | readonly. For `writable` the server checks volume.json
+ *                                                    (id, generation, not sealed) and takes an exclusive flock on data.raw
+ *   flush      {}                          → {}
+ *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
+ *   hydration  HydrationSettings           → {}
+ *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
+ *   grant      Grant                       → {}      export only; replaces one of the same initiator name
+ *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
+ * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
+ */
+export type VolumeServerOp =
+  | 'status'
+  | 'activate'
+  | 'flush'
+  | 'seal'
+  | 'hydration'
+  | 'finish'
+  | 'grant'
+  | 'revoke';
