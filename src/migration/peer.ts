@@ -1,0 +1,134 @@
+import { type Static, Type } from 'typebox';
+import { MachineConfig } from '../machine/config.ts';
+import { SourceSpec } from '../volume/server-spec.ts';
+
+/**
+ * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still
+ * means it, through `run`); every call is idempotent and carries the id of the source's run, which names the move on both sides.
+ */
+
+/** What a machine needs; all that placement looks at. */
+export const PlacementRequest = Type.Object({
+  machineId: Type.String(),
+  machineName: Type.String(),
+  group: Type.Union([Type.String(), Type.Null()]),
+  memoryBytes: Type.Integer({ minimum: 0 }),
+  cpus: Type.Number({ minimum: 0 }),
+  volumeLengthBytes: Type.Integer({ minimum: 0 }),
+  /** Allocated bytes of the sparse source file: what will have to be stored at least. */
+  volumeUsedBytes: Type.Integer({ minimum: 0 }),
+});
+export type PlacementRequest = Static<typeof PlacementRequest>;
+
+export const OfferRequest = Type.Object({
+  sourceWorker: Type.String(),
+  machine: PlacementRequest,
+  /** Machines that a plan has already put on this worker: counted as if they were there. Empty for a real move. */
+  planned: Type.Array(PlacementRequest),
+});
+export type OfferRequest = Static<typeof OfferRequest>;
+
+export const Offer = Type.Object({
+  worker: Type.String(),
+  accepted: Type.Boolean(),
+  /** Why not, or what the score stands on. A sentence. */
+  reason: Type.String(),
+  /** Higher is better; comparable between workers. 0 when refused. */
+  score: Type.Number(),
+  freeMemoryBytes: Type.Integer(),
+  freeCpus: Type.Number(),
+  freeDiskBytes: Type.Integer(),
+  /** Machines of the same group that are already here. */
+  groupMembers: Type.Integer(),
+});
+export type Offer = Static<typeof Offer>;
+
+export const PrepareRequest = Type.Object({
+  runId: Type.String(),
+  sourceWorker: Type.String(),
+  sourceUrl: Type.String(),
+  machineId: Type.String(),
+  machineName: Type.String(),
+  config: MachineConfig,
+  placement: PlacementRequest,
+  /** Null: the machine has no volume and only its configuration moves. */
+  volume: Type.Union([
+    Type.Object({
+      volumeId: Type.String(),
+      name: Type.String(),
+      lengthBytes: Type.Integer({ minimum: 4096 }),
+      filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),
+      /** Generation that the source seals; the target opens the next one. */
+      sealedGeneration: Type.Integer({ minimum: 1 }),
+      source: SourceSpec,
+    }),
+    Type.Null(),
+  ]),
+  /** False: the machine was stopped before the move and stays so. */
+  startMachine: Type.Boolean(),
+});
+export type PrepareRequest = Static<typeof PrepareRequest>;
+
+/** Where the target is with a move. Only ever goes down this list (or to `forgotten` from the first three). */
+export const TargetPhase = Type.Union([
+  Type.Literal('preparing'),
+  /** All that can be done before the stop is done. */
+  Type.Literal('prepared'),
+  /** The handoff has arrived, nothing is open for writing yet. */
+  Type.Literal('handed-over'),
+  /** The point of no return is passed. */
+  Type.Literal('activated'),
+  Type.Literal('booted'),
+  Type.Literal('healthy'),
+  /** Whole, and logged out of the source: the source may be released. */
+  Type.Literal('released'),
+  /** Never activated and never will be: the source may take the machine back. */
+  Type.Literal('forgotten'),
+]);
+export type TargetPhase = Static<typeof TargetPhase>;
+
+export const TargetStatus = Type.Object({
+  runId: Type.String(),
+  phase: TargetPhase,
+  /** Why it waits or failed, null when it goes on. */
+  reason: Type.Union([Type.String(), Type.Null()]),
+  nextAction: Type.Union([Type.String(), Type.Null()]),
+  /** Wall clock of the target, for the report only. */
+  timesMs: Type.Object({
+    handedOver: Type.Union([Type.Number(), Type.Null()]),
+    attached: Type.Union([Type.Number(), Type.Null()]),
+    booted: Type.Union([Type.Number(), Type.Null()]),
+    healthy: Type.Union([Type.Number(), Type.Null()]),
+    hydrated: Type.Union([Type.Number(), Type.Null()]),
+  }),
+  hydration: Type.Union([
+    Type.Object({
+      state: Type.String(),
+      totalBytes: Type.Integer(),
+      presentBytes: Type.Integer(),
+      exposedBytes: Type.Integer(),
+      wireBytes: Type.Integer(),
+      blocksFetchedTwice: Type.Integer(),
+      bytesPerSecond: Type.Number(),
+      etaMs: Type.Union([Type.Number(), Type.Null()]),
+    }),
+    Type.Null(),
+  ]),
+});
+export type TargetStatus = Static<typeof TargetStatus>;
+
+/** A neighbour. Implemented over HTTP by api/peer-client.ts, in memory by tests. */
+export interface Peer {
+  readonly name: string;
+  readonly url: string;
+  offer(request: OfferRequest, signal?: AbortSignal): Promise<Offer>;
+  /** Starts the target's run, or answers for the one that is there. Rejects `MIGRATION_REFUSED` when the offer no longer holds. */
+  prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus>;
+  status(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
+  /** "The volume is sealed; it is yours." */
+  handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
+  /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
+  cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
+  /** State of a run of the other worker's journal, `null` when it has none of that id. */
+  run(runId: string, signal?: AbortSignal): Promise<{ state: string; step: string | null } | null>;
+}
