@@ -1,0 +1,383 @@
+import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
+import { type ErrorValues, GodwitError, messageOf, systemErrorCode, type WireError } from '../base/errors.ts';
+import type { RunView } from '../journal/run.ts';
+import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  ApiEvent,
+  CreateMachineRequest,
+  CreateVolumeRequest,
+  DrainStatus,
+  ExecReply,
+  MachineView,
+  Plan,
+  RunStateReply,
+  RunsQuery,
+  VolumeView,
+  Why,
+  WorkerView,
+} from './schemas.ts';
+
+/** Same as RUN_ID_HEADER of server.ts, which a client does not load: fastify is slow to import. */
+const RUN_ID_HEADER = 'godwit-run-id';
+
+/** Longest accepted reply. A worker with a thousand machines stays far below. */
+export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
+
+export type ApiClientOptions = {
+  /** `http://host:port` */
+  url: string;
+  token: string;
+  /** For the connection and the whole reply. Default 30 s. */
+  timeoutMs?: number;
+};
+
+type Call = {
+  query?: Record<string, string | number | boolean | undefined>;
+  body?: unknown;
+  timeoutMs?: number;
+  signal?: AbortSignal | undefined;
+  runId?: string;
+  /** A POST that may be sent twice. */
+  idempotent?: boolean;
+};
+
+/**
+ * A worker's API, typed. Every method rejects with the worker's own GodwitError, or with
+ * - `API_UNREACHABLE`: no answer. `values.delivered` is false when the request certainly never reached the worker (no
+ *   connection came about), and 'unknown' when it may have (the connection broke or the time was up afterwards): then only a
+ *   question or an idempotent repetition tells what happened.
+ * - `API_BAD_REPLY`: something answered that is not a godwit worker, or is one of another version.
+ * When `signal` aborts, a call rejects with the signal's reason and its outcome is unknown.
+ */
+export class ApiClient {
+  readonly url: string;
+  readonly #base: URL;
+  readonly #token: string;
+  readonly #timeoutMs: number;
+  readonly #agent = new Agent({ keepAlive: true, maxFreeSockets: 4 });
+
+  constructor(options: ApiClientOptions) {
+    this.url = options.url.replace(/\/+$/, '');
+    const base = URL.parse(this.url);
+    if (base?.protocol !== 'http:') {
+      throw new GodwitError('API_BAD_URL', `not the URL of a worker: ${options.url}`, {
+        values: { url: options.url },
+        nextAction: 'Give it as http://HOST:PORT.',
+      });
+    }
+    this.#base = base;
+    this.#token = options.token;
+    this.#timeoutMs = options.timeoutMs ?? 30_000;
+  }
+
+  /** Closes idle connections, so that the process can end. */
+  close(): void {
+    this.#agent.destroy();
+  }
+
+  healthz(timeoutMs?: number): Promise<{ ok: boolean }> {
+    return this.#json('GET', '/healthz', timeoutMs === undefined ? {} : { timeoutMs });
+  }
+  worker(timeoutMs?: number): Promise<WorkerView> {
+    return this.#json('GET', '/v1/worker', timeoutMs === undefined ? {} : { timeoutMs });
+  }
+
+  async listMachines(): Promise<MachineView[]> {
+    return (await this.#json<{ machines: MachineView[] }>('GET', '/v1/machines')).machines;
+  }
+  createMachine(body: CreateMachineRequest): Promise<MachineView> {
+    return this.#json('POST', '/v1/machines', { body, timeoutMs: 120_000 });
+  }
+  showMachine(ref: string): Promise<MachineView> {
+    return this.#json('GET', `/v1/machines/${encodeURIComponent(ref)}`);
+  }
+  async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
+    await this.#json('DELETE', `/v1/machines/${encodeURIComponent(ref)}`, {
+      query: { force: options.force },
+      timeoutMs: 120_000,
+    });
+  }
+  startMachine(ref: string): Promise<MachineView> {
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/start`, { timeoutMs: 120_000 });
+  }
+  /** `timeoutMs` must be above the machine's own stop timeout. */
+  stopMachine(ref: string, timeoutMs = 120_000): Promise<MachineView> {
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/stop`, { timeoutMs });
+  }
+  restartMachine(ref: string, timeoutMs = 120_000): Promise<MachineView> {
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/restart`, { timeoutMs });
+  }
+  execInMachine(ref: string, body: { command: string[]; timeoutMs: number }): Promise<ExecReply> {
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/exec`, {
+      body,
+      timeoutMs: body.timeoutMs + 10_000,
+    });
+  }
+  /** Ends with the log, or with `follow` when the signal aborts or the worker goes away. */
+  async *machineLogs(
+    ref: string,
+    query: { lines?: number; follow?: boolean } = {},
+    signal?: AbortSignal,
+  ): AsyncGenerator<Buffer> {
+    const path = `/v1/machines/${encodeURIComponent(ref)}/logs`;
+    const response = await this.#send('GET', path, { query, signal });
+    if (response.statusCode !== 200) throw await this.#failure(response);
+    for await (const chunk of response) yield chunk as Buffer;
+  }
+  moveMachine(ref: string, body: { target: string | null }): Promise<RunView> {
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/move`, { body });
+  }
+
+  async listVolumes(): Promise<VolumeView[]> {
+    return (await this.#json<{ volumes: VolumeView[] }>('GET', '/v1/volumes')).volumes;
+  }
+  createVolume(body: CreateVolumeRequest): Promise<VolumeView> {
+    return this.#json('POST', '/v1/volumes', { body, timeoutMs: 300_000 });
+  }
+  showVolume(ref: string): Promise<VolumeView> {
+    return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
+  }
+  async destroyVolume(ref: string): Promise<void> {
+    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, { timeoutMs: 120_000 });
+  }
+
+  drainStatus(): Promise<DrainStatus> {
+    return this.#json('GET', '/v1/drain');
+  }
+  drain(target: string | null = null): Promise<DrainStatus> {
+    return this.#json('PUT', '/v1/drain', { body: { desired: true, target } });
+  }
+  undrain(): Promise<DrainStatus> {
+    return this.#json('DELETE', '/v1/drain');
+  }
+  plan(target?: string): Promise<Plan> {
+    return this.#json('GET', '/v1/plan', { query: { target } });
+  }
+
+  async listRuns(query: Partial<RunsQuery> = {}): Promise<RunView[]> {
+    return (await this.#json<{ runs: RunView[] }>('GET', '/v1/runs', { query })).runs;
+  }
+  showRun(id: string): Promise<RunView> {
+    return this.#json('GET', `/v1/runs/${encodeURIComponent(id)}`);
+  }
+  cancelRun(id: string): Promise<RunView> {
+    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/cancel`);
+  }
+  nudgeRun(id: string): Promise<RunView> {
+    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/nudge`);
+  }
+  forceRun(id: string): Promise<RunView> {
+    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`);
+  }
+  why(ref: string): Promise<Why> {
+    return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`);
+  }
+
+  /** Ends when the signal aborts or the worker goes away; the caller asks again. */
+  async *events(signal?: AbortSignal): AsyncGenerator<ApiEvent> {
+    const response = await this.#send('GET', '/v1/events', { signal });
+    if (response.statusCode !== 200) throw await this.#failure(response);
+    response.setEncoding('utf8');
+    let text = '';
+    for await (const chunk of response) {
+      text += chunk as string;
+      if (text.length > REPLY_BYTES_MAX) throw this.#badReply('an event is too long');
+      for (let end = text.indexOf('\n\n'); end !== -1; end = text.indexOf('\n\n')) {
+        const data = text
+          .slice(0, end)
+          .split('\n')
+          .filter((line) => line.startsWith('data: '))
+          .map((line) => line.slice('data: '.length))
+          .join('\n');
+        text = text.slice(end + 2);
+        if (data !== '') yield this.#parse(data) as ApiEvent;
+      }
+    }
+  }
+
+  offer(body: OfferRequest, signal?: AbortSignal): Promise<Offer> {
+    return this.#json('POST', '/v1/rpc/offers', { body, signal, idempotent: true });
+  }
+  prepareMove(body: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus> {
+    const path = `/v1/rpc/moves/${encodeURIComponent(body.runId)}`;
+    return this.#json('PUT', path, { body, signal, runId: body.runId });
+  }
+  moveStatus(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#json('GET', `/v1/rpc/moves/${encodeURIComponent(runId)}`, { signal, runId });
+  }
+  handoffMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/handoff`, {
+      signal,
+      runId,
+      idempotent: true,
+    });
+  }
+  cancelMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/cancel`, {
+      signal,
+      runId,
+      idempotent: true,
+    });
+  }
+  async runState(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {
+    const path = `/v1/rpc/runs/${encodeURIComponent(runId)}`;
+    return (await this.#json<RunStateReply>('GET', path, { signal, runId })).run;
+  }
+
+  async #json<Reply>(method: string, path: string, call: Call = {}): Promise<Reply> {
+    const timeoutMs = call.timeoutMs ?? this.#timeoutMs;
+    const deadline = new AbortController();
+    const timeout = setTimeout(() => deadline.abort(new DeadlineError(timeoutMs)), timeoutMs);
+    const signal = call.signal ? AbortSignal.any([call.signal, deadline.signal]) : deadline.signal;
+    try {
+      const response = await this.#send(method, path, { ...call, signal });
+      const status = response.statusCode ?? 0;
+      if (status < 200 || status > 299) throw await this.#failure(response, signal);
+      return this.#parse(await this.#text(response, signal)) as Reply;
+    } finally {
+      clearTimeout(timeout);
+    }
+  }
+
+  /** Resolves with the head of the response. */
+  async #send(method: string, path: string, call: Call): Promise<IncomingMessage> {
+    try {
+      return await this.#sendOnce(method, path, call, this.#agent);
+    } catch (error) {
+      // The worker may close an idle connection just as we use it again. What may be repeated is, on a connection of its own.
+      if (!(error instanceof StaleConnection)) throw error;
+      if (method === 'POST' && !call.idempotent) throw this.#unreachable(error.cause, true);
+      return await this.#sendOnce(method, path, call, false);
+    }
+  }
+
+  #sendOnce(method: string, path: string, call: Call, agent: Agent | false): Promise<IncomingMessage> {
+    const url = new URL(`${this.#base.pathname.replace(/\/+$/, '')}${path}`, this.#base);
+    for (const [name, value] of Object.entries(call.query ?? {})) {
+      if (value !== undefined) url.searchParams.set(name, String(value));
+    }
+    const body = call.body === undefined ? undefined : JSON.stringify(call.body);
+    const headers: Record<string, string | number> = { authorization: `Bearer ${this.#token}` };
+    if (call.runId !== undefined) headers[RUN_ID_HEADER] = call.runId;
+    if (body !== undefined) {
+      headers['content-type'] = 'application/json';
+      headers['content-length'] = Buffer.byteLength(body);
+    }
+    const { signal } = call;
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) {
+        reject(this.#aborted(signal, false));
+        return;
+      }
+      // Nothing is written before the connection stands, so until then the worker cannot have seen the request.
+      let connected = false;
+      const onAbort = () => request.destroy(signal?.reason);
+      const request = httpRequest(url, { method, headers, agent }, (response) => {
+        signal?.removeEventListener('abort', onAbort);
+        resolve(response);
+      });
+      signal?.addEventListener('abort', onAbort, { once: true });
+      request.once('socket', (socket) => {
+        if (!socket.connecting) connected = true;
+        else {
+          socket.once('connect', () => {
+            connected = true;
+          });
+        }
+      });
+      request.once('error', (error) => {
+        signal?.removeEventListener('abort', onAbort);
+        if (signal?.aborted) reject(this.#aborted(signal, connected));
+        else if (request.reusedSocket) reject(new StaleConnection(error));
+        else reject(this.#unreachable(error, connected));
+      });
+      request.end(body);
+    });
+  }
+
+  async #text(response: IncomingMessage, signal?: AbortSignal): Promise<string> {
+    const onAbort = () => response.destroy(signal?.reason);
+    signal?.addEventListener('abort', onAbort, { once: true });
+    try {
+      const chunks: Buffer[] = [];
+      let length = 0;
+      for await (const chunk of response as AsyncIterable<Buffer>) {
+        length += chunk.length;
+        if (length > REPLY_BYTES_MAX) throw this.#badReply('the reply is too long');
+        chunks.push(chunk);
+      }
+      return Buffer.concat(chunks).toString('utf8');
+    } catch (error) {
+      if (error instanceof GodwitError) throw error;
+      throw signal?.aborted ? this.#aborted(signal, true) : this.#unreachable(error, true);
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  #parse(text: string): unknown {
+    try {
+      return JSON.parse(text);
+    } catch {
+      throw this.#badReply('the reply is not JSON');
+    }
+  }
+
+  async #failure(response: IncomingMessage, signal?: AbortSignal): Promise<GodwitError> {
+    const status = response.statusCode ?? 0;
+    const wire = wireErrorOf(this.#parse(await this.#text(response, signal)));
+    return wire ? GodwitError.fromWire(wire) : this.#badReply(`status ${status} without a godwit error`);
+  }
+
+  #badReply(what: string): GodwitError {
+    return new GodwitError('API_BAD_REPLY', `${this.url} does not answer as a godwit worker: ${what}`, {
+      values: { url: this.url, delivered: 'unknown' },
+      nextAction: 'Check the URL and port, and that both sides are of the same godwit version.',
+    });
+  }
+
+  /** The time was up, or the caller gave up: then its own reason comes back. */
+  #aborted(signal: AbortSignal, connected: boolean): unknown {
+    return signal.reason instanceof DeadlineError
+      ? this.#unreachable(signal.reason, connected)
+      : signal.reason;
+  }
+
+  #unreachable(cause: unknown, connected: boolean): GodwitError {
+    const systemCode = systemErrorCode(cause) ?? null;
+    const values = { url: this.url, delivered: connected ? 'unknown' : false, systemCode };
+    return new GodwitError(
+      'API_UNREACHABLE',
+      `no answer from ${this.url}: ${systemCode ?? messageOf(cause)}`,
+      {
+        values,
+        nextAction: connected
+          ? 'Ask the worker for the state of things: the request may have arrived.'
+          : 'Check that the worker runs and listens there (godwit worker, or godwit dev for a fleet on this machine).',
+        cause,
+      },
+    );
+  }
+}
+
+/** A connection that was kept from an earlier request broke before an answer came. */
+class StaleConnection extends Error {
+  constructor(cause: Error) {
+    super('stale connection', { cause });
+  }
+}
+
+class DeadlineError extends Error {
+  constructor(timeoutMs: number) {
+    super(`nothing within ${timeoutMs} ms`);
+  }
+}
+
+function wireErrorOf(reply: unknown): WireError | null {
+  if (typeof reply !== 'object' || reply === null || !('error' in reply)) return null;
+  const error = reply.error as Partial<Record<keyof WireError, unknown>> | null;
+  if (typeof error !== 'object' || error === null) return null;
+  const { code, message, values, nextAction } = error;
+  if (typeof code !== 'string' || typeof message !== 'string' || typeof nextAction !== 'string') return null;
+  return { code, message, values: (values ?? {}) as ErrorValues, nextAction };
+}

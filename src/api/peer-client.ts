@@ -1,0 +1,53 @@
+import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import { ApiClient } from './client.ts';
+import type { RunStateReply } from './schemas.ts';
+
+/**
+ * A neighbour over HTTP. Errors are those of ApiClient; of an `API_UNREACHABLE` the caller learns from `values.delivered` whether
+ * the other side may have acted.
+ */
+export class HttpPeer implements Peer {
+  readonly name: string;
+  readonly url: string;
+  readonly #client: ApiClient;
+
+  /** `timeoutMs` is for each call; default 10 s. */
+  constructor(options: { name: string; url: string; token: string; timeoutMs?: number }) {
+    this.name = options.name;
+    this.url = options.url;
+    this.#client = new ApiClient({
+      url: options.url,
+      token: options.token,
+      timeoutMs: options.timeoutMs ?? 10_000,
+    });
+  }
+
+  offer(request: OfferRequest, signal?: AbortSignal): Promise<Offer> {
+    return this.#client.offer(request, signal);
+  }
+
+  prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.prepareMove(request, signal);
+  }
+
+  status(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.moveStatus(runId, signal);
+  }
+
+  handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.handoffMove(runId, signal);
+  }
+
+  cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.cancelMove(runId, signal);
+  }
+
+  run(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {
+    return this.#client.runState(runId, signal);
+  }
+
+  /** Closes idle connections. */
+  close(): void {
+    this.#client.close();
+  }
+}

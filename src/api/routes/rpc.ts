@@ -1,0 +1,106 @@
+import { Type } from 'typebox';
+import { GodwitError } from '../../base/errors.ts';
+import { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
+import type { ApiApp } from '../app.ts';
+import { RunStateReply } from '../schemas.ts';
+import type { WorkerService } from '../service.ts';
+import { strict } from '../strict.ts';
+
+const tags = ['worker to worker'];
+const params = strict(Type.Object({ runId: Type.String({ minLength: 1, maxLength: 128 }) }));
+
+/** What one worker asks of another during a move: migration/peer.ts over HTTP. Every route is idempotent. */
+export function rpcRoutes(app: ApiApp, service: WorkerService): void {
+  app.post(
+    '/v1/rpc/offers',
+    {
+      schema: {
+        operationId: 'offer',
+        summary: 'Can you take this machine?',
+        tags,
+        body: strict(OfferRequest),
+        response: { 200: Offer },
+      },
+    },
+    (request) => service.offer(request.body),
+  );
+
+  app.put(
+    '/v1/rpc/moves/:runId',
+    {
+      schema: {
+        operationId: 'prepareMove',
+        summary: 'Do everything that can be done before the stop',
+        tags,
+        params,
+        body: strict(PrepareRequest),
+        response: { 200: TargetStatus },
+      },
+    },
+    async (request) => {
+      if (request.body.runId !== request.params.runId) {
+        throw new GodwitError('API_INVALID_REQUEST', 'the run id in the path is not the one in the body', {
+          values: { path: request.params.runId, body: request.body.runId },
+          nextAction: 'Send the same run id in both.',
+        });
+      }
+      return service.prepareMove(request.body);
+    },
+  );
+
+  app.get(
+    '/v1/rpc/moves/:runId',
+    {
+      schema: {
+        operationId: 'moveStatus',
+        summary: 'Where the target is',
+        tags,
+        params,
+        response: { 200: TargetStatus },
+      },
+    },
+    (request) => service.moveStatus(request.params.runId),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/handoff',
+    {
+      schema: {
+        operationId: 'handoffMove',
+        summary: 'The volume is sealed; it is yours',
+        tags,
+        params,
+        response: { 200: TargetStatus },
+      },
+    },
+    (request) => service.handoffMove(request.params.runId),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/cancel',
+    {
+      schema: {
+        operationId: 'cancelMove',
+        summary: 'Forget it, unless it is too late; the answer says which',
+        tags,
+        params,
+        response: { 200: TargetStatus },
+      },
+    },
+    (request) => service.cancelMove(request.params.runId),
+  );
+
+  app.get(
+    '/v1/rpc/runs/:runId',
+    {
+      schema: {
+        operationId: 'runState',
+        summary: 'State of a run of this worker; null where it has none of that id',
+        tags,
+        params,
+        response: { 200: RunStateReply },
+      },
+    },
+    async (request) => ({ run: await service.runState(request.params.runId) }),
+  );
+}

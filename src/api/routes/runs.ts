@@ -1,0 +1,65 @@
+import { Type } from 'typebox';
+import type { RunView } from '../../journal/run.ts';
+import type { ApiApp } from '../app.ts';
+import { redact } from '../redact.ts';
+import { RunList, RunReply, RunsQuery } from '../schemas.ts';
+import type { WorkerService } from '../service.ts';
+import { strict } from '../strict.ts';
+
+const tags = ['runs'];
+const params = strict(Type.Object({ id: Type.String({ minLength: 1, maxLength: 128 }) }));
+
+/** A run as it may be shown: without the secrets in its input and output. */
+export function publicRun(run: RunView): RunView {
+  return { ...run, input: redact(run.input), output: redact(run.output) as Record<string, unknown> };
+}
+
+export function runRoutes(app: ApiApp, service: WorkerService): void {
+  app.get(
+    '/v1/runs',
+    {
+      schema: {
+        operationId: 'listRuns',
+        summary: 'Runs of the journal, newest first',
+        tags,
+        querystring: strict(RunsQuery),
+        response: { 200: RunList },
+      },
+    },
+    async (request) => ({ runs: (await service.listRuns(request.query)).map(publicRun) }),
+  );
+
+  app.get(
+    '/v1/runs/:id',
+    { schema: { operationId: 'showRun', summary: 'One run', tags, params, response: { 200: RunReply } } },
+    async (request) => publicRun(await service.showRun(request.params.id)),
+  );
+
+  const verbs = [
+    [
+      'cancel',
+      'cancelRun',
+      'Undoes a run, where that is still possible',
+      (id: string) => service.cancelRun(id),
+    ],
+    [
+      'nudge',
+      'nudgeRun',
+      'Tries a step that waits for its next attempt now',
+      (id: string) => service.nudgeRun(id),
+    ],
+    [
+      'force',
+      'forceRun',
+      'Ends a run that nobody can help any more; what it left behind is for a person to clear',
+      (id: string) => service.forceRun(id),
+    ],
+  ] as const;
+  for (const [verb, operationId, summary, act] of verbs) {
+    app.post(
+      `/v1/runs/:id/${verb}`,
+      { schema: { operationId, summary, tags, params, response: { 200: RunReply } } },
+      async (request) => publicRun(await act((request.params as { id: string }).id)),
+    );
+  }
+}

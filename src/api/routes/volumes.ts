@@ -1,0 +1,68 @@
+import { Type } from 'typebox';
+import type { ApiApp } from '../app.ts';
+import { CreateVolumeRequest, Empty, Ref, VolumeList, VolumeView } from '../schemas.ts';
+import type { WorkerService } from '../service.ts';
+import { strict } from '../strict.ts';
+
+const tags = ['volumes'];
+const params = strict(Type.Object({ ref: Ref }));
+
+export function volumeRoutes(app: ApiApp, service: WorkerService): void {
+  app.get(
+    '/v1/volumes',
+    {
+      schema: {
+        operationId: 'listVolumes',
+        summary: 'Volumes of this worker',
+        tags,
+        response: { 200: VolumeList },
+      },
+    },
+    async () => ({ volumes: await service.listVolumes() }),
+  );
+
+  app.post(
+    '/v1/volumes',
+    {
+      schema: {
+        operationId: 'createVolume',
+        summary: 'Makes a sparse volume with a filesystem',
+        tags,
+        body: strict(CreateVolumeRequest),
+        response: { 201: VolumeView },
+      },
+    },
+    async (request, reply) => reply.code(201).send(await service.createVolume(request.body)),
+  );
+
+  app.get(
+    '/v1/volumes/:ref',
+    {
+      schema: {
+        operationId: 'showVolume',
+        summary: 'One volume',
+        tags,
+        params,
+        response: { 200: VolumeView },
+      },
+    },
+    (request) => service.showVolume(request.params.ref),
+  );
+
+  app.delete(
+    '/v1/volumes/:ref',
+    {
+      schema: {
+        operationId: 'destroyVolume',
+        summary: 'Destroys a volume that no machine has, and all that is on it',
+        tags,
+        params,
+        response: { 200: Empty },
+      },
+    },
+    async (request) => {
+      await service.destroyVolume(request.params.ref);
+      return {};
+    },
+  );
+}

@@ -1,0 +1,386 @@
+import { type Static, type TSchema, Type } from 'typebox';
+import { MachineConfig } from '../machine/config.ts';
+import { VolumeRecord } from '../volume/record.ts';
+
+/**
+ * Requests and replies of the worker's HTTP API. One schema is the type, the validator and the page in /openapi.json.
+ * Times are milliseconds since the Unix epoch (`…AtMs`, `sinceMs`) or durations (`…Ms`); sizes are bytes.
+ */
+
+const Nullable = <Schema extends TSchema>(schema: Schema) => Type.Union([schema, Type.Null()]);
+
+/** What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an underscore). */
+export const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
+
+/** A name or an id. */
+export const Ref = Type.String({ minLength: 1, maxLength: 128 });
+
+export const ErrorReply = Type.Object({
+  error: Type.Object({
+    code: Type.String(),
+    message: Type.String(),
+    values: Type.Record(
+      Type.String(),
+      Type.Union([Type.String(), Type.Number(), Type.Boolean(), Type.Null()]),
+    ),
+    nextAction: Type.String(),
+  }),
+});
+
+export const Empty = Type.Object({});
+
+/** The same as the type in volume/server-spec.ts; schemas.test.ts holds them together. */
+export const HydrationView = Type.Object({
+  state: Type.Union([
+    Type.Literal('paused'),
+    Type.Literal('running'),
+    Type.Literal('source-lost'),
+    Type.Literal('complete'),
+  ]),
+  blocksTotal: Type.Integer(),
+  blocksPresent: Type.Integer(),
+  exposedBytes: Type.Integer(),
+  wireBytes: Type.Integer(),
+  blocksFetchedTwice: Type.Integer(),
+  bytesPerSecond: Type.Number(),
+  etaMs: Nullable(Type.Number()),
+  sourceLostForMs: Nullable(Type.Number()),
+  lastError: Nullable(Type.String()),
+});
+
+export const GuestView = Type.Object({
+  reads: Type.Integer(),
+  readBytes: Type.Integer(),
+  writes: Type.Integer(),
+  writeBytes: Type.Integer(),
+  flushes: Type.Integer(),
+  misses: Type.Integer(),
+  readLatencyP50Ms: Type.Number(),
+  readLatencyP99Ms: Type.Number(),
+  missLatencyP50Ms: Type.Number(),
+  missLatencyP99Ms: Type.Number(),
+});
+
+const Capacity = Type.Object({
+  memoryBytes: Type.Integer(),
+  cpus: Type.Number(),
+  diskBytes: Type.Integer(),
+});
+
+export const WorkerView = Type.Object({
+  name: Type.String(),
+  url: Type.String(),
+  version: Type.String(),
+  pid: Type.Integer(),
+  startedAtMs: Type.Number(),
+  /** A draining (or drained) worker takes no machines. */
+  draining: Type.Boolean(),
+  capacity: Capacity,
+  /** What offers may still promise. */
+  free: Capacity,
+  machines: Type.Integer(),
+  volumes: Type.Integer(),
+  peers: Type.Array(Type.Object({ name: Type.String(), url: Type.String() })),
+});
+export type WorkerView = Static<typeof WorkerView>;
+
+export const MachineState = Type.Union([
+  Type.Literal('starting'),
+  Type.Literal('running'),
+  Type.Literal('restarting'),
+  Type.Literal('stopping'),
+  Type.Literal('stopped'),
+  Type.Literal('failed'),
+  /** This worker is the source of a move that is under way. */
+  Type.Literal('moving'),
+  /** This worker is the target of a move and does not own the machine yet. */
+  Type.Literal('incoming'),
+  /** It runs elsewhere; this worker still serves the blocks that have not followed. */
+  Type.Literal('moved'),
+]);
+export type MachineState = Static<typeof MachineState>;
+
+export const MachineView = Type.Object({
+  id: Type.String(),
+  name: Type.String(),
+  worker: Type.String(),
+  state: MachineState,
+  health: Type.Object({
+    state: Type.Union([
+      Type.Literal('none'),
+      Type.Literal('starting'),
+      Type.Literal('healthy'),
+      Type.Literal('unhealthy'),
+    ]),
+    sinceMs: Type.Number(),
+    message: Type.String(),
+  }),
+  config: MachineConfig,
+  volumeId: Nullable(Type.String()),
+  createdAtMs: Type.Number(),
+  startedAtMs: Nullable(Type.Number()),
+  pid: Nullable(Type.Integer()),
+  restarts: Type.Integer(),
+  move: Nullable(
+    Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
+  ),
+  hydration: Nullable(HydrationView),
+});
+export type MachineView = Static<typeof MachineView>;
+
+export const MachineList = Type.Object({ machines: Type.Array(MachineView) });
+
+export const CreateMachineRequest = Type.Object({
+  name: Name,
+  config: MachineConfig,
+  /** False: only put down, to be started later. */
+  start: Type.Boolean({ default: true }),
+});
+export type CreateMachineRequest = Static<typeof CreateMachineRequest>;
+
+export const ExecRequest = Type.Object({
+  command: Type.Array(Type.String(), { minItems: 1, maxItems: 1024 }),
+  timeoutMs: Type.Integer({ minimum: 1, maximum: 3_600_000, default: 60_000 }),
+});
+export type ExecRequest = Static<typeof ExecRequest>;
+
+/** Output is cut at 1 MiB each. */
+export const ExecReply = Type.Object({
+  exitCode: Nullable(Type.Integer()),
+  stdout: Type.String(),
+  stderr: Type.String(),
+  timedOut: Type.Boolean(),
+});
+export type ExecReply = Static<typeof ExecReply>;
+
+export const LogsQuery = Type.Object({
+  /** Lines from the end. */
+  lines: Type.Integer({ minimum: 0, maximum: 1_000_000, default: 100 }),
+  follow: Type.Boolean({ default: false }),
+});
+export type LogsQuery = Static<typeof LogsQuery>;
+
+export const MoveRequest = Type.Object({
+  /** Null: the best offer wins. */
+  target: Type.Union([Name, Type.Null()], { default: null }),
+});
+export type MoveRequest = Static<typeof MoveRequest>;
+
+export const VolumeView = Type.Object({
+  id: Type.String(),
+  name: Type.String(),
+  worker: Type.String(),
+  lengthBytes: Type.Integer(),
+  /** Allocated bytes of the sparse file. */
+  usedBytes: Type.Integer(),
+  filesystem: VolumeRecord.properties.filesystem,
+  generation: Type.Integer(),
+  state: VolumeRecord.properties.state,
+  createdAtMs: Type.Number(),
+  machineId: Nullable(Type.String()),
+  hydration: Nullable(HydrationView),
+  /** Null while no volume server serves it. */
+  guest: Nullable(GuestView),
+  destroyAfterMs: Nullable(Type.Number()),
+});
+export type VolumeView = Static<typeof VolumeView>;
+
+export const VolumeList = Type.Object({ volumes: Type.Array(VolumeView) });
+
+export const CreateVolumeRequest = Type.Object({
+  name: Name,
+  /** Rounded up to whole blocks of 4 KiB. At least 16 MiB: no filesystem fits in less. */
+  lengthBytes: Type.Integer({ minimum: 16 * 1024 * 1024, maximum: 2 ** 46 }),
+  filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')], {
+    default: 'ext4',
+  }),
+});
+export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
+
+/** From the stop signal to the first healthy answer, by phase; null where a phase is not over yet. */
+export const Interruption = Type.Object({
+  stop: Nullable(Type.Number()),
+  seal: Nullable(Type.Number()),
+  handoff: Nullable(Type.Number()),
+  attach: Nullable(Type.Number()),
+  boot: Nullable(Type.Number()),
+  total: Nullable(Type.Number()),
+});
+export type Interruption = Static<typeof Interruption>;
+
+export const DrainMachine = Type.Object({
+  machineId: Type.String(),
+  name: Type.String(),
+  /** hydrating: runs on the target, bytes still follow. moved: whole there, the source is released. */
+  state: Type.Union([
+    Type.Literal('queued'),
+    Type.Literal('moving'),
+    Type.Literal('hydrating'),
+    Type.Literal('moved'),
+    Type.Literal('waiting'),
+    Type.Literal('failed'),
+  ]),
+  runId: Nullable(Type.String()),
+  target: Nullable(Type.String()),
+  /** Step of the run, null when none runs. */
+  phase: Nullable(Type.String()),
+  /** 0 to 1; null before the clone exists, and for a machine without a volume. */
+  hydratedFraction: Nullable(Type.Number({ minimum: 0, maximum: 1 })),
+  bytesPerSecond: Nullable(Type.Number()),
+  etaMs: Nullable(Type.Number()),
+  interruptionMs: Nullable(Interruption),
+  wireBytes: Type.Integer(),
+  volumeBytes: Type.Integer(),
+  usedBytes: Type.Integer(),
+  hydrationMs: Nullable(Type.Number()),
+  blocksFetchedTwice: Type.Integer(),
+  /** Why it waits or failed. */
+  reason: Nullable(Type.String()),
+  nextAction: Nullable(Type.String()),
+});
+export type DrainMachine = Static<typeof DrainMachine>;
+
+export const DrainStatus = Type.Object({
+  worker: Type.String(),
+  desired: Type.Boolean(),
+  /** When the drain was asked for; null: it was not. */
+  sinceMs: Nullable(Type.Number()),
+  /** When the last machine was gone; null: not yet. */
+  endedAtMs: Nullable(Type.Number()),
+  /** waiting: nothing moves, and what is left cannot go for the reasons that its machines give. */
+  state: Type.Union([
+    Type.Literal('idle'),
+    Type.Literal('draining'),
+    Type.Literal('drained'),
+    Type.Literal('waiting'),
+  ]),
+  /** All machines of this drain, the finished ones too, in the order of the plan. */
+  machines: Type.Array(DrainMachine),
+});
+export type DrainStatus = Static<typeof DrainStatus>;
+
+export const DrainRequest = Type.Object({
+  desired: Type.Literal(true),
+  /** Only to this worker; null: wherever the best offer is. */
+  target: Type.Union([Name, Type.Null()], { default: null }),
+});
+export type DrainRequest = Static<typeof DrainRequest>;
+
+export const PlanQuery = Type.Object({ target: Type.Optional(Name) });
+export type PlanQuery = Static<typeof PlanQuery>;
+
+export const Plan = Type.Object({
+  worker: Type.String(),
+  steps: Type.Array(
+    Type.Object({
+      order: Type.Integer({ minimum: 1 }),
+      machineId: Type.String(),
+      name: Type.String(),
+      /** Null: nobody takes it, for the reason given. */
+      target: Nullable(Type.String()),
+      reason: Type.String(),
+      predictedInterruptionMs: Nullable(Type.Number()),
+      /** Bytes that have to cross the wire. */
+      bytes: Type.Integer(),
+      predictedHydrationMs: Nullable(Type.Number()),
+    }),
+  ),
+  totalBytes: Type.Integer(),
+  /** From the start of the drain to the release of the last source; null when some machine has nowhere to go. */
+  predictedFinishMs: Nullable(Type.Number()),
+});
+export type Plan = Static<typeof Plan>;
+
+/** The same as the type in journal/run.ts; schemas.test.ts holds them together. Secrets in input and output are blanked. */
+export const RunReply = Type.Object({
+  id: Type.String(),
+  kind: Type.String(),
+  resource: Type.String(),
+  state: Type.Union([
+    Type.Literal('running'),
+    Type.Literal('waiting'),
+    Type.Literal('undoing'),
+    Type.Literal('done'),
+    Type.Literal('undone'),
+    Type.Literal('failed'),
+  ]),
+  input: Type.Unknown(),
+  output: Type.Record(Type.String(), Type.Unknown()),
+  step: Nullable(Type.String()),
+  steps: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      state: Type.Union([
+        Type.Literal('pending'),
+        Type.Literal('running'),
+        Type.Literal('done'),
+        Type.Literal('failed'),
+        Type.Literal('undoing'),
+        Type.Literal('undone'),
+      ]),
+      attempts: Type.Integer(),
+      startedAtMs: Nullable(Type.Number()),
+      endedAtMs: Nullable(Type.Number()),
+    }),
+  ),
+  pastPointOfNoReturn: Type.Boolean(),
+  cancelRequested: Type.Boolean(),
+  reason: Nullable(
+    Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
+  ),
+  error: Nullable(ErrorReply.properties.error),
+  createdAtMs: Type.Number(),
+  endedAtMs: Nullable(Type.Number()),
+});
+
+export const RunList = Type.Object({ runs: Type.Array(RunReply) });
+
+export const RunsQuery = Type.Object({
+  /** all: finished ones too, newest first. */
+  state: Type.Union([Type.Literal('unfinished'), Type.Literal('all')], { default: 'unfinished' }),
+  /** Only runs of this resource, e.g. `machine:m_…`. */
+  resource: Type.Optional(Type.String({ maxLength: 200 })),
+  limit: Type.Integer({ minimum: 1, maximum: 1000, default: 100 }),
+});
+export type RunsQuery = Static<typeof RunsQuery>;
+
+export const Why = Type.Object({
+  subject: Type.String(),
+  state: Type.String(),
+  /** Empty: it waits for nothing. */
+  conditions: Type.Array(
+    Type.Object({
+      message: Type.String(),
+      sinceMs: Nullable(Type.Number()),
+      whoCanClearIt: Type.String(),
+      /** A command. */
+      nextAction: Type.String(),
+    }),
+  ),
+  runs: Type.Array(RunReply),
+});
+export type Why = Static<typeof Why>;
+
+/** Data of one server-sent event; its `event:` field is `kind`. */
+export const ApiEvent = Type.Object({
+  atMs: Type.Number(),
+  worker: Type.String(),
+  kind: Type.Union([
+    Type.Literal('machine'),
+    Type.Literal('volume'),
+    Type.Literal('run'),
+    Type.Literal('drain'),
+    Type.Literal('worker'),
+  ]),
+  /** Id of what it is about. */
+  subject: Type.String(),
+  message: Type.String(),
+  data: Type.Record(Type.String(), Type.Unknown()),
+});
+export type ApiEvent = Static<typeof ApiEvent>;
+
+/** State of a run of this worker's journal, as far as the other side of a move may know it. */
+export const RunStateReply = Type.Object({
+  run: Nullable(Type.Object({ state: Type.String(), step: Nullable(Type.String()) })),
+});
+export type RunStateReply = Static<typeof RunStateReply>;

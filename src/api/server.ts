@@ -1,0 +1,198 @@
+import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
+import fastifySwagger from '@fastify/swagger';
+import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
+import fastify, { type FastifyError, type FastifyRequest, type RouteOptions } from 'fastify';
+import { Type } from 'typebox';
+import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { ApiApp } from './app.ts';
+import { drainRoutes } from './routes/drain.ts';
+import { eventRoutes } from './routes/events.ts';
+import { machineRoutes } from './routes/machines.ts';
+import { rpcRoutes } from './routes/rpc.ts';
+import { runRoutes } from './routes/runs.ts';
+import { volumeRoutes } from './routes/volumes.ts';
+import { workerRoutes } from './routes/worker.ts';
+import { ErrorReply } from './schemas.ts';
+import type { WorkerService } from './service.ts';
+import { statusOf } from './status.ts';
+import { validatorCompiler } from './validator.ts';
+
+export type ApiServerOptions = {
+  service: WorkerService;
+  /** Bearer token that every route but /healthz and /openapi.json asks for. */
+  token: string;
+  logger: Logger;
+  version: string;
+  /** Largest request body. Default 1 MiB. */
+  bodyBytesMax?: number;
+};
+
+/** Routes that answer without a token: they say nothing about machines. */
+const PUBLIC_ROUTES: readonly string[] = ['/healthz', '/openapi.json'];
+
+/** Names the run on whose behalf one worker asks another, so that both logs can be read side by side. */
+export const RUN_ID_HEADER = 'godwit-run-id';
+
+/**
+ * The worker's HTTP server, not listening yet (`await server.listen({host, port})`, `server.close()`). Closing ends the streams
+ * (events, followed logs) and lets the other requests finish.
+ */
+export async function createApiServer(options: ApiServerOptions): Promise<ApiApp> {
+  const { service, logger } = options;
+  const tokenDigest = digest(options.token);
+  const closing = new AbortController();
+
+  const app = fastify({
+    bodyLimit: options.bodyBytesMax ?? 1024 * 1024,
+    // Longer than any pause between two polls of a peer, so that a move does not pay for a new connection.
+    keepAliveTimeout: 75_000,
+    genReqId: (request) => safeId(request.headers['x-request-id']) ?? randomUUID(),
+    logger: false,
+  }).withTypeProvider<TypeBoxTypeProvider>();
+
+  app.setValidatorCompiler(validatorCompiler);
+  // Replies are made by our own code from the types of the same schemas: written as they are.
+  app.setSerializerCompiler(() => (value) => JSON.stringify(value));
+
+  app.addHook('onRoute', (route: RouteOptions) => {
+    const schema = route.schema;
+    if (!schema) return;
+    schema.response = { ...(schema.response as object), '4xx': ErrorReply, '5xx': ErrorReply };
+    if (PUBLIC_ROUTES.includes(route.url)) schema.security = [];
+  });
+
+  await app.register(fastifySwagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: {
+        title: 'godwit worker',
+        version: options.version,
+        description: 'Machines, volumes and moves of one worker. Times are milliseconds, sizes are bytes.',
+      },
+      components: { securitySchemes: { token: { type: 'http', scheme: 'bearer' } } },
+      security: [{ token: [] }],
+    },
+  });
+
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id);
+    const runId = runIdOf(request);
+    if (runId !== undefined) reply.header(RUN_ID_HEADER, runId);
+    if (PUBLIC_ROUTES.includes(request.routeOptions.url ?? '')) return;
+    if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
+  });
+
+  app.addHook('onResponse', async (request, reply) => {
+    logger.debug(
+      {
+        requestId: request.id,
+        runId: runIdOf(request),
+        method: request.method,
+        url: request.url,
+        status: reply.statusCode,
+        durationMs: Math.round(reply.elapsedTime * 10) / 10,
+      },
+      'request answered',
+    );
+  });
+
+  app.setErrorHandler((error: FastifyError | GodwitError, request, reply) => {
+    const known = knownError(error);
+    const wire = toWireError(known);
+    const status = isGodwitError(known) ? statusOf(wire.code) : 500;
+    if (status >= 500) {
+      const fields = {
+        requestId: request.id,
+        runId: runIdOf(request),
+        method: request.method,
+        url: request.url,
+      };
+      logger.error({ ...fields, code: wire.code, stack: error.stack }, wire.message);
+    }
+    return reply.code(status).send({ error: wire });
+  });
+
+  app.setNotFoundHandler((request, reply) => {
+    const error = new GodwitError('API_NO_ROUTE', `no route ${request.method} ${request.url.split('?')[0]}`, {
+      nextAction: 'See /openapi.json for the routes; both sides must be of the same godwit version.',
+    });
+    return reply.code(404).send({ error: error.toWire() });
+  });
+
+  app.addHook('preClose', (done) => {
+    closing.abort(new Error('the server closes'));
+    done();
+  });
+
+  workerRoutes(app, service);
+  machineRoutes(app, service, closing.signal);
+  volumeRoutes(app, service);
+  drainRoutes(app, service);
+  runRoutes(app, service);
+  eventRoutes(app, service, closing.signal);
+  rpcRoutes(app, service);
+  app.get(
+    '/openapi.json',
+    {
+      schema: {
+        operationId: 'openapi',
+        summary: 'This description',
+        tags: ['worker'],
+        response: { 200: Type.Record(Type.String(), Type.Unknown()) },
+      },
+    },
+    async () => app.swagger() as unknown as Record<string, unknown>,
+  );
+  return app;
+}
+
+/** Fastify's own refusals in our words; ours as they are. */
+function knownError(error: FastifyError | GodwitError): Error {
+  if (isGodwitError(error)) return error;
+  const status = error.statusCode ?? 500;
+  if (status === 413) {
+    return new GodwitError('API_TOO_LARGE', 'the request body is too large', {
+      nextAction: 'Send less in one request.',
+      cause: error,
+    });
+  }
+  if (status >= 400 && status < 500) {
+    return new GodwitError('API_INVALID_REQUEST', error.message, {
+      nextAction: 'Correct the request; /openapi.json has the schema of every route.',
+      cause: error,
+    });
+  }
+  return error;
+}
+
+function digest(text: string): Buffer {
+  return createHash('sha256').update(text).digest();
+}
+
+/** Compares digests, so that the time taken says nothing about the token, not even its length. */
+function authorized(header: string | undefined, tokenDigest: Buffer): boolean {
+  const match = /^Bearer +(\S+) *$/i.exec(header ?? '');
+  return match !== null && timingSafeEqual(digest(match[1]!), tokenDigest);
+}
+
+function unauthorized(request: FastifyRequest): GodwitError {
+  const given = request.headers.authorization !== undefined;
+  return new GodwitError(
+    'API_UNAUTHORIZED',
+    given ? 'the token is not the one of this worker' : 'no token given',
+    {
+      nextAction:
+        'Use the token of the fleet: --token-file, GODWIT_TOKEN_FILE or the tokenFile of the fleet file.',
+    },
+  );
+}
+
+/** A foreign id is only taken over when it is harmless in a header and in a log. */
+function safeId(value: string | string[] | undefined): string | undefined {
+  return typeof value === 'string' && /^[\w.:-]{1,100}$/.test(value) ? value : undefined;
+}
+
+function runIdOf(request: FastifyRequest): string | undefined {
+  return safeId(request.headers[RUN_ID_HEADER]);
+}

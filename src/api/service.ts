@@ -1,0 +1,80 @@
+import type { RunView } from '../journal/run.ts';
+import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  ApiEvent,
+  CreateMachineRequest,
+  CreateVolumeRequest,
+  DrainRequest,
+  DrainStatus,
+  ExecReply,
+  ExecRequest,
+  LogsQuery,
+  MachineView,
+  MoveRequest,
+  Plan,
+  PlanQuery,
+  RunStateReply,
+  RunsQuery,
+  VolumeView,
+  Why,
+  WorkerView,
+} from './schemas.ts';
+
+/**
+ * What a worker does for its HTTP API; src/worker implements it. `ref` is a name or an id, already known to be a short string.
+ * Every method rejects with a GodwitError, whose code gives the HTTP status (status.ts); anything else is a 500.
+ */
+export interface WorkerService {
+  worker(): Promise<WorkerView>;
+
+  listMachines(): Promise<MachineView[]>;
+  /** Answers once the machine is put down and (with `start`) its start has begun; its health is watched with showMachine. */
+  createMachine(request: CreateMachineRequest): Promise<MachineView>;
+  showMachine(ref: string): Promise<MachineView>;
+  /** The machine must be stopped unless `force`. Its volume stays. */
+  destroyMachine(ref: string, options: { force: boolean }): Promise<void>;
+  startMachine(ref: string): Promise<MachineView>;
+  /** Answers when no process of the machine is left. */
+  stopMachine(ref: string): Promise<MachineView>;
+  restartMachine(ref: string): Promise<MachineView>;
+  execInMachine(ref: string, request: ExecRequest): Promise<ExecReply>;
+  /** The iteration ends at the end of the log, or with `follow` when the signal aborts. */
+  machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>;
+  /** Starts a move and answers with its run. */
+  moveMachine(ref: string, request: MoveRequest): Promise<RunView>;
+
+  listVolumes(): Promise<VolumeView[]>;
+  createVolume(request: CreateVolumeRequest): Promise<VolumeView>;
+  showVolume(ref: string): Promise<VolumeView>;
+  /** Refused while a machine has it. */
+  destroyVolume(ref: string): Promise<void>;
+
+  drainStatus(): Promise<DrainStatus>;
+  /** Idempotent: asking again changes nothing (but a new `target`). */
+  drain(request: DrainRequest): Promise<DrainStatus>;
+  /** Stops before the next machine; a move under way is finished. Idempotent. */
+  undrain(): Promise<DrainStatus>;
+  plan(query: PlanQuery): Promise<Plan>;
+
+  listRuns(query: RunsQuery): Promise<RunView[]>;
+  showRun(id: string): Promise<RunView>;
+  /** Undoes it, where that is still possible. */
+  cancelRun(id: string): Promise<RunView>;
+  /** Tries a step that waits for its next attempt now. */
+  nudgeRun(id: string): Promise<RunView>;
+  /** Ends a run that nobody can help any more. The last resort: see docs/api.md. */
+  forceRun(id: string): Promise<RunView>;
+
+  /** `ref` may be a machine, a volume, a run, or this worker's own name. */
+  why(ref: string): Promise<Why>;
+  /** What happens from now on, until the signal aborts. */
+  events(signal: AbortSignal): AsyncIterable<ApiEvent>;
+
+  /** The calls of another worker (migration/peer.ts). */
+  offer(request: OfferRequest): Promise<Offer>;
+  prepareMove(request: PrepareRequest): Promise<TargetStatus>;
+  moveStatus(runId: string): Promise<TargetStatus>;
+  handoffMove(runId: string): Promise<TargetStatus>;
+  cancelMove(runId: string): Promise<TargetStatus>;
+  runState(runId: string): Promise<RunStateReply['run']>;
+}

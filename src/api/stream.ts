@@ -1,0 +1,13 @@
+import type { Readable } from 'node:stream';
+import type { FastifyReply } from 'fastify';
+import { Type } from 'typebox';
+
+/** A reply that is text to the client and a stream to its handler. */
+export const TextStream = Type.Unsafe<Readable>({ type: 'string' });
+
+/** A signal that aborts when the client of this reply leaves, when the reply is over, or when the server closes. */
+export function abortOnClose(reply: FastifyReply, closing: AbortSignal): AbortSignal {
+  const left = new AbortController();
+  reply.raw.once('close', () => left.abort(new Error('the client left')));
+  return AbortSignal.any([left.signal, closing]);
+}

@@ -1,0 +1,71 @@
+import type { FastifySchemaCompiler } from 'fastify';
+import type { TSchema } from 'typebox';
+import { Compile } from 'typebox/compile';
+import type { TLocalizedValidationError } from 'typebox/error';
+import { Convert, Default } from 'typebox/value';
+import { GodwitError } from '../base/errors.ts';
+
+/**
+ * Compiles the schema of one part of a request (body, query string, path). Bodies are taken as they are; query strings and paths,
+ * which are all strings, are converted first. Defaults are filled in.
+ */
+export const validatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, httpPart }) => {
+  const validator = Compile(schema);
+  const converted = httpPart === 'querystring' || httpPart === 'params';
+  return (input: unknown) => {
+    const value = Default(schema, converted ? Convert(schema, input) : input);
+    if (validator.Check(value)) return { value };
+    const message = `${httpPart ?? 'request'}${describe(validator.Errors(value))}`;
+    return {
+      error: new GodwitError('API_INVALID_REQUEST', message, {
+        values: { part: httpPart ?? 'request' },
+        nextAction: 'Correct the request; /openapi.json has the schema of every route.',
+      }),
+    };
+  };
+};
+
+/** The error that a person can use best, as ` /path: what`. */
+export function describe(errors: readonly TLocalizedValidationError[]): string {
+  // Of a tagged union only the branch whose tag matches has something to say.
+  const branchOf = (error: TLocalizedValidationError) =>
+    /^(.*)\/anyOf\/\d+(?=\/|$)/.exec(error.schemaPath)?.[0] ?? null;
+  const wrongBranches = new Set(
+    errors
+      .filter((error) => error.keyword === 'const')
+      .map(branchOf)
+      .filter((branch) => branch !== null),
+  );
+  const inWrongBranch = (error: TLocalizedValidationError) => {
+    const branch = branchOf(error);
+    return branch !== null && wrongBranches.has(branch);
+  };
+  const tagged = errors.filter((error) => !inWrongBranch(error));
+  for (const error of tagged) {
+    if (error.keyword === 'additionalProperties') {
+      return at(error, `unknown property ${error.params.additionalProperties.join(', ')}`);
+    }
+  }
+  // `anyOf` and `unevaluatedProperties` follow from the errors inside them, `boolean` repeats additionalProperties.
+  const telling = tagged.filter(
+    ({ keyword }) => !['anyOf', 'allOf', 'boolean', 'unevaluatedProperties'].includes(keyword),
+  );
+  const first = telling[0];
+  if (first) return at(first, first.message);
+  const choices = errors.flatMap((error) =>
+    error.keyword === 'const' && 'allowedValue' in error.params ? [String(error.params.allowedValue)] : [],
+  );
+  const constant = errors.find((error) => error.keyword === 'const');
+  if (constant) return at(constant, `must be one of ${[...new Set(choices)].join(', ')}`);
+  for (const error of errors) {
+    if (error.keyword === 'unevaluatedProperties') {
+      return at(error, `unknown property ${error.params.unevaluatedProperties.join(', ')}`);
+    }
+  }
+  const last = errors[0];
+  return last ? at(last, last.message) : ': does not match its schema';
+}
+
+function at(error: TLocalizedValidationError, what: string): string {
+  return `${error.instancePath === '' ? '' : ` ${error.instancePath}`}: ${what}`;
+}

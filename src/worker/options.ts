@@ -1,0 +1,29 @@
+/** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
+export type WorkerOptions = {
+  /** Unique in the fleet, and for ever: the records on disk carry it. */
+  name: string;
+  /** Everything that must survive a reboot: journal, records, volumes. Absolute. */
+  dataDir: string;
+  listenHost: string;
+  /** 0: the system picks one. */
+  listenPort: number;
+  /** Where other workers reach this one; null: `http://<listenHost>:<port>`. */
+  advertiseUrl: string | null;
+  peers: { name: string; url: string }[];
+  /** Shared by the fleet; at least 16 characters. */
+  token: string;
+  /** Address on which exports listen and at which targets reach them. */
+  iscsiHost: string;
+  /** What offers may promise; null: what the host has. */
+  capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
+  /** How long a source volume is kept after its move. */
+  retainMs: number;
+  logLevel: 'debug' | 'info' | 'warn' | 'error';
+};
+
+/** What `startWorker(options)` of worker/main.ts resolves to, once the API listens. */
+export type RunningWorker = {
+  url: string;
+  /** Ends the control process in good order. Machines go on running. */
+  close(): Promise<void>;
+};
