@@ -1,0 +1,342 @@
+import { endianness } from 'node:os';
+import { crc32c } from '@node-rs/crc32';
+import { assert } from '../base/assert.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { blockCountOf } from './validity-map.ts';
+
+/**
+ * The durable side of a clone: which blocks are local for certain, whatever happens to the host.
+ *
+ *   byte 0       header, 512 bytes
+ *   byte 4096    the same header again
+ *   byte 8192    bitmap sectors of 512 bytes, one for each 4032 blocks (15.75 MiB of the volume)
+ *
+ * Header (little-endian):
+ *     0  8  magic "GWCLONE\0"
+ *     8  4  format version, 1
+ *    12  4  bytes in a block, 4096
+ *    16  8  length of the volume in bytes
+ *    24  8  generation of the volume
+ *    32  2  length of the volume id in bytes, 1 to 256
+ *    34  .  volume id, UTF-8; zeros up to 508
+ *   508  4  CRC32C of bytes 0 to 507
+ *
+ * Bitmap sector (little-endian):
+ *     0  4  CRC32C of bytes 4 to 511, begun with the header's CRC: a sector of another clone does not pass
+ *     4  4  index of the sector
+ *     8  504 bits, block 0 of the sector in the lowest bit of the first byte
+ *
+ * A disk writes a sector of 512 bytes whole or not at all, and bits only go from 0 to 1. So a write of several
+ * sectors that is torn leaves each of them old or new, and old only means that a block is fetched again. A sector that is
+ * all zeros was never written (a written one has a bit and an index under its CRC): it has no bits, which makes the
+ * metadata of a fresh clone of any size an empty sparse file. Every other sector with a wrong CRC is corruption, and never taken for
+ * "no bits": that would bring old content back from the source over newer writes.
+ */
+export const METADATA_SECTOR_BYTES = 512;
+const HEADER_COPY_OFFSETS = [0, 4096] as const;
+const BITMAP_OFFSET_BYTES = 8192;
+const FORMAT_VERSION = 1;
+const MAGIC = 'GWCLONE\0';
+const VOLUME_ID_BYTES_MAX = 256;
+/** Words of 32 bits of bitmap in one sector. */
+export const SECTOR_WORDS = 126;
+/** Blocks that one bitmap sector covers. */
+export const SECTOR_BLOCKS = SECTOR_WORDS * 32;
+/** Read and write at most this much at once. */
+const CHUNK_SECTORS = 2048;
+const EXTENTS_LIMIT = 1024;
+
+assert(endianness() === 'LE', 'bitmap words are used in place, which needs a little-endian machine');
+
+/** What the metadata belongs to. */
+export type CloneIdentity = { volumeId: string; generation: number; lengthBytes: number };
+
+/** Bitmap sectors of a volume of `lengthBytes`. */
+export function metadataSectorCount(lengthBytes: number): number {
+  return Math.ceil(blockCountOf(lengthBytes) / SECTOR_BLOCKS);
+}
+
+/** Length of the metadata of a volume of `lengthBytes`, in bytes: a multiple of 4096. 1 TiB needs 32.5 MiB. */
+export function metadataLengthBytes(lengthBytes: number): number {
+  const bytes = BITMAP_OFFSET_BYTES + metadataSectorCount(lengthBytes) * METADATA_SECTOR_BYTES;
+  return Math.ceil(bytes / BLOCK_BYTES) * BLOCK_BYTES;
+}
+
+export class CloneMetadata {
+  readonly identity: CloneIdentity;
+  readonly sectorCount: number;
+  readonly #device: BlockDevice;
+  readonly #checksumSeed: number;
+
+  private constructor(device: BlockDevice, identity: CloneIdentity, checksumSeed: number) {
+    this.#device = device;
+    this.identity = identity;
+    this.sectorCount = metadataSectorCount(identity.lengthBytes);
+    this.#checksumSeed = checksumSeed;
+  }
+
+  /**
+   * Makes fresh metadata without any bit, durably. Whatever was on the device is gone, in an order in which a crash leaves
+   * either no header or a valid one over an empty bitmap. Errors: `CLONE_METADATA_SHORT` and the device's own.
+   */
+  static async create(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
+    checkDevice(device, identity.lengthBytes);
+    const header = encodeHeader(identity);
+    await device.writeZeroes(0, BITMAP_OFFSET_BYTES);
+    await device.flush();
+    await device.discard(BITMAP_OFFSET_BYTES, device.lengthBytes - BITMAP_OFFSET_BYTES);
+    await device.flush();
+    for (const offsetBytes of HEADER_COPY_OFFSETS) await device.write(offsetBytes, header);
+    await device.flush();
+    return new CloneMetadata(device, identity, headerChecksum(header));
+  }
+
+  /**
+   * Opens the metadata of exactly this clone. One damaged header copy is repaired from the other. Errors: `CLONE_METADATA_BLANK`,
+   * `CLONE_METADATA_CORRUPT`, `CLONE_METADATA_SHORT`, `CLONE_METADATA_VERSION`, `CLONE_WRONG_VOLUME`, `CLONE_WRONG_GENERATION`,
+   * `CLONE_WRONG_LENGTH` and the device's own.
+   */
+  static async open(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
+    checkDevice(device, identity.lengthBytes);
+    const copies: Uint8Array[] = [];
+    for (const offsetBytes of HEADER_COPY_OFFSETS) {
+      const copy = new Uint8Array(METADATA_SECTOR_BYTES);
+      await device.read(offsetBytes, copy);
+      copies.push(copy);
+    }
+    const { header, damaged } = chooseHeader(copies);
+    checkIdentity(decodeHeader(header), identity);
+    if (damaged !== null && device.writable) {
+      await device.write(HEADER_COPY_OFFSETS[damaged]!, header);
+      await device.flush();
+    }
+    return new CloneMetadata(device, identity, headerChecksum(header));
+  }
+
+  /**
+   * Calls `visit` with every sector that was ever written, in order; `words` (126 of them) is valid during the call only. Reads only what the
+   * device has data for, 1 MiB at a time. Error: `CLONE_METADATA_CORRUPT` with the sector.
+   */
+  async load(visit: (sector: number, words: Uint32Array) => void): Promise<void> {
+    const endBytes = BITMAP_OFFSET_BYTES + this.sectorCount * METADATA_SECTOR_BYTES;
+    const chunk = new Uint8Array(CHUNK_SECTORS * METADATA_SECTOR_BYTES);
+    for (let offsetBytes = BITMAP_OFFSET_BYTES; offsetBytes < endBytes; ) {
+      const extents = this.#device.extents
+        ? await this.#device.extents(offsetBytes, endBytes - offsetBytes, EXTENTS_LIMIT)
+        : [{ offsetBytes, lengthBytes: endBytes - offsetBytes, kind: 'data' as const }];
+      assert(extents.length > 0, 'a device says what a range holds');
+      for (const extent of extents) {
+        const extentEnd = extent.offsetBytes + extent.lengthBytes;
+        if (extent.kind === 'data') await this.#loadRange(extent.offsetBytes, extentEnd, chunk, visit);
+        offsetBytes = extentEnd;
+      }
+    }
+  }
+
+  /**
+   * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each.
+   * Durable after `flush`.
+   */
+  async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
+    assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
+    const image = new Uint8Array(sectors.length * METADATA_SECTOR_BYTES);
+    for (const [position, sector] of sectors.entries()) {
+      const bits = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
+      this.#encodeSector(sector, bits, image.subarray(position * METADATA_SECTOR_BYTES));
+    }
+    for (let start = 0; start < sectors.length; ) {
+      let end = start + 1;
+      while (end < sectors.length && sectors[end] === sectors[end - 1]! + 1) end++;
+      await this.#device.write(
+        BITMAP_OFFSET_BYTES + sectors[start]! * METADATA_SECTOR_BYTES,
+        image.subarray(start * METADATA_SECTOR_BYTES, end * METADATA_SECTOR_BYTES),
+      );
+      start = end;
+    }
+  }
+
+  flush(): Promise<void> {
+    return this.#device.flush();
+  }
+
+  close(): Promise<void> {
+    return this.#device.close();
+  }
+
+  async #loadRange(
+    fromBytes: number,
+    toBytes: number,
+    chunk: Uint8Array,
+    visit: (sector: number, words: Uint32Array) => void,
+  ): Promise<void> {
+    // A filesystem's extents are multiples of 512 bytes in practice; rounding keeps a stranger one harmless.
+    const start = Math.floor((fromBytes - BITMAP_OFFSET_BYTES) / METADATA_SECTOR_BYTES);
+    const end = Math.ceil((toBytes - BITMAP_OFFSET_BYTES) / METADATA_SECTOR_BYTES);
+    for (let sector = start; sector < end; ) {
+      const count = Math.min(CHUNK_SECTORS, end - sector);
+      const image = chunk.subarray(0, count * METADATA_SECTOR_BYTES);
+      await this.#device.read(BITMAP_OFFSET_BYTES + sector * METADATA_SECTOR_BYTES, image);
+      for (let index = 0; index < count; index++) {
+        const words = this.#decodeSector(sector + index, image.subarray(index * METADATA_SECTOR_BYTES));
+        if (words !== null) visit(sector + index, words);
+      }
+      sector += count;
+    }
+  }
+
+  #encodeSector(sector: number, bits: Uint32Array, into: Uint8Array): void {
+    const words = new Uint32Array(into.buffer, into.byteOffset, SECTOR_WORDS + 2);
+    words[1] = sector;
+    words.set(bits, 2);
+    words[0] = crc32c(into.subarray(4, METADATA_SECTOR_BYTES), this.#checksumSeed);
+  }
+
+  /** null: never written. */
+  #decodeSector(sector: number, from: Uint8Array): Uint32Array | null {
+    const words = new Uint32Array(from.buffer, from.byteOffset, SECTOR_WORDS + 2);
+    if (words.every((word) => word === 0)) return null;
+    const checksum = crc32c(from.subarray(4, METADATA_SECTOR_BYTES), this.#checksumSeed);
+    if (words[0] !== checksum) throw corruptError(sector, 'its checksum is wrong');
+    if (words[1] !== sector)
+      throw corruptError(sector, `it is sector ${words[1]}, written to the wrong place`);
+    const bits = words.subarray(2);
+    if (sector === this.sectorCount - 1) this.#checkTail(sector, bits);
+    return bits;
+  }
+
+  /** Bits beyond the last block would make the count of local blocks wrong. */
+  #checkTail(sector: number, bits: Uint32Array): void {
+    const used = blockCountOf(this.identity.lengthBytes) - sector * SECTOR_BLOCKS;
+    for (let bit = used; bit < SECTOR_BLOCKS; bit++) {
+      if (((bits[bit >>> 5]! >>> (bit & 31)) & 1) === 1) {
+        throw corruptError(sector, 'it has bits beyond the end of the volume');
+      }
+    }
+  }
+}
+
+function encodeHeader(identity: CloneIdentity): Uint8Array {
+  const id = new TextEncoder().encode(identity.volumeId);
+  assert(id.length >= 1 && id.length <= VOLUME_ID_BYTES_MAX, 'a volume id has 1 to 256 bytes');
+  assert(Number.isSafeInteger(identity.generation) && identity.generation >= 1, 'a generation is 1 or more');
+  const header = new Uint8Array(METADATA_SECTOR_BYTES);
+  const view = new DataView(header.buffer);
+  new TextEncoder().encodeInto(MAGIC, header);
+  view.setUint32(8, FORMAT_VERSION, true);
+  view.setUint32(12, BLOCK_BYTES, true);
+  view.setBigUint64(16, BigInt(identity.lengthBytes), true);
+  view.setBigUint64(24, BigInt(identity.generation), true);
+  view.setUint16(32, id.length, true);
+  header.set(id, 34);
+  view.setUint32(508, crc32c(header.subarray(0, 508)), true);
+  return header;
+}
+
+/** Takes a header whose CRC is right. */
+function decodeHeader(header: Uint8Array): CloneIdentity & { version: number; blockBytes: number } {
+  const view = new DataView(header.buffer, header.byteOffset, header.length);
+  const idLength = Math.min(view.getUint16(32, true), VOLUME_ID_BYTES_MAX);
+  return {
+    version: view.getUint32(8, true),
+    blockBytes: view.getUint32(12, true),
+    lengthBytes: Number(view.getBigUint64(16, true)),
+    generation: Number(view.getBigUint64(24, true)),
+    volumeId: new TextDecoder().decode(header.subarray(34, 34 + idLength)),
+  };
+}
+
+function headerChecksum(header: Uint8Array): number {
+  return new DataView(header.buffer, header.byteOffset).getUint32(508, true);
+}
+
+function headerIsSound(header: Uint8Array): boolean {
+  const magic = new TextEncoder().encode(MAGIC);
+  if (!magic.every((byte, index) => header[index] === byte)) return false;
+  return headerChecksum(header) === crc32c(header.subarray(0, 508));
+}
+
+/** The header to believe, and which copy (if any) has to be written again. */
+function chooseHeader(copies: readonly Uint8Array[]): { header: Uint8Array; damaged: number | null } {
+  const [first, second] = copies as [Uint8Array, Uint8Array];
+  const sound = [headerIsSound(first), headerIsSound(second)];
+  if (sound[0] && sound[1]) {
+    if (first.some((byte, index) => byte !== second[index])) {
+      throw headerError('its two copies are both sound and differ');
+    }
+    return { header: first, damaged: null };
+  }
+  if (sound[0]) return { header: first, damaged: 1 };
+  if (sound[1]) return { header: second, damaged: 0 };
+  if (first.every((byte) => byte === 0) && second.every((byte) => byte === 0)) {
+    throw new GodwitError('CLONE_METADATA_BLANK', 'the clone metadata was never completely made', {
+      nextAction:
+        'Prepare the move again: a clone is used only after its header is durable, so nothing is lost.',
+    });
+  }
+  throw headerError('both of its copies are damaged');
+}
+
+function checkIdentity(found: ReturnType<typeof decodeHeader>, expected: CloneIdentity): void {
+  if (found.version !== FORMAT_VERSION || found.blockBytes !== BLOCK_BYTES) {
+    throw new GodwitError(
+      'CLONE_METADATA_VERSION',
+      `clone metadata of version ${found.version} is unknown here`,
+      {
+        values: { version: found.version, blockBytes: found.blockBytes, supportedVersion: FORMAT_VERSION },
+        nextAction: 'Open the volume with the godwit version that made it, or a newer one.',
+      },
+    );
+  }
+  const differences = [
+    ['CLONE_WRONG_VOLUME', 'volume id', found.volumeId, expected.volumeId],
+    ['CLONE_WRONG_GENERATION', 'generation', found.generation, expected.generation],
+    ['CLONE_WRONG_LENGTH', 'length in bytes', found.lengthBytes, expected.lengthBytes],
+  ] as const;
+  for (const [code, what, foundValue, expectedValue] of differences) {
+    if (foundValue === expectedValue) continue;
+    throw new GodwitError(
+      code,
+      `the clone metadata has the ${what} ${foundValue}, expected ${expectedValue}`,
+      {
+        values: { found: foundValue, expected: expectedValue },
+        nextAction: 'The metadata belongs to another clone; look at the volume record for the right file.',
+      },
+    );
+  }
+}
+
+function checkDevice(device: BlockDevice, lengthBytes: number): void {
+  assert(device.blockBytes === METADATA_SECTOR_BYTES, 'metadata is addressed by sectors of 512 bytes');
+  const neededBytes = metadataLengthBytes(lengthBytes);
+  if (device.lengthBytes >= neededBytes) return;
+  throw new GodwitError(
+    'CLONE_METADATA_SHORT',
+    `the clone metadata has ${device.lengthBytes} bytes and needs ${neededBytes}`,
+    {
+      values: { lengthBytes: device.lengthBytes, neededBytes },
+      nextAction: 'The file was cut short; restore it. Without it nobody knows which blocks are local.',
+    },
+  );
+}
+
+function corruptError(sector: number, why: string): GodwitError {
+  const firstBlock = sector * SECTOR_BLOCKS;
+  return new GodwitError(
+    'CLONE_METADATA_CORRUPT',
+    `sector ${sector} of the clone metadata is damaged: ${why}`,
+    {
+      values: { sector, firstBlock, blocks: SECTOR_BLOCKS, offsetBytes: BITMAP_OFFSET_BYTES + sector * 512 },
+      nextAction:
+        'Do not start the machine: blocks of this range may be newer than the source. Check the disk, then restore the metadata file.',
+    },
+  );
+}
+
+function headerError(why: string): GodwitError {
+  return new GodwitError('CLONE_METADATA_CORRUPT', `the header of the clone metadata is damaged: ${why}`, {
+    values: { sector: 'header' },
+    nextAction: 'Do not start the machine. Check the disk, then restore the metadata file.',
+  });
+}
