@@ -59,7 +59,11 @@ export type CloneSpec = Static<typeof CloneSpec>;
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
  * and of an export before the seal. `writable` and `readonly`: what they say.
  */
-export const Access = Type.Union([Type.Literal('standby'), Type.Literal('writable'), Type.Literal('readonly')]);
+export const Access = Type.Union([
+  Type.Literal('standby'),
+  Type.Literal('writable'),
+  Type.Literal('readonly'),
+]);
 export type Access = Static<typeof Access>;
 
 export const VolumeServerSpec = Type.Object({

@@ -1,0 +1,262 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { requires } from '../../test/support/requires.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { seededRandom } from '../base/random.ts';
+import { lockData } from './data-lock.ts';
+import { type ProgramRunner, VolumeStore } from './store.ts';
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+
+async function openStore(
+  t: TestContext,
+  options: { dataDir?: string; clock?: Clock; run?: ProgramRunner } = {},
+): Promise<VolumeStore> {
+  return VolumeStore.open(options.dataDir ?? scratchDir(t), {
+    clock: options.clock ?? systemClock,
+    random: seededRandom(1),
+    logger: silentLogger,
+    ...(options.run ? { run: options.run } : {}),
+  });
+}
+
+function wallClock(): Clock & { nowMs: number } {
+  return {
+    ...systemClock,
+    nowMs: 1_000_000,
+    wallMs() {
+      return this.nowMs;
+    },
+  };
+}
+
+const code = (expected: string) => (error: unknown) => isGodwitError(error, expected);
+const noMetadata = async (path: string) => writeFileSync(path, 'metadata');
+
+test('a new volume is ready, sparse and readable again by another store', async (t) => {
+  const dataDir = scratchDir(t);
+  const store = await openStore(t, { dataDir });
+  const made = await store.create({ name: 'data', lengthBytes: 8 * GIB, filesystem: 'none' });
+  assert.match(made.id, /^v_[0-9a-z]{26}$/);
+  assert.equal(made.state, 'ready');
+  assert.equal(made.generation, 1);
+  assert.equal(await store.usedBytes(made.id), 0);
+  assert.equal(statSync(join(store.folder(made.id), 'data.raw')).size, 8 * GIB);
+  const again = await openStore(t, { dataDir });
+  assert.deepEqual(await again.get(made.id), made);
+  assert.deepEqual(await again.list(), { volumes: [made], broken: [] });
+  const capacity = await again.capacity();
+  assert.equal(capacity.logicalBytes, 8 * GIB);
+  assert.equal(capacity.usedBytes, 0);
+  assert.ok(capacity.freeBytes > 0 && capacity.freeBytes <= capacity.totalBytes);
+});
+
+test('100 GiB of ext4 take a few MiB, and the filesystem is sound', {
+  skip: requires('mkfs.ext4', 'e2fsck'),
+}, async (t) => {
+  const store = await openStore(t);
+  const made = await store.create({ name: 'data', lengthBytes: 100 * GIB, filesystem: 'ext4' });
+  const usedBytes = await store.usedBytes(made.id);
+  assert.ok(usedBytes < 8 * MIB, `${usedBytes} bytes used`);
+  execFileSync('/sbin/e2fsck', ['-f', '-n', join(store.folder(made.id), 'data.raw')], { stdio: 'ignore' });
+});
+
+test('an xfs volume is sound and takes little more than its log', {
+  skip: requires('mkfs.xfs', 'xfs_repair'),
+}, async (t) => {
+  const store = await openStore(t);
+  const made = await store.create({ name: 'data', lengthBytes: 10 * GIB, filesystem: 'xfs' });
+  const usedBytes = await store.usedBytes(made.id);
+  assert.ok(usedBytes < 72 * MIB, `${usedBytes} bytes used`);
+  execFileSync('/sbin/xfs_repair', ['-n', '-f', join(store.folder(made.id), 'data.raw')], {
+    stdio: 'ignore',
+  });
+});
+
+test('a mkfs that fails or is missing leaves nothing behind', async (t) => {
+  const failing = await openStore(t, { run: async () => Promise.reject(new Error('no good')) });
+  await assert.rejects(
+    failing.create({ name: 'data', lengthBytes: MIB, filesystem: 'ext4' }),
+    code('VOLUME_MKFS_FAILED'),
+  );
+  assert.deepEqual(readdirSync(failing.directory), []);
+  const missing = await openStore(t, {
+    run: async () => Promise.reject(Object.assign(new Error('spawn'), { code: 'ENOENT' })),
+  });
+  await assert.rejects(
+    missing.create({ name: 'data', lengthBytes: MIB, filesystem: 'xfs' }),
+    code('VOLUME_MKFS_MISSING'),
+  );
+  assert.deepEqual(readdirSync(missing.directory), []);
+});
+
+test('lengths and ids that cannot be are refused', async (t) => {
+  const store = await openStore(t);
+  for (const lengthBytes of [0, 4095, 4097, -4096, 1.5, Number.NaN, 2 ** 60]) {
+    await assert.rejects(
+      store.create({ name: 'data', lengthBytes, filesystem: 'none' }),
+      code('VOLUME_BAD_LENGTH'),
+      String(lengthBytes),
+    );
+  }
+  for (const id of ['../../etc', 'v_', 'v_A', 'x_1', `v_${'a'.repeat(99)}`, 'v_a/b']) {
+    await assert.rejects(store.get(id), code('VOLUME_BAD_ID'), id);
+  }
+  await assert.rejects(store.get('v_0'), code('VOLUME_NOT_FOUND'));
+});
+
+test('what a crash left half made or half destroyed is swept at open', async (t) => {
+  const dataDir = scratchDir(t);
+  const store = await openStore(t, { dataDir });
+  const made = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  for (const name of ['.new-v_1', '.gone-v_2']) {
+    mkdirSync(join(store.directory, name));
+    writeFileSync(join(store.directory, name, 'data.raw'), 'x');
+  }
+  const again = await openStore(t, { dataDir });
+  assert.deepEqual(readdirSync(again.directory), [made.id]);
+});
+
+test('a corrupt record is an error that names the file, and the other volumes load', async (t) => {
+  const store = await openStore(t);
+  const good = await store.create({ name: 'good', lengthBytes: MIB, filesystem: 'none' });
+  const bad = await store.create({ name: 'bad', lengthBytes: MIB, filesystem: 'none' });
+  const path = join(store.folder(bad.id), 'volume.json');
+  const text = readFileSync(path, 'utf8');
+  const corruptions = [
+    '',
+    text.slice(0, text.length / 2),
+    '[]',
+    text.replace('"generation": 1', '"generation": 0'),
+    text.replace('"ready"', '"redy"'),
+    text.replace(bad.id, good.id),
+    ' '.repeat(100_000),
+  ];
+  for (const corruption of corruptions) {
+    writeFileSync(path, corruption);
+    const { volumes, broken } = await store.list();
+    assert.deepEqual(volumes, [good]);
+    assert.equal(broken.length, 1);
+    assert.equal(broken[0]?.error.code, 'VOLUME_RECORD_CORRUPT');
+    assert.equal(broken[0]?.error.values.path, path);
+    await assert.rejects(store.get(bad.id), code('VOLUME_RECORD_CORRUPT'));
+  }
+});
+
+test('a move out and its undo, and a move out to the end', async (t) => {
+  const clock = wallClock();
+  const store = await openStore(t, { clock });
+  const { id } = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  await store.apply(id, { kind: 'seal', generation: 1 });
+  await store.apply(id, { kind: 'unseal', generation: 1 });
+  await store.apply(id, { kind: 'unseal', generation: 1 });
+  assert.equal((await store.get(id)).generation, 3);
+  await assert.rejects(store.apply(id, { kind: 'seal', generation: 1 }), code('VOLUME_BAD_TRANSITION'));
+  await store.apply(id, { kind: 'seal', generation: 3 });
+  await assert.rejects(store.destroy(id), code('VOLUME_KEPT'));
+  await store.apply(id, { kind: 'retain', generation: 3, destroyAfterMs: clock.nowMs + 1000 });
+  await assert.rejects(store.destroy(id), code('VOLUME_KEPT'));
+  assert.deepEqual(await store.sweepRetained(), []);
+  clock.nowMs += 1000;
+  assert.deepEqual(await store.sweepRetained(), [id]);
+  assert.deepEqual(readdirSync(store.directory), []);
+  await store.destroy(id);
+});
+
+test('a move in: incoming, clone, ready; asking twice changes nothing', async (t) => {
+  const store = await openStore(t);
+  const request = {
+    id: 'v_abc',
+    name: 'data',
+    lengthBytes: MIB,
+    filesystem: 'ext4',
+    generation: 4,
+    writeCloneMetadata: noMetadata,
+  } as const;
+  const made = await store.createIncoming(request);
+  assert.equal(made.state, 'incoming');
+  assert.deepEqual(await store.createIncoming(request), made);
+  const metadata = join(store.folder('v_abc'), 'clone.meta');
+  assert.ok(existsSync(metadata));
+  await store.apply('v_abc', { kind: 'activate', generation: 4 });
+  await assert.rejects(store.createIncoming(request), code('VOLUME_EXISTS'));
+  await assert.rejects(store.apply('v_abc', { kind: 'seal', generation: 4 }), code('VOLUME_BAD_TRANSITION'));
+  await store.apply('v_abc', { kind: 'complete', generation: 4 });
+  assert.ok(!existsSync(metadata));
+  await store.destroy('v_abc');
+});
+
+test('a volume that comes back keeps its retained generation beside it until the sweep', async (t) => {
+  const clock = wallClock();
+  const store = await openStore(t, { clock });
+  const { id } = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  const back = {
+    id,
+    name: 'data',
+    lengthBytes: MIB,
+    filesystem: 'none',
+    writeCloneMetadata: noMetadata,
+  } as const;
+  await store.apply(id, { kind: 'seal', generation: 1 });
+  await assert.rejects(store.createIncoming({ ...back, generation: 3 }), code('VOLUME_EXISTS'));
+  await store.apply(id, { kind: 'retain', generation: 1, destroyAfterMs: clock.nowMs + 1 });
+  await store.createIncoming({ ...back, generation: 3 });
+  assert.deepEqual(
+    (await store.list()).volumes.map((record) => `${record.state} ${record.generation}`).sort(),
+    ['incoming 3', 'retained 1'],
+  );
+  // A later attempt of the move replaces what was never activated; an earlier one does not come back.
+  await store.createIncoming({ ...back, generation: 5 });
+  await assert.rejects(store.createIncoming({ ...back, generation: 3 }), code('VOLUME_EXISTS'));
+  clock.nowMs += 1;
+  assert.deepEqual(await store.sweepRetained(), [id]);
+  assert.equal((await store.get(id)).generation, 5);
+});
+
+test('a volume that is open in a server is never destroyed', async (t) => {
+  const store = await openStore(t);
+  const { id } = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  const lock = lockData(join(store.folder(id), 'data.raw'));
+  try {
+    await assert.rejects(store.destroy(id, { force: true }), code('VOLUME_ATTACHED'));
+  } finally {
+    lock.release();
+  }
+  await store.destroy(id);
+  assert.ok(!existsSync(store.folder(id)));
+});
+
+test('a volume has at most one machine', async (t) => {
+  const store = await openStore(t);
+  const { id } = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  await store.assignMachine(id, 'm_1');
+  await store.assignMachine(id, 'm_1');
+  await assert.rejects(store.assignMachine(id, 'm_2'), code('VOLUME_IN_USE'));
+  await store.assignMachine(id, null);
+  assert.equal((await store.assignMachine(id, 'm_2')).machineId, 'm_2');
+});
+
+test('a full disk is a typed error and leaves nothing behind', async (t) => {
+  const store = await openStore(t, {
+    run: async () => Promise.reject(Object.assign(new Error('write'), { code: 'ENOSPC' })),
+  });
+  await assert.rejects(
+    store.createIncoming({
+      id: 'v_full',
+      name: 'data',
+      lengthBytes: MIB,
+      filesystem: 'none',
+      generation: 2,
+      writeCloneMetadata: async () => Promise.reject(Object.assign(new Error('write'), { code: 'ENOSPC' })),
+    }),
+    code('VOLUME_NO_SPACE'),
+  );
+  assert.deepEqual(readdirSync(store.directory), []);
+});

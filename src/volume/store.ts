@@ -1,0 +1,592 @@
+import { execFile } from 'node:child_process';
+import { constants } from 'node:fs';
+import { mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { promisify } from 'node:util';
+import { Compile } from 'typebox/compile';
+import { ulid } from 'ulid';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { isDataLocked } from './data-lock.ts';
+import { VOLUME_FILES, VolumeRecord } from './record.ts';
+import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
+
+/**
+ * The volumes of one worker, a folder each:
+ *
+ *   <dataDir>/volumes/<id>/volume.json     the record (record.ts)
+ *                          data.raw        the bytes, sparse
+ *                          clone.meta      durable validity bits, while the volume is a clone
+ *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
+ *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
+ *
+ * A folder appears by rename when all in it is durable and goes by rename first, so half a volume is never seen. The disk
+ * is the truth: nothing is cached, every answer is read from the records. One process owns the folder (the worker); volume
+ * servers read the record of theirs.
+ */
+export class VolumeStore {
+  readonly directory: string;
+  readonly #clock: Clock;
+  readonly #random: Random;
+  readonly #logger: Logger;
+  readonly #run: ProgramRunner;
+  /** Changes run one after the other: each reads a record, decides and writes. */
+  #last: Promise<unknown> = Promise.resolve();
+
+  private constructor(directory: string, options: VolumeStoreOptions) {
+    this.directory = directory;
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.#logger = options.logger;
+    this.#run = options.run ?? runProgram;
+  }
+
+  /** Makes the folder where there is none and removes what a crash left half made or half destroyed. */
+  static async open(dataDir: string, options: VolumeStoreOptions): Promise<VolumeStore> {
+    const store = new VolumeStore(join(dataDir, 'volumes'), options);
+    await mkdir(store.directory, { recursive: true, mode: 0o700 });
+    for (const name of await readdir(store.directory)) {
+      if (!name.startsWith(NEW_PREFIX) && !name.startsWith(GONE_PREFIX)) continue;
+      store.#logger.info({ folder: name }, 'removing what a crash left of a volume');
+      await rm(join(store.directory, name), { recursive: true, force: true });
+    }
+    return store;
+  }
+
+  /**
+   * A new volume, ready at generation 1, whole and durable. `lengthBytes` is a multiple of 4096.
+   * Rejects `VOLUME_BAD_LENGTH`, `VOLUME_MKFS_FAILED`, `VOLUME_MKFS_MISSING`, `VOLUME_NO_SPACE`.
+   */
+  async create(request: {
+    name: string;
+    lengthBytes: number;
+    filesystem: VolumeRecord['filesystem'];
+    machineId?: string | null;
+  }): Promise<VolumeRecord> {
+    checkLength(request.lengthBytes);
+    const record: VolumeRecord = {
+      formatVersion: 1,
+      id: `v_${ulid(this.#clock.wallMs(), () => this.#random.below(2 ** 32) / 2 ** 32).toLowerCase()}`,
+      name: request.name,
+      lengthBytes: request.lengthBytes,
+      filesystem: request.filesystem,
+      generation: 1,
+      state: 'ready',
+      createdAtMs: this.#clock.wallMs(),
+      machineId: request.machineId ?? null,
+      destroyAfterMs: null,
+    };
+    return this.#exclusively(() =>
+      this.#build(record, (folder) => this.#format(join(folder, VOLUME_FILES.data), record)),
+    );
+  }
+
+  /**
+   * The files of a volume that a move will bring, in state `incoming`. Idempotent for the same generation. A retained earlier
+   * generation of the same volume is kept beside it; a never activated incoming one of an earlier generation is replaced.
+   * Rejects `VOLUME_EXISTS` when this worker has the volume in any other state.
+   */
+  async createIncoming(request: {
+    id: string;
+    name: string;
+    lengthBytes: number;
+    filesystem: VolumeRecord['filesystem'];
+    generation: number;
+    machineId?: string | null;
+    /** Writes the clone's durable metadata at the given path (clone/metadata.ts); the store makes it durable with the rest. */
+    writeCloneMetadata: (path: string) => Promise<void>;
+  }): Promise<VolumeRecord> {
+    checkLength(request.lengthBytes);
+    checkId(request.id);
+    const record: VolumeRecord = {
+      formatVersion: 1,
+      id: request.id,
+      name: request.name,
+      lengthBytes: request.lengthBytes,
+      filesystem: request.filesystem,
+      generation: request.generation,
+      state: 'incoming',
+      createdAtMs: this.#clock.wallMs(),
+      machineId: request.machineId ?? null,
+      destroyAfterMs: null,
+    };
+    return this.#exclusively(async () => {
+      const existing = await this.#find(request.id);
+      if (existing) {
+        const action = incomingOver(existing, record);
+        if (action === 'same') return existing;
+        if (action === 'refuse') throw exists(existing, request.generation);
+        if (action === 'replace') await this.#destroyFolder(this.folder(existing.id), existing.id);
+        if (action === 'keep') {
+          await rename(
+            this.folder(existing.id),
+            join(this.directory, `${existing.id}.g${existing.generation}`),
+          );
+        }
+      }
+      return this.#build(record, (folder) =>
+        request.writeCloneMetadata(join(folder, VOLUME_FILES.cloneMetadata)),
+      );
+    });
+  }
+
+  /** All volumes that can be read, retained generations among them, oldest id first; and the folders that cannot be read, with the reason. */
+  async list(): Promise<{ volumes: VolumeRecord[]; broken: { folder: string; error: GodwitError }[] }> {
+    const volumes: VolumeRecord[] = [];
+    const broken: { folder: string; error: GodwitError }[] = [];
+    for (const name of (await readdir(this.directory)).sort()) {
+      if (name.startsWith('.')) continue;
+      const folder = join(this.directory, name);
+      try {
+        volumes.push(await readRecord(folder));
+      } catch (error) {
+        if (!(error instanceof GodwitError)) throw error;
+        broken.push({ folder, error });
+      }
+    }
+    return { volumes, broken };
+  }
+
+  /** Rejects `VOLUME_NOT_FOUND`, `VOLUME_RECORD_CORRUPT`. */
+  async get(id: string): Promise<VolumeRecord> {
+    checkId(id);
+    const record = await this.#find(id);
+    if (record === undefined) {
+      throw new GodwitError('VOLUME_NOT_FOUND', `there is no volume ${id} on this worker`, {
+        values: { volumeId: id },
+        nextAction: 'List the volumes with godwit volume list; it may have moved to another worker.',
+      });
+    }
+    return record;
+  }
+
+  /** Folder of the volume's current generation: what a volume server is given. */
+  folder(id: string): string {
+    checkId(id);
+    return join(this.directory, id);
+  }
+
+  /** Allocated bytes of the sparse data file. */
+  async usedBytes(id: string): Promise<number> {
+    await this.get(id);
+    return allocatedBytes(join(this.folder(id), VOLUME_FILES.data));
+  }
+
+  /**
+   * Lets the event happen to the volume, durably; answers the record after it (unchanged when it had happened already).
+   * Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata.
+   */
+  apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
+    return this.#exclusively(async () => {
+      const before = await this.get(id);
+      const after = transition(before, event);
+      if (after !== before) {
+        await this.#write(this.folder(id), after);
+        this.#logger.info(
+          { volumeId: id, event: event.kind, state: after.state, generation: after.generation },
+          'a volume changed its state',
+        );
+      }
+      if (event.kind === 'complete')
+        await rm(join(this.folder(id), VOLUME_FILES.cloneMetadata), { force: true });
+      return after;
+    });
+  }
+
+  /** Gives the volume to a machine or takes it back (null). Rejects `VOLUME_IN_USE` when another machine has it. */
+  assignMachine(id: string, machineId: string | null): Promise<VolumeRecord> {
+    return this.#exclusively(async () => {
+      const before = await this.get(id);
+      if (before.machineId === machineId) return before;
+      if (before.machineId !== null && machineId !== null) {
+        throw new GodwitError('VOLUME_IN_USE', `volume ${id} belongs to machine ${before.machineId}`, {
+          values: { volumeId: id, machineId: before.machineId },
+          nextAction: 'A volume has at most one machine; destroy that one first or make another volume.',
+        });
+      }
+      const after = { ...before, machineId };
+      await this.#write(this.folder(id), after);
+      return after;
+    });
+  }
+
+  /**
+   * Removes the volume and its data for ever; nothing to do where it is gone. Rejects `VOLUME_ATTACHED` while a process has its
+   * data open, whatever is asked; `VOLUME_KEPT` for a sealed, retained or half-moved (clone) volume without `force`.
+   */
+  destroy(id: string, options: { force?: boolean } = {}): Promise<void> {
+    return this.#exclusively(async () => {
+      const record = await this.#find(id);
+      if (record === undefined) return;
+      if (options.force !== true && (record.state === 'sealed' || record.state === 'retained')) {
+        throw new GodwitError(
+          'VOLUME_KEPT',
+          `volume ${id} is ${record.state}: it is the way back of a move`,
+          {
+            values: { volumeId: id, state: record.state, destroyAfterMs: record.destroyAfterMs },
+            nextAction:
+              'It goes by itself when its retention is over. To destroy it now, ask again with --force.',
+          },
+        );
+      }
+      await this.#destroyFolder(this.folder(id), id);
+    });
+  }
+
+  /** Destroys every retained volume whose time is over; answers their ids. One that is still open is left for the next sweep. */
+  sweepRetained(): Promise<string[]> {
+    return this.#exclusively(async () => {
+      const swept: string[] = [];
+      for (const name of await readdir(this.directory)) {
+        if (name.startsWith('.')) continue;
+        const folder = join(this.directory, name);
+        try {
+          const record = await readRecord(folder);
+          if (!isRetentionOver(record, this.#clock.wallMs())) continue;
+          await this.#destroyFolder(folder, record.id);
+          swept.push(record.id);
+        } catch (error) {
+          this.#logger.warn({ folder, reason: messageOf(error) }, 'a retained volume was not swept');
+        }
+      }
+      return swept;
+    });
+  }
+
+  /** Of the filesystem that holds the volumes, and of the volumes on it. */
+  async capacity(): Promise<VolumeCapacity> {
+    const filesystem = await statfs(this.directory);
+    const { volumes } = await this.list();
+    let usedBytes = 0;
+    let logicalBytes = 0;
+    for (const record of volumes) {
+      logicalBytes += record.lengthBytes;
+      usedBytes += await this.#usedBytesOf(record);
+    }
+    return {
+      totalBytes: filesystem.blocks * filesystem.bsize,
+      freeBytes: filesystem.bavail * filesystem.bsize,
+      logicalBytes,
+      usedBytes,
+    };
+  }
+
+  async #usedBytesOf(record: VolumeRecord): Promise<number> {
+    const folders = [record.id, `${record.id}.g${record.generation}`];
+    for (const name of folders.reverse()) {
+      const bytes = await allocatedBytes(join(this.directory, name, VOLUME_FILES.data)).catch(
+        () => undefined,
+      );
+      if (bytes !== undefined) return bytes;
+    }
+    return 0;
+  }
+
+  async #find(id: string): Promise<VolumeRecord | undefined> {
+    try {
+      await stat(this.folder(id));
+    } catch (error) {
+      if (systemErrorCode(error) === 'ENOENT') return undefined;
+      throw error;
+    }
+    return readRecord(this.folder(id));
+  }
+
+  async #build(record: VolumeRecord, fill: (folder: string) => Promise<void>): Promise<VolumeRecord> {
+    const temporary = join(this.directory, `${NEW_PREFIX}${record.id}`);
+    await rm(temporary, { recursive: true, force: true });
+    try {
+      await mkdir(temporary, { mode: 0o700 });
+      const data = await open(join(temporary, VOLUME_FILES.data), 'wx', 0o600);
+      try {
+        await data.truncate(record.lengthBytes);
+      } finally {
+        await data.close();
+      }
+      await fill(temporary);
+      await writeDurably(join(temporary, VOLUME_FILES.record), encodeRecord(record));
+      for (const name of await readdir(temporary)) await syncPath(join(temporary, name));
+      await syncPath(temporary);
+      await rename(temporary, this.folder(record.id));
+      await syncPath(this.directory);
+    } catch (error) {
+      await rm(temporary, { recursive: true, force: true }).catch(() => {});
+      throw storageError(error, this.directory);
+    }
+    this.#logger.info(
+      { volumeId: record.id, lengthBytes: record.lengthBytes, state: record.state },
+      'a volume was made',
+    );
+    return record;
+  }
+
+  async #format(dataPath: string, record: VolumeRecord): Promise<void> {
+    const { filesystem, lengthBytes } = record;
+    if (filesystem === 'none') return;
+    const [program, ...args] = formatCommand(filesystem, lengthBytes, dataPath);
+    try {
+      await this.#run(program, args);
+    } catch (error) {
+      if (systemErrorCode(error) === 'ENOENT') {
+        throw new GodwitError('VOLUME_MKFS_MISSING', `${program} is not on this host`, {
+          values: { program },
+          nextAction: `Install it (Debian: ${filesystem === 'ext4' ? 'e2fsprogs' : 'xfsprogs'}) or choose another filesystem.`,
+        });
+      }
+      throw new GodwitError('VOLUME_MKFS_FAILED', `${program} failed: ${messageOf(error).trim()}`, {
+        values: { program, lengthBytes },
+        nextAction:
+          'The message is the program’s own; a volume too small for the filesystem is the usual cause.',
+        cause: error,
+      });
+    }
+  }
+
+  async #write(folder: string, record: VolumeRecord): Promise<void> {
+    const path = join(folder, VOLUME_FILES.record);
+    try {
+      await writeDurably(`${path}.new`, encodeRecord(record));
+      await rename(`${path}.new`, path);
+      await syncPath(folder);
+    } catch (error) {
+      throw storageError(error, folder);
+    }
+  }
+
+  async #destroyFolder(folder: string, id: string): Promise<void> {
+    if (isDataLocked(join(folder, VOLUME_FILES.data))) {
+      throw new GodwitError('VOLUME_ATTACHED', `the data of volume ${id} is open in a volume server`, {
+        values: { volumeId: id },
+        nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
+      });
+    }
+    await this.#remove(folder);
+    this.#logger.info({ volumeId: id }, 'a volume was destroyed');
+  }
+
+  async #remove(folder: string): Promise<void> {
+    const gone = join(this.directory, `${GONE_PREFIX}${basename(folder)}`);
+    await rm(gone, { recursive: true, force: true });
+    await rename(folder, gone);
+    await syncPath(this.directory);
+    await rm(gone, { recursive: true, force: true });
+  }
+
+  #exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(work, work);
+    this.#last = result.catch(() => {});
+    return result;
+  }
+}
+
+export type VolumeStoreOptions = {
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** Runs a program to its end; rejects when it is missing (ENOENT) or fails. */
+  run?: ProgramRunner;
+};
+
+export type ProgramRunner = (program: string, args: readonly string[]) => Promise<void>;
+
+export type VolumeCapacity = {
+  totalBytes: number;
+  /** What may still be written there. */
+  freeBytes: number;
+  /** Sum of the lengths of all volumes: what they would take if every block were used. */
+  logicalBytes: number;
+  /** Sum of what they take now. */
+  usedBytes: number;
+};
+
+const NEW_PREFIX = '.new-';
+const GONE_PREFIX = '.gone-';
+/** A record is under 1 KiB; anything larger is not one. */
+const RECORD_BYTES_MAX = 64 * 1024;
+const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;
+const EXT4_JOURNAL_BYTES_MAX = 64 * 2 ** 20;
+
+const recordValidator = Compile(VolumeRecord);
+
+/**
+ * How a file becomes a filesystem. For ext4:
+ * - blocks of 4 KiB, the unit of validity of a clone, whatever the size;
+ * - the sparse file reads as zeros, so nothing is zeroed and the inode tables count as done (no background zeroing by the kernel on the
+ *   first mount, which would turn into writes on a clone): 100 GiB take 5 MiB and some 10 ms;
+ * - no blocks kept back for root: the volume is one machine's, which may be root or not, and gets what it paid for;
+ * - a journal of at most 64 MiB instead of up to 1 GiB: the journal is written round and round, so all of it ends up allocated and
+ *   has to travel with every move.
+ * mkfs.xfs reserves the blocks of its log (64 MiB) without writing them: they are taken on the host and read as a hole, so they do not travel.
+ */
+export function formatCommand(
+  filesystem: 'ext4' | 'xfs',
+  lengthBytes: number,
+  path: string,
+): [program: string, ...args: string[]] {
+  if (filesystem === 'xfs') return ['mkfs.xfs', '-q', '-f', '-K', path];
+  // mke2fs gives more than 64 MiB from 16 GiB on (e2fsprogs, ext2fs_default_journal_size).
+  const journal = lengthBytes >= 16 * 2 ** 30 ? ['-J', `size=${EXT4_JOURNAL_BYTES_MAX / 2 ** 20}`] : [];
+  return [
+    [
+      'mkfs.ext4',
+      '-q',
+      '-F',
+      '-b',
+      '4096',
+      '-m',
+      '0',
+      '-E',
+      'assume_storage_prezeroed=1,nodiscard',
+      ...journal,
+      path,
+    ],
+  ];
+}
+
+/** The record in a volume's folder, validated. Rejects `VOLUME_RECORD_CORRUPT`, naming the file. */
+export async function readRecord(folder: string): Promise<VolumeRecord> {
+  const path = join(folder, VOLUME_FILES.record);
+  const corrupt = (reason: string, cause?: unknown): GodwitError =>
+    new GodwitError('VOLUME_RECORD_CORRUPT', `${path} is not a volume's record: ${reason}`, {
+      values: { path },
+      nextAction:
+        'Restore the file from a backup, or move the folder away; the data file beside it is untouched.',
+      cause,
+    });
+  let bytes: Buffer;
+  try {
+    // O_NOFOLLOW: a record is a plain file of ours, never a link to somewhere else.
+    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+    try {
+      const { size } = await file.stat();
+      if (size > RECORD_BYTES_MAX) throw corrupt(`it has ${size} bytes`);
+      bytes = await file.readFile();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (error instanceof GodwitError) throw error;
+    throw corrupt(messageOf(error), error);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString('utf8'));
+  } catch (error) {
+    throw corrupt('it is not JSON', error);
+  }
+  if (!recordValidator.Check(value)) {
+    const [first] = recordValidator.Errors(value);
+    throw corrupt(`${first?.instancePath ?? ''} ${first?.message ?? 'does not match'}`.trim());
+  }
+  const name = basename(folder);
+  if (name !== value.id && name !== `${value.id}.g${value.generation}` && !name.startsWith('.')) {
+    throw corrupt(`it is of volume ${value.id}`);
+  }
+  return value;
+}
+
+function encodeRecord(record: VolumeRecord): string {
+  return `${JSON.stringify(record, null, 2)}\n`;
+}
+
+function checkLength(lengthBytes: number): void {
+  if (Number.isSafeInteger(lengthBytes) && lengthBytes >= BLOCK_BYTES && lengthBytes % BLOCK_BYTES === 0)
+    return;
+  throw new GodwitError('VOLUME_BAD_LENGTH', `a volume cannot have ${lengthBytes} bytes`, {
+    values: { lengthBytes },
+    nextAction: `Give a size that is a multiple of ${BLOCK_BYTES} bytes.`,
+  });
+}
+
+function checkId(id: string): void {
+  if (ID_PATTERN.test(id)) return;
+  throw new GodwitError('VOLUME_BAD_ID', `${JSON.stringify(id.slice(0, 80))} is not the id of a volume`, {
+    nextAction: 'Ids look like v_01jd…; list the volumes with godwit volume list.',
+  });
+}
+
+/** What an incoming volume does with the one of the same id that is here already. */
+function incomingOver(
+  existing: VolumeRecord,
+  incoming: VolumeRecord,
+): 'same' | 'replace' | 'keep' | 'refuse' {
+  if (existing.state === 'incoming') {
+    if (existing.generation > incoming.generation) return 'refuse';
+    const same = existing.generation === incoming.generation && existing.lengthBytes === incoming.lengthBytes;
+    return same ? 'same' : 'replace';
+  }
+  // A volume that comes back: what it left here is somebody's way back until its retention is over.
+  if (existing.state === 'retained' && existing.generation < incoming.generation) return 'keep';
+  return 'refuse';
+}
+
+function exists(existing: VolumeRecord, generation: number): GodwitError {
+  return new GodwitError(
+    'VOLUME_EXISTS',
+    `volume ${existing.id} is here already, ${existing.state} at generation ${existing.generation}`,
+    {
+      values: {
+        volumeId: existing.id,
+        state: existing.state,
+        existingGeneration: existing.generation,
+        generation,
+      },
+      nextAction: 'Another move of this volume is not over here; wait for it or choose another target.',
+    },
+  );
+}
+
+async function writeDurably(path: string, text: string): Promise<void> {
+  const file = await open(path, 'w', 0o600);
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** fsync of a file or folder by path. */
+async function syncPath(path: string): Promise<void> {
+  const handle = await open(path, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function allocatedBytes(path: string): Promise<number> {
+  return (await stat(path)).blocks * 512;
+}
+
+function storageError(error: unknown, path: string): unknown {
+  const code = systemErrorCode(error);
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return new GodwitError('VOLUME_NO_SPACE', `no room left below ${path}`, {
+      values: { path },
+      nextAction: 'Free space on this host or choose another worker.',
+      cause: error,
+    });
+  }
+  if (code === 'EFBIG' || code === 'EINVAL') {
+    return new GodwitError(
+      'VOLUME_BAD_LENGTH',
+      `the filesystem below ${path} cannot hold a file of this length`,
+      {
+        values: { path },
+        nextAction: 'Choose a smaller volume, or another filesystem for the data folder.',
+        cause: error,
+      },
+    );
+  }
+  return error;
+}
+
+const runProgram: ProgramRunner = async (program, args) => {
+  const path = `${process.env.PATH ?? ''}:/usr/sbin:/sbin`;
+  await promisify(execFile)(program, args, { timeout: 120_000, env: { ...process.env, PATH: path } });
+};

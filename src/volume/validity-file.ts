@@ -1,0 +1,209 @@
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
+import { crc32 } from 'node:zlib';
+import { assert } from '../base/assert.ts';
+import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { blockCountOf, wordCountOf } from '../clone/validity-map.ts';
+import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
+
+/**
+ * The live validity bits of a clone in a file that processes share by mmap. It outlives the volume server, so that a write that was
+ * acknowledged (its data in the page cache, its bit here) survives a server that was killed. It does not outlive the
+ * boot: after a power cut only the bits of clone/metadata.ts count, because only those were written after their data was durable. The
+ * header therefore carries the id of the boot, and content of another boot is thrown away.
+ *
+ *   bytes      content (little endian)
+ *   0..7       magic 'GODWITVM'
+ *   8..11      format version, 1
+ *   12..15     CRC-32 (zlib) of bytes 16..4095
+ *   16..51     boot id, as /proc/sys/kernel/random/boot_id prints it (ASCII)
+ *   52..55     length of the volume id
+ *   56..63     generation
+ *   64..71     length of the clone in bytes
+ *   72..199    volume id (ASCII, zero padded)
+ *   200..4095  zero
+ *   4096..     the bits: words of 32 bits in the byte order of this host, block 0 in the lowest bit of word 0
+ */
+export type ValidityFile = {
+  /** True: the bits are what the last server of this boot left. False: they are all zero and the durable ones count. */
+  readonly current: boolean;
+  /** The bits. Valid until `close`. */
+  readonly words: Uint32Array;
+  /** Address of the first word in this process, for a thread that reads the bits without a copy. */
+  readonly address: bigint;
+  /** Unmaps; the file stays for the next server. Nobody may touch `words` or `address` afterwards. */
+  close(): void;
+};
+
+export type ValidityFileRequest = {
+  /** On tmpfs where there is one: the bits change with every first write to a block. */
+  path: string;
+  volumeId: string;
+  generation: number;
+  lengthBytes: number;
+  /** Of the running kernel (sys/boot-id.ts). */
+  bootId: string;
+};
+
+const MAGIC = Buffer.from('GODWITVM', 'latin1');
+const FORMAT_VERSION = 1;
+const HEADER_BYTES = 4096;
+const BOOT_ID_BYTES = 36;
+const VOLUME_ID_BYTES_MAX = 128;
+
+/**
+ * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is replaced by an empty
+ * one. Throws `VOLUME_VALIDITY_FOREIGN` for a file that is not this volume's map (nothing of it is changed),
+ * `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is damaged, `VOLUME_NO_SPACE`.
+ */
+export function openValidityFile(request: ValidityFileRequest): ValidityFile {
+  const lengthBytes = HEADER_BYTES + wordCountOf(blockCountOf(request.lengthBytes)) * 4;
+  const current = inspect(request, lengthBytes) === 'current';
+  if (!current) create(request, lengthBytes);
+  const fd = openSync(request.path, constants.O_RDWR | constants.O_NOFOLLOW);
+  let mapping: SharedMapping;
+  try {
+    mapping = mapShared(fd, lengthBytes);
+  } finally {
+    closeSync(fd);
+  }
+  return {
+    current,
+    words: new Uint32Array(
+      mapping.view.buffer,
+      mapping.view.byteOffset + HEADER_BYTES,
+      wordCountOf(blockCountOf(request.lengthBytes)),
+    ),
+    address: mapping.address + BigInt(HEADER_BYTES),
+    close: () => unmap(mapping.address, lengthBytes),
+  };
+}
+
+/** The map goes with the clone. Nothing to do where there is none. */
+export function removeValidityFile(path: string): void {
+  rmSync(path, { force: true });
+}
+
+function inspect(request: ValidityFileRequest, lengthBytes: number): 'absent' | 'stale' | 'current' {
+  let fd: number;
+  try {
+    fd = openSync(request.path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return 'absent';
+    if (systemErrorCode(error) === 'ELOOP') throw foreign(request, 'it is a symbolic link');
+    throw error;
+  }
+  try {
+    const status = fstatSync(fd);
+    if (!status.isFile()) throw foreign(request, 'it is not a regular file');
+    const header = Buffer.alloc(HEADER_BYTES);
+    const bytesRead = readSync(fd, header, 0, HEADER_BYTES, 0);
+    if (bytesRead < MAGIC.length || !header.subarray(0, MAGIC.length).equals(MAGIC)) {
+      throw foreign(request, 'it does not begin with the magic of a validity map');
+    }
+    const found = bytesRead === HEADER_BYTES ? decodeHeader(header) : undefined;
+    if (found === undefined) throw corrupt(request, 'its header is damaged');
+    if (found.bootId !== request.bootId) return 'stale';
+    if (found.volumeId !== request.volumeId)
+      throw foreign(request, `it is the map of volume ${found.volumeId}`);
+    if (found.generation < request.generation) return 'stale';
+    if (found.generation > request.generation) {
+      throw foreign(request, `it is of the later generation ${found.generation}`);
+    }
+    if (found.lengthBytes !== request.lengthBytes) {
+      throw foreign(request, `it is of a clone of ${found.lengthBytes} bytes`);
+    }
+    if (status.size !== lengthBytes)
+      throw corrupt(request, `it has ${status.size} bytes instead of ${lengthBytes}`);
+    return 'current';
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Built beside its place and renamed, so that a killed server leaves either no map or a whole one. */
+function create(request: ValidityFileRequest, lengthBytes: number): void {
+  const temporary = `${request.path}.new`;
+  try {
+    rmSync(temporary, { force: true });
+    const fd = openSync(temporary, 'wx', 0o600);
+    try {
+      ftruncateSync(fd, lengthBytes);
+      writeSync(fd, encodeHeader(request), 0, HEADER_BYTES, 0);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(temporary, request.path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    if (systemErrorCode(error) !== 'ENOSPC') throw error;
+    throw new GodwitError('VOLUME_NO_SPACE', `no room for the validity map ${request.path}`, {
+      values: { path: request.path, lengthBytes },
+      nextAction: 'Free memory or space on the filesystem that holds it.',
+      cause: error,
+    });
+  }
+}
+
+type Header = Pick<ValidityFileRequest, 'bootId' | 'volumeId' | 'generation' | 'lengthBytes'>;
+
+function encodeHeader(header: Header): Buffer {
+  assert(/^[\x21-\x7e]{1,128}$/.test(header.volumeId), 'a volume id is short ASCII');
+  assert(/^[0-9a-f-]{36}$/.test(header.bootId), 'a boot id is a UUID');
+  const bytes = Buffer.alloc(HEADER_BYTES);
+  MAGIC.copy(bytes, 0);
+  bytes.writeUInt32LE(FORMAT_VERSION, 8);
+  bytes.write(header.bootId, 16, 'latin1');
+  bytes.writeUInt32LE(header.volumeId.length, 52);
+  bytes.writeBigUInt64LE(BigInt(header.generation), 56);
+  bytes.writeBigUInt64LE(BigInt(header.lengthBytes), 64);
+  bytes.write(header.volumeId, 72, 'latin1');
+  bytes.writeUInt32LE(crc32(bytes.subarray(16)), 12);
+  return bytes;
+}
+
+/** Undefined for a header that this version did not write or that is damaged. */
+function decodeHeader(bytes: Buffer): Header | undefined {
+  if (bytes.readUInt32LE(8) !== FORMAT_VERSION) return undefined;
+  if (bytes.readUInt32LE(12) !== crc32(bytes.subarray(16))) return undefined;
+  const idLength = bytes.readUInt32LE(52);
+  if (idLength < 1 || idLength > VOLUME_ID_BYTES_MAX) return undefined;
+  return {
+    bootId: bytes.toString('latin1', 16, 16 + BOOT_ID_BYTES),
+    volumeId: bytes.toString('latin1', 72, 72 + idLength),
+    generation: Number(bytes.readBigUInt64LE(56)),
+    lengthBytes: Number(bytes.readBigUInt64LE(64)),
+  };
+}
+
+function foreign(request: ValidityFileRequest, reason: string): GodwitError {
+  return new GodwitError(
+    'VOLUME_VALIDITY_FOREIGN',
+    `${request.path} is not the map of this clone: ${reason}`,
+    {
+      values: { path: request.path, volumeId: request.volumeId, generation: request.generation },
+      nextAction: 'See who made the file; move it away if nobody needs it, then attach again.',
+    },
+  );
+}
+
+function corrupt(request: ValidityFileRequest, reason: string): GodwitError {
+  return new GodwitError(
+    'VOLUME_VALIDITY_CORRUPT',
+    `the validity map ${request.path} is damaged: ${reason}`,
+    {
+      values: { path: request.path, volumeId: request.volumeId, generation: request.generation },
+      nextAction:
+        'Remove the file to go on with the bits of the last flush: what the guest wrote after it may read as the source’s content.',
+    },
+  );
+}
