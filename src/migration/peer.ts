@@ -96,6 +96,9 @@ export const TargetStatus = Type.Object({
   /** Wall clock of the target, for the report only. */
   timesMs: Type.Object({
     handedOver: Type.Union([Type.Number(), Type.Null()]),
+    /** Open for writing. */
+    activated: Type.Union([Type.Number(), Type.Null()]),
+    /** Mounted. */
     attached: Type.Union([Type.Number(), Type.Null()]),
     booted: Type.Union([Type.Number(), Type.Null()]),
     healthy: Type.Union([Type.Number(), Type.Null()]),

@@ -1,0 +1,358 @@
+import type { DatabaseSync } from 'node:sqlite';
+import type { Clock } from '../base/clock.ts';
+import { messageOf, toWireError, type WireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { RunView } from '../journal/run.ts';
+import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
+import type { TargetStatus } from './peer.ts';
+
+/**
+ * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines here, runs of the
+ * journal) and does the next thing, again and again; asking twice, restarting the worker or losing a peer changes nothing of that. One
+ * machine at a time is between stop and healthy, while the blocks of earlier ones still follow.
+ */
+export type DrainMachineState = 'queued' | 'moving' | 'hydrating' | 'moved' | 'waiting' | 'failed';
+
+export type DrainMachineView = {
+  machineId: string;
+  name: string;
+  state: DrainMachineState;
+  runId: string | null;
+  target: string | null;
+  phase: string | null;
+  hydratedFraction: number | null;
+  bytesPerSecond: number | null;
+  etaMs: number | null;
+  interruptionMs: Interruption | null;
+  wireBytes: number;
+  volumeBytes: number;
+  usedBytes: number;
+  hydrationMs: number | null;
+  blocksFetchedTwice: number;
+  reason: string | null;
+  nextAction: string | null;
+};
+
+export type DrainView = {
+  worker: string;
+  desired: boolean;
+  sinceMs: number | null;
+  endedAtMs: number | null;
+  state: 'idle' | 'draining' | 'drained' | 'waiting';
+  machines: DrainMachineView[];
+};
+
+/** A machine that is this worker's own now. */
+export type LocalMachine = { machineId: string; name: string; volumeBytes: number; usedBytes: number };
+
+/** Why a machine could not be started on its way, and when it is tried again. */
+export type Obstacle = { error: WireError; sinceMs: number; attempts: number; retryAtMs: number };
+
+export type DrainLimits = {
+  /** Machines between their stop and their first healthy answer. */
+  movingMax: number;
+  /** Machines whose blocks still follow. */
+  hydratingMax: number;
+};
+
+export const DRAIN_LIMITS: DrainLimits = { movingMax: 1, hydratingMax: 8 };
+
+const RETRY_FIRST_MS = 2_000;
+const RETRY_MAX_MS = 60_000;
+const TICK_MS = 1_000;
+
+/** When an obstacle that was met `attempts` times is tried again. */
+export function retryDelayMs(attempts: number): number {
+  return Math.min(RETRY_FIRST_MS * 2 ** Math.max(0, attempts - 1), RETRY_MAX_MS);
+}
+
+/** Which machines start their move now. Smallest first, so that most of the worker is free soonest. Pure. */
+export function nextMoves(
+  machines: readonly LocalMachine[],
+  runs: readonly RunView[],
+  obstacles: ReadonlyMap<string, Obstacle>,
+  limits: DrainLimits,
+  nowMs: number,
+): LocalMachine[] {
+  const active = runs.filter((run) => run.endedAtMs === null);
+  const busy = new Set(active.map((run) => (run.input as MigrateOutInput).machineId));
+  const moving = active.filter((run) => !isServing(run)).length;
+  const hydrating = active.length - moving;
+  const room = Math.min(limits.movingMax - moving, limits.hydratingMax - hydrating - moving);
+  return machines
+    .filter((machine) => !busy.has(machine.machineId))
+    .filter((machine) => (obstacles.get(machine.machineId)?.retryAtMs ?? 0) <= nowMs)
+    .sort((left, right) => left.usedBytes - right.usedBytes || (left.name < right.name ? -1 : 1))
+    .slice(0, Math.max(0, room));
+}
+
+/** How one machine of a drain stands. Pure. */
+export function machineView(
+  machine: { machineId: string; name: string; volumeBytes: number; usedBytes: number },
+  run: RunView | null,
+  live: TargetStatus | null,
+  obstacle: Obstacle | null,
+): DrainMachineView {
+  const output = (run?.output ?? {}) as MigrateOutOutput;
+  const status = live ?? output.last ?? null;
+  const hydration = status?.hydration ?? null;
+  const ended = run !== null && run.endedAtMs !== null;
+  const undone = ended && run.state !== 'done';
+  const reason = obstacle?.error ?? (undone ? run.error : null);
+  const { activated, hydrated } = status?.timesMs ?? { activated: null, hydrated: null };
+  return {
+    machineId: machine.machineId,
+    name: machine.name,
+    state: stateOf(run, obstacle),
+    runId: run?.id ?? null,
+    target: output.target ?? null,
+    phase: run?.step ?? null,
+    hydratedFraction:
+      hydration && hydration.totalBytes > 0 ? hydration.presentBytes / hydration.totalBytes : null,
+    bytesPerSecond: hydration?.bytesPerSecond ?? null,
+    etaMs: hydration?.etaMs ?? null,
+    interruptionMs: output.interruptionMs ?? null,
+    wireBytes: hydration?.wireBytes ?? 0,
+    volumeBytes: output.subject?.volume?.lengthBytes ?? machine.volumeBytes,
+    usedBytes: output.subject?.volume?.usedBytes ?? machine.usedBytes,
+    hydrationMs: activated !== null && hydrated !== null ? hydrated - activated : null,
+    blocksFetchedTwice: hydration?.blocksFetchedTwice ?? 0,
+    reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),
+    nextAction: reason?.nextAction ?? (ended ? null : (run?.reason?.nextAction ?? null)),
+  };
+}
+
+function stateOf(run: RunView | null, obstacle: Obstacle | null): DrainMachineState {
+  if (run?.state === 'done') return 'moved';
+  if (run?.state === 'failed') return 'failed';
+  if (run !== null && run.endedAtMs === null) return isServing(run) ? 'hydrating' : 'moving';
+  return obstacle ? 'waiting' : 'queued';
+}
+
+/** The machine runs at its target; this worker only serves blocks. */
+export function isServing(run: RunView): boolean {
+  return run.steps.some((step) => step.name === 'settle' && step.state === 'done');
+}
+
+export type DrainOptions = {
+  worker: string;
+  database: DatabaseSync;
+  clock: Clock;
+  logger: Logger;
+  limits: DrainLimits;
+  machines: () => Promise<LocalMachine[]>;
+  /** Runs of kind `migrate-out` that began at `sinceMs` or later, or have not ended; oldest first. */
+  runs: (sinceMs: number) => RunView[];
+  live: (runId: string) => TargetStatus | null;
+  /** Rejects, with the reason, when the machine cannot go now: nobody takes it, or it is not movable. */
+  precheck: (machineId: string, target: string | null) => Promise<void>;
+  start: (machineId: string, target: string | null) => RunView;
+};
+
+export class DrainController {
+  readonly #options: DrainOptions;
+  readonly #obstacles = new Map<string, Obstacle>();
+  /** What the machines looked like when they were last here: their rows stay after they have gone. */
+  readonly #seen = new Map<string, LocalMachine>();
+  #cancelTimer: (() => void) | null = null;
+  #ticking = false;
+  #again = false;
+  #closed = false;
+
+  constructor(options: DrainOptions) {
+    this.#options = options;
+    options.database.exec(
+      `CREATE TABLE IF NOT EXISTS drain (
+         id INTEGER PRIMARY KEY CHECK (id = 1),
+         desired INTEGER NOT NULL,
+         since_ms INTEGER NOT NULL,
+         ended_at_ms INTEGER,
+         target TEXT
+       ) STRICT`,
+    );
+  }
+
+  /** True: take no machines, and send away those that are here. */
+  get desired(): boolean {
+    return this.#row()?.desired === 1;
+  }
+
+  /** Idempotent; only a new target changes a drain that is on. */
+  request(target: string | null): void {
+    const { database, clock } = this.#options;
+    if (this.desired) {
+      database.prepare('UPDATE drain SET target = ? WHERE id = 1').run(target);
+    } else {
+      this.#obstacles.clear();
+      this.#seen.clear();
+      database
+        .prepare(
+          'INSERT OR REPLACE INTO drain (id, desired, since_ms, ended_at_ms, target) VALUES (1, 1, ?, NULL, ?)',
+        )
+        .run(clock.wallMs(), target);
+    }
+    this.wake();
+  }
+
+  /** Stops before the next machine and lets the worker take machines again. Idempotent. */
+  withdraw(): void {
+    this.#options.database.exec('UPDATE drain SET desired = 0 WHERE id = 1');
+    this.#obstacles.clear();
+  }
+
+  /** Looks again now: a run ended, a peer came back, a machine was stopped. */
+  wake(): void {
+    if (this.#closed) return;
+    if (this.#ticking) {
+      this.#again = true;
+      return;
+    }
+    this.#cancelTimer?.();
+    this.#ticking = true;
+    void this.#tick()
+      .catch((error: unknown) => {
+        this.#options.logger.error({ error: toWireError(error) }, 'the drain stumbled; it looks again');
+      })
+      .finally(() => {
+        this.#ticking = false;
+        if (this.#closed) return;
+        if (this.#again) {
+          this.#again = false;
+          this.wake();
+        } else if (this.desired) {
+          this.#cancelTimer = this.#options.clock.timer(TICK_MS, () => this.wake());
+        }
+      });
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#cancelTimer?.();
+  }
+
+  async status(): Promise<DrainView> {
+    const row = this.#row();
+    const { worker } = this.#options;
+    if (!row) return { worker, desired: false, sinceMs: null, endedAtMs: null, state: 'idle', machines: [] };
+    const local = await this.#options.machines();
+    const runs = this.#latestRuns(row.since_ms);
+    const all = new Map<string, LocalMachine>();
+    for (const run of runs.values()) {
+      const { machineId } = run.input as MigrateOutInput;
+      const subject = (run.output as MigrateOutOutput).subject;
+      all.set(machineId, {
+        machineId,
+        name: subject?.machineName ?? this.#seen.get(machineId)?.name ?? machineId,
+        volumeBytes: subject?.volume?.lengthBytes ?? 0,
+        usedBytes: subject?.volume?.usedBytes ?? 0,
+      });
+    }
+    for (const machine of local) all.set(machine.machineId, machine);
+    const machines = [...all.values()].map((machine) => {
+      const run = runs.get(machine.machineId) ?? null;
+      const here = local.some((candidate) => candidate.machineId === machine.machineId);
+      // A machine that went, came back, and is here again counts by its presence, not by its old run.
+      const relevant = run?.state === 'done' && here ? null : run;
+      return machineView(
+        machine,
+        relevant,
+        relevant ? this.#options.live(relevant.id) : null,
+        this.#obstacles.get(machine.machineId) ?? null,
+      );
+    });
+    const left = machines.filter((machine) => machine.state !== 'moved');
+    const busy = left.some((machine) => ['moving', 'hydrating', 'queued'].includes(machine.state));
+    const state = row.desired !== 1 ? 'idle' : left.length === 0 ? 'drained' : busy ? 'draining' : 'waiting';
+    return {
+      worker,
+      desired: row.desired === 1,
+      sinceMs: row.since_ms,
+      endedAtMs: row.ended_at_ms,
+      state,
+      machines,
+    };
+  }
+
+  async #tick(): Promise<void> {
+    const row = this.#row();
+    if (row?.desired !== 1) return;
+    const { clock, logger } = this.#options;
+    const machines = await this.#options.machines();
+    const runs = this.#options.runs(row.since_ms);
+    for (const machine of machines) this.#seen.set(machine.machineId, machine);
+    this.#learnFromRuns(runs);
+    for (const machine of nextMoves(machines, runs, this.#obstacles, this.#options.limits, clock.wallMs())) {
+      try {
+        await this.#options.precheck(machine.machineId, row.target);
+        if (!this.desired) return;
+        const run = this.#options.start(machine.machineId, row.target);
+        this.#obstacles.delete(machine.machineId);
+        logger.info({ machine: machine.name, run: run.id }, 'the drain moves a machine');
+      } catch (error) {
+        this.#obstacle(machine.machineId, toWireError(error));
+        logger.warn({ machine: machine.name, reason: messageOf(error) }, 'a machine cannot go now');
+        // The next one may have better luck: look again at once.
+        this.#again = true;
+      }
+    }
+    const busy = this.#options.runs(row.since_ms).some((run) => run.endedAtMs === null);
+    if (machines.length === 0 && !busy && row.ended_at_ms === null) {
+      this.#options.database.prepare('UPDATE drain SET ended_at_ms = ? WHERE id = 1').run(clock.wallMs());
+      logger.info({}, 'drained');
+    } else if ((machines.length > 0 || busy) && row.ended_at_ms !== null) {
+      this.#options.database.exec('UPDATE drain SET ended_at_ms = NULL WHERE id = 1');
+    }
+  }
+
+  /** A run that ended undone since the last look is an obstacle: it is tried again later, not at once for ever. */
+  #learnFromRuns(runs: readonly RunView[]): void {
+    for (const run of runs) {
+      if (run.endedAtMs === null || run.state === 'done' || !run.error) continue;
+      const { machineId } = run.input as MigrateOutInput;
+      const known = this.#obstacles.get(machineId);
+      if (known && known.sinceMs >= run.endedAtMs) continue;
+      const newer = runs.some(
+        (other) =>
+          other !== run &&
+          (other.input as MigrateOutInput).machineId === machineId &&
+          other.createdAtMs > run.createdAtMs,
+      );
+      if (newer) continue;
+      const attempts = runs.filter(
+        (other) => (other.input as MigrateOutInput).machineId === machineId,
+      ).length;
+      const retryAtMs = run.endedAtMs + retryDelayMs(attempts);
+      if (retryAtMs <= this.#options.clock.wallMs()) continue;
+      this.#obstacles.set(machineId, { error: run.error, sinceMs: run.endedAtMs, attempts, retryAtMs });
+    }
+  }
+
+  #obstacle(machineId: string, error: WireError): void {
+    const nowMs = this.#options.clock.wallMs();
+    const known = this.#obstacles.get(machineId);
+    const attempts = (known?.attempts ?? 0) + 1;
+    this.#obstacles.set(machineId, {
+      error,
+      sinceMs: known?.error.code === error.code ? known.sinceMs : nowMs,
+      attempts,
+      retryAtMs: nowMs + retryDelayMs(attempts),
+    });
+  }
+
+  /** The newest run of each machine. */
+  #latestRuns(sinceMs: number): Map<string, RunView> {
+    const latest = new Map<string, RunView>();
+    for (const run of this.#options.runs(sinceMs)) latest.set((run.input as MigrateOutInput).machineId, run);
+    return latest;
+  }
+
+  #row():
+    | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
+    | undefined {
+    return this.#options.database
+      .prepare('SELECT desired, since_ms, ended_at_ms, target FROM drain WHERE id = 1')
+      .get() as
+      | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
+      | undefined;
+  }
+}

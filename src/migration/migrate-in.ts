@@ -1,0 +1,289 @@
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { Abort } from '../journal/outcome.ts';
+import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
+import type { MoveInbox } from './inbox.ts';
+import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
+import type { TargetSide } from './target-side.ts';
+
+/**
+ * The target's run of a move. Its id is the source's run id with `TARGET_RUN_SUFFIX`, so that both may live in one journal.
+ *
+ *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → hydrate → finish
+ *      the      sparse   shim,    the     the fence  │   mount,                     drop the
+ *      offer    file,    FUSE,    hand-   moves: g+1 │   start                      clone layer,
+ *      again    bits     login    off     the point of no return                   log out
+ *
+ * Before `activate` the run unwinds when the source says so, when the source's run is gone, or when the handoff does not come; each
+ * is first written to the inbox as `forgotten`, so that a handoff that arrives later is refused. After it nothing goes back.
+ */
+export type MigrateInInput = PrepareRequest;
+
+export type MigrateInOutput = {
+  /** Wall clock of this host; only differences between them are used. */
+  handedOverAtMs?: number;
+  activatedAtMs?: number;
+  attachedAtMs?: number;
+  bootedAtMs?: number;
+  healthyAtMs?: number;
+  hydratedAtMs?: number;
+  /** The machine did not become healthy in time; the move went on, because there is no way back. */
+  unhealthy?: string;
+  hydration?: TargetStatus['hydration'];
+};
+
+export type MigrateInOptions = {
+  target: TargetSide;
+  inbox: MoveInbox;
+  clock: Clock;
+};
+
+/** Name of the kind in the journal. */
+export const MIGRATE_IN = 'migrate-in';
+const TARGET_RUN_SUFFIX = '.in';
+
+/** Id of the target's run of the move that the source calls `moveId`. */
+export function targetRunId(moveId: string): string {
+  return `${moveId}${TARGET_RUN_SUFFIX}`;
+}
+
+const HANDOFF_WAIT_MS = 3_600_000;
+/** How often a waiting target asks whether its source still means it. */
+const SOURCE_PROBE_MS = 2_000;
+const HEALTH_PATIENCE_MS = 600_000;
+const DAY_MS = 24 * 3_600_000;
+
+export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
+  const { target, inbox, clock } = options;
+  type Context = StepContext<MigrateInInput>;
+  const out = (context: Context) => context.output as MigrateInOutput;
+
+  return {
+    kind: MIGRATE_IN,
+    resource: (input) => `machine:${input.machineId}`,
+    steps: [
+      {
+        name: 'reserve',
+        deadlineMs: 10_000,
+        async do(context) {
+          const offer = await target.offer(context.input);
+          if (!offer.accepted) throw new Abort(refusal(context.input, offer.worker, offer.reason));
+        },
+        async undo(context) {
+          // Reached by every unwinding, whatever began it.
+          inbox.decide(context.input.runId, 'forgotten', clock.wallMs());
+        },
+      },
+      {
+        name: 'volume',
+        deadlineMs: 30_000,
+        async do(context) {
+          if (context.input.volume) await target.createVolume(context.input);
+        },
+        async undo(context) {
+          if (context.input.volume) await target.destroyVolume(context.input);
+        },
+      },
+      {
+        name: 'attach',
+        deadlineMs: 60_000,
+        async do(context) {
+          await target.attachStandby(context.input);
+        },
+        async undo(context) {
+          await target.detach(context.input);
+        },
+      },
+      {
+        name: 'await',
+        deadlineMs: HANDOFF_WAIT_MS + 60_000,
+        async do(context) {
+          const moveId = context.input.runId;
+          const untilMs = clock.wallMs() + HANDOFF_WAIT_MS;
+          for (;;) {
+            await inbox.wait(moveId, SOURCE_PROBE_MS, context.signal);
+            const decided = inbox.verdict(moveId);
+            if (decided?.verdict === 'handed-over')
+              return context.put({ handedOverAtMs: decided.decidedAtMs });
+            if (decided) throw new Abort(abandoned(context.input, 'the source took the move back'));
+            context.signal.throwIfAborted();
+            const gone = await sourceGaveUp(context);
+            const late = clock.wallMs() >= untilMs ? 'the handoff did not come' : null;
+            const why = gone ?? late;
+            if (why !== null && inbox.decide(moveId, 'forgotten', clock.wallMs()) === 'forgotten') {
+              throw new Abort(abandoned(context.input, why));
+            }
+          }
+        },
+      },
+      {
+        name: 'activate',
+        deadlineMs: DAY_MS,
+        pointOfNoReturn: true,
+        retry: { initialMs: 50, maxMs: 5_000 },
+        async do(context) {
+          await target.activate(context.input);
+          context.put({ activatedAtMs: out(context).activatedAtMs ?? clock.wallMs() });
+        },
+      },
+      {
+        name: 'boot',
+        deadlineMs: DAY_MS,
+        retry: { initialMs: 100, maxMs: 10_000 },
+        async do(context) {
+          await target.boot(context.input, () =>
+            context.put({ attachedAtMs: out(context).attachedAtMs ?? clock.wallMs() }),
+          );
+          context.put({ bootedAtMs: out(context).bootedAtMs ?? clock.wallMs() });
+        },
+      },
+      {
+        name: 'healthy',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          if (!context.input.startMachine || out(context).healthyAtMs !== undefined) return;
+          const untilMs = (out(context).bootedAtMs ?? clock.wallMs()) + HEALTH_PATIENCE_MS;
+          for (;;) {
+            try {
+              await target.awaitHealthy(context.input, 15_000);
+              return context.put({ healthyAtMs: clock.wallMs() });
+            } catch (error) {
+              if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
+              context.signal.throwIfAborted();
+              if (clock.wallMs() >= untilMs) {
+                return context.put({ healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) });
+              }
+              context.waiting(
+                `${context.input.machineName} runs but is not healthy: ${messageOf(error)}`,
+                `\`godwit machine logs ${context.input.machineName}\` says what it does.`,
+              );
+            }
+          }
+        },
+      },
+      {
+        name: 'settle',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          await target.settle(context.input);
+        },
+      },
+      {
+        name: 'hydrate',
+        deadlineMs: 365 * DAY_MS,
+        retry: { initialMs: 100, maxMs: 5_000 },
+        async do(context) {
+          if (!context.input.volume) return;
+          let pauseMs = 20;
+          for (;;) {
+            const hydration = await target.hydration(context.input);
+            if (!hydration || hydration.exposedBytes === 0) {
+              return context.put({ hydration, hydratedAtMs: clock.wallMs() });
+            }
+            if (hydration.state === 'source-lost') {
+              context.waiting(
+                `${context.input.sourceWorker} does not answer; ${mebibytes(hydration.exposedBytes)} MiB are only there`,
+                `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on.`,
+              );
+            } else {
+              context.waiting(
+                `fetching from ${context.input.sourceWorker}: ${mebibytes(hydration.exposedBytes)} MiB to go`,
+                'Nothing to do.',
+              );
+            }
+            await clock.sleep(pauseMs, context.signal);
+            pauseMs = Math.min(pauseMs * 2, 500);
+          }
+        },
+      },
+      {
+        name: 'finish',
+        deadlineMs: DAY_MS,
+        retry: { initialMs: 100, maxMs: 5_000 },
+        async do(context) {
+          if (context.input.volume) await target.finish(context.input);
+        },
+      },
+    ],
+  };
+
+  /** Why the source no longer means this move, or null. A source that cannot be asked may still mean it. */
+  async function sourceGaveUp(context: Context): Promise<string | null> {
+    try {
+      const run = await target.sourceRun(
+        context.input,
+        AbortSignal.any([context.signal, AbortSignal.timeout(5_000)]),
+      );
+      if (run === null) return 'the source knows no such run';
+      return run.state === 'undone' || run.state === 'failed' ? `the source's run is ${run.state}` : null;
+    } catch (error) {
+      context.signal.throwIfAborted();
+      context.waiting(
+        `ready; ${context.input.sourceWorker} does not answer: ${messageOf(error)}`,
+        'Nothing to do: the machine is still there, and this side forgets the move by itself.',
+      );
+      return null;
+    }
+  }
+}
+
+/** The target's answer to "where are you with this move?", from its journal. `live` is the hydration as of now, if it is known. */
+export function targetStatus(
+  moveId: string,
+  run: RunView | null,
+  live: TargetStatus['hydration'] | null,
+): TargetStatus {
+  const output = (run?.output ?? {}) as MigrateInOutput;
+  return {
+    runId: moveId,
+    phase: run === null ? 'forgotten' : phaseOf(run),
+    reason: run?.error?.message ?? run?.reason?.message ?? null,
+    nextAction: run?.error?.nextAction ?? run?.reason?.nextAction ?? null,
+    timesMs: {
+      handedOver: output.handedOverAtMs ?? null,
+      activated: output.activatedAtMs ?? null,
+      attached: output.attachedAtMs ?? null,
+      booted: output.bootedAtMs ?? null,
+      healthy: output.healthyAtMs ?? null,
+      hydrated: output.hydratedAtMs ?? null,
+    },
+    hydration: output.hydration ?? live,
+  };
+}
+
+/** Where a run is, from the steps that are done. Pure. */
+export function phaseOf(run: RunView): TargetPhase {
+  const done = (name: string) => run.steps.some((step) => step.name === name && step.state === 'done');
+  if (done('activate')) {
+    if (done('finish')) return 'released';
+    if (done('healthy')) return 'healthy';
+    return done('boot') ? 'booted' : 'activated';
+  }
+  if (run.state === 'undoing' || run.state === 'undone' || run.state === 'failed') return 'forgotten';
+  if (done('await')) return 'handed-over';
+  return done('attach') ? 'prepared' : 'preparing';
+}
+
+/** The target says no. */
+export function refusal(input: PrepareRequest, worker: string, reason: string): GodwitError {
+  return new GodwitError('MIGRATION_REFUSED', `${worker} does not take ${input.machineName}: ${reason}`, {
+    values: { worker, machine: input.machineName },
+    nextAction:
+      'The drain asks the other workers; make room on this one or undrain it to let it take machines.',
+  });
+}
+
+function abandoned(input: PrepareRequest, why: string): GodwitError {
+  return new GodwitError(
+    'MIGRATION_ABANDONED',
+    `the move of ${input.machineName} from ${input.sourceWorker} ended: ${why}`,
+    {
+      values: { machine: input.machineName, source: input.sourceWorker },
+      nextAction: `Nothing to do here; the machine is ${input.sourceWorker}'s.`,
+    },
+  );
+}
+
+function mebibytes(bytes: number): number {
+  return Math.ceil(bytes / 2 ** 20);
+}

@@ -1,0 +1,497 @@
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { Abort } from '../journal/outcome.ts';
+import type { RunDefinition, StepContext } from '../journal/run.ts';
+import type { SourceSpec } from '../volume/server-spec.ts';
+import { askPeers, noCapacity } from './offers.ts';
+import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
+import { chooseOffer } from './placement.ts';
+import type { MoveSubject, SourceSide } from './source-side.ts';
+
+/**
+ * The source's run of a move.
+ *
+ *     choose → export → prepare → sync → stop → seal → open → handoff ─┐ → detach → settle → serve → release
+ *       ask     standby   target    dirty   the    g      blocks  the   │    our      the      until    keep the
+ *       for     for one   does all  pages   machine       may be  point │    shim     target   it is    sealed file
+ *       offers  grant     it can    out                   read    of no │    ends     boots    whole    as a way back
+ *                                                                 return
+ * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer it does not. Until
+ * `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and the machine starts here again.
+ *
+ * `handoff` is where two hosts must agree. The request is sent only after a probe found the target alive, and whether it may have
+ * been delivered is journalled before it leaves. While that is not so, the run unwinds at the deadline. Once it is, only the target's
+ * own word ends the doubt: a later phase, or `forgotten`, which the target keeps for ever.
+ */
+export type MigrateOutInput = {
+  machineId: string;
+  /** Null: the best offer. */
+  targetWorker: string | null;
+  /** `move` or `drain`; for the record. */
+  requestedBy: string;
+};
+
+/** What the steps put down, and what reports are made of. Durations in milliseconds. */
+export type MigrateOutOutput = {
+  subject?: MoveSubject;
+  target?: string;
+  source?: SourceSpec | null;
+  /** The handoff may have reached the target. */
+  handoffSent?: boolean;
+  /** Wall clock of this host. */
+  stopStartedAtMs?: number;
+  stopMs?: number;
+  sealMs?: number;
+  /** Wall clock of this host when the target said that the volume is open there. */
+  handedOverAtMs?: number;
+  interruptionMs?: Interruption | null;
+  healthyAtMs?: number;
+  /** Last status that the target gave. */
+  last?: TargetStatus;
+  destroyAfterMs?: number;
+};
+
+/** From the stop signal to the first healthy answer, by phase. Each host times its own phases, so skewed clocks do not matter. */
+export type Interruption = {
+  stop: number;
+  seal: number;
+  handoff: number;
+  attach: number;
+  boot: number;
+  total: number;
+};
+
+/**
+ * `handoff` is what is left: export opened, request and answer on the way, and the journal. Null where the machine was not running or
+ * a time is missing.
+ */
+export function interruption(output: MigrateOutOutput, times: TargetStatus['timesMs']): Interruption | null {
+  const { stopStartedAtMs, handedOverAtMs, stopMs, sealMs } = output;
+  const { handedOver, activated, attached, healthy } = times;
+  if (
+    stopStartedAtMs === undefined ||
+    handedOverAtMs === undefined ||
+    stopMs === undefined ||
+    sealMs === undefined
+  ) {
+    return null;
+  }
+  if (handedOver === null || activated === null || attached === null || healthy === null) return null;
+  const total = handedOverAtMs - stopStartedAtMs + (healthy - activated);
+  const attach = attached - handedOver;
+  const boot = healthy - attached;
+  return {
+    stop: stopMs,
+    seal: sealMs,
+    handoff: Math.max(0, total - stopMs - sealMs - attach - boot),
+    attach,
+    boot,
+    total,
+  };
+}
+
+export type MigrateOutOptions = {
+  source: SourceSide;
+  peers: () => readonly Peer[];
+  clock: Clock;
+  /** This worker. */
+  worker: { name: string; url: string };
+  /** How long the sealed volume is kept after the move. */
+  retentionMs: number;
+  /** How long a stopped machine waits for a target that cannot be asked, before it starts here again. Default 15 s. */
+  handoffPatienceMs?: number;
+  /** Where the run's live view of the target goes (drain status, `top`); not durable. */
+  onProgress?: (runId: string, status: TargetStatus) => void;
+};
+
+/** Name of the kind in the journal. */
+export const MIGRATE_OUT = 'migrate-out';
+
+/** Until then a target must have made its files and logged in. Before the stop, so nobody waits for it. */
+const PREPARE_DEADLINE_MS = 60_000;
+const HANDOFF_PATIENCE_MS = 15_000;
+const DAY_MS = 24 * 3_600_000;
+
+const PHASES_IN_ORDER: readonly TargetPhase[] = [
+  'preparing',
+  'prepared',
+  'handed-over',
+  'activated',
+  'booted',
+  'healthy',
+  'released',
+];
+
+/** True when the target is at `phase` or past it. `forgotten` is past nothing. */
+export function reached(status: TargetStatus, phase: TargetPhase): boolean {
+  return PHASES_IN_ORDER.indexOf(status.phase) >= PHASES_IN_ORDER.indexOf(phase);
+}
+
+export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOutInput> {
+  const { source, clock } = options;
+  const patienceMs = options.handoffPatienceMs ?? HANDOFF_PATIENCE_MS;
+  type Context = StepContext<MigrateOutInput>;
+  const out = (context: Context) => context.output as MigrateOutOutput;
+
+  const subjectOf = (context: Context): MoveSubject => {
+    const { subject } = out(context);
+    if (!subject)
+      throw new GodwitError('MIGRATION_NO_SUBJECT', 'the run has no subject', {
+        nextAction: 'Cancel the run and start the move again.',
+      });
+    return subject;
+  };
+  const targetOf = (context: Context): Peer => {
+    const name = out(context).target;
+    const peer = options.peers().find((candidate) => candidate.name === name);
+    if (!peer) {
+      throw new GodwitError(
+        'MIGRATION_UNKNOWN_PEER',
+        `worker ${name} is no longer among the peers of this worker`,
+        {
+          values: { worker: name ?? null },
+          nextAction: `Start this worker with --peer ${name}=URL again.`,
+        },
+      );
+    }
+    return peer;
+  };
+
+  return {
+    kind: MIGRATE_OUT,
+    resource: (input) => `machine:${input.machineId}`,
+    steps: [
+      {
+        name: 'choose',
+        deadlineMs: 30_000,
+        async do(context) {
+          if (out(context).target) return;
+          const subject = await source.describe(context.input.machineId);
+          const wanted = context.input.targetWorker;
+          const offers = await askPeers(
+            options.peers(),
+            wanted,
+            { sourceWorker: options.worker.name, machine: subject.placement, planned: [] },
+            context.signal,
+          );
+          const choice = chooseOffer(offers);
+          if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
+          await source.claim(context.input.machineId, context.runId);
+          context.put({ subject, target: choice.chosen.worker });
+        },
+        async undo(context) {
+          await source.claim(context.input.machineId, null);
+        },
+      },
+      {
+        name: 'export',
+        deadlineMs: 30_000,
+        async do(context) {
+          const subject = subjectOf(context);
+          if (!subject.volume) return context.put({ source: null });
+          context.put({
+            source: await source.openExport(context.runId, subject, out(context).source ?? null),
+          });
+        },
+        async undo(context) {
+          await source.closeExport(context.runId);
+        },
+      },
+      {
+        name: 'prepare',
+        deadlineMs: PREPARE_DEADLINE_MS,
+        async do(context) {
+          const subject = subjectOf(context);
+          const peer = targetOf(context);
+          let status: TargetStatus;
+          try {
+            status = await peer.prepare(
+              {
+                runId: context.runId,
+                sourceWorker: options.worker.name,
+                sourceUrl: options.worker.url,
+                machineId: subject.machineId,
+                machineName: subject.machineName,
+                config: subject.config,
+                placement: subject.placement,
+                startMachine: subject.running,
+                volume: subject.volume && {
+                  volumeId: subject.volume.volumeId,
+                  name: subject.volume.name,
+                  lengthBytes: subject.volume.lengthBytes,
+                  filesystem: subject.volume.filesystem,
+                  sealedGeneration: subject.volume.generation,
+                  source: out(context).source!,
+                },
+              },
+              context.signal,
+            );
+          } catch (error) {
+            if (isGodwitError(error, 'MIGRATION_REFUSED')) throw new Abort(error);
+            throw error;
+          }
+          while (!reached(status, 'prepared')) {
+            if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
+            context.waiting(
+              `${peer.name} is preparing${status.reason ? `: ${status.reason}` : ''}`,
+              status.nextAction ?? 'Nothing to do; the machine still runs here.',
+            );
+            await clock.sleep(25, context.signal);
+            status = await peer.status(context.runId, context.signal);
+          }
+        },
+        async undo(context) {
+          // Best effort on purpose: the target was never told that the volume is its own, it asks for this run itself, and it
+          // forgets when it hears that the run was undone. A dead target must not keep the machine locked.
+          const status = await targetOf(context)
+            .cancel(context.runId, AbortSignal.timeout(5_000))
+            .catch(() => null);
+          if (status && reached(status, 'activated')) {
+            throw new GodwitError(
+              'MIGRATION_ALREADY_ACTIVATED',
+              `${out(context).target} has opened the volume although this run is being undone`,
+              {
+                values: { runId: context.runId, target: out(context).target ?? null },
+                nextAction:
+                  'Stop the machine on one of the two workers and compare; then report it: this must not happen.',
+              },
+            );
+          }
+        },
+      },
+      {
+        name: 'sync',
+        deadlineMs: 120_000,
+        async do(context) {
+          if (subjectOf(context).running) await source.syncEarly(context.input.machineId);
+        },
+      },
+      {
+        name: 'stop',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          if (out(context).stopStartedAtMs === undefined) context.put({ stopStartedAtMs: clock.wallMs() });
+          const startedMs = clock.monotonicMs();
+          await source.stop(context.input.machineId);
+          if (out(context).stopMs === undefined) context.put({ stopMs: clock.monotonicMs() - startedMs });
+        },
+        async undo(context) {
+          if (out(context).subject?.running) await source.start(context.input.machineId);
+        },
+      },
+      {
+        name: 'seal',
+        deadlineMs: 120_000,
+        async do(context) {
+          const { volume } = subjectOf(context);
+          const startedMs = clock.monotonicMs();
+          if (volume) await source.seal(context.input.machineId, volume.volumeId, volume.generation);
+          if (out(context).sealMs === undefined) context.put({ sealMs: clock.monotonicMs() - startedMs });
+        },
+        async undo(context) {
+          const volume = out(context).subject?.volume;
+          if (volume) await source.unseal(context.input.machineId, volume.volumeId, volume.generation);
+        },
+      },
+      {
+        name: 'open',
+        deadlineMs: 30_000,
+        async do(context) {
+          if (subjectOf(context).volume) await source.releaseExport(context.runId);
+        },
+        async undo(context) {
+          await source.closeExport(context.runId);
+        },
+      },
+      {
+        name: 'handoff',
+        deadlineMs: DAY_MS,
+        pointOfNoReturn: true,
+        retry: { initialMs: 50, maxMs: 2_000 },
+        async do(context) {
+          const peer = targetOf(context);
+          if (!out(context).handoffSent) {
+            await probe(peer, context);
+            // From here on the request may be on its way, whatever becomes of this process.
+            context.put({ handoffSent: true });
+          }
+          let status = await handOver(peer, context);
+          while (!reached(status, 'activated')) {
+            if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
+            context.waiting(
+              `${peer.name} has been told and is opening the volume${status.reason ? `: ${status.reason}` : ''}`,
+              status.nextAction ?? 'Nothing to do yet.',
+            );
+            await clock.sleep(50, context.signal);
+            status = await handOver(peer, context);
+          }
+          context.put({ handedOverAtMs: out(context).handedOverAtMs ?? clock.wallMs(), last: status });
+        },
+      },
+      {
+        name: 'detach',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          await source.detach(context.input.machineId);
+        },
+      },
+      {
+        name: 'settle',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          const peer = targetOf(context);
+          let pauseMs = 20;
+          for (;;) {
+            const status = await watch(peer, context, 'boots the machine');
+            if (reached(status, 'healthy')) {
+              context.put({
+                interruptionMs: subjectOf(context).running
+                  ? interruption(out(context), status.timesMs)
+                  : null,
+                healthyAtMs: clock.wallMs(),
+                last: status,
+              });
+              return;
+            }
+            context.waiting(
+              `${peer.name} boots the machine${status.reason ? `: ${status.reason}` : ''}`,
+              status.nextAction ?? 'Nothing to do; the machine is on its way.',
+            );
+            await clock.sleep(pauseMs, context.signal);
+            pauseMs = Math.min(pauseMs * 2, 1_000);
+          }
+        },
+      },
+      {
+        name: 'serve',
+        deadlineMs: 365 * DAY_MS,
+        async do(context) {
+          const peer = targetOf(context);
+          const subject = subjectOf(context);
+          let pauseMs = 20;
+          for (;;) {
+            if (subject.volume) {
+              await source.openExport(context.runId, subject, out(context).source ?? null);
+              await source.releaseExport(context.runId);
+            }
+            const status = await watch(peer, context, 'fetches the rest');
+            if (reached(status, 'released')) return context.put({ last: status });
+            context.waiting(
+              servingReason(peer.name, status),
+              status.nextAction ?? 'Nothing to do; keep this worker up until then.',
+            );
+            await clock.sleep(pauseMs, context.signal);
+            pauseMs = Math.min(pauseMs * 2, 500);
+          }
+        },
+      },
+      {
+        name: 'release',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          await source.closeExport(context.runId);
+          const destroyAfterMs = out(context).destroyAfterMs ?? clock.wallMs() + options.retentionMs;
+          context.put({ destroyAfterMs });
+          await source.retain(
+            context.input.machineId,
+            subjectOf(context).volume?.volumeId ?? null,
+            destroyAfterMs,
+          );
+        },
+      },
+    ],
+  };
+
+  /** Finds out whether the target can be asked at all; unwinds when it cannot for too long (nothing was sent yet). */
+  async function probe(peer: Peer, context: Context): Promise<void> {
+    const untilMs = clock.monotonicMs() + patienceMs;
+    for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
+      try {
+        const status = await peer.status(
+          context.runId,
+          AbortSignal.any([context.signal, AbortSignal.timeout(5_000)]),
+        );
+        if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
+        return;
+      } catch (error) {
+        if (error instanceof Abort) throw error;
+        context.signal.throwIfAborted();
+        if (clock.monotonicMs() >= untilMs) {
+          throw new Abort(
+            new GodwitError('MIGRATION_TARGET_LOST', `${peer.name} does not answer: ${messageOf(error)}`, {
+              values: { target: peer.name },
+              nextAction: `The machine runs here again. See what is wrong with ${peer.name}, then move it again.`,
+              cause: error,
+            }),
+          );
+        }
+        context.waiting(
+          `${peer.name} does not answer: ${messageOf(error)}`,
+          `The machine starts here again if ${peer.name} stays away for ${patienceMs / 1000} s.`,
+        );
+        await clock.sleep(pauseMs, context.signal);
+      }
+    }
+  }
+
+  async function handOver(peer: Peer, context: Context): Promise<TargetStatus> {
+    try {
+      return await peer.handoff(
+        context.runId,
+        AbortSignal.any([context.signal, AbortSignal.timeout(30_000)]),
+      );
+    } catch (error) {
+      throw new GodwitError(
+        'MIGRATION_HANDOFF_UNCERTAIN',
+        `${peer.name} does not answer, and it may have opened the volume: ${messageOf(error)}`,
+        {
+          values: { target: peer.name },
+          nextAction:
+            `Bring ${peer.name} back: it goes on by itself. If that host is lost for good, ` +
+            `\`godwit runs force ${context.runId} undo\` starts the machine here from the sealed volume.`,
+          cause: error,
+        },
+      );
+    }
+  }
+
+  async function watch(peer: Peer, context: Context, doing: string): Promise<TargetStatus> {
+    let status: TargetStatus;
+    try {
+      status = await peer.status(
+        context.runId,
+        AbortSignal.any([context.signal, AbortSignal.timeout(10_000)]),
+      );
+    } catch (error) {
+      throw new GodwitError(
+        'MIGRATION_TARGET_SILENT',
+        `${peer.name} ${doing} but does not answer: ${messageOf(error)}`,
+        {
+          values: { target: peer.name },
+          nextAction: `Nothing is lost: the machine is ${peer.name}'s and the sealed volume stays here. Bring ${peer.name} back.`,
+          cause: error,
+        },
+      );
+    }
+    options.onProgress?.(context.runId, status);
+    return status;
+  }
+}
+
+function servingReason(target: string, status: TargetStatus): string {
+  if (!status.hydration) return `${target} has the machine`;
+  const { totalBytes, presentBytes, exposedBytes } = status.hydration;
+  const percent = totalBytes === 0 ? 100 : Math.floor((presentBytes / totalBytes) * 100);
+  return `${target} has ${percent} % of the blocks; ${Math.ceil(exposedBytes / 2 ** 20)} MiB are still only here`;
+}
+
+function forgotten(target: string, status: TargetStatus): GodwitError {
+  return new GodwitError(
+    'MIGRATION_TARGET_FORGOT',
+    `${target} gave the move up: ${status.reason ?? 'no reason given'}`,
+    {
+      values: { target },
+      nextAction: status.nextAction ?? `See \`godwit why\` on ${target}; the machine stays here.`,
+    },
+  );
+}

@@ -1,0 +1,97 @@
+import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
+
+/** What a worker knows about itself when it is asked for an offer. */
+export type HostLoad = {
+  worker: string;
+  draining: boolean;
+  memoryBytes: number;
+  cpus: number;
+  /** Free now on the filesystem of the volumes, less what volumes that are still arriving will take. */
+  freeDiskBytes: number;
+  totalDiskBytes: number;
+  /** Machines that are here and moves that have been promised room, without the machine in question. */
+  placed: readonly PlacementRequest[];
+};
+
+/** Disk that stays free whatever comes: the host's own logs and journal must go on. */
+export const DISK_RESERVE_BYTES = 256 * 1024 * 1024;
+
+/** Room that a machine's volume gets beyond what it holds today, as a fraction of that. */
+export const DISK_HEADROOM_FRACTION = 0.1;
+
+/** CPUs may be promised this many times over; memory is never. */
+export const CPU_OVERCOMMIT = 4;
+
+/** Bytes of disk that must be free for a machine to be taken. Volumes are thin, so this follows the use, not the length. */
+export function diskNeedBytes(machine: PlacementRequest): number {
+  return Math.ceil(machine.volumeUsedBytes * (1 + DISK_HEADROOM_FRACTION));
+}
+
+/** A worker's answer to "can you take this machine?". Pure: the same question and load give the same answer. */
+export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
+  const others = [...host.placed, ...request.planned].filter(
+    (placed) => placed.machineId !== request.machine.machineId,
+  );
+  const freeMemoryBytes = host.memoryBytes - sum(others, (placed) => placed.memoryBytes);
+  const freeCpus = host.cpus * CPU_OVERCOMMIT - sum(others, (placed) => placed.cpus);
+  const freeDiskBytes = host.freeDiskBytes - sum(request.planned, diskNeedBytes) - DISK_RESERVE_BYTES;
+  const groupMembers =
+    request.machine.group === null
+      ? 0
+      : others.filter((placed) => placed.group === request.machine.group).length;
+  const facts = { worker: host.worker, freeMemoryBytes, freeCpus, freeDiskBytes, groupMembers };
+  const refuse = (reason: string): Offer => ({ ...facts, accepted: false, reason, score: 0 });
+
+  if (host.worker === request.sourceWorker) return refuse('is the worker that the machine leaves');
+  if (host.draining) return refuse('is draining');
+  if (request.machine.memoryBytes > freeMemoryBytes) {
+    return refuse(
+      `memory: needs ${mebibytes(request.machine.memoryBytes)}, has ${mebibytes(freeMemoryBytes)}`,
+    );
+  }
+  if (request.machine.cpus > freeCpus) {
+    return refuse(`cpus: needs ${request.machine.cpus}, has ${freeCpus.toFixed(2)}`);
+  }
+  const need = diskNeedBytes(request.machine);
+  if (need > freeDiskBytes) {
+    return refuse(`disk: needs ${mebibytes(need)}, has ${mebibytes(freeDiskBytes)}`);
+  }
+  const score = Math.min(
+    fraction(freeMemoryBytes - request.machine.memoryBytes, host.memoryBytes),
+    fraction(freeCpus - request.machine.cpus, host.cpus * CPU_OVERCOMMIT),
+    fraction(freeDiskBytes - need, host.totalDiskBytes),
+    1 / (1 + others.length),
+  );
+  return { ...facts, accepted: true, reason: `room left: ${Math.round(score * 100)} %`, score };
+}
+
+/**
+ * The best of the offers, or why there is none. A worker without a member of the machine's group always goes before one with
+ * a member; within that the higher score, then the name, so that the choice is the same every time.
+ */
+export function chooseOffer(
+  offers: readonly Offer[],
+): { chosen: Offer } | { chosen: null; reasons: { worker: string; reason: string }[] } {
+  const accepted = offers.filter((offer) => offer.accepted);
+  accepted.sort(
+    (left, right) =>
+      left.groupMembers - right.groupMembers ||
+      right.score - left.score ||
+      (left.worker < right.worker ? -1 : 1),
+  );
+  const chosen = accepted[0];
+  if (chosen) return { chosen };
+  return { chosen: null, reasons: offers.map(({ worker, reason }) => ({ worker, reason })) };
+}
+
+function sum(machines: readonly PlacementRequest[], of: (machine: PlacementRequest) => number): number {
+  return machines.reduce((total, machine) => total + of(machine), 0);
+}
+
+function fraction(part: number, whole: number): number {
+  return whole <= 0 ? 0 : Math.max(0, part / whole);
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.max(0, Math.floor(bytes / 2 ** 20))} MiB`;
+}

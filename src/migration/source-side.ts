@@ -1,0 +1,57 @@
+import type { MachineConfig } from '../machine/config.ts';
+import type { SourceSpec } from '../volume/server-spec.ts';
+import type { PlacementRequest } from './peer.ts';
+
+/** The machine that is to move, as it is now. */
+export type MoveSubject = {
+  machineId: string;
+  machineName: string;
+  config: MachineConfig;
+  /** False: its owner stopped it, and it stays stopped after the move. */
+  running: boolean;
+  placement: PlacementRequest;
+  volume: {
+    volumeId: string;
+    name: string;
+    lengthBytes: number;
+    usedBytes: number;
+    filesystem: 'ext4' | 'xfs' | 'none';
+    generation: number;
+  } | null;
+};
+
+/**
+ * What the run `migrate-out` does on its own host. The worker implements it with its machines, volumes and shims, tests with a
+ * model. Every call is idempotent, and each undo is safe when its do never ran.
+ */
+export interface SourceSide {
+  /** Rejects `MIGRATION_NOT_MOVABLE` for a machine that cannot move now, with the reason. */
+  describe(machineId: string): Promise<MoveSubject>;
+  /** Marks the machine as moving, so that no restart of the worker starts it behind the run's back; null ends it. */
+  claim(machineId: string, runId: string | null): Promise<void>;
+
+  /**
+   * Starts the export of the machine's volume in standby, under a shim of its own: the target can log in, no block can be read. Answers the
+   * same place and secret when it is there already, and opens it again (readable, if it was) when its shim is gone.
+   */
+  openExport(runId: string, subject: MoveSubject, known: SourceSpec | null): Promise<SourceSpec>;
+  /** The volume is sealed: its blocks may be read. */
+  releaseExport(runId: string): Promise<void>;
+  closeExport(runId: string): Promise<void>;
+
+  /** Writes dirty pages out while the machine still runs. */
+  syncEarly(machineId: string): Promise<void>;
+  /** Stops the workload; its volume stays attached. */
+  stop(machineId: string): Promise<void>;
+  /** Unmounts, makes all data durable, and makes this generation read-only for ever. */
+  seal(machineId: string, volumeId: string, generation: number): Promise<void>;
+  /** The way back: the volume is this worker's again, at generation + 2, and not attached. */
+  unseal(machineId: string, volumeId: string, generation: number): Promise<void>;
+  /** Starts the machine here as it was before the move. */
+  start(machineId: string): Promise<void>;
+
+  /** After the handoff: ends the machine's shim (loop, FUSE, processes). The sealed file stays. */
+  detach(machineId: string): Promise<void>;
+  /** After the move: the machine is no longer this worker's; its volume is kept as a way back until `destroyAfterMs`. */
+  retain(machineId: string, volumeId: string | null, destroyAfterMs: number): Promise<void>;
+}

@@ -1,0 +1,30 @@
+import type { Offer, PrepareRequest, TargetStatus } from './peer.ts';
+
+/** What the run `migrate-in` does on its own host. Every call is idempotent; undos are safe when their do never ran. */
+export interface TargetSide {
+  /** The offer again, now that it counts. */
+  offer(request: PrepareRequest): Promise<Offer>;
+  /** Sparse file, clone metadata and the record (`incoming`). */
+  createVolume(request: PrepareRequest): Promise<void>;
+  destroyVolume(request: PrepareRequest): Promise<void>;
+  /** Shim, FUSE mount, volume server in standby, login at the source, loop device: all that needs no sealed volume. */
+  attachStandby(request: PrepareRequest): Promise<void>;
+  detach(request: PrepareRequest): Promise<void>;
+  /**
+   * The fence moves: the record becomes `clone` at the next generation, durably, and only then the volume opens for writing. Attaches again when
+   * the host lost the shim in between.
+   */
+  activate(request: PrepareRequest): Promise<void>;
+  /** Mounts (`onMounted`), records the machine as this worker's own, starts its workload (unless it was stopped). */
+  boot(request: PrepareRequest, onMounted: () => void): Promise<void>;
+  /** Resolves when healthy; rejects `MACHINE_NOT_HEALTHY` after `timeoutMs`. */
+  awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void>;
+  /** The machine is under nobody's hands any more: restarts of the worker treat it like any other. */
+  settle(request: PrepareRequest): Promise<void>;
+  /** How far the blocks are; null for a machine without a volume. Attaches again when the host lost the shim in between. */
+  hydration(request: PrepareRequest): Promise<TargetStatus['hydration']>;
+  /** All blocks are here: drops the clone layer, logs out of the source, the record becomes `ready`. */
+  finish(request: PrepareRequest): Promise<void>;
+  /** State of the source's run, null when the source does not know it. Rejects when the source cannot be reached. */
+  sourceRun(request: PrepareRequest, signal: AbortSignal): Promise<{ state: string } | null>;
+}

@@ -1,0 +1,400 @@
+import type {
+  ApiEvent,
+  CreateMachineRequest,
+  CreateVolumeRequest,
+  DrainMachine,
+  DrainStatus,
+  ExecRequest,
+  LogsQuery,
+  MachineView,
+  MoveRequest,
+  Plan,
+  VolumeView,
+  Why,
+  WorkerView,
+} from '../../src/api/schemas.ts';
+import type { WorkerService } from '../../src/api/service.ts';
+import { GodwitError } from '../../src/base/errors.ts';
+import type { RunView } from '../../src/journal/run.ts';
+import type { Offer, TargetStatus } from '../../src/migration/peer.ts';
+
+/**
+ * A worker without a host: machines and volumes are records in memory and a drain advances by one step at every question. For
+ * the tests of the server, of the client and of the command line.
+ */
+export class FakeWorkerService implements WorkerService {
+  readonly name: string;
+  readonly machines = new Map<string, MachineView>();
+  readonly volumes = new Map<string, VolumeView>();
+  readonly calls: string[] = [];
+  draining: DrainStatus;
+  /** What every further question about the drain answers, one after the other; the last one stays. */
+  drainScript: DrainStatus[] = [];
+  runs: RunView[] = [];
+  logText = 'line one\nline two\n';
+  eventScript: ApiEvent[] = [];
+  #nextId = 1;
+
+  constructor(name: string) {
+    this.name = name;
+    this.draining = {
+      worker: name,
+      desired: false,
+      sinceMs: null,
+      endedAtMs: null,
+      state: 'idle',
+      machines: [],
+    };
+  }
+
+  async worker(): Promise<WorkerView> {
+    const capacity = { memoryBytes: 8 * 2 ** 30, cpus: 4, diskBytes: 100 * 2 ** 30 };
+    return {
+      name: this.name,
+      url: 'http://127.0.0.1:1',
+      version: '0.0.0',
+      pid: 1,
+      startedAtMs: 1_700_000_000_000,
+      draining: this.draining.desired,
+      capacity,
+      free: capacity,
+      machines: this.machines.size,
+      volumes: this.volumes.size,
+      peers: [],
+    };
+  }
+
+  async listMachines(): Promise<MachineView[]> {
+    return [...this.machines.values()];
+  }
+
+  async createMachine(request: CreateMachineRequest): Promise<MachineView> {
+    this.calls.push(`createMachine ${JSON.stringify(request)}`);
+    for (const machine of this.machines.values()) {
+      if (machine.name === request.name) {
+        throw new GodwitError('MACHINE_NAME_EXISTS', `there is a machine ${request.name} already`, {
+          values: { name: request.name },
+          nextAction: 'Choose another name.',
+        });
+      }
+    }
+    const machine = machineView({
+      id: `m_${this.name.replace('-', '')}${this.#nextId++}`,
+      name: request.name,
+      worker: this.name,
+      config: request.config,
+      volumeId: request.config.volume?.volumeId ?? null,
+      state: request.start ? 'running' : 'stopped',
+    });
+    this.machines.set(machine.id, machine);
+    return machine;
+  }
+
+  async showMachine(ref: string): Promise<MachineView> {
+    for (const machine of this.machines.values()) {
+      if (machine.id === ref || machine.name === ref) return machine;
+    }
+    throw new GodwitError('MACHINE_NOT_FOUND', `no machine ${ref} on ${this.name}`, {
+      values: { ref },
+      nextAction: 'godwit machine list',
+    });
+  }
+
+  async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
+    const machine = await this.showMachine(ref);
+    if (machine.state === 'running' && !options.force) {
+      throw new GodwitError('MACHINE_NOT_STOPPED', `${machine.name} runs`, {
+        nextAction: `godwit machine stop ${machine.name}, or destroy it with --force`,
+      });
+    }
+    this.machines.delete(machine.id);
+  }
+
+  startMachine(ref: string): Promise<MachineView> {
+    return this.#setState(ref, 'running');
+  }
+
+  stopMachine(ref: string): Promise<MachineView> {
+    return this.#setState(ref, 'stopped');
+  }
+
+  restartMachine(ref: string): Promise<MachineView> {
+    return this.#setState(ref, 'running');
+  }
+
+  async #setState(ref: string, state: MachineView['state']): Promise<MachineView> {
+    const machine = { ...(await this.showMachine(ref)), state };
+    this.machines.set(machine.id, machine);
+    return machine;
+  }
+
+  async execInMachine(ref: string, request: ExecRequest) {
+    await this.showMachine(ref);
+    this.calls.push(`exec ${request.command.join(' ')} ${request.timeoutMs}`);
+    const exitCode = request.command[0] === 'false' ? 1 : 0;
+    return { exitCode, stdout: `${request.command.join(' ')}\n`, stderr: '', timedOut: false };
+  }
+
+  async machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {
+    await this.showMachine(ref);
+    const { calls, logText } = this;
+    return (async function* () {
+      yield Buffer.from(logText);
+      if (!query.follow) return;
+      await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
+      calls.push('log follower left');
+    })();
+  }
+
+  async moveMachine(ref: string, request: MoveRequest): Promise<RunView> {
+    const machine = await this.showMachine(ref);
+    const run = runView({
+      id: `run${this.#nextId++}`,
+      resource: `machine:${machine.id}`,
+      input: { target: request.target, chapSecret: 'not to be seen' },
+    });
+    this.runs.push(run);
+    return run;
+  }
+
+  async listVolumes(): Promise<VolumeView[]> {
+    return [...this.volumes.values()];
+  }
+
+  async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
+    const volume: VolumeView = {
+      id: `vol_${this.name.replace('-', '')}${this.#nextId++}`,
+      name: request.name,
+      worker: this.name,
+      lengthBytes: request.lengthBytes,
+      usedBytes: 1024 * 1024,
+      filesystem: request.filesystem,
+      generation: 1,
+      state: 'ready',
+      createdAtMs: 1_700_000_000_000,
+      machineId: null,
+      hydration: null,
+      guest: null,
+      destroyAfterMs: null,
+    };
+    this.volumes.set(volume.id, volume);
+    return volume;
+  }
+
+  async showVolume(ref: string): Promise<VolumeView> {
+    for (const volume of this.volumes.values()) if (volume.id === ref || volume.name === ref) return volume;
+    throw new GodwitError('VOLUME_NOT_FOUND', `no volume ${ref} on ${this.name}`, {
+      values: { ref },
+      nextAction: 'godwit volume list',
+    });
+  }
+
+  async destroyVolume(ref: string): Promise<void> {
+    this.volumes.delete((await this.showVolume(ref)).id);
+  }
+
+  async drainStatus(): Promise<DrainStatus> {
+    this.draining = this.drainScript.shift() ?? this.draining;
+    return this.draining;
+  }
+
+  async drain(): Promise<DrainStatus> {
+    this.calls.push('drain');
+    this.draining = { ...this.draining, desired: true, state: 'draining' };
+    return this.drainStatus();
+  }
+
+  async undrain(): Promise<DrainStatus> {
+    this.draining = { ...this.draining, desired: false, state: 'idle' };
+    return this.draining;
+  }
+
+  async plan(): Promise<Plan> {
+    return {
+      worker: this.name,
+      steps: [...this.machines.values()].map((machine, index) => ({
+        order: index + 1,
+        machineId: machine.id,
+        name: machine.name,
+        target: 'worker-2',
+        reason: 'most free memory',
+        predictedInterruptionMs: 400,
+        bytes: 5 * 2 ** 20,
+        predictedHydrationMs: 100,
+      })),
+      totalBytes: 5 * 2 ** 20 * this.machines.size,
+      predictedFinishMs: 600,
+    };
+  }
+
+  async listRuns(): Promise<RunView[]> {
+    return this.runs;
+  }
+
+  async showRun(id: string): Promise<RunView> {
+    const run = this.runs.find((candidate) => candidate.id === id);
+    if (run) return run;
+    throw new GodwitError('JOURNAL_RUN_NOT_FOUND', `no run ${id} on ${this.name}`, {
+      values: { id },
+      nextAction: 'godwit runs list --all',
+    });
+  }
+
+  cancelRun(id: string): Promise<RunView> {
+    return this.showRun(id);
+  }
+
+  nudgeRun(id: string): Promise<RunView> {
+    return this.showRun(id);
+  }
+
+  forceRun(id: string): Promise<RunView> {
+    return this.showRun(id);
+  }
+
+  async why(ref: string): Promise<Why> {
+    const machine = await this.showMachine(ref);
+    return {
+      subject: `machine ${machine.name}`,
+      state: machine.state,
+      conditions: [
+        {
+          message: 'no worker has room',
+          sinceMs: 1_700_000_000_000,
+          whoCanClearIt: 'an operator',
+          nextAction: 'godwit undrain worker-2',
+        },
+      ],
+      runs: this.runs,
+    };
+  }
+
+  async *events(signal: AbortSignal): AsyncIterable<ApiEvent> {
+    yield* this.eventScript;
+    await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
+    this.calls.push('event listener left');
+  }
+
+  async offer(): Promise<Offer> {
+    return {
+      worker: this.name,
+      accepted: true,
+      reason: 'has room',
+      score: 1,
+      freeMemoryBytes: 1,
+      freeCpus: 1,
+      freeDiskBytes: 1,
+      groupMembers: 0,
+    };
+  }
+
+  async prepareMove(request: { runId: string }): Promise<TargetStatus> {
+    return this.moveStatus(request.runId);
+  }
+
+  async moveStatus(runId: string): Promise<TargetStatus> {
+    return targetStatus(runId, 'prepared');
+  }
+
+  async handoffMove(runId: string): Promise<TargetStatus> {
+    return targetStatus(runId, 'handed-over');
+  }
+
+  async cancelMove(runId: string): Promise<TargetStatus> {
+    return targetStatus(runId, 'forgotten');
+  }
+
+  async runState(runId: string): Promise<{ state: string; step: string | null } | null> {
+    return runId === 'known' ? { state: 'running', step: 'stop' } : null;
+  }
+}
+
+export function machineView(some: Partial<MachineView>): MachineView {
+  return {
+    id: 'm_1',
+    name: 'pg',
+    worker: 'worker-1',
+    state: 'running',
+    health: { state: 'healthy', sinceMs: 1_700_000_000_000, message: '' },
+    config: {
+      command: ['sleep', '1000'],
+      env: {},
+      restart: { policy: 'always', retriesMax: 10 },
+      stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+      resources: {},
+      network: 'host',
+      metadata: {},
+    },
+    volumeId: null,
+    createdAtMs: 1_700_000_000_000,
+    startedAtMs: 1_700_000_000_000,
+    pid: 4242,
+    restarts: 0,
+    move: null,
+    hydration: null,
+    ...some,
+  };
+}
+
+export function runView(some: Partial<RunView>): RunView {
+  return {
+    id: 'run1',
+    kind: 'migrate-out',
+    resource: 'machine:m_1',
+    state: 'running',
+    input: {},
+    output: {},
+    step: 'prepare',
+    steps: [
+      { name: 'prepare', state: 'running', attempts: 1, startedAtMs: 1_700_000_000_000, endedAtMs: null },
+    ],
+    pastPointOfNoReturn: false,
+    cancelRequested: false,
+    reason: null,
+    error: null,
+    createdAtMs: 1_700_000_000_000,
+    endedAtMs: null,
+    ...some,
+  };
+}
+
+export function drainMachine(some: Partial<DrainMachine>): DrainMachine {
+  return {
+    machineId: 'm_1',
+    name: 'pg',
+    state: 'queued',
+    runId: null,
+    target: null,
+    phase: null,
+    hydratedFraction: null,
+    bytesPerSecond: null,
+    etaMs: null,
+    interruptionMs: null,
+    wireBytes: 0,
+    volumeBytes: 100 * 2 ** 30,
+    usedBytes: 5 * 2 ** 20,
+    hydrationMs: null,
+    blocksFetchedTwice: 0,
+    reason: null,
+    nextAction: null,
+    ...some,
+  };
+}
+
+function targetStatus(runId: string, phase: TargetStatus['phase']): TargetStatus {
+  return {
+    runId,
+    phase,
+    reason: null,
+    nextAction: null,
+    timesMs: {
+      handedOver: null,
+      activated: null,
+      attached: null,
+      booted: null,
+      healthy: null,
+      hydrated: null,
+    },
+    hydration: null,
+  };
+}

@@ -1,0 +1,272 @@
+import assert from 'node:assert/strict';
+import type { Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
+import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
+import type { TargetSide } from '../../src/migration/target-side.ts';
+import type { SourceSpec } from '../../src/volume/server-spec.ts';
+
+/**
+ * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a move against. Every change
+ * checks the invariant that matters most: at no time can both hosts write the volume, and a machine runs on one of them at most.
+ */
+export class MoveWorld {
+  readonly source = {
+    owned: true,
+    claimedBy: null as string | null,
+    running: true,
+    attached: true,
+    volume: { state: 'ready' as 'ready' | 'sealed' | 'retained', generation: 1 },
+    exported: null as null | 'standby' | 'open',
+  };
+  readonly target = {
+    owned: false,
+    running: false,
+    volume: null as null | { state: 'incoming' | 'clone' | 'ready'; generation: number },
+    attached: null as null | 'standby' | 'writable',
+  };
+  /** False: every call from one worker to the other fails before it is delivered. */
+  connected = true;
+  accepts = true;
+  /** Calls of the hosts, for finding out what happened. */
+  readonly calls: string[] = [];
+
+  readonly subject: MoveSubject = {
+    machineId: 'm_1',
+    machineName: 'db',
+    config: {
+      command: ['true'],
+      env: {},
+      restart: { policy: 'always', retriesMax: 10 },
+      stop: { signal: 'SIGTERM', timeoutMs: 1000 },
+      resources: {},
+      network: 'host',
+      metadata: {},
+    },
+    running: true,
+    placement: {
+      machineId: 'm_1',
+      machineName: 'db',
+      group: null,
+      memoryBytes: 0,
+      cpus: 0,
+      volumeLengthBytes: 2 ** 20,
+      volumeUsedBytes: 4096,
+    },
+    volume: {
+      volumeId: 'v_1',
+      name: 'db',
+      lengthBytes: 2 ** 20,
+      usedBytes: 4096,
+      filesystem: 'ext4',
+      generation: 1,
+    },
+  };
+
+  #changed(call: string): void {
+    this.calls.push(call);
+    const sourceWrites = this.source.attached && this.source.volume.state === 'ready';
+    const targetWrites = this.target.attached === 'writable';
+    assert.ok(!(sourceWrites && targetWrites), `two writers after ${this.calls.join(', ')}`);
+    assert.ok(!(this.source.running && this.target.running), `two machines after ${this.calls.join(', ')}`);
+    assert.ok(
+      this.source.exported !== 'open' || this.source.volume.state !== 'ready',
+      `blocks of an unsealed volume are readable after ${this.calls.join(', ')}`,
+    );
+  }
+
+  /** As before the move, possibly with a generation burnt. */
+  assertUndone(): void {
+    assert.equal(this.source.owned, true);
+    assert.equal(this.source.claimedBy, null);
+    assert.equal(this.source.running, true);
+    assert.equal(this.source.attached, true);
+    assert.equal(this.source.volume.state, 'ready');
+    assert.equal(this.source.exported, null);
+    assert.equal(this.target.running, false);
+    assert.notEqual(this.target.attached, 'writable');
+  }
+
+  /** The target has cleaned up after a move that was undone. */
+  assertTargetClean(): void {
+    assert.deepEqual({ ...this.target }, { owned: false, running: false, volume: null, attached: null });
+  }
+
+  assertMoved(): void {
+    assert.equal(this.source.owned, false);
+    assert.equal(this.source.running, false);
+    assert.equal(this.source.attached, false);
+    assert.equal(this.source.volume.state, 'retained');
+    assert.equal(this.source.exported, null);
+    assert.equal(this.target.owned, true);
+    assert.equal(this.target.running, true);
+    assert.equal(this.target.attached, 'writable');
+    assert.deepEqual(this.target.volume, { state: 'ready', generation: 2 });
+  }
+
+  readonly sourceSide: SourceSide = {
+    describe: async () => structuredClone(this.subject),
+    claim: async (_machineId, runId) => {
+      this.source.claimedBy = runId;
+      this.#changed('claim');
+    },
+    openExport: async (_runId, _subject, known) => {
+      this.source.exported ??= 'standby';
+      this.#changed('openExport');
+      return known ?? SOURCE_SPEC;
+    },
+    releaseExport: async () => {
+      assert.notEqual(this.source.volume.state, 'ready', 'only a sealed volume is opened for reading');
+      this.source.exported = 'open';
+      this.#changed('releaseExport');
+    },
+    closeExport: async () => {
+      this.source.exported = null;
+      this.#changed('closeExport');
+    },
+    syncEarly: async () => this.#changed('sync'),
+    stop: async () => {
+      this.source.running = false;
+      this.#changed('stop');
+    },
+    seal: async () => {
+      assert.equal(this.source.running, false, 'sealed under a running machine');
+      if (this.source.volume.state === 'ready') this.source.volume.state = 'sealed';
+      this.#changed('seal');
+    },
+    unseal: async () => {
+      if (this.source.volume.state === 'sealed') {
+        this.source.attached = false;
+        this.source.volume = { state: 'ready', generation: this.source.volume.generation + 2 };
+      }
+      this.#changed('unseal');
+    },
+    start: async () => {
+      assert.equal(this.source.volume.state, 'ready', 'started on a sealed volume');
+      this.source.attached = true;
+      this.source.running = true;
+      this.#changed('start');
+    },
+    detach: async () => {
+      this.source.attached = false;
+      this.#changed('detach');
+    },
+    retain: async () => {
+      this.source.owned = false;
+      this.source.volume.state = 'retained';
+      this.#changed('retain');
+    },
+  };
+
+  readonly targetSide: TargetSide = {
+    offer: async () => this.offer(),
+    createVolume: async (request) => {
+      this.target.volume ??= { state: 'incoming', generation: request.volume!.sealedGeneration + 1 };
+      this.#changed('createVolume');
+    },
+    destroyVolume: async () => {
+      this.target.volume = null;
+      this.#changed('destroyVolume');
+    },
+    attachStandby: async () => {
+      this.target.attached ??= 'standby';
+      this.#changed('attachStandby');
+    },
+    detach: async () => {
+      this.target.attached = null;
+      this.#changed('target detach');
+    },
+    activate: async () => {
+      assert.ok(this.target.volume, 'activated without a volume');
+      assert.equal(this.source.volume.state, 'sealed', 'activated before the seal');
+      this.target.volume.state = 'clone';
+      this.target.attached = 'writable';
+      this.#changed('activate');
+    },
+    boot: async (_request, onMounted) => {
+      assert.equal(this.target.attached, 'writable');
+      onMounted();
+      this.target.owned = true;
+      this.target.running = true;
+      this.#changed('boot');
+    },
+    awaitHealthy: async () => {},
+    settle: async () => {},
+    hydration: async () =>
+      this.target.volume?.state === 'ready' || this.source.exported === 'open' ? HYDRATED : null,
+    finish: async () => {
+      if (this.target.volume) this.target.volume.state = 'ready';
+      this.#changed('finish');
+    },
+    sourceRun: async () => {
+      this.assertConnected();
+      return this.sourceRunState();
+    },
+  };
+
+  /** Set by the test: how the source's journal answers. */
+  sourceRunState: () => { state: string } | null = () => ({ state: 'running' });
+
+  offer(): Offer {
+    return {
+      worker: 'w2',
+      accepted: this.accepts,
+      reason: this.accepts ? 'room' : 'memory: full',
+      score: this.accepts ? 1 : 0,
+      freeMemoryBytes: 1,
+      freeCpus: 1,
+      freeDiskBytes: 1,
+      groupMembers: 0,
+    };
+  }
+
+  assertConnected(): void {
+    if (!this.connected) throw new Error('connect ECONNREFUSED');
+  }
+
+  /** The target as the source sees it; `lose` says whether a call that was carried out gets no answer. */
+  peer(receiver: () => Receiver, lose: (call: string) => boolean = () => false): Peer {
+    const call = async <Result>(name: string, act: () => Promise<Result>): Promise<Result> => {
+      this.assertConnected();
+      const result = await act();
+      if (lose(name)) throw new Error(`socket hang up (${name})`);
+      return result;
+    };
+    return {
+      name: 'w2',
+      url: 'model:',
+      offer: () => call('offer', async () => this.offer()),
+      prepare: (request) => call('prepare', () => receiver().prepare(request)),
+      status: (runId) => call('status', () => receiver().status(runId)),
+      handoff: (runId) => call('handoff', () => receiver().handoff(runId)),
+      cancel: (runId) => call('cancel', () => receiver().cancel(runId)),
+      run: async () => null,
+    };
+  }
+}
+
+type Receiver = {
+  prepare(request: PrepareRequest): Promise<TargetStatus>;
+  status(runId: string): Promise<TargetStatus>;
+  handoff(runId: string): Promise<TargetStatus>;
+  cancel(runId: string): Promise<TargetStatus>;
+};
+
+const SOURCE_SPEC: SourceSpec = {
+  host: '127.0.0.1',
+  port: 3260,
+  targetIqn: 'iqn.2024-07.example:v_1',
+  lun: 0,
+  initiatorIqn: 'iqn.2024-07.example:w2',
+  chapUser: 'move',
+  chapSecret: 'a secret of twelve',
+};
+
+const HYDRATED: NonNullable<TargetStatus['hydration']> = {
+  state: 'complete',
+  totalBytes: 2 ** 20,
+  presentBytes: 2 ** 20,
+  exposedBytes: 0,
+  wireBytes: 4096,
+  blocksFetchedTwice: 0,
+  bytesPerSecond: 0,
+  etaMs: 0,
+};
