@@ -1,0 +1,607 @@
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf } from '../base/errors.ts';
+import { type Logger, silentLogger } from '../base/logger.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { checkRange, closedError } from '../block/range.ts';
+import { BitCommitter, type CommitOrder } from './bit-committer.ts';
+import { FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
+import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
+import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
+import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
+import { MissLatency, type MissStatistics } from './miss-latency.ts';
+import { ReadAhead } from './read-ahead.ts';
+import { blockCountOf, ValidityMap } from './validity-map.ts';
+
+export type CloneDeviceOptions = {
+  /** A sparse file that was fresh (all zeros) when the clone was made. */
+  local: BlockDevice;
+  /** The sealed volume. Only read. A read may take as long as an outage does. */
+  source: BlockDevice;
+  /** Opened or created for this clone. */
+  metadata: CloneMetadata;
+  /**
+   * The validity bits, `wordCountOf(blockCountOf(lengthBytes))` words. Other threads may read them; none but this device may set any.
+   * Where the process can die while the host goes on, they have to be in a mapping that outlives it.
+   */
+  validityWords: Uint32Array;
+  /** True: the bits are those of an earlier process of this boot. False: the words are zeros, and what is durable counts. */
+  validityIsCurrent: boolean;
+  clock: Clock;
+  logger?: Logger;
+  /** Unit of addressing. Default 512. */
+  blockBytes?: 512 | 4096;
+  /** Default: running, without a limit. */
+  hydration?: HydrationSettings;
+  /** Default `wait`: the guest never sees an error of the source. */
+  sourceErrorPolicy?: SourceErrorPolicy;
+  /** Background bytes in flight that hydration always has. Default 64 KiB. */
+  windowFloorBytes?: number;
+  /** Background bytes in flight at most. Default 8 MiB. */
+  windowMaxBytes?: number;
+  /** How often bits are made durable without a flush of the guest. Default 2,000. */
+  commitIntervalMs?: number;
+  /** Hydrated bytes that may be written and not durable; then hydration waits for a commit. Default 512 MiB. */
+  uncommittedBytesMax?: number;
+  /** Payload that earlier processes counted for this clone. */
+  wireBytesBefore?: number;
+  /** All blocks are local, durably. Called once, also for a clone that is opened whole. */
+  onHydrated?: () => void;
+};
+
+/** Only for tests of the tests. */
+export type CloneDeviceSeams = { commitOrder?: CommitOrder };
+
+const DEFAULT_BLOCK_BYTES = 512;
+const WINDOW_FLOOR_BYTES = 64 * 1024;
+const WINDOW_MAX_BYTES = 8 * 2 ** 20;
+const COMMIT_INTERVAL_MS = 2_000;
+const UNCOMMITTED_BYTES_MAX = 512 * 2 ** 20;
+/** After a full local disk or a failing source. */
+const HOLD_AFTER_FAILURE_MS = 1_000;
+
+/** One guest mutation, as the shared path of write, discard and writeZeroes needs it. */
+type Change = {
+  offsetBytes: number;
+  lengthBytes: number;
+  /** Does it to a part of the local device. */
+  apply: (offsetBytes: number, lengthBytes: number) => Promise<void>;
+  /** Does it to a part of the content of one block: bytes [from, to) of the device, the block's content beginning at `blockStart`. */
+  merge: (content: Uint8Array, blockStart: number, from: number, to: number) => void;
+};
+
+/**
+ * The asynchronous clone: a device that is whole at once, though its blocks are still at the source. A block is read from the source
+ * when somebody needs it or the hydrator gets to it, is stored locally, and never read there again. Writes stay local.
+ *
+ * What holds, and why:
+ * - A block is present when its bit is set. The bit is set after its bytes are in the local device, so reads of
+ *   present blocks (also by other threads) need only the local device, and it never goes back.
+ * - An absent block has at most one owner (in-flight.ts). Fetches of a block, and mutations of it, so happen one
+ *   after the other; a mutation of whole blocks takes them over from a fetch that is on the wire.
+ * - All mutations go through this object: it has to know which of them stand on bits that are not durable yet.
+ * - Flush: data durable, then bits, then the answer (bit-committer.ts).
+ *
+ * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error` only), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE`
+ * from `finish`, and what `CloneMetadata.load` rejects with.
+ */
+export class CloneDevice implements BlockDevice {
+  readonly lengthBytes: number;
+  readonly blockBytes: number;
+  readonly writable = true;
+  readonly #options: CloneDeviceOptions;
+  readonly #local: BlockDevice;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #validity: ValidityMap;
+  readonly #committer: BitCommitter;
+  readonly #fetcher: Fetcher;
+  readonly #hydrator: Hydrator;
+  readonly #inFlight = new InFlight();
+  readonly #readAhead: ReadAhead;
+  readonly #missLatency = new MissLatency();
+  readonly #localMutations = new Set<Promise<void>>();
+  #uncommittedBytes = 0;
+  #committing = false;
+  #cancelCommitTimer: () => void = () => {};
+  #completeNoted = false;
+  #finished = false;
+  #closed = false;
+
+  private constructor(options: CloneDeviceOptions, validity: ValidityMap, committer: BitCommitter) {
+    this.#options = options;
+    this.lengthBytes = options.metadata.identity.lengthBytes;
+    this.blockBytes = options.blockBytes ?? DEFAULT_BLOCK_BYTES;
+    this.#local = options.local;
+    this.#clock = options.clock;
+    this.#logger = options.logger ?? silentLogger;
+    this.#validity = validity;
+    this.#committer = committer;
+    this.#readAhead = new ReadAhead(validity.blockCount);
+    this.#fetcher = new Fetcher({
+      local: options.local,
+      source: options.source,
+      validity,
+      inFlight: this.#inFlight,
+      committer,
+      clock: options.clock,
+      logger: this.#logger,
+      policy: options.sourceErrorPolicy ?? 'wait',
+      onEnded: (fetch, stored) => this.#fetchEnded(fetch, stored),
+    });
+    const uncommittedBytesMax = options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX;
+    this.#hydrator = new Hydrator({
+      local: options.local,
+      source: options.source,
+      validity,
+      inFlight: this.#inFlight,
+      fetcher: this.#fetcher,
+      committer,
+      clock: options.clock,
+      logger: this.#logger,
+      settings: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
+      limits: {
+        floorBytes: options.windowFloorBytes ?? WINDOW_FLOOR_BYTES,
+        maxBytes: options.windowMaxBytes ?? WINDOW_MAX_BYTES,
+      },
+      mayStore: () => this.#uncommittedBytes < uncommittedBytesMax,
+      onMarked: () => this.#noteCompletion(),
+    });
+  }
+
+  /** Loads the durable bits. Hydration begins with `start`. */
+  static async open(options: CloneDeviceOptions, seams: CloneDeviceSeams = {}): Promise<CloneDevice> {
+    const { metadata, local, source } = options;
+    const { lengthBytes } = metadata.identity;
+    for (const [what, device] of Object.entries({ local, source })) {
+      if (device.lengthBytes === lengthBytes) continue;
+      throw new GodwitError(
+        'CLONE_WRONG_LENGTH',
+        `the ${what} has ${device.lengthBytes} bytes, the clone ${lengthBytes}`,
+        {
+          values: { what, found: device.lengthBytes, expected: lengthBytes },
+          nextAction:
+            'This is another volume, or it was cut short; look at the volume records of both workers.',
+        },
+      );
+    }
+    const blockBytes = options.blockBytes ?? DEFAULT_BLOCK_BYTES;
+    assert(local.blockBytes <= blockBytes, 'the local device can address what the clone can');
+    const validity = new ValidityMap(options.validityWords, blockCountOf(lengthBytes), {
+      counted: options.validityIsCurrent,
+    });
+    const committer = new BitCommitter(local, metadata, validity, seams.commitOrder);
+    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent);
+    return new CloneDevice(options, validity, committer);
+  }
+
+  /** Starts the background copy and the periodic commits. */
+  start(): void {
+    assert(!this.#closed && !this.#finished, 'a clone is started while it is open');
+    this.#armCommitTimer();
+    this.#hydrator.start();
+    this.#noteCompletion();
+  }
+
+  /** Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back. */
+  configureHydration(settings: HydrationSettings): void {
+    this.#hydrator.configure(settings);
+  }
+
+  get hydrationSettings(): HydrationSettings {
+    return this.#hydrator.settings;
+  }
+
+  get complete(): boolean {
+    return this.#validity.complete;
+  }
+
+  hydrationStatus(): HydrationStatus {
+    return this.#hydrator.status(this.#options.wireBytesBefore ?? 0);
+  }
+
+  missStatistics(): MissStatistics {
+    return this.#missLatency.statistics();
+  }
+
+  read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    try {
+      this.#check(offsetBytes, into.length);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    if (into.length === 0) return Promise.resolve();
+    const endBytes = offsetBytes + into.length;
+    if (this.#validity.hasAll(firstBlockOf(offsetBytes), endBlockOf(endBytes))) {
+      return this.#local.read(offsetBytes, into);
+    }
+    return this.#readMissing(offsetBytes, into);
+  }
+
+  readNow(offsetBytes: number, into: Uint8Array): boolean {
+    if (this.#closed || into.length === 0 || !this.#local.readNow) return false;
+    const endBytes = offsetBytes + into.length;
+    if (offsetBytes < 0 || endBytes > this.lengthBytes) return false;
+    if (!this.#validity.hasAll(firstBlockOf(offsetBytes), endBlockOf(endBytes))) return false;
+    return this.#local.readNow(offsetBytes, into);
+  }
+
+  async write(offsetBytes: number, from: Uint8Array): Promise<void> {
+    this.#check(offsetBytes, from.length);
+    await this.#mutate({
+      offsetBytes,
+      lengthBytes: from.length,
+      apply: (start, length) =>
+        this.#local.write(start, from.subarray(start - offsetBytes, start - offsetBytes + length)),
+      merge: (content, blockStart, start, end) =>
+        content.set(from.subarray(start - offsetBytes, end - offsetBytes), start - blockStart),
+    });
+  }
+
+  async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
+    this.#check(offsetBytes, lengthBytes);
+    await this.#mutate({
+      offsetBytes,
+      lengthBytes,
+      apply: (start, length) => this.#local.discard(start, length),
+      merge: (content, blockStart, start, end) => content.fill(0, start - blockStart, end - blockStart),
+    });
+  }
+
+  async writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
+    this.#check(offsetBytes, lengthBytes);
+    await this.#mutate({
+      offsetBytes,
+      lengthBytes,
+      apply: (start, length) => this.#local.writeZeroes(start, length),
+      merge: (content, blockStart, start, end) => content.fill(0, start - blockStart, end - blockStart),
+    });
+  }
+
+  async flush(): Promise<void> {
+    this.#check(0, 0);
+    await this.#committer.flush();
+  }
+
+  /**
+   * Ends the clone once it is complete: all data and bits durable, no timer left, the source not used again (the caller closes it).
+   * The device goes on serving from the local one. Error: `CLONE_NOT_COMPLETE`. Idempotent.
+   */
+  async finish(): Promise<void> {
+    this.#check(0, 0);
+    if (!this.#validity.complete) {
+      const { blocksTotal, blocksPresent } = this.hydrationStatus();
+      throw new GodwitError(
+        'CLONE_NOT_COMPLETE',
+        `${blocksTotal - blocksPresent} blocks are still only at the source`,
+        {
+          values: { blocksTotal, blocksPresent },
+          nextAction: 'Wait until hydration is complete; resume it if it is paused.',
+        },
+      );
+    }
+    this.#hydrator.stop();
+    await this.#commitEverything();
+    this.#finished = true;
+    this.#cancelCommitTimer();
+  }
+
+  /**
+   * Stops everything; requests that wait for the source reject with `BLOCK_CLOSED`. Resolves when nothing writes to the local device
+   * or the metadata any more. Does not flush. Closes the local device and the metadata; the source is the caller's.
+   */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#hydrator.stop();
+    this.#cancelCommitTimer();
+    await this.#fetcher.close();
+    await Promise.allSettled(this.#localMutations);
+    await this.#committer.settled();
+    await this.#local.close();
+    await this.#options.metadata.close();
+  }
+
+  #check(offsetBytes: number, lengthBytes: number): void {
+    if (this.#closed) throw closedError();
+    checkRange(this, offsetBytes, lengthBytes);
+  }
+
+  // --- reads ---------------------------------------------------------------------------------------------------------
+
+  async #readMissing(offsetBytes: number, into: Uint8Array): Promise<void> {
+    const first = firstBlockOf(offsetBytes);
+    const end = endBlockOf(offsetBytes + into.length);
+    const startedAtMs = this.#clock.monotonicMs();
+    const backgroundBytes = this.#fetcher.backgroundBytes;
+    const reading = this.#readBlocks(first, end, offsetBytes, into);
+    // After the miss itself, which is on its way by now.
+    const ahead = this.#readAhead.observe(first, end);
+    if (ahead !== null) this.#hydrator.readAhead(ahead);
+    await reading;
+    this.#noteMiss(startedAtMs, backgroundBytes);
+  }
+
+  /** Reads the part of `into` (which begins at `offsetBytes`) that lies in the blocks [first, end). */
+  async #readBlocks(first: number, end: number, offsetBytes: number, into: Uint8Array): Promise<void> {
+    const parts: Promise<void>[] = [];
+    for (let block = first; block < end; ) {
+      const absent = this.#validity.firstAbsent(block, end);
+      if (absent > block) parts.push(this.#readLocal(block, absent, offsetBytes, into));
+      if (absent === end) break;
+      block = this.#readAbsent(absent, this.#validity.firstPresent(absent, end), offsetBytes, into, parts);
+    }
+    await Promise.all(parts);
+  }
+
+  #readLocal(first: number, end: number, offsetBytes: number, into: Uint8Array): Promise<void> {
+    const start = Math.max(first * BLOCK_BYTES, offsetBytes);
+    const stop = Math.min(end * BLOCK_BYTES, offsetBytes + into.length);
+    return this.#local.read(start, into.subarray(start - offsetBytes, stop - offsetBytes));
+  }
+
+  /** Reads the longest run from `first` on that has one owner, or none; returns its end. */
+  #readAbsent(
+    first: number,
+    limit: number,
+    offsetBytes: number,
+    into: Uint8Array,
+    parts: Promise<void>[],
+  ): number {
+    const owner = this.#inFlight.ownerOf(first);
+    let end = first + 1;
+    const endMax = owner === null ? Math.min(limit, first + FETCH_BLOCKS_MAX) : Math.min(limit, owner.end);
+    while (end < endMax && this.#inFlight.ownerOf(end) === owner) end++;
+    if (owner?.kind === 'mutation') {
+      parts.push(ended(owner).then(() => this.#readAgain(first, end, offsetBytes, into)));
+    } else {
+      parts.push(
+        this.#copyWhenArrived(
+          owner ?? this.#fetcher.start(first, end, 'miss'),
+          first,
+          end,
+          offsetBytes,
+          into,
+        ),
+      );
+    }
+    return end;
+  }
+
+  #readAgain(first: number, end: number, offsetBytes: number, into: Uint8Array): Promise<void> {
+    if (this.#closed) return Promise.reject(closedError());
+    return this.#readBlocks(first, end, offsetBytes, into);
+  }
+
+  #copyWhenArrived(
+    fetch: Fetch,
+    first: number,
+    end: number,
+    offsetBytes: number,
+    into: Uint8Array,
+  ): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#fetcher.whenArrived(fetch, {
+        arrived: () => {
+          const start = Math.max(first * BLOCK_BYTES, offsetBytes);
+          const stop = Math.min(end * BLOCK_BYTES, offsetBytes + into.length);
+          const base = fetch.first * BLOCK_BYTES;
+          into.set(fetch.buffer.subarray(start - base, stop - base), start - offsetBytes);
+          resolve();
+        },
+        failed: reject,
+      });
+    });
+  }
+
+  // --- mutations -----------------------------------------------------------------------------------------------------
+
+  async #mutate(change: Change): Promise<void> {
+    if (change.lengthBytes === 0) return;
+    const first = firstBlockOf(change.offsetBytes);
+    const end = endBlockOf(change.offsetBytes + change.lengthBytes);
+    while (!this.#validity.hasAll(first, end)) {
+      const blocker = this.#inFlight.blockerOf(first, end);
+      if (blocker === null) return this.#mutateAbsent(change, first, end);
+      await ended(blocker);
+      if (this.#closed) throw closedError();
+    }
+    await this.#tracked(change.apply(change.offsetBytes, change.lengthBytes));
+    this.#committer.overwritten(first, end);
+  }
+
+  /** A mutation of a range in which some blocks are absent and none has an owner that could not be taken over from. */
+  async #mutateAbsent(change: Change, first: number, end: number): Promise<void> {
+    const mutation: Mutation = { kind: 'mutation', first, end, waiters: [] };
+    // Content of cut blocks is asked for before they are taken over, so that a fetch on the wire can still give it.
+    const edges = this.#edgesOf(change, first, end);
+    this.#inFlight.takeOver(first, end);
+    this.#inFlight.add(mutation);
+    let touchedLocal = false;
+    try {
+      const contents = await Promise.all(edges.map((edge) => edge.content()));
+      if (this.#closed) throw closedError();
+      touchedLocal = true;
+      await this.#tracked(this.#applyWithEdges(change, edges, contents));
+      this.#validity.setRange(first, end);
+      this.#committer.written(first, end);
+    } catch (error) {
+      if (touchedLocal) this.#hydrator.distrustHoles();
+      throw error;
+    } finally {
+      this.#inFlight.remove(mutation);
+    }
+    this.#noteCompletion();
+  }
+
+  /** The absent blocks that the change covers in part: none, the first, the last, or both. */
+  #edgesOf(change: Change, first: number, end: number): Edge[] {
+    const changeEnd = change.offsetBytes + change.lengthBytes;
+    const edges: Edge[] = [];
+    for (const block of first === end - 1 ? [first] : [first, end - 1]) {
+      const start = block * BLOCK_BYTES;
+      const stop = Math.min(start + BLOCK_BYTES, this.lengthBytes);
+      const whole = change.offsetBytes <= start && changeEnd >= stop;
+      if (whole || this.#validity.has(block)) continue;
+      const owner = this.#inFlight.ownerOf(block);
+      assert(owner?.kind !== 'mutation', 'a mutation begins when no other owns its blocks');
+      edges.push({ start, stop, content: this.#contentOf(block, stop - start, owner) });
+    }
+    return edges;
+  }
+
+  /** Asks for the content of one block now, from the fetch that brings it or by one of its own. */
+  #contentOf(block: number, lengthBytes: number, owner: Fetch | null): () => Promise<Uint8Array> {
+    const startedAtMs = this.#clock.monotonicMs();
+    const backgroundBytes = this.#fetcher.backgroundBytes;
+    const fetch = owner ?? this.#fetcher.start(block, block + 1, 'miss', { store: false });
+    const arrived = new Promise<Uint8Array>((resolve, reject) => {
+      this.#fetcher.whenArrived(fetch, {
+        arrived: () => {
+          const from = (block - fetch.first) * BLOCK_BYTES;
+          this.#noteMiss(startedAtMs, backgroundBytes);
+          resolve(fetch.buffer.slice(from, from + lengthBytes));
+        },
+        failed: reject,
+      });
+    });
+    return () => arrived;
+  }
+
+  async #applyWithEdges(
+    change: Change,
+    edges: readonly Edge[],
+    contents: readonly Uint8Array[],
+  ): Promise<void> {
+    const changeEnd = change.offsetBytes + change.lengthBytes;
+    let straightStart = change.offsetBytes;
+    let straightEnd = changeEnd;
+    const parts: Promise<void>[] = [];
+    for (const [index, edge] of edges.entries()) {
+      const content = contents[index]!;
+      const from = Math.max(edge.start, change.offsetBytes);
+      const to = Math.min(edge.stop, changeEnd);
+      change.merge(content, edge.start, from, to);
+      parts.push(this.#local.write(edge.start, content));
+      if (edge.start <= change.offsetBytes) straightStart = Math.min(edge.stop, changeEnd);
+      else straightEnd = edge.start;
+    }
+    if (straightStart < straightEnd) parts.push(change.apply(straightStart, straightEnd - straightStart));
+    // All of them, also when one failed: nobody may begin on these blocks while one is still being written.
+    const results = await Promise.allSettled(parts);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  /** Remembers a local mutation until it has settled, for `close`. */
+  async #tracked(work: Promise<void>): Promise<void> {
+    this.#localMutations.add(work);
+    try {
+      await work;
+    } finally {
+      this.#localMutations.delete(work);
+    }
+  }
+
+  // --- commits and completion ----------------------------------------------------------------------------------------
+
+  #fetchEnded(fetch: Fetch, stored: boolean): void {
+    if (stored) this.#uncommittedBytes += (fetch.end - fetch.first) * BLOCK_BYTES;
+    else this.#hydrator.hold(Math.max(this.#fetcher.backoffMs, HOLD_AFTER_FAILURE_MS));
+    if (this.#uncommittedBytes >= (this.#options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX) / 2) {
+      void this.#commitInBackground();
+    }
+    this.#noteCompletion();
+    this.#hydrator.pump();
+  }
+
+  #noteMiss(startedAtMs: number, backgroundBytes: number): void {
+    const latencyMs = this.#clock.monotonicMs() - startedAtMs;
+    this.#missLatency.add(latencyMs);
+    this.#hydrator.missed(latencyMs, backgroundBytes);
+  }
+
+  /** When the last block has come: makes it durable, then tells. */
+  #noteCompletion(): void {
+    if (this.#completeNoted || !this.#validity.complete) return;
+    this.#completeNoted = true;
+    void this.#tellHydrated();
+  }
+
+  async #tellHydrated(): Promise<void> {
+    try {
+      await this.#commitEverything();
+    } catch (error) {
+      this.#logger.warn(
+        { error: messageOf(error) },
+        'hydrated, but the last bits could not be made durable yet',
+      );
+      this.#completeNoted = false; // the next periodic commit tries again
+      return;
+    }
+    if (!this.#closed) this.#options.onHydrated?.();
+  }
+
+  async #commitEverything(): Promise<void> {
+    const owedBytes = this.#uncommittedBytes;
+    await this.#committer.commitAll();
+    this.#uncommittedBytes -= Math.min(owedBytes, this.#uncommittedBytes);
+  }
+
+  async #commitInBackground(): Promise<void> {
+    if (this.#committing || this.#closed) return;
+    this.#committing = true;
+    try {
+      await this.#commitEverything();
+    } catch (error) {
+      // The bits stay dirty: the next commit takes them, and a flush of the guest would report the error to it.
+      this.#logger.warn({ error: messageOf(error) }, 'could not make validity bits durable; trying again');
+    } finally {
+      this.#committing = false;
+    }
+    this.#hydrator.pump();
+  }
+
+  #armCommitTimer(): void {
+    this.#cancelCommitTimer = this.#clock.timer(this.#options.commitIntervalMs ?? COMMIT_INTERVAL_MS, () => {
+      if (this.#closed || this.#finished) return;
+      if (this.#committer.dirty) void this.#commitInBackground();
+      this.#noteCompletion();
+      this.#armCommitTimer();
+    });
+  }
+}
+
+/** An absent block that a change covers in part: its bytes [start, stop) of the device, and the content it has at the source. */
+type Edge = { start: number; stop: number; content: () => Promise<Uint8Array> };
+
+/** Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. */
+async function loadDurableBits(
+  metadata: CloneMetadata,
+  validity: ValidityMap,
+  committer: BitCommitter,
+  validityIsCurrent: boolean,
+): Promise<void> {
+  const equal = new Uint8Array(metadata.sectorCount);
+  const live = new Uint32Array(SECTOR_WORDS);
+  await metadata.load((sector, durable) => {
+    validity.orWords(sector * SECTOR_WORDS, durable);
+    if (!validityIsCurrent) return;
+    validity.copyWords(sector * SECTOR_WORDS, live);
+    equal[sector] = live.every((word, index) => word === durable[index]) ? 1 : 0;
+  });
+  if (!validityIsCurrent) return;
+  for (let sector = 0; sector < metadata.sectorCount; sector++) {
+    const first = sector * SECTOR_BLOCKS;
+    const end = Math.min(first + SECTOR_BLOCKS, validity.blockCount);
+    if (equal[sector] === 0 && validity.firstPresent(first, end) < end) committer.written(first, end);
+  }
+}
+
+function firstBlockOf(offsetBytes: number): number {
+  return Math.floor(offsetBytes / BLOCK_BYTES);
+}
+
+function endBlockOf(endBytes: number): number {
+  return Math.ceil(endBytes / BLOCK_BYTES);
+}

@@ -1,0 +1,305 @@
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { closedError } from '../block/range.ts';
+import type { BitCommitter } from './bit-committer.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { REGION_BYTES_MAX } from './hydration-window.ts';
+import { type Fetch, type FetchPurpose, type FetchWaiter, type InFlight, owns } from './in-flight.ts';
+import { ValidityMap, wordCountOf } from './validity-map.ts';
+
+/** Largest fetch; longer ranges are several. */
+export const FETCH_BLOCKS_MAX = REGION_BYTES_MAX / BLOCK_BYTES;
+const SMALL_FETCH_BYTES = 64 * 1024;
+const SMALL_BUFFERS_KEPT = 64;
+const LARGE_BUFFERS_KEPT = 16;
+const RETRY_FIRST_MS = 100;
+const RETRY_MAX_MS = 5_000;
+
+export type SourceErrorPolicy = 'wait' | 'error';
+
+export type FetcherOptions = {
+  local: BlockDevice;
+  source: BlockDevice;
+  validity: ValidityMap;
+  inFlight: InFlight;
+  committer: BitCommitter;
+  clock: Clock;
+  logger: Logger;
+  /** What a fetch does whose read of the source failed: try again for as long as it takes, or pass the error on. */
+  policy: SourceErrorPolicy;
+  /** A fetch has ended; `stored`: its blocks are local now. */
+  onEnded: (fetch: Fetch, stored: boolean) => void;
+};
+
+/** Brings blocks from the source and stores them: the only place that reads the source's content. */
+export class Fetcher {
+  readonly #options: FetcherOptions;
+  readonly #smallBuffers = new BufferPool(SMALL_FETCH_BYTES, SMALL_BUFFERS_KEPT);
+  readonly #largeBuffers = new BufferPool(REGION_BYTES_MAX, LARGE_BUFFERS_KEPT);
+  /** Every block that this process fetched, to count the ones that came twice. Memory is used where blocks were fetched. */
+  readonly #fetched: ValidityMap;
+  readonly #storing = new Set<Promise<void>>();
+  #closed = false;
+  #wireBytes = 0;
+  #blocksFetchedTwice = 0;
+  #backgroundBytes = 0;
+  #lastSuccessAtMs = Number.NEGATIVE_INFINITY;
+  #failingSinceMs: number | null = null;
+  #consecutiveFailures = 0;
+  #lastError: string | null = null;
+
+  constructor(options: FetcherOptions) {
+    this.#options = options;
+    const { blockCount } = options.validity;
+    this.#fetched = new ValidityMap(new Uint32Array(wordCountOf(blockCount)), blockCount, { counted: false });
+  }
+
+  get wireBytes(): number {
+    return this.#wireBytes;
+  }
+
+  get blocksFetchedTwice(): number {
+    return this.#blocksFetchedTwice;
+  }
+
+  /** Bytes of background fetches (not misses) that have not ended. */
+  get backgroundBytes(): number {
+    return this.#backgroundBytes;
+  }
+
+  /** The last failure of the source or of storing what it sent; null when all is well again. */
+  get lastError(): string | null {
+    return this.#lastError;
+  }
+
+  /** Since when the source has been failing; null when its last answer was good. */
+  get failingSinceMs(): number | null {
+    return this.#failingSinceMs;
+  }
+
+  /** How long to leave the source alone after its last failure, in milliseconds. 0: it is well. */
+  get backoffMs(): number {
+    if (this.#consecutiveFailures === 0) return 0;
+    return Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** Math.min(10, this.#consecutiveFailures - 1));
+  }
+
+  /** How long a question to the source has been waiting without any other being answered, in milliseconds. 0: none waits. */
+  silentForMs(nowMs: number): number {
+    let oldestMs = nowMs;
+    for (const entry of this.#options.inFlight.entries) {
+      if (entry.kind === 'fetch' && entry.state === 'fetching') {
+        oldestMs = Math.min(oldestMs, entry.startedAtMs);
+      }
+    }
+    return nowMs - Math.max(oldestMs, Math.min(this.#lastSuccessAtMs, nowMs));
+  }
+
+  /**
+   * Starts to bring [first, end), which is absent and has no owner; at most FETCH_BLOCKS_MAX blocks. With `store: false` a mutation
+   * owns the blocks and only wants their content.
+   */
+  start(
+    first: number,
+    end: number,
+    purpose: FetchPurpose,
+    options: { store: boolean } = { store: true },
+  ): Fetch {
+    assert(end > first && end - first <= FETCH_BLOCKS_MAX, 'a fetch has 1 to FETCH_BLOCKS_MAX blocks');
+    const blocks = end - first;
+    const fetch: Fetch = {
+      kind: 'fetch',
+      first,
+      end,
+      purpose,
+      released: options.store ? null : new Uint8Array(blocks).fill(1),
+      state: 'fetching',
+      buffer: (blocks * BLOCK_BYTES <= SMALL_FETCH_BYTES ? this.#smallBuffers : this.#largeBuffers).take(),
+      contentWaiters: [],
+      waiters: [],
+      startedAtMs: this.#options.clock.monotonicMs(),
+      retryNow: null,
+    };
+    this.#options.inFlight.add(fetch);
+    if (purpose !== 'miss') this.#backgroundBytes += blocks * BLOCK_BYTES;
+    void this.#run(fetch);
+    return fetch;
+  }
+
+  /** Calls the waiter when the content is there, at once when it already is. Somebody waits, so a retry does not. */
+  whenArrived(fetch: Fetch, waiter: FetchWaiter): void {
+    if (fetch.state === 'storing') {
+      waiter.arrived(fetch);
+      return;
+    }
+    fetch.contentWaiters.push(waiter);
+    fetch.retryNow?.();
+  }
+
+  /** Fails who waits with `BLOCK_CLOSED`; resolves when nothing writes to the local device any more. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const entry of [...this.#options.inFlight.entries]) {
+      if (entry.kind !== 'fetch' || entry.state !== 'fetching') continue;
+      const wake = entry.retryNow;
+      this.#fail(entry, closedError());
+      wake?.();
+    }
+    await Promise.all(this.#storing);
+  }
+
+  async #run(fetch: Fetch): Promise<void> {
+    const bytes = fetch.buffer.subarray(0, this.#byteLength(fetch));
+    const error = await this.#readSource(fetch, bytes);
+    if (this.#closed) return; // `close` has ended the fetch; its buffer is not used again
+    if (error !== null) {
+      this.#fail(fetch, error);
+      this.#recycle(fetch);
+      this.#options.onEnded(fetch, false);
+      return;
+    }
+    this.#countArrival(fetch, bytes.length);
+    fetch.state = 'storing';
+    const waiters = fetch.contentWaiters;
+    fetch.contentWaiters = [];
+    for (const waiter of waiters) waiter.arrived(fetch);
+    const storing = this.#store(fetch);
+    this.#storing.add(storing);
+    await storing;
+    this.#storing.delete(storing);
+  }
+
+  /** null when the bytes are there, else the error to pass on. */
+  async #readSource(fetch: Fetch, into: Uint8Array): Promise<Error | null> {
+    const { source, clock, policy } = this.#options;
+    for (;;) {
+      try {
+        await source.read(fetch.first * BLOCK_BYTES, into);
+        return null;
+      } catch (error) {
+        if (this.#closed) return null;
+        this.#countFailure(error);
+        if (policy === 'error') return sourceFailedError(fetch, error);
+      }
+      await new Promise<void>((resolve) => {
+        const proceed = () => {
+          cancel();
+          fetch.retryNow = null;
+          resolve();
+        };
+        const cancel = clock.timer(this.backoffMs, proceed);
+        fetch.retryNow = proceed;
+      });
+      if (this.#closed) return null;
+    }
+  }
+
+  /** Writes what the fetch still owns to the local device, then sets the bits. Never rejects. */
+  async #store(fetch: Fetch): Promise<void> {
+    const { local, validity, committer } = this.#options;
+    const runs = ownedRuns(fetch);
+    let stored = true;
+    try {
+      await Promise.all(
+        runs.map(async (run) => {
+          await local.write(run.first * BLOCK_BYTES, this.#content(fetch, run.first, run.end));
+          validity.setRange(run.first, run.end);
+          committer.hydrated(run.first, run.end);
+        }),
+      );
+    } catch (error) {
+      // The guest got what it asked for all the same; the blocks stay absent and will be brought again.
+      stored = false;
+      this.#lastError = `storing hydrated blocks: ${messageOf(error)}`;
+      this.#options.logger.warn(
+        { error: messageOf(error), firstBlock: fetch.first },
+        'could not store hydrated blocks',
+      );
+    }
+    this.#options.inFlight.remove(fetch);
+    this.#countEnd(fetch);
+    this.#recycle(fetch);
+    this.#options.onEnded(fetch, stored);
+  }
+
+  #fail(fetch: Fetch, error: Error): void {
+    this.#options.inFlight.remove(fetch);
+    this.#countEnd(fetch);
+    const waiters = fetch.contentWaiters;
+    fetch.contentWaiters = [];
+    for (const waiter of waiters) waiter.failed(error);
+  }
+
+  #content(fetch: Fetch, first: number, end: number): Uint8Array {
+    const lastByte = Math.min((end - fetch.first) * BLOCK_BYTES, this.#byteLength(fetch));
+    return fetch.buffer.subarray((first - fetch.first) * BLOCK_BYTES, lastByte);
+  }
+
+  /** The last block of a device may be cut short by its end. */
+  #byteLength(fetch: Fetch): number {
+    const endBytes = Math.min(fetch.end * BLOCK_BYTES, this.#options.source.lengthBytes);
+    return endBytes - fetch.first * BLOCK_BYTES;
+  }
+
+  #recycle(fetch: Fetch): void {
+    const small = fetch.buffer.length === SMALL_FETCH_BYTES;
+    (small ? this.#smallBuffers : this.#largeBuffers).give(fetch.buffer);
+  }
+
+  #countArrival(fetch: Fetch, bytes: number): void {
+    const { clock, logger } = this.#options;
+    this.#wireBytes += bytes;
+    const blocks = fetch.end - fetch.first;
+    this.#blocksFetchedTwice += blocks - this.#fetched.setRange(fetch.first, fetch.end);
+    this.#lastSuccessAtMs = clock.monotonicMs();
+    this.#consecutiveFailures = 0;
+    if (this.#failingSinceMs === null) return;
+    logger.info(
+      { lostForMs: Math.round(this.#lastSuccessAtMs - this.#failingSinceMs) },
+      'the source answers again',
+    );
+    this.#failingSinceMs = null;
+    this.#lastError = null;
+  }
+
+  #countFailure(error: unknown): void {
+    const { clock, logger } = this.#options;
+    this.#consecutiveFailures++;
+    this.#lastError = messageOf(error);
+    if (this.#failingSinceMs !== null) return;
+    this.#failingSinceMs = clock.monotonicMs();
+    logger.warn(
+      { error: messageOf(error) },
+      'the source does not answer; reads of blocks that are only there wait',
+    );
+  }
+
+  #countEnd(fetch: Fetch): void {
+    if (fetch.purpose !== 'miss') this.#backgroundBytes -= (fetch.end - fetch.first) * BLOCK_BYTES;
+  }
+}
+
+/** The runs of blocks that no mutation has taken over. */
+function ownedRuns(fetch: Fetch): { first: number; end: number }[] {
+  if (fetch.released === null) return [{ first: fetch.first, end: fetch.end }];
+  const runs: { first: number; end: number }[] = [];
+  for (let block = fetch.first; block < fetch.end; block++) {
+    if (!owns(fetch, block)) continue;
+    const last = runs.at(-1);
+    if (last?.end === block) last.end++;
+    else runs.push({ first: block, end: block + 1 });
+  }
+  return runs;
+}
+
+function sourceFailedError(fetch: Fetch, cause: unknown): GodwitError {
+  return new GodwitError('CLONE_SOURCE_FAILED', `the source could not be read: ${messageOf(cause)}`, {
+    values: { firstBlock: fetch.first, blocks: fetch.end - fetch.first },
+    nextAction:
+      'Look at the source worker and the network to it; blocks that are only there cannot be read until it is back.',
+    cause,
+  });
+}
