@@ -429,21 +429,8 @@ export function formatCommand(
   if (filesystem === 'xfs') return ['mkfs.xfs', '-q', '-f', '-K', path];
   // mke2fs gives more than 64 MiB from 16 GiB on (e2fsprogs, ext2fs_default_journal_size).
   const journal = lengthBytes >= 16 * 2 ** 30 ? ['-J', `size=${EXT4_JOURNAL_BYTES_MAX / 2 ** 20}`] : [];
-  return [
-    [
-      'mkfs.ext4',
-      '-q',
-      '-F',
-      '-b',
-      '4096',
-      '-m',
-      '0',
-      '-E',
-      'assume_storage_prezeroed=1,nodiscard',
-      ...journal,
-      path,
-    ],
-  ];
+  const options = ['-b', '4096', '-m', '0', '-E', 'assume_storage_prezeroed=1,nodiscard', ...journal];
+  return ['mkfs.ext4', '-q', '-F', ...options, path];
 }
 
 /** The record in a volume's folder, validated. Rejects `VOLUME_RECORD_CORRUPT`, naming the file. */
