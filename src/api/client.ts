@@ -113,7 +113,7 @@ export class ApiClient {
       timeoutMs: body.timeoutMs + 10_000,
     });
   }
-  /** Ends with the log, or with `follow` when the signal aborts or the worker goes away. */
+  /** Ends with the log; with `follow` rejects when the signal aborts (its reason) or the worker goes away. */
   async *machineLogs(
     ref: string,
     query: { lines?: number; follow?: boolean } = {},
@@ -122,7 +122,7 @@ export class ApiClient {
     const path = `/v1/machines/${encodeURIComponent(ref)}/logs`;
     const response = await this.#send('GET', path, { query, signal });
     if (response.statusCode !== 200) throw await this.#failure(response);
-    for await (const chunk of response) yield chunk as Buffer;
+    yield* this.#body(response, signal);
   }
   moveMachine(ref: string, body: { target: string | null }): Promise<RunView> {
     return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/move`, { body });
@@ -173,14 +173,14 @@ export class ApiClient {
     return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`);
   }
 
-  /** Ends when the signal aborts or the worker goes away; the caller asks again. */
+  /** Ends when the worker closes in good order; rejects when the signal aborts (its reason) or the worker is lost. */
   async *events(signal?: AbortSignal): AsyncGenerator<ApiEvent> {
     const response = await this.#send('GET', '/v1/events', { signal });
     if (response.statusCode !== 200) throw await this.#failure(response);
-    response.setEncoding('utf8');
+    const decoder = new TextDecoder();
     let text = '';
-    for await (const chunk of response) {
-      text += chunk as string;
+    for await (const chunk of this.#body(response, signal)) {
+      text += decoder.decode(chunk, { stream: true });
       if (text.length > REPLY_BYTES_MAX) throw this.#badReply('an event is too long');
       for (let end = text.indexOf('\n\n'); end !== -1; end = text.indexOf('\n\n')) {
         const data = text
@@ -273,7 +273,7 @@ export class ApiClient {
       let connected = false;
       const onAbort = () => request.destroy(signal?.reason);
       const request = httpRequest(url, { method, headers, agent }, (response) => {
-        signal?.removeEventListener('abort', onAbort);
+        response.once('close', () => signal?.removeEventListener('abort', onAbort));
         resolve(response);
       });
       signal?.addEventListener('abort', onAbort, { once: true });
@@ -295,24 +295,24 @@ export class ApiClient {
     });
   }
 
-  async #text(response: IncomingMessage, signal?: AbortSignal): Promise<string> {
-    const onAbort = () => response.destroy(signal?.reason);
-    signal?.addEventListener('abort', onAbort, { once: true });
+  /** The body as it comes. */
+  async *#body(response: IncomingMessage, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
     try {
-      const chunks: Buffer[] = [];
-      let length = 0;
-      for await (const chunk of response as AsyncIterable<Buffer>) {
-        length += chunk.length;
-        if (length > REPLY_BYTES_MAX) throw this.#badReply('the reply is too long');
-        chunks.push(chunk);
-      }
-      return Buffer.concat(chunks).toString('utf8');
+      for await (const chunk of response as AsyncIterable<Buffer>) yield chunk;
     } catch (error) {
-      if (error instanceof GodwitError) throw error;
       throw signal?.aborted ? this.#aborted(signal, true) : this.#unreachable(error, true);
-    } finally {
-      signal?.removeEventListener('abort', onAbort);
     }
+  }
+
+  async #text(response: IncomingMessage, signal?: AbortSignal): Promise<string> {
+    const chunks: Buffer[] = [];
+    let length = 0;
+    for await (const chunk of this.#body(response, signal)) {
+      length += chunk.length;
+      if (length > REPLY_BYTES_MAX) throw this.#badReply('the reply is too long');
+      chunks.push(chunk);
+    }
+    return Buffer.concat(chunks).toString('utf8');
   }
 
   #parse(text: string): unknown {

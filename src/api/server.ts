@@ -49,6 +49,10 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     keepAliveTimeout: 75_000,
     genReqId: (request) => safeId(request.headers['x-request-id']) ?? randomUUID(),
     logger: false,
+    // A HEAD of a stream would never end.
+    exposeHeadRoutes: false,
+    // The schemas refuse what is too long, in words.
+    routerOptions: { maxParamLength: 1000 },
   }).withTypeProvider<TypeBoxTypeProvider>();
 
   app.setValidatorCompiler(validatorCompiler);
@@ -81,6 +85,11 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     if (runId !== undefined) reply.header(RUN_ID_HEADER, runId);
     if (PUBLIC_ROUTES.includes(request.routeOptions.url ?? '')) return;
     if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
+  });
+
+  app.addHook('onSend', async (_request, reply) => {
+    // A connection that goes idle after close() began would hold up its end until the keep-alive timeout.
+    if (closing.signal.aborted) reply.header('connection', 'close');
   });
 
   app.addHook('onResponse', async (request, reply) => {

@@ -46,17 +46,23 @@ export function describe(errors: readonly TLocalizedValidationError[]): string {
       return at(error, `unknown property ${error.params.additionalProperties.join(', ')}`);
     }
   }
+  for (const union of errors.filter(({ keyword }) => keyword === 'anyOf')) {
+    const inside = ({ schemaPath }: TLocalizedValidationError) =>
+      schemaPath.startsWith(`${union.schemaPath}/anyOf/`);
+    const tags = errors.filter((error) => inside(error) && error.keyword === 'const');
+    if (tags.length === 0 || tagged.some(inside)) continue;
+    const allowed = tags.map((error) =>
+      'allowedValue' in error.params ? String(error.params.allowedValue) : '',
+    );
+    return at(tags[0]!, `must be one of ${[...new Set(allowed)].join(', ')}`);
+  }
   // `anyOf` and `unevaluatedProperties` follow from the errors inside them, `boolean` repeats additionalProperties.
   const telling = tagged.filter(
     ({ keyword }) => !['anyOf', 'allOf', 'boolean', 'unevaluatedProperties'].includes(keyword),
   );
-  const first = telling[0];
+  // When a branch fails, typebox has not filled in the defaults beside it, and they are reported as missing.
+  const first = telling.find((error) => branchOf(error) !== null) ?? telling[0];
   if (first) return at(first, first.message);
-  const choices = errors.flatMap((error) =>
-    error.keyword === 'const' && 'allowedValue' in error.params ? [String(error.params.allowedValue)] : [],
-  );
-  const constant = errors.find((error) => error.keyword === 'const');
-  if (constant) return at(constant, `must be one of ${[...new Set(choices)].join(', ')}`);
   for (const error of errors) {
     if (error.keyword === 'unevaluatedProperties') {
       return at(error, `unknown property ${error.params.unevaluatedProperties.join(', ')}`);

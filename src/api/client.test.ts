@@ -1,0 +1,227 @@
+import assert from 'node:assert/strict';
+import { createServer as createHttpServer } from 'node:http';
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { type TestContext, test } from 'node:test';
+import { FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { GodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { ApiClient } from './client.ts';
+import { HttpPeer } from './peer-client.ts';
+import { createApiServer } from './server.ts';
+
+const TOKEN = 'a-token-of-the-fleet';
+
+async function start(t: TestContext) {
+  const service = new FakeWorkerService('worker-1');
+  const app = await createApiServer({ service, token: TOKEN, logger: silentLogger, version: '1' });
+  const url = await app.listen({ host: '127.0.0.1', port: 0 });
+  const client = new ApiClient({ url, token: TOKEN });
+  t.after(async () => {
+    client.close();
+    await app.close();
+  });
+  return { service, app, url, client };
+}
+
+/** A TCP server that does `act` with every connection. */
+async function listen(t: TestContext, act: (socket: Socket) => void): Promise<string> {
+  const sockets = new Set<Socket>();
+  const server: Server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    act(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+async function rejection(promise: Promise<unknown>): Promise<GodwitError> {
+  const error = await promise.then(
+    () => assert.fail('did not reject'),
+    (reason: unknown) => reason,
+  );
+  assert.ok(error instanceof GodwitError, String(error));
+  return error;
+}
+
+test('what the service says comes through, errors too', async (t) => {
+  const { client, service } = await start(t);
+  assert.deepEqual(await client.healthz(), { ok: true });
+  assert.equal((await client.worker()).name, 'worker-1');
+  const machine = await client.createMachine({ name: 'pg', config: machineView({}).config, start: true });
+  assert.deepEqual(await client.listMachines(), [machine]);
+  assert.deepEqual(await client.showMachine(machine.id), machine);
+  assert.equal((await client.execInMachine('pg', { command: ['false'], timeoutMs: 5 })).exitCode, 1);
+  const volume = await client.createVolume({ name: 'v', lengthBytes: 2 ** 30, filesystem: 'xfs' });
+  assert.deepEqual(await client.listVolumes(), [volume]);
+  await client.destroyVolume('v');
+  assert.equal((await client.drain()).desired, true);
+  assert.equal((await client.undrain()).desired, false);
+  assert.equal((await client.plan()).steps.length, 1);
+  service.runs.push(runView({ id: 'run9' }));
+  assert.equal((await client.listRuns({ state: 'all', limit: 5 }))[0]!.id, 'run9');
+  assert.equal((await client.cancelRun('run9')).id, 'run9');
+  assert.equal((await client.why('pg')).conditions.length, 1);
+
+  const error = await rejection(client.showMachine('no/such machine?'));
+  assert.equal(error.code, 'MACHINE_NOT_FOUND');
+  assert.deepEqual(error.values, { ref: 'no/such machine?' });
+  assert.equal(error.nextAction, 'godwit machine list');
+});
+
+test('a wrong token is said so', async (t) => {
+  const { url } = await start(t);
+  const client = new ApiClient({ url, token: 'wrong' });
+  t.after(() => client.close());
+  assert.equal((await rejection(client.worker())).code, 'API_UNAUTHORIZED');
+});
+
+test('logs end by themselves, followed ones when the reader leaves', async (t) => {
+  const { client, service } = await start(t);
+  service.machines.set('m_1', machineView({}));
+  const text: Buffer[] = [];
+  for await (const chunk of client.machineLogs('pg')) text.push(chunk);
+  assert.equal(Buffer.concat(text).toString(), 'line one\nline two\n');
+
+  const leave = new AbortController();
+  const followed = client.machineLogs('pg', { follow: true }, leave.signal);
+  assert.equal((await followed.next()).value?.toString(), 'line one\nline two\n');
+  leave.abort(new Error('enough'));
+  await assert.rejects(followed.next(), /enough/);
+  while (!service.calls.includes('log follower left')) await new Promise((resolve) => setImmediate(resolve));
+  const missing = client.machineLogs('nobody');
+  assert.equal((await rejection(missing.next())).code, 'MACHINE_NOT_FOUND');
+});
+
+test('events come one by one, and closing the server ends them', async (t) => {
+  const { client, service, app } = await start(t);
+  const event = { atMs: 1, worker: 'worker-1', kind: 'run', subject: 'run1', data: {} } as const;
+  service.eventScript = [
+    { ...event, message: 'one\nwith a line' },
+    { ...event, message: 'zwei ü' },
+  ];
+  const events = client.events();
+  assert.equal((await events.next()).value?.message, 'one\nwith a line');
+  assert.equal((await events.next()).value?.message, 'zwei ü');
+  const rest = events.next();
+  await app.close();
+  assert.deepEqual(await rest, { value: undefined, done: true });
+  assert.ok(service.calls.includes('event listener left'));
+});
+
+test('nobody listens: certainly not delivered', async () => {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  for (const target of [`http://127.0.0.1:${port}`, 'http://no-such-host.invalid:1']) {
+    const error = await rejection(new ApiClient({ url: target, token: 'x' }).worker());
+    assert.equal(error.code, 'API_UNREACHABLE', target);
+    assert.equal(error.values.delivered, false, target);
+    assert.match(error.nextAction, /godwit worker/);
+  }
+});
+
+test('the connection breaks, or the time is up, after the request was sent: outcome unknown', async (t) => {
+  const cutter = await listen(t, (socket) => socket.once('data', () => socket.destroy()));
+  const silent = await listen(t, () => {});
+  const halfway = await listen(t, (socket) =>
+    socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"state"')),
+  );
+  for (const url of [cutter, silent, halfway]) {
+    const client = new ApiClient({ url, token: 'x', timeoutMs: 300 });
+    t.after(() => client.close());
+    const error = await rejection(client.handoffMove('run1'));
+    assert.equal(error.code, 'API_UNREACHABLE', url);
+    assert.equal(error.values.delivered, 'unknown', url);
+  }
+});
+
+test("the caller's own abort comes back as it is", async (t) => {
+  const url = await listen(t, () => {});
+  const client = new ApiClient({ url, token: 'x' });
+  t.after(() => client.close());
+  const reason = new Error('the step is over');
+  const abort = new AbortController();
+  const call = client.moveStatus('run1', abort.signal);
+  abort.abort(reason);
+  await assert.rejects(call, (error) => error === reason);
+  await assert.rejects(client.moveStatus('run1', abort.signal), (error) => error === reason);
+});
+
+test('something else answers', async (t) => {
+  const answers = [
+    ['<html>', 200],
+    ['<html>', 502],
+    ['{"error":"text"}', 500],
+    ['null', 404],
+  ] as const;
+  for (const [body, status] of answers) {
+    const server = createHttpServer((_request, response) => response.writeHead(status).end(body));
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    t.after(() => server.close());
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const client = new ApiClient({ url, token: 'x' });
+    t.after(() => client.close());
+    assert.equal((await rejection(client.worker())).code, 'API_BAD_REPLY', body);
+  }
+  assert.throws(() => new ApiClient({ url: 'worker-1', token: 'x' }), { code: 'API_BAD_URL' });
+});
+
+test('an idle connection that the worker has closed is no reason to fail a call that may be repeated', async (t) => {
+  let connections = 0;
+  const reply = 'HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: 12\r\n\r\n{"runs": []}';
+  // Answers the first request of a connection and breaks it at the second.
+  const url = await listen(t, (socket) => {
+    connections++;
+    socket.once('data', () => {
+      socket.write(reply);
+      socket.once('data', () => socket.destroy());
+    });
+  });
+  const client = new ApiClient({ url, token: 'x' });
+  t.after(() => client.close());
+  await client.listRuns();
+  await client.listRuns();
+  assert.equal(connections, 2);
+  await client.listRuns();
+  const error = await rejection(client.moveMachine('pg', { target: null }));
+  assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);
+});
+
+test('a peer over HTTP', async (t) => {
+  const { url } = await start(t);
+  const peer = new HttpPeer({ name: 'worker-1', url, token: TOKEN });
+  t.after(() => peer.close());
+  const machine = {
+    machineId: 'm_1',
+    machineName: 'pg',
+    group: null,
+    memoryBytes: 1,
+    cpus: 1,
+    volumeLengthBytes: 4096,
+    volumeUsedBytes: 0,
+  };
+  assert.equal((await peer.offer({ sourceWorker: 'worker-2', machine, planned: [machine] })).accepted, true);
+  const prepared = await peer.prepare({
+    runId: 'run1',
+    sourceWorker: 'worker-2',
+    sourceUrl: 'http://127.0.0.1:2',
+    machineId: 'm_1',
+    machineName: 'pg',
+    config: machineView({}).config,
+    placement: machine,
+    volume: null,
+    startMachine: true,
+  });
+  assert.equal(prepared.phase, 'prepared');
+  assert.equal((await peer.status('run1')).runId, 'run1');
+  assert.equal((await peer.handoff('run1')).phase, 'handed-over');
+  assert.equal((await peer.cancel('run1')).phase, 'forgotten');
+  assert.deepEqual(await peer.run('known'), { state: 'running', step: 'stop' });
+  assert.equal(await peer.run('other'), null);
+});
