@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
+import { testConformance } from './conformance.ts';
 import { FaultDevice, SECTOR_BYTES } from './fault-device.ts';
 import { PowerSupply } from './power-supply.ts';
 
@@ -14,6 +15,14 @@ async function contents(device: FaultDevice): Promise<Uint8Array> {
   await device.read(0, into);
   return into;
 }
+
+testConformance('fault', {
+  open: async (_t, { lengthBytes, writable, content }) => {
+    const device = new FaultDevice({ lengthBytes });
+    if (content !== null) await device.write(0, content);
+    return writable ? device : device.reopen({ writable });
+  },
+});
 
 test('the nth matching call fails, once, and does nothing', async () => {
   const device = new FaultDevice({ lengthBytes: 8192 });

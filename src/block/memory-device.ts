@@ -11,6 +11,8 @@ export type MemoryDeviceOptions = {
   writable?: boolean;
   /** Unit of allocation and of holes, a power of two from 512. Default 4096; larger is faster for large writes. */
   chunkBytes?: number;
+  /** What it holds from byte 0 on, copied. Default: zeros. */
+  content?: Uint8Array;
 };
 
 /** A device in memory that is allocated as it is written: 1 TiB costs nothing until then. Flush has nothing to do. */
@@ -21,13 +23,17 @@ export class MemoryDevice implements BlockDevice {
   readonly #bytes: SparseBytes;
   #closed = false;
 
-  /** Throws `BLOCK_BAD_GEOMETRY`. */
+  /** Throws `BLOCK_BAD_GEOMETRY`, and `BLOCK_BAD_RANGE` for content that does not fit. */
   constructor(options: MemoryDeviceOptions) {
     this.lengthBytes = options.lengthBytes;
     this.blockBytes = options.blockBytes ?? 512;
     this.writable = options.writable ?? true;
     this.#bytes = new SparseBytes(options.chunkBytes ?? BLOCK_BYTES);
     checkGeometry(this);
+    if (options.content !== undefined) {
+      checkRange(this, 0, options.content.length);
+      this.#bytes.write(0, options.content);
+    }
   }
 
   get allocatedBytes(): number {
