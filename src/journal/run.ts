@@ -23,6 +23,8 @@ export type RunView = {
   error: WireError | null;
   createdAtMs: number;
   endedAtMs: number | null;
+  /** The run that took over, when this one ended with a Handoff. */
+  handedOffTo?: { runId: string; kind: string } | null;
 };
 
 export type StepView = {
@@ -31,6 +33,7 @@ export type StepView = {
   attempts: number;
   startedAtMs: number | null;
   endedAtMs: number | null;
+  pointOfNoReturn?: boolean;
 };
 
 /** Given to a step. */

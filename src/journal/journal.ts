@@ -1,0 +1,951 @@
+import type { DatabaseSync } from 'node:sqlite';
+import { ulid } from 'ulid';
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, toWireError, type WireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import { CRASH_POINT_OF_EVENT, Crash, type CrashPoints, noCrashPoints } from './crash-points.ts';
+import { type Action, backoffMs, decide } from './decide.ts';
+import {
+  applyEvent,
+  type EventBody,
+  type History,
+  type JournalEvent,
+  newHistory,
+  type RunHeader,
+  type StoredStep,
+  sideOf,
+  viewOf,
+} from './history.ts';
+import { Abort, Handoff, Retry, Unrecoverable } from './outcome.ts';
+import type { RunDefinition, RunState, RunView, StepContext, StepDefinition } from './run.ts';
+import { type LoadedRun, resourceBusy, Store } from './store.ts';
+
+/*
+ * Durable runs. One owner, one loop: whatever happens to a run (its step ends, time passes, someone cancels) is written to its log,
+ * and then `decide` (decide.ts) is asked what comes next, from the log alone. So a restart is no special case: the log is read, and
+ * `decide` is asked.
+ *
+ * What always holds:
+ *   - A step runs only after its `step-started` is durable, and the next one only after its `step-succeeded` is. An append that
+ *     fails is a step that failed.
+ *   - At most one run holds a resource, over all kinds; a unique index sees to it.
+ *   - At most one attempt of a run is in progress: an undo never begins while a `do` has not returned.
+ *   - Nothing is undone past the point of no return, unless an operator forces it.
+ */
+
+const RETRY_DEFAULT = { initialMs: 100, maxMs: 5_000 };
+const KEEP_MS_DEFAULT = 30 * 24 * 60 * 60 * 1000;
+const KEEP_RUNS_DEFAULT = 10_000;
+/** Between attempts to write a journal that cannot be written. */
+const APPEND_RETRY_MS = 1_000;
+/** Longest single timer (setTimeout takes 2^31-1 ms); `decide` is asked again after it. */
+const TIMER_MAX_MS = 24 * 60 * 60 * 1000;
+const CLOSE_GRACE_MS = 10_000;
+
+export type RunListener = (run: RunView, event: JournalEvent) => void;
+
+export type JournalOptions = {
+  /** Path of the journal's own database file, or an open database that has nothing else in it. */
+  database: string | DatabaseSync;
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  definitions: readonly RunDefinition<never>[];
+  crashPoints?: CrashPoints;
+  /** Finished runs beyond this many are pruned, oldest first. */
+  keepRuns?: number;
+};
+
+/** How an attempt ended: the events that say so, and, for a Handoff, the run that takes over. */
+type AttemptEnd = { body: EventBody; handoff: Handoff | null };
+
+type Attempt = {
+  readonly controller: AbortController;
+  readonly settled: Promise<void>;
+  /** An append within the attempt failed, so the attempt failed, whatever it says itself. */
+  appendError: GodwitError | null;
+};
+
+/** A run that holds its resource, in memory. */
+type LiveRun = {
+  readonly header: RunHeader;
+  history: History;
+  readonly definition: RunDefinition<unknown> | null;
+  /** Why the run cannot go on here, apart from what its log says. */
+  parked: RunView['reason'];
+  damage: GodwitError | null;
+  attempt: Attempt | null;
+  /** An attempt has ended and the log does not know yet. */
+  pendingEnd: AttemptEnd | null;
+  /** Why the journal cannot be written at present. */
+  trouble: RunView['reason'];
+  cancelTimer: (() => void) | null;
+  scheduled: boolean;
+  driven: boolean;
+};
+
+type Waiter = {
+  until: (run: RunView) => boolean;
+  resolve: (run: RunView) => void;
+  reject: (error: Error) => void;
+};
+
+/** Starts runs, carries them on over restarts, and answers for them. */
+export class Journal {
+  readonly #store: Store;
+  readonly #clock: Clock;
+  readonly #random: Random;
+  readonly #logger: Logger;
+  readonly #crashPoints: CrashPoints;
+  readonly #keepRuns: number;
+  readonly #definitions = new Map<string, RunDefinition<unknown>>();
+  readonly #live = new Map<string, LiveRun>();
+  readonly #waiters = new Map<string, Set<Waiter>>();
+  readonly #listeners = new Set<RunListener>();
+  #state: 'open' | 'closing' | 'closed' = 'open';
+
+  /**
+   * Reads the runs that are open; none goes on before `resume`. Throws what the database throws: JOURNAL_LOCKED, JOURNAL_CORRUPT,
+   * JOURNAL_NEWER, JOURNAL_UNUSABLE. A single damaged run does not keep the others from their work: it is parked.
+   */
+  constructor(options: JournalOptions) {
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.#logger = options.logger;
+    this.#crashPoints = options.crashPoints ?? noCrashPoints;
+    this.#keepRuns = options.keepRuns ?? KEEP_RUNS_DEFAULT;
+    for (const definition of options.definitions) {
+      checkDefinition(definition);
+      assert(!this.#definitions.has(definition.kind), `two definitions of kind ${definition.kind}`);
+      this.#definitions.set(definition.kind, definition as RunDefinition<unknown>);
+    }
+    this.#store = new Store(options.database);
+    for (const loaded of this.#store.loadHeld()) this.#live.set(loaded.header.id, this.#adopt(loaded));
+  }
+
+  /**
+   * Starts a run and returns at once; its first step begins in a moment. With a `runId` that exists already: returns that run when kind and
+   * input are the same, else throws JOURNAL_RUN_CONFLICT. Throws JOURNAL_RESOURCE_BUSY when any run holds the resource,
+   * JOURNAL_UNKNOWN_KIND, JOURNAL_APPEND_FAILED, JOURNAL_CLOSED. `input` is stored as JSON.
+   */
+  start(kind: string, input: unknown, options: { runId?: string } = {}): RunView {
+    this.#mustBeOpen();
+    const header = this.#newHeader(kind, input, options.runId);
+    const existing = options.runId === undefined ? null : this.#find(options.runId);
+    if (existing) {
+      const same = existing.kind === kind && canonical(existing.input) === canonical(header.input);
+      if (same) return existing;
+      throw new GodwitError('JOURNAL_RUN_CONFLICT', `run ${existing.id} exists with another kind or input`, {
+        values: { runId: existing.id, kind: existing.kind },
+        nextAction: 'Use another run id for another run.',
+      });
+    }
+    const started: JournalEvent = { sequence: 0, atMs: header.createdAtMs, body: { type: 'started' } };
+    this.#crashable(() => {
+      this.#reached(header, 'before', started.body);
+      this.#store.create(header, started);
+      this.#reached(header, 'after', started.body);
+    });
+    const run = this.#begin(header, started);
+    return this.#view(run);
+  }
+
+  /** Carries on all open runs. Call once, when everything that the steps need is there. Prunes old runs. */
+  resume(): void {
+    this.#mustBeOpen();
+    for (const run of this.#live.values()) {
+      run.driven = true;
+      if (run.parked) {
+        this.#logger.warn(
+          { runId: run.header.id, kind: run.header.kind, reason: run.parked.message },
+          'a run is parked',
+        );
+      } else if (!run.history.end) {
+        this.#logger.info(
+          { runId: run.header.id, kind: run.header.kind, step: this.#view(run).step },
+          'a run goes on',
+        );
+        this.#schedule(run);
+      }
+    }
+    this.#prune();
+  }
+
+  /** Throws JOURNAL_UNKNOWN_RUN. A pruned run is unknown. */
+  get(id: string): RunView {
+    const view = this.#find(id);
+    if (!view) throw unknownRun(id);
+    return view;
+  }
+
+  /** Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). */
+  find(
+    filter: { resource?: string; kind?: string; state?: RunState | readonly RunState[]; limit?: number } = {},
+  ): RunView[] {
+    const limit = filter.limit ?? 1000;
+    const states = filter.state === undefined ? null : [filter.state].flat();
+    const found: RunView[] = [];
+    const take = (view: RunView) => {
+      if (filter.resource !== undefined && view.resource !== filter.resource) return;
+      if (filter.kind !== undefined && view.kind !== filter.kind) return;
+      if (states && !states.includes(view.state)) return;
+      if (found.length < limit) found.push(view);
+    };
+    for (const run of [...this.#live.values()].reverse()) take(this.#view(run));
+    if (found.length < limit && (!states || states.some((state) => isOver(state)))) {
+      this.#mustNotBeClosed();
+      for (const loaded of this.#store.loadOver(filter)) {
+        take(viewOfLoaded(loaded));
+        if (found.length >= limit) break;
+      }
+    }
+    return found;
+  }
+
+  /**
+   * Resolves when the run is over, or when `until` says so. Rejects with JOURNAL_UNKNOWN_RUN, with JOURNAL_WAIT_TIMEOUT after
+   * `timeoutMs`, with JOURNAL_CLOSED when the journal closes first.
+   */
+  async wait(
+    id: string,
+    options: { timeoutMs?: number; until?: (run: RunView) => boolean } = {},
+  ): Promise<RunView> {
+    const until = options.until ?? (() => false);
+    const now = this.get(id);
+    if (isOver(now.state) || until(now)) return now;
+    return await new Promise<RunView>((resolve, reject) => {
+      let cancelTimer = () => {};
+      const forget = () => {
+        cancelTimer();
+        const waiters = this.#waiters.get(id);
+        waiters?.delete(waiter);
+        if (waiters?.size === 0) this.#waiters.delete(id);
+      };
+      const waiter: Waiter = {
+        until,
+        resolve: (run) => {
+          forget();
+          resolve(run);
+        },
+        reject: (error) => {
+          forget();
+          reject(error);
+        },
+      };
+      const { timeoutMs } = options;
+      if (timeoutMs !== undefined) {
+        cancelTimer = this.#clock.timer(timeoutMs, () => {
+          const { state, step } = this.#find(id) ?? now;
+          waiter.reject(
+            new GodwitError(
+              'JOURNAL_WAIT_TIMEOUT',
+              `run ${id} was not over after ${timeoutMs} ms: ${state} at step ${step}`,
+              {
+                values: { runId: id, timeoutMs, state, step },
+                nextAction: 'The run goes on; ask why it takes long, or wait again.',
+              },
+            ),
+          );
+        });
+      }
+      let waiters = this.#waiters.get(id);
+      if (!waiters) {
+        waiters = new Set();
+        this.#waiters.set(id, waiters);
+      }
+      waiters.add(waiter);
+    });
+  }
+
+  /**
+   * Asks a run to stop and undo what it did; returns at once. Asking again changes nothing. Throws JOURNAL_CANCEL_TOO_LATE in the step
+   * of the point of no return and past it, JOURNAL_RUN_OVER, JOURNAL_RUN_PARKED, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
+   */
+  cancel(id: string, reason: string): RunView {
+    const run = this.#mustBeLive(id);
+    const { history } = run;
+    if (history.phase === 'undoing' || history.cancelReason !== null) return this.#view(run);
+    this.#mustNotBeParked(run);
+    const side = sideOf(history);
+    if (side !== 'before' || history.end) {
+      const step = history.header.steps.find((each) => each.pointOfNoReturn)?.name ?? null;
+      throw new GodwitError(
+        'JOURNAL_CANCEL_TOO_LATE',
+        side === 'past'
+          ? `run ${id} is past its point of no return (step ${step}) and only goes forward`
+          : `run ${id} is in step ${step}: the other side may have gone over already, so it cannot be undone from here`,
+        {
+          values: { runId: id, step, side },
+          nextAction: 'Let it end. To go back, start a run in the other direction afterwards.',
+        },
+      );
+    }
+    this.#append(run, [{ type: 'cancel-requested', reason }]);
+    this.#schedule(run);
+    return this.#view(run);
+  }
+
+  /** Ends the backoff of a run, so that it tries again now. No effect on a run that does not wait for a retry. Throws JOURNAL_UNKNOWN_RUN. */
+  nudge(id: string): RunView {
+    this.#mustBeOpen();
+    const run = this.#live.get(id);
+    if (!run) return this.get(id);
+    const { history, parked } = run;
+    if (
+      !parked &&
+      !history.end &&
+      !history.inFlight &&
+      history.failure &&
+      history.failure.retryAtMs > this.#clock.wallMs()
+    ) {
+      this.#append(run, [{ type: 'nudged', step: history.cursor }]);
+      this.#schedule(run);
+    }
+    return this.#view(run);
+  }
+
+  /**
+   * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return. `forward`: the step's deadline begins anew;
+   * a run that failed past its point of no return goes on. `forget`: end as `failed` and free the resource; neither steps nor undos
+   * are run any more. What is running is told to stop, and the run follows when it has. Throws JOURNAL_FORCE_REFUSED where it makes no sense,
+   * JOURNAL_RUN_PARKED (a parked run can only be forgotten), JOURNAL_RUN_OVER, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
+   */
+  force(id: string, how: 'undo' | 'forward' | 'forget', by: string): RunView {
+    const run = this.#mustBeLive(id);
+    if (run.damage) {
+      this.#mustBeForget(run, how);
+      this.#store.endDamaged(id, this.#clock.wallMs());
+      this.#live.delete(id);
+      this.#logger.warn({ runId: id, by }, 'a damaged run was forgotten');
+      const view = this.get(id);
+      this.#wake(view);
+      return view;
+    }
+    if (run.parked) {
+      this.#mustBeForget(run, how);
+      if (run.history.inFlight) this.#append(run, [{ type: 'resumed', step: run.history.cursor }]);
+      this.#append(run, [{ type: 'forced', how, by }]);
+      const action = decide(run.history, this.#clock.wallMs());
+      assert(action.type === 'append', 'a forgotten run ends');
+      this.#append(run, [action.body]);
+      return this.get(id);
+    }
+    if (how === 'forward' && (run.history.phase === 'undoing' || run.history.cancelReason !== null)) {
+      throw new GodwitError('JOURNAL_FORCE_REFUSED', `run ${id} goes backwards and cannot be turned round`, {
+        values: { runId: id, how },
+        nextAction: 'Remove what its undo waits for, or force it with "forget".',
+      });
+    }
+    if (how === 'undo' && run.history.phase === 'undoing') return this.nudge(id);
+    this.#append(run, [{ type: 'forced', how, by }]);
+    run.driven = true;
+    this.#schedule(run);
+    return this.#view(run);
+  }
+
+  /** Called after every event of every run, in order. Returns the way to stop it. */
+  subscribe(listener: RunListener): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** The log of a run. Throws JOURNAL_UNKNOWN_RUN, JOURNAL_CORRUPT. */
+  events(id: string): JournalEvent[] {
+    this.get(id);
+    return this.#store.events(id);
+  }
+
+  /**
+   * Tells what runs to stop, waits for it (at most `graceMs`), and closes the database. All open runs stay as they are and go on at the
+   * next `resume`. A step that ends well while it is told to stop has ended; one that fails then will be tried again.
+   */
+  async close(options: { graceMs?: number } = {}): Promise<void> {
+    if (this.#state !== 'open') return;
+    this.#state = 'closing';
+    const reason = closedError();
+    const settled: Promise<void>[] = [];
+    for (const run of this.#live.values()) {
+      run.cancelTimer?.();
+      if (!run.attempt) continue;
+      settled.push(run.attempt.settled);
+      run.attempt.controller.abort(reason);
+    }
+    if (settled.length > 0) {
+      const { promise: graceOver, resolve } = Promise.withResolvers<void>();
+      const cancelGrace = this.#clock.timer(options.graceMs ?? CLOSE_GRACE_MS, resolve);
+      await Promise.race([Promise.all(settled), graceOver]);
+      cancelGrace();
+    }
+    this.#shut();
+  }
+
+  // ---- one run ----
+
+  #newHeader(kind: string, input: unknown, runId: string | undefined): RunHeader {
+    const definition = this.#definitions.get(kind);
+    if (!definition) {
+      throw new GodwitError('JOURNAL_UNKNOWN_KIND', `no runs of kind ${kind} here`, {
+        values: { kind },
+        nextAction: `Kinds that this worker knows: ${[...this.#definitions.keys()].join(', ')}.`,
+      });
+    }
+    const stored: unknown = jsonCopy(input ?? null);
+    const createdAtMs = Math.round(this.#clock.wallMs());
+    return {
+      id: runId ?? `r_${ulid(createdAtMs, () => this.#random.below(2 ** 32) / 2 ** 32)}`,
+      kind,
+      resource: definition.resource(stored),
+      input: stored,
+      steps: storedSteps(definition),
+      createdAtMs,
+    };
+  }
+
+  #begin(header: RunHeader, started: JournalEvent): LiveRun {
+    const history = applyEvent(newHistory(header), started);
+    const run = this.#adopt({ header, holdsResource: true, history, damage: null });
+    run.driven = true;
+    this.#live.set(header.id, run);
+    this.#logger.info({ runId: header.id, kind: header.kind, resource: header.resource }, 'a run starts');
+    this.#notify(run, started);
+    this.#schedule(run);
+    return run;
+  }
+
+  #adopt(loaded: LoadedRun): LiveRun {
+    const { header } = loaded;
+    const definition = this.#definitions.get(header.kind) ?? null;
+    const misfit = loaded.damage ? loaded.damage : misfitOf(header, definition);
+    return {
+      header,
+      history: loaded.history ?? newHistory(header),
+      definition,
+      parked: misfit && {
+        message: misfit.message,
+        nextAction: misfit.nextAction,
+        sinceMs: this.#clock.wallMs(),
+      },
+      damage: loaded.damage,
+      attempt: null,
+      pendingEnd: null,
+      trouble: null,
+      cancelTimer: null,
+      scheduled: false,
+      driven: false,
+    };
+  }
+
+  /** Lets the run's loop turn soon. Never at once: a caller or listener must not find the run changed under its hands. */
+  #schedule(run: LiveRun): void {
+    if (run.scheduled || !run.driven || run.parked || this.#state !== 'open') return;
+    run.scheduled = true;
+    queueMicrotask(() => {
+      run.scheduled = false;
+      try {
+        this.#advance(run);
+      } catch (error) {
+        this.#die(error);
+      }
+    });
+  }
+
+  #advance(run: LiveRun): void {
+    run.cancelTimer?.();
+    run.cancelTimer = null;
+    while (this.#state === 'open') {
+      if (run.pendingEnd && !this.#writeAttemptEnd(run, run.pendingEnd)) return;
+      // The log knows of an attempt that is not ours: the process that made it is gone.
+      if (run.history.inFlight && !run.attempt) {
+        if (!this.#tryAppend(run, [{ type: 'resumed', step: run.history.cursor }])) return;
+      }
+      const action = decide(run.history, this.#clock.wallMs());
+      if (!this.#apply(run, action)) return;
+    }
+  }
+
+  /** True when `decide` is to be asked again at once. */
+  #apply(run: LiveRun, action: Action): boolean {
+    switch (action.type) {
+      case 'rest':
+        return false;
+      case 'sleep':
+        this.#wakeAt(run, action.untilMs);
+        return false;
+      case 'await':
+        if (action.stop) run.attempt?.controller.abort(GodwitError.fromWire(action.stop));
+        if (action.wakeAtMs !== null) this.#wakeAt(run, action.wakeAtMs);
+        return false;
+      case 'append':
+        if (!this.#tryAppend(run, [action.body])) return false;
+        if (action.body.type === 'step-started' || action.body.type === 'undo-started')
+          this.#launch(run, action.body);
+        return true;
+    }
+  }
+
+  #wakeAt(run: LiveRun, atMs: number): void {
+    const delayMs = Math.min(TIMER_MAX_MS, Math.max(1, atMs - this.#clock.wallMs()));
+    run.cancelTimer = this.#clock.timer(delayMs, () => this.#schedule(run));
+  }
+
+  /** Calls `do` or `undo`. */
+  #launch(run: LiveRun, started: Extract<EventBody, { type: 'step-started' | 'undo-started' }>): void {
+    const step = run.definition!.steps[started.step]!;
+    const work = started.type === 'step-started' ? step.do : step.undo!;
+    const controller = new AbortController();
+    const { promise: settled, resolve } = Promise.withResolvers<void>();
+    const attempt: Attempt = { controller, settled, appendError: null };
+    run.attempt = attempt;
+    const context = this.#context(run, attempt, started);
+    const ended = (thrown: { error: unknown } | null) => {
+      resolve();
+      run.attempt = null;
+      if (this.#state === 'closed') return;
+      const failure = attempt.appendError ? { error: attempt.appendError } : thrown;
+      const end = this.#endOf(run, step, started, failure);
+      if (this.#state === 'open') {
+        run.pendingEnd = end;
+        this.#schedule(run);
+      } else if (!failure) {
+        try {
+          this.#writeAttemptEnd(run, end);
+        } catch (error) {
+          this.#die(error);
+        }
+      }
+    };
+    (async () => work(context))().then(
+      () => ended(null),
+      (error: unknown) => ended({ error }),
+    );
+  }
+
+  #context(
+    run: LiveRun,
+    attempt: Attempt,
+    started: Extract<EventBody, { type: 'step-started' | 'undo-started' }>,
+  ): StepContext<unknown> {
+    const record = (body: EventBody) => {
+      if (run.attempt !== attempt || this.#state === 'closed') {
+        throw new GodwitError(
+          'JOURNAL_STEP_OVER',
+          'this attempt of the step has ended; it can record nothing any more',
+          {
+            values: { runId: run.header.id, step: started.step },
+            nextAction: 'A step must not leave work behind when it ends.',
+          },
+        );
+      }
+      try {
+        this.#append(run, [body]);
+      } catch (error) {
+        if (isGodwitError(error)) attempt.appendError = error;
+        throw error;
+      }
+    };
+    return {
+      runId: run.header.id,
+      input: run.header.input,
+      get output() {
+        return run.history.output;
+      },
+      attempt: started.attempt,
+      signal: attempt.controller.signal,
+      put: (values) => {
+        const stored = jsonCopy(values) as Record<string, unknown>;
+        const { output } = run.history;
+        const same = Object.entries(stored).every(
+          ([key, value]) => Object.hasOwn(output, key) && canonical(output[key]) === canonical(value),
+        );
+        if (!same) record({ type: 'put', step: started.step, values: stored });
+      },
+      waiting: (message, nextAction) => {
+        const { reason } = run.history;
+        if (reason?.message === message && reason.nextAction === nextAction) return;
+        record({ type: 'waiting', step: started.step, message, nextAction });
+      },
+    };
+  }
+
+  #endOf(
+    run: LiveRun,
+    step: StepDefinition<unknown>,
+    started: Extract<EventBody, { type: 'step-started' | 'undo-started' }>,
+    failure: { error: unknown } | null,
+  ): AttemptEnd {
+    const place = { step: started.step, attempt: started.attempt };
+    const undo = started.type === 'undo-started';
+    if (!failure)
+      return { body: { type: undo ? 'undo-finished' : 'step-succeeded', ...place }, handoff: null };
+    const { error } = failure;
+    if (error instanceof Handoff && !undo)
+      return { body: { type: 'step-succeeded', ...place }, handoff: error };
+    const wire = wireOf(error);
+    const nowMs = this.#clock.wallMs();
+    const afterMs = error instanceof Retry ? error.afterMs : undefined;
+    const retryAtMs =
+      nowMs + (afterMs ?? backoffMs(run.header.steps[started.step]!, started.attempt, this.#random));
+    this.#logger.warn(
+      {
+        runId: run.header.id,
+        kind: run.header.kind,
+        step: step.name,
+        undo,
+        attempt: started.attempt,
+        error: wire,
+        err: error,
+      },
+      undo ? 'an undo failed' : 'a step failed',
+    );
+    if (undo) return { body: { type: 'undo-failed', ...place, error: wire, retryAtMs }, handoff: null };
+    // Past the point of no return nothing is undone: an Abort there is one more failure.
+    const aborts = error instanceof Abort && sideOf(run.history) !== 'past';
+    const outcome = aborts ? 'abort' : error instanceof Unrecoverable ? 'unrecoverable' : 'retry';
+    return { body: { type: 'step-failed', ...place, outcome, error: wire, retryAtMs }, handoff: null };
+  }
+
+  /** Writes how the attempt ended. When that fails, the attempt has failed; false until the journal could be told. */
+  #writeAttemptEnd(run: LiveRun, end: AttemptEnd): boolean {
+    const { body, handoff } = end;
+    try {
+      // A run that is to be undone does not hand over any more.
+      if (handoff && run.history.cancelReason === null && run.history.forced === null) {
+        this.#handOff(run, body, handoff);
+      } else {
+        this.#append(run, [body]);
+      }
+      run.pendingEnd = null;
+      return true;
+    } catch (error) {
+      const appendFailed = isGodwitError(error, 'JOURNAL_APPEND_FAILED');
+      if (!isGodwitError(error) || !(appendFailed || handoff)) throw error;
+      run.pendingEnd = { body: this.#asFailure(run, body, error), handoff: null };
+      if (this.#state !== 'open') return false;
+      if (!appendFailed) return this.#writeAttemptEnd(run, run.pendingEnd);
+      this.#inTrouble(run, error);
+      return false;
+    }
+  }
+
+  /** The end of an attempt whose good end could not be written. */
+  #asFailure(run: LiveRun, body: EventBody, error: GodwitError): EventBody {
+    if (body.type !== 'step-succeeded' && body.type !== 'undo-finished') return body;
+    const { step, attempt } = body;
+    const retryAtMs = this.#clock.wallMs() + backoffMs(run.header.steps[step]!, attempt, this.#random);
+    const failed = { step, attempt, error: error.toWire(), retryAtMs };
+    if (body.type === 'undo-finished') return { type: 'undo-failed', ...failed };
+    return { type: 'step-failed', outcome: 'retry', ...failed };
+  }
+
+  #handOff(run: LiveRun, succeeded: EventBody, handoff: Handoff): void {
+    const header = this.#newHeader(handoff.kind, handoff.input, handoff.runId);
+    const other = [...this.#live.values()].find(
+      (each) => each !== run && each.header.resource === header.resource,
+    );
+    if (other) {
+      throw resourceBusy(header.resource, { ...other.header, end_state: other.history.end?.state ?? null });
+    }
+    if (this.#find(header.id)) {
+      throw new GodwitError('JOURNAL_RUN_CONFLICT', `run ${header.id} exists already`, {
+        values: { runId: header.id },
+        nextAction: 'Hand over to a run id that is not taken.',
+      });
+    }
+    const started: JournalEvent = { sequence: 0, atMs: header.createdAtMs, body: { type: 'started' } };
+    const handedOffTo = { runId: header.id, kind: header.kind };
+    this.#append(
+      run,
+      [succeeded, { type: 'finished', state: 'done', error: null, holdsResource: false, handedOffTo }],
+      {
+        header,
+        started,
+      },
+    );
+    this.#begin(header, started);
+  }
+
+  /** #append, with a second try later where it fails; false then. */
+  #tryAppend(run: LiveRun, bodies: readonly EventBody[]): boolean {
+    try {
+      this.#append(run, bodies);
+      return true;
+    } catch (error) {
+      if (!isGodwitError(error, 'JOURNAL_APPEND_FAILED')) throw error;
+      this.#inTrouble(run, error);
+      return false;
+    }
+  }
+
+  #inTrouble(run: LiveRun, error: GodwitError): void {
+    if (!run.trouble)
+      this.#logger.error({ runId: run.header.id, error: error.toWire() }, 'the journal cannot be written');
+    run.trouble ??= { message: error.message, nextAction: error.nextAction, sinceMs: this.#clock.wallMs() };
+    this.#wake(this.#view(run));
+    run.cancelTimer = this.#clock.timer(APPEND_RETRY_MS, () => this.#schedule(run));
+  }
+
+  /** The one place where a run changes: first on disk, then in memory. */
+  #append(
+    run: LiveRun,
+    bodies: readonly EventBody[],
+    successor?: { header: RunHeader; started: JournalEvent },
+  ): void {
+    let history = run.history;
+    const atMs = this.#clock.wallMs();
+    const events: JournalEvent[] = [];
+    for (const body of bodies) {
+      const event = { sequence: history.lastSequence + 1, atMs, body };
+      history = applyEvent(history, event);
+      events.push(event);
+    }
+    this.#crashable(() => {
+      for (const body of bodies) this.#reached(run.header, 'before', body);
+      this.#store.append(run.header.id, events, successor);
+      run.history = history;
+      run.trouble = null;
+      for (const body of bodies) this.#reached(run.header, 'after', body);
+    });
+    const over = history.end && !history.end.holdsResource;
+    if (over) this.#live.delete(run.header.id);
+    if (history.end) {
+      const { state, error } = history.end;
+      this.#logger.info({ runId: run.header.id, kind: run.header.kind, state, error }, 'a run is over');
+    }
+    for (const event of events) this.#notify(run, event);
+    if (over) this.#prune();
+  }
+
+  #reached(header: RunHeader, when: 'before' | 'after', body: EventBody): void {
+    const step = 'step' in body ? header.steps[body.step]!.name : 'run';
+    this.#crashPoints.reached(`${header.kind}:${step}:${when}-${CRASH_POINT_OF_EVENT[body.type]}-append`);
+  }
+
+  /** A Crash ends this journal on the spot, wherever it is thrown. */
+  #crashable(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      if (error instanceof Crash) this.#shut();
+      throw error;
+    }
+  }
+
+  #notify(run: LiveRun, event: JournalEvent): void {
+    const view = this.#view(run);
+    this.#wake(view);
+    if (this.#listeners.size === 0) return;
+    queueMicrotask(() => {
+      for (const listener of this.#listeners) {
+        try {
+          listener(view, event);
+        } catch (error) {
+          this.#logger.error({ runId: view.id, err: error }, 'a listener of the journal threw');
+        }
+      }
+    });
+  }
+
+  #wake(view: RunView): void {
+    for (const waiter of [...(this.#waiters.get(view.id) ?? [])]) {
+      if (isOver(view.state) || waiter.until(view)) waiter.resolve(view);
+    }
+  }
+
+  #view(run: LiveRun): RunView {
+    return run.damage
+      ? viewOfDamaged(run.header, run.damage, 'waiting', null)
+      : viewOf(run.history, run.parked ?? run.trouble);
+  }
+
+  #find(id: string): RunView | null {
+    const run = this.#live.get(id);
+    if (run) return this.#view(run);
+    this.#mustNotBeClosed();
+    const loaded = this.#store.load(id);
+    return loaded && viewOfLoaded(loaded);
+  }
+
+  #prune(): void {
+    const nowMs = this.#clock.wallMs();
+    try {
+      const pruned = this.#store.prune(
+        (kind) => nowMs - (this.#definitions.get(kind)?.keepMs ?? KEEP_MS_DEFAULT),
+        this.#keepRuns,
+      );
+      if (pruned > 0) this.#logger.info({ pruned }, 'old runs were pruned');
+    } catch (error) {
+      this.#logger.warn({ err: error }, 'old runs could not be pruned; it is tried again after the next run');
+    }
+  }
+
+  // ---- the end ----
+
+  /** A broken promise of this code, or a Crash: nothing more is written. The former also ends the process: its next start resumes. */
+  #die(error: unknown): void {
+    this.#shut();
+    if (error instanceof Crash) return;
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+
+  #shut(): void {
+    if (this.#state === 'closed') return;
+    this.#state = 'closed';
+    for (const run of this.#live.values()) run.cancelTimer?.();
+    const error = closedError();
+    for (const waiters of [...this.#waiters.values()])
+      for (const waiter of [...waiters]) waiter.reject(error);
+    this.#store.close();
+  }
+
+  // ---- conditions ----
+
+  #mustBeOpen(): void {
+    if (this.#state !== 'open') throw closedError();
+  }
+
+  #mustNotBeClosed(): void {
+    if (this.#state === 'closed') throw closedError();
+  }
+
+  #mustBeLive(id: string): LiveRun {
+    this.#mustBeOpen();
+    const run = this.#live.get(id);
+    if (run) return run;
+    const { state } = this.get(id);
+    throw new GodwitError('JOURNAL_RUN_OVER', `run ${id} is over: ${state}`, {
+      values: { runId: id, state },
+      nextAction: 'Nothing is left to change; start another run.',
+    });
+  }
+
+  #mustNotBeParked(run: LiveRun): void {
+    if (!run.parked) return;
+    throw new GodwitError(
+      'JOURNAL_RUN_PARKED',
+      `run ${run.header.id} cannot go on here: ${run.parked.message}`,
+      {
+        values: { runId: run.header.id, kind: run.header.kind },
+        nextAction: run.parked.nextAction,
+      },
+    );
+  }
+
+  #mustBeForget(run: LiveRun, how: string): void {
+    if (how !== 'forget') this.#mustNotBeParked(run);
+  }
+}
+
+function checkDefinition({ kind, steps }: RunDefinition<never>): void {
+  const name = /^[a-z0-9][a-z0-9-]*$/;
+  assert(name.test(kind), `kind ${kind} is not lower-case words with hyphens`);
+  assert(steps.length > 0, `${kind} has no steps`);
+  assert(new Set(steps.map((step) => step.name)).size === steps.length, `${kind} has two steps of one name`);
+  assert(steps.filter((step) => step.pointOfNoReturn).length <= 1, `${kind} has two points of no return`);
+  for (const step of steps) {
+    assert(name.test(step.name) && step.name !== 'run', `step ${kind}:${step.name} has no proper name`);
+    assert(
+      step.deadlineMs > 0 && Number.isFinite(step.deadlineMs),
+      `step ${kind}:${step.name} has no deadline`,
+    );
+  }
+}
+
+function storedSteps({ steps }: RunDefinition<unknown>): StoredStep[] {
+  return steps.map((step) => ({
+    name: step.name,
+    pointOfNoReturn: step.pointOfNoReturn ?? false,
+    undo: step.undo !== undefined,
+    deadlineMs: step.deadlineMs,
+    retryInitialMs: step.retry?.initialMs ?? RETRY_DEFAULT.initialMs,
+    retryMaxMs: step.retry?.maxMs ?? RETRY_DEFAULT.maxMs,
+  }));
+}
+
+/** Why a stored run cannot be carried on with this code, or null. Deadlines and backoffs may differ: those of the start hold. */
+function misfitOf(header: RunHeader, definition: RunDefinition<unknown> | null): GodwitError | null {
+  const nextAction = `Run the version of godwit that started run ${header.id} until it has ended, or put its resource in order by hand and force it with "forget".`;
+  if (!definition) {
+    return new GodwitError('JOURNAL_UNKNOWN_KIND', `this worker does not know runs of kind ${header.kind}`, {
+      nextAction,
+    });
+  }
+  const form = (steps: readonly StoredStep[]) =>
+    steps.map((step) => `${step.name}${step.pointOfNoReturn ? '!' : ''}${step.undo ? '' : '*'}`).join(' ');
+  const stored = form(header.steps);
+  const known = form(storedSteps(definition));
+  if (stored === known) return null;
+  return new GodwitError(
+    'JOURNAL_DEFINITION_CHANGED',
+    `the steps of ${header.kind} have changed since the run started (then: ${stored}; now: ${known})`,
+    { nextAction },
+  );
+}
+
+function viewOfLoaded(loaded: LoadedRun): RunView {
+  if (!loaded.damage) return viewOf(loaded.history);
+  return viewOfDamaged(
+    loaded.header,
+    loaded.damage,
+    loaded.holdsResource ? 'waiting' : 'failed',
+    loaded.endedAtMs,
+  );
+}
+
+function viewOfDamaged(
+  header: RunHeader,
+  damage: GodwitError,
+  state: 'waiting' | 'failed',
+  endedAtMs: number | null,
+): RunView {
+  const { message, nextAction } = damage;
+  return {
+    ...viewOf(newHistory(header)),
+    state,
+    step: null,
+    reason: state === 'waiting' ? { message, nextAction, sinceMs: header.createdAtMs } : null,
+    error: damage.toWire(),
+    endedAtMs,
+  };
+}
+
+function isOver(state: RunState): boolean {
+  return state === 'done' || state === 'undone' || state === 'failed';
+}
+
+function wireOf(error: unknown): WireError {
+  if (error instanceof Retry || error instanceof Abort || error instanceof Unrecoverable) return error.wire;
+  return toWireError(error);
+}
+
+function unknownRun(id: string): GodwitError {
+  return new GodwitError('JOURNAL_UNKNOWN_RUN', `no run ${id} in this journal`, {
+    values: { runId: id },
+    nextAction: 'Check the id and the worker; runs that ended long ago are pruned.',
+  });
+}
+
+function closedError(): GodwitError {
+  return new GodwitError('JOURNAL_CLOSED', 'the journal is closed: this worker is stopping', {
+    nextAction: 'Ask again when the worker runs; open runs go on then.',
+  });
+}
+
+/** What the database gives back for a value. */
+function jsonCopy(value: unknown): unknown {
+  const text = JSON.stringify(value);
+  assert(text !== undefined, 'only JSON values go into the journal');
+  return JSON.parse(text);
+}
+
+/** JSON with sorted keys, for comparison. */
+function canonical(value: unknown): string {
+  return JSON.stringify(value, (_key, each: unknown) =>
+    typeof each === 'object' && each !== null && !Array.isArray(each)
+      ? Object.fromEntries(Object.entries(each).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : each,
+  );
+}

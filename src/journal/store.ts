@@ -1,0 +1,444 @@
+import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import {
+  corrupt,
+  type EventBody,
+  eventBodySchema,
+  foldEvents,
+  type History,
+  type JournalEvent,
+  type RunHeader,
+  storedStepsSchema,
+} from './history.ts';
+
+/*
+ * The journal on disk: SQLite in WAL mode with synchronous=FULL, so that a committed append survives power loss.
+ *
+ *   runs    id, kind, resource, input (JSON), steps (JSON, StoredStep[]), created_at_ms,
+ *           end_state, ended_at_ms   null while the run is open
+ *           holds_resource           1 while the run is open, and for a run that failed where it cannot be undone
+ *           unique (resource) where holds_resource = 1: the lock of "one run a resource, over all kinds"
+ *   events  run_id, sequence, at_ms, type, step, attempt, data (JSON of the other fields of the EventBody); never updated
+ */
+
+/** Each entry brings the schema from its index to the next; `user_version` counts them. Entries are never edited. */
+const MIGRATIONS: readonly string[] = [
+  `CREATE TABLE runs (
+     id TEXT PRIMARY KEY,
+     kind TEXT NOT NULL,
+     resource TEXT NOT NULL,
+     input TEXT NOT NULL,
+     steps TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     end_state TEXT,
+     ended_at_ms INTEGER,
+     holds_resource INTEGER NOT NULL DEFAULT 1
+   ) STRICT;
+   CREATE UNIQUE INDEX runs_one_per_resource ON runs (resource) WHERE holds_resource = 1;
+   CREATE INDEX runs_ended ON runs (ended_at_ms) WHERE holds_resource = 0;
+   CREATE INDEX runs_resource ON runs (resource, created_at_ms);
+   CREATE TABLE events (
+     run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+     sequence INTEGER NOT NULL,
+     at_ms REAL NOT NULL,
+     type TEXT NOT NULL,
+     step INTEGER,
+     attempt INTEGER,
+     data TEXT NOT NULL,
+     PRIMARY KEY (run_id, sequence)
+   ) STRICT, WITHOUT ROWID;`,
+];
+
+/**
+ * A step that is tried for days keeps its first and its latest attempts in the log; what lies between is dropped as it goes, all but
+ * what it put and what people asked for.
+ */
+const ATTEMPTS_KEPT_FIRST = 8;
+const ATTEMPTS_KEPT_LAST = 56;
+/** A step that says anew every second what it waits for keeps its latest messages. */
+const WAITS_KEPT = 64;
+
+/** Result codes of SQLite (sqlite3.h). */
+const SQLITE_BUSY = 5;
+const SQLITE_CORRUPT = 11;
+const SQLITE_NOTADB = 26;
+
+type RunRow = {
+  id: string;
+  kind: string;
+  resource: string;
+  input: string;
+  steps: string;
+  created_at_ms: number;
+  end_state: 'done' | 'undone' | 'failed' | null;
+  ended_at_ms: number | null;
+  holds_resource: number;
+};
+
+/** A run as loaded: its history, or, where that is damaged, what is known and the JOURNAL_CORRUPT error. */
+export type LoadedRun = { header: RunHeader; holdsResource: boolean } & (
+  | { history: History; damage: null }
+  | { history: null; damage: GodwitError; endState: RunRow['end_state']; endedAtMs: number | null }
+);
+
+export type RunFilter = {
+  resource?: string;
+  kind?: string;
+};
+
+/** Tables of the journal. Knows events and their form, not what they mean. */
+export class Store {
+  readonly #database: DatabaseSync;
+  readonly #owned: boolean;
+  readonly #statements: Record<
+    | 'insertRun'
+    | 'insertEvent'
+    | 'endRun'
+    | 'reopenRun'
+    | 'thinAttempts'
+    | 'thinWaits'
+    | 'run'
+    | 'events'
+    | 'holder',
+    StatementSync
+  >;
+
+  /**
+   * `database`: a path (created when missing; locked against other processes, JOURNAL_LOCKED), or an open database that has nothing
+   * else in it and that the caller closes. Throws JOURNAL_CORRUPT where the file is no sound database, JOURNAL_NEWER where a later
+   * version of godwit wrote it, JOURNAL_UNUSABLE where it cannot be opened at all.
+   */
+  constructor(database: string | DatabaseSync) {
+    this.#owned = typeof database === 'string';
+    try {
+      this.#database =
+        typeof database === 'string' ? new DatabaseSync(database, { timeout: 1000 }) : database;
+    } catch (error) {
+      throw unusable(error);
+    }
+    try {
+      if (this.#owned) this.#database.exec('PRAGMA locking_mode = EXCLUSIVE');
+      this.#database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON');
+      this.#migrate();
+      this.#statements = prepare(this.#database);
+    } catch (error) {
+      if (this.#owned) this.#database.close();
+      throw isGodwitError(error) ? error : unusable(error);
+    }
+  }
+
+  close(): void {
+    if (this.#owned && this.#database.isOpen) this.#database.close();
+  }
+
+  #migrate(): void {
+    const { user_version: version } = this.#database.prepare('PRAGMA user_version').get() as {
+      user_version: number;
+    };
+    if (version > MIGRATIONS.length) {
+      throw new GodwitError(
+        'JOURNAL_NEWER',
+        `the journal has schema ${version}; this godwit knows ${MIGRATIONS.length}`,
+        {
+          values: { schema: version, known: MIGRATIONS.length },
+          nextAction: 'Run the version of godwit that wrote this journal, or a later one.',
+        },
+      );
+    }
+    for (let next = version; next < MIGRATIONS.length; next++) {
+      this.#transaction(() => {
+        this.#database.exec(MIGRATIONS[next]!);
+        this.#database.exec(`PRAGMA user_version = ${next + 1}`);
+      });
+    }
+  }
+
+  #transaction(work: () => void): void {
+    this.#database.exec('BEGIN IMMEDIATE');
+    try {
+      work();
+      this.#database.exec('COMMIT');
+    } catch (error) {
+      if (this.#database.isTransaction) this.#database.exec('ROLLBACK');
+      throw error;
+    }
+  }
+
+  /**
+   * Writes events of one run, durably, all or none; with `successor` also the first event of another run. Throws
+   * JOURNAL_APPEND_FAILED (nothing is written then) and, for the successor, JOURNAL_RESOURCE_BUSY.
+   */
+  append(
+    runId: string,
+    events: readonly JournalEvent[],
+    successor?: { header: RunHeader; started: JournalEvent },
+  ): void {
+    this.#write(() => {
+      for (const event of events) this.#insertEvent(runId, event);
+      if (successor) this.#insertRun(successor.header, successor.started);
+    }, runId);
+  }
+
+  /** Writes a new run with its first event. Throws JOURNAL_RESOURCE_BUSY, JOURNAL_APPEND_FAILED. */
+  create(header: RunHeader, started: JournalEvent): void {
+    this.#write(() => this.#insertRun(header, started), header.id);
+  }
+
+  #write(work: () => void, runId: string): void {
+    try {
+      this.#transaction(work);
+    } catch (error) {
+      if (isGodwitError(error)) throw error;
+      throw new GodwitError(
+        'JOURNAL_APPEND_FAILED',
+        `the journal could not be written: ${messageOf(error)}`,
+        {
+          values: { runId },
+          nextAction:
+            "Look for a full disk or a failing device under the worker's data folder; it is tried again by itself.",
+          cause: error,
+        },
+      );
+    }
+  }
+
+  #insertRun(header: RunHeader, started: JournalEvent): void {
+    const holder = this.#statements.holder.get(header.resource) as
+      | { id: string; kind: string; end_state: string | null }
+      | undefined;
+    if (holder) throw resourceBusy(header.resource, holder);
+    this.#statements.insertRun.run(
+      header.id,
+      header.kind,
+      header.resource,
+      JSON.stringify(header.input),
+      JSON.stringify(header.steps),
+      header.createdAtMs,
+    );
+    this.#insertEvent(header.id, started);
+  }
+
+  #insertEvent(runId: string, { sequence, atMs, body }: JournalEvent): void {
+    const {
+      type,
+      step = null,
+      attempt = null,
+      ...data
+    } = body as EventBody & { step?: number; attempt?: number };
+    this.#statements.insertEvent.run(runId, sequence, atMs, type, step, attempt, JSON.stringify(data));
+    if (type === 'finished') {
+      const { state, holdsResource } = body as Extract<EventBody, { type: 'finished' }>;
+      this.#statements.endRun.run(state, Math.round(atMs), holdsResource ? 1 : 0, runId);
+    } else if (type === 'forced') {
+      this.#statements.reopenRun.run(runId);
+    } else if (type === 'waiting') {
+      this.#statements.thinWaits.run(runId, sequence - WAITS_KEPT);
+    } else if (
+      attempt !== null &&
+      attempt > ATTEMPTS_KEPT_FIRST + ATTEMPTS_KEPT_LAST &&
+      type.endsWith('-started')
+    ) {
+      this.#statements.thinAttempts.run({
+        run: runId,
+        type,
+        step,
+        first: ATTEMPTS_KEPT_FIRST,
+        last: attempt - ATTEMPTS_KEPT_LAST,
+      });
+    }
+  }
+
+  /** Ends a run whose events cannot be read: only its row is written. Throws JOURNAL_APPEND_FAILED. */
+  endDamaged(runId: string, atMs: number): void {
+    this.#write(() => this.#statements.endRun.run('failed', Math.round(atMs), 0, runId), runId);
+  }
+
+  load(runId: string): LoadedRun | null {
+    const row = this.#statements.run.get(runId) as RunRow | undefined;
+    return row ? this.#load(row) : null;
+  }
+
+  /** Runs that hold their resource: the open ones, and those that failed where they cannot be undone. Oldest first. */
+  loadHeld(): LoadedRun[] {
+    const rows = this.#database
+      .prepare('SELECT * FROM runs WHERE holds_resource = 1 ORDER BY created_at_ms, id')
+      .all() as RunRow[];
+    return rows.map((row) => this.#load(row));
+  }
+
+  /** Runs that are over and hold nothing, newest first. */
+  *loadOver(filter: RunFilter): Generator<LoadedRun> {
+    const rows = this.#database
+      .prepare(
+        `SELECT * FROM runs WHERE holds_resource = 0 AND (:resource IS NULL OR resource = :resource)
+         AND (:kind IS NULL OR kind = :kind) ORDER BY created_at_ms DESC, id DESC`,
+      )
+      .iterate({ resource: filter.resource ?? null, kind: filter.kind ?? null });
+    for (const row of rows) yield this.#load(row as RunRow);
+  }
+
+  /** The events of a run as stored, for printing. Throws JOURNAL_CORRUPT. */
+  events(runId: string): JournalEvent[] {
+    return (this.#statements.events.all(runId) as EventRow[]).map((row) => decodeEvent(runId, row));
+  }
+
+  #load(row: RunRow): LoadedRun {
+    const holdsResource = row.holds_resource === 1;
+    const header: RunHeader = {
+      id: row.id,
+      kind: row.kind,
+      resource: row.resource,
+      input: null,
+      steps: [],
+      createdAtMs: row.created_at_ms,
+    };
+    try {
+      header.input = parseJson(row.id, 'input', row.input);
+      const steps = parseJson(row.id, 'step list', row.steps);
+      if (!storedStepsSchema.Check(steps)) throw corrupt(row.id, 'its step list has the wrong form');
+      header.steps = steps;
+      const history = foldEvents(header, this.events(row.id));
+      if ((history.end?.holdsResource ?? true) !== holdsResource)
+        throw corrupt(row.id, 'its lock does not fit its events');
+      return { header, holdsResource, history, damage: null };
+    } catch (error) {
+      const damage = isGodwitError(error, 'JOURNAL_CORRUPT') ? error : corrupt(row.id, messageOf(error));
+      return {
+        header,
+        holdsResource,
+        history: null,
+        damage,
+        endState: row.end_state,
+        endedAtMs: row.ended_at_ms,
+      };
+    }
+  }
+
+  /**
+   * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and the oldest beyond `keepRuns`.
+   * Returns how many.
+   */
+  prune(endedBeforeMs: (kind: string) => number, keepRuns: number): number {
+    let pruned = 0;
+    this.#transaction(() => {
+      const kinds = this.#database
+        .prepare('SELECT DISTINCT kind FROM runs WHERE holds_resource = 0')
+        .all() as { kind: string }[];
+      const old = this.#database.prepare(
+        'DELETE FROM runs WHERE holds_resource = 0 AND kind = ? AND ended_at_ms < ?',
+      );
+      for (const { kind } of kinds) pruned += Number(old.run(kind, Math.floor(endedBeforeMs(kind))).changes);
+      const excess = this.#database.prepare(
+        `DELETE FROM runs WHERE id IN
+           (SELECT id FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, id DESC LIMIT -1 OFFSET ?)`,
+      );
+      pruned += Number(excess.run(keepRuns).changes);
+    });
+    return pruned;
+  }
+}
+
+type EventRow = {
+  sequence: number;
+  at_ms: number;
+  type: string;
+  step: number | null;
+  attempt: number | null;
+  data: string;
+};
+
+function decodeEvent(runId: string, row: EventRow): JournalEvent {
+  const data = parseJson(runId, `event ${row.sequence}`, row.data);
+  const body: unknown = {
+    ...(typeof data === 'object' ? data : {}),
+    type: row.type,
+    ...(row.step === null ? {} : { step: row.step }),
+    ...(row.attempt === null ? {} : { attempt: row.attempt }),
+  };
+  if (!eventBodySchema.Check(body)) {
+    throw corrupt(runId, `event ${row.sequence} (${row.type}) has the wrong form`, {
+      sequence: row.sequence,
+      type: row.type,
+    });
+  }
+  return { sequence: row.sequence, atMs: row.at_ms, body };
+}
+
+function parseJson(runId: string, what: string, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw corrupt(runId, `its ${what} is not JSON`);
+  }
+}
+
+export function resourceBusy(
+  resource: string,
+  holder: { id: string; kind: string; end_state?: string | null },
+): GodwitError {
+  const failed = holder.end_state === 'failed';
+  return new GodwitError(
+    'JOURNAL_RESOURCE_BUSY',
+    failed
+      ? `run ${holder.id} (${holder.kind}) failed on ${resource} past its point of no return and keeps it locked`
+      : `run ${holder.id} (${holder.kind}) works on ${resource}`,
+    {
+      values: { resource, runId: holder.id, kind: holder.kind },
+      nextAction: failed
+        ? `Look at run ${holder.id}, then force it: forward, undo or forget.`
+        : `Wait for run ${holder.id} or cancel it, then start again.`,
+    },
+  );
+}
+
+function unusable(error: unknown): GodwitError {
+  const resultCode = (error as { errcode?: number }).errcode;
+  const options = { values: { systemMessage: messageOf(error) }, cause: error };
+  if (resultCode === SQLITE_BUSY) {
+    return new GodwitError('JOURNAL_LOCKED', 'another process has this journal open', {
+      ...options,
+      nextAction: 'Stop the other worker that runs on this data folder; there can be one.',
+    });
+  }
+  if (resultCode === SQLITE_CORRUPT || resultCode === SQLITE_NOTADB) {
+    return new GodwitError('JOURNAL_CORRUPT', `the journal is damaged: ${messageOf(error)}`, {
+      ...options,
+      nextAction:
+        'Keep the file and look at the disk under it; put back a copy of the journal or clear up the runs by hand.',
+    });
+  }
+  return new GodwitError('JOURNAL_UNUSABLE', `the journal cannot be opened: ${messageOf(error)}`, {
+    ...options,
+    nextAction: "Check rights and free space of the worker's data folder.",
+  });
+}
+
+function prepare(database: DatabaseSync) {
+  return {
+    insertRun: database.prepare(
+      'INSERT INTO runs (id, kind, resource, input, steps, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)',
+    ),
+    insertEvent: database.prepare(
+      'INSERT INTO events (run_id, sequence, at_ms, type, step, attempt, data) VALUES (?, ?, ?, ?, ?, ?, ?)',
+    ),
+    endRun: database.prepare(
+      'UPDATE runs SET end_state = ?, ended_at_ms = ?, holds_resource = ? WHERE id = ?',
+    ),
+    reopenRun: database.prepare(
+      'UPDATE runs SET end_state = NULL, ended_at_ms = NULL WHERE id = ? AND holds_resource = 1',
+    ),
+    thinAttempts: database.prepare(
+      `DELETE FROM events WHERE run_id = :run AND type NOT IN ('put', 'overdue', 'cancel-requested', 'forced')
+         AND sequence >= (SELECT min(sequence) FROM events WHERE run_id = :run AND type = :type AND step = :step AND attempt > :first)
+         AND sequence < (SELECT min(sequence) FROM events WHERE run_id = :run AND type = :type AND step = :step AND attempt >= :last)`,
+    ),
+    thinWaits: database.prepare("DELETE FROM events WHERE run_id = ? AND type = 'waiting' AND sequence < ?"),
+    run: database.prepare('SELECT * FROM runs WHERE id = ?'),
+    events: database.prepare(
+      'SELECT sequence, at_ms, type, step, attempt, data FROM events WHERE run_id = ? ORDER BY sequence',
+    ),
+    holder: database.prepare(
+      'SELECT id, kind, end_state FROM runs WHERE resource = ? AND holds_resource = 1',
+    ),
+  };
+}
