@@ -38,7 +38,6 @@ function wallClock(): Clock & { nowMs: number } {
 }
 
 const code = (expected: string) => (error: unknown) => isGodwitError(error, expected);
-const noMetadata = async (path: string) => writeFileSync(path, 'metadata');
 
 test('a new volume is ready, sparse and readable again by another store', async (t) => {
   const dataDir = scratchDir(t);
@@ -178,7 +177,6 @@ test('a move in: incoming, clone, ready; asking twice changes nothing', async (t
     lengthBytes: MIB,
     filesystem: 'ext4',
     generation: 4,
-    writeCloneMetadata: noMetadata,
   } as const;
   const made = await store.createIncoming(request);
   assert.equal(made.state, 'incoming');
@@ -202,7 +200,6 @@ test('a volume that comes back keeps its retained generation beside it until the
     name: 'data',
     lengthBytes: MIB,
     filesystem: 'none',
-    writeCloneMetadata: noMetadata,
   } as const;
   await store.apply(id, { kind: 'seal', generation: 1 });
   await assert.rejects(store.createIncoming({ ...back, generation: 3 }), code('VOLUME_EXISTS'));
@@ -243,20 +240,15 @@ test('a volume has at most one machine', async (t) => {
   assert.equal((await store.assignMachine(id, 'm_2')).machineId, 'm_2');
 });
 
-test('a full disk is a typed error and leaves nothing behind', async (t) => {
-  const store = await openStore(t, {
-    run: async () => Promise.reject(Object.assign(new Error('write'), { code: 'ENOSPC' })),
-  });
-  await assert.rejects(
-    store.createIncoming({
-      id: 'v_full',
-      name: 'data',
-      lengthBytes: MIB,
-      filesystem: 'none',
-      generation: 2,
-      writeCloneMetadata: async () => Promise.reject(Object.assign(new Error('write'), { code: 'ENOSPC' })),
-    }),
-    code('VOLUME_NO_SPACE'),
-  );
-  assert.deepEqual(readdirSync(store.directory), []);
+test('a full disk is a typed error and leaves nothing behind', { skip: requires('root', 'mount') }, async (t) => {
+  const dataDir = scratchDir(t);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'godwit-test', dataDir], { timeout: 10_000 });
+  try {
+    const store = await openStore(t, { dataDir });
+    const incoming = { id: 'v_full', name: 'data', lengthBytes: 100 * GIB, filesystem: 'none', generation: 2 } as const;
+    await assert.rejects(store.createIncoming(incoming), code('VOLUME_NO_SPACE'));
+    assert.deepEqual(readdirSync(store.directory), []);
+  } finally {
+    execFileSync('umount', [dataDir], { timeout: 10_000 });
+  }
 });

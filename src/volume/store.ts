@@ -10,6 +10,10 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
+import { allocate } from '../sys/fallocate.ts';
+import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { VOLUME_FILES, VolumeRecord } from './record.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
@@ -96,8 +100,6 @@ export class VolumeStore {
     filesystem: VolumeRecord['filesystem'];
     generation: number;
     machineId?: string | null;
-    /** Writes the clone's durable metadata at the given path (clone/metadata.ts); the store makes it durable with the rest. */
-    writeCloneMetadata: (path: string) => Promise<void>;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
@@ -127,9 +129,7 @@ export class VolumeStore {
           );
         }
       }
-      return this.#build(record, (folder) =>
-        request.writeCloneMetadata(join(folder, VOLUME_FILES.cloneMetadata)),
-      );
+      return this.#build(record, (folder) => createCloneMetadata(folder, record));
     });
   }
 
@@ -475,6 +475,32 @@ export async function readRecord(folder: string): Promise<VolumeRecord> {
   return value;
 }
 
+/**
+ * Durable validity bits without any bit set. Their space is reserved: a flush of the guest depends on them, and must not fail because
+ * the disk became full meanwhile.
+ */
+async function createCloneMetadata(folder: string, record: VolumeRecord): Promise<void> {
+  const { id: volumeId, generation, lengthBytes } = record;
+  const path = join(folder, VOLUME_FILES.cloneMetadata);
+  const device = await FileDevice.create(path, { lengthBytes: metadataLengthBytes(lengthBytes) });
+  try {
+    await CloneMetadata.create(device, { volumeId, generation, lengthBytes });
+    await reserve(device);
+  } finally {
+    await device.close();
+  }
+}
+
+async function reserve(device: FileDevice): Promise<void> {
+  try {
+    await allocate(device.fileDescriptor, 0, device.lengthBytes);
+    await device.flush();
+  } catch (error) {
+    // A filesystem that cannot reserve space (tmpfs can, NFS 4.1 cannot) takes it when the bits are written.
+    if (errnoOf(error) !== 'ENOTSUP') throw error;
+  }
+}
+
 function encodeRecord(record: VolumeRecord): string {
   return `${JSON.stringify(record, null, 2)}\n`;
 }
@@ -551,7 +577,7 @@ async function allocatedBytes(path: string): Promise<number> {
 }
 
 function storageError(error: unknown, path: string): unknown {
-  const code = systemErrorCode(error);
+  const code = errnoOf(error);
   if (code === 'ENOSPC' || code === 'EDQUOT') {
     return new GodwitError('VOLUME_NO_SPACE', `no room left below ${path}`, {
       values: { path },

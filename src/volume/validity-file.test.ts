@@ -50,8 +50,11 @@ test('two mappings see one memory', (t) => {
   assert.notEqual(first.address, second.address);
   Atomics.or(first.words, 5, 1 << 7);
   assert.equal(second.words[5], 1 << 7);
+  first.wireBytes = 2 ** 40 + 1;
+  assert.equal(second.wireBytes, 2 ** 40 + 1);
   first.close();
   second.close();
+  assert.equal(openValidityFile(request(dir)).wireBytes, 2 ** 40 + 1);
 });
 
 test('another boot and an earlier generation start from zero', (t) => {
@@ -99,7 +102,7 @@ test('a damaged header or a cut file of this boot is an error, at every byte', (
   const wanted = request(dir);
   visit(wanted, 0, 7);
   const good = readFileSync(wanted.path);
-  for (const offset of [8, 12, 16, 20, 52, 56, 64, 72, 200, 4095]) {
+  for (const offset of [8, 12, 16, 20, 52, 56, 64, 72, 200, 2047]) {
     const bad = Buffer.from(good);
     bad[offset]! ^= 0x40;
     writeFileSync(wanted.path, bad);

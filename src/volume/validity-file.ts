@@ -24,13 +24,15 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   bytes      content (little endian)
  *   0..7       magic 'GODWITVM'
  *   8..11      format version, 1
- *   12..15     CRC-32 (zlib) of bytes 16..4095
+ *   12..15     CRC-32 (zlib) of bytes 16..2047
  *   16..51     boot id, as /proc/sys/kernel/random/boot_id prints it (ASCII)
  *   52..55     length of the volume id
  *   56..63     generation
  *   64..71     length of the clone in bytes
  *   72..199    volume id (ASCII, zero padded)
- *   200..4095  zero
+ *   200..2047  zero
+ *   2048..2055 payload that crossed the wire for this clone so far, as a float64: for reports only, so not under the CRC
+ *   2056..4095 zero
  *   4096..     the bits: words of 32 bits in the byte order of this host, block 0 in the lowest bit of word 0
  */
 export type ValidityFile = {
@@ -40,6 +42,8 @@ export type ValidityFile = {
   readonly words: Uint32Array;
   /** Address of the first word in this process, for a thread that reads the bits without a copy. */
   readonly address: bigint;
+  /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
+  wireBytes: number;
   /** Unmaps; the file stays for the next server. Nobody may touch `words` or `address` afterwards. */
   close(): void;
 };
@@ -57,6 +61,7 @@ export type ValidityFileRequest = {
 const MAGIC = Buffer.from('GODWITVM', 'latin1');
 const FORMAT_VERSION = 1;
 const HEADER_BYTES = 4096;
+const CHECKED_BYTES = 2048;
 const BOOT_ID_BYTES = 36;
 const VOLUME_ID_BYTES_MAX = 128;
 
@@ -76,14 +81,22 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   } finally {
     closeSync(fd);
   }
+  const { buffer, byteOffset } = mapping.view;
+  const wireBytes = new Float64Array(buffer, byteOffset + CHECKED_BYTES, 1);
   return {
     current,
     words: new Uint32Array(
-      mapping.view.buffer,
-      mapping.view.byteOffset + HEADER_BYTES,
+      buffer,
+      byteOffset + HEADER_BYTES,
       wordCountOf(blockCountOf(request.lengthBytes)),
     ),
     address: mapping.address + BigInt(HEADER_BYTES),
+    get wireBytes() {
+      return wireBytes[0]!;
+    },
+    set wireBytes(bytes) {
+      wireBytes[0] = bytes;
+    },
     close: () => unmap(mapping.address, lengthBytes),
   };
 }
@@ -167,14 +180,14 @@ function encodeHeader(header: Header): Buffer {
   bytes.writeBigUInt64LE(BigInt(header.generation), 56);
   bytes.writeBigUInt64LE(BigInt(header.lengthBytes), 64);
   bytes.write(header.volumeId, 72, 'latin1');
-  bytes.writeUInt32LE(crc32(bytes.subarray(16)), 12);
+  bytes.writeUInt32LE(crc32(bytes.subarray(16, CHECKED_BYTES)), 12);
   return bytes;
 }
 
 /** Undefined for a header that this version did not write or that is damaged. */
 function decodeHeader(bytes: Buffer): Header | undefined {
   if (bytes.readUInt32LE(8) !== FORMAT_VERSION) return undefined;
-  if (bytes.readUInt32LE(12) !== crc32(bytes.subarray(16))) return undefined;
+  if (bytes.readUInt32LE(12) !== crc32(bytes.subarray(16, CHECKED_BYTES))) return undefined;
   const idLength = bytes.readUInt32LE(52);
   if (idLength < 1 || idLength > VOLUME_ID_BYTES_MAX) return undefined;
   return {
