@@ -12,7 +12,7 @@ export class BufferPool {
 
   /** A buffer with whatever was in it before. */
   take(): Uint8Array {
-    return this.#free.pop() ?? Buffer.allocUnsafeSlow(this.#bufferBytes);
+    return this.#free.pop() ?? new Uint8Array(this.#bufferBytes);
   }
 
   give(buffer: Uint8Array): void {

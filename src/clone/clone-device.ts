@@ -391,6 +391,7 @@ export class CloneDevice implements BlockDevice {
           resolve();
         },
         failed: reject,
+        again: () => resolve(this.#readAgain(first, end, offsetBytes, into)),
       });
     });
   }
@@ -420,7 +421,7 @@ export class CloneDevice implements BlockDevice {
     this.#inFlight.add(mutation);
     let touchedLocal = false;
     try {
-      const contents = await Promise.all(edges.map((edge) => edge.content()));
+      const contents = await Promise.all(edges.map((edge) => edge.content));
       if (this.#closed) throw closedError();
       touchedLocal = true;
       await this.#tracked(this.#applyWithEdges(change, edges, contents));
@@ -451,12 +452,12 @@ export class CloneDevice implements BlockDevice {
     return edges;
   }
 
-  /** Asks for the content of one block now, from the fetch that brings it or by one of its own. */
-  #contentOf(block: number, lengthBytes: number, owner: Fetch | null): () => Promise<Uint8Array> {
+  /** Asks for the content of one block now, from the fetch that brings it or (owner null) by one of its own. */
+  #contentOf(block: number, lengthBytes: number, owner: Fetch | null): Promise<Uint8Array> {
     const startedAtMs = this.#clock.monotonicMs();
     const backgroundBytes = this.#fetcher.backgroundBytes;
     const fetch = owner ?? this.#fetcher.start(block, block + 1, 'miss', { store: false });
-    const arrived = new Promise<Uint8Array>((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       this.#fetcher.whenArrived(fetch, {
         arrived: () => {
           const from = (block - fetch.first) * BLOCK_BYTES;
@@ -464,9 +465,9 @@ export class CloneDevice implements BlockDevice {
           resolve(fetch.buffer.slice(from, from + lengthBytes));
         },
         failed: reject,
+        again: () => resolve(this.#contentOf(block, lengthBytes, null)),
       });
     });
-    return () => arrived;
   }
 
   async #applyWithEdges(
@@ -573,7 +574,7 @@ export class CloneDevice implements BlockDevice {
 }
 
 /** An absent block that a change covers in part: its bytes [start, stop) of the device, and the content it has at the source. */
-type Edge = { start: number; stop: number; content: () => Promise<Uint8Array> };
+type Edge = { start: number; stop: number; content: Promise<Uint8Array> };
 
 /** Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. */
 async function loadDurableBits(

@@ -145,7 +145,7 @@ export class Fetcher {
     for (const entry of [...this.#options.inFlight.entries]) {
       if (entry.kind !== 'fetch' || entry.state !== 'fetching') continue;
       const wake = entry.retryNow;
-      this.#fail(entry, closedError());
+      this.#end(entry, (waiter) => waiter.failed(closedError()));
       wake?.();
     }
     await Promise.all(this.#storing);
@@ -153,10 +153,10 @@ export class Fetcher {
 
   async #run(fetch: Fetch): Promise<void> {
     const bytes = fetch.buffer.subarray(0, this.#byteLength(fetch));
-    const error = await this.#readSource(fetch, bytes);
+    const outcome = await this.#readSource(fetch, bytes);
     if (this.#closed) return; // `close` has ended the fetch; its buffer is not used again
-    if (error !== null) {
-      this.#fail(fetch, error);
+    if (outcome !== 'arrived') {
+      this.#end(fetch, (waiter) => (outcome === 'again' ? waiter.again() : waiter.failed(outcome)));
       this.#recycle(fetch);
       this.#options.onEnded(fetch, false);
       return;
@@ -172,29 +172,34 @@ export class Fetcher {
     this.#storing.delete(storing);
   }
 
-  /** null when the bytes are there, else the error to pass on. */
-  async #readSource(fetch: Fetch, into: Uint8Array): Promise<Error | null> {
-    const { source, clock, policy } = this.#options;
+  /** An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not be asked for again. */
+  async #readSource(fetch: Fetch, into: Uint8Array): Promise<'arrived' | 'again' | Error> {
+    const { source, policy } = this.#options;
+    const ownedByMutation = fetch.released !== null;
     for (;;) {
       try {
         await source.read(fetch.first * BLOCK_BYTES, into);
-        return null;
+        return 'arrived';
       } catch (error) {
-        if (this.#closed) return null;
+        if (this.#closed) return 'again';
         this.#countFailure(error);
         if (policy === 'error') return sourceFailedError(fetch, error);
       }
-      await new Promise<void>((resolve) => {
-        const proceed = () => {
-          cancel();
-          fetch.retryNow = null;
-          resolve();
-        };
-        const cancel = clock.timer(this.backoffMs, proceed);
-        fetch.retryNow = proceed;
-      });
-      if (this.#closed) return null;
+      await this.#backOff(fetch);
+      if (this.#closed || (fetch.released !== null && !ownedByMutation)) return 'again';
     }
+  }
+
+  #backOff(fetch: Fetch): Promise<void> {
+    return new Promise((resolve) => {
+      const proceed = () => {
+        cancel();
+        fetch.retryNow = null;
+        resolve();
+      };
+      const cancel = this.#options.clock.timer(this.backoffMs, proceed);
+      fetch.retryNow = proceed;
+    });
   }
 
   /** Writes what the fetch still owns to the local device, then sets the bits. Never rejects. */
@@ -219,18 +224,17 @@ export class Fetcher {
         'could not store hydrated blocks',
       );
     }
-    this.#options.inFlight.remove(fetch);
-    this.#countEnd(fetch);
+    this.#end(fetch, () => {}); // nobody waits for content: it was there before
     this.#recycle(fetch);
     this.#options.onEnded(fetch, stored);
   }
 
-  #fail(fetch: Fetch, error: Error): void {
+  #end(fetch: Fetch, tell: (waiter: FetchWaiter) => void): void {
     this.#options.inFlight.remove(fetch);
     this.#countEnd(fetch);
     const waiters = fetch.contentWaiters;
     fetch.contentWaiters = [];
-    for (const waiter of waiters) waiter.failed(error);
+    for (const waiter of waiters) tell(waiter);
   }
 
   #content(fetch: Fetch, first: number, end: number): Uint8Array {

@@ -9,11 +9,13 @@ import { assert } from '../base/assert.ts';
 /** A mutation of the guest: owns [first, end) from its start to the moment when the bits are set. */
 export type Mutation = { kind: 'mutation'; first: number; end: number; waiters: (() => void)[] };
 
-/** Somebody who needs the content of a fetch. Exactly one of the two is called, once, synchronously. */
+/** Somebody who needs the content of a fetch. Exactly one of these is called, once. */
 export type FetchWaiter = {
   /** The content is in `fetch.buffer`, and only during the call. */
   arrived(fetch: Fetch): void;
   failed(error: Error): void;
+  /** The fetch gave up before any content came, because some of its blocks need not be fetched any more: look again. */
+  again(): void;
 };
 
 /** 'miss': the guest waits for it. The others are background: they stay inside the hydration window. */

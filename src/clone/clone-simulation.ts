@@ -1,0 +1,585 @@
+import assert from 'node:assert/strict';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import { type Random, seededRandom } from '../base/random.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { FaultDevice } from '../block/fault-device.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import { PowerSupply } from '../block/power-supply.ts';
+import type { CommitOrder } from './bit-committer.ts';
+import { CloneDevice } from './clone-device.ts';
+import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
+import { wordCountOf } from './validity-map.ts';
+
+/**
+ * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed decides everything. Each
+ * device operation waits until the scheduler picks it, so that operations end in any order; power goes at a given
+ * operation; the process dies and comes back; the source stalls and fails. A model of every 512-byte sector says what a read may return.
+ *
+ * The invariants (numbers of the design) that are checked all along:
+ *   2  what was flushed is there after any power cut; what was acknowledged is there after any death of the process
+ *   3  a read returns the latest write or the sealed content, whole sectors; after a power cut an unflushed write may be there or not
+ *   5  no block is fetched that is local, that was fetched before in this process, or that the guest wrote or discarded as a whole
+ */
+export type SimulationOptions = {
+  seed: number;
+  /** Power goes at this operation of local and metadata disk, counted from 1; null: never. */
+  cutAt: number | null;
+  /** More power cuts at random points after that one. */
+  cutsAfterwards: number;
+  /** Guest operations in all. */
+  guestOperations: number;
+  commitOrder?: CommitOrder;
+};
+
+export type SimulationResult = {
+  /** Operations that a power cut could have hit. */
+  powerOperations: number;
+  crashPoints: number;
+  processDeaths: number;
+  steps: number;
+};
+
+const SECTOR_BYTES = 512;
+const SECTORS_A_BLOCK = BLOCK_BYTES / SECTOR_BYTES;
+const GUEST_DEPTH = 4;
+const STEPS_MAX = 20_000;
+
+/** A broken promise of the clone, as opposed to a defect of the simulation. */
+export class Violation extends Error {}
+
+/** One value that a sector was given, and when. */
+type Version = { tag: number; issuedAt: number; ackedAt: number };
+
+type PendingOperation = { kind: 'local' | 'metadata' | 'source'; run: () => Promise<void> };
+
+type GuestMutation = {
+  op: 'write' | 'discard' | 'writeZeroes';
+  firstSector: number;
+  sectors: number;
+  tag: number;
+  versions: Version[];
+};
+
+/** Runs one life of a clone; throws a `Violation` when an invariant does not hold. */
+export async function simulateClone(options: SimulationOptions): Promise<SimulationResult> {
+  const simulation = new Simulation(options);
+  await simulation.run();
+  return simulation.result;
+}
+
+class ManualClock implements Clock {
+  nowMs = 0;
+  timers: { atMs: number; callback: () => void }[] = [];
+  wallMs = () => this.nowMs;
+  monotonicMs = () => this.nowMs;
+  timer(delayMs: number, callback: () => void): () => void {
+    const timer = { atMs: this.nowMs + delayMs, callback };
+    this.timers.push(timer);
+    return () => {
+      this.timers = this.timers.filter((each) => each !== timer);
+    };
+  }
+  sleep(delayMs: number): Promise<void> {
+    return new Promise((resolve) => this.timer(delayMs, resolve));
+  }
+  /** Goes to the next timer and calls it. */
+  advance(): void {
+    const next = this.timers.reduce<(typeof this.timers)[0] | null>(
+      (first, each) => (first === null || each.atMs < first.atMs ? each : first),
+      null,
+    );
+    if (next === null) return;
+    this.timers = this.timers.filter((each) => each !== next);
+    this.nowMs = Math.max(this.nowMs, next.atMs);
+    next.callback();
+  }
+}
+
+class Simulation {
+  readonly result: SimulationResult = { powerOperations: 0, crashPoints: 0, processDeaths: 0, steps: 0 };
+  readonly #options: SimulationOptions;
+  readonly #random: Random;
+  readonly #power: PowerSupply;
+  readonly #clock = new ManualClock();
+  readonly #lengthBytes: number;
+  /** The blocks that the guest uses: [firstBlock, firstBlock + blocks). The rest of the volume is a hole of the source. */
+  readonly #firstBlock: number;
+  readonly #blocks: number;
+  readonly #local: FaultDevice;
+  readonly #metadataDisk: FaultDevice;
+  readonly #source: MemoryDevice;
+  readonly #sectors: Version[][] = [];
+  /** Blocks of the volume that must not be fetched any more: written or discarded whole. 2: and flushed. */
+  readonly #settledBlocks: Uint8Array;
+  #fetchedByProcess: Uint8Array;
+  #words: Uint32Array;
+  #process = 0;
+  #clone!: CloneDevice;
+  #pending: PendingOperation[] = [];
+  #mutations = new Set<GuestMutation>();
+  #guestOperations = 0;
+  #inFlight = 0;
+  #now = 1;
+  #nextTag = 1;
+  #sourceStalled = false;
+  #quiet = false;
+  #flushedAt = 0;
+  readonly #readsStartedAt = new Set<number>();
+  #violation: Violation | null = null;
+
+  constructor(options: SimulationOptions) {
+    this.#options = options;
+    this.#random = seededRandom(options.seed);
+    this.#power = new PowerSupply(seededRandom(options.seed * 31 + (options.cutAt ?? 0)));
+    // Either a small volume, or one in which the guest works across the border of two metadata sectors.
+    const small = this.#random.below(2) === 0;
+    this.#blocks = 12 + this.#random.below(52);
+    this.#firstBlock = small ? 0 : 4032 - this.#random.below(this.#blocks);
+    // A length that ends within a block is as good as any.
+    const tailBytes = this.#random.below(3) === 0 ? SECTOR_BYTES * (1 + this.#random.below(7)) : 0;
+    const blocksTotal = small ? this.#blocks : 8064;
+    this.#lengthBytes = blocksTotal * BLOCK_BYTES - tailBytes;
+    this.#local = new FaultDevice({ lengthBytes: this.#lengthBytes, power: this.#power });
+    this.#metadataDisk = new FaultDevice({
+      lengthBytes: metadataLengthBytes(this.#lengthBytes),
+      power: this.#power,
+    });
+    this.#source = new MemoryDevice({ lengthBytes: this.#lengthBytes });
+    this.#settledBlocks = new Uint8Array(blocksTotal);
+    this.#fetchedByProcess = new Uint8Array(blocksTotal);
+    this.#words = new Uint32Array(wordCountOf(blocksTotal));
+  }
+
+  get #firstByte(): number {
+    return this.#firstBlock * BLOCK_BYTES;
+  }
+
+  get #activeSectors(): number {
+    const endBytes = Math.min(this.#firstByte + this.#blocks * BLOCK_BYTES, this.#lengthBytes);
+    return (endBytes - this.#firstByte) / SECTOR_BYTES;
+  }
+
+  async run(): Promise<void> {
+    await this.#fillSource();
+    await CloneMetadata.create(this.#metadataDisk, this.#identity);
+    if (this.#options.cutAt !== null) this.#power.cutAt = this.#power.operations + this.#options.cutAt;
+    const operationsBefore = this.#power.operations;
+    await this.#open(false);
+    let cutsLeft = this.#options.cutsAfterwards;
+    while (this.#guestOperations < this.#options.guestOperations || this.#inFlight > 0) {
+      await this.#step();
+      if (!this.#power.on) {
+        await this.#recoverFromPowerCut();
+        if (cutsLeft > 0) {
+          cutsLeft--;
+          this.#power.cutAt = this.#power.operations + 1 + this.#random.below(20);
+        }
+      }
+    }
+    this.result.powerOperations = this.#power.operations - operationsBefore;
+    this.#power.cutAt = null;
+    await this.#runToTheEnd();
+  }
+
+  get #identity() {
+    return { volumeId: 'simulated', generation: 3, lengthBytes: this.#lengthBytes };
+  }
+
+  async #fillSource(): Promise<void> {
+    for (let block = 0; block < this.#blocks; block++) {
+      const hole = this.#random.below(5) === 0;
+      const sectors = Math.min(SECTORS_A_BLOCK, this.#activeSectors - block * SECTORS_A_BLOCK);
+      const first = block * SECTORS_A_BLOCK;
+      for (let sector = first; sector < first + sectors; sector++) {
+        this.#sectors[sector] = [{ tag: hole ? 0 : sourceTag(sector), issuedAt: -1, ackedAt: -1 }];
+      }
+      if (hole) continue;
+      const content = new Uint32Array((sectors * SECTOR_BYTES) / 4);
+      for (let sector = 0; sector < sectors; sector++) {
+        content.fill(sourceTag(first + sector), sector * 128, (sector + 1) * 128);
+      }
+      await this.#source.write(this.#firstByte + block * BLOCK_BYTES, new Uint8Array(content.buffer));
+    }
+  }
+
+  async #open(validityIsCurrent: boolean): Promise<void> {
+    this.#process++;
+    this.#readsStartedAt.clear();
+    this.#pending = [];
+    this.#clock.timers = [];
+    this.#fetchedByProcess.fill(0);
+    if (!validityIsCurrent) this.#words = new Uint32Array(this.#words.length);
+    const seams = this.#options.commitOrder ? { commitOrder: this.#options.commitOrder } : {};
+    const metadata = await this.#drained(CloneMetadata.open(this.#scheduled(this.#metadataDisk, 'metadata'), this.#identity));
+    this.#clone = await this.#drained(
+      CloneDevice.open(
+        {
+          local: this.#scheduled(this.#local, 'local'),
+          source: this.#scheduled(this.#source, 'source'),
+          metadata,
+          validityWords: this.#words,
+          validityIsCurrent,
+          clock: this.#clock,
+          windowFloorBytes: 8192,
+          windowMaxBytes: 8192 * (1 + this.#random.below(8)),
+        },
+        seams,
+      ),
+    );
+    this.#clone.start();
+  }
+
+  /** Runs everything that is pending, in order, until the promise settles. */
+  async #drained<T>(promise: Promise<T>): Promise<T> {
+    let settled = false;
+    const done = () => {
+      settled = true;
+    };
+    promise.then(done, done);
+    await tick();
+    while (!settled) {
+      assert.ok(this.#pending.length > 0, 'opening waits for something that is no operation');
+      await this.#pending.shift()!.run();
+      await tick();
+    }
+    return promise;
+  }
+
+  /** One event: a guest operation begins, a device operation happens, time passes, or something breaks. */
+  async #step(): Promise<void> {
+    if (++this.result.steps > STEPS_MAX) {
+      throw new Violation(`stuck: ${this.#inFlight} guest operations in flight, ${this.#pending.length} device operations`);
+    }
+    const dice = this.#quiet ? 50 + this.#random.below(50) : this.#random.below(100);
+    const mayBegin = this.#guestOperations < this.#options.guestOperations && this.#inFlight < GUEST_DEPTH;
+    if (dice < 2) this.#sourceStalled = !this.#sourceStalled;
+    else if (dice < 3) await this.#killProcess();
+    else if (dice < 30 && mayBegin) this.#beginGuestOperation();
+    else if (dice < 60 || !(await this.#runPending())) {
+      if (this.#sourceStalled && this.#random.below(4) === 0) this.#sourceStalled = false;
+      this.#clock.advance();
+    }
+    await tick();
+    if (this.#violation !== null) throw this.#violation;
+  }
+
+  async #runPending(): Promise<boolean> {
+    const ready = this.#sourceStalled ? this.#pending.filter((each) => each.kind !== 'source') : this.#pending;
+    if (ready.length === 0) return false;
+    const operation = ready[this.#random.below(ready.length)]!;
+    this.#pending.splice(this.#pending.indexOf(operation), 1);
+    await operation.run();
+    return true;
+  }
+
+  // --- the guest -----------------------------------------------------------------------------------------------------
+
+  #beginGuestOperation(): void {
+    this.#guestOperations++;
+    const dice = this.#random.below(100);
+    if (dice < 30) this.#beginRead();
+    else if (dice < 42) this.#beginFlush();
+    else this.#beginMutation(dice < 82 ? 'write' : dice < 91 ? 'discard' : 'writeZeroes');
+  }
+
+  #someRange(): { firstSector: number; sectors: number } {
+    const blockAligned = this.#random.below(2) === 0;
+    if (!blockAligned) {
+      const firstSector = this.#random.below(this.#activeSectors);
+      const most = Math.min(this.#activeSectors - firstSector, 1 + this.#random.below(30));
+      return { firstSector, sectors: 1 + this.#random.below(most) };
+    }
+    const firstSector = this.#random.below(this.#blocks) * SECTORS_A_BLOCK;
+    const sectors = (1 + this.#random.below(6)) * SECTORS_A_BLOCK;
+    return { firstSector, sectors: Math.min(sectors, this.#activeSectors - firstSector) };
+  }
+
+  #beginRead(): void {
+    const { firstSector, sectors } = this.#someRange();
+    const startedAt = this.#now++;
+    const into = new Uint8Array(sectors * SECTOR_BYTES);
+    this.#readsStartedAt.add(startedAt);
+    this.#follow(this.#clone.read(this.#firstByte + firstSector * SECTOR_BYTES, into), () => {
+      this.#readsStartedAt.delete(startedAt);
+      this.#checkRead(firstSector, into, startedAt);
+    });
+  }
+
+  /** Drops what neither a power cut can bring back nor a read that is still going on may return. */
+  #forget(): void {
+    const at = Math.min(this.#flushedAt, ...this.#readsStartedAt);
+    for (const versions of this.#sectors) prune(versions, at);
+  }
+
+  #beginFlush(): void {
+    const startedAt = this.#now++;
+    const flushing = this.#clone.flush();
+    const settledBefore = this.#settledBlocks.slice();
+    this.#follow(flushing, () => {
+      this.#flushedAt = Math.max(this.#flushedAt, startedAt);
+      this.#forget();
+      for (const [block, settled] of settledBefore.entries()) if (settled > 0) this.#settledBlocks[block] = 2;
+    });
+  }
+
+  #beginMutation(op: GuestMutation['op']): void {
+    const range = this.#someRange();
+    const tag = op === 'write' ? this.#nextTag++ : 0;
+    const mutation: GuestMutation = { ...range, op, tag, versions: [] };
+    const issuedAt = this.#now++;
+    for (let index = 0; index < range.sectors; index++) {
+      const version = {
+        tag: writeTag(tag, range.firstSector + index),
+        issuedAt,
+        ackedAt: Number.POSITIVE_INFINITY,
+      };
+      mutation.versions.push(version);
+      this.#sectors[range.firstSector + index]!.push(version);
+    }
+    this.#send(mutation);
+  }
+
+  /** Also after the death of the process: the kernel sends again what was not answered. */
+  #send(mutation: GuestMutation): void {
+    this.#mutations.add(mutation);
+    const { op, firstSector, sectors, tag } = mutation;
+    const offsetBytes = this.#firstByte + firstSector * SECTOR_BYTES;
+    let work: Promise<void>;
+    if (op === 'write') {
+      const content = new Uint32Array(sectors * 128);
+      for (let index = 0; index < sectors; index++) {
+        content.fill(writeTag(tag, firstSector + index), index * 128, (index + 1) * 128);
+      }
+      work = this.#clone.write(offsetBytes, new Uint8Array(content.buffer));
+    } else {
+      work = this.#clone[op](offsetBytes, sectors * SECTOR_BYTES);
+    }
+    this.#follow(work, () => {
+      this.#mutations.delete(mutation);
+      const ackedAt = this.#now++;
+      for (const version of mutation.versions) version.ackedAt = ackedAt;
+      for (let block = 0; block < this.#blocks; block++) {
+        const blockEnd = Math.min((block + 1) * SECTORS_A_BLOCK, this.#activeSectors);
+        const whole = firstSector <= block * SECTORS_A_BLOCK && firstSector + sectors >= blockEnd;
+        if (whole) this.#settledBlocks[this.#firstBlock + block] ||= 1;
+      }
+    });
+  }
+
+  #follow(work: Promise<void>, done: () => void): void {
+    const process = this.#process;
+    this.#inFlight++;
+    work.then(
+      () => {
+        if (process !== this.#process || !this.#power.on) return;
+        this.#inFlight--;
+        done();
+      },
+      (error: Error) => {
+        if (process !== this.#process || !this.#power.on) return;
+        this.#report(`a guest operation failed: ${error.stack}`);
+      },
+    );
+  }
+
+  // --- what may be read ----------------------------------------------------------------------------------------------
+
+  #checkRead(firstSector: number, content: Uint8Array, startedAt: number): void {
+    for (const [index, tag] of tagsOf(content).entries()) {
+      const sector = firstSector + index;
+      const versions = this.#sectors[sector]!;
+      const allowed = versions.filter((version) => !isSuperseded(version, versions, startedAt));
+      const found = allowed.find((version) => version.tag === tag);
+      if (found === undefined) {
+        this.#report(`a read of sector ${sector} returned ${tag}, allowed: ${allowed.map((each) => each.tag)}`);
+        return;
+      }
+      // Writes that overlapped have no order until somebody looks; from then on they have.
+      if (allowed.length > 1 && allowed.every((version) => version.ackedAt < startedAt)) {
+        found.issuedAt = this.#now;
+        found.ackedAt = this.#now++;
+      }
+    }
+  }
+
+  async #recoverFromPowerCut(): Promise<void> {
+    this.result.crashPoints++;
+    this.#process++; // the process that was running is gone with its requests
+    this.#mutations.clear();
+    this.#inFlight = 0;
+    this.#sourceStalled = false;
+    this.#power.restore();
+    for (const [block, settled] of this.#settledBlocks.entries()) if (settled === 1) this.#settledBlocks[block] = 0;
+    const found = tagsOf(await this.#contentAfterCut());
+    for (const [sector, tag] of found.entries()) {
+      const versions = this.#sectors[sector]!;
+      prune(versions, this.#flushedAt);
+      if (!versions.some((version) => version.tag === tag)) {
+        throw new Violation(
+          `after a power cut sector ${sector} holds ${tag}, allowed: ${versions.map((each) => each.tag)}`,
+        );
+      }
+      this.#sectors[sector] = [{ tag, issuedAt: -1, ackedAt: -1 }];
+    }
+    await this.#open(false);
+  }
+
+  /** What a guest would read now, found out without leaving a trace. */
+  async #contentAfterCut(): Promise<Uint8Array> {
+    const clone = await CloneDevice.open({
+      local: withoutTrace(this.#local),
+      source: this.#source,
+      metadata: await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity),
+      validityWords: new Uint32Array(this.#words.length),
+      validityIsCurrent: false,
+      clock: new ManualClock(),
+      hydration: { paused: true, rateBytesPerSecondMax: 0 },
+    });
+    const content = new Uint8Array(this.#activeSectors * SECTOR_BYTES);
+    await clone.read(this.#firstByte, content);
+    return content;
+  }
+
+  /** Of the operations that were on their way to the kernel, some happen and some do not. The host lives. */
+  async #killProcess(): Promise<void> {
+    this.result.processDeaths++;
+    this.#process++;
+    const lost = this.#mutations;
+    this.#mutations = new Set();
+    this.#inFlight = 0;
+    for (const operation of this.#pending) {
+      if (operation.kind !== 'source' && this.#random.below(2) === 0) await operation.run();
+    }
+    await tick();
+    if (!this.#power.on) return;
+    await this.#open(true);
+    for (const mutation of lost) this.#send(mutation);
+  }
+
+  async #runToTheEnd(): Promise<void> {
+    this.#sourceStalled = false;
+    this.#quiet = true;
+    while (!this.#clone.complete) await this.#step();
+    const startedAt = this.#now++;
+    const content = new Uint8Array(this.#activeSectors * SECTOR_BYTES);
+    await this.#drained(this.#clone.read(this.#firstByte, content));
+    this.#checkRead(0, content, startedAt);
+    await this.#drained(this.#clone.finish());
+    if (this.#violation !== null) throw this.#violation;
+    const after = tagsOf(await this.#contentAfterCut());
+    if (after.some((tag, sector) => tag !== tagsOf(content)[sector])) {
+      throw new Violation('the finished clone differs from what was read of it');
+    }
+    const status = this.#clone.hydrationStatus();
+    if (status.blocksFetchedTwice !== 0) throw new Violation(`${status.blocksFetchedTwice} blocks fetched twice`);
+    if (status.state !== 'complete' || status.exposedBytes !== 0) throw new Violation('finished and not complete');
+  }
+
+  #report(message: string): void {
+    this.#violation ??= new Violation(message);
+  }
+
+  // --- devices -------------------------------------------------------------------------------------------------------
+
+  #countFetch(offsetBytes: number, lengthBytes: number): void {
+    const end = Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES);
+    for (let block = offsetBytes / BLOCK_BYTES; block < end; block++) {
+      if (this.#fetchedByProcess[block] === 1) this.#report(`block ${block} crossed the wire twice`);
+      this.#fetchedByProcess[block] = 1;
+    }
+  }
+
+  #checkFetch(offsetBytes: number, lengthBytes: number): void {
+    const end = Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES);
+    for (let block = offsetBytes / BLOCK_BYTES; block < end; block++) {
+      if (((this.#words[block >>> 5]! >>> (block & 31)) & 1) === 1) this.#report(`block ${block} is local and fetched`);
+      if (this.#settledBlocks[block]! > 0) this.#report(`block ${block} is overwritten and fetched`);
+    }
+  }
+
+  /** The device as the present process has it: each call waits in `#pending`, and never ends when the process dies before. */
+  #scheduled(device: BlockDevice, kind: PendingOperation['kind']): BlockDevice {
+    const process = this.#process;
+    const schedule = <T>(work: () => Promise<T>): Promise<T> =>
+      new Promise((resolve, reject) => {
+        if (process !== this.#process) return;
+        this.#pending.push({ kind, run: () => work().then(resolve, reject) });
+      });
+    return {
+      lengthBytes: device.lengthBytes,
+      blockBytes: device.blockBytes,
+      writable: device.writable,
+      read: (offsetBytes, into) => {
+        if (kind !== 'source') return schedule(() => device.read(offsetBytes, into));
+        if (process === this.#process) this.#checkFetch(offsetBytes, into.length);
+        return schedule(async () => {
+          if (this.#random.below(20) === 0) {
+            throw new GodwitError('SIMULATED_OUTAGE', 'the source is gone', { nextAction: 'Wait.' });
+          }
+          this.#countFetch(offsetBytes, into.length);
+          await device.read(offsetBytes, into);
+        });
+      },
+      write: (offsetBytes, from) => schedule(() => device.write(offsetBytes, from)),
+      flush: () => schedule(() => device.flush()),
+      discard: (offsetBytes, lengthBytes) => schedule(() => device.discard(offsetBytes, lengthBytes)),
+      writeZeroes: (offsetBytes, lengthBytes) => schedule(() => device.writeZeroes(offsetBytes, lengthBytes)),
+      extents: (offsetBytes, lengthBytes, limit) =>
+        schedule<Extent[]>(() => device.extents!(offsetBytes, lengthBytes, limit)),
+      close: () => device.close(),
+    };
+  }
+}
+
+/** Reads pass, changes are accepted and forgotten. */
+function withoutTrace(device: FaultDevice): BlockDevice {
+  return {
+    lengthBytes: device.lengthBytes,
+    blockBytes: device.blockBytes,
+    writable: true,
+    read: (offsetBytes, into) => device.read(offsetBytes, into),
+    write: async () => {},
+    flush: async () => {},
+    discard: async () => {},
+    writeZeroes: async () => {},
+    close: async () => {},
+  };
+}
+
+function isSuperseded(version: Version, versions: readonly Version[], at: number): boolean {
+  return versions.some((other) => other !== version && other.ackedAt <= at && other.issuedAt >= version.ackedAt);
+}
+
+/** Forgets the versions that a flush which began at `flushedAt` made impossible to come back. */
+function prune(versions: Version[], flushedAt: number): void {
+  const kept = versions.filter((version) => !isSuperseded(version, versions, flushedAt));
+  versions.splice(0, versions.length, ...kept);
+}
+
+function sourceTag(sector: number): number {
+  return 0x40000000 + sector;
+}
+
+function writeTag(tag: number, sector: number): number {
+  return tag === 0 ? 0 : tag * 1024 + sector;
+}
+
+/** The tag of each sector; -1 where a sector is not whole. */
+function tagsOf(content: Uint8Array): number[] {
+  const words = new Uint32Array(content.buffer, content.byteOffset, content.length / 4);
+  const tags: number[] = [];
+  for (let start = 0; start < words.length; start += 128) {
+    const tag = words[start]!;
+    let whole = true;
+    for (let index = start + 1; index < start + 128; index++) if (words[index] !== tag) whole = false;
+    tags.push(whole ? tag : -1);
+  }
+  return tags;
+}
+
+/** Lets everything run that only waits for promises. */
+function tick(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
