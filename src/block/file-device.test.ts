@@ -88,6 +88,43 @@ test('close waits for the calls in flight', async (t) => {
   assert.ok(readFileSync(path).every((byte) => byte === 3));
 });
 
+test('after a flush failed no later one claims success', async (t) => {
+  const path = join(scratchDir(t), 'data.raw');
+  const device = await FileDevice.create(path, { lengthBytes: 4096 });
+  await device.write(0, new Uint8Array(4096).fill(1));
+  closeSync(device.fileDescriptor);
+  const failed = (error: unknown) => isGodwitError(error, 'BLOCK_IO') && error.values.errno === 'EBADF';
+  await assert.rejects(device.flush(), failed);
+  // A good descriptor of the same number: the disk is well again, and the data of before is gone all the same.
+  const others: number[] = [];
+  while (others.at(-1) !== device.fileDescriptor && others.length < 100) others.push(openSync(path, 'r+'));
+  for (const fd of others) if (fd !== device.fileDescriptor) closeSync(fd);
+  await device.write(0, new Uint8Array(4096).fill(2));
+  await assert.rejects(device.flush(), failed);
+  await device.close();
+});
+
+test('without holes in the filesystem, zeros are written', { skip: requires('root', 'mount') }, async (t) => {
+  const folder = join(scratchDir(t), 'ramfs');
+  mkdirSync(folder);
+  execFileSync('mount', ['-t', 'ramfs', 'ramfs', folder], { timeout: 30_000 });
+  try {
+    const device = await FileDevice.create(join(folder, 'data.raw'), { lengthBytes: 4 * MIB });
+    try {
+      await device.write(0, new Uint8Array(4 * MIB).fill(1));
+      await device.discard(4096, 3 * MIB);
+      await device.writeZeroes(4 * MIB - 512, 512);
+      const expected = Buffer.alloc(4 * MIB, 1).fill(0, 4096, 4096 + 3 * MIB).fill(0, 4 * MIB - 512);
+      assert.equal(Buffer.compare(readFileSync(join(folder, 'data.raw')), expected), 0);
+    } finally {
+      await device.close();
+    }
+  } finally {
+    // Here and not in t.after: those run in the order in which they were registered, so the folder would go first.
+    execFileSync('umount', [folder], { timeout: 30_000 });
+  }
+});
+
 test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', { skip: requires('root', 'mount') }, async (t) => {
   const folder = join(scratchDir(t), 'small');
   mkdirSync(folder);
