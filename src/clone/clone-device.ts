@@ -44,6 +44,11 @@ export type CloneDeviceOptions = {
   commitIntervalMs?: number;
   /** Hydrated bytes that may be written and not durable; then hydration waits for a commit. Default 512 MiB. */
   uncommittedBytesMax?: number;
+  /**
+   * True: others write to local blocks past this device (attach/hot-thread.ts). Which of those writes stand on bits that are not durable
+   * cannot be known then, so every flush makes all bits durable. Default false.
+   */
+  localWrittenByOthers?: boolean;
   /** Payload that earlier processes counted for this clone. */
   wireBytesBefore?: number;
   /** All blocks are local, durably. Called once, also for a clone that is opened whole. */
@@ -80,7 +85,8 @@ type Change = {
  *   present blocks (also by other threads) need only the local device, and it never goes back.
  * - An absent block has at most one owner (in-flight.ts). Fetches of a block, and mutations of it, so happen one
  *   after the other; a mutation of whole blocks takes them over from a fetch that is on the wire.
- * - All mutations go through this object: it has to know which of them stand on bits that are not durable yet.
+ * - All mutations go through this object (it has to know which of them stand on bits that are not durable yet), or it is told
+ *   that others write to present blocks, and then every flush makes every bit durable.
  * - Flush: data durable, then bits, then the answer (bit-committer.ts).
  *
  * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error` only), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE`
@@ -261,7 +267,7 @@ export class CloneDevice implements BlockDevice {
 
   async flush(): Promise<void> {
     this.#check(0, 0);
-    await this.#committer.flush();
+    await (this.#options.localWrittenByOthers ? this.#commitEverything() : this.#committer.flush());
   }
 
   /**
@@ -583,6 +589,8 @@ async function loadDurableBits(
   committer: BitCommitter,
   validityIsCurrent: boolean,
 ): Promise<void> {
+  // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
+  await metadata.flush();
   const equal = new Uint8Array(metadata.sectorCount);
   const live = new Uint32Array(SECTOR_WORDS);
   await metadata.load((sector, durable) => {

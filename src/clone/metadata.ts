@@ -121,7 +121,7 @@ export class CloneMetadata {
    */
   async load(visit: (sector: number, words: Uint32Array) => void): Promise<void> {
     const endBytes = BITMAP_OFFSET_BYTES + this.sectorCount * METADATA_SECTOR_BYTES;
-    const chunk = new Uint8Array(CHUNK_SECTORS * METADATA_SECTOR_BYTES);
+    const chunk = new Uint8Array(Math.min(CHUNK_SECTORS, this.sectorCount) * METADATA_SECTOR_BYTES);
     for (let offsetBytes = BITMAP_OFFSET_BYTES; offsetBytes < endBytes; ) {
       const extents = this.#device.extents
         ? await this.#device.extents(offsetBytes, endBytes - offsetBytes, EXTENTS_LIMIT)

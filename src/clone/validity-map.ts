@@ -122,7 +122,7 @@ export class ValidityMap {
     }
     // A word times 32 may exceed 2^31 only beyond 8 TiB; plain multiplication keeps it exact.
     const block = word * WORD_BITS + (31 - Math.clz32(differing & -differing));
-    return block < end ? block : end;
+    return Math.min(block, end);
   }
 
   #count(): number {
