@@ -1,0 +1,147 @@
+import type { DrainStatus } from '../../api/schemas.ts';
+import { systemClock } from '../../base/clock.ts';
+import { messageOf } from '../../base/errors.ts';
+import type { Context } from '../context.ts';
+import { Interrupted, interruption } from '../interruption.ts';
+import { followDrain } from '../drain-follow.ts';
+import { describeChanges, renderDrain, renderPlan, renderSummary } from '../drain-render.ts';
+import { EXIT, ExitWith } from '../exit.ts';
+import { LiveRegion } from '../live-region.ts';
+import { parseDuration } from '../units.ts';
+
+/** Often enough that a bar moves smoothly; a status is one small request to the worker. */
+const POLL_MS = 250;
+/** A worker that restarts is back within seconds; after this it is taken for lost. */
+const AWAY_MS = 60_000;
+
+export type DrainOptions = {
+  dryRun?: boolean;
+  detach?: boolean;
+  to?: string;
+  wait: string;
+  jsonLines?: boolean;
+};
+
+export async function drain(context: Context, workerName: string, options: DrainOptions): Promise<void> {
+  const blockedAfterMs = parseDuration(options.wait);
+  const { client, name } = await context.fleet().worker(workerName);
+  if (options.dryRun) {
+    const plan = await client.plan(options.to);
+    context.result(plan, () => renderPlan(plan));
+    if (plan.steps.some((step) => step.target === null)) throw new ExitWith(EXIT.blocked);
+    return;
+  }
+
+  const first = await client.drain(options.to ?? null);
+  if (options.detach) {
+    context.result(first, () => `${name}: ${first.state}, ${first.machines.length} machines; watch it with: godwit drain ${name}`);
+    return;
+  }
+
+  const view = makeView(context, options.jsonLines === true);
+  const interrupt = interruption();
+  try {
+    const { status, exitCode } = await followDrain({
+      ask: () => client.drainStatus(),
+      show: view.show,
+      away: (error) =>
+        context.note(
+          error
+            ? `${name} does not answer (${messageOf(error)}); the drain goes on when it is back`
+            : `${name} is back`,
+        ),
+      clock: systemClock,
+      signal: interrupt.signal,
+      pollMs: POLL_MS,
+      blockedAfterMs,
+      awayMs: AWAY_MS,
+    });
+    view.end();
+    if (options.jsonLines) context.print(JSON.stringify({ final: true, exitCode, status }));
+    else {
+      context.result(status, () => (status.machines.length === 0 ? `${name} has no machine.` : renderSummary(status)));
+    }
+    if (exitCode === EXIT.blocked) noteBlocked(context, status);
+    if (exitCode !== EXIT.done) throw new ExitWith(exitCode);
+  } catch (error) {
+    view.end();
+    if (error instanceof Interrupted) {
+      context.note(`No longer watching. The drain goes on in ${name}.`);
+      context.note(`  watch it again: godwit drain ${name}`);
+      context.note(`  end it:         godwit undrain ${name}`);
+    }
+    throw error;
+  } finally {
+    interrupt.dispose();
+  }
+}
+
+function makeView(
+  context: Context,
+  jsonLines: boolean,
+): { show: (status: DrainStatus) => void; end: () => void } {
+  let previous: DrainStatus | null = null;
+  if (jsonLines) {
+    let last = '';
+    return {
+      show: (status) => {
+        const line = JSON.stringify({ final: false, status });
+        if (line !== last) context.print(line);
+        last = line;
+      },
+      end: () => {},
+    };
+  }
+  if (!context.json && context.stdout.isTTY) {
+    const region = new LiveRegion(context.stdout);
+    return {
+      show: (status) =>
+        region.draw(
+          renderDrain(status, {
+            // The last column stays free: some terminals wrap when it is written.
+            width: (context.stdout.columns || 80) - 1,
+            height: context.stdout.rows || 24,
+            style: context.style,
+            nowMs: Date.now(),
+          }),
+        ),
+      end: () => region.keep(),
+    };
+  }
+  return {
+    show: (status) => {
+      // With --json the object comes at the end, and progress is for whoever reads stderr.
+      for (const line of describeChanges(previous, status)) {
+        if (context.json) context.note(line);
+        else context.print(line);
+      }
+      previous = status;
+    },
+    end: () => {},
+  };
+}
+
+function noteBlocked(context: Context, status: DrainStatus): void {
+  if (!status.desired) {
+    context.note(`The drain of ${status.worker} was ended before it was finished.`);
+    return;
+  }
+  context.note(`The drain of ${status.worker} cannot be finished now:`);
+  for (const machine of status.machines) {
+    if (machine.state !== 'waiting' && machine.state !== 'failed') continue;
+    context.note(`  ${machine.name}: ${machine.reason ?? machine.state}`);
+    if (machine.nextAction !== null) context.note(`    next: ${machine.nextAction}`);
+  }
+  context.note(`It is tried again whenever something changes; to give up: godwit undrain ${status.worker}`);
+}
+
+export async function undrain(context: Context, workerName: string): Promise<void> {
+  const { client, name } = await context.fleet().worker(workerName);
+  const status = await client.undrain();
+  const moving = status.machines.filter(({ state }) => state === 'moving' || state === 'hydrating').length;
+  context.result(status, () =>
+    moving > 0
+      ? `${name} takes machines again; ${moving} moves that were under way are finished first`
+      : `${name} takes machines again`,
+  );
+}

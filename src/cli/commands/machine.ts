@@ -1,0 +1,430 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ApiClient } from '../../api/client.ts';
+import type { MachineView, VolumeView } from '../../api/schemas.ts';
+import { GodwitError, isGodwitError } from '../../base/errors.ts';
+import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
+import type { Context } from '../context.ts';
+import { interruption } from '../interruption.ts';
+import { EXIT, ExitWith } from '../exit.ts';
+import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
+import { printable, table } from '../table.ts';
+import { formatDuration, formatSize, parseDuration, parseSize } from '../units.ts';
+
+export type RunOptions = {
+  name: string;
+  worker?: string;
+  volume?: string;
+  size?: string;
+  filesystem: string;
+  env: string[];
+  user?: string;
+  workdir?: string;
+  memory?: string;
+  cpus?: string;
+  network: string;
+  healthExec?: string;
+  healthTcp?: string;
+  healthHttp?: string;
+  healthInterval?: string;
+  healthTimeout?: string;
+  healthStartPeriod?: string;
+  stopSignal?: string;
+  stopTimeout?: string;
+  restart?: string;
+  group?: string;
+  detach?: boolean;
+  wait: string;
+};
+
+/** Between two looks at a machine that starts. */
+const POLL_MS = 100;
+
+export async function run(context: Context, command: string[], options: RunOptions): Promise<void> {
+  const waitMs = parseDuration(options.wait);
+  const config = configOf(command, options);
+  const fleet = context.fleet();
+  const wanted = options.volume === undefined ? null : parseVolume(options.volume);
+  const lengthBytes = options.size === undefined ? null : parseSize(options.size);
+  if (lengthBytes !== null && wanted === null) throw invalid('--size is the size of a new volume: --volume NAME is missing');
+
+  const existing = wanted === null ? null : await volumeIfAny(fleet, wanted.name);
+  if (wanted !== null && existing === null && lengthBytes === null) {
+    throw new GodwitError('CLI_VOLUME_NOT_FOUND', `no volume ${wanted.name} in this fleet`, {
+      values: { name: wanted.name },
+      nextAction: 'Give --size to make one, e.g. --size 10GiB.',
+    });
+  }
+  if (existing && lengthBytes !== null && existing.volume.lengthBytes !== lengthBytes) {
+    throw invalid(
+      `volume ${existing.volume.name} is there already with ${formatSize(existing.volume.lengthBytes)}: leave out --size, or choose another name`,
+    );
+  }
+  const worker = await workerFor(fleet, options.worker, existing?.worker);
+
+  let made: VolumeView | null = null;
+  if (wanted !== null) {
+    const volume =
+      existing?.volume ??
+      (await worker.client.createVolume({
+        name: wanted.name,
+        lengthBytes: lengthBytes!,
+        filesystem: options.filesystem as 'ext4' | 'xfs' | 'none',
+      }));
+    if (!existing) made = volume;
+    config.volume = { volumeId: volume.id, mountPath: wanted.mountPath };
+  }
+
+  let machine: MachineView;
+  try {
+    machine = await worker.client.createMachine({ name: options.name, config, start: true });
+  } catch (error) {
+    // A volume made for a machine that does not come about goes too, unless nobody knows whether it came about.
+    if (made && !(isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false)) {
+      await worker.client.destroyVolume(made.id).catch(() => {
+        context.note(`warning: the volume ${made.name} was made and could not be destroyed again`);
+      });
+    }
+    throw error;
+  }
+  if (!options.detach) machine = await awaitHealthy(context, worker.client, machine.id, waitMs);
+  context.result(machine, () => `${machine.name} ${stateOf(machine)} on ${machine.worker} (${machine.id})`);
+}
+
+/** Watches a machine until it is healthy (without a health check: until it runs). */
+async function awaitHealthy(
+  context: Context,
+  client: ApiClient,
+  id: string,
+  waitMs: number,
+): Promise<MachineView> {
+  const deadline = Date.now() + waitMs;
+  const interrupt = interruption();
+  try {
+    for (;;) {
+      interrupt.signal.throwIfAborted();
+      const machine = await client.showMachine(id);
+      const { health } = machine;
+      if (machine.state === 'running' && (health.state === 'healthy' || health.state === 'none')) return machine;
+      if (machine.state === 'failed' || machine.state === 'stopped') {
+        throw new GodwitError('CLI_MACHINE_NOT_HEALTHY', `${machine.name} is ${machine.state}: ${health.message || 'it ended'}`, {
+          values: { id },
+          nextAction: `godwit machine logs ${machine.name}`,
+        });
+      }
+      if (Date.now() >= deadline) {
+        throw new GodwitError(
+          'CLI_MACHINE_NOT_HEALTHY',
+          `${machine.name} is not healthy after ${formatDuration(waitMs)}: ${machine.state}, ${health.state} ${health.message}`.trim(),
+          { values: { id }, nextAction: `godwit machine logs ${machine.name}; it goes on trying by itself` },
+        );
+      }
+      await sleep(POLL_MS);
+    }
+  } catch (error) {
+    if (interrupt.signal.aborted) context.note('No longer waiting; the machine goes on starting.');
+    throw error;
+  } finally {
+    interrupt.dispose();
+  }
+}
+
+async function volumeIfAny(
+  fleet: FleetClient,
+  name: string,
+): Promise<{ worker: WorkerClient; volume: VolumeView } | null> {
+  try {
+    return await fleet.volume(name);
+  } catch (error) {
+    if (isGodwitError(error, 'CLI_VOLUME_NOT_FOUND')) return null;
+    throw error;
+  }
+}
+
+/** The named worker, the one that has the volume, or the one with the most free memory. */
+export async function workerFor(
+  fleet: FleetClient,
+  name: string | undefined,
+  volumeWorker?: WorkerClient,
+): Promise<WorkerClient> {
+  if (name !== undefined) {
+    const worker = await fleet.worker(name);
+    if (volumeWorker && volumeWorker.url !== worker.url) {
+      throw invalid(`the volume is on ${volumeWorker.name}, not on ${name}`);
+    }
+    return worker;
+  }
+  if (volumeWorker) return volumeWorker;
+  const { items, unreachable } = await fleet.gather(async (worker) => [
+    { worker, view: await worker.client.worker() },
+  ]);
+  const best = items
+    .filter(({ view }) => !view.draining)
+    .sort((left, right) => right.view.free.memoryBytes - left.view.free.memoryBytes)[0];
+  if (best) return best.worker;
+  if (unreachable[0]) throw unreachable[0].error;
+  throw new GodwitError('CLI_NO_CAPACITY', 'every worker of the fleet is draining', {
+    nextAction: 'godwit undrain WORKER',
+  });
+}
+
+export function configOf(command: string[], options: RunOptions): MachineConfig {
+  const config: MachineConfig = {
+    command,
+    env: Object.fromEntries(options.env.map(parseEnv)),
+    restart: parseRestart(options.restart ?? 'always'),
+    stop: {
+      signal: `SIG${(options.stopSignal ?? 'TERM').toUpperCase().replace(/^SIG/, '')}`,
+      timeoutMs: parseDuration(options.stopTimeout ?? '10s'),
+    },
+    resources: {
+      ...(options.memory === undefined ? {} : { memoryBytes: parseSize(options.memory) }),
+      ...(options.cpus === undefined ? {} : { cpus: parseNumber('--cpus', options.cpus) }),
+    },
+    network: options.network as 'host' | 'none',
+    metadata: {},
+  };
+  if (options.user !== undefined) config.user = options.user;
+  if (options.workdir !== undefined) config.workingDirectory = options.workdir;
+  if (options.group !== undefined) config.group = options.group;
+  const health = healthOf(options);
+  if (health) config.health = health;
+  return config;
+}
+
+function healthOf(options: RunOptions): HealthCheck | null {
+  const { healthExec, healthTcp, healthHttp } = options;
+  const given = [healthExec, healthTcp, healthHttp].filter((check) => check !== undefined);
+  const timing = {
+    intervalMs: parseDuration(options.healthInterval ?? '2s'),
+    timeoutMs: parseDuration(options.healthTimeout ?? '2s'),
+    retries: 3,
+    startPeriodMs: parseDuration(options.healthStartPeriod ?? '60s'),
+  };
+  if (given.length > 1) throw invalid('give one of --health-exec, --health-tcp and --health-http');
+  if (healthExec !== undefined) return { ...timing, kind: 'exec', command: ['/bin/sh', '-c', healthExec] };
+  if (healthHttp !== undefined) return { ...timing, kind: 'http', url: healthHttp };
+  if (healthTcp === undefined) return null;
+  const match = /^(?:(.+):)?(\d+)$/.exec(healthTcp);
+  if (!match) throw invalid(`--health-tcp is [HOST:]PORT, not ${healthTcp}`);
+  const host = match[1];
+  return { ...timing, kind: 'tcp', port: Number(match[2]), ...(host === undefined ? {} : { host }) };
+}
+
+function parseVolume(text: string): { name: string; mountPath: string } {
+  const colon = text.indexOf(':');
+  return colon === -1
+    ? { name: text, mountPath: '/data' }
+    : { name: text.slice(0, colon), mountPath: text.slice(colon + 1) };
+}
+
+function parseEnv(text: string): [string, string] {
+  const equals = text.indexOf('=');
+  if (equals > 0) return [text.slice(0, equals), text.slice(equals + 1)];
+  const inherited = process.env[text];
+  if (inherited === undefined) throw invalid(`--env is NAME=VALUE, or NAME of a variable that is set: ${text}`);
+  return [text, inherited];
+}
+
+function parseRestart(text: string): MachineConfig['restart'] {
+  const match = /^(no|always|on-failure)(?::(\d+))?$/.exec(text);
+  if (!match) throw invalid(`--restart is no, always or on-failure[:RETRIES], not ${text}`);
+  return {
+    policy: match[1] as MachineConfig['restart']['policy'],
+    retriesMax: match[2] === undefined ? 10 : Number(match[2]),
+  };
+}
+
+function parseNumber(option: string, text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isFinite(value)) throw invalid(`${option} is a number, not ${text}`);
+  return value;
+}
+
+function invalid(message: string): GodwitError {
+  return new GodwitError('CLI_INVALID_OPTIONS', message, { nextAction: 'See godwit machine run --help.' });
+}
+
+/** State and health in a word or two. */
+export function stateOf(machine: MachineView): string {
+  const { health } = machine;
+  return machine.state === 'running' && health.state !== 'none' ? `running (${health.state})` : machine.state;
+}
+
+export async function list(context: Context): Promise<void> {
+  const { items, unreachable } = await context.fleet().machines();
+  const machines = owned('machine', items).sort((left, right) => left.name.localeCompare(right.name));
+  context.result(
+    {
+      machines,
+      unreachable: unreachable.map(({ worker, url, error }) => ({ worker, url, error: error.toWire() })),
+    },
+    () => (machines.length === 0 && unreachable.length === 0 ? 'No machines.' : machineTable(machines)),
+  );
+  context.noteUnreachable(unreachable);
+  if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
+}
+
+function machineTable(machines: readonly MachineView[]): string {
+  const rows = machines.map((machine) => [
+    machine.name,
+    machine.id,
+    machine.worker,
+    stateOf(machine),
+    machine.startedAtMs === null ? '-' : formatDuration(Math.max(0, Date.now() - machine.startedAtMs)),
+    String(machine.restarts),
+    machine.volumeId ?? '-',
+    machine.hydration && machine.hydration.state !== 'complete'
+      ? `hydrating ${percent(machine.hydration.blocksPresent, machine.hydration.blocksTotal)}`
+      : machine.move
+        ? `${machine.move.phase} → ${machine.move.target ?? '?'}`
+        : '-',
+  ]);
+  return table(['NAME', 'ID', 'WORKER', 'STATE', 'UP', 'RESTARTS', 'VOLUME', 'MOVE'], rows);
+}
+
+export function percent(part: number, whole: number): string {
+  return `${whole === 0 ? 100 : Math.floor((part / whole) * 100)}%`;
+}
+
+export async function show(context: Context, ref: string): Promise<void> {
+  const { machine } = await context.fleet().machine(ref);
+  context.result(machine, () => {
+    const { config } = machine;
+    const rows = [
+      ['name', machine.name],
+      ['id', machine.id],
+      ['worker', machine.worker],
+      ['state', stateOf(machine)],
+      ...(machine.health.message === '' ? [] : [['health', printable(machine.health.message)]]),
+      ['command', printable(config.command.join(' '))],
+      ['volume', config.volume ? `${config.volume.volumeId} at ${config.volume.mountPath}` : 'none'],
+      ['memory', config.resources.memoryBytes ? formatSize(config.resources.memoryBytes) : 'no limit'],
+      ['cpus', config.resources.cpus ? String(config.resources.cpus) : 'no limit'],
+      ['network', config.network],
+      ['restart', `${config.restart.policy}, ${machine.restarts} so far`],
+      ['stop', `${config.stop.signal}, killed after ${formatDuration(config.stop.timeoutMs)}`],
+      ['pid', String(machine.pid ?? '-')],
+      ['created', new Date(machine.createdAtMs).toISOString()],
+      ['started', machine.startedAtMs === null ? '-' : new Date(machine.startedAtMs).toISOString()],
+      ...(machine.move ? [['move', `${machine.move.phase} → ${machine.move.target ?? '?'} (run ${machine.move.runId})`]] : []),
+    ];
+    return table(['', ''], rows).trimStart();
+  });
+}
+
+export async function start(context: Context, ref: string): Promise<void> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  const started = await worker.client.startMachine(machine.id);
+  context.result(started, () => `${started.name} ${stateOf(started)}`);
+}
+
+export async function stop(context: Context, ref: string): Promise<void> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  const stopped = await worker.client.stopMachine(machine.id, stopWaitMs(machine));
+  context.result(stopped, () => `${stopped.name} ${stateOf(stopped)}`);
+}
+
+export async function restart(context: Context, ref: string): Promise<void> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  const restarted = await worker.client.restartMachine(machine.id, stopWaitMs(machine));
+  context.result(restarted, () => `${restarted.name} ${stateOf(restarted)}`);
+}
+
+/** The machine's own patience, and a minute for unmounting and starting. */
+function stopWaitMs(machine: MachineView): number {
+  return machine.config.stop.timeoutMs + 60_000;
+}
+
+export async function destroy(
+  context: Context,
+  refs: string[],
+  options: { force?: boolean; volume?: boolean },
+): Promise<void> {
+  const destroyed: { machineId: string; name: string; volumeId: string | null }[] = [];
+  for (const ref of refs) {
+    const { worker, machine } = await context.fleet().machine(ref);
+    await worker.client.destroyMachine(machine.id, { force: options.force === true });
+    const volumeId = options.volume ? machine.volumeId : null;
+    if (volumeId !== null) await worker.client.destroyVolume(volumeId);
+    destroyed.push({ machineId: machine.id, name: machine.name, volumeId });
+  }
+  context.result({ destroyed }, () =>
+    destroyed.map(({ name, volumeId }) => `${name} destroyed${volumeId === null ? '' : ' with its volume'}`).join('\n'),
+  );
+}
+
+export async function exec(
+  context: Context,
+  ref: string,
+  command: string[],
+  options: { timeout: string },
+): Promise<void> {
+  const timeoutMs = parseDuration(options.timeout);
+  const { worker, machine } = await context.fleet().machine(ref);
+  const result = await worker.client.execInMachine(machine.id, { command, timeoutMs });
+  if (context.json) context.print(JSON.stringify(result, null, 2));
+  else {
+    context.stdout.write(result.stdout);
+    context.stderr.write(result.stderr);
+    if (result.timedOut) context.note(`error: killed after ${formatDuration(timeoutMs)}`);
+  }
+  // As timeout(1) has it for a command that took too long; a command that a signal ended has no exit code of its own.
+  const exitCode = result.timedOut ? 124 : (result.exitCode ?? 125);
+  if (exitCode !== 0) throw new ExitWith(exitCode);
+}
+
+export async function logs(
+  context: Context,
+  ref: string,
+  options: { lines: string; follow?: boolean },
+): Promise<void> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  const lines = parseNumber('--lines', options.lines);
+  const interrupt = interruption();
+  try {
+    const log = worker.client.machineLogs(
+      machine.id,
+      { lines, follow: options.follow === true },
+      interrupt.signal,
+    );
+    for await (const chunk of log) {
+      if (!context.stdout.write(chunk)) await new Promise((resolve) => context.stdout.once('drain', resolve));
+    }
+  } finally {
+    interrupt.dispose();
+  }
+}
+
+export async function move(
+  context: Context,
+  ref: string,
+  options: { to?: string; detach?: boolean },
+): Promise<void> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  let moving = await worker.client.moveMachine(machine.id, { target: options.to ?? null });
+  if (options.detach) {
+    context.result(moving, () => `${machine.name}: run ${moving.id}; godwit runs show ${moving.id}`);
+    return;
+  }
+  const interrupt = interruption();
+  let said = '';
+  try {
+    while (moving.endedAtMs === null) {
+      const reason = moving.reason ? ` (${moving.reason.message}; next: ${moving.reason.nextAction})` : '';
+      const line = printable(`${machine.name}: ${moving.state} ${moving.step ?? ''}${reason}`);
+      if (line !== said) context.note(line);
+      said = line;
+      await sleep(POLL_MS, undefined, { signal: interrupt.signal }).catch(() => interrupt.signal.throwIfAborted());
+      moving = await worker.client.showRun(moving.id);
+    }
+  } catch (error) {
+    if (interrupt.signal.aborted) {
+      context.note(`No longer watching; the move goes on in ${worker.name}. To undo it: godwit runs cancel ${moving.id}`);
+    }
+    throw error;
+  } finally {
+    interrupt.dispose();
+  }
+  context.result(moving, () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`);
+  if (moving.state !== 'done') throw new ExitWith(EXIT.blocked);
+}

@@ -1,0 +1,101 @@
+import type { VolumeView } from '../../api/schemas.ts';
+import type { Context } from '../context.ts';
+import { EXIT, ExitWith } from '../exit.ts';
+import { owned } from '../fleet-client.ts';
+import { table } from '../table.ts';
+import { formatDuration, formatSize, parseSize } from '../units.ts';
+import { percent, workerFor } from './machine.ts';
+
+export async function create(
+  context: Context,
+  name: string,
+  options: { size: string; filesystem: string; worker?: string },
+): Promise<void> {
+  const lengthBytes = parseSize(options.size);
+  const { client } = await workerFor(context.fleet(), options.worker);
+  const filesystem = options.filesystem as VolumeView['filesystem'];
+  const volume = await client.createVolume({ name, lengthBytes, filesystem });
+  context.result(
+    volume,
+    () => `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id})`,
+  );
+}
+
+export async function list(context: Context, options: { all?: boolean }): Promise<void> {
+  const { items, unreachable } = await context.fleet().volumes();
+  // Without --all only the copy that counts; the sealed and retained ones of earlier moves are left out.
+  const volumes = (options.all ? items : owned('volume', items).filter(({ state }) => state !== 'retained')).sort(
+    (left, right) => left.name.localeCompare(right.name),
+  );
+  context.result(
+    {
+      volumes,
+      unreachable: unreachable.map(({ worker, url, error }) => ({ worker, url, error: error.toWire() })),
+    },
+    () => (volumes.length === 0 && unreachable.length === 0 ? 'No volumes.' : volumeTable(volumes)),
+  );
+  context.noteUnreachable(unreachable);
+  if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
+}
+
+function volumeTable(volumes: readonly VolumeView[]): string {
+  const rows = volumes.map((volume) => [
+    volume.name,
+    volume.id,
+    volume.worker,
+    formatSize(volume.lengthBytes),
+    formatSize(volume.usedBytes),
+    volume.filesystem,
+    `${volume.state}@${volume.generation}`,
+    volume.machineId ?? '-',
+    hydrationOf(volume),
+  ]);
+  return table(['NAME', 'ID', 'WORKER', 'SIZE', 'USED', 'FS', 'STATE', 'MACHINE', 'HYDRATED'], rows);
+}
+
+function hydrationOf({ hydration }: VolumeView): string {
+  if (hydration === null || hydration.state === 'complete') return '-';
+  return `${percent(hydration.blocksPresent, hydration.blocksTotal)} ${hydration.state}`;
+}
+
+export async function show(context: Context, ref: string): Promise<void> {
+  const { volume } = await context.fleet().volume(ref);
+  context.result(volume, () => {
+    const { hydration } = volume;
+    const rows = [
+      ['name', volume.name],
+      ['id', volume.id],
+      ['worker', volume.worker],
+      ['size', formatSize(volume.lengthBytes)],
+      ['used', formatSize(volume.usedBytes)],
+      ['filesystem', volume.filesystem],
+      ['state', volume.state],
+      ['generation', String(volume.generation)],
+      ['machine', volume.machineId ?? '-'],
+      ['created', new Date(volume.createdAtMs).toISOString()],
+      ...(volume.destroyAfterMs === null
+        ? []
+        : [['destroyed after', new Date(volume.destroyAfterMs).toISOString()]]),
+      ...(hydration === null
+        ? []
+        : [
+            ['hydrated', `${percent(hydration.blocksPresent, hydration.blocksTotal)} (${hydration.state})`],
+            ['rate', `${formatSize(hydration.bytesPerSecond)}/s`],
+            ['eta', hydration.etaMs === null ? '-' : formatDuration(hydration.etaMs)],
+            ['only at the source', formatSize(hydration.exposedBytes)],
+            ['over the wire', formatSize(hydration.wireBytes)],
+          ]),
+    ];
+    return table(['', ''], rows).trimStart();
+  });
+}
+
+export async function destroy(context: Context, refs: string[]): Promise<void> {
+  const destroyed: { volumeId: string; name: string }[] = [];
+  for (const ref of refs) {
+    const { worker, volume } = await context.fleet().volume(ref);
+    await worker.client.destroyVolume(volume.id);
+    destroyed.push({ volumeId: volume.id, name: volume.name });
+  }
+  context.result({ destroyed }, () => destroyed.map(({ name }) => `${name} destroyed`).join('\n'));
+}

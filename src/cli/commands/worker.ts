@@ -1,0 +1,167 @@
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { GodwitError, messageOf } from '../../base/errors.ts';
+import type { WorkerOptions } from '../../worker/options.ts';
+import type { Context } from '../context.ts';
+import { readToken } from '../fleet-file.ts';
+import { parseDuration, parseSize } from '../units.ts';
+
+/** What flags, environment and configuration file say, before it is checked; all as text. */
+export type WorkerFlags = {
+  config?: string;
+  name?: string;
+  data?: string;
+  listen?: string;
+  advertise?: string;
+  peer?: string[];
+  token?: string;
+  tokenFile?: string;
+  iscsiHost?: string;
+  memory?: string;
+  cpus?: string;
+  disk?: string;
+  retain?: string;
+  logLevel?: string;
+};
+
+/** Keys of the configuration file (JSON): the long names of the flags in camelCase, `peer` as a list of NAME=URL. */
+const FILE_KEYS = [
+  'name',
+  'data',
+  'listen',
+  'advertise',
+  'peer',
+  'tokenFile',
+  'iscsiHost',
+  'memory',
+  'cpus',
+  'disk',
+  'retain',
+  'logLevel',
+] as const;
+
+/** GODWIT_WORKER_NAME and so on; GODWIT_WORKER_PEERS has them separated by commas. */
+const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
+  GODWIT_WORKER_NAME: 'name',
+  GODWIT_WORKER_DATA: 'data',
+  GODWIT_WORKER_LISTEN: 'listen',
+  GODWIT_WORKER_ADVERTISE: 'advertise',
+  GODWIT_WORKER_ISCSI_HOST: 'iscsiHost',
+  GODWIT_WORKER_MEMORY: 'memory',
+  GODWIT_WORKER_CPUS: 'cpus',
+  GODWIT_WORKER_DISK: 'disk',
+  GODWIT_WORKER_RETAIN: 'retain',
+  GODWIT_WORKER_LOG_LEVEL: 'logLevel',
+  GODWIT_TOKEN: 'token',
+  GODWIT_TOKEN_FILE: 'tokenFile',
+};
+
+/** Flags before environment before file. Throws `CLI_INVALID_OPTIONS` with what is wrong or missing. */
+export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: string): WorkerOptions {
+  const file: WorkerFlags = flags.config === undefined ? {} : readConfig(resolve(cwd, flags.config));
+  const fromEnv: WorkerFlags = {};
+  for (const [variable, key] of Object.entries(ENVIRONMENT)) {
+    const value = env[variable];
+    if (value !== undefined && value !== '') (fromEnv as Record<string, string>)[key] = value;
+  }
+  if (env.GODWIT_WORKER_PEERS) fromEnv.peer = env.GODWIT_WORKER_PEERS.split(',').filter((peer) => peer !== '');
+  const given = Object.fromEntries(Object.entries(flags).filter(([, value]) => value !== undefined));
+  const all: WorkerFlags = { ...file, ...fromEnv, ...given };
+
+  const name = all.name ?? missing('--name');
+  if (!/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(name)) {
+    throw invalid(`--name is lower case letters, digits and hyphens, at most 63, not ${name}`);
+  }
+  const listen = /^(?:\[(.+)\]|([^:]+)):(\d+)$/.exec(all.listen ?? '127.0.0.1:4680');
+  if (!listen || Number(listen[3]) > 65535) throw invalid(`--listen is HOST:PORT, not ${all.listen}`);
+  const listenHost = (listen[1] ?? listen[2])!;
+  // A token or a file of one; whichever the most specific place names.
+  const tokenOf = ({ token: text, tokenFile }: WorkerFlags) =>
+    text ?? (tokenFile === undefined ? undefined : readToken(resolve(cwd, tokenFile)));
+  const token = tokenOf(flags) ?? tokenOf(fromEnv) ?? tokenOf(file) ?? missing('--token-file');
+  if (token.length < 16) throw invalid('a token is at least 16 characters long');
+  const peers = (all.peer ?? []).map(parsePeer);
+  const names = new Set([name, ...peers.map((peer) => peer.name)]);
+  if (names.size !== peers.length + 1) throw invalid('two workers of the fleet have the same name');
+  const logLevel = all.logLevel ?? 'info';
+  if (logLevel !== 'debug' && logLevel !== 'info' && logLevel !== 'warn' && logLevel !== 'error') {
+    throw invalid(`--log-level is debug, info, warn or error, not ${logLevel}`);
+  }
+  const cpus = all.cpus === undefined ? null : Number(all.cpus);
+  if (cpus !== null && !(cpus > 0)) throw invalid(`--cpus is a number, not ${all.cpus}`);
+  return {
+    name,
+    dataDir: resolve(cwd, all.data ?? missing('--data')),
+    listenHost,
+    listenPort: Number(listen[3]),
+    advertiseUrl: all.advertise === undefined ? null : parseUrl('--advertise', all.advertise),
+    peers,
+    token,
+    iscsiHost: all.iscsiHost ?? (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
+    capacity: {
+      memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
+      cpus,
+      diskBytes: all.disk === undefined ? null : parseSize(all.disk),
+    },
+    retainMs: parseDuration(all.retain ?? '7d'),
+    logLevel,
+  };
+}
+
+function readConfig(path: string): WorkerFlags {
+  let content: unknown;
+  try {
+    content = JSON.parse(readFileSync(path, 'utf8'));
+  } catch (error) {
+    throw invalid(`the configuration file ${path} cannot be read: ${messageOf(error)}`);
+  }
+  if (typeof content !== 'object' || content === null || Array.isArray(content)) {
+    throw invalid(`the configuration file ${path} is not an object`);
+  }
+  const flags: Record<string, unknown> = {};
+  for (const [key, value] of Object.entries(content)) {
+    if (!(FILE_KEYS as readonly string[]).includes(key)) {
+      throw invalid(`${path}: unknown key ${key}; there are ${FILE_KEYS.join(', ')}`);
+    }
+    const isList = Array.isArray(value) && value.every((item) => typeof item === 'string');
+    if (key === 'peer' ? !isList : typeof value !== 'string' && typeof value !== 'number') {
+      throw invalid(`${path}: ${key} must be ${key === 'peer' ? 'a list of NAME=URL' : 'a string'}`);
+    }
+    flags[key] = key === 'peer' ? value : String(value);
+  }
+  return flags as WorkerFlags;
+}
+
+function parsePeer(text: string): { name: string; url: string } {
+  const match = /^([a-z0-9-]+)=(.+)$/.exec(text);
+  if (!match) throw invalid(`--peer is NAME=URL, not ${text}`);
+  return { name: match[1]!, url: parseUrl('--peer', match[2]!) };
+}
+
+function parseUrl(option: string, text: string): string {
+  if (URL.parse(text)?.protocol !== 'http:') throw invalid(`${option} needs http://HOST:PORT, not ${text}`);
+  return text.replace(/\/+$/, '');
+}
+
+function missing(option: string): never {
+  throw invalid(`${option} is missing`);
+}
+
+function invalid(message: string): GodwitError {
+  return new GodwitError('CLI_INVALID_OPTIONS', message, { nextAction: 'See godwit worker --help.' });
+}
+
+/** Runs until SIGTERM or SIGINT. Machines go on running afterwards. */
+export async function worker(context: Context, flags: WorkerFlags): Promise<void> {
+  const options = workerOptions(flags, context.env, context.cwd);
+  // Only now: the rest of the command line does not wait for the server to load.
+  const { startWorker } = await import('../../worker/main.ts');
+  const ended = new Promise<void>((resolve) => {
+    process.once('SIGTERM', resolve);
+    process.once('SIGINT', resolve);
+  });
+  const running = await startWorker(options);
+  context.note(`${options.name} listens on ${running.url}`);
+  await ended;
+  await running.close();
+}

@@ -1,0 +1,57 @@
+import { statusOf } from '../api/status.ts';
+import { GodwitError, toWireError, type WireError } from '../base/errors.ts';
+
+/** Exit codes of godwit. Scripts stand on them: only ever append. Documented in docs/cli.md and in `godwit --help`. */
+export const EXIT = {
+  done: 0,
+  error: 1,
+  usage: 2,
+  /** It cannot be finished now, for reasons that were printed. */
+  blocked: 3,
+  unreachable: 4,
+  notFound: 5,
+  conflict: 6,
+} as const;
+export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
+
+/** Text for the end of `--help`. */
+export const EXIT_HELP = `Exit codes:
+  0  done
+  1  error
+  2  wrong usage or invalid input
+  3  blocked: it cannot be finished now, the reasons are printed
+  4  a worker could not be reached
+  5  not found
+  6  conflict with the state of things or with another run
+130  interrupted`;
+
+/** A command that ends with another code than 0 after having printed what there is to say. */
+export class ExitWith extends Error {
+  readonly exitCode: number;
+  constructor(exitCode: number) {
+    super(`exit ${exitCode}`);
+    this.exitCode = exitCode;
+  }
+}
+
+export function exitCodeOf(error: unknown): number {
+  if (!(error instanceof GodwitError)) return EXIT.error;
+  if (error.code.startsWith('CLI_INVALID_') || error.code.startsWith('CLI_AMBIGUOUS_')) return EXIT.usage;
+  if (error.code === 'API_UNREACHABLE') return EXIT.unreachable;
+  switch (statusOf(error.code)) {
+    case 400:
+      return EXIT.usage;
+    case 404:
+      return EXIT.notFound;
+    case 409:
+      return EXIT.conflict;
+    default:
+      return EXIT.error;
+  }
+}
+
+/** Code, sentence, next action. */
+export function describeError(error: unknown): { wire: WireError; text: string } {
+  const wire = toWireError(error);
+  return { wire, text: `error ${wire.code}: ${wire.message}\n  next: ${wire.nextAction}` };
+}

@@ -1,0 +1,170 @@
+import { ApiClient } from '../api/client.ts';
+import type { MachineView, VolumeView } from '../api/schemas.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import type { RunView } from '../journal/run.ts';
+import type { Fleet } from './fleet-file.ts';
+
+export type WorkerClient = { name: string; url: string; client: ApiClient };
+
+/** What all workers answered, and who did not. */
+export type Gathered<Item> = {
+  items: Item[];
+  unreachable: { worker: string; url: string; error: GodwitError }[];
+};
+
+/** Time for a worker to answer a question that is put to all. */
+const GATHER_TIMEOUT_MS = 5_000;
+
+/** All workers of a fleet as one: questions go to all in parallel, a name or id is found wherever it is. */
+export class FleetClient {
+  readonly workers: readonly WorkerClient[];
+
+  constructor(fleet: Fleet) {
+    this.workers = fleet.workers.map(({ name, url }) => ({
+      name,
+      url,
+      client: new ApiClient({ url, token: fleet.token, timeoutMs: GATHER_TIMEOUT_MS }),
+    }));
+  }
+
+  close(): void {
+    for (const { client } of this.workers) client.close();
+  }
+
+  /** Asks every worker; only an unreachable one is tolerated, any other error is thrown. */
+  async gather<Item>(ask: (worker: WorkerClient) => Promise<Item[]>): Promise<Gathered<Item>> {
+    const items: Item[] = [];
+    const unreachable: Gathered<Item>['unreachable'] = [];
+    const answers = await Promise.allSettled(this.workers.map((worker) => ask(worker)));
+    for (const [index, answer] of answers.entries()) {
+      const { name, url } = this.workers[index]!;
+      if (answer.status === 'fulfilled') items.push(...answer.value);
+      else if (isGodwitError(answer.reason, 'API_UNREACHABLE')) {
+        unreachable.push({ worker: name, url, error: answer.reason });
+      } else throw answer.reason;
+    }
+    return { items, unreachable };
+  }
+
+  machines(): Promise<Gathered<MachineView>> {
+    return this.gather((worker) => worker.client.listMachines());
+  }
+
+  volumes(): Promise<Gathered<VolumeView>> {
+    return this.gather((worker) => worker.client.listVolumes());
+  }
+
+  /** The worker of this name. A fleet of one URL has a worker whose name is only known to itself. */
+  async worker(name: string): Promise<WorkerClient> {
+    const listed = this.workers.find((worker) => worker.name === name);
+    if (listed) return listed;
+    const only = this.workers.length === 1 ? this.workers[0] : undefined;
+    if (only !== undefined && only.name === only.url) {
+      const view = await only.client.worker();
+      if (view.name === name) return { ...only, name };
+      throw workerNotFound(name, [view.name]);
+    }
+    throw workerNotFound(
+      name,
+      this.workers.map((worker) => worker.name),
+    );
+  }
+
+  async machine(ref: string): Promise<{ worker: WorkerClient; machine: MachineView }> {
+    const found = await this.#find(ref, 'machine', (worker) => worker.client.listMachines(), MACHINE_RANK);
+    return { worker: found.worker, machine: found.item };
+  }
+
+  async volume(ref: string): Promise<{ worker: WorkerClient; volume: VolumeView }> {
+    const found = await this.#find(ref, 'volume', (worker) => worker.client.listVolumes(), VOLUME_RANK);
+    return { worker: found.worker, volume: found.item };
+  }
+
+  /** A run of any worker, finished or not. */
+  async run(id: string): Promise<{ worker: WorkerClient; run: RunView }> {
+    const { items, unreachable } = await this.gather(async (worker) => {
+      try {
+        return [{ worker, run: await worker.client.showRun(id) }];
+      } catch (error) {
+        if (isGodwitError(error) && error.code.includes('NOT_FOUND')) return [];
+        throw error;
+      }
+    });
+    return items[0] ?? this.#missing('run', id, unreachable);
+  }
+
+  async #find<Item extends { id: string; name: string; state: string }>(
+    ref: string,
+    what: 'machine' | 'volume',
+    list: (worker: WorkerClient) => Promise<Item[]>,
+    rank: Readonly<Record<string, number>>,
+  ): Promise<{ worker: WorkerClient; item: Item }> {
+    const { items, unreachable } = await this.gather(async (worker) =>
+      (await list(worker)).map((item) => ({ worker, item })),
+    );
+    return pick(ref, what, items, rank) ?? this.#missing(what, ref, unreachable);
+  }
+
+  #missing(what: string, ref: string, unreachable: Gathered<unknown>['unreachable']): never {
+    const away = unreachable[0];
+    if (away) {
+      const names = unreachable.map((each) => each.worker).join(', ');
+      throw new GodwitError(
+        'API_UNREACHABLE',
+        `no ${what} ${ref} on the workers that answer, and no answer from ${names}: ${messageOf(away.error)}`,
+        { values: { ...away.error.values, ref }, nextAction: `Bring ${names} back, or check the name.` },
+      );
+    }
+    throw new GodwitError(`CLI_${what.toUpperCase()}_NOT_FOUND`, `no ${what} ${ref} in this fleet`, {
+      values: { ref },
+      nextAction: `godwit ${what === 'run' ? 'runs' : what} list${what === 'run' ? ' --all' : ''}`,
+    });
+  }
+}
+
+/** During a move both sides know the machine; who owns it, or soon will, is asked. Lower is asked first; default 0. */
+const MACHINE_RANK: Readonly<Record<string, number>> = { moving: 1, incoming: 2, moved: 3 };
+const VOLUME_RANK: Readonly<Record<string, number>> = { sealed: 1, incoming: 2, retained: 3 };
+
+/** The one that `ref` (id or name) means, or null. Throws `CLI_AMBIGUOUS_REF` when several things have that name. */
+export function pick<Item extends { id: string; name: string; state: string }, Found extends { item: Item }>(
+  ref: string,
+  what: string,
+  candidates: Found[],
+  rank: Readonly<Record<string, number>>,
+): Found | null {
+  const rankOf = (found: Found) => rank[found.item.state] ?? 0;
+  const byId = candidates.filter(({ item }) => item.id === ref);
+  const matching = byId.length > 0 ? byId : candidates.filter(({ item }) => item.name === ref);
+  const best = matching.sort((left, right) => rankOf(left) - rankOf(right));
+  const ids = [...new Set(best.map(({ item }) => item.id))];
+  if (ids.length > 1) {
+    throw new GodwitError('CLI_AMBIGUOUS_REF', `several ${what}s are called ${ref}: ${ids.join(', ')}`, {
+      values: { ref, ids: ids.join(' ') },
+      nextAction: 'Use the id.',
+    });
+  }
+  return best[0] ?? null;
+}
+
+/** Each thing once, from the worker that owns it. */
+export function owned<Item extends { id: string; name: string; state: string }>(
+  what: 'machine' | 'volume',
+  items: readonly Item[],
+): Item[] {
+  const rank = what === 'machine' ? MACHINE_RANK : VOLUME_RANK;
+  const rankOf = (item: Item) => rank[item.state] ?? 0;
+  const best = new Map<string, Item>();
+  for (const item of items) {
+    const other = best.get(item.id);
+    if (!other || rankOf(item) < rankOf(other)) best.set(item.id, item);
+  }
+  return [...best.values()];
+}
+
+function workerNotFound(name: string, known: string[]): GodwitError {
+  return new GodwitError('CLI_WORKER_NOT_FOUND', `no worker ${name} in this fleet`, {
+    values: { name },
+    nextAction: `The workers are: ${known.join(', ')}.`,
+  });
+}

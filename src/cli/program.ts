@@ -1,0 +1,282 @@
+import { Argument, Command, Option } from 'commander';
+import type { Context, GlobalOptions } from './context.ts';
+import { EXIT_HELP } from './exit.ts';
+
+/**
+ * The commands, their options and their help. What they do is in commands/, and loaded when it is asked for: `godwit --help`
+ * and completion wait for nothing.
+ */
+export function makeProgram(host: NodeJS.Process, version: string): Command {
+  const program = new Command('godwit')
+    .description('Empties hosts of stateful workloads without losing a write and without anyone waiting for bytes.')
+    .version(version)
+    .option('--fleet <FILE>', 'fleet file (GODWIT_FLEET; else ./.godwit/fleet.json, ~/.config/godwit/fleet.json)')
+    .option('--url <URL>', 'one worker instead of a fleet (GODWIT_URL)')
+    .option('--token <TOKEN>', 'token of the fleet (GODWIT_TOKEN); seen by others in the process list')
+    .option('--token-file <FILE>', 'file with the token (GODWIT_TOKEN_FILE; else what the fleet file names)')
+    .option('--json', 'print JSON')
+    .showHelpAfterError('(see --help)')
+    .addHelpText('after', `\n${EXIT_HELP}`);
+
+  /** Runs `act` with a context that is closed afterwards. */
+  const withContext = async (command: Command, act: (context: Context) => Promise<void>) => {
+    const { Context } = await import('./context.ts');
+    const context = new Context(command.optsWithGlobals() as GlobalOptions, host);
+    try {
+      await act(context);
+    } finally {
+      context.close();
+    }
+  };
+  const collect = (value: string, previous: string[]) => [...previous, value];
+
+  // The whole job first.
+  program
+    .command('drain')
+    .description('empty a worker: every machine leaves, and none comes')
+    .argument('<WORKER>')
+    .option('--dry-run', 'only say what would be done: order, targets, interruption, bytes, finish')
+    .option('--to <WORKER>', 'only to this worker')
+    .option('--detach', 'ask for it and do not watch')
+    .option('--wait <DURATION>', 'how long nothing may move before it counts as blocked', '15s')
+    .option('--json-lines', 'one JSON object a line for every change; the last has "final": true')
+    .action((worker: string, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/drain.ts')).drain(context, worker, options),
+      ),
+    );
+  program
+    .command('undrain')
+    .description('end a drain before the next machine; the worker takes machines again')
+    .argument('<WORKER>')
+    .action((worker: string, _options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/drain.ts')).undrain(context, worker)),
+    );
+  program
+    .command('move')
+    .description('move one machine to another worker')
+    .argument('<MACHINE>')
+    .option('--to <WORKER>', 'to this worker; else the best offer wins')
+    .option('--detach', 'start it and do not watch')
+    .action((machine: string, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/machine.ts')).move(context, machine, options),
+      ),
+    );
+  program
+    .command('why')
+    .description('what a machine, a volume, a run or a worker waits for, and who can clear it')
+    .argument('<REF>')
+    .action((ref: string, _options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/why.ts')).why(context, ref)),
+    );
+  program
+    .command('top')
+    .description('workers and machines, live')
+    .option('--once', 'one look')
+    .action((options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/top.ts')).top(context, options)),
+    );
+
+  const machine = program.command('machine').description('machines: run, list, show, stop, start, …');
+  const machineCommands = () => import('./commands/machine.ts');
+  machine
+    .command('run')
+    .description('make a machine and start it; waits until it is healthy')
+    .argument('<COMMAND...>', 'program and arguments, after --')
+    .requiredOption('--name <NAME>', 'name of the machine')
+    .option('--worker <WORKER>', 'where; else the worker with the most free memory, or the one with the volume')
+    .option('--volume <NAME[:PATH]>', 'volume and where the machine sees it (default /data)')
+    .option('--size <SIZE>', 'size of the volume when it is new, e.g. 10GiB')
+    .addOption(new Option('--filesystem <TYPE>', 'of a new volume').choices(['ext4', 'xfs']).default('ext4'))
+    .option('--env <NAME=VALUE>', 'environment (repeatable; NAME alone is passed on)', collect, [])
+    .option('--user <USER>', 'user name or id')
+    .option('--workdir <PATH>', 'working directory')
+    .option('--memory <SIZE>', 'memory limit')
+    .option('--cpus <NUMBER>', "limit in CPUs' worth of time")
+    .addOption(new Option('--network <KIND>', "the worker's own, or only loopback").choices(['host', 'none']).default('host'))
+    .option('--health-exec <COMMAND>', 'healthy when this shell command in the machine ends with 0')
+    .option('--health-tcp <[HOST:]PORT>', 'healthy when this port takes connections')
+    .option('--health-http <URL>', 'healthy when this answers with 200 to 399')
+    .option('--health-interval <DURATION>', 'between two probes (default 2s)')
+    .option('--health-timeout <DURATION>', 'of a probe (default 2s)')
+    .option('--health-start-period <DURATION>', 'failures this soon after the start do not count (default 60s)')
+    .option('--stop-signal <SIGNAL>', 'signal that asks it to end (default SIGTERM)')
+    .option('--stop-timeout <DURATION>', 'then it is killed (default 10s)')
+    .option('--restart <POLICY>', 'no, on-failure[:RETRIES] or always (default always)')
+    .option('--group <GROUP>', 'machines of one group go to different workers')
+    .option('--detach', 'do not wait until it is healthy')
+    .option('--wait <DURATION>', 'how long to wait until it is healthy', '5m')
+    .action((words: string[], options, command: Command) =>
+      withContext(command, async (context) => (await machineCommands()).run(context, words, options)),
+    );
+  machine
+    .command('list')
+    .description('machines of the fleet')
+    .action((_options, command: Command) =>
+      withContext(command, async (context) => (await machineCommands()).list(context)),
+    );
+  for (const [name, description] of [
+    ['show', 'one machine'],
+    ['start', 'start a stopped machine'],
+    ['stop', 'stop a machine: signal, timeout, kill'],
+    ['restart', 'stop and start a machine'],
+  ] as const) {
+    machine
+      .command(name)
+      .description(description)
+      .argument('<MACHINE>')
+      .action((ref: string, _options, command: Command) =>
+        withContext(command, async (context) => (await machineCommands())[name](context, ref)),
+      );
+  }
+  machine
+    .command('destroy')
+    .description('destroy stopped machines; their volumes stay')
+    .argument('<MACHINE...>')
+    .option('--force', 'running ones too')
+    .option('--volume', 'the volume too, and all that is on it')
+    .action((refs: string[], options, command: Command) =>
+      withContext(command, async (context) => (await machineCommands()).destroy(context, refs, options)),
+    );
+  machine
+    .command('logs')
+    .description('output of a machine')
+    .argument('<MACHINE>')
+    .option('-n, --lines <NUMBER>', 'lines from the end', '100')
+    .option('-f, --follow', 'go on until Ctrl-C')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await machineCommands()).logs(context, ref, options)),
+    );
+  machine
+    .command('exec')
+    .description("run a command inside a machine; ends with the command's exit code (124: it took too long)")
+    .argument('<MACHINE>')
+    .argument('<COMMAND...>', 'program and arguments, after --')
+    .option('--timeout <DURATION>', 'kill it after this', '60s')
+    .action((ref: string, words: string[], options, command: Command) =>
+      withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
+    );
+
+  const volume = program.command('volume').description('volumes: create, list, show, destroy');
+  const volumeCommands = () => import('./commands/volume.ts');
+  volume
+    .command('create')
+    .description('make a sparse volume with a filesystem')
+    .argument('<NAME>')
+    .requiredOption('--size <SIZE>', 'e.g. 10GiB')
+    .addOption(new Option('--filesystem <TYPE>').choices(['ext4', 'xfs', 'none']).default('ext4'))
+    .option('--worker <WORKER>', 'where; else the worker with the most free memory')
+    .action((name: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
+    );
+  volume
+    .command('list')
+    .description('volumes of the fleet')
+    .option('--all', 'the sealed copies of earlier moves too')
+    .action((options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).list(context, options)),
+    );
+  volume
+    .command('show')
+    .description('one volume')
+    .argument('<VOLUME>')
+    .action((ref: string, _options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).show(context, ref)),
+    );
+  volume
+    .command('destroy')
+    .description('destroy volumes that no machine has, and all that is on them')
+    .argument('<VOLUME...>')
+    .action((refs: string[], _options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).destroy(context, refs)),
+    );
+
+  const runs = program.command('runs').description('what the workers are doing: list, show, cancel, nudge, force');
+  const runCommands = () => import('./commands/runs.ts');
+  runs
+    .command('list')
+    .description('unfinished runs of the fleet')
+    .option('--all', 'finished ones too')
+    .action((options, command: Command) =>
+      withContext(command, async (context) => (await runCommands()).list(context, options)),
+    );
+  runs
+    .command('show')
+    .description('one run with its steps')
+    .argument('<RUN>')
+    .action((id: string, _options, command: Command) =>
+      withContext(command, async (context) => (await runCommands()).show(context, id)),
+    );
+  for (const [name, description] of [
+    ['cancel', 'undo a run, where that is still possible'],
+    ['nudge', 'try a step that waits for its next attempt now'],
+    ['force', 'end a run that nobody can help any more: the last resort'],
+  ] as const) {
+    const forceOnly = runs.command(name).description(description).argument('<RUN>');
+    if (name === 'force') forceOnly.option('--yes', 'yes, what it left half done is mine to clear');
+    forceOnly.action((id: string, options, command: Command) =>
+      withContext(command, async (context) => (await runCommands()).act(context, name, id, options)),
+    );
+  }
+
+  program
+    .command('worker')
+    .description('run a worker on this host until SIGTERM; its machines go on running without it')
+    .option('--config <FILE>', 'JSON with the options below, in camelCase')
+    .option('--name <NAME>', 'unique in the fleet, for ever (GODWIT_WORKER_NAME)')
+    .option('--data <DIR>', 'journal, records and volumes (GODWIT_WORKER_DATA)')
+    .option('--listen <HOST:PORT>', 'API address (GODWIT_WORKER_LISTEN; default 127.0.0.1:4680)')
+    .option('--advertise <URL>', 'where other workers reach the API (GODWIT_WORKER_ADVERTISE)')
+    .option('--peer <NAME=URL>', 'another worker, repeatable (GODWIT_WORKER_PEERS, separated by commas)', (value: string, previous: string[] | undefined) => [...(previous ?? []), value])
+    .option('--iscsi-host <HOST>', 'address that volumes are served on during a move (default: the host of --listen)')
+    .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
+    .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
+    .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')
+    .option('--retain <DURATION>', 'how long a source volume is kept after its move (default 7d)')
+    .option('--log-level <LEVEL>', 'debug, info, warn or error (default info)')
+    .action((_options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/worker.ts')).worker(context, command.optsWithGlobals()),
+      ),
+    );
+
+  const devCommand = program
+    .command('dev')
+    .description('a fleet on this machine: worker processes of their own, until Ctrl-C')
+    .option('--workers <NUMBER>', 'how many', '3')
+    .option('--data <DIR>', 'folder of the fleet', '.godwit')
+    .option('--respawn', 'start a worker again that ends')
+    .option('--stop', 'the same as: godwit dev down')
+    .action((options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/dev.ts')).dev(context, options)),
+    );
+  devCommand
+    .command('down')
+    .description('destroy the machines and volumes of the local fleet, and end its workers')
+    .action((_options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/dev.ts')).down(context, command.optsWithGlobals()),
+      ),
+    );
+
+  program
+    .command('completion')
+    .description('completion script for a shell: source <(godwit completion bash)')
+    .addArgument(new Argument('<SHELL>').choices(['bash', 'zsh', 'fish']))
+    .action(async (shell: 'bash' | 'zsh' | 'fish') => {
+      const { completionScript } = await import('./commands/completion.ts');
+      host.stdout.write(`${completionScript(shell)}\n`);
+    });
+  program
+    .command('complete', { hidden: true })
+    .argument('[WORDS...]')
+    .action((words: string[], _options, command: Command) =>
+      withContext(command, async (context) => {
+        const { complete, fleetNames } = await import('./commands/completion.ts');
+        const candidates = await complete(program, words, (placeholder) => fleetNames(context, placeholder));
+        if (candidates.length > 0) context.print(candidates.join('\n'));
+      }),
+    );
+  return program;
+}
