@@ -1,0 +1,331 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync, openSync, writeFileSync } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { LineRpc } from '../base/line-rpc.ts';
+import type { Logger } from '../base/logger.ts';
+import { setIoFlusher } from '../sys/io-flusher.ts';
+import type {
+  Access,
+  Grant,
+  HydrationSettings,
+  VolumeServerOp,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../volume/server-spec.ts';
+
+/**
+ * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and small young generations keep the
+ * idle process under 80 MiB resident, hot thread included.
+ */
+export const VOLUME_SERVER_NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=128'] as const;
+
+/** A server that lived this long was well: its death starts the backoff anew. */
+const WELL_AFTER_MS = 10_000;
+/** The first restart is at once; then each waits twice as long, from and up to. */
+const BACKOFF_FIRST_MS = 50;
+const BACKOFF_MAX_MS = 2_000;
+/** How long a server that was asked to end may take before it is killed. */
+const STOP_TIMEOUT_MS = 3_000;
+
+export type VolumeSupervisorOptions = {
+  /** Program and arguments of the volume server; it reads the spec as the first line of its standard input. */
+  command: readonly [string, ...string[]];
+  env?: NodeJS.ProcessEnv;
+  spec: VolumeServerSpec;
+  /** Descriptor of the FUSE connection, which becomes the server's descriptor 3. null for an export. Stays the caller's. */
+  fuseFd: number | null;
+  /** Standard error of the servers is appended here. */
+  logPath: string;
+  /**
+   * `cgroup.procs` files that every server is moved into: never a cgroup of the workload, because under a memory limit that both
+   * share the server would wait for memory that only its own work can free.
+   */
+  cgroupProcsPaths?: readonly string[];
+  clock: Clock;
+  logger: Logger;
+  /** Events of the server (`ready`, `progress`, `hydrated`, `source-lost`, `source-back`, `failed`), and `restarted` {restarts}. */
+  onEvent?: (event: string, data: unknown) => void;
+};
+
+export type VolumeSupervisorState = {
+  /** null while none runs. */
+  serverPid: number | null;
+  /** True between the server's `ready` event and its end. */
+  ready: boolean;
+  restarts: number;
+  /** Why the last server ended, or said `failed`; null when all is well. */
+  lastError: GodwitError | null;
+  /** The newest `progress` event or answer to `status`. */
+  lastStatus: VolumeServerStatus | null;
+};
+
+/**
+ * Keeps one volume server alive: starts it with the spec, starts another one at once when it dies, on the same descriptor and with
+ * what was commanded since (access, hydration, grants), and passes commands and events on. A command that was under way when
+ * the server died is given to the next one: all of them are idempotent.
+ */
+export class VolumeSupervisor {
+  readonly #options: VolumeSupervisorOptions;
+  #spec: VolumeServerSpec;
+  #child: ChildProcess | null = null;
+  #rpc: LineRpc | null = null;
+  #ready: PromiseWithResolvers<void> = Promise.withResolvers();
+  #isReady = false;
+  #restarts = 0;
+  #quickDeaths = 0;
+  #lastError: GodwitError | null = null;
+  #lastStatus: VolumeServerStatus | null = null;
+  #stopping = false;
+  #cancelRestart: () => void = () => {};
+  #ended: PromiseWithResolvers<void> | null = null;
+
+  constructor(options: VolumeSupervisorOptions) {
+    this.#options = options;
+    this.#spec = structuredClone(options.spec);
+    this.#ready.promise.catch(() => {});
+  }
+
+  get state(): VolumeSupervisorState {
+    return {
+      serverPid: this.#child?.pid ?? null,
+      ready: this.#isReady,
+      restarts: this.#restarts,
+      lastError: this.#lastError,
+      lastStatus: this.#lastStatus,
+    };
+  }
+
+  /** What the next server would be started with. Holds secrets. */
+  get spec(): VolumeServerSpec {
+    return this.#spec;
+  }
+
+  /** Starts the first server and resolves at its `ready` event. Rejects with `ATTACH_SERVER_NOT_READY` after `timeoutMs`; it goes on trying. */
+  async start(timeoutMs = 15_000): Promise<void> {
+    this.#spawn();
+    await this.#whenReady(this.#options.clock.monotonicMs() + timeoutMs);
+  }
+
+  /**
+   * Passes one operation to the server (volume/server-spec.ts lists them) and returns its result. Waits for a server while there is none. Rejects
+   * with the server's own error, or `ATTACH_SERVER_NOT_READY` after `timeoutMs`.
+   */
+  async call(op: VolumeServerOp, args: unknown = {}, timeoutMs = 30_000): Promise<unknown> {
+    const { clock } = this.#options;
+    const deadlineMs = clock.monotonicMs() + timeoutMs;
+    // From here on no server may be started writable, whatever becomes of this call.
+    if (op === 'seal') this.#spec = { ...this.#spec, access: 'readonly' };
+    for (;;) {
+      await this.#whenReady(deadlineMs);
+      const rpc = this.#rpc;
+      if (rpc === null) continue;
+      try {
+        const result = await rpc.call(op, args, Math.max(1, deadlineMs - clock.monotonicMs()));
+        this.#remember(op, args);
+        if (op === 'status') this.#lastStatus = result as VolumeServerStatus;
+        return result;
+      } catch (error) {
+        if (!isGodwitError(error, 'RPC_CLOSED') || this.#stopping) throw error;
+        // The server died. Its exit may still be on the way; then there is nobody to ask yet.
+        if (this.#rpc === rpc) this.#serverIsGone();
+      }
+    }
+  }
+
+  /**
+   * Ends the server (end of its standard input, then SIGKILL) and starts no other. Requests in the FUSE connection wait on; unmount or abort it
+   * afterwards. Idempotent.
+   */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#cancelRestart();
+    this.#ready.reject(stoppedError());
+    const child = this.#child;
+    const ended = this.#ended;
+    if (child === null || ended === null) return;
+    this.#rpc?.close();
+    const cancelKill = this.#options.clock.timer(STOP_TIMEOUT_MS, () => child.kill('SIGKILL'));
+    await ended.promise;
+    cancelKill();
+  }
+
+  #spawn(): void {
+    const { command, clock, env, fuseFd, logger, logPath } = this.#options;
+    const startedMs = clock.monotonicMs();
+    const logFd = openSync(logPath, 'a', 0o600);
+    // The mark is inherited through fork and exec by every thread of the server; set later it would miss those that Node starts first.
+    const marked = setIoFlusher(true);
+    let child: ChildProcess;
+    try {
+      child = spawn(command[0], command.slice(1), {
+        stdio: ['pipe', 'pipe', logFd, ...(fuseFd === null ? [] : [fuseFd])],
+        env: env ?? process.env,
+      });
+    } finally {
+      if (marked) setIoFlusher(false);
+      closeSync(logFd);
+    }
+    if (!marked)
+      logger.warn({}, 'the volume server is not marked as I/O flusher: no right to, or an old kernel');
+    const ended = Promise.withResolvers<void>();
+    this.#child = child;
+    this.#ended = ended;
+    let settled = false;
+    const onEnd = (how: { code: number | null; signal: string | null; message?: string }) => {
+      if (settled) return;
+      settled = true;
+      this.#child = null;
+      this.#serverIsGone();
+      ended.resolve();
+      if (!this.#stopping) this.#restartAfter(clock.monotonicMs() - startedMs, how);
+    };
+    child.on('error', (error) => onEnd({ code: null, signal: null, message: messageOf(error) }));
+    child.on('exit', (code, signal) => onEnd({ code, signal }));
+    if (child.pid === undefined) return; // 'error' follows
+    this.#protect(child.pid);
+    const input = child.stdin as Writable;
+    const output = child.stdout as Readable;
+    input.on('error', () => {}); // the exit says more
+    input.write(`${JSON.stringify(this.#spec)}\n`);
+    this.#rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
+  }
+
+  /** Out of the reach of the OOM killer and of the workload's memory limit. */
+  #protect(pid: number): void {
+    const { cgroupProcsPaths = [], logger } = this.#options;
+    const writes: [string, string][] = [
+      [`/proc/${pid}/oom_score_adj`, '-1000'],
+      ...cgroupProcsPaths.map((path): [string, string] => [path, String(pid)]),
+    ];
+    for (const [path, value] of writes) {
+      try {
+        writeFileSync(path, value);
+      } catch (error) {
+        logger.warn(
+          { path, error: messageOf(error) },
+          'the volume server cannot be protected from memory pressure',
+        );
+      }
+    }
+  }
+
+  #onEvent(child: ChildProcess, event: string, data: unknown): void {
+    if (child !== this.#child) return;
+    if (event === 'ready') {
+      const port = portOf(data);
+      // A restarted export must be found where the first one was.
+      if (port !== null && this.#spec.export !== undefined) {
+        this.#spec = { ...this.#spec, export: { ...this.#spec.export, listenPort: port } };
+      }
+      this.#isReady = true;
+      this.#ready.resolve();
+    } else if (event === 'progress') {
+      this.#lastStatus = data as VolumeServerStatus;
+    } else if (event === 'failed') {
+      this.#lastError = failedError(data);
+    }
+    this.#options.onEvent?.(event, data);
+  }
+
+  #remember(op: VolumeServerOp, args: unknown): void {
+    const spec = this.#spec;
+    if (op === 'activate') {
+      this.#spec = { ...spec, access: (args as { access: Access }).access };
+    } else if (op === 'hydration' && spec.clone !== undefined) {
+      this.#spec = { ...spec, clone: { ...spec.clone, hydration: args as HydrationSettings } };
+    } else if (op === 'finish') {
+      const { clone: _dropped, ...rest } = spec;
+      this.#spec = rest;
+    } else if (op === 'grant' && spec.export !== undefined) {
+      const grant = args as Grant;
+      const others = spec.export.grants.filter((one) => one.initiatorIqn !== grant.initiatorIqn);
+      this.#spec = { ...spec, export: { ...spec.export, grants: [...others, grant] } };
+    } else if (op === 'revoke' && spec.export !== undefined) {
+      const { initiatorIqn } = args as { initiatorIqn: string };
+      const grants = spec.export.grants.filter((one) => one.initiatorIqn !== initiatorIqn);
+      this.#spec = { ...spec, export: { ...spec.export, grants } };
+    }
+  }
+
+  #serverIsGone(): void {
+    this.#rpc = null;
+    if (!this.#isReady) return;
+    this.#isReady = false;
+    this.#ready = Promise.withResolvers();
+    this.#ready.promise.catch(() => {});
+  }
+
+  #restartAfter(
+    livedMs: number,
+    how: { code: number | null; signal: string | null; message?: string },
+  ): void {
+    const { clock, logger, logPath, onEvent } = this.#options;
+    this.#quickDeaths = livedMs >= WELL_AFTER_MS ? 0 : this.#quickDeaths + 1;
+    const delayMs =
+      this.#quickDeaths <= 1 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (this.#quickDeaths - 2));
+    this.#lastError = new GodwitError(
+      'ATTACH_SERVER_DIED',
+      `the volume server ended: ${how.message ?? how.signal ?? `exit ${how.code}`}`,
+      {
+        values: {
+          exitCode: how.code,
+          signal: how.signal,
+          restarts: this.#restarts,
+          livedMs: Math.round(livedMs),
+        },
+        nextAction: `It is started again by itself, on the same requests; its log says why it ended: ${logPath}`,
+      },
+    );
+    logger.warn({ ...this.#lastError.values, delayMs }, 'the volume server ended; starting another one');
+    this.#cancelRestart = clock.timer(delayMs, () => {
+      this.#restarts++;
+      this.#spawn();
+      onEvent?.('restarted', { restarts: this.#restarts });
+    });
+  }
+
+  async #whenReady(deadlineMs: number): Promise<void> {
+    const { clock, logPath } = this.#options;
+    if (this.#stopping) throw stoppedError();
+    if (this.#isReady) return;
+    const late = Promise.withResolvers<never>();
+    const cancel = clock.timer(Math.max(1, deadlineMs - clock.monotonicMs()), () => {
+      late.reject(
+        new GodwitError('ATTACH_SERVER_NOT_READY', 'the volume server does not get ready', {
+          values: { restarts: this.#restarts, lastError: this.#lastError?.message ?? null },
+          nextAction: `Its log says why: ${logPath}`,
+          ...(this.#lastError === null ? {} : { cause: this.#lastError }),
+        }),
+      );
+    });
+    try {
+      await Promise.race([this.#ready.promise, late.promise]);
+    } finally {
+      cancel();
+    }
+  }
+}
+
+function portOf(data: unknown): number | null {
+  if (typeof data !== 'object' || data === null || !('port' in data)) return null;
+  return typeof data.port === 'number' ? data.port : null;
+}
+
+function failedError(data: unknown): GodwitError {
+  const wire = typeof data === 'object' && data !== null ? (data as Record<string, unknown>) : {};
+  return GodwitError.fromWire({
+    code: typeof wire.code === 'string' ? wire.code : 'ATTACH_SERVER_FAILED',
+    message: typeof wire.message === 'string' ? wire.message : 'the volume server failed',
+    values:
+      typeof wire.values === 'object' && wire.values !== null ? (wire.values as GodwitError['values']) : {},
+    nextAction: typeof wire.nextAction === 'string' ? wire.nextAction : 'Look at its log.',
+  });
+}
+
+function stoppedError(): GodwitError {
+  return new GodwitError('ATTACH_SERVER_STOPPED', 'the volume server was stopped', {
+    nextAction: 'Start the machine again to have its volume served.',
+  });
+}

@@ -1,0 +1,104 @@
+import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
+import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
+import { runTool } from '../../src/attach/tool.ts';
+import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import type { Access } from '../../src/volume/server-spec.ts';
+
+export type AttachedVolume = {
+  mount: FuseMount;
+  supervisor: VolumeSupervisor;
+  /** `/dev/loopN` */
+  loop: string;
+  detach(): Promise<void>;
+};
+
+/** A plain file of `lengthBytes` (which must exist) as a loop device, served by plain-volume-server.ts under a supervisor. */
+export async function attachPlainVolume(options: {
+  dir: string;
+  filePath: string;
+  lengthBytes: number;
+  access?: Access;
+  sectorBytes?: 512 | 4096;
+  env?: NodeJS.ProcessEnv;
+}): Promise<AttachedVolume> {
+  const { dir, filePath, lengthBytes, access = 'writable', sectorBytes = 512 } = options;
+  const fuseDir = join(dir, 'fuse');
+  mkdirSync(fuseDir, { recursive: true });
+  const mount = await mountFuse({ dir: fuseDir, name: 'godwit-test' });
+  const supervisor = new VolumeSupervisor({
+    command: [
+      process.execPath,
+      ...VOLUME_SERVER_NODE_FLAGS,
+      new URL('./plain-volume-server.ts', import.meta.url).pathname,
+    ],
+    env: {
+      ...process.env,
+      NODE_COMPILE_CACHE: join(tmpdir(), 'godwit-compile-cache'),
+      ...options.env,
+    },
+    spec: {
+      role: 'attach',
+      volumeId: 'plain',
+      generation: 1,
+      lengthBytes,
+      volumeDir: filePath,
+      access,
+    },
+    fuseFd: mount.fd,
+    logPath: join(dir, 'server.log'),
+    clock: systemClock,
+    logger: silentLogger,
+  });
+  let loop: string | null = null;
+  const detach = async () => {
+    // Each step has its own timeout; a later one is tried even when an earlier one failed.
+    const steps = [
+      async () => {
+        if (loop !== null) await detachLoop(loop, { clock: systemClock });
+      },
+      () => supervisor.stop(),
+      () => unmountFuse(mount, silentLogger),
+    ];
+    const errors: unknown[] = [];
+    for (const step of steps) await step().catch((error: unknown) => errors.push(error));
+    if (errors.length > 0) throw new AggregateError(errors, 'the volume did not detach cleanly');
+  };
+  try {
+    await supervisor.start();
+    loop = await attachLoop({ filePath: mount.filePath, sectorBytes });
+    return { mount, supervisor, loop, detach };
+  } catch (error) {
+    await detach().catch(() => {});
+    throw error;
+  }
+}
+
+/**
+ * The same on a new sparse file in a folder of its own, which all goes when the test ends, whatever its outcome. `mountPoint` may be mounted
+ * on by the test; it is unmounted first.
+ */
+export async function attachedVolume(
+  t: TestContext,
+  options: { lengthBytes: number; access?: Access; sectorBytes?: 512 | 4096 },
+): Promise<AttachedVolume & { dir: string; filePath: string; mountPoint: string }> {
+  const dir = mkdtempSync(join(tmpdir(), 'gw-attach-'));
+  const filePath = join(dir, 'data.raw');
+  const mountPoint = join(dir, 'mnt');
+  mkdirSync(mountPoint);
+  writeFileSync(filePath, '');
+  truncateSync(filePath, options.lengthBytes);
+  let volume: AttachedVolume | null = null;
+  t.after(async () => {
+    await runTool('umount', [mountPoint], { timeoutMs: 10_000 });
+    await volume?.detach();
+    rmSync(dir, { recursive: true, force: true });
+  });
+  volume = await attachPlainVolume({ ...options, dir, filePath });
+  return { ...volume, dir, filePath, mountPoint };
+}
