@@ -30,6 +30,8 @@ export type SimulationOptions = {
   cutsAfterwards: number;
   /** Guest operations in all. */
   guestOperations: number;
+  /** Hydrate to the end afterwards, finish, and compare everything. */
+  toTheEnd: boolean;
   commitOrder?: CommitOrder;
 };
 
@@ -169,7 +171,7 @@ class Simulation {
     await this.#open(false);
     let cutsLeft = this.#options.cutsAfterwards;
     while (this.#guestOperations < this.#options.guestOperations || this.#inFlight > 0) {
-      await this.#step();
+      if (this.#power.on) await this.#step();
       if (!this.#power.on) {
         await this.#recoverFromPowerCut();
         if (cutsLeft > 0) {
@@ -180,7 +182,7 @@ class Simulation {
     }
     this.result.powerOperations = this.#power.operations - operationsBefore;
     this.#power.cutAt = null;
-    await this.#runToTheEnd();
+    if (this.#options.toTheEnd) await this.#runToTheEnd();
   }
 
   get #identity() {
@@ -204,7 +206,18 @@ class Simulation {
     }
   }
 
-  async #open(validityIsCurrent: boolean): Promise<void> {
+  /** False: power went while it was opening. */
+  async #open(validityIsCurrent: boolean): Promise<boolean> {
+    try {
+      await this.#openClone(validityIsCurrent);
+      return true;
+    } catch (error) {
+      if (this.#power.on) throw error;
+      return false;
+    }
+  }
+
+  async #openClone(validityIsCurrent: boolean): Promise<void> {
     this.#process++;
     this.#readsStartedAt.clear();
     this.#pending = [];
@@ -447,7 +460,9 @@ class Simulation {
       hydration: { paused: true, rateBytesPerSecondMax: 0 },
     });
     const content = new Uint8Array(this.#activeSectors * SECTOR_BYTES);
-    await clone.read(this.#firstByte, content);
+    for (let start = 0; start < content.length; start += 65_536) {
+      await clone.read(this.#firstByte + start, content.subarray(start, start + 65_536));
+    }
     return content;
   }
 
@@ -463,7 +478,7 @@ class Simulation {
     }
     await tick();
     if (!this.#power.on) return;
-    await this.#open(true);
+    if (!(await this.#open(true))) return;
     for (const mutation of lost) this.#send(mutation);
   }
 
