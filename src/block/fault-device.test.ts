@@ -150,6 +150,24 @@ test('unflushed operations survive in no order: a later one without an earlier o
   assert.ok(reordered > 5, `${reordered} of 200`);
 });
 
+test('what becomes durable is what was written, not what the caller did to the buffer since', async () => {
+  const seen = new Set<number>();
+  for (let seed = 1; seed <= 40; seed++) {
+    const power = new PowerSupply(seededRandom(seed));
+    const device = new FaultDevice({ lengthBytes: 4096, power });
+    const buffer = filled(512, 1);
+    await device.write(0, buffer);
+    buffer.fill(2);
+    if (seed % 2 === 0) await device.flush();
+    power.cut();
+    power.restore();
+    const [survived] = await contents(device);
+    if (seed % 2 === 0) assert.equal(survived, 1);
+    else seen.add(survived!);
+  }
+  assert.deepEqual([...seen].sort(), [0, 1]);
+});
+
 test('an unflushed discard may come undone and a flushed one may not', async () => {
   const outcomes = new Set<number>();
   for (let seed = 1; seed <= 60; seed++) {
@@ -183,6 +201,7 @@ test('one power supply cuts several devices at one operation, counted over all o
   await assert.rejects(metadata.flush(), powerLost);
   await assert.rejects(data.read(0, new Uint8Array(512)), powerLost);
   assert.deepEqual([cuts, power.operations, power.on], [1, 4, false]);
+  assert.deepEqual([data.unflushedOperations, metadata.unflushedOperations], [0, 0], 'both were settled');
   power.restore();
   assert.equal((await contents(data))[0], 1);
 });

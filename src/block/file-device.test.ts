@@ -7,7 +7,7 @@ import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { testConformance } from './conformance.ts';
-import { FileDevice } from './file-device.ts';
+import { alignExtents, FileDevice } from './file-device.ts';
 
 const MIB = 1024 * 1024;
 
@@ -88,6 +88,32 @@ test('close waits for the calls in flight', async (t) => {
   assert.ok(readFileSync(path).every((byte) => byte === 3));
 });
 
+test('extents with borders inside a block: any data makes the block data', () => {
+  const extents = [
+    { offsetBytes: 4096, lengthBytes: 1024, kind: 'hole' },
+    { offsetBytes: 5120, lengthBytes: 1024, kind: 'data' },
+    { offsetBytes: 6144, lengthBytes: 1024, kind: 'hole' },
+    { offsetBytes: 7168, lengthBytes: 2048, kind: 'data' },
+    { offsetBytes: 9216, lengthBytes: 15360, kind: 'hole' },
+  ] as const;
+  assert.deepEqual(alignExtents(extents, 4096, 20480, 4096, 8), [
+    { offsetBytes: 4096, lengthBytes: 8192, kind: 'data' },
+    { offsetBytes: 12288, lengthBytes: 12288, kind: 'hole' },
+  ]);
+  assert.deepEqual(alignExtents(extents, 4096, 20480, 1024, 2), [
+    { offsetBytes: 4096, lengthBytes: 1024, kind: 'hole' },
+    { offsetBytes: 5120, lengthBytes: 1024, kind: 'data' },
+  ]);
+  const tail = [
+    { offsetBytes: 0, lengthBytes: 9216, kind: 'hole' },
+    { offsetBytes: 9216, lengthBytes: 7168, kind: 'data' },
+  ] as const;
+  assert.deepEqual(alignExtents(tail, 0, 16384, 4096, 8), [
+    { offsetBytes: 0, lengthBytes: 8192, kind: 'hole' },
+    { offsetBytes: 8192, lengthBytes: 8192, kind: 'data' },
+  ]);
+});
+
 test('after a flush failed no later one claims success', async (t) => {
   const path = join(scratchDir(t), 'data.raw');
   const device = await FileDevice.create(path, { lengthBytes: 4096 });
@@ -116,6 +142,11 @@ test('without holes in the filesystem, zeros are written', { skip: requires('roo
       await device.writeZeroes(4 * MIB - 512, 512);
       const expected = Buffer.alloc(4 * MIB, 1).fill(0, 4096, 4096 + 3 * MIB).fill(0, 4 * MIB - 512);
       assert.equal(Buffer.compare(readFileSync(join(folder, 'data.raw')), expected), 0);
+      // Work of many steps, and close has to wait for the last.
+      const zeroing = device.writeZeroes(0, 4 * MIB);
+      await device.close();
+      await zeroing;
+      assert.equal(Buffer.compare(readFileSync(join(folder, 'data.raw')), Buffer.alloc(4 * MIB)), 0);
     } finally {
       await device.close();
     }

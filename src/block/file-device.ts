@@ -1,7 +1,7 @@
 import { close, constants, fdatasync, fstat, fsyncSync, openSync, read, write } from 'node:fs';
 import { open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { type ErrorValues, GodwitError, messageOf } from '../base/errors.ts';
+import { type ErrorValues, GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { punchHole } from '../sys/fallocate.ts';
 import { fileExtents } from '../sys/file-extents.ts';
 import { errnoOf } from '../sys/libc.ts';
@@ -177,22 +177,13 @@ export class FileDevice implements BlockDevice {
 
   async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
     this.#check(offsetBytes, lengthBytes);
-    const list = new ExtentList(limitExtents);
-    const endBytes = offsetBytes + lengthBytes;
-    let at = offsetBytes;
     try {
-      for (const extent of fileExtents(this.fileDescriptor, offsetBytes, lengthBytes)) {
-        // The filesystem's borders can be finer than our blocks; a block that holds any data is data.
-        const round = extent.kind === 'data' ? Math.ceil : Math.floor;
-        const end = extent.offsetBytes + extent.lengthBytes;
-        const endOnBlock = Math.min(endBytes, round(end / this.blockBytes) * this.blockBytes);
-        if (!list.add(at, endOnBlock - at, extent.kind)) break;
-        at = Math.max(at, endOnBlock);
-      }
+      const extents = fileExtents(this.fileDescriptor, offsetBytes, lengthBytes);
+      return alignExtents(extents, offsetBytes, lengthBytes, this.blockBytes, limitExtents);
     } catch (error) {
-      throw ioError('extents', offsetBytes, lengthBytes, error);
+      if (isGodwitError(error, 'SYS_CALL_FAILED')) throw ioError('extents', offsetBytes, lengthBytes, error);
+      throw error;
     }
-    return list.extents;
   }
 
   /** Waits for the calls in flight, then closes the descriptor. */
@@ -270,6 +261,30 @@ export class FileDevice implements BlockDevice {
       fstat(this.fileDescriptor, (error, stats) => (error ? reject(openError('', error)) : resolve(stats)));
     });
   }
+}
+
+/**
+ * Extents of a filesystem as extents of a device: the borders of the first can be finer than the blocks of the second, and a block that holds
+ * any data is data. The range is aligned and `extents` covers it without gaps.
+ */
+export function alignExtents(
+  extents: Iterable<Extent>,
+  offsetBytes: number,
+  lengthBytes: number,
+  blockBytes: number,
+  limitExtents: number,
+): Extent[] {
+  const list = new ExtentList(limitExtents);
+  const endBytes = offsetBytes + lengthBytes;
+  let at = offsetBytes;
+  for (const extent of extents) {
+    const round = extent.kind === 'data' ? Math.ceil : Math.floor;
+    const extentEndBytes = extent.offsetBytes + extent.lengthBytes;
+    const end = Math.min(endBytes, round(extentEndBytes / blockBytes) * blockBytes);
+    if (!list.add(at, end - at, extent.kind)) break;
+    at = Math.max(at, end);
+  }
+  return list.extents;
 }
 
 function closeDescriptor(fileDescriptor: number): Promise<void> {
