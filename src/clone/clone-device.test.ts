@@ -1,0 +1,438 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { FaultDevice } from '../block/fault-device.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import { CloneDevice, type CloneDeviceOptions } from './clone-device.ts';
+import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
+import { blockCountOf, wordCountOf } from './validity-map.ts';
+
+const BLOCK = 4096;
+const BLOCKS = 64;
+const LENGTH = BLOCKS * BLOCK;
+
+/** A source whose reads wait until the test lets them go, and which remembers what was asked of it. */
+class HeldSource implements BlockDevice {
+  readonly lengthBytes: number;
+  readonly blockBytes = 512;
+  readonly writable = false;
+  readonly reads: { block: number; blocks: number }[] = [];
+  readonly waiting: { proceed: () => void; fail: (error: Error) => void }[] = [];
+  held: boolean;
+  constructor(held = true, lengthBytes = LENGTH) {
+    this.held = held;
+    this.lengthBytes = lengthBytes;
+  }
+  async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    this.reads.push({ block: offsetBytes / BLOCK, blocks: into.length / BLOCK });
+    if (this.held) {
+      await new Promise<void>((proceed, fail) => this.waiting.push({ proceed, fail }));
+    }
+    for (let index = 0; index < into.length; index++) into[index] = contentAt(offsetBytes + index);
+  }
+  async letGo(): Promise<void> {
+    this.held = false;
+    for (const each of this.waiting.splice(0)) each.proceed();
+    await settle();
+  }
+  async fail(): Promise<void> {
+    const error = new GodwitError('TEST_LOST', 'lost', { nextAction: 'None.' });
+    for (const each of this.waiting.splice(0)) each.fail(error);
+    await settle();
+  }
+  async write(): Promise<void> {
+    assert.fail('the source is never written');
+  }
+  flush = this.write;
+  discard = this.write;
+  writeZeroes = this.write;
+  async close(): Promise<void> {}
+}
+
+/** No timer ever fires on its own. */
+class StoppedClock implements Clock {
+  nowMs = 0;
+  timers = new Set<{ atMs: number; callback: () => void }>();
+  wallMs = () => this.nowMs;
+  monotonicMs = () => this.nowMs;
+  timer(delayMs: number, callback: () => void) {
+    const timer = { atMs: this.nowMs + delayMs, callback };
+    this.timers.add(timer);
+    return () => void this.timers.delete(timer);
+  }
+  sleep = () => assert.fail('nothing sleeps');
+  async advance(toMs: number): Promise<void> {
+    for (;;) {
+      const next = [...this.timers].sort((left, right) => left.atMs - right.atMs)[0];
+      if (next === undefined || next.atMs > toMs) break;
+      this.timers.delete(next);
+      this.nowMs = next.atMs;
+      next.callback();
+      await settle();
+    }
+    this.nowMs = toMs;
+  }
+}
+
+const contentAt = (offsetBytes: number) => 1 + (Math.floor(offsetBytes / 512) % 251);
+const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
+const filled = (bytes: number, value: number) => new Uint8Array(bytes).fill(value);
+const PAUSED = { paused: true, rateBytesPerSecondMax: 0 };
+const RUNNING = { paused: false, rateBytesPerSecondMax: 0 };
+
+async function cloneOf(source: BlockDevice, options: Partial<CloneDeviceOptions> = {}) {
+  const clock = new StoppedClock();
+  const metadataDevice = new MemoryDevice({ lengthBytes: metadataLengthBytes(source.lengthBytes) });
+  const identity = { volumeId: 'v', generation: 2, lengthBytes: source.lengthBytes };
+  const local = new FaultDevice({ lengthBytes: source.lengthBytes });
+  const validityWords = new Uint32Array(wordCountOf(blockCountOf(source.lengthBytes)));
+  const clone = await CloneDevice.open({
+    local,
+    source,
+    metadata: await CloneMetadata.create(metadataDevice, identity),
+    validityWords,
+    validityIsCurrent: false,
+    clock,
+    hydration: PAUSED,
+    ...options,
+  });
+  clone.start();
+  return { clone, local, clock, validityWords, metadataDevice, identity };
+}
+
+async function readOf(device: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<Uint8Array> {
+  const into = new Uint8Array(lengthBytes);
+  await device.read(offsetBytes, into);
+  return into;
+}
+
+function sourceContent(offsetBytes: number, lengthBytes: number): Uint8Array {
+  return Uint8Array.from({ length: lengthBytes }, (_, index) => contentAt(offsetBytes + index));
+}
+
+test('a block crosses the wire once: who reads it meanwhile waits for the same fetch, later reads are local', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const reads = [readOf(clone, 512, 1024), readOf(clone, 0, BLOCK), readOf(clone, 3072, 1024)];
+  await settle();
+  assert.deepEqual(source.reads, [{ block: 0, blocks: 1 }]);
+  await source.letGo();
+  assert.deepEqual(await Promise.all(reads), [
+    sourceContent(512, 1024),
+    sourceContent(0, BLOCK),
+    sourceContent(3072, 1024),
+  ]);
+  assert.deepEqual(await readOf(clone, 0, BLOCK), sourceContent(0, BLOCK));
+  assert.equal(source.reads.length, 1);
+  await clone.close();
+});
+
+test('a guest read joins a background fetch of its block', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source, { hydration: RUNNING });
+  await settle();
+  const asked = source.reads.length;
+  assert.ok(asked >= 1);
+  const reading = readOf(clone, 3 * BLOCK, BLOCK);
+  await settle();
+  assert.equal(source.reads.length, asked);
+  await source.letGo();
+  assert.deepEqual(await reading, sourceContent(3 * BLOCK, BLOCK));
+  await clone.close();
+});
+
+test('writes, zeroes and discards of whole blocks never ask the source, though it is unreachable', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  await clone.write(2 * BLOCK, filled(3 * BLOCK, 9));
+  await clone.discard(8 * BLOCK, 4 * BLOCK);
+  await clone.writeZeroes(20 * BLOCK, BLOCK);
+  await clone.flush();
+  assert.deepEqual(await readOf(clone, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 9));
+  assert.deepEqual(await readOf(clone, 8 * BLOCK, 4 * BLOCK), filled(4 * BLOCK, 0));
+  assert.deepEqual(await readOf(clone, 20 * BLOCK, BLOCK), filled(BLOCK, 0));
+  assert.deepEqual(source.reads, []);
+  await clone.close();
+});
+
+test('a sub-block write fetches that block only, and keeps the rest of it', async () => {
+  for (const [op, value] of [
+    ['write', 9],
+    ['discard', 0],
+    ['writeZeroes', 0],
+  ] as const) {
+    const source = new HeldSource(false);
+    const { clone } = await cloneOf(source);
+    // The last sector of block 4, all of block 5 and the first two sectors of block 6.
+    const offset = 5 * BLOCK - 512;
+    const length = 512 + BLOCK + 1024;
+    await (op === 'write' ? clone.write(offset, filled(length, 9)) : clone[op](offset, length));
+    assert.deepEqual(source.reads, [
+      { block: 4, blocks: 1 },
+      { block: 6, blocks: 1 },
+    ]);
+    const expected = sourceContent(4 * BLOCK, 3 * BLOCK);
+    expected.fill(value, BLOCK - 512, BLOCK - 512 + length);
+    assert.deepEqual(await readOf(clone, 4 * BLOCK, 3 * BLOCK), expected);
+    await clone.close();
+  }
+});
+
+test('a write to a block on the wire ends before the fetch does, and is not overwritten by it', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const early = readOf(clone, 0, 4 * BLOCK);
+  await settle();
+  await clone.write(BLOCK, filled(BLOCK, 7));
+  assert.deepEqual(await readOf(clone, BLOCK, BLOCK), filled(BLOCK, 7), 'read while the fetch is still on the wire');
+  await source.letGo();
+  await early;
+  await settle();
+  const expected = sourceContent(0, 4 * BLOCK);
+  expected.fill(7, BLOCK, 2 * BLOCK);
+  assert.deepEqual(await readOf(clone, 0, 4 * BLOCK), expected);
+  await clone.close();
+});
+
+test('two sub-block writes to one absent block both last', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const writes = [clone.write(0, filled(512, 7)), clone.write(1024, filled(512, 8))];
+  await settle();
+  assert.equal(source.reads.length, 1);
+  await source.letGo();
+  await Promise.all(writes);
+  const expected = sourceContent(0, BLOCK);
+  expected.fill(7, 0, 512);
+  expected.fill(8, 1024, 1536);
+  assert.deepEqual(await readOf(clone, 0, BLOCK), expected);
+  await clone.close();
+});
+
+test('holes of the source are local without a fetch, and the clone completes', async () => {
+  const source = new MemoryDevice({ lengthBytes: 2 ** 40 });
+  await source.write(2 ** 39, filled(3 * BLOCK, 5));
+  let hydrated = 0;
+  const { clone } = await cloneOf(source, { hydration: RUNNING, onHydrated: () => hydrated++ });
+  for (let round = 0; round < 1000 && !hydrated; round++) await settle();
+  assert.equal(hydrated, 1);
+  const status = clone.hydrationStatus();
+  assert.equal(status.state, 'complete');
+  assert.equal(status.wireBytes, 3 * BLOCK);
+  assert.equal(status.exposedBytes, 0);
+  assert.equal(status.blocksFetchedTwice, 0);
+  await clone.finish();
+  assert.deepEqual(await readOf(clone, 2 ** 39, 3 * BLOCK), filled(3 * BLOCK, 5));
+  await clone.close();
+});
+
+test('what a crash left in an absent block is not taken for a hole', async () => {
+  const source = new MemoryDevice({ lengthBytes: LENGTH });
+  const local = new FaultDevice({ lengthBytes: LENGTH });
+  await local.write(7 * BLOCK, filled(BLOCK, 99));
+  const { clone } = await cloneOf(source, { local, hydration: RUNNING });
+  for (let round = 0; round < 1000 && !clone.complete; round++) await settle();
+  assert.deepEqual(await readOf(clone, 7 * BLOCK, BLOCK), filled(BLOCK, 0));
+  await clone.close();
+});
+
+test('an outage: reads wait and report, writes go on, all resumes', async () => {
+  const source = new HeldSource();
+  const { clone, clock } = await cloneOf(source);
+  const reading = readOf(clone, 0, BLOCK);
+  await settle();
+  await source.fail();
+  assert.equal(clone.hydrationStatus().state, 'source-lost');
+  assert.equal(clone.hydrationStatus().lastError, 'lost');
+  await clone.write(9 * BLOCK, filled(BLOCK, 1));
+  for (let second = 1; second <= 10; second++) {
+    await clock.advance(second * 1000);
+    await source.fail();
+  }
+  assert.equal(clone.hydrationStatus().sourceLostForMs, 10_000);
+  await clock.advance(20_000);
+  await source.letGo();
+  assert.deepEqual(await reading, sourceContent(0, BLOCK));
+  assert.equal(clone.hydrationStatus().state, 'paused');
+  assert.equal(clone.hydrationStatus().lastError, null);
+  await clone.close();
+});
+
+test('a source that is silent counts as lost though nothing failed', async () => {
+  const source = new HeldSource();
+  const { clone, clock } = await cloneOf(source);
+  const reading = readOf(clone, 0, BLOCK);
+  await clock.advance(3_000);
+  assert.equal(clone.hydrationStatus().state, 'source-lost');
+  assert.equal(clone.hydrationStatus().sourceLostForMs, 3_000);
+  await source.letGo();
+  await reading;
+  await clone.close();
+});
+
+test('the policy can pass errors of the source on', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source, { sourceErrorPolicy: 'error' });
+  const failing = [readOf(clone, 0, BLOCK), clone.write(512, filled(512, 1))];
+  const checks = failing.map((each) => assert.rejects(each, (error) => isGodwitError(error, 'CLONE_SOURCE_FAILED')));
+  await settle();
+  await source.fail();
+  await source.fail();
+  await Promise.all(checks);
+  await source.letGo();
+  assert.deepEqual(await readOf(clone, 0, BLOCK), sourceContent(0, BLOCK));
+  await clone.close();
+});
+
+test('paused: nothing but misses; resumed: everything', async () => {
+  const source = new HeldSource(false);
+  const { clone, clock } = await cloneOf(source);
+  await clock.advance(5_000);
+  assert.equal(source.reads.length, 0);
+  assert.equal(clone.hydrationStatus().state, 'paused');
+  clone.configureHydration(RUNNING);
+  await clock.advance(6_000);
+  assert.ok(clone.complete);
+  assert.equal(source.reads.map((each) => each.blocks).reduce((sum, blocks) => sum + blocks, 0), BLOCKS);
+  await clone.close();
+});
+
+test('a rate limit holds over time', async () => {
+  const source = new HeldSource(false);
+  const rate = 16 * BLOCK;
+  const { clone, clock } = await cloneOf(source, { hydration: { paused: false, rateBytesPerSecondMax: rate } });
+  await clock.advance(2_000);
+  const bytes = clone.hydrationStatus().wireBytes;
+  assert.ok(bytes >= rate && bytes <= 2 * rate + 64 * BLOCK, `${bytes} bytes in 2 s`);
+  await clock.advance(10_000);
+  assert.ok(clone.complete);
+  await clone.close();
+});
+
+test('a full local disk: reads are answered from the source, hydration waits and goes on', async () => {
+  const source = new HeldSource(false);
+  const { clone, local, clock } = await cloneOf(source, { hydration: RUNNING });
+  const full = new GodwitError('BLOCK_NO_SPACE', 'full', { nextAction: 'Make room.' });
+  const stop = local.fail({ kinds: ['write'], times: Number.POSITIVE_INFINITY, error: full });
+  await clock.advance(3_000);
+  assert.deepEqual(await readOf(clone, 0, BLOCK), sourceContent(0, BLOCK));
+  await assert.rejects(clone.write(0, filled(BLOCK, 1)), (error) => isGodwitError(error, 'BLOCK_NO_SPACE'));
+  assert.match(clone.hydrationStatus().lastError ?? '', /full/);
+  assert.ok(!clone.complete);
+  stop();
+  await clock.advance(20_000);
+  assert.ok(clone.complete);
+  assert.deepEqual(await readOf(clone, 0, LENGTH), sourceContent(0, LENGTH));
+  await clone.close();
+});
+
+test('a flush that finds no new bits of the guest writes no metadata', async () => {
+  const source = new HeldSource(false);
+  const { clone, metadataDevice, identity } = await cloneOf(source);
+  const sectorsOnDisk = async () => {
+    let count = 0;
+    await (await CloneMetadata.open(metadataDevice, identity)).load(() => count++);
+    return count;
+  };
+  await readOf(clone, 0, BLOCK);
+  await clone.flush();
+  assert.equal(await sectorsOnDisk(), 0, 'a hydrated block is no business of the guest');
+  await clone.write(0, filled(512, 3));
+  await clone.flush();
+  assert.equal(await sectorsOnDisk(), 1, 'but a write on top of it is');
+  await clone.close();
+});
+
+test('bits become durable without a flush, in time', async () => {
+  const source = new HeldSource(false);
+  const { clone, clock, metadataDevice, identity } = await cloneOf(source, { commitIntervalMs: 1_000 });
+  await readOf(clone, 0, BLOCK);
+  await clock.advance(1_500);
+  let bits = 0;
+  await (await CloneMetadata.open(metadataDevice, identity)).load((_, words) => {
+    bits = words[0]!;
+  });
+  assert.equal(bits, 1);
+  await clone.close();
+});
+
+test('reopened with the live map, and with the durable one', async () => {
+  const source = new HeldSource(false);
+  const first = await cloneOf(source);
+  await first.clone.write(0, filled(BLOCK, 1));
+  await first.clone.flush();
+  await first.clone.write(BLOCK, filled(BLOCK, 2));
+  for (const [current, present] of [
+    [true, 2],
+    [false, 1],
+  ] as const) {
+    const again = await CloneDevice.open({
+      local: first.local,
+      source,
+      metadata: await CloneMetadata.open(first.metadataDevice, first.identity),
+      validityWords: current ? first.validityWords : new Uint32Array(first.validityWords.length),
+      validityIsCurrent: current,
+      clock: new StoppedClock(),
+    });
+    assert.equal(again.hydrationStatus().blocksPresent, present);
+  }
+  await first.clone.close();
+});
+
+test('close ends what waits for the source; finish refuses what is not whole', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const waiting = [readOf(clone, 0, BLOCK), clone.write(8 * BLOCK, filled(512, 1)), readOf(clone, 8 * BLOCK, 512)];
+  const checks = waiting.map((each) => assert.rejects(each, (error) => isGodwitError(error, 'BLOCK_CLOSED')));
+  await assert.rejects(clone.finish(), (error) => isGodwitError(error, 'CLONE_NOT_COMPLETE'));
+  await clone.close();
+  await Promise.all(checks);
+  await assert.rejects(clone.flush(), (error) => isGodwitError(error, 'BLOCK_CLOSED'));
+  await source.letGo();
+});
+
+test('a sequential reader is read ahead for, a random one is not', async () => {
+  const source = new HeldSource(false);
+  const sequential = await cloneOf(source);
+  for (let block = 0; block < 8; block++) await readOf(sequential.clone, block * BLOCK, BLOCK);
+  assert.ok(source.reads.length < 8, `${source.reads.length} reads of the source for 8 of the guest`);
+  await sequential.clone.close();
+
+  const large = new HeldSource(false, 2 ** 30);
+  const random = await cloneOf(large);
+  for (let index = 0; index < 20; index++) {
+    await readOf(random.clone, ((index * 7919 * 16) % 262_144) * BLOCK, BLOCK);
+  }
+  assert.equal(random.clone.hydrationStatus().wireBytes, 20 * BLOCK);
+  await random.clone.close();
+});
+
+test('a source or local device of another length is refused', async () => {
+  const short = new MemoryDevice({ lengthBytes: LENGTH });
+  await assert.rejects(cloneOf(new HeldSource(), { local: new MemoryDevice({ lengthBytes: LENGTH / 2 }) }), (error) =>
+    isGodwitError(error, 'CLONE_WRONG_LENGTH'),
+  );
+  await assert.rejects(
+    cloneOf(short, { source: new MemoryDevice({ lengthBytes: 2 * LENGTH }) }),
+    (error) => isGodwitError(error, 'CLONE_WRONG_LENGTH'),
+  );
+});
+
+test('with real time, hydration of 64 MiB completes and equals the source', async () => {
+  const source = new MemoryDevice({ lengthBytes: 64 * 2 ** 20, chunkBytes: 65_536 });
+  const content = Uint8Array.from({ length: 2 ** 20 }, (_, index) => (index * 7 + (index >>> 9)) & 255);
+  for (let mebibyte = 0; mebibyte < 64; mebibyte++) await source.write(mebibyte * 2 ** 20, content);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const keepAlive = setInterval(() => {}, 1000);
+  const { clone, local } = await cloneOf(source, { hydration: RUNNING, clock: systemClock, onHydrated: resolve });
+  await promise;
+  clearInterval(keepAlive);
+  await clone.finish();
+  for (let mebibyte = 0; mebibyte < 64; mebibyte++) {
+    assert.ok(Buffer.from(await readOf(local, mebibyte * 2 ** 20, 2 ** 20)).equals(content));
+  }
+  assert.equal(clone.hydrationStatus().blocksFetchedTwice, 0);
+  await clone.close();
+});
