@@ -1,0 +1,987 @@
+import { Socket } from 'node:net';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
+import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { nameOf } from './constants.ts';
+import { protocolError } from './errors.ts';
+import { InitiatorSession, type InitiatorTask } from './initiator-session.ts';
+import type { ChapCredentials } from './login-initiator.ts';
+import { PduWriter } from './pdu-writer.ts';
+import {
+  encodeGetLbaStatus,
+  encodeInquiry,
+  encodeModeSense6,
+  encodeReadCapacity16,
+  encodeReadWrite16,
+  encodeSynchronizeCache16,
+  encodeWriteSame16,
+  OPERATION,
+} from './scsi/command.ts';
+import { PAGE } from './scsi/inquiry.ts';
+import { describeSense, SENSE, SENSE_KEY, type Sense, STATUS } from './scsi/sense.ts';
+import { socketSink } from './socket-sink.ts';
+
+/**
+ * A remote logical unit as a block device. The connection may come and go: what was not answered is sent again on the
+ * next one, and whoever reads only sees that it takes longer.
+ *
+ *   connecting ──→ connected ⇄ lost        any ──close──→ closed        any ──target changed──→ failed
+ */
+export type InitiatorState = 'connecting' | 'connected' | 'lost' | 'failed' | 'closed';
+
+/** guest: somebody waits for it. background: it goes when no guest command waits, and never takes the last quarter of the queue. */
+export type ReadPriority = 'guest' | 'background';
+export type ReadOptions = { priority?: ReadPriority; signal?: AbortSignal };
+
+/** What tells a unit from another. */
+export type UnitIdentity = {
+  lengthBytes: number;
+  blockBytes: number;
+  /** Unit serial number (VPD page 80), or '' where there is none. */
+  serial: string;
+  /** Designators of the unit (VPD page 83) in hexadecimal, or '' where there are none. */
+  designators: string;
+};
+
+export type InitiatorOptions = {
+  /** Tried in turn. */
+  portals: readonly { host: string; port: number }[];
+  targetIqn: string;
+  initiatorIqn: string;
+  chap?: ChapCredentials | null;
+  /** Default 0. */
+  lun?: number;
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** What the unit must be; anything else is `ISCSI_TARGET_CHANGED`. */
+  expected?: { lengthBytes: number; blockBytes?: number; serial?: string };
+  /** Default true: refuses writes, whatever the target would take. */
+  readOnly?: boolean;
+  /** CRC32C on headers and data. TCP's own checksum is weak; on a path with TLS or on loopback they only cost. Default false. */
+  digests?: boolean;
+  /** Commands at once, 1 to 1024. Default 64. */
+  queueDepth?: number;
+  /** Largest single READ or WRITE; longer ones are split. Default 1 MiB. */
+  transferBytesMax?: number;
+  /** From dialling to a checked unit. Default 10 s. */
+  loginTimeoutMs?: number;
+  /** Silence after which the target is pinged. Default 3 s. */
+  keepAliveIntervalMs?: number;
+  /** Silence after a ping after which the connection is given up. Default 5 s. */
+  keepAliveTimeoutMs?: number;
+  /** First and longest pause between attempts to connect. Default 50 ms and 3 s. */
+  backoffMs?: number;
+  backoffMsMax?: number;
+};
+
+export type InitiatorStatistics = {
+  inFlight: number;
+  queued: number;
+  /** How long the oldest command has been waiting. 0: none. */
+  oldestWaitMs: number;
+  bytesRead: number;
+  bytesWritten: number;
+  reconnects: number;
+  /** Commands that were sent again after a lost connection. */
+  replayed: number;
+};
+
+type Task = InitiatorTask & {
+  readonly background: boolean;
+  readonly startedMs: number;
+  attempts: number;
+  resolve: () => void;
+  reject: (error: unknown) => void;
+};
+
+type Unit = UnitIdentity & {
+  writeProtected: boolean;
+  zeroesUnmapped: boolean;
+  unmapsByWriteSame: boolean;
+  transferBytesMax: number;
+  writeSameBytesMax: number;
+};
+
+const DEFAULTS = {
+  queueDepth: 64,
+  transferBytesMax: 1024 * 1024,
+  loginTimeoutMs: 10_000,
+  keepAliveIntervalMs: 3_000,
+  keepAliveTimeoutMs: 5_000,
+  backoffMs: 50,
+  backoffMsMax: 3_000,
+};
+const DATA_SEGMENT_BYTES = 1024 * 1024;
+const BURST_BYTES = 1024 * 1024;
+/** A command that the target aborts again and again is given up; one that it is too busy for is not. */
+const ATTEMPTS_MAX = 16;
+const RETRY_MS = 100;
+const LOGOUT_TIMEOUT_MS = 1_000;
+const LBA_STATUS_DESCRIPTORS_MAX = 512;
+const WRITE_SAME_BYTES_MAX = 32 * 1024 * 1024;
+
+export class IscsiInitiator implements BlockDevice {
+  readonly #options: Required<Omit<InitiatorOptions, 'expected' | 'chap'>> &
+    Pick<InitiatorOptions, 'expected' | 'chap'>;
+  readonly #logger: Logger;
+  readonly #clock: Clock;
+  readonly #pool = new BufferPool(4 * 1024 * 1024);
+  readonly #isid: Buffer;
+  readonly #backgroundMax: number;
+  readonly #guestQueue: Task[] = [];
+  readonly #backgroundQueue: Task[] = [];
+  readonly #listeners = new Set<(state: InitiatorState) => void>();
+  readonly #closing = new AbortController();
+
+  #state: InitiatorState = 'connecting';
+  #lostSinceMs: number | null = null;
+  #lastError: GodwitError | null = null;
+  #unit: Unit | null = null;
+  #session: InitiatorSession | null = null;
+  #socket: Socket | null = null;
+  #portal = 0;
+  #backgroundInFlight = 0;
+  #delayedRetries = 0;
+  #answers = 0;
+  #failure: GodwitError | null = null;
+  #loop: Promise<void> | null = null;
+  readonly #statistics = { bytesRead: 0, bytesWritten: 0, reconnects: 0, replayed: 0 };
+
+  private constructor(options: InitiatorOptions) {
+    this.#options = { ...DEFAULTS, lun: 0, readOnly: true, digests: false, ...options };
+    this.#clock = options.clock;
+    this.#logger = options.logger.child({ targetIqn: options.targetIqn });
+    // RFC 7143 section 10.1.2.1: type 10b, random, qualifier 0. Kept for life, so that a new login replaces the old session.
+    this.#isid = Buffer.concat([Buffer.from([0x80]), Buffer.from(options.random.bytes(3)), Buffer.alloc(2)]);
+    this.#backgroundMax = Math.max(1, Math.floor((this.#options.queueDepth * 3) / 4));
+  }
+
+  /**
+   * Resolves once the unit is there and checked. Network errors are tried again for `timeoutMs` (default 30 s) or until
+   * `signal`; a refusal rejects at once.
+   */
+  static async connect(
+    options: InitiatorOptions,
+    wait: { timeoutMs?: number; signal?: AbortSignal } = {},
+  ): Promise<IscsiInitiator> {
+    const initiator = new IscsiInitiator(options);
+    const timeoutMs = wait.timeoutMs ?? 30_000;
+    await new Promise<void>((resolve, reject) => {
+      const settle = (error: unknown): void => {
+        cancel();
+        unsubscribe();
+        wait.signal?.removeEventListener('abort', onAbort);
+        if (error === null) resolve();
+        else void initiator.close().then(() => reject(error));
+      };
+      const onAbort = (): void => settle(wait.signal!.reason);
+      const cancel = options.clock.timer(timeoutMs, () =>
+        settle(initiator.lastError ?? unreachableError(options)),
+      );
+      const unsubscribe = initiator.onStateChange((state) => {
+        if (state === 'connected') settle(null);
+        else if (state === 'failed') settle(initiator.lastError);
+      });
+      if (wait.signal?.aborted) onAbort();
+      else wait.signal?.addEventListener('abort', onAbort, { once: true });
+      initiator.#start(true);
+    });
+    return initiator;
+  }
+
+  /**
+   * A device at once, connected in the background: for whoever knows what the unit is and has to come up while it is away.
+   * Reads wait for it.
+   */
+  static open(options: InitiatorOptions & { expected: { lengthBytes: number } }): IscsiInitiator {
+    const initiator = new IscsiInitiator(options);
+    initiator.#start(false);
+    return initiator;
+  }
+
+  // --- what it is ----------------------------------------------------------------------------------------------------
+
+  get lengthBytes(): number {
+    return this.#unit?.lengthBytes ?? this.#options.expected!.lengthBytes;
+  }
+  get blockBytes(): number {
+    return this.#unit?.blockBytes ?? this.#options.expected?.blockBytes ?? 512;
+  }
+  get writable(): boolean {
+    return !this.#options.readOnly && this.#unit?.writeProtected !== true;
+  }
+  /** null until the first connection. */
+  get identity(): UnitIdentity | null {
+    return this.#unit;
+  }
+  get state(): InitiatorState {
+    return this.#state;
+  }
+  /** On the monotonic clock; null while connected. */
+  get lostSinceMs(): number | null {
+    return this.#lostSinceMs;
+  }
+  /** Why the last connection or attempt ended. Kept after a reconnection. */
+  get lastError(): GodwitError | null {
+    return this.#lastError;
+  }
+  get statistics(): InitiatorStatistics {
+    const waiting = [
+      ...((this.#session?.unanswered() ?? []) as Task[]),
+      ...this.#guestQueue,
+      ...this.#backgroundQueue,
+    ];
+    let oldestMs = Number.POSITIVE_INFINITY;
+    for (const task of waiting) oldestMs = Math.min(oldestMs, task.startedMs);
+    return {
+      inFlight: this.#session?.inFlight ?? 0,
+      queued: this.#guestQueue.length + this.#backgroundQueue.length + this.#delayedRetries,
+      oldestWaitMs: waiting.length === 0 ? 0 : this.#clock.monotonicMs() - oldestMs,
+      ...this.#statistics,
+    };
+  }
+  /** Returns the function that ends the subscription. */
+  onStateChange(listener: (state: InitiatorState) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  // --- BlockDevice ---------------------------------------------------------------------------------------------------
+
+  /** Waits through outages. A signal takes effect while the read is queued; once it is on the wire it is waited for. */
+  read(offsetBytes: number, into: Uint8Array, options?: ReadOptions): Promise<void> {
+    try {
+      checkRange(this, offsetBytes, into.length);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    return this.#transfer(OPERATION.read16, 'in', offsetBytes, into, options);
+  }
+
+  async write(offsetBytes: number, from: Uint8Array): Promise<void> {
+    this.#checkMutation(offsetBytes, from.length);
+    await this.#transfer(OPERATION.write16, 'out', offsetBytes, from);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.writable) {
+      if (this.#failure !== null) throw this.#failure;
+      return;
+    }
+    const cdb = Buffer.alloc(16);
+    encodeSynchronizeCache16(cdb);
+    await this.#command(cdb, 'none', NOTHING);
+  }
+
+  /**
+   * By WRITE SAME with UNMAP and not by the UNMAP command: only with the former must the range read as zeros afterwards, whatever the
+   * target thinks of its alignment.
+   */
+  async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
+    this.#checkMutation(offsetBytes, lengthBytes);
+    await this.#writeSame(offsetBytes, lengthBytes, this.#unit?.unmapsByWriteSame === true);
+  }
+
+  async writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
+    this.#checkMutation(offsetBytes, lengthBytes);
+    await this.#writeSame(offsetBytes, lengthBytes, false);
+  }
+
+  /** By GET LBA STATUS. All data where the target cannot tell, or where its holes do not read as zeros. */
+  async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
+    checkRange(this, offsetBytes, lengthBytes);
+    const list = new ExtentList(limitExtents);
+    const end = offsetBytes + lengthBytes;
+    let at = offsetBytes;
+    while (at < end) {
+      const pieces = await this.#lbaStatus(at, limitExtents - list.extents.length + 1);
+      const before = at;
+      for (const piece of pieces) {
+        const stop = Math.min(end, piece.offsetBytes + piece.lengthBytes);
+        if (!list.add(at, stop - at, piece.kind)) return list.extents;
+        at = Math.max(at, stop);
+        if (at === end) return list.extents;
+      }
+      if (at === before) list.add(at, end - at, 'data');
+      if (at === before) break;
+    }
+    return list.extents;
+  }
+
+  /** Logs out where nothing is under way; everything that waits rejects with `BLOCK_CLOSED`. */
+  async close(): Promise<void> {
+    if (this.#state === 'closed') {
+      await this.#loop;
+      return;
+    }
+    const session = this.#session;
+    const idle = session !== null && session.inFlight === 0;
+    this.#failure ??= closedError();
+    if (idle) {
+      session.logout();
+      const cancel = this.#clock.timer(LOGOUT_TIMEOUT_MS, () => this.#socket?.destroy());
+      this.#setState('closed');
+      this.#closing.abort();
+      this.#rejectAll(this.#failure);
+      await this.#loop;
+      cancel();
+      return;
+    }
+    // The socket first: nothing may land in a buffer after its read has been rejected.
+    this.#socket?.destroy();
+    this.#setState('closed');
+    this.#closing.abort();
+    this.#rejectAll(this.#failure);
+    await this.#loop;
+  }
+
+  // --- commands ------------------------------------------------------------------------------------------------------
+
+  #checkMutation(offsetBytes: number, lengthBytes: number): void {
+    if (this.#failure !== null) throw this.#failure;
+    checkRange(this, offsetBytes, lengthBytes);
+    if (!this.writable) throw readOnlyError();
+  }
+
+  #transfer(
+    operation: number,
+    direction: 'in' | 'out',
+    offsetBytes: number,
+    buffer: Uint8Array,
+    options?: ReadOptions,
+  ): Promise<void> {
+    if (buffer.length === 0)
+      return this.#failure === null ? Promise.resolve() : Promise.reject(this.#failure);
+    const partBytes = this.#unit?.transferBytesMax ?? this.#partBytesUnknown();
+    if (buffer.length <= partBytes) return this.#part(operation, direction, offsetBytes, buffer, options);
+    const parts: Promise<void>[] = [];
+    for (let at = 0; at < buffer.length; at += partBytes) {
+      const part = buffer.subarray(at, Math.min(at + partBytes, buffer.length));
+      parts.push(this.#part(operation, direction, offsetBytes + at, part, options));
+    }
+    return allSettled(parts);
+  }
+
+  /** What every target takes, until this one has said what it takes. */
+  #partBytesUnknown(): number {
+    return Math.min(this.#options.transferBytesMax, 64 * 1024);
+  }
+
+  #part(
+    operation: number,
+    direction: 'in' | 'out',
+    offsetBytes: number,
+    buffer: Uint8Array,
+    options?: ReadOptions,
+  ): Promise<void> {
+    const cdb = Buffer.allocUnsafe(16).fill(0);
+    encodeReadWrite16(cdb, operation, offsetBytes / this.blockBytes, buffer.length / this.blockBytes);
+    return this.#command(cdb, direction, buffer, options);
+  }
+
+  async #writeSame(offsetBytes: number, lengthBytes: number, unmap: boolean): Promise<void> {
+    const zeros = new Uint8Array(this.blockBytes);
+    const stepBytes = this.#unit?.writeSameBytesMax ?? WRITE_SAME_BYTES_MAX;
+    for (let at = 0; at < lengthBytes; at += stepBytes) {
+      const bytes = Math.min(stepBytes, lengthBytes - at);
+      const cdb = Buffer.alloc(16);
+      encodeWriteSame16(cdb, (offsetBytes + at) / this.blockBytes, bytes / this.blockBytes, unmap);
+      try {
+        await this.#command(cdb, 'out', zeros);
+      } catch (error) {
+        if (!isIllegalRequest(error)) throw error;
+        await this.#writeZeroBuffer(offsetBytes + at, bytes);
+      }
+    }
+  }
+
+  /** For targets without WRITE SAME. */
+  async #writeZeroBuffer(offsetBytes: number, lengthBytes: number): Promise<void> {
+    const zeros = new Uint8Array(
+      Math.min(lengthBytes, this.#unit?.transferBytesMax ?? this.#partBytesUnknown()),
+    );
+    for (let at = 0; at < lengthBytes; at += zeros.length) {
+      await this.write(offsetBytes + at, zeros.subarray(0, Math.min(zeros.length, lengthBytes - at)));
+    }
+  }
+
+  async #lbaStatus(offsetBytes: number, limit: number): Promise<Extent[]> {
+    const everything: Extent[] = [{ offsetBytes, lengthBytes: this.lengthBytes - offsetBytes, kind: 'data' }];
+    const room = Math.max(1, Math.min(limit, LBA_STATUS_DESCRIPTORS_MAX));
+    const answer = Buffer.alloc(8 + 16 * room);
+    const cdb = Buffer.alloc(16);
+    encodeGetLbaStatus(cdb, offsetBytes / this.blockBytes, answer.length);
+    let receivedBytes: number;
+    try {
+      receivedBytes = await this.#answer(cdb, answer);
+    } catch (error) {
+      if (isIllegalRequest(error)) return everything;
+      throw error;
+    }
+    // What holes read as is known once the unit has been seen, which a command that was answered has made sure of.
+    if (this.#unit?.zeroesUnmapped !== true) return everything;
+    const listed = Math.min(receivedBytes < 4 ? 0 : answer.readUInt32BE(0) + 4, receivedBytes);
+    const extents: Extent[] = [];
+    for (let at = 8; at + 16 <= listed; at += 16) {
+      const lba = Number(answer.readBigUInt64BE(at));
+      const start = Math.max(offsetBytes, lba * this.blockBytes);
+      const end = (lba + answer.readUInt32BE(at + 8)) * this.blockBytes;
+      const expected = extents.length === 0 ? offsetBytes : endOf(extents.at(-1)!);
+      if (start !== expected || end <= start) break;
+      const kind = (answer[at + 12]! & 0x0f) === 1 ? 'hole' : 'data';
+      extents.push({ offsetBytes: start, lengthBytes: end - start, kind });
+    }
+    return extents;
+  }
+
+  /** A command that answers with as much as it likes, up to the size of `into`. */
+  #answer(cdb: Buffer, into: Buffer): Promise<number> {
+    return new Promise((resolve, reject) => {
+      const task = this.#task(cdb, 'in', into, false, () => resolve(task.receivedBytes), reject);
+      task.finish = (status, sense) => this.#finish(task, status, sense, true);
+      this.#enqueue(task);
+    });
+  }
+
+  #command(
+    cdb: Buffer,
+    direction: 'in' | 'out' | 'none',
+    buffer: Uint8Array,
+    options?: ReadOptions,
+  ): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const background = options?.priority === 'background';
+      const task = this.#task(cdb, direction, buffer, background, resolve, reject);
+      task.finish = (status, sense) => this.#finish(task, status, sense, false);
+      if (options?.signal !== undefined) this.#withSignal(task, options.signal);
+      this.#enqueue(task);
+    });
+  }
+
+  #task(
+    cdb: Buffer,
+    direction: 'in' | 'out' | 'none',
+    buffer: Uint8Array,
+    background: boolean,
+    resolve: () => void,
+    reject: (error: unknown) => void,
+  ): Task {
+    return {
+      cdb,
+      direction,
+      buffer,
+      receivedBytes: 0,
+      finish: () => {},
+      background,
+      startedMs: this.#clock.monotonicMs(),
+      attempts: 0,
+      resolve,
+      reject,
+    };
+  }
+
+  #withSignal(task: Task, signal: AbortSignal): void {
+    const onAbort = (): void => {
+      for (const queue of [this.#guestQueue, this.#backgroundQueue]) {
+        const index = queue.indexOf(task);
+        if (index < 0) continue;
+        queue.splice(index, 1);
+        task.reject(signal.reason);
+      }
+    };
+    const { resolve, reject } = task;
+    task.resolve = () => {
+      signal.removeEventListener('abort', onAbort);
+      resolve();
+    };
+    task.reject = (error) => {
+      signal.removeEventListener('abort', onAbort);
+      reject(error);
+    };
+    if (signal.aborted) queueMicrotask(onAbort);
+    else signal.addEventListener('abort', onAbort, { once: true });
+  }
+
+  #enqueue(task: Task): void {
+    if (this.#failure !== null) {
+      task.reject(this.#failure);
+      return;
+    }
+    (task.background ? this.#backgroundQueue : this.#guestQueue).push(task);
+    this.#pump();
+  }
+
+  /** Guests first; the background only as far as it leaves a quarter of the queue free. */
+  #pump(): void {
+    const session = this.#session;
+    if (session === null) return;
+    while (session.hasRoom && session.inFlight < this.#options.queueDepth) {
+      let task = this.#guestQueue.shift();
+      if (task === undefined) {
+        if (this.#backgroundInFlight >= this.#backgroundMax) return;
+        task = this.#backgroundQueue.shift();
+        if (task === undefined) return;
+        this.#backgroundInFlight += 1;
+      }
+      session.send(task);
+    }
+  }
+
+  #finish(task: Task, status: number, sense: Sense | null, shortIsFine: boolean): void {
+    this.#answers += 1;
+    if (task.background) this.#backgroundInFlight -= 1;
+    if (status === STATUS.good) {
+      if (task.direction === 'in') {
+        if (!shortIsFine && task.receivedBytes !== task.buffer.length) {
+          task.reject(
+            commandError(task, 'The iSCSI target sent less than was asked for', {
+              received: task.receivedBytes,
+            }),
+          );
+          return;
+        }
+        this.#statistics.bytesRead += task.receivedBytes;
+      } else if (task.direction === 'out') {
+        this.#statistics.bytesWritten += task.buffer.length;
+      }
+      task.resolve();
+      return;
+    }
+    const verdict = judge(status, sense);
+    if (verdict === 'verify') {
+      // Something about the unit changed: look at it again before anything else is read.
+      this.#requeue([task]);
+      this.#session?.fail(protocolError('the target says that its capacity changed'));
+      return;
+    }
+    task.attempts += 1;
+    if (verdict === 'wait' || (verdict === 'retry' && task.attempts < ATTEMPTS_MAX)) {
+      this.#delayedRetries += 1;
+      this.#clock.timer(verdict === 'wait' ? RETRY_MS : 0, () => {
+        this.#delayedRetries -= 1;
+        this.#enqueue(task);
+      });
+      return;
+    }
+    task.reject(errorOf(task, status, sense));
+  }
+
+  #requeue(tasks: Task[]): void {
+    for (const task of tasks.toReversed()) {
+      (task.background ? this.#backgroundQueue : this.#guestQueue).unshift(task);
+    }
+  }
+
+  #rejectAll(error: GodwitError): void {
+    const tasks = [...((this.#session?.unanswered() ?? []) as Task[])];
+    tasks.push(...this.#guestQueue.splice(0), ...this.#backgroundQueue.splice(0));
+    for (const task of tasks) task.reject(error);
+  }
+
+  // --- connection ----------------------------------------------------------------------------------------------------
+
+  #setState(state: InitiatorState): void {
+    if (this.#state === state) return;
+    this.#state = state;
+    if (state === 'connected') this.#lostSinceMs = null;
+    else this.#lostSinceMs ??= this.#clock.monotonicMs();
+    for (const listener of [...this.#listeners]) listener(state);
+  }
+
+  #start(refusalIsFatal: boolean): void {
+    this.#lostSinceMs = this.#clock.monotonicMs();
+    this.#loop = this.#run(refusalIsFatal);
+  }
+
+  async #run(refusalIsFatal: boolean): Promise<void> {
+    let attempt = 0;
+    while (this.#failure === null) {
+      const portal = this.#options.portals[this.#portal % this.#options.portals.length]!;
+      const answersBefore = this.#answers;
+      try {
+        await this.#serve(portal);
+      } catch (error) {
+        const known = error instanceof GodwitError ? error : internalError(error);
+        if (this.#failure !== null) return;
+        this.#lastError = known;
+        const refused = known.code === 'ISCSI_LOGIN_REFUSED' || known.code === 'ISCSI_TARGET_NOT_AUTHENTIC';
+        if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
+          this.#fail(known);
+          return;
+        }
+        this.#logger.warn(
+          { host: portal.host, port: portal.port, attempt, code: known.code, error: known.message },
+          'iSCSI: connection lost',
+        );
+      }
+      // A connection that carried something was good: begin anew. Else wait longer each time, and try the next portal.
+      if (this.#answers > answersBefore) attempt = 0;
+      else this.#portal += 1;
+      const ceilingMs = Math.min(
+        this.#options.backoffMs * 2 ** Math.min(attempt, 20),
+        this.#options.backoffMsMax,
+      );
+      attempt += 1;
+      const delayMs = ceilingMs / 2 + this.#options.random.below(Math.ceil(ceilingMs / 2) + 1);
+      try {
+        await this.#clock.sleep(delayMs, this.#closing.signal);
+      } catch {
+        return;
+      }
+    }
+  }
+
+  #fail(error: GodwitError): void {
+    this.#failure = error;
+    this.#logger.error({ code: error.code, error: error.message, ...error.values }, 'iSCSI: device failed');
+    this.#rejectAll(error);
+    this.#setState('failed');
+  }
+
+  /** One connection from dialling to its end. Always throws; the error says why it ended. */
+  async #serve(portal: { host: string; port: number }): Promise<never> {
+    let over: (error: GodwitError) => void = () => {};
+    const ended = new Promise<never>((_resolve, reject) => {
+      over = reject;
+    });
+    // Whoever awaits it comes later.
+    ended.catch(() => {});
+    let ready: () => void = () => {};
+    const loggedIn = new Promise<void>((resolve) => {
+      ready = resolve;
+    });
+    const { session, socket, writer } = this.#dial(portal, ready, over);
+    this.#socket = socket;
+    const cancel = this.#clock.timer(this.#options.loginTimeoutMs, () =>
+      session.fail(
+        new GodwitError('ISCSI_LOGIN_TIMEOUT', 'The iSCSI target did not complete the login in time', {
+          values: { host: portal.host, port: portal.port, timeoutMs: this.#options.loginTimeoutMs },
+          nextAction: 'Check the network and the host of the target; the login is tried again.',
+        }),
+      ),
+    );
+    try {
+      await Promise.race([loggedIn, ended]);
+      const unit = await Promise.race([this.#probe(session), ended]);
+      cancel();
+      this.#checkUnit(unit);
+      this.#unit = unit;
+      this.#session = session;
+      if (this.#failure !== null) throw this.#failure;
+      if (this.#lastError !== null) this.#statistics.reconnects += 1;
+      this.#logger.info(
+        { host: portal.host, port: portal.port, lengthBytes: unit.lengthBytes },
+        'iSCSI: connected',
+      );
+      this.#setState('connected');
+      this.#pump();
+      return await ended;
+    } finally {
+      cancel();
+      socket.destroy();
+      writer.close();
+      session.fail(protocolError('the connection is over'));
+      this.#socket = null;
+      if (this.#session === session) {
+        this.#session = null;
+        this.#backgroundInFlight = 0;
+        if (this.#failure === null) {
+          const unanswered = session.unanswered() as Task[];
+          this.#statistics.replayed += unanswered.length;
+          this.#requeue(unanswered);
+          this.#setState('lost');
+        }
+      }
+    }
+  }
+
+  #dial(
+    portal: { host: string; port: number },
+    onReady: () => void,
+    onOver: (error: GodwitError) => void,
+  ): { session: InitiatorSession; socket: Socket; writer: PduWriter } {
+    const socket = new Socket({
+      onread: {
+        // Bytes land where the parser wants them: a payload in the caller's buffer, with no copy in between.
+        buffer: () => session.parser.space(),
+        callback: (count) => {
+          session.landed(count);
+          return true;
+        },
+      },
+    });
+    const writer = new PduWriter(socketSink(socket), this.#pool);
+    const session = new InitiatorSession({
+      writer,
+      login: {
+        initiatorName: this.#options.initiatorIqn,
+        targetName: this.#options.targetIqn,
+        chap: this.#options.chap ?? null,
+        isid: this.#isid,
+        random: this.#options.random,
+        textBytesMax: 64 * 1024,
+        proposal: {
+          HeaderDigest: this.#options.digests ? 'CRC32C,None' : 'None',
+          DataDigest: this.#options.digests ? 'CRC32C,None' : 'None',
+          MaxConnections: '1',
+          InitialR2T: 'Yes',
+          ImmediateData: 'Yes',
+          MaxRecvDataSegmentLength: String(DATA_SEGMENT_BYTES),
+          MaxBurstLength: String(BURST_BYTES),
+          FirstBurstLength: String(64 * 1024),
+          DefaultTime2Wait: '0',
+          DefaultTime2Retain: '0',
+          MaxOutstandingR2T: '1',
+          DataPDUInOrder: 'Yes',
+          DataSequenceInOrder: 'Yes',
+          ErrorRecoveryLevel: '0',
+        },
+      },
+      lun: this.#options.lun,
+      dataSegmentBytesMax: DATA_SEGMENT_BYTES,
+      keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
+      keepAliveTimeoutMs: this.#options.keepAliveTimeoutMs,
+      clock: this.#clock,
+      logger: this.#logger,
+      onReady,
+      onRoom: () => {
+        if (this.#session === session) this.#pump();
+      },
+      onOver,
+    });
+    const lost = (error: Error | null): void =>
+      session.fail(
+        new GodwitError(
+          'ISCSI_CONNECTION_LOST',
+          `The connection to the iSCSI target is lost: ${error?.message ?? 'closed'}`,
+          {
+            values: { host: portal.host, port: portal.port, systemCode: systemErrorCode(error) ?? null },
+            nextAction:
+              'It is made anew by itself; check the network and the host of the target if that takes long.',
+            cause: error,
+          },
+        ),
+      );
+    socket.once('connect', () => session.start());
+    socket.on('error', lost);
+    socket.once('end', () => lost(null));
+    socket.once('close', () => lost(null));
+    socket.setNoDelay(true);
+    socket.connect({ host: portal.host, port: portal.port });
+    return { session, socket, writer };
+  }
+
+  /** Asks for everything that tells the unit; all at once, since a reconnection waits for it. */
+  async #probe(session: InitiatorSession): Promise<Unit> {
+    const ask = (encode: (cdb: Buffer, bytes: number) => void, bytes: number): Promise<Buffer | null> =>
+      this.#ask(session, encode, bytes, 0);
+    const [capacity, serial, designators, limits, provisioning, mode] = await Promise.all([
+      ask(encodeReadCapacity16, 32),
+      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.serialNumber, bytes), 255),
+      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.identification, bytes), 1024),
+      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.blockLimits, bytes), 64),
+      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.logicalBlockProvisioning, bytes), 8),
+      ask(encodeModeSense6, 255),
+    ]);
+    if (capacity === null || capacity.length < 12) throw protocolError('target does not tell its capacity');
+    const blockBytes = capacity.readUInt32BE(8);
+    const blocks = Number(capacity.readBigUInt64BE(0)) + 1;
+    const lengthBytes = blocks * blockBytes;
+    if (![512, 1024, 2048, 4096].includes(blockBytes) || !Number.isSafeInteger(lengthBytes)) {
+      throw protocolError('target has an unsupported geometry', { blockBytes, blocks });
+    }
+    const transferBlocks = limits !== null && limits.length >= 12 ? limits.readUInt32BE(8) : 0;
+    const writeSameBlocks = limits !== null && limits.length >= 44 ? Number(limits.readBigUInt64BE(36)) : 0;
+    const wholeBlocks = (bytes: number): number => Math.max(blockBytes, bytes - (bytes % blockBytes));
+    return {
+      lengthBytes,
+      blockBytes,
+      serial: pageOf(serial).toString('latin1').trim(),
+      designators: unitDesignators(pageOf(designators)),
+      writeProtected: mode !== null && mode.length >= 4 && (mode[2]! & 0x80) !== 0,
+      zeroesUnmapped: capacity.length >= 15 && (capacity[14]! & 0xc0) === 0xc0,
+      unmapsByWriteSame: provisioning !== null && provisioning.length >= 6 && (provisioning[5]! & 0x40) !== 0,
+      transferBytesMax: wholeBlocks(
+        Math.min(
+          this.#options.transferBytesMax,
+          transferBlocks === 0 ? Number.POSITIVE_INFINITY : transferBlocks * blockBytes,
+        ),
+      ),
+      writeSameBytesMax: wholeBlocks(
+        Math.min(
+          WRITE_SAME_BYTES_MAX,
+          writeSameBlocks === 0 ? Number.POSITIVE_INFINITY : writeSameBlocks * blockBytes,
+        ),
+      ),
+    };
+  }
+
+  /** The answer, or null where the target does not support the question. Unit attentions of a new session are passed over. */
+  #ask(
+    session: InitiatorSession,
+    encode: (cdb: Buffer, bytes: number) => void,
+    bytes: number,
+    attempt: number,
+  ): Promise<Buffer | null> {
+    return new Promise((resolve, reject) => {
+      if (!session.hasRoom) {
+        reject(protocolError('the command window is too small'));
+        return;
+      }
+      const cdb = Buffer.alloc(16);
+      encode(cdb, bytes);
+      const buffer = Buffer.alloc(bytes);
+      const task: InitiatorTask = {
+        cdb,
+        direction: 'in',
+        buffer,
+        receivedBytes: 0,
+        finish: (status, sense) => {
+          if (status === STATUS.good) resolve(buffer.subarray(0, task.receivedBytes));
+          else if (sense?.key === SENSE_KEY.illegalRequest) resolve(null);
+          else if (attempt < ATTEMPTS_MAX) {
+            this.#clock.timer(judge(status, sense) === 'wait' ? RETRY_MS : 0, () => {
+              this.#ask(session, encode, bytes, attempt + 1).then(resolve, reject);
+            });
+          } else reject(protocolError('target does not answer about itself', { status }));
+        },
+      };
+      session.send(task);
+    });
+  }
+
+  /** Throws `ISCSI_TARGET_CHANGED` unless the unit is the one that we know or expect. */
+  #checkUnit(unit: Unit): void {
+    const known = this.#unit;
+    const { expected } = this.#options;
+    const wantedLength = known?.lengthBytes ?? expected?.lengthBytes ?? unit.lengthBytes;
+    const wantedBlock =
+      known?.blockBytes ??
+      expected?.blockBytes ??
+      (expected === undefined ? unit.blockBytes : this.blockBytes);
+    const wantedSerial = known?.serial ?? expected?.serial ?? unit.serial;
+    const wantedDesignators = known?.designators ?? unit.designators;
+    if (
+      unit.lengthBytes === wantedLength &&
+      unit.blockBytes === wantedBlock &&
+      unit.serial === wantedSerial &&
+      unit.designators === wantedDesignators
+    ) {
+      return;
+    }
+    throw new GodwitError('ISCSI_TARGET_CHANGED', 'The iSCSI target is not the unit that was expected', {
+      values: {
+        expectedLengthBytes: wantedLength,
+        lengthBytes: unit.lengthBytes,
+        expectedBlockBytes: wantedBlock,
+        blockBytes: unit.blockBytes,
+        expectedSerial: wantedSerial,
+        serial: unit.serial,
+      },
+      nextAction:
+        'Nothing is read from it. Find out what is served under this name now, and connect again to the right one.',
+    });
+  }
+}
+
+const NOTHING = new Uint8Array(0);
+
+function endOf(extent: Extent): number {
+  return extent.offsetBytes + extent.lengthBytes;
+}
+
+/** Rejects with the first error, but only when no part is under way any more: the buffers are in use until then. */
+async function allSettled(parts: Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(parts)) {
+    if (result.status === 'rejected') throw result.reason;
+  }
+}
+
+/** The contents of a vital product data page. */
+function pageOf(page: Buffer | null): Buffer {
+  if (page === null || page.length < 4) return Buffer.alloc(0);
+  return page.subarray(4, 4 + page.readUInt16BE(2));
+}
+
+/** Designators with association 0, the logical unit; those of ports differ by path. */
+function unitDesignators(page: Buffer): string {
+  const found: string[] = [];
+  for (let at = 0; at + 4 <= page.length; at += 4 + page[at + 3]!) {
+    if ((page[at + 1]! & 0x30) === 0)
+      found.push(page.subarray(at + 4, at + 4 + page[at + 3]!).toString('hex'));
+  }
+  return found.join(' ');
+}
+
+/**
+ * What to do about a command that did not succeed. retry: at once, a bounded number of times. wait: after a pause, for as long as it
+ * takes. verify: check the unit again first. fail: tell the caller.
+ */
+function judge(status: number, sense: Sense | null): 'retry' | 'wait' | 'verify' | 'fail' {
+  if (status === STATUS.busy || status === STATUS.taskSetFull) return 'wait';
+  if (status === STATUS.taskAborted) return 'retry';
+  if (status !== STATUS.checkCondition || sense === null) return 'fail';
+  switch (sense.key) {
+    case SENSE_KEY.unitAttention:
+      return sense.asc === SENSE.capacityChanged.asc ? 'verify' : 'retry';
+    case SENSE_KEY.notReady:
+      return sense.asc === SENSE.becomingReady.asc ? 'wait' : 'fail';
+    case SENSE_KEY.abortedCommand:
+      return 'retry';
+    default:
+      return 'fail';
+  }
+}
+
+function errorOf(task: Task, status: number, sense: Sense | null): GodwitError {
+  if (sense?.key === SENSE_KEY.dataProtect) {
+    if (sense.asc !== SENSE.spaceAllocationFailed.asc) return readOnlyError();
+    return new GodwitError('BLOCK_NO_SPACE', 'The iSCSI target has no space left', {
+      nextAction: 'Make space on the host of the target.',
+    });
+  }
+  return commandError(task, 'The iSCSI target failed a command', {
+    status: nameOf(STATUS, status),
+    sense: sense === null ? null : describeSense(sense),
+    senseKey: sense?.key ?? null,
+  });
+}
+
+function commandError(
+  task: Task,
+  message: string,
+  values: Record<string, string | number | null>,
+): GodwitError {
+  return new GodwitError('ISCSI_COMMAND_FAILED', message, {
+    values: {
+      operation: nameOf(OPERATION, task.cdb[0]!),
+      lba: task.cdb.readUInt32BE(2) * 2 ** 32 + task.cdb.readUInt32BE(6),
+      lengthBytes: task.buffer.length,
+      ...values,
+    },
+    nextAction: 'Look at the log of the target for the cause; a medium error means that its disk is failing.',
+  });
+}
+
+function isIllegalRequest(error: unknown): boolean {
+  return isGodwitError(error, 'ISCSI_COMMAND_FAILED') && error.values.senseKey === SENSE_KEY.illegalRequest;
+}
+
+function unreachableError(options: InitiatorOptions): GodwitError {
+  return new GodwitError('ISCSI_CONNECTION_LOST', 'The iSCSI target was not reached in time', {
+    values: { targetIqn: options.targetIqn },
+    nextAction: 'Check the address, and that the target is up.',
+  });
+}
+
+function internalError(error: unknown): GodwitError {
+  return new GodwitError('ISCSI_INTERNAL', `iSCSI: ${messageOf(error)}`, {
+    nextAction: 'This is unexpected; report it with the log.',
+    cause: error,
+  });
+}

@@ -1,0 +1,416 @@
+import { createServer, type Server, type Socket } from 'node:net';
+import { assert } from '../base/assert.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { LOGIN_STATUS } from './constants.ts';
+import { TARGET_LIMITS, type TargetLimits } from './limits.ts';
+import type { Admission, Credential, LoginNames, LoginOutcome } from './login-target.ts';
+import { LoginThrottle } from './login-throttle.ts';
+import { LogicalUnit } from './scsi/logical-unit.ts';
+import { type ConnectionHost, type SessionWiring, TargetConnection } from './target-connection.ts';
+import { TargetSession } from './target-session.ts';
+import type { TextPair } from './text-keys.ts';
+
+/**
+ * Who may log in to an export: this initiator name, with this CHAP user and secret, while the export is at this generation. All four must
+ * fit. Without `chap` no secret is asked for: for loopback and tests.
+ */
+export type IscsiGrant = {
+  initiatorIqn: string;
+  chap: { user: string; secret: string } | null;
+  /** For initiators that ask us to prove ourselves. Must differ from `chap`. */
+  mutualChap?: { user: string; secret: string };
+  generation: number;
+};
+
+export type ExportOptions = {
+  targetIqn: string;
+  /** 0 to 255. */
+  lun?: number;
+  device: BlockDevice;
+  /** What initiators know the unit by, across restarts. Printable ASCII, at most 200 characters. */
+  serial: string;
+  generation: number;
+  /** Default true. */
+  readOnly?: boolean;
+  /** Logins work, and everything that touches the medium waits for `open`. Default false. */
+  standby?: boolean;
+};
+
+export type TargetStatistics = { connections: number; sessions: number; bytesServed: number };
+
+type SessionRecord = {
+  key: string;
+  session: TargetSession;
+  connection: TargetConnection;
+  initiatorIqn: string;
+  /** null: a discovery session. */
+  share: TargetExport | null;
+};
+
+const POOL_BYTES = 32 * 1024 * 1024;
+/** How long a login waits for the device calls of the session that it replaces. */
+const REINSTATEMENT_TIMEOUT_MS = 10_000;
+
+/** One volume under one iSCSI name. Made by `IscsiTarget.addExport`. */
+export class TargetExport {
+  readonly targetIqn: string;
+  readonly lun: number;
+  readonly generation: number;
+  readonly unit: LogicalUnit;
+  readonly #target: ExportHost;
+  readonly #grants = new Map<string, IscsiGrant>();
+
+  constructor(options: ExportOptions, target: ExportHost, transferBytesMax: number) {
+    this.targetIqn = options.targetIqn;
+    this.lun = options.lun ?? 0;
+    this.generation = options.generation;
+    this.#target = target;
+    this.unit = new LogicalUnit({
+      device: options.device,
+      readOnly: options.readOnly ?? true,
+      serial: options.serial,
+      targetIqn: options.targetIqn,
+      transferBytesMax,
+    });
+    this.unit.standby = options.standby ?? false;
+  }
+
+  get state(): 'standby' | 'open' {
+    return this.unit.standby ? 'standby' : 'open';
+  }
+
+  get sessions(): number {
+    return this.#target.sessionsOf(this).length;
+  }
+
+  /** Leaves standby: reads that were held are answered now. Idempotent. */
+  open(): void {
+    if (!this.unit.standby) return;
+    this.unit.standby = false;
+    for (const record of this.#target.sessionsOf(this)) record.session.open();
+  }
+
+  /**
+   * Lets an initiator in. Replaces a grant of the same initiator name; the sessions of one that differs are ended.
+   * Throws `ISCSI_BAD_GRANT`.
+   */
+  grant(grant: IscsiGrant): void {
+    if (grant.mutualChap !== undefined && grant.mutualChap.secret === grant.chap?.secret) {
+      throw new GodwitError('ISCSI_BAD_GRANT', 'The two directions of mutual CHAP must not share a secret', {
+        values: { initiatorIqn: grant.initiatorIqn },
+        nextAction: 'Make another secret for one of them.',
+      });
+    }
+    const previous = this.#grants.get(grant.initiatorIqn);
+    this.#grants.set(grant.initiatorIqn, structuredClone(grant));
+    if (previous !== undefined && !sameGrant(previous, grant))
+      this.#drop(grant.initiatorIqn, 'grant was replaced');
+  }
+
+  /** Ends the grant and its sessions. Idempotent. */
+  revoke(initiatorIqn: string): void {
+    this.#grants.delete(initiatorIqn);
+    this.#drop(initiatorIqn, 'grant was revoked');
+  }
+
+  /** The grant that lets this initiator in now, or null. */
+  grantOf(initiatorIqn: string): IscsiGrant | null {
+    const grant = this.#grants.get(initiatorIqn);
+    return grant !== undefined && grant.generation === this.generation ? grant : null;
+  }
+
+  #drop(initiatorIqn: string, reason: string): void {
+    for (const record of this.#target.sessionsOf(this)) {
+      if (record.initiatorIqn === initiatorIqn) record.session.drop(reason);
+    }
+  }
+}
+
+type ExportHost = { sessionsOf: (share: TargetExport) => SessionRecord[] };
+
+export type TargetOptions = {
+  host: string;
+  /** 0: the system picks one. */
+  port: number;
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  limits?: Partial<TargetLimits>;
+};
+
+/** An iSCSI target: a TCP server with exports. docs/iscsi.md says what it supports. */
+export class IscsiTarget {
+  readonly host: string;
+  readonly #server: Server;
+  readonly #clock: Clock;
+  readonly #random: Random;
+  readonly #logger: Logger;
+  readonly #limits: TargetLimits;
+  readonly #throttle: LoginThrottle;
+  readonly #pool = new BufferPool(POOL_BYTES);
+  readonly #exports = new Map<string, TargetExport>();
+  readonly #connections = new Set<TargetConnection>();
+  readonly #sessions = new Map<string, SessionRecord>();
+  #nextTsih = 1;
+  #bytesServedByGone = 0;
+  #closed = false;
+
+  private constructor(options: TargetOptions) {
+    this.host = options.host;
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.#logger = options.logger;
+    this.#limits = { ...TARGET_LIMITS, ...options.limits };
+    this.#throttle = new LoginThrottle({
+      clock: options.clock,
+      delayMs: this.#limits.loginDelayMs,
+      delayMsMax: this.#limits.loginDelayMsMax,
+      addressesMax: this.#limits.loginAddressesMax,
+    });
+    this.#server = createServer((socket) => this.#accept(socket));
+  }
+
+  /** Rejects with `ISCSI_LISTEN_FAILED`. */
+  static async listen(options: TargetOptions): Promise<IscsiTarget> {
+    const target = new IscsiTarget(options);
+    await new Promise<void>((resolve, reject) => {
+      target.#server.once('error', (error) =>
+        reject(
+          new GodwitError('ISCSI_LISTEN_FAILED', `Cannot listen for iSCSI: ${messageOf(error)}`, {
+            values: { host: options.host, port: options.port, systemCode: systemErrorCode(error) ?? null },
+            nextAction: 'Choose an address of this host and a port that is free.',
+            cause: error,
+          }),
+        ),
+      );
+      target.#server.listen(options.port, options.host, resolve);
+    });
+    target.#server.on('error', (error) =>
+      target.#logger.error({ error: messageOf(error) }, 'iSCSI: server error'),
+    );
+    return target;
+  }
+
+  get port(): number {
+    const address = this.#server.address();
+    assert(typeof address === 'object' && address !== null, 'target listens');
+    return address.port;
+  }
+
+  /** Throws `ISCSI_EXPORT_EXISTS`. */
+  addExport(options: ExportOptions): TargetExport {
+    if (this.#exports.has(options.targetIqn)) {
+      throw new GodwitError('ISCSI_EXPORT_EXISTS', 'There is an export of this name already', {
+        values: { targetIqn: options.targetIqn },
+        nextAction: 'Remove the other one first.',
+      });
+    }
+    const share = new TargetExport(
+      options,
+      { sessionsOf: (which) => this.#sessionsOf(which) },
+      this.#limits.transferBytesMax,
+    );
+    this.#exports.set(options.targetIqn, share);
+    return share;
+  }
+
+  /** Ends the sessions of an export and forgets it. Resolves when its device is not in use any more. Does not close the device. */
+  async removeExport(targetIqn: string): Promise<void> {
+    const share = this.#exports.get(targetIqn);
+    if (share === undefined) return;
+    this.#exports.delete(targetIqn);
+    const records = this.#sessionsOf(share);
+    for (const record of records) record.session.drop('export was removed');
+    await Promise.all(records.map((record) => record.session.close()));
+  }
+
+  statistics(): TargetStatistics {
+    let bytesServed = this.#bytesServedByGone;
+    for (const record of this.#sessions.values()) bytesServed += record.session.bytesServed;
+    return { connections: this.#connections.size, sessions: this.#sessions.size, bytesServed };
+  }
+
+  /** Stops listening and drops every connection. Resolves when no device is in use any more. Idempotent. */
+  async close(): Promise<void> {
+    if (!this.#closed) {
+      this.#closed = true;
+      await new Promise<void>((resolve) => {
+        this.#server.close(() => resolve());
+        void Promise.all([...this.#connections].map((connection) => connection.gone()));
+      });
+    }
+    await Promise.all([...this.#connections].map((connection) => connection.gone()));
+  }
+
+  #sessionsOf(share: TargetExport): SessionRecord[] {
+    return [...this.#sessions.values()].filter((record) => record.share === share);
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#closed || this.#connections.size >= this.#limits.connectionsMax) {
+      this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'iSCSI: too many connections');
+      socket.destroy();
+      return;
+    }
+    const host: ConnectionHost = {
+      admit: (names) => this.#admit(names),
+      begin: (outcome, wiring) => this.#begin(outcome, wiring),
+      loginDelayMs: (address) => this.#throttle.delayMs(address),
+      loginFailed: (address) => this.#throttle.failed(address),
+      loginSucceeded: (address) => this.#throttle.succeeded(address),
+      onClose: (connection) => this.#forget(connection),
+    };
+    this.#connections.add(
+      new TargetConnection({
+        socket,
+        host,
+        limits: this.#limits,
+        pool: this.#pool,
+        clock: this.#clock,
+        random: this.#random,
+        logger: this.#logger,
+      }),
+    );
+  }
+
+  #forget(connection: TargetConnection): void {
+    this.#connections.delete(connection);
+    for (const [key, record] of this.#sessions) {
+      if (record.connection !== connection) continue;
+      this.#bytesServedByGone += record.session.bytesServed;
+      this.#sessions.delete(key);
+    }
+  }
+
+  #admit(names: LoginNames): Admission {
+    if (names.sessionType === 'Discovery') {
+      const credentials: Credential[] = [];
+      for (const share of this.#exports.values()) {
+        const grant = share.grantOf(names.initiatorName);
+        if (grant !== null) credentials.push(credentialOf(grant));
+      }
+      if (credentials.length === 0) {
+        return { refuse: LOGIN_STATUS.authorizationFailure, reason: 'no grant for this initiator' };
+      }
+      return { credentials };
+    }
+    const share = this.#exports.get(names.targetName ?? '');
+    if (share === undefined) return { refuse: LOGIN_STATUS.notFound, reason: 'no such export' };
+    const grant = share.grantOf(names.initiatorName);
+    if (grant === null) {
+      return {
+        refuse: LOGIN_STATUS.authorizationFailure,
+        reason: 'no grant for this initiator and generation',
+      };
+    }
+    return { credentials: [credentialOf(grant)] };
+  }
+
+  async #begin(
+    outcome: LoginOutcome,
+    wiring: SessionWiring,
+  ): Promise<{ session: TargetSession; tsih: number } | { refuse: number }> {
+    const { names } = outcome;
+    if (outcome.tsih !== 0) {
+      // One connection a session: there is none to join.
+      const known = [...this.#sessions.values()].some(
+        (record) => record.initiatorIqn === names.initiatorName,
+      );
+      return { refuse: known ? LOGIN_STATUS.tooManyConnections : LOGIN_STATUS.sessionDoesNotExist };
+    }
+    const key = `${names.initiatorName}\n${outcome.isid.toString('hex')}\n${names.targetName ?? ''}`;
+    const previous = this.#sessions.get(key);
+    if (previous !== undefined && !(await this.#replace(previous))) {
+      return { refuse: LOGIN_STATUS.serviceUnavailable };
+    }
+    // While that was awaited the grant may have gone, or another login may have been quicker.
+    const admission = this.#admit(names);
+    if ('refuse' in admission) return { refuse: admission.refuse };
+    if (this.#sessions.has(key) || this.#closed) return { refuse: LOGIN_STATUS.serviceUnavailable };
+    const share = names.sessionType === 'Normal' ? this.#exports.get(names.targetName!)! : null;
+    const session = new TargetSession({
+      writer: wiring.writer,
+      pool: this.#pool,
+      parameters: outcome.parameters,
+      unit: share === null ? null : { lun: share.lun, unit: share.unit },
+      sendTargets: (which) => this.#sendTargets(which, names),
+      resetOthers: () => this.#resetOthers(share, key),
+      expCmdSn: wiring.expCmdSn,
+      statSn: wiring.statSn,
+      cid: outcome.cid,
+      limits: this.#limits,
+      clock: this.#clock,
+      logger: wiring.logger,
+      onEnd: wiring.onEnd,
+    });
+    this.#sessions.set(key, {
+      key,
+      session,
+      connection: wiring.connection,
+      initiatorIqn: names.initiatorName,
+      share,
+    });
+    const tsih = this.#nextTsih;
+    this.#nextTsih = tsih === 0xffff ? 1 : tsih + 1;
+    return { session, tsih };
+  }
+
+  /** Session reinstatement (RFC 7143 section 6.3.5). False: the old session's device calls do not end. */
+  async #replace(previous: SessionRecord): Promise<boolean> {
+    this.#logger.info({ initiator: previous.initiatorIqn }, 'iSCSI: session is replaced');
+    let cancel = (): void => {};
+    const timeout = new Promise<false>((resolve) => {
+      cancel = this.#clock.timer(REINSTATEMENT_TIMEOUT_MS, () => resolve(false));
+    });
+    const gone = previous.connection.gone().then(() => true);
+    const done = await Promise.race([gone, timeout]);
+    cancel();
+    return done;
+  }
+
+  async #resetOthers(share: TargetExport | null, key: string): Promise<void> {
+    if (share === null) return;
+    const others = this.#sessionsOf(share).filter((record) => record.key !== key);
+    await Promise.all(others.map((record) => record.session.resetByOther()));
+  }
+
+  /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. */
+  #sendTargets(which: string, names: LoginNames): TextPair[] {
+    const answers: TextPair[] = [];
+    const normal = names.sessionType === 'Normal';
+    for (const share of this.#exports.values()) {
+      if (share.grantOf(names.initiatorName) === null) continue;
+      if (normal && share.targetIqn !== names.targetName) continue;
+      const asked = which === share.targetIqn || (which === 'All' && !normal) || (which === '' && normal);
+      if (!asked) continue;
+      answers.push(
+        ['TargetName', share.targetIqn],
+        ['TargetAddress', `${bracketed(this.host)}:${this.port},1`],
+      );
+    }
+    return answers;
+  }
+}
+
+function bracketed(host: string): string {
+  return host.includes(':') ? `[${host}]` : host;
+}
+
+function credentialOf(grant: IscsiGrant): Credential {
+  return { chap: grant.chap, mutual: grant.mutualChap ?? null };
+}
+
+function sameGrant(a: IscsiGrant, b: IscsiGrant): boolean {
+  return (
+    a.generation === b.generation &&
+    a.chap?.user === b.chap?.user &&
+    a.chap?.secret === b.chap?.secret &&
+    a.mutualChap?.user === b.mutualChap?.user &&
+    a.mutualChap?.secret === b.mutualChap?.secret
+  );
+}
