@@ -277,8 +277,9 @@ export class DrainController {
     const row = this.#row();
     if (row?.desired !== 1) return;
     const { clock, logger } = this.#options;
-    const machines = await this.#options.machines();
+    // Runs first: a move that ends in between still counts as busy here, instead of its machine as one that nobody moves.
     const runs = this.#options.runs(row.since_ms);
+    const machines = await this.#options.machines();
     for (const machine of machines) this.#seen.set(machine.machineId, machine);
     this.#learnFromRuns(runs);
     for (const machine of nextMoves(machines, runs, this.#obstacles, this.#options.limits, clock.wallMs())) {

@@ -36,6 +36,8 @@ export type MigrateInOptions = {
   target: TargetSide;
   inbox: MoveInbox;
   clock: Clock;
+  /** How often a target that waits for the handoff asks whether its source still means it. Default 2 s. */
+  sourceProbeMs?: number;
 };
 
 /** Name of the kind in the journal. */
@@ -48,13 +50,13 @@ export function targetRunId(moveId: string): string {
 }
 
 const HANDOFF_WAIT_MS = 3_600_000;
-/** How often a waiting target asks whether its source still means it. */
 const SOURCE_PROBE_MS = 2_000;
 const HEALTH_PATIENCE_MS = 600_000;
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
   const { target, inbox, clock } = options;
+  const sourceProbeMs = options.sourceProbeMs ?? SOURCE_PROBE_MS;
   type Context = StepContext<MigrateInInput>;
   const out = (context: Context) => context.output as MigrateInOutput;
 
@@ -101,7 +103,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           const moveId = context.input.runId;
           const untilMs = clock.wallMs() + HANDOFF_WAIT_MS;
           for (;;) {
-            await inbox.wait(moveId, SOURCE_PROBE_MS, context.signal);
+            await inbox.wait(moveId, sourceProbeMs, context.signal);
             const decided = inbox.verdict(moveId);
             if (decided?.verdict === 'handed-over')
               return context.put({ handedOverAtMs: decided.decidedAtMs });
@@ -182,13 +184,13 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
             }
             if (hydration.state === 'source-lost') {
               context.waiting(
-                `${context.input.sourceWorker} does not answer; ${mebibytes(hydration.exposedBytes)} MiB are only there`,
+                `${context.input.sourceWorker} does not answer, and some blocks are only there`,
                 `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on.`,
               );
             } else {
               context.waiting(
-                `fetching from ${context.input.sourceWorker}: ${mebibytes(hydration.exposedBytes)} MiB to go`,
-                'Nothing to do.',
+                `fetching the blocks that are still only at ${context.input.sourceWorker}`,
+                'Nothing to do; keep that worker up until then.',
               );
             }
             await clock.sleep(pauseMs, context.signal);
@@ -282,8 +284,4 @@ function abandoned(input: PrepareRequest, why: string): GodwitError {
       nextAction: `Nothing to do here; the machine is ${input.sourceWorker}'s.`,
     },
   );
-}
-
-function mebibytes(bytes: number): number {
-  return Math.ceil(bytes / 2 ** 20);
 }

@@ -377,8 +377,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             const status = await watch(peer, context, 'fetches the rest');
             if (reached(status, 'released')) return context.put({ last: status });
             context.waiting(
-              servingReason(peer.name, status),
-              status.nextAction ?? 'Nothing to do; keep this worker up until then.',
+              `${peer.name} fetches the blocks that are still only here`,
+              'Nothing to do; keep this worker up until then.',
             );
             await clock.sleep(pauseMs, context.signal);
             pauseMs = Math.min(pauseMs * 2, 500);
@@ -476,13 +476,6 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     options.onProgress?.(context.runId, status);
     return status;
   }
-}
-
-function servingReason(target: string, status: TargetStatus): string {
-  if (!status.hydration) return `${target} has the machine`;
-  const { totalBytes, presentBytes, exposedBytes } = status.hydration;
-  const percent = totalBytes === 0 ? 100 : Math.floor((presentBytes / totalBytes) * 100);
-  return `${target} has ${percent} % of the blocks; ${Math.ceil(exposedBytes / 2 ** 20)} MiB are still only here`;
 }
 
 function forgotten(target: string, status: TargetStatus): GodwitError {

@@ -4,11 +4,10 @@ import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MoveInbox } from './inbox.ts';
 import { MIGRATE_IN, phaseOf, refusal, targetRunId, targetStatus } from './migrate-in.ts';
-import type { PrepareRequest, TargetStatus } from './peer.ts';
 import { reached } from './migrate-out.ts';
+import type { PrepareRequest, TargetStatus } from './peer.ts';
 import type { TargetSide } from './target-side.ts';
 
-/** How long an answer to `handoff` is held back for the volume to open, so that the source need not ask again. */
 const HANDOFF_HOLD_MS = 10_000;
 
 /** The target's end of the calls in peer.ts. */
@@ -19,13 +18,23 @@ export class MoveReceiver {
   readonly #clock: Clock;
   /** This worker's name, for the words of a refusal. */
   readonly #worker: string;
+  readonly #handoffHoldMs: number;
 
-  constructor(options: { journal: Journal; inbox: MoveInbox; target: TargetSide; clock: Clock; worker: string }) {
+  constructor(options: {
+    journal: Journal;
+    inbox: MoveInbox;
+    target: TargetSide;
+    clock: Clock;
+    worker: string;
+    /** How long an answer to `handoff` is held back for the volume to open, so that the source need not ask again. Default 10 s. */
+    handoffHoldMs?: number;
+  }) {
     this.#journal = options.journal;
     this.#inbox = options.inbox;
     this.#target = options.target;
     this.#clock = options.clock;
     this.#worker = options.worker;
+    this.#handoffHoldMs = options.handoffHoldMs ?? HANDOFF_HOLD_MS;
   }
 
   async prepare(request: PrepareRequest): Promise<TargetStatus> {
@@ -38,7 +47,8 @@ export class MoveReceiver {
       try {
         this.#journal.start(MIGRATE_IN, request, { runId: targetRunId(request.runId) });
       } catch (error) {
-        if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY')) throw refusal(request, this.#worker, error.message);
+        if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY'))
+          throw refusal(request, this.#worker, error.message);
         throw error;
       }
     }
@@ -79,7 +89,7 @@ export class MoveReceiver {
 
   /** Answers as soon as `enough`, or with what there is after a while. */
   async #until(moveId: string, enough: (status: TargetStatus) => boolean): Promise<TargetStatus> {
-    const untilMs = this.#clock.monotonicMs() + HANDOFF_HOLD_MS;
+    const untilMs = this.#clock.monotonicMs() + this.#handoffHoldMs;
     for (;;) {
       const status = await this.status(moveId);
       const leftMs = untilMs - this.#clock.monotonicMs();
@@ -103,7 +113,8 @@ export class MoveReceiver {
   }
 
   async #live(run: RunView): Promise<TargetStatus['hydration']> {
-    if (run.step !== 'hydrate' && run.step !== 'healthy' && run.step !== 'settle' && run.step !== 'finish') return null;
+    if (run.step !== 'hydrate' && run.step !== 'healthy' && run.step !== 'settle' && run.step !== 'finish')
+      return null;
     return this.#target.hydration(run.input as PrepareRequest).catch(() => null);
   }
 

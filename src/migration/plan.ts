@@ -66,7 +66,14 @@ export async function planDrain(
     if (!choice?.chosen) {
       complete = false;
       const reason = subject.obstacle ?? describeRefusals(choice?.reasons ?? []);
-      steps.push({ ...step, target: null, reason, predictedInterruptionMs: null, bytes: 0, predictedHydrationMs: null });
+      steps.push({
+        ...step,
+        target: null,
+        reason,
+        predictedInterruptionMs: null,
+        bytes: 0,
+        predictedHydrationMs: null,
+      });
       continue;
     }
     const target = choice.chosen.worker;

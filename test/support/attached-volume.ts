@@ -63,7 +63,7 @@ export async function attachPlainVolume(options: {
         if (loop !== null) await detachLoop(loop, { clock: systemClock });
       },
       () => supervisor.stop(),
-      () => unmountFuse(mount, silentLogger),
+      () => unmountFuse(mount, { clock: systemClock, logger: silentLogger }),
     ];
     const errors: unknown[] = [];
     for (const step of steps) await step().catch((error: unknown) => errors.push(error));
@@ -81,12 +81,14 @@ export async function attachPlainVolume(options: {
 
 /**
  * The same on a new sparse file in a folder of its own, which all goes when the test ends, whatever its outcome. `mountPoint` may be mounted
- * on by the test; it is unmounted first.
+ * on by the test; it is unmounted first, after the steps of `beforeDetach` (node:test runs its own hooks in the order of their registration).
  */
 export async function attachedVolume(
   t: TestContext,
   options: { lengthBytes: number; access?: Access; sectorBytes?: 512 | 4096 },
-): Promise<AttachedVolume & { dir: string; filePath: string; mountPoint: string }> {
+): Promise<
+  AttachedVolume & { dir: string; filePath: string; mountPoint: string; beforeDetach(step: () => void): void }
+> {
   const dir = mkdtempSync(join(tmpdir(), 'gw-attach-'));
   const filePath = join(dir, 'data.raw');
   const mountPoint = join(dir, 'mnt');
@@ -94,11 +96,13 @@ export async function attachedVolume(
   writeFileSync(filePath, '');
   truncateSync(filePath, options.lengthBytes);
   let volume: AttachedVolume | null = null;
+  const steps: (() => void)[] = [];
   t.after(async () => {
+    for (const step of steps) step();
     await runTool('umount', [mountPoint], { timeoutMs: 10_000 });
     await volume?.detach();
     rmSync(dir, { recursive: true, force: true });
   });
   volume = await attachPlainVolume({ ...options, dir, filePath });
-  return { ...volume, dir, filePath, mountPoint };
+  return { ...volume, dir, filePath, mountPoint, beforeDetach: (step) => steps.push(step) };
 }

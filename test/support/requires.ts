@@ -3,7 +3,12 @@ import { delimiter, join } from 'node:path';
 
 /** Where a program is on PATH (with the sbin folders that a plain shell leaves out), or null. */
 export function findProgram(name: string): string | null {
-  const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/sbin', '/usr/lib/postgresql/15/bin'];
+  const folders = [
+    ...(process.env.PATH ?? '').split(delimiter),
+    '/usr/sbin',
+    '/sbin',
+    '/usr/lib/postgresql/15/bin',
+  ];
   for (const folder of folders) {
     const path = join(folder, name);
     try {
@@ -28,5 +33,7 @@ export function requires(...needs: string[]): string | false {
     if (need.includes('/')) return !existsSync(need);
     return findProgram(need) === null;
   });
-  return missing.length === 0 ? false : `missing: ${missing.join(', ')} (scripts/setup installs what tests need)`;
+  return missing.length === 0
+    ? false
+    : `missing: ${missing.join(', ')} (scripts/setup installs what tests need)`;
 }

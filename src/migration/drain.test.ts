@@ -1,0 +1,199 @@
+import assert from 'node:assert/strict';
+import { DatabaseSync } from 'node:sqlite';
+import { test } from 'node:test';
+import { systemClock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import type { RunView } from '../journal/run.ts';
+import {
+  DRAIN_LIMITS,
+  DrainController,
+  type LocalMachine,
+  machineView,
+  nextMoves,
+  retryDelayMs,
+} from './drain.ts';
+import type { MigrateOutOutput } from './migrate-out.ts';
+
+function machine(name: string, usedBytes = 1): LocalMachine {
+  return { machineId: name, name, volumeBytes: 1000, usedBytes };
+}
+
+function run(machineId: string, more: Partial<RunView> = {}, doneSteps: string[] = []): RunView {
+  return {
+    id: `run-${machineId}`,
+    kind: 'migrate-out',
+    resource: `machine:${machineId}`,
+    state: 'running',
+    input: { machineId, targetWorker: null, requestedBy: 'drain' },
+    output: {},
+    step: 'stop',
+    steps: doneSteps.map((name) => ({ name, state: 'done', attempts: 1, startedAtMs: 1, endedAtMs: 2 })),
+    pastPointOfNoReturn: false,
+    cancelRequested: false,
+    reason: null,
+    error: null,
+    createdAtMs: Date.now(),
+    endedAtMs: null,
+    ...more,
+  };
+}
+
+const names = (machines: LocalMachine[]) => machines.map(({ name }) => name);
+
+test('the smallest machine goes first, one at a time is between stop and healthy', () => {
+  const machines = [machine('big', 100), machine('small', 1), machine('middle', 10)];
+  assert.deepEqual(names(nextMoves(machines, [], new Map(), DRAIN_LIMITS, 0)), ['small']);
+  assert.deepEqual(nextMoves(machines, [run('small')], new Map(), DRAIN_LIMITS, 0), []);
+  assert.deepEqual(names(nextMoves(machines, [run('small', {}, ['settle'])], new Map(), DRAIN_LIMITS, 0)), [
+    'middle',
+  ]);
+});
+
+test('not more than so many volumes arrive at once', () => {
+  const serving = Array.from({ length: 8 }, (_, index) => run(`s${index}`, {}, ['settle']));
+  assert.deepEqual(nextMoves([machine('m')], serving, new Map(), DRAIN_LIMITS, 0), []);
+  assert.deepEqual(names(nextMoves([machine('m')], serving.slice(1), new Map(), DRAIN_LIMITS, 0)), ['m']);
+});
+
+test('a machine with an obstacle is passed over until its time comes; the others go', () => {
+  const error = new GodwitError('MIGRATION_NO_CAPACITY', 'full', { nextAction: 'make room' }).toWire();
+  const obstacles = new Map([['stuck', { error, sinceMs: 0, attempts: 1, retryAtMs: 500 }]]);
+  const machines = [machine('stuck', 1), machine('free', 2)];
+  assert.deepEqual(names(nextMoves(machines, [], obstacles, DRAIN_LIMITS, 100)), ['free']);
+  assert.deepEqual(names(nextMoves(machines, [], obstacles, DRAIN_LIMITS, 500)), ['stuck']);
+});
+
+test('retries get rarer, up to a minute', () => {
+  assert.deepEqual([1, 2, 3, 10].map(retryDelayMs), [2_000, 4_000, 8_000, 60_000]);
+});
+
+test('the view of a machine tells its state by the steps of its run', () => {
+  const state = (view: RunView | null) => machineView(machine('m'), view, null, null).state;
+  assert.equal(state(null), 'queued');
+  assert.equal(state(run('m')), 'moving');
+  assert.equal(state(run('m', {}, ['settle'])), 'hydrating');
+  assert.equal(state(run('m', { state: 'done', endedAtMs: 1 })), 'moved');
+  assert.equal(state(run('m', { state: 'failed', endedAtMs: 1 })), 'failed');
+});
+
+/** A worker with machines and moves that end when the test says so. */
+function controller(t: { after(fn: () => void): void }, machineNames: string[]) {
+  const database = new DatabaseSync(':memory:');
+  const machines = new Map(machineNames.map((name) => [name, machine(name)]));
+  const runs: RunView[] = [];
+  const refused = new Set<string>();
+  const make = () =>
+    new DrainController({
+      worker: 'w1',
+      database,
+      clock: systemClock,
+      logger: silentLogger,
+      limits: DRAIN_LIMITS,
+      machines: async () => [...machines.values()],
+      runs: () => runs.map((view) => ({ ...view })),
+      live: () => null,
+      precheck: async (machineId) => {
+        if (!refused.has(machineId)) return;
+        throw new GodwitError('MIGRATION_NO_CAPACITY', `no worker takes ${machineId}`, {
+          nextAction: 'make room',
+        });
+      },
+      start: (machineId) => {
+        const started = run(machineId);
+        runs.push(started);
+        return started;
+      },
+    });
+  const drain = make();
+  t.after(() => drain.close());
+  return { drain, make, machines, runs, refused };
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  for (let waitedMs = 0; !condition(); waitedMs += 5) {
+    assert.ok(waitedMs < 10_000, 'waited too long');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+function finish(machines: Map<string, LocalMachine>, view: RunView, output: MigrateOutOutput = {}): void {
+  Object.assign(view, { state: 'done', endedAtMs: Date.now(), output });
+  machines.delete((view.input as { machineId: string }).machineId);
+}
+
+test('a drain moves all machines, ends as drained, and asking twice adds nothing', async (t) => {
+  const { drain, machines, runs } = controller(t, ['a', 'b']);
+  drain.request(null);
+  drain.request(null);
+  await until(() => runs.length === 1);
+  drain.request(null);
+  finish(machines, runs[0]!);
+  drain.wake();
+  await until(() => runs.length === 2);
+  assert.equal((await drain.status()).state, 'draining');
+  finish(machines, runs[1]!);
+  drain.wake();
+  await until(() => machines.size === 0);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const status = await drain.status();
+  assert.equal(status.state, 'drained');
+  assert.notEqual(status.endedAtMs, null);
+  assert.deepEqual(
+    status.machines.map(({ state }) => state),
+    ['moved', 'moved'],
+  );
+  assert.equal(runs.length, 2);
+});
+
+test('a machine that nobody takes waits with the reason while the others go', async (t) => {
+  const { drain, machines, runs, refused } = controller(t, ['stuck', 'free']);
+  refused.add('stuck');
+  drain.request(null);
+  await until(() => runs.length === 1);
+  finish(machines, runs[0]!);
+  drain.wake();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const status = await drain.status();
+  assert.equal(status.state, 'waiting');
+  const stuck = status.machines.find(({ name }) => name === 'stuck');
+  assert.equal(stuck?.state, 'waiting');
+  assert.equal(stuck?.reason, 'no worker takes stuck');
+  assert.equal(stuck?.nextAction, 'make room');
+});
+
+test('a drain survives its process; undrain stops before the next machine', async (t) => {
+  const { drain, make, machines, runs } = controller(t, ['a', 'b', 'c']);
+  drain.request(null);
+  await until(() => runs.length === 1);
+  drain.close();
+  const next = make();
+  t.after(() => next.close());
+  assert.equal(next.desired, true);
+  finish(machines, runs[0]!);
+  next.wake();
+  await until(() => runs.length === 2);
+  next.withdraw();
+  finish(machines, runs[1]!);
+  next.wake();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(runs.length, 2);
+  assert.equal((await next.status()).desired, false);
+  assert.equal(machines.size, 1);
+});
+
+test('a move that was undone is an obstacle with its error, not tried again at once', async (t) => {
+  const { drain, runs } = controller(t, ['a']);
+  drain.request(null);
+  await until(() => runs.length === 1);
+  const error = new GodwitError('MIGRATION_TARGET_LOST', 'w2 does not answer', {
+    nextAction: 'look at w2',
+  }).toWire();
+  Object.assign(runs[0]!, { state: 'undone', endedAtMs: Date.now(), error });
+  drain.wake();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(runs.length, 1);
+  const [view] = (await drain.status()).machines;
+  assert.equal(view?.state, 'waiting');
+  assert.equal(view?.reason, 'w2 does not answer');
+});

@@ -1,0 +1,352 @@
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { type TestContext, test } from 'node:test';
+import { MoveWorld } from '../../test/support/move-world.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { systemClock } from '../base/clock.ts';
+import { silentLogger } from '../base/logger.ts';
+import { seededRandom } from '../base/random.ts';
+import { Crash, type CrashPoints, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
+import { Journal } from '../journal/journal.ts';
+import type { RunDefinition, RunView } from '../journal/run.ts';
+import { MoveInbox } from './inbox.ts';
+import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
+import { MIGRATE_OUT, migrateOut } from './migrate-out.ts';
+import { MoveReceiver } from './move-receiver.ts';
+import type { SourceSide } from './source-side.ts';
+
+/** Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that outlives its "process". */
+class Pair {
+  readonly world = new MoveWorld();
+  readonly #dir: string;
+  readonly #inboxDatabase: DatabaseSync;
+  source!: Journal;
+  target!: Journal;
+  #receiver!: MoveReceiver;
+  /** Calls to the target whose answer gets lost, once each. */
+  readonly loseAnswersOf = new Set<string>();
+
+  constructor(t: TestContext, crashPoints: { source?: CrashPoints; target?: CrashPoints } = {}) {
+    this.#dir = scratchDir(t);
+    this.#inboxDatabase = new DatabaseSync(join(this.#dir, 'inbox.sqlite'));
+    this.openTarget(crashPoints.target ?? noCrashPoints);
+    this.openSource(crashPoints.source ?? noCrashPoints);
+    this.world.sourceRunState = () => this.#run(this.source);
+    t.after(async () => {
+      await this.source.close({ graceMs: 100 });
+      await this.target.close({ graceMs: 100 });
+      this.#inboxDatabase.close();
+    });
+  }
+
+  openSource(crashPoints: CrashPoints = noCrashPoints, source: SourceSide = this.world.sourceSide): void {
+    const peer = this.world.peer(
+      () => this.#receiver,
+      (call) => this.loseAnswersOf.delete(call),
+    );
+    const definition = migrateOut({
+      source,
+      peers: () => [peer],
+      clock: systemClock,
+      worker: { name: 'w1', url: 'model:' },
+      retentionMs: 1000,
+      handoffPatienceMs: 50,
+    });
+    this.source = this.#open('source', quick(definition), crashPoints);
+  }
+
+  openTarget(crashPoints: CrashPoints = noCrashPoints): void {
+    const inbox = new MoveInbox(this.#inboxDatabase);
+    const definition = migrateIn({
+      target: this.world.targetSide,
+      inbox,
+      clock: systemClock,
+      sourceProbeMs: 20,
+    });
+    this.target = this.#open('target', quick(definition), crashPoints);
+    this.#receiver = new MoveReceiver({
+      journal: this.target,
+      inbox,
+      target: this.world.targetSide,
+      clock: systemClock,
+      worker: 'w2',
+      handoffHoldMs: 100,
+    });
+  }
+
+  get receiver(): MoveReceiver {
+    return this.#receiver;
+  }
+
+  start(): RunView {
+    return this.source.start(
+      MIGRATE_OUT,
+      { machineId: 'm_1', targetWorker: null, requestedBy: 'test' },
+      { runId: 'run1' },
+    );
+  }
+
+  async sourceEnd(): Promise<RunView> {
+    return this.source.wait('run1', { timeoutMs: 20_000 });
+  }
+
+  async targetEnd(): Promise<RunView> {
+    return this.target.wait(targetRunId('run1'), { timeoutMs: 20_000 });
+  }
+
+  /** Waits until the journal has died of a Crash, then opens it again and lets it go on. */
+  async reopen(side: 'source' | 'target', died: Promise<void>): Promise<void> {
+    await died;
+    await this[side].close({ graceMs: 100 }).catch(() => {});
+    if (side === 'source') this.openSource();
+    else this.openTarget();
+  }
+
+  #open(name: string, definition: RunDefinition<never>, crashPoints: CrashPoints): Journal {
+    const journal = new Journal({
+      database: join(this.#dir, `${name}.sqlite`),
+      clock: systemClock,
+      random: seededRandom(1),
+      logger: silentLogger,
+      definitions: [definition],
+      crashPoints,
+    });
+    journal.resume();
+    return journal;
+  }
+
+  #run(journal: Journal): { state: string } | null {
+    try {
+      return journal.get('run1');
+    } catch {
+      return null;
+    }
+  }
+}
+
+/** The same run with retries that do not make a test wait. */
+function quick<Input>(definition: RunDefinition<Input>): RunDefinition<never> {
+  return {
+    ...definition,
+    steps: definition.steps.map((step) => ({ ...step, retry: { initialMs: 1, maxMs: 20 } })),
+  } as RunDefinition<never>;
+}
+
+/** Dies at the named point, once. */
+function crashAt(name: string): { points: CrashPoints; died: Promise<void>; reached: () => boolean } {
+  let resolveDied!: () => void;
+  const died = new Promise<void>((resolve) => {
+    resolveDied = resolve;
+  });
+  let done = false;
+  return {
+    died,
+    reached: () => done,
+    points: {
+      reached(point) {
+        if (done || point !== name) return;
+        done = true;
+        resolveDied();
+        throw new Crash(name);
+      },
+    },
+  };
+}
+
+test('a move: the machine ends on the target, at the next generation, and the source keeps a sealed copy', async (t) => {
+  const pair = new Pair(t);
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  assert.equal((await pair.targetEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
+const definitions = (() => {
+  const world = new MoveWorld();
+  const database = new DatabaseSync(':memory:');
+  return {
+    source: migrateOut({
+      source: world.sourceSide,
+      peers: () => [],
+      clock: systemClock,
+      worker: { name: 'w1', url: 'model:' },
+      retentionMs: 0,
+    }) as RunDefinition<never>,
+    target: migrateIn({
+      target: world.targetSide,
+      inbox: new MoveInbox(database),
+      clock: systemClock,
+    }) as RunDefinition<never>,
+  };
+})();
+
+for (const side of ['source', 'target'] as const) {
+  test(`the ${side} dies before and after each append to its journal: the move ends, with one writer at all times`, async (t) => {
+    for (const point of crashPointNames(definitions[side], 'forward')) {
+      // Before its run exists there is nothing to resume: whoever asked sees the request fail and asks again.
+      if (point.startsWith(`${definitions[side].kind}:run:before-started`)) continue;
+      await t.test(point, async (t) => {
+        const crash = crashAt(point);
+        const pair = new Pair(t, { [side]: crash.points });
+        try {
+          pair.start();
+        } catch (error) {
+          assert.ok(error instanceof Crash);
+        }
+        await pair.reopen(side, crash.died);
+        assert.equal(crash.reached(), true);
+        assert.equal((await pair.sourceEnd()).state, 'done');
+        assert.equal((await pair.targetEnd()).state, 'done');
+        pair.world.assertMoved();
+      });
+    }
+  });
+}
+
+test('each step of the source fails for good: the machine runs again where it was', async (t) => {
+  const steps: (keyof SourceSide)[] = ['openExport', 'stop', 'seal', 'releaseExport'];
+  for (const step of steps) {
+    await t.test(step, async (t) => {
+      const pair = new Pair(t);
+      await pair.source.close();
+      const { Unrecoverable } = await import('../journal/outcome.ts');
+      const failing: SourceSide = {
+        ...pair.world.sourceSide,
+        [step]: async () => {
+          throw new Unrecoverable(new Error(`${step} is broken`), 'system');
+        },
+      };
+      pair.openSource(noCrashPoints, failing);
+      pair.start();
+      assert.equal((await pair.sourceEnd()).state, 'failed');
+      pair.world.assertUndone();
+      if (step !== 'openExport') {
+        assert.equal((await pair.targetEnd()).state, 'undone');
+        pair.world.assertTargetClean();
+      }
+    });
+  }
+});
+
+test('an undo that is cut off at each append is carried to its end', async (t) => {
+  for (const point of crashPointNames(definitions.source, 'backward')) {
+    await t.test(point, async (t) => {
+      const crash = crashAt(point);
+      const pair = new Pair(t, { source: crash.points });
+      // The target vanishes when it would be told: nothing was sent, so the source must unwind.
+      const seal = pair.world.sourceSide.seal;
+      pair.world.sourceSide.seal = async (...args) => {
+        await seal(...args);
+        pair.world.connected = false;
+      };
+      pair.start();
+      await pair.reopen('source', crash.died);
+      const end = await pair.sourceEnd();
+      assert.equal(end.state, 'undone');
+      assert.equal(end.error?.code, 'MIGRATION_TARGET_LOST');
+      pair.world.assertUndone();
+      assert.equal(pair.world.source.volume.generation, 3);
+      pair.world.connected = true;
+      assert.equal((await pair.targetEnd()).state, 'undone');
+      pair.world.assertTargetClean();
+    });
+  }
+});
+
+test('any one answer of the target gets lost: the move ends all the same', async (t) => {
+  for (const call of ['prepare', 'status', 'handoff']) {
+    await t.test(call, async (t) => {
+      const pair = new Pair(t);
+      pair.loseAnswersOf.add(call);
+      pair.start();
+      assert.equal((await pair.sourceEnd()).state, 'done');
+      pair.world.assertMoved();
+    });
+  }
+});
+
+test('the target dies when the handoff may have reached it: the source waits with a reason and never starts the machine', async (t) => {
+  const pair = new Pair(t);
+  const activate = pair.world.targetSide.activate;
+  let blocked = true;
+  pair.world.targetSide.activate = async (request) => {
+    if (blocked) throw new Error('the disk is slow');
+    await activate(request);
+  };
+  pair.loseAnswersOf.add('handoff');
+  pair.start();
+  await pair.source.wait('run1', { timeoutMs: 20_000, until: (run) => run.output.handoffSent === true });
+  pair.world.connected = false;
+  await pair.source.wait('run1', {
+    timeoutMs: 20_000,
+    until: (run) => run.reason !== null && /does not answer/.test(run.reason.message),
+  });
+  assert.throws(() => pair.source.cancel('run1', 'impatient'), /may have gone over/);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  assert.equal(pair.world.source.running, false);
+  assert.equal(pair.world.source.volume.state, 'sealed');
+  const waiting = pair.source.get('run1');
+  assert.match(waiting.reason?.nextAction ?? '', /godwit runs force run1 undo/);
+  blocked = false;
+  pair.world.connected = true;
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
+test('nobody takes the machine: it stays untouched, with the reason', async (t) => {
+  const pair = new Pair(t);
+  pair.world.accepts = false;
+  pair.start();
+  const end = await pair.sourceEnd();
+  assert.equal(end.state, 'undone');
+  assert.equal(end.error?.code, 'MIGRATION_NO_CAPACITY');
+  assert.match(end.error?.message ?? '', /w2 memory: full/);
+  pair.world.assertUndone();
+  assert.ok(!pair.world.calls.includes('stop'));
+});
+
+test('a cancel before the handoff brings everything back', async (t) => {
+  const pair = new Pair(t);
+  const stop = pair.world.sourceSide.stop;
+  pair.world.sourceSide.stop = async (machineId) => {
+    await stop(machineId);
+    pair.source.cancel('run1', 'changed my mind');
+  };
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'undone');
+  pair.world.assertUndone();
+  assert.equal((await pair.targetEnd()).state, 'undone');
+  pair.world.assertTargetClean();
+});
+
+test('what was forgotten stays forgotten: a late prepare and a late handoff are refused', async (t) => {
+  const pair = new Pair(t);
+  assert.equal((await pair.receiver.cancel('run9')).phase, 'forgotten');
+  assert.equal((await pair.receiver.handoff('run9')).phase, 'forgotten');
+  await assert.rejects(
+    pair.receiver.prepare({
+      runId: 'run9',
+      sourceWorker: 'w1',
+      sourceUrl: 'model:',
+      machineId: 'm_1',
+      machineName: 'db',
+      config: pair.world.subject.config,
+      placement: pair.world.subject.placement,
+      startMachine: true,
+      volume: null,
+    }),
+    (error: Error & { code?: string }) => error.code === 'MIGRATION_REFUSED',
+  );
+});
+
+test('phases follow the steps that are done', () => {
+  const run = (done: string[], state: RunView['state'] = 'running'): RunView =>
+    ({ state, steps: done.map((name) => ({ name, state: 'done' })) }) as unknown as RunView;
+  assert.equal(phaseOf(run(['reserve', 'volume'])), 'preparing');
+  assert.equal(phaseOf(run(['attach'])), 'prepared');
+  assert.equal(phaseOf(run(['attach', 'await'])), 'handed-over');
+  assert.equal(phaseOf(run(['attach', 'await'], 'undoing')), 'forgotten');
+  assert.equal(phaseOf(run(['attach', 'await', 'activate'], 'waiting')), 'activated');
+  assert.equal(phaseOf(run(['activate', 'boot', 'healthy', 'finish'], 'done')), 'released');
+});

@@ -1,0 +1,141 @@
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { test } from 'node:test';
+import { MoveWorld } from '../../test/support/move-world.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { checkSaga, type World } from '../journal/checks.ts';
+import { MoveInbox } from './inbox.ts';
+import { migrateIn } from './migrate-in.ts';
+import { migrateOut } from './migrate-out.ts';
+import type { Peer, PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
+
+/** A target that does at once what it is told, without a journal of its own. */
+class InstantTarget extends MoveWorld implements World {
+  #phase: TargetPhase = 'preparing';
+
+  assertClean(): void {
+    this.assertUndone();
+  }
+
+  assertDone(): void {
+    assert.equal(this.source.owned, false);
+    assert.equal(this.source.volume.state, 'retained');
+    assert.equal(this.source.exported, null);
+    assert.equal(this.#phase, 'released');
+  }
+
+  get instantPeer(): Peer {
+    const at = (phase: TargetPhase): TargetStatus => {
+      if (this.#phase !== 'released') this.#phase = phase;
+      return {
+        runId: 'run',
+        phase: this.#phase,
+        reason: null,
+        nextAction: null,
+        timesMs: { handedOver: 1, activated: 2, attached: 3, booted: 4, healthy: 5, hydrated: 6 },
+        hydration: null,
+      };
+    };
+    return {
+      name: 'w2',
+      url: 'model:',
+      offer: async () => this.offer(),
+      prepare: async () => at('prepared'),
+      status: async () => at(this.#phase),
+      handoff: async () => {
+        assert.equal(this.source.volume.state, 'sealed', 'handed over before the seal');
+        this.target.attached = 'writable';
+        return at('released');
+      },
+      cancel: async () => at('forgotten'),
+      run: async () => null,
+    };
+  }
+}
+
+test('migrate-out: fails at each step and unwinds, undos repeated, steps repeated, dies at each append', async (t) => {
+  const dir = scratchDir(t);
+  let databases = 0;
+  await checkSaga({
+    makeWorld: () => new InstantTarget(),
+    makeDefinition: (world, clock) =>
+      migrateOut({
+        source: world.sourceSide,
+        peers: () => [world.instantPeer],
+        clock,
+        worker: { name: 'w1', url: 'model:' },
+        retentionMs: 1000,
+      }),
+    input: { machineId: 'm_1', targetWorker: null, requestedBy: 'test' },
+    databasePath: () => join(dir, `out-${databases++}.sqlite`),
+  });
+});
+
+/** The source has sealed its volume and handed it over; only the target's run is under test. */
+class SealedSource extends MoveWorld implements World {
+  readonly database = new DatabaseSync(':memory:');
+  readonly inbox = new MoveInbox(this.database);
+
+  constructor() {
+    super();
+    this.source.running = false;
+    this.source.volume.state = 'sealed';
+    this.source.exported = 'open';
+    this.inbox.decide(REQUEST.runId, 'handed-over', 1);
+  }
+
+  assertClean(): void {
+    this.assertTargetClean();
+  }
+
+  assertDone(): void {
+    assert.deepEqual(this.target, {
+      owned: true,
+      running: true,
+      volume: { state: 'ready', generation: 2 },
+      attached: 'writable',
+    });
+  }
+}
+
+const REQUEST: PrepareRequest = (() => {
+  const { subject } = new MoveWorld();
+  return {
+    runId: 'run',
+    sourceWorker: 'w1',
+    sourceUrl: 'model:',
+    machineId: subject.machineId,
+    machineName: subject.machineName,
+    config: subject.config,
+    placement: subject.placement,
+    startMachine: true,
+    volume: {
+      volumeId: 'v_1',
+      name: 'db',
+      lengthBytes: 2 ** 20,
+      filesystem: 'ext4',
+      sealedGeneration: 1,
+      source: {
+        host: '127.0.0.1',
+        port: 3260,
+        targetIqn: 'iqn.2024-07.example:v_1',
+        lun: 0,
+        initiatorIqn: 'iqn.2024-07.example:w2',
+        chapUser: 'move',
+        chapSecret: 'a secret of twelve',
+      },
+    },
+  };
+})();
+
+test('migrate-in: fails at each step and unwinds, undos repeated, steps repeated, dies at each append', async (t) => {
+  const dir = scratchDir(t);
+  let databases = 0;
+  await checkSaga({
+    makeWorld: () => new SealedSource(),
+    makeDefinition: (world, clock) => migrateIn({ target: world.targetSide, inbox: world.inbox, clock }),
+    input: REQUEST,
+    databasePath: () => join(dir, `in-${databases++}.sqlite`),
+  });
+});

@@ -1,0 +1,331 @@
+import { execFile } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
+import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
+import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { systemRandom } from '../../src/base/random.ts';
+import type { VolumeRecord } from '../../src/volume/record.ts';
+import type {
+  Access,
+  Grant,
+  HydrationStatus,
+  SourceSpec,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../../src/volume/server-spec.ts';
+import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
+import { VolumeStore } from '../../src/volume/store.ts';
+
+const serverPath = fileURLToPath(new URL('../../src/volume/server.ts', import.meta.url));
+const TOOL_TIMEOUT_MS = 20_000;
+
+/** What a volume test needs of the kernel. */
+export const LAB_NEEDS = ['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'] as const;
+
+export async function tool(program: string, ...args: string[]): Promise<string> {
+  const { stdout } = await promisify(execFile)(program, args, {
+    timeout: TOOL_TIMEOUT_MS,
+    killSignal: 'SIGKILL',
+    maxBuffer: 64 * 2 ** 20,
+    env: { ...process.env, PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` },
+  });
+  return stdout;
+}
+
+/** Two workers' volume stores on one host and what serves them, as the shims of a move would. All of it goes when the test ends. */
+export class VolumeLab {
+  readonly dir: string;
+  readonly validityDir: string;
+  readonly #cleanups: (() => Promise<unknown>)[] = [];
+
+  constructor(t: Pick<TestContext, 'after'>) {
+    this.dir = mkdtempSync(join(tmpdir(), 'gw-lab-'));
+    this.validityDir = mkdtempSync('/dev/shm/gw-lab-');
+    t.after(() => this.close());
+  }
+
+  /** Undoes everything in reverse order; goes on when one part fails, and then throws the first error. */
+  async close(): Promise<void> {
+    const errors: unknown[] = [];
+    for (const cleanup of this.#cleanups.splice(0).reverse())
+      await cleanup().catch((error) => errors.push(error));
+    if (errors.length === 0) rmSync(this.dir, { recursive: true, force: true });
+    rmSync(this.validityDir, { recursive: true, force: true });
+    if (errors.length > 0) throw errors[0];
+  }
+
+  onClose(cleanup: () => Promise<unknown>): void {
+    this.#cleanups.push(cleanup);
+  }
+
+  store(name: string): Promise<VolumeStore> {
+    return VolumeStore.open(join(this.dir, name), {
+      clock: systemClock,
+      random: systemRandom,
+      logger: silentLogger,
+    });
+  }
+
+  scratch(): string {
+    return mkdtempSync(join(this.dir, 'scratch-'));
+  }
+
+  /** A folder on a small filesystem of its own, to fill up. */
+  async smallDisk(sizeBytes: number): Promise<string> {
+    const dir = join(this.dir, 'small-disk');
+    const image = join(this.dir, 'small-disk.img');
+    mkdirSync(dir);
+    writeFileSync(image, '');
+    await tool('truncate', '-s', String(sizeBytes), image);
+    await tool('mkfs.ext4', '-q', '-F', '-m', '0', image);
+    await tool('mount', '-o', 'loop', image, dir);
+    this.onClose(() => tool('umount', dir));
+    return dir;
+  }
+
+  /** Mounts the data file itself, without a server, lets `work` use it, and unmounts. */
+  async withDataMounted(store: VolumeStore, id: string, work: (dir: string) => Promise<void>): Promise<void> {
+    const dir = mkdtempSync(join(this.dir, 'plain-'));
+    await tool('mount', '-o', 'loop', join(store.folder(id), 'data.raw'), dir);
+    try {
+      await work(dir);
+    } finally {
+      await tool('umount', dir);
+    }
+  }
+
+  /** Starts the export server of a volume, in standby or, for a sealed one, readable. */
+  async export(store: VolumeStore, id: string, access: 'standby' | 'readonly'): Promise<Export> {
+    const record = await store.get(id);
+    const grant = newGrant(record, 'target', systemRandom);
+    const spec = exportSpec(record, {
+      volumeDir: store.folder(id),
+      access,
+      listenHost: '127.0.0.1',
+      grants: [grant],
+    });
+    const server = await this.#serve(spec, null, 'export');
+    const place = { host: '127.0.0.1', port: server.spec.export!.listenPort };
+    return { server, grant, source: sourceSpec(record, grant, place) };
+  }
+
+  /** FUSE mount, volume server, loop device. */
+  async attach(
+    store: VolumeStore,
+    record: VolumeRecord,
+    options: { access: Access; source?: SourceSpec; paused?: boolean },
+  ): Promise<Attachment> {
+    const volumeDir = store.folder(record.id);
+    const clone = options.source && {
+      clone: cloneSpec(record, {
+        volumeDir,
+        validityDir: this.validityDir,
+        source: options.source,
+        hydration: { paused: options.paused ?? false, rateBytesPerSecondMax: 0 },
+      }),
+    };
+    const dir = mkdtempSync(join(this.dir, 'fuse-'));
+    const fuse = await mountFuse({ dir, name: 'godwit-test' });
+    this.onClose(() => unmountFuse(fuse, silentLogger));
+    const events: [event: string, data: unknown][] = [];
+    const spec = attachSpec(record, { volumeDir, access: options.access, ...clone });
+    const server = await this.#serve(spec, fuse, 'attach', events);
+    const loop = await attachLoop({ filePath: fuse.filePath });
+    this.onClose(() => detachLoop(loop, { clock: systemClock }));
+    return new Attachment(this, server, loop, events);
+  }
+
+  async #serve(
+    spec: VolumeServerSpec,
+    fuse: FuseMount | null,
+    name: string,
+    events: [string, unknown][] = [],
+  ): Promise<VolumeSupervisor> {
+    const logPath = join(this.dir, `${name}.log`);
+    const server = new VolumeSupervisor({
+      command: [process.execPath, ...VOLUME_SERVER_NODE_FLAGS, serverPath],
+      spec,
+      fuseFd: fuse?.fd ?? null,
+      logPath,
+      clock: systemClock,
+      logger: silentLogger,
+      onEvent: (event, data) => events.push([event, data]),
+    });
+    this.onClose(() => server.stop());
+    try {
+      await server.start();
+    } catch (error) {
+      if (existsSync(logPath)) console.error(readFileSync(logPath, 'utf8').slice(-4000));
+      throw error;
+    }
+    return server;
+  }
+}
+
+export type Export = { server: VolumeSupervisor; grant: Grant; source: SourceSpec };
+
+/**
+ * A move of a sealed volume as the migration does it: export in standby, target attached in standby, seal, handoff, activation.
+ * `fill` writes the source's content.
+ */
+export async function moveVolume(
+  lab: VolumeLab,
+  options: {
+    lengthBytes: number;
+    fill: (dir: string) => Promise<void>;
+    paused?: boolean;
+    /** Data folder of the target; its own one otherwise. */
+    targetDir?: string;
+  },
+): Promise<Move> {
+  const sourceStore = await lab.store('source');
+  const targetStore = await lab.store(options.targetDir ?? 'target');
+  const made = await sourceStore.create({
+    name: 'data',
+    lengthBytes: options.lengthBytes,
+    filesystem: 'ext4',
+  });
+  await lab.withDataMounted(sourceStore, made.id, options.fill);
+  const source = await lab.export(sourceStore, made.id, 'standby');
+  const incoming = await targetStore.createIncoming({ ...made, generation: made.generation + 1 });
+  const target = await lab.attach(targetStore, incoming, {
+    access: 'standby',
+    source: source.source,
+    paused: options.paused ?? false,
+  });
+  await sourceStore.apply(made.id, { kind: 'seal', generation: made.generation });
+  await source.server.call('activate', { access: 'readonly' });
+  await targetStore.apply(made.id, { kind: 'activate', generation: incoming.generation });
+  await target.server.call('activate', { access: 'writable' });
+  return { id: made.id, sourceStore, targetStore, source, target };
+}
+
+export type Move = {
+  id: string;
+  sourceStore: VolumeStore;
+  targetStore: VolumeStore;
+  source: Export;
+  target: Attachment;
+};
+
+/** A volume behind a loop device. */
+export class Attachment {
+  readonly server: VolumeSupervisor;
+  readonly loop: string;
+  /** What the servers told, in order. */
+  readonly events: readonly [event: string, data: unknown][];
+  readonly #lab: VolumeLab;
+  #mountDir: string | null = null;
+
+  constructor(lab: VolumeLab, server: VolumeSupervisor, loop: string, events: [string, unknown][]) {
+    this.#lab = lab;
+    this.server = server;
+    this.loop = loop;
+    this.events = events;
+  }
+
+  async mount(): Promise<string> {
+    const dir = mkdtempSync(join(this.#lab.dir, 'mnt-'));
+    await tool('mount', this.loop, dir);
+    this.#mountDir = dir;
+    this.#lab.onClose(() => this.unmount());
+    return dir;
+  }
+
+  async unmount(): Promise<void> {
+    if (this.#mountDir === null) return;
+    await tool('umount', this.#mountDir);
+    this.#mountDir = null;
+  }
+
+  async status(): Promise<VolumeServerStatus> {
+    return (await this.server.call('status')) as VolumeServerStatus;
+  }
+
+  async hydration(): Promise<HydrationStatus> {
+    const { hydration } = await this.status();
+    if (!hydration) throw new Error('this volume is no clone');
+    return hydration;
+  }
+
+  /** Unmounts and mounts again, so that nothing is read from the filesystem's own cache. */
+  async remount(): Promise<string> {
+    await this.unmount();
+    return this.mount();
+  }
+
+  /** Waits until the condition holds for what the server says; fails after a minute. */
+  async until(what: string, condition: (hydration: HydrationStatus) => boolean): Promise<HydrationStatus> {
+    const deadlineMs = performance.now() + 60_000;
+    for (;;) {
+      const hydration = await this.hydration();
+      if (condition(hydration)) return hydration;
+      if (performance.now() > deadlineMs) {
+        throw new Error(`waited a minute for: ${what}; the clone says ${JSON.stringify(hydration)}`);
+      }
+      await systemClock.sleep(20);
+    }
+  }
+
+  /** SIGKILL for the volume server; resolves when the supervisor has another one that answers. */
+  async killServer(): Promise<void> {
+    const { serverPid, restarts } = this.server.state;
+    if (serverPid !== null) process.kill(serverPid, 'SIGKILL');
+    const deadlineMs = performance.now() + 60_000;
+    while (this.server.state.restarts === restarts || !this.server.state.ready) {
+      if (performance.now() > deadlineMs) throw new Error('waited a minute for the next volume server');
+      await systemClock.sleep(5);
+    }
+  }
+}
+
+/** Writes `count` files of random bytes, `fileBytes` each; their digests by name. */
+export function writeFiles(
+  dir: string,
+  prefix: string,
+  count: number,
+  fileBytes: number,
+): Map<string, string> {
+  const digests = new Map<string, string>();
+  for (let index = 0; index < count; index++) {
+    const name = `${prefix}-${index}`;
+    const bytes = randomBytes(fileBytes);
+    writeFileSync(join(dir, name), bytes);
+    digests.set(name, createHash('sha256').update(bytes).digest('hex'));
+  }
+  return digests;
+}
+
+/**
+ * Digests of all files of the folder, by name. Read by another process: this one has the supervisor in it, and must never wait for
+ * a volume server that it may have to start again.
+ */
+export async function digestFiles(dir: string): Promise<Map<string, string>> {
+  const lines = await tool(
+    'find',
+    dir,
+    '-name',
+    'lost+found',
+    '-prune',
+    '-o',
+    '-type',
+    'f',
+    '-exec',
+    'sha256sum',
+    '{}',
+    '+',
+  );
+  const digests = new Map<string, string>();
+  for (const line of lines.split('\n')) {
+    if (line !== '') digests.set(line.slice(66 + dir.length + 1), line.slice(0, 64));
+  }
+  return digests;
+}
