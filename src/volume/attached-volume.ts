@@ -1,0 +1,308 @@
+import { join } from 'node:path';
+import { FuseServer } from '../attach/fuse-server.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { CloneDevice } from '../clone/clone-device.ts';
+import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
+import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
+import { bootId } from '../sys/boot-id.ts';
+import type { DataLock } from './data-lock.ts';
+import { exportSerial } from './exported-volume.ts';
+import { passFence } from './fence.ts';
+
+import { VOLUME_FILES } from './record.ts';
+import type {
+  Access,
+  CloneSpec,
+  HydrationSettings,
+  HydrationStatus,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from './server-spec.ts';
+import { SourceDevice } from './source-device.ts';
+import { readRecord } from './store.ts';
+import { openValidityFile, removeValidityFile, type ValidityFile } from './validity-file.ts';
+
+export type AttachedVolumeOptions = {
+  /** An open FUSE connection (attach/fuse-mount.ts). */
+  fuseFd: number;
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** Every block is local, durably. May be called again after a restart of the process. */
+  onHydrated: () => void;
+};
+
+/** Loop devices have sectors of 512 bytes. */
+const BLOCK_BYTES = 512;
+
+/** How long the first login may take, other tries included. */
+const LOGIN_TIMEOUT_MS = 10_000;
+
+/** The clone layer of a volume, and what it holds. */
+type CloneLayer = {
+  device: CloneDevice;
+  source: SourceDevice;
+  validity: ValidityFile;
+  validityPath: string;
+};
+
+/** Role `attach`: the volume behind the FUSE file that a loop device sits on. */
+export class AttachedVolume {
+  readonly #spec: VolumeServerSpec;
+  readonly #options: AttachedVolumeOptions;
+  readonly #fuse: FuseServer;
+  /** The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole. */
+  readonly #local: FileDevice;
+  #clone: CloneLayer | null;
+  /** The last word of a clone layer that was dropped. */
+  #finalHydration: HydrationStatus | null = null;
+  #lock: DataLock | null;
+
+  private constructor(
+    spec: VolumeServerSpec,
+    options: AttachedVolumeOptions,
+    parts: { fuse: FuseServer; local: FileDevice; clone: CloneLayer | null; lock: DataLock | null },
+  ) {
+    this.#spec = spec;
+    this.#options = options;
+    this.#fuse = parts.fuse;
+    this.#local = parts.local;
+    this.#clone = parts.clone;
+    this.#lock = parts.lock;
+  }
+
+  /**
+   * Opens all that the spec names and serves the FUSE file. In `standby` the source must answer now; later it may be away. Rejects
+   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of clone/metadata.ts and validity-file.ts, and those of the login.
+   */
+  static async open(spec: VolumeServerSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
+    const { clock, logger } = options;
+    const lock = spec.access === 'writable' ? await passFence(spec, 'write', clock) : null;
+    let local: FileDevice | undefined;
+    let clone: CloneLayer | null = null;
+    try {
+      local = await openData(spec);
+      if (spec.clone && (await isClone(spec))) clone = await openClone(spec, spec.clone, options);
+      if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
+      const fuse = new FuseServer({
+        fuseFd: options.fuseFd,
+        device: clone?.device ?? local,
+        hot: {
+          dataFd: local.fileDescriptor,
+          validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
+        },
+        access: spec.access,
+        clock,
+        logger,
+      });
+      return new AttachedVolume(spec, options, { fuse, local, clone, lock });
+    } catch (error) {
+      await clone?.source.close();
+      await clone?.device.close();
+      await local?.close();
+      lock?.release();
+      throw error;
+    }
+  }
+
+  /** Begins to hydrate where the volume is open for writing already. Call it once, when events can be told. */
+  start(): void {
+    if (this.#fuse.access === 'writable') this.#clone?.device.start();
+  }
+
+  /** Resolves when the FUSE file is gone. */
+  get closed(): Promise<void> {
+    return this.#fuse.closed;
+  }
+
+  status(): VolumeServerStatus {
+    const hydration = this.#hydration();
+    return {
+      role: 'attach',
+      volumeId: this.#spec.volumeId,
+      generation: this.#spec.generation,
+      access: this.#fuse.access,
+      residentBytes: process.memoryUsage.rss(),
+      ...(hydration ? { hydration } : {}),
+      guest: this.#fuse.statistics(),
+    };
+  }
+
+  /**
+   * Nothing of a source is fetched, and no hole of it is believed, before this says `writable`: until the handoff the source may change.
+   * Idempotent.
+   */
+  async activate(access: Access): Promise<void> {
+    if (access === this.#fuse.access) return;
+    if (access === 'writable') {
+      this.#lock ??= await passFence(this.#spec, 'write', this.#options.clock);
+      await this.#fuse.setAccess('writable');
+      this.#clone?.device.start();
+    } else if (access === 'readonly' && this.#fuse.access === 'standby') {
+      await this.#fuse.setAccess('readonly');
+    } else {
+      throw new GodwitError('VOLUME_BAD_ACCESS', `a volume that is ${this.#fuse.access} does not go to ${access}`, {
+        values: { access: this.#fuse.access, requested: access },
+        nextAction: 'Access only opens; seal the volume to end its writes.',
+      });
+    }
+  }
+
+  async flush(): Promise<void> {
+    await (this.#clone?.device ?? this.#local).flush();
+  }
+
+  /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
+  async seal(): Promise<void> {
+    if (this.#fuse.access === 'writable') await this.#fuse.setAccess('readonly');
+    await this.flush();
+    this.#lock?.release();
+    this.#lock = null;
+  }
+
+  configureHydration(settings: HydrationSettings): void {
+    this.#clone?.device.configureHydration(settings);
+  }
+
+  /** Drops the clone layer under the running guest. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
+  async finish(): Promise<void> {
+    const clone = this.#clone;
+    if (clone === null) return;
+    await clone.device.finish();
+    this.#finalHydration = this.#hydration();
+    await this.#fuse.becomeWhole(this.#local);
+    this.#clone = null;
+    await clone.device.close();
+    await clone.source.close();
+    clone.validity.close();
+    removeValidityFile(clone.validityPath);
+  }
+
+  /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
+  async close(): Promise<void> {
+    await this.#fuse.stop();
+    if (this.#fuse.access === 'writable') await this.flush();
+    this.#noteWireBytes();
+    await this.#clone?.source.close();
+    await this.#clone?.device.close();
+    await this.#local.close();
+    this.#lock?.release();
+  }
+
+  #hydration(): HydrationStatus | null {
+    if (this.#clone === null) return this.#finalHydration;
+    this.#noteWireBytes();
+    const status = this.#clone.device.hydrationStatus();
+    // Nothing is fetched in standby, whatever the settings say.
+    if (this.#fuse.access !== 'writable' && status.state === 'running') status.state = 'paused';
+    return { ...status, lastError: status.lastError ?? this.#clone.source.lastError };
+  }
+
+  /** For the next server, should this one die. */
+  #noteWireBytes(): void {
+    if (this.#clone === null) return;
+    this.#clone.validity.wireBytes = this.#clone.device.hydrationStatus().wireBytes;
+  }
+}
+
+/** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */
+function openData(spec: VolumeServerSpec): Promise<FileDevice> {
+  return FileDevice.open({
+    file: join(spec.volumeDir, VOLUME_FILES.data),
+    lengthBytes: spec.lengthBytes,
+    blockBytes: BLOCK_BYTES,
+  });
+}
+
+/**
+ * False when the clone that the spec speaks of has become a plain volume meanwhile: the spec of a supervisor is as old as its attach.
+ */
+async function isClone(spec: VolumeServerSpec): Promise<boolean> {
+  const record = await readRecord(spec.volumeDir);
+  const whole =
+    record.id === spec.volumeId && record.generation === spec.generation && record.state === 'ready';
+  if (whole && spec.clone) removeValidityFile(spec.clone.validityPath);
+  return !whole;
+}
+
+async function openClone(
+  spec: VolumeServerSpec,
+  cloneSpec: CloneSpec,
+  options: AttachedVolumeOptions,
+): Promise<CloneLayer> {
+  const { clock, logger } = options;
+  const { volumeId, generation, lengthBytes } = spec;
+  const metadataDevice = await FileDevice.open({
+    file: cloneSpec.metadataPath,
+    lengthBytes: metadataLengthBytes(lengthBytes),
+    blockBytes: BLOCK_BYTES,
+  });
+  let validity: ValidityFile | undefined;
+  let local: FileDevice | undefined;
+  try {
+    const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
+    validity = openValidityFile({
+      path: cloneSpec.validityPath,
+      volumeId,
+      generation,
+      lengthBytes,
+      bootId: bootId(),
+    });
+    local = await openData(spec);
+    const initiatorOptions = initiatorOptionsOf(spec, cloneSpec, options);
+    const source = new SourceDevice({
+      lengthBytes,
+      blockBytes: BLOCK_BYTES,
+      open: () => IscsiInitiator.open(initiatorOptions),
+      connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
+    });
+    const device = await CloneDevice.open({
+      local,
+      source,
+      metadata,
+      validityWords: validity.words,
+      validityIsCurrent: validity.current,
+      clock,
+      logger,
+      blockBytes: BLOCK_BYTES,
+      hydration: cloneSpec.hydration,
+      localWrittenByOthers: true,
+      wireBytesBefore: validity.wireBytes,
+      onHydrated: options.onHydrated,
+    });
+    return { device, source, validity, validityPath: cloneSpec.validityPath };
+  } catch (error) {
+    validity?.close();
+    await local?.close();
+    await metadataDevice.close();
+    throw error;
+  }
+}
+
+/** The generation that is cloned is the one that was sealed: the one before the clone's own. */
+function initiatorOptionsOf(
+  spec: VolumeServerSpec,
+  cloneSpec: CloneSpec,
+  options: AttachedVolumeOptions,
+): InitiatorOptions & { expected: { lengthBytes: number } } {
+  const { source } = cloneSpec;
+  return {
+    portals: [{ host: source.host, port: source.port }],
+    targetIqn: source.targetIqn,
+    initiatorIqn: source.initiatorIqn,
+    chap: { user: source.chapUser, secret: source.chapSecret },
+    lun: source.lun,
+    expected: {
+      lengthBytes: spec.lengthBytes,
+      blockBytes: BLOCK_BYTES,
+      serial: exportSerial(spec.volumeId, spec.generation - 1),
+    },
+    clock: options.clock,
+    random: options.random,
+    logger: options.logger,
+  };
+}

@@ -1,0 +1,215 @@
+import { pino } from 'pino';
+import { Compile } from 'typebox/compile';
+import { systemClock } from '../base/clock.ts';
+import { GodwitError, toWireError } from '../base/errors.ts';
+import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
+import type { Logger } from '../base/logger.ts';
+import { systemRandom } from '../base/random.ts';
+import { AttachedVolume } from './attached-volume.ts';
+import { ExportedVolume } from './exported-volume.ts';
+import {
+  Access,
+  Grant,
+  HydrationSettings,
+  VolumeServerSpec,
+  type VolumeServerStatus,
+} from './server-spec.ts';
+import { StatusReporter } from './status-reporter.ts';
+
+/**
+ * The volume server: one process that serves one volume. `server-spec.ts` says what it is told and asked. Descriptors: 0 and 1 the
+ * conversation with the supervisor, 2 the log (JSON lines), 3 the FUSE connection in role `attach`.
+ *
+ * Exit codes: 0 ended in good order (SIGTERM, unmounted, or an export whose supervisor is gone), 1 broke while serving, 2 could not
+ * start; the `failed` event says why.
+ */
+
+const FUSE_FD = 3;
+const EXIT_BROKEN = 1;
+const EXIT_NOT_STARTED = 2;
+
+const specValidator = Compile(VolumeServerSpec);
+const validators = {
+  access: Compile(Access),
+  grant: Compile(Grant),
+  hydration: Compile(HydrationSettings),
+};
+
+/** Everything up to the first newline; what follows it stays in the stream. */
+async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  return new Promise((resolve, reject) => {
+    const onEnd = () => reject(badSpec('the input ended before a spec came'));
+    const onReadable = () => {
+      for (let chunk: Buffer | null = input.read(); chunk !== null; chunk = input.read()) {
+        const newline = chunk.indexOf(10);
+        chunks.push(newline === -1 ? chunk : chunk.subarray(0, newline));
+        bytes += chunk.length;
+        if (newline === -1 && bytes <= LINE_BYTES_MAX) continue;
+        input.off('readable', onReadable);
+        input.off('end', onEnd);
+        if (newline === -1) return reject(badSpec(`the first line is longer than ${LINE_BYTES_MAX} bytes`));
+        if (newline + 1 < chunk.length) input.unshift(chunk.subarray(newline + 1));
+        return resolve(Buffer.concat(chunks).toString('utf8'));
+      }
+    };
+    input.on('readable', onReadable);
+    input.on('end', onEnd);
+  });
+}
+
+function parseSpec(line: string): VolumeServerSpec {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch (error) {
+    throw badSpec('the first line is not JSON', error);
+  }
+  return checked(specValidator, value, 'spec');
+}
+
+function badSpec(reason: string, cause?: unknown): GodwitError {
+  return new GodwitError('VOLUME_BAD_SPEC', `this is not the spec of a volume server: ${reason}`, {
+    nextAction: 'The shim and the volume server must be of the same godwit version.',
+    cause,
+  });
+}
+
+/** The value, when it fits; else throws `VOLUME_BAD_SPEC`. The message never holds the value: it may have a secret in it. */
+function checked<T>(
+  validator: { Check: (value: unknown) => value is T; Errors: (value: unknown) => { instancePath: string; message: string }[] },
+  value: unknown,
+  what: string,
+): T {
+  if (validator.Check(value)) return value;
+  const [first] = validator.Errors(value);
+  throw badSpec(`${what}${first?.instancePath ?? ''} ${first?.message ?? 'does not fit'}`);
+}
+
+function field(args: unknown, name: string): unknown {
+  return typeof args === 'object' && args !== null ? (args as Record<string, unknown>)[name] : undefined;
+}
+
+type Served = {
+  status: () => VolumeServerStatus;
+  operations: Record<string, (args: unknown) => unknown>;
+  /** Called when events can be told. */
+  start: () => void;
+  ready: { port?: number };
+  /** Resolves when there is nothing left to serve. */
+  closed: Promise<void>;
+  close: () => Promise<void>;
+};
+
+async function serveAttached(spec: VolumeServerSpec, logger: Logger, emit: (event: string, data: unknown) => void): Promise<Served> {
+  const volume = await AttachedVolume.open(spec, {
+    fuseFd: FUSE_FD,
+    clock: systemClock,
+    random: systemRandom,
+    logger,
+    onHydrated: () => emit('hydrated', {}),
+  });
+  return {
+    status: () => volume.status(),
+    operations: {
+      activate: (args) => volume.activate(checked(validators.access, field(args, 'access'), 'access')),
+      flush: () => volume.flush(),
+      seal: () => volume.seal(),
+      hydration: (args) => volume.configureHydration(checked(validators.hydration, args, 'hydration')),
+      finish: () => volume.finish(),
+    },
+    start: () => volume.start(),
+    ready: {},
+    closed: volume.closed,
+    close: () => volume.close(),
+  };
+}
+
+async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
+  const volume = await ExportedVolume.open(spec, { clock: systemClock, random: systemRandom, logger });
+  return {
+    status: () => volume.status(),
+    operations: {
+      activate: (args) => volume.activate(checked(validators.access, field(args, 'access'), 'access')),
+      flush: () => undefined,
+      seal: () => undefined,
+      grant: (args) => volume.grant(checked(validators.grant, args, 'grant')),
+      revoke: (args) => volume.revoke(String(field(args, 'initiatorIqn'))),
+    },
+    start: () => {},
+    ready: { port: volume.port },
+    closed: new Promise(() => {}),
+    close: () => volume.close(),
+  };
+}
+
+async function main(): Promise<void> {
+  const logger: Logger = pino({ base: null }, pino.destination({ fd: 2, sync: true }));
+  const opened = Promise.withResolvers<Served>();
+  opened.promise.catch(() => {}); // told by `failed`; requests that wait for it are told too
+  let rpc: LineRpc | undefined;
+  const emit = (event: string, data: unknown) => rpc?.emit(event, data);
+  const fail = (error: unknown, message: string, exitCode: number) => {
+    logger.error({ error: toWireError(error) }, message);
+    emit('failed', toWireError(error));
+    // Once the pipe has taken the event: writes to it may be asynchronous.
+    process.stdout.write('', () => process.exit(exitCode));
+  };
+
+  let spec: VolumeServerSpec;
+  let served: Served;
+  try {
+    const line = await readFirstLine(process.stdin);
+    rpc = new LineRpc(process.stdin, process.stdout, {
+      handler: async (op, args) => perform(await opened.promise, op, args),
+    });
+    spec = parseSpec(line);
+    served =
+      spec.role === 'attach' ? await serveAttached(spec, logger, emit) : await serveExported(spec, logger);
+  } catch (error) {
+    opened.reject(error);
+    fail(error, 'the volume server could not start', EXIT_NOT_STARTED);
+    return;
+  }
+  opened.resolve(served);
+  emit('ready', served.ready);
+  served.start();
+  const reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
+  reporter.start();
+
+  const end = async (reason: string) => {
+    reporter.stop();
+    try {
+      await served.close();
+      logger.info({ reason }, 'the volume server ended');
+      process.exit(0);
+    } catch (error) {
+      fail(error, 'the volume server did not end in good order', EXIT_BROKEN);
+    }
+  };
+  process.once('SIGTERM', () => void end('SIGTERM'));
+  process.once('SIGINT', () => void end('SIGINT'));
+  served.closed.then(
+    () => end('the file was unmounted'),
+    (error) => fail(error, 'serving the file broke', EXIT_BROKEN),
+  );
+  // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the file. An export would
+  // only stand in the way of the next one on the same port.
+  if (spec.role === 'export') void rpc.closed.then(() => end('the supervisor is gone'));
+}
+
+async function perform(served: Served, op: string, args: unknown): Promise<unknown> {
+  if (op === 'status') return served.status();
+  const operation = Object.hasOwn(served.operations, op) ? served.operations[op] : undefined;
+  if (operation === undefined) {
+    throw new GodwitError('VOLUME_UNKNOWN_OP', `a volume server in this role has no operation ${op}`, {
+      values: { op },
+      nextAction: 'The worker and the volume server must be of the same godwit version.',
+    });
+  }
+  await operation(args);
+  return {};
+}
+
+await main();

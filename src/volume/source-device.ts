@@ -1,0 +1,79 @@
+import type { GodwitError } from '../base/errors.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
+import { closedError, readOnlyError } from '../block/range.ts';
+
+/** A remote device that connects, and connects again, by itself. */
+export type Connection = BlockDevice & { readonly lastError: GodwitError | null };
+
+export type SourceDeviceOptions = {
+  lengthBytes: number;
+  blockBytes: number;
+  /** Makes the connection in the background. */
+  open: () => Connection;
+  /** Resolves when the connection is made; rejects with why it cannot be. */
+  connect: () => Promise<Connection>;
+};
+
+/** The source of a clone, not called before it is needed: a clone that is whole needs none, and its source may be gone for ever. */
+export class SourceDevice implements BlockDevice {
+  readonly lengthBytes: number;
+  readonly blockBytes: number;
+  readonly writable = false;
+  readonly #options: SourceDeviceOptions;
+  #connection: Connection | null = null;
+  #closed = false;
+
+  constructor(options: SourceDeviceOptions) {
+    this.lengthBytes = options.lengthBytes;
+    this.blockBytes = options.blockBytes;
+    this.#options = options;
+  }
+
+  /** Why the last login or connection ended; null when none did, or without a connection. */
+  get lastError(): string | null {
+    return this.#connection?.lastError?.message ?? null;
+  }
+
+  /** For the first attach, where a wrong source must be noticed at once. */
+  async login(): Promise<void> {
+    this.#connection ??= await this.#options.connect();
+  }
+
+  read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    if (this.#closed) return Promise.reject(closedError());
+    return this.#connected().read(offsetBytes, into);
+  }
+
+  /** All data where the source cannot tell. */
+  async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
+    if (this.#closed) throw closedError();
+    const connection = this.#connected();
+    if (connection.extents) return connection.extents(offsetBytes, lengthBytes, limitExtents);
+    return [{ offsetBytes, lengthBytes, kind: 'data' }];
+  }
+
+  async flush(): Promise<void> {}
+
+  async write(): Promise<void> {
+    throw readOnlyError();
+  }
+
+  async discard(): Promise<void> {
+    throw readOnlyError();
+  }
+
+  async writeZeroes(): Promise<void> {
+    throw readOnlyError();
+  }
+
+  /** Logs out. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#connection?.close();
+  }
+
+  #connected(): Connection {
+    this.#connection ??= this.#options.open();
+    return this.#connection;
+  }
+}

@@ -1,0 +1,102 @@
+import { join } from 'node:path';
+import type { Random } from '../base/random.ts';
+import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import type { Access, CloneSpec, Grant, HydrationSettings, SourceSpec, VolumeServerSpec } from './server-spec.ts';
+
+/** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
+const IQN_PREFIX = 'iqn.2026-11.dev.godwit';
+const CHAP_SECRET_BYTES = 24;
+
+/** Spec of a volume server that attaches the volume; with `clone` for a record in state `incoming` or `clone`. */
+export function attachSpec(
+  record: VolumeRecord,
+  options: { volumeDir: string; access: Access; clone?: CloneSpec },
+): VolumeServerSpec {
+  const { volumeDir, access, clone } = options;
+  return {
+    role: 'attach',
+    volumeId: record.id,
+    generation: record.generation,
+    lengthBytes: record.lengthBytes,
+    volumeDir,
+    access,
+    ...(clone ? { clone } : {}),
+  };
+}
+
+/** The clone part of an attach. `validityDir` is a folder on tmpfs that all volumes of the worker share. */
+export function cloneSpec(
+  record: VolumeRecord,
+  options: { volumeDir: string; validityDir: string; source: SourceSpec; hydration?: HydrationSettings },
+): CloneSpec {
+  return {
+    metadataPath: join(options.volumeDir, VOLUME_FILES.cloneMetadata),
+    validityPath: validityPath(options.validityDir, record.id),
+    source: options.source,
+    hydration: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
+  };
+}
+
+/** Where the live validity bits of a volume are: for cleaning up after one that was destroyed. */
+export function validityPath(validityDir: string, volumeId: string): string {
+  return join(validityDir, `${volumeId}.validity`);
+}
+
+/**
+ * Spec of an export of the record's generation; `standby` before it is sealed, `readonly` afterwards. A restart on the
+ * same port gives `listenPort`.
+ */
+export function exportSpec(
+  record: VolumeRecord,
+  options: { volumeDir: string; access: 'standby' | 'readonly'; listenHost: string; listenPort?: number; grants: Grant[] },
+): VolumeServerSpec {
+  return {
+    role: 'export',
+    volumeId: record.id,
+    generation: record.generation,
+    lengthBytes: record.lengthBytes,
+    volumeDir: options.volumeDir,
+    access: options.access,
+    export: {
+      listenHost: options.listenHost,
+      listenPort: options.listenPort ?? 0,
+      targetIqn: targetIqn(record.id, record.generation),
+      grants: options.grants,
+    },
+  };
+}
+
+/** A grant for one target worker, with a fresh CHAP secret of 192 bits. */
+export function newGrant(record: VolumeRecord, targetWorker: string, random: Random): Grant {
+  return {
+    initiatorIqn: initiatorIqn(targetWorker, record.id),
+    chapUser: record.id,
+    chapSecret: Buffer.from(random.bytes(CHAP_SECRET_BYTES)).toString('base64url'),
+    generation: record.generation,
+  };
+}
+
+/** What the target worker is given to find and open the export with that grant. */
+export function sourceSpec(record: VolumeRecord, grant: Grant, place: { host: string; port: number }): SourceSpec {
+  return {
+    ...place,
+    targetIqn: targetIqn(record.id, record.generation),
+    lun: 0,
+    initiatorIqn: grant.initiatorIqn,
+    chapUser: grant.chapUser,
+    chapSecret: grant.chapSecret,
+  };
+}
+
+export function targetIqn(volumeId: string, generation: number): string {
+  return `${IQN_PREFIX}:${iqnPart(volumeId)}.g${generation}`;
+}
+
+function initiatorIqn(worker: string, volumeId: string): string {
+  return `${IQN_PREFIX}:worker.${iqnPart(worker)}.${iqnPart(volumeId)}`;
+}
+
+/** iSCSI names take lower-case letters, digits, `-`, `.` and `:` (RFC 3722); the underscore of our ids is not among them. */
+function iqnPart(text: string): string {
+  return text.toLowerCase().replace(/[^a-z0-9.-]/g, '-');
+}

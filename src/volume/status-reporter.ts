@@ -1,0 +1,52 @@
+import type { Clock } from '../base/clock.ts';
+import type { VolumeServerStatus } from './server-spec.ts';
+
+const INTERVAL_MS = 500;
+
+export type StatusReporterOptions = {
+  status: () => VolumeServerStatus;
+  emit: (event: string, data: unknown) => void;
+  clock: Clock;
+};
+
+/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`. */
+export class StatusReporter {
+  readonly #options: StatusReporterOptions;
+  #told = '';
+  #sourceLost = false;
+  #cancel: () => void = () => {};
+
+  constructor(options: StatusReporterOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    this.#cancel = this.#options.clock.timer(INTERVAL_MS, () => {
+      this.#look();
+      this.start();
+    });
+  }
+
+  stop(): void {
+    this.#cancel();
+  }
+
+  #look(): void {
+    const status = this.#options.status();
+    // Memory in use always changes a little; that alone is no news.
+    const news = JSON.stringify({ ...status, residentBytes: 0 });
+    if (news === this.#told) return;
+    this.#told = news;
+    this.#options.emit('progress', status);
+    const sourceLost = status.hydration?.state === 'source-lost';
+    if (sourceLost === this.#sourceLost) return;
+    this.#sourceLost = sourceLost;
+    if (sourceLost) {
+      this.#options.emit('source-lost', {
+        message: status.hydration?.lastError ?? 'the source does not answer',
+      });
+    } else {
+      this.#options.emit('source-back', {});
+    }
+  }
+}
