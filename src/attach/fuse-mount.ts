@@ -1,8 +1,10 @@
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ReadablePoll, rawRead, rawWrite } from '../sys/raw-io.ts';
+import { unmount } from '../sys/unmount.ts';
 import {
   FILE_NAME,
   FuseSlot,
@@ -91,35 +93,46 @@ export async function mountFuse(options: {
     const connectionId = connectionIdOf(dir);
     return { fd, dir, filePath: `${dir}/${FILE_NAME}`, connectionId, kernelMinor, canResend };
   } catch (error) {
-    if (mounted) await runTool('umount', ['-l', dir], { timeoutMs: TOOL_TIMEOUT_MS });
+    if (mounted) await unmount(dir, { lazy: true });
     closeSync(fd);
     throw error;
   }
 }
 
 /**
- * Takes the directory away and closes the descriptor. In order: umount, lazy umount when that fails or takes too long, and abort of the
- * connection, which ends every request in it with an error and frees whoever waits. Loop devices on the file must be gone before.
- * Throws `ATTACH_UNMOUNT_FAILED` only when even that left the mount there.
+ * Takes the directory away and closes the descriptor; the server may be there or not. When that is refused or takes too long, the
+ * directory is detached from the tree and the connection aborted, which ends every request in it with an error and frees whoever
+ * waits. Loop devices on the file must be gone before. Throws `ATTACH_UNMOUNT_FAILED` only when even that left the mount there.
  */
-export async function unmountFuse(mount: FuseMount, logger: Logger): Promise<void> {
+export async function unmountFuse(
+  mount: FuseMount,
+  logger: Logger,
+  clock: Clock = systemClock,
+): Promise<void> {
   const { dir, connectionId } = mount;
-  let result = await runTool('umount', ['-i', dir], { timeoutMs: TOOL_TIMEOUT_MS });
-  if (result.code !== 0 && isMounted(dir)) {
-    logger.warn({ dir, message: result.stderr }, 'umount failed; going on with a lazy one');
-    result = await runTool('umount', ['-i', '-l', dir], { timeoutMs: TOOL_TIMEOUT_MS });
+  const late = new AbortController();
+  const unmounted = await Promise.race([
+    unmount(dir, { lazy: false }),
+    clock.sleep(TOOL_TIMEOUT_MS, late.signal).then(
+      () => false,
+      () => false,
+    ),
+  ]);
+  late.abort();
+  if (!unmounted && isMounted(dir)) {
+    logger.warn(
+      { dir, connectionId },
+      'the FUSE directory is busy; detaching it and aborting the connection',
+    );
+    await unmount(dir, { lazy: true });
     await abortFuseConnection(connectionId);
   }
   closeSync(mount.fd);
-  if (result.code !== 0 && isMounted(dir)) {
-    throw new GodwitError(
-      'ATTACH_UNMOUNT_FAILED',
-      `the FUSE directory cannot be unmounted: ${result.stderr}`,
-      {
-        values: { dir, connectionId },
-        nextAction: `Find who uses it (fuser -vm would hang; look at /proc/*/mountinfo), then: umount -l ${dir}`,
-      },
-    );
+  if (isMounted(dir)) {
+    throw new GodwitError('ATTACH_UNMOUNT_FAILED', 'the FUSE directory cannot be unmounted', {
+      values: { dir, connectionId },
+      nextAction: `Look for its users in /proc/*/mountinfo, then: umount -l ${dir}`,
+    });
   }
 }
 

@@ -21,8 +21,8 @@ import type {
  */
 export const VOLUME_SERVER_NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=128'] as const;
 
-/** A server that lived this long was well: its death starts the backoff anew. */
-const WELL_AFTER_MS = 10_000;
+/** A server that was ready for this long was well: the next one is started at once. */
+const WELL_AFTER_MS = 250;
 /** The first restart is at once; then each waits twice as long, from and up to. */
 const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = 2_000;
@@ -74,6 +74,7 @@ export class VolumeSupervisor {
   #ready: PromiseWithResolvers<void> = Promise.withResolvers();
   #isReady = false;
   #restarts = 0;
+  #readyAtMs: number | null = null;
   #quickDeaths = 0;
   #lastError: GodwitError | null = null;
   #lastStatus: VolumeServerStatus | null = null;
@@ -152,8 +153,8 @@ export class VolumeSupervisor {
   }
 
   #spawn(): void {
-    const { command, clock, env, fuseFd, logger, logPath } = this.#options;
-    const startedMs = clock.monotonicMs();
+    const { command, env, fuseFd, logger, logPath } = this.#options;
+    this.#readyAtMs = null;
     const logFd = openSync(logPath, 'a', 0o600);
     // The mark is inherited through fork and exec by every thread of the server; set later it would miss those that Node starts first.
     const marked = setIoFlusher(true);
@@ -179,7 +180,7 @@ export class VolumeSupervisor {
       this.#child = null;
       this.#serverIsGone();
       ended.resolve();
-      if (!this.#stopping) this.#restartAfter(clock.monotonicMs() - startedMs, how);
+      if (!this.#stopping) this.#restart(how);
     };
     child.on('error', (error) => onEnd({ code: null, signal: null, message: messageOf(error) }));
     child.on('exit', (code, signal) => onEnd({ code, signal }));
@@ -220,6 +221,7 @@ export class VolumeSupervisor {
         this.#spec = { ...this.#spec, export: { ...this.#spec.export, listenPort: port } };
       }
       this.#isReady = true;
+      this.#readyAtMs = this.#options.clock.monotonicMs();
       this.#ready.resolve();
     } else if (event === 'progress') {
       this.#lastStatus = data as VolumeServerStatus;
@@ -257,14 +259,11 @@ export class VolumeSupervisor {
     this.#ready.promise.catch(() => {});
   }
 
-  #restartAfter(
-    livedMs: number,
-    how: { code: number | null; signal: string | null; message?: string },
-  ): void {
+  #restart(how: { code: number | null; signal: string | null; message?: string }): void {
     const { clock, logger, logPath, onEvent } = this.#options;
-    this.#quickDeaths = livedMs >= WELL_AFTER_MS ? 0 : this.#quickDeaths + 1;
-    const delayMs =
-      this.#quickDeaths <= 1 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (this.#quickDeaths - 2));
+    const servedMs = this.#readyAtMs === null ? 0 : Math.round(clock.monotonicMs() - this.#readyAtMs);
+    this.#quickDeaths = servedMs >= WELL_AFTER_MS ? 0 : this.#quickDeaths + 1;
+    const delayMs = restartDelayMs(this.#quickDeaths);
     this.#lastError = new GodwitError(
       'ATTACH_SERVER_DIED',
       `the volume server ended: ${how.message ?? how.signal ?? `exit ${how.code}`}`,
@@ -273,7 +272,7 @@ export class VolumeSupervisor {
           exitCode: how.code,
           signal: how.signal,
           restarts: this.#restarts,
-          livedMs: Math.round(livedMs),
+          servedMs,
         },
         nextAction: `It is started again by itself, on the same requests; its log says why it ended: ${logPath}`,
       },
@@ -306,6 +305,11 @@ export class VolumeSupervisor {
       cancel();
     }
   }
+}
+
+/** 0 after a server that was well, and after the first one that was not. */
+function restartDelayMs(quickDeaths: number): number {
+  return quickDeaths <= 1 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (quickDeaths - 2));
 }
 
 function portOf(data: unknown): number | null {

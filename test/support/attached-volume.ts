@@ -63,7 +63,7 @@ export async function attachPlainVolume(options: {
         if (loop !== null) await detachLoop(loop, { clock: systemClock });
       },
       () => supervisor.stop(),
-      () => unmountFuse(mount, { clock: systemClock, logger: silentLogger }),
+      () => unmountFuse(mount, silentLogger),
     ];
     const errors: unknown[] = [];
     for (const step of steps) await step().catch((error: unknown) => errors.push(error));
