@@ -64,10 +64,10 @@ type Cell = { text: string; paint: (text: string) => string };
 const COLUMNS = [
   { name: 'name', keep: 0 },
   { name: 'phase', keep: 1 },
-  { name: 'bar', keep: 4 },
+  { name: 'bar', keep: 5 },
   { name: 'percent', keep: 2 },
   { name: 'rate', keep: 6 },
-  { name: 'eta', keep: 5 },
+  { name: 'eta', keep: 4 },
   { name: 'target', keep: 7 },
   { name: 'interruption', keep: 3 },
 ] as const;

@@ -1,0 +1,64 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Check } from 'typebox/value';
+import { MachineConfig } from '../../machine/config.ts';
+import { configOf, type RunOptions } from './machine.ts';
+
+const minimal: RunOptions = { name: 'pg', filesystem: 'ext4', env: [], network: 'host', wait: '5m' };
+const config = (some: Partial<RunOptions>) => configOf(['sleep', '9'], { ...minimal, ...some });
+
+test('options become a configuration that the API takes', () => {
+  const all = config({
+    env: ['A=1', 'B=x=y', 'EMPTY='],
+    user: 'postgres',
+    workdir: '/data',
+    memory: '512MiB',
+    cpus: '1.5',
+    network: 'none',
+    healthTcp: '5432',
+    healthInterval: '1s',
+    stopSignal: 'int',
+    stopTimeout: '1m',
+    restart: 'on-failure:3',
+    group: 'db',
+  });
+  assert.ok(Check(MachineConfig, all));
+  assert.deepEqual(all, {
+    command: ['sleep', '9'],
+    env: { A: '1', B: 'x=y', EMPTY: '' },
+    user: 'postgres',
+    workingDirectory: '/data',
+    restart: { policy: 'on-failure', retriesMax: 3 },
+    stop: { signal: 'SIGINT', timeoutMs: 60_000 },
+    resources: { memoryBytes: 512 * 2 ** 20, cpus: 1.5 },
+    network: 'none',
+    metadata: {},
+    group: 'db',
+    health: { kind: 'tcp', port: 5432, intervalMs: 1_000, timeoutMs: 2_000, retries: 3, startPeriodMs: 60_000 },
+  });
+  assert.ok(Check(MachineConfig, config({})));
+});
+
+test('health checks of every kind', () => {
+  const kind = (some: Partial<RunOptions>) => {
+    const { health } = config(some);
+    assert.ok(Check(MachineConfig, config(some)));
+    return health;
+  };
+  assert.deepEqual(Object(kind({ healthExec: 'pg_isready -q' })).command, ['/bin/sh', '-c', 'pg_isready -q']);
+  assert.equal(Object(kind({ healthTcp: 'db.local:5432' })).host, 'db.local');
+  assert.equal(Object(kind({ healthHttp: 'http://localhost:80/' })).url, 'http://localhost:80/');
+  assert.equal(kind({}), undefined);
+});
+
+test('what is wrong is named', () => {
+  const cases: [Partial<RunOptions>, RegExp][] = [
+    [{ env: ['=x'] }, /--env/],
+    [{ env: ['GODWIT_TEST_NOT_SET'] }, /--env/],
+    [{ cpus: 'two' }, /--cpus/],
+    [{ restart: 'sometimes' }, /--restart/],
+    [{ healthTcp: 'http' }, /--health-tcp/],
+    [{ healthTcp: '1', healthExec: 'true' }, /give one of/],
+  ];
+  for (const [some, message] of cases) assert.throws(() => config(some), { code: 'CLI_INVALID_OPTIONS', message });
+});

@@ -1,0 +1,81 @@
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { scratchDir } from '../../../test/support/scratch.ts';
+import { type WorkerFlags, workerOptions } from './worker.ts';
+
+const TOKEN = 'a-token-of-the-fleet';
+const minimal: WorkerFlags = { name: 'worker-1', data: 'w1', token: TOKEN };
+
+test('the defaults', () => {
+  assert.deepEqual(workerOptions(minimal, {}, '/srv'), {
+    name: 'worker-1',
+    dataDir: '/srv/w1',
+    listenHost: '127.0.0.1',
+    listenPort: 4680,
+    advertiseUrl: null,
+    peers: [],
+    token: TOKEN,
+    iscsiHost: '127.0.0.1',
+    capacity: { memoryBytes: null, cpus: null, diskBytes: null },
+    retainMs: 7 * 86_400_000,
+    logLevel: 'info',
+  });
+});
+
+test('flags come before the environment, the environment before the file', (t) => {
+  const dir = scratchDir(t);
+  writeFileSync(join(dir, 'other-token'), 'another-token-of-the-fleet');
+  writeFileSync(
+    join(dir, 'worker.json'),
+    JSON.stringify({ name: 'from-file', data: 'd', listen: '10.0.0.1:1', cpus: 3, tokenFile: 'other-token', peer: ['b=http://b:1/'] }),
+  );
+  const env = {
+    GODWIT_WORKER_NAME: 'from-env',
+    GODWIT_WORKER_LISTEN: '10.0.0.2:2',
+    GODWIT_WORKER_PEERS: 'c=http://c:1,d=http://d:1',
+    GODWIT_TOKEN: TOKEN,
+  };
+  const file = { config: 'worker.json' };
+  assert.equal(workerOptions(file, {}, dir).name, 'from-file');
+  assert.equal(workerOptions(file, {}, dir).token, 'another-token-of-the-fleet');
+  assert.deepEqual(workerOptions(file, {}, dir).peers, [{ name: 'b', url: 'http://b:1' }]);
+  const both = workerOptions(file, env, dir);
+  assert.deepEqual([both.name, both.listenHost, both.capacity.cpus, both.token], ['from-env', '10.0.0.2', 3, TOKEN]);
+  assert.deepEqual(both.peers.map(({ name }) => name), ['c', 'd']);
+  const all = workerOptions({ ...file, name: 'from-flag', peer: ['e=http://e:1'] }, env, dir);
+  assert.deepEqual([all.name, all.listenPort, all.peers.length], ['from-flag', 2, 1]);
+});
+
+test('IPv6 addresses stand in brackets', () => {
+  const { listenHost, listenPort } = workerOptions({ ...minimal, listen: '[::1]:80' }, {}, '/');
+  assert.deepEqual([listenHost, listenPort], ['::1', 80]);
+});
+
+test('what is wrong is named', (t) => {
+  const dir = scratchDir(t);
+  writeFileSync(join(dir, 'unknown.json'), '{"listem": "x"}');
+  writeFileSync(join(dir, 'list.json'), '[]');
+  const cases: [WorkerFlags, RegExp][] = [
+    [{}, /--name is missing/],
+    [{ name: 'worker-1', token: TOKEN }, /--data is missing/],
+    [{ name: 'worker-1', data: 'd' }, /--token-file is missing/],
+    [{ ...minimal, name: 'A b' }, /lower case/],
+    [{ ...minimal, token: 'short' }, /at least 16/],
+    [{ ...minimal, listen: '4680' }, /--listen is HOST:PORT/],
+    [{ ...minimal, listen: 'h:70000' }, /--listen is HOST:PORT/],
+    [{ ...minimal, listen: '0.0.0.0:1' }, /--iscsi-host is missing/],
+    [{ ...minimal, peer: ['b'] }, /--peer is NAME=URL/],
+    [{ ...minimal, peer: ['b=ftp://b'] }, /http:/],
+    [{ ...minimal, peer: ['worker-1=http://b:1'] }, /same name/],
+    [{ ...minimal, cpus: 'two' }, /--cpus is a number/],
+    [{ ...minimal, logLevel: 'loud' }, /--log-level/],
+    [{ ...minimal, config: 'unknown.json' }, /unknown key listem/],
+    [{ ...minimal, config: 'list.json' }, /not an object/],
+    [{ ...minimal, config: 'missing.json' }, /cannot be read/],
+  ];
+  for (const [flags, message] of cases) {
+    assert.throws(() => workerOptions(flags, {}, dir), { code: 'CLI_INVALID_OPTIONS', message });
+  }
+});
