@@ -1,0 +1,317 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import type { DrainStatus } from '../api/schemas.ts';
+import { createApiServer } from '../api/server.ts';
+import { silentLogger } from '../base/logger.ts';
+
+/** bin/godwit as a process, against workers that are served by this one. */
+
+const TOKEN = 'a-token-of-the-fleet';
+const BIN = join(import.meta.dirname, '..', '..', 'bin', 'godwit');
+
+type Result = { code: number | null; stdout: string; stderr: string };
+
+class Fleet {
+  readonly services: FakeWorkerService[] = [];
+  readonly dir: string;
+  readonly #t: TestContext;
+
+  constructor(t: TestContext) {
+    this.#t = t;
+    this.dir = scratchDir(t);
+  }
+
+  /** Two workers, and with `lost` a third at which nobody listens. */
+  async start(lost = false): Promise<this> {
+    const workers: { name: string; url: string }[] = [];
+    for (const name of ['worker-1', 'worker-2']) {
+      const service = new FakeWorkerService(name);
+      this.services.push(service);
+      const app = await createApiServer({ service, token: TOKEN, logger: silentLogger, version: '1' });
+      this.#t.after(() => app.close());
+      workers.push({ name, url: await app.listen({ host: '127.0.0.1', port: 0 }) });
+    }
+    // Port 1 is never given out, and nothing listens there.
+    if (lost) workers.push({ name: 'worker-3', url: 'http://127.0.0.1:1' });
+    mkdirSync(join(this.dir, '.godwit'));
+    writeFileSync(join(this.dir, '.godwit', 'token'), TOKEN);
+    writeFileSync(join(this.dir, '.godwit', 'fleet.json'), JSON.stringify({ tokenFile: 'token', workers }));
+    return this;
+  }
+
+  spawn(...args: string[]): ChildProcess {
+    const child = spawn(BIN, args, { cwd: this.dir, env: { PATH: process.env.PATH, HOME: this.dir } });
+    this.#t.after(() => {
+      if (child.exitCode === null) child.kill('SIGKILL');
+    });
+    return child;
+  }
+
+  async godwit(...args: string[]): Promise<Result> {
+    return ended(this.spawn(...args));
+  }
+}
+
+function ended(child: ChildProcess): Promise<Result> {
+  const result: Result = { code: null, stdout: '', stderr: '' };
+  child.stdout!.on('data', (chunk) => {
+    result.stdout += chunk;
+  });
+  child.stderr!.on('data', (chunk) => {
+    result.stderr += chunk;
+  });
+  return new Promise((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', (code) => resolve({ ...result, code }));
+  });
+}
+
+const drainStatus = (some: Partial<DrainStatus>): DrainStatus => ({
+  worker: 'worker-1',
+  desired: true,
+  sinceMs: 1_700_000_000_000,
+  endedAtMs: null,
+  state: 'draining',
+  machines: [],
+  ...some,
+});
+
+test('help and version need no fleet and end with 0, wrong usage ends with 2', async (t) => {
+  const fleet = new Fleet(t);
+  const help = await fleet.godwit('--help');
+  assert.equal(help.code, 0);
+  assert.match(help.stdout, /drain .*<WORKER>/);
+  assert.match(help.stdout, /3 {2}blocked/);
+  assert.match((await fleet.godwit('--version')).stdout, /^\d+\.\d+\.\d+\n$/);
+  for (const args of [['nonsense'], ['drain'], ['drain', 'w', '--fast'], ['machine', 'run', '--name', 'x'], []]) {
+    assert.equal((await fleet.godwit(...args)).code, 2, args.join(' '));
+  }
+});
+
+test('no fleet: 5, with what to do', async (t) => {
+  const { code, stderr } = await new Fleet(t).godwit('machine', 'list');
+  assert.equal(code, 5);
+  assert.match(stderr, /^error CLI_FLEET_NOT_FOUND: .+\n {2}next: .*godwit dev --workers 3/);
+});
+
+test('the launcher is found through symbolic links', async (t) => {
+  const fleet = new Fleet(t);
+  symlinkSync(BIN, join(fleet.dir, 'one'));
+  symlinkSync('one', join(fleet.dir, 'two'));
+  const { code, stdout } = await ended(spawn(join(fleet.dir, 'two'), ['--version']));
+  assert.equal(code, 0);
+  assert.match(stdout, /^\d/);
+});
+
+test('the launcher says what is missing', async (t) => {
+  const { dir } = new Fleet(t);
+  mkdirSync(join(dir, 'package', 'bin'), { recursive: true });
+  const { copyFileSync } = await import('node:fs');
+  copyFileSync(BIN, join(dir, 'package', 'bin', 'godwit'));
+  const { code, stderr } = await ended(spawn(join(dir, 'package', 'bin', 'godwit'), ['--version']));
+  assert.equal(code, 1);
+  assert.match(stderr, /CLI_NODE_MISSING.*\n.*npm ci/);
+});
+
+test('a machine with a new volume: made, listed, shown, run in, stopped, destroyed', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const run = await fleet.godwit(
+    ...['machine', 'run', '--name', 'pg', '--worker', 'worker-2', '--volume', 'pgdata:/var/lib/pg'],
+    ...['--size', '1GiB', '--env', 'A=1', '--health-tcp', '5432', '--', 'postgres', '-D', '/var/lib/pg'],
+  );
+  assert.deepEqual([run.code, run.stderr], [0, '']);
+  assert.match(run.stdout, /^pg running \(healthy\) on worker-2 \(m_/);
+  const service = fleet.services[1]!;
+  const machine = await service.showMachine('pg');
+  assert.deepEqual(machine.config.command, ['postgres', '-D', '/var/lib/pg']);
+  assert.equal(machine.config.volume?.mountPath, '/var/lib/pg');
+  assert.equal((await service.showVolume('pgdata')).lengthBytes, 2 ** 30);
+
+  const list = await fleet.godwit('machine', 'list');
+  assert.match(list.stdout, /^NAME +ID +WORKER .*\npg +m_\w+ +worker-2 +running \(healthy\)/);
+  const json = JSON.parse((await fleet.godwit('--json', 'machine', 'list')).stdout);
+  assert.deepEqual(json.machines.map((each: { name: string }) => each.name), ['pg']);
+  assert.match((await fleet.godwit('volume', 'list')).stdout, /pgdata .* 1 GiB .* ready@1/);
+  assert.match((await fleet.godwit('machine', 'show', 'pg')).stdout, /command +postgres -D/);
+  assert.equal((await fleet.godwit('machine', 'logs', 'pg')).stdout, 'line one\nline two\n');
+
+  const exec = await fleet.godwit('machine', 'exec', 'pg', '--timeout', '5s', '--', 'echo', '--json', 'x');
+  assert.deepEqual([exec.code, exec.stdout], [0, 'echo --json x\n']);
+  assert.equal((await fleet.godwit('machine', 'exec', 'pg', '--', 'false')).code, 1);
+
+  assert.equal((await fleet.godwit('machine', 'destroy', 'pg')).code, 6, 'it runs');
+  assert.equal((await fleet.godwit('machine', 'stop', 'pg')).code, 0);
+  const destroyed = await fleet.godwit('machine', 'destroy', 'pg', '--volume', '--json');
+  assert.equal(JSON.parse(destroyed.stdout).destroyed[0].name, 'pg');
+  assert.equal(service.machines.size + service.volumes.size, 0);
+});
+
+test('a volume that was made for a machine that does not come about goes again', async (t) => {
+  const fleet = await new Fleet(t).start();
+  fleet.services[0]!.machines.set('m_1', machineView({ name: 'pg' }));
+  const { code, stderr } = await fleet.godwit(
+    ...['machine', 'run', '--name', 'pg', '--worker', 'worker-1', '--volume', 'v', '--size', '1GiB', '--', 'true'],
+  );
+  assert.equal(code, 6);
+  assert.match(stderr, /MACHINE_NAME_EXISTS/);
+  assert.equal(fleet.services[0]!.volumes.size, 0);
+});
+
+test('errors: not found 5, ambiguous and invalid 2, with --json as JSON', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const missing = await fleet.godwit('machine', 'show', 'nobody', '--json');
+  assert.equal(missing.code, 5);
+  assert.equal(JSON.parse(missing.stdout).error.code, 'CLI_MACHINE_NOT_FOUND');
+  assert.match(missing.stderr, /next: godwit machine list/);
+  for (const [index, service] of fleet.services.entries()) {
+    service.machines.set(`m_${index}`, machineView({ id: `m_${index}`, name: 'twin' }));
+  }
+  const twin = await fleet.godwit('machine', 'stop', 'twin');
+  assert.equal(twin.code, 2);
+  assert.match(twin.stderr, /CLI_AMBIGUOUS_REF: several machines are called twin: m_0, m_1/);
+  assert.equal((await fleet.godwit('volume', 'create', 'v', '--size', 'big')).code, 2);
+  assert.equal((await fleet.godwit('volume', 'create', 'v', '--size', '1')).code, 2);
+  assert.equal((await fleet.godwit('drain', 'worker-9')).code, 5);
+});
+
+test('a worker that does not answer: the others are listed, it is named, 4', async (t) => {
+  const fleet = await new Fleet(t).start(true);
+  fleet.services[0]!.machines.set('m_1', machineView({}));
+  const list = await fleet.godwit('machine', 'list');
+  assert.equal(list.code, 4);
+  assert.match(list.stdout, /^pg /m);
+  assert.match(list.stderr, /warning: worker-3 does not answer .*ECONNREFUSED/);
+  const json = JSON.parse((await fleet.godwit('machine', 'list', '--json')).stdout);
+  assert.equal(json.unreachable[0].worker, 'worker-3');
+  assert.equal((await fleet.godwit('machine', 'show', 'pg')).code, 0, 'what is found is enough');
+  const missing = await fleet.godwit('machine', 'show', 'other');
+  assert.equal(missing.code, 4, 'it may be there');
+  assert.match(missing.stderr, /no answer from worker-3/);
+  assert.equal((await fleet.godwit('drain', 'worker-3')).code, 4);
+});
+
+const moved = drainMachine({
+  state: 'moved',
+  target: 'worker-2',
+  hydratedFraction: 1,
+  interruptionMs: { stop: 1, seal: 2, handoff: 3, attach: 4, boot: 5, total: 15 },
+});
+
+test('a drain without a terminal: a line for every change, a table, 0', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const script = () => [
+    drainStatus({ machines: [drainMachine({})] }),
+    drainStatus({ machines: [drainMachine({ state: 'moving', phase: 'stop', target: 'worker-2' })] }),
+    drainStatus({ machines: [drainMachine({ state: 'hydrating', target: 'worker-2', hydratedFraction: 0.5 })] }),
+    drainStatus({ state: 'drained', machines: [moved] }),
+  ];
+  fleet.services[0]!.drainScript = script();
+  const text = await fleet.godwit('drain', 'worker-1');
+  assert.deepEqual([text.code, text.stderr], [0, '']);
+  // The first answer is that of the request itself; the watching begins with the second.
+  assert.deepEqual(text.stdout.split('\n').slice(0, 6), [
+    'worker-1: draining',
+    'pg: moving to worker-2, stop',
+    'pg: runs on worker-2, 50% hydrated',
+    'worker-1: drained',
+    'pg: moved to worker-2, 0 B over the wire, interrupted 15 ms',
+    'MACHINE  STATE  TARGET    VOLUME   USED   WIRE  STOP  SEAL  HANDOFF  ATTACH  BOOT  TOTAL  HYDRATION',
+  ]);
+
+  fleet.services[0]!.drainScript = script();
+  const json = await fleet.godwit('drain', 'worker-1', '--json');
+  assert.equal(json.code, 0);
+  assert.deepEqual(JSON.parse(json.stdout).machines, [moved]);
+  assert.match(json.stderr, /pg: moving to worker-2/);
+
+  fleet.services[0]!.drainScript = script();
+  const lines = (await fleet.godwit('drain', 'worker-1', '--json-lines')).stdout.trimEnd().split('\n');
+  const parsed = lines.map((line) => JSON.parse(line));
+  assert.deepEqual(parsed.map(({ final }) => final), [false, false, false, true]);
+  assert.equal(parsed.at(-1).exitCode, 0);
+});
+
+test('a drain that cannot be finished: 3, with every reason', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const waiting = drainMachine({ state: 'waiting', reason: 'no worker has room', nextAction: 'godwit undrain worker-2' });
+  fleet.services[0]!.drainScript = [drainStatus({ state: 'waiting', machines: [moved, waiting] })];
+  const { code, stderr } = await fleet.godwit('drain', 'worker-1', '--wait', '100ms');
+  assert.equal(code, 3);
+  assert.match(stderr, /cannot be finished now:\n {2}pg: no worker has room\n {4}next: godwit undrain worker-2\n/);
+});
+
+test('Ctrl-C leaves the drain to the worker and says so', async (t) => {
+  const fleet = await new Fleet(t).start();
+  fleet.services[0]!.drainScript = [drainStatus({ machines: [drainMachine({})] })];
+  const child = fleet.spawn('drain', 'worker-1');
+  child.stdout!.once('data', () => child.kill('SIGINT'));
+  const { code, stderr } = await ended(child);
+  assert.equal(code, 130);
+  assert.match(stderr, /drain goes on in worker-1/);
+  assert.match(stderr, /godwit undrain worker-1/);
+  assert.equal((await fleet.services[0]!.drainStatus()).desired, true);
+});
+
+test('dry run, detach and undrain', async (t) => {
+  const fleet = await new Fleet(t).start();
+  fleet.services[0]!.machines.set('m_1', machineView({}));
+  const plan = await fleet.godwit('drain', 'worker-1', '--dry-run');
+  assert.equal(plan.code, 0);
+  assert.match(plan.stdout, /^1 +pg +worker-2 +5 MiB +~400 ms/m);
+  assert.deepEqual(fleet.services[0]!.calls, [], 'nothing was asked for');
+  assert.equal((await fleet.godwit('drain', 'worker-1', '--detach')).code, 0);
+  assert.deepEqual(fleet.services[0]!.calls, ['drain']);
+  assert.match((await fleet.godwit('undrain', 'worker-1')).stdout, /^worker-1 takes machines again/);
+});
+
+test('a move is watched to its end', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const service = fleet.services[0]!;
+  service.machines.set('m_1', machineView({}));
+  const states = [
+    runView({ id: 'run1', step: 'prepare' }),
+    runView({ id: 'run1', state: 'done', step: null, endedAtMs: 1_700_000_001_000 }),
+  ];
+  service.showRun = async () => states.shift() ?? assert.fail('asked after the end');
+  const good = await fleet.godwit('move', 'pg', '--to', 'worker-2');
+  assert.deepEqual([good.code, good.stdout], [0, 'pg: done\n']);
+  service.showRun = async () => runView({ id: 'run1', state: 'undone', step: null, endedAtMs: 1_700_000_001_000 });
+  assert.equal((await fleet.godwit('move', 'pg')).code, 3);
+});
+
+test('why, runs and top', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const service = fleet.services[0]!;
+  service.machines.set('m_1', machineView({}));
+  service.runs.push(runView({ id: 'run7', reason: { message: 'target is away', nextAction: 'start it', sinceMs: 0 } }));
+  const why = await fleet.godwit('why', 'pg');
+  assert.equal(why.code, 0);
+  assert.match(why.stdout, /machine pg on worker-1: running\n {2}- no worker has room .*\n.*an operator\n {4}next: godwit undrain/);
+  assert.equal((await fleet.godwit('why', 'nothing')).code, 5);
+  assert.match((await fleet.godwit('runs', 'list')).stdout, /run7 +worker-1 +migrate-out .*target is away/);
+  assert.match((await fleet.godwit('runs', 'show', 'run7')).stdout, /waits: target is away\n {2}next: start it/);
+  assert.equal((await fleet.godwit('runs', 'cancel', 'run7')).code, 0);
+  assert.equal((await fleet.godwit('runs', 'force', 'run7')).code, 2, 'force wants --yes');
+  assert.equal((await fleet.godwit('runs', 'force', 'run7', '--yes')).code, 0);
+  assert.equal((await fleet.godwit('runs', 'show', 'run8')).code, 5);
+  const top = await fleet.godwit('top');
+  assert.match(top.stdout, /^WORKER .*\nworker-1 +up +1 /);
+  assert.match(top.stdout, /^MACHINE .*\npg +worker-1 +running \(healthy\)/m);
+});
+
+test('completion asks the fleet', async (t) => {
+  const fleet = await new Fleet(t).start();
+  fleet.services[1]!.machines.set('m_1', machineView({}));
+  assert.equal((await fleet.godwit('complete', '--', 'machine', 'stop', '')).stdout, 'pg\n');
+  assert.equal((await fleet.godwit('complete', '--', 'drain', '--to', '')).stdout, 'worker-1\nworker-2\n');
+  for (const shell of ['bash', 'zsh', 'fish']) {
+    const { code, stdout } = await fleet.godwit('completion', shell);
+    assert.equal(code, 0);
+    assert.match(stdout, /godwit complete --/);
+  }
+});
