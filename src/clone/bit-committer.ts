@@ -2,8 +2,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
-/** Metadata sectors that one round writes at most (1 MiB): bounds the memory of a commit. */
-const ROUND_SECTORS = 2048;
+/** Metadata sectors that one round writes at most (512 KiB, the bits of 15.75 GiB): bounds the memory of a commit. */
+const ROUND_SECTORS = 1024;
 
 /** What is known of one metadata sector: all of its bits are durable, or some are not, which... */
 const CLEAN = 0;
@@ -38,6 +38,8 @@ export class BitCommitter {
   readonly #validity: ValidityMap;
   readonly #order: CommitOrder;
   readonly #states: Uint8Array;
+  /** The bits of a round, used again by the next: one round runs at a time. */
+  #words = new Uint32Array(0);
   #urgent: number[] = [];
   #lazy: number[] = [];
   #running: Promise<void> | null = null;
@@ -160,7 +162,9 @@ export class BitCommitter {
   }
 
   async #round(sectors: readonly number[]): Promise<void> {
-    const words = new Uint32Array(sectors.length * SECTOR_WORDS);
+    const wordCount = sectors.length * SECTOR_WORDS;
+    if (this.#words.length < wordCount) this.#words = new Uint32Array(wordCount);
+    const words = this.#words.subarray(0, wordCount);
     for (const [position, sector] of sectors.entries()) {
       const into = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
       this.#validity.copyWords(sector * SECTOR_WORDS, into);

@@ -186,7 +186,11 @@ test('a write to a block on the wire ends before the fetch does, and is not over
   const early = readOf(clone, 0, 4 * BLOCK);
   await settle();
   await clone.write(BLOCK, filled(BLOCK, 7));
-  assert.deepEqual(await readOf(clone, BLOCK, BLOCK), filled(BLOCK, 7), 'read while the fetch is still on the wire');
+  assert.deepEqual(
+    await readOf(clone, BLOCK, BLOCK),
+    filled(BLOCK, 7),
+    'read while the fetch is still on the wire',
+  );
   await source.letGo();
   await early;
   await settle();
@@ -276,7 +280,9 @@ test('the policy can pass errors of the source on', async () => {
   const source = new HeldSource();
   const { clone } = await cloneOf(source, { sourceErrorPolicy: 'error' });
   const failing = [readOf(clone, 0, BLOCK), clone.write(512, filled(512, 1))];
-  const checks = failing.map((each) => assert.rejects(each, (error) => isGodwitError(error, 'CLONE_SOURCE_FAILED')));
+  const checks = failing.map((each) =>
+    assert.rejects(each, (error) => isGodwitError(error, 'CLONE_SOURCE_FAILED')),
+  );
   await settle();
   await source.fail();
   await source.fail();
@@ -295,14 +301,19 @@ test('paused: nothing but misses; resumed: everything', async () => {
   clone.configureHydration(RUNNING);
   await clock.advance(6_000);
   assert.ok(clone.complete);
-  assert.equal(source.reads.map((each) => each.blocks).reduce((sum, blocks) => sum + blocks, 0), BLOCKS);
+  assert.equal(
+    source.reads.map((each) => each.blocks).reduce((sum, blocks) => sum + blocks, 0),
+    BLOCKS,
+  );
   await clone.close();
 });
 
 test('a rate limit holds over time', async () => {
   const source = new HeldSource(false);
   const rate = 16 * BLOCK;
-  const { clone, clock } = await cloneOf(source, { hydration: { paused: false, rateBytesPerSecondMax: rate } });
+  const { clone, clock } = await cloneOf(source, {
+    hydration: { paused: false, rateBytesPerSecondMax: rate },
+  });
   await clock.advance(2_000);
   const bytes = clone.hydrationStatus().wireBytes;
   assert.ok(bytes >= rate && bytes <= 2 * rate + 64 * BLOCK, `${bytes} bytes in 2 s`);
@@ -384,7 +395,11 @@ test('reopened with the live map, and with the durable one', async () => {
 test('close ends what waits for the source; finish refuses what is not whole', async () => {
   const source = new HeldSource();
   const { clone } = await cloneOf(source);
-  const waiting = [readOf(clone, 0, BLOCK), clone.write(8 * BLOCK, filled(512, 1)), readOf(clone, 8 * BLOCK, 512)];
+  const waiting = [
+    readOf(clone, 0, BLOCK),
+    clone.write(8 * BLOCK, filled(512, 1)),
+    readOf(clone, 8 * BLOCK, 512),
+  ];
   const checks = waiting.map((each) => assert.rejects(each, (error) => isGodwitError(error, 'BLOCK_CLOSED')));
   await assert.rejects(clone.finish(), (error) => isGodwitError(error, 'CLONE_NOT_COMPLETE'));
   await clone.close();
@@ -411,12 +426,12 @@ test('a sequential reader is read ahead for, a random one is not', async () => {
 
 test('a source or local device of another length is refused', async () => {
   const short = new MemoryDevice({ lengthBytes: LENGTH });
-  await assert.rejects(cloneOf(new HeldSource(), { local: new MemoryDevice({ lengthBytes: LENGTH / 2 }) }), (error) =>
-    isGodwitError(error, 'CLONE_WRONG_LENGTH'),
-  );
   await assert.rejects(
-    cloneOf(short, { source: new MemoryDevice({ lengthBytes: 2 * LENGTH }) }),
+    cloneOf(new HeldSource(), { local: new MemoryDevice({ lengthBytes: LENGTH / 2 }) }),
     (error) => isGodwitError(error, 'CLONE_WRONG_LENGTH'),
+  );
+  await assert.rejects(cloneOf(short, { source: new MemoryDevice({ lengthBytes: 2 * LENGTH }) }), (error) =>
+    isGodwitError(error, 'CLONE_WRONG_LENGTH'),
   );
 });
 
@@ -426,7 +441,11 @@ test('with real time, hydration of 64 MiB completes and equals the source', asyn
   for (let mebibyte = 0; mebibyte < 64; mebibyte++) await source.write(mebibyte * 2 ** 20, content);
   const { promise, resolve } = Promise.withResolvers<void>();
   const keepAlive = setInterval(() => {}, 1000);
-  const { clone, local } = await cloneOf(source, { hydration: RUNNING, clock: systemClock, onHydrated: resolve });
+  const { clone, local } = await cloneOf(source, {
+    hydration: RUNNING,
+    clock: systemClock,
+    onHydrated: resolve,
+  });
   await promise;
   clearInterval(keepAlive);
   await clone.finish();

@@ -582,6 +582,7 @@ function isSuperseded(version: Version, versions: readonly Version[], at: number
 
 /** Forgets the versions that a flush which began at `flushedAt` made impossible to come back. */
 function prune(versions: Version[], flushedAt: number): void {
+  if (versions.length === 1) return;
   const kept = versions.filter((version) => !isSuperseded(version, versions, flushedAt));
   versions.splice(0, versions.length, ...kept);
 }

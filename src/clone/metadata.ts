@@ -69,6 +69,8 @@ export class CloneMetadata {
   readonly sectorCount: number;
   readonly #device: BlockDevice;
   readonly #checksumSeed: number;
+  /** The sectors of a write, used again by the next. */
+  #image = new Uint8Array(0);
 
   private constructor(device: BlockDevice, identity: CloneIdentity, checksumSeed: number) {
     this.#device = device;
@@ -137,11 +139,13 @@ export class CloneMetadata {
 
   /**
    * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each.
-   * Durable after `flush`.
+   * Durable after `flush`. One write at a time.
    */
   async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
     assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
-    const image = new Uint8Array(sectors.length * METADATA_SECTOR_BYTES);
+    const imageBytes = sectors.length * METADATA_SECTOR_BYTES;
+    if (this.#image.length < imageBytes) this.#image = new Uint8Array(imageBytes);
+    const image = this.#image;
     for (const [position, sector] of sectors.entries()) {
       const bits = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
       this.#encodeSector(sector, bits, image.subarray(position * METADATA_SECTOR_BYTES));
