@@ -841,3 +841,86 @@ test('find by resource, kind and state', async (t) => {
   assert.deepEqual(ids({ state: ['running', 'done'], resource: 'machine:b' }), ['3']);
   assert.equal(journal.find({ limit: 1 }).length, 1);
 });
+
+test('a run that was cancelled does not hand over', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([
+    kindOf(
+      'prepare',
+      bench.step('one', ({ runId, input }) => {
+        journal.cancel(runId, 'now');
+        throw new Handoff('move', input);
+      }),
+    ),
+    kindOf('move', bench.step('go')),
+  ]);
+  const run = await bench.end(journal, journal.start('prepare', { machine: 'a' }).id);
+  assert.equal(run.state, 'undone');
+  assert.deepEqual(journal.find({ kind: 'move' }), []);
+});
+
+test('a step that takes the end of the process for a reason to abort is tried again, not undone', async (t) => {
+  const bench = new Bench(t);
+  const definitions = [
+    kindOf(
+      'move',
+      bench.step('one', async (context) => {
+        if (context.attempt > 1) return;
+        await Promise.resolve(hang(context)).catch((error) => {
+          throw new Abort(error);
+        });
+      }),
+    ),
+  ];
+  const first = bench.journal(definitions);
+  first.start('move', { machine: 'a' }, { runId: 'a' });
+  await bench.clock.run(10);
+  await bench.clock.runUntil(first.close());
+  const second = bench.journal(definitions);
+  second.resume();
+  assert.equal((await bench.end(second, 'a')).state, 'done');
+});
+
+test('a put of what is there and a wait for the same thing write nothing; many waits keep the latest', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([
+    kindOf(
+      'move',
+      bench.step('one', ({ put, waiting }) => {
+        for (let round = 0; round < 5; round++) {
+          put({ a: { b: 1, c: 2 } });
+          put({ a: { c: 2, b: 1 } });
+          waiting('for worker-2', 'Look.');
+        }
+        for (let round = 0; round < 500; round++) waiting(`round ${round}`, 'Look.');
+      }),
+    ),
+  ]);
+  const run = await bench.end(journal, journal.start('move', { machine: 'a' }).id);
+  const types = journal.events(run.id).map(({ body }) => body.type);
+  assert.equal(types.filter((type) => type === 'put').length, 1);
+  assert.equal(types.filter((type) => type === 'waiting').length, 65);
+});
+
+test('a failed run that is forced forward is open again on disk too', async (t) => {
+  const bench = new Bench(t);
+  const database = new DatabaseSync(':memory:');
+  t.after(() => database.close());
+  const die: Do = ({ attempt, ...rest }) => {
+    if (attempt === 1) throw new Unrecoverable(new Error('dead'), 'system');
+    return hang({ attempt, ...rest });
+  };
+  const journal = bench.journal([kindOf('move', bench.step('pivot', die, { pointOfNoReturn: true }))], {
+    database,
+  });
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.end(journal, id);
+  const row = () => ({ ...database.prepare('SELECT end_state, holds_resource FROM runs').get() });
+  assert.deepEqual(row(), { end_state: 'failed', holds_resource: 1 });
+  journal.force(id, 'forward', 'ann');
+  assert.deepEqual(row(), { end_state: null, holds_resource: 1 });
+  await bench.clock.run(10);
+  journal.force(id, 'forget', 'ann');
+  await bench.end(journal, id);
+  assert.deepEqual(row(), { end_state: 'failed', holds_resource: 0 });
+});

@@ -45,15 +45,18 @@ export function printRun(run: RunView, nowMs: number): string {
   }
   const nameWidth = Math.max(0, ...run.steps.map((step) => step.name.length));
   for (const step of run.steps) {
-    lines.push(`  ${MARKS[step.state]} ${step.name.padEnd(nameWidth)}  ${stepText(step, nowMs)}`.trimEnd());
+    lines.push(
+      `  ${MARKS[step.state]} ${step.name.padEnd(nameWidth)}  ${stepText(step, run.endedAtMs ?? nowMs)}`.trimEnd(),
+    );
     if (step.pointOfNoReturn) lines.push('  ── point of no return ──');
   }
   return lines.join('\n');
 }
 
-function stepText(step: StepView, nowMs: number): string {
+/** `untilMs`: to when a step that has not ended has run. */
+function stepText(step: StepView, untilMs: number): string {
   if (step.startedAtMs === null) return step.state;
-  const took = duration((step.endedAtMs ?? nowMs) - step.startedAtMs);
+  const took = duration((step.endedAtMs ?? untilMs) - step.startedAtMs);
   return `${step.state.padEnd(7)}  ${took.padStart(11)}${step.attempts > 1 ? `  attempt ${step.attempts}` : ''}`;
 }
 

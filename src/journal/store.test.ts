@@ -49,6 +49,10 @@ async function twoRuns(t: TestContext): Promise<{ clock: FakeClock; path: string
 
 const DAMAGES: readonly (readonly [string, string])[] = [
   [
+    'a step begun after a cancel',
+    `UPDATE events SET type = 'cancel-requested', step = NULL, data = '{"reason":"x"}' WHERE run_id = 'a' AND type = 'put'`,
+  ],
+  [
     'an event that is missing',
     "DELETE FROM events WHERE run_id = 'a' AND type = 'step-started' AND step = 0",
   ],
