@@ -30,14 +30,17 @@ import { findProgram } from '../test/support/requires.ts';
 const VOLUME_BYTES = 1024 ** 3;
 const FILE_MIB = 384;
 
-const ROWS = [
+type Row = { name: string; rw: string; bs: string; depth: number; cold?: boolean };
+const ROWS: readonly Row[] = [
   { name: '4k random read, depth 1', rw: 'randread', bs: '4k', depth: 1 },
   { name: '4k random read, depth 16', rw: 'randread', bs: '4k', depth: 16 },
   { name: '4k random write, depth 1', rw: 'randwrite', bs: '4k', depth: 1 },
   { name: '4k random write, depth 16', rw: 'randwrite', bs: '4k', depth: 16 },
   { name: '1 MiB sequential read, depth 4', rw: 'read', bs: '1m', depth: 4 },
   { name: '1 MiB sequential write, depth 4', rw: 'write', bs: '1m', depth: 4 },
-] as const;
+  { name: '4k random read, depth 1, cold file', rw: 'randread', bs: '4k', depth: 1, cold: true },
+  { name: '4k random read, depth 16, cold file', rw: 'randread', bs: '4k', depth: 16, cold: true },
+];
 
 type StackName = 'godwit' | 'nbdfuse' | 'raw';
 type Stack = { name: StackName; loop: string; filePath: string; mountPoint: string; detach(): Promise<void> };
@@ -58,7 +61,7 @@ export type AttachBench = {
   serverResidentBytes: number;
 };
 
-export async function run(options: { quick?: boolean } = {}): Promise<AttachBench> {
+export async function run(options: { quick?: boolean; only?: RegExp } = {}): Promise<AttachBench> {
   const rounds = options.quick ? 3 : 7;
   const runtimeSeconds = options.quick ? 1 : 2;
   const dir = mkdtempSync(join(tmpdir(), 'gw-bench-attach-'));
@@ -74,11 +77,12 @@ export async function run(options: { quick?: boolean } = {}): Promise<AttachBenc
     const serverResidentBytes = await godwit.residentBytes();
     for (const stack of stacks) await prepare(stack);
     const rows: AttachBenchRow[] = [];
-    for (const row of ROWS) {
+    for (const row of ROWS.filter(({ name }) => options.only?.test(name) ?? true)) {
       const samples: Record<StackName, number[]> = { godwit: [], nbdfuse: [], raw: [] };
       for (let round = 0; round < rounds; round++) {
         for (const stack of stacks) {
-          readThrough(stack.filePath);
+          if (row.cold) await evict(stack.filePath);
+          else readThrough(stack.filePath);
           samples[stack.name].push(await fio(stack, row, runtimeSeconds));
         }
       }
@@ -223,6 +227,17 @@ function readThrough(filePath: string): void {
   const buffer = new Uint8Array(1024 ** 2);
   while (readSync(fd, buffer) > 0);
   closeSync(fd);
+}
+
+/** The opposite: nothing of it is left in the page cache (posix_fadvise DONTNEED, which drops clean pages only). */
+async function evict(filePath: string): Promise<void> {
+  await succeed('dd', [
+    `of=${filePath}`,
+    'oflag=nocache',
+    'conv=notrunc,fdatasync',
+    'count=0',
+    'status=none',
+  ]);
 }
 
 async function succeed(program: string, argv: string[]): Promise<void> {

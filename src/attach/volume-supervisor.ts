@@ -59,6 +59,8 @@ export type VolumeSupervisorState = {
   lastError: GodwitError | null;
   /** The newest `progress` event or answer to `status`. */
   lastStatus: VolumeServerStatus | null;
+  /** What guards the server against memory pressure. Both need CAP_SYS_RESOURCE; null before the first start. */
+  protection: { ioFlusher: boolean; outOfMemoryKiller: boolean } | null;
 };
 
 /**
@@ -75,9 +77,12 @@ export class VolumeSupervisor {
   #isReady = false;
   #restarts = 0;
   #readyAtMs: number | null = null;
+  /** What the current server said in its `failed` event: more than its exit can say. */
+  #failure: GodwitError | null = null;
   #quickDeaths = 0;
   #lastError: GodwitError | null = null;
   #lastStatus: VolumeServerStatus | null = null;
+  #protection: VolumeSupervisorState['protection'] = null;
   #stopping = false;
   #cancelRestart: () => void = () => {};
   #ended: PromiseWithResolvers<void> | null = null;
@@ -95,6 +100,7 @@ export class VolumeSupervisor {
       restarts: this.#restarts,
       lastError: this.#lastError,
       lastStatus: this.#lastStatus,
+      protection: this.#protection,
     };
   }
 
@@ -103,7 +109,10 @@ export class VolumeSupervisor {
     return this.#spec;
   }
 
-  /** Starts the first server and resolves at its `ready` event. Rejects with `ATTACH_SERVER_NOT_READY` after `timeoutMs`; it goes on trying. */
+  /**
+   * Starts the first server and resolves at its `ready` event. Rejects with what the server says in a `failed` event, or
+   * `ATTACH_SERVER_NOT_READY` after `timeoutMs`; it goes on trying.
+   */
   async start(timeoutMs = 15_000): Promise<void> {
     this.#spawn();
     await this.#whenReady(this.#options.clock.monotonicMs() + timeoutMs);
@@ -136,7 +145,7 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Ends the server (end of its standard input, then SIGKILL) and starts no other. Requests in the FUSE connection wait on; unmount or abort it
+   * Ends the server (SIGTERM, then SIGKILL) and starts no other. Requests in the FUSE connection wait on; unmount or abort it
    * afterwards. Idempotent.
    */
   async stop(): Promise<void> {
@@ -146,6 +155,8 @@ export class VolumeSupervisor {
     const child = this.#child;
     const ended = this.#ended;
     if (child === null || ended === null) return;
+    // A server of a guest outlives the loss of its supervisor, so the end of its input alone does not end it.
+    child.kill('SIGTERM');
     this.#rpc?.close();
     const cancelKill = this.#options.clock.timer(STOP_TIMEOUT_MS, () => child.kill('SIGKILL'));
     await ended.promise;
@@ -155,6 +166,7 @@ export class VolumeSupervisor {
   #spawn(): void {
     const { command, env, fuseFd, logger, logPath } = this.#options;
     this.#readyAtMs = null;
+    this.#failure = null;
     const logFd = openSync(logPath, 'a', 0o600);
     // The mark is inherited through fork and exec by every thread of the server; set later it would miss those that Node starts first.
     const marked = setIoFlusher(true);
@@ -185,7 +197,7 @@ export class VolumeSupervisor {
     child.on('error', (error) => onEnd({ code: null, signal: null, message: messageOf(error) }));
     child.on('exit', (code, signal) => onEnd({ code, signal }));
     if (child.pid === undefined) return; // 'error' follows
-    this.#protect(child.pid);
+    this.#protect(child.pid, marked);
     const input = child.stdin as Writable;
     const output = child.stdout as Readable;
     input.on('error', () => {}); // the exit says more
@@ -194,21 +206,25 @@ export class VolumeSupervisor {
   }
 
   /** Out of the reach of the OOM killer and of the workload's memory limit. */
-  #protect(pid: number): void {
+  #protect(pid: number, ioFlusher: boolean): void {
     const { cgroupProcsPaths = [], logger } = this.#options;
-    const writes: [string, string][] = [
-      [`/proc/${pid}/oom_score_adj`, '-1000'],
-      ...cgroupProcsPaths.map((path): [string, string] => [path, String(pid)]),
-    ];
-    for (const [path, value] of writes) {
+    const write = (path: string, value: string): boolean => {
       try {
         writeFileSync(path, value);
+        return true;
       } catch (error) {
-        logger.warn(
-          { path, error: messageOf(error) },
-          'the volume server cannot be protected from memory pressure',
-        );
+        logger.warn({ path, error: messageOf(error) }, 'the volume server could not be put there');
+        return false;
       }
+    };
+    const first = this.#protection === null;
+    for (const path of cgroupProcsPaths) write(path, String(pid));
+    this.#protection = { ioFlusher, outOfMemoryKiller: write(`/proc/${pid}/oom_score_adj`, '-1000') };
+    if (first && !ioFlusher) {
+      logger.warn(
+        {},
+        'the volume server is not marked as I/O flusher: CAP_SYS_RESOURCE is missing, or the kernel is old',
+      );
     }
   }
 
@@ -226,7 +242,14 @@ export class VolumeSupervisor {
     } else if (event === 'progress') {
       this.#lastStatus = data as VolumeServerStatus;
     } else if (event === 'failed') {
-      this.#lastError = failedError(data);
+      this.#failure = failedError(data);
+      this.#lastError = this.#failure;
+      // It says why it cannot serve: better than a timeout for whoever waits. The next server is tried all the same.
+      if (!this.#isReady) {
+        this.#ready.reject(this.#failure);
+        this.#ready = Promise.withResolvers();
+        this.#ready.promise.catch(() => {});
+      }
     }
     this.#options.onEvent?.(event, data);
   }
@@ -264,7 +287,7 @@ export class VolumeSupervisor {
     const servedMs = this.#readyAtMs === null ? 0 : Math.round(clock.monotonicMs() - this.#readyAtMs);
     this.#quickDeaths = servedMs >= WELL_AFTER_MS ? 0 : this.#quickDeaths + 1;
     const delayMs = restartDelayMs(this.#quickDeaths);
-    this.#lastError = new GodwitError(
+    const died = new GodwitError(
       'ATTACH_SERVER_DIED',
       `the volume server ended: ${how.message ?? how.signal ?? `exit ${how.code}`}`,
       {
@@ -277,7 +300,8 @@ export class VolumeSupervisor {
         nextAction: `It is started again by itself, on the same requests; its log says why it ended: ${logPath}`,
       },
     );
-    logger.warn({ ...this.#lastError.values, delayMs }, 'the volume server ended; starting another one');
+    this.#lastError = this.#failure ?? died;
+    logger.warn({ ...died.values, delayMs }, 'the volume server ended; starting another one');
     this.#cancelRestart = clock.timer(delayMs, () => {
       this.#restarts++;
       this.#spawn();
