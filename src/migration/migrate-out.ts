@@ -190,7 +190,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const subject = subjectOf(context);
           if (!subject.volume) return context.put({ source: null });
           context.put({
-            source: await source.openExport(context.runId, subject, out(context).source ?? null),
+            source: await source.openExport(
+              context.runId,
+              subject,
+              targetOf(context).name,
+              out(context).source ?? null,
+            ),
           });
         },
         async undo(context) {
@@ -371,7 +376,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           let pauseMs = 20;
           for (;;) {
             if (subject.volume) {
-              await source.openExport(context.runId, subject, out(context).source ?? null);
+              await source.openExport(
+                context.runId,
+                subject,
+                targetOf(context).name,
+                out(context).source ?? null,
+              );
               await source.releaseExport(context.runId);
             }
             const status = await watch(peer, context, 'fetches the rest');

@@ -34,7 +34,12 @@ export interface SourceSide {
    * Starts the export of the machine's volume in standby, under a shim of its own: the target can log in, no block can be read. Answers the
    * same place and secret when it is there already, and opens it again (readable, if it was) when its shim is gone.
    */
-  openExport(runId: string, subject: MoveSubject, known: SourceSpec | null): Promise<SourceSpec>;
+  openExport(
+    runId: string,
+    subject: MoveSubject,
+    targetWorker: string,
+    known: SourceSpec | null,
+  ): Promise<SourceSpec>;
   /** The volume is sealed: its blocks may be read. */
   releaseExport(runId: string): Promise<void>;
   closeExport(runId: string): Promise<void>;
@@ -50,8 +55,8 @@ export interface SourceSide {
   /** Starts the machine here as it was before the move. */
   start(machineId: string): Promise<void>;
 
-  /** After the handoff: ends the machine's shim (loop, FUSE, processes). The sealed file stays. */
+  /** After the handoff: the machine is no longer this worker's; its shim ends (loop, FUSE, processes). The sealed file stays. */
   detach(machineId: string): Promise<void>;
-  /** After the move: the machine is no longer this worker's; its volume is kept as a way back until `destroyAfterMs`. */
+  /** After the move: the sealed volume is kept as a way back until `destroyAfterMs`. */
   retain(machineId: string, volumeId: string | null, destroyAfterMs: number): Promise<void>;
 }

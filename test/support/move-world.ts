@@ -108,7 +108,7 @@ export class MoveWorld {
       this.source.claimedBy = runId;
       this.#changed('claim');
     },
-    openExport: async (_runId, _subject, known) => {
+    openExport: async (_runId, _subject, _targetWorker, known) => {
       this.source.exported ??= 'standby';
       this.#changed('openExport');
       return known ?? SOURCE_SPEC;
@@ -147,10 +147,10 @@ export class MoveWorld {
     },
     detach: async () => {
       this.source.attached = false;
+      this.source.owned = false;
       this.#changed('detach');
     },
     retain: async () => {
-      this.source.owned = false;
       this.source.volume.state = 'retained';
       this.#changed('retain');
     },

@@ -1,0 +1,58 @@
+import type { ApiEvent } from '../api/schemas.ts';
+import type { Clock } from '../base/clock.ts';
+
+/** A listener that falls so far behind loses the oldest: a slow reader must not fill the worker's memory. */
+const BACKLOG_MAX = 1_000;
+
+/** What happens on this worker, for whoever listens now. The journal is the record; this is the ticker. */
+export class EventBus {
+  readonly #worker: string;
+  readonly #clock: Clock;
+  readonly #listeners = new Set<(event: ApiEvent) => void>();
+
+  constructor(worker: string, clock: Clock) {
+    this.#worker = worker;
+    this.#clock = clock;
+  }
+
+  emit(kind: ApiEvent['kind'], subject: string, message: string, data: Record<string, unknown> = {}): void {
+    const event: ApiEvent = {
+      atMs: this.#clock.wallMs(),
+      worker: this.#worker,
+      kind,
+      subject,
+      message,
+      data,
+    };
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  async *follow(signal: AbortSignal): AsyncGenerator<ApiEvent> {
+    const backlog: ApiEvent[] = [];
+    let wake: (() => void) | null = null;
+    const listener = (event: ApiEvent) => {
+      backlog.push(event);
+      if (backlog.length > BACKLOG_MAX) backlog.shift();
+      wake?.();
+    };
+    const onAbort = () => wake?.();
+    this.#listeners.add(listener);
+    signal.addEventListener('abort', onAbort);
+    try {
+      while (!signal.aborted) {
+        const event = backlog.shift();
+        if (event) {
+          yield event;
+          continue;
+        }
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+        wake = null;
+      }
+    } finally {
+      this.#listeners.delete(listener);
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+}

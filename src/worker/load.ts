@@ -1,0 +1,56 @@
+import { availableParallelism, totalmem } from 'node:os';
+import type { MachineConfig } from '../machine/config.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { PlacementRequest, PrepareRequest } from '../migration/peer.ts';
+import { diskNeedBytes, type HostLoad } from '../migration/placement.ts';
+import type { VolumeStore } from '../volume/index.ts';
+import type { WorkerOptions } from './options.ts';
+
+/** What a machine needs, from its configuration and its volume. */
+export function placementOf(
+  machine: { id: string; name: string; config: MachineConfig },
+  volume: { lengthBytes: number; usedBytes: number } | null,
+): PlacementRequest {
+  return {
+    machineId: machine.id,
+    machineName: machine.name,
+    group: machine.config.group ?? null,
+    memoryBytes: machine.config.resources.memoryBytes ?? 0,
+    cpus: machine.config.resources.cpus ?? 0,
+    volumeLengthBytes: volume?.lengthBytes ?? 0,
+    volumeUsedBytes: volume?.usedBytes ?? 0,
+  };
+}
+
+/**
+ * What this host has and has promised. Disk that volumes still arriving will take is not free any more, though nothing is written
+ * there yet.
+ */
+export async function hostLoad(
+  options: Pick<WorkerOptions, 'name' | 'capacity'>,
+  machines: MachineManager,
+  volumes: VolumeStore,
+  incoming: readonly PrepareRequest[],
+  draining: boolean,
+): Promise<HostLoad> {
+  const capacity = await volumes.capacity();
+  const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
+  let arriving = 0;
+  for (const request of incoming) {
+    if (!request.volume) continue;
+    const here = await volumes.usedBytes(request.volume.volumeId).catch(() => 0);
+    arriving += Math.max(0, diskNeedBytes(request.placement) - here);
+  }
+  const placed = new Map<string, PlacementRequest>();
+  for (const request of incoming) placed.set(request.machineId, request.placement);
+  for (const record of machines.records()) placed.set(record.id, placementOf(record, null));
+  return {
+    worker: options.name,
+    draining,
+    memoryBytes: options.capacity.memoryBytes ?? totalmem(),
+    cpus: options.capacity.cpus ?? availableParallelism(),
+    freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes) - arriving,
+    totalDiskBytes,
+    placed: [...placed.values()],
+  };
+}

@@ -1,0 +1,278 @@
+import { closeSync, openSync, readFileSync } from 'node:fs';
+import { DatabaseSync } from 'node:sqlite';
+import pino from 'pino';
+import { HttpPeer } from '../api/peer-client.ts';
+import { createApiServer } from '../api/server.ts';
+import { systemClock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { systemRandom } from '../base/random.ts';
+import { crashPointsFromEnvironment } from '../journal/crash-points.ts';
+import { Journal } from '../journal/journal.ts';
+import type { RunDefinition, RunView } from '../journal/run.ts';
+import { MachineManager } from '../machine/manager.ts';
+import { MachineStore } from '../machine/store.ts';
+import { DRAIN_LIMITS, DrainController, type LocalMachine } from '../migration/drain.ts';
+import { MoveInbox } from '../migration/inbox.ts';
+import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
+import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
+import { MoveReceiver } from '../migration/move-receiver.ts';
+import { askPeers, noCapacity } from '../migration/offers.ts';
+import type { Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import { chooseOffer } from '../migration/placement.ts';
+import { lockExclusive } from '../sys/file-lock.ts';
+import { VolumeStore } from '../volume/index.ts';
+import { EventBus } from './event-bus.ts';
+import { hostLoad } from './load.ts';
+import type { RunningWorker, WorkerOptions } from './options.ts';
+import { makeFolders, workerPaths } from './paths.ts';
+import { LocalService } from './service.ts';
+import { SourceHost } from './source-host.ts';
+import { TargetHost } from './target-host.ts';
+import { VolumeAccess } from './volume-access.ts';
+
+const clock = systemClock;
+const random = systemRandom;
+const SWEEP_MS = 60_000;
+const VERDICT_KEEP_MS = 90 * 24 * 3_600_000;
+/** A worker that is told to end lets steps come to a safe point for so long; they go on at the next start anyway. */
+const CLOSE_GRACE_MS = 5_000;
+
+/**
+ * One worker, put together. Order matters: records, then shims that run, then the journal's runs, then the API; so that whoever can ask finds
+ * everything in place. Rejects `WORKER_ALREADY_RUNS` when another process has the data folder.
+ */
+export async function startWorker(options: WorkerOptions): Promise<RunningWorker> {
+  const logger: Logger = pino(
+    { level: options.logLevel, base: { worker: options.name } },
+    pino.destination({ fd: 2, sync: false }),
+  );
+  const startedAtMs = clock.wallMs();
+  const paths = workerPaths(options.dataDir);
+  makeFolders(paths);
+  const lockFd = lockDataFolder(paths.lock, options.dataDir);
+
+  const state = new DatabaseSync(paths.state);
+  state.exec('PRAGMA journal_mode = WAL');
+  state.exec('PRAGMA synchronous = FULL');
+  const inbox = new MoveInbox(state);
+  inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
+
+  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger });
+  // The steps of the journal need the machines, and the machines need to know of the journal's runs.
+  let journal: Journal | null = null;
+  const openRuns = (kind: string): RunView[] =>
+    (journal?.find({ kind, state: ['running', 'waiting', 'undoing'] }) ?? []).filter(
+      (run) => run.endedAtMs === null,
+    );
+  const incoming = (): PrepareRequest[] => openRuns(MIGRATE_IN).map((run) => run.input as PrepareRequest);
+  const access = new VolumeAccess({
+    volumes,
+    validityDir: paths.validityDir,
+    incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
+  });
+  const machines = await MachineManager.open({
+    store: await MachineStore.open(options.dataDir),
+    volumes: access,
+    runtimeRoot: paths.runtimeRoot,
+    hidden: [options.dataDir],
+    clock,
+    random,
+    logger,
+  });
+  for (const { file, error } of machines.broken)
+    logger.error({ file, error: error.toWire() }, 'a record cannot be read');
+
+  const peers: Peer[] = options.peers.map(
+    ({ name, url }) => new HttpPeer({ name, url, token: options.token }),
+  );
+  let url = options.advertiseUrl ?? '';
+  const draining = () => drain?.desired === true;
+  const load = () => hostLoad(options, machines, volumes, incoming(), draining());
+  const source = new SourceHost({ machines, volumes, random, iscsiHost: options.iscsiHost });
+  const target = new TargetHost({
+    machines,
+    volumes,
+    access,
+    validityDir: paths.validityDir,
+    load,
+    peers: () => peers,
+    clock,
+  });
+  const progress = new Map<string, TargetStatus>();
+  const worker = {
+    name: options.name,
+    get url() {
+      return url;
+    },
+  };
+  const definitions = [
+    migrateOut({
+      source,
+      peers: () => peers,
+      clock,
+      worker,
+      retentionMs: options.retainMs,
+      onProgress: (runId, status) => progress.set(runId, status),
+    }),
+    migrateIn({ target, inbox, clock }),
+  ] as RunDefinition<never>[];
+  journal = new Journal({
+    database: paths.journal,
+    clock,
+    random,
+    logger,
+    definitions,
+    crashPoints: crashPointsFromEnvironment(process.env),
+  });
+  const runs = journal;
+
+  const drain: DrainController = new DrainController({
+    worker: options.name,
+    database: state,
+    clock,
+    logger,
+    limits: DRAIN_LIMITS,
+    machines: () => localMachines(machines, volumes),
+    runs: (sinceMs) =>
+      runs
+        .find({ kind: MIGRATE_OUT, limit: 10_000 })
+        .filter((run) => run.createdAtMs >= sinceMs || run.endedAtMs === null)
+        .sort((left, right) => left.createdAtMs - right.createdAtMs),
+    live: (runId) => progress.get(runId) ?? null,
+    precheck: async (machineId, wanted) => {
+      const subject = await source.describe(machineId);
+      const request = { sourceWorker: options.name, machine: subject.placement, planned: [] };
+      const choice = chooseOffer(await askPeers(peers, wanted, request));
+      if (!choice.chosen) throw noCapacity(subject.machineName, wanted, choice.reasons);
+    },
+    start: (machineId, targetWorker) =>
+      runs.start(MIGRATE_OUT, { machineId, targetWorker, requestedBy: 'drain' }),
+  });
+
+  const events = new EventBus(options.name, clock);
+  runs.subscribe((run) => {
+    const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
+    events.emit('run', run.id, message, { resource: run.resource, state: run.state, step: run.step });
+    if (run.endedAtMs !== null && run.kind === MIGRATE_OUT) {
+      progress.delete(run.id);
+      drain.wake();
+    }
+    // The machine is healthy elsewhere: the next one may go.
+    if (run.step === 'serve') drain.wake();
+  });
+  machines.onEvent((machineId, event) => {
+    events.emit('machine', machineId, event);
+    if (event === 'shim-closed') void recoverLater(machineId);
+  });
+
+  const service = new LocalService({
+    name: options.name,
+    url: () => url,
+    version: packageVersion(),
+    startedAtMs,
+    machines,
+    volumes,
+    journal: runs,
+    drain,
+    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
+    source,
+    peers: () => peers,
+    load,
+    events,
+    clock,
+  });
+  const api = await createApiServer({ service, token: options.token, logger, version: packageVersion() });
+
+  for (const { machineId, outcome, error } of await machines.recover()) {
+    logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
+  }
+  await api.listen({ host: options.listenHost, port: options.listenPort });
+  const address = api.server.address();
+  const port = typeof address === 'object' && address !== null ? address.port : options.listenPort;
+  const listenUrl = `http://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
+  url = options.advertiseUrl ?? listenUrl;
+  runs.resume();
+  drain.wake();
+
+  const sweep = setInterval(() => {
+    volumes
+      .sweepRetained()
+      .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
+  }, SWEEP_MS);
+  sweep.unref();
+  logger.info({ url, dataDir: options.dataDir }, 'worker is up');
+
+  let closing: Promise<void> | null = null;
+  return {
+    url,
+    close: () => {
+      closing ??= close();
+      return closing;
+    },
+  };
+
+  async function close(): Promise<void> {
+    clearInterval(sweep);
+    drain.close();
+    await api.close();
+    await runs.close({ graceMs: CLOSE_GRACE_MS });
+    machines.close();
+    state.close();
+    closeSync(lockFd);
+    logger.info({}, 'worker ends; machines go on');
+  }
+
+  /** A shim that ends by itself takes its machine with it: what should run is started again. */
+  async function recoverLater(machineId: string): Promise<void> {
+    if (closing !== null || !machines.records().some(({ id }) => id === machineId)) return;
+    await clock.sleep(500);
+    if (closing !== null) return;
+    await machines
+      .recover()
+      .then((all) => {
+        for (const { error } of all)
+          if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
+      })
+      .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
+  }
+}
+
+async function localMachines(machines: MachineManager, volumes: VolumeStore): Promise<LocalMachine[]> {
+  return Promise.all(
+    machines.records().map(async (record): Promise<LocalMachine> => {
+      const volumeId = record.config.volume?.volumeId;
+      const volume = volumeId === undefined ? null : await volumes.get(volumeId).catch(() => null);
+      return {
+        machineId: record.id,
+        name: record.name,
+        volumeBytes: volume?.lengthBytes ?? 0,
+        usedBytes: volume ? await volumes.usedBytes(volume.id).catch(() => 0) : 0,
+      };
+    }),
+  );
+}
+
+function lockDataFolder(path: string, dataDir: string): number {
+  const fd = openSync(path, 'a', 0o600);
+  try {
+    lockExclusive(fd);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    if (!isGodwitError(error, 'SYS_LOCKED')) throw error;
+    throw new GodwitError('WORKER_ALREADY_RUNS', `another worker process has ${dataDir}`, {
+      values: { dataDir },
+      nextAction:
+        'One data folder belongs to one worker: end the other process, or give this one another --data.',
+      cause: error,
+    });
+  }
+}
+
+function packageVersion(): string {
+  const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string;
+  };
+  return manifest.version;
+}

@@ -1,0 +1,48 @@
+import { createHash } from 'node:crypto';
+import { mkdirSync, statfsSync } from 'node:fs';
+import { join } from 'node:path';
+
+/** Where a worker keeps what. */
+export type WorkerPaths = {
+  dataDir: string;
+  journal: string;
+  /** Drain and verdicts: small state that is not a run. */
+  state: string;
+  lock: string;
+  /** Runtime folders of shims: sockets, logs, mount points. */
+  runtimeRoot: string;
+  /** Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot. */
+  validityDir: string;
+};
+
+/** `f_type` of tmpfs, include/uapi/linux/magic.h. */
+const TMPFS_MAGIC = 0x01021994;
+const SHARED_MEMORY = '/dev/shm';
+
+export function workerPaths(dataDir: string): WorkerPaths {
+  const runtimeRoot = join(dataDir, 'run');
+  return {
+    dataDir,
+    journal: join(dataDir, 'journal.sqlite'),
+    state: join(dataDir, 'state.sqlite'),
+    lock: join(dataDir, 'worker.lock'),
+    runtimeRoot,
+    validityDir: isTmpfs(SHARED_MEMORY)
+      ? join(SHARED_MEMORY, `godwit-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`)
+      : join(runtimeRoot, 'validity'),
+  };
+}
+
+export function makeFolders(paths: WorkerPaths): void {
+  for (const folder of [paths.dataDir, paths.runtimeRoot, paths.validityDir]) {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+  }
+}
+
+function isTmpfs(path: string): boolean {
+  try {
+    return statfsSync(path).type === TMPFS_MAGIC;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,506 @@
+import type {
+  ApiEvent,
+  CreateMachineRequest,
+  CreateVolumeRequest,
+  DrainRequest,
+  DrainStatus,
+  ExecReply,
+  ExecRequest,
+  LogsQuery,
+  MachineState,
+  MachineView,
+  MoveRequest,
+  Plan,
+  PlanQuery,
+  RunStateReply,
+  RunsQuery,
+  VolumeView,
+  Why,
+  WorkerView,
+} from '../api/schemas.ts';
+import type { WorkerService } from '../api/service.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import type { Journal } from '../journal/journal.ts';
+import type { RunView } from '../journal/run.ts';
+import type { MachineManager, MachineShow } from '../machine/manager.ts';
+import type { DrainController } from '../migration/drain.ts';
+import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
+import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
+import type { MoveReceiver } from '../migration/move-receiver.ts';
+import { askPeers } from '../migration/offers.ts';
+import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
+import { type PlanSubject, planDrain } from '../migration/plan.ts';
+import type { SourceSide } from '../migration/source-side.ts';
+import type { VolumeRecord, VolumeStore } from '../volume/index.ts';
+import type { EventBus } from './event-bus.ts';
+import { moveHistory } from './history.ts';
+import { isAttached } from './volume-access.ts';
+import { machineConditions, runConditions, volumeConditions } from './why.ts';
+
+const BLOCK_BYTES = 4096;
+/** How long a restart over the API waits for the machine to be healthy again. */
+const RESTART_HEALTHY_MS = 60_000;
+
+export type ServiceOptions = {
+  name: string;
+  url: () => string;
+  version: string;
+  startedAtMs: number;
+  machines: MachineManager;
+  volumes: VolumeStore;
+  journal: Journal;
+  drain: DrainController;
+  receiver: MoveReceiver;
+  source: SourceSide;
+  peers: () => readonly Peer[];
+  load: () => Promise<HostLoad>;
+  events: EventBus;
+  clock: Clock;
+};
+
+/** What this worker answers over HTTP. */
+export class LocalService implements WorkerService {
+  readonly #o: ServiceOptions;
+
+  constructor(options: ServiceOptions) {
+    this.#o = options;
+  }
+
+  async worker(): Promise<WorkerView> {
+    const load = await this.#o.load();
+    const memory = load.placed.reduce((sum, placed) => sum + placed.memoryBytes, 0);
+    const cpus = load.placed.reduce((sum, placed) => sum + placed.cpus, 0);
+    const { volumes } = await this.#o.volumes.list();
+    return {
+      name: this.#o.name,
+      url: this.#o.url(),
+      version: this.#o.version,
+      pid: process.pid,
+      startedAtMs: this.#o.startedAtMs,
+      draining: load.draining,
+      capacity: { memoryBytes: load.memoryBytes, cpus: load.cpus, diskBytes: load.totalDiskBytes },
+      free: {
+        memoryBytes: Math.max(0, load.memoryBytes - memory),
+        cpus: Math.max(0, load.cpus - cpus),
+        diskBytes: Math.max(0, Math.floor(load.freeDiskBytes)),
+      },
+      machines: this.#o.machines.records().length,
+      volumes: volumes.length,
+      peers: this.#o.peers().map(({ name, url }) => ({ name, url })),
+    };
+  }
+
+  async listMachines(): Promise<MachineView[]> {
+    return (await this.#o.machines.list()).map((show) => this.#machineView(show));
+  }
+
+  async createMachine(request: CreateMachineRequest): Promise<MachineView> {
+    const { machines } = this.#o;
+    const record = await machines.create({ name: request.name, config: request.config });
+    this.#o.events.emit('machine', record.id, `created ${record.name}`);
+    if (request.start) await machines.start(record.id);
+    return this.showMachine(record.id);
+  }
+
+  async showMachine(ref: string): Promise<MachineView> {
+    return this.#machineView(await this.#o.machines.show(ref));
+  }
+
+  async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
+    const { machines } = this.#o;
+    const record = machines.get(ref);
+    this.#refuseWhileMoving(record.id);
+    await machines.destroy(record.id, options);
+    this.#o.events.emit('machine', record.id, `destroyed ${record.name}`);
+    this.#o.drain.wake();
+  }
+
+  async startMachine(ref: string): Promise<MachineView> {
+    await this.#o.machines.start(ref);
+    return this.showMachine(ref);
+  }
+
+  async stopMachine(ref: string): Promise<MachineView> {
+    await this.#o.machines.stop(ref);
+    return this.showMachine(ref);
+  }
+
+  async restartMachine(ref: string): Promise<MachineView> {
+    const { machines, events, clock } = this.#o;
+    const record = machines.get(ref);
+    const startedMs = clock.monotonicMs();
+    await machines.stop(record.id);
+    const stoppedMs = clock.monotonicMs();
+    await machines.start(record.id);
+    await machines.awaitHealthy(record.id, RESTART_HEALTHY_MS);
+    const endedMs = clock.monotonicMs();
+    events.emit('machine', record.id, `restarted ${record.name}`, {
+      interruptionMs: { stop: stoppedMs - startedMs, boot: endedMs - stoppedMs, total: endedMs - startedMs },
+    });
+    return this.showMachine(record.id);
+  }
+
+  execInMachine(ref: string, request: ExecRequest): Promise<ExecReply> {
+    return this.#o.machines.exec(ref, request.command, request.timeoutMs);
+  }
+
+  async machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {
+    this.#o.machines.get(ref);
+    return this.#o.machines.logs(ref, { tailLines: query.lines, follow: query.follow, signal });
+  }
+
+  async moveMachine(ref: string, request: MoveRequest): Promise<RunView> {
+    const record = this.#o.machines.get(ref);
+    if (request.target === this.#o.name) {
+      throw new GodwitError('WORKER_MOVE_TO_ITSELF', `${record.name} is on ${this.#o.name} already`, {
+        values: { machineId: record.id },
+        nextAction: 'Name another worker, or none.',
+      });
+    }
+    if (request.target !== null && !this.#o.peers().some(({ name }) => name === request.target)) {
+      throw new GodwitError('WORKER_PEER_NOT_FOUND', `${this.#o.name} knows no worker ${request.target}`, {
+        values: { worker: request.target },
+        nextAction: `Its peers are: ${
+          this.#o
+            .peers()
+            .map(({ name }) => name)
+            .join(', ') || 'none'
+        }.`,
+      });
+    }
+    const input: MigrateOutInput = {
+      machineId: record.id,
+      targetWorker: request.target,
+      requestedBy: 'move',
+    };
+    return this.#o.journal.start(MIGRATE_OUT, input);
+  }
+
+  async listVolumes(): Promise<VolumeView[]> {
+    const { volumes } = await this.#o.volumes.list();
+    return Promise.all(volumes.map((record) => this.#volumeView(record)));
+  }
+
+  async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
+    const { volumes } = await this.#o.volumes.list();
+    if (volumes.some(({ name, state }) => name === request.name && state !== 'retained')) {
+      throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${request.name} already`, {
+        values: { name: request.name },
+        nextAction: 'Choose another name.',
+      });
+    }
+    const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
+    const record = await this.#o.volumes.create({ ...request, lengthBytes });
+    this.#o.events.emit('volume', record.id, `created ${record.name}`);
+    return this.#volumeView(record);
+  }
+
+  async showVolume(ref: string): Promise<VolumeView> {
+    return this.#volumeView(await this.#volume(ref));
+  }
+
+  async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
+    const record = await this.#volume(ref);
+    if (record.machineId !== null && (await this.#isHeld(record.machineId))) {
+      throw new GodwitError(
+        'WORKER_VOLUME_HELD',
+        `volume ${record.name} belongs to machine ${record.machineId}`,
+        {
+          values: { volumeId: record.id, machineId: record.machineId },
+          nextAction: 'Destroy the machine first: godwit machine destroy.',
+        },
+      );
+    }
+    await this.#o.volumes.destroy(record.id, options);
+    this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
+  }
+
+  drainStatus(): Promise<DrainStatus> {
+    return this.#o.drain.status();
+  }
+
+  async drain(request: DrainRequest): Promise<DrainStatus> {
+    this.#o.drain.request(request.target);
+    this.#o.events.emit('drain', this.#o.name, 'drain requested');
+    return this.drainStatus();
+  }
+
+  async undrain(): Promise<DrainStatus> {
+    this.#o.drain.withdraw();
+    this.#o.events.emit('drain', this.#o.name, 'drain withdrawn');
+    return this.drainStatus();
+  }
+
+  async plan(query: PlanQuery): Promise<Plan> {
+    const { machines, source, peers, journal, name } = this.#o;
+    const subjects = await Promise.all(
+      machines.records().map(async (record): Promise<PlanSubject> => {
+        const subject = { machineId: record.id, name: record.name, running: record.desired === 'running' };
+        try {
+          const { placement } = await source.describe(record.id);
+          return { ...subject, placement, obstacle: null };
+        } catch (error) {
+          const placement = {
+            machineId: record.id,
+            machineName: record.name,
+            group: null,
+            memoryBytes: 0,
+            cpus: 0,
+            volumeLengthBytes: 0,
+            volumeUsedBytes: 0,
+          };
+          return { ...subject, placement, obstacle: messageOf(error) };
+        }
+      }),
+    );
+    return planDrain(
+      name,
+      subjects,
+      (request) => askPeers(peers(), query.target ?? null, request),
+      moveHistory(journal.find({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
+    );
+  }
+
+  async listRuns(query: RunsQuery): Promise<RunView[]> {
+    const filter = {
+      limit: query.limit,
+      ...(query.resource === undefined ? {} : { resource: query.resource }),
+    };
+    const runs = this.#o.journal.find(filter);
+    return query.state === 'all' ? runs : runs.filter((run) => run.endedAtMs === null);
+  }
+
+  async showRun(id: string): Promise<RunView> {
+    return this.#o.journal.get(id);
+  }
+
+  async cancelRun(id: string): Promise<RunView> {
+    return this.#o.journal.cancel(id, 'cancelled over the API');
+  }
+
+  async nudgeRun(id: string): Promise<RunView> {
+    return this.#o.journal.nudge(id);
+  }
+
+  async forceRun(id: string, how: 'undo' | 'forward' | 'forget' = 'forget'): Promise<RunView> {
+    return this.#o.journal.force(id, how, 'the API');
+  }
+
+  async why(ref: string): Promise<Why> {
+    const { journal, machines, name } = this.#o;
+    const drain = await this.#o.drain.status();
+    if (ref === name) {
+      const waiting = drain.machines.filter((machine) => machine.reason !== null);
+      return {
+        subject: name,
+        state: drain.desired ? drain.state : 'open',
+        conditions: waiting.map((machine) => ({
+          message: `${machine.name} is ${machine.state}: ${machine.reason}`,
+          sinceMs: drain.sinceMs,
+          whoCanClearIt:
+            machine.state === 'waiting' ? 'an operator; it is tried again by itself' : 'godwit itself',
+          nextAction: machine.nextAction ?? `godwit why ${machine.name}`,
+        })),
+        runs: journal.find({ kind: MIGRATE_OUT }).filter((run) => run.endedAtMs === null),
+      };
+    }
+    const run = this.#findRun(ref);
+    if (run)
+      return { subject: `run ${run.id}`, state: run.state, conditions: runConditions(run), runs: [run] };
+
+    const machine = machines.records().find(({ id, name }) => id === ref || name === ref);
+    if (machine) {
+      const view = await this.showMachine(machine.id);
+      const runs = this.#runsOf(machine.id);
+      return {
+        subject: `machine ${machine.name}`,
+        state: view.state,
+        conditions: machineConditions(view, runs, drain),
+        runs,
+      };
+    }
+    // It may have gone from here, or be on its way in.
+    const traces = journal
+      .find({ limit: 200 })
+      .filter((candidate) => namesOf(candidate).includes(ref))
+      .slice(0, 1);
+    const trace = traces[0];
+    if (trace) {
+      return {
+        subject: `machine ${ref}`,
+        state: trace.state,
+        conditions: runConditions(trace),
+        runs: traces,
+      };
+    }
+    const record = await this.#volume(ref);
+    const view = await this.#volumeView(record);
+    const runs = record.machineId === null ? [] : this.#runsOf(record.machineId);
+    return {
+      subject: `volume ${record.name}`,
+      state: record.state,
+      conditions: volumeConditions(view, runs),
+      runs,
+    };
+  }
+
+  events(signal: AbortSignal): AsyncIterable<ApiEvent> {
+    return this.#o.events.follow(signal);
+  }
+
+  async offer(request: OfferRequest): Promise<Offer> {
+    return evaluateOffer(await this.#o.load(), request);
+  }
+
+  prepareMove(request: PrepareRequest): Promise<TargetStatus> {
+    return this.#o.receiver.prepare(request);
+  }
+
+  moveStatus(runId: string): Promise<TargetStatus> {
+    return this.#o.receiver.status(runId);
+  }
+
+  handoffMove(runId: string): Promise<TargetStatus> {
+    return this.#o.receiver.handoff(runId);
+  }
+
+  cancelMove(runId: string): Promise<TargetStatus> {
+    return this.#o.receiver.cancel(runId);
+  }
+
+  async runState(runId: string): Promise<RunStateReply['run']> {
+    const run = this.#findRun(runId);
+    return run && { state: run.state, step: run.step };
+  }
+
+  #findRun(id: string): RunView | null {
+    try {
+      return this.#o.journal.get(id);
+    } catch (error) {
+      if (isGodwitError(error, 'JOURNAL_UNKNOWN_RUN')) return null;
+      throw error;
+    }
+  }
+
+  /** Unfinished runs of a machine, or its last one. */
+  #runsOf(machineId: string): RunView[] {
+    const runs = this.#o.journal.find({ resource: `machine:${machineId}`, limit: 20 });
+    const open = runs.filter((run) => run.endedAtMs === null || run.state === 'failed');
+    return open.length > 0 ? open : runs.slice(0, 1);
+  }
+
+  #refuseWhileMoving(machineId: string): void {
+    const run = this.#runsOf(machineId).find((candidate) => candidate.endedAtMs === null);
+    if (!run) return;
+    throw new GodwitError(
+      'WORKER_MACHINE_MOVING',
+      `the machine is part of a move that is not over (${run.kind}, step ${run.step})`,
+      {
+        values: { machineId, runId: run.id },
+        nextAction: `Wait for it (godwit why ${machineId}), or cancel it: godwit runs cancel ${run.id}.`,
+      },
+    );
+  }
+
+  async #isHeld(machineId: string): Promise<boolean> {
+    const { machines } = this.#o;
+    return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
+  }
+
+  async #volume(ref: string): Promise<VolumeRecord> {
+    const { volumes } = await this.#o.volumes.list();
+    const byId = volumes.filter(({ id }) => id === ref);
+    const newest = (records: VolumeRecord[]) =>
+      records.sort((left, right) => right.generation - left.generation)[0];
+    const found = newest(byId) ?? newest(volumes.filter(({ name }) => name === ref));
+    if (found) return found;
+    throw new GodwitError('WORKER_NOT_FOUND', `${this.#o.name} knows nothing called ${ref}`, {
+      values: { ref },
+      nextAction: 'godwit machine list, godwit volume list and godwit runs list show what there is.',
+    });
+  }
+
+  #machineView({ record, shim }: MachineShow): MachineView {
+    const workload = shim?.workload ?? null;
+    const runs = this.#o.journal
+      .find({ resource: `machine:${record.id}`, limit: 5 })
+      .filter((run) => run.endedAtMs === null);
+    const run = runs[0] ?? null;
+    return {
+      id: record.id,
+      name: record.name,
+      worker: this.#o.name,
+      state: machineState(record, workload?.state ?? null, workload?.health.state ?? null, run),
+      health: workload?.health ?? { state: 'none', sinceMs: record.createdAtMs, message: '' },
+      config: record.config,
+      volumeId: record.config.volume?.volumeId ?? null,
+      createdAtMs: record.createdAtMs,
+      startedAtMs: workload?.startedAtMs ?? null,
+      pid: workload?.pid ?? null,
+      restarts: workload?.restarts ?? 0,
+      move: run && {
+        runId: run.id,
+        phase: run.kind === MIGRATE_IN ? phaseOf(run) : (run.step ?? run.state),
+        target: run.kind === MIGRATE_IN ? this.#o.name : ((run.output as MigrateOutOutput).target ?? null),
+      },
+      hydration: shim?.volume?.status?.hydration ?? null,
+    };
+  }
+
+  async #volumeView(record: VolumeRecord): Promise<VolumeView> {
+    const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
+    const status = client
+      ? await client
+          .call('status', {})
+          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
+          .catch(() => null)
+      : null;
+    return {
+      id: record.id,
+      name: record.name,
+      worker: this.#o.name,
+      lengthBytes: record.lengthBytes,
+      usedBytes: await this.#o.volumes.usedBytes(record.id).catch(() => 0),
+      filesystem: record.filesystem,
+      generation: record.generation,
+      state: record.state,
+      createdAtMs: record.createdAtMs,
+      machineId: record.machineId,
+      hydration: status?.hydration ?? null,
+      guest: status?.guest ?? null,
+      destroyAfterMs: record.destroyAfterMs,
+    };
+  }
+}
+
+function namesOf(run: RunView): string[] {
+  const output = run.output as MigrateOutOutput;
+  const input = run.input as { machineId?: string; machineName?: string };
+  return [input.machineId, input.machineName, output.subject?.machineName].filter(
+    (name) => name !== undefined,
+  );
+}
+
+/** Pure. */
+export function machineState(
+  record: { desired: 'running' | 'stopped' },
+  workload: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed' | null,
+  health: 'none' | 'starting' | 'healthy' | 'unhealthy' | null,
+  run: RunView | null,
+): MachineState {
+  if (run?.kind === MIGRATE_OUT) return 'moving';
+  switch (workload) {
+    case 'running':
+      return health === 'starting' ? 'starting' : 'running';
+    case 'restarting':
+      return 'restarting';
+    case 'failed':
+      return 'failed';
+    case 'exited':
+      return record.desired === 'running' ? 'failed' : 'stopped';
+    default:
+      return record.desired === 'running' ? 'starting' : 'stopped';
+  }
+}

@@ -1,0 +1,194 @@
+import { rm } from 'node:fs/promises';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
+import { exportSpec, newGrant, type SourceSpec, sourceSpec, type VolumeStore } from '../volume/index.ts';
+import { placementOf } from './load.ts';
+
+export type SourceHostOptions = {
+  machines: MachineManager;
+  volumes: VolumeStore;
+  random: Random;
+  /** Where exports listen, and where targets reach them. */
+  iscsiHost: string;
+};
+
+/** A move's source on this host. */
+export class SourceHost implements SourceSide {
+  readonly #options: SourceHostOptions;
+
+  constructor(options: SourceHostOptions) {
+    this.#options = options;
+  }
+
+  async describe(machineId: string): Promise<MoveSubject> {
+    const { machines, volumes } = this.#options;
+    const record = machines.get(machineId);
+    const volumeId = record.config.volume?.volumeId;
+    const volume = volumeId === undefined ? null : await volumes.get(volumeId);
+    if (volume && volume.state !== 'ready') {
+      const arriving = volume.state === 'clone';
+      throw new GodwitError(
+        'MIGRATION_NOT_MOVABLE',
+        arriving
+          ? `${record.name} cannot move yet: some blocks of its volume are still only at the worker that it came from`
+          : `${record.name} cannot move: its volume is ${volume.state} at generation ${volume.generation}`,
+        {
+          values: { machineId, volumeId: volume.id, state: volume.state },
+          nextAction: arriving
+            ? 'Nothing to do: it goes when its volume is whole. `godwit top` shows how far it is.'
+            : '`godwit why` on the machine says which move holds it.',
+        },
+      );
+    }
+    const usedBytes = volume ? await volumes.usedBytes(volume.id) : 0;
+    return {
+      machineId: record.id,
+      machineName: record.name,
+      config: record.config,
+      running: record.desired === 'running',
+      placement: placementOf(record, volume && { lengthBytes: volume.lengthBytes, usedBytes }),
+      volume: volume && {
+        volumeId: volume.id,
+        name: volume.name,
+        lengthBytes: volume.lengthBytes,
+        usedBytes,
+        filesystem: volume.filesystem,
+        generation: volume.generation,
+      },
+    };
+  }
+
+  async claim(machineId: string, runId: string | null): Promise<void> {
+    try {
+      await this.#options.machines.update(machineId, { claimedBy: runId });
+    } catch (error) {
+      // The undo of a choice that failed because there is no such machine.
+      if (runId === null && isGodwitError(error, 'MACHINE_NOT_FOUND')) return;
+      throw error;
+    }
+  }
+
+  async openExport(
+    runId: string,
+    subject: MoveSubject,
+    targetWorker: string,
+    known: SourceSpec | null,
+  ): Promise<SourceSpec> {
+    const { machines, volumes, random, iscsiHost } = this.#options;
+    if (!subject.volume) throw new Error('a machine without a volume has no export');
+    const shimId = exportShimId(runId);
+    const running = await machines.client(shimId);
+    if (known && running && (await running.call('status', {})).volume !== null) return known;
+    // A shim of an attempt whose grant nobody wrote down.
+    if (!known && running) await machines.shutdownShim(shimId);
+
+    const record = await volumes.get(subject.volume.volumeId);
+    const grant = known
+      ? {
+          initiatorIqn: known.initiatorIqn,
+          chapUser: known.chapUser,
+          chapSecret: known.chapSecret,
+          generation: subject.volume.generation,
+        }
+      : newGrant(record, targetWorker, random);
+    const spec = exportSpec(
+      { ...record, generation: subject.volume.generation },
+      {
+        volumeDir: volumes.folder(record.id),
+        access: record.state === 'ready' ? 'standby' : 'readonly',
+        listenHost: iscsiHost,
+        ...(known ? { listenPort: known.port } : {}),
+        grants: [grant],
+      },
+    );
+    const client = await machines.ensureShim(shimId);
+    const { exportPort } = await client.call('volume.open', { spec });
+    if (exportPort === null) throw new Error('an export has a port');
+    return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
+      host: iscsiHost,
+      port: exportPort,
+    });
+  }
+
+  async releaseExport(runId: string): Promise<void> {
+    const client = await this.#options.machines.client(exportShimId(runId));
+    if (client === null) {
+      throw new GodwitError('WORKER_EXPORT_GONE', `the export of move ${runId} has ended`, {
+        values: { runId },
+        nextAction: 'Nothing to do: it is opened again.',
+      });
+    }
+    const { volume } = await client.call('status', {});
+    if (volume?.spec.access === 'readonly') return;
+    await client.call('volume.command', { op: 'activate', args: { access: 'readonly' } });
+  }
+
+  async closeExport(runId: string): Promise<void> {
+    const { machines } = this.#options;
+    await machines.shutdownShim(exportShimId(runId));
+    await rm(machines.runtimeDir(exportShimId(runId)), { recursive: true, force: true });
+  }
+
+  async syncEarly(machineId: string): Promise<void> {
+    const client = await this.#options.machines.client(machineId);
+    if (client === null) return;
+    const { volume } = await client.call('status', {});
+    if (volume?.mounted !== true) return;
+    // The second pass has only what was written during the first.
+    await client.call('fs.sync', {});
+    await client.call('fs.sync', {});
+  }
+
+  async stop(machineId: string): Promise<void> {
+    const client = await this.#options.machines.client(machineId);
+    await client?.call('workload.stop', {});
+  }
+
+  async seal(machineId: string, volumeId: string, generation: number): Promise<void> {
+    const { machines, volumes } = this.#options;
+    const client = await machines.client(machineId);
+    if (client) {
+      const { volume } = await client.call('status', {});
+      if (volume) {
+        await client.call('fs.unmount', {});
+        await client.call('volume.command', { op: 'seal', args: {} });
+      }
+    }
+    await volumes.apply(volumeId, { kind: 'seal', generation });
+  }
+
+  async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
+    const { machines, volumes } = this.#options;
+    // The open volume is of the sealed generation: it is opened anew at the next start.
+    await machines.shutdownShim(machineId);
+    const record = await volumes.get(volumeId);
+    if (record.state === 'sealed') await volumes.apply(volumeId, { kind: 'unseal', generation });
+  }
+
+  async start(machineId: string): Promise<void> {
+    const { machines } = this.#options;
+    await machines.update(machineId, { claimedBy: null });
+    await machines.start(machineId);
+  }
+
+  async detach(machineId: string): Promise<void> {
+    const { machines } = this.#options;
+    await machines.shutdownShim(machineId);
+    await machines.forget(machineId);
+  }
+
+  async retain(_machineId: string, volumeId: string | null, destroyAfterMs: number): Promise<void> {
+    if (volumeId === null) return;
+    const { volumes } = this.#options;
+    const record = await volumes.get(volumeId);
+    await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
+    await volumes.assignMachine(volumeId, null);
+  }
+}
+
+/** The shim of an export has a runtime folder beside those of machines. */
+function exportShimId(runId: string): string {
+  return `x_${runId.toLowerCase()}`;
+}

@@ -1,0 +1,191 @@
+import { rm } from 'node:fs/promises';
+import type { Clock } from '../base/clock.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { ShimClient } from '../machine/shim-client.ts';
+import type { MachineRecord } from '../machine/store.ts';
+import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
+import type { TargetSide } from '../migration/target-side.ts';
+import {
+  removeValidityFile,
+  type VolumeServerStatus,
+  type VolumeStore,
+  validityPath,
+} from '../volume/index.ts';
+import type { VolumeAccess } from './volume-access.ts';
+
+export type TargetHostOptions = {
+  machines: MachineManager;
+  volumes: VolumeStore;
+  access: VolumeAccess;
+  validityDir: string;
+  load: () => Promise<HostLoad>;
+  peers: () => readonly Peer[];
+  clock: Clock;
+};
+
+/** A move's target on this host. */
+export class TargetHost implements TargetSide {
+  readonly #options: TargetHostOptions;
+
+  constructor(options: TargetHostOptions) {
+    this.#options = options;
+  }
+
+  async offer(request: PrepareRequest): Promise<Offer> {
+    const load = await this.#options.load();
+    const offer = evaluateOffer(load, {
+      sourceWorker: request.sourceWorker,
+      machine: request.placement,
+      planned: [],
+    });
+    const { machines } = this.#options;
+    const namesake = machines
+      .records()
+      .find(({ name, id }) => name === request.machineName && id !== request.machineId);
+    if (!namesake) return offer;
+    return {
+      ...offer,
+      accepted: false,
+      score: 0,
+      reason: `has a machine called ${request.machineName} already`,
+    };
+  }
+
+  async createVolume(request: PrepareRequest): Promise<void> {
+    const volume = volumeOf(request);
+    await this.#options.volumes.createIncoming({
+      id: volume.volumeId,
+      name: volume.name,
+      lengthBytes: volume.lengthBytes,
+      filesystem: volume.filesystem,
+      generation: volume.sealedGeneration + 1,
+      machineId: request.machineId,
+    });
+  }
+
+  async destroyVolume(request: PrepareRequest): Promise<void> {
+    const volume = volumeOf(request);
+    const { volumes, validityDir } = this.#options;
+    const { volumes: all } = await volumes.list();
+    const ours = all.find(
+      (record) =>
+        record.id === volume.volumeId &&
+        record.state === 'incoming' &&
+        record.generation === volume.sealedGeneration + 1,
+    );
+    if (!ours) return;
+    await volumes.destroy(ours.id, { force: true });
+    removeValidityFile(validityPath(validityDir, ours.id));
+  }
+
+  async attachStandby(request: PrepareRequest): Promise<void> {
+    await this.#attached(request, 'standby');
+  }
+
+  async detach(request: PrepareRequest): Promise<void> {
+    const { machines } = this.#options;
+    await machines.shutdownShim(request.machineId);
+    await rm(machines.runtimeDir(request.machineId), { recursive: true, force: true });
+  }
+
+  async activate(request: PrepareRequest): Promise<void> {
+    if (!request.volume) return;
+    const { volumes } = this.#options;
+    await volumes.apply(request.volume.volumeId, {
+      kind: 'activate',
+      generation: request.volume.sealedGeneration + 1,
+    });
+    const client = await this.#attached(request, 'standby');
+    await client.call('volume.command', { op: 'activate', args: { access: 'writable' } });
+  }
+
+  async boot(request: PrepareRequest, onMounted: () => void): Promise<void> {
+    const { machines, clock } = this.#options;
+    const client = await this.#attached(request, 'writable');
+    const filesystem = request.volume?.filesystem ?? 'none';
+    if (request.startMachine && filesystem !== 'none') await client.call('fs.mount', { filesystem });
+    onMounted();
+    const known = machines.records().find(({ id }) => id === request.machineId);
+    const record: MachineRecord = {
+      formatVersion: 1,
+      id: request.machineId,
+      name: request.machineName,
+      config: request.config,
+      desired: request.startMachine ? 'running' : 'stopped',
+      createdAtMs: known?.createdAtMs ?? clock.wallMs(),
+      claimedBy: request.runId,
+    };
+    await machines.adopt(record);
+    if (!request.startMachine) return;
+    await client.call('workload.start', {
+      machineId: request.machineId,
+      name: request.machineName,
+      config: request.config,
+    });
+  }
+
+  async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
+    await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
+  }
+
+  async settle(request: PrepareRequest): Promise<void> {
+    await this.#options.machines.update(request.machineId, { claimedBy: null });
+  }
+
+  async hydration(request: PrepareRequest): Promise<TargetStatus['hydration']> {
+    if (!request.volume) return null;
+    const client = await this.#attached(request, 'writable');
+    const status = (await client.call('volume.command', { op: 'status', args: {} })) as VolumeServerStatus;
+    const { hydration } = status;
+    if (!hydration) return null;
+    return {
+      state: hydration.state,
+      totalBytes: hydration.blocksTotal * BLOCK_BYTES,
+      presentBytes: hydration.blocksPresent * BLOCK_BYTES,
+      exposedBytes: hydration.exposedBytes,
+      wireBytes: hydration.wireBytes,
+      blocksFetchedTwice: hydration.blocksFetchedTwice,
+      bytesPerSecond: hydration.bytesPerSecond,
+      etaMs: hydration.etaMs,
+    };
+  }
+
+  async finish(request: PrepareRequest): Promise<void> {
+    const volume = volumeOf(request);
+    const { volumes, validityDir, machines } = this.#options;
+    const client = await this.#attached(request, 'writable');
+    await client.call('volume.command', { op: 'finish', args: {} });
+    await volumes.apply(volume.volumeId, { kind: 'complete', generation: volume.sealedGeneration + 1 });
+    removeValidityFile(validityPath(validityDir, volume.volumeId));
+    // A machine that is stopped holds nothing open.
+    if (!request.startMachine && machines.get(request.machineId).desired === 'stopped') {
+      await machines.shutdownShim(request.machineId);
+    }
+  }
+
+  async sourceRun(request: PrepareRequest, signal: AbortSignal): Promise<{ state: string } | null> {
+    const peer = this.#options.peers().find(({ name }) => name === request.sourceWorker);
+    if (!peer) throw new Error(`worker ${request.sourceWorker} is not among the peers of this worker`);
+    return peer.run(request.runId, signal);
+  }
+
+  /** The machine's shim with its volume open; opened again when the host or the shim went down in between. */
+  async #attached(request: PrepareRequest, access: 'standby' | 'writable'): Promise<ShimClient> {
+    const { machines, volumes } = this.#options;
+    const client = await machines.ensureShim(request.machineId);
+    if (!request.volume) return client;
+    const { volume } = await client.call('status', {});
+    if (volume === null) {
+      const record = await volumes.get(request.volume.volumeId);
+      await client.call('volume.open', { spec: this.#options.access.spec(record, access) });
+    }
+    return client;
+  }
+}
+
+function volumeOf(request: PrepareRequest): NonNullable<PrepareRequest['volume']> {
+  if (!request.volume) throw new Error('this machine has no volume');
+  return request.volume;
+}

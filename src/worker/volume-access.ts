@@ -1,0 +1,83 @@
+import { GodwitError } from '../base/errors.ts';
+import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
+import type { PrepareRequest } from '../migration/peer.ts';
+import {
+  attachSpec,
+  cloneSpec,
+  type VolumeRecord,
+  type VolumeServerSpec,
+  type VolumeStore,
+} from '../volume/index.ts';
+
+export type VolumeAccessOptions = {
+  volumes: VolumeStore;
+  validityDir: string;
+  /** The unfinished incoming move that this volume is the clone of, null when there is none. */
+  incoming: (volumeId: string) => PrepareRequest | null;
+};
+
+/** How machines open their volumes: plainly, or as the clone that a move made of them. */
+export class VolumeAccess implements VolumeProvider {
+  readonly #options: VolumeAccessOptions;
+
+  constructor(options: VolumeAccessOptions) {
+    this.#options = options;
+  }
+
+  async attachSpec(volumeId: string, machineId: string): Promise<VolumeServerSpec> {
+    const record = await this.#options.volumes.get(volumeId);
+    if (record.machineId !== machineId) {
+      throw new GodwitError(
+        'WORKER_VOLUME_NOT_YOURS',
+        `volume ${record.name} is not of machine ${machineId}`,
+        {
+          values: { volumeId, machineId, owner: record.machineId },
+          nextAction: 'Create the machine with a volume that no other machine has.',
+        },
+      );
+    }
+    return this.spec(record, 'writable');
+  }
+
+  /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
+  spec(record: VolumeRecord, access: 'standby' | 'writable'): VolumeServerSpec {
+    const volumeDir = this.#options.volumes.folder(record.id);
+    if (record.state === 'ready') return attachSpec(record, { volumeDir, access });
+    const incoming = this.#options.incoming(record.id);
+    const arriving = record.state === 'clone' || (record.state === 'incoming' && access === 'standby');
+    if (arriving && incoming?.volume) {
+      return attachSpec(record, {
+        volumeDir,
+        access,
+        clone: cloneSpec(record, {
+          volumeDir,
+          validityDir: this.#options.validityDir,
+          source: incoming.volume.source,
+        }),
+      });
+    }
+    throw new GodwitError(
+      'WORKER_VOLUME_SEALED',
+      `volume ${record.name} is ${record.state} at generation ${record.generation}`,
+      {
+        values: { volumeId: record.id, state: record.state, generation: record.generation },
+        nextAction: 'It has moved, or is moving: `godwit volume list` says where the newest generation is.',
+      },
+    );
+  }
+
+  async filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'> {
+    return (await this.#options.volumes.get(volumeId)).filesystem;
+  }
+
+  async assignMachine(volumeId: string, machineId: string | null): Promise<void> {
+    await this.#options.volumes.assignMachine(volumeId, machineId);
+  }
+}
+
+/** True while processes hold the machine's volume open on this host. */
+export async function isAttached(machines: MachineManager, machineId: string): Promise<boolean> {
+  const client = await machines.client(machineId);
+  if (client === null) return false;
+  return (await client.call('status', {})).volume !== null;
+}

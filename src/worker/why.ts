@@ -1,0 +1,112 @@
+import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
+import type { RunView } from '../journal/run.ts';
+import type { DrainView } from '../migration/drain.ts';
+
+type Condition = Why['conditions'][number];
+
+/** Why a run is not over: its own reason, or that it works. */
+export function runConditions(run: RunView): Condition[] {
+  if (run.endedAtMs !== null && run.state !== 'failed') return [];
+  if (run.state === 'failed') {
+    return [
+      {
+        message: run.error?.message ?? 'the run failed',
+        sinceMs: run.endedAtMs,
+        whoCanClearIt: 'an operator',
+        nextAction: run.error?.nextAction ?? `godwit runs show ${run.id}`,
+      },
+    ];
+  }
+  if (!run.reason) return [];
+  return [
+    {
+      message: `${run.kind} is in step ${run.step ?? '?'}: ${run.reason.message}`,
+      sinceMs: run.reason.sinceMs,
+      whoCanClearIt: whoClears(run),
+      nextAction: run.reason.nextAction,
+    },
+  ];
+}
+
+function whoClears(run: RunView): string {
+  if (run.state === 'undoing') return 'this worker, which tries again by itself';
+  const target = typeof run.output.target === 'string' ? run.output.target : null;
+  if (run.kind === 'migrate-out' && run.pastPointOfNoReturn) return target ?? 'the target';
+  if (run.kind === 'migrate-in') return (run.input as { sourceWorker?: string }).sourceWorker ?? 'the source';
+  return 'godwit itself';
+}
+
+/** Why a machine is not simply running and whole. */
+export function machineConditions(
+  machine: MachineView,
+  runs: readonly RunView[],
+  drain: DrainView,
+): Condition[] {
+  const conditions = runs.flatMap(runConditions);
+  const row = drain.machines.find(({ machineId }) => machineId === machine.id);
+  if (drain.desired && row?.state === 'waiting' && row.reason !== null) {
+    conditions.push({
+      message: `the drain of ${drain.worker} cannot move it: ${row.reason}`,
+      sinceMs: drain.sinceMs,
+      whoCanClearIt: 'an operator; the drain tries again by itself',
+      nextAction: row.nextAction ?? `godwit drain ${drain.worker} --dry-run`,
+    });
+  }
+  if (machine.state === 'failed') {
+    conditions.push({
+      message: `its workload ended and is not started again: ${machine.health.message || 'see its log'}`,
+      sinceMs: machine.health.sinceMs,
+      whoCanClearIt: 'its owner',
+      nextAction: `godwit machine logs ${machine.name}; then godwit machine start ${machine.name}`,
+    });
+  } else if (machine.health.state === 'unhealthy') {
+    conditions.push({
+      message: `it runs but is not healthy: ${machine.health.message}`,
+      sinceMs: machine.health.sinceMs,
+      whoCanClearIt: 'its owner',
+      nextAction: `godwit machine logs ${machine.name}`,
+    });
+  }
+  return [...conditions, ...hydrationConditions(machine.hydration)];
+}
+
+/** Why a volume is not whole. */
+export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): Condition[] {
+  const conditions = runs.flatMap(runConditions);
+  if (volume.state === 'retained') {
+    conditions.push({
+      message: 'it has moved; this sealed copy is kept as a way back',
+      sinceMs: null,
+      whoCanClearIt: 'time: it is destroyed when its retention is over',
+      nextAction: `godwit volume destroy ${volume.id} to give up the way back now`,
+    });
+  }
+  return [...conditions, ...hydrationConditions(volume.hydration)];
+}
+
+function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
+  if (!hydration || hydration.exposedBytes === 0) return [];
+  const mebibytes = Math.ceil(hydration.exposedBytes / 2 ** 20);
+  if (hydration.state === 'source-lost') {
+    return [
+      {
+        message: `the source of its volume does not answer${hydration.lastError ? ` (${hydration.lastError})` : ''}; ${mebibytes} MiB are only there, and reads of them wait`,
+        sinceMs: hydration.sourceLostForMs === null ? null : Date.now() - hydration.sourceLostForMs,
+        whoCanClearIt: 'the source worker',
+        nextAction: 'Bring the source worker and its network back: everything goes on by itself.',
+      },
+    ];
+  }
+  return [
+    {
+      message:
+        hydration.state === 'paused'
+          ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
+          : `${mebibytes} MiB of its volume are still only at the source`,
+      sinceMs: null,
+      whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
+      nextAction:
+        hydration.state === 'paused' ? 'Make room on this worker if its disk is full.' : 'godwit top',
+    },
+  ];
+}
