@@ -36,7 +36,7 @@ export type CloneDeviceOptions = {
   hydration?: HydrationSettings;
   /** Default `wait`: the guest never sees an error of the source. */
   sourceErrorPolicy?: SourceErrorPolicy;
-  /** Background bytes in flight that hydration always has. Default 64 KiB. */
+  /** Smallest hydration window. Below 64 KiB it is a share of time (hydration-window.ts). Default 4 KiB: a sixteenth. */
   windowFloorBytes?: number;
   /** Background bytes in flight at most. Default 8 MiB. */
   windowMaxBytes?: number;
@@ -59,7 +59,7 @@ export type CloneDeviceOptions = {
 export type CloneDeviceSeams = { commitOrder?: CommitOrder };
 
 const DEFAULT_BLOCK_BYTES = 512;
-const WINDOW_FLOOR_BYTES = 64 * 1024;
+const WINDOW_FLOOR_BYTES = 4 * 1024;
 const WINDOW_MAX_BYTES = 8 * 2 ** 20;
 const COMMIT_INTERVAL_MS = 2_000;
 const UNCOMMITTED_BYTES_MAX = 512 * 2 ** 20;
@@ -518,6 +518,7 @@ export class CloneDevice implements BlockDevice {
     if (this.#uncommittedBytes >= (this.#options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX) / 2) {
       void this.#commitInBackground();
     }
+    if (fetch.purpose !== 'miss') this.#hydrator.fetched(this.#clock.monotonicMs() - fetch.startedAtMs);
     this.#noteCompletion();
     this.#hydrator.pump();
   }

@@ -1,12 +1,12 @@
 /**
  * How much of the background copy may be on the wire, from what the guest feels: additive increase, multiplicative
- * decrease (Chiu and Jain, 1989) against the latency that a miss has when hydration is at its floor. Pure: a state goes in with an
+ * decrease (Chiu and Jain, 1989) against the latency that a miss has without hydration. Pure: a state goes in with an
  * observation, the next state comes out.
  */
 export type HydrationWindow = {
-  /** Bytes of background fetches that may be in flight. */
+  /** Bytes of background fetches that may be in flight. Below the smallest region it is a share of time: see `restMs`. */
   windowBytes: number;
-  /** What a miss costs with hydration at its floor, smoothed; null until enough was seen. */
+  /** What a miss costs that begins with no background fetch in flight, smoothed; null until enough was seen. */
   baselineMs: number | null;
   /** Samples that went into the baseline since the last probe. */
   baselineSamples: number;
@@ -33,9 +33,9 @@ export type MissObservation = {
 };
 
 /** Hydration costs a miss at most this factor, then the window shrinks. Below the 1.5 that is promised for the 99th percentile. */
-const LATENCY_FACTOR_MAX = 1.25;
+const LATENCY_FACTOR_MAX = 1.2;
 /** Differences below this are noise of timers and scheduling. */
-const LATENCY_NOISE_MS = 0.1;
+const LATENCY_NOISE_MS = 0.03;
 const SMOOTHING = 1 / 8;
 const BASELINE_SAMPLES_MIN = 16;
 /** The source or the network may have become faster or slower: measure the baseline again this often. */
@@ -44,11 +44,13 @@ const PROBE_EVERY_MS = 15_000;
 const PROBE_LENGTH_MAX_MS = 500;
 /** Without a miss for so long nobody is in the way. */
 const QUIET_AFTER_MS = 250;
-/** A miss that took so long met an outage, which tells nothing of congestion. */
+/** A miss that took so long met an outage, or a very slow network: neither belongs into an average. */
 const OUTAGE_MS = 1_000;
-const INCREASE_BYTES = 16 * 1024;
+/** A single slow fetch must not put hydration to sleep. */
+const REST_MS_MAX = 1_000;
+const INCREASE_BYTES = 8 * 1024;
 const REGION_BYTES_MIN = 64 * 1024;
-const REGION_BYTES_WITH_MISSES_MAX = 256 * 1024;
+const REGION_BYTES_WITH_MISSES_MAX = 128 * 1024;
 export const REGION_BYTES_MAX = 1024 * 1024;
 
 export function initialWindow(limits: WindowLimits): HydrationWindow {
@@ -71,8 +73,11 @@ export function windowAfterMiss(
   limits: WindowLimits,
 ): HydrationWindow {
   const next = { ...window, lastMissAtMs: miss.nowMs };
-  if (miss.latencyMs >= OUTAGE_MS) return next;
-  if (miss.backgroundBytes <= limits.floorBytes) observeBaseline(next, miss);
+  if (miss.latencyMs >= OUTAGE_MS) {
+    if (miss.backgroundBytes > 0) next.windowBytes = Math.max(limits.floorBytes, next.windowBytes / 2);
+    return next;
+  }
+  if (miss.backgroundBytes === 0) observeBaseline(next, miss);
   if (next.probingSinceMs !== null) return afterProbe(next, miss.nowMs, limits);
   if (next.baselineMs === null || miss.nowMs - next.lastProbeAtMs >= PROBE_EVERY_MS) {
     next.probingSinceMs = miss.nowMs;
@@ -112,6 +117,15 @@ export function regionBytes(window: HydrationWindow, nowMs: number): number {
   let bytes = REGION_BYTES_MIN;
   while (bytes * 2 <= maxBytes && bytes * 8 <= window.windowBytes) bytes *= 2;
   return bytes;
+}
+
+/**
+ * How long to leave the source alone after a background fetch that took `fetchMs`, so that one region in flight at a time is as much
+ * as the window says: a window of a sixteenth of a region is a sixteenth of the time. 0 for windows of a region and more.
+ */
+export function restMs(window: HydrationWindow, fetchMs: number): number {
+  if (window.windowBytes >= REGION_BYTES_MIN) return 0;
+  return Math.min(REST_MS_MAX, fetchMs * (REGION_BYTES_MIN / window.windowBytes - 1));
 }
 
 function observeBaseline(window: HydrationWindow, miss: MissObservation): void {

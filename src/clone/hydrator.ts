@@ -9,6 +9,7 @@ import {
   type HydrationWindow,
   initialWindow,
   regionBytes,
+  restMs,
   type WindowLimits,
   windowAfterMiss,
   windowAfterTick,
@@ -93,6 +94,8 @@ export class Hydrator {
   #running = false;
   #cancelTimer: () => void = () => {};
   #heldUntilMs = 0;
+  #restUntilMs = 0;
+  #cancelRest: () => void = () => {};
   #allowanceBytes = 0;
   #allowanceAtMs = 0;
   #rateSamples: { atMs: number; wireBytes: number }[] = [];
@@ -119,6 +122,7 @@ export class Hydrator {
   stop(): void {
     this.#stopped = true;
     this.#cancelTimer();
+    this.#cancelRest();
   }
 
   configure(settings: HydrationSettings): void {
@@ -141,6 +145,16 @@ export class Hydrator {
     this.pump();
   }
 
+  /** A background fetch has ended. */
+  fetched(durationMs: number): void {
+    const { clock } = this.#options;
+    const delayMs = restMs(this.#window, durationMs);
+    if (delayMs === 0 || this.#stopped) return;
+    this.#restUntilMs = clock.monotonicMs() + delayMs;
+    this.#cancelRest();
+    this.#cancelRest = clock.timer(Math.ceil(delayMs), () => this.pump());
+  }
+
   /** Leaves the source, or a full disk, alone for a while. */
   hold(delayMs: number): void {
     this.#heldUntilMs = this.#options.clock.monotonicMs() + delayMs;
@@ -153,12 +167,12 @@ export class Hydrator {
 
   /** Starts as many background fetches as are allowed now. Call it whenever that may have changed. */
   pump(): void {
-    const { clock, fetcher, limits, mayStore } = this.#options;
+    const { clock, fetcher, mayStore } = this.#options;
     if (!this.#running || this.#stopped) return;
     const nowMs = clock.monotonicMs();
     this.#refillAllowance(nowMs);
-    while (fetcher.backgroundBytes < Math.max(this.#window.windowBytes, limits.floorBytes)) {
-      if (nowMs < this.#heldUntilMs || !mayStore()) return;
+    while (fetcher.backgroundBytes < this.#window.windowBytes) {
+      if (nowMs < this.#heldUntilMs || nowMs < this.#restUntilMs || !mayStore()) return;
       const blocks = Math.min(FETCH_BLOCKS_MAX, regionBytes(this.#window, nowMs) / BLOCK_BYTES);
       const ahead = this.#nextReadAhead(blocks);
       if (ahead !== null) {
