@@ -1,6 +1,6 @@
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -8,7 +8,7 @@ import { closedError } from '../block/range.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
-import { type Fetch, type FetchPurpose, type FetchWaiter, type InFlight, owns } from './in-flight.ts';
+import { type Fetch, type FetchPurpose, type FetchWaiter, type InFlight, owns, release } from './in-flight.ts';
 import { ValidityMap, wordCountOf } from './validity-map.ts';
 
 /** Largest fetch; longer ranges are several. */
@@ -18,6 +18,9 @@ const SMALL_BUFFERS_KEPT = 64;
 const LARGE_BUFFERS_KEPT = 16;
 const RETRY_FIRST_MS = 100;
 const RETRY_MAX_MS = 5_000;
+const STORE_RETRY_MS = 1_000;
+/** Content that could not be stored is kept up to this much: the window of the background copy, and some misses. */
+const KEPT_BYTES_MAX = 16 * 2 ** 20;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
@@ -51,6 +54,9 @@ export class Fetcher {
   #failingSinceMs: number | null = null;
   #consecutiveFailures = 0;
   #lastError: string | null = null;
+  #storeError: string | null = null;
+  /** Buffers of fetches whose content is here and could not be stored yet. */
+  #keptBytes = 0;
 
   constructor(options: FetcherOptions) {
     this.#options = options;
@@ -73,7 +79,7 @@ export class Fetcher {
 
   /** The last failure of the source or of storing what it sent; null when all is well again. */
   get lastError(): string | null {
-    return this.#lastError;
+    return this.#storeError ?? this.#lastError;
   }
 
   /** Since when the source has been failing; null when its last answer was good. */
@@ -131,7 +137,7 @@ export class Fetcher {
 
   /** Calls the waiter when the content is there, at once when it already is. Somebody waits, so a retry does not. */
   whenArrived(fetch: Fetch, waiter: FetchWaiter): void {
-    if (fetch.state === 'storing') {
+    if (fetch.state !== 'fetching') {
       waiter.arrived(fetch);
       return;
     }
@@ -143,8 +149,10 @@ export class Fetcher {
   async close(): Promise<void> {
     this.#closed = true;
     for (const entry of [...this.#options.inFlight.entries]) {
-      if (entry.kind !== 'fetch' || entry.state !== 'fetching') continue;
+      if (entry.kind !== 'fetch') continue;
       const wake = entry.retryNow;
+      if (entry.state === 'kept') wake?.();
+      if (entry.state !== 'fetching') continue;
       this.#end(entry, (waiter) => waiter.failed(closedError()));
       wake?.();
     }
@@ -185,48 +193,69 @@ export class Fetcher {
         this.#countFailure(error);
         if (policy === 'error') return sourceFailedError(fetch, error);
       }
-      await this.#backOff(fetch);
+      await this.#waitBeforeRetry(fetch, this.backoffMs);
       if (this.#closed || (fetch.released !== null && !ownedByMutation)) return 'again';
     }
   }
 
-  #backOff(fetch: Fetch): Promise<void> {
+  /** Resolves after `delayMs`, or when `retryNow` of the fetch is called. */
+  #waitBeforeRetry(fetch: Fetch, delayMs: number): Promise<void> {
     return new Promise((resolve) => {
       const proceed = () => {
         cancel();
         fetch.retryNow = null;
         resolve();
       };
-      const cancel = this.#options.clock.timer(this.backoffMs, proceed);
+      const cancel = this.#options.clock.timer(delayMs, proceed);
       fetch.retryNow = proceed;
     });
   }
 
-  /** Writes what the fetch still owns to the local device, then sets the bits. Never rejects. */
+  /**
+   * Writes what the fetch still owns to the local device, then sets the bits. Where that fails (a full disk), the content is kept and
+   * tried again, so that it need not cross the wire twice; it counts in the window, so the background copy comes to rest by itself. Never rejects.
+   */
   async #store(fetch: Fetch): Promise<void> {
-    const { local, validity, committer } = this.#options;
-    const runs = ownedRuns(fetch);
-    let stored = true;
-    try {
-      await Promise.all(
-        runs.map(async (run) => {
-          await local.write(run.first * BLOCK_BYTES, this.#content(fetch, run.first, run.end));
-          validity.setRange(run.first, run.end);
-          committer.hydrated(run.first, run.end);
-        }),
-      );
-    } catch (error) {
-      // The guest got what it asked for all the same; the blocks stay absent and will be brought again.
-      stored = false;
-      this.#lastError = `storing hydrated blocks: ${messageOf(error)}`;
-      this.#options.logger.warn(
-        { error: messageOf(error), firstBlock: fetch.first },
-        'could not store hydrated blocks',
-      );
+    let stored = await this.#tryStore(fetch);
+    if (!stored && this.#keptBytes + fetch.buffer.length <= KEPT_BYTES_MAX) {
+      this.#keptBytes += fetch.buffer.length;
+      while (!stored && !this.#closed) {
+        fetch.state = 'kept';
+        await this.#waitBeforeRetry(fetch, STORE_RETRY_MS);
+        if (this.#closed) break;
+        fetch.state = 'storing';
+        stored = await this.#tryStore(fetch);
+      }
+      this.#keptBytes -= fetch.buffer.length;
     }
     this.#end(fetch, () => {}); // nobody waits for content: it was there before
     this.#recycle(fetch);
     this.#options.onEnded(fetch, stored);
+  }
+
+  async #tryStore(fetch: Fetch): Promise<boolean> {
+    const { local, validity, committer, logger } = this.#options;
+    const results = await Promise.allSettled(
+      ownedRuns(fetch).map(async ({ first, end }) => {
+        await local.write(first * BLOCK_BYTES, this.#content(fetch, first, end));
+        validity.setRange(first, end);
+        committer.hydrated(first, end);
+        // Local from here on: the guest may write there, and a second try for the others must not.
+        release(fetch, first, end);
+      }),
+    );
+    const failed = results.find((result) => result.status === 'rejected');
+    if (failed === undefined) {
+      this.#storeError = null;
+      return true;
+    }
+    const { reason } = failed;
+    if (this.#storeError === null) {
+      logger.warn({ error: messageOf(reason), firstBlock: fetch.first }, 'cannot store hydrated blocks');
+    }
+    const code = isGodwitError(reason) ? `${reason.code}: ` : '';
+    this.#storeError = `storing hydrated blocks: ${code}${messageOf(reason)}`;
+    return false;
   }
 
   #end(fetch: Fetch, tell: (waiter: FetchWaiter) => void): void {

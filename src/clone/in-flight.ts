@@ -28,8 +28,11 @@ export type Fetch = {
   purpose: FetchPurpose;
   /** Blocks of the fetch that it no longer owns: a mutation took them over while it was on the wire. null: none. */
   released: Uint8Array | null;
-  /** `fetching`: on the wire, blocks can still be taken over. `storing`: content is there and being written to the local device. */
-  state: 'fetching' | 'storing';
+  /**
+   * `fetching`: on the wire, blocks can still be taken over. `storing`: content is there and being written to the local device. `kept`: content
+   * is there and could not be written yet; blocks can be taken over.
+   */
+  state: 'fetching' | 'storing' | 'kept';
   buffer: Uint8Array;
   contentWaiters: FetchWaiter[];
   /** Called when the fetch has ended, whatever the end. */
@@ -95,7 +98,7 @@ export class InFlight {
     for (const entry of this.#entries) {
       if (entry.end <= first || entry.first >= end) continue;
       if (entry.kind === 'mutation') return entry;
-      if (entry.state === 'fetching') continue;
+      if (entry.state !== 'storing') continue;
       for (let block = Math.max(entry.first, first); block < Math.min(entry.end, end); block++) {
         if (owns(entry, block)) return entry;
       }
@@ -103,19 +106,20 @@ export class InFlight {
     return null;
   }
 
-  /** Takes [first, end) away from the fetches that are on the wire: what they bring for it is not stored. */
+  /** Takes [first, end) away from the fetches that do not store it now: what they bring for it is not stored. */
   takeOver(first: number, end: number): void {
     for (const entry of this.#entries) {
       if (entry.kind !== 'fetch' || entry.end <= first || entry.first >= end) continue;
       if (entry.state === 'storing') continue; // owns nothing here any more, else it would have been waited for
-      entry.released ??= new Uint8Array(entry.end - entry.first);
-      entry.released.fill(
-        1,
-        Math.max(first, entry.first) - entry.first,
-        Math.min(end, entry.end) - entry.first,
-      );
+      release(entry, Math.max(first, entry.first), Math.min(end, entry.end));
     }
   }
+}
+
+/** The fetch does not own its blocks [first, end) any more. */
+export function release(fetch: Fetch, first: number, end: number): void {
+  fetch.released ??= new Uint8Array(fetch.end - fetch.first);
+  fetch.released.fill(1, first - fetch.first, end - fetch.first);
 }
 
 export function owns(entry: Mutation | Fetch, block: number): boolean {
