@@ -74,6 +74,8 @@ type Task = {
   buffer: Buffer;
   pooled: Buffer | null;
   receivedBytes: number;
+  /** Number of the next Data-Out in its sequence: from 0 for unsolicited data and for each R2T. */
+  dataSn: number;
   r2tSn: number;
   r2t: { tag: number; endBytes: number } | null;
   /** Told when an aborted task is gone. */
@@ -287,6 +289,7 @@ export class TargetSession implements PduSink {
       buffer: NOTHING,
       pooled: null,
       receivedBytes: 0,
+      dataSn: 0,
       r2tSn: 0,
       r2t: null,
       waiters: [],
@@ -399,6 +402,7 @@ export class TargetSession implements PduSink {
         return;
       case 'take':
         if (task.transferBytes < plan.lengthBytes) this.#sendStatus(task, SENSE.parameterListLength);
+        else if (task.residualBytes < 0) this.#sendStatus(task, SENSE.invalidFieldInCdb);
         else this.#run(task, plan.run(task.buffer));
         return;
     }
@@ -406,7 +410,7 @@ export class TargetSession implements PduSink {
 
   #run(task: Task, work: Promise<Plan>): void {
     task.state = 'running';
-    work
+    void work
       .catch((error): Plan => {
         this.#options.logger.error({ error: messageOf(error) }, 'iSCSI: command failed');
         return { kind: 'sense', sense: senseOf(error, 'write') };
@@ -586,6 +590,7 @@ export class TargetSession implements PduSink {
     });
     this.#writer.end();
     task.r2tSn += 1;
+    task.dataSn = 0;
   }
 
   #dataOut(header: Buffer, data: Uint8Array): void {
@@ -601,6 +606,10 @@ export class TargetSession implements PduSink {
     if (pdu.bufferOffset !== task.receivedBytes) {
       throw protocolError('data out of order', { offset: pdu.bufferOffset, expected: task.receivedBytes });
     }
+    if (pdu.dataSn !== task.dataSn) {
+      throw protocolError('data PDU is missing', { dataSn: pdu.dataSn, expected: task.dataSn });
+    }
+    task.dataSn += 1;
     const end = task.receivedBytes + data.length;
     if (pdu.targetTransferTag === RESERVED_TAG) {
       if (task.r2t !== null || end > task.buffer.length)

@@ -32,7 +32,7 @@ export type LogicalUnitOptions = LogicalUnitIdentity & {
   transferBytesMax: number;
 };
 
-const UNMAP_BYTES_MAX = 2 ** 30;
+const UNMAP_BYTES_MAX = 2 ** 29;
 const UNMAP_DESCRIPTORS_MAX = 256;
 const WRITE_SAME_BYTES_MAX = 32 * 2 ** 20;
 const WRITE_SAME_CHUNK_BYTES = 2 ** 20;
