@@ -199,7 +199,8 @@ export class AttachedVolume {
     const status = this.#clone.device.hydrationStatus();
     // Nothing is fetched in standby, whatever the settings say.
     if (this.#fuse.access !== 'writable' && status.state === 'running') status.state = 'paused';
-    return { ...status, lastError: status.lastError ?? this.#clone.source.lastError };
+    const lastError = status.lastError ?? this.#clone.source.lastError;
+    return { ...status, lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null };
   }
 
   /** For the next server, should this one die. */

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -121,9 +121,9 @@ export class VolumeLab {
   async attach(
     store: VolumeStore,
     record: VolumeRecord,
-    options: { access: Access; source?: SourceSpec; paused?: boolean },
+    options: { access: Access; source?: SourceSpec; paused?: boolean; volumeDir?: string },
   ): Promise<Attachment> {
-    const volumeDir = store.folder(record.id);
+    const volumeDir = options.volumeDir ?? store.folder(record.id);
     const clone = options.source && {
       clone: cloneSpec(record, {
         volumeDir,
@@ -163,7 +163,7 @@ export class VolumeLab {
     try {
       await server.start();
     } catch (error) {
-      if (existsSync(logPath)) console.error(readFileSync(logPath, 'utf8').slice(-4000));
+      await server.stop();
       throw error;
     }
     return server;
