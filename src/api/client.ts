@@ -8,6 +8,7 @@ import type {
   CreateVolumeRequest,
   DrainStatus,
   ExecReply,
+  ForceRunRequest,
   MachineView,
   Plan,
   RunStateReply,
@@ -137,8 +138,11 @@ export class ApiClient {
   showVolume(ref: string): Promise<VolumeView> {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
   }
-  async destroyVolume(ref: string): Promise<void> {
-    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, { timeoutMs: 120_000 });
+  async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
+    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {
+      query: { force: options.force },
+      timeoutMs: 120_000,
+    });
   }
 
   drainStatus(): Promise<DrainStatus> {
@@ -166,8 +170,8 @@ export class ApiClient {
   nudgeRun(id: string): Promise<RunView> {
     return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/nudge`);
   }
-  forceRun(id: string): Promise<RunView> {
-    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`);
+  forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView> {
+    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`, { body: { how } });
   }
   why(ref: string): Promise<Why> {
     return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`);

@@ -344,6 +344,15 @@ export const RunsQuery = Type.Object({
 });
 export type RunsQuery = Static<typeof RunsQuery>;
 
+export const ForceRunRequest = Type.Object({
+  /**
+   * undo: as if the other side had certainly not gone over. forward: as if the step had succeeded. forget: the run ends as
+   * it stands, and what it left behind is for a person to clear.
+   */
+  how: Type.Union([Type.Literal('undo'), Type.Literal('forward'), Type.Literal('forget')]),
+});
+export type ForceRunRequest = Static<typeof ForceRunRequest>;
+
 export const Why = Type.Object({
   subject: Type.String(),
   state: Type.String(),

@@ -8,6 +8,7 @@ import type {
   DrainStatus,
   ExecReply,
   ExecRequest,
+  ForceRunRequest,
   LogsQuery,
   MachineView,
   MoveRequest,
@@ -46,8 +47,8 @@ export interface WorkerService {
   listVolumes(): Promise<VolumeView[]>;
   createVolume(request: CreateVolumeRequest): Promise<VolumeView>;
   showVolume(ref: string): Promise<VolumeView>;
-  /** Refused while a machine has it. */
-  destroyVolume(ref: string): Promise<void>;
+  /** Refused while a machine has it, and without `force` while it is the way back of a move. */
+  destroyVolume(ref: string, options: { force: boolean }): Promise<void>;
 
   drainStatus(): Promise<DrainStatus>;
   /** Idempotent: asking again changes nothing (but a new `target`). */
@@ -62,8 +63,8 @@ export interface WorkerService {
   cancelRun(id: string): Promise<RunView>;
   /** Tries a step that waits for its next attempt now. */
   nudgeRun(id: string): Promise<RunView>;
-  /** Ends a run that nobody can help any more. The last resort: see docs/api.md. */
-  forceRun(id: string): Promise<RunView>;
+  /** Overrides a run that nobody can help any more. The last resort: see docs/api.md. */
+  forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView>;
 
   /** `ref` may be a machine, a volume, a run, or this worker's own name. */
   why(ref: string): Promise<Why>;

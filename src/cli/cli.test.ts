@@ -88,7 +88,13 @@ test('help and version need no fleet and end with 0, wrong usage ends with 2', a
   assert.match(help.stdout, /drain .*<WORKER>/);
   assert.match(help.stdout, /3 {2}blocked/);
   assert.match((await fleet.godwit('--version')).stdout, /^\d+\.\d+\.\d+\n$/);
-  for (const args of [['nonsense'], ['drain'], ['drain', 'w', '--fast'], ['machine', 'run', '--name', 'x'], []]) {
+  for (const args of [
+    ['nonsense'],
+    ['drain'],
+    ['drain', 'w', '--fast'],
+    ['machine', 'run', '--name', 'x'],
+    [],
+  ]) {
     assert.equal((await fleet.godwit(...args)).code, 2, args.join(' '));
   }
 });
@@ -135,7 +141,10 @@ test('a machine with a new volume: made, listed, shown, run in, stopped, destroy
   const list = await fleet.godwit('machine', 'list');
   assert.match(list.stdout, /^NAME +ID +WORKER .*\npg +m_\w+ +worker-2 +running \(healthy\)/);
   const json = JSON.parse((await fleet.godwit('--json', 'machine', 'list')).stdout);
-  assert.deepEqual(json.machines.map((each: { name: string }) => each.name), ['pg']);
+  assert.deepEqual(
+    json.machines.map((each: { name: string }) => each.name),
+    ['pg'],
+  );
   assert.match((await fleet.godwit('volume', 'list')).stdout, /pgdata .* 1 GiB .* ready@1/);
   assert.match((await fleet.godwit('machine', 'show', 'pg')).stdout, /command +postgres -D/);
   assert.equal((await fleet.godwit('machine', 'logs', 'pg')).stdout, 'line one\nline two\n');
@@ -155,7 +164,20 @@ test('a volume that was made for a machine that does not come about goes again',
   const fleet = await new Fleet(t).start();
   fleet.services[0]!.machines.set('m_1', machineView({ name: 'pg' }));
   const { code, stderr } = await fleet.godwit(
-    ...['machine', 'run', '--name', 'pg', '--worker', 'worker-1', '--volume', 'v', '--size', '1GiB', '--', 'true'],
+    ...[
+      'machine',
+      'run',
+      '--name',
+      'pg',
+      '--worker',
+      'worker-1',
+      '--volume',
+      'v',
+      '--size',
+      '1GiB',
+      '--',
+      'true',
+    ],
   );
   assert.equal(code, 6);
   assert.match(stderr, /MACHINE_NAME_EXISTS/);
@@ -207,7 +229,9 @@ test('a drain without a terminal: a line for every change, a table, 0', async (t
   const script = () => [
     drainStatus({ machines: [drainMachine({})] }),
     drainStatus({ machines: [drainMachine({ state: 'moving', phase: 'stop', target: 'worker-2' })] }),
-    drainStatus({ machines: [drainMachine({ state: 'hydrating', target: 'worker-2', hydratedFraction: 0.5 })] }),
+    drainStatus({
+      machines: [drainMachine({ state: 'hydrating', target: 'worker-2', hydratedFraction: 0.5 })],
+    }),
     drainStatus({ state: 'drained', machines: [moved] }),
   ];
   fleet.services[0]!.drainScript = script();
@@ -232,17 +256,27 @@ test('a drain without a terminal: a line for every change, a table, 0', async (t
   fleet.services[0]!.drainScript = script();
   const lines = (await fleet.godwit('drain', 'worker-1', '--json-lines')).stdout.trimEnd().split('\n');
   const parsed = lines.map((line) => JSON.parse(line));
-  assert.deepEqual(parsed.map(({ final }) => final), [false, false, false, true]);
+  assert.deepEqual(
+    parsed.map(({ final }) => final),
+    [false, false, false, true],
+  );
   assert.equal(parsed.at(-1).exitCode, 0);
 });
 
 test('a drain that cannot be finished: 3, with every reason', async (t) => {
   const fleet = await new Fleet(t).start();
-  const waiting = drainMachine({ state: 'waiting', reason: 'no worker has room', nextAction: 'godwit undrain worker-2' });
+  const waiting = drainMachine({
+    state: 'waiting',
+    reason: 'no worker has room',
+    nextAction: 'godwit undrain worker-2',
+  });
   fleet.services[0]!.drainScript = [drainStatus({ state: 'waiting', machines: [moved, waiting] })];
   const { code, stderr } = await fleet.godwit('drain', 'worker-1', '--wait', '100ms');
   assert.equal(code, 3);
-  assert.match(stderr, /cannot be finished now:\n {2}pg: no worker has room\n {4}next: godwit undrain worker-2\n/);
+  assert.match(
+    stderr,
+    /cannot be finished now:\n {2}pg: no worker has room\n {4}next: godwit undrain worker-2\n/,
+  );
 });
 
 test('Ctrl-C leaves the drain to the worker and says so', async (t) => {
@@ -280,7 +314,8 @@ test('a move is watched to its end', async (t) => {
   service.showRun = async () => states.shift() ?? assert.fail('asked after the end');
   const good = await fleet.godwit('move', 'pg', '--to', 'worker-2');
   assert.deepEqual([good.code, good.stdout], [0, 'pg: done\n']);
-  service.showRun = async () => runView({ id: 'run1', state: 'undone', step: null, endedAtMs: 1_700_000_001_000 });
+  service.showRun = async () =>
+    runView({ id: 'run1', state: 'undone', step: null, endedAtMs: 1_700_000_001_000 });
   assert.equal((await fleet.godwit('move', 'pg')).code, 3);
 });
 
@@ -288,16 +323,24 @@ test('why, runs and top', async (t) => {
   const fleet = await new Fleet(t).start();
   const service = fleet.services[0]!;
   service.machines.set('m_1', machineView({}));
-  service.runs.push(runView({ id: 'run7', reason: { message: 'target is away', nextAction: 'start it', sinceMs: 0 } }));
+  service.runs.push(
+    runView({ id: 'run7', reason: { message: 'target is away', nextAction: 'start it', sinceMs: 0 } }),
+  );
   const why = await fleet.godwit('why', 'pg');
   assert.equal(why.code, 0);
-  assert.match(why.stdout, /machine pg on worker-1: running\n {2}- no worker has room .*\n.*an operator\n {4}next: godwit undrain/);
+  assert.match(
+    why.stdout,
+    /machine pg on worker-1: running\n {2}- no worker has room .*\n.*an operator\n {4}next: godwit undrain/,
+  );
   assert.equal((await fleet.godwit('why', 'nothing')).code, 5);
   assert.match((await fleet.godwit('runs', 'list')).stdout, /run7 +worker-1 +migrate-out .*target is away/);
-  assert.match((await fleet.godwit('runs', 'show', 'run7')).stdout, /waits: target is away\n {2}next: start it/);
+  assert.match(
+    (await fleet.godwit('runs', 'show', 'run7')).stdout,
+    /waits: target is away\n {2}next: start it/,
+  );
   assert.equal((await fleet.godwit('runs', 'cancel', 'run7')).code, 0);
-  assert.equal((await fleet.godwit('runs', 'force', 'run7')).code, 2, 'force wants --yes');
-  assert.equal((await fleet.godwit('runs', 'force', 'run7', '--yes')).code, 0);
+  assert.equal((await fleet.godwit('runs', 'force', 'run7', 'undo')).code, 2, 'force wants --yes');
+  assert.equal((await fleet.godwit('runs', 'force', 'run7', 'undo', '--yes')).code, 0);
   assert.equal((await fleet.godwit('runs', 'show', 'run8')).code, 5);
   const top = await fleet.godwit('top');
   assert.match(top.stdout, /^WORKER .*\nworker-1 +up +1 /);

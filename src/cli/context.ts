@@ -51,7 +51,8 @@ export class Context {
 
   /** Says on stderr which workers did not answer. */
   noteUnreachable(unreachable: readonly { worker: string; error: GodwitError }[]): void {
-    for (const { worker, error } of unreachable) this.note(`warning: ${worker} does not answer (${error.message})`);
+    for (const { worker, error } of unreachable)
+      this.note(`warning: ${worker} does not answer (${error.message})`);
   }
 
   close(): void {

@@ -57,7 +57,11 @@ test('ends with 0 when the worker is drained', async () => {
 });
 
 test('ends with 3 only when nothing has moved for the whole time', async () => {
-  const hiccup = [...Array(9).fill(status('waiting')), status('draining'), ...Array(9).fill(status('waiting'))];
+  const hiccup = [
+    ...Array(9).fill(status('waiting')),
+    status('draining'),
+    ...Array(9).fill(status('waiting')),
+  ];
   assert.equal((await follow([...hiccup, status('drained')]).result).exitCode, 0);
   const { result, clock } = follow([...hiccup, status('waiting')]);
   assert.equal((await result).exitCode, 3);

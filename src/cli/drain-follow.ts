@@ -22,7 +22,9 @@ export type FollowOptions = {
  * Watches a drain to its end. The drain itself lives in the worker: nothing here moves it, and it goes on when nobody watches.
  * Rejects with `API_UNREACHABLE` when the worker is away for too long, and with the signal's reason.
  */
-export async function followDrain(options: FollowOptions): Promise<{ status: DrainStatus; exitCode: ExitCode }> {
+export async function followDrain(
+  options: FollowOptions,
+): Promise<{ status: DrainStatus; exitCode: ExitCode }> {
   const { clock, signal } = options;
   let blockedSinceMs: number | null = null;
   let awaySinceMs: number | null = null;

@@ -86,7 +86,8 @@ web     done       100%           interrupted 25 ms`.slice(1),
   );
   for (let width = 1; width < 130; width++) {
     for (const colour of [false, true]) {
-      for (const line of draw(width, 24, colour).split('\n')) assert.ok(displayWidth(line) <= width, `${width}: ${line}`);
+      for (const line of draw(width, 24, colour).split('\n'))
+        assert.ok(displayWidth(line) <= width, `${width}: ${line}`);
     }
   }
 });
@@ -96,17 +97,25 @@ test('a low terminal shows what there is most to say about', () => {
   assert.ok(lines.length <= 5);
   assert.match(lines.join('\n'), /files {3}waiting/);
   assert.doesNotMatch(lines.join('\n'), /web/);
-  for (let height = 1; height < 12; height++) assert.ok(draw(100, height).split('\n').length <= Math.max(2, height - 1));
+  for (let height = 1; height < 12; height++)
+    assert.ok(draw(100, height).split('\n').length <= Math.max(2, height - 1));
 });
 
 test('colour changes nothing but colour, and foreign text cannot send escapes', () => {
-  const escape = String.fromCharCode(27);
+  const escapeCharacter = String.fromCharCode(27);
   const coloured = draw(120, 24, true);
-  assert.ok(coloured.includes(`${escape}[33mwaiting${escape}[39m`));
-  assert.equal(coloured.replace(new RegExp(`${escape}\\[[0-9;]*m`, 'g'), ''), draw(120));
+  assert.ok(coloured.includes(`${escapeCharacter}[33mwaiting${escapeCharacter}[39m`));
+  assert.equal(coloured.replace(new RegExp(`${escapeCharacter}\\[[0-9;]*m`, 'g'), ''), draw(120));
   const hostile = {
     ...status,
-    machines: [drainMachine({ name: `x${escape}[2J`, state: 'failed', reason: `a\n${escape}]0;b`, nextAction: null })],
+    machines: [
+      drainMachine({
+        name: `x${escapeCharacter}[2J`,
+        state: 'failed',
+        reason: `a\n${escapeCharacter}]0;b`,
+        nextAction: null,
+      }),
+    ],
   };
   const text = renderDrain(hostile, { width: 80, height: 24, style: style(false), nowMs: NOW }).join('');
   assert.ok(!text.includes(escape));
@@ -141,12 +150,19 @@ test('the summary has every phase', () => {
 MACHINE  STATE      TARGET    VOLUME   USED   WIRE   STOP    SEAL   HANDOFF  ATTACH  BOOT    TOTAL   HYDRATION
 pg       hydrating  worker-2  100 GiB  5 MiB  5 MiB  120 ms  20 ms  2 ms     30 ms   240 ms  412 ms  -
 cache    queued     -         100 GiB  5 MiB  0 B    -       -      -        -       -       -       -
-web      moved      worker-2  -        -      0 B    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -`.slice(1),
+web      moved      worker-2  -        -      0 B    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -`.slice(
+      1,
+    ),
   );
 });
 
 test('the plan is a table and a sentence', () => {
-  const step = { machineId: 'm_1', predictedInterruptionMs: 400, bytes: 5 * 2 ** 20, predictedHydrationMs: 120 };
+  const step = {
+    machineId: 'm_1',
+    predictedInterruptionMs: 400,
+    bytes: 5 * 2 ** 20,
+    predictedHydrationMs: 120,
+  };
   assert.equal(
     renderPlan({
       worker: 'worker-1',

@@ -54,7 +54,9 @@ function headline(status: DrainStatus, nowMs: number): string {
     if (count(state) > 0) parts.push(`${count(state)} ${state}`);
   }
   const elapsed =
-    status.sinceMs === null ? '' : `  ${formatDuration(Math.max(0, (status.endedAtMs ?? nowMs) - status.sinceMs))}`;
+    status.sinceMs === null
+      ? ''
+      : `  ${formatDuration(Math.max(0, (status.endedAtMs ?? nowMs) - status.sinceMs))}`;
   return `${status.worker} ${status.state}: ${parts.join(', ')}${elapsed}`;
 }
 
@@ -199,7 +201,8 @@ function describeMachine(machine: DrainMachine): string {
 
 /** The finished drain as a table. */
 export function renderSummary(status: DrainStatus): string {
-  const phase = (value: number | null | undefined) => (value === null || value === undefined ? '-' : formatDuration(value));
+  const phase = (value: number | null | undefined) =>
+    value === null || value === undefined ? '-' : formatDuration(value);
   const rows = status.machines.map((machine) => {
     const interruption = machine.interruptionMs;
     return [
@@ -209,7 +212,9 @@ export function renderSummary(status: DrainStatus): string {
       machine.volumeBytes === 0 ? '-' : formatSize(machine.volumeBytes),
       machine.volumeBytes === 0 ? '-' : formatSize(machine.usedBytes),
       formatSize(machine.wireBytes),
-      ...(['stop', 'seal', 'handoff', 'attach', 'boot', 'total'] as const).map((name) => phase(interruption?.[name])),
+      ...(['stop', 'seal', 'handoff', 'attach', 'boot', 'total'] as const).map((name) =>
+        phase(interruption?.[name]),
+      ),
       phase(machine.hydrationMs),
     ];
   });

@@ -3,7 +3,10 @@ import { test } from 'node:test';
 import { owned, pick } from './fleet-client.ts';
 
 const rank = { moving: 1, incoming: 2, moved: 3 };
-const at = (worker: string, id: string, name: string, state: string) => ({ worker, item: { id, name, state } });
+const at = (worker: string, id: string, name: string, state: string) => ({
+  worker,
+  item: { id, name, state },
+});
 
 test('a thing is found by id before name', () => {
   const things = [at('w1', 'm_1', 'pg', 'running'), at('w2', 'pg', 'other', 'running')];
@@ -18,7 +21,10 @@ test('of two sides of a move the owner is asked', () => {
   const moved = [at('w1', 'm_1', 'pg', 'moved'), at('w2', 'm_1', 'pg', 'running')];
   assert.equal(pick('pg', 'machine', moved, rank)?.worker, 'w2');
   assert.deepEqual(
-    owned('machine', [...moved, at('w1', 'm_2', 'web', 'moving')].map(({ item }) => item)).map(({ state }) => state),
+    owned(
+      'machine',
+      [...moved, at('w1', 'm_2', 'web', 'moving')].map(({ item }) => item),
+    ).map(({ state }) => state),
     ['running', 'moving'],
   );
   assert.deepEqual(

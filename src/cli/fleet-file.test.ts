@@ -40,7 +40,11 @@ test('one worker by its URL needs a token', (t) => {
     [{}, { GODWIT_TOKEN_FILE: 't' }],
   ]) {
     const found = findFleet({ url: 'http://x:1', ...options }, env as NodeJS.ProcessEnv, dir);
-    assert.deepEqual(found, { path: null, workers: [{ name: 'http://x:1', url: 'http://x:1' }], token: TOKEN });
+    assert.deepEqual(found, {
+      path: null,
+      workers: [{ name: 'http://x:1', url: 'http://x:1' }],
+      token: TOKEN,
+    });
   }
 });
 

@@ -80,7 +80,11 @@ export function readFleetFile(path: string): FleetFile {
   const names = new Set<string>();
   for (const worker of workers as unknown[]) {
     const { name, url, pid } = (worker ?? {}) as Record<string, unknown>;
-    if (typeof name !== 'string' || typeof url !== 'string' || (pid !== undefined && typeof pid !== 'number')) {
+    if (
+      typeof name !== 'string' ||
+      typeof url !== 'string' ||
+      (pid !== undefined && typeof pid !== 'number')
+    ) {
       throw invalidFleet(path, 'a worker needs a name and a url');
     }
     if (names.has(name)) throw invalidFleet(path, `two workers are called ${name}`);
@@ -114,7 +118,8 @@ export function readToken(path: string): string {
 function invalidFleet(path: string, why: string): GodwitError {
   return new GodwitError('CLI_INVALID_FLEET', `the fleet file ${path} cannot be used: ${why}`, {
     values: { path },
-    nextAction: 'Write it as {"tokenFile": "token", "workers": [{"name": "worker-1", "url": "http://HOST:PORT"}]}.',
+    nextAction:
+      'Write it as {"tokenFile": "token", "workers": [{"name": "worker-1", "url": "http://HOST:PORT"}]}.',
   });
 }
 

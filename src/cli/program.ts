@@ -8,9 +8,14 @@ import { EXIT_HELP } from './exit.ts';
  */
 export function makeProgram(host: NodeJS.Process, version: string): Command {
   const program = new Command('godwit')
-    .description('Empties hosts of stateful workloads without losing a write and without anyone waiting for bytes.')
+    .description(
+      'Empties hosts of stateful workloads without losing a write and without anyone waiting for bytes.',
+    )
     .version(version)
-    .option('--fleet <FILE>', 'fleet file (GODWIT_FLEET; else ./.godwit/fleet.json, ~/.config/godwit/fleet.json)')
+    .option(
+      '--fleet <FILE>',
+      'fleet file (GODWIT_FLEET; else ./.godwit/fleet.json, ~/.config/godwit/fleet.json)',
+    )
     .option('--url <URL>', 'one worker instead of a fleet (GODWIT_URL)')
     .option('--token <TOKEN>', 'token of the fleet (GODWIT_TOKEN); seen by others in the process list')
     .option('--token-file <FILE>', 'file with the token (GODWIT_TOKEN_FILE; else what the fleet file names)')
@@ -85,7 +90,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('make a machine and start it; waits until it is healthy')
     .argument('<COMMAND...>', 'program and arguments, after --')
     .requiredOption('--name <NAME>', 'name of the machine')
-    .option('--worker <WORKER>', 'where; else the worker with the most free memory, or the one with the volume')
+    .option(
+      '--worker <WORKER>',
+      'where; else the worker with the most free memory, or the one with the volume',
+    )
     .option('--volume <NAME[:PATH]>', 'volume and where the machine sees it (default /data)')
     .option('--size <SIZE>', 'size of the volume when it is new, e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>', 'of a new volume').choices(['ext4', 'xfs']).default('ext4'))
@@ -94,13 +102,20 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--workdir <PATH>', 'working directory')
     .option('--memory <SIZE>', 'memory limit')
     .option('--cpus <NUMBER>', "limit in CPUs' worth of time")
-    .addOption(new Option('--network <KIND>', "the worker's own, or only loopback").choices(['host', 'none']).default('host'))
+    .addOption(
+      new Option('--network <KIND>', "the worker's own, or only loopback")
+        .choices(['host', 'none'])
+        .default('host'),
+    )
     .option('--health-exec <COMMAND>', 'healthy when this shell command in the machine ends with 0')
     .option('--health-tcp <[HOST:]PORT>', 'healthy when this port takes connections')
     .option('--health-http <URL>', 'healthy when this answers with 200 to 399')
     .option('--health-interval <DURATION>', 'between two probes (default 2s)')
     .option('--health-timeout <DURATION>', 'of a probe (default 2s)')
-    .option('--health-start-period <DURATION>', 'failures this soon after the start do not count (default 60s)')
+    .option(
+      '--health-start-period <DURATION>',
+      'failures this soon after the start do not count (default 60s)',
+    )
     .option('--stop-signal <SIGNAL>', 'signal that asks it to end (default SIGTERM)')
     .option('--stop-timeout <DURATION>', 'then it is killed (default 10s)')
     .option('--restart <POLICY>', 'no, on-failure[:RETRIES] or always (default always)')
@@ -188,11 +203,14 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .command('destroy')
     .description('destroy volumes that no machine has, and all that is on them')
     .argument('<VOLUME...>')
-    .action((refs: string[], _options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).destroy(context, refs)),
+    .option('--force', 'the sealed copy that a move left as a way back, too')
+    .action((refs: string[], options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).destroy(context, refs, options)),
     );
 
-  const runs = program.command('runs').description('what the workers are doing: list, show, cancel, nudge, force');
+  const runs = program
+    .command('runs')
+    .description('what the workers are doing: list, show, cancel, nudge, force');
   const runCommands = () => import('./commands/runs.ts');
   runs
     .command('list')
@@ -211,14 +229,30 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
   for (const [name, description] of [
     ['cancel', 'undo a run, where that is still possible'],
     ['nudge', 'try a step that waits for its next attempt now'],
-    ['force', 'end a run that nobody can help any more: the last resort'],
   ] as const) {
-    const forceOnly = runs.command(name).description(description).argument('<RUN>');
-    if (name === 'force') forceOnly.option('--yes', 'yes, what it left half done is mine to clear');
-    forceOnly.action((id: string, options, command: Command) =>
-      withContext(command, async (context) => (await runCommands()).act(context, name, id, options)),
-    );
+    runs
+      .command(name)
+      .description(description)
+      .argument('<RUN>')
+      .action((id: string, _options, command: Command) =>
+        withContext(command, async (context) => (await runCommands()).act(context, name, id)),
+      );
   }
+  runs
+    .command('force')
+    .description('override a run that nobody can help any more: the last resort')
+    .argument('<RUN>')
+    .addArgument(
+      new Argument('<HOW>', 'undo it, take its step as done, or forget it as it stands').choices([
+        'undo',
+        'forward',
+        'forget',
+      ]),
+    )
+    .option('--yes', 'yes, what it left half done is mine to clear')
+    .action((id: string, how: 'undo' | 'forward' | 'forget', options, command: Command) =>
+      withContext(command, async (context) => (await runCommands()).force(context, id, how, options)),
+    );
 
   program
     .command('worker')
@@ -228,8 +262,15 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--data <DIR>', 'journal, records and volumes (GODWIT_WORKER_DATA)')
     .option('--listen <HOST:PORT>', 'API address (GODWIT_WORKER_LISTEN; default 127.0.0.1:4680)')
     .option('--advertise <URL>', 'where other workers reach the API (GODWIT_WORKER_ADVERTISE)')
-    .option('--peer <NAME=URL>', 'another worker, repeatable (GODWIT_WORKER_PEERS, separated by commas)', (value: string, previous: string[] | undefined) => [...(previous ?? []), value])
-    .option('--iscsi-host <HOST>', 'address that volumes are served on during a move (default: the host of --listen)')
+    .option(
+      '--peer <NAME=URL>',
+      'another worker, repeatable (GODWIT_WORKER_PEERS, separated by commas)',
+      (value: string, previous: string[] | undefined) => [...(previous ?? []), value],
+    )
+    .option(
+      '--iscsi-host <HOST>',
+      'address that volumes are served on during a move (default: the host of --listen)',
+    )
     .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
     .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
     .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')

@@ -15,7 +15,13 @@ export function style(colour: boolean): Style {
     colour
       ? (text: string) => (text === '' ? '' : `${ESC}[${open}m${text}${ESC}[${close}m`)
       : (text: string) => text;
-  return { bold: wrap(1, 22), dim: wrap(2, 22), red: wrap(31, 39), green: wrap(32, 39), yellow: wrap(33, 39) };
+  return {
+    bold: wrap(1, 22),
+    dim: wrap(2, 22),
+    red: wrap(31, 39),
+    green: wrap(32, 39),
+    yellow: wrap(33, 39),
+  };
 }
 
 /** Colour on a terminal unless NO_COLOR (no-color.org) is set or the terminal is dumb. */

@@ -1,7 +1,9 @@
 /** Columns padded to their widest cell, two spaces between, no line longer than it must be. */
 export function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
   const lines = [header, ...rows];
-  const widths = header.map((_, column) => Math.max(...lines.map((line) => displayWidth(line[column] ?? ''))));
+  const widths = header.map((_, column) =>
+    Math.max(...lines.map((line) => displayWidth(line[column] ?? ''))),
+  );
   return lines
     .map((line) =>
       line

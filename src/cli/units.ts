@@ -26,7 +26,8 @@ const FACTORS: Readonly<Record<string, number>> = {
 export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
   const factor = match && FACTORS[match[2]!.toLowerCase()];
-  const bytes = match && factor !== undefined && factor !== null ? Math.round(Number(match[1]) * factor) : NaN;
+  const bytes =
+    match && factor !== undefined && factor !== null ? Math.round(Number(match[1]) * factor) : NaN;
   if (Number.isSafeInteger(bytes)) return bytes;
   throw new GodwitError('CLI_INVALID_SIZE', `not a size: ${text}`, {
     values: { text },
@@ -63,7 +64,8 @@ export function parseDuration(text: string): number {
 /** `412 ms`, `8.3 s`, `4 m 05 s`, `3 h 20 m`, `2 d 3 h`. */
 export function formatDuration(durationMs: number): string {
   if (durationMs < 999.5) return `${Math.round(durationMs)} ms`;
-  if (durationMs < 59_950) return `${(durationMs / 1000).toFixed(durationMs < 9_950 ? 1 : 0).replace(/\.0$/, '')} s`;
+  if (durationMs < 59_950)
+    return `${(durationMs / 1000).toFixed(durationMs < 9_950 ? 1 : 0).replace(/\.0$/, '')} s`;
   const seconds = Math.round(durationMs / 1000);
   const pad = (value: number) => String(value).padStart(2, '0');
   if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${pad(seconds % 60)} s`;

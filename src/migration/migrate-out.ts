@@ -458,7 +458,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           values: { target: peer.name },
           nextAction:
             `Bring ${peer.name} back: it goes on by itself. If that host is lost for good, ` +
-            `\`godwit runs force ${context.runId} undo\` starts the machine here from the sealed volume.`,
+            `\`godwit runs force ${context.runId} undo --yes\` starts the machine here from the sealed volume.`,
           cause: error,
         },
       );

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, rmdirSync } from 'node:fs';
 import { DatabaseSync } from 'node:sqlite';
 import pino from 'pino';
 import { HttpPeer } from '../api/peer-client.ts';
@@ -219,6 +219,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     await runs.close({ graceMs: CLOSE_GRACE_MS });
     machines.close();
     state.close();
+    // Nothing to do with it while clones are here; a worker without any leaves no trace outside of its data folder.
+    try {
+      rmdirSync(paths.validityDir);
+    } catch {}
     closeSync(lockFd);
     logger.info({}, 'worker ends; machines go on');
   }

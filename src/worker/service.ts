@@ -6,6 +6,7 @@ import type {
   DrainStatus,
   ExecReply,
   ExecRequest,
+  ForceRunRequest,
   LogsQuery,
   MachineState,
   MachineView,
@@ -201,7 +202,7 @@ export class LocalService implements WorkerService {
     return this.#volumeView(await this.#volume(ref));
   }
 
-  async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
+  async destroyVolume(ref: string, options: { force: boolean }): Promise<void> {
     const record = await this.#volume(ref);
     if (record.machineId !== null && (await this.#isHeld(record.machineId))) {
       throw new GodwitError(
@@ -284,7 +285,7 @@ export class LocalService implements WorkerService {
     return this.#o.journal.nudge(id);
   }
 
-  async forceRun(id: string, how: 'undo' | 'forward' | 'forget' = 'forget'): Promise<RunView> {
+  async forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView> {
     return this.#o.journal.force(id, how, 'the API');
   }
 

@@ -2,7 +2,7 @@ import { Type } from 'typebox';
 import type { RunView } from '../../journal/run.ts';
 import type { ApiApp } from '../app.ts';
 import { redact } from '../redact.ts';
-import { RunList, RunReply, RunsQuery } from '../schemas.ts';
+import { ForceRunRequest, RunList, RunReply, RunsQuery } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { strict } from '../strict.ts';
 
@@ -48,12 +48,6 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
       'Tries a step that waits for its next attempt now',
       (id: string) => service.nudgeRun(id),
     ],
-    [
-      'force',
-      'forceRun',
-      'Ends a run that nobody can help any more; what it left behind is for a person to clear',
-      (id: string) => service.forceRun(id),
-    ],
   ] as const;
   for (const [verb, operationId, summary, act] of verbs) {
     app.post(
@@ -62,4 +56,20 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
       async (request) => publicRun(await act((request.params as { id: string }).id)),
     );
   }
+
+  app.post(
+    '/v1/runs/:id/force',
+    {
+      schema: {
+        operationId: 'forceRun',
+        summary:
+          'Overrides a run that nobody can help any more: undo it, take its step as done, or forget it',
+        tags,
+        params,
+        body: strict(ForceRunRequest),
+        response: { 200: RunReply },
+      },
+    },
+    async (request) => publicRun(await service.forceRun(request.params.id, request.body.how)),
+  );
 }

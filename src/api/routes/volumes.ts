@@ -54,14 +54,16 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
     {
       schema: {
         operationId: 'destroyVolume',
-        summary: 'Destroys a volume that no machine has, and all that is on it',
+        summary:
+          'Destroys a volume that no machine has, and all that is on it (the kept copy of a move only with force)',
         tags,
         params,
+        querystring: strict(Type.Object({ force: Type.Boolean({ default: false }) })),
         response: { 200: Empty },
       },
     },
     async (request) => {
-      await service.destroyVolume(request.params.ref);
+      await service.destroyVolume(request.params.ref, request.query);
       return {};
     },
   );

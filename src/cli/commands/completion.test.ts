@@ -4,13 +4,16 @@ import { makeProgram } from '../program.ts';
 import { complete } from './completion.ts';
 
 const names = async (placeholder: string) =>
-  ({ MACHINE: ['pg', 'web'], VOLUME: ['pgdata'], WORKER: ['worker-1', 'worker-2'], RUN: ['01J'] })[placeholder] ?? [];
+  ({ MACHINE: ['pg', 'web'], VOLUME: ['pgdata'], WORKER: ['worker-1', 'worker-2'], RUN: ['01J'] })[
+    placeholder
+  ] ?? [];
 
 const at = (...words: string[]) => complete(makeProgram(process, '0.0.0'), words, names);
 
 test('commands and subcommands', async () => {
   const top = await at('');
-  for (const word of ['drain', 'undrain', 'machine', 'volume', 'why', 'top', 'dev']) assert.ok(top.includes(word));
+  for (const word of ['drain', 'undrain', 'machine', 'volume', 'why', 'top', 'dev'])
+    assert.ok(top.includes(word));
   assert.ok(!top.includes('complete'), 'the hidden command stays hidden');
   assert.deepEqual(await at('dr'), ['drain']);
   assert.deepEqual(await at('volume', ''), ['create', 'destroy', 'list', 'show']);

@@ -100,7 +100,8 @@ export async function fleetNames(context: Context, placeholder: string): Promise
     try {
       const machines = async () => owned('machine', (await fleet.machines()).items).map(({ name }) => name);
       const volumes = async () => owned('volume', (await fleet.volumes()).items).map(({ name }) => name);
-      const runs = async () => (await fleet.gather(({ client }) => client.listRuns())).items.map(({ id }) => id);
+      const runs = async () =>
+        (await fleet.gather(({ client }) => client.listRuns())).items.map(({ id }) => id);
       switch (placeholder) {
         case 'MACHINE':
           return await machines();

@@ -7,9 +7,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ApiClient } from '../../api/client.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
-import { interruption } from '../interruption.ts';
 import { FleetClient, owned } from '../fleet-client.ts';
 import { type FleetFile, readFleetFile, readToken, writeFleetFile } from '../fleet-file.ts';
+import { interruption } from '../interruption.ts';
 
 export type DevOptions = {
   workers: string;
@@ -115,7 +115,7 @@ export async function down(context: Context, options: { data: string }): Promise
     }
     for (const { client } of fleet.workers) {
       for (const volume of await client.listVolumes()) {
-        await client.destroyVolume(volume.id);
+        await client.destroyVolume(volume.id, { force: true });
         if (volume.state === 'ready' || volume.state === 'clone') destroyed.volumes.push(volume.name);
       }
     }
@@ -314,7 +314,8 @@ async function gone(pid: number, word: string, withinMs: number): Promise<void> 
 }
 
 function ensureToken(path: string): string {
-  if (!existsSync(path)) writeFileSync(path, `${randomBytes(24).toString('base64url')}\n`, { mode: 0o600, flag: 'wx' });
+  if (!existsSync(path))
+    writeFileSync(path, `${randomBytes(24).toString('base64url')}\n`, { mode: 0o600, flag: 'wx' });
   return readToken(path);
 }
 

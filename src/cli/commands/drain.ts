@@ -2,10 +2,10 @@ import type { DrainStatus } from '../../api/schemas.ts';
 import { systemClock } from '../../base/clock.ts';
 import { messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
-import { Interrupted, interruption } from '../interruption.ts';
 import { followDrain } from '../drain-follow.ts';
 import { describeChanges, renderDrain, renderPlan, renderSummary } from '../drain-render.ts';
 import { EXIT, ExitWith } from '../exit.ts';
+import { Interrupted, interruption } from '../interruption.ts';
 import { LiveRegion } from '../live-region.ts';
 import { parseDuration } from '../units.ts';
 
@@ -34,7 +34,10 @@ export async function drain(context: Context, workerName: string, options: Drain
 
   const first = await client.drain(options.to ?? null);
   if (options.detach) {
-    context.result(first, () => `${name}: ${first.state}, ${first.machines.length} machines; watch it with: godwit drain ${name}`);
+    context.result(
+      first,
+      () => `${name}: ${first.state}, ${first.machines.length} machines; watch it with: godwit drain ${name}`,
+    );
     return;
   }
 
@@ -59,7 +62,9 @@ export async function drain(context: Context, workerName: string, options: Drain
     view.end();
     if (options.jsonLines) context.print(JSON.stringify({ final: true, exitCode, status }));
     else {
-      context.result(status, () => (status.machines.length === 0 ? `${name} has no machine.` : renderSummary(status)));
+      context.result(status, () =>
+        status.machines.length === 0 ? `${name} has no machine.` : renderSummary(status),
+      );
     }
     if (exitCode === EXIT.blocked) noteBlocked(context, status);
     if (exitCode !== EXIT.done) throw new ExitWith(exitCode);

@@ -34,7 +34,14 @@ test('options become a configuration that the API takes', () => {
     network: 'none',
     metadata: {},
     group: 'db',
-    health: { kind: 'tcp', port: 5432, intervalMs: 1_000, timeoutMs: 2_000, retries: 3, startPeriodMs: 60_000 },
+    health: {
+      kind: 'tcp',
+      port: 5432,
+      intervalMs: 1_000,
+      timeoutMs: 2_000,
+      retries: 3,
+      startPeriodMs: 60_000,
+    },
   });
   assert.ok(Check(MachineConfig, config({})));
 });
@@ -60,5 +67,6 @@ test('what is wrong is named', () => {
     [{ healthTcp: 'http' }, /--health-tcp/],
     [{ healthTcp: '1', healthExec: 'true' }, /give one of/],
   ];
-  for (const [some, message] of cases) assert.throws(() => config(some), { code: 'CLI_INVALID_OPTIONS', message });
+  for (const [some, message] of cases)
+    assert.throws(() => config(some), { code: 'CLI_INVALID_OPTIONS', message });
 });

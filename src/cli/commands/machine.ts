@@ -4,9 +4,9 @@ import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError } from '../../base/errors.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { Context } from '../context.ts';
-import { interruption } from '../interruption.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
+import { interruption } from '../interruption.ts';
 import { printable, table } from '../table.ts';
 import { formatDuration, formatSize, parseDuration, parseSize } from '../units.ts';
 
@@ -45,7 +45,8 @@ export async function run(context: Context, command: string[], options: RunOptio
   const fleet = context.fleet();
   const wanted = options.volume === undefined ? null : parseVolume(options.volume);
   const lengthBytes = options.size === undefined ? null : parseSize(options.size);
-  if (lengthBytes !== null && wanted === null) throw invalid('--size is the size of a new volume: --volume NAME is missing');
+  if (lengthBytes !== null && wanted === null)
+    throw invalid('--size is the size of a new volume: --volume NAME is missing');
 
   const existing = wanted === null ? null : await volumeIfAny(fleet, wanted.name);
   if (wanted !== null && existing === null && lengthBytes === null) {
@@ -104,12 +105,17 @@ async function awaitHealthy(
       interrupt.signal.throwIfAborted();
       const machine = await client.showMachine(id);
       const { health } = machine;
-      if (machine.state === 'running' && (health.state === 'healthy' || health.state === 'none')) return machine;
+      if (machine.state === 'running' && (health.state === 'healthy' || health.state === 'none'))
+        return machine;
       if (machine.state === 'failed' || machine.state === 'stopped') {
-        throw new GodwitError('CLI_MACHINE_NOT_HEALTHY', `${machine.name} is ${machine.state}: ${health.message || 'it ended'}`, {
-          values: { id },
-          nextAction: `godwit machine logs ${machine.name}`,
-        });
+        throw new GodwitError(
+          'CLI_MACHINE_NOT_HEALTHY',
+          `${machine.name} is ${machine.state}: ${health.message || 'it ended'}`,
+          {
+            values: { id },
+            nextAction: `godwit machine logs ${machine.name}`,
+          },
+        );
       }
       if (Date.now() >= deadline) {
         throw new GodwitError(
@@ -221,7 +227,8 @@ function parseEnv(text: string): [string, string] {
   const equals = text.indexOf('=');
   if (equals > 0) return [text.slice(0, equals), text.slice(equals + 1)];
   const inherited = process.env[text];
-  if (inherited === undefined) throw invalid(`--env is NAME=VALUE, or NAME of a variable that is set: ${text}`);
+  if (inherited === undefined)
+    throw invalid(`--env is NAME=VALUE, or NAME of a variable that is set: ${text}`);
   return [text, inherited];
 }
 
@@ -306,7 +313,9 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['pid', String(machine.pid ?? '-')],
       ['created', new Date(machine.createdAtMs).toISOString()],
       ['started', machine.startedAtMs === null ? '-' : new Date(machine.startedAtMs).toISOString()],
-      ...(machine.move ? [['move', `${machine.move.phase} → ${machine.move.target ?? '?'} (run ${machine.move.runId})`]] : []),
+      ...(machine.move
+        ? [['move', `${machine.move.phase} → ${machine.move.target ?? '?'} (run ${machine.move.runId})`]]
+        : []),
     ];
     return table(['', ''], rows).trimStart();
   });
@@ -349,7 +358,9 @@ export async function destroy(
     destroyed.push({ machineId: machine.id, name: machine.name, volumeId });
   }
   context.result({ destroyed }, () =>
-    destroyed.map(({ name, volumeId }) => `${name} destroyed${volumeId === null ? '' : ' with its volume'}`).join('\n'),
+    destroyed
+      .map(({ name, volumeId }) => `${name} destroyed${volumeId === null ? '' : ' with its volume'}`)
+      .join('\n'),
   );
 }
 
@@ -414,17 +425,24 @@ export async function move(
       const line = printable(`${machine.name}: ${moving.state} ${moving.step ?? ''}${reason}`);
       if (line !== said) context.note(line);
       said = line;
-      await sleep(POLL_MS, undefined, { signal: interrupt.signal }).catch(() => interrupt.signal.throwIfAborted());
+      await sleep(POLL_MS, undefined, { signal: interrupt.signal }).catch(() =>
+        interrupt.signal.throwIfAborted(),
+      );
       moving = await worker.client.showRun(moving.id);
     }
   } catch (error) {
     if (interrupt.signal.aborted) {
-      context.note(`No longer watching; the move goes on in ${worker.name}. To undo it: godwit runs cancel ${moving.id}`);
+      context.note(
+        `No longer watching; the move goes on in ${worker.name}. To undo it: godwit runs cancel ${moving.id}`,
+      );
     }
     throw error;
   } finally {
     interrupt.dispose();
   }
-  context.result(moving, () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`);
+  context.result(
+    moving,
+    () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`,
+  );
   if (moving.state !== 'done') throw new ExitWith(EXIT.blocked);
 }

@@ -52,32 +52,36 @@ export function runText(run: RunView, worker: string): string {
       : '',
   ]);
   const lines = [head, table(['  STEP', 'STATE', '', 'TIME'], rows)];
-  if (run.reason) lines.push(`  waits: ${printable(run.reason.message)}\n  next: ${printable(run.reason.nextAction)}`);
+  if (run.reason)
+    lines.push(`  waits: ${printable(run.reason.message)}\n  next: ${printable(run.reason.nextAction)}`);
   if (run.error) {
-    lines.push(`  error ${run.error.code}: ${printable(run.error.message)}\n  next: ${printable(run.error.nextAction)}`);
+    lines.push(
+      `  error ${run.error.code}: ${printable(run.error.message)}\n  next: ${printable(run.error.nextAction)}`,
+    );
   }
   return lines.join('\n');
 }
 
-export async function act(
+export async function act(context: Context, verb: 'cancel' | 'nudge', id: string): Promise<void> {
+  const { worker, run } = await context.fleet().run(id);
+  const after =
+    verb === 'cancel' ? await worker.client.cancelRun(run.id) : await worker.client.nudgeRun(run.id);
+  context.result({ worker: worker.name, ...after }, () => runText(after, worker.name));
+}
+
+export async function force(
   context: Context,
-  verb: 'cancel' | 'nudge' | 'force',
   id: string,
+  how: 'undo' | 'forward' | 'forget',
   options: { yes?: boolean },
 ): Promise<void> {
-  if (verb === 'force' && !options.yes) {
-    throw new GodwitError('CLI_INVALID_OPTIONS', 'forcing a run leaves what it was doing half done', {
+  if (!options.yes) {
+    throw new GodwitError('CLI_INVALID_OPTIONS', 'forcing a run may leave what it was doing half done', {
       values: { id },
-      nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} --yes`,
+      nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} ${how} --yes`,
     });
   }
   const { worker, run } = await context.fleet().run(id);
-  const { client } = worker;
-  const after =
-    verb === 'cancel'
-      ? await client.cancelRun(run.id)
-      : verb === 'nudge'
-        ? await client.nudgeRun(run.id)
-        : await client.forceRun(run.id);
+  const after = await worker.client.forceRun(run.id, how);
   context.result({ worker: worker.name, ...after }, () => runText(after, worker.name));
 }

@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MachineView, VolumeView, WorkerView } from '../../api/schemas.ts';
 import type { Context } from '../context.ts';
-import { interruption } from '../interruption.ts';
 import type { FleetClient, Gathered } from '../fleet-client.ts';
 import { owned } from '../fleet-client.ts';
+import { interruption } from '../interruption.ts';
 import { LiveRegion } from '../live-region.ts';
 import type { Style } from '../style.ts';
 import { table, truncate } from '../table.ts';
@@ -94,7 +94,9 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
       const seconds = before ? (now.atMs - before.atMs) / 1000 : 0;
       // Counters start anew when a volume server does.
       const rate = (key: 'reads' | 'writes') =>
-        guest && old && seconds > 0 && guest[key] >= old[key] ? round((guest[key] - old[key]) / seconds) : '-';
+        guest && old && seconds > 0 && guest[key] >= old[key]
+          ? round((guest[key] - old[key]) / seconds)
+          : '-';
       const hydration = machine.hydration ?? volume?.hydration ?? null;
       return [
         machine.name,
@@ -111,12 +113,16 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
         hydration?.etaMs != null && hydration.state !== 'complete' ? formatDuration(hydration.etaMs) : '-',
       ];
     });
-  const workerLines = table(['WORKER', 'STATE', 'MACHINES', 'VOLUMES', 'MEMORY FREE', 'CPUS FREE', 'DISK FREE'], workers);
+  const workerLines = table(
+    ['WORKER', 'STATE', 'MACHINES', 'VOLUMES', 'MEMORY FREE', 'CPUS FREE', 'DISK FREE'],
+    workers,
+  );
   const machineLines = table(
     ['MACHINE', 'WORKER', 'STATE', 'USED', 'READS/S', 'WRITES/S', 'READ P99', 'HYDRATED', 'RATE', 'ETA'],
     machines,
   );
-  const titled = (text: string) => text.split('\n').map((line, index) => (index === 0 ? style.bold(line) : line));
+  const titled = (text: string) =>
+    text.split('\n').map((line, index) => (index === 0 ? style.bold(line) : line));
   return [...titled(workerLines), '', ...titled(machineLines)];
 }
 

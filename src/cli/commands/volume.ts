@@ -17,16 +17,17 @@ export async function create(
   const volume = await client.createVolume({ name, lengthBytes, filesystem });
   context.result(
     volume,
-    () => `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id})`,
+    () =>
+      `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id})`,
   );
 }
 
 export async function list(context: Context, options: { all?: boolean }): Promise<void> {
   const { items, unreachable } = await context.fleet().volumes();
   // Without --all only the copy that counts; the sealed and retained ones of earlier moves are left out.
-  const volumes = (options.all ? items : owned('volume', items).filter(({ state }) => state !== 'retained')).sort(
-    (left, right) => left.name.localeCompare(right.name),
-  );
+  const volumes = (
+    options.all ? items : owned('volume', items).filter(({ state }) => state !== 'retained')
+  ).sort((left, right) => left.name.localeCompare(right.name));
   context.result(
     {
       volumes,
@@ -90,11 +91,11 @@ export async function show(context: Context, ref: string): Promise<void> {
   });
 }
 
-export async function destroy(context: Context, refs: string[]): Promise<void> {
+export async function destroy(context: Context, refs: string[], options: { force?: boolean }): Promise<void> {
   const destroyed: { volumeId: string; name: string }[] = [];
   for (const ref of refs) {
     const { worker, volume } = await context.fleet().volume(ref);
-    await worker.client.destroyVolume(volume.id);
+    await worker.client.destroyVolume(volume.id, { force: options.force === true });
     destroyed.push({ volumeId: volume.id, name: volume.name });
   }
   context.result({ destroyed }, () => destroyed.map(({ name }) => `${name} destroyed`).join('\n'));

@@ -29,7 +29,14 @@ test('flags come before the environment, the environment before the file', (t) =
   writeFileSync(join(dir, 'other-token'), 'another-token-of-the-fleet');
   writeFileSync(
     join(dir, 'worker.json'),
-    JSON.stringify({ name: 'from-file', data: 'd', listen: '10.0.0.1:1', cpus: 3, tokenFile: 'other-token', peer: ['b=http://b:1/'] }),
+    JSON.stringify({
+      name: 'from-file',
+      data: 'd',
+      listen: '10.0.0.1:1',
+      cpus: 3,
+      tokenFile: 'other-token',
+      peer: ['b=http://b:1/'],
+    }),
   );
   const env = {
     GODWIT_WORKER_NAME: 'from-env',
@@ -42,8 +49,14 @@ test('flags come before the environment, the environment before the file', (t) =
   assert.equal(workerOptions(file, {}, dir).token, 'another-token-of-the-fleet');
   assert.deepEqual(workerOptions(file, {}, dir).peers, [{ name: 'b', url: 'http://b:1' }]);
   const both = workerOptions(file, env, dir);
-  assert.deepEqual([both.name, both.listenHost, both.capacity.cpus, both.token], ['from-env', '10.0.0.2', 3, TOKEN]);
-  assert.deepEqual(both.peers.map(({ name }) => name), ['c', 'd']);
+  assert.deepEqual(
+    [both.name, both.listenHost, both.capacity.cpus, both.token],
+    ['from-env', '10.0.0.2', 3, TOKEN],
+  );
+  assert.deepEqual(
+    both.peers.map(({ name }) => name),
+    ['c', 'd'],
+  );
   const all = workerOptions({ ...file, name: 'from-flag', peer: ['e=http://e:1'] }, env, dir);
   assert.deepEqual([all.name, all.listenPort, all.peers.length], ['from-flag', 2, 1]);
 });

@@ -64,7 +64,8 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
     const value = env[variable];
     if (value !== undefined && value !== '') (fromEnv as Record<string, string>)[key] = value;
   }
-  if (env.GODWIT_WORKER_PEERS) fromEnv.peer = env.GODWIT_WORKER_PEERS.split(',').filter((peer) => peer !== '');
+  if (env.GODWIT_WORKER_PEERS)
+    fromEnv.peer = env.GODWIT_WORKER_PEERS.split(',').filter((peer) => peer !== '');
   const given = Object.fromEntries(Object.entries(flags).filter(([, value]) => value !== undefined));
   const all: WorkerFlags = { ...file, ...fromEnv, ...given };
 
@@ -97,7 +98,9 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
     advertiseUrl: all.advertise === undefined ? null : parseUrl('--advertise', all.advertise),
     peers,
     token,
-    iscsiHost: all.iscsiHost ?? (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
+    iscsiHost:
+      all.iscsiHost ??
+      (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
     capacity: {
       memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
       cpus,
