@@ -34,7 +34,7 @@ test(`a power cut at every point loses nothing that was flushed and invents noth
   for (let index = 0; crashPoints < CRASH_POINTS_MIN; index++) {
     const { powerOperations } = await life(seed + index, null, 0, 24);
     for (let cutAt = 1; cutAt <= powerOperations; cutAt++) {
-      crashPoints += (await life(seed + index, cutAt, 3, 24)).crashPoints;
+      crashPoints += (await life(seed + index, cutAt, 8, 24)).crashPoints;
       lives++;
     }
   }

@@ -176,7 +176,7 @@ class Simulation {
         await this.#recoverFromPowerCut();
         if (cutsLeft > 0) {
           cutsLeft--;
-          this.#power.cutAt = this.#power.operations + 1 + this.#random.below(20);
+          this.#power.cutAt = this.#power.operations + 1 + this.#random.below(8);
         }
       }
     }

@@ -8,7 +8,14 @@ import { closedError } from '../block/range.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
-import { type Fetch, type FetchPurpose, type FetchWaiter, type InFlight, owns, release } from './in-flight.ts';
+import {
+  type Fetch,
+  type FetchPurpose,
+  type FetchWaiter,
+  type InFlight,
+  owns,
+  release,
+} from './in-flight.ts';
 import { ValidityMap, wordCountOf } from './validity-map.ts';
 
 /** Largest fetch; longer ranges are several. */
