@@ -110,15 +110,15 @@ export class InitiatorSession implements PduSink {
     return this.#tasks.size;
   }
 
-  /** True when the target takes another command now. */
+  /** How many more commands the target takes now. */
+  get room(): number {
+    if (this.#parameters === null || this.#over || this.#logoutTag !== null) return 0;
+    const window = serialDistance(this.#maxCmdSn, this.#cmdSn) + 1;
+    return Math.max(0, Math.min(window, WINDOW_MAX - this.#tasks.size));
+  }
+
   get hasRoom(): boolean {
-    return (
-      this.#parameters !== null &&
-      !this.#over &&
-      this.#logoutTag === null &&
-      this.#tasks.size < WINDOW_MAX &&
-      serialDistance(this.#maxCmdSn, this.#cmdSn) >= 0
-    );
+    return this.room > 0;
   }
 
   /** Only when `hasRoom`. `finish` is called unless the session ends before. */

@@ -85,7 +85,10 @@ test('cut again and again: every read and write is answered once, with the right
 });
 
 test('a stalled connection is noticed and replaced', async (t) => {
-  const { target } = await startTarget(t, new MemoryDevice({ lengthBytes: MIB, content: seededRandom(1).bytes(MIB) }));
+  const { target } = await startTarget(
+    t,
+    new MemoryDevice({ lengthBytes: MIB, content: seededRandom(1).bytes(MIB) }),
+  );
   const relay = await relayed(t, target.port);
   const initiator = await startInitiator(t, relay.port, {
     keepAliveIntervalMs: 50,

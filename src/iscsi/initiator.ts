@@ -606,9 +606,8 @@ export class IscsiInitiator implements BlockDevice {
       try {
         await this.#serve(portal);
       } catch (error) {
-        const known = error instanceof GodwitError ? error : internalError(error);
         if (this.#failure !== null) return;
-        this.#lastError = known;
+        const known = error as GodwitError;
         const refused = known.code === 'ISCSI_LOGIN_REFUSED' || known.code === 'ISCSI_TARGET_NOT_AUTHENTIC';
         if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
           this.#fail(known);
@@ -643,7 +642,7 @@ export class IscsiInitiator implements BlockDevice {
     this.#setState('failed');
   }
 
-  /** One connection from dialling to its end. Always throws; the error says why it ended. */
+  /** One connection from dialling to its end. Always throws a GodwitError that says why it ended. */
   async #serve(portal: { host: string; port: number }): Promise<never> {
     let over: (error: GodwitError) => void = () => {};
     const ended = new Promise<never>((_resolve, reject) => {
@@ -681,6 +680,11 @@ export class IscsiInitiator implements BlockDevice {
       this.#setState('connected');
       this.#pump();
       return await ended;
+    } catch (error) {
+      const known = error instanceof GodwitError ? error : internalError(error);
+      // Before the state changes, so that whoever is told of it finds the reason.
+      if (this.#failure === null) this.#lastError = known;
+      throw known;
     } finally {
       cancel();
       socket.destroy();
@@ -776,18 +780,35 @@ export class IscsiInitiator implements BlockDevice {
     return { session, socket, writer };
   }
 
-  /** Asks for everything that tells the unit; all at once, since a reconnection waits for it. */
+  /** Asks for everything that tells the unit. A reconnection waits for it, so the questions go side by side. */
   async #probe(session: InitiatorSession): Promise<Unit> {
-    const ask = (encode: (cdb: Buffer, bytes: number) => void, bytes: number): Promise<Buffer | null> =>
-      this.#ask(session, encode, bytes, 0);
-    const [capacity, serial, designators, limits, provisioning, mode] = await Promise.all([
-      ask(encodeReadCapacity16, 32),
-      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.serialNumber, bytes), 255),
-      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.identification, bytes), 1024),
-      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.blockLimits, bytes), 64),
-      ask((cdb, bytes) => encodeInquiry(cdb, PAGE.logicalBlockProvisioning, bytes), 8),
-      ask(encodeModeSense6, 255),
-    ]);
+    const questions: [(cdb: Buffer, bytes: number) => void, number][] = [
+      [encodeReadCapacity16, 32],
+      [(cdb, bytes) => encodeInquiry(cdb, PAGE.serialNumber, bytes), 255],
+      [(cdb, bytes) => encodeInquiry(cdb, PAGE.identification, bytes), 1024],
+      [(cdb, bytes) => encodeInquiry(cdb, PAGE.blockLimits, bytes), 64],
+      [(cdb, bytes) => encodeInquiry(cdb, PAGE.logicalBlockProvisioning, bytes), 8],
+      [encodeModeSense6, 255],
+    ];
+    const answers: (Buffer | null)[] = questions.map(() => null);
+    let next = 0;
+    const lane = async (): Promise<void> => {
+      while (next < questions.length) {
+        const index = next;
+        next += 1;
+        answers[index] = await this.#ask(session, ...questions[index]!, 0);
+      }
+    };
+    // As many at once as the target's window takes.
+    await Promise.all(Array.from({ length: Math.max(1, Math.min(session.room, questions.length)) }, lane));
+    const [capacity, serial, designators, limits, provisioning, mode] = answers as [
+      Buffer | null,
+      Buffer | null,
+      Buffer | null,
+      Buffer | null,
+      Buffer | null,
+      Buffer | null,
+    ];
     if (capacity === null || capacity.length < 12) throw protocolError('target does not tell its capacity');
     const blockBytes = capacity.readUInt32BE(8);
     const blocks = Number(capacity.readBigUInt64BE(0)) + 1;

@@ -1,4 +1,5 @@
 import { mkdtempSync, realpathSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
@@ -7,6 +8,8 @@ import { readCgroupLayout } from '../../src/machine/cgroup.ts';
 import type { MachineConfig } from '../../src/machine/config.ts';
 import { findJailTools } from '../../src/machine/jail.ts';
 import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
+import { readMountTable } from '../../src/machine/mount-table.ts';
+import { runProgram } from '../../src/machine/program.ts';
 import { findShim, ShimClient } from '../../src/machine/shim-client.ts';
 import { Workload } from '../../src/machine/workload.ts';
 import { requires } from './requires.ts';
@@ -28,10 +31,22 @@ export function machineConfig(script: string, overrides: Partial<MachineConfig> 
   };
 }
 
-/** A folder whose path is short enough for unix sockets, without symbolic links; removed afterwards. */
-export function runtimeFolder(t: TestContext): string {
-  const dir = realpathSync(mkdtempSync('/tmp/gw-m-'));
-  t.after(() => rmSync(dir, { recursive: true, force: true }));
+/**
+ * A folder whose path is short enough for unix sockets, without symbolic links. Afterwards `end` runs, what is mounted below goes, and the
+ * folder too; in one hook, since node:test runs hooks in the order in which they were set and stops at the first that fails.
+ */
+export function runtimeFolder(t: TestContext, end: (dir: string) => Promise<void> = async () => {}): string {
+  const dir = realpathSync(mkdtempSync(join(tmpdir(), 'gw-m-')));
+  t.after(async () => {
+    try {
+      await end(dir);
+    } finally {
+      for (const { mountPoint } of readMountTable().reverse()) {
+        if (mountPoint.startsWith(`${dir}/`)) await runProgram('umount', ['-l', mountPoint], { timeoutMs: 10_000 });
+      }
+      rmSync(dir, { recursive: true, force: true });
+    }
+  });
   return dir;
 }
 
@@ -40,8 +55,11 @@ export function testWorkload(
   t: TestContext,
   hidden: string[] = [],
 ): { workload: Workload; runtimeDir: string } {
-  const runtimeDir = runtimeFolder(t);
-  const workload = new Workload({
+  const runtimeDir = runtimeFolder(t, async () => {
+    await workload.stop({ timeoutMs: 0 });
+    await workload.close();
+  });
+  const workload: Workload = new Workload({
     runtimeDir,
     hidden,
     tools: findJailTools(),
@@ -50,24 +68,18 @@ export function testWorkload(
     logger: silentLogger,
     onChange() {},
   });
-  t.after(async () => {
-    await workload.stop({ timeoutMs: 0 });
-    await workload.close();
-  });
   return { workload, runtimeDir };
 }
 
-/** Ends whatever shim there is in the folder after the test, living or dead. */
-export function endShimAfter(t: TestContext, runtimeDir: string): void {
-  t.after(async () => {
-    if ((await findShim(runtimeDir)) === 'running') {
-      const client = await ShimClient.connect(runtimeDir);
-      await client.call('shutdown', {}).catch(() => {});
-      client.close();
-      await until(async () => (await findShim(runtimeDir)) !== 'running');
-    }
-    await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
-  });
+/** Ends whatever shim there is at the folder, living or dead. */
+export async function endShim(runtimeDir: string): Promise<void> {
+  if ((await findShim(runtimeDir)) === 'running') {
+    const client = await ShimClient.connect(runtimeDir);
+    await client.call('shutdown', {}).catch(() => {});
+    client.close();
+    await until(async () => (await findShim(runtimeDir)) !== 'running');
+  }
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
 }
 
 /** Waits, generously, until it is so. */
@@ -80,8 +92,4 @@ export async function until(
     await systemClock.sleep(20);
   }
   throw new Error(`${what} did not come true`);
-}
-
-export function fsFolder(runtimeDir: string): string {
-  return join(runtimeDir, 'fs');
 }
