@@ -272,7 +272,7 @@ class Simulation {
     const dice = this.#quiet ? 50 + this.#random.below(50) : this.#random.below(100);
     const mayBegin = this.#guestOperations < this.#options.guestOperations && this.#inFlight < GUEST_DEPTH;
     if (dice < 2) this.#sourceStalled = !this.#sourceStalled;
-    else if (dice < 3) await this.#killProcess();
+    else if (dice < 4) await this.#killProcess();
     else if (dice < 30 && mayBegin) this.#beginGuestOperation();
     else if (dice < 60 || !(await this.#runPending())) {
       if (this.#sourceStalled && this.#random.below(4) === 0) this.#sourceStalled = false;
