@@ -15,7 +15,11 @@ export const HealthCheck = Type.Intersect([
     /** Runs inside the machine; 0 is healthy. */
     Type.Object({ kind: Type.Literal('exec'), command: Type.Array(Type.String(), { minItems: 1 }) }),
     /** Connects inside the machine's network; a connection is healthy. */
-    Type.Object({ kind: Type.Literal('tcp'), host: Type.Optional(Type.String()), port: Type.Integer({ minimum: 1, maximum: 65535 }) }),
+    Type.Object({
+      kind: Type.Literal('tcp'),
+      host: Type.Optional(Type.String()),
+      port: Type.Integer({ minimum: 1, maximum: 65535 }),
+    }),
     /** GET inside the machine's network; 200 to 399 is healthy. */
     Type.Object({ kind: Type.Literal('http'), url: Type.String() }),
   ]),
@@ -45,7 +49,10 @@ export const MachineConfig = Type.Object({
     { default: { policy: 'always', retriesMax: 10 } },
   ),
   stop: Type.Object(
-    { signal: Type.String({ pattern: '^SIG[A-Z0-9]+$' }), timeoutMs: Type.Integer({ minimum: 0, maximum: 3_600_000 }) },
+    {
+      signal: Type.String({ pattern: '^SIG[A-Z0-9]+$' }),
+      timeoutMs: Type.Integer({ minimum: 0, maximum: 3_600_000 }),
+    },
     { default: { signal: 'SIGTERM', timeoutMs: 10_000 } },
   ),
   health: Type.Optional(HealthCheck),

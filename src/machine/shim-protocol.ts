@@ -11,7 +11,10 @@ export type ShimOps = {
   status: { args: Record<string, never>; result: ShimStatus };
 
   /** FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`). */
-  'volume.open': { args: { spec: VolumeServerSpec }; result: { loopDevice: string | null; exportPort: number | null } };
+  'volume.open': {
+    args: { spec: VolumeServerSpec };
+    result: { loopDevice: string | null; exportPort: number | null };
+  };
   /** Passed on to the volume server (VolumeServerOp). */
   'volume.command': { args: { op: string; args: unknown; timeoutMs?: number }; result: unknown };
   /** Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem must be unmounted. */
@@ -23,7 +26,10 @@ export type ShimOps = {
   'fs.sync': { args: Record<string, never>; result: Record<string, never> };
   'fs.unmount': { args: Record<string, never>; result: Record<string, never> };
 
-  'workload.start': { args: { machineId: string; name: string; config: MachineConfig }; result: { startedAtMs: number } };
+  'workload.start': {
+    args: { machineId: string; name: string; config: MachineConfig };
+    result: { startedAtMs: number };
+  };
   /** Signal, wait, then SIGKILL for the whole machine (cgroup). Resolves when no process of it is left. */
   'workload.stop': {
     args: { signal?: string; timeoutMs?: number };

@@ -7,9 +7,9 @@ import { silentLogger } from '../../src/base/logger.ts';
 import { readCgroupLayout } from '../../src/machine/cgroup.ts';
 import type { MachineConfig } from '../../src/machine/config.ts';
 import { findJailTools } from '../../src/machine/jail.ts';
-import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { readMountTable } from '../../src/machine/mount-table.ts';
 import { runProgram } from '../../src/machine/program.ts';
+import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { findShim, ShimClient } from '../../src/machine/shim-client.ts';
 import { Workload } from '../../src/machine/workload.ts';
 import { requires } from './requires.ts';
@@ -42,7 +42,8 @@ export function runtimeFolder(t: TestContext, end: (dir: string) => Promise<void
       await end(dir);
     } finally {
       for (const { mountPoint } of readMountTable().reverse()) {
-        if (mountPoint.startsWith(`${dir}/`)) await runProgram('umount', ['-l', mountPoint], { timeoutMs: 10_000 });
+        if (mountPoint.startsWith(`${dir}/`))
+          await runProgram('umount', ['-l', mountPoint], { timeoutMs: 10_000 });
       }
       rmSync(dir, { recursive: true, force: true });
     }

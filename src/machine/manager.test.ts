@@ -1,0 +1,179 @@
+import assert from 'node:assert/strict';
+import { existsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { systemClock } from '../base/clock.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { systemRandom } from '../base/random.ts';
+import { MachineManager, type VolumeProvider } from './manager.ts';
+import { identifyProcess } from './process-identity.ts';
+import { MachineStore } from './store.ts';
+
+const SLEEP = 'while :; do sleep 0.05; done';
+const skip = machineNeeds;
+
+class TestVolumes implements VolumeProvider {
+  readonly owners = new Map<string, string | null>();
+
+  async attachSpec(): Promise<never> {
+    throw new GodwitError('TEST_NO_ATTACH', 'no volumes here', { nextAction: '' });
+  }
+  async filesystem(volumeId: string) {
+    if (!this.owners.has(volumeId)) throw new GodwitError('VOLUME_NOT_FOUND', volumeId, { nextAction: '' });
+    return volumeId === 'v_raw' ? ('none' as const) : ('ext4' as const);
+  }
+  async assignMachine(volumeId: string, machineId: string | null) {
+    const owner = this.owners.get(volumeId);
+    if (owner && machineId && owner !== machineId)
+      throw new GodwitError('VOLUME_IN_USE', volumeId, { nextAction: '' });
+    this.owners.set(volumeId, machineId);
+  }
+}
+
+async function fixture(t: TestContext) {
+  const managers: MachineManager[] = [];
+  const dir = runtimeFolder(t, async () => {
+    for (const manager of managers) {
+      for (const { id } of manager.records()) await endShim(manager.runtimeDir(id));
+      manager.close();
+    }
+  });
+  const volumes = new TestVolumes();
+  const open = async () => {
+    const manager = await MachineManager.open({
+      store: await MachineStore.open(dir),
+      volumes,
+      runtimeRoot: join(dir, 'run'),
+      hidden: [dir],
+      clock: systemClock,
+      random: systemRandom,
+      logger: silentLogger,
+    });
+    managers.push(manager);
+    return manager;
+  };
+  return { dir, volumes, open };
+}
+
+const refuses = (promise: Promise<unknown>, code: string) =>
+  assert.rejects(promise, (error) => isGodwitError(error, code), code);
+
+async function readAll(chunks: AsyncIterable<Uint8Array>): Promise<string> {
+  const all: Uint8Array[] = [];
+  for await (const chunk of chunks) all.push(chunk);
+  return Buffer.concat(all).toString();
+}
+
+test('create, start, look, stop, start again, destroy', { skip }, async (t) => {
+  const { open } = await fixture(t);
+  const manager = await open();
+  const record = await manager.create({ name: 'web', config: machineConfig(`echo up; ${SLEEP}`) });
+  assert.match(record.id, /^m_[0-9a-z]{26}$/);
+  await refuses(manager.create({ name: 'web', config: machineConfig('') }), 'MACHINE_NAME_TAKEN');
+  await refuses(manager.show('nobody'), 'MACHINE_NOT_FOUND');
+  await refuses(manager.exec('web', ['true'], 1_000), 'MACHINE_NOT_RUNNING');
+  assert.deepEqual(await manager.show('web'), { record, shim: null });
+
+  await manager.start('web');
+  await manager.start(record.id);
+  await manager.awaitHealthy('web', 10_000);
+  const { shim, record: running } = await manager.show('web');
+  assert.equal(running.desired, 'running');
+  assert.equal(shim?.workload?.state, 'running');
+  assert.equal((await manager.exec('web', ['hostname'], 10_000)).stdout, 'web\n');
+  await refuses(manager.destroy('web'), 'MACHINE_RUNNING');
+  await manager.restart('web');
+  await until(async () => (await readAll(manager.logs('web'))).match(/^up$/gm)?.length === 2);
+  assert.match(await readAll(manager.logs('web', { tailLines: 1 })), /up\n$/);
+
+  await manager.stop('web');
+  assert.equal((await manager.show('web')).shim?.workload?.state, 'stopped');
+  await manager.release('web');
+  assert.equal((await manager.show('web')).shim, null);
+  assert.equal(identifyProcess(shim!.shimPid), null);
+  await manager.destroy('web');
+  assert.deepEqual(await manager.list(), []);
+  assert.equal(existsSync(manager.runtimeDir(record.id)), false);
+});
+
+test('a volume belongs to one machine, and is free again after it', { skip }, async (t) => {
+  const { open, volumes } = await fixture(t);
+  volumes.owners.set('v_1', null).set('v_raw', null);
+  const manager = await open();
+  const using = (volumeId: string, mountPath = '/data') =>
+    machineConfig(SLEEP, { volume: { volumeId, mountPath } });
+  await refuses(manager.create({ name: 'a', config: using('v_none') }), 'VOLUME_NOT_FOUND');
+  await refuses(manager.create({ name: 'a', config: using('v_raw') }), 'MACHINE_VOLUME_WITHOUT_FILESYSTEM');
+  await refuses(manager.create({ name: 'a', config: using('v_1', '/proc') }), 'MACHINE_BAD_MOUNT_PATH');
+  const { id } = await manager.create({ name: 'a', config: using('v_1') });
+  assert.equal(volumes.owners.get('v_1'), id);
+  await refuses(manager.create({ name: 'b', config: using('v_1') }), 'VOLUME_IN_USE');
+  await refuses(manager.start('a'), 'TEST_NO_ATTACH');
+  await manager.destroy('a');
+  assert.equal(volumes.owners.get('v_1'), null);
+});
+
+test('a new worker finds what runs, starts what should run, leaves the rest', { skip }, async (t) => {
+  const { dir, open } = await fixture(t);
+  const first = await open();
+  for (const name of ['found', 'dead', 'stopped', 'moving', 'never']) {
+    await first.create({ name, config: machineConfig(SLEEP) });
+    if (name !== 'never') await first.start(name);
+  }
+  await first.stop('stopped');
+  await first.release('stopped');
+  const pids = new Map<string, number>();
+  for (const { record, shim } of await first.list()) if (shim) pids.set(record.name, shim.shimPid);
+  await first.update(first.get('moving').id, { claimedBy: 'run_1' });
+  await refuses(first.stop('moving'), 'MACHINE_MOVING');
+  await refuses(first.destroy('moving', { force: true }), 'MACHINE_MOVING');
+  first.close();
+  for (const name of ['dead', 'moving']) process.kill(pids.get(name)!, 'SIGKILL');
+  await until(() => ['dead', 'moving'].every((name) => identifyProcess(pids.get(name)!) === null));
+  writeFileSync(join(dir, 'machines', 'm_broken.json'), '{');
+
+  const second = await open();
+  assert.deepEqual(
+    second.broken.map(({ error }) => error.code),
+    ['MACHINE_RECORD_CORRUPT'],
+  );
+  const outcomes = new Map(
+    (await second.recover()).map(({ machineId, outcome }) => [second.get(machineId).name, outcome]),
+  );
+  assert.deepEqual(Object.fromEntries(outcomes), {
+    found: 'found',
+    dead: 'restarted',
+    stopped: 'left',
+    moving: 'left',
+    never: 'left',
+  });
+  assert.equal((await second.show('found')).shim?.shimPid, pids.get('found'));
+  assert.equal((await second.show('dead')).shim?.workload?.state, 'running');
+  assert.equal((await second.show('never')).shim, null);
+  await second.update(second.get('moving').id, { claimedBy: null });
+  await second.destroy('moving', { force: true });
+});
+
+test('a machine taken in by a move, and forgotten after one', { skip }, async (t) => {
+  const { open } = await fixture(t);
+  const manager = await open();
+  const record = {
+    formatVersion: 1 as const,
+    id: 'm_01jd0000000000000000000000',
+    name: 'moved',
+    config: machineConfig(SLEEP),
+    desired: 'running' as const,
+    createdAtMs: 1,
+    claimedBy: null,
+  };
+  await manager.adopt(record);
+  await manager.adopt(record);
+  await refuses(manager.adopt({ ...record, id: 'm_01jd0000000000000000000001' }), 'MACHINE_NAME_TAKEN');
+  await manager.start('moved');
+  await manager.shutdownShim(record.id);
+  await manager.forget(record.id);
+  await manager.forget(record.id);
+  assert.deepEqual(manager.records(), []);
+});

@@ -1,0 +1,464 @@
+import { mkdirSync, realpathSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ulid } from 'ulid';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { VolumeServerSpec } from '../volume/server-spec.ts';
+import type { MachineConfig } from './config.ts';
+import { resolveMountPath } from './jail.ts';
+import { type LogReadOptions, readLog } from './log-file.ts';
+import { isAlive } from './process-identity.ts';
+import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
+import { findShim, ShimClient, startShim } from './shim-client.ts';
+import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
+import { readShimState } from './shim-state.ts';
+import type { MachineRecord, MachineStore } from './store.ts';
+
+/** What machines need of the volumes of their worker. */
+export interface VolumeProvider {
+  /** How to open the volume for writing, at its present generation. Rejects when it is sealed, incoming, or another machine's. */
+  attachSpec(volumeId: string, machineId: string): Promise<VolumeServerSpec>;
+  filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'>;
+  /** Gives the volume to the machine, or takes it back (null). Rejects when it is another machine's. */
+  assignMachine(volumeId: string, machineId: string | null): Promise<unknown>;
+}
+
+export type MachineManagerOptions = {
+  store: MachineStore;
+  volumes: VolumeProvider;
+  /** Runtime folders of the shims, one a machine; on a filesystem that a reboot empties (`/run/godwit/<worker>`). */
+  runtimeRoot: string;
+  /** Folders of the fleet on this host that no machine may see. */
+  hidden: readonly string[];
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+};
+
+export type MachineShow = {
+  record: MachineRecord;
+  /** Null: no shim runs, so the machine is stopped and its volume is not attached. */
+  shim: ShimStatus | null;
+};
+
+/** What `recover` found and did with one machine. */
+export type Recovery = {
+  machineId: string;
+  outcome: 'found' | 'restarted' | 'left' | 'failed';
+  error: GodwitError | null;
+};
+
+/**
+ * The machines of one worker. The records on disk say what should be, the shims what is; nothing else is remembered, so that a worker may be
+ * killed and started again at any moment. Operations on one machine run one after the other.
+ */
+export class MachineManager {
+  readonly #options: MachineManagerOptions;
+  readonly #runtimeRoot: string;
+  readonly #records = new Map<string, MachineRecord>();
+  readonly #broken: { file: string; error: GodwitError }[] = [];
+  readonly #clients = new Map<string, ShimClient>();
+  readonly #queues = new Map<string, Promise<unknown>>();
+  readonly #listeners = new Set<(machineId: string, event: string, data: unknown) => void>();
+
+  private constructor(options: MachineManagerOptions) {
+    this.#options = options;
+    mkdirSync(options.runtimeRoot, { recursive: true, mode: 0o700 });
+    this.#runtimeRoot = realpathSync(options.runtimeRoot);
+  }
+
+  /** Loads the records; starts nothing. Corrupt ones are in `broken`, the others work. */
+  static async open(options: MachineManagerOptions): Promise<MachineManager> {
+    const manager = new MachineManager(options);
+    const { machines, broken } = await options.store.load();
+    for (const record of machines) manager.#records.set(record.id, record);
+    manager.#broken.push(...broken);
+    return manager;
+  }
+
+  get broken(): readonly { file: string; error: GodwitError }[] {
+    return this.#broken;
+  }
+
+  /** Folder of a machine's shim; the move starts and drives shims there itself. */
+  runtimeDir(machineId: string): string {
+    return join(this.#runtimeRoot, machineId);
+  }
+
+  /** Events of all shims that this worker is connected to. The returned function ends it. */
+  onEvent(listener: (machineId: string, event: string, data: unknown) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /**
+   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`, and what the
+   * volume room says of the volume.
+   */
+  async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
+    const { clock, random, volumes, store } = this.#options;
+    const { name, config } = request;
+    return this.#exclusively(`name:${name}`, async () => {
+      this.#refuseTakenName(name);
+      if (config.volume !== undefined) {
+        resolveMountPath(config.volume.mountPath);
+        await this.#filesystemOf(config.volume.volumeId);
+      }
+      const record: MachineRecord = {
+        formatVersion: 1,
+        id: `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`,
+        name,
+        config,
+        desired: 'stopped',
+        createdAtMs: clock.wallMs(),
+        claimedBy: null,
+      };
+      if (config.volume !== undefined) await volumes.assignMachine(config.volume.volumeId, record.id);
+      try {
+        await store.write(record);
+      } catch (error) {
+        if (config.volume !== undefined) await volumes.assignMachine(config.volume.volumeId, null);
+        throw error;
+      }
+      this.#records.set(record.id, record);
+      return record;
+    });
+  }
+
+  /** Takes a machine in that came by a move (its id, name and configuration are given). Idempotent; replaces the record of the same id. */
+  async adopt(record: MachineRecord): Promise<void> {
+    await this.#exclusively(record.id, async () => {
+      this.#refuseTakenName(record.name, record.id);
+      await this.#write(record);
+    });
+  }
+
+  /** Drops the record of a machine that has moved away; its shim must be gone. Idempotent. */
+  async forget(machineId: string): Promise<void> {
+    await this.#exclusively(machineId, async () => {
+      await this.#options.store.remove(machineId);
+      this.#records.delete(machineId);
+      await rm(this.runtimeDir(machineId), { recursive: true, force: true });
+    });
+  }
+
+  /** Changes what is kept of a machine (desired, claimedBy). Rejects `MACHINE_NOT_FOUND`. */
+  async update(
+    machineId: string,
+    change: Partial<Pick<MachineRecord, 'desired' | 'claimedBy'>>,
+  ): Promise<MachineRecord> {
+    return this.#exclusively(machineId, async () => {
+      const record = { ...this.get(machineId), ...change };
+      await this.#write(record);
+      return record;
+    });
+  }
+
+  /** By id or name. Rejects `MACHINE_NOT_FOUND`. */
+  get(ref: string): MachineRecord {
+    const record = this.#records.get(ref) ?? [...this.#records.values()].find(({ name }) => name === ref);
+    if (record !== undefined) return record;
+    throw new GodwitError('MACHINE_NOT_FOUND', `there is no machine ${ref} on this worker`, {
+      values: { machine: ref },
+      nextAction: 'List the machines with godwit machine list; it may have moved to another worker.',
+    });
+  }
+
+  /** Records, oldest first. */
+  records(): MachineRecord[] {
+    return [...this.#records.values()];
+  }
+
+  async list(): Promise<MachineShow[]> {
+    return Promise.all(this.records().map((record) => this.#show(record)));
+  }
+
+  async show(ref: string): Promise<MachineShow> {
+    return this.#show(this.get(ref));
+  }
+
+  /** Wants it running, and starts it: shim, volume, filesystem, workload. Answers at once when it runs. Does not wait for its health. */
+  async start(ref: string): Promise<void> {
+    const { id } = this.get(ref);
+    await this.#exclusively(id, async () => {
+      this.#refuseClaimed(id);
+      await this.#write({ ...this.get(id), desired: 'running' });
+      await this.#bringUp(this.get(id));
+    });
+  }
+
+  /** Wants it stopped, and ends the workload. Its volume stays attached, so that the next start is quick. */
+  async stop(ref: string, how: { signal?: string; timeoutMs?: number } = {}): Promise<void> {
+    const { id } = this.get(ref);
+    await this.#exclusively(id, async () => {
+      this.#refuseClaimed(id);
+      await this.#write({ ...this.get(id), desired: 'stopped' });
+      const client = await this.client(id);
+      await client?.call('workload.stop', how);
+    });
+  }
+
+  async restart(ref: string): Promise<void> {
+    await this.stop(ref);
+    await this.start(ref);
+  }
+
+  /** Stops it and gives back all that it holds on this host: mount, loop device, processes. The record and the volume's data stay. */
+  async release(ref: string): Promise<void> {
+    const { id } = this.get(ref);
+    await this.#exclusively(id, async () => {
+      this.#refuseClaimed(id);
+      await this.#write({ ...this.get(id), desired: 'stopped' });
+      await this.shutdownShim(id);
+    });
+  }
+
+  /** Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that runs, without `force`. */
+  async destroy(ref: string, options: { force?: boolean } = {}): Promise<void> {
+    const record = this.get(ref);
+    await this.#exclusively(record.id, async () => {
+      this.#refuseClaimed(record.id);
+      const { shim } = await this.#show(record);
+      const state = shim?.workload?.state;
+      if (options.force !== true && (state === 'running' || state === 'restarting')) {
+        throw new GodwitError('MACHINE_RUNNING', `machine ${record.name} is running`, {
+          values: { machineId: record.id },
+          nextAction: 'Stop it first, or ask with --force.',
+        });
+      }
+      await this.#write({ ...record, desired: 'stopped' });
+      await this.shutdownShim(record.id);
+      if (record.config.volume !== undefined) {
+        await this.#options.volumes.assignMachine(record.config.volume.volumeId, null);
+      }
+      await this.#options.store.remove(record.id);
+      this.#records.delete(record.id);
+      await rm(this.runtimeDir(record.id), { recursive: true, force: true });
+    });
+  }
+
+  /** Rejects `MACHINE_NOT_RUNNING`. */
+  async exec(ref: string, command: string[], timeoutMs: number): Promise<ShimOps['workload.exec']['result']> {
+    const record = this.get(ref);
+    const client = await this.client(record.id);
+    if (client === null) {
+      throw new GodwitError('MACHINE_NOT_RUNNING', `machine ${record.name} does not run`, {
+        values: { machineId: record.id },
+        nextAction: 'Start it first: godwit machine start.',
+      });
+    }
+    return client.call('workload.exec', { command, timeoutMs });
+  }
+
+  /** Rejects `MACHINE_NOT_HEALTHY` after `timeoutMs`. */
+  async awaitHealthy(ref: string, timeoutMs: number): Promise<{ healthyAtMs: number }> {
+    const client = await this.client(this.get(ref).id);
+    if (client !== null) return client.call('workload.awaitHealthy', { timeoutMs });
+    throw new GodwitError('MACHINE_NOT_HEALTHY', `machine ${ref} does not run`, {
+      values: { machine: ref },
+      nextAction: 'Start it first: godwit machine start.',
+    });
+  }
+
+  /** Works for stopped machines too. */
+  logs(ref: string, options: LogReadOptions = {}): AsyncIterable<Uint8Array> {
+    const path = join(this.runtimeDir(this.get(ref).id), SHIM_FILES.workloadLog);
+    return readLog(path, this.#options.clock, options);
+  }
+
+  /**
+   * Connection to the machine's shim, null when none runs. The steps of a move go through it one by one. The connection belongs to
+   * the manager: not to be closed.
+   */
+  async client(machineId: string): Promise<ShimClient | null> {
+    const known = this.#clients.get(machineId);
+    if (known !== undefined) return known;
+    try {
+      return this.#keep(machineId, await ShimClient.connect(this.runtimeDir(machineId)));
+    } catch (error) {
+      if (isGodwitError(error, 'MACHINE_SHIM_GONE')) return null;
+      throw error;
+    }
+  }
+
+  /** The machine's shim, started when none runs, after the remains of a dead one are gone. For an export or a standby too. */
+  async ensureShim(machineId: string): Promise<ShimClient> {
+    const running = await this.client(machineId);
+    if (running !== null) return running;
+    const { clock, logger, hidden } = this.#options;
+    const runtimeDir = this.runtimeDir(machineId);
+    if ((await findShim(runtimeDir)) !== 'running') await cleanUpAfterDeadShim(runtimeDir, clock, logger);
+    const client = await startShim({ runtimeDir, hidden: [...hidden, this.#runtimeRoot], clock });
+    return this.#keep(machineId, client);
+  }
+
+  /** Ends the shim and all that it holds, also of a dead one. Idempotent. */
+  async shutdownShim(machineId: string): Promise<void> {
+    const runtimeDir = this.runtimeDir(machineId);
+    const client = await this.client(machineId);
+    const process = readShimState(runtimeDir)?.shim;
+    if (client !== null) {
+      try {
+        await client.call('shutdown', {});
+      } catch (error) {
+        // It died on the way: the clean-up below does the rest.
+        if (!isGodwitError(error, 'RPC_CLOSED') && !isGodwitError(error, 'MACHINE_SHIM_GONE')) throw error;
+      }
+      this.#clients.delete(machineId);
+      client.close();
+    }
+    // It has answered; the process itself is gone some milliseconds later.
+    for (let attempt = 0; process !== undefined && isAlive(process) && attempt < 500; attempt++) {
+      await this.#options.clock.sleep(10);
+    }
+    await cleanUpAfterDeadShim(runtimeDir, this.#options.clock, this.#options.logger);
+  }
+
+  /**
+   * At the start of a worker: finds the shims that run, starts machines that should run and whose shim is gone (after cleaning up
+   * after it), leaves all others; machines in the hands of a move are left to it. One that fails does not hold up the others.
+   */
+  async recover(): Promise<Recovery[]> {
+    return Promise.all(
+      this.records().map((record) =>
+        this.#exclusively(record.id, async (): Promise<Recovery> => {
+          try {
+            return { machineId: record.id, outcome: await this.#recover(record), error: null };
+          } catch (error) {
+            this.#options.logger.error(
+              { machineId: record.id, reason: messageOf(error) },
+              'machine not recovered',
+            );
+            const typed =
+              error instanceof GodwitError
+                ? error
+                : new GodwitError('MACHINE_RECOVERY_FAILED', messageOf(error), {
+                    values: { machineId: record.id },
+                    nextAction: 'Start the machine by hand: godwit machine start.',
+                    cause: error,
+                  });
+            return { machineId: record.id, outcome: 'failed', error: typed };
+          }
+        }),
+      ),
+    );
+  }
+
+  /** Ends the connections of this process; the machines go on. */
+  close(): void {
+    for (const client of this.#clients.values()) client.close();
+    this.#clients.clear();
+  }
+
+  async #recover(record: MachineRecord): Promise<Recovery['outcome']> {
+    const client = await this.client(record.id);
+    if (record.claimedBy !== null) return client === null ? 'left' : 'found';
+    if (client !== null) {
+      // The worker may have died between the shim's start and the workload's.
+      const { workload } = await client.call('status', {});
+      if (record.desired === 'running' && workload === null) {
+        await this.#bringUp(record);
+        return 'restarted';
+      }
+      return 'found';
+    }
+    if (record.desired === 'running') {
+      await this.#bringUp(record);
+      return 'restarted';
+    }
+    await cleanUpAfterDeadShim(this.runtimeDir(record.id), this.#options.clock, this.#options.logger);
+    return 'left';
+  }
+
+  async #bringUp(record: MachineRecord): Promise<void> {
+    const { config } = record;
+    const client = await this.ensureShim(record.id);
+    if (config.volume !== undefined) {
+      const { volumeId } = config.volume;
+      const filesystem = await this.#filesystemOf(volumeId);
+      const { volume } = await client.call('status', {});
+      if (volume?.mounted !== true) {
+        const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
+        await client.call('volume.open', { spec });
+        await client.call('fs.mount', { filesystem });
+      }
+    }
+    await client.call('workload.start', { machineId: record.id, name: record.name, config });
+  }
+
+  async #filesystemOf(volumeId: string): Promise<'ext4' | 'xfs'> {
+    const filesystem = await this.#options.volumes.filesystem(volumeId);
+    if (filesystem !== 'none') return filesystem;
+    throw new GodwitError(
+      'MACHINE_VOLUME_WITHOUT_FILESYSTEM',
+      `volume ${volumeId} has no filesystem to mount`,
+      {
+        values: { volumeId },
+        nextAction: 'Create the volume with a filesystem: godwit volume create --filesystem ext4.',
+      },
+    );
+  }
+
+  async #show(record: MachineRecord): Promise<MachineShow> {
+    const client = await this.client(record.id);
+    if (client === null) return { record, shim: null };
+    try {
+      return { record, shim: await client.call('status', {}) };
+    } catch (error) {
+      if (isGodwitError(error, 'MACHINE_SHIM_GONE') || isGodwitError(error, 'RPC_CLOSED'))
+        return { record, shim: null };
+      throw error;
+    }
+  }
+
+  #keep(machineId: string, client: ShimClient): ShimClient {
+    this.#clients.set(machineId, client);
+    client.onEvent((event, data) => {
+      for (const listener of this.#listeners) listener(machineId, event, data);
+    });
+    client.onClosed(() => {
+      if (this.#clients.get(machineId) === client) this.#clients.delete(machineId);
+      for (const listener of this.#listeners) listener(machineId, 'shim-closed', null);
+    });
+    return client;
+  }
+
+  async #write(record: MachineRecord): Promise<void> {
+    await this.#options.store.write(record);
+    this.#records.set(record.id, record);
+  }
+
+  #refuseTakenName(name: string, except?: string): void {
+    const taken = this.records().find((record) => record.name === name && record.id !== except);
+    if (taken === undefined) return;
+    throw new GodwitError('MACHINE_NAME_TAKEN', `this worker has a machine ${name} already`, {
+      values: { name, machineId: taken.id },
+      nextAction: 'Choose another name, or destroy that machine first.',
+    });
+  }
+
+  #refuseClaimed(machineId: string): void {
+    const { claimedBy, name } = this.get(machineId);
+    if (claimedBy === null) return;
+    throw new GodwitError('MACHINE_MOVING', `machine ${name} is being moved`, {
+      values: { machineId, runId: claimedBy },
+      nextAction: 'Wait for the move to end, or cancel it: godwit why says where it is.',
+    });
+  }
+
+  #exclusively<T>(key: string, work: () => Promise<T>): Promise<T> {
+    const result = (this.#queues.get(key) ?? Promise.resolve()).then(work, work);
+    const settled = result.then(
+      () => {},
+      () => {},
+    );
+    this.#queues.set(key, settled);
+    void settled.then(() => {
+      if (this.#queues.get(key) === settled) this.#queues.delete(key);
+    });
+    return result;
+  }
+}

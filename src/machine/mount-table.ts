@@ -1,0 +1,54 @@
+import { readFileSync } from 'node:fs';
+
+/** One line of /proc/self/mountinfo (proc_pid_mountinfo(5)), as far as it is used here. */
+export type MountEntry = {
+  /** Of the filesystem's device, `major:minor`. */
+  device: string;
+  mountPoint: string;
+  filesystem: string;
+  source: string;
+  /** Options of the superblock, comma separated. */
+  superOptions: string;
+};
+
+/**
+ * `<id> <parent> <major:minor> <root> <mount point> <options> [<optional>…] - <filesystem> <source> <super options>`
+ * Lines that do not look so are left out.
+ */
+export function parseMountTable(text: string): MountEntry[] {
+  const entries: MountEntry[] = [];
+  for (const line of text.split('\n')) {
+    const separator = line.indexOf(' - ');
+    if (separator === -1) continue;
+    const [, , device, , mountPoint] = line.slice(0, separator).split(' ');
+    const [filesystem, source, superOptions] = line.slice(separator + 3).split(' ');
+    if (!device || !mountPoint || !filesystem) continue;
+    entries.push({
+      device,
+      mountPoint: unescapeOctal(mountPoint),
+      filesystem,
+      source: unescapeOctal(source ?? ''),
+      superOptions: superOptions ?? '',
+    });
+  }
+  return entries;
+}
+
+/** Reading the table touches no mounted filesystem. */
+export function readMountTable(): MountEntry[] {
+  return parseMountTable(readFileSync('/proc/self/mountinfo', 'utf8'));
+}
+
+/** What is mounted at exactly that place, the topmost one, else undefined. */
+export function mountAt(
+  place: string,
+  table: readonly MountEntry[] = readMountTable(),
+): MountEntry | undefined {
+  return table.findLast((entry) => entry.mountPoint === place);
+}
+
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  );
+}

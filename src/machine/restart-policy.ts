@@ -1,0 +1,35 @@
+import type { MachineConfig } from './config.ts';
+
+/** How a run of a workload ended. */
+export type WorkloadExit = { exitCode: number | null; exitSignal: string | null };
+
+const BACKOFF_MS_MIN = 100;
+const BACKOFF_MS_MAX = 10_000;
+/** A run that lasted so long was a good one: counting and backing off begin anew. */
+export const STEADY_MS = 10_000;
+
+export type RestartDecision =
+  | { kind: 'restart'; delayMs: number; restartsInRow: number }
+  /** Ended as it should, or nobody wants it again. */
+  | { kind: 'exited' }
+  /** Ended badly once too often. */
+  | { kind: 'failed' };
+
+/**
+ * What to do after the workload ended by itself; pure. `restartsInRow`: restarts so far without a steady run between;
+ * `ranMs`: how long this run lasted.
+ */
+export function decideRestart(
+  restart: MachineConfig['restart'],
+  exit: WorkloadExit,
+  restartsInRow: number,
+  ranMs: number,
+): RestartDecision {
+  const good = exit.exitCode === 0;
+  if (restart.policy === 'no') return { kind: 'exited' };
+  if (restart.policy === 'on-failure' && good) return { kind: 'exited' };
+  const inRow = ranMs >= STEADY_MS ? 0 : restartsInRow;
+  if (restart.policy === 'on-failure' && inRow >= restart.retriesMax) return { kind: 'failed' };
+  const delayMs = Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(inRow, 20));
+  return { kind: 'restart', delayMs, restartsInRow: inRow + 1 };
+}

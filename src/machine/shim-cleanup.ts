@@ -1,0 +1,104 @@
+import { existsSync, realpathSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { abortFuseConnection } from '../attach/fuse-mount.ts';
+import { FILE_NAME } from '../attach/fuse-protocol.ts';
+import { detachLoop, findLoops } from '../attach/loop.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { Cgroup, readCgroupLayout } from './cgroup.ts';
+import { mountAt } from './mount-table.ts';
+import { isAlive, type ProcessIdentity } from './process-identity.ts';
+import { runProgram } from './program.ts';
+import { SHIM_FILES } from './shim-protocol.ts';
+import { readShimState } from './shim-state.ts';
+import { cgroupName } from './workload.ts';
+
+/** For one step that goes well. A step that does not is helped along by aborting the FUSE connection. */
+const STEP_TIMEOUT_MS = 10_000;
+const KILL_TIMEOUT_MS = 30_000;
+
+/**
+ * Ends everything that a dead shim has left on this host: the machine's processes, the mounted filesystem, the loop device, the FUSE mount,
+ * the volume server; in this order, so that as long as the volume server lives the filesystem is unmounted in good order.
+ * Idempotent; goes by the host's own tables and takes `shim.json` only for what those do not say. The logs stay.
+ * Rejects `MACHINE_SHIM_ALIVE`, `MACHINE_KILL_STUCK`, `MACHINE_CLEAN_UP_FAILED` (something could not be ended; ask again).
+ */
+export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger: Logger): Promise<void> {
+  // The kernel's tables have the paths without symbolic links.
+  const runtimeDir = existsSync(folder) ? realpathSync(folder) : folder;
+  const state = readShimState(runtimeDir);
+  if (state !== null && isAlive(state.shim)) {
+    throw new GodwitError(
+      'MACHINE_SHIM_ALIVE',
+      `the shim of ${runtimeDir} is alive (pid ${state.shim.pid})`,
+      {
+        values: { runtimeDir, pid: state.shim.pid },
+        nextAction: 'Shut it down instead of cleaning up after it.',
+      },
+    );
+  }
+  const cgroup = new Cgroup(cgroupName(runtimeDir), { layout: readCgroupLayout(), clock });
+  const filesystem = join(runtimeDir, SHIM_FILES.filesystem);
+  const fuse = join(runtimeDir, SHIM_FILES.fuse);
+
+  await withAbort(fuse, logger, () => cgroup.killAll(KILL_TIMEOUT_MS).then(() => true));
+  await unmount(filesystem, fuse, logger);
+  for (const device of findLoops(join(fuse, FILE_NAME))) {
+    await withAbort(fuse, logger, () =>
+      detachLoop(device, { clock, timeoutMs: STEP_TIMEOUT_MS }).then(() => true),
+    );
+  }
+  await unmount(fuse, fuse, logger);
+  if (state?.volumeServer) await endProcess(state.volumeServer, clock);
+  await cgroup.remove();
+
+  const left = [filesystem, fuse].filter((place) => mountAt(place) !== undefined);
+  left.push(...findLoops(join(fuse, FILE_NAME)));
+  if (left.length > 0) {
+    throw new GodwitError('MACHINE_CLEAN_UP_FAILED', `still there after the clean-up: ${left.join(', ')}`, {
+      values: { left: left.join(',') },
+      nextAction: 'Something on the host uses it; end that, and the worker tries again.',
+    });
+  }
+  for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) await rm(join(runtimeDir, name), { force: true });
+  logger.info({ runtimeDir }, 'cleaned up after a dead shim');
+}
+
+async function unmount(place: string, fuse: string, logger: Logger): Promise<void> {
+  if (mountAt(place) === undefined) return;
+  if (await withAbort(fuse, logger, () => succeeds('umount', ['-n', place]))) return;
+  // Somebody's working directory, most likely: gone from view now, and for good when they leave.
+  await succeeds('umount', ['-n', '-l', place]);
+}
+
+/** Does a step; when it does not go, aborts the FUSE connection (requests that nobody answers end in errors) and does it again. */
+async function withAbort(fuse: string, logger: Logger, step: () => Promise<boolean>): Promise<boolean> {
+  let failure: unknown;
+  if (await step().catch((error: unknown) => void (failure = error))) return true;
+  const connection = mountAt(fuse)?.device.split(':')[1];
+  if (connection !== undefined) {
+    logger.warn({ fuse, connection }, 'aborting a FUSE connection that holds up the clean-up');
+    await abortFuseConnection(Number(connection));
+    return step();
+  }
+  if (failure !== undefined) throw failure;
+  return false;
+}
+
+async function succeeds(program: string, args: string[]): Promise<boolean> {
+  return (await runProgram(program, args, { timeoutMs: STEP_TIMEOUT_MS })).exitCode === 0;
+}
+
+async function endProcess(identity: ProcessIdentity, clock: Clock): Promise<void> {
+  const deadlineMs = clock.monotonicMs() + STEP_TIMEOUT_MS;
+  while (isAlive(identity) && clock.monotonicMs() < deadlineMs) {
+    try {
+      process.kill(identity.pid, 'SIGKILL');
+    } catch {
+      return;
+    }
+    await clock.sleep(5);
+  }
+}

@@ -1,0 +1,214 @@
+import { join } from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { VolumeServerSpec } from '../volume/server-spec.ts';
+import { Filesystem } from './filesystem.ts';
+import { mountAt } from './mount-table.ts';
+import { identifyProcess } from './process-identity.ts';
+import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
+import { type ShimState, writeShimState } from './shim-state.ts';
+import type { Workload } from './workload.ts';
+
+/** What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running on it. */
+export interface VolumeHolder {
+  open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
+  command(op: string, args: unknown, timeoutMs?: number): Promise<unknown>;
+  /** Detaches the loop device, unmounts FUSE, ends the server. */
+  close(): Promise<void>;
+  /** Null when no volume is open. */
+  status(): Omit<NonNullable<ShimStatus['volume']>, 'mounted'> | null;
+}
+
+export type ShimServiceOptions = {
+  runtimeDir: string;
+  workload: Workload;
+  /** Made at the first `volume.open`: a machine without a volume does not load its code. */
+  makeVolume: (events: {
+    onChange: () => void;
+    onEvent: (event: string, data: unknown) => void;
+  }) => Promise<VolumeHolder>;
+  clock: Clock;
+  logger: Logger;
+  /** To every connection. */
+  emit: (event: string, data: unknown) => void;
+  /** The last word: everything is released, the process may go. */
+  onShutdown: () => void;
+};
+
+type Handlers = { [Op in keyof ShimOps]: (args: ShimOps[Op]['args']) => Promise<ShimOps[Op]['result']> };
+
+/** The operations of a shim, without its process and its socket. */
+export class ShimService {
+  readonly #options: ShimServiceOptions;
+  readonly #filesystem: Filesystem;
+  readonly #startedAtMs: number;
+  #volume: VolumeHolder | undefined;
+  /** Operations that change the volume or its filesystem, one after the other. */
+  #lastVolumeOp: Promise<unknown> = Promise.resolve();
+  #shutdown: Promise<void> | undefined;
+  #stateText = '';
+  #lastWrite: Promise<void> = Promise.resolve();
+
+  constructor(options: ShimServiceOptions) {
+    this.#options = options;
+    this.#filesystem = new Filesystem(join(options.runtimeDir, SHIM_FILES.filesystem), options.clock);
+    this.#startedAtMs = options.clock.wallMs();
+  }
+
+  readonly #handlers: Handlers = {
+    status: async () => this.status(),
+    'volume.open': ({ spec }) =>
+      this.#volumeOp(async () => {
+        this.#volume ??= await this.#options.makeVolume({
+          onChange: () => this.changed(),
+          onEvent: (event, data) => this.#options.emit('volume', { event, data }),
+        });
+        return this.#volume.open(spec);
+      }),
+    // Not in the queue: a status or a pause must get through while a mount waits for the source.
+    'volume.command': async ({ op, args, timeoutMs }) => {
+      if (this.#volume === undefined) throw noVolume();
+      return (await this.#volume.command(op, args, timeoutMs)) ?? {};
+    },
+    'volume.close': () =>
+      this.#volumeOp(async () => {
+        if (this.#filesystem.mounted) {
+          throw new GodwitError('MACHINE_FS_MOUNTED', 'the filesystem of the volume is still mounted', {
+            nextAction: 'Stop the machine and unmount the filesystem before its volume is closed.',
+          });
+        }
+        await this.#volume?.close();
+        return {};
+      }),
+    'fs.mount': ({ filesystem }) =>
+      this.#volumeOp(async () => {
+        const device = this.#volume?.status()?.loopDevice;
+        if (!device) throw noVolume();
+        await this.#filesystem.mount(device, filesystem);
+        return {};
+      }),
+    'fs.sync': async () => {
+      await this.#filesystem.sync();
+      return {};
+    },
+    'fs.unmount': () =>
+      this.#volumeOp(async () => {
+        await this.#filesystem.unmount();
+        return {};
+      }),
+    'workload.start': async (args) => {
+      if (args.config.volume !== undefined && !this.#filesystem.mounted) {
+        throw new GodwitError('MACHINE_FS_NOT_MOUNTED', 'the machine has a volume that is not mounted', {
+          values: { machineId: args.machineId },
+          nextAction: 'Open the volume and mount its filesystem first.',
+        });
+      }
+      return this.#options.workload.start(args);
+    },
+    'workload.stop': (args) => this.#options.workload.stop(args),
+    'workload.exec': ({ command, timeoutMs }) => this.#options.workload.exec(command, timeoutMs),
+    'workload.awaitHealthy': ({ timeoutMs }) => this.#options.workload.awaitHealthy(timeoutMs),
+    shutdown: async () => {
+      await this.shutdown();
+      return {};
+    },
+  };
+
+  /** Answers one operation; rejects `RPC_UNKNOWN_OP` for one that is not in ShimOps. */
+  async handle(op: string, args: unknown): Promise<unknown> {
+    if (!Object.hasOwn(this.#handlers, op)) {
+      throw new GodwitError('RPC_UNKNOWN_OP', `a shim has no operation ${op}`, {
+        values: { op },
+        nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
+      });
+    }
+    if (this.#shutdown !== undefined && op !== 'status' && op !== 'shutdown') {
+      throw new GodwitError('MACHINE_SHIM_ENDING', 'this shim is shutting down', {
+        values: { op },
+        nextAction: 'Start another one.',
+      });
+    }
+    return this.#handlers[op as keyof ShimOps]((args ?? {}) as never);
+  }
+
+  status(): ShimStatus {
+    const volume = this.#volume?.status() ?? null;
+    return {
+      shimPid: process.pid,
+      startedAtMs: this.#startedAtMs,
+      volume: volume === null ? null : { ...volume, mounted: this.#filesystem.mounted },
+      workload: this.#options.workload.status,
+    };
+  }
+
+  /** Something that `status` or `shim.json` shows has changed. */
+  changed(): void {
+    this.#options.emit('workload', this.#options.workload.status);
+    void this.writeState().catch((error: unknown) => {
+      this.#options.logger.error({ reason: messageOf(error) }, 'shim.json was not written');
+    });
+  }
+
+  /** Brings `shim.json` up to date; writes only what differs. */
+  writeState(): Promise<void> {
+    const state = this.#state();
+    const text = JSON.stringify(state);
+    if (text === this.#stateText) return this.#lastWrite;
+    this.#stateText = text;
+    const write = () => writeShimState(this.#options.runtimeDir, state);
+    this.#lastWrite = this.#lastWrite.then(write, write);
+    return this.#lastWrite;
+  }
+
+  /** Stop, unmount, close, in this order. Rejects with the first thing that did not go; may be asked again then. */
+  shutdown(): Promise<void> {
+    this.#shutdown ??= this.#release().catch((error: unknown) => {
+      this.#shutdown = undefined;
+      throw error;
+    });
+    return this.#shutdown;
+  }
+
+  async #release(): Promise<void> {
+    await this.#options.workload.stop();
+    await this.#options.workload.close();
+    await this.#volumeOp(async () => {
+      await this.#filesystem.unmount();
+      await this.#volume?.close();
+    });
+    this.#options.onShutdown();
+  }
+
+  #state(): ShimState {
+    const { workload, runtimeDir } = this.#options;
+    const volume = this.#volume?.status() ?? null;
+    const fuse = join(runtimeDir, SHIM_FILES.fuse);
+    const identify = (pid: number | null | undefined) => (pid ? identifyProcess(pid) : null);
+    return {
+      formatVersion: 1,
+      shim: identifyProcess(process.pid)!,
+      volumeServer: identify(volume?.serverPid),
+      loopDevice: volume?.loopDevice ?? null,
+      filesystem: this.#filesystem.mounted ? this.#filesystem.directory : null,
+      fuse: mountAt(fuse) === undefined ? null : fuse,
+      cgroupFolders: [...workload.cgroup.folders],
+      machineInit: identify(workload.initPid),
+    };
+  }
+
+  #volumeOp<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#lastVolumeOp.then(work, work);
+    this.#lastVolumeOp = result.then(
+      () => this.changed(),
+      () => this.changed(),
+    );
+    return result;
+  }
+}
+
+function noVolume(): GodwitError {
+  return new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
+    nextAction: 'Open the volume first; a machine without a volume has no such operation.',
+  });
+}

@@ -1,0 +1,229 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { Cgroup, readCgroupLayout } from './cgroup.ts';
+import { mountAt } from './mount-table.ts';
+import { identifyProcess, isAlive, parseStat } from './process-identity.ts';
+import { mustRun } from './program.ts';
+import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
+import { findShim, ShimClient, startShim } from './shim-client.ts';
+import { readShimState, writeShimState } from './shim-state.ts';
+import { cgroupName } from './workload.ts';
+
+const SLEEP = 'while :; do sleep 0.05; done';
+const skip = machineNeeds;
+
+function folder(t: TestContext): string {
+  return join(
+    runtimeFolder(t, (dir) => endShim(join(dir, 'm'))),
+    'm',
+  );
+}
+
+function machine(script: string, overrides = {}) {
+  return { machineId: 'm_1', name: 'one', config: machineConfig(script, overrides) };
+}
+
+function start(runtimeDir: string): Promise<ShimClient> {
+  return startShim({ runtimeDir, hidden: [], clock: systemClock });
+}
+
+function groupOf(runtimeDir: string): Cgroup {
+  return new Cgroup(cgroupName(runtimeDir), { layout: readCgroupLayout(), clock: systemClock });
+}
+
+test('a shim runs a machine, tells its status and events, and leaves nothing', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  const states: string[] = [];
+  client.onEvent((event, data) => {
+    if (event === 'workload' && data !== null) states.push((data as { state: string }).state);
+  });
+  await client.call('workload.start', machine(`echo hello; ${SLEEP}`));
+  const status = await client.call('status', {});
+  assert.equal(status.workload?.state, 'running');
+  assert.equal(status.volume, null);
+  assert.equal(statSync(join(runtimeDir, 'shim.sock')).mode & 0o777, 0o600);
+  assert.equal(statSync(join(runtimeDir, 'shim.json')).mode & 0o777, 0o600);
+  await until(() => readShimState(runtimeDir)?.machineInit?.pid === status.workload?.pid);
+  assert.equal(
+    (await client.call('workload.exec', { command: ['echo', 'x'], timeoutMs: 10_000 })).stdout,
+    'x\n',
+  );
+  assert.ok((await client.call('workload.awaitHealthy', { timeoutMs: 1_000 })).healthyAtMs > 0);
+
+  await client.call('shutdown', {});
+  await until(() => identifyProcess(status.shimPid) === null);
+  assert.ok(states.includes('running') && states.includes('stopped'), states.join());
+  assert.equal(await findShim(runtimeDir), 'absent');
+  for (const name of groupOf(runtimeDir).folders) assert.equal(existsSync(name), false, name);
+  assert.match(readFileSync(join(runtimeDir, 'machine.log'), 'utf8'), /^hello$/m);
+  await assert.rejects(client.call('status', {}), (error) => isGodwitError(error, 'MACHINE_SHIM_GONE'));
+});
+
+test('wrong questions get typed errors', { skip }, async (t) => {
+  const client = await start(folder(t));
+  const refused = (op: never, args: object, code: string) =>
+    assert.rejects(client.call(op, args as never, 20_000), (error) => isGodwitError(error, code), code);
+  await refused('nonsense' as never, {}, 'RPC_UNKNOWN_OP');
+  await refused('constructor' as never, {}, 'RPC_UNKNOWN_OP');
+  await refused('volume.command' as never, { op: 'status', args: {} }, 'MACHINE_NO_VOLUME');
+  await refused('fs.mount' as never, { filesystem: 'ext4' }, 'MACHINE_NO_VOLUME');
+  await refused('workload.exec' as never, { command: ['x'], timeoutMs: 1 }, 'MACHINE_NOT_RUNNING');
+  const withVolume = machine(SLEEP, { volume: { volumeId: 'v', mountPath: '/data' } });
+  await refused('workload.start' as never, withVolume, 'MACHINE_FS_NOT_MOUNTED');
+  await client.call('volume.close', {});
+  await client.call('fs.unmount', {});
+  await client.call('fs.sync', {});
+  client.close();
+});
+
+test('the machine survives its worker, killed with all that it can take along', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const modules = new URL('.', import.meta.url).href;
+  const worker = spawn(
+    process.execPath,
+    [
+      '--input-type=module',
+      '-e',
+      `const { startShim } = await import('${modules}shim-client.ts');
+       const { systemClock } = await import('${new URL('../base/clock.ts', import.meta.url).href}');
+       const client = await startShim({ runtimeDir: ${JSON.stringify(runtimeDir)}, hidden: [], clock: systemClock });
+       await client.call('workload.start', ${JSON.stringify(machine(`echo up; trap 'exit 5' TERM; ${SLEEP}`, { restart: { policy: 'always', retriesMax: 0 } }))});
+       console.log('started');
+       setInterval(() => {}, 1000);`,
+    ],
+    { stdio: ['ignore', 'pipe', 'inherit'], detached: true },
+  );
+  await once(worker.stdout, 'data');
+  process.kill(-worker.pid!, 'SIGKILL');
+  await once(worker, 'exit');
+
+  const client = await ShimClient.connect(runtimeDir);
+  const before = (await client.call('status', {})).workload!;
+  assert.equal(before.state, 'running');
+  // The restart policy works without a worker: this client only watches.
+  process.kill(before.pid!, 'SIGKILL');
+  await until(async () => (await client.call('status', {})).workload?.restarts === 1);
+  await until(async () => (await client.call('status', {})).workload?.state === 'running');
+  await systemClock.sleep(100);
+  const stopped = await client.call('workload.stop', {});
+  assert.deepEqual([stopped.exitCode, stopped.killed], [5, false]);
+  client.close();
+});
+
+test('a client connects again by itself; a second start takes the shim that runs', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const [one, two] = await Promise.all([start(runtimeDir), start(runtimeDir)]);
+  const { shimPid } = await one.call('status', {});
+  assert.equal((await two.call('status', {})).shimPid, shimPid);
+  one.close();
+  assert.equal((await one.call('status', {})).shimPid, shimPid);
+  one.close();
+  two.close();
+});
+
+test('SIGTERM is an orderly shutdown', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  await client.call('workload.start', machine(`trap 'echo bye; exit 0' TERM; ${SLEEP}`));
+  await systemClock.sleep(100);
+  const { shimPid } = await client.call('status', {});
+  process.kill(shimPid, 'SIGTERM');
+  await until(() => identifyProcess(shimPid) === null);
+  assert.match(readFileSync(join(runtimeDir, 'machine.log'), 'utf8'), /^bye$/m);
+  assert.equal(await findShim(runtimeDir), 'absent');
+  client.close();
+});
+
+test('what a killed shim leaves is found and ended; a live one is left alone', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  await client.call(
+    'workload.start',
+    machine(`trap '' TERM; (trap '' TERM; ${SLEEP}) & ${SLEEP}`, { user: 'www-data' }),
+  );
+  const { shimPid, workload } = await client.call('status', {});
+  await assert.rejects(cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger), (error) =>
+    isGodwitError(error, 'MACHINE_SHIM_ALIVE'),
+  );
+  process.kill(shimPid, 'SIGKILL');
+  await until(async () => (await findShim(runtimeDir)) === 'dead');
+  assert.ok(identifyProcess(workload!.pid!) !== null, 'the machine is still there');
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
+  assert.equal(identifyProcess(workload!.pid!), null);
+  for (const name of groupOf(runtimeDir).folders) assert.equal(existsSync(name), false, name);
+  assert.equal(await findShim(runtimeDir), 'absent');
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
+  client.close();
+  // A new one starts where the old one was.
+  const again = await start(runtimeDir);
+  assert.notEqual((await again.call('status', {})).shimPid, shimPid);
+  again.close();
+});
+
+test('mounts of a dead shim are taken away too', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  for (const name of ['fs', 'fuse']) {
+    mkdirSync(join(runtimeDir, name), { recursive: true });
+    await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', join(runtimeDir, name)], 10_000);
+  }
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
+  for (const name of ['fs', 'fuse']) assert.equal(mountAt(join(runtimeDir, name)), undefined);
+});
+
+test('a shim that cannot start says so', { skip }, async (t) => {
+  const dir = runtimeFolder(t);
+  await assert.rejects(start(join(dir, 'x'.repeat(120))), (error) =>
+    isGodwitError(error, 'MACHINE_PATH_TOO_LONG'),
+  );
+});
+
+test('shim.json: written and read, and a typed error for one that is broken', async (t) => {
+  const dir = runtimeFolder(t);
+  assert.equal(readShimState(dir), null);
+  const state = {
+    formatVersion: 1 as const,
+    shim: identifyProcess(process.pid)!,
+    volumeServer: null,
+    loopDevice: null,
+    filesystem: null,
+    fuse: null,
+    cgroupFolders: ['/x'],
+    machineInit: null,
+  };
+  await writeShimState(dir, state);
+  assert.deepEqual(readShimState(dir), state);
+  assert.equal(isAlive(state.shim), true);
+  assert.equal(isAlive({ ...state.shim, startTicks: 1 }), false);
+  for (const text of [
+    '',
+    '{',
+    '[]',
+    '{"formatVersion":2}',
+    '{"formatVersion":1,"shim":{"pid":"1"}}',
+    'null',
+  ]) {
+    writeFileSync(join(dir, 'shim.json'), text);
+    assert.throws(
+      () => readShimState(dir),
+      (error) => isGodwitError(error, 'MACHINE_SHIM_STATE_CORRUPT'),
+      text,
+    );
+  }
+});
+
+test('the line of a process with an odd name is read from its end', () => {
+  assert.deepEqual(parseStat(`7 (a) R 1 (b)) S ${'0 '.repeat(18)}4242 0 0`), {
+    state: 'S',
+    startTicks: 4242,
+  });
+  assert.equal(parseStat('nonsense'), null);
+});

@@ -1,0 +1,160 @@
+import { createHash } from 'node:crypto';
+import {
+  chmodSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { flushCompileCache } from 'node:module';
+import { createServer, type Server } from 'node:net';
+import { join, resolve } from 'node:path';
+import { systemClock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
+import { LineRpc } from '../base/line-rpc.ts';
+import type { Logger } from '../base/logger.ts';
+import { readCgroupLayout } from './cgroup.ts';
+import { findJailTools } from './jail.ts';
+import { SHIM_FILES } from './shim-protocol.ts';
+import { ShimService } from './shim-service.ts';
+import { Workload } from './workload.ts';
+
+/**
+ * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim-client.ts with its output in `shim.log`; from then on it
+ * depends on nobody. SIGTERM is an orderly shutdown.
+ */
+const LOG_BYTES_MAX = 4 * 1024 * 1024;
+
+async function main(): Promise<void> {
+  const [folder, ...hidden] = process.argv.slice(2).map((path) => resolve(path));
+  if (folder === undefined) throw new Error('usage: shim.ts <runtimeDir> [<hidden folder>…]');
+  process.umask(0o077);
+  mkdirSync(folder, { recursive: true });
+  const runtimeDir = realpathSync(folder);
+  const logger = lineLogger({ shim: process.pid });
+  await lock(runtimeDir);
+  protectFromOutOfMemory(logger);
+
+  const connections = new Set<LineRpc>();
+  const service: ShimService = new ShimService({
+    runtimeDir,
+    clock: systemClock,
+    logger,
+    workload: new Workload({
+      runtimeDir,
+      hidden,
+      tools: findJailTools(),
+      cgroupLayout: readCgroupLayout(),
+      clock: systemClock,
+      logger,
+      onChange: () => service.changed(),
+    }),
+    makeVolume: async (events) => {
+      const { openVolumeHolder } = await import('./volume-holder.ts');
+      setTimeout(flushCompileCache, 500).unref();
+      return openVolumeHolder({ runtimeDir, clock: systemClock, logger, ...events });
+    },
+    emit: (event, data) => {
+      for (const connection of connections) connection.emit(event, data);
+    },
+    onShutdown: () => {
+      logger.info({}, 'shim ends');
+      for (const name of [SHIM_FILES.socket, SHIM_FILES.state])
+        rmSync(join(runtimeDir, name), { force: true });
+      // The answer to the shutdown is on its way out.
+      setTimeout(() => process.exit(0), 20);
+    },
+  });
+  await service.writeState();
+
+  const server = createServer((socket) => {
+    const connection = new LineRpc(socket, socket, { handler: (op, args) => service.handle(op, args) });
+    connections.add(connection);
+    void connection.closed.then(() => {
+      connections.delete(connection);
+      socket.destroy();
+    });
+  });
+  const path = join(runtimeDir, SHIM_FILES.socket);
+  rmSync(path, { force: true });
+  await listen(server, path);
+  chmodSync(path, 0o600);
+  process.on('SIGTERM', () => {
+    logger.info({}, 'SIGTERM: shutting down');
+    service.shutdown().catch((error: unknown) => {
+      logger.error({ reason: messageOf(error) }, 'shutdown failed; the shim stays until it is asked again');
+    });
+  });
+  // Whatever goes wrong here, the machine must not lose its shim for it.
+  process.on('unhandledRejection', (reason) =>
+    logger.error({ reason: messageOf(reason) }, 'unhandled rejection'),
+  );
+  process.on('uncaughtException', (error) =>
+    logger.error({ reason: messageOf(error), stack: error.stack }, 'uncaught'),
+  );
+  for (const signal of ['SIGHUP', 'SIGINT', 'SIGPIPE'] as const) process.on(signal, () => {});
+  logger.info({ runtimeDir }, 'shim listens');
+  // Node writes its compile cache at the exit, which for a shim is far away; the next shims want it now.
+  setTimeout(flushCompileCache, 500).unref();
+}
+
+/**
+ * Two shims on one folder would fight for its socket. An abstract socket (unix(7)) is taken by one process at a time and is gone with it, so
+ * it is a lock that cannot be left behind.
+ */
+async function lock(runtimeDir: string): Promise<void> {
+  const name = `\0godwit-shim-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 32)}`;
+  const holder = createServer((socket) => socket.destroy());
+  try {
+    await listen(holder, name);
+  } catch (cause) {
+    throw new Error(`another shim runs on ${runtimeDir}`, { cause });
+  }
+  holder.unref();
+}
+
+function listen(server: Server, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(path, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+}
+
+/** Dirty pages of the machine can only be written with the help of this process's children: the OOM killer must leave them alone. */
+function protectFromOutOfMemory(logger: Logger): void {
+  try {
+    writeFileSync('/proc/self/oom_score_adj', '-1000');
+  } catch (error) {
+    logger.warn({ reason: messageOf(error) }, 'not protected from the OOM killer');
+  }
+}
+
+/** JSON lines on standard error, like those of the worker's pino, which would double the memory of this process. */
+function lineLogger(bound: Record<string, unknown>): Logger {
+  const log = (level: number) => (fields: object, message: string) => {
+    try {
+      if (fstatSync(2).isFile() && fstatSync(2).size > LOG_BYTES_MAX) ftruncateSync(2, 0);
+      writeSync(2, `${JSON.stringify({ level, time: Date.now(), ...bound, ...fields, msg: message })}\n`);
+    } catch {
+      // A full disk must not end the shim.
+    }
+  };
+  return {
+    debug() {},
+    info: log(30),
+    warn: log(40),
+    error: log(50),
+    child: (fields) => lineLogger({ ...bound, ...fields }),
+  };
+}
+
+main().catch((error: unknown) => {
+  lineLogger({ shim: process.pid }).error({ reason: messageOf(error) }, 'shim could not start');
+  process.exit(1);
+});

@@ -1,0 +1,136 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type FuseMount, mountFuse, unmountFuse } from '../attach/fuse-mount.ts';
+import { attachLoop, detachLoop } from '../attach/loop.ts';
+import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../attach/volume-supervisor.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { VolumeServerOp, VolumeServerSpec } from '../volume/server-spec.ts';
+import { SHIM_FILES } from './shim-protocol.ts';
+import type { VolumeHolder } from './shim-service.ts';
+
+/** A clone logs in to its source before it is ready. */
+const READY_TIMEOUT_MS = 90_000;
+
+export type VolumeHolderOptions = {
+  runtimeDir: string;
+  clock: Clock;
+  logger: Logger;
+  onChange: () => void;
+  onEvent: (event: string, data: unknown) => void;
+  /** Program of the volume server; for tests. */
+  command?: readonly [string, ...string[]];
+};
+
+type Opened = { supervisor: VolumeSupervisor; fuse: FuseMount | null; loopDevice: string | null };
+
+/**
+ * The one volume of a shim: FUSE connection, volume server under its supervisor, loop device, made in this order and taken away in the order
+ * that lets the server write everything: loop device, FUSE mount, server.
+ */
+export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
+  const { runtimeDir, clock, logger } = options;
+  const command = options.command ?? [
+    process.execPath,
+    ...VOLUME_SERVER_NODE_FLAGS,
+    fileURLToPath(new URL('../volume/server.ts', import.meta.url)),
+  ];
+  let opened: Opened | undefined;
+
+  async function close(what: Opened): Promise<void> {
+    if (what.loopDevice !== null) await detachLoop(what.loopDevice, { clock });
+    what.loopDevice = null;
+    if (what.fuse !== null) await unmountFuse(what.fuse, logger);
+    what.fuse = null;
+    await what.supervisor.stop();
+  }
+
+  async function open(spec: VolumeServerSpec): Promise<Opened> {
+    const fuseDir = join(runtimeDir, SHIM_FILES.fuse);
+    let fuse: FuseMount | null = null;
+    if (spec.role === 'attach') {
+      await mkdir(fuseDir, { recursive: true });
+      fuse = await mountFuse({ dir: fuseDir, name: `godwit-${spec.volumeId}` });
+    }
+    const supervisor = new VolumeSupervisor({
+      command,
+      spec,
+      fuseFd: fuse?.fd ?? null,
+      logPath: join(runtimeDir, 'volume-server.log'),
+      clock,
+      logger,
+      onEvent: (event, data) => {
+        options.onEvent(event, data);
+        // The pid has changed; the events of progress change nothing that is written down.
+        if (event === 'ready' || event === 'restarted') options.onChange();
+      },
+    });
+    const made: Opened = { supervisor, fuse, loopDevice: null };
+    try {
+      await supervisor.start(READY_TIMEOUT_MS);
+      if (fuse !== null) made.loopDevice = await attachLoop({ filePath: fuse.filePath });
+      return made;
+    } catch (error) {
+      await close(made).catch((failure: unknown) => {
+        logger.error(
+          { reason: String(failure) },
+          'a volume that could not be opened could not be closed either',
+        );
+        opened = made;
+      });
+      // The supervisor only knows that no server got ready; why is what the last one said.
+      throw supervisor.state.lastError ?? error;
+    }
+  }
+
+  return {
+    async open(spec) {
+      if (opened !== undefined && !isSame(opened.supervisor.spec, spec)) {
+        const { volumeId, generation, role } = opened.supervisor.spec;
+        throw new GodwitError('MACHINE_VOLUME_OPEN', `this shim has volume ${volumeId} open (${role})`, {
+          values: { volumeId, generation, role },
+          nextAction: 'Close it first.',
+        });
+      }
+      opened ??= await open(spec);
+      return {
+        loopDevice: opened.loopDevice,
+        exportPort: opened.supervisor.spec.export?.listenPort ?? null,
+      };
+    },
+
+    async command(op, args, timeoutMs) {
+      if (opened !== undefined) return opened.supervisor.call(op as VolumeServerOp, args, timeoutMs);
+      throw new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
+        nextAction: 'Open the volume first.',
+      });
+    },
+
+    async close() {
+      if (opened === undefined) return;
+      await close(opened);
+      opened = undefined;
+    },
+
+    status() {
+      if (opened === undefined) return null;
+      const { spec, state } = opened.supervisor;
+      // Both hold secrets.
+      const { clone: _clone, export: _export, ...shown } = spec;
+      return {
+        spec: shown,
+        serverPid: state.serverPid,
+        serverRestarts: state.restarts,
+        loopDevice: opened.loopDevice,
+        status: state.lastStatus,
+        lastError: state.lastError?.toWire() ?? null,
+      };
+    },
+  };
+}
+
+function isSame(one: VolumeServerSpec, other: VolumeServerSpec): boolean {
+  return one.volumeId === other.volumeId && one.generation === other.generation && one.role === other.role;
+}

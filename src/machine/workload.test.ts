@@ -1,0 +1,294 @@
+import assert from 'node:assert/strict';
+import { existsSync, mkdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { machineConfig, machineNeeds, testWorkload, until } from '../../test/support/machine.ts';
+import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { mountAt, readMountTable } from './mount-table.ts';
+import { mustRun } from './program.ts';
+import { cutForJson, type Workload } from './workload.ts';
+
+const SLEEP = 'while :; do sleep 0.05; done';
+const skip = machineNeeds;
+
+function start(workload: Workload, config: ReturnType<typeof machineConfig>) {
+  return workload.start({ machineId: 'm_1', name: 'Test One', config });
+}
+
+async function run(workload: Workload, script: string) {
+  return workload.exec(['sh', '-c', script], 20_000);
+}
+
+function logOf(runtimeDir: string): string {
+  const path = join(runtimeDir, 'machine.log');
+  return existsSync(path) ? readFileSync(path, 'utf8') : '';
+}
+
+test('a machine has namespaces, a host name and a process tree of its own', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  await start(workload, machineConfig(SLEEP, { network: 'none' }));
+  const pid = workload.initPid!;
+  for (const kind of ['mnt', 'pid', 'uts', 'ipc', 'net']) {
+    assert.notEqual(readlinkSync(`/proc/${pid}/ns/${kind}`), readlinkSync(`/proc/self/ns/${kind}`), kind);
+  }
+  const seen = await run(
+    workload,
+    'hostname; cat /proc/1/comm; ls /sys/class/net; cat /sys/class/net/lo/operstate; ls /proc | grep -c "^[0-9]"',
+  );
+  const [name, init, net, , processes] = seen.stdout.split('\n');
+  assert.deepEqual([name, init, net], ['test-one', 'tini', 'lo']);
+  assert.ok(Number(processes) < 10, seen.stdout);
+  assert.notEqual(hostname(), 'test-one');
+  assert.equal((await run(workload, 'ip link show lo')).stdout.includes('UP'), true);
+});
+
+test('nothing that it writes outside its volume reaches the host, and the volume does', {
+  skip,
+}, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t, ['/var/lib/dpkg']);
+  mkdirSync(join(runtimeDir, 'fs'));
+  writeFileSync(join(runtimeDir, 'fs', 'from-host'), 'hello');
+  const mark = `godwit-test-${process.pid}`;
+  const volume = { volumeId: 'v_1', mountPath: `/var/lib/${mark}/data dir` };
+  await start(workload, machineConfig(SLEEP, { volume }));
+  const seen = await run(
+    workload,
+    `cat "${volume.mountPath}/from-host"; echo back > "${volume.mountPath}/from-machine"
+     for d in /etc /usr /tmp /run /root /dev/shm; do echo x > $d/${mark} || echo no $d; done
+     rm -rf /usr/share/doc; ls /tmp /run | grep -v ${mark}; echo hidden: $(ls /var/lib/dpkg | wc -l)
+     touch /sys/x 2>/dev/null && echo sys-writable; mknod /tmp/disk b 8 0 2>/dev/null && echo mknod`,
+  );
+  assert.equal(seen.stdout, 'hello/run:\n\n/tmp:\nhidden: 0\n');
+  assert.equal(readFileSync(join(runtimeDir, 'fs', 'from-machine'), 'utf8'), 'back\n');
+  for (const dir of ['/etc', '/usr', '/tmp', '/run', '/root', '/dev/shm', '/var/lib']) {
+    assert.equal(existsSync(join(dir, mark)), false, dir);
+  }
+  assert.ok(existsSync('/usr/share/doc'));
+  await workload.stop();
+  await start(workload, machineConfig(SLEEP, { volume }));
+  assert.equal(
+    (await run(workload, `ls /etc/${mark}`)).exitCode,
+    2,
+    'the throw-away root is new after a stop',
+  );
+  assert.equal((await run(workload, `cat "${volume.mountPath}/from-machine"`)).stdout, 'back\n');
+});
+
+test('a machine keeps no copy of the mounts of its host', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  const other = join(runtimeDir, 'other');
+  mkdirSync(other);
+  await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', other], 10_000);
+  await start(workload, machineConfig(SLEEP));
+  const mounts = readFileSync(`/proc/${workload.initPid}/mountinfo`, 'utf8');
+  assert.ok(!mounts.includes(other), mounts);
+  assert.equal(mountAt(join(runtimeDir, 'jail')), undefined, 'and the host none of its own');
+  assert.ok(readMountTable().length > 0);
+});
+
+test('environment, user and working directory, for the command and for exec', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  process.env.GODWIT_TEST_LEAK = 'x';
+  t.after(() => delete process.env.GODWIT_TEST_LEAK);
+  const script = `id -un; id -gn; pwd; echo "$GREETING"; env | grep -c LEAK; ${SLEEP}`;
+  const overrides = { env: { GREETING: 'a "b"\n $c' }, user: 'www-data', workingDirectory: '/usr/share' };
+  await start(workload, machineConfig(script, overrides));
+  await until(() => logOf(runtimeDir).split('\n').length > 6);
+  assert.equal(logOf(runtimeDir), 'www-data\nwww-data\n/usr/share\na "b"\n $c\n0\n');
+  const seen = await run(
+    workload,
+    'id -un; pwd; echo "$GREETING"; grep CapBnd /proc/self/status; cat /proc/self/cgroup',
+  );
+  assert.ok(seen.stdout.startsWith('www-data\n/usr/share\na "b"\n $c\nCapBnd:'), seen.stdout);
+  assert.ok(!seen.stdout.includes('ffffffffff'));
+  assert.ok(seen.stdout.includes(workload.cgroup.name));
+});
+
+test('exec tells exit code and both outputs, cuts them, and ends at its timeout', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  await assert.rejects(run(workload, 'true'), (error) => isGodwitError(error, 'MACHINE_NOT_RUNNING'));
+  await start(workload, machineConfig(SLEEP));
+  assert.deepEqual(await run(workload, 'echo out; echo err >&2; exit 7'), {
+    exitCode: 7,
+    stdout: 'out\n',
+    stderr: 'err\n',
+    timedOut: false,
+  });
+  assert.equal((await run(workload, 'head -c 5000000 /dev/zero')).stdout.length < 400_000, true);
+  assert.equal((await run(workload, 'yes | head -c 5000000')).stdout.length <= 1024 * 1024, true);
+  const late = await workload.exec(['sh', '-c', 'echo begun; sleep 1000'], 300);
+  assert.deepEqual([late.timedOut, late.stdout], [true, 'begun\n']);
+  await until(async () => (await run(workload, 'pgrep -f "sleep 1000" | wc -l')).stdout.trim() !== '2');
+  assert.equal((await workload.exec(['no-such-program'], 5_000)).exitCode, 127);
+});
+
+test('a stop is the signal that was configured, and the exit code is kept', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  const config = machineConfig(`trap 'exit 42' USR1; echo up; ${SLEEP}`, {
+    stop: { signal: 'SIGUSR1', timeoutMs: 20_000 },
+  });
+  await start(workload, config);
+  await systemClock.sleep(100);
+  const { durationMs: _, ...stopped } = await workload.stop();
+  assert.deepEqual(stopped, { exitCode: 42, signal: null, killed: false });
+  assert.equal(workload.status?.state, 'stopped');
+  assert.equal((await workload.stop()).killed, false, 'a second stop has nothing to do');
+  await assert.rejects(workload.stop({ signal: 'SIGNOPE' }), (error) =>
+    isGodwitError(error, 'MACHINE_BAD_SIGNAL'),
+  );
+});
+
+test('what does not end in time is killed with all of its children', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  await start(workload, machineConfig(`trap '' TERM; setsid sh -c "trap '' TERM; ${SLEEP}" & ${SLEEP}`));
+  await systemClock.sleep(100);
+  assert.ok(workload.cgroup.processes().length >= 3);
+  const stopped = await workload.stop({ timeoutMs: 50 });
+  assert.equal(stopped.killed, true);
+  assert.deepEqual(workload.cgroup.processes(), []);
+  await workload.close();
+  for (const folder of workload.cgroup.folders) assert.equal(existsSync(folder), false, folder);
+});
+
+test('start is idempotent; another machine is refused', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  const [first, second] = await Promise.all([
+    start(workload, machineConfig(SLEEP)),
+    start(workload, machineConfig(SLEEP)),
+  ]);
+  assert.deepEqual(first, second);
+  await assert.rejects(
+    workload.start({ machineId: 'm_2', name: 'x', config: machineConfig(SLEEP) }),
+    (error) => isGodwitError(error, 'MACHINE_SHIM_BUSY'),
+  );
+});
+
+test('restart policy: on-failure starts again and gives up; the log tells', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  await start(
+    workload,
+    machineConfig('echo try; exit 3', { restart: { policy: 'on-failure', retriesMax: 2 } }),
+  );
+  await until(() => workload.status?.state === 'failed');
+  assert.equal(workload.status?.restarts, 2);
+  assert.equal(workload.status?.exitCode, 3);
+  assert.equal(logOf(runtimeDir).match(/^try$/gm)?.length, 3);
+  assert.match(logOf(runtimeDir), /ended \(exit code 3\), starts again in 100 ms/);
+  await assert.rejects(workload.awaitHealthy(60_000), (error) => isGodwitError(error, 'MACHINE_NOT_HEALTHY'));
+});
+
+test('a stop between two restarts is the end; a good end under on-failure too', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  await start(workload, machineConfig('echo try; exit 0', { restart: { policy: 'always', retriesMax: 0 } }));
+  await until(() => workload.status?.state === 'restarting');
+  await workload.stop();
+  const tries = logOf(runtimeDir).match(/^try$/gm)?.length;
+  await systemClock.sleep(400);
+  assert.equal(logOf(runtimeDir).match(/^try$/gm)?.length, tries);
+  await start(workload, machineConfig('exit 0', { restart: { policy: 'on-failure', retriesMax: 9 } }));
+  await until(() => workload.status?.state === 'exited');
+  assert.equal(workload.status?.exitCode, 0);
+});
+
+test('a machine over its memory limit loses a process, which is counted and told', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  const config = machineConfig('tail /dev/zero; echo survived; exit 9', {
+    resources: { memoryBytes: 32 * 1024 * 1024 },
+  });
+  await start(workload, config);
+  await until(() => workload.status?.state === 'exited');
+  assert.ok(workload.status!.outOfMemoryKills >= 1);
+  assert.match(logOf(runtimeDir), /out of memory/);
+});
+
+test('limits of processes and what a bad configuration says', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  await start(workload, machineConfig(SLEEP, { resources: { processesMax: 6, cpus: 0.9 } }));
+  assert.match((await run(workload, 'for i in 1 2 3 4 5 6 7; do sleep 5 & done')).stderr, /fork/);
+  await workload.stop();
+  const refused = async (overrides: object, code: string) => {
+    await assert.rejects(
+      start(workload, machineConfig(SLEEP, overrides)),
+      (error) => isGodwitError(error, code),
+      code,
+    );
+    assert.equal(workload.status?.state, 'failed');
+    assert.deepEqual(workload.cgroup.processes(), []);
+  };
+  await refused({ user: 'nobody-here' }, 'MACHINE_UNKNOWN_USER');
+  await refused({ workingDirectory: '/no/such/folder' }, 'MACHINE_START_FAILED');
+  await refused({ volume: { volumeId: 'v', mountPath: '/proc' } }, 'MACHINE_BAD_MOUNT_PATH');
+  assert.match(logOf(runtimeDir), /entering the working directory/);
+  await start(workload, { ...machineConfig(''), command: ['no-such-program'] });
+  await until(() => workload.status?.state === 'exited');
+  assert.equal(workload.status?.exitCode, 127);
+  assert.match(logOf(runtimeDir), /no-such-program/);
+});
+
+test('health: exec inside the machine, from starting to healthy to unhealthy', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  const health = { intervalMs: 20, timeoutMs: 5_000, retries: 2, startPeriodMs: 60_000 };
+  await start(
+    workload,
+    machineConfig(`sleep 0.3; touch /tmp/ready; ${SLEEP}`, {
+      health: { ...health, kind: 'exec', command: ['test', '-e', '/tmp/ready'] },
+    }),
+  );
+  assert.equal(workload.status?.health.state, 'starting');
+  await assert.rejects(workload.awaitHealthy(1), (error) => isGodwitError(error, 'MACHINE_NOT_HEALTHY'));
+  const { healthyAtMs } = await workload.awaitHealthy(20_000);
+  assert.ok(healthyAtMs >= workload.status!.startedAtMs!);
+  assert.equal(workload.status?.health.state, 'healthy');
+  await run(workload, 'rm /tmp/ready');
+  await until(() => workload.status?.health.state === 'unhealthy');
+  assert.equal(workload.status?.state, 'running');
+});
+
+test('health: tcp and http, in the host network and in a network of its own', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  const health = { intervalMs: 1_000, timeoutMs: 5_000, retries: 3, startPeriodMs: 60_000 };
+  const server = `require('http').createServer((q, s) => s.writeHead(q.url === '/ok' ? 200 : 500).end()).listen(8123, '127.0.0.1')`;
+  const command = [process.execPath, '-e', server];
+  const inside = { command, network: 'none' as const };
+  await start(workload, machineConfig('', { ...inside, health: { ...health, kind: 'tcp', port: 8123 } }));
+  await workload.awaitHealthy(20_000);
+  await workload.stop({ timeoutMs: 0 });
+  await start(
+    workload,
+    machineConfig('', { ...inside, health: { ...health, kind: 'http', url: 'http://127.0.0.1:8123/ok' } }),
+  );
+  await workload.awaitHealthy(20_000);
+  await workload.stop({ timeoutMs: 0 });
+  await start(
+    workload,
+    machineConfig('', { ...inside, health: { ...health, kind: 'http', url: 'http://127.0.0.1:8123/bad' } }),
+  );
+  await until(() => workload.status?.health.message === 'HTTP status 500');
+  await workload.stop({ timeoutMs: 0 });
+
+  const listener = createServer((socket) => socket.destroy()).listen(0, '127.0.0.1');
+  await new Promise((resolve) => listener.once('listening', resolve));
+  t.after(() => listener.close());
+  const { port } = listener.address() as AddressInfo;
+  await start(workload, machineConfig(SLEEP, { health: { ...health, kind: 'tcp', port } }));
+  await workload.awaitHealthy(20_000);
+});
+
+test('output as JSON is cut to its bound', () => {
+  assert.equal(cutForJson('abc', 100), 'abc');
+  for (const text of ['\0'.repeat(10_000), 'ä'.repeat(10_000), '𝄞'.repeat(10_000)]) {
+    const cut = cutForJson(text, 1_000);
+    assert.ok(Buffer.byteLength(JSON.stringify(cut)) <= 1_000);
+    assert.ok(Buffer.byteLength(JSON.stringify(cut)) > 900);
+  }
+});
+
+test('a fresh workload has no status and needs no stop', { skip }, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  assert.equal(workload.status, null);
+  assert.equal((await workload.stop()).killed, false);
+  rmSync(join(runtimeDir, 'machine.log'), { force: true });
+});
