@@ -346,8 +346,8 @@ export type RunsQuery = Static<typeof RunsQuery>;
 
 export const ForceRunRequest = Type.Object({
   /**
-   * undo: as if the other side had certainly not gone over. forward: as if the step had succeeded. forget: the run ends as
-   * it stands, and what it left behind is for a person to clear.
+   * undo: undo it now, also past its point of no return. forward: its step's deadline begins anew, and a run that failed
+   * past its point of no return goes on. forget: it ends as it stands, and what it left behind is for a person to clear.
    */
   how: Type.Union([Type.Literal('undo'), Type.Literal('forward'), Type.Literal('forget')]),
 });

@@ -22,6 +22,10 @@ test('the family of a code gives its status', () => {
     RPC_TIMEOUT: 504,
     API_UNREACHABLE: 502,
     ATTACH_FUSE_MISSING: 501,
+    MACHINE_RUNNING: 409,
+    VOLUME_KEPT: 409,
+    JOURNAL_RUN_OVER: 409,
+    API_BAD_REPLY: 502,
     INTERNAL: 500,
     SOMETHING_ELSE: 500,
   };

@@ -243,7 +243,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('override a run that nobody can help any more: the last resort')
     .argument('<RUN>')
     .addArgument(
-      new Argument('<HOW>', 'undo it, take its step as done, or forget it as it stands').choices([
+      new Argument('<HOW>', 'undo it, let it try again from here, or forget it as it stands').choices([
         'undo',
         'forward',
         'forget',

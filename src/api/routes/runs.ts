@@ -62,8 +62,7 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
     {
       schema: {
         operationId: 'forceRun',
-        summary:
-          'Overrides a run that nobody can help any more: undo it, take its step as done, or forget it',
+        summary: 'Overrides a run that nobody can help any more: undo it, let it try again, or forget it',
         tags,
         params,
         body: strict(ForceRunRequest),
