@@ -56,7 +56,7 @@ export class Filesystem {
     if (entry !== undefined) {
       await mustRun('MACHINE_UNMOUNT_FAILED', 'umount', ['-n', this.directory], UNMOUNT_TIMEOUT_MS);
     }
-    if (device !== null && device.startsWith('/dev/')) await this.#released(device);
+    if (device?.startsWith('/dev/')) await this.#released(device);
     this.#device = null;
   }
 

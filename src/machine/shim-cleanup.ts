@@ -76,7 +76,11 @@ async function unmount(place: string, fuse: string, logger: Logger): Promise<voi
 /** Does a step; when it does not go, aborts the FUSE connection (requests that nobody answers end in errors) and does it again. */
 async function withAbort(fuse: string, logger: Logger, step: () => Promise<boolean>): Promise<boolean> {
   let failure: unknown;
-  if (await step().catch((error: unknown) => void (failure = error))) return true;
+  const done = await step().catch((error: unknown) => {
+    failure = error;
+    return false;
+  });
+  if (done) return true;
   const connection = mountAt(fuse)?.device.split(':')[1];
   if (connection !== undefined) {
     logger.warn({ fuse, connection }, 'aborting a FUSE connection that holds up the clean-up');
