@@ -1,0 +1,174 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { MemoryDevice } from '../../block/memory-device.ts';
+import { decodeCommand, OPERATION } from './command.ts';
+import { LogicalUnit, type Plan, planForNoUnit } from './logical-unit.ts';
+import { decodeSense, encodeSense, SENSE } from './sense.ts';
+
+const BLOCKS = 2048;
+
+function unit(readOnly: boolean): LogicalUnit {
+  return new LogicalUnit({
+    device: new MemoryDevice({ lengthBytes: BLOCKS * 512 }),
+    readOnly,
+    serial: 'serial-1',
+    targetIqn: 'iqn.2026-01.dev.godwit:x',
+    transferBytesMax: 256 * 1024,
+  });
+}
+
+function plan(it: LogicalUnit, ...bytes: number[]): Plan {
+  const cdb = Buffer.alloc(16);
+  cdb.set(bytes);
+  return it.plan(decodeCommand(cdb));
+}
+
+const read10 = (lba: number, blocks: number): number[] => [
+  OPERATION.read10,
+  0,
+  lba >>> 24,
+  lba >>> 16,
+  lba >>> 8,
+  lba,
+  0,
+  blocks >>> 8,
+  blocks,
+];
+
+test('reads are checked against the device and the transfer limit', () => {
+  const it = unit(true);
+  assert.deepEqual(plan(it, ...read10(8, 2)), { kind: 'read', offsetBytes: 4096, lengthBytes: 1024 });
+  assert.deepEqual(plan(it, ...read10(BLOCKS - 1, 1)).kind, 'read');
+  assert.deepEqual(plan(it, ...read10(BLOCKS - 1, 2)), { kind: 'sense', sense: SENSE.lbaOutOfRange });
+  assert.deepEqual(plan(it, ...read10(0, 513)), { kind: 'sense', sense: SENSE.invalidFieldInCdb });
+  // A length of 0 is 256 blocks in READ(6) and nothing in the others.
+  assert.deepEqual(plan(it, OPERATION.read6, 0, 0, 0, 0), {
+    kind: 'read',
+    offsetBytes: 0,
+    lengthBytes: 131072,
+  });
+  assert.deepEqual(plan(it, ...read10(0, 0)), { kind: 'read', offsetBytes: 0, lengthBytes: 0 });
+  assert.deepEqual(
+    plan(it, OPERATION.read16, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1),
+    {
+      kind: 'sense',
+      sense: SENSE.lbaOutOfRange,
+    },
+  );
+  assert.deepEqual(plan(it, OPERATION.read10, 0x20), { kind: 'sense', sense: SENSE.invalidFieldInCdb });
+});
+
+test('every command that changes the medium is refused on a read-only unit', () => {
+  const it = unit(true);
+  for (const cdb of [
+    [OPERATION.write6, 0, 0, 0, 1],
+    [OPERATION.write10, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.write12, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.write16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.writeSame10, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.writeSame16, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.unmap, 0, 0, 0, 0, 0, 0, 0, 24],
+  ]) {
+    assert.deepEqual(
+      plan(it, ...cdb),
+      { kind: 'sense', sense: SENSE.writeProtected },
+      `0x${cdb[0]!.toString(16)}`,
+    );
+  }
+  const mode = plan(it, OPERATION.modeSense6, 0, 0x3f, 0, 255);
+  assert.ok(mode.kind === 'answer' && (mode.data[2]! & 0x80) !== 0, 'MODE SENSE shows the write protection');
+});
+
+test('capacity, and answers cut to what the initiator has room for', () => {
+  const it = unit(false);
+  const capacity = plan(it, OPERATION.serviceActionIn16, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32);
+  assert.ok(capacity.kind === 'answer');
+  assert.equal(capacity.data.length, 32);
+  assert.equal(capacity.data.readBigUInt64BE(0), BigInt(BLOCKS - 1));
+  assert.equal(capacity.data.readUInt32BE(8), 512);
+  const inquiry = plan(it, OPERATION.inquiry, 0, 0, 0, 5);
+  assert.ok(inquiry.kind === 'answer' && inquiry.data.length === 5);
+});
+
+test('pages name each other, and every one that is named exists', () => {
+  const it = unit(false);
+  const list = plan(it, OPERATION.inquiry, 1, 0, 1, 0);
+  assert.ok(list.kind === 'answer');
+  const pages = [...list.data.subarray(4)];
+  assert.deepEqual(pages, [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2]);
+  for (const page of pages) {
+    const answer = plan(it, OPERATION.inquiry, 1, page, 1, 0);
+    assert.ok(answer.kind === 'answer');
+    assert.equal(answer.data[1], page);
+    assert.equal(answer.data.length, 4 + answer.data.readUInt16BE(2));
+  }
+  assert.deepEqual(plan(it, OPERATION.inquiry, 1, 0x81, 1, 0), {
+    kind: 'sense',
+    sense: SENSE.invalidFieldInCdb,
+  });
+});
+
+test('UNMAP checks its list before it touches anything', async () => {
+  const it = unit(false);
+  await it.device.write(0, new Uint8Array(8192).fill(1));
+  const taken = plan(it, OPERATION.unmap, 0, 0, 0, 0, 0, 0, 0, 40);
+  assert.ok(taken.kind === 'take');
+  const list = Buffer.alloc(40);
+  list.writeUInt16BE(38, 0);
+  list.writeUInt16BE(32, 2);
+  list.writeUInt32BE(8, 16);
+  list.writeBigUInt64BE(BigInt(BLOCKS - 1), 24);
+  list.writeUInt32BE(2, 32);
+  assert.deepEqual(await taken.run(list), { kind: 'sense', sense: SENSE.lbaOutOfRange });
+  const block = Buffer.alloc(512);
+  await it.device.read(0, block);
+  assert.equal(block[0], 1);
+  list.writeUInt32BE(1, 32);
+  assert.equal((await taken.run(list)).kind, 'answer');
+  await it.device.read(0, block);
+  assert.equal(block[0], 0);
+});
+
+test('any 16 bytes come to a plan, also where there is no unit', () => {
+  const units = [unit(true), unit(false)];
+  fc.assert(
+    fc.property(
+      fc.uint8Array({ minLength: 16, maxLength: 16 }),
+      fc.constantFrom(...Object.values(OPERATION)),
+      (bytes, operation) => {
+        const cdb = Buffer.from(bytes);
+        for (const first of [bytes[0]!, operation]) {
+          cdb[0] = first;
+          const command = decodeCommand(cdb);
+          for (const it of units) {
+            const { kind } = it.plan(command);
+            if (kind === 'write' || kind === 'take') assert.equal(it.readOnly, false);
+          }
+          planForNoUnit(command);
+        }
+      },
+    ),
+    { numRuns: 2000 },
+  );
+});
+
+test('any parameter list of UNMAP ends in an answer', async () => {
+  const it = unit(false);
+  await fc.assert(
+    fc.asyncProperty(fc.uint8Array({ minLength: 8, maxLength: 80 }), async (bytes) => {
+      const taken = plan(it, OPERATION.unmap, 0, 0, 0, 0, 0, 0, 0, bytes.length);
+      assert.ok(taken.kind === 'take');
+      assert.ok(['answer', 'sense'].includes((await taken.run(Buffer.from(bytes))).kind));
+    }),
+  );
+});
+
+test('sense goes there and back in both formats', () => {
+  for (const sense of Object.values(SENSE)) {
+    assert.deepEqual(decodeSense(encodeSense(sense)), sense);
+    assert.deepEqual(decodeSense(encodeSense(sense, 'descriptor')), sense);
+  }
+  assert.equal(decodeSense(new Uint8Array(0)), null);
+  assert.equal(decodeSense(Uint8Array.of(0x70, 0, 5)), null);
+});
