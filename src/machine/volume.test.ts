@@ -1,0 +1,208 @@
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { requires } from '../../test/support/requires.ts';
+import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { systemRandom } from '../base/random.ts';
+import { attachSpec, isDataLocked, VolumeStore } from '../volume/index.ts';
+import { MachineManager } from './manager.ts';
+import { readMountTable } from './mount-table.ts';
+import { identifyProcess } from './process-identity.ts';
+import { MachineStore } from './store.ts';
+
+const SLEEP = 'while :; do sleep 0.05; done';
+const skip = machineNeeds || requires('/dev/fuse', '/dev/loop-control', 'losetup', 'mkfs.ext4', 'mkfs.xfs');
+
+/** Machines on real volumes: store, volume server, FUSE, loop device, filesystem. */
+async function fixture(t: TestContext) {
+  let manager: MachineManager | undefined;
+  const dir = runtimeFolder(t, async () => {
+    for (const { id } of manager?.records() ?? []) await endShim(manager!.runtimeDir(id));
+    manager?.close();
+  });
+  const store = await VolumeStore.open(dir, {
+    clock: systemClock,
+    random: systemRandom,
+    logger: silentLogger,
+  });
+  manager = await MachineManager.open({
+    store: await MachineStore.open(dir),
+    volumes: {
+      attachSpec: async (id) =>
+        attachSpec(await store.get(id), { volumeDir: store.folder(id), access: 'writable' }),
+      filesystem: async (id) => (await store.get(id)).filesystem,
+      assignMachine: (id, machineId) => store.assignMachine(id, machineId),
+    },
+    runtimeRoot: join(dir, 'run'),
+    hidden: [dir],
+    clock: systemClock,
+    random: systemRandom,
+    logger: silentLogger,
+  });
+  const create = async (name: string, filesystem: 'ext4' | 'xfs' = 'ext4', mib = 64) => {
+    const volume = await store.create({ name, lengthBytes: mib * 1024 * 1024, filesystem });
+    const config = machineConfig(SLEEP, { volume: { volumeId: volume.id, mountPath: '/data' } });
+    return { volume, machine: await manager.create({ name, config }) };
+  };
+  return { dir, store, manager, create };
+}
+
+/** No mount, loop device or lock of the test's folder is left. */
+function assertNothingHeld(dir: string): void {
+  assert.deepEqual(
+    readMountTable().filter(({ mountPoint }) => mountPoint.startsWith(`${dir}/`)),
+    [],
+  );
+  for (const name of readdirSync('/sys/block').filter((device) => device.startsWith('loop'))) {
+    let file = '';
+    try {
+      file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8');
+    } catch {
+      continue;
+    }
+    assert.ok(!file.startsWith(dir), `${name} is on ${file}`);
+  }
+}
+
+for (const filesystem of ['ext4', 'xfs'] as const) {
+  test(`what a machine writes to its ${filesystem} volume is there at the next start`, {
+    skip,
+  }, async (t) => {
+    const { dir, store, manager, create } = await fixture(t);
+    const { volume, machine } = await create('db', filesystem, filesystem === 'xfs' ? 320 : 64);
+    await manager.start('db');
+    const written = await manager.exec(
+      'db',
+      ['sh', '-c', 'mount | grep /data; echo precious > /data/x'],
+      20_000,
+    );
+    assert.match(written.stdout, new RegExp(`/dev/loop[0-9]+ on /data type ${filesystem}`));
+    const { shim } = await manager.show('db');
+    assert.equal(shim?.volume?.mounted, true);
+    assert.ok(shim?.volume?.serverPid);
+    assert.equal(JSON.stringify(shim).includes('chapSecret'), false);
+    await manager.stop('db');
+    assert.equal((await manager.show('db')).shim?.volume?.mounted, true, 'a stop leaves the volume attached');
+    await manager.release('db');
+    assertNothingHeld(dir);
+    assert.equal(await isDataLocked(store.folder(volume.id)), false);
+    await manager.start('db');
+    assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'precious\n');
+    await manager.destroy('db', { force: true });
+    assertNothingHeld(dir);
+    assert.equal((await store.get(volume.id)).machineId, null);
+    assert.equal(identifyProcess(shim!.volume!.serverPid!), null);
+    assert.ok(machine.id);
+  });
+}
+
+test('the machine does not notice that its volume server is killed', { skip }, async (t) => {
+  const { manager, create } = await fixture(t);
+  const { machine } = await create('db');
+  await manager.start('db');
+  const script =
+    'for i in $(seq 60); do dd if=/dev/urandom of=/data/f bs=64k count=8 conv=fsync status=none && cp /data/f /data/g && sync -f /data && cmp /data/f /data/g || exit 1; done; echo ok';
+  const working = manager.exec('db', ['sh', '-c', script], 60_000);
+  const client = (await manager.client(machine.id))!;
+  const pids = new Set<number>();
+  for (let kill = 0; kill < 3; kill++) {
+    await systemClock.sleep(200);
+    const pid = (await client.call('status', {})).volume?.serverPid;
+    if (pid && !pids.has(pid)) process.kill(pid, 'SIGKILL');
+    pids.add(pid ?? 0);
+    await until(async () => {
+      const now = (await client.call('status', {})).volume?.serverPid;
+      return now !== null && now !== pid;
+    });
+  }
+  assert.deepEqual(await working, { exitCode: 0, stdout: 'ok\n', stderr: '', timedOut: false });
+  assert.equal((await client.call('status', {})).volume?.serverRestarts, 3);
+});
+
+test('the steps of a move, one by one: sync, stop, unmount, seal, close', { skip }, async (t) => {
+  const { dir, store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('db');
+  await manager.start('db');
+  const client = (await manager.client(machine.id))!;
+  await manager.exec('db', ['sh', '-c', 'echo 1 > /data/x'], 20_000);
+  await client.call('fs.sync', {});
+  await assert.rejects(client.call('volume.close', {}), (error) =>
+    isGodwitError(error, 'MACHINE_FS_MOUNTED'),
+  );
+  await client.call('workload.stop', {});
+  await client.call('fs.unmount', {});
+  await client.call('fs.unmount', {});
+  await client.call('volume.command', { op: 'seal', args: {} });
+  assert.equal(await isDataLocked(store.folder(volume.id)), false, 'sealed: the lock is free for others');
+  await client.call('volume.close', {});
+  await client.call('volume.close', {});
+  assert.equal((await client.call('status', {})).volume, null);
+  assertNothingHeld(dir);
+});
+
+test('a target opens in standby, and mounts once it is activated', { skip }, async (t) => {
+  const { store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('db');
+  const client = await manager.ensureShim(machine.id);
+  const spec = attachSpec(await store.get(volume.id), {
+    volumeDir: store.folder(volume.id),
+    access: 'standby',
+  });
+  const { loopDevice } = await client.call('volume.open', { spec });
+  assert.match(loopDevice ?? '', /^\/dev\/loop\d+$/);
+  assert.deepEqual(await client.call('volume.open', { spec }), { loopDevice, exportPort: null });
+  await assert.rejects(client.call('volume.open', { spec: { ...spec, generation: 9 } }), (error) =>
+    isGodwitError(error, 'MACHINE_VOLUME_OPEN'),
+  );
+  await client.call('volume.command', { op: 'activate', args: { access: 'writable' } });
+  await client.call('fs.mount', { filesystem: 'ext4' });
+  await client.call('fs.mount', { filesystem: 'ext4' });
+  await client.call('workload.start', { machineId: machine.id, name: 'db', config: machine.config });
+  assert.equal(
+    (await manager.exec('db', ['sh', '-c', 'echo y > /data/y && cat /data/y'], 20_000)).stdout,
+    'y\n',
+  );
+});
+
+test('a volume that cannot be opened says why, and leaves nothing', { skip }, async (t) => {
+  const { dir, store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('db');
+  const client = await manager.ensureShim(machine.id);
+  const spec = attachSpec(await store.get(volume.id), {
+    volumeDir: store.folder(volume.id),
+    access: 'writable',
+  });
+  await assert.rejects(client.call('volume.open', { spec: { ...spec, generation: 7 } }), (error) => {
+    assert.ok(isGodwitError(error));
+    assert.notEqual(error.code, 'INTERNAL');
+    return true;
+  });
+  assertNothingHeld(dir);
+  await client.call('volume.open', { spec });
+});
+
+test('a killed shim with a volume in use: all of it is ended, and the machine starts again', {
+  skip,
+}, async (t) => {
+  const { dir, manager, create } = await fixture(t);
+  const { machine } = await create('db');
+  await manager.start('db');
+  await manager.exec(
+    'db',
+    ['sh', '-c', 'echo synced > /data/x; sync -f /data; echo dirty > /data/y'],
+    20_000,
+  );
+  const { shim } = await manager.show('db');
+  process.kill(shim!.shimPid, 'SIGKILL');
+  await until(async () => (await manager.client(machine.id)) === null);
+  await manager.shutdownShim(machine.id);
+  assertNothingHeld(dir);
+  assert.equal(identifyProcess(shim!.volume!.serverPid!), null);
+  assert.equal(identifyProcess(shim!.workload!.pid!), null);
+  await manager.start('db');
+  assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'synced\n');
+});
