@@ -52,10 +52,14 @@ export type StepContext<Input> = {
   waiting(message: string, nextAction: string): void;
 };
 
+/** Values that are put into `output` together with the end of the step, in one append; nothing is fine. */
+// biome-ignore lint/suspicious/noConfusingVoidType: a step that returns nothing at all is the usual one
+export type StepResult = Record<string, unknown> | void;
+
 export type StepDefinition<Input> = {
   name: string;
   /** Must be idempotent: it is repeated when the process died before its end was durable. */
-  do: (context: StepContext<Input>) => Promise<void>;
+  do: (context: StepContext<Input>) => Promise<StepResult>;
   /** Must be idempotent, and safe when `do` never ran or ran half. A step without one has nothing to undo. */
   undo?: (context: StepContext<Input>) => Promise<void>;
   /** From the first attempt; past it the run is undone (before the point of no return) or waits with a reason (after it). */

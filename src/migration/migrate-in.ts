@@ -105,8 +105,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           for (;;) {
             await inbox.wait(moveId, sourceProbeMs, context.signal);
             const decided = inbox.verdict(moveId);
-            if (decided?.verdict === 'handed-over')
-              return context.put({ handedOverAtMs: decided.decidedAtMs });
+            if (decided?.verdict === 'handed-over') return { handedOverAtMs: decided.decidedAtMs };
             if (decided) throw new Abort(abandoned(context.input, 'the source took the move back'));
             context.signal.throwIfAborted();
             const gone = await sourceGaveUp(context);
@@ -125,7 +124,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         retry: { initialMs: 50, maxMs: 5_000 },
         async do(context) {
           await target.activate(context.input);
-          context.put({ activatedAtMs: out(context).activatedAtMs ?? clock.wallMs() });
+          return { activatedAtMs: out(context).activatedAtMs ?? clock.wallMs() };
         },
       },
       {
@@ -133,10 +132,11 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         deadlineMs: DAY_MS,
         retry: { initialMs: 100, maxMs: 10_000 },
         async do(context) {
-          await target.boot(context.input, () =>
-            context.put({ attachedAtMs: out(context).attachedAtMs ?? clock.wallMs() }),
-          );
-          context.put({ bootedAtMs: out(context).bootedAtMs ?? clock.wallMs() });
+          let attachedAtMs = clock.wallMs();
+          await target.boot(context.input, () => {
+            attachedAtMs = clock.wallMs();
+          });
+          return { attachedAtMs, bootedAtMs: clock.wallMs() };
         },
       },
       {
@@ -148,12 +148,12 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           for (;;) {
             try {
               await target.awaitHealthy(context.input, 15_000);
-              return context.put({ healthyAtMs: clock.wallMs() });
+              return { healthyAtMs: clock.wallMs() };
             } catch (error) {
               if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
               context.signal.throwIfAborted();
               if (clock.wallMs() >= untilMs) {
-                return context.put({ healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) });
+                return { healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) };
               }
               context.waiting(
                 `${context.input.machineName} runs but is not healthy: ${messageOf(error)}`,
@@ -180,7 +180,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           for (;;) {
             const hydration = await target.hydration(context.input);
             if (!hydration || hydration.exposedBytes === 0) {
-              return context.put({ hydration, hydratedAtMs: clock.wallMs() });
+              return { hydration, hydratedAtMs: clock.wallMs() };
             }
             if (hydration.state === 'source-lost') {
               context.waiting(

@@ -19,9 +19,10 @@ import type { MoveSubject, SourceSide } from './source-side.ts';
  * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer it does not. Until
  * `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and the machine starts here again.
  *
- * `handoff` is where two hosts must agree. The request is sent only after a probe found the target alive, and whether it may have
- * been delivered is journalled before it leaves. While that is not so, the run unwinds at the deadline. Once it is, only the target's
- * own word ends the doubt: a later phase, or `forgotten`, which the target keeps for ever.
+ * `handoff` is where two hosts must agree. `open` asks the target for a sign of life first, so that a dead one is found out while the run
+ * can still unwind. In the first attempt of `handoff` a request that certainly never left (no connection came about) unwinds too. After
+ * any other failure, or the death of this process, the request may have been delivered, and only the target's own word ends the
+ * doubt: a later phase, or `forgotten`, which the target keeps for ever.
  */
 export type MigrateOutInput = {
   machineId: string;
@@ -36,8 +37,6 @@ export type MigrateOutOutput = {
   subject?: MoveSubject;
   target?: string;
   source?: SourceSpec | null;
-  /** The handoff may have reached the target. */
-  handoffSent?: boolean;
   /** Wall clock of this host. */
   stopStartedAtMs?: number;
   stopMs?: number;
@@ -110,6 +109,9 @@ export const MIGRATE_OUT = 'migrate-out';
 /** Until then a target must have made its files and logged in. Before the stop, so nobody waits for it. */
 const PREPARE_DEADLINE_MS = 60_000;
 const HANDOFF_PATIENCE_MS = 15_000;
+const SIGN_OF_LIFE_TIMEOUT_MS = 5_000;
+/** The target holds its answer until the volume is open. */
+const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
 
 const PHASES_IN_ORDER: readonly TargetPhase[] = [
@@ -188,7 +190,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         deadlineMs: 30_000,
         async do(context) {
           const subject = subjectOf(context);
-          if (!subject.volume) return context.put({ source: null });
+          if (!subject.volume) return { source: null };
           context.put({
             source: await source.openExport(
               context.runId,
@@ -269,16 +271,16 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         deadlineMs: 120_000,
         async do(context) {
           if (subjectOf(context).running) await source.syncEarly(context.input.machineId);
+          return { stopStartedAtMs: clock.wallMs() };
         },
       },
       {
         name: 'stop',
         deadlineMs: DAY_MS,
         async do(context) {
-          if (out(context).stopStartedAtMs === undefined) context.put({ stopStartedAtMs: clock.wallMs() });
           const startedMs = clock.monotonicMs();
           await source.stop(context.input.machineId);
-          if (out(context).stopMs === undefined) context.put({ stopMs: clock.monotonicMs() - startedMs });
+          return { stopMs: out(context).stopMs ?? clock.monotonicMs() - startedMs };
         },
         async undo(context) {
           if (out(context).subject?.running) await source.start(context.input.machineId);
@@ -291,7 +293,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const { volume } = subjectOf(context);
           const startedMs = clock.monotonicMs();
           if (volume) await source.seal(context.input.machineId, volume.volumeId, volume.generation);
-          if (out(context).sealMs === undefined) context.put({ sealMs: clock.monotonicMs() - startedMs });
+          return { sealMs: out(context).sealMs ?? clock.monotonicMs() - startedMs };
         },
         async undo(context) {
           const volume = out(context).subject?.volume;
@@ -300,9 +302,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'open',
-        deadlineMs: 30_000,
+        deadlineMs: patienceMs + 30_000,
         async do(context) {
-          if (subjectOf(context).volume) await source.releaseExport(context.runId);
+          await Promise.all([
+            subjectOf(context).volume ? source.releaseExport(context.runId) : null,
+            signOfLife(targetOf(context), context),
+          ]);
         },
         async undo(context) {
           await source.closeExport(context.runId);
@@ -315,11 +320,6 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         retry: { initialMs: 50, maxMs: 2_000 },
         async do(context) {
           const peer = targetOf(context);
-          if (!out(context).handoffSent) {
-            await probe(peer, context);
-            // From here on the request may be on its way, whatever becomes of this process.
-            context.put({ handoffSent: true });
-          }
           let status = await handOver(peer, context);
           while (!reached(status, 'activated')) {
             if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
@@ -330,7 +330,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             await clock.sleep(50, context.signal);
             status = await handOver(peer, context);
           }
-          context.put({ handedOverAtMs: out(context).handedOverAtMs ?? clock.wallMs(), last: status });
+          return { handedOverAtMs: clock.wallMs(), last: status };
         },
       },
       {
@@ -349,14 +349,13 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           for (;;) {
             const status = await watch(peer, context, 'boots the machine');
             if (reached(status, 'healthy')) {
-              context.put({
+              return {
                 interruptionMs: subjectOf(context).running
                   ? interruption(out(context), status.timesMs)
                   : null,
                 healthyAtMs: clock.wallMs(),
                 last: status,
-              });
-              return;
+              };
             }
             context.waiting(
               `${peer.name} boots the machine${status.reason ? `: ${status.reason}` : ''}`,
@@ -385,7 +384,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
               await source.releaseExport(context.runId);
             }
             const status = await watch(peer, context, 'fetches the rest');
-            if (reached(status, 'released')) return context.put({ last: status });
+            if (reached(status, 'released')) return { last: status };
             context.waiting(
               `${peer.name} fetches the blocks that are still only here`,
               'Nothing to do; keep this worker up until then.',
@@ -412,57 +411,77 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     ],
   };
 
-  /** Finds out whether the target can be asked at all; unwinds when it cannot for too long (nothing was sent yet). */
-  async function probe(peer: Peer, context: Context): Promise<void> {
+  /** Waits until the target answers; unwinds when it does not for too long. */
+  async function signOfLife(peer: Peer, context: Context): Promise<void> {
     const untilMs = clock.monotonicMs() + patienceMs;
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
         const status = await peer.status(
           context.runId,
-          AbortSignal.any([context.signal, AbortSignal.timeout(5_000)]),
+          AbortSignal.any([context.signal, AbortSignal.timeout(SIGN_OF_LIFE_TIMEOUT_MS)]),
         );
         if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
         return;
       } catch (error) {
         if (error instanceof Abort) throw error;
-        context.signal.throwIfAborted();
-        if (clock.monotonicMs() >= untilMs) {
-          throw new Abort(
-            new GodwitError('MIGRATION_TARGET_LOST', `${peer.name} does not answer: ${messageOf(error)}`, {
-              values: { target: peer.name },
-              nextAction: `The machine runs here again. See what is wrong with ${peer.name}, then move it again.`,
-              cause: error,
-            }),
-          );
-        }
-        context.waiting(
-          `${peer.name} does not answer: ${messageOf(error)}`,
-          `The machine starts here again if ${peer.name} stays away for ${patienceMs / 1000} s.`,
-        );
-        await clock.sleep(pauseMs, context.signal);
+        await waitForTarget(peer, context, error, untilMs, pauseMs);
       }
     }
   }
 
   async function handOver(peer: Peer, context: Context): Promise<TargetStatus> {
-    try {
-      return await peer.handoff(
-        context.runId,
-        AbortSignal.any([context.signal, AbortSignal.timeout(30_000)]),
-      );
-    } catch (error) {
-      throw new GodwitError(
-        'MIGRATION_HANDOFF_UNCERTAIN',
-        `${peer.name} does not answer, and it may have opened the volume: ${messageOf(error)}`,
-        {
+    const untilMs = clock.monotonicMs() + patienceMs;
+    let nothingSentYet = context.attempt === 1;
+    for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
+      try {
+        return await peer.handoff(
+          context.runId,
+          AbortSignal.any([context.signal, AbortSignal.timeout(HANDOFF_TIMEOUT_MS)]),
+        );
+      } catch (error) {
+        nothingSentYet &&= isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered === false;
+        if (nothingSentYet) {
+          await waitForTarget(peer, context, error, untilMs, pauseMs);
+          continue;
+        }
+        throw new GodwitError(
+          'MIGRATION_HANDOFF_UNCERTAIN',
+          `${peer.name} does not answer, and it may have opened the volume: ${messageOf(error)}`,
+          {
+            values: { target: peer.name },
+            nextAction:
+              `Bring ${peer.name} back: it goes on by itself. If that host is lost for good, ` +
+              `\`godwit runs force ${context.runId} undo --yes\` starts the machine here from the sealed volume.`,
+            cause: error,
+          },
+        );
+      }
+    }
+  }
+
+  /** A pause, with the reason; an Abort when patience is over. Only while nothing was sent that the target could act upon. */
+  async function waitForTarget(
+    peer: Peer,
+    context: Context,
+    error: unknown,
+    untilMs: number,
+    pauseMs: number,
+  ): Promise<void> {
+    context.signal.throwIfAborted();
+    if (clock.monotonicMs() >= untilMs) {
+      throw new Abort(
+        new GodwitError('MIGRATION_TARGET_LOST', `${peer.name} does not answer: ${messageOf(error)}`, {
           values: { target: peer.name },
-          nextAction:
-            `Bring ${peer.name} back: it goes on by itself. If that host is lost for good, ` +
-            `\`godwit runs force ${context.runId} undo --yes\` starts the machine here from the sealed volume.`,
+          nextAction: `The machine runs here again. See what is wrong with ${peer.name}, then move it again.`,
           cause: error,
-        },
+        }),
       );
     }
+    context.waiting(
+      `${peer.name} does not answer: ${messageOf(error)}`,
+      `The machine starts here again if ${peer.name} stays away for ${patienceMs / 1000} s.`,
+    );
+    await clock.sleep(pauseMs, context.signal);
   }
 
   async function watch(peer: Peer, context: Context, doing: string): Promise<TargetStatus> {

@@ -276,7 +276,10 @@ test('the target dies when the handoff may have reached it: the source waits wit
   };
   pair.loseAnswersOf.add('handoff');
   pair.start();
-  await pair.source.wait('run1', { timeoutMs: 20_000, until: (run) => run.output.handoffSent === true });
+  await pair.source.wait('run1', {
+    timeoutMs: 20_000,
+    until: (run) => run.steps.some((step) => step.name === 'handoff' && step.attempts > 1),
+  });
   pair.world.connected = false;
   await pair.source.wait('run1', {
     timeoutMs: 20_000,

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { GodwitError } from '../../src/base/errors.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
@@ -219,7 +220,7 @@ export class MoveWorld {
   }
 
   assertConnected(): void {
-    if (!this.connected) throw new Error('connect ECONNREFUSED');
+    if (!this.connected) throw unreachable(false);
   }
 
   /** The target as the source sees it; `lose` says whether a call that was carried out gets no answer. */
@@ -227,7 +228,7 @@ export class MoveWorld {
     const call = async <Result>(name: string, act: () => Promise<Result>): Promise<Result> => {
       this.assertConnected();
       const result = await act();
-      if (lose(name)) throw new Error(`socket hang up (${name})`);
+      if (lose(name)) throw unreachable('unknown');
       return result;
     };
     return {
@@ -241,6 +242,13 @@ export class MoveWorld {
       run: async () => null,
     };
   }
+}
+
+function unreachable(delivered: false | 'unknown'): GodwitError {
+  return new GodwitError('API_UNREACHABLE', 'connection refused', {
+    values: { delivered },
+    nextAction: 'wait',
+  });
 }
 
 type Receiver = {
