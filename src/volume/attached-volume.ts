@@ -5,26 +5,20 @@ import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { CloneDevice } from '../clone/clone-device.ts';
-import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
-import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
-import { bootId } from '../sys/boot-id.ts';
+import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
-import { exportSerial } from './exported-volume.ts';
 import { passFence } from './fence.ts';
 
 import { VOLUME_FILES } from './record.ts';
 import type {
   Access,
-  CloneSpec,
   HydrationSettings,
   HydrationStatus,
   VolumeServerSpec,
   VolumeServerStatus,
 } from './server-spec.ts';
-import { SourceDevice } from './source-device.ts';
-import { readRecord } from './store.ts';
-import { openValidityFile, removeValidityFile, type ValidityFile } from './validity-file.ts';
+import { readRecord } from './record-file.ts';
+import { removeValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
   /** An open FUSE connection (attach/fuse-mount.ts). */
@@ -38,17 +32,6 @@ export type AttachedVolumeOptions = {
 
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
-
-/** How long the first login may take, other tries included. */
-const LOGIN_TIMEOUT_MS = 10_000;
-
-/** The clone layer of a volume, and what it holds. */
-type CloneLayer = {
-  device: CloneDevice;
-  source: SourceDevice;
-  validity: ValidityFile;
-  validityPath: string;
-};
 
 /** Role `attach`: the volume behind the FUSE file that a loop device sits on. */
 export class AttachedVolume {
@@ -86,7 +69,10 @@ export class AttachedVolume {
     let clone: CloneLayer | null = null;
     try {
       local = await openData(spec);
-      if (spec.clone && (await isClone(spec))) clone = await openClone(spec, spec.clone, options);
+      if (spec.clone && (await isClone(spec))) {
+        const { openClone } = await import('./clone-layer.ts');
+        clone = await openClone(spec, spec.clone, options);
+      }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const fuse = new FuseServer({
         fuseFd: options.fuseFd,
@@ -228,82 +214,4 @@ async function isClone(spec: VolumeServerSpec): Promise<boolean> {
     record.id === spec.volumeId && record.generation === spec.generation && record.state === 'ready';
   if (whole && spec.clone) removeValidityFile(spec.clone.validityPath);
   return !whole;
-}
-
-async function openClone(
-  spec: VolumeServerSpec,
-  cloneSpec: CloneSpec,
-  options: AttachedVolumeOptions,
-): Promise<CloneLayer> {
-  const { clock, logger } = options;
-  const { volumeId, generation, lengthBytes } = spec;
-  const metadataDevice = await FileDevice.open({
-    file: cloneSpec.metadataPath,
-    lengthBytes: metadataLengthBytes(lengthBytes),
-    blockBytes: BLOCK_BYTES,
-  });
-  let validity: ValidityFile | undefined;
-  let local: FileDevice | undefined;
-  try {
-    const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
-    validity = openValidityFile({
-      path: cloneSpec.validityPath,
-      volumeId,
-      generation,
-      lengthBytes,
-      bootId: bootId(),
-    });
-    local = await openData(spec);
-    const initiatorOptions = initiatorOptionsOf(spec, cloneSpec, options);
-    const source = new SourceDevice({
-      lengthBytes,
-      blockBytes: BLOCK_BYTES,
-      open: () => IscsiInitiator.open(initiatorOptions),
-      connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
-    });
-    const device = await CloneDevice.open({
-      local,
-      source,
-      metadata,
-      validityWords: validity.words,
-      validityIsCurrent: validity.current,
-      clock,
-      logger,
-      blockBytes: BLOCK_BYTES,
-      hydration: cloneSpec.hydration,
-      localWrittenByOthers: true,
-      wireBytesBefore: validity.wireBytes,
-      onHydrated: options.onHydrated,
-    });
-    return { device, source, validity, validityPath: cloneSpec.validityPath };
-  } catch (error) {
-    validity?.close();
-    await local?.close();
-    await metadataDevice.close();
-    throw error;
-  }
-}
-
-/** The generation that is cloned is the one that was sealed: the one before the clone's own. */
-function initiatorOptionsOf(
-  spec: VolumeServerSpec,
-  cloneSpec: CloneSpec,
-  options: AttachedVolumeOptions,
-): InitiatorOptions & { expected: { lengthBytes: number } } {
-  const { source } = cloneSpec;
-  return {
-    portals: [{ host: source.host, port: source.port }],
-    targetIqn: source.targetIqn,
-    initiatorIqn: source.initiatorIqn,
-    chap: { user: source.chapUser, secret: source.chapSecret },
-    lun: source.lun,
-    expected: {
-      lengthBytes: spec.lengthBytes,
-      blockBytes: BLOCK_BYTES,
-      serial: exportSerial(spec.volumeId, spec.generation - 1),
-    },
-    clock: options.clock,
-    random: options.random,
-    logger: options.logger,
-  };
 }

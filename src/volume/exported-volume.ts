@@ -9,15 +9,11 @@ import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './record.ts';
 import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from './server-spec.ts';
+import { exportSerial } from './specs.ts';
 
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
 
 const BLOCK_BYTES = 512;
-
-/** What initiators know a volume's export by; another volume, or another generation of it, has another one. */
-export function exportSerial(volumeId: string, generation: number): string {
-  return `${volumeId}.${generation}`;
-}
 
 /** Role `export`: the sealed data file, read-only, over iSCSI. */
 export class ExportedVolume {

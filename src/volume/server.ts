@@ -1,19 +1,12 @@
-import { pino } from 'pino';
-import { Compile } from 'typebox/compile';
+import { flushCompileCache } from 'node:module';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
+import { lineLogger } from '../base/line-logger.ts';
 import type { Logger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { AttachedVolume } from './attached-volume.ts';
-import { ExportedVolume } from './exported-volume.ts';
-import {
-  Access,
-  Grant,
-  HydrationSettings,
-  VolumeServerSpec,
-  type VolumeServerStatus,
-} from './server-spec.ts';
+import { badSpec, parseActivate, parseGrant, parseHydration, parseInitiator, parseSpec } from './server-input.ts';
+import type { VolumeServerSpec, VolumeServerStatus } from './server-spec.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**
@@ -24,16 +17,10 @@ import { StatusReporter } from './status-reporter.ts';
  * start; the `failed` event says why.
  */
 
+const LOG_FD = 2;
 const FUSE_FD = 3;
 const EXIT_BROKEN = 1;
 const EXIT_NOT_STARTED = 2;
-
-const specValidator = Compile(VolumeServerSpec);
-const validators = {
-  access: Compile(Access),
-  grant: Compile(Grant),
-  hydration: Compile(HydrationSettings),
-};
 
 /** Everything up to the first newline; what follows it stays in the stream. */
 async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
@@ -59,38 +46,6 @@ async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
   });
 }
 
-function parseSpec(line: string): VolumeServerSpec {
-  let value: unknown;
-  try {
-    value = JSON.parse(line);
-  } catch (error) {
-    throw badSpec('the first line is not JSON', error);
-  }
-  return checked(specValidator, value, 'spec');
-}
-
-function badSpec(reason: string, cause?: unknown): GodwitError {
-  return new GodwitError('VOLUME_BAD_SPEC', `this is not the spec of a volume server: ${reason}`, {
-    nextAction: 'The shim and the volume server must be of the same godwit version.',
-    cause,
-  });
-}
-
-/** The value, when it fits; else throws `VOLUME_BAD_SPEC`. The message never holds the value: it may have a secret in it. */
-function checked<T>(
-  validator: { Check: (value: unknown) => value is T; Errors: (value: unknown) => { instancePath: string; message: string }[] },
-  value: unknown,
-  what: string,
-): T {
-  if (validator.Check(value)) return value;
-  const [first] = validator.Errors(value);
-  throw badSpec(`${what}${first?.instancePath ?? ''} ${first?.message ?? 'does not fit'}`);
-}
-
-function field(args: unknown, name: string): unknown {
-  return typeof args === 'object' && args !== null ? (args as Record<string, unknown>)[name] : undefined;
-}
-
 type Served = {
   status: () => VolumeServerStatus;
   operations: Record<string, (args: unknown) => unknown>;
@@ -103,6 +58,8 @@ type Served = {
 };
 
 async function serveAttached(spec: VolumeServerSpec, logger: Logger, emit: (event: string, data: unknown) => void): Promise<Served> {
+  // Each role loads its own code only: it is most of the memory of an idle server.
+  const { AttachedVolume } = await import('./attached-volume.ts');
   const volume = await AttachedVolume.open(spec, {
     fuseFd: FUSE_FD,
     clock: systemClock,
@@ -113,10 +70,10 @@ async function serveAttached(spec: VolumeServerSpec, logger: Logger, emit: (even
   return {
     status: () => volume.status(),
     operations: {
-      activate: (args) => volume.activate(checked(validators.access, field(args, 'access'), 'access')),
+      activate: (args) => volume.activate(parseActivate(args)),
       flush: () => volume.flush(),
       seal: () => volume.seal(),
-      hydration: (args) => volume.configureHydration(checked(validators.hydration, args, 'hydration')),
+      hydration: (args) => volume.configureHydration(parseHydration(args)),
       finish: () => volume.finish(),
     },
     start: () => volume.start(),
@@ -127,15 +84,16 @@ async function serveAttached(spec: VolumeServerSpec, logger: Logger, emit: (even
 }
 
 async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
+  const { ExportedVolume } = await import('./exported-volume.ts');
   const volume = await ExportedVolume.open(spec, { clock: systemClock, random: systemRandom, logger });
   return {
     status: () => volume.status(),
     operations: {
-      activate: (args) => volume.activate(checked(validators.access, field(args, 'access'), 'access')),
+      activate: (args) => volume.activate(parseActivate(args)),
       flush: () => undefined,
       seal: () => undefined,
-      grant: (args) => volume.grant(checked(validators.grant, args, 'grant')),
-      revoke: (args) => volume.revoke(String(field(args, 'initiatorIqn'))),
+      grant: (args) => volume.grant(parseGrant(args)),
+      revoke: (args) => volume.revoke(parseInitiator(args)),
     },
     start: () => {},
     ready: { port: volume.port },
@@ -145,7 +103,7 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
 }
 
 async function main(): Promise<void> {
-  const logger: Logger = pino({ base: null }, pino.destination({ fd: 2, sync: true }));
+  const logger: Logger = lineLogger(LOG_FD, systemClock);
   const opened = Promise.withResolvers<Served>();
   opened.promise.catch(() => {}); // told by `failed`; requests that wait for it are told too
   let rpc: LineRpc | undefined;
@@ -175,6 +133,8 @@ async function main(): Promise<void> {
   opened.resolve(served);
   emit('ready', served.ready);
   served.start();
+  // Now, because a server that is killed would not: the next one starts in half the time, and without the compiler's memory.
+  flushCompileCache();
   const reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
   reporter.start();
 

@@ -3,7 +3,12 @@ import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { closedError, readOnlyError } from '../block/range.ts';
 
 /** A remote device that connects, and connects again, by itself. */
-export type Connection = BlockDevice & { readonly lastError: GodwitError | null };
+export type Connection = BlockDevice & {
+  /** `connected`, or something else. */
+  readonly state: string;
+  /** Why the last login or connection ended; stays when there is a connection again. */
+  readonly lastError: GodwitError | null;
+};
 
 export type SourceDeviceOptions = {
   lengthBytes: number;
@@ -29,9 +34,10 @@ export class SourceDevice implements BlockDevice {
     this.#options = options;
   }
 
-  /** Why the last login or connection ended; null when none did, or without a connection. */
+  /** Why there is no connection; null when there is one, or none was needed. */
   get lastError(): string | null {
-    return this.#connection?.lastError?.message ?? null;
+    if (this.#connection === null || this.#connection.state === 'connected') return null;
+    return this.#connection.lastError?.message ?? null;
   }
 
   /** For the first attach, where a wrong source must be noticed at once. */

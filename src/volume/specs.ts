@@ -88,6 +88,11 @@ export function sourceSpec(record: VolumeRecord, grant: Grant, place: { host: st
   };
 }
 
+/** What initiators know a volume's export by; another volume, or another generation of it, has another one. */
+export function exportSerial(volumeId: string, generation: number): string {
+  return `${volumeId}.${generation}`;
+}
+
 export function targetIqn(volumeId: string, generation: number): string {
   return `${IQN_PREFIX}:${iqnPart(volumeId)}.g${generation}`;
 }

@@ -1,9 +1,7 @@
 import { execFile } from 'node:child_process';
-import { constants } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
-import { Compile } from 'typebox/compile';
 import { ulid } from 'ulid';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
@@ -15,7 +13,8 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
-import { VOLUME_FILES, VolumeRecord } from './record.ts';
+import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { encodeRecord, readRecord } from './record-file.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 
 /**
@@ -404,12 +403,8 @@ export type VolumeCapacity = {
 
 const NEW_PREFIX = '.new-';
 const GONE_PREFIX = '.gone-';
-/** A record is under 1 KiB; anything larger is not one. */
-const RECORD_BYTES_MAX = 64 * 1024;
 const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;
 const EXT4_JOURNAL_BYTES_MAX = 64 * 2 ** 20;
-
-const recordValidator = Compile(VolumeRecord);
 
 /**
  * How a file becomes a filesystem. For ext4:
@@ -431,48 +426,6 @@ export function formatCommand(
   const journal = lengthBytes >= 16 * 2 ** 30 ? ['-J', `size=${EXT4_JOURNAL_BYTES_MAX / 2 ** 20}`] : [];
   const options = ['-b', '4096', '-m', '0', '-E', 'assume_storage_prezeroed=1,nodiscard', ...journal];
   return ['mkfs.ext4', '-q', '-F', ...options, path];
-}
-
-/** The record in a volume's folder, validated. Rejects `VOLUME_RECORD_CORRUPT`, naming the file. */
-export async function readRecord(folder: string): Promise<VolumeRecord> {
-  const path = join(folder, VOLUME_FILES.record);
-  const corrupt = (reason: string, cause?: unknown): GodwitError =>
-    new GodwitError('VOLUME_RECORD_CORRUPT', `${path} is not a volume's record: ${reason}`, {
-      values: { path },
-      nextAction:
-        'Restore the file from a backup, or move the folder away; the data file beside it is untouched.',
-      cause,
-    });
-  let bytes: Buffer;
-  try {
-    // O_NOFOLLOW: a record is a plain file of ours, never a link to somewhere else.
-    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
-    try {
-      const { size } = await file.stat();
-      if (size > RECORD_BYTES_MAX) throw corrupt(`it has ${size} bytes`);
-      bytes = await file.readFile();
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    if (error instanceof GodwitError) throw error;
-    throw corrupt(messageOf(error), error);
-  }
-  let value: unknown;
-  try {
-    value = JSON.parse(bytes.toString('utf8'));
-  } catch (error) {
-    throw corrupt('it is not JSON', error);
-  }
-  if (!recordValidator.Check(value)) {
-    const [first] = recordValidator.Errors(value);
-    throw corrupt(`${first?.instancePath ?? ''} ${first?.message ?? 'does not match'}`.trim());
-  }
-  const name = basename(folder);
-  if (name !== value.id && name !== `${value.id}.g${value.generation}` && !name.startsWith('.')) {
-    throw corrupt(`it is of volume ${value.id}`);
-  }
-  return value;
 }
 
 /**
@@ -499,10 +452,6 @@ async function reserve(device: FileDevice): Promise<void> {
     // A filesystem that cannot reserve space (tmpfs can, NFS 4.1 cannot) takes it when the bits are written.
     if (errnoOf(error) !== 'ENOTSUP') throw error;
   }
-}
-
-function encodeRecord(record: VolumeRecord): string {
-  return `${JSON.stringify(record, null, 2)}\n`;
 }
 
 function checkLength(lengthBytes: number): void {

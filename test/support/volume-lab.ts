@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
+import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
 import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
@@ -45,18 +45,28 @@ export class VolumeLab {
   readonly dir: string;
   readonly validityDir: string;
   readonly #cleanups: (() => Promise<unknown>)[] = [];
+  readonly #fuseMounts: FuseMount[] = [];
 
-  constructor(t: Pick<TestContext, 'after'>) {
+  /** Without a test, the caller closes it. */
+  constructor(t?: Pick<TestContext, 'after'>) {
     this.dir = mkdtempSync(join(tmpdir(), 'gw-lab-'));
     this.validityDir = mkdtempSync('/dev/shm/gw-lab-');
-    t.after(() => this.close());
+    t?.after(() => this.close());
   }
 
-  /** Undoes everything in reverse order; goes on when one part fails, and then throws the first error. */
+  /**
+   * Undoes everything in reverse order; goes on when one part fails, and then throws the first error. What does not let go may wait for a
+   * volume server that cannot answer any more: everything in the FUSE connections gets an error then, and the part is tried again.
+   */
   async close(): Promise<void> {
     const errors: unknown[] = [];
-    for (const cleanup of this.#cleanups.splice(0).reverse())
-      await cleanup().catch((error) => errors.push(error));
+    for (const cleanup of this.#cleanups.splice(0).reverse()) {
+      await cleanup().catch(async (error) => {
+        errors.push(error);
+        for (const fuse of this.#fuseMounts) await abortFuseConnection(fuse.connectionId);
+        await cleanup().catch((again) => errors.push(again));
+      });
+    }
     if (errors.length === 0) rmSync(this.dir, { recursive: true, force: true });
     rmSync(this.validityDir, { recursive: true, force: true });
     if (errors.length > 0) throw errors[0];
@@ -134,7 +144,11 @@ export class VolumeLab {
     };
     const dir = mkdtempSync(join(this.dir, 'fuse-'));
     const fuse = await mountFuse({ dir, name: 'godwit-test' });
-    this.onClose(() => unmountFuse(fuse, silentLogger));
+    this.#fuseMounts.push(fuse);
+    this.onClose(async () => {
+      await unmountFuse(fuse, silentLogger);
+      this.#fuseMounts.splice(this.#fuseMounts.indexOf(fuse), 1);
+    });
     const events: [event: string, data: unknown][] = [];
     const spec = attachSpec(record, { volumeDir, access: options.access, ...clone });
     const server = await this.#serve(spec, fuse, 'attach', events);
@@ -174,31 +188,34 @@ export type Export = { server: VolumeSupervisor; grant: Grant; source: SourceSpe
 
 /**
  * A move of a sealed volume as the migration does it: export in standby, target attached in standby, seal, handoff, activation.
- * `fill` writes the source's content.
+ * `fill` writes the source's content into its mounted filesystem; `write` makes a volume without one and writes its data file itself.
  */
 export async function moveVolume(
   lab: VolumeLab,
   options: {
     lengthBytes: number;
-    fill: (dir: string) => Promise<void>;
     paused?: boolean;
     /** Data folder of the target; its own one otherwise. */
     targetDir?: string;
-  },
+    /** Where the target finds the source instead: something that stands between them. */
+    via?: (source: SourceSpec) => Promise<{ host: string; port: number }>;
+  } & ({ fill: (dir: string) => Promise<void> } | { write: (dataPath: string) => Promise<void> }),
 ): Promise<Move> {
   const sourceStore = await lab.store('source');
   const targetStore = await lab.store(options.targetDir ?? 'target');
   const made = await sourceStore.create({
     name: 'data',
     lengthBytes: options.lengthBytes,
-    filesystem: 'ext4',
+    filesystem: 'fill' in options ? 'ext4' : 'none',
   });
-  await lab.withDataMounted(sourceStore, made.id, options.fill);
+  if ('fill' in options) await lab.withDataMounted(sourceStore, made.id, options.fill);
+  else await options.write(join(sourceStore.folder(made.id), 'data.raw'));
   const source = await lab.export(sourceStore, made.id, 'standby');
+  const place = await options.via?.(source.source);
   const incoming = await targetStore.createIncoming({ ...made, generation: made.generation + 1 });
   const target = await lab.attach(targetStore, incoming, {
     access: 'standby',
-    source: source.source,
+    source: { ...source.source, ...place },
     paused: options.paused ?? false,
   });
   await sourceStore.apply(made.id, { kind: 'seal', generation: made.generation });

@@ -1,0 +1,36 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { Value } from 'typebox/value';
+import { VolumeRecord } from './record.ts';
+import { wrongField } from './record-file.ts';
+
+const good: VolumeRecord = {
+  formatVersion: 1,
+  id: 'v_1',
+  name: 'data',
+  lengthBytes: 4096,
+  filesystem: 'ext4',
+  generation: 1,
+  state: 'ready',
+  createdAtMs: 1,
+  machineId: null,
+  destroyAfterMs: null,
+};
+
+test('the checks by hand say what the schema says', () => {
+  assert.equal(wrongField(good), null);
+  const strange = fc.oneof(
+    fc.jsonValue(),
+    fc.constantFrom(0, 1, 4095, 4096, 1.5, -1, 'ext4', 'xfs', 'ready', 'sealed', 'clone', null, undefined),
+  );
+  const changed = fc
+    .tuple(fc.constantFrom(...Object.keys(good)), strange)
+    .map(([field, value]) => ({ ...good, [field]: value }));
+  fc.assert(
+    fc.property(fc.oneof(changed, fc.jsonValue()), (value) => {
+      assert.equal(wrongField(value) === null, Value.Check(VolumeRecord, value), JSON.stringify(value));
+    }),
+    { numRuns: 2000 },
+  );
+});

@@ -1,0 +1,85 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { Value } from 'typebox/value';
+import { isGodwitError } from '../base/errors.ts';
+import { parseSpec } from './server-input.ts';
+import { VolumeServerSpec } from './server-spec.ts';
+
+const good: VolumeServerSpec = {
+  role: 'attach',
+  volumeId: 'v_1',
+  generation: 2,
+  lengthBytes: 4096,
+  volumeDir: 'dir',
+  access: 'standby',
+  clone: {
+    metadataPath: 'meta',
+    validityPath: 'bits',
+    source: {
+      host: 'host',
+      port: 3260,
+      targetIqn: 'iqn.2026-11.example:t',
+      lun: 0,
+      initiatorIqn: 'iqn.2026-11.example:i',
+      chapUser: 'user',
+      chapSecret: 'twelve bytes',
+    },
+    hydration: { paused: false, rateBytesPerSecondMax: 0 },
+  },
+  export: {
+    listenHost: 'host',
+    listenPort: 0,
+    targetIqn: 'iqn.2026-11.example:t',
+    grants: [
+      { initiatorIqn: 'iqn.2026-11.example:i', chapUser: 'user', chapSecret: 'twelve bytes', generation: 1 },
+    ],
+  },
+};
+
+/** Paths to every field of the spec. */
+function pathsOf(value: unknown, path: string[] = []): string[][] {
+  if (typeof value !== 'object' || value === null) return [path];
+  return [path, ...Object.entries(value).flatMap(([key, inner]) => pathsOf(inner, [...path, key]))];
+}
+
+function withField(path: readonly string[], value: unknown): unknown {
+  const [first, ...rest] = path;
+  if (first === undefined) return value;
+  const copy = structuredClone(good) as Record<string, unknown>;
+  let at = copy;
+  for (const key of path.slice(0, -1)) at = at[key] as Record<string, unknown>;
+  at[rest.at(-1) ?? first] = value;
+  return copy;
+}
+
+test('a spec that fits comes through unchanged', () => {
+  assert.deepEqual(parseSpec(JSON.stringify(good)), good);
+});
+
+test('the checks by hand refuse what the schema refuses, and never show a value', () => {
+  const strange = fc.oneof(
+    fc.jsonValue(),
+    fc.constantFrom(0, 1, -1, 255, 256, 4095, 4096, 65535, 65536, 1.5, '', 'attach', 'readonly', 'secret', true, null),
+  );
+  fc.assert(
+    fc.property(fc.constantFrom(...pathsOf(good)), strange, (path, value) => {
+      // Beyond 2^53 the schema still says integer; we do not count that far.
+      fc.pre(!Number.isInteger(value) || Number.isSafeInteger(value));
+      const spec = withField(path, value);
+      let accepted = true;
+      try {
+        parseSpec(JSON.stringify(spec));
+      } catch (error) {
+        accepted = false;
+        assert.ok(isGodwitError(error, 'VOLUME_BAD_SPEC'));
+        assert.ok(!error.message.includes('secret') || error.message.includes('Secret'));
+      }
+      assert.equal(accepted, Value.Check(VolumeServerSpec, JSON.parse(JSON.stringify(spec))), path.join('.'));
+    }),
+    { numRuns: 3000 },
+  );
+  for (const line of ['', '{', 'null', '7']) {
+    assert.throws(() => parseSpec(line), (error) => isGodwitError(error, 'VOLUME_BAD_SPEC'), line);
+  }
+});
