@@ -77,7 +77,7 @@ const COLUMNS = [
 function cellsOf(machine: DrainMachine, style: Style): Cell[] {
   const plain = (text: string): Cell => ({ text, paint: (shown) => shown });
   const fraction = machine.state === 'moved' ? 1 : machine.hydratedFraction;
-  const moves = machine.state === 'hydrating';
+  const moves = machine.state === 'hydrating' && fraction !== 1;
   const paintPhase =
     machine.state === 'moved'
       ? style.green

@@ -36,7 +36,7 @@ export class ExitWith extends Error {
 
 export function exitCodeOf(error: unknown): number {
   if (!(error instanceof GodwitError)) return EXIT.error;
-  if (error.code.startsWith('CLI_INVALID_') || error.code.startsWith('CLI_AMBIGUOUS_')) return EXIT.usage;
+  if (/^CLI_(INVALID|AMBIGUOUS)_/.test(error.code)) return EXIT.usage;
   if (error.code === 'API_UNREACHABLE') return EXIT.unreachable;
   switch (statusOf(error.code)) {
     case 400:

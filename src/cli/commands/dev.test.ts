@@ -1,0 +1,90 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { requires } from '../../../test/support/requires.ts';
+import { scratchDir } from '../../../test/support/scratch.ts';
+import { readFleetFile } from '../fleet-file.ts';
+
+/** A fleet without machines: what the keeper of local workers does. Machines on it are the business of test/. */
+
+const BIN = join(import.meta.dirname, '..', '..', '..', 'bin', 'godwit');
+
+async function until(what: string, condition: () => boolean): Promise<void> {
+  for (let turn = 0; !condition(); turn++) {
+    if (turn > 1200) assert.fail(`still not: ${what}`);
+    await sleep(50);
+  }
+}
+
+function ended(child: ChildProcess): Promise<number | null> {
+  return new Promise((resolve) => child.once('close', resolve));
+}
+
+function runs(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test('workers start, come back when they die, end with Ctrl-C, and go', {
+  skip: requires('root'),
+}, async (t) => {
+  const dir = scratchDir(t);
+  const fleetPath = join(dir, '.godwit', 'fleet.json');
+  const pids = new Set<number>();
+  t.after(() => {
+    for (const pid of pids) if (runs(pid)) process.kill(pid, 'SIGKILL');
+  });
+  const start = (...args: string[]) => {
+    const child = spawn(BIN, args, { cwd: dir, env: { PATH: process.env.PATH, HOME: dir } });
+    pids.add(child.pid!);
+    const output = { text: '' };
+    child.stdout.on('data', (chunk) => {
+      output.text += chunk;
+    });
+    child.stderr.on('data', (chunk) => {
+      output.text += chunk;
+    });
+    return { child, output, exit: ended(child) };
+  };
+  const pidOf = (name: string) =>
+    readFleetFile(fleetPath).workers.find((worker) => worker.name === name)?.pid;
+
+  const dev = start('dev', '--workers', '2', '--respawn');
+  await until('ready', () => dev.output.text.includes('Ctrl-C ends') || dev.child.exitCode !== null);
+  assert.equal(dev.child.exitCode, null, dev.output.text);
+  const first = pidOf('worker-1')!;
+  pids.add(first).add(pidOf('worker-2')!);
+
+  const second = start('dev', '--workers', '2');
+  assert.equal(await second.exit, 6, 'the folder is taken');
+
+  process.kill(first, 'SIGKILL');
+  await until('started again', () => pidOf('worker-1') !== undefined && pidOf('worker-1') !== first);
+  pids.add(pidOf('worker-1')!);
+  const listed = start('machine', 'list', '--json');
+  // The new worker may not listen yet: then the list says so and ends with 4.
+  assert.ok([0, 4].includes((await listed.exit) ?? -1), listed.output.text);
+
+  const { url } = readFleetFile(fleetPath).workers[0]!;
+  dev.child.kill('SIGINT');
+  assert.equal(await dev.exit, 0, dev.output.text);
+  assert.match(dev.output.text, /Machines go on running/);
+  for (const pid of pids) if (pid !== second.child.pid) assert.ok(!runs(pid), `process ${pid} is left`);
+  assert.equal(
+    readFleetFile(fleetPath).workers[0]!.url,
+    url,
+    'the next one comes back under the same address',
+  );
+
+  const down = start('dev', 'down');
+  assert.equal(await down.exit, 0, down.output.text);
+  assert.ok(!existsSync(fleetPath) && !existsSync(join(dir, '.godwit', 'worker-1')));
+  assert.equal(await start('dev', 'down').exit, 5, 'nothing is left to take down');
+});
