@@ -42,8 +42,7 @@ cd "$jail"
 # shellcheck disable=SC2086 # split at newlines on purpose
 mkdir -p $folders
 unset IFS
-cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty dev/
-cp -a /dev/fd /dev/stdin /dev/stdout /dev/stderr dev/ || echo 'note this host has no /dev/fd or /dev/std*' >&3
+cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fd /dev/stdin /dev/stdout /dev/stderr dev/
 if mount -n -t overlay -o "lowerdir=/,upperdir=$jail/upper,workdir=$jail/work" overlay "$root"; then
   fstab=$jail.fstab.overlay
 else

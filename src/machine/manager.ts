@@ -299,7 +299,7 @@ export class MachineManager {
   async shutdownShim(machineId: string): Promise<void> {
     const runtimeDir = this.runtimeDir(machineId);
     const client = await this.client(machineId);
-    const process = readShimState(runtimeDir)?.shim;
+    const shim = readShimState(runtimeDir)?.shim;
     if (client !== null) {
       try {
         await client.call('shutdown', {});
@@ -311,7 +311,7 @@ export class MachineManager {
       client.close();
     }
     // It has answered; the process itself is gone some milliseconds later.
-    for (let attempt = 0; process !== undefined && isAlive(process) && attempt < 500; attempt++) {
+    for (let attempt = 0; shim !== undefined && isAlive(shim) && attempt < 500; attempt++) {
       await this.#options.clock.sleep(10);
     }
     await cleanUpAfterDeadShim(runtimeDir, this.#options.clock, this.#options.logger);
