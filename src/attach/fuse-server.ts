@@ -11,6 +11,7 @@ import { ValidityMap } from '../clone/validity-map.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
 import { viewAt } from '../sys/shared-mapping.ts';
+import { startWriteBack } from '../sys/sync-file-range.ts';
 import type { Access, GuestStatistics } from '../volume/server-spec.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
@@ -78,6 +79,7 @@ export class FuseServer {
   #changesInFlight = 0;
   #idleWaiters: (() => void)[] = [];
   #stopped = false;
+  #writesBack = false;
 
   /** Starts to serve at once. Asks the kernel to send again what a dead forerunner had read and not answered. */
   constructor(options: FuseServerOptions) {
@@ -118,6 +120,7 @@ export class FuseServer {
     this.closed = new Promise((resolve, reject) => {
       this.#worker.on('message', (message: HotThreadMessage) => {
         if (message === 'posted') this.#takePosted();
+        else if (message === 'dirty') this.#startWriteBack();
         else if (message.closed === -ENODEV) resolve();
         else reject(callFailed('read of /dev/fuse', message.closed));
       });
@@ -210,6 +213,15 @@ export class FuseServer {
   #wakeHotThread(): void {
     this.#slots.stop();
     rawWrite(this.#wakeFd, addressOf(wakeCount), wakeCount.byteLength);
+  }
+
+  #startWriteBack(): void {
+    const { hot } = this.#options;
+    if (hot === null || this.#writesBack || this.#access !== 'writable') return;
+    this.#writesBack = true;
+    void startWriteBack(hot.dataFd).finally(() => {
+      this.#writesBack = false;
+    });
   }
 
   /** Resolves when the hot thread cannot act any more on what the shared words said before the call. */

@@ -42,8 +42,8 @@ export type HotThreadData = {
   spinMicroseconds: number;
 };
 
-/** A message of the thread: the doorbell, or how /dev/fuse ended. */
-export type HotThreadMessage = 'posted' | { closed: number };
+/** A message of the thread: the doorbell, time to start write-back, or how /dev/fuse ended. */
+export type HotThreadMessage = 'posted' | 'dirty' | { closed: number };
 
 /**
  * Larger writes go to the file in pieces of this size. The page cache makes folios as large as the write that creates them, and a later 4 KiB
@@ -51,9 +51,18 @@ export type HotThreadMessage = 'posted' | { closed: number };
  */
 const WRITE_PIECE_BYTES = 64 * 1024;
 
+/**
+ * After this many bytes of writes the file's dirty pages start on their way to the disk, so that they do not pile up until a flush (the
+ * seal before a handoff is one) or until the host throttles every writer, this thread among them.
+ */
+const WRITE_BEHIND_BYTES = 64 * 1024 * 1024;
+
 /** After this many spins in a row without a request, spinning pauses for `SPIN_PAUSE_REQUESTS` requests. */
 const SPIN_MISSES_MAX = 4;
 const SPIN_PAUSE_REQUESTS = 64;
+/** A spin that took this much longer than meant was interrupted by other work; the pause is longer then. */
+const PREEMPTED_AFTER_MS = 0.3;
+const SPIN_PAUSE_PREEMPTED_REQUESTS = 4096;
 
 function run(data: HotThreadData): number {
   const { fuseFd, lengthBytes, blockBytes, hot } = data;
@@ -71,6 +80,7 @@ function run(data: HotThreadData): number {
       ? null
       : new ValidityMap(wordsAt(hot.validity), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
   let readWithoutWaiting = rawReadNow;
+  let dirtyBytes = 0;
   let spinMisses = 0;
   let spinPause = 0;
 
@@ -98,7 +108,9 @@ function run(data: HotThreadData): number {
    * doubles the rate; where requests come slowly it gives up and costs next to nothing.
    */
   function spin(address: number): number {
-    const endMs = performance.now() + data.spinMicroseconds / 1000;
+    const startMs = performance.now();
+    const endMs = startMs + data.spinMicroseconds / 1000;
+    let nowMs = startMs;
     do {
       for (let attempt = 0; attempt < 4; attempt++) {
         const count = rawRead(fuseFd, address, REQUEST_BYTES_MAX);
@@ -107,10 +119,14 @@ function run(data: HotThreadData): number {
           return count;
         }
       }
-    } while (performance.now() < endMs);
-    if (++spinMisses >= SPIN_MISSES_MAX) {
+      nowMs = performance.now();
+    } while (nowMs < endMs);
+    // Much later than meant: somebody else needed the processor. A thread that sleeps gets it at once when it wakes, one that
+    // used its share up with looking does not.
+    const preempted = nowMs - endMs > PREEMPTED_AFTER_MS;
+    if (preempted || ++spinMisses >= SPIN_MISSES_MAX) {
       spinMisses = 0;
-      spinPause = SPIN_PAUSE_REQUESTS;
+      spinPause = preempted ? SPIN_PAUSE_PREEMPTED_REQUESTS : SPIN_PAUSE_REQUESTS;
     }
     return -EAGAIN;
   }
@@ -167,6 +183,11 @@ function run(data: HotThreadData): number {
     }
     const replyBytes = slot.replyWrite(sizeBytes);
     rawWrite(fuseFd, address + REPLY_AT, replyBytes);
+    dirtyBytes += sizeBytes;
+    if (dirtyBytes >= WRITE_BEHIND_BYTES) {
+      dirtyBytes = 0;
+      parentPort!.postMessage('dirty' satisfies HotThreadMessage);
+    }
     counters.add(COUNTER.writes, 1);
     counters.add(COUNTER.writeBytes, sizeBytes);
     counters.writeLatency.record(performance.now() - startMs);

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
+import { setPriority } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
@@ -26,6 +27,11 @@ const WELL_AFTER_MS = 250;
 /** The first restart is at once; then each waits twice as long, from and up to. */
 const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = 2_000;
+/**
+ * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every processor busy must not hold up its own
+ * reads. It sleeps whenever nothing is asked of it.
+ */
+const SERVER_NICE = -10;
 /** How long a server that was asked to end may take before it is killed. */
 const STOP_TIMEOUT_MS = 3_000;
 
@@ -217,6 +223,11 @@ export class VolumeSupervisor {
         return false;
       }
     };
+    try {
+      setPriority(pid, SERVER_NICE);
+    } catch (error) {
+      logger.warn({ error: messageOf(error) }, 'the priority of the volume server could not be raised');
+    }
     const first = this.#protection === null;
     for (const path of cgroupProcsPaths) write(path, String(pid));
     this.#protection = { ioFlusher, outOfMemoryKiller: write(`/proc/${pid}/oom_score_adj`, '-1000') };
