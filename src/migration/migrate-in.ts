@@ -9,7 +9,7 @@ import type { TargetSide } from './target-side.ts';
 /**
  * The target's run of a move. Its id is the source's run id with `TARGET_RUN_SUFFIX`, so that both may live in one journal.
  *
- *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → hydrate → finish
+ *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → settle → hydrate → finish
  *      the      sparse   shim,    the     the fence  │   mount,                     drop the
  *      offer    file,    FUSE,    hand-   moves: g+1 │   start                      clone layer,
  *      again    bits     login    off     the point of no return                   log out
@@ -52,6 +52,8 @@ export function targetRunId(moveId: string): string {
 const HANDOFF_WAIT_MS = 3_600_000;
 const SOURCE_PROBE_MS = 2_000;
 const HEALTH_PATIENCE_MS = 600_000;
+/** A machine that takes longer to become healthy shares the host with its hydration. */
+const HEALTH_ROUND_MS = 10_000;
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
@@ -147,11 +149,12 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           const untilMs = (out(context).bootedAtMs ?? clock.wallMs()) + HEALTH_PATIENCE_MS;
           for (;;) {
             try {
-              await target.awaitHealthy(context.input, 15_000);
+              await target.awaitHealthy(context.input, HEALTH_ROUND_MS);
               return { healthyAtMs: clock.wallMs() };
             } catch (error) {
               if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
               context.signal.throwIfAborted();
+              await target.hydrate(context.input);
               if (clock.wallMs() >= untilMs) {
                 return { healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) };
               }
@@ -176,6 +179,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         retry: { initialMs: 100, maxMs: 5_000 },
         async do(context) {
           if (!context.input.volume) return;
+          await target.hydrate(context.input);
           let pauseMs = 20;
           for (;;) {
             const hydration = await target.hydration(context.input);

@@ -11,10 +11,10 @@ import type { MoveSubject, SourceSide } from './source-side.ts';
 /**
  * The source's run of a move.
  *
- *     choose → export → prepare → sync → stop → seal → open → handoff ─┐ → detach → settle → serve → release
- *       ask     standby   target    dirty   the    g      blocks  the   │    our      the      until    keep the
- *       for     for one   does all  pages   machine       may be  point │    shim     target   it is    sealed file
- *       offers  grant     it can    out                   read    of no │    ends     boots    whole    as a way back
+ *     choose → export → prepare → sync → stop → seal → open → handoff ─┐ → settle → detach → serve → release
+ *       ask     standby   target    dirty   the    g      blocks  the   │    the      our      until    keep the
+ *       for     for one   does all  pages   machine       may be  point │    target   shim     it is    sealed file
+ *       offers  grant     it can    out                   read    of no │    boots    ends     whole    as a way back
  *                                                                 return
  * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer it does not. Until
  * `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and the machine starts here again.
@@ -334,13 +334,6 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         },
       },
       {
-        name: 'detach',
-        deadlineMs: DAY_MS,
-        async do(context) {
-          await source.detach(context.input.machineId);
-        },
-      },
-      {
         name: 'settle',
         deadlineMs: DAY_MS,
         async do(context) {
@@ -364,6 +357,13 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             await clock.sleep(pauseMs, context.signal);
             pauseMs = Math.min(pauseMs * 2, 1_000);
           }
+        },
+      },
+      {
+        name: 'detach',
+        deadlineMs: DAY_MS,
+        async do(context) {
+          await source.detach(context.input.machineId);
         },
       },
       {

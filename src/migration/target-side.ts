@@ -7,7 +7,10 @@ export interface TargetSide {
   /** Sparse file, clone metadata and the record (`incoming`). */
   createVolume(request: PrepareRequest): Promise<void>;
   destroyVolume(request: PrepareRequest): Promise<void>;
-  /** Shim, FUSE mount, volume server in standby, login at the source, loop device: all that needs no sealed volume. */
+  /**
+   * The machine's record, in the hands of the move; shim, FUSE mount, volume server in standby, login at the source, loop device: all that
+   * needs no sealed volume.
+   */
   attachStandby(request: PrepareRequest): Promise<void>;
   detach(request: PrepareRequest): Promise<void>;
   /**
@@ -15,10 +18,12 @@ export interface TargetSide {
    * the host lost the shim in between.
    */
   activate(request: PrepareRequest): Promise<void>;
-  /** Mounts (`onMounted`), records the machine as this worker's own, starts its workload (unless it was stopped). */
+  /** Mounts (`onMounted`) and starts the workload, unless it was stopped. Background hydration waits for `hydrate`. */
   boot(request: PrepareRequest, onMounted: () => void): Promise<void>;
   /** Resolves when healthy; rejects `MACHINE_NOT_HEALTHY` after `timeoutMs`. */
   awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void>;
+  /** Lets background hydration begin: it has stood back so that a booting machine has host and wire for itself. */
+  hydrate(request: PrepareRequest): Promise<void>;
   /** The machine is under nobody's hands any more: restarts of the worker treat it like any other. */
   settle(request: PrepareRequest): Promise<void>;
   /** How far the blocks are; null for a machine without a volume. Attaches again when the host lost the shim in between. */

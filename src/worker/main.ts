@@ -26,7 +26,7 @@ import { EventBus } from './event-bus.ts';
 import { hostLoad } from './load.ts';
 import type { RunningWorker, WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
-import { LocalService } from './service.ts';
+import { LocalService, ownsMachine } from './service.ts';
 import { SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 import { VolumeAccess } from './volume-access.ts';
@@ -133,7 +133,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     clock,
     logger,
     limits: DRAIN_LIMITS,
-    machines: () => localMachines(machines, volumes),
+    machines: async () => {
+      const notYetOurs = new Set(
+        openRuns(MIGRATE_IN)
+          .filter((run) => !ownsMachine(run))
+          .map((run) => (run.input as PrepareRequest).machineId),
+      );
+      const local = await localMachines(machines, volumes);
+      return local.filter(({ machineId }) => !notYetOurs.has(machineId));
+    },
     runs: (sinceMs) =>
       runs
         .find({ kind: MIGRATE_OUT, limit: 10_000 })

@@ -484,6 +484,11 @@ function namesOf(run: RunView): string[] {
   );
 }
 
+/** Past its point of no return an incoming machine is this worker's. */
+export function ownsMachine(run: RunView): boolean {
+  return run.steps.some(({ name, state }) => name === 'activate' && state === 'done');
+}
+
 /** Pure. */
 export function machineState(
   record: { desired: 'running' | 'stopped' },
@@ -492,6 +497,7 @@ export function machineState(
   run: RunView | null,
 ): MachineState {
   if (run?.kind === MIGRATE_OUT) return 'moving';
+  if (run && !ownsMachine(run)) return 'incoming';
   switch (workload) {
     case 'running':
       return health === 'starting' ? 'starting' : 'running';

@@ -153,7 +153,12 @@ export class SourceHost implements SourceSide {
       const { volume } = await client.call('status', {});
       if (volume) {
         await client.call('fs.unmount', {});
-        await client.call('volume.command', { op: 'seal', args: {} });
+        // Nothing writes any more; the two fences can come down at the same time.
+        await Promise.all([
+          client.call('volume.command', { op: 'seal', args: {} }),
+          volumes.apply(volumeId, { kind: 'seal', generation }),
+        ]);
+        return;
       }
     }
     await volumes.apply(volumeId, { kind: 'seal', generation });

@@ -1,4 +1,3 @@
-import { rm } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -81,13 +80,24 @@ export class TargetHost implements TargetSide {
   }
 
   async attachStandby(request: PrepareRequest): Promise<void> {
+    const { machines, clock } = this.#options;
+    const record: MachineRecord = {
+      formatVersion: 1,
+      id: request.machineId,
+      name: request.machineName,
+      config: request.config,
+      desired: request.startMachine ? 'running' : 'stopped',
+      createdAtMs: clock.wallMs(),
+      claimedBy: request.runId,
+    };
+    await machines.adopt(record);
     await this.#attached(request, 'standby');
   }
 
   async detach(request: PrepareRequest): Promise<void> {
     const { machines } = this.#options;
     await machines.shutdownShim(request.machineId);
-    await rm(machines.runtimeDir(request.machineId), { recursive: true, force: true });
+    await machines.forget(request.machineId);
   }
 
   async activate(request: PrepareRequest): Promise<void> {
@@ -102,22 +112,10 @@ export class TargetHost implements TargetSide {
   }
 
   async boot(request: PrepareRequest, onMounted: () => void): Promise<void> {
-    const { machines, clock } = this.#options;
     const client = await this.#attached(request, 'writable');
     const filesystem = request.volume?.filesystem ?? 'none';
     if (request.startMachine && filesystem !== 'none') await client.call('fs.mount', { filesystem });
     onMounted();
-    const known = machines.records().find(({ id }) => id === request.machineId);
-    const record: MachineRecord = {
-      formatVersion: 1,
-      id: request.machineId,
-      name: request.machineName,
-      config: request.config,
-      desired: request.startMachine ? 'running' : 'stopped',
-      createdAtMs: known?.createdAtMs ?? clock.wallMs(),
-      claimedBy: request.runId,
-    };
-    await machines.adopt(record);
     if (!request.startMachine) return;
     await client.call('workload.start', {
       machineId: request.machineId,
@@ -128,6 +126,13 @@ export class TargetHost implements TargetSide {
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
     await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
+  }
+
+  async hydrate(request: PrepareRequest): Promise<void> {
+    if (!request.volume) return;
+    const client = await this.#attached(request, 'writable');
+    const args = { paused: false, rateBytesPerSecondMax: 0 };
+    await client.call('volume.command', { op: 'hydration', args });
   }
 
   async settle(request: PrepareRequest): Promise<void> {

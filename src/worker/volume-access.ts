@@ -53,6 +53,8 @@ export class VolumeAccess implements VolumeProvider {
           volumeDir,
           validityDir: this.#options.validityDir,
           source: incoming.volume.source,
+          // A machine that boots has host and wire for itself; the move lets hydration begin when it is healthy.
+          hydration: { paused: true, rateBytesPerSecondMax: 0 },
         }),
       });
     }

@@ -190,6 +190,7 @@ export class MoveWorld {
       this.#changed('boot');
     },
     awaitHealthy: async () => {},
+    hydrate: async () => {},
     settle: async () => {},
     hydration: async () =>
       this.target.volume?.state === 'ready' || this.source.exported === 'open' ? HYDRATED : null,
