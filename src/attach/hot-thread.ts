@@ -1,3 +1,4 @@
+import { flushCompileCache } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -225,4 +226,6 @@ function wordsAt(validity: { address: bigint; words: number }): Uint32Array {
 }
 
 assert(parentPort !== null, 'the hot thread is a worker of the FUSE server');
+// A server usually ends by a signal, and then nothing would be kept for the next one. No effect without NODE_COMPILE_CACHE.
+flushCompileCache();
 parentPort.postMessage({ closed: run(workerData as HotThreadData) } satisfies HotThreadMessage);
