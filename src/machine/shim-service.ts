@@ -177,6 +177,9 @@ export class ShimService {
       await this.#filesystem.unmount();
       await this.#volume?.close();
     });
+    // A write of shim.json that is under way would bring the file back after it was removed.
+    await this.#lastVolumeOp;
+    await this.#lastWrite.catch(() => {});
     this.#options.onShutdown();
   }
 
