@@ -6,7 +6,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
-import { FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
+import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
 import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
@@ -18,7 +18,7 @@ export type CloneDeviceOptions = {
   /** A sparse file that was fresh (all zeros) when the clone was made. */
   local: BlockDevice;
   /** The sealed volume. Only read. A read may take as long as an outage does. */
-  source: BlockDevice;
+  source: CloneSource;
   /** Opened or created for this clone. */
   metadata: CloneMetadata;
   /**

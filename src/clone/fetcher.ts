@@ -31,9 +31,21 @@ const KEPT_BYTES_MAX = 16 * 2 ** 20;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
+/** Where absent blocks come from. One that knows priorities (iscsi/initiator.ts) lets reads that the guest waits for pass the others. */
+export type CloneSource = Omit<BlockDevice, 'read'> & {
+  read(
+    offsetBytes: number,
+    into: Uint8Array,
+    options?: { priority?: 'guest' | 'background' },
+  ): Promise<void>;
+};
+
+const GUEST = { priority: 'guest' } as const;
+const BACKGROUND = { priority: 'background' } as const;
+
 export type FetcherOptions = {
   local: BlockDevice;
-  source: BlockDevice;
+  source: CloneSource;
   validity: ValidityMap;
   inFlight: InFlight;
   committer: BitCommitter;
@@ -193,7 +205,7 @@ export class Fetcher {
     const ownedByMutation = fetch.released !== null;
     for (;;) {
       try {
-        await source.read(fetch.first * BLOCK_BYTES, into);
+        await source.read(fetch.first * BLOCK_BYTES, into, fetch.purpose === 'miss' ? GUEST : BACKGROUND);
         return 'arrived';
       } catch (error) {
         if (this.#closed) return 'again';

@@ -4,7 +4,7 @@ import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BitCommitter } from './bit-committer.ts';
-import { FETCH_BLOCKS_MAX, type Fetcher } from './fetcher.ts';
+import { type CloneSource, FETCH_BLOCKS_MAX, type Fetcher } from './fetcher.ts';
 import {
   type HydrationWindow,
   initialWindow,
@@ -44,7 +44,7 @@ export type HydrationStatus = {
 
 export type HydratorOptions = {
   local: BlockDevice;
-  source: BlockDevice;
+  source: CloneSource;
   validity: ValidityMap;
   inFlight: InFlight;
   fetcher: Fetcher;

@@ -1,9 +1,10 @@
 import type { GodwitError } from '../base/errors.ts';
-import type { BlockDevice, Extent } from '../block/block-device.ts';
+import type { Extent } from '../block/block-device.ts';
 import { closedError, readOnlyError } from '../block/range.ts';
+import type { CloneSource } from '../clone/fetcher.ts';
 
 /** A remote device that connects, and connects again, by itself. */
-export type Connection = BlockDevice & {
+export type Connection = CloneSource & {
   /** `connected`, or something else. */
   readonly state: string;
   /** Why the last login or connection ended; stays when there is a connection again. */
@@ -20,7 +21,7 @@ export type SourceDeviceOptions = {
 };
 
 /** The source of a clone, not called before it is needed: a clone that is whole needs none, and its source may be gone for ever. */
-export class SourceDevice implements BlockDevice {
+export class SourceDevice implements CloneSource {
   readonly lengthBytes: number;
   readonly blockBytes: number;
   readonly writable = false;
@@ -45,9 +46,13 @@ export class SourceDevice implements BlockDevice {
     this.#connection ??= await this.#options.connect();
   }
 
-  read(offsetBytes: number, into: Uint8Array): Promise<void> {
+  read(
+    offsetBytes: number,
+    into: Uint8Array,
+    options?: { priority?: 'guest' | 'background' },
+  ): Promise<void> {
     if (this.#closed) return Promise.reject(closedError());
-    return this.#connected().read(offsetBytes, into);
+    return this.#connected().read(offsetBytes, into, options);
   }
 
   /** All data where the source cannot tell. */

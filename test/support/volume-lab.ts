@@ -25,7 +25,7 @@ import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../s
 import { VolumeStore } from '../../src/volume/store.ts';
 
 const serverPath = fileURLToPath(new URL('../../src/volume/server.ts', import.meta.url));
-const TOOL_TIMEOUT_MS = 20_000;
+const TOOL_TIMEOUT_MS = 60_000;
 
 /** What a volume test needs of the kernel. */
 export const LAB_NEEDS = ['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'] as const;
