@@ -7,7 +7,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import { isAlive } from './process-identity.ts';
-import { SHIM_FILES, type ShimOps } from './shim-protocol.ts';
+import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 
 /** sun_path of unix(7), with its closing zero byte. */
@@ -83,6 +83,8 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     ended = error.message;
   });
   child.on('exit', (code, signal) => {
+    // Another start was quicker by so little that its socket is not there yet.
+    if (code === SHIM_EXIT_TAKEN) return;
     ended = `it ended with ${code ?? signal}`;
   });
   child.unref();
@@ -92,7 +94,13 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     const over =
       ended ?? (clock.monotonicMs() >= deadlineMs ? `no answer within ${START_TIMEOUT_MS} ms` : undefined);
     const socket = await tryConnect(runtimeDir);
-    if (socket !== null) return new ShimClient(runtimeDir, socket);
+    if (socket !== null) {
+      const client = new ShimClient(runtimeDir, socket);
+      // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it ends.
+      const { shimPid } = await client.call('status', {});
+      if (shimPid !== child.pid) child.kill('SIGKILL');
+      return client;
+    }
     if (over !== undefined) {
       throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
         values: { runtimeDir },

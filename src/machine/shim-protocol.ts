@@ -78,6 +78,9 @@ export type ShimStatus = {
   } | null;
 };
 
+/** Exit code of a shim that found another one on its runtime folder; that one is running or just coming up. */
+export const SHIM_EXIT_TAKEN = 3;
+
 /** Files of a shim's runtime folder. The path of the socket must stay under 108 bytes (sun_path). */
 export const SHIM_FILES = {
   socket: 'shim.sock',

@@ -13,12 +13,12 @@ import { flushCompileCache } from 'node:module';
 import { createServer, type Server } from 'node:net';
 import { join, resolve } from 'node:path';
 import { systemClock } from '../base/clock.ts';
-import { messageOf } from '../base/errors.ts';
+import { messageOf, systemErrorCode } from '../base/errors.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { readCgroupLayout } from './cgroup.ts';
 import { findJailTools } from './jail.ts';
-import { SHIM_FILES } from './shim-protocol.ts';
+import { SHIM_EXIT_TAKEN, SHIM_FILES } from './shim-protocol.ts';
 import { ShimService } from './shim-service.ts';
 import { Workload } from './workload.ts';
 
@@ -111,7 +111,8 @@ async function lock(runtimeDir: string): Promise<void> {
   try {
     await listen(holder, name);
   } catch (cause) {
-    throw new Error(`another shim runs on ${runtimeDir}`, { cause });
+    if (systemErrorCode(cause) !== 'EADDRINUSE') throw cause;
+    process.exit(SHIM_EXIT_TAKEN);
   }
   holder.unref();
 }
