@@ -193,6 +193,31 @@ test('an idle connection that the worker has closed is no reason to fail a call 
   assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);
 });
 
+test('a worker that dies over a request on an idle connection may have had it, although no second connection comes about', async (t) => {
+  const server = createServer();
+  const reply = 'HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: 12\r\n\r\n{"runs": []}';
+  server.on('connection', (socket) => {
+    socket.on('error', () => {});
+    socket.once('data', () => {
+      socket.write(reply);
+      socket.once('data', () => {
+        server.close();
+        socket.resetAndDestroy();
+      });
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => server.close());
+  const client = new ApiClient({
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    token: 'x',
+  });
+  t.after(() => client.close());
+  await client.listRuns();
+  const error = await rejection(client.handoffMove('run1'));
+  assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);
+});
+
 test('a peer over HTTP', async (t) => {
   const { url } = await start(t);
   const peer = new HttpPeer({ name: 'worker-1', url, token: TOKEN });

@@ -1,5 +1,12 @@
 import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
-import { type ErrorValues, GodwitError, messageOf, systemErrorCode, type WireError } from '../base/errors.ts';
+import {
+  type ErrorValues,
+  GodwitError,
+  isGodwitError,
+  messageOf,
+  systemErrorCode,
+  type WireError,
+} from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
@@ -251,7 +258,10 @@ export class ApiClient {
       // The worker may close an idle connection just as we use it again. What may be repeated is, on a connection of its own.
       if (!(error instanceof StaleConnection)) throw error;
       if (method === 'POST' && !call.idempotent) throw this.#unreachable(error.cause, true);
-      return await this.#sendOnce(method, path, call, false);
+      return await this.#sendOnce(method, path, call, false).catch((again: unknown) => {
+        // No connection came about this time, but the worker may have had the request on the one that broke.
+        throw isGodwitError(again, 'API_UNREACHABLE') ? this.#unreachable(again.cause, true) : again;
+      });
     }
   }
 

@@ -320,7 +320,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         retry: { initialMs: 50, maxMs: 2_000 },
         async do(context) {
           const peer = targetOf(context);
-          let status = await handOver(peer, context);
+          let status = await handOver(peer, context, context.attempt === 1);
           while (!reached(status, 'activated')) {
             if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
             context.waiting(
@@ -328,7 +328,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
               status.nextAction ?? 'Nothing to do yet.',
             );
             await clock.sleep(50, context.signal);
-            status = await handOver(peer, context);
+            status = await handOver(peer, context, false);
           }
           return { handedOverAtMs: clock.wallMs(), last: status };
         },
@@ -429,9 +429,10 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     }
   }
 
-  async function handOver(peer: Peer, context: Context): Promise<TargetStatus> {
+  /** `first`: no handoff of this run has left before this one. */
+  async function handOver(peer: Peer, context: Context, first: boolean): Promise<TargetStatus> {
     const untilMs = clock.monotonicMs() + patienceMs;
-    let nothingSentYet = context.attempt === 1;
+    let nothingSentYet = first;
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
         return await peer.handoff(

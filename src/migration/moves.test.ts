@@ -266,35 +266,42 @@ test('any one answer of the target gets lost: the move ends all the same', async
   }
 });
 
-test('the target dies when the handoff may have reached it: the source waits with a reason and never starts the machine', async (t) => {
-  const pair = new Pair(t);
-  const activate = pair.world.targetSide.activate;
-  let blocked = true;
-  pair.world.targetSide.activate = async (request) => {
-    if (blocked) throw new Error('the disk is slow');
-    await activate(request);
-  };
-  pair.loseAnswersOf.add('handoff');
-  pair.start();
-  await pair.source.wait('run1', {
-    timeoutMs: 20_000,
-    until: (run) => run.steps.some((step) => step.name === 'handoff' && step.attempts > 1),
-  });
-  pair.world.connected = false;
-  await pair.source.wait('run1', {
-    timeoutMs: 20_000,
-    until: (run) => run.reason !== null && /does not answer/.test(run.reason.message),
-  });
-  assert.throws(() => pair.source.cancel('run1', 'impatient'), /may have gone over/);
-  await new Promise((resolve) => setTimeout(resolve, 500));
-  assert.equal(pair.world.source.running, false);
-  assert.equal(pair.world.source.volume.state, 'sealed');
-  const waiting = pair.source.get('run1');
-  assert.match(waiting.reason?.nextAction ?? '', /godwit runs force run1 undo/);
-  blocked = false;
-  pair.world.connected = true;
-  assert.equal((await pair.sourceEnd()).state, 'done');
-  pair.world.assertMoved();
+test('the target dies when the handoff has or may have reached it: the source waits with a reason and never starts the machine', async (t) => {
+  for (const answer of ['lost', 'given']) {
+    await t.test(`an answer that is ${answer}`, async (t) => {
+      const pair = new Pair(t);
+      const activate = pair.world.targetSide.activate;
+      let blocked = true;
+      pair.world.targetSide.activate = async (request) => {
+        if (blocked) throw new Error('the disk is slow');
+        await activate(request);
+      };
+      if (answer === 'lost') pair.loseAnswersOf.add('handoff');
+      pair.start();
+      await pair.source.wait('run1', {
+        timeoutMs: 20_000,
+        until: (run) =>
+          answer === 'lost'
+            ? run.steps.some((step) => step.name === 'handoff' && step.attempts > 1)
+            : /has been told/.test(run.reason?.message ?? ''),
+      });
+      pair.world.connected = false;
+      await pair.source.wait('run1', {
+        timeoutMs: 20_000,
+        until: (run) => run.reason !== null && /does not answer/.test(run.reason.message),
+      });
+      assert.throws(() => pair.source.cancel('run1', 'impatient'), /may have gone over/);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      assert.equal(pair.world.source.running, false);
+      assert.equal(pair.world.source.volume.state, 'sealed');
+      const waiting = pair.source.get('run1');
+      assert.match(waiting.reason?.nextAction ?? '', /godwit runs force run1 undo/);
+      blocked = false;
+      pair.world.connected = true;
+      assert.equal((await pair.sourceEnd()).state, 'done');
+      pair.world.assertMoved();
+    });
+  }
 });
 
 test('nobody takes the machine: it stays untouched, with the reason', async (t) => {
