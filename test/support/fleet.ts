@@ -1,0 +1,540 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { ApiClient } from '../../src/api/client.ts';
+import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { isGodwitError, messageOf } from '../../src/base/errors.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import type { RunView } from '../../src/journal/run.ts';
+import { readMountTable } from '../../src/machine/mount-table.ts';
+import { isAlive, type ProcessIdentity } from '../../src/machine/process-identity.ts';
+import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
+import { ShimClient } from '../../src/machine/shim-client.ts';
+import { readShimState, type ShimState } from '../../src/machine/shim-state.ts';
+import { targetRunId } from '../../src/migration/migrate-in.ts';
+import type { VolumeRecord } from '../../src/volume/record.ts';
+import { workerPaths } from '../../src/worker/paths.ts';
+import { requires } from './requires.ts';
+import type { WriterCollector } from './writer-collector.ts';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
+const TOKEN = 'a-token-of-a-test-fleet';
+/** In the environment of every process of a worker: control, shims, volume servers. By it they are found and ended. */
+const MARK = 'GODWIT_TEST_WORKER';
+
+const MIB = 2 ** 20;
+/** The hosts that run this may be slow and busy; a wait that is over sooner costs nothing. */
+export const PATIENCE_MS = 180_000;
+const SHUTDOWN_TIMEOUT_MS = 20_000;
+
+/** Skip value for tests with whole workers. */
+export const fleetNeeds = requires(
+  ...['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'],
+  ...['unshare', 'nsenter', 'setpriv', 'mount', 'tini'],
+);
+
+type Look<Value> = () => Promise<Value | null | undefined | false> | Value | null | undefined | false;
+
+/** Resolves with the first value that is neither null, undefined nor false. Errors of `look` count as "not yet"; the last one is told. */
+async function until<Value>(
+  what: string,
+  look: Look<Value>,
+  options: { timeoutMs?: number; signal?: AbortSignal } = {},
+): Promise<Value> {
+  const { timeoutMs = PATIENCE_MS, signal } = options;
+  const deadlineMs = performance.now() + timeoutMs;
+  let last = '';
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      const value = await look();
+      if (value !== null && value !== undefined && value !== false) return value;
+      last = '';
+    } catch (error) {
+      if (error instanceof NotWorthWaiting) throw error;
+      last = `; last: ${messageOf(error)}`;
+    }
+    if (performance.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
+    await sleep(25);
+  }
+}
+
+/** Thrown in a `look` for what will not change any more. */
+export class NotWorthWaiting extends Error {}
+
+/** Worker processes on this host, each with a data folder of its own. All that they started is gone when the test ends, however it ends. */
+export class Fleet {
+  readonly dir: string;
+  readonly workers: readonly FleetWorker[];
+
+  /** Ends all waiting when the test is over: one of two things that are waited for may have failed. */
+  readonly #closing: AbortController;
+
+  private constructor(dir: string, workers: readonly FleetWorker[], closing: AbortController) {
+    this.dir = dir;
+    this.workers = workers;
+    this.#closing = closing;
+  }
+
+  /**
+   * `flags`: of a worker's command line, beside those that make it part of the fleet. `dataDir`: a folder for one worker's data that is not
+   * in the fleet's own folder, such as a small filesystem; the caller unmounts it after the fleet is closed.
+   */
+  static async start(
+    t: Pick<TestContext, 'after'>,
+    names: readonly string[],
+    options: {
+      flags?: Readonly<Record<string, readonly string[]>>;
+      dataDir?: Readonly<Record<string, string>>;
+    } = {},
+  ): Promise<Fleet> {
+    // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
+    const dir = realpathSync(mkdtempSync('/tmp/gw-f-'));
+    const tokenFile = join(dir, 'token');
+    writeFileSync(tokenFile, TOKEN, { mode: 0o600 });
+    const ports = await freePorts(names.length);
+    const closing = new AbortController();
+    const places = names.map((name, index) => ({ name, url: `http://127.0.0.1:${ports[index]}` }));
+    const workers = places.map(
+      ({ name, url }) =>
+        new FleetWorker({
+          name,
+          url,
+          dataDir: options.dataDir?.[name] ?? join(dir, name),
+          logPath: join(dir, `${name}.log`),
+          signal: closing.signal,
+          arguments: [
+            ...['--name', name, '--listen', new URL(url).host, '--token-file', tokenFile],
+            ...places
+              .filter((peer) => peer.name !== name)
+              .flatMap((peer) => ['--peer', `${peer.name}=${peer.url}`]),
+            ...(options.flags?.[name] ?? []),
+          ],
+        }),
+    );
+    writeFileSync(join(dir, 'fleet.json'), JSON.stringify({ tokenFile: 'token', workers: places }));
+    const fleet = new Fleet(dir, workers, closing);
+    t.after(() => fleet.close());
+    await Promise.all(workers.map((worker) => worker.start()));
+    return fleet;
+  }
+
+  /** Resolves with the first value that is neither null, undefined nor false; errors of `look` count as "not yet". */
+  until<Value>(what: string, look: Look<Value>, timeoutMs = PATIENCE_MS): Promise<Value> {
+    return until(what, look, { timeoutMs, signal: this.#closing.signal });
+  }
+
+  worker(name: string): FleetWorker {
+    const found = this.workers.find((worker) => worker.name === name);
+    if (!found) throw new Error(`this fleet has no worker ${name}`);
+    return found;
+  }
+
+  /** The workers that have the machine, by what they say themselves. */
+  async owners(machineId: string): Promise<FleetWorker[]> {
+    const all = await Promise.all(
+      this.workers.map(async (worker) =>
+        (await worker.client.listMachines()).some(({ id }) => id === machineId) ? worker : null,
+      ),
+    );
+    return all.filter((worker) => worker !== null);
+  }
+
+  /** A machine that runs writer.ts on a volume of its own; resolves when it has acknowledged writes. */
+  async writerMachine(
+    worker: FleetWorker,
+    collector: WriterCollector,
+    options: {
+      name: string;
+      lengthBytes?: number;
+      config?: Partial<CreateMachineRequest['config']>;
+    },
+  ): Promise<MachineView> {
+    const { name } = options;
+    const volume = await worker.client.createVolume({
+      name: `${name}-data`,
+      lengthBytes: options.lengthBytes ?? 64 * MIB,
+      filesystem: 'ext4',
+    });
+    const machine = await worker.client.createMachine({
+      name,
+      start: true,
+      config: {
+        command: [
+          process.execPath,
+          '--disable-warning=ExperimentalWarning',
+          ...[WRITER, '/data', String(collector.port), name],
+        ],
+        env: {},
+        volume: { volumeId: volume.id, mountPath: '/data' },
+        restart: { policy: 'always', retriesMax: 10 },
+        stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+        health: {
+          kind: 'exec',
+          command: ['test', '-e', '/run/ready'],
+          ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
+        },
+        resources: {},
+        network: 'host',
+        metadata: {},
+        ...options.config,
+      },
+    });
+    await collector.history(name).more(1);
+    return machine;
+  }
+
+  /** Runs a godwit command to its end, without a terminal. */
+  run(...words: string[]): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
+    const child = spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
+      { stdio: ['ignore', 'pipe', 'pipe'], timeout: PATIENCE_MS, signal: this.#closing.signal },
+    );
+    const output = { stdout: '', stderr: '' };
+    child.stdout.on('data', (chunk) => (output.stdout += chunk));
+    child.stderr.on('data', (chunk) => (output.stderr += chunk));
+    return new Promise((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', (exitCode) => resolve({ exitCode, ...output }));
+    });
+  }
+
+  /** The machine's moves at that worker, newest first. */
+  async moves(source: FleetWorker, machineId: string): Promise<RunView[]> {
+    const runs = await source.client.listRuns({ resource: `machine:${machineId}`, state: 'all', limit: 100 });
+    return runs
+      .filter(({ kind }) => kind === 'migrate-out')
+      .sort((left, right) => right.createdAtMs - left.createdAtMs);
+  }
+
+  /** Resolves with the source's run when both sides of the move are over. */
+  async ended(source: FleetWorker, target: FleetWorker, runId: string): Promise<RunView> {
+    const out = await source.ended(runId);
+    const inside = await this.until(`the end of run ${targetRunId(runId)} at ${target.name}`, async () => {
+      try {
+        const run = await target.client.showRun(targetRunId(runId));
+        return run.endedAtMs === null ? null : run;
+      } catch (error) {
+        if (isGodwitError(error, 'JOURNAL_UNKNOWN_RUN')) return 'never there' as const;
+        throw error;
+      }
+    });
+    if (out.state === 'done' && (inside === 'never there' || inside.state !== 'done')) {
+      throw new Error(
+        `the source is done, and the target ${inside === 'never there' ? inside : inside.state}`,
+      );
+    }
+    return out;
+  }
+
+  /** Ends every process of every worker, and gives back all that they held. Rejects when something is left. */
+  async close(): Promise<void> {
+    const errors: unknown[] = [];
+    this.#closing.abort(new Error('the test is over'));
+    for (const worker of this.workers) worker.client.close();
+    await Promise.all(this.workers.map((worker) => worker.kill()));
+    await Promise.all(
+      this.workers.map((worker) => worker.cleanUp().catch((error: unknown) => errors.push(error))),
+    );
+    if (errors.length > 0) throw errors[0];
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+type FleetWorkerOptions = {
+  name: string;
+  url: string;
+  dataDir: string;
+  logPath: string;
+  signal: AbortSignal;
+  arguments: readonly string[];
+};
+
+/** One worker: its process, which may be killed and started again, and all that goes on running without it. */
+export class FleetWorker {
+  readonly name: string;
+  readonly url: string;
+  readonly dataDir: string;
+  readonly client: ApiClient;
+  readonly #options: FleetWorkerOptions;
+  #child: ChildProcess | null = null;
+  #exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }> = Promise.resolve({
+    code: 0,
+    signal: null,
+  });
+
+  constructor(options: FleetWorkerOptions) {
+    this.#options = options;
+    this.name = options.name;
+    this.url = options.url;
+    mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
+    this.dataDir = realpathSync(options.dataDir);
+    this.client = new ApiClient({ url: options.url, token: TOKEN, timeoutMs: 60_000 });
+  }
+
+  get isRunning(): boolean {
+    return this.#child !== null && this.#child.exitCode === null && this.#child.signalCode === null;
+  }
+
+  /** Starts the control process, and resolves when it answers. `crashAt`: where it kills itself, once (src/journal/crash-points.ts). */
+  async start(options: { crashAt?: string | null } = {}): Promise<void> {
+    this.spawn(options);
+    await this.healthy();
+  }
+
+  /** As `start`, without waiting. */
+  spawn(options: { crashAt?: string | null } = {}): void {
+    if (this.isRunning) throw new Error(`${this.name} runs already`);
+    const { crashAt } = options;
+    const marker = join(this.#options.logPath, '..', `${this.name}.crashed`);
+    rmSync(marker, { force: true });
+    const log = openSync(this.#options.logPath, 'a', 0o600);
+    const child = spawn(
+      process.execPath,
+      [
+        '--disable-warning=ExperimentalWarning',
+        ...[MAIN, 'worker', '--data', this.dataDir],
+        ...this.#options.arguments,
+      ],
+      {
+        stdio: ['ignore', log, log],
+        detached: true,
+        env: {
+          ...process.env,
+          [MARK]: this.dataDir,
+          ...(crashAt ? { GODWIT_CRASH_AT: crashAt, GODWIT_CRASH_MARKER: marker } : {}),
+        },
+      },
+    );
+    closeSync(log);
+    this.#child = child;
+    this.#exited = new Promise((resolve) => {
+      child.once('exit', (code, signal) => resolve({ code, signal }));
+      child.once('error', () => resolve({ code: null, signal: null }));
+    });
+  }
+
+  async healthy(): Promise<void> {
+    await until(
+      `${this.name} to answer`,
+      async () => {
+        if (!this.isRunning)
+          throw new NotWorthWaiting(`${this.name} ended while it started:\n${this.logTail()}`);
+        return (await this.client.worker(5_000)).name === this.name;
+      },
+      this.#options,
+    );
+  }
+
+  /** SIGKILL for the control process alone; machines and exports go on. Resolves when it is gone. */
+  async kill(): Promise<void> {
+    if (this.isRunning) this.#child?.kill('SIGKILL');
+    await this.#exited;
+  }
+
+  /** Resolves when the control process has killed itself at its crash point. */
+  async crashed(timeoutMs = PATIENCE_MS): Promise<void> {
+    const what = `${this.name} to come to its crash point`;
+    await until(what, () => !this.isRunning, { timeoutMs, signal: this.#options.signal });
+    const end = await this.#exited;
+    if (end.signal !== 'SIGKILL') {
+      throw new Error(`${this.name} ended with ${end.code ?? end.signal}:\n${this.logTail()}`);
+    }
+  }
+
+  /**
+   * What a power cut does to the processes and the memory of this host: all ends at once, without a word, and the live bits of clones, which are
+   * in memory, are lost. What the host had not yet written from its page cache stays, unlike in a power cut: the clone simulation
+   * has that part.
+   */
+  async powerOff(): Promise<void> {
+    if (this.isRunning) this.#child?.kill('SIGKILL');
+    const shims = this.shims();
+    for (const { state } of shims) for (const identity of processesOf(state)) killProcess(identity);
+    await this.#exited;
+    // The ones that a control process had started and not yet written down.
+    await this.#endMarkedProcesses();
+    rmSync(workerPaths(this.dataDir).validityDir, { recursive: true, force: true });
+  }
+
+  /** Asks the volume server of a machine, past the control process. */
+  async volumeCommand(machineId: string, op: string, args: object): Promise<unknown> {
+    const client = await ShimClient.connect(join(workerPaths(this.dataDir).runtimeRoot, machineId));
+    try {
+      return await client.call('volume.command', { op, args });
+    } finally {
+      client.close();
+    }
+  }
+
+  /** Shims that have left word of themselves, machines' and exports' (`x_…`). */
+  shims(): { id: string; runtimeDir: string; state: ShimState }[] {
+    const { runtimeRoot } = workerPaths(this.dataDir);
+    return folders(runtimeRoot).flatMap((id) => {
+      const runtimeDir = join(runtimeRoot, id);
+      const state = readShimState(runtimeDir);
+      return state === null ? [] : [{ id, runtimeDir, state }];
+    });
+  }
+
+  /** Shims of exports whose process lives. */
+  exports(): { id: string; runtimeDir: string; state: ShimState }[] {
+    return this.shims().filter(({ id, state }) => id.startsWith('x_') && isAlive(state.shim));
+  }
+
+  /** As it is on disk; null when this worker has no such volume. */
+  volumeRecord(volumeId: string): VolumeRecord | null {
+    try {
+      return JSON.parse(
+        readFileSync(join(this.dataDir, 'volumes', volumeId, 'volume.json'), 'utf8'),
+      ) as VolumeRecord;
+    } catch {
+      return null;
+    }
+  }
+
+  /** Resolves with the run when it is over; goes on asking while this worker is away. */
+  async ended(runId: string): Promise<RunView> {
+    return until(
+      `the end of run ${runId} at ${this.name}`,
+      async () => {
+        const run = await this.client.showRun(runId);
+        return run.endedAtMs === null ? null : run;
+      },
+      this.#options,
+    );
+  }
+
+  logTail(): string {
+    return readFileSync(this.#options.logPath, 'utf8').split('\n').slice(-15).join('\n');
+  }
+
+  /** Ends shims and volume servers, living or dead, with all that they hold. The control process must be gone. */
+  async cleanUp(): Promise<void> {
+    const { runtimeRoot, validityDir } = workerPaths(this.dataDir);
+    const errors: unknown[] = [];
+    await Promise.all(
+      folders(runtimeRoot).map((id) =>
+        endShim(join(runtimeRoot, id)).catch((error: unknown) => errors.push(error)),
+      ),
+    );
+    await this.#endMarkedProcesses();
+    rmSync(validityDir, { recursive: true, force: true });
+    const mounts = readMountTable().filter(({ mountPoint }) => mountPoint.startsWith(`${this.dataDir}/`));
+    const loops = loopFiles().filter((file) => file.startsWith(`${this.dataDir}/`));
+    if (errors.length === 0 && (mounts.length > 0 || loops.length > 0)) {
+      const left = [...mounts.map(({ mountPoint }) => mountPoint), ...loops];
+      errors.push(new Error(`left behind: ${left.join(', ')}`));
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+
+  async #endMarkedProcesses(): Promise<void> {
+    const mark = `${MARK}=${this.dataDir}`;
+    const alive = () =>
+      folders('/proc')
+        .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+        .filter((pid) => environmentOf(pid).includes(mark))
+        .map(Number);
+    for (const pid of alive()) killPid(pid);
+    await until(`the processes of ${this.name} to end`, () => alive().length === 0);
+  }
+}
+
+/** Orderly, as long as it goes; otherwise like the clean-up after a dead shim. */
+async function endShim(runtimeDir: string): Promise<void> {
+  const client = await ShimClient.connect(runtimeDir).catch(() => null);
+  if (client !== null) {
+    await client.call('shutdown', {}, SHUTDOWN_TIMEOUT_MS).catch(() => {});
+    client.close();
+  }
+  const state = readShimState(runtimeDir);
+  if (state !== null && isAlive(state.shim)) {
+    for (let waitedMs = 0; waitedMs < 1_000 && isAlive(state.shim); waitedMs += 10) await sleep(10);
+    killProcess(state.shim);
+    await until(`shim ${state.shim.pid} to end`, () => !isAlive(state.shim));
+  }
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
+}
+
+function processesOf(state: ShimState): ProcessIdentity[] {
+  return [state.shim, state.volumeServer, state.machineInit].filter((identity) => identity !== null);
+}
+
+/** SIGKILL for exactly that process. */
+export function killProcess(identity: ProcessIdentity): void {
+  if (isAlive(identity)) killPid(identity.pid);
+}
+
+function killPid(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It ended in between.
+  }
+}
+
+function folders(path: string): string[] {
+  try {
+    return readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
+function environmentOf(pid: string): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
+  } catch {
+    return [];
+  }
+}
+
+function loopFiles(): string[] {
+  return readdirSync('/sys/block')
+    .filter((name) => name.startsWith('loop'))
+    .map((name) => {
+      try {
+        return readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim();
+      } catch {
+        return '';
+      }
+    });
+}
+
+/** Ports below those that the system gives to outgoing connections, so that none of these takes a worker's while it is down. */
+async function freePorts(count: number): Promise<number[]> {
+  const ports: number[] = [];
+  while (ports.length < count) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000);
+    if (!ports.includes(port) && (await isFree(port))) ports.push(port);
+  }
+  return ports;
+}
+
+function isFree(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+  });
+}
