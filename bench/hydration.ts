@@ -42,7 +42,14 @@ async function makeSource(lab: VolumeLab, lengthBytes: number): Promise<Source> 
   const store = await lab.store(`source-${lengthBytes}`);
   const record = await store.create({ name: 'data', lengthBytes, filesystem: 'none' });
   const data = join(store.folder(record.id), 'data.raw');
-  await tool('dd', 'if=/dev/urandom', `of=${data}`, 'bs=4M', `count=${lengthBytes / (4 * MIB)}`, 'conv=notrunc');
+  await tool(
+    'dd',
+    'if=/dev/urandom',
+    `of=${data}`,
+    'bs=4M',
+    `count=${lengthBytes / (4 * MIB)}`,
+    'conv=notrunc',
+  );
   await store.apply(record.id, { kind: 'seal', generation: 1 });
   const exported = await lab.export(store, record.id, 'readonly');
   // Warm.
@@ -107,7 +114,17 @@ async function convertSeconds(source: Source, grant: Grant): Promise<number> {
   const startMs = performance.now();
   await promisify(execFile)(
     'qemu-img',
-    ['convert', '--object', `secret,id=chap,data=${grant.chapSecret}`, '-t', 'writeback', '-O', 'raw', image, into],
+    [
+      'convert',
+      '--object',
+      `secret,id=chap,data=${grant.chapSecret}`,
+      '-t',
+      'writeback',
+      '-O',
+      'raw',
+      image,
+      into,
+    ],
     { timeout: 120_000 },
   );
   await tool('sync', into);
@@ -122,8 +139,21 @@ async function readP99Ms(source: Source, running: boolean): Promise<{ p99Ms: num
     const before = await target.hydration();
     await target.server.call('hydration', { paused: !running, rateBytesPerSecondMax: 0 });
     const { stdout } = await promisify(execFile)('fio', [
-      ...['--name=guest', `--filename=${target.loop}`, '--rw=randread', '--bs=4k', '--direct=1', '--readonly'],
-      ...['--ioengine=psync', `--runtime=${LATENCY_SECONDS}`, '--time_based', '--norandommap', '--output-format=json'],
+      ...[
+        '--name=guest',
+        `--filename=${target.loop}`,
+        '--rw=randread',
+        '--bs=4k',
+        '--direct=1',
+        '--readonly',
+      ],
+      ...[
+        '--ioengine=psync',
+        `--runtime=${LATENCY_SECONDS}`,
+        '--time_based',
+        '--norandommap',
+        '--output-format=json',
+      ],
     ]);
     const after = await target.hydration();
     const read = (JSON.parse(stdout) as FioOutput).jobs[0]!.read;
@@ -148,7 +178,11 @@ export async function benchHydration(rounds = 3): Promise<HydrationBench> {
   const lab = new VolumeLab();
   try {
     const source = await makeSource(lab, DATA_BYTES);
-    const grant = newGrant(await (await lab.store(`source-${DATA_BYTES}`)).get(source.id), 'qemu', systemRandom);
+    const grant = newGrant(
+      await (await lab.store(`source-${DATA_BYTES}`)).get(source.id),
+      'qemu',
+      systemRandom,
+    );
     await source.exported.server.call('grant', grant);
     const godwit: number[] = [];
     const qemu: number[] = [];

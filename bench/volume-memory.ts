@@ -15,8 +15,12 @@ const SETTLE_MS = 3_000;
 
 function residentMiB(pid: number): { resident: number; anonymous: number } {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-  const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) / 1024;
-  return { resident: Math.round(field('VmRSS') * 10) / 10, anonymous: Math.round(field('RssAnon') * 10) / 10 };
+  const field = (name: string) =>
+    Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) / 1024;
+  return {
+    resident: Math.round(field('VmRSS') * 10) / 10,
+    anonymous: Math.round(field('RssAnon') * 10) / 10,
+  };
 }
 
 process.env.NODE_COMPILE_CACHE ??= `${tmpdir()}/godwit-bench-compile-cache`;
@@ -32,7 +36,9 @@ async function idle(): Promise<void> {
     await first.killServer();
     await systemClock.sleep(SETTLE_MS);
     const memory = residentMiB(first.server.state.serverPid!);
-    console.log(JSON.stringify({ bench: 'volume-memory', case: 'idle', ...memory, goal: 80, ok: memory.resident < 80 }));
+    console.log(
+      JSON.stringify({ bench: 'volume-memory', case: 'idle', ...memory, goal: 80, ok: memory.resident < 80 }),
+    );
   } finally {
     await lab.close();
   }
@@ -47,18 +53,33 @@ async function clone(): Promise<void> {
     await source.apply(record.id, { kind: 'seal', generation: 1 });
     const exported = await lab.export(source, record.id, 'readonly');
     const incoming = await target.createIncoming({ ...record, generation: 2 });
-    const attached = await lab.attach(target, incoming, { access: 'standby', source: exported.source, paused: true });
+    const attached = await lab.attach(target, incoming, {
+      access: 'standby',
+      source: exported.source,
+      paused: true,
+    });
     await systemClock.sleep(SETTLE_MS);
     const memory = residentMiB(attached.server.state.serverPid!);
     console.log(
-      JSON.stringify({ bench: 'volume-memory', case: 'clone of 1 TiB', ...memory, goal: 100, ok: memory.resident < 100 }),
+      JSON.stringify({
+        bench: 'volume-memory',
+        case: 'clone of 1 TiB',
+        ...memory,
+        goal: 100,
+        ok: memory.resident < 100,
+      }),
     );
     await target.apply(record.id, { kind: 'activate', generation: 2 });
     await attached.server.call('activate', { access: 'writable' });
     const whole = await attached.until('every hole is marked', (hydration) => hydration.state === 'complete');
     const after = residentMiB(attached.server.state.serverPid!);
     console.log(
-      JSON.stringify({ bench: 'volume-memory', case: 'clone of 1 TiB, whole', ...after, wireMiB: whole.wireBytes / MIB }),
+      JSON.stringify({
+        bench: 'volume-memory',
+        case: 'clone of 1 TiB, whole',
+        ...after,
+        wireMiB: whole.wireBytes / MIB,
+      }),
     );
   } finally {
     await lab.close();

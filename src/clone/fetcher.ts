@@ -33,11 +33,7 @@ export type SourceErrorPolicy = 'wait' | 'error';
 
 /** Where absent blocks come from. One that knows priorities (iscsi/initiator.ts) lets reads that the guest waits for pass the others. */
 export type CloneSource = Omit<BlockDevice, 'read'> & {
-  read(
-    offsetBytes: number,
-    into: Uint8Array,
-    options?: { priority?: 'guest' | 'background' },
-  ): Promise<void>;
+  read(offsetBytes: number, into: Uint8Array, options?: { priority?: 'guest' | 'background' }): Promise<void>;
 };
 
 const GUEST = { priority: 'guest' } as const;

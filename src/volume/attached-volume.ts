@@ -10,6 +10,7 @@ import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 
 import { VOLUME_FILES } from './record.ts';
+import { readRecord } from './record-file.ts';
 import type {
   Access,
   HydrationSettings,
@@ -17,7 +18,6 @@ import type {
   VolumeServerSpec,
   VolumeServerStatus,
 } from './server-spec.ts';
-import { readRecord } from './record-file.ts';
 import { removeValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
@@ -131,10 +131,14 @@ export class AttachedVolume {
     } else if (access === 'readonly' && this.#fuse.access === 'standby') {
       await this.#fuse.setAccess('readonly');
     } else {
-      throw new GodwitError('VOLUME_BAD_ACCESS', `a volume that is ${this.#fuse.access} does not go to ${access}`, {
-        values: { access: this.#fuse.access, requested: access },
-        nextAction: 'Access only opens; seal the volume to end its writes.',
-      });
+      throw new GodwitError(
+        'VOLUME_BAD_ACCESS',
+        `a volume that is ${this.#fuse.access} does not go to ${access}`,
+        {
+          values: { access: this.#fuse.access, requested: access },
+          nextAction: 'Access only opens; seal the volume to end its writes.',
+        },
+      );
     }
   }
 

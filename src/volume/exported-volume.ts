@@ -119,10 +119,14 @@ export class ExportedVolume {
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') {
-      throw new GodwitError('VOLUME_BAD_ACCESS', `an export that is ${this.access} does not go to ${access}`, {
-        values: { access: this.access, requested: access },
-        nextAction: 'An export goes from standby to readonly; close it to end it.',
-      });
+      throw new GodwitError(
+        'VOLUME_BAD_ACCESS',
+        `an export that is ${this.access} does not go to ${access}`,
+        {
+          values: { access: this.access, requested: access },
+          nextAction: 'An export goes from standby to readonly; close it to end it.',
+        },
+      );
     }
     this.#lock ??= await passFence(this.#spec, 'export', this.#options.clock);
     this.#export.open();

@@ -60,7 +60,24 @@ test('a spec that fits comes through unchanged', () => {
 test('the checks by hand refuse what the schema refuses, and never show a value', () => {
   const strange = fc.oneof(
     fc.jsonValue(),
-    fc.constantFrom(0, 1, -1, 255, 256, 4095, 4096, 65535, 65536, 1.5, '', 'attach', 'readonly', 'secret', true, null),
+    fc.constantFrom(
+      0,
+      1,
+      -1,
+      255,
+      256,
+      4095,
+      4096,
+      65535,
+      65536,
+      1.5,
+      '',
+      'attach',
+      'readonly',
+      'secret',
+      true,
+      null,
+    ),
   );
   fc.assert(
     fc.property(fc.constantFrom(...pathsOf(good)), strange, (path, value) => {
@@ -80,6 +97,10 @@ test('the checks by hand refuse what the schema refuses, and never show a value'
     { numRuns: 3000 },
   );
   for (const line of ['', '{', 'null', '7']) {
-    assert.throws(() => parseSpec(line), (error) => isGodwitError(error, 'VOLUME_BAD_SPEC'), line);
+    assert.throws(
+      () => parseSpec(line),
+      (error) => isGodwitError(error, 'VOLUME_BAD_SPEC'),
+      line,
+    );
   }
 });

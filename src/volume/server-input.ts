@@ -1,5 +1,12 @@
 import { GodwitError } from '../base/errors.ts';
-import type { Access, CloneSpec, Grant, HydrationSettings, SourceSpec, VolumeServerSpec } from './server-spec.ts';
+import type {
+  Access,
+  CloneSpec,
+  Grant,
+  HydrationSettings,
+  SourceSpec,
+  VolumeServerSpec,
+} from './server-spec.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
@@ -109,7 +116,8 @@ function text(value: unknown, what: string, lengthMin = 0): string {
 }
 
 function integer(value: unknown, minimum: number, what: string, maximum = Number.MAX_SAFE_INTEGER): number {
-  if (Number.isInteger(value) && (value as number) >= minimum && (value as number) <= maximum) return value as number;
+  if (Number.isInteger(value) && (value as number) >= minimum && (value as number) <= maximum)
+    return value as number;
   throw badSpec(`${what} does not fit`);
 }
 

@@ -1,11 +1,18 @@
 import { flushCompileCache } from 'node:module';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
-import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import { lineLogger } from '../base/line-logger.ts';
+import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { badSpec, parseActivate, parseGrant, parseHydration, parseInitiator, parseSpec } from './server-input.ts';
+import {
+  badSpec,
+  parseActivate,
+  parseGrant,
+  parseHydration,
+  parseInitiator,
+  parseSpec,
+} from './server-input.ts';
 import type { VolumeServerSpec, VolumeServerStatus } from './server-spec.ts';
 import { StatusReporter } from './status-reporter.ts';
 
@@ -57,7 +64,11 @@ type Served = {
   close: () => Promise<void>;
 };
 
-async function serveAttached(spec: VolumeServerSpec, logger: Logger, emit: (event: string, data: unknown) => void): Promise<Served> {
+async function serveAttached(
+  spec: VolumeServerSpec,
+  logger: Logger,
+  emit: (event: string, data: unknown) => void,
+): Promise<Served> {
   // Each role loads its own code only: it is most of the memory of an idle server.
   const { AttachedVolume } = await import('./attached-volume.ts');
   const volume = await AttachedVolume.open(spec, {

@@ -1,7 +1,14 @@
 import { join } from 'node:path';
 import type { Random } from '../base/random.ts';
 import { VOLUME_FILES, type VolumeRecord } from './record.ts';
-import type { Access, CloneSpec, Grant, HydrationSettings, SourceSpec, VolumeServerSpec } from './server-spec.ts';
+import type {
+  Access,
+  CloneSpec,
+  Grant,
+  HydrationSettings,
+  SourceSpec,
+  VolumeServerSpec,
+} from './server-spec.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';
@@ -48,7 +55,13 @@ export function validityPath(validityDir: string, volumeId: string): string {
  */
 export function exportSpec(
   record: VolumeRecord,
-  options: { volumeDir: string; access: 'standby' | 'readonly'; listenHost: string; listenPort?: number; grants: Grant[] },
+  options: {
+    volumeDir: string;
+    access: 'standby' | 'readonly';
+    listenHost: string;
+    listenPort?: number;
+    grants: Grant[];
+  },
 ): VolumeServerSpec {
   return {
     role: 'export',
@@ -77,7 +90,11 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
 }
 
 /** What the target worker is given to find and open the export with that grant. */
-export function sourceSpec(record: VolumeRecord, grant: Grant, place: { host: string; port: number }): SourceSpec {
+export function sourceSpec(
+  record: VolumeRecord,
+  grant: Grant,
+  place: { host: string; port: number },
+): SourceSpec {
   return {
     ...place,
     targetIqn: targetIqn(record.id, record.generation),

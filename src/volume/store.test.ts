@@ -240,12 +240,20 @@ test('a volume has at most one machine', async (t) => {
   assert.equal((await store.assignMachine(id, 'm_2')).machineId, 'm_2');
 });
 
-test('a full disk is a typed error and leaves nothing behind', { skip: requires('root', 'mount') }, async (t) => {
+test('a full disk is a typed error and leaves nothing behind', {
+  skip: requires('root', 'mount'),
+}, async (t) => {
   const dataDir = scratchDir(t);
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'godwit-test', dataDir], { timeout: 10_000 });
   try {
     const store = await openStore(t, { dataDir });
-    const incoming = { id: 'v_full', name: 'data', lengthBytes: 100 * GIB, filesystem: 'none', generation: 2 } as const;
+    const incoming = {
+      id: 'v_full',
+      name: 'data',
+      lengthBytes: 100 * GIB,
+      filesystem: 'none',
+      generation: 2,
+    } as const;
     await assert.rejects(store.createIncoming(incoming), code('VOLUME_NO_SPACE'));
     assert.deepEqual(readdirSync(store.directory), []);
   } finally {

@@ -85,11 +85,7 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   const wireBytes = new Float64Array(buffer, byteOffset + CHECKED_BYTES, 1);
   return {
     current,
-    words: new Uint32Array(
-      buffer,
-      byteOffset + HEADER_BYTES,
-      wordCountOf(blockCountOf(request.lengthBytes)),
-    ),
+    words: new Uint32Array(buffer, byteOffset + HEADER_BYTES, wordCountOf(blockCountOf(request.lengthBytes))),
     address: mapping.address + BigInt(HEADER_BYTES),
     get wireBytes() {
       return wireBytes[0]!;

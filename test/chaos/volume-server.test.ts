@@ -38,7 +38,10 @@ class Ledger {
   async reach(count: number): Promise<void> {
     const deadlineMs = performance.now() + 60_000;
     while (this.acknowledged < count) {
-      assert.ok(performance.now() < deadlineMs, `waited a minute for line ${count}, have ${this.acknowledged}`);
+      assert.ok(
+        performance.now() < deadlineMs,
+        `waited a minute for line ${count}, have ${this.acknowledged}`,
+      );
       assert.equal(this.#child.exitCode, null, 'the writer goes on');
       await systemClock.sleep(5);
     }
@@ -56,12 +59,17 @@ class Ledger {
   /** The numbers of the file are 1 to at least the last one that was told. */
   async verify(path: string): Promise<void> {
     const lines = (await tool('cat', path)).split('\n').slice(0, -1);
-    assert.ok(lines.length >= this.acknowledged, `${lines.length} lines, ${this.acknowledged} were acknowledged`);
+    assert.ok(
+      lines.length >= this.acknowledged,
+      `${lines.length} lines, ${this.acknowledged} were acknowledged`,
+    );
     lines.forEach((line, index) => void assert.equal(Number(line), index + 1));
   }
 }
 
-test('the target server dies again and again while it hydrates and the guest writes: nothing is lost', { skip }, async (t) => {
+test('the target server dies again and again while it hydrates and the guest writes: nothing is lost', {
+  skip,
+}, async (t) => {
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { target } = await moveVolume(lab, {
@@ -92,7 +100,9 @@ test('the target server dies again and again while it hydrates and the guest wri
   await tool('e2fsck', '-f', '-n', target.loop);
 });
 
-test('the export server dies while the clone hydrates: the next one takes its port and the clone goes on', { skip }, async (t) => {
+test('the export server dies while the clone hydrates: the next one takes its port and the clone goes on', {
+  skip,
+}, async (t) => {
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { source, target } = await moveVolume(lab, {
@@ -123,7 +133,9 @@ test('the export server dies while the clone hydrates: the next one takes its po
   assert.deepEqual(found, written);
 });
 
-test('the source is away when the target server starts again: what is local is served, the rest waits', { skip }, async (t) => {
+test('the source is away when the target server starts again: what is local is served, the rest waits', {
+  skip,
+}, async (t) => {
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { source, target } = await moveVolume(lab, {
@@ -153,7 +165,9 @@ test('the source is away when the target server starts again: what is local is s
   await target.until('back', (hydration) => hydration.state === 'paused');
 });
 
-test('only the holder of the record’s generation opens for writing, and only one server', { skip }, async (t) => {
+test('only the holder of the record’s generation opens for writing, and only one server', {
+  skip,
+}, async (t) => {
   const lab = new VolumeLab(t);
   const store = await lab.store('source');
   const made = await store.create({ name: 'data', lengthBytes: 64 * MIB, filesystem: 'ext4' });
@@ -161,7 +175,10 @@ test('only the holder of the record’s generation opens for writing, and only o
   for (const generation of [2, 3]) {
     await assert.rejects(lab.attach(store, { ...made, generation }, { access: 'writable' }), fenced);
   }
-  await assert.rejects(lab.attach(store, { ...made, id: 'v_other' }, { access: 'writable', volumeDir: store.folder(made.id) }), fenced);
+  await assert.rejects(
+    lab.attach(store, { ...made, id: 'v_other' }, { access: 'writable', volumeDir: store.folder(made.id) }),
+    fenced,
+  );
   const first = await lab.attach(store, made, { access: 'writable' });
   await assert.rejects(lab.attach(store, made, { access: 'writable' }), { code: 'VOLUME_LOCKED' });
   await assert.rejects(store.destroy(made.id), { code: 'VOLUME_ATTACHED' });
@@ -204,7 +221,9 @@ test('an initiator that finds another generation behind the address refuses it',
   });
 });
 
-test('a full disk at the target: the guest is told, hydration waits and goes on when there is room', { skip }, async (t) => {
+test('a full disk at the target: the guest is told, hydration waits and goes on when there is room', {
+  skip,
+}, async (t) => {
   const lab = new VolumeLab(t);
   const small = await lab.smallDisk(96 * MIB);
   let written = new Map<string, string>();
@@ -217,10 +236,21 @@ test('a full disk at the target: the guest is told, hydration waits and goes on 
   });
   const ballast = join(small, 'ballast');
   await tool('sh', '-c', `dd if=/dev/zero of=${ballast} bs=1M 2>/dev/null || true`);
-  const full = await target.until('no room', (hydration) => hydration.lastError?.includes('VOLUME_NO_SPACE') ?? false);
+  const full = await target.until(
+    'no room',
+    (hydration) => hydration.lastError?.includes('VOLUME_NO_SPACE') ?? false,
+  );
   assert.notEqual(full.state, 'complete');
   // A raw write by the guest into blocks that are not there: no room for them.
-  const write = tool('dd', 'if=/dev/urandom', `of=${target.loop}`, 'bs=1M', 'seek=300', 'count=64', 'oflag=direct');
+  const write = tool(
+    'dd',
+    'if=/dev/urandom',
+    `of=${target.loop}`,
+    'bs=1M',
+    'seek=300',
+    'count=64',
+    'oflag=direct',
+  );
   await assert.rejects(write, /No space left|Input\/output error/);
   await tool('rm', ballast);
   await target.until('hydrated', (hydration) => hydration.state === 'complete');
@@ -253,13 +283,19 @@ test('a data file cut short and metadata with flipped bits are refused by name',
     const file = openSync(metadataPath, 'r+');
     writeSync(file, Buffer.from([good[offset]! ^ 0x10]), 0, 1, offset);
     closeSync(file);
-    await assert.rejects(lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }), { code });
+    await assert.rejects(
+      lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }),
+      { code },
+    );
     writeFileSync(metadataPath, good);
   }
   truncateSync(metadataPath, 4096);
-  await assert.rejects(lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }), {
-    code: 'BLOCK_SHORT_FILE',
-  });
+  await assert.rejects(
+    lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }),
+    {
+      code: 'BLOCK_SHORT_FILE',
+    },
+  );
   writeFileSync(metadataPath, good);
   lockData(join(move.targetStore.folder(move.id), 'data.raw')).release();
   await lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source });

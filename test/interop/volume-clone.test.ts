@@ -8,7 +8,9 @@ import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
-test('a volume moves under a mounted filesystem: read, write, hydrate, finish', { skip: requires(...LAB_NEEDS) }, async (t) => {
+test('a volume moves under a mounted filesystem: read, write, hydrate, finish', {
+  skip: requires(...LAB_NEEDS),
+}, async (t) => {
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const move = await moveVolume(lab, {
@@ -38,7 +40,10 @@ test('a volume moves under a mounted filesystem: read, write, hydrate, finish', 
   assert.equal(whole.exposedBytes, 0);
   assert.equal(whole.blocksFetchedTwice, 0);
   const usedBytes = await sourceStore.usedBytes(id);
-  assert.ok(whole.wireBytes < 1.5 * usedBytes, `${whole.wireBytes} bytes over the wire for ${usedBytes} used`);
+  assert.ok(
+    whole.wireBytes < 1.5 * usedBytes,
+    `${whole.wireBytes} bytes over the wire for ${usedBytes} used`,
+  );
   assert.equal(target.events.filter(([event]) => event === 'hydrated').length, 1);
 
   await target.server.call('finish');
@@ -72,12 +77,17 @@ test('of 100 GiB with a few MiB used only those travel', { skip: requires(...LAB
   const whole = await target.until('hydrated', (hydration) => hydration.state === 'complete');
   const usedBytes = await sourceStore.usedBytes(id);
   assert.ok(usedBytes < 32 * MIB, `${usedBytes} bytes used`);
-  assert.ok(whole.wireBytes < 1.5 * usedBytes, `${whole.wireBytes} bytes over the wire for ${usedBytes} used`);
+  assert.ok(
+    whole.wireBytes < 1.5 * usedBytes,
+    `${whole.wireBytes} bytes over the wire for ${usedBytes} used`,
+  );
   await target.server.call('finish');
   assert.deepEqual(await digestFiles(dir), written);
 });
 
-test('in standby nothing is fetched and nothing is written, and reads wait', { skip: requires(...LAB_NEEDS) }, async (t) => {
+test('in standby nothing is fetched and nothing is written, and reads wait', {
+  skip: requires(...LAB_NEEDS),
+}, async (t) => {
   const lab = new VolumeLab(t);
   const sourceStore = await lab.store('source');
   const targetStore = await lab.store('target');
