@@ -11,8 +11,11 @@ test('one reader from front to back gets growing ranges that do not overlap and 
     const range = readAhead.observe(block, block + 1);
     if (range === null) continue;
     ranges++;
-    assert.ok(range.first > block && range.end <= 4000 && range.end - range.first <= 512);
+    assert.ok(range.end > block && range.end <= 4000 && range.end - range.first <= 512);
+    brought[block] = 1;
     for (let each = range.first; each < range.end; each++) {
+      // The neighbourhood of the first miss has that in it.
+      if (each === block) continue;
       assert.equal(brought[each], 0, 'brought once');
       brought[each] = 1;
     }
@@ -23,17 +26,20 @@ test('one reader from front to back gets growing ranges that do not overlap and 
 test('several readers at once are each followed', () => {
   const readAhead = new ReadAhead(100_000);
   const starts = [0, 20_000, 40_000, 60_000];
-  for (const start of starts) assert.equal(readAhead.observe(start, start + 8), null);
+  for (const start of starts) readAhead.observe(start, start + 8);
   for (const start of starts) {
-    assert.deepEqual(readAhead.observe(start + 8, start + 16), { first: start + 16, end: start + 48 });
+    assert.deepEqual(readAhead.observe(start + 8, start + 16), { first: Math.ceil((start + 16) / 16) * 16, end: start + 48 });
   }
 });
 
-test('random misses and repeated ones bring nothing', () => {
+test('a miss in a new place brings the aligned 64 KiB around it, once', () => {
   const readAhead = new ReadAhead(1_000_000);
   for (let index = 1; index < 200; index++) {
     const block = (index * 7919 * 101) % 1_000_000;
-    assert.equal(readAhead.observe(block, block + 1), null);
+    const first = Math.floor(block / 16) * 16;
+    assert.deepEqual(readAhead.observe(block, block + 1), { first, end: first + 16 });
     assert.equal(readAhead.observe(block, block + 1), null);
   }
+  assert.equal(new ReadAhead(100).observe(16, 32), null, 'a miss that is its own neighbourhood');
+  assert.deepEqual(new ReadAhead(20).observe(18, 19), { first: 16, end: 20 }, 'not behind the end');
 });

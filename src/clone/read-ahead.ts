@@ -1,6 +1,12 @@
-/** Finds sequential readers among the misses, and says what to bring before they ask. */
+/**
+ * Says what to bring before the guest asks: behind a sequential reader what comes next, and around any other miss its neighbourhood, because
+ * what was written together is read together (the bubble of Hines and Gopalan, VEE 2009). A booting machine misses in a few dozen
+ * places, and that is what its users wait for.
+ */
 
 const STREAMS_MAX = 8;
+/** The neighbourhood of a miss: the aligned 64 KiB that it lies in. */
+const BUBBLE_BLOCKS = 16;
 /** First read-ahead of a stream; it doubles with every miss that goes on where the last one ended. */
 const AHEAD_BLOCKS_MIN = 32;
 const AHEAD_BLOCKS_MAX = 512;
@@ -18,7 +24,10 @@ export class ReadAhead {
     this.#blockCount = blockCount;
   }
 
-  /** The guest missed [first, end). The range to bring ahead, or null. Ranges of one stream do not overlap. */
+  /**
+   * The guest missed [first, end). The range to bring, or null; what of it is local or on its way is the caller's to skip. The ranges ahead
+   * of one stream do not overlap.
+   */
   observe(first: number, end: number): { first: number; end: number } | null {
     const index = this.#streams.findIndex(
       // A stream that was served by its own read-ahead misses next anywhere up to the end of that.
@@ -28,9 +37,13 @@ export class ReadAhead {
     );
     const stream = index === -1 ? null : this.#streams.splice(index, 1)[0]!;
     if (stream === null) {
-      this.#streams.push({ nextBlock: end, aheadEnd: end, aheadBlocks: AHEAD_BLOCKS_MIN / 2 });
+      const bubble = {
+        first: Math.floor(first / BUBBLE_BLOCKS) * BUBBLE_BLOCKS,
+        end: Math.min(this.#blockCount, Math.ceil(end / BUBBLE_BLOCKS) * BUBBLE_BLOCKS),
+      };
+      this.#streams.push({ nextBlock: end, aheadEnd: bubble.end, aheadBlocks: AHEAD_BLOCKS_MIN / 2 });
       if (this.#streams.length > STREAMS_MAX) this.#streams.shift();
-      return null;
+      return bubble.end - bubble.first > end - first ? bubble : null;
     }
     this.#streams.push(stream);
     const forward = end > stream.nextBlock;

@@ -12,6 +12,8 @@ export type Probe = (signal: AbortSignal) => Promise<ProbeResult>;
 /** The first probes come this close together: the time to the first success is part of the interruption of a move. */
 const FAST_INTERVAL_MS_MIN = 10;
 const FAST_INTERVAL_MS_MAX = 100;
+/** A pause is about a tenth of the time that the machine has taken so far: so much too late may its health be seen. */
+const FAST_INTERVAL_GROWTH = 1.1;
 
 /**
  * The state of a machine's health, from the results of its probes; pure.
@@ -53,7 +55,7 @@ export class HealthTracker {
   /** Pause before the next probe, from the end of the last one. */
   nextDelayMs(): number {
     if (this.#state !== 'starting') return this.#check.intervalMs;
-    return Math.min(FAST_INTERVAL_MS_MAX, FAST_INTERVAL_MS_MIN * 1.2 ** Math.max(0, this.#probes - 1));
+    return Math.min(FAST_INTERVAL_MS_MAX, FAST_INTERVAL_MS_MIN * FAST_INTERVAL_GROWTH ** Math.max(0, this.#probes - 1));
   }
 }
 

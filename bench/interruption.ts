@@ -1,0 +1,116 @@
+/**
+ * What a move costs the users of a PostgreSQL machine: from its stop signal to the first healthy answer, over the restart of the same
+ * machine in place, with volumes of 1, 10 and 100 GiB. The machine is moved to and fro between two workers, a restart before each
+ * move, so that both see the same host.
+ *   node bench/interruption.ts [--rounds 7] [--sizes 1,10,100]
+ */
+import { parseArgs } from 'node:util';
+import { DemoFleet, freePorts } from '../demo/fleet.ts';
+import { postgresMachine } from '../demo/machines.ts';
+import { preparePostgres } from '../demo/clients.ts';
+import { median } from '../demo/report.ts';
+import type { MigrateOutOutput } from '../src/migration/migrate-out.ts';
+
+export type InterruptionRow = {
+  sizeGib: number;
+  restartMs: number;
+  moveMs: number;
+  /** Of the pairs of a restart and the move after it. */
+  ratio: number;
+  phasesMs: { stop: number; seal: number; handoff: number; attach: number; boot: number };
+};
+
+export async function measureInterruption(options: { rounds: number; sizesGib: number[] }): Promise<InterruptionRow[]> {
+  const fleet = await DemoFleet.start(2);
+  try {
+    const rows: InterruptionRow[] = [];
+    for (const sizeGib of options.sizesGib) rows.push(await measureSize(fleet, sizeGib, options.rounds));
+    return rows;
+  } finally {
+    await fleet.down({ keep: false });
+  }
+}
+
+async function measureSize(fleet: DemoFleet, sizeGib: number, rounds: number): Promise<InterruptionRow> {
+  const [port] = (await freePorts(1)) as [number];
+  const name = `postgres-${sizeGib}`;
+  const { volume, machine } = postgresMachine(name, sizeGib * 2 ** 30, port);
+  const made = await fleet.client('worker-1').createVolume(volume);
+  await fleet.client('worker-1').createMachine(machine(made.id));
+  await untilHealthy(fleet, 'worker-1', name);
+  await preparePostgres(port);
+  const restarts: number[] = [];
+  const moves: Required<Pick<MigrateOutOutput, 'interruptionMs'>>['interruptionMs'][] = [];
+  for (let round = 0; round < rounds; round++) {
+    const [here, there] = round % 2 === 0 ? ['worker-1', 'worker-2'] : ['worker-2', 'worker-1'];
+    const source = fleet.client(here!);
+    const startedMs = performance.now();
+    await source.restartMachine(name);
+    restarts.push(performance.now() - startedMs);
+    await sleep(500);
+    const run = await source.moveMachine(name, { target: there! });
+    for (;;) {
+      const now = await source.showRun(run.id);
+      if (now.state === 'done') {
+        moves.push((now.output as MigrateOutOutput).interruptionMs ?? null);
+        break;
+      }
+      if (now.endedAtMs !== null) throw new Error(`the move ended ${now.state}: ${now.error?.message}`);
+      await sleep(50);
+    }
+    await sleep(500);
+  }
+  const there = rounds % 2 === 0 ? 'worker-1' : 'worker-2';
+  await fleet.client(there).destroyMachine(name, { force: true });
+  const measured = moves.filter((move) => move !== null && move !== undefined);
+  const phase = (name: keyof InterruptionRow['phasesMs']) => median(measured.map((move) => move[name]));
+  return {
+    sizeGib,
+    restartMs: median(restarts),
+    moveMs: median(measured.map(({ total }) => total)),
+    ratio: median(measured.map(({ total }, index) => total / restarts[index]!)),
+    phasesMs: {
+      stop: phase('stop'),
+      seal: phase('seal'),
+      handoff: phase('handoff'),
+      attach: phase('attach'),
+      boot: phase('boot'),
+    },
+  };
+}
+
+export function interruptionTable(rows: readonly InterruptionRow[]): string {
+  const lines = rows.map(({ sizeGib, restartMs, moveMs, ratio, phasesMs }) => {
+    const { stop, seal, handoff, attach, boot } = phasesMs;
+    const phases = [stop, seal, handoff, attach, boot].map((value) => value.toFixed(0)).join(' | ');
+    return `| ${sizeGib} GiB | ${restartMs.toFixed(0)} | ${moveMs.toFixed(0)} | ${phases} | ${ratio.toFixed(2)} |`;
+  });
+  return [
+    '| volume | restart in place, ms | move, ms | stop | seal | handoff | attach | boot | ratio |',
+    '|---|---|---|---|---|---|---|---|---|',
+    ...lines,
+  ].join('\n');
+}
+
+async function untilHealthy(fleet: DemoFleet, worker: string, name: string): Promise<void> {
+  for (let waitedMs = 0; ; waitedMs += 20) {
+    const { health } = await fleet.client(worker).showMachine(name);
+    if (health.state === 'healthy') return;
+    if (waitedMs > 60_000) throw new Error(`${name} does not become healthy: ${health.message}`);
+    await sleep(20);
+  }
+}
+
+function sleep(delayMs: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, delayMs));
+}
+
+if (import.meta.main) {
+  const { values } = parseArgs({
+    options: { rounds: { type: 'string', default: '7' }, sizes: { type: 'string', default: '1,10,100' } },
+  });
+  const sizesGib = values.sizes.split(',').map(Number);
+  process.stdout.write(
+    `${interruptionTable(await measureInterruption({ rounds: Number(values.rounds), sizesGib }))}\n`,
+  );
+}
