@@ -31,7 +31,9 @@ export function runConditions(run: RunView): Condition[] {
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
   const target = typeof run.output.target === 'string' ? run.output.target : null;
-  if (run.kind === 'migrate-out' && run.pastPointOfNoReturn) return target ?? 'the target';
+  // From the first handoff on only the target knows, or acts.
+  const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
+  if (run.kind === 'migrate-out' && handedOver) return target ?? 'the target';
   if (run.kind === 'migrate-in') return (run.input as { sourceWorker?: string }).sourceWorker ?? 'the source';
   return 'godwit itself';
 }
