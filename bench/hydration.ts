@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
 import { systemRandom } from '../src/base/random.ts';
-import type { Grant } from '../src/volume/server-spec.ts';
+import type { Grant } from '../src/attach/server-spec.ts';
 import { newGrant } from '../src/volume/specs.ts';
 import { type Attachment, type Export, tool, VolumeLab } from '../test/support/volume-lab.ts';
 

@@ -5,9 +5,9 @@
  *   node bench/interruption.ts [--rounds 7] [--sizes 1,10,100]
  */
 import { parseArgs } from 'node:util';
+import { preparePostgres } from '../demo/clients.ts';
 import { DemoFleet, freePorts } from '../demo/fleet.ts';
 import { postgresMachine } from '../demo/machines.ts';
-import { preparePostgres } from '../demo/clients.ts';
 import { median } from '../demo/report.ts';
 import type { MigrateOutOutput } from '../src/migration/migrate-out.ts';
 
@@ -20,7 +20,10 @@ export type InterruptionRow = {
   phasesMs: { stop: number; seal: number; handoff: number; attach: number; boot: number };
 };
 
-export async function measureInterruption(options: { rounds: number; sizesGib: number[] }): Promise<InterruptionRow[]> {
+export async function measureInterruption(options: {
+  rounds: number;
+  sizesGib: number[];
+}): Promise<InterruptionRow[]> {
   const fleet = await DemoFleet.start(2);
   try {
     const rows: InterruptionRow[] = [];

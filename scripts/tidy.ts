@@ -39,14 +39,21 @@ for (const file of sources) {
       problems.push(`${file}: ${room} imports upwards from ${importedRoom}`);
     }
   }
-  if (/\bTODO\b|\bFIXME\b|\bXXX\b/.test(text) && file !== 'scripts/tidy.ts') problems.push(`${file}: leftover reminder`);
+  if (/\bTODO\b|\bFIXME\b|\bXXX\b/.test(text) && file !== 'scripts/tidy.ts')
+    problems.push(`${file}: leftover reminder`);
 }
 
 /** Every code that the product can show a person is explained in docs/errors.md. */
-const documented = new Set([...readFileSync('docs/errors.md', 'utf8').matchAll(/`([A-Z][A-Z0-9]*_[A-Z0-9_]+)`/g)].map((match) => match[1]!));
+const documented = new Set(
+  [...readFileSync('docs/errors.md', 'utf8').matchAll(/`([A-Z][A-Z0-9]*_[A-Z0-9_]+)`/g)].map(
+    (match) => match[1]!,
+  ),
+);
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
-  for (const match of readFileSync(file, 'utf8').matchAll(/'((?:BASE|RPC|SYS|BLOCK|CLONE|ISCSI|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g)) {
+  for (const match of readFileSync(file, 'utf8').matchAll(
+    /'((?:BASE|RPC|SYS|BLOCK|CLONE|ISCSI|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
+  )) {
     used.set(match[1]!, file);
   }
 }

@@ -4,7 +4,7 @@ import type { Static } from 'typebox';
 import { Check } from 'typebox/value';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
 import type { RunView } from '../journal/run.ts';
-import type { GuestStatistics, HydrationStatus } from '../volume/server-spec.ts';
+import type { GuestStatistics, HydrationStatus } from '../attach/server-spec.ts';
 import {
   DrainMachine,
   DrainStatus,

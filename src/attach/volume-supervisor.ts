@@ -14,7 +14,7 @@ import type {
   VolumeServerOp,
   VolumeServerSpec,
   VolumeServerStatus,
-} from '../volume/server-spec.ts';
+} from './server-spec.ts';
 
 /**
  * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and small young generations keep the
@@ -125,7 +125,7 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Passes one operation to the server (volume/server-spec.ts lists them) and returns its result. Waits for a server while there is none. Rejects
+   * Passes one operation to the server (attach/server-spec.ts lists them) and returns its result. Waits for a server while there is none. Rejects
    * with the server's own error, or `ATTACH_SERVER_NOT_READY` after `timeoutMs`.
    */
   async call(op: VolumeServerOp, args: unknown = {}, timeoutMs = 30_000): Promise<unknown> {

@@ -23,7 +23,8 @@ export class Histogram {
 
   /** On `counts`, whose content is kept, where given (HISTOGRAM_BYTES long). */
   constructor(counts: Float64Array = new Float64Array(BUCKETS)) {
-    if (counts.length !== BUCKETS) throw new RangeError(`a histogram takes ${BUCKETS} counts, not ${counts.length}`);
+    if (counts.length !== BUCKETS)
+      throw new RangeError(`a histogram takes ${BUCKETS} counts, not ${counts.length}`);
     this.#counts = counts;
   }
 

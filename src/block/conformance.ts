@@ -179,7 +179,9 @@ async function testWriting(t: TestContext, options: ConformanceOptions): Promise
   if (largeLengthBytes !== null) {
     await t.test('offsets beyond 32 bits do not wrap', async (t) => {
       const device = await options.open(t, { ...want, lengthBytes: largeLengthBytes });
-      const offsets = [0, 2 ** 31, 2 ** 32, largeLengthBytes - 8192].filter((at) => at + 8192 <= largeLengthBytes);
+      const offsets = [0, 2 ** 31, 2 ** 32, largeLengthBytes - 8192].filter(
+        (at) => at + 8192 <= largeLengthBytes,
+      );
       for (const [i, at] of offsets.entries()) await device.write(at, new Uint8Array(8192).fill(i + 1));
       await device.flush();
       for (const [i, at] of offsets.entries()) {
@@ -218,11 +220,14 @@ async function testModel(t: TestContext, options: ConformanceOptions, want: Conf
   const seed = Date.now() >>> 0;
   t.diagnostic(`seed ${seed}`);
   // The commands of a batch are in flight together; its mutations do not overlap each other nor its reads.
-  const property = fc.asyncProperty(fc.array(fc.array(command, { maxLength: 6 }), { maxLength: 12 }), async (batches) => {
-    for (const batch of batches) await runBatch(device, model, batch);
-    await assertContent(device, model);
-    await assertExtents(device, model);
-  });
+  const property = fc.asyncProperty(
+    fc.array(fc.array(command, { maxLength: 6 }), { maxLength: 12 }),
+    async (batches) => {
+      for (const batch of batches) await runBatch(device, model, batch);
+      await assertContent(device, model);
+      await assertExtents(device, model);
+    },
+  );
   await fc.assert(property, { seed, numRuns: options.runs ?? 60 });
 }
 
@@ -284,10 +289,14 @@ function fillPattern(bytes: Uint8Array, fill: number): void {
   for (let i = 0; i < bytes.length; i++) bytes[i] = ((fill + (i >>> 9)) % 255) + 1;
 }
 
-function randomRange(below: (limit: number) => number, device: BlockDevice): [offset: number, length: number] {
+function randomRange(
+  below: (limit: number) => number,
+  device: BlockDevice,
+): [offset: number, length: number] {
   const blocksTotal = device.lengthBytes / device.blockBytes;
   const block = below(blocksTotal);
-  const blocks = below(4) === 0 ? 1 + below(blocksTotal - block) : 1 + below(Math.min(8, blocksTotal - block));
+  const blocks =
+    below(4) === 0 ? 1 + below(blocksTotal - block) : 1 + below(Math.min(8, blocksTotal - block));
   return [block * device.blockBytes, blocks * device.blockBytes];
 }
 
@@ -366,7 +375,8 @@ async function assertBadRanges(device: BlockDevice): Promise<void> {
     const bytes = new Uint8Array(length);
     await assert.rejects(device.read(offset, bytes), badRange, `read ${offset}+${length}`);
     if (device.readNow) assert.equal(device.readNow(offset, bytes), false, `readNow ${offset}+${length}`);
-    if (device.extents) await assert.rejects(device.extents(offset, length, 4), badRange, `extents ${offset}`);
+    if (device.extents)
+      await assert.rejects(device.extents(offset, length, 4), badRange, `extents ${offset}`);
     if (!device.writable) continue;
     await assert.rejects(device.write(offset, bytes), badRange, `write ${offset}+${length}`);
     await assert.rejects(device.discard(offset, length), badRange, `discard ${offset}+${length}`);
@@ -378,7 +388,10 @@ async function assertBadRanges(device: BlockDevice): Promise<void> {
 async function assertClose(device: BlockDevice): Promise<void> {
   const bytes = new Uint8Array(device.blockBytes);
   const inFlight = device.read(0, bytes).catch((error: unknown) => {
-    assert.ok(isGodwitError(error, 'BLOCK_CLOSED'), 'a call in flight ends or says that the device was closed');
+    assert.ok(
+      isGodwitError(error, 'BLOCK_CLOSED'),
+      'a call in flight ends or says that the device was closed',
+    );
   });
   await device.close();
   await inFlight;

@@ -140,7 +140,9 @@ test('without holes in the filesystem, zeros are written', { skip: requires('roo
       await device.write(0, new Uint8Array(4 * MIB).fill(1));
       await device.discard(4096, 3 * MIB);
       await device.writeZeroes(4 * MIB - 512, 512);
-      const expected = Buffer.alloc(4 * MIB, 1).fill(0, 4096, 4096 + 3 * MIB).fill(0, 4 * MIB - 512);
+      const expected = Buffer.alloc(4 * MIB, 1)
+        .fill(0, 4096, 4096 + 3 * MIB)
+        .fill(0, 4 * MIB - 512);
       assert.equal(Buffer.compare(readFileSync(join(folder, 'data.raw')), expected), 0);
       // Work of many steps, and close has to wait for the last.
       const zeroing = device.writeZeroes(0, 4 * MIB);
@@ -156,7 +158,9 @@ test('without holes in the filesystem, zeros are written', { skip: requires('roo
   }
 });
 
-test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', { skip: requires('root', 'mount') }, async (t) => {
+test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', {
+  skip: requires('root', 'mount'),
+}, async (t) => {
   const folder = join(scratchDir(t), 'small');
   mkdirSync(folder);
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder], { timeout: 30_000 });

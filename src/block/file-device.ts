@@ -52,8 +52,7 @@ export class FileDevice implements BlockDevice {
     const flags = options.writable === false ? constants.O_RDONLY : constants.O_RDWR;
     let fileDescriptor: number;
     try {
-      fileDescriptor =
-        typeof options.file === 'number' ? options.file : openSync(options.file, flags);
+      fileDescriptor = typeof options.file === 'number' ? options.file : openSync(options.file, flags);
     } catch (error) {
       throw openError(options.file, error);
     }
@@ -73,7 +72,10 @@ export class FileDevice implements BlockDevice {
    * Makes a new file of holes, durably (file and folder are synced), readable by the owner only, and opens it. Rejects with
    * `BLOCK_OPEN_FAILED` (EEXIST when there is one already) or `BLOCK_NO_SPACE`.
    */
-  static async create(path: string, options: { lengthBytes: number; blockBytes?: number }): Promise<FileDevice> {
+  static async create(
+    path: string,
+    options: { lengthBytes: number; blockBytes?: number },
+  ): Promise<FileDevice> {
     const { lengthBytes, blockBytes = 512 } = options;
     checkGeometry({ lengthBytes, blockBytes });
     const file = await open(path, 'wx', 0o600).catch((error: unknown) => {

@@ -60,22 +60,38 @@ test('records survive encoding and decoding', () => {
     errorCode: fc.option(fc.string()),
   });
   fc.assert(
-    fc.property(record, (each) => assert.deepEqual(decodeTraceRecord(encodeTraceRecord(each), 1), { ...each })),
+    fc.property(record, (each) =>
+      assert.deepEqual(decodeTraceRecord(encodeTraceRecord(each), 1), { ...each }),
+    ),
   );
 });
 
 test('any line is a record or a typed error', async () => {
   const bad = (error: unknown) => isGodwitError(error, 'BLOCK_BAD_TRACE');
   fc.assert(
-    fc.property(fc.oneof(fc.string(), fc.json(), fc.array(fc.jsonValue()).map((each) => JSON.stringify(each))), (line) => {
-      try {
-        decodeTraceRecord(line, 1);
-      } catch (error) {
-        assert.ok(bad(error), `${line}: ${error}`);
-      }
-    }),
+    fc.property(
+      fc.oneof(
+        fc.string(),
+        fc.json(),
+        fc.array(fc.jsonValue()).map((each) => JSON.stringify(each)),
+      ),
+      (line) => {
+        try {
+          decodeTraceRecord(line, 1);
+        } catch (error) {
+          assert.ok(bad(error), `${line}: ${error}`);
+        }
+      },
+    ),
   );
-  for (const line of ['', '{}', '[1,1,"read",0]', '[1,1,"erase",0,512]', '[-1,1,"read",0,512]', '[1,1,"read",0.5,512]']) {
+  for (const line of [
+    '',
+    '{}',
+    '[1,1,"read",0]',
+    '[1,1,"erase",0,512]',
+    '[-1,1,"read",0,512]',
+    '[1,1,"read",0.5,512]',
+  ]) {
     assert.throws(() => decodeTraceRecord(line, 3), bad, line);
   }
   const device = new MemoryDevice({ lengthBytes: 4096 });

@@ -23,7 +23,13 @@ export type TraceOperation = (typeof TRACE_OPERATIONS)[number];
 /** Without the newline. */
 export function encodeTraceRecord(record: TraceRecord): string {
   const { startMs, tookMs, operation, offsetBytes, lengthBytes, errorCode } = record;
-  const fields: unknown[] = [microseconds(startMs), microseconds(tookMs), operation, offsetBytes, lengthBytes];
+  const fields: unknown[] = [
+    microseconds(startMs),
+    microseconds(tookMs),
+    operation,
+    offsetBytes,
+    lengthBytes,
+  ];
   if (errorCode !== null) fields.push(errorCode);
   return JSON.stringify(fields);
 }
@@ -42,13 +48,17 @@ export function decodeTraceRecord(line: string, lineNumber: number): TraceRecord
   const [startMs, tookMs, operation, offsetBytes, lengthBytes, errorCode = null] = fields as unknown[];
   if (!isDuration(startMs) || !isDuration(tookMs)) throw badTraceError(lineNumber, 'a time is not one');
   if (!isOperation(operation)) throw badTraceError(lineNumber, 'the operation is unknown');
-  if (!isByteCount(offsetBytes) || !isByteCount(lengthBytes)) throw badTraceError(lineNumber, 'the range is not one');
-  if (errorCode !== null && typeof errorCode !== 'string') throw badTraceError(lineNumber, 'the error is not a code');
+  if (!isByteCount(offsetBytes) || !isByteCount(lengthBytes))
+    throw badTraceError(lineNumber, 'the range is not one');
+  if (errorCode !== null && typeof errorCode !== 'string')
+    throw badTraceError(lineNumber, 'the error is not a code');
   return { startMs, tookMs, operation, offsetBytes, lengthBytes, errorCode };
 }
 
 /** Reads a trace line by line (of a `readline` interface, or an array). Empty lines are skipped. */
-export async function* readTrace(lines: AsyncIterable<string> | Iterable<string>): AsyncGenerator<TraceRecord> {
+export async function* readTrace(
+  lines: AsyncIterable<string> | Iterable<string>,
+): AsyncGenerator<TraceRecord> {
   let lineNumber = 0;
   for await (const line of lines) {
     lineNumber++;
@@ -88,7 +98,8 @@ export async function replayTrace(
 
 const microseconds = (ms: number) => Math.round(ms * 1000) / 1000;
 const isDuration = (value: unknown): value is number => typeof value === 'number' && value >= 0;
-const isByteCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+const isByteCount = (value: unknown): value is number =>
+  Number.isSafeInteger(value) && (value as number) >= 0;
 const isOperation = (value: unknown): value is TraceOperation =>
   (TRACE_OPERATIONS as readonly unknown[]).includes(value);
 

@@ -28,7 +28,10 @@ test('several readers at once are each followed', () => {
   const starts = [0, 20_000, 40_000, 60_000];
   for (const start of starts) readAhead.observe(start, start + 8);
   for (const start of starts) {
-    assert.deepEqual(readAhead.observe(start + 8, start + 16), { first: Math.ceil((start + 16) / 16) * 16, end: start + 48 });
+    assert.deepEqual(readAhead.observe(start + 8, start + 16), {
+      first: Math.ceil((start + 16) / 16) * 16,
+      end: start + 48,
+    });
   }
 });
 

@@ -55,7 +55,10 @@ export class HealthTracker {
   /** Pause before the next probe, from the end of the last one. */
   nextDelayMs(): number {
     if (this.#state !== 'starting') return this.#check.intervalMs;
-    return Math.min(FAST_INTERVAL_MS_MAX, FAST_INTERVAL_MS_MIN * FAST_INTERVAL_GROWTH ** Math.max(0, this.#probes - 1));
+    return Math.min(
+      FAST_INTERVAL_MS_MAX,
+      FAST_INTERVAL_MS_MIN * FAST_INTERVAL_GROWTH ** Math.max(0, this.#probes - 1),
+    );
   }
 }
 

@@ -6,7 +6,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
-import type { VolumeServerSpec } from '../volume/server-spec.ts';
+import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { MachineConfig } from './config.ts';
 import { resolveMountPath } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';

@@ -7,7 +7,7 @@ import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../attach/volume-sup
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { VolumeServerOp, VolumeServerSpec } from '../volume/server-spec.ts';
+import type { VolumeServerOp, VolumeServerSpec } from '../attach/server-spec.ts';
 import { SHIM_FILES } from './shim-protocol.ts';
 import type { VolumeHolder } from './shim-service.ts';
 

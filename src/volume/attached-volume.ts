@@ -17,7 +17,7 @@ import type {
   HydrationStatus,
   VolumeServerSpec,
   VolumeServerStatus,
-} from './server-spec.ts';
+} from '../attach/server-spec.ts';
 import { removeValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {

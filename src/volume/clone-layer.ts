@@ -8,7 +8,7 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { VOLUME_FILES } from './record.ts';
-import type { CloneSpec, VolumeServerSpec } from './server-spec.ts';
+import type { CloneSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import { SourceDevice } from './source-device.ts';
 import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile } from './validity-file.ts';

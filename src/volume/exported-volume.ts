@@ -8,7 +8,7 @@ import { IscsiTarget, type TargetExport } from '../iscsi/index.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './record.ts';
-import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from './server-spec.ts';
+import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { exportSerial } from './specs.ts';
 
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };

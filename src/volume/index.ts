@@ -2,7 +2,7 @@
 export { isDataLocked } from './data-lock.ts';
 export { VOLUME_FILES, VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
-export * from './server-spec.ts';
+export * from '../attach/server-spec.ts';
 export { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec, validityPath } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';
 export { isRetentionOver, transition, type VolumeEvent } from './transition.ts';

@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { Value } from 'typebox/value';
 import { isGodwitError } from '../base/errors.ts';
 import { parseSpec } from './server-input.ts';
-import { VolumeServerSpec } from './server-spec.ts';
+import { VolumeServerSpec } from '../attach/server-spec.ts';
 
 const good: VolumeServerSpec = {
   role: 'attach',

@@ -6,7 +6,7 @@ import type {
   HydrationSettings,
   SourceSpec,
   VolumeServerSpec,
-} from './server-spec.ts';
+} from '../attach/server-spec.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of

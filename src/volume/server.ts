@@ -13,7 +13,7 @@ import {
   parseInitiator,
   parseSpec,
 } from './server-input.ts';
-import type { VolumeServerSpec, VolumeServerStatus } from './server-spec.ts';
+import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**

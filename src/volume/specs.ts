@@ -8,7 +8,7 @@ import type {
   HydrationSettings,
   SourceSpec,
   VolumeServerSpec,
-} from './server-spec.ts';
+} from '../attach/server-spec.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';

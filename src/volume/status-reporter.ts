@@ -1,5 +1,5 @@
 import type { Clock } from '../base/clock.ts';
-import type { VolumeServerStatus } from './server-spec.ts';
+import type { VolumeServerStatus } from '../attach/server-spec.ts';
 
 const INTERVAL_MS = 500;
 

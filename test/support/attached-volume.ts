@@ -8,7 +8,7 @@ import { runTool } from '../../src/attach/tool.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
-import type { Access } from '../../src/volume/server-spec.ts';
+import type { Access } from '../../src/attach/server-spec.ts';
 
 export type AttachedVolume = {
   mount: FuseMount;

@@ -4,7 +4,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { LineRpc } from '../../src/base/line-rpc.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
-import type { Access, VolumeServerSpec } from '../../src/volume/server-spec.ts';
+import type { Access, VolumeServerSpec } from '../../src/attach/server-spec.ts';
 
 /**
  * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard input. For the tests and benches of

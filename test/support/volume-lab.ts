@@ -20,7 +20,7 @@ import type {
   SourceSpec,
   VolumeServerSpec,
   VolumeServerStatus,
-} from '../../src/volume/server-spec.ts';
+} from '../../src/attach/server-spec.ts';
 import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
 
