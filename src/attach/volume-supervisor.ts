@@ -170,7 +170,7 @@ export class VolumeSupervisor {
   }
 
   #spawn(): void {
-    const { command, env, fuseFd, logger, logPath } = this.#options;
+    const { command, env, fuseFd, logPath } = this.#options;
     this.#readyAtMs = null;
     this.#failure = null;
     const logFd = openSync(logPath, 'a', 0o600);
@@ -186,8 +186,6 @@ export class VolumeSupervisor {
       if (marked) setIoFlusher(false);
       closeSync(logFd);
     }
-    if (!marked)
-      logger.warn({}, 'the volume server is not marked as I/O flusher: no right to, or an old kernel');
     const ended = Promise.withResolvers<void>();
     this.#child = child;
     this.#ended = ended;

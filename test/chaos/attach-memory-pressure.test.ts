@@ -1,33 +1,16 @@
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { runTool } from '../../src/attach/tool.ts';
 import { attachedVolume } from '../support/attached-volume.ts';
+import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
 import { requires } from '../support/requires.ts';
 
 const MiB = 1024 * 1024;
 const LIMIT_BYTES = 64 * MiB;
 const WRITTEN_MIB = 800;
-
-/** Folder of a memory controller in which a group can be made, and the name of its limit: version 1, or 2. */
-function memoryController(): { dir: string; limit: string } | null {
-  if (existsSync('/sys/fs/cgroup/memory/memory.limit_in_bytes')) {
-    return { dir: '/sys/fs/cgroup/memory', limit: 'memory.limit_in_bytes' };
-  }
-  const subtree = '/sys/fs/cgroup/cgroup.subtree_control';
-  if (existsSync(subtree) && readFileSync(subtree, 'utf8').includes('memory')) {
-    return { dir: '/sys/fs/cgroup', limit: 'memory.max' };
-  }
-  return null;
-}
-
-/** CAP_SYS_RESOURCE, bit 24 (include/uapi/linux/capability.h): root has it, except in some containers. */
-function hasSysResource(): boolean {
-  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0';
-  return (BigInt(`0x${effective}`) & (1n << 24n)) !== 0n;
-}
 
 const controller = memoryController();
 const skip =
@@ -73,9 +56,7 @@ test(`a workload limited to 64 MiB dirties ${WRITTEN_MIB} MiB on its volume and 
   assert.equal(restarts, 0);
   if (hasSysResource()) {
     assert.deepEqual(protection, { ioFlusher: true, outOfMemoryKiller: true });
-    assert.equal(readFileSync(`/proc/${serverPid}/oom_score_adj`, 'utf8').trim(), '-1000');
-    // PF_MEMALLOC_NOIO, a mark of an I/O flusher (include/linux/sched.h), inherited from the supervisor.
-    const flags = Number(readFileSync(`/proc/${serverPid}/stat`, 'utf8').split(') ')[1]?.split(' ')[6]);
-    assert.equal(flags & 0x80000, 0x80000);
+    assert.equal(outOfMemoryAdjustment(serverPid!), -1000);
+    assert.ok(isIoFlusher(serverPid!), 'inherited from the supervisor');
   }
 });

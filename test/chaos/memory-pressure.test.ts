@@ -11,12 +11,12 @@ import {
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import type { VolumeSupervisorState } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { findShim, type ShimClient, startShim } from '../../src/machine/shim-client.ts';
-import type { VolumeServerStatus } from '../../src/volume/server-spec.ts';
 import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
 import { machineConfig, machineNeeds } from '../support/machine.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
@@ -200,7 +200,7 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
   assertSameServer(target.server.state, serverPid);
 });
 
-const VERIFY = ['--verify=crc32c', '--do_verify=1', '--verify_fatal=1'];
+const VERIFY = ['--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'];
 
 /** Two processes that write all over so many bytes for 20 s, the first ones for the OOM killer to take. */
 function stressMemory(lab: VolumeLab, lengthBytes: number): Running {

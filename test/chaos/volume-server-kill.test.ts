@@ -90,8 +90,7 @@ test('the same on a clone that hydrates, while another reads what is still at th
     ...['--name=verify', `--filename=${target.loop}`, '--ioengine=libaio', '--direct=1', '--rw=randwrite'],
     // All of it, on blocks that are here, on their way, or missing.
     ...['--bs=4k', '--iodepth=16', '--rate=6m', `--size=${writtenBytes}`, '--randseed=1'],
-    ...['--verify=crc32c',
-      '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'],
+    ...['--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'],
   );
   const readAt = 80 * MIB;
   const reads = ['bs=64k', `skip=${readAt / 65_536}`, `count=${(96 * MIB) / 65_536}`, 'status=none'];
