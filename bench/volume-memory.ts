@@ -5,15 +5,16 @@ import { VolumeLab } from '../test/support/volume-lab.ts';
 
 /**
  * Resident memory of a volume server: idle on a plain volume, and just after it opened a clone of 1 TiB whose blocks are all still at
- * the source. Goals: under 80 MiB and under 100 MiB. Prints one line of JSON each.
+ * the source. Goals: under 80 MiB and under 100 MiB. In MiB.
  */
 const TIB = 2 ** 40;
 const GIB = 2 ** 30;
-const MIB = 2 ** 20;
 /** After the start the young generation and the code that ran once are given back. */
 const SETTLE_MS = 3_000;
 
-function residentMiB(pid: number): { resident: number; anonymous: number } {
+export type Resident = { resident: number; anonymous: number };
+
+function residentMiB(pid: number): Resident {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
   const field = (name: string) =>
     Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) / 1024;
@@ -25,7 +26,7 @@ function residentMiB(pid: number): { resident: number; anonymous: number } {
 
 process.env.NODE_COMPILE_CACHE ??= `${tmpdir()}/godwit-bench-compile-cache`;
 
-async function idle(): Promise<void> {
+async function idle(): Promise<Resident> {
   const lab = new VolumeLab();
   try {
     const store = await lab.store('plain');
@@ -35,16 +36,13 @@ async function idle(): Promise<void> {
     await first.mount();
     await first.killServer();
     await systemClock.sleep(SETTLE_MS);
-    const memory = residentMiB(first.server.state.serverPid!);
-    console.log(
-      JSON.stringify({ bench: 'volume-memory', case: 'idle', ...memory, goal: 80, ok: memory.resident < 80 }),
-    );
+    return residentMiB(first.server.state.serverPid!);
   } finally {
     await lab.close();
   }
 }
 
-async function clone(): Promise<void> {
+async function clone(): Promise<{ opened: Resident; whole: Resident }> {
   const lab = new VolumeLab();
   try {
     const source = await lab.store('source');
@@ -59,32 +57,21 @@ async function clone(): Promise<void> {
       paused: true,
     });
     await systemClock.sleep(SETTLE_MS);
-    const memory = residentMiB(attached.server.state.serverPid!);
-    console.log(
-      JSON.stringify({
-        bench: 'volume-memory',
-        case: 'clone of 1 TiB',
-        ...memory,
-        goal: 100,
-        ok: memory.resident < 100,
-      }),
-    );
+    const opened = residentMiB(attached.server.state.serverPid!);
     await target.apply(record.id, { kind: 'activate', generation: 2 });
     await attached.server.call('activate', { access: 'writable' });
-    const whole = await attached.until('every hole is marked', (hydration) => hydration.state === 'complete');
-    const after = residentMiB(attached.server.state.serverPid!);
-    console.log(
-      JSON.stringify({
-        bench: 'volume-memory',
-        case: 'clone of 1 TiB, whole',
-        ...after,
-        wireMiB: whole.wireBytes / MIB,
-      }),
-    );
+    await attached.until('every hole is marked', (hydration) => hydration.state === 'complete');
+    return { opened, whole: residentMiB(attached.server.state.serverPid!) };
   } finally {
     await lab.close();
   }
 }
 
-await idle();
-await clone();
+/** `clone`: opened, all its blocks at the source. `whole`: every bit of it set. */
+export async function measureVolumeMemory(): Promise<{ idle: Resident; clone: Resident; whole: Resident }> {
+  const plain = await idle();
+  const { opened, whole } = await clone();
+  return { idle: plain, clone: opened, whole };
+}
+
+if (import.meta.main) process.stdout.write(`${JSON.stringify(await measureVolumeMemory(), null, 2)}\n`);

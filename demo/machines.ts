@@ -69,7 +69,7 @@ export function demoMachines(ports: Ports): Record<'postgres' | 'ledger' | 'file
       '/data',
       `${ports.archive}`,
       '4',
-      `${MIB}`,
+      '65536',
     ]),
   };
 }

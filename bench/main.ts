@@ -1,0 +1,66 @@
+/**
+ * Every number of the README, each beside its peer in the same run.
+ *   npm run bench                        all, some ten minutes
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory
+ *   npm run bench -- --quick             fewer rounds
+ */
+import { parseArgs } from 'node:util';
+
+const { values, positionals } = parseArgs({
+  options: { quick: { type: 'boolean', default: false } },
+  allowPositionals: true,
+});
+const quick = values.quick;
+const say = (text: string) => process.stdout.write(`${text}\n`);
+
+const BENCHES: Record<string, () => Promise<void>> = {
+  async attach() {
+    const { format, run } = await import('./attach.ts');
+    say('## Attach path: fio on ext4 on the loop device, against nbdfuse on nbdkit (C) and the raw file\n');
+    say(format(await run({ quick })));
+  },
+  async hydration() {
+    const { benchHydration } = await import('./hydration.ts');
+    const { throughput, latency, rounds } = await benchHydration(quick ? 1 : 3);
+    say('## Hydration over loopback iSCSI, against qemu-img convert of the same export\n');
+    say('| | godwit | peer | ratio | goal |\n|---|---|---|---|---|');
+    say(
+      `| 1 GiB until durable, median of ${rounds} | ${throughput.godwitMiBps.toFixed(0)} MiB/s | qemu-img ${throughput.qemuImgMiBps.toFixed(0)} MiB/s | ${throughput.ratio.toFixed(2)} | 0.8 or more |`,
+    );
+    say(
+      `| guest p99, 4k random read on a cold clone | ${latency.runningP99Ms.toFixed(2)} ms hydrating (${latency.runningMiBps.toFixed(0)} MiB/s) | paused ${latency.pausedP99Ms.toFixed(2)} ms | ${latency.ratio.toFixed(2)} | 1.5 or less |`,
+    );
+  },
+  async interruption() {
+    const { interruptionTable, measureInterruption } = await import('./interruption.ts');
+    say('## Interruption of a PostgreSQL machine, against its restart in place\n');
+    say(interruptionTable(await measureInterruption({ rounds: quick ? 3 : 7, sizesGib: [1, 10, 100] })));
+  },
+  async sparse() {
+    const { benchSparse } = await import('./sparse.ts');
+    const { usedBytes, hydratedMs, wireOverUsed, rounds } = await benchSparse(quick ? 3 : 5);
+    say(`## 100 GiB with ${(usedBytes / 2 ** 20).toFixed(1)} MiB in use, median of ${rounds}\n`);
+    say('| | value | goal |\n|---|---|---|');
+    say(`| whole after | ${(hydratedMs / 1000).toFixed(2)} s | under 2 s |`);
+    say(`| bytes on the wire / bytes in use | ${wireOverUsed.toFixed(2)} | under 1.5 |`);
+  },
+  async memory() {
+    const { measureVolumeMemory } = await import('./volume-memory.ts');
+    const { idle, clone } = await measureVolumeMemory();
+    say('## Resident memory of a volume server\n');
+    say('| | MiB | of that anonymous | goal |\n|---|---|---|---|');
+    say(`| idle | ${idle.resident} | ${idle.anonymous} | under 80 |`);
+    say(`| a clone of 1 TiB, opened | ${clone.resident} | ${clone.anonymous} | under 100 |`);
+  },
+};
+
+const unknown = positionals.filter((name) => !(name in BENCHES));
+if (unknown.length > 0) {
+  process.stderr.write(`no bench ${unknown.join(', ')}; there are: ${Object.keys(BENCHES).join(', ')}\n`);
+  process.exit(2);
+}
+for (const [name, bench] of Object.entries(BENCHES)) {
+  if (positionals.length > 0 && !positionals.includes(name)) continue;
+  await bench();
+  say('');
+}
