@@ -153,11 +153,9 @@ export class SourceHost implements SourceSide {
       const { volume } = await client.call('status', {});
       if (volume) {
         await client.call('fs.unmount', {});
-        // Nothing writes any more; the two fences can come down at the same time.
-        await Promise.all([
-          client.call('volume.command', { op: 'seal', args: {} }),
-          volumes.apply(volumeId, { kind: 'seal', generation }),
-        ]);
+        // The record first: when the server lets its lock go, nobody may pass the fence any more.
+        await volumes.apply(volumeId, { kind: 'seal', generation });
+        await client.call('volume.command', { op: 'seal', args: {} });
         return;
       }
     }
