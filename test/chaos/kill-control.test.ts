@@ -53,6 +53,7 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
   const history = collector.history('writer');
   const watch = watchOwners(t, [a, b], machine.volumeId!);
   let position: 'a' | 'b' = 'b';
+  let armed: string | null = null;
 
   // In turns, so that the machine comes back by the next point; where one side has more of them, the way back is without a crash.
   const schedule = Array.from({ length: Math.max(points.out.length, points.in.length) }, (_, index) => [
@@ -61,17 +62,20 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
   ])
     .flat()
     .filter((point) => point !== undefined);
-  await a.kill();
-  await a.start({ crashAt: schedule[0]! });
   for (const [index, point] of schedule.entries()) await round(point, schedule[index + 1] ?? null);
   t.diagnostic(`${history.acknowledged} writes by ${history.incarnations.length} incarnations`);
 
-  /** `a` was started so that it dies at `point`, and is started again so that it dies at the next one. */
   async function round(point: string, next: string | null): Promise<void> {
     const [source, target] = point.startsWith('migrate-out') ? [a, b] : [b, a];
     if (position !== source.name) await move(target, source, null, null);
+    if (armed !== point) {
+      await a.kill();
+      await a.start({ crashAt: point });
+    }
+    // A worker that is started again dies at the next point, unless the run that goes on would come by there too.
+    armed = next?.split(':')[0] === point.split(':')[0] ? null : next;
     try {
-      await move(source, target, point, next);
+      await move(source, target, point, armed);
     } catch (error) {
       throw new Error(`GODWIT_SEED=${seed}, killed at ${point}: ${(error as Error).message}`, {
         cause: error,

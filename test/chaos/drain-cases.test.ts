@@ -1,0 +1,314 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { DrainStatus } from '../../src/api/schemas.ts';
+import { GodwitError } from '../../src/base/errors.ts';
+import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { WriterCollector } from '../support/writer-collector.ts';
+
+/** Drains that cannot simply go on, with real workers and machines that write all the time. */
+
+const MIB = 2 ** 20;
+/** The writer ignores this signal: a stop takes until the collector hangs up. */
+const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 600_000 };
+
+async function drainState(
+  fleet: Fleet,
+  worker: FleetWorker,
+  state: DrainStatus['state'],
+): Promise<DrainStatus> {
+  return fleet.until(`${worker.name} to be ${state}`, async () => {
+    const status = await worker.client.drainStatus();
+    return status.state === state ? status : null;
+  });
+}
+
+/** Moves that ended well, over all workers. */
+async function movesDone(fleet: Fleet, machineId: string): Promise<number> {
+  const all = await Promise.all(fleet.workers.map((worker) => fleet.moves(worker, machineId)));
+  return all.flat().filter(({ state }) => state === 'done').length;
+}
+
+async function ownerNames(fleet: Fleet, machineIds: readonly string[]): Promise<string[]> {
+  const owners = await Promise.all(machineIds.map((id) => fleet.owners(id)));
+  return owners.map((workers) => workers.map(({ name }) => name).join('+'));
+}
+
+test('nobody has room: the machine stays and runs, everybody says why, and it goes by itself when there is room', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['a', 'b', 'c'], {
+    flags: { b: ['--memory', '300MiB'], c: ['--disk', '256MiB'] },
+  });
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
+  const machine = await fleet.writerMachine(a, collector, {
+    name: 'writer',
+    config: { resources: { memoryBytes: 256 * MIB } },
+  });
+  const history = collector.history('writer');
+  await b.client.createMachine({
+    name: 'tenant',
+    start: true,
+    config: {
+      command: ['sleep', 'infinity'],
+      env: {},
+      restart: { policy: 'always', retriesMax: 10 },
+      stop: { signal: 'SIGTERM', timeoutMs: 1_000 },
+      resources: { memoryBytes: 200 * MIB },
+      network: 'host',
+      metadata: {},
+    },
+  });
+  const reason = /b memory: needs 256 MiB, has 100 MiB.*c disk: needs \d+ MiB, has 0 MiB/;
+
+  const dry = await fleet.run('drain', 'a', '--dry-run');
+  assert.equal(dry.exitCode, 3, dry.stderr);
+  const drain = await fleet.run('drain', 'a', '--wait', '1s');
+  assert.equal(drain.exitCode, 3, `${drain.stdout}${drain.stderr}`);
+  assert.match(drain.stderr, reason);
+  assert.match(drain.stderr, /next: Make room/);
+  const { machines } = await drainState(fleet, a, 'waiting');
+  assert.deepEqual(
+    machines.map(({ name, state, runId }) => [name, state, runId]),
+    [['writer', 'waiting', null]],
+  );
+  assert.match(machines[0]?.reason ?? '', reason);
+  for (const ref of [machine.id, 'a']) {
+    const { conditions } = await a.client.why(ref);
+    assert.match(conditions.map(({ message }) => message).join(), reason);
+    assert.ok(conditions.every(({ nextAction }) => nextAction !== ''));
+  }
+  const why = await fleet.run('why', 'writer');
+  assert.equal(why.exitCode, 0, why.stderr);
+  assert.match(why.stdout, reason);
+  assert.equal((await a.client.showMachine(machine.id)).state, 'running');
+  assert.deepEqual(await fleet.moves(a, machine.id), [], 'nothing was begun');
+  await history.more(5);
+  assert.equal(history.incarnations.length, 1);
+
+  await b.client.destroyMachine('tenant', { force: true });
+  await drainState(fleet, a, 'drained');
+  assert.deepEqual(await ownerNames(fleet, [machine.id]), ['b']);
+  await history.incarnation(1);
+  history.assertSound();
+});
+
+test('two drains at once, one of them asked for twice: everything ends at the third worker, and no machine goes to and fro', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['a', 'b', 'c']);
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
+  const ids: string[] = [];
+  for (const [name, worker] of [
+    ['one', a],
+    ['two', a],
+    ['three', b],
+  ] as const) {
+    ids.push((await fleet.writerMachine(worker, collector, { name })).id);
+  }
+  const [first] = await Promise.all([a.client.drain(), b.client.drain()]);
+  const again = await a.client.drain();
+  assert.equal(again.sinceMs, first.sinceMs, 'the second request adds nothing');
+  await Promise.all([drainState(fleet, a, 'drained'), drainState(fleet, b, 'drained')]);
+  assert.deepEqual(await ownerNames(fleet, ids), ['c', 'c', 'c']);
+  for (const id of ids) {
+    // One that left before the other worker knew of its own drain may have gone by way of it.
+    const moves = await movesDone(fleet, id);
+    assert.ok(moves >= 1 && moves <= 2, `${moves} moves`);
+  }
+  for (const name of ['one', 'two', 'three']) {
+    await collector.history(name).more(3);
+    collector.history(name).assertSound();
+  }
+  const drained = await a.client.drain();
+  assert.deepEqual([drained.state, drained.sinceMs], ['drained', first.sinceMs]);
+
+  // The last worker that takes machines: where should they go?
+  const last = await fleet.run('drain', 'c', '--wait', '1s', '--json');
+  assert.equal(last.exitCode, 3, last.stderr);
+  const status = JSON.parse(last.stdout) as DrainStatus;
+  assert.equal(status.state, 'waiting');
+  for (const machine of status.machines) {
+    assert.equal(machine.state, 'waiting');
+    assert.match(machine.reason ?? '', /a is draining.*b is draining/);
+    assert.match(machine.nextAction ?? '', /godwit undrain/);
+  }
+  await fleet.run('undrain', 'c');
+  assert.equal((await fleet.worker('c').client.drainStatus()).desired, false);
+  assert.deepEqual(await ownerNames(fleet, ids), ['c', 'c', 'c']);
+});
+
+test('a worker without others: a drain and a move say that there is nowhere to go', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['only']);
+  const only = fleet.worker('only');
+  const machine = await fleet.writerMachine(only, collector, { name: 'writer' });
+  const drain = await fleet.run('drain', 'only', '--wait', '1s');
+  assert.equal(drain.exitCode, 3, drain.stderr);
+  assert.match(drain.stderr, /there is no other worker/);
+  await only.client.undrain();
+  const run = await only.ended((await only.client.moveMachine(machine.id, { target: null })).id);
+  assert.deepEqual([run.state, run.error?.code], ['undone', 'MIGRATION_NO_CAPACITY']);
+  await collector.history('writer').more(3);
+  assert.equal(collector.history('writer').incarnations.length, 1, 'it was never stopped');
+});
+
+test('an undrain in mid-drain: the machine that is on its way arrives, the next one stays; a cancel before the handoff brings one back', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['a', 'b']);
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
+  const config = { stop: STOP_AT_WORD };
+  const machines = new Map<string, string>();
+  for (const name of ['one', 'two']) {
+    machines.set(name, (await fleet.writerMachine(a, collector, { name, config })).id);
+  }
+  await a.client.drain();
+  const moving = await fleet.until('a machine to stop', async () => {
+    const status = await a.client.drainStatus();
+    return status.machines.find(({ phase }) => phase === 'stop');
+  });
+  const staying = moving.name === 'one' ? 'two' : 'one';
+  const status = await a.client.undrain();
+  assert.equal(status.desired, false);
+  collector.hangUp(moving.name);
+  assert.equal((await fleet.ended(a, b, moving.runId!)).state, 'done');
+  // Longer than the drain needs to look for the next one.
+  await sleep(2_500);
+  assert.deepEqual(await ownerNames(fleet, [machines.get(moving.name)!, machines.get(staying)!]), ['b', 'a']);
+  assert.deepEqual(await fleet.moves(a, machines.get(staying)!), []);
+  const history = collector.history(staying);
+  assert.equal(history.incarnations.length, 1, 'it was never stopped');
+
+  const run = await a.client.moveMachine(machines.get(staying)!, { target: 'b' });
+  await fleet.until('the stop', async () => (await a.client.showRun(run.id)).step === 'stop');
+  assert.equal((await a.client.cancelRun(run.id)).cancelRequested, true);
+  collector.hangUp(staying);
+  const end = await a.ended(run.id);
+  assert.equal(end.state, 'undone');
+  await history.incarnation(1);
+  const { volumeId } = await a.client.showMachine(staying);
+  const inside = await fleet.until('the target to forget', async () => {
+    const forgotten = await b.client.showRun(targetRunId(run.id));
+    return forgotten.endedAtMs === null ? null : forgotten;
+  });
+  assert.equal(inside.state, 'undone');
+  assert.equal(b.volumeRecord(volumeId!), null);
+  assert.deepEqual(
+    b.shims().map(({ id }) => id),
+    [machines.get(moving.name)],
+  );
+  assert.deepEqual(a.exports(), []);
+  for (const name of machines.keys()) {
+    await collector.history(name).more(3);
+    collector.history(name).assertSound();
+  }
+});
+
+test('machines of one anti-affinity group go to different workers', { skip: fleetNeeds }, async (t) => {
+  const collector = await WriterCollector.open(t);
+  // By room alone all of them would go to b.
+  const fleet = await Fleet.start(t, ['a', 'b', 'c'], { flags: { c: ['--memory', '400MiB'] } });
+  const ids: string[] = [];
+  for (const name of ['one', 'two']) {
+    const config = { group: 'database', resources: { memoryBytes: 128 * MIB } };
+    ids.push((await fleet.writerMachine(fleet.worker('a'), collector, { name, config })).id);
+  }
+  assert.equal((await fleet.run('drain', 'a')).exitCode, 0);
+  assert.deepEqual((await ownerNames(fleet, ids)).sort(), ['b', 'c']);
+  for (const name of ['one', 'two']) {
+    await collector.history(name).incarnation(1);
+    collector.history(name).assertSound();
+  }
+});
+
+test('wrong input: each is refused with a code and a next action, and nothing is left of it', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['a', 'b']);
+  const a = fleet.worker('a');
+  const machine = await fleet.writerMachine(a, collector, { name: 'writer' });
+  const volume = await a.client.createVolume({ name: 'free', lengthBytes: 64 * MIB, filesystem: 'ext4' });
+  const refused = async (call: Promise<unknown>, code: string) => {
+    const error = await call.then(
+      () => assert.fail(`no ${code}`),
+      (reason: unknown) => reason,
+    );
+    assert.ok(error instanceof GodwitError, String(error));
+    assert.equal(error.code, code, error.message);
+    assert.notEqual(error.nextAction, '');
+  };
+  const create = (name: string, change: Partial<typeof machine.config>) =>
+    a.client.createMachine({
+      name,
+      start: true,
+      config: {
+        command: ['sleep', 'infinity'],
+        env: {},
+        restart: { policy: 'no', retriesMax: 0 },
+        stop: { signal: 'SIGTERM', timeoutMs: 1_000 },
+        resources: {},
+        network: 'host',
+        metadata: {},
+        ...change,
+      },
+    });
+
+  const { client } = a;
+  await refused(client.showMachine('nobody'), 'MACHINE_NOT_FOUND');
+  await refused(client.moveMachine('nobody', { target: null }), 'MACHINE_NOT_FOUND');
+  await refused(client.moveMachine('writer', { target: 'nowhere' }), 'WORKER_PEER_NOT_FOUND');
+  await refused(client.moveMachine('writer', { target: 'a' }), 'WORKER_MOVE_TO_ITSELF');
+  await refused(client.showRun('r_none'), 'JOURNAL_UNKNOWN_RUN');
+  await refused(client.cancelRun('r_none'), 'JOURNAL_UNKNOWN_RUN');
+  await refused(client.showVolume('none'), 'WORKER_NOT_FOUND');
+  await refused(client.why('nobody'), 'WORKER_NOT_FOUND');
+  await refused(client.destroyVolume(machine.volumeId!), 'WORKER_VOLUME_HELD');
+  await refused(client.destroyMachine('writer', { force: false }), 'MACHINE_RUNNING');
+  await refused(create('writer', {}), 'MACHINE_NAME_TAKEN');
+  await refused(create('x', { volume: { volumeId: 'v_none', mountPath: '/data' } }), 'VOLUME_NOT_FOUND');
+  await refused(
+    create('x', { volume: { volumeId: volume.id, mountPath: '/proc' } }),
+    'MACHINE_BAD_MOUNT_PATH',
+  );
+  await refused(create('x', { command: [] }), 'API_INVALID_REQUEST');
+  await refused(create('Not a name', {}), 'API_INVALID_REQUEST');
+
+  // These are wrong only here and now, so the machine stays, stopped, and can be put right or destroyed.
+  await refused(create('stranger', { user: 'no-such-user' }), 'MACHINE_UNKNOWN_USER');
+  assert.equal((await client.showMachine('stranger')).state, 'failed');
+  await create('empty', { command: ['/no/such/program'] });
+  await fleet.until('the end', async () => (await client.showMachine('empty')).state === 'failed');
+  const why = await client.why('empty');
+  assert.match(why.conditions.map(({ nextAction }) => nextAction).join(), /godwit machine logs empty/);
+  for (const name of ['stranger', 'empty']) await client.destroyMachine(name, { force: true });
+  await client.destroyVolume(volume.id);
+  assert.deepEqual(
+    a.shims().map(({ id }) => id),
+    [machine.id],
+  );
+
+  for (const [words, exitCode] of [
+    [['drain', 'nowhere'], 5],
+    [['why', 'nobody'], 5],
+    [['move', 'nobody'], 5],
+    [['machine', 'show', 'nobody'], 5],
+    [['drain', 'a', '--wait', 'soon'], 2],
+    [['drain', 'a', '--to', 'nowhere', '--wait', '1s'], 3],
+  ] as const) {
+    const { exitCode: got, stderr } = await fleet.run(...words);
+    assert.equal(got, exitCode, `${words.join(' ')}: ${stderr}`);
+    assert.match(stderr, /next: /, words.join(' '));
+  }
+  await client.undrain();
+  await collector.history('writer').more(3);
+  assert.equal(collector.history('writer').incarnations.length, 1);
+  collector.history('writer').assertSound();
+});
