@@ -5,8 +5,8 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { systemClock } from '../../src/base/clock.ts';
 import type { SourceSpec } from '../../src/attach/server-spec.ts';
+import { systemClock } from '../../src/base/clock.ts';
 import { type BlockRange, blockWrites } from './block-writer.ts';
 import { type Move, moveVolume, tool, type VolumeLab } from './volume-lab.ts';
 
