@@ -12,10 +12,10 @@ import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
 import { viewAt } from '../sys/shared-mapping.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
-import type { Access, GuestStatistics } from './server-spec.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
 import type { HotThreadData, HotThreadMessage } from './hot-thread.ts';
+import type { Access, GuestStatistics } from './server-spec.ts';
 import { ACCESS_READONLY, ACCESS_STANDBY, ACCESS_WRITABLE, SLOT_COUNT, Slots } from './slots.ts';
 
 const { EIO, EROFS, EINVAL, ENOSPC, EOPNOTSUPP, EFBIG } = constants.errno;

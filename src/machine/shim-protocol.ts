@@ -1,5 +1,5 @@
-import type { WireError } from '../base/errors.ts';
 import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
+import type { WireError } from '../base/errors.ts';
 import type { MachineConfig } from './config.ts';
 
 /**

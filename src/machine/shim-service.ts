@@ -1,8 +1,8 @@
 import { join } from 'node:path';
+import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import { Filesystem } from './filesystem.ts';
 import { mountAt } from './mount-table.ts';
 import { identifyProcess } from './process-identity.ts';

@@ -1,8 +1,8 @@
+import type { SourceSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
-import type { SourceSpec } from '../attach/server-spec.ts';
 import { askPeers, noCapacity } from './offers.ts';
 import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';

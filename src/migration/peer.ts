@@ -1,6 +1,6 @@
 import { type Static, Type } from 'typebox';
-import { MachineConfig } from '../machine/config.ts';
 import { SourceSpec } from '../attach/server-spec.ts';
+import { MachineConfig } from '../machine/config.ts';
 
 /**
  * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still

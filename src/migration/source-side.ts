@@ -1,5 +1,5 @@
-import type { MachineConfig } from '../machine/config.ts';
 import type { SourceSpec } from '../attach/server-spec.ts';
+import type { MachineConfig } from '../machine/config.ts';
 import type { PlacementRequest } from './peer.ts';
 
 /** The machine that is to move, as it is now. */

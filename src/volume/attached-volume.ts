@@ -1,5 +1,12 @@
 import { join } from 'node:path';
 import { FuseServer } from '../attach/fuse-server.ts';
+import type {
+  Access,
+  HydrationSettings,
+  HydrationStatus,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,16 +15,8 @@ import { FileDevice } from '../block/file-device.ts';
 import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
-
 import { VOLUME_FILES } from './record.ts';
 import { readRecord } from './record-file.ts';
-import type {
-  Access,
-  HydrationSettings,
-  HydrationStatus,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../attach/server-spec.ts';
 import { removeValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import type { CloneSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
@@ -8,7 +9,6 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { VOLUME_FILES } from './record.ts';
-import type { CloneSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import { SourceDevice } from './source-device.ts';
 import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile } from './validity-file.ts';

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,7 +9,6 @@ import { IscsiTarget, type TargetExport } from '../iscsi/index.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './record.ts';
-import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { exportSerial } from './specs.ts';
 
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };

@@ -1,10 +1,10 @@
 import { join } from 'node:path';
+import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { type DataLock, lockData } from './data-lock.ts';
 import { VOLUME_FILES, type VolumeRecord } from './record.ts';
 import { readRecord } from './record-file.ts';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 
 /** Somebody who only looks whether the lock is taken holds it for a moment; another server holds it for as long as it lives. */
 const LOCK_PATIENCE_MS = 2_000;

@@ -1,8 +1,9 @@
 /** The volumes of one worker: what machines, migration and the worker use of this room. */
+
+export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
 export { VOLUME_FILES, VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
-export * from '../attach/server-spec.ts';
 export { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec, validityPath } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';
 export { isRetentionOver, transition, type VolumeEvent } from './transition.ts';

@@ -1,4 +1,3 @@
-import { GodwitError } from '../base/errors.ts';
 import type {
   Access,
   CloneSpec,
@@ -7,6 +6,7 @@ import type {
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
+import { GodwitError } from '../base/errors.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of

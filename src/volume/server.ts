@@ -1,4 +1,5 @@
 import { flushCompileCache } from 'node:module';
+import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
@@ -13,7 +14,6 @@ import {
   parseInitiator,
   parseSpec,
 } from './server-input.ts';
-import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**

@@ -1,6 +1,4 @@
 import { join } from 'node:path';
-import type { Random } from '../base/random.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
 import type {
   Access,
   CloneSpec,
@@ -9,6 +7,8 @@ import type {
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
+import type { Random } from '../base/random.ts';
+import { VOLUME_FILES, type VolumeRecord } from './record.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';

@@ -4,11 +4,11 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
 import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
+import type { Access } from '../../src/attach/server-spec.ts';
 import { runTool } from '../../src/attach/tool.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
-import type { Access } from '../../src/attach/server-spec.ts';
 
 export type AttachedVolume = {
   mount: FuseMount;

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
+import type { SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
-import type { SourceSpec } from '../../src/attach/server-spec.ts';
 
 /**
  * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a move against. Every change
