@@ -428,6 +428,23 @@ test('a sequential reader is read ahead for, a random one gets the 64 KiB around
   await random.clone.close();
 });
 
+test('what is said to be warm comes first and in that order, though the copy is paused; what is no part of the device is left out', async () => {
+  const source = new HeldSource(false);
+  const { clone } = await cloneOf(source);
+  const range = (block: number, blocks: number) => ({
+    offsetBytes: block * BLOCK,
+    lengthBytes: blocks * BLOCK,
+  });
+  clone.warm([range(12, 2), range(3, 1), range(LENGTH / BLOCK, 4), range(12, 4)]);
+  await settle();
+  assert.deepEqual(source.reads, [
+    { block: 12, blocks: 2 },
+    { block: 3, blocks: 1 },
+    { block: 14, blocks: 2 },
+  ]);
+  await clone.close();
+});
+
 test('a source or local device of another length is refused', async () => {
   const short = new MemoryDevice({ lengthBytes: LENGTH });
   await assert.rejects(

@@ -1,3 +1,4 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -96,6 +97,12 @@ export class TargetHost implements TargetSide {
     };
     await machines.adopt(record);
     await this.#attached(request, 'standby');
+  }
+
+  async warm(request: PrepareRequest, heat: HeatHint): Promise<void> {
+    if (!request.volume) return;
+    const client = await this.#attached(request, 'standby');
+    await client.call('volume.command', { op: 'warm', args: heat });
   }
 
   async detach(request: PrepareRequest): Promise<void> {
