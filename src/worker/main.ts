@@ -97,6 +97,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     validityDir: paths.validityDir,
     load,
     peers: () => peers,
+    hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
     clock,
   });
   const progress = new Map<string, TargetStatus>();

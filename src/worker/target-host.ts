@@ -24,6 +24,7 @@ export type TargetHostOptions = {
   validityDir: string;
   load: () => Promise<HostLoad>;
   peers: () => readonly Peer[];
+  hydrationRateBytesPerSecondMax: number;
   clock: Clock;
 };
 
@@ -142,7 +143,7 @@ export class TargetHost implements TargetSide {
   async hydrate(request: PrepareRequest): Promise<void> {
     if (!request.volume) return;
     const client = await this.#attached(request, 'writable');
-    const args = { paused: false, rateBytesPerSecondMax: 0 };
+    const args = { paused: false, rateBytesPerSecondMax: this.#options.hydrationRateBytesPerSecondMax };
     await client.call('volume.command', { op: 'hydration', args });
   }
 

@@ -20,6 +20,7 @@ export type WorkerFlags = {
   memory?: string;
   cpus?: string;
   disk?: string;
+  hydrationRate?: string;
   retain?: string;
   logLevel?: string;
 };
@@ -36,6 +37,7 @@ const FILE_KEYS = [
   'memory',
   'cpus',
   'disk',
+  'hydrationRate',
   'retain',
   'logLevel',
 ] as const;
@@ -50,6 +52,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_MEMORY: 'memory',
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
+  GODWIT_WORKER_HYDRATION_RATE: 'hydrationRate',
   GODWIT_WORKER_RETAIN: 'retain',
   GODWIT_WORKER_LOG_LEVEL: 'logLevel',
   GODWIT_TOKEN: 'token',
@@ -106,6 +109,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       cpus,
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
+    hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
   };
