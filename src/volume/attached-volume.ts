@@ -16,7 +16,7 @@ import { FileDevice } from '../block/file-device.ts';
 import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
-import { VOLUME_FILES } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
 import { readRecord } from './record-file.ts';
 import { removeValidityFile } from './validity-file.ts';
 

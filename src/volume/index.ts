@@ -2,7 +2,8 @@
 
 export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
-export { VOLUME_FILES, VolumeRecord } from './record.ts';
+export { VOLUME_FILES } from './files.ts';
+export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec, validityPath } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';

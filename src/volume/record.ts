@@ -34,10 +34,3 @@ export const VolumeRecord = Type.Object({
   destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
 });
 export type VolumeRecord = Static<typeof VolumeRecord>;
-
-/** Layout of a volume's folder. */
-export const VOLUME_FILES = {
-  record: 'volume.json',
-  data: 'data.raw',
-  cloneMetadata: 'clone.meta',
-} as const;

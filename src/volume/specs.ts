@@ -8,7 +8,8 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import type { Random } from '../base/random.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';

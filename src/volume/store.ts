@@ -13,7 +13,8 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 
