@@ -1,4 +1,7 @@
 import { type Static, Type } from 'typebox';
+import type { HydrationStatus } from '../clone/hydrator.ts';
+
+export type { HydrationStatus } from '../clone/hydrator.ts';
 
 /**
  * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
@@ -100,23 +103,6 @@ export type VolumeServerStatus = {
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };
-};
-
-export type HydrationStatus = {
-  state: 'paused' | 'running' | 'source-lost' | 'complete';
-  blocksTotal: number;
-  blocksPresent: number;
-  /** Blocks that are still only at the source, in bytes: what a loss of the source would cost now. */
-  exposedBytes: number;
-  /** Payload that crossed the wire since the clone was made (as far as this process and its forerunners counted). */
-  wireBytes: number;
-  /** Blocks that were fetched although they had been fetched before. Zero unless a process died in between. */
-  blocksFetchedTwice: number;
-  bytesPerSecond: number;
-  /** null: not known yet, or nothing moves. */
-  etaMs: number | null;
-  sourceLostForMs: number | null;
-  lastError: string | null;
 };
 
 export type GuestStatistics = {

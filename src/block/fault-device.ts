@@ -178,7 +178,7 @@ export class FaultDevice implements BlockDevice {
     this.#checkMutation(offsetBytes, from.length);
     const wait = this.#admit('write', offsetBytes, from.length);
     if (wait !== undefined) await wait;
-    this.#mutate({ offsetBytes, lengthBytes: from.length, bytes: from.slice() });
+    this.#mutate({ offsetBytes, lengthBytes: from.length, bytes: new Uint8Array(from) });
   }
 
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {

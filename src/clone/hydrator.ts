@@ -24,7 +24,7 @@ export type HydrationSettings = {
   rateBytesPerSecondMax: number;
 };
 
-/** Progress of a clone. The same shape that a volume server reports. */
+/** Progress of a clone, as a volume server reports it. */
 export type HydrationStatus = {
   state: 'paused' | 'running' | 'source-lost' | 'complete';
   blocksTotal: number;
