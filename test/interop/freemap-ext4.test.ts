@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
+import { truncateSync } from 'node:fs';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
@@ -100,7 +101,10 @@ for (const [name, { mkfs, mib = 160, blocks }] of Object.entries(MATRIX)) {
     const lengthBytes = mib * MIB + 5 * 4096;
     const [program, ...argv] = mkfs as [string, ...string[]];
     const image = await FilesystemImage.make(t, lengthBytes, [program, '-q', '-F', ...argv]);
-    if (blocks !== undefined) await tool('resize2fs', ['-f', image.path, String(blocks)]);
+    if (blocks !== undefined) {
+      await tool('resize2fs', ['-f', image.path, String(blocks)]);
+      truncateSync(image.path, lengthBytes);
+    }
     assertSame(await mapOf(image), dumpe2fs(image), 'fresh');
     if (!(await image.mountable())) return t.diagnostic('this kernel does not mount it');
     await image.mounted((dir) => growTree(dir, seededRandom(seed), 24 * MIB));
