@@ -2,9 +2,10 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
-import type { BlockDevice } from '../block/block-device.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
+import type { BlockRun } from '../freemap/free-map.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
@@ -112,6 +113,7 @@ export class CloneDevice implements BlockDevice {
   #committing = false;
   #cancelCommitTimer: () => void = () => {};
   #completeNoted = false;
+  #started = false;
   #finished = false;
   #closed = false;
 
@@ -182,9 +184,43 @@ export class CloneDevice implements BlockDevice {
     return new CloneDevice(options, validity, committer);
   }
 
+  /**
+   * Discards blocks that nobody needs (the free map of the filesystem), given as ascending runs: they read as zeros and are not fetched. For the first opening
+   * of a generation, before `start` and before any guest, because afterwards a guest may know their content. Sets bits and does no I/O a block: only what
+   * is a hole of the local file counts, for bytes in an absent block are left over from a write that a crash cut off. As with any discard,
+   * the guest's next flush makes it last. Returns how many blocks were marked. Idempotent.
+   */
+  async markUnused(runs: Iterable<BlockRun>): Promise<number> {
+    this.#check(0, 0);
+    assert(!this.#started, 'unused blocks are marked before anybody can read them');
+    const local = this.#local;
+    if (!local.extents) return 0;
+    let marked = 0;
+    let extent: Extent | null = null;
+    for (const run of runs) {
+      for (let block = run.first; block < run.end; ) {
+        const offsetBytes = block * BLOCK_BYTES;
+        if (extent === null || offsetBytes >= extent.offsetBytes + extent.lengthBytes) {
+          [extent = null] = await local.extents(offsetBytes, this.lengthBytes - offsetBytes, 1);
+          assert(extent !== null, 'a device says what a range holds');
+        }
+        const extentEnd = Math.floor((extent.offsetBytes + extent.lengthBytes) / BLOCK_BYTES);
+        const end = Math.min(run.end, Math.max(extentEnd, block + 1));
+        if (extent.kind === 'hole' && end <= extentEnd) {
+          const added = this.#validity.setRange(block, end);
+          if (added > 0) this.#committer.written(block, end);
+          marked += added;
+        }
+        block = end;
+      }
+    }
+    return marked;
+  }
+
   /** Starts the background copy and the periodic commits. */
   start(): void {
     assert(!this.#closed && !this.#finished, 'a clone is started while it is open');
+    this.#started = true;
     this.#armCommitTimer();
     this.#hydrator.start();
     this.#noteCompletion();
