@@ -8,7 +8,7 @@ import {
   type WireError,
 } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
-import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -216,8 +216,9 @@ export class ApiClient {
   moveStatus(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#json('GET', `/v1/rpc/moves/${encodeURIComponent(runId)}`, { signal, runId });
   }
-  handoffMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+  handoffMove(runId: string, body: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/handoff`, {
+      body,
       signal,
       runId,
       idempotent: true,

@@ -1,4 +1,4 @@
-import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { HandoffRequest, Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
 
@@ -34,8 +34,8 @@ export class HttpPeer implements Peer {
     return this.#client.moveStatus(runId, signal);
   }
 
-  handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#client.handoffMove(runId, signal);
+  handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.handoffMove(runId, request, signal);
   }
 
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus> {

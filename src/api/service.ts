@@ -1,5 +1,5 @@
 import type { RunView } from '../journal/run.ts';
-import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -75,7 +75,7 @@ export interface WorkerService {
   offer(request: OfferRequest): Promise<Offer>;
   prepareMove(request: PrepareRequest): Promise<TargetStatus>;
   moveStatus(runId: string): Promise<TargetStatus>;
-  handoffMove(runId: string): Promise<TargetStatus>;
+  handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus>;
   cancelMove(runId: string): Promise<TargetStatus>;
   runState(runId: string): Promise<RunStateReply['run']>;
 }

@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import type { WireError } from '../base/errors.ts';
 
 /**
  * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
@@ -133,13 +134,24 @@ export type GuestStatistics = {
   missLatencyP99Ms: number;
 };
 
+/** Answer to `free-map`. */
+export type FreeMapReport = {
+  /** Bytes of the volume that its filesystem does not use, as far as `free.map` says so; 0 where there is no map. */
+  unusedBytes: number;
+  /** Why there is no map. */
+  reason: WireError | null;
+};
+
 /**
  * Operations (line-JSON, base/line-rpc.ts): worker → shim → volume server.
  *   status     {}                          → VolumeServerStatus
  *   activate   {access}                    → {}      standby → writable | readonly. For `writable` the server checks volume.json
- *                                                    (id, generation, not sealed) and takes an exclusive flock on data.raw
+ *                                                    (id, generation, not sealed) and takes an exclusive flock on data.raw. A clone takes
+ *                                                    the blocks of a `free.map` beside the data as zeros
  *   flush      {}                          → {}
  *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
+ *   prime-free-map {}                      → {}      reads what the filesystem does not use while it may be mounted, so that `free-map` is short
+ *   free-map   {}                          → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
@@ -151,6 +163,8 @@ export type VolumeServerOp =
   | 'activate'
   | 'flush'
   | 'seal'
+  | 'prime-free-map'
+  | 'free-map'
   | 'hydration'
   | 'finish'
   | 'grant'

@@ -2,10 +2,11 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
-import type { BlockDevice, Extent } from '../block/block-device.ts';
+import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
+import { extentsOfRuns } from '../freemap/run-extents.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
@@ -193,26 +194,12 @@ export class CloneDevice implements BlockDevice {
   async markUnused(runs: Iterable<BlockRun>): Promise<number> {
     this.#check(0, 0);
     assert(!this.#started, 'unused blocks are marked before anybody can read them');
-    const local = this.#local;
-    if (!local.extents) return 0;
     let marked = 0;
-    let extent: Extent | null = null;
-    for (const run of runs) {
-      for (let block = run.first; block < run.end; ) {
-        const offsetBytes = block * BLOCK_BYTES;
-        if (extent === null || offsetBytes >= extent.offsetBytes + extent.lengthBytes) {
-          [extent = null] = await local.extents(offsetBytes, this.lengthBytes - offsetBytes, 1);
-          assert(extent !== null, 'a device says what a range holds');
-        }
-        const extentEnd = Math.floor((extent.offsetBytes + extent.lengthBytes) / BLOCK_BYTES);
-        const end = Math.min(run.end, Math.max(extentEnd, block + 1));
-        if (extent.kind === 'hole' && end <= extentEnd) {
-          const added = this.#validity.setRange(block, end);
-          if (added > 0) this.#committer.written(block, end);
-          marked += added;
-        }
-        block = end;
-      }
+    for await (const { first, end, kind } of extentsOfRuns(this.#local, runs)) {
+      if (kind === 'data') continue;
+      const added = this.#validity.setRange(first, end);
+      if (added > 0) this.#committer.written(first, end);
+      marked += added;
     }
     return marked;
   }

@@ -13,6 +13,8 @@ export interface TargetSide {
    */
   attachStandby(request: PrepareRequest): Promise<void>;
   detach(request: PrepareRequest): Promise<void>;
+  /** Puts the free map of the handoff (base64) where the volume finds it when it is activated. */
+  keepFreeMap(request: PrepareRequest, freeMap: string): Promise<void>;
   /**
    * The fence moves: the record becomes `clone` at the next generation, durably, and only then the volume opens for writing. Attaches again when
    * the host lost the shim in between.

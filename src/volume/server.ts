@@ -84,6 +84,8 @@ async function serveAttached(
       activate: (args) => volume.activate(parseActivate(args)),
       flush: () => volume.flush(),
       seal: () => volume.seal(),
+      'prime-free-map': () => volume.primeFreeMap(),
+      'free-map': () => volume.sealFreeMap(),
       hydration: (args) => volume.configureHydration(parseHydration(args)),
       finish: () => volume.finish(),
     },
@@ -179,8 +181,7 @@ async function perform(served: Served, op: string, args: unknown): Promise<unkno
       nextAction: 'The worker and the volume server must be of the same godwit version.',
     });
   }
-  await operation(args);
-  return {};
+  return (await operation(args)) ?? {};
 }
 
 await main();

@@ -1,9 +1,21 @@
 import { rm } from 'node:fs/promises';
-import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
-import { exportSpec, newGrant, type SourceSpec, sourceSpec, type VolumeStore } from '../volume/index.ts';
+import {
+  bytesAvoided,
+  exportSpec,
+  type FreeMapReport,
+  newGrant,
+  readFreeMapFile,
+  type SourceSpec,
+  sourceSpec,
+  type VolumeStore,
+} from '../volume/index.ts';
 import { placementOf } from './load.ts';
 
 export type SourceHostOptions = {
@@ -12,7 +24,11 @@ export type SourceHostOptions = {
   random: Random;
   /** Where exports listen, and where targets reach them. */
   iscsiHost: string;
+  logger: Logger;
 };
+
+/** A filesystem whose map takes longer moves without one. */
+const FREE_MAP_TIMEOUT_MS = 5_000;
 
 /** A move's source on this host. */
 export class SourceHost implements SourceSide {
@@ -139,6 +155,10 @@ export class SourceHost implements SourceSide {
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
+    await client.call('volume.command', { op: 'prime-free-map', args: {} }).catch((error: unknown) => {
+      // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in trouble.
+      this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
+    });
   }
 
   async stop(machineId: string): Promise<void> {
@@ -146,7 +166,7 @@ export class SourceHost implements SourceSide {
     await client?.call('workload.stop', {});
   }
 
-  async seal(machineId: string, volumeId: string, generation: number): Promise<void> {
+  async seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport> {
     const { machines, volumes } = this.#options;
     const client = await machines.client(machineId);
     if (client) {
@@ -156,10 +176,29 @@ export class SourceHost implements SourceSide {
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });
         await client.call('volume.command', { op: 'seal', args: {} });
-        return;
+        return readFreeMap(client);
       }
     }
     await volumes.apply(volumeId, { kind: 'seal', generation });
+    // Nobody can tell whether it was unmounted, but its own server can.
+    return { unusedBytes: 0, reason: null };
+  }
+
+  async freeMap(volumeId: string): Promise<string | null> {
+    const bytes = await readFreeMapFile(this.#options.volumes.folder(volumeId));
+    return bytes && bytes.length <= SEALED_MAP_BYTES_MAX ? bytes.toString('base64') : null;
+  }
+
+  async bytesAvoided(volumeId: string, generation: number): Promise<number> {
+    const { volumes } = this.#options;
+    const { lengthBytes } = await volumes.get(volumeId);
+    try {
+      return await bytesAvoided(volumes.folder(volumeId), { volumeId, generation, lengthBytes });
+    } catch (error) {
+      // Only a number of the report.
+      this.#options.logger.warn({ volumeId, error: toWireError(error) }, 'cannot tell the bytes avoided');
+      return 0;
+    }
   }
 
   async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
@@ -188,6 +227,16 @@ export class SourceHost implements SourceSide {
     const record = await volumes.get(volumeId);
     await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
     await volumes.assignMachine(volumeId, null);
+  }
+}
+
+/** A move does not fail for want of a map, nor wait long for one: its machine is stopped. */
+async function readFreeMap(client: ShimClient): Promise<FreeMapReport> {
+  try {
+    const command = { op: 'free-map', args: {}, timeoutMs: FREE_MAP_TIMEOUT_MS };
+    return (await client.call('volume.command', command)) as FreeMapReport;
+  } catch (error) {
+    return { unusedBytes: 0, reason: toWireError(error) };
   }
 }
 

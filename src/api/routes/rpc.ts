@@ -1,6 +1,6 @@
 import { Type } from 'typebox';
 import { GodwitError } from '../../base/errors.ts';
-import { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
+import { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
 import type { ApiApp } from '../app.ts';
 import { RunStateReply } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
@@ -70,10 +70,11 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
         summary: 'The volume is sealed; it is yours',
         tags,
         params,
+        body: strict(HandoffRequest),
         response: { 200: TargetStatus },
       },
     },
-    (request) => service.handoffMove(request.params.runId),
+    (request) => service.handoffMove(request.params.runId, request.body),
   );
 
   app.post(
