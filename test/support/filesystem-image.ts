@@ -102,7 +102,15 @@ export async function tool(program: string, argv: readonly string[]): Promise<st
 /** Makes a random tree of files, some with holes, some deleted or cut again, until `budgetBytes` are written or the disk is full. */
 export function growTree(dir: string, random: Random, budgetBytes: number): void {
   let leftBytes = budgetBytes;
-  const folders = [dir];
+  // A folder of its own, so that a tree can be grown again.
+  const root = join(dir, `t${readdirSync(dir).length}`);
+  try {
+    mkdirSync(root);
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOSPC') return;
+    throw error;
+  }
+  const folders = [root];
   const files: string[] = [];
   for (let serial = 0; leftBytes > 0; serial++) {
     const folder = folders[random.below(folders.length)]!;
