@@ -107,7 +107,7 @@ for (const [name, { mkfs, mib = 160, blocks }] of Object.entries(MATRIX)) {
     }
     assertSame(await mapOf(image), dumpe2fs(image), 'fresh');
     if (!(await image.mountable())) return t.diagnostic('this kernel does not mount it');
-    await image.mounted((dir) => growTree(dir, seededRandom(seed), 24 * MIB));
+    await image.mounted((dir) => growTree(dir, seededRandom(seed), 8 * MIB));
     assertSame(await mapOf(image), dumpe2fs(image), 'with files');
   });
 }
