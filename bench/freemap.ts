@@ -4,7 +4,16 @@
  *   node bench/freemap.ts [--rounds 5]
  */
 import { randomBytes } from 'node:crypto';
-import { closeSync, fsyncSync, mkdirSync, mkdtempSync, openSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -47,22 +56,27 @@ export async function benchFreeMap(lengthBytes: number, rounds: number): Promise
     truncateSync(file, lengthBytes);
     await tool('mkfs.ext4', '-q', '-F', file);
     device = await FileDevice.open({ file, lengthBytes, blockBytes: 512, writable: false });
-    const samples = { prime: [], finish: [], again: [], unprimed: [], all: [], dumpe2fs: [] } as Record<string, number[]>;
+    const samples = { prime: [], finish: [], again: [], unprimed: [], all: [], dumpe2fs: [] } as Record<
+      string,
+      number[]
+    >;
     let mapBytes = 0;
     for (let round = 0; round < rounds; round++) {
       await mount();
       mounted = true;
       writeFiles(mountDir, round, 'early');
-      const reader = new FreeMapReader(device);
+      const reader = new FreeMapReader(device, 'ext4');
       samples.prime!.push(await timed(() => reader.prime()));
       writeFiles(mountDir, round, 'late');
       await umount();
       mounted = false;
-      samples.finish!.push(await timed(async () => {
-        mapBytes = await sealedBytes(reader, lengthBytes);
-      }));
+      samples.finish!.push(
+        await timed(async () => {
+          mapBytes = await sealedBytes(reader, lengthBytes);
+        }),
+      );
       samples.again!.push(reader.bitmapsRead);
-      const unprimed = new FreeMapReader(device);
+      const unprimed = new FreeMapReader(device, 'ext4');
       samples.unprimed!.push(await timed(() => sealedBytes(unprimed, lengthBytes)));
       samples.all!.push(unprimed.bitmapsRead);
       samples.dumpe2fs!.push(await timed(() => tool('dumpe2fs', file)));
@@ -118,6 +132,8 @@ async function tool(program: string, ...argv: string[]): Promise<void> {
 if (import.meta.main) {
   const { values } = parseArgs({ options: { rounds: { type: 'string', default: '5' } } });
   for (const lengthBytes of [100 * GIB, 1024 * GIB]) {
-    process.stdout.write(`${JSON.stringify(await benchFreeMap(lengthBytes, Number(values.rounds)), null, 2)}\n`);
+    process.stdout.write(
+      `${JSON.stringify(await benchFreeMap(lengthBytes, Number(values.rounds)), null, 2)}\n`,
+    );
   }
 }

@@ -1,4 +1,11 @@
-import type { HandoffRequest, Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  Peer,
+  PrepareRequest,
+  TargetStatus,
+} from '../migration/peer.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
 

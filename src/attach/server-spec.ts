@@ -150,8 +150,8 @@ export type FreeMapReport = {
  *                                                    the blocks of a `free.map` beside the data as zeros
  *   flush      {}                          → {}
  *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
- *   prime-free-map {}                      → {}      reads what the filesystem does not use while it may be mounted, so that `free-map` is short
- *   free-map   {}                          → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
+ *   prime-free-map {filesystem}            → {}      reads what the filesystem does not use while it may be mounted, so that `free-map` is short
+ *   free-map   {filesystem}                → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name

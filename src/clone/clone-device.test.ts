@@ -519,7 +519,9 @@ test('unused blocks read as zeros, are never fetched, and last from the next flu
   assert.deepEqual(await readOf(clone, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 0));
   assert.deepEqual(await readOf(clone, 5 * BLOCK, BLOCK), sourceContent(5 * BLOCK, BLOCK));
   assert.deepEqual(await readOf(clone, 40 * BLOCK, 24 * BLOCK), filled(24 * BLOCK, 0));
-  const fetched = source.reads.flatMap(({ block, blocks }) => Array.from({ length: blocks }, (_, index) => block + index));
+  const fetched = source.reads.flatMap(({ block, blocks }) =>
+    Array.from({ length: blocks }, (_, index) => block + index),
+  );
   const unused = (block: number) => runs.some(({ first, end }) => block >= first && block < end);
   assert.deepEqual(fetched.filter(unused), [5]);
   await assert.rejects(clone.markUnused(runs), /before anybody can read them/);

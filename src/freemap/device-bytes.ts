@@ -12,7 +12,10 @@ export async function readBytes(
   const start = Math.floor(offsetBytes / blockBytes) * blockBytes;
   const end = Math.ceil(endBytes / blockBytes) * blockBytes;
   if (offsetBytes < 0 || end > device.lengthBytes) {
-    throw noMap('FREEMAP_CORRUPT', 'the filesystem points outside of the volume', { offsetBytes, lengthBytes });
+    throw noMap('FREEMAP_CORRUPT', 'the filesystem points outside of the volume', {
+      offsetBytes,
+      lengthBytes,
+    });
   }
   const buffer = Buffer.alloc(end - start);
   await device.read(start, buffer);

@@ -15,8 +15,10 @@ export type FreeMapCode =
 
 const NEXT_ACTIONS: Record<FreeMapCode, string> = {
   FREEMAP_UNKNOWN_FILESYSTEM: 'Nothing to do: all bytes of the volume travel, its holes excepted.',
-  FREEMAP_NOT_SUPPORTED: 'Nothing to do: all bytes of the volume travel; an fstrim before the move saves them.',
-  FREEMAP_NOT_CLEAN: 'Nothing to do: all bytes of the volume travel. Mounting it once, or its fsck, makes it clean.',
+  FREEMAP_NOT_SUPPORTED:
+    'Nothing to do: all bytes of the volume travel; an fstrim before the move saves them.',
+  FREEMAP_NOT_CLEAN:
+    'Nothing to do: all bytes of the volume travel. Mounting it once, or its fsck, makes it clean.',
   FREEMAP_BAD_CHECKSUM: 'All bytes of the volume travel. Run its fsck when the machine is stopped.',
   FREEMAP_CORRUPT: 'All bytes of the volume travel. Run its fsck when the machine is stopped.',
 };

@@ -167,7 +167,8 @@ export function parseSuperblock(superblock: Buffer, volumeBytes: number): Ext4La
   const inodeTableBlocks = Math.ceil((groupInodes * inodeBytes) / blockBytes);
   const inodesFit = groupInodes > 0 && groupInodes <= blockBytes * 8;
   // Also bounds the work: no more metadata is marked than there are blocks.
-  if (!inodesFit || inodeTableBlocks * groupCount > blockCount) throw corrupt('inodes in a group', groupInodes);
+  if (!inodesFit || inodeTableBlocks * groupCount > blockCount)
+    throw corrupt('inodes in a group', groupInodes);
 
   const descriptorBytes = wide ? DESCRIPTOR_64_BYTES : DESCRIPTOR_BYTES;
   // The format allows larger ones; nothing makes them.
@@ -305,7 +306,9 @@ function checkDescriptor(layout: Ext4Layout, group: number, bytes: Buffer): void
     if (bytes.length > 0x20) sum = crc16(bytes.subarray(0x20), sum);
   }
   if (sum !== bytes.readUInt16LE(0x1e)) {
-    throw noMap('FREEMAP_BAD_CHECKSUM', `the checksum of group ${group}'s descriptor does not fit`, { group });
+    throw noMap('FREEMAP_BAD_CHECKSUM', `the checksum of group ${group}'s descriptor does not fit`, {
+      group,
+    });
   }
 }
 

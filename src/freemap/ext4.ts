@@ -16,8 +16,6 @@ import {
   parseDescriptor,
   parseSuperblock,
   provesBitmaps,
-  SUPERBLOCK_BYTES,
-  SUPERBLOCK_OFFSET_BYTES,
 } from './ext4-layout.ts';
 import { FreeMap, lowestBit } from './free-map.ts';
 
@@ -58,7 +56,8 @@ export class Ext4Reader {
     this.#forgetUnless(layout);
     for await (const groups of this.#descriptors(layout, { lenient: true })) {
       const wanted = groups.filter(({ descriptor }) => !descriptor.uninitialised);
-      for (const { group, bitmap } of await this.#readBitmaps(layout, wanted)) this.#bitmaps.set(group, bitmap);
+      for (const { group, bitmap } of await this.#readBitmaps(layout, wanted))
+        this.#bitmaps.set(group, bitmap);
     }
   }
 
@@ -148,7 +147,11 @@ export class Ext4Reader {
     for (let place = 0; place < groups; place++) {
       const start = place * layout.descriptorBytes;
       descriptors.push(
-        parseDescriptor(layout, block * perBlock + place, bytes.subarray(start, start + layout.descriptorBytes)),
+        parseDescriptor(
+          layout,
+          block * perBlock + place,
+          bytes.subarray(start, start + layout.descriptorBytes),
+        ),
       );
     }
     if (provesBitmaps(layout)) this.#tables.set(block, { bytes: Buffer.from(bytes), descriptors });
@@ -174,7 +177,9 @@ export class Ext4Reader {
     layout: Ext4Layout,
     groups: readonly Group[],
   ): Promise<{ group: number; bitmap: Bitmap }[]> {
-    const sorted = groups.toSorted((left, right) => left.descriptor.blockBitmap - right.descriptor.blockBitmap);
+    const sorted = groups.toSorted(
+      (left, right) => left.descriptor.blockBitmap - right.descriptor.blockBitmap,
+    );
     const rows: Group[][] = [];
     for (const one of sorted) {
       const row = rows.at(-1);
@@ -186,7 +191,8 @@ export class Ext4Reader {
     const bitmaps: { group: number; bitmap: Bitmap }[] = [];
     for (let start = 0; start < rows.length; start += READS_IN_FLIGHT_MAX) {
       const some = rows.slice(start, start + READS_IN_FLIGHT_MAX);
-      for (const read of await Promise.all(some.map((row) => this.#readRow(layout, row)))) bitmaps.push(...read);
+      for (const read of await Promise.all(some.map((row) => this.#readRow(layout, row))))
+        bitmaps.push(...read);
     }
     return bitmaps;
   }
@@ -205,12 +211,6 @@ export class Ext4Reader {
       return { group, bitmap: { words, checksum } };
     });
   }
-}
-
-/** Superblock of the volume, from which `isExt4` tells. */
-export async function readExt4Superblock(device: BlockDevice): Promise<Buffer | null> {
-  if (device.lengthBytes < SUPERBLOCK_OFFSET_BYTES + SUPERBLOCK_BYTES) return null;
-  return readBytes(device, SUPERBLOCK_OFFSET_BYTES, SUPERBLOCK_BYTES);
 }
 
 /** The checksum where there is one, and the count of free clusters, as the kernel does before it allocates (ext4_mb_generate_buddy). */

@@ -1,26 +1,35 @@
-import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import type { BlockDevice } from '../block/block-device.ts';
+import { readBytes } from './device-bytes.ts';
 import { noMap } from './errors.ts';
-import { Ext4Reader, readExt4Superblock } from './ext4.ts';
-import { isExt4 } from './ext4-layout.ts';
+import { Ext4Reader } from './ext4.ts';
+import { isExt4, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET_BYTES } from './ext4-layout.ts';
 import type { FreeMap } from './free-map.ts';
 import { isXfs, readXfs } from './xfs.ts';
 
+/** `ext4` is ext2 and ext3 as well. */
+export type FreeMapFilesystem = 'ext4' | 'xfs';
+
 export type FreeMapResult =
-  | { kind: 'map'; map: FreeMap; filesystem: 'ext4' | 'xfs' }
+  | { kind: 'map'; map: FreeMap }
   /** Nothing may be taken for free; why. */
   | { kind: 'none'; reason: GodwitError };
 
 /**
  * Reads which blocks the filesystem of a volume does not use, in two passes: `prime` while it may be mounted, `finish` once it is
  * unmounted. The first is only there to make the second short; nothing that it read is believed without a checksum that was read afterwards.
+ *
+ * The caller says which filesystem is on the volume, and no other is looked for: under data that is no filesystem at all the superblock of an
+ * earlier one may have survived.
  */
 export class FreeMapReader {
   readonly #device: BlockDevice;
+  readonly #filesystem: FreeMapFilesystem;
   readonly #ext4: Ext4Reader;
 
-  constructor(device: BlockDevice) {
+  constructor(device: BlockDevice, filesystem: FreeMapFilesystem) {
     this.#device = device;
+    this.#filesystem = filesystem;
     this.#ext4 = new Ext4Reader(device);
   }
 
@@ -31,9 +40,9 @@ export class FreeMapReader {
 
   /** A filesystem that is being written may look like anything: what cannot be read now is read by `finish`. Rejects with errors of the device. */
   async prime(): Promise<void> {
+    if (this.#filesystem !== 'ext4') return;
     try {
-      const superblock = await readExt4Superblock(this.#device);
-      if (superblock !== null && isExt4(superblock)) await this.#ext4.prime(superblock);
+      await this.#ext4.prime(await this.#ext4Superblock());
     } catch (error) {
       if (!isReason(error)) throw error;
     }
@@ -42,23 +51,36 @@ export class FreeMapReader {
   /** Nobody may write to the device any more. Rejects with errors of the device only. */
   async finish(): Promise<FreeMapResult> {
     try {
-      const superblock = await readExt4Superblock(this.#device);
-      if (superblock === null) throw noMap('FREEMAP_UNKNOWN_FILESYSTEM', 'the volume is too small for a filesystem');
-      if (isExt4(superblock)) {
-        return { kind: 'map', map: await this.#ext4.read(superblock), filesystem: 'ext4' };
-      }
-      if (await isXfs(this.#device)) return { kind: 'map', map: await readXfs(this.#device), filesystem: 'xfs' };
-      throw noMap('FREEMAP_UNKNOWN_FILESYSTEM', 'the volume has neither an ext2, ext3 or ext4 nor an XFS');
+      return { kind: 'map', map: await this.#read() };
     } catch (error) {
       if (!isReason(error)) throw error;
       return { kind: 'none', reason: error };
     }
   }
+
+  async #read(): Promise<FreeMap> {
+    if (this.#filesystem === 'ext4') return this.#ext4.read(await this.#ext4Superblock());
+    if (!(await isXfs(this.#device))) throw unknown(this.#filesystem);
+    return readXfs(this.#device);
+  }
+
+  async #ext4Superblock(): Promise<Buffer> {
+    const fits = this.#device.lengthBytes >= SUPERBLOCK_OFFSET_BYTES + SUPERBLOCK_BYTES;
+    const superblock = fits ? await readBytes(this.#device, SUPERBLOCK_OFFSET_BYTES, SUPERBLOCK_BYTES) : null;
+    if (superblock === null || !isExt4(superblock)) throw unknown(this.#filesystem);
+    return superblock;
+  }
 }
 
 /** Both passes in one, of a filesystem that is not mounted. Rejects with errors of the device only. */
-export function readFreeMap(device: BlockDevice): Promise<FreeMapResult> {
-  return new FreeMapReader(device).finish();
+export function readFreeMap(device: BlockDevice, filesystem: FreeMapFilesystem): Promise<FreeMapResult> {
+  return new FreeMapReader(device, filesystem).finish();
+}
+
+function unknown(filesystem: FreeMapFilesystem): GodwitError {
+  return noMap('FREEMAP_UNKNOWN_FILESYSTEM', `the volume should have an ${filesystem}, and has none`, {
+    filesystem,
+  });
 }
 
 function isReason(error: unknown): error is GodwitError {

@@ -79,7 +79,10 @@ export class FreeMap {
     const change = (word: number, mask: number) => {
       words[word] = free ? words[word]! | mask : words[word]! & ~mask;
     };
-    if (firstWord === lastWord) return change(firstWord, head & tail);
+    if (firstWord === lastWord) {
+      change(firstWord, head & tail);
+      return;
+    }
     change(firstWord, head);
     words.fill(free ? 0xffffffff : 0, firstWord + 1, lastWord);
     change(lastWord, tail);

@@ -55,13 +55,19 @@ test('an empty volume is a few bytes, whatever its size', () => {
 });
 
 test('too many runs: the shortest stay out, and nothing is free that was not', () => {
-  const lengths = Array.from({ length: 5_000 }, (_, index) => [1, index % 50 === 0 ? 64 : 1] as [number, number]);
+  const lengths = Array.from(
+    { length: 5_000 },
+    (_, index) => [1, index % 50 === 0 ? 64 : 1] as [number, number],
+  );
   const runs = runsOf(lengths);
   const decoded = decodeSealedMap(
     encodeSealedMap(identity, () => runs, 600),
     identity,
   );
-  assert.deepEqual(decoded, runs.filter(({ first, end }) => end - first === 64));
+  assert.deepEqual(
+    decoded,
+    runs.filter(({ first, end }) => end - first === 64),
+  );
   const alternating = runsOf(Array.from({ length: 400_000 }, () => [1, 1] as [number, number]));
   const bytes = encodeSealedMap(identity, () => alternating);
   assert.ok(bytes.length <= SEALED_MAP_BYTES_MAX);
@@ -99,7 +105,13 @@ test('runs that lie, under a right checksum, are refused', () => {
 });
 
 test(`any bytes end in runs or a typed error; every flipped bit is noticed (seed ${seed})`, () => {
-  const good = encodeSealedMap(identity, () => runsOf([[3, 4], [500, 70_000], [1, 1]]));
+  const good = encodeSealedMap(identity, () =>
+    runsOf([
+      [3, 4],
+      [500, 70_000],
+      [1, 1],
+    ]),
+  );
   for (let bit = 0; bit < good.length * 8; bit++) {
     const bad = Buffer.from(good);
     bad[bit >>> 3]! ^= 1 << (bit & 7);
@@ -134,7 +146,10 @@ test(`a map answers as an array of booleans would (seed ${seed})`, () => {
         found.fill(1, run.first, run.end);
       }
       assert.deepEqual(found, model);
-      assert.equal(map.countFree(), model.reduce((sum, bit) => sum + bit, 0));
+      assert.equal(
+        map.countFree(),
+        model.reduce((sum, bit) => sum + bit, 0),
+      );
       for (let block = -1; block <= blocks; block++) assert.equal(map.has(block), model[block] === 1);
     }),
     { seed },

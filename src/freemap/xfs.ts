@@ -93,7 +93,9 @@ async function readSuperblock(device: BlockDevice): Promise<XfsLayout> {
   const logFeatures = sector.readUInt32BE(220);
   const unknown = ((incompatible & ~INCOMPAT_KNOWN) | (readOnly & ~RO_COMPAT_KNOWN)) >>> 0;
   if (unknown !== 0 || (logFeatures & ~LOG_INCOMPAT_KNOWN) !== 0) {
-    throw unsupported(`features 0x${incompatible.toString(16)}/0x${readOnly.toString(16)}/0x${logFeatures.toString(16)}`);
+    throw unsupported(
+      `features 0x${incompatible.toString(16)}/0x${readOnly.toString(16)}/0x${logFeatures.toString(16)}`,
+    );
   }
   if (incompatible & INCOMPAT_NEEDSREPAIR || sector[126] !== 0) {
     throw noMap('FREEMAP_NOT_CLEAN', 'the XFS of this volume needs a repair');
@@ -110,7 +112,8 @@ async function readSuperblock(device: BlockDevice): Promise<XfsLayout> {
   const logBlocks = sector.readUInt32BE(96);
   if (logStart === 0n) throw unsupported('an external log');
   const agShift = BigInt(sector[124]!);
-  if (agShift > 31n || 2 ** Number(agShift) < agBlocks) throw corrupt('allocation group shift', Number(agShift));
+  if (agShift > 31n || 2 ** Number(agShift) < agBlocks)
+    throw corrupt('allocation group shift', Number(agShift));
   const logBlock = Number(logStart >> agShift) * agBlocks + Number(logStart & ((1n << agShift) - 1n));
   if (logBlocks === 0 || logBlock + logBlocks > blockCount) throw corrupt('log', logBlock);
   return {

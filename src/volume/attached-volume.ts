@@ -14,7 +14,7 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
-import type { FreeMapReader } from '../freemap/free-map-reader.ts';
+import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
@@ -160,22 +160,26 @@ export class AttachedVolume {
   }
 
   /** Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read. */
-  async primeFreeMap(): Promise<void> {
-    await (await this.#reader()).prime();
+  async primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
+    await (await this.#reader(filesystem)).prime();
   }
 
   /**
    * Writes `free.map`, of the generation that was sealed here, once the filesystem is unmounted. Without a map, the report says why. Rejects
    * `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
    */
-  async sealFreeMap(): Promise<FreeMapReport> {
+  async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
     if (this.#fuse.access !== 'readonly') {
-      throw new GodwitError('VOLUME_BAD_ACCESS', 'the free map is read when no write can change it any more', {
-        values: { access: this.#fuse.access, requested: 'readonly' },
-        nextAction: 'Seal the volume first.',
-      });
+      throw new GodwitError(
+        'VOLUME_BAD_ACCESS',
+        'the free map is read when no write can change it any more',
+        {
+          values: { access: this.#fuse.access, requested: 'readonly' },
+          nextAction: 'Seal the volume first.',
+        },
+      );
     }
-    const result = await (await this.#reader()).finish();
+    const result = await (await this.#reader(filesystem)).finish();
     this.#freeMapReader = null; // it holds the bitmaps of the first pass
     if (result.kind === 'none') await removeFreeMap(this.#spec.volumeDir);
     if (result.kind === 'none') return { unusedBytes: 0, reason: result.reason.toWire() };
@@ -217,10 +221,10 @@ export class AttachedVolume {
   }
 
   /** Through the clone while there is one: blocks that are still at the source are not in the file. */
-  async #reader(): Promise<FreeMapReader> {
+  async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
     if (this.#freeMapReader === null) {
       const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
-      this.#freeMapReader = new FreeMapReader(this.#clone?.device ?? this.#local);
+      this.#freeMapReader = new FreeMapReader(this.#clone?.device ?? this.#local, filesystem);
     }
     return this.#freeMapReader;
   }

@@ -32,7 +32,10 @@ export async function removeFreeMap(volumeDir: string): Promise<void> {
 }
 
 /** The runs of the map of exactly this generation, null where there is none. Errors: those of `decodeSealedMap`. */
-export async function readFreeRuns(volumeDir: string, identity: SealedMapIdentity): Promise<BlockRun[] | null> {
+export async function readFreeRuns(
+  volumeDir: string,
+  identity: SealedMapIdentity,
+): Promise<BlockRun[] | null> {
   const bytes = await readFreeMapFile(volumeDir);
   return bytes === null ? null : decodeSealedMap(bytes, identity);
 }

@@ -7,6 +7,7 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
@@ -62,6 +63,10 @@ export function parseInitiator(value: unknown): string {
 
 export function parseActivate(value: unknown): Access {
   return parseAccess(object(value, 'activate').access);
+}
+
+export function parseFilesystem(value: unknown): FreeMapFilesystem {
+  return oneOf(object(value, 'free map').filesystem, ['ext4', 'xfs'], 'filesystem');
 }
 
 export function badSpec(reason: string, cause?: unknown): GodwitError {

@@ -30,7 +30,14 @@ import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers } from '../migration/offers.ts';
-import type { HandoffRequest, Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  Peer,
+  PrepareRequest,
+  TargetStatus,
+} from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { SourceSide } from '../migration/source-side.ts';

@@ -148,14 +148,19 @@ export class SourceHost implements SourceSide {
   }
 
   async syncEarly(machineId: string): Promise<void> {
-    const client = await this.#options.machines.client(machineId);
+    const { machines, volumes } = this.#options;
+    const client = await machines.client(machineId);
     if (client === null) return;
     const { volume } = await client.call('status', {});
     if (volume?.mounted !== true) return;
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
-    await client.call('volume.command', { op: 'prime-free-map', args: {} }).catch((error: unknown) => {
+    const volumeId = machines.get(machineId).config.volume?.volumeId;
+    const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
+    if (filesystem === 'none') return;
+    const command = { op: 'prime-free-map', args: { filesystem } };
+    await client.call('volume.command', command).catch((error: unknown) => {
       // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in trouble.
       this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
     });
@@ -176,11 +181,13 @@ export class SourceHost implements SourceSide {
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });
         await client.call('volume.command', { op: 'seal', args: {} });
-        return readFreeMap(client);
+        const { filesystem } = await volumes.get(volumeId);
+        if (filesystem !== 'none') return readFreeMap(client, filesystem);
+        return { unusedBytes: 0, reason: null };
       }
     }
     await volumes.apply(volumeId, { kind: 'seal', generation });
-    // Nobody can tell whether it was unmounted, but its own server can.
+    // Nothing has it open, so there is nobody to read the map. Its holes stay behind.
     return { unusedBytes: 0, reason: null };
   }
 
@@ -231,9 +238,9 @@ export class SourceHost implements SourceSide {
 }
 
 /** A move does not fail for want of a map, nor wait long for one: its machine is stopped. */
-async function readFreeMap(client: ShimClient): Promise<FreeMapReport> {
+async function readFreeMap(client: ShimClient, filesystem: 'ext4' | 'xfs'): Promise<FreeMapReport> {
   try {
-    const command = { op: 'free-map', args: {}, timeoutMs: FREE_MAP_TIMEOUT_MS };
+    const command = { op: 'free-map', args: { filesystem }, timeoutMs: FREE_MAP_TIMEOUT_MS };
     return (await client.call('volume.command', command)) as FreeMapReport;
   } catch (error) {
     return { unusedBytes: 0, reason: toWireError(error) };

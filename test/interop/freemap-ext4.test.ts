@@ -4,9 +4,9 @@ import { truncateSync } from 'node:fs';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
-import { type FreeMapResult, readFreeMap } from '../../src/freemap/free-map-reader.ts';
 import type { FreeMap } from '../../src/freemap/free-map.ts';
-import { digestTree, FilesystemImage, freeUnits, growTree, tool, unitsOf } from '../support/filesystem-image.ts';
+import { type FreeMapResult, readFreeMap } from '../../src/freemap/free-map-reader.ts';
+import { FilesystemImage, freeUnits, growTree, tool, unitsOf } from '../support/filesystem-image.ts';
 import { requires } from '../support/requires.ts';
 
 const seed = Number(process.env.GODWIT_SEED ?? Date.now() % 1_000_000);
@@ -16,7 +16,7 @@ const skip = requires('root', '/dev/loop-control', 'mkfs.ext4', 'dumpe2fs', 'e2f
 async function read(path: string, lengthBytes: number): Promise<FreeMapResult> {
   const device = await FileDevice.open({ file: path, lengthBytes, blockBytes: 512, writable: false });
   try {
-    return await readFreeMap(device);
+    return await readFreeMap(device, 'ext4');
   } finally {
     await device.close();
   }
@@ -57,18 +57,23 @@ function assertSame(map: FreeMap, expected: Uint8Array, name: string): void {
   const found = unitsOf(map);
   if (Buffer.compare(found, expected) === 0) return;
   const differing = found.findIndex((free, unit) => free !== expected[unit]);
-  assert.fail(`${name}: block ${differing} is ${found[differing] ? 'free' : 'used'}, dumpe2fs says otherwise`);
+  assert.fail(
+    `${name}: block ${differing} is ${found[differing] ? 'free' : 'used'}, dumpe2fs says otherwise`,
+  );
 }
 
 const MATRIX: Record<string, { mkfs: string[]; mib?: number; blocks?: number }> = {
   'the default of mkfs.ext4': { mkfs: ['mkfs.ext4'] },
-  'ext2': { mkfs: ['mkfs.ext2'] },
-  'ext3': { mkfs: ['mkfs.ext3'] },
+  ext2: { mkfs: ['mkfs.ext2'] },
+  ext3: { mkfs: ['mkfs.ext3'] },
   'revision 0': { mkfs: ['mkfs.ext2', '-r', '0', '-b', '4096'] },
   '1 KiB blocks': { mkfs: ['mkfs.ext4', '-b', '1024'] },
   '2 KiB blocks': { mkfs: ['mkfs.ext4', '-b', '2048'] },
   '1 KiB blocks, ext2': { mkfs: ['mkfs.ext2', '-b', '1024'] },
-  '1 KiB blocks, groups of 256 blocks': { mkfs: ['mkfs.ext4', '-b', '1024', '-g', '256', '-O', '^resize_inode', '-N', '4096'], mib: 32 },
+  '1 KiB blocks, groups of 256 blocks': {
+    mkfs: ['mkfs.ext4', '-b', '1024', '-g', '256', '-O', '^resize_inode', '-N', '4096'],
+    mib: 32,
+  },
   'crc16 of group descriptors': { mkfs: ['mkfs.ext4', '-O', '^metadata_csum,uninit_bg'] },
   'crc16, wide descriptors': { mkfs: ['mkfs.ext4', '-O', '^metadata_csum,uninit_bg,64bit'] },
   'no checksums': { mkfs: ['mkfs.ext4', '-O', '^metadata_csum,^uninit_bg'] },
@@ -76,11 +81,14 @@ const MATRIX: Record<string, { mkfs: string[]; mib?: number; blocks?: number }> 
   'a seed of its own': { mkfs: ['mkfs.ext4', '-O', 'metadata_csum,metadata_csum_seed'] },
   'no flex_bg': { mkfs: ['mkfs.ext4', '-O', '^flex_bg'], mib: 512 },
   'flex groups of 4': { mkfs: ['mkfs.ext4', '-G', '4', '-g', '8192'], mib: 512 },
-  'meta_bg': { mkfs: ['mkfs.ext4', '-O', 'meta_bg,^resize_inode', '-g', '1024'], mib: 512 },
+  meta_bg: { mkfs: ['mkfs.ext4', '-O', 'meta_bg,^resize_inode', '-g', '1024'], mib: 512 },
   'meta_bg, 1 KiB blocks': { mkfs: ['mkfs.ext4', '-O', 'meta_bg,^resize_inode', '-b', '1024', '-g', '1024'] },
-  'meta_bg, no flex_bg': { mkfs: ['mkfs.ext4', '-O', 'meta_bg,^resize_inode,^flex_bg', '-g', '2048'], mib: 512 },
+  'meta_bg, no flex_bg': {
+    mkfs: ['mkfs.ext4', '-O', 'meta_bg,^resize_inode,^flex_bg', '-g', '2048'],
+    mib: 512,
+  },
   'superblock in every group': { mkfs: ['mkfs.ext4', '-O', '^sparse_super,^resize_inode', '-g', '2048'] },
-  'sparse_super2': { mkfs: ['mkfs.ext4', '-O', 'sparse_super2,^resize_inode', '-g', '2048'] },
+  sparse_super2: { mkfs: ['mkfs.ext4', '-O', 'sparse_super2,^resize_inode', '-g', '2048'] },
   'bigalloc, 64 KiB': { mkfs: ['mkfs.ext4', '-O', 'bigalloc', '-C', '65536'], mib: 512 },
   'bigalloc, 16 KiB, groups of many': { mkfs: ['mkfs.ext4', '-O', 'bigalloc', '-C', '16384', '-g', '8192'] },
   'bigalloc, 1 KiB blocks': { mkfs: ['mkfs.ext4', '-O', 'bigalloc', '-b', '1024', '-C', '8192'] },
@@ -96,7 +104,9 @@ const MATRIX: Record<string, { mkfs: string[]; mib?: number; blocks?: number }> 
 };
 
 for (const [name, { mkfs, mib = 160, blocks }] of Object.entries(MATRIX)) {
-  test(`ext4, ${name}: the map is what dumpe2fs says, fresh and with files (GODWIT_SEED=${seed})`, { skip }, async (t) => {
+  test(`ext4, ${name}: the map is what dumpe2fs says, fresh and with files (GODWIT_SEED=${seed})`, {
+    skip,
+  }, async (t) => {
     // An odd size: the last group is short.
     const lengthBytes = mib * MIB + 5 * 4096;
     const [program, ...argv] = mkfs as [string, ...string[]];
@@ -111,4 +121,3 @@ for (const [name, { mkfs, mib = 160, blocks }] of Object.entries(MATRIX)) {
     assertSame(await mapOf(image), dumpe2fs(image), 'with files');
   });
 }
-

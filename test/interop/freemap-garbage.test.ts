@@ -3,8 +3,15 @@ import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import type { FreeMap } from '../../src/freemap/free-map.ts';
-import { FreeMapReader, readFreeMap } from '../../src/freemap/free-map-reader.ts';
-import { digestTree, FilesystemImage, freeUnits, growTree, tool, unitsOf } from '../support/filesystem-image.ts';
+import { type FreeMapFilesystem, FreeMapReader, readFreeMap } from '../../src/freemap/free-map-reader.ts';
+import {
+  digestTree,
+  FilesystemImage,
+  freeUnits,
+  growTree,
+  tool,
+  unitsOf,
+} from '../support/filesystem-image.ts';
 import { requires } from '../support/requires.ts';
 
 /** Fills all blocks of the map with garbage: a filesystem that used one of them would notice. */
@@ -24,14 +31,19 @@ async function withDevice<T>(image: FilesystemImage, work: (device: FileDevice) 
   }
 }
 
-async function mapOf(image: FilesystemImage): Promise<FreeMap> {
-  const result = await withDevice(image, readFreeMap);
+async function mapOf(image: FilesystemImage, filesystem: FreeMapFilesystem): Promise<FreeMap> {
+  const result = await withDevice(image, (device) => readFreeMap(device, filesystem));
   assert.equal(result.kind, 'map', result.kind === 'none' ? result.reason.message : '');
   return (result as { map: FreeMap }).map;
 }
 
 /** Grows a tree twice, with garbage in all free blocks each time. */
-async function checkGarbage(image: FilesystemImage, check: () => Promise<unknown>, lastBudgetBytes: number) {
+async function checkGarbage(
+  image: FilesystemImage,
+  filesystem: FreeMapFilesystem,
+  check: () => Promise<unknown>,
+  lastBudgetBytes: number,
+) {
   const random = seededRandom(seed);
   for (const [round, budgetBytes] of [12 * MIB, lastBudgetBytes].entries()) {
     const written = await image.mounted((dir) => {
@@ -39,7 +51,7 @@ async function checkGarbage(image: FilesystemImage, check: () => Promise<unknown
       return digestTree(dir);
     });
     assert.ok(written.size > 0);
-    image.overwriteFree(await mapOf(image), 0xa5 + round);
+    image.overwriteFree(await mapOf(image, filesystem), 0xa5 + round);
     await check();
     assert.deepEqual(await image.mounted(digestTree), written);
   }
@@ -55,7 +67,7 @@ for (const [name, argv] of Object.entries({
     skip: ext4Needs,
   }, async (t) => {
     const image = await FilesystemImage.make(t, 48 * MIB, ['mkfs.ext4', '-q', '-F', ...argv]);
-    await checkGarbage(image, () => tool('e2fsck', ['-f', '-n', image.path]), 2 ** 40);
+    await checkGarbage(image, 'ext4', () => tool('e2fsck', ['-f', '-n', image.path]), 2 ** 40);
   });
 }
 
@@ -70,7 +82,7 @@ for (const [name, argv] of Object.entries({
     const image = await FilesystemImage.make(t, 320 * MIB, ['mkfs.xfs', '-q', '-f', ...argv]);
     await assertXfsDbAgrees(image);
     if (!(await image.mountable())) return t.diagnostic('this kernel has no XFS');
-    await checkGarbage(image, () => tool('xfs_repair', ['-n', image.path]), 24 * MIB);
+    await checkGarbage(image, 'xfs', () => tool('xfs_repair', ['-n', image.path]), 24 * MIB);
     await assertXfsDbAgrees(image);
     await assertMountedIsUnclean(image);
   });
@@ -80,7 +92,7 @@ async function assertMountedIsUnclean(image: FilesystemImage): Promise<void> {
   await image.mounted(async (dir) => {
     growTree(dir, seededRandom(seed + 1), MIB);
     await tool('sync', ['-f', dir]);
-    const result = await withDevice(image, readFreeMap);
+    const result = await withDevice(image, (device) => readFreeMap(device, 'xfs'));
     assert.equal(result.kind === 'none' && result.reason.code, 'FREEMAP_NOT_CLEAN');
   });
 }
@@ -96,7 +108,7 @@ async function assertXfsDbAgrees(image: FilesystemImage): Promise<void> {
     return [start, start + Number(blocks) - 1] as const;
   });
   const theirs = freeUnits(runs, blockBytes, image.lengthBytes);
-  const ours = unitsOf(await mapOf(image));
+  const ours = unitsOf(await mapOf(image, 'xfs'));
   let missing = 0;
   for (const [unit, free] of ours.entries()) {
     assert.ok(free === 0 || theirs[unit] === 1, `block ${unit} is in use`);
@@ -105,13 +117,15 @@ async function assertXfsDbAgrees(image: FilesystemImage): Promise<void> {
   assert.ok(missing <= agCount * 16, `${missing} free blocks are not in the map`);
 }
 
-test(`ext4: what was read while it was mounted changes nothing but the time (GODWIT_SEED=${seed})`, { skip: ext4Needs }, async (t) => {
+test(`ext4: what was read while it was mounted changes nothing but the time (GODWIT_SEED=${seed})`, {
+  skip: ext4Needs,
+}, async (t) => {
   const random = seededRandom(seed);
   const argv = ['-q', '-F', '-g', '1024', '-E', 'lazy_itable_init=0'];
   const image = await FilesystemImage.make(t, 256 * MIB, ['mkfs.ext4', ...argv]);
   await image.mounted((dir) => growTree(dir, random, 100 * MIB));
   await withDevice(image, async (device) => {
-    const reader = new FreeMapReader(device);
+    const reader = new FreeMapReader(device, 'ext4');
     for (let round = 0; round < 4; round++) {
       await image.mounted(async (dir) => {
         growTree(dir, random, 4 * MIB);
@@ -122,7 +136,7 @@ test(`ext4: what was read while it was mounted changes nothing but the time (GOD
         assert.equal(mounted.kind === 'none' && mounted.reason.code, 'FREEMAP_NOT_CLEAN');
       });
       const primed = await reader.finish();
-      const whole = new FreeMapReader(device);
+      const whole = new FreeMapReader(device, 'ext4');
       const fresh = await whole.finish();
       assert.ok(primed.kind === 'map' && fresh.kind === 'map');
       assert.deepEqual([...primed.map.runs()], [...fresh.map.runs()]);

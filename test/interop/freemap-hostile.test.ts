@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import type { BlockDevice } from '../../src/block/block-device.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
-import { readFreeMap } from '../../src/freemap/free-map-reader.ts';
+import { type FreeMapFilesystem, readFreeMap } from '../../src/freemap/free-map-reader.ts';
 import { FilesystemImage, unitsOf } from '../support/filesystem-image.ts';
 import { requires } from '../support/requires.ts';
 
@@ -88,9 +88,13 @@ const change = fc.record({
   bigEndian: fc.boolean(),
 });
 
-async function assertEnds(base: BlockDevice, patches: readonly Patch[]): Promise<string> {
+async function assertEnds(
+  base: BlockDevice,
+  patches: readonly Patch[],
+  filesystem: FreeMapFilesystem,
+): Promise<string> {
   const device = new PatchedDevice(base, patches);
-  const result = await readFreeMap(device); // any other error fails the property
+  const result = await readFreeMap(device, filesystem); // any other error fails the property
   assert.ok(device.reads <= READS_MAX, `${device.reads} reads`);
   return result.kind === 'map' ? 'a map' : result.reason.code;
 }
@@ -98,29 +102,35 @@ async function assertEnds(base: BlockDevice, patches: readonly Patch[]): Promise
 async function fuzz(
   t: { diagnostic(message: string): void },
   loaded: { base: MemoryDevice; places: Patch[] },
+  filesystem: FreeMapFilesystem,
   images: number,
   mend: (bytes: Buffer, offsetBytes: number) => void,
 ): Promise<void> {
   const ends = new Map<string, number>();
   const { base, places } = loaded;
   await fc.assert(
-    fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 4 }), fc.boolean(), async (changes, mended) => {
-      const patched = new Map<number, Buffer>();
-      for (const { place, early, offset, value, width, bigEndian } of changes) {
-        const { offsetBytes, bytes } = places[place % (early ? Math.min(12, places.length) : places.length)]!;
-        const copy = patched.get(offsetBytes) ?? Buffer.from(bytes);
-        const low = width === 4 ? value : value % 2 ** (8 * width);
-        if (bigEndian) copy.writeUIntBE(low, offset, width);
-        else copy.writeUIntLE(low, offset, width);
-        patched.set(offsetBytes, copy);
-      }
-      const patches = [...patched].map(([offsetBytes, bytes]) => {
-        if (mended) mend(bytes, offsetBytes);
-        return { offsetBytes, bytes };
-      });
-      const end = await assertEnds(base, patches);
-      ends.set(end, (ends.get(end) ?? 0) + 1);
-    }),
+    fc.asyncProperty(
+      fc.array(change, { minLength: 1, maxLength: 4 }),
+      fc.boolean(),
+      async (changes, mended) => {
+        const patched = new Map<number, Buffer>();
+        for (const { place, early, offset, value, width, bigEndian } of changes) {
+          const { offsetBytes, bytes } =
+            places[place % (early ? Math.min(12, places.length) : places.length)]!;
+          const copy = patched.get(offsetBytes) ?? Buffer.from(bytes);
+          const low = width === 4 ? value : value % 2 ** (8 * width);
+          if (bigEndian) copy.writeUIntBE(low, offset, width);
+          else copy.writeUIntLE(low, offset, width);
+          patched.set(offsetBytes, copy);
+        }
+        const patches = [...patched].map(([offsetBytes, bytes]) => {
+          if (mended) mend(bytes, offsetBytes);
+          return { offsetBytes, bytes };
+        });
+        const end = await assertEnds(base, patches, filesystem);
+        ends.set(end, (ends.get(end) ?? 0) + 1);
+      },
+    ),
     { seed, numRuns: images },
   );
   t.diagnostic([...ends].map(([end, count]) => `${end}: ${count}`).join(', '));
@@ -140,7 +150,7 @@ for (const [name, argv] of Object.entries(EXT4)) {
       ...['mkfs.ext4', '-q', '-F', '-b', '1024', '-g', '1024', '-N', '256', '-O', '^has_journal'],
       ...argv,
     ]);
-    await fuzz(t, await load(image), IMAGES * 0.3, (bytes, offsetBytes) => {
+    await fuzz(t, await load(image), 'ext4', IMAGES * 0.3, (bytes, offsetBytes) => {
       // Without its features nothing is checked any more.
       if (offsetBytes === 1024 && name === 'all checksums') bytes.writeUInt32LE(0, 0x64);
     });
@@ -150,10 +160,18 @@ for (const [name, argv] of Object.entries(EXT4)) {
 test(`hostile xfs: a map or a typed reason, in bounded time (GODWIT_SEED=${seed})`, {
   skip: requires('mkfs.xfs'),
 }, async (t) => {
-  const image = await FilesystemImage.make(t, 320 * MIB, ['mkfs.xfs', '-q', '-f', '-s', 'size=512', '-b', 'size=1024']);
+  const image = await FilesystemImage.make(t, 320 * MIB, [
+    'mkfs.xfs',
+    '-q',
+    '-f',
+    '-s',
+    'size=512',
+    '-b',
+    'size=1024',
+  ]);
   const loaded = await load(image);
   // Sectors whose checksum can be made right again: superblock and AG headers.
-  await fuzz(t, loaded, IMAGES * 0.1, (bytes) => {
+  await fuzz(t, loaded, 'xfs', IMAGES * 0.1, (bytes) => {
     const at = { XFSB: 224, XAGF: 216 }[bytes.toString('latin1', 0, 4)];
     if (at === undefined) return;
     bytes.writeUInt32LE(0, at);
@@ -164,9 +182,19 @@ test(`hostile xfs: a map or a typed reason, in bounded time (GODWIT_SEED=${seed}
 test(`a flipped bit in any checksummed structure of an ext4 never makes a used block free (GODWIT_SEED=${seed})`, {
   skip: requires('mkfs.ext4'),
 }, async (t) => {
-  const image = await FilesystemImage.make(t, 8 * MIB, ['mkfs.ext4', '-q', '-F', '-b', '1024', '-g', '1024', '-N', '256']);
+  const image = await FilesystemImage.make(t, 8 * MIB, [
+    'mkfs.ext4',
+    '-q',
+    '-F',
+    '-b',
+    '1024',
+    '-g',
+    '1024',
+    '-N',
+    '256',
+  ]);
   const { base, places } = await load(image);
-  const whole = await readFreeMap(base);
+  const whole = await readFreeMap(base, 'ext4');
   assert.ok(whole.kind === 'map');
   const free = unitsOf(whole.map);
   let maps = 0;
@@ -175,10 +203,11 @@ test(`a flipped bit in any checksummed structure of an ext4 never makes a used b
       const { offsetBytes, bytes } = places[place % places.length]!;
       const copy = Buffer.from(bytes);
       copy[bit >>> 3]! ^= 1 << (bit & 7);
-      const result = await readFreeMap(new PatchedDevice(base, [{ offsetBytes, bytes: copy }]));
+      const result = await readFreeMap(new PatchedDevice(base, [{ offsetBytes, bytes: copy }]), 'ext4');
       if (result.kind === 'none') return;
       maps++;
-      for (const [unit, isFree] of unitsOf(result.map).entries()) assert.ok(isFree <= free[unit]!, `block ${unit}`);
+      for (const [unit, isFree] of unitsOf(result.map).entries())
+        assert.ok(isFree <= free[unit]!, `block ${unit}`);
     }),
     { seed, numRuns: IMAGES / 10 },
   );
@@ -208,5 +237,5 @@ test('a tree without an end: a node that leads to itself', {
     { offsetBytes: 512, bytes: sector },
     { offsetBytes: root * 4096, bytes: tree },
   ];
-  assert.equal(await assertEnds(base, patches), 'FREEMAP_CORRUPT');
+  assert.equal(await assertEnds(base, patches, 'xfs'), 'FREEMAP_CORRUPT');
 });

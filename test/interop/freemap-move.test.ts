@@ -56,7 +56,11 @@ async function move(t: Parameters<typeof Fleet.start>[0], options: Parameters<ty
   const fleet = await Fleet.start(t, ['source', 'target']);
   const [source, target] = [fleet.worker('source'), fleet.worker('target')];
   const { machineId, volumeId } = await machineWithFiles(source, options);
-  await fleet.until('the files', async () => (await source.client.showMachine(machineId)).health.state === 'healthy', 60_000);
+  await fleet.until(
+    'the files',
+    async () => (await source.client.showMachine(machineId)).health.state === 'healthy',
+    60_000,
+  );
   const run = await source.client.moveMachine(machineId, { target: target.name });
   const end = await fleet.ended(source, target, run.id);
   assert.equal(end.state, 'done', end.error?.message);
@@ -75,7 +79,9 @@ async function move(t: Parameters<typeof Fleet.start>[0], options: Parameters<ty
   };
 }
 
-test('deleted files stay behind: at most 1.05 bytes on the wire for a byte in use, and the filesystem is whole', { skip }, async (t) => {
+test('deleted files stay behind: at most 1.05 bytes on the wire for a byte in use, and the filesystem is whole', {
+  skip,
+}, async (t) => {
   const { output, wireBytes } = await move(t, { lengthBytes: 10 * GIB, keptMib: 110, deletedMib: 160 });
   t.diagnostic(`wire ${wireBytes}, avoided ${output.bytesAvoided}, seal ${output.sealMs} ms`);
   assert.ok(wireBytes <= 1.05 * 110 * MIB, `${wireBytes} bytes for 110 MiB`);
@@ -83,8 +89,14 @@ test('deleted files stay behind: at most 1.05 bytes on the wire for a byte in us
 });
 
 test('of 100 GiB with 5 MiB in use nothing else travels', { skip }, async (t) => {
-  const { wireBytes, hydratedMs, output } = await move(t, { lengthBytes: 100 * GIB, keptMib: 5, deletedMib: 60 });
-  t.diagnostic(`wire ${wireBytes}, hydrated in ${hydratedMs} ms, avoided ${output.bytesAvoided}, seal ${output.sealMs} ms`);
+  const { wireBytes, hydratedMs, output } = await move(t, {
+    lengthBytes: 100 * GIB,
+    keptMib: 5,
+    deletedMib: 60,
+  });
+  t.diagnostic(
+    `wire ${wireBytes}, hydrated in ${hydratedMs} ms, avoided ${output.bytesAvoided}, seal ${output.sealMs} ms`,
+  );
   assert.ok(wireBytes < 24 * MIB, `${wireBytes} bytes for 5 MiB`);
   assert.ok(output.bytesAvoided! >= 0.95 * 60 * MIB, `${output.bytesAvoided} bytes avoided of 60 MiB`);
 });
