@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -43,6 +43,21 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | value | goal |\n|---|---|---|');
     say(`| whole after | ${(hydratedMs / 1000).toFixed(2)} s | under 2 s |`);
     say(`| bytes on the wire / bytes in use | ${wireOverUsed.toFixed(2)} | under 1.5 |`);
+  },
+  async freemap() {
+    const { benchFreeMap } = await import('./freemap.ts');
+    say('## Free map of an ext4 that is nearly empty: what is left to read after the stop\n');
+    say('| | after the stop | bitmaps | without a first pass | dumpe2fs | goal |\n|---|---|---|---|---|---|');
+    for (const [gib, goal] of [
+      [100, 'under 50 ms'],
+      [1024, 'under 300 ms'],
+    ] as const) {
+      const found = await benchFreeMap(gib * 2 ** 30, quick ? 3 : 7);
+      const bitmaps = `${found.bitmapsReadAgain} of ${found.bitmapsRead}`;
+      say(
+        `| ${gib} GiB | ${found.finishMs} ms | ${bitmaps} | ${found.unprimedMs} ms | ${found.dumpe2fsMs} ms | ${goal} |`,
+      );
+    }
   },
   async memory() {
     const { measureVolumeMemory } = await import('./volume-memory.ts');

@@ -135,7 +135,7 @@ test('the connection breaks, or the time is up, after the request was sent: outc
   for (const url of [cutter, silent, halfway]) {
     const client = new ApiClient({ url, token: 'x', timeoutMs: 300 });
     t.after(() => client.close());
-    const error = await rejection(client.handoffMove('run1'));
+    const error = await rejection(client.handoffMove('run1', { freeMap: null }));
     assert.equal(error.code, 'API_UNREACHABLE', url);
     assert.equal(error.values.delivered, 'unknown', url);
   }
@@ -214,7 +214,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
   });
   t.after(() => client.close());
   await client.listRuns();
-  const error = await rejection(client.handoffMove('run1'));
+  const error = await rejection(client.handoffMove('run1', { freeMap: null }));
   assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);
 });
 
@@ -245,7 +245,7 @@ test('a peer over HTTP', async (t) => {
   });
   assert.equal(prepared.phase, 'prepared');
   assert.equal((await peer.status('run1')).runId, 'run1');
-  assert.equal((await peer.handoff('run1')).phase, 'handed-over');
+  assert.equal((await peer.handoff('run1', { freeMap: null })).phase, 'handed-over');
   assert.equal((await peer.cancel('run1')).phase, 'forgotten');
   assert.deepEqual(await peer.run('known'), { state: 'running', step: 'stop' });
   assert.equal(await peer.run('other'), null);

@@ -9,7 +9,7 @@ import {
   type WireError,
 } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
-import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -221,8 +221,9 @@ export class ApiClient {
     const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/heat`;
     await this.#json('PUT', path, { body, signal, runId, idempotent: true });
   }
-  handoffMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+  handoffMove(runId: string, body: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/handoff`, {
+      body,
       signal,
       runId,
       idempotent: true,

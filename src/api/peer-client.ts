@@ -1,5 +1,12 @@
 import type { HeatHint } from '../attach/server-spec.ts';
-import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  Peer,
+  PrepareRequest,
+  TargetStatus,
+} from '../migration/peer.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
 
@@ -39,8 +46,8 @@ export class HttpPeer implements Peer {
     return this.#client.warmMove(runId, heat, signal);
   }
 
-  handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#client.handoffMove(runId, signal);
+  handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
+    return this.#client.handoffMove(runId, request, signal);
   }
 
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus> {

@@ -1,6 +1,6 @@
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { RunView } from '../journal/run.ts';
-import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -77,7 +77,7 @@ export interface WorkerService {
   prepareMove(request: PrepareRequest): Promise<TargetStatus>;
   moveStatus(runId: string): Promise<TargetStatus>;
   warmMove(runId: string, heat: HeatHint): Promise<void>;
-  handoffMove(runId: string): Promise<TargetStatus>;
+  handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus>;
   cancelMove(runId: string): Promise<TargetStatus>;
   runState(runId: string): Promise<RunStateReply['run']>;
 }

@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import type { WireError } from '../base/errors.ts';
 import type { HydrationStatus } from '../clone/hydrator.ts';
 
 export type { HydrationStatus } from '../clone/hydrator.ts';
@@ -125,13 +126,24 @@ export const HeatHint = Type.Object({
 });
 export type HeatHint = Static<typeof HeatHint>;
 
+/** Answer to `free-map`. */
+export type FreeMapReport = {
+  /** Bytes of the volume that its filesystem does not use, as far as `free.map` says so; 0 where there is no map. */
+  unusedBytes: number;
+  /** Why there is no map. */
+  reason: WireError | null;
+};
+
 /**
  * Operations (line-JSON, base/line-rpc.ts): worker → shim → volume server.
  *   status     {}                          → VolumeServerStatus
  *   activate   {access}                    → {}      standby → writable | readonly. For `writable` the server checks volume.json
- *                                                    (id, generation, not sealed) and takes an exclusive flock on data.raw
+ *                                                    (id, generation, not sealed) and takes an exclusive flock on data.raw. A clone takes
+ *                                                    the blocks of a `free.map` beside the data as zeros
  *   flush      {}                          → {}
  *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
+ *   prime-free-map {filesystem}            → {}      reads what the filesystem does not use while it may be mounted, so that `free-map` is short
+ *   free-map   {filesystem}                → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
@@ -145,6 +157,8 @@ export type VolumeServerOp =
   | 'activate'
   | 'flush'
   | 'seal'
+  | 'prime-free-map'
+  | 'free-map'
   | 'hydration'
   | 'finish'
   | 'heat'

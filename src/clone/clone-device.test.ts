@@ -509,3 +509,45 @@ test('bits that a dead process wrote and did not flush are durable before a flus
     assert.deepEqual(await readOf(await open(secondDisk, false), 0, BLOCK), filled(BLOCK, 2));
   }
 });
+
+test('unused blocks read as zeros, are never fetched, and last from the next flush on', async () => {
+  const source = new HeldSource(false);
+  const metadataDevice = new MemoryDevice({ lengthBytes: metadataLengthBytes(LENGTH) });
+  const identity = { volumeId: 'v', generation: 2, lengthBytes: LENGTH };
+  const local = new FaultDevice({ lengthBytes: LENGTH });
+  // A write that a crash cut off: its bit was never set.
+  await local.write(5 * BLOCK, filled(512, 7));
+  const open = async (metadata: CloneMetadata) =>
+    CloneDevice.open({
+      local,
+      source,
+      metadata,
+      validityWords: new Uint32Array(wordCountOf(BLOCKS)),
+      validityIsCurrent: false,
+      clock: new StoppedClock(),
+      hydration: PAUSED,
+    });
+  const clone = await open(await CloneMetadata.create(metadataDevice, identity));
+  const runs = [
+    { first: 2, end: 8 },
+    { first: 40, end: BLOCKS },
+  ];
+  assert.equal(await clone.markUnused(runs), 5 + 24, 'not the block with bytes in it');
+  assert.equal(await clone.markUnused(runs), 0, 'again is nothing new');
+  clone.start();
+  assert.deepEqual(await readOf(clone, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 0));
+  assert.deepEqual(await readOf(clone, 5 * BLOCK, BLOCK), sourceContent(5 * BLOCK, BLOCK));
+  assert.deepEqual(await readOf(clone, 40 * BLOCK, 24 * BLOCK), filled(24 * BLOCK, 0));
+  const fetched = source.reads.flatMap(({ block, blocks }) =>
+    Array.from({ length: blocks }, (_, index) => block + index),
+  );
+  const unused = (block: number) => runs.some(({ first, end }) => block >= first && block < end);
+  assert.deepEqual(fetched.filter(unused), [5]);
+  await assert.rejects(clone.markUnused(runs), /before anybody can read them/);
+  await clone.flush();
+
+  const readsBefore = source.reads.length;
+  const again = await open(await CloneMetadata.open(metadataDevice, identity));
+  assert.deepEqual(await readOf(again, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 0));
+  assert.equal(source.reads.length, readsBefore);
+});

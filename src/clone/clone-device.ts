@@ -5,6 +5,8 @@ import { type Logger, silentLogger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
+import type { BlockRun } from '../freemap/free-map.ts';
+import { extentsOfRuns } from '../freemap/run-extents.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
@@ -112,6 +114,7 @@ export class CloneDevice implements BlockDevice {
   #committing = false;
   #cancelCommitTimer: () => void = () => {};
   #completeNoted = false;
+  #started = false;
   #finished = false;
   #closed = false;
 
@@ -182,9 +185,29 @@ export class CloneDevice implements BlockDevice {
     return new CloneDevice(options, validity, committer);
   }
 
+  /**
+   * Discards blocks that nobody needs (the free map of the filesystem), given as ascending runs: they read as zeros and are not fetched. For the first opening
+   * of a generation, before `start` and before any guest, because afterwards a guest may know their content. Sets bits and does no I/O a block: only what
+   * is a hole of the local file counts, for bytes in an absent block are left over from a write that a crash cut off. As with any discard,
+   * the guest's next flush makes it last. Returns how many blocks were marked. Idempotent.
+   */
+  async markUnused(runs: Iterable<BlockRun>): Promise<number> {
+    this.#check(0, 0);
+    assert(!this.#started, 'unused blocks are marked before anybody can read them');
+    let marked = 0;
+    for await (const { first, end, kind } of extentsOfRuns(this.#local, runs)) {
+      if (kind === 'data') continue;
+      const added = this.#validity.setRange(first, end);
+      if (added > 0) this.#committer.written(first, end);
+      marked += added;
+    }
+    return marked;
+  }
+
   /** Starts the background copy and the periodic commits. */
   start(): void {
     assert(!this.#closed && !this.#finished, 'a clone is started while it is open');
+    this.#started = true;
     this.#armCommitTimer();
     this.#hydrator.start();
     this.#noteCompletion();

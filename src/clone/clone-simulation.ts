@@ -243,7 +243,25 @@ class Simulation {
         seams,
       ),
     );
+    if (this.#process === 1 && this.#random.below(2) === 0) await this.#markUnused();
     this.#clone.start();
+  }
+
+  /** The filesystem did not use some blocks. To the guest it is as if it had discarded them. */
+  async #markUnused(): Promise<void> {
+    const runs: { first: number; end: number }[] = [];
+    const wholeBlocks = Math.floor(this.#activeSectors / SECTORS_A_BLOCK);
+    for (let block = this.#random.below(4); block < wholeBlocks; ) {
+      const end = Math.min(wholeBlocks, block + 1 + this.#random.below(8));
+      runs.push({ first: this.#firstBlock + block, end: this.#firstBlock + end });
+      for (let sector = block * SECTORS_A_BLOCK; sector < end * SECTORS_A_BLOCK; sector++) {
+        this.#sectors[sector]!.push({ tag: 0, issuedAt: this.#now, ackedAt: this.#now });
+      }
+      this.#settledBlocks.fill(1, this.#firstBlock + block, this.#firstBlock + end);
+      block = end + 1 + this.#random.below(8);
+    }
+    this.#now++;
+    await this.#drained(this.#clone.markUnused(runs));
   }
 
   /** Runs everything that is pending, in order, until the promise settles. */

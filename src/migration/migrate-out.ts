@@ -1,6 +1,6 @@
 import type { SourceSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, type WireError } from '../base/errors.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { askPeers, noCapacity } from './offers.ts';
@@ -43,6 +43,12 @@ export type MigrateOutOutput = {
   stopStartedAtMs?: number;
   stopMs?: number;
   sealMs?: number;
+  /** Bytes of the volume that its filesystem did not use when it was sealed. */
+  unusedBytes?: number;
+  /** Why that is not known. */
+  freeMapReason?: WireError | null;
+  /** Bytes that the source has and that did not have to travel, because the filesystem did not use them. */
+  bytesAvoided?: number;
   /** Wall clock of this host when the target said that the volume is open there. */
   handedOverAtMs?: number;
   interruptionMs?: Interruption | null;
@@ -300,8 +306,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         async do(context) {
           const { volume } = subjectOf(context);
           const startedMs = clock.monotonicMs();
-          if (volume) await source.seal(context.input.machineId, volume.volumeId, volume.generation);
-          return { sealMs: out(context).sealMs ?? clock.monotonicMs() - startedMs };
+          const report =
+            volume && (await source.seal(context.input.machineId, volume.volumeId, volume.generation));
+          return {
+            sealMs: out(context).sealMs ?? clock.monotonicMs() - startedMs,
+            ...(report ? { unusedBytes: report.unusedBytes, freeMapReason: report.reason } : {}),
+          };
         },
         async undo(context) {
           const volume = out(context).subject?.volume;
@@ -408,7 +418,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         async do(context) {
           await source.closeExport(context.runId);
           const destroyAfterMs = out(context).destroyAfterMs ?? clock.wallMs() + options.retentionMs;
-          context.put({ destroyAfterMs });
+          const volume = subjectOf(context).volume;
+          const bytesAvoided =
+            out(context).bytesAvoided ??
+            (volume === null ? 0 : await source.bytesAvoided(volume.volumeId, volume.generation));
+          context.put({ destroyAfterMs, bytesAvoided });
           await source.retain(
             context.input.machineId,
             subjectOf(context).volume?.volumeId ?? null,
@@ -454,10 +468,13 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   async function handOver(peer: Peer, context: Context, first: boolean): Promise<TargetStatus> {
     const untilMs = clock.monotonicMs() + patienceMs;
     let nothingSentYet = first;
+    const volume = out(context).subject?.volume ?? null;
+    const freeMap = volume === null ? null : await source.freeMap(volume.volumeId);
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
         return await peer.handoff(
           context.runId,
+          { freeMap },
           AbortSignal.any([context.signal, AbortSignal.timeout(HANDOFF_TIMEOUT_MS)]),
         );
       } catch (error) {

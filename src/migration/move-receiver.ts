@@ -6,7 +6,7 @@ import type { RunView } from '../journal/run.ts';
 import type { MoveInbox } from './inbox.ts';
 import { MIGRATE_IN, phaseOf, refusal, targetRunId, targetStatus } from './migrate-in.ts';
 import { reached } from './migrate-out.ts';
-import type { PrepareRequest, TargetStatus } from './peer.ts';
+import type { HandoffRequest, PrepareRequest, TargetStatus } from './peer.ts';
 import type { TargetSide } from './target-side.ts';
 
 const HANDOFF_HOLD_MS = 10_000;
@@ -70,13 +70,17 @@ export class MoveReceiver {
       await this.#target.warm(run.input as PrepareRequest, heat);
   }
 
-  async handoff(moveId: string): Promise<TargetStatus> {
+  async handoff(moveId: string, { freeMap }: HandoffRequest): Promise<TargetStatus> {
     const run = this.#run(moveId);
     if (run === null || phaseOf(run) === 'forgotten') {
       this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
       return this.status(moveId);
     }
-    if (phaseOf(run) !== 'preparing') this.#inbox.decide(moveId, 'handed-over', this.#clock.wallMs());
+    if (phaseOf(run) !== 'preparing' && this.#inbox.verdict(moveId) === null) {
+      // Before the verdict: the volume may be activated as soon as that is written.
+      if (freeMap !== null) await this.#target.keepFreeMap(run.input as PrepareRequest, freeMap);
+      this.#inbox.decide(moveId, 'handed-over', this.#clock.wallMs());
+    }
     return this.#until(moveId, (status) => reached(status, 'activated') || status.phase === 'forgotten');
   }
 

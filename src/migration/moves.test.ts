@@ -12,7 +12,7 @@ import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
-import { MIGRATE_OUT, migrateOut } from './migrate-out.ts';
+import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
 import type { SourceSide } from './source-side.ts';
 
@@ -157,10 +157,14 @@ function crashAt(name: string): { points: CrashPoints; died: Promise<void>; reac
 test('a move: the machine ends on the target, at the next generation, and the source keeps a sealed copy', async (t) => {
   const pair = new Pair(t);
   pair.start();
-  assert.equal((await pair.sourceEnd()).state, 'done');
+  const end = await pair.sourceEnd();
+  assert.equal(end.state, 'done');
   assert.equal((await pair.targetEnd()).state, 'done');
   pair.world.assertMoved();
   assert.deepEqual(pair.world.warmed, [3, 1], 'what the guest will want first was told before the stop');
+  assert.ok(pair.world.keptFreeMap);
+  const { unusedBytes, bytesAvoided } = end.output as MigrateOutOutput;
+  assert.deepEqual([unusedBytes, bytesAvoided], [4096, 4096]);
 });
 
 const definitions = (() => {
@@ -238,8 +242,9 @@ test('an undo that is cut off at each append is carried to its end', async (t) =
       // The target vanishes when it would be told: nothing was sent, so the source must unwind.
       const seal = pair.world.sourceSide.seal;
       pair.world.sourceSide.seal = async (...args) => {
-        await seal(...args);
+        const report = await seal(...args);
         pair.world.connected = false;
+        return report;
       };
       pair.start();
       await pair.reopen('source', crash.died);
@@ -334,7 +339,7 @@ test('a cancel before the handoff brings everything back', async (t) => {
 test('what was forgotten stays forgotten: a late prepare and a late handoff are refused', async (t) => {
   const pair = new Pair(t);
   assert.equal((await pair.receiver.cancel('run9')).phase, 'forgotten');
-  assert.equal((await pair.receiver.handoff('run9')).phase, 'forgotten');
+  assert.equal((await pair.receiver.handoff('run9', { freeMap: null })).phase, 'forgotten');
   await assert.rejects(
     pair.receiver.prepare({
       runId: 'run9',

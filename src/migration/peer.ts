@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MachineConfig } from '../machine/config.ts';
 
 /**
@@ -69,6 +70,13 @@ export const PrepareRequest = Type.Object({
 });
 export type PrepareRequest = Static<typeof PrepareRequest>;
 
+/** What comes with "it is yours". */
+export const HandoffRequest = Type.Object({
+  /** Base64 of the blocks that the sealed filesystem does not use (freemap/sealed-map.ts). Null: everything may be in use. */
+  freeMap: Type.Union([Type.String({ maxLength: 4 * Math.ceil(SEALED_MAP_BYTES_MAX / 3) }), Type.Null()]),
+});
+export type HandoffRequest = Static<typeof HandoffRequest>;
+
 /** Where the target is with a move. Only ever goes down this list (or to `forgotten` from the first three). */
 export const TargetPhase = Type.Union([
   Type.Literal('preparing'),
@@ -131,7 +139,7 @@ export interface Peer {
   /** What the machine will read first. Before the handoff; a hint that may be lost. */
   warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void>;
   /** "The volume is sealed; it is yours." */
-  handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
+  handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus>;
   /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
   /** State of a run of the other worker's journal, `null` when it has none of that id. */

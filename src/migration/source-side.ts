@@ -1,4 +1,4 @@
-import type { HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import type { FreeMapReport, HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { PlacementRequest } from './peer.ts';
 
@@ -44,14 +44,18 @@ export interface SourceSide {
   releaseExport(runId: string): Promise<void>;
   closeExport(runId: string): Promise<void>;
 
-  /** Writes dirty pages out while the machine still runs. */
+  /** Writes dirty pages out, and looks which blocks are not in use, while the machine still runs: the seal then has less to do. */
   syncEarly(machineId: string): Promise<void>;
   /** What the machine will read first when it starts elsewhere. */
   heat(machineId: string): Promise<HeatHint>;
   /** Stops the workload; its volume stays attached. */
   stop(machineId: string): Promise<void>;
-  /** Unmounts, makes all data durable, and makes this generation read-only for ever. */
-  seal(machineId: string, volumeId: string, generation: number): Promise<void>;
+  /** Unmounts, makes all data durable, makes this generation read-only for ever, and notes the blocks that its filesystem does not use. */
+  seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport>;
+  /** The sealed generation's free map in base64; null where there is none. */
+  freeMap(volumeId: string): Promise<string | null>;
+  /** Bytes that the sealed file holds and that its free map spared the wire. */
+  bytesAvoided(volumeId: string, generation: number): Promise<number>;
   /** The way back: the volume is this worker's again, at generation + 2, and not attached. */
   unseal(machineId: string, volumeId: string, generation: number): Promise<void>;
   /** Starts the machine here as it was before the move. */

@@ -16,6 +16,8 @@ export interface TargetSide {
   /** Blocks to bring first once the volume is open; a hint, forgotten with the volume server. */
   warm(request: PrepareRequest, heat: HeatHint): Promise<void>;
   detach(request: PrepareRequest): Promise<void>;
+  /** Puts the free map of the handoff (base64) where the volume finds it when it is activated. */
+  keepFreeMap(request: PrepareRequest, freeMap: string): Promise<void>;
   /**
    * The fence moves: the record becomes `clone` at the next generation, durably, and only then the volume opens for writing. Attaches again when
    * the host lost the shim in between.

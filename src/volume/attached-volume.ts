@@ -3,20 +3,24 @@ import { FuseServer } from '../attach/fuse-server.ts';
 import { HEAT_REGION_BYTES } from '../attach/heat.ts';
 import type {
   Access,
+  FreeMapReport,
   HydrationSettings,
   HydrationStatus,
   VolumeServerSpec,
   VolumeServerStatus,
 } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
+import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
+import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
 import { readRecord } from './record-file.ts';
 import { removeValidityFile } from './validity-file.ts';
 
@@ -44,6 +48,7 @@ export class AttachedVolume {
   /** The last word of a clone layer that was dropped. */
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
+  #freeMapReader: FreeMapReader | null = null;
 
   private constructor(
     spec: VolumeServerSpec,
@@ -126,6 +131,7 @@ export class AttachedVolume {
     if (access === this.#fuse.access) return;
     if (access === 'writable') {
       this.#lock ??= await passFence(this.#spec, 'write', this.#options.clock);
+      if (this.#fuse.access === 'standby') await this.#markUnused();
       await this.#fuse.setAccess('writable');
       this.#clone?.device.start();
     } else if (access === 'readonly' && this.#fuse.access === 'standby') {
@@ -165,6 +171,37 @@ export class AttachedVolume {
     );
   }
 
+  /** Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read. */
+  async primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
+    await (await this.#reader(filesystem)).prime();
+  }
+
+  /**
+   * Writes `free.map`, of the generation that was sealed here, once the filesystem is unmounted. Without a map, the report says why. Rejects
+   * `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
+   */
+  async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
+    if (this.#fuse.access !== 'readonly') {
+      throw new GodwitError(
+        'VOLUME_BAD_ACCESS',
+        'the free map is read when no write can change it any more',
+        {
+          values: { access: this.#fuse.access, requested: 'readonly' },
+          nextAction: 'Seal the volume first.',
+        },
+      );
+    }
+    const result = await (await this.#reader(filesystem)).finish();
+    this.#freeMapReader = null; // it holds the bitmaps of the first pass
+    if (result.kind === 'none') await removeFreeMap(this.#spec.volumeDir);
+    if (result.kind === 'none') return { unusedBytes: 0, reason: result.reason.toWire() };
+    const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
+    const { volumeId, generation, lengthBytes } = this.#spec;
+    const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => result.map.runs());
+    await writeFreeMap(this.#spec.volumeDir, bytes);
+    return { unusedBytes: result.map.countFree() * FREE_BLOCK_BYTES, reason: null };
+  }
+
   configureHydration(settings: HydrationSettings): void {
     this.#clone?.device.configureHydration(settings);
   }
@@ -181,6 +218,7 @@ export class AttachedVolume {
     await clone.source.close();
     clone.validity.close();
     removeValidityFile(clone.validityPath);
+    await removeFreeMap(this.#spec.volumeDir);
   }
 
   /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
@@ -192,6 +230,30 @@ export class AttachedVolume {
     await this.#clone?.device.close();
     await this.#local.close();
     this.#lock?.release();
+  }
+
+  /** Through the clone while there is one: blocks that are still at the source are not in the file. */
+  async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
+    if (this.#freeMapReader === null) {
+      const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
+      this.#freeMapReader = new FreeMapReader(this.#clone?.device ?? this.#local, filesystem);
+    }
+    return this.#freeMapReader;
+  }
+
+  /** The map that came with the handoff. A map that cannot be used is none: past the point of no return nothing may hang on it. */
+  async #markUnused(): Promise<void> {
+    if (this.#clone === null) return;
+    const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
+    const { logger } = this.#options;
+    try {
+      const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
+      if (runs === null) return;
+      const blocks = await this.#clone.device.markUnused(runs);
+      logger.info({ runs: runs.length, blocks }, 'blocks that the filesystem does not use stay behind');
+    } catch (error) {
+      logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
+    }
   }
 
   #hydration(): HydrationStatus | null {

@@ -5,4 +5,6 @@ export const VOLUME_FILES = {
   record: 'volume.json',
   data: 'data.raw',
   cloneMetadata: 'clone.meta',
+  /** The blocks that the filesystem of the sealed generation does not use (freemap/sealed-map.ts). */
+  freeMap: 'free.map',
 } as const;

@@ -3,6 +3,7 @@
 export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
 export { VOLUME_FILES } from './files.ts';
+export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec, validityPath } from './specs.ts';

@@ -8,6 +8,7 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
@@ -70,6 +71,10 @@ export function parseHeat(value: unknown): number[] {
 
 export function parseActivate(value: unknown): Access {
   return parseAccess(object(value, 'activate').access);
+}
+
+export function parseFilesystem(value: unknown): FreeMapFilesystem {
+  return oneOf(object(value, 'free map').filesystem, ['ext4', 'xfs'], 'filesystem');
 }
 
 export function badSpec(reason: string, cause?: unknown): GodwitError {

@@ -9,6 +9,7 @@ import { systemRandom } from '../base/random.ts';
 import {
   badSpec,
   parseActivate,
+  parseFilesystem,
   parseGrant,
   parseHeat,
   parseHydration,
@@ -85,6 +86,8 @@ async function serveAttached(
       activate: (args) => volume.activate(parseActivate(args)),
       flush: () => volume.flush(),
       seal: () => volume.seal(),
+      'prime-free-map': (args) => volume.primeFreeMap(parseFilesystem(args)),
+      'free-map': (args) => volume.sealFreeMap(parseFilesystem(args)),
       hydration: (args) => volume.configureHydration(parseHydration(args)),
       finish: () => volume.finish(),
       heat: () => ({ regions: volume.heat() }),

@@ -89,7 +89,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () => hostLoad(options, machines, volumes, incoming(), draining());
-  const source = new SourceHost({ machines, volumes, random, iscsiHost: options.iscsiHost });
+  const source = new SourceHost({ machines, volumes, random, iscsiHost: options.iscsiHost, logger });
   const target = new TargetHost({
     machines,
     volumes,

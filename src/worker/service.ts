@@ -31,7 +31,14 @@ import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers } from '../migration/offers.ts';
-import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  Peer,
+  PrepareRequest,
+  TargetStatus,
+} from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { SourceSide } from '../migration/source-side.ts';
@@ -368,8 +375,8 @@ export class LocalService implements WorkerService {
     return this.#o.receiver.warm(runId, heat);
   }
 
-  handoffMove(runId: string): Promise<TargetStatus> {
-    return this.#o.receiver.handoff(runId);
+  handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus> {
+    return this.#o.receiver.handoff(runId, request);
   }
 
   cancelMove(runId: string): Promise<TargetStatus> {

@@ -1,10 +1,22 @@
 import { rm } from 'node:fs/promises';
 import type { HeatHint } from '../attach/server-spec.ts';
-import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
-import { exportSpec, newGrant, type SourceSpec, sourceSpec, type VolumeStore } from '../volume/index.ts';
+import {
+  bytesAvoided,
+  exportSpec,
+  type FreeMapReport,
+  newGrant,
+  readFreeMapFile,
+  type SourceSpec,
+  sourceSpec,
+  type VolumeStore,
+} from '../volume/index.ts';
 import { placementOf } from './load.ts';
 
 export type SourceHostOptions = {
@@ -13,7 +25,11 @@ export type SourceHostOptions = {
   random: Random;
   /** Where exports listen, and where targets reach them. */
   iscsiHost: string;
+  logger: Logger;
 };
+
+/** A filesystem whose map takes longer moves without one. */
+const FREE_MAP_TIMEOUT_MS = 5_000;
 
 /** A move's source on this host. */
 export class SourceHost implements SourceSide {
@@ -133,13 +149,22 @@ export class SourceHost implements SourceSide {
   }
 
   async syncEarly(machineId: string): Promise<void> {
-    const client = await this.#options.machines.client(machineId);
+    const { machines, volumes } = this.#options;
+    const client = await machines.client(machineId);
     if (client === null) return;
     const { volume } = await client.call('status', {});
     if (volume?.mounted !== true) return;
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
+    const volumeId = machines.get(machineId).config.volume?.volumeId;
+    const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
+    if (filesystem === 'none') return;
+    const command = { op: 'prime-free-map', args: { filesystem } };
+    await client.call('volume.command', command).catch((error: unknown) => {
+      // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in trouble.
+      this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
+    });
   }
 
   async heat(machineId: string): Promise<HeatHint> {
@@ -153,7 +178,7 @@ export class SourceHost implements SourceSide {
     await client?.call('workload.stop', {});
   }
 
-  async seal(machineId: string, volumeId: string, generation: number): Promise<void> {
+  async seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport> {
     const { machines, volumes } = this.#options;
     const client = await machines.client(machineId);
     if (client) {
@@ -163,10 +188,31 @@ export class SourceHost implements SourceSide {
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });
         await client.call('volume.command', { op: 'seal', args: {} });
-        return;
+        const { filesystem } = await volumes.get(volumeId);
+        if (filesystem !== 'none') return readFreeMap(client, filesystem);
+        return { unusedBytes: 0, reason: null };
       }
     }
     await volumes.apply(volumeId, { kind: 'seal', generation });
+    // Nothing has it open, so there is nobody to read the map. Its holes stay behind.
+    return { unusedBytes: 0, reason: null };
+  }
+
+  async freeMap(volumeId: string): Promise<string | null> {
+    const bytes = await readFreeMapFile(this.#options.volumes.folder(volumeId));
+    return bytes && bytes.length <= SEALED_MAP_BYTES_MAX ? bytes.toString('base64') : null;
+  }
+
+  async bytesAvoided(volumeId: string, generation: number): Promise<number> {
+    const { volumes } = this.#options;
+    const { lengthBytes } = await volumes.get(volumeId);
+    try {
+      return await bytesAvoided(volumes.folder(volumeId), { volumeId, generation, lengthBytes });
+    } catch (error) {
+      // Only a number of the report.
+      this.#options.logger.warn({ volumeId, error: toWireError(error) }, 'cannot tell the bytes avoided');
+      return 0;
+    }
   }
 
   async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
@@ -195,6 +241,16 @@ export class SourceHost implements SourceSide {
     const record = await volumes.get(volumeId);
     await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
     await volumes.assignMachine(volumeId, null);
+  }
+}
+
+/** A move does not fail for want of a map, nor wait long for one: its machine is stopped. */
+async function readFreeMap(client: ShimClient, filesystem: 'ext4' | 'xfs'): Promise<FreeMapReport> {
+  try {
+    const command = { op: 'free-map', args: { filesystem }, timeoutMs: FREE_MAP_TIMEOUT_MS };
+    return (await client.call('volume.command', command)) as FreeMapReport;
+  } catch (error) {
+    return { unusedBytes: 0, reason: toWireError(error) };
   }
 }
 

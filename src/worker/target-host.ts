@@ -14,6 +14,7 @@ import {
   type VolumeServerStatus,
   type VolumeStore,
   validityPath,
+  writeFreeMap,
 } from '../volume/index.ts';
 import type { VolumeAccess } from './volume-access.ts';
 
@@ -110,6 +111,11 @@ export class TargetHost implements TargetSide {
     const { machines } = this.#options;
     await machines.shutdownShim(request.machineId);
     await machines.forget(request.machineId);
+  }
+
+  async keepFreeMap(request: PrepareRequest, freeMap: string): Promise<void> {
+    const { volumeId } = volumeOf(request);
+    await writeFreeMap(this.#options.volumes.folder(volumeId), Buffer.from(freeMap, 'base64'));
   }
 
   async activate(request: PrepareRequest): Promise<void> {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import type { HeatHint, SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
-import type { Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
+import type { HandoffRequest, Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
 
@@ -27,6 +27,8 @@ export class MoveWorld {
   /** False: every call from one worker to the other fails before it is delivered. */
   connected = true;
   accepts = true;
+  /** The free map of the handoff arrived before the volume was opened. */
+  keptFreeMap = false;
   /** Calls of the hosts, for finding out what happened. */
   readonly calls: string[] = [];
 
@@ -136,7 +138,10 @@ export class MoveWorld {
       assert.equal(this.source.running, false, 'sealed under a running machine');
       if (this.source.volume.state === 'ready') this.source.volume.state = 'sealed';
       this.#changed('seal');
+      return { unusedBytes: 4096, reason: null };
     },
+    freeMap: async () => 'bWFw',
+    bytesAvoided: async () => 4096,
     unseal: async () => {
       if (this.source.volume.state === 'sealed') {
         this.source.attached = false;
@@ -182,6 +187,12 @@ export class MoveWorld {
     detach: async () => {
       this.target.attached = null;
       this.#changed('target detach');
+    },
+    keepFreeMap: async (_request, freeMap) => {
+      assert.equal(freeMap, 'bWFw');
+      assert.notEqual(this.target.attached, 'writable', 'the free map comes before the volume is open');
+      this.keptFreeMap = true;
+      this.#changed('keepFreeMap');
     },
     activate: async () => {
       assert.ok(this.target.volume, 'activated without a volume');
@@ -247,7 +258,7 @@ export class MoveWorld {
       prepare: (request) => call('prepare', () => receiver().prepare(request)),
       status: (runId) => call('status', () => receiver().status(runId)),
       warm: (runId, heat) => call('warm', () => receiver().warm(runId, heat)),
-      handoff: (runId) => call('handoff', () => receiver().handoff(runId)),
+      handoff: (runId, request) => call('handoff', () => receiver().handoff(runId, request)),
       cancel: (runId) => call('cancel', () => receiver().cancel(runId)),
       run: async () => null,
     };
@@ -265,7 +276,7 @@ type Receiver = {
   prepare(request: PrepareRequest): Promise<TargetStatus>;
   status(runId: string): Promise<TargetStatus>;
   warm(runId: string, heat: HeatHint): Promise<void>;
-  handoff(runId: string): Promise<TargetStatus>;
+  handoff(runId: string, request: HandoffRequest): Promise<TargetStatus>;
   cancel(runId: string): Promise<TargetStatus>;
 };
 

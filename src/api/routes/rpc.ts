@@ -1,7 +1,7 @@
 import { Type } from 'typebox';
 import { HeatHint } from '../../attach/server-spec.ts';
 import { GodwitError } from '../../base/errors.ts';
-import { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
+import { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
 import type { ApiApp } from '../app.ts';
 import { RunStateReply } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
@@ -89,10 +89,11 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
         summary: 'The volume is sealed; it is yours',
         tags,
         params,
+        body: strict(HandoffRequest),
         response: { 200: TargetStatus },
       },
     },
-    (request) => service.handoffMove(request.params.runId),
+    (request) => service.handoffMove(request.params.runId, request.body),
   );
 
   app.post(
