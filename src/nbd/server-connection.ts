@@ -143,7 +143,10 @@ export class ServerConnection {
       this.#pumping = false;
     }
     const full = this.#restAt < this.#rest.length;
-    if (!full) this.#rest = NOTHING;
+    if (!full) {
+      this.#rest = NOTHING;
+      this.#restAt = 0;
+    }
     if (full !== this.#paused && !this.#ending) {
       this.#paused = full;
       if (full) this.#socket.pause();
