@@ -78,7 +78,7 @@ export class NbdConnection<Result> {
     this.#listen(this.#socket);
     if (options.tls.mode !== 'off') this.#socket.on('data', this.#onData);
     const { address } = options;
-    if ('socketPath' in address) this.#socket.connect({ path: address.socketPath });
+    if ('path' in address) this.#socket.connect({ path: address.path });
     else {
       this.#socket.setNoDelay(true);
       this.#socket.connect({ host: address.host, port: address.port });
@@ -183,9 +183,7 @@ export class NbdConnection<Result> {
   #lostError(error: Error | null): GodwitError {
     const { address } = this.#options;
     const values = {
-      ...('host' in address
-        ? { host: address.host, port: address.port }
-        : { socketPath: address.socketPath }),
+      ...('host' in address ? { host: address.host, port: address.port } : { path: address.path }),
       systemCode: systemErrorCode(error) ?? null,
     };
     if (error !== null && isTlsError(error)) {

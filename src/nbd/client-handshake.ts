@@ -49,7 +49,7 @@ export type Handshake<Result> = Generator<HandshakeStep, Result, Buffer>;
 export type ReplyStyle = 'simple' | 'structured' | 'extended';
 
 /** What a server says of an export. */
-export type NbdExport = {
+export type RemoteExport = {
   lengthBytes: number;
   /** TRANSMISSION_FLAG. */
   transmissionFlags: number;
@@ -79,12 +79,12 @@ const DEFAULT_BLOCKS = { minimumBlockBytes: 1, preferredBlockBytes: 4096, maximu
 const MINIMUM_BLOCK_BYTES_MAX = 64 * 1024;
 const INFO_TYPES = [INFO.name, INFO.description, INFO.blockSize];
 
-export function* negotiate(options: { exportName: string; tls: NbdTlsMode }): Handshake<NbdExport> {
+export function* negotiate(options: { exportName: string; tls: NbdTlsMode }): Handshake<RemoteExport> {
   const noZeroes = yield* greet(options.tls);
   const replyStyle = yield* chooseReplyStyle();
   const allocationContextId = replyStyle === 'simple' ? null : yield* chooseContext(options.exportName);
   const go = yield* ask(OPTION.go, encodeInfoRequest(options.exportName, INFO_TYPES));
-  const export_: NbdExport = {
+  const export_: RemoteExport = {
     ...DEFAULT_BLOCKS,
     lengthBytes: -1,
     transmissionFlags: 0,
@@ -247,7 +247,7 @@ function refusal(option: number, answer: Answer): GodwitError {
   }
 }
 
-function takeInfo(export_: NbdExport, data: Buffer): void {
+function takeInfo(export_: RemoteExport, data: Buffer): void {
   const info = decodeInfo(data);
   switch (info?.type) {
     case 'export':
@@ -270,7 +270,7 @@ function takeInfo(export_: NbdExport, data: Buffer): void {
 }
 
 /** Throws `NBD_PROTOCOL` for what the document forbids. */
-function checkExport(export_: NbdExport): void {
+function checkExport(export_: RemoteExport): void {
   const { lengthBytes, minimumBlockBytes: minimum, preferredBlockBytes: preferred } = export_;
   const maximum = export_.maximumBlockBytes;
   if (!Number.isSafeInteger(lengthBytes) || lengthBytes < 0) {

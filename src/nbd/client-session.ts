@@ -1,7 +1,7 @@
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import type { NbdExport } from './client-handshake.ts';
+import type { RemoteExport } from './client-handshake.ts';
 import type { RequestWriter } from './client-writer.ts';
 import { protocolError } from './errors.ts';
 import {
@@ -62,7 +62,7 @@ export type NbdRequest = {
 };
 
 export type NbdSessionOptions = {
-  export: NbdExport;
+  export: RemoteExport;
   writer: RequestWriter;
   clock: Clock;
   /** Silence after which the server is asked for its first block. */

@@ -20,8 +20,8 @@ test('the examples of the URI document', () => {
     host: 'example.com',
     port: 10810,
   });
-  assert.deepEqual(parseNbdUri('nbd+unix:///export?socket=nbd.sock').address, { socketPath: 'nbd.sock' });
-  assert.deepEqual(parseNbdUri('nbd+unix:///?socket=%00/abstract').address, { socketPath: '\0/abstract' });
+  assert.deepEqual(parseNbdUri('nbd+unix:///export?socket=nbd.sock').address, { path: 'nbd.sock' });
+  assert.deepEqual(parseNbdUri('nbd+unix:///?socket=%00/abstract').address, { path: '\0/abstract' });
 });
 
 test('schemes, hosts and TLS parameters', () => {

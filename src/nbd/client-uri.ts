@@ -1,7 +1,7 @@
 import { type ErrorValues, GodwitError } from '../base/errors.ts';
 
 /** Where a server listens. */
-export type NbdAddress = { host: string; port: number } | { socketPath: string };
+export type NbdAddress = { host: string; port: number } | { path: string };
 
 /** off: never. allow: where the server offers it, which whoever sits in between can prevent. require: or not at all. */
 export type NbdTlsMode = 'off' | 'allow' | 'require';
@@ -66,7 +66,7 @@ export function parseNbdUri(text: string): NbdUri {
     if (Buffer.byteLength(socketPath) > SOCKET_PATH_BYTES_MAX) {
       throw badUri('its socket path is longer than the kernel takes', { bytesMax: SOCKET_PATH_BYTES_MAX });
     }
-    address = { socketPath };
+    address = { path: socketPath };
   } else {
     if (socketPath !== undefined) throw badUri('a socket parameter goes with nbd+unix and nbds+unix only');
     address = parseAuthority(authority);

@@ -1,12 +1,12 @@
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
 import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { NbdConnection, type NbdTls } from './client-connection.ts';
-import { list, type NbdExport, type NbdListedExport, negotiate } from './client-handshake.ts';
+import { list, type NbdListedExport, negotiate, type RemoteExport } from './client-handshake.ts';
 import { type NbdFailure, type NbdRequest, NbdSession } from './client-session.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { ALLOCATION_STATE, COMMAND, COMMAND_FLAG, NBD_ERROR, nameOf, TRANSMISSION_FLAG } from './protocol.ts';
@@ -82,7 +82,11 @@ type Task = NbdRequest & {
 };
 
 /** A place for one connection at a time. */
-type Lane = { session: NbdSession | null; connection: NbdConnection<NbdExport> | null; hadSession: boolean };
+type Lane = {
+  session: NbdSession | null;
+  connection: NbdConnection<RemoteExport> | null;
+  hadSession: boolean;
+};
 
 const DEFAULTS = {
   exportName: '',
@@ -135,7 +139,7 @@ export class NbdClient implements BlockDevice {
   #state: NbdClientState = 'connecting';
   #lostSinceMs: number | null = null;
   #lastError: GodwitError | null = null;
-  #export: NbdExport | null = null;
+  #export: RemoteExport | null = null;
   #inFlight = 0;
   #backgroundInFlight = 0;
   #delayedRetries = 0;
@@ -247,7 +251,7 @@ export class NbdClient implements BlockDevice {
     return this.#export;
   }
   /** What the server said of the export, null until the first connection. */
-  get export(): Readonly<NbdExport> | null {
+  get export(): Readonly<RemoteExport> | null {
     return this.#export;
   }
   get state(): NbdClientState {
@@ -740,7 +744,7 @@ export class NbdClient implements BlockDevice {
     const cancel = this.#clock.timer(handshakeTimeoutMs, () =>
       over.resolve(handshakeTimeoutError(address, handshakeTimeoutMs)),
     );
-    const connection = new NbdConnection<NbdExport>({
+    const connection = new NbdConnection<RemoteExport>({
       address,
       tls,
       handshake: negotiate({ exportName, tls: tls.mode }),
@@ -773,7 +777,7 @@ export class NbdClient implements BlockDevice {
     return error;
   }
 
-  #joined(lane: Lane, session: NbdSession, export_: NbdExport): void {
+  #joined(lane: Lane, session: NbdSession, export_: RemoteExport): void {
     const isFirst = this.#export === null;
     this.#export = export_;
     lane.session = session;
@@ -807,7 +811,7 @@ export class NbdClient implements BlockDevice {
   }
 
   /** Throws `NBD_EXPORT_CHANGED` unless the export is the one that we know or expect; `NBD_UNSUPPORTED_EXPORT`. */
-  #checkExport(export_: NbdExport): void {
+  #checkExport(export_: RemoteExport): void {
     const unit = Math.min(BLOCK_BYTES_MAX, Math.max(BLOCK_BYTES_MIN, export_.minimumBlockBytes));
     if (export_.lengthBytes === 0 || export_.lengthBytes % unit !== 0) {
       throw new GodwitError(
@@ -893,9 +897,7 @@ function unreachableError(): GodwitError {
 function handshakeTimeoutError(address: NbdAddress, timeoutMs: number): GodwitError {
   return new GodwitError('NBD_HANDSHAKE_TIMEOUT', 'The NBD server did not complete the handshake in time', {
     values: {
-      ...('host' in address
-        ? { host: address.host, port: address.port }
-        : { socketPath: address.socketPath }),
+      ...('host' in address ? { host: address.host, port: address.port } : { path: address.path }),
       timeoutMs,
     },
     nextAction: 'Check the network and the host of the server; the handshake is tried again.',
