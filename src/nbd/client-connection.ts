@@ -186,7 +186,7 @@ export class NbdConnection<Result> {
       ...('host' in address ? { host: address.host, port: address.port } : { path: address.path }),
       systemCode: systemErrorCode(error) ?? null,
     };
-    if (error !== null && isTlsError(error)) {
+    if (this.#stream !== this.#socket && error !== null && isTlsError(error)) {
       return new GodwitError('NBD_TLS_FAILED', `TLS with the NBD server failed: ${error.message}`, {
         values,
         nextAction: 'Check the certificates of both sides and the name that the server’s is for.',
@@ -206,8 +206,7 @@ export class NbdConnection<Result> {
   }
 }
 
-/** OpenSSL's own errors, Node's, and those of certificate verification, which are named after X509_V_ERR without any prefix. */
+/** Errors of OpenSSL and of the verification of certificates come from no system call. */
 function isTlsError(error: Error): boolean {
-  const code = systemErrorCode(error) ?? '';
-  return /^ERR_(SSL|TLS|OSSL)|CERT|ISSUER|SELF_SIGNED|CRL|^EPROTO$|HOSTNAME_MISMATCH/.test(code);
+  return !('syscall' in error) && systemErrorCode(error) !== 'ECONNRESET';
 }
