@@ -5,14 +5,12 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { ByteBudget } from './byte-budget.ts';
+import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
 import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
 import { STRING_BYTES_MAX } from './protocol.ts';
 import { ServerConnection } from './server-connection.ts';
 import type { SessionStatistics } from './server-session.ts';
-
-/** TCP (port 0: the system picks one) or a unix socket, which only the owner of the process can connect to. */
-export type NbdAddress = { host: string; port: number } | { path: string };
 
 export type NbdServerTls = {
   /** PEM. */
@@ -25,6 +23,7 @@ export type NbdServerTls = {
 };
 
 export type NbdServerOptions = {
+  /** TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to. */
   address: NbdAddress;
   tls?: NbdServerTls;
   clock: Clock;
