@@ -24,6 +24,11 @@ export type NbdExportOptions = {
   readOnly?: boolean;
   /** Of a clone: offers the metadata context `godwit:hydration`. */
   hydration?: HydrationExtents;
+  /**
+   * The same as `write` of the device, done synchronously: for files in the page cache, where it saves two hops between threads. It holds up
+   * the process while the kernel throttles writers, so it is for processes that have nothing else to do. Throws as `write` rejects.
+   */
+  writeNow?: (offsetBytes: number, from: Uint8Array) => void;
   /** `writeZeroes` of the device is faster than writing. Default: true for devices that tell their extents, because they make holes. */
   fastZeroes?: boolean;
 };
@@ -35,6 +40,7 @@ export class NbdExport {
   readonly device: BlockDevice;
   readonly readOnly: boolean;
   readonly hydration: HydrationExtents | null;
+  readonly writeNow: ((offsetBytes: number, from: Uint8Array) => void) | null;
   readonly fastZeroes: boolean;
   /** Metadata contexts that it has; the place in the list is the identity on the wire. */
   readonly contexts: readonly string[];
@@ -45,6 +51,7 @@ export class NbdExport {
     this.device = options.device;
     this.readOnly = !options.device.writable || (options.readOnly ?? true);
     this.hydration = options.hydration ?? null;
+    this.writeNow = options.writeNow ?? null;
     this.fastZeroes = options.fastZeroes ?? options.device.extents !== undefined;
     this.contexts = this.hydration === null ? [ALLOCATION_CONTEXT] : [ALLOCATION_CONTEXT, HYDRATION_CONTEXT];
   }

@@ -10,6 +10,7 @@ import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
 import type { ServerLimits } from './limits.ts';
+import type { LookOut } from './look-out.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession, type SessionStatistics } from './server-session.ts';
@@ -28,6 +29,7 @@ export class ServerConnection {
   readonly #pool: BufferPool;
   readonly #budget: ByteBudget;
   readonly #statistics: SessionStatistics;
+  readonly #lookOut: LookOut;
   readonly #tls: TlsOptions | null;
   readonly #onClose: (connection: ServerConnection) => void;
   readonly #handshake: ServerHandshake;
@@ -59,6 +61,7 @@ export class ServerConnection {
     clock: Clock;
     logger: Logger;
     statistics: SessionStatistics;
+    lookOut: LookOut;
     onClose: (connection: ServerConnection) => void;
   }) {
     this.#rawSocket = options.socket;
@@ -68,6 +71,7 @@ export class ServerConnection {
     this.#pool = options.pool;
     this.#budget = options.budget;
     this.#statistics = options.statistics;
+    this.#lookOut = options.lookOut;
     this.#tls = options.tls;
     this.#onClose = options.onClose;
     const { remoteAddress, remotePort } = options.socket;
@@ -119,6 +123,7 @@ export class ServerConnection {
   #received(bytes: Buffer): void {
     if (this.#ending) return;
     this.#receivedBytes += bytes.length;
+    this.#lookOut.seen();
     if (this.#restAt < this.#rest.length) {
       // A paused stream may still have had a chunk in hand.
       this.#rest = Buffer.concat([this.#rest.subarray(this.#restAt), bytes]);

@@ -161,6 +161,10 @@ export class ServerSession implements RequestSink {
         if (!this.#readNow(request, cost)) this.#read(request, cost);
         break;
       case COMMAND.write:
+        if (this.#writeNow(request, payload!, cost)) {
+          if (backing !== null) this.#pool.give(backing);
+          break;
+        }
         this.#run(request, cost, device.write(offsetBytes, payload!), () => {
           this.statistics.bytesWritten += lengthBytes;
           if (backing !== null) this.#pool.give(backing);
@@ -276,6 +280,21 @@ export class ServerSession implements RequestSink {
     this.#writer.filled(dataAt + lengthBytes);
     this.statistics.bytesRead += lengthBytes;
     this.#finish(cost);
+    return true;
+  }
+
+  /** The write of a device that need not wait, when it need not be durable. */
+  #writeNow(request: Request, payload: Uint8Array, cost: number): boolean {
+    const { writeNow } = this.#agreement.export;
+    if (writeNow === null || (request.flags & COMMAND_FLAG.fua) !== 0) return false;
+    try {
+      writeNow(request.offsetBytes, payload);
+    } catch (error) {
+      this.#fail(request, this.#refusalOf(error), cost);
+      return true;
+    }
+    this.statistics.bytesWritten += payload.length;
+    this.#succeed(request, cost);
     return true;
   }
 

@@ -8,6 +8,7 @@ import { ByteBudget } from './byte-budget.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
 import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
+import { LookOut } from './look-out.ts';
 import { STRING_BYTES_MAX } from './protocol.ts';
 import { ServerConnection } from './server-connection.ts';
 import type { SessionStatistics } from './server-session.ts';
@@ -44,6 +45,7 @@ export class NbdServer {
   readonly #server: Server;
   readonly #pool = new BufferPool(POOL_BYTES);
   readonly #budget: ByteBudget;
+  readonly #lookOut = new LookOut();
   readonly #exports = new Map<string, NbdExport>();
   readonly #connections = new Set<ServerConnection>();
   readonly #statistics: SessionStatistics = { requests: 0, bytesRead: 0, bytesWritten: 0 };
@@ -191,6 +193,7 @@ export class NbdServer {
         clock: this.#options.clock,
         logger: this.#logger,
         statistics: this.#statistics,
+        lookOut: this.#lookOut,
         onClose: (connection) => this.#connections.delete(connection),
       }),
     );

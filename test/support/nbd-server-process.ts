@@ -1,3 +1,4 @@
+import { writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
@@ -21,7 +22,16 @@ const server = await NbdServer.listen({
   clock: systemClock,
   logger: silentLogger,
 });
-server.addExport({ name: '', device, readOnly: false });
+server.addExport({
+  name: '',
+  device,
+  readOnly: false,
+  writeNow: (offsetBytes, from) => {
+    for (let done = 0; done < from.length; ) {
+      done += writeSync(device.fileDescriptor, from, done, from.length - done, offsetBytes + done);
+    }
+  },
+});
 process.stdout.write(`${JSON.stringify(server.address)}\n`);
 process.once('SIGTERM', async () => {
   await server.close();
