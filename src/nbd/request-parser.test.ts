@@ -142,3 +142,35 @@ test('a wrong magic and a payload above the limit are refused for good, before a
     assert.equal(sink.seen.length, 0);
   }
 });
+
+test('the rest of a large payload lands where it belongs, and the next request is found behind it', () => {
+  const requests = [40_000, 100].map((lengthBytes, index) => ({
+    flags: 0,
+    type: COMMAND.write,
+    cookieHigh: 0,
+    cookieLow: index + 1,
+    offsetBytes: 0,
+    lengthBytes,
+  }));
+  const { bytes, expected } = stream(requests, false);
+  const sink = new Collector();
+  const parser = new RequestParser(sink, { extended: false, payloadBytesMax: 65_536 });
+  let at = 0;
+  let direct = 0;
+  while (at < bytes.length) {
+    const space = parser.space();
+    const count = Math.min(7_000, bytes.length - at, space?.length ?? 7_000);
+    const piece = Buffer.from(bytes.subarray(at, at + count));
+    if (space === null) {
+      parser.push(piece, 0, true);
+    } else {
+      space.set(piece);
+      parser.landed(count);
+      direct += count;
+    }
+    at += count;
+  }
+  assert.deepEqual(sink.seen, expected);
+  assert.ok(direct >= 21_000);
+  assert.equal(sink.buffers.length, 1);
+});

@@ -7,19 +7,25 @@ import {
   requestPayloadBytes,
 } from './protocol.ts';
 
+/** From this size on the rest of a payload is read straight into its buffer; below, one read for many requests is cheaper. */
+const DIRECT_BYTES_MIN = 16 * 1024;
+
 /**
  * Cuts the byte stream of the transmission phase into requests and their payloads.
  *
- * A payload that lies whole in the bytes that arrived is handed on as it lies there, uncopied; of any other one each piece is copied once,
- * to where the sink wants it. Memory is bounded: the parser has one header, and a payload is received only after the sink admitted it.
+ * A payload that lies whole in the bytes that arrived is handed on as it lies there, uncopied. Of any other one the pieces are copied once, to where
+ * the sink wants it; a reader that can choose its buffer (`space`, `landed`) reads them right there. Memory is bounded: the parser has one header, and a payload is received only after the sink admitted it.
  */
 export interface RequestSink {
   /** May this request begin? No: `push` stops before its payload, and asks again when it is called again. */
   admit(request: Request, payloadBytes: number): boolean;
   /** Where the payload should land: exactly `payloadBytes` bytes. */
   payloadBuffer(payloadBytes: number): Uint8Array;
-  /** A whole request. `payload` belongs to the sink; null: it has none, or one that `skips` said to leave out. */
-  request(request: Request, payload: Uint8Array | null): void;
+  /**
+   * A whole request. `payload` is null when it has none, or one that `skips` said to leave out. It belongs to the sink, unless it is
+   * `borrowed`: then only during the call.
+   */
+  request(request: Request, payload: Uint8Array | null, borrowed: boolean): void;
   /** Should the payload be passed over? Asked after `admit`. */
   skips(request: Request, payloadBytes: number): boolean;
 }
@@ -52,9 +58,9 @@ export class RequestParser {
 
   /**
    * Takes `bytes` from `at` on and returns the position up to which it did: short of the end only when the sink does not admit a request.
-   * The chunk must not be written to afterwards. Throws `NBD_PROTOCOL`, and refuses everything from then on.
+   * `borrowed`: the chunk is used again afterwards; else it must not be written to. Throws `NBD_PROTOCOL`, and refuses everything from then on.
    */
-  push(bytes: Buffer, at: number): number {
+  push(bytes: Buffer, at: number, borrowed = false): number {
     for (;;) {
       switch (this.#state) {
         case 'header':
@@ -71,7 +77,7 @@ export class RequestParser {
             this.#state = 'skip';
           } else if (bytes.length - at >= this.#payloadBytes) {
             const end = at + this.#payloadBytes;
-            this.#deliver(bytes.subarray(at, end));
+            this.#deliver(bytes.subarray(at, end), borrowed);
             at = end;
           } else {
             this.#payload = this.#sink.payloadBuffer(this.#payloadBytes);
@@ -104,6 +110,18 @@ export class RequestParser {
     }
   }
 
+  /** Where the next bytes of the stream should land; null: anywhere, and then into `push`. */
+  space(): Uint8Array | null {
+    if (this.#state !== 'payload' || this.#leftBytes < DIRECT_BYTES_MIN) return null;
+    return this.#payload!.subarray(this.#payloadBytes - this.#leftBytes);
+  }
+
+  /** `count` bytes landed at the start of what `space` returned last. */
+  landed(count: number): void {
+    this.#leftBytes -= count;
+    if (this.#leftBytes === 0) this.#deliver(this.#payload!);
+  }
+
   #takeHeader(bytes: Buffer, at: number): number {
     if (this.#headerCount === 0 && bytes.length - at >= this.#headerBytes) {
       this.#begin(bytes, at);
@@ -134,11 +152,11 @@ export class RequestParser {
     this.#state = 'waiting';
   }
 
-  #deliver(payload: Uint8Array | null): void {
+  #deliver(payload: Uint8Array | null, borrowed = false): void {
     const request = this.#request!;
     this.#request = null;
     this.#payload = null;
     this.#state = 'header';
-    this.#sink.request(request, payload);
+    this.#sink.request(request, payload, borrowed);
   }
 }

@@ -1,4 +1,4 @@
-import type { Socket } from 'node:net';
+import { Socket, type SocketConstructorOpts } from 'node:net';
 import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
@@ -30,6 +30,7 @@ export class ServerConnection {
   readonly #budget: ByteBudget;
   readonly #statistics: SessionStatistics;
   readonly #lookOut: LookOut;
+  readonly #staging: Buffer;
   readonly #tls: TlsOptions | null;
   readonly #onClose: (connection: ServerConnection) => void;
   readonly #handshake: ServerHandshake;
@@ -62,10 +63,11 @@ export class ServerConnection {
     logger: Logger;
     statistics: SessionStatistics;
     lookOut: LookOut;
+    /** What is read lands here first, of every connection: it is looked at before the next read. */
+    staging: Buffer;
     onClose: (connection: ServerConnection) => void;
   }) {
-    this.#rawSocket = options.socket;
-    this.#socket = options.socket;
+    this.#staging = options.staging;
     this.#limits = options.limits;
     this.#clock = options.clock;
     this.#pool = options.pool;
@@ -86,9 +88,16 @@ export class ServerConnection {
     this.#cancelTimer = options.clock.timer(options.limits.handshakeTimeoutMs, () =>
       this.#drop('the handshake took too long'),
     );
-    options.socket.setNoDelay(true);
-    options.socket.on('close', () => void this.gone());
-    this.#listen(options.socket);
+    this.#rawSocket = withReadBuffer(
+      options.socket,
+      () => this.#parser?.space() ?? options.staging,
+      (count, buffer) => this.#landed(count, buffer),
+      options.staging,
+    );
+    this.#socket = this.#rawSocket;
+    this.#rawSocket.setNoDelay(true);
+    this.#rawSocket.on('close', () => void this.gone());
+    this.#listen(this.#rawSocket);
     this.#handshake.greet();
   }
 
@@ -120,7 +129,19 @@ export class ServerConnection {
     socket.on('error', (error) => this.#logger.debug({ error: messageOf(error) }, 'NBD: socket error'));
   }
 
-  #received(bytes: Buffer): void {
+  /** Bytes of the raw socket, in a buffer that we chose. */
+  #landed(count: number, buffer: Uint8Array): void {
+    if (this.#ending) return;
+    if (buffer === this.#staging) {
+      this.#received(this.#staging.subarray(0, count), true);
+      return;
+    }
+    this.#receivedBytes += count;
+    this.#lookOut.seen();
+    this.#parser!.landed(count);
+  }
+
+  #received(bytes: Buffer, borrowed = false): void {
     if (this.#ending) return;
     this.#receivedBytes += bytes.length;
     this.#lookOut.seen();
@@ -132,22 +153,29 @@ export class ServerConnection {
     }
     this.#rest = bytes;
     this.#restAt = 0;
-    this.#pump();
+    this.#pump(borrowed);
+    // What has to wait cannot wait in a buffer of others.
+    if (borrowed && this.#restAt < this.#rest.length) {
+      this.#rest = Buffer.from(this.#rest.subarray(this.#restAt));
+      this.#restAt = 0;
+    }
   }
 
   /** Takes of what was received as much as there is room for. */
-  #pump(): void {
+  #pump(borrowed = false): void {
     if (this.#pumping || this.#ending) return;
     this.#pumping = true;
     try {
       if (this.#parser === null) this.#shakeHands();
-      if (this.#parser !== null) this.#restAt = this.#parser.push(this.#rest, this.#restAt);
+      if (this.#parser !== null) this.#restAt = this.#parser.push(this.#rest, this.#restAt, borrowed);
     } catch (error) {
       this.#drop(messageOf(error));
     } finally {
       this.#pumping = false;
     }
     const full = this.#restAt < this.#rest.length;
+    // What was answered at once goes out at once.
+    this.#writer?.flush();
     if (!full) {
       this.#rest = NOTHING;
       this.#restAt = 0;
@@ -261,4 +289,36 @@ export class ServerConnection {
     this.#logger.warn({ reason }, 'NBD: connection dropped');
     void this.gone();
   }
+}
+
+/**
+ * A socket that reads into buffers of our choice, on the connection of `accepted`. Node offers that for connections that one makes (`onread` of
+ * net.connect), not for those that one accepts, so the handle moves to a socket that is made so.
+ */
+function withReadBuffer(
+  accepted: Socket,
+  next: () => Uint8Array,
+  landed: (count: number, buffer: Uint8Array) => void,
+  first: Uint8Array,
+): Socket {
+  const holder = accepted as unknown as { _handle: object | null };
+  const handle = holder._handle;
+  holder._handle = null;
+  let current = first;
+  const socket = new Socket({
+    handle,
+    onread: {
+      buffer: () => {
+        current = next();
+        return current;
+      },
+      callback: (count: number) => {
+        landed(count, current);
+        return true;
+      },
+    },
+  } as unknown as SocketConstructorOpts);
+  // Without its handle it is only what the server counts.
+  accepted.destroy();
+  return socket;
 }

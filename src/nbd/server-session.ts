@@ -144,9 +144,9 @@ export class ServerSession implements RequestSink {
     return this.#backing.subarray(0, payloadBytes);
   }
 
-  request(request: Request, payload: Uint8Array | null): void {
+  request(request: Request, payload: Uint8Array | null, borrowed: boolean): void {
     const cost = this.#cost;
-    const backing = this.#backing;
+    let backing = this.#backing;
     this.#backing = null;
     if (this.#disconnecting) return; // nothing may follow a disconnect; it is not looked at
     this.statistics.requests += 1;
@@ -164,6 +164,13 @@ export class ServerSession implements RequestSink {
         if (this.#writeNow(request, payload!, cost)) {
           if (backing !== null) this.#pool.give(backing);
           break;
+        }
+        if (borrowed) {
+          const own = this.payloadBuffer(lengthBytes);
+          own.set(payload!);
+          payload = own;
+          backing = this.#backing;
+          this.#backing = null;
         }
         this.#run(request, cost, device.write(offsetBytes, payload!), () => {
           this.statistics.bytesWritten += lengthBytes;

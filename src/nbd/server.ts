@@ -34,8 +34,10 @@ export type NbdServerOptions = {
 
 export type NbdServerStatistics = SessionStatistics & { connections: number };
 
+/** The largest read from a socket outside of payloads. */
+const STAGING_BYTES = 64 * 1024;
 /** Buffers kept for later. */
-const POOL_BYTES = 16 * 1024 * 1024;
+const POOL_BYTES = 32 * 1024 * 1024;
 
 /** An NBD server: a socket with exports. docs/nbd.md says what it supports. */
 export class NbdServer {
@@ -46,6 +48,7 @@ export class NbdServer {
   readonly #pool = new BufferPool(POOL_BYTES);
   readonly #budget: ByteBudget;
   readonly #lookOut = new LookOut();
+  readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #exports = new Map<string, NbdExport>();
   readonly #connections = new Set<ServerConnection>();
   readonly #statistics: SessionStatistics = { requests: 0, bytesRead: 0, bytesWritten: 0 };
@@ -56,7 +59,7 @@ export class NbdServer {
     this.#limits = { ...SERVER_LIMITS, ...options.limits };
     this.#logger = options.logger;
     this.#budget = new ByteBudget(this.#limits.serverBytesMax);
-    this.#server = createServer((socket) => this.#accept(socket));
+    this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
   }
 
   /** Rejects with `NBD_LISTEN_FAILED`. A unix socket that a dead process left behind is replaced. */
@@ -194,6 +197,7 @@ export class NbdServer {
         logger: this.#logger,
         statistics: this.#statistics,
         lookOut: this.#lookOut,
+        staging: this.#staging,
         onClose: (connection) => this.#connections.delete(connection),
       }),
     );
