@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import type { TestContext } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
@@ -23,6 +23,8 @@ export function startQemuNbd(t: TestContext, path: string, ...args: string[]): P
 }
 
 async function start(t: TestContext, path: string, name: string, args: string[]): Promise<NbdProgram> {
+  // What a server that was killed left behind.
+  rmSync(path, { force: true });
   const child = spawn(findProgram(name) ?? name, args, { stdio: ['ignore', 'ignore', 'pipe'] });
   let said = '';
   child.stderr!.on('data', (chunk: Buffer) => {
