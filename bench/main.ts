@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory, nbd
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -43,6 +43,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | value | goal |\n|---|---|---|');
     say(`| whole after | ${(hydratedMs / 1000).toFixed(2)} s | under 2 s |`);
     say(`| bytes on the wire / bytes in use | ${wireOverUsed.toFixed(2)} | under 1.5 |`);
+  },
+  async nbd() {
+    const { format, run } = await import('./nbd.ts');
+    say("## NBD server under fio's libnbd engine, against nbdkit and qemu-nbd on the same file\n");
+    say(format(await run({ quick })));
   },
   async memory() {
     const { measureVolumeMemory } = await import('./volume-memory.ts');

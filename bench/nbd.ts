@@ -16,7 +16,6 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { findProgram } from '../test/support/requires.ts';
 
 /**
  * Our NBD server against the C ones: fio's nbd engine (libnbd) on one connection to
@@ -292,12 +291,4 @@ async function stop(child: ChildProcess): Promise<void> {
 function median(values: number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.floor(sorted.length / 2)]!;
-}
-
-/** True where all the programs are there. */
-export function canRun(): boolean {
-  return ['fio', 'nbdkit', 'qemu-nbd', 'nbdinfo'].every((program) => {
-    const path = findProgram(program);
-    return path !== null && existsSync(path);
-  });
 }
