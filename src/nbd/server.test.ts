@@ -5,7 +5,9 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { makeCertificates } from '../../test/support/certificates.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
+import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -559,4 +561,25 @@ test('names of exports are unique and fit the protocol', async (t) => {
   assert.throws(() => server.addExport({ name: 'x'.repeat(4097), device: memory() }), {
     code: 'NBD_BAD_EXPORT_NAME',
   });
+});
+
+test('bytes in the clear behind STARTTLS end the connection', { skip: requires('openssl') }, async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'gw-nbd-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const { serverCertificate, serverKey } = makeCertificates(dir);
+  const tls = { certificate: serverCertificate, privateKey: serverKey };
+  const { client } = await start(t, [{ name: '', device: memory() }], { tls });
+  const go = protocol.encodeOption(OPTION.go, protocol.encodeInfoRequest('', []));
+  const startTls = protocol.encodeOption(OPTION.startTls);
+  // In one piece with the option, and after its answer.
+  for (const pieces of [[Buffer.concat([startTls, go])], [startTls, go]]) {
+    const raw = client();
+    await raw.greet();
+    raw.write(pieces[0]!);
+    const answer = protocol.decodeOptionReplyHeader(await raw.take(protocol.OPTION_REPLY_HEADER_BYTES));
+    assert.equal(answer.type, OPTION_REPLY.ack);
+    if (pieces.length > 1) raw.write(pieces[1]!);
+    // TLS may still send an alert.
+    await assert.rejects(raw.take(1024), /closed/);
+  }
 });
