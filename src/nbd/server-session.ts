@@ -379,7 +379,7 @@ export class ServerSession implements RequestSink {
       });
     }
     if (pieces.every((piece) => piece.kind === 'data')) {
-      await device.read(offsetBytes, buffer);
+      if (!(device.readNow?.(offsetBytes, buffer) ?? false)) await device.read(offsetBytes, buffer);
       return null;
     }
     const reads = pieces
