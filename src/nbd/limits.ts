@@ -16,7 +16,9 @@ export type ServerLimits = {
   requestsMax: number;
   /** Buffers of one connection: writes that are received or under way, reads until the kernel took them. One request alone may exceed it. */
   connectionBytesMax: number;
-  /** The same of all connections together. At least `requestBytesMax`. */
+  /** Of these as many are the connection's own: peers that hold the rest for long do not hold up its small requests. */
+  connectionBytesReserved: number;
+  /** What all connections together have beyond that. At least `requestBytesMax`. */
   serverBytesMax: number;
   /** A peer that is in the middle of a request, or has answers to take, and does not move for so long is dropped. */
   stallTimeoutMs: number;
@@ -33,6 +35,7 @@ export const SERVER_LIMITS: ServerLimits = {
   payloadBytesMax: 64 * 1024 * 1024,
   requestsMax: 128,
   connectionBytesMax: 16 * 1024 * 1024,
+  connectionBytesReserved: 1024 * 1024,
   serverBytesMax: 128 * 1024 * 1024,
   stallTimeoutMs: 60_000,
   extentsMax: 4096,

@@ -35,6 +35,7 @@ const limits = {
   requestBytesMax: 64 * 1024,
   payloadBytesMax: 128 * 1024,
   connectionBytesMax: 256 * 1024,
+  connectionBytesReserved: 16 * 1024,
   serverBytesMax: 256 * 1024,
   requestsMax: 16,
 };

@@ -122,13 +122,12 @@ export class ServerSession implements RequestSink {
       this.#requests >= this.#limits.requestsMax ||
       this.#writer.queuedBytes >= this.#limits.connectionBytesMax ||
       (this.#bytes > 0 && this.#bytes + cost > this.#limits.connectionBytesMax) ||
-      (cost > 0 && !this.#budget.take(cost, this.#room))
+      !this.#take(cost)
     ) {
       this.#starved = true;
       return false;
     }
     this.#requests += 1;
-    this.#bytes += cost;
     this.#cost = cost;
     this.#refusal = refusal;
     return true;
@@ -220,8 +219,25 @@ export class ServerSession implements RequestSink {
       this.#idle ??= Promise.withResolvers();
       await this.#idle.promise;
     }
-    this.#budget.give(this.#bytes);
-    this.#bytes = 0;
+    this.#give(this.#bytes);
+  }
+
+  /** Counts buffers, in the budget of the server too as far as they go beyond what is the connection's own. */
+  #take(cost: number): boolean {
+    const shared = this.#sharedBytes(this.#bytes + cost) - this.#sharedBytes(this.#bytes);
+    if (shared > 0 && !this.#budget.take(shared, this.#room)) return false;
+    this.#bytes += cost;
+    return true;
+  }
+
+  #give(cost: number): void {
+    const shared = this.#sharedBytes(this.#bytes) - this.#sharedBytes(this.#bytes - cost);
+    this.#bytes -= cost;
+    this.#budget.give(shared);
+  }
+
+  #sharedBytes(bytes: number): number {
+    return Math.max(0, bytes - this.#limits.connectionBytesReserved);
   }
 
   /** What is wrong with a request, if anything: the checks that need no device. */
@@ -577,10 +593,7 @@ export class ServerSession implements RequestSink {
 
   #finish(cost: number): void {
     this.#requests -= 1;
-    if (cost > 0 && !this.#closed) {
-      this.#bytes -= cost;
-      this.#budget.give(cost);
-    }
+    if (cost > 0 && !this.#closed) this.#give(cost);
     if (this.#starved) this.#room();
   }
 
