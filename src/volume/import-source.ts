@@ -24,7 +24,14 @@ export type ImportSource =
     }
   | { kind: 'file'; path: string };
 
-export type ImportSourceOptions = { clock: Clock; random: Random; logger: Logger };
+export type ImportSourceOptions = {
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** What the source must be; another length is refused. */
+  sourceLengthBytes?: number;
+};
+type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
 
 const ISCSI_PORT = 3260;
 const INITIATOR_IQN = 'iqn.2026-11.dev.godwit:import';
@@ -93,9 +100,29 @@ export async function connectImportSource(
     case 'iscsi':
       return new ImportedDevice(await IscsiInitiator.connect(iscsiOptions(source, options), { timeoutMs }));
     case 'file':
-      return new ImportedDevice(await openFile(source.path));
+      return new ImportedDevice(await openFile(source.path, options.sourceLengthBytes ?? null));
   }
 }
+
+/** The same at once, for a source that was looked at before; reads wait until it is there. */
+export function openImportSource(source: ImportSource, options: Expecting): ImportedDevice {
+  const lengthBytes = options.sourceLengthBytes;
+  switch (source.kind) {
+    case 'nbd':
+      return new ImportedDevice(
+        NbdClient.open({ ...nbdOptions(source.uri, options), expected: { lengthBytes } }),
+      );
+    case 'iscsi':
+      return new ImportedDevice(
+        IscsiInitiator.open({ ...iscsiOptions(source, options), expected: { lengthBytes } }),
+      );
+    case 'file':
+      return new ImportedDevice(new LateFile(source.path, lengthBytes));
+  }
+}
+
+type Inner = Pick<BlockDevice, 'lengthBytes' | 'read' | 'extents' | 'close'> &
+  Partial<Pick<Connection, 'state' | 'lastError'>>;
 
 /** The device that is read, in blocks that a clone takes, and with a tail of zeros up to a whole one. */
 export class ImportedDevice implements Connection {
@@ -104,9 +131,9 @@ export class ImportedDevice implements Connection {
   readonly sourceLengthBytes: number;
   readonly blockBytes = BLOCK_BYTES;
   readonly writable = false;
-  readonly #inner: BlockDevice & Partial<Pick<Connection, 'state' | 'lastError'>>;
+  readonly #inner: Inner;
 
-  constructor(inner: BlockDevice & Partial<Pick<Connection, 'state' | 'lastError'>>) {
+  constructor(inner: Inner) {
     this.#inner = inner;
     this.sourceLengthBytes = inner.lengthBytes;
     this.lengthBytes = Math.ceil(inner.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
@@ -162,6 +189,44 @@ export class ImportedDevice implements Connection {
   }
 }
 
+/** A file that is opened when it is needed first, and again after an error. */
+class LateFile implements Pick<BlockDevice, 'lengthBytes' | 'blockBytes' | 'read' | 'close'> {
+  readonly lengthBytes: number;
+  readonly blockBytes = FILE_BLOCK_BYTES;
+  readonly #path: string;
+  #opened: Promise<FileDevice> | null = null;
+
+  constructor(path: string, lengthBytes: number) {
+    this.#path = path;
+    this.lengthBytes = lengthBytes;
+  }
+
+  async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    await (await this.#file()).read(offsetBytes, into);
+  }
+
+  async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
+    return (await this.#file()).extents(offsetBytes, lengthBytes, limitExtents);
+  }
+
+  async close(): Promise<void> {
+    const opened = this.#opened;
+    this.#opened = null;
+    await opened?.then((file) => file.close()).catch(() => {});
+  }
+
+  #file(): Promise<FileDevice> {
+    if (this.#opened === null) {
+      const opening = openFile(this.#path, this.lengthBytes);
+      this.#opened = opening;
+      opening.catch(() => {
+        this.#opened = null;
+      });
+    }
+    return this.#opened;
+  }
+}
+
 /** The same extents with borders at whole blocks: a block with data in it is data. Pure. The first begins at a block. */
 export function inWholeBlocks(offsetBytes: number, extents: readonly Extent[]): Extent[] {
   const whole: Extent[] = [];
@@ -183,6 +248,8 @@ export function inWholeBlocks(offsetBytes: number, extents: readonly Extent[]): 
 }
 
 function nbdOptions(uri: NbdUri, options: ImportSourceOptions): NbdClientOptions {
+  const { clock, random, logger } = options;
+  const expected = expectedOf(options);
   const { certificatesDir, hostname, mode, verifyPeer } = uri.tls;
   const tls: NonNullable<NbdClientOptions['tls']> = { mode, verifyPeer };
   if (hostname !== null) tls.hostname = hostname;
@@ -192,24 +259,42 @@ function nbdOptions(uri: NbdUri, options: ImportSourceOptions): NbdClientOptions
     if (ca !== null) tls.ca = ca;
     if (certificate !== null && key !== null) Object.assign(tls, { certificate, key });
   }
-  return { address: uri.address, exportName: uri.exportName, tls, connections: 2, ...options };
+  return {
+    address: uri.address,
+    exportName: uri.exportName,
+    tls,
+    connections: 2,
+    clock,
+    random,
+    logger,
+    ...expected,
+  };
 }
 
 function iscsiOptions(
   source: Extract<ImportSource, { kind: 'iscsi' }>,
   options: ImportSourceOptions,
 ): InitiatorOptions {
+  const { clock, random, logger } = options;
   return {
     portals: [{ host: source.host, port: source.port }],
     targetIqn: source.targetIqn,
     initiatorIqn: INITIATOR_IQN,
     chap: source.chap,
     lun: source.lun,
-    ...options,
+    clock,
+    random,
+    logger,
+    ...expectedOf(options),
   };
 }
 
-async function openFile(path: string): Promise<FileDevice> {
+function expectedOf(options: ImportSourceOptions): { expected?: { lengthBytes: number } } {
+  const { sourceLengthBytes } = options;
+  return sourceLengthBytes === undefined ? {} : { expected: { lengthBytes: sourceLengthBytes } };
+}
+
+async function openFile(path: string, expectedBytes: number | null): Promise<FileDevice> {
   let lengthBytes: number;
   try {
     lengthBytes = statSync(path).size;
@@ -221,6 +306,9 @@ async function openFile(path: string): Promise<FileDevice> {
   }
   if (lengthBytes === 0 || lengthBytes % FILE_BLOCK_BYTES !== 0) {
     throw badSource('the file is not made of whole blocks of 512 bytes', { path, lengthBytes });
+  }
+  if (expectedBytes !== null && lengthBytes !== expectedBytes) {
+    throw badSource('the file has another length than before', { path, lengthBytes, expectedBytes });
   }
   return FileDevice.open({ file: path, lengthBytes, blockBytes: FILE_BLOCK_BYTES, writable: false });
 }
