@@ -96,6 +96,8 @@ export const SLOTS_MAX = 1024;
 /** From this size on the rest of a payload is read straight into its destination; below, one read for many replies is cheaper. */
 const DIRECT_BYTES_MIN = 16 * 1024;
 const STAGING_BYTES = 128 * 1024;
+const BIG_PAYLOAD_BYTES = 128 * 1024;
+const SHORT_BYTES = 4 * 1024;
 /** The longest head: an extended header and the offset of a data chunk. */
 const HEAD_BYTES_MAX = EXTENDED_REPLY_BYTES + OFFSET_BYTES;
 /** A million extents, which is what the document advises servers not to exceed. */
@@ -129,6 +131,7 @@ export class NbdSession {
   #dataStart = 0;
   #staging: Buffer | null = null;
   #direct = false;
+  #afterBigPayload = false;
 
   #heard = false;
   #probe: NbdRequest | null = null;
@@ -226,7 +229,10 @@ export class NbdSession {
     if (this.#direct && !this.#over) return this.#data.subarray(this.#dataBytes);
     this.#direct = false;
     this.#staging ??= Buffer.allocUnsafeSlow(STAGING_BYTES);
-    return this.#staging;
+    // After a big payload another one is likely: what comes with its head would have to be copied.
+    return this.#afterBigPayload && this.#state === 'head'
+      ? this.#staging.subarray(0, SHORT_BYTES)
+      : this.#staging;
   }
 
   /** `count` bytes landed at the start of what `space` returned last. */
@@ -374,6 +380,7 @@ export class NbdSession {
     this.#chunkDone = done;
     this.#data = slot.request!.buffer!.subarray(start, start + lengthBytes);
     this.#dataStart = start;
+    this.#afterBigPayload = lengthBytes >= BIG_PAYLOAD_BYTES;
     this.#dataBytes = 0;
     this.#state = 'data';
   }
