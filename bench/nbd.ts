@@ -66,9 +66,9 @@ export async function run(
       const servers: Server[] = [];
       try {
         // The first process of a version compiles everything, and leaves the result in the compile cache.
-        const first = await startServer('godwit', transport, dir, file);
-        await fio(first, { name: 'warm', rw: 'randrw', blockBytes: 4096, depth: 4 }, 1, dir);
-        await stop(first.child);
+        servers.push(await startServer('godwit', transport, dir, file));
+        await fio(servers[0]!, { name: 'warm', rw: 'randrw', blockBytes: 4096, depth: 4 }, 1, dir);
+        await stop(servers.pop()!.child);
         for (const name of ['godwit', 'nbdkit', 'qemu-nbd'] as const) {
           servers.push(await startServer(name, transport, dir, file));
         }
