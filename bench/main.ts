@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -58,6 +58,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
         `| ${gib} GiB | ${found.finishMs} ms | ${bitmaps} | ${found.unprimedMs} ms | ${found.dumpe2fsMs} ms | ${goal} |`,
       );
     }
+  },
+  async nbd() {
+    const { format, run } = await import('./nbd.ts');
+    say("## NBD server under fio's libnbd engine, against nbdkit and qemu-nbd on the same file\n");
+    say(format(await run({ quick })));
   },
   async memory() {
     const { measureVolumeMemory } = await import('./volume-memory.ts');

@@ -10,6 +10,7 @@ const ROOMS = [
   'freemap',
   'clone',
   'iscsi',
+  'nbd',
   'attach',
   'journal',
   'volume',
@@ -53,7 +54,7 @@ const documented = new Set(
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
   for (const match of readFileSync(file, 'utf8').matchAll(
-    /'((?:BASE|RPC|SYS|BLOCK|FREEMAP|CLONE|ISCSI|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
+    /'((?:BASE|RPC|SYS|BLOCK|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
   )) {
     used.set(match[1]!, file);
   }

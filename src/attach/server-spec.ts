@@ -39,6 +39,15 @@ export const SourceSpec = Type.Object({
 });
 export type SourceSpec = Static<typeof SourceSpec>;
 
+/** A disk of another system that a clone is made of (volume/import-source.ts). */
+export const ImportedSourceSpec = Type.Object({
+  /** NBD or iSCSI URI, which may hold a secret, or the path of a file on this host. */
+  location: Type.String({ minLength: 1 }),
+  /** What it was when it was looked at first; the clone is longer by less than a block. */
+  sourceLengthBytes: Type.Integer({ minimum: 512 }),
+});
+export type ImportedSourceSpec = Static<typeof ImportedSourceSpec>;
+
 export const HydrationSettings = Type.Object({
   paused: Type.Boolean({ default: false }),
   /** Upper bound of the background copy in bytes per second; 0 is none. */
@@ -54,7 +63,8 @@ export const CloneSpec = Type.Object({
    * tmpfs where there is one.
    */
   validityPath: Type.String(),
-  source: SourceSpec,
+  /** An export of another worker, or a disk of another system. */
+  source: Type.Union([SourceSpec, ImportedSourceSpec]),
   hydration: HydrationSettings,
 });
 export type CloneSpec = Static<typeof CloneSpec>;

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import type { CloneSpec, VolumeServerSpec } from '../attach/server-spec.ts';
+import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
@@ -9,7 +9,7 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { VOLUME_FILES } from './files.ts';
-import { SourceDevice } from './source-device.ts';
+import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
 import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile } from './validity-file.ts';
 
@@ -62,12 +62,10 @@ export async function openClone(
       lengthBytes,
       blockBytes: BLOCK_BYTES,
     });
-    const initiatorOptions = initiatorOptionsOf(spec, cloneSpec, options);
     const source = new SourceDevice({
       lengthBytes,
       blockBytes: BLOCK_BYTES,
-      open: () => IscsiInitiator.open(initiatorOptions),
-      connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
+      ...(await reach(spec, cloneSpec.source, options)),
     });
     const device = await CloneDevice.open({
       local,
@@ -92,13 +90,35 @@ export async function openClone(
   }
 }
 
+/** How the source is opened in the background, and with somebody waiting for it. Calls nobody yet. */
+async function reach(
+  spec: VolumeServerSpec,
+  source: CloneSpec['source'],
+  options: CloneLayerOptions,
+): Promise<Pick<SourceDeviceOptions, 'open' | 'connect'>> {
+  if ('location' in source) {
+    // Code of its own, which the clones of moves do without.
+    const { connectImportSource, openImportSource, parseImportSource } = await import('./import-source.ts');
+    const imported = parseImportSource(source.location);
+    const expected = { sourceLengthBytes: source.sourceLengthBytes };
+    return {
+      open: () => openImportSource(imported, { ...options, ...expected }),
+      connect: () => connectImportSource(imported, { ...options, ...expected }, LOGIN_TIMEOUT_MS),
+    };
+  }
+  const initiatorOptions = initiatorOptionsOf(spec, source, options);
+  return {
+    open: () => IscsiInitiator.open(initiatorOptions),
+    connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
+  };
+}
+
 /** The generation that is cloned is the one that was sealed: the one before the clone's own. */
 function initiatorOptionsOf(
   spec: VolumeServerSpec,
-  cloneSpec: CloneSpec,
+  source: SourceSpec,
   options: CloneLayerOptions,
 ): InitiatorOptions & { expected: { lengthBytes: number } } {
-  const { source } = cloneSpec;
   return {
     portals: [{ host: source.host, port: source.port }],
     targetIqn: source.targetIqn,

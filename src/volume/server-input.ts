@@ -4,6 +4,7 @@ import type {
   CloneSpec,
   Grant,
   HydrationSettings,
+  ImportedSourceSpec,
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
@@ -94,8 +95,14 @@ function parseClone(value: unknown): CloneSpec {
   };
 }
 
-function parseSource(value: unknown): SourceSpec {
+function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
   const source = object(value, 'clone.source');
+  if (source.location !== undefined) {
+    return {
+      location: text(source.location, 'source.location', 1),
+      sourceLengthBytes: integer(source.sourceLengthBytes, 512, 'source.sourceLengthBytes'),
+    };
+  }
   return {
     host: text(source.host, 'source.host'),
     port: integer(source.port, 1, 'source.port', 65535),

@@ -35,7 +35,12 @@ export function attachSpec(
 /** The clone part of an attach. `validityDir` is a folder on tmpfs that all volumes of the worker share. */
 export function cloneSpec(
   record: VolumeRecord,
-  options: { volumeDir: string; validityDir: string; source: SourceSpec; hydration?: HydrationSettings },
+  options: {
+    volumeDir: string;
+    validityDir: string;
+    source: CloneSpec['source'];
+    hydration?: HydrationSettings;
+  },
 ): CloneSpec {
   return {
     metadataPath: join(options.volumeDir, VOLUME_FILES.cloneMetadata),

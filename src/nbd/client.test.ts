@@ -1,0 +1,320 @@
+import assert from 'node:assert/strict';
+import { createServer, type Socket } from 'node:net';
+import { type TestContext, test } from 'node:test';
+import { nbdClientOptions, reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
+import { TcpRelay } from '../../test/support/relay.ts';
+import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { seededRandom } from '../base/random.ts';
+import { testConformance } from '../block/conformance.ts';
+import { DelayDevice } from '../block/delay-device.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import { NbdClient } from './client.ts';
+import {
+  COMMAND,
+  decodeRequest,
+  encodeGreeting,
+  encodeInfo,
+  encodeOptionReply,
+  encodeSimpleReply,
+  NBD_ERROR,
+  OPTION,
+  OPTION_REPLY,
+  REQUEST_BYTES,
+  type Request,
+  requestPayloadBytes,
+  TRANSMISSION_FLAG,
+} from './protocol.ts';
+
+const MIB = 1024 * 1024;
+
+for (const connections of [1, 3]) {
+  testConformance(`NBD over loopback, ${connections} connections`, {
+    open: async (t, { lengthBytes, writable, content }) => {
+      const device = new MemoryDevice({ lengthBytes, writable, ...(content === null ? {} : { content }) });
+      const { address } = await startNbdServer(t, device);
+      return startNbdClient(t, address, { connections, readOnly: !writable });
+    },
+    runs: 25,
+  });
+}
+
+/** An old server: simple replies, no INFO, what `answer` says. */
+async function oldServer(
+  t: TestContext,
+  options: {
+    lengthBytes?: () => number;
+    flags?: number;
+    /** Error number, and the bytes of a read that succeeds; null: no answer at all. */
+    answer: (request: Request, payload: Buffer) => { error: number; data?: Buffer } | null;
+  },
+): Promise<{ host: string; port: number }> {
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    socket.on('close', () => sockets.delete(socket));
+    serveOld(socket, options);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return { host: '127.0.0.1', port: (server.address() as { port: number }).port };
+}
+
+function serveOld(socket: Socket, options: Parameters<typeof oldServer>[1]): void {
+  let input = Buffer.alloc(0);
+  let phase: 'flags' | 'options' | 'requests' = 'flags';
+  const take = (count: number): Buffer => {
+    const taken = input.subarray(0, count);
+    input = input.subarray(count);
+    return taken;
+  };
+  socket.write(encodeGreeting(3));
+  socket.on('data', (chunk) => {
+    input = Buffer.concat([input, chunk]);
+    for (;;) {
+      if (phase === 'flags') {
+        if (input.length < 4) return;
+        take(4);
+        phase = 'options';
+      } else if (phase === 'options') {
+        if (input.length < 16 || input.length < 16 + input.readUInt32BE(12)) return;
+        const option = input.readUInt32BE(8);
+        take(16 + input.readUInt32BE(12));
+        if (option === OPTION.go) {
+          const lengthBytes = options.lengthBytes?.() ?? MIB;
+          const transmissionFlags = (options.flags ?? 0) | TRANSMISSION_FLAG.hasFlags;
+          socket.write(
+            encodeOptionReply(
+              option,
+              OPTION_REPLY.info,
+              encodeInfo({ type: 'export', lengthBytes, transmissionFlags }),
+            ),
+          );
+          socket.write(encodeOptionReply(option, OPTION_REPLY.ack));
+          phase = 'requests';
+        } else socket.write(encodeOptionReply(option, OPTION_REPLY.errorUnsupported));
+      } else {
+        if (input.length < REQUEST_BYTES) return;
+        const request = decodeRequest(input, 0, false);
+        const payloadBytes = requestPayloadBytes(request, false);
+        if (input.length < REQUEST_BYTES + payloadBytes) return;
+        take(REQUEST_BYTES);
+        const answer = options.answer(request, take(payloadBytes));
+        if (answer === null) continue;
+        const reply = Buffer.alloc(16);
+        encodeSimpleReply(reply, 0, { ...request, error: answer.error });
+        socket.write(Buffer.concat([reply, answer.data ?? Buffer.alloc(0)]));
+      }
+    }
+  });
+}
+
+const zeros = (request: Request) =>
+  request.type === COMMAND.read ? { error: 0, data: Buffer.alloc(request.lengthBytes) } : { error: 0 };
+
+test('connections cut again and again: every read and write is answered once, with the right data', async (t) => {
+  const device = new MemoryDevice({ lengthBytes: 8 * MIB });
+  const { address } = await startNbdServer(t, device);
+  const relay = new TcpRelay(address);
+  await relay.listen();
+  t.after(() => relay.close());
+  const client = await startNbdClient(t, { host: '127.0.0.1', port: relay.port }, { connections: 2 });
+  let running = true;
+  const cuts = (async () => {
+    for (let count = 0; running && count < 8; count += 1) {
+      await systemClock.sleep(40);
+      relay.cut();
+    }
+  })();
+  // Each worker owns a stripe, so that what it wrote last is what it must read.
+  const worker = async (index: number): Promise<void> => {
+    const random = seededRandom(index);
+    for (let round = 0; round < 40; round += 1) {
+      const data = Buffer.from(random.bytes(512 * (1 + random.below(200))));
+      const offsetBytes = index * MIB + 512 * random.below(1024);
+      await client.write(offsetBytes, data);
+      const back = Buffer.alloc(data.length);
+      await client.read(offsetBytes, back);
+      assert.ok(back.equals(data), `stripe ${index}, round ${round}`);
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, (_, index) => worker(index)));
+  running = false;
+  await cuts;
+  assert.ok(client.statistics.reconnects > 0);
+  assert.equal(client.statistics.inFlight, 0);
+});
+
+test('an export of another length is refused for good, and so is all that waits', async (t) => {
+  let lengthBytes = MIB;
+  const relayed = await oldServer(t, { lengthBytes: () => lengthBytes, answer: zeros });
+  const relay = new TcpRelay(relayed);
+  await relay.listen();
+  t.after(() => relay.close());
+  const client = await startNbdClient(t, { host: '127.0.0.1', port: relay.port });
+  await client.read(0, Buffer.alloc(4096));
+  lengthBytes = 2 * MIB;
+  relay.cut();
+  const changed = (error: unknown) => isGodwitError(error, 'NBD_EXPORT_CHANGED');
+  await reachedNbd(client, 'failed');
+  await assert.rejects(client.read(0, Buffer.alloc(4096)), changed);
+  await assert.rejects(client.write(0, Buffer.alloc(4096)), changed);
+  await assert.rejects(client.flush(), changed);
+  const wrong = nbdClientOptions(relayed, { expected: { lengthBytes: MIB } });
+  await assert.rejects(NbdClient.connect(wrong), changed);
+});
+
+test('refusals reject at once; a server that is away is waited for', async (t) => {
+  const { address } = await startNbdServer(t, new MemoryDevice({ lengthBytes: MIB }));
+  const code = (expected: string) => (error: unknown) => isGodwitError(error, expected);
+  await assert.rejects(
+    NbdClient.connect(nbdClientOptions(address, { exportName: 'other' })),
+    code('NBD_EXPORT_UNKNOWN'),
+  );
+  await assert.rejects(
+    NbdClient.connect(nbdClientOptions(address, { tls: { mode: 'require' } })),
+    code('NBD_TLS_REFUSED'),
+  );
+  const allowing = await startNbdClient(t, address, { tls: { mode: 'allow' } });
+  await allowing.read(0, Buffer.alloc(512));
+  await assert.rejects(
+    NbdClient.connect(nbdClientOptions({ host: '127.0.0.1', port: 1 }), { timeoutMs: 100 }),
+    code('NBD_CONNECTION_LOST'),
+  );
+  const odd = await oldServer(t, { lengthBytes: () => 1000, answer: zeros });
+  await assert.rejects(NbdClient.connect(nbdClientOptions(odd)), code('NBD_UNSUPPORTED_EXPORT'));
+});
+
+test('errors of the server become errors with names', async (t) => {
+  let error: number = NBD_ERROR.EIO;
+  const address = await oldServer(t, {
+    flags: TRANSMISSION_FLAG.sendFlush,
+    answer: () => ({ error }),
+  });
+  const client = await startNbdClient(t, address);
+  const failsWith = (code: string) =>
+    assert.rejects(client.write(0, Buffer.alloc(512)), (e) => isGodwitError(e, code));
+  await failsWith('NBD_REQUEST_FAILED');
+  await assert.rejects(
+    client.read(0, Buffer.alloc(512)),
+    (e) => isGodwitError(e) && e.values.error === 'EIO',
+  );
+  await assert.rejects(client.flush(), (e) => isGodwitError(e, 'NBD_REQUEST_FAILED'));
+  error = NBD_ERROR.ENOSPC;
+  await failsWith('BLOCK_NO_SPACE');
+  error = NBD_ERROR.EPERM;
+  await failsWith('BLOCK_READ_ONLY');
+  assert.equal(client.state, 'connected');
+});
+
+test('a server without WRITE_ZEROES gets zeros, one without FUA a flush', async (t) => {
+  const seen: string[] = [];
+  const address = await oldServer(t, {
+    flags: TRANSMISSION_FLAG.sendFlush,
+    answer: (request, payload) => {
+      seen.push(
+        `${request.type}:${request.offsetBytes}:${request.lengthBytes}:${payload.every((byte) => byte === 0)}`,
+      );
+      return zeros(request);
+    },
+  });
+  const client = await startNbdClient(t, address);
+  await client.discard(4096, 8192);
+  await client.write(512, Buffer.alloc(512, 1), { fua: true });
+  assert.deepEqual(seen, ['1:4096:8192:true', '1:512:512:false', '3:0:0:true']);
+  assert.deepEqual(await client.extents(0, MIB, 10), [{ offsetBytes: 0, lengthBytes: MIB, kind: 'data' }]);
+});
+
+test('a request that is never answered ends its connection and is sent again; an idle server is asked whether it lives', async (t) => {
+  let deaf = true;
+  let reads = 0;
+  const address = await oldServer(t, {
+    answer: (request) => {
+      reads += 1;
+      return deaf ? null : zeros(request);
+    },
+  });
+  const client = await startNbdClient(t, address, {
+    keepAliveIntervalMs: 20,
+    keepAliveTimeoutMs: 20,
+    requestTimeoutMs: 60,
+  });
+  const read = client.read(4096, Buffer.alloc(4096));
+  await reachedNbd(client, 'lost');
+  assert.equal(client.lastError?.code, 'NBD_SILENT');
+  deaf = false;
+  await read;
+  assert.ok(client.statistics.replayed > 0);
+  const before = reads;
+  while (reads === before) await systemClock.sleep(10);
+  deaf = true;
+  await reachedNbd(client, 'lost');
+  assert.equal(client.lastError?.code, 'NBD_SILENT');
+  assert.notEqual(client.lostSinceMs, null);
+});
+
+test('ESHUTDOWN sends the request to the server that comes next', async (t) => {
+  let isLeaving = true;
+  const address = await oldServer(t, {
+    answer: (request) => {
+      if (!isLeaving) return zeros(request);
+      isLeaving = false;
+      return { error: NBD_ERROR.ESHUTDOWN };
+    },
+  });
+  const client = await startNbdClient(t, address);
+  await client.read(0, Buffer.alloc(4096));
+  assert.equal(client.statistics.reconnects, 1);
+});
+
+test('guests pass the background, which never takes the last quarter of the queue', async (t) => {
+  const inner = new MemoryDevice({ lengthBytes: 8 * MIB });
+  const device = new DelayDevice(inner, systemClock, { latencyMs: 20 });
+  const { address } = await startNbdServer(t, device);
+  const client = await startNbdClient(t, address, { queueDepth: 4 });
+  const order: string[] = [];
+  const read = (name: string, priority: 'guest' | 'background') =>
+    client.read(0, Buffer.alloc(4096), { priority }).then(() => order.push(name));
+  const all = [
+    ...Array.from({ length: 6 }, (_, index) => read(`background ${index}`, 'background')),
+    read('guest', 'guest'),
+  ];
+  assert.equal(client.statistics.inFlight, 4);
+  await Promise.all(all);
+  assert.ok(order.indexOf('guest') < 4, order.join());
+});
+
+test('a signal takes a read out of the queue; close rejects what waits and leaves buffers alone', async (t) => {
+  const inner = new MemoryDevice({ lengthBytes: 8 * MIB, content: new Uint8Array(8 * MIB).fill(7) });
+  const device = new DelayDevice(inner, systemClock, { latencyMs: 100 });
+  const { address } = await startNbdServer(t, device);
+  const client = await startNbdClient(t, address, { queueDepth: 1 });
+  const buffer = Buffer.alloc(MIB);
+  const first = client.read(0, buffer);
+  first.catch(() => {});
+  const abort = new AbortController();
+  const second = client.read(0, Buffer.alloc(4096), { signal: abort.signal });
+  abort.abort(new Error('enough'));
+  await assert.rejects(second, /enough/);
+  await client.close();
+  await assert.rejects(first, (error) => isGodwitError(error, 'BLOCK_CLOSED'));
+  const before = Buffer.from(buffer);
+  await systemClock.sleep(150);
+  assert.ok(buffer.equals(before));
+  await client.close();
+  assert.equal(client.state, 'closed');
+});
+
+test('lists exports with their descriptions', async (t) => {
+  const device = new MemoryDevice({ lengthBytes: MIB });
+  const { server, address } = await startNbdServer(t, device, { share: { description: 'the first' } });
+  server.addExport({ name: 'zweite Plätte', device });
+  assert.deepEqual(await NbdClient.listExports({ address, clock: systemClock }), [
+    { name: 'disk', description: 'the first' },
+    { name: 'zweite Plätte', description: '' },
+  ]);
+});

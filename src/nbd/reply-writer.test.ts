@@ -1,0 +1,80 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { BufferPool } from '../iscsi/buffer-pool.ts';
+import { ReplyWriter } from './reply-writer.ts';
+
+/** A pool that knows what is out. */
+class CountingPool extends BufferPool {
+  readonly out = new Set<Buffer>();
+
+  override take(lengthBytes: number): Buffer {
+    const buffer = super.take(lengthBytes);
+    assert.ok(!this.out.has(buffer), 'a buffer is handed out once');
+    this.out.add(buffer);
+    return buffer;
+  }
+
+  override give(buffer: Buffer): void {
+    assert.ok(this.out.delete(buffer), 'a buffer is given back once');
+    // As its next owner would.
+    buffer.fill(0xff);
+    super.give(buffer);
+  }
+}
+
+type Part = { kind: 'room' | 'payload' | 'flush' | 'written'; lengthBytes: number };
+
+test('bytes go out in order and unharmed, whenever the kernel takes them', () => {
+  const part: fc.Arbitrary<Part> = fc.record({
+    kind: fc.constantFrom('room', 'room', 'payload', 'flush', 'written'),
+    lengthBytes: fc.oneof(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 33_000 })),
+  });
+  fc.assert(
+    fc.property(fc.array(part, { maxLength: 60 }), fc.boolean(), (parts, dies) => {
+      const pool = new CountingPool(1024 * 1024);
+      const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
+      const sent: Buffer[] = [];
+      const expected: Buffer[] = [];
+      const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), pool);
+      const written = () => {
+        const batch = waiting.shift();
+        if (batch === undefined) return;
+        // The kernel reads the buffers no earlier than now.
+        for (const chunk of batch.chunks) sent.push(Buffer.from(chunk));
+        batch.done();
+      };
+      let released = 0;
+      let payloads = 0;
+      for (const [index, { kind, lengthBytes }] of parts.entries()) {
+        const bytes = Buffer.alloc(lengthBytes, index + 1);
+        if (kind === 'flush') writer.flush();
+        else if (kind === 'written') written();
+        else if (kind === 'room') {
+          const at = writer.room(lengthBytes);
+          bytes.copy(writer.slab, at);
+          writer.filled(at + lengthBytes);
+          expected.push(bytes);
+        } else {
+          payloads += 1;
+          writer.payload(bytes, () => {
+            released += 1;
+            // Whoever gets it back writes to it.
+            expected.push(Buffer.alloc(0));
+          });
+          expected.push(Buffer.from(bytes));
+        }
+      }
+      if (dies) {
+        writer.close();
+      } else {
+        writer.flush();
+        while (waiting.length > 0) written();
+        assert.ok(Buffer.concat(sent).equals(Buffer.concat(expected)));
+        assert.equal(writer.queuedBytes, 0);
+        assert.equal(pool.out.size, 0, 'with nothing to send there is no slab');
+      }
+      assert.equal(released, payloads);
+    }),
+  );
+});

@@ -1,0 +1,324 @@
+import { Socket, type SocketConstructorOpts } from 'node:net';
+import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
+import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { BufferPool } from '../iscsi/buffer-pool.ts';
+import { socketSink } from '../iscsi/socket-sink.ts';
+import type { ByteBudget } from './byte-budget.ts';
+import { protocolError } from './errors.ts';
+import type { NbdExport } from './export.ts';
+import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
+import type { ServerLimits } from './limits.ts';
+import type { LookOut } from './look-out.ts';
+import { ReplyWriter } from './reply-writer.ts';
+import { RequestParser } from './request-parser.ts';
+import { ServerSession, type SessionStatistics } from './server-session.ts';
+
+/** How long a peer may take to read our last words and close. */
+const LINGER_MS = 2_000;
+const NOTHING = Buffer.alloc(0);
+
+/**
+ * One connection to the server: handshake, TLS where it is asked for, then transmission. Whatever goes wrong on it ends it, and only it.
+ */
+export class ServerConnection {
+  readonly #limits: ServerLimits;
+  readonly #clock: Clock;
+  readonly #logger: Logger;
+  readonly #pool: BufferPool;
+  readonly #budget: ByteBudget;
+  readonly #statistics: SessionStatistics;
+  readonly #lookOut: LookOut;
+  readonly #staging: Buffer;
+  readonly #tls: TlsOptions | null;
+  readonly #onClose: (connection: ServerConnection) => void;
+  readonly #handshake: ServerHandshake;
+  /** The one from `accept`, and the one that requests go over: with TLS another. */
+  readonly #rawSocket: Socket;
+  #socket: Socket;
+  #writer: ReplyWriter | null = null;
+  #parser: RequestParser | null = null;
+  #session: ServerSession | null = null;
+  #export: NbdExport | null = null;
+  /** What could not be taken yet: the session had no room. */
+  #rest: Buffer = NOTHING;
+  #restAt = 0;
+  #paused = false;
+  #pumping = false;
+  #receivedBytes = 0;
+  #progress = -1;
+  #cancelTimer: () => void;
+  #ending = false;
+  #gone: Promise<void> | null = null;
+
+  constructor(options: {
+    socket: Socket;
+    host: HandshakeHost;
+    tls: TlsOptions | null;
+    limits: ServerLimits;
+    pool: BufferPool;
+    budget: ByteBudget;
+    clock: Clock;
+    logger: Logger;
+    statistics: SessionStatistics;
+    lookOut: LookOut;
+    /** What is read lands here first, of every connection: it is looked at before the next read. */
+    staging: Buffer;
+    onClose: (connection: ServerConnection) => void;
+  }) {
+    this.#staging = options.staging;
+    this.#limits = options.limits;
+    this.#clock = options.clock;
+    this.#pool = options.pool;
+    this.#budget = options.budget;
+    this.#statistics = options.statistics;
+    this.#lookOut = options.lookOut;
+    this.#tls = options.tls;
+    this.#onClose = options.onClose;
+    const { remoteAddress, remotePort } = options.socket;
+    this.#logger = options.logger.child({
+      peer: remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`,
+    });
+    this.#handshake = new ServerHandshake({
+      host: options.host,
+      limits: options.limits,
+      reply: (bytes) => this.#socket.write(bytes),
+    });
+    this.#cancelTimer = options.clock.timer(options.limits.handshakeTimeoutMs, () =>
+      this.#drop('the handshake took too long'),
+    );
+    this.#rawSocket = withReadBuffer(
+      options.socket,
+      () => this.#parser?.space() ?? options.staging,
+      (count, buffer) => this.#landed(count, buffer),
+      options.staging,
+    );
+    this.#socket = this.#rawSocket;
+    this.#rawSocket.setNoDelay(true);
+    this.#rawSocket.on('close', () => void this.gone());
+    this.#listen(this.#rawSocket);
+    this.#handshake.greet();
+  }
+
+  /** The export that the client chose; null in the handshake. */
+  get export(): NbdExport | null {
+    return this.#export;
+  }
+
+  /** Drops the connection; resolves when none of its device calls is under way any more. */
+  gone(): Promise<void> {
+    this.#gone ??= (async () => {
+      this.#ending = true;
+      this.#cancelTimer();
+      this.#rest = NOTHING;
+      this.#socket.destroy();
+      if (!this.#rawSocket.closed) {
+        this.#rawSocket.destroy();
+        await new Promise<void>((resolve) => this.#rawSocket.once('close', resolve));
+      }
+      this.#writer?.close();
+      await this.#session?.close();
+      this.#onClose(this);
+    })();
+    return this.#gone;
+  }
+
+  #listen(socket: Socket): void {
+    socket.on('data', (bytes: Buffer) => this.#received(bytes));
+    socket.on('error', (error) => this.#logger.debug({ error: messageOf(error) }, 'NBD: socket error'));
+  }
+
+  /** Bytes of the raw socket, in a buffer that we chose. */
+  #landed(count: number, buffer: Uint8Array): void {
+    if (this.#ending) return;
+    if (buffer === this.#staging) {
+      this.#received(this.#staging.subarray(0, count), true);
+      return;
+    }
+    this.#receivedBytes += count;
+    this.#lookOut.seen();
+    this.#parser!.landed(count);
+  }
+
+  #received(bytes: Buffer, borrowed = false): void {
+    if (this.#ending) return;
+    this.#receivedBytes += bytes.length;
+    this.#lookOut.seen();
+    if (this.#restAt < this.#rest.length) {
+      // A paused stream may still have had a chunk in hand.
+      this.#rest = Buffer.concat([this.#rest.subarray(this.#restAt), bytes]);
+      this.#restAt = 0;
+      return;
+    }
+    this.#rest = bytes;
+    this.#restAt = 0;
+    this.#pump(borrowed);
+    // What has to wait cannot wait in a buffer of others.
+    if (borrowed && this.#restAt < this.#rest.length) {
+      this.#rest = Buffer.from(this.#rest.subarray(this.#restAt));
+      this.#restAt = 0;
+    }
+  }
+
+  /** Takes of what was received as much as there is room for. */
+  #pump(borrowed = false): void {
+    if (this.#pumping || this.#ending) return;
+    this.#pumping = true;
+    try {
+      if (this.#parser === null) this.#shakeHands();
+      if (this.#parser !== null) this.#restAt = this.#parser.push(this.#rest, this.#restAt, borrowed);
+    } catch (error) {
+      this.#drop(messageOf(error));
+    } finally {
+      this.#pumping = false;
+    }
+    const full = this.#restAt < this.#rest.length;
+    // What was answered at once goes out at once.
+    this.#writer?.flush();
+    if (!full) {
+      this.#rest = NOTHING;
+      this.#restAt = 0;
+    }
+    if (full !== this.#paused && !this.#ending) {
+      this.#paused = full;
+      if (full) this.#socket.pause();
+      else this.#socket.resume();
+    }
+  }
+
+  #shakeHands(): void {
+    const { at, step } = this.#handshake.push(this.#rest, this.#restAt);
+    this.#restAt = at;
+    switch (step.next) {
+      case 'more':
+        break;
+      case 'tls':
+        if (at < this.#rest.length) throw protocolError('bytes in the clear after STARTTLS');
+        this.#startTls();
+        break;
+      case 'transmission':
+        this.#begin(step.agreement);
+        break;
+      case 'end':
+        this.#end(step.reason);
+        break;
+    }
+  }
+
+  /** The raw socket is handed to a TLS server of its own, which does nothing but this handshake. */
+  #startTls(): void {
+    const raw = this.#rawSocket;
+    raw.removeAllListeners('data');
+    raw.pause();
+    // Written before, so answered before: the empty write says when.
+    raw.write(NOTHING, () => {
+      if (this.#ending) return;
+      const tls = createTlsServer({ minVersion: 'TLSv1.3', ...this.#tls });
+      tls.once('tlsClientError', (error) => this.#drop(`TLS failed: ${messageOf(error)}`));
+      tls.once('secureConnection', (socket) => {
+        if (this.#ending) {
+          socket.destroy();
+          return;
+        }
+        this.#socket = socket;
+        this.#handshake.secured();
+        this.#listen(socket);
+        socket.on('close', () => void this.gone());
+      });
+      tls.emit('connection', raw);
+    });
+  }
+
+  #begin(agreement: Agreement): void {
+    this.#cancelTimer();
+    this.#export = agreement.export;
+    this.#writer = new ReplyWriter(socketSink(this.#socket), this.#pool);
+    const session = new ServerSession({
+      agreement,
+      writer: this.#writer,
+      pool: this.#pool,
+      budget: this.#budget,
+      limits: this.#limits,
+      logger: this.#logger,
+      statistics: this.#statistics,
+      onRoom: () => this.#pump(),
+      onEnd: (reason) => this.#end(reason),
+    });
+    this.#session = session;
+    this.#parser = new RequestParser(session, {
+      extended: agreement.mode === 'extended',
+      payloadBytesMax: this.#limits.payloadBytesMax,
+    });
+    this.#logger.info(
+      { export: agreement.export.name, mode: agreement.mode, tls: this.#socket !== this.#rawSocket },
+      'NBD: transmission begins',
+    );
+    this.#watch();
+  }
+
+  /** Drops a peer that owes us something (the rest of a request, taking its answers) and does not move. */
+  #watch(): void {
+    this.#cancelTimer = this.#clock.timer(this.#limits.stallTimeoutMs, () => {
+      const progress = this.#receivedBytes + this.#writer!.writtenBytes;
+      const owes = (!this.#paused && !this.#parser!.atBoundary) || this.#writer!.queuedBytes > 0;
+      if (owes && progress === this.#progress) {
+        this.#drop('the peer stalls');
+        return;
+      }
+      this.#progress = progress;
+      this.#watch();
+    });
+  }
+
+  /** Closes once what is queued has been sent, or after a short while. */
+  #end(reason: string): void {
+    if (this.#ending) return;
+    this.#ending = true;
+    this.#logger.info({ reason }, 'NBD: connection ends');
+    this.#cancelTimer();
+    this.#writer?.flush();
+    this.#socket.end();
+    // What still comes is not looked at, but has to be read for the end of it to be seen.
+    this.#socket.resume();
+    this.#cancelTimer = this.#clock.timer(LINGER_MS, () => void this.gone());
+  }
+
+  #drop(reason: string): void {
+    if (this.#gone !== null) return;
+    this.#logger.warn({ reason }, 'NBD: connection dropped');
+    void this.gone();
+  }
+}
+
+/**
+ * A socket that reads into buffers of our choice, on the connection of `accepted`. Node offers that for connections that one makes (`onread` of
+ * net.connect), not for those that one accepts, so the handle moves to a socket that is made so.
+ */
+function withReadBuffer(
+  accepted: Socket,
+  next: () => Uint8Array,
+  landed: (count: number, buffer: Uint8Array) => void,
+  first: Uint8Array,
+): Socket {
+  const holder = accepted as unknown as { _handle: object | null };
+  const handle = holder._handle;
+  holder._handle = null;
+  let current = first;
+  const socket = new Socket({
+    handle,
+    onread: {
+      buffer: () => {
+        current = next();
+        return current;
+      },
+      callback: (count: number) => {
+        landed(count, current);
+        return true;
+      },
+    },
+  } as unknown as SocketConstructorOpts);
+  // Without its handle it is only what the server counts.
+  accepted.destroy();
+  return socket;
+}

@@ -1,0 +1,610 @@
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { makeCertificates } from '../../test/support/certificates.ts';
+import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
+import { requires } from '../../test/support/requires.ts';
+import { systemClock } from '../base/clock.ts';
+import { FakeClock } from '../base/fake-clock.ts';
+import { silentLogger } from '../base/logger.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import type { NbdExportOptions } from './export.ts';
+import * as protocol from './protocol.ts';
+import { NbdServer, type NbdServerOptions } from './server.ts';
+
+const { CHUNK, COMMAND, COMMAND_FLAG, NBD_ERROR, OPTION, OPTION_REPLY, TRANSMISSION_FLAG } = protocol;
+const KIB = 1024;
+const MIB = KIB * KIB;
+
+async function start(
+  t: TestContext,
+  exports: NbdExportOptions[],
+  options: Partial<NbdServerOptions> = {},
+): Promise<{ server: NbdServer; client: () => RawNbdClient }> {
+  const server = await NbdServer.listen({
+    address: { host: '127.0.0.1', port: 0 },
+    clock: systemClock,
+    logger: silentLogger,
+    ...options,
+  });
+  t.after(() => server.close());
+  for (const share of exports) server.addExport(share);
+  const client = () => {
+    const { address } = server;
+    const socket = connect('path' in address ? address : { port: address.port, host: address.host });
+    t.after(() => socket.destroy());
+    return new RawNbdClient(socket);
+  };
+  return { server, client };
+}
+
+function memory(lengthBytes = 4 * MIB): MemoryDevice {
+  return new MemoryDevice({ lengthBytes });
+}
+
+function typesOf(replies: { type: number }[]): number[] {
+  return replies.map(({ type }) => type);
+}
+
+test('every reply mode reads what it wrote, in small and in large', async (t) => {
+  for (const mode of ['simple', 'structured', 'extended'] as const) {
+    const { client } = await start(t, [{ name: '', device: memory(), readOnly: false }]);
+    const raw = client();
+    await raw.begin({ mode });
+    const flags = mode === 'extended' ? COMMAND_FLAG.payloadLength : 0;
+    for (const lengthBytes of [512, 4 * KIB, 32 * KIB, 96 * KIB, MIB]) {
+      const data = randomBytes(lengthBytes);
+      assert.equal((await raw.call({ type: COMMAND.write, offsetBytes: MIB, flags }, data)).error, 0);
+      assert.ok((await raw.read(MIB, lengthBytes)).data.equals(data), `${mode} ${lengthBytes}`);
+    }
+  }
+});
+
+test('requests are answered as they finish, each once', async (t) => {
+  const { client } = await start(t, [{ name: '', device: memory(), readOnly: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  const expected = new Set<number>();
+  for (let index = 0; index < 300; index += 1) {
+    const offsetBytes = (index % 64) * 4 * KIB;
+    expected.add(raw.send({ type: COMMAND.write, offsetBytes }, Buffer.alloc(4 * KIB, index)));
+    expected.add(raw.send({ type: COMMAND.read, offsetBytes, lengthBytes: 40 * KIB }));
+    expected.add(raw.send({ type: COMMAND.flush, lengthBytes: 0 }));
+  }
+  while (expected.size > 0) {
+    const { cookie, error } = await raw.reply();
+    assert.equal(error, 0);
+    assert.ok(expected.delete(cookie), `cookie ${cookie}`);
+  }
+});
+
+test('a large read tells holes, and data only under DF and without structured replies', async (t) => {
+  const device = memory();
+  await device.write(128 * KIB, Buffer.alloc(64 * KIB, 5));
+  const { client } = await start(t, [{ name: '', device }]);
+  const expected = Buffer.alloc(512 * KIB);
+  expected.fill(5, 128 * KIB, 192 * KIB);
+  for (const mode of ['structured', 'extended'] as const) {
+    const raw = client();
+    await raw.begin({ mode });
+    const sparse = await raw.read(0, 512 * KIB);
+    assert.deepEqual(sparse.types, [CHUNK.offsetHole, CHUNK.offsetData, CHUNK.offsetHole]);
+    assert.ok(sparse.data.equals(expected));
+    const whole = await raw.read(0, 512 * KIB, COMMAND_FLAG.dontFragment);
+    assert.deepEqual(whole.types, [CHUNK.offsetData]);
+    assert.ok(whole.data.equals(expected));
+    assert.deepEqual((await raw.read(0, 64 * KIB)).types, [CHUNK.offsetHole]);
+  }
+  const raw = client();
+  await raw.begin();
+  assert.ok((await raw.read(0, 512 * KIB)).data.equals(expected));
+});
+
+test('zeroes, trims, cache and flush do what they say', async (t) => {
+  const device = memory();
+  const { client } = await start(t, [{ name: '', device, readOnly: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  await raw.call({ type: COMMAND.write }, Buffer.alloc(MIB, 1));
+  const allocated = device.allocatedBytes;
+  const call = async (type: number, offsetBytes: number, lengthBytes: number, flags = 0) =>
+    (await raw.call({ type, offsetBytes, lengthBytes, flags })).error;
+  assert.equal(await call(COMMAND.writeZeroes, 0, 256 * KIB, COMMAND_FLAG.noHole), 0);
+  assert.equal(device.allocatedBytes, allocated);
+  assert.equal(
+    await call(COMMAND.writeZeroes, 256 * KIB, 256 * KIB, COMMAND_FLAG.fastZero | COMMAND_FLAG.fua),
+    0,
+  );
+  assert.equal(device.allocatedBytes, allocated - 256 * KIB);
+  assert.equal(await call(COMMAND.trim, 512 * KIB, 256 * KIB), 0);
+  assert.equal(device.allocatedBytes, allocated - 512 * KIB);
+  const { data } = await raw.read(0, MIB);
+  assert.ok(data.subarray(0, 768 * KIB).every((byte) => byte === 0));
+  assert.ok(data.subarray(768 * KIB).every((byte) => byte === 1));
+  assert.equal(
+    await call(COMMAND.writeZeroes, 0, 4 * KIB, COMMAND_FLAG.fastZero | COMMAND_FLAG.noHole),
+    NBD_ERROR.ENOTSUP,
+  );
+  assert.equal(await call(COMMAND.cache, 0, 2 * MIB), 0);
+  assert.equal(await call(COMMAND.flush, 0, 0), 0);
+});
+
+test('FUA is answered after the flush, and an error of the flush is told', async (t) => {
+  const calls: string[] = [];
+  const inner = memory();
+  const device: BlockDevice = {
+    lengthBytes: inner.lengthBytes,
+    blockBytes: inner.blockBytes,
+    writable: true,
+    read: (offset, into) => inner.read(offset, into),
+    write: async () => void calls.push('write'),
+    flush: async () => void calls.push('flush'),
+    discard: async () => void calls.push('discard'),
+    writeZeroes: async () => void calls.push('writeZeroes'),
+    close: async () => {},
+  };
+  const { client } = await start(t, [{ name: '', device, readOnly: false, fastZeroes: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  await raw.call({ type: COMMAND.write, flags: COMMAND_FLAG.fua }, Buffer.alloc(512));
+  await raw.call({ type: COMMAND.trim, lengthBytes: 512, flags: COMMAND_FLAG.fua });
+  await raw.call({ type: COMMAND.writeZeroes, lengthBytes: 512 });
+  assert.deepEqual(calls, ['write', 'flush', 'discard', 'flush', 'writeZeroes']);
+  const fast = await raw.call({ type: COMMAND.writeZeroes, lengthBytes: 512, flags: COMMAND_FLAG.fastZero });
+  assert.equal(fast.error, NBD_ERROR.ENOTSUP);
+  device.flush = () => Promise.reject(new Error('lost'));
+  const failed = await raw.call({ type: COMMAND.write, flags: COMMAND_FLAG.fua }, Buffer.alloc(512));
+  assert.equal(failed.error, NBD_ERROR.EIO);
+});
+
+test('what is wrong with a request is told in its error, and the next one is served', async (t) => {
+  const { client } = await start(t, [
+    { name: 'rw', device: memory(), readOnly: false },
+    { name: 'ro', device: memory() },
+  ]);
+  const cases: [string, string, Partial<protocol.Request> & { type: number }, number, number][] = [
+    [
+      'rw',
+      'read past the end',
+      { type: COMMAND.read, offsetBytes: 4 * MIB, lengthBytes: 512 },
+      0,
+      NBD_ERROR.EINVAL,
+    ],
+    [
+      'rw',
+      'read at 2^63',
+      { type: COMMAND.read, offsetBytes: 2 ** 63, lengthBytes: 512 },
+      0,
+      NBD_ERROR.EINVAL,
+    ],
+    ['rw', 'write past the end', { type: COMMAND.write, offsetBytes: 4 * MIB - 512 }, 1024, NBD_ERROR.ENOSPC],
+    ['rw', 'zeroes past the end', { type: COMMAND.writeZeroes, lengthBytes: 5 * MIB }, 0, NBD_ERROR.ENOSPC],
+    ['rw', 'trim past the end', { type: COMMAND.trim, lengthBytes: 5 * MIB }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'unaligned', { type: COMMAND.read, offsetBytes: 1, lengthBytes: 512 }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'unaligned write', { type: COMMAND.write, offsetBytes: 0 }, 100, NBD_ERROR.EINVAL],
+    ['rw', 'nothing', { type: COMMAND.read, lengthBytes: 0 }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'unknown command', { type: 77, lengthBytes: 0 }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'resize', { type: COMMAND.resize, lengthBytes: 512 }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'unknown flag', { type: COMMAND.read, lengthBytes: 512, flags: 1 << 9 }, 0, NBD_ERROR.EINVAL],
+    [
+      'rw',
+      'foreign flag',
+      { type: COMMAND.read, lengthBytes: 512, flags: COMMAND_FLAG.reqOne },
+      0,
+      NBD_ERROR.EINVAL,
+    ],
+    ['rw', 'too long', { type: COMMAND.read, lengthBytes: 3 * MIB }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'too long a write', { type: COMMAND.write }, 3 * MIB, NBD_ERROR.EINVAL],
+    ['rw', 'flush of a range', { type: COMMAND.flush, lengthBytes: 512 }, 0, NBD_ERROR.EINVAL],
+    ['rw', 'status without context', { type: COMMAND.blockStatus, lengthBytes: 512 }, 0, NBD_ERROR.EINVAL],
+    ['ro', 'write', { type: COMMAND.write }, 512, NBD_ERROR.EPERM],
+    ['ro', 'trim', { type: COMMAND.trim, lengthBytes: 512 }, 0, NBD_ERROR.EPERM],
+    ['ro', 'zeroes', { type: COMMAND.writeZeroes, lengthBytes: 512 }, 0, NBD_ERROR.EPERM],
+  ];
+  const limited = await start(
+    t,
+    [
+      { name: 'rw', device: memory(), readOnly: false },
+      { name: 'ro', device: memory() },
+    ],
+    { limits: { requestBytesMax: 2 * MIB, payloadBytesMax: 4 * MIB } },
+  );
+  assert.ok(client);
+  for (const mode of ['simple', 'structured', 'extended'] as const) {
+    for (const [exportName, what, request, payloadBytes, error] of cases) {
+      const raw = limited.client();
+      await raw.begin({ mode, exportName });
+      const reply = await raw.call(request, Buffer.alloc(payloadBytes));
+      assert.equal(reply.error, error, `${mode}: ${what}`);
+      assert.equal((await raw.read(0, 512)).data.length, 512);
+    }
+  }
+});
+
+test('errors of the device are told as the protocol names them', async (t) => {
+  const device = memory();
+  const { client } = await start(t, [{ name: '', device, readOnly: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  await device.close();
+  assert.equal((await raw.call({ type: COMMAND.read, lengthBytes: 64 * KIB })).error, NBD_ERROR.ESHUTDOWN);
+  assert.equal((await raw.call({ type: COMMAND.write }, Buffer.alloc(512))).error, NBD_ERROR.ESHUTDOWN);
+});
+
+test('block status tells holes and hydration, at once or one by one', async (t) => {
+  const device = memory();
+  await device.write(MIB, Buffer.alloc(MIB, 1));
+  const asked: number[] = [];
+  const { client } = await start(t, [
+    {
+      name: 'clone',
+      device,
+      hydration: (offsetBytes, lengthBytes, limitExtents) => {
+        asked.push(limitExtents);
+        return [
+          { offsetBytes, lengthBytes: lengthBytes / 2, kind: 'hydrated' as const },
+          {
+            offsetBytes: offsetBytes + lengthBytes / 2,
+            lengthBytes: lengthBytes / 2,
+            kind: 'remote' as const,
+          },
+        ].slice(0, limitExtents);
+      },
+    },
+  ]);
+  const contexts = [protocol.ALLOCATION_CONTEXT, protocol.HYDRATION_CONTEXT];
+  for (const mode of ['structured', 'extended'] as const) {
+    const raw = client();
+    await raw.begin({ mode, contexts, exportName: 'clone' });
+    const status = async (flags = 0, payload?: Buffer) => {
+      const { chunks, error } = await raw.call(
+        { type: COMMAND.blockStatus, flags, lengthBytes: payload?.length ?? 4 * MIB },
+        payload,
+      );
+      return {
+        error,
+        chunks: chunks
+          .filter(({ type }) => type !== CHUNK.error)
+          .map(({ type, payload }) => protocol.decodeBlockStatus(type, payload)),
+      };
+    };
+    const allocation = [
+      { lengthBytes: MIB, state: 3 },
+      { lengthBytes: MIB, state: 0 },
+      { lengthBytes: 2 * MIB, state: 3 },
+    ];
+    const hydration = [
+      { lengthBytes: 2 * MIB, state: 0 },
+      { lengthBytes: 2 * MIB, state: 1 },
+    ];
+    assert.deepEqual((await status()).chunks, [
+      { contextId: 0, extents: allocation },
+      { contextId: 1, extents: hydration },
+    ]);
+    assert.deepEqual((await status(COMMAND_FLAG.reqOne)).chunks, [
+      { contextId: 0, extents: allocation.slice(0, 1) },
+      { contextId: 1, extents: hydration.slice(0, 1) },
+    ]);
+    if (mode === 'structured') continue;
+    const only = protocol.encodeBlockStatusPayload(4 * MIB, [1]);
+    assert.deepEqual((await status(COMMAND_FLAG.payloadLength, only)).chunks, [
+      { contextId: 1, extents: hydration },
+    ]);
+    for (const ids of [[], [2], [1, 1], [0, 1, 0]]) {
+      const payload = protocol.encodeBlockStatusPayload(4 * MIB, ids);
+      assert.equal((await status(COMMAND_FLAG.payloadLength, payload)).error, NBD_ERROR.EINVAL, `${ids}`);
+    }
+    assert.equal((await status(COMMAND_FLAG.payloadLength, Buffer.alloc(3))).error, NBD_ERROR.EINVAL);
+  }
+});
+
+test('exports are listed, found by name, and described', async (t) => {
+  const { client } = await start(t, [
+    { name: 'one', description: 'the first', device: memory() },
+    { name: 'two', device: memory(8 * MIB), readOnly: false },
+  ]);
+  const raw = client();
+  await raw.greet();
+  const list = await raw.option(OPTION.list);
+  assert.deepEqual(typesOf(list), [OPTION_REPLY.server, OPTION_REPLY.server, OPTION_REPLY.ack]);
+  assert.deepEqual(protocol.decodeListed(list[0]!.data), { name: 'one', description: 'the first' });
+  const everything = Object.values(protocol.INFO);
+  const info = await raw.option(OPTION.info, protocol.encodeInfoRequest('one', everything));
+  assert.equal(info.at(-1)!.type, OPTION_REPLY.ack);
+  const infos = info.slice(0, -1).map(({ data }) => protocol.decodeInfo(data));
+  const readOnly = infos.find((item) => item?.type === 'export')!;
+  assert.ok(readOnly.type === 'export' && readOnly.transmissionFlags & TRANSMISSION_FLAG.readOnly);
+  assert.ok(infos.some((item) => item?.type === 'description' && item.description === 'the first'));
+  assert.ok(infos.some((item) => item?.type === 'blockSize' && item.minimumBytes === 512));
+  // Two exports: no name is no answer.
+  for (const name of ['', 'three']) {
+    const refused = await raw.option(OPTION.go, protocol.encodeInfoRequest(name, []));
+    assert.deepEqual(typesOf(refused), [OPTION_REPLY.errorUnknown]);
+  }
+  assert.deepEqual(typesOf(await raw.option(99)), [OPTION_REPLY.errorUnsupported]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.list, Buffer.from('x'))), [OPTION_REPLY.errorInvalid]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.info, Buffer.alloc(3))), [OPTION_REPLY.errorInvalid]);
+  assert.deepEqual(typesOf(await raw.option(98, Buffer.alloc(1_000_000))), [OPTION_REPLY.errorTooBig]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.startTls)), [OPTION_REPLY.errorPolicy]);
+  const go = await raw.option(OPTION.go, protocol.encodeInfoRequest('two', []));
+  assert.equal(go.at(-1)!.type, OPTION_REPLY.ack);
+  assert.equal((await raw.call({ type: COMMAND.write }, Buffer.alloc(512))).error, 0);
+});
+
+test('structured replies, extended headers and contexts are agreed on in their order', async (t) => {
+  const { client } = await start(t, [{ name: '', device: memory() }]);
+  const raw = client();
+  await raw.greet();
+  const contexts = (...queries: string[]) => protocol.encodeMetaContextRequest('', queries);
+  const set = OPTION.setMetaContext;
+  const list = OPTION.listMetaContext;
+  assert.deepEqual(typesOf(await raw.option(set, contexts('base:allocation'))), [OPTION_REPLY.errorInvalid]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.structuredReply)), [OPTION_REPLY.ack]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.structuredReply)), [OPTION_REPLY.errorInvalid]);
+  const { metaContext, ack, errorInvalid } = OPTION_REPLY;
+  assert.deepEqual(typesOf(await raw.option(set, contexts('base:allocation', 'x-other:thing'))), [
+    metaContext,
+    ack,
+  ]);
+  assert.deepEqual(typesOf(await raw.option(set, contexts())), [ack]);
+  assert.deepEqual(typesOf(await raw.option(set, contexts('base:'))), [ack]);
+  assert.deepEqual(typesOf(await raw.option(list, contexts())), [metaContext, ack]);
+  assert.deepEqual(typesOf(await raw.option(list, contexts('base:'))), [metaContext, ack]);
+  assert.deepEqual(typesOf(await raw.option(list, contexts('godwit:'))), [ack]);
+  assert.deepEqual(typesOf(await raw.option(list, contexts('noNamespace'))), [errorInvalid]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.extendedHeaders)), [ack]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.extendedHeaders)), [errorInvalid]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.structuredReply)), [
+    OPTION_REPLY.errorExtendedHeadersRequired,
+  ]);
+  assert.deepEqual(typesOf(await raw.option(OPTION.abort)), [ack]);
+  assert.ok(await raw.closed());
+});
+
+test('the old export name option gets size and flags, with and without zeroes', async (t) => {
+  const { client } = await start(t, [{ name: 'disk', device: memory() }]);
+  for (const [flags, zeroBytes] of [
+    [0, 124],
+    [3, 0],
+  ] as const) {
+    const raw = client();
+    await raw.greet(flags);
+    raw.write(protocol.encodeOption(OPTION.exportName, Buffer.from('disk')));
+    const reply = protocol.decodeExportNameReply(await raw.take(10));
+    assert.equal(reply.lengthBytes, 4 * MIB);
+    assert.equal(reply.transmissionFlags & TRANSMISSION_FLAG.sendDontFragment, 0);
+    await raw.take(zeroBytes);
+    assert.equal((await raw.read(0, 512)).data.length, 512);
+  }
+  const unknown = client();
+  await unknown.greet();
+  unknown.write(protocol.encodeOption(OPTION.exportName, Buffer.from('other')));
+  assert.ok(await unknown.closed());
+});
+
+test('a client that breaks the protocol is dropped, and only that one', async (t) => {
+  const { client } = await start(t, [{ name: '', device: memory() }]);
+  const good = client();
+  await good.begin();
+  const unknownFlags = client();
+  await unknownFlags.greet(1 << 7);
+  assert.ok(await unknownFlags.closed());
+  const badMagic = client();
+  await badMagic.greet();
+  badMagic.write(Buffer.alloc(16));
+  assert.ok(await badMagic.closed());
+  const badRequest = client();
+  await badRequest.begin();
+  badRequest.write(Buffer.alloc(28));
+  assert.ok(await badRequest.closed());
+  const endless = client();
+  await endless.begin();
+  endless.send({ type: COMMAND.write, lengthBytes: 0xffffffff });
+  assert.ok(await endless.closed());
+  assert.equal((await good.read(0, 512)).data.length, 512);
+});
+
+test('a disconnect answers what came before it', async (t) => {
+  const { server, client } = await start(t, [{ name: '', device: memory(), readOnly: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  const cookies = new Set<number>();
+  for (let index = 0; index < 20; index += 1) {
+    cookies.add(raw.send({ type: COMMAND.write, offsetBytes: index * 64 * KIB }, Buffer.alloc(64 * KIB)));
+  }
+  raw.send({ type: COMMAND.disconnect });
+  while (cookies.size > 0) cookies.delete((await raw.reply()).cookie);
+  assert.ok(await raw.closed());
+  while (server.connections > 0) await systemClock.sleep(5);
+});
+
+test('connections are limited, and so is the time of a handshake', async (t) => {
+  const clock = new FakeClock();
+  const { server, client } = await start(t, [{ name: '', device: memory() }], {
+    clock,
+    limits: { connectionsMax: 2, handshakeTimeoutMs: 1000 },
+  });
+  const first = client();
+  await first.begin();
+  const second = client();
+  await second.greet();
+  const third = client();
+  assert.ok(await third.closed());
+  clock.advance(1001);
+  assert.ok(await second.closed());
+  assert.equal((await first.read(0, 512)).data.length, 512);
+  while (server.connections > 1) await systemClock.sleep(5);
+});
+
+test('a peer that stalls within a request or does not take its answers is dropped; an idle one is not', async (t) => {
+  const clock = new FakeClock();
+  const { client } = await start(t, [{ name: '', device: memory(8 * MIB), readOnly: false }], {
+    clock,
+    limits: { stallTimeoutMs: 1000 },
+  });
+  const idle = client();
+  await idle.begin();
+  const halfway = client();
+  await halfway.begin();
+  halfway.send({ type: COMMAND.write, lengthBytes: 64 * KIB });
+  halfway.write(Buffer.alloc(1000));
+  await idle.read(0, 512);
+  await systemClock.sleep(50);
+  clock.advance(1001);
+  clock.advance(1001);
+  assert.ok(await halfway.closed());
+  assert.equal((await idle.read(0, 512)).data.length, 512);
+});
+
+test('memory stays bounded when a peer asks and does not take', async (t) => {
+  let readBytes = 0;
+  const inner = memory(64 * MIB);
+  const device: BlockDevice = {
+    lengthBytes: inner.lengthBytes,
+    blockBytes: 512,
+    writable: false,
+    async read(_offset, into) {
+      readBytes += into.length;
+    },
+    write: () => assert.fail(),
+    flush: async () => {},
+    discard: () => assert.fail(),
+    writeZeroes: () => assert.fail(),
+    close: async () => {},
+  };
+  const { server, client } = await start(t, [{ name: '', device }], {
+    limits: { connectionBytesMax: 4 * MIB, serverBytesMax: 6 * MIB, requestBytesMax: 2 * MIB },
+  });
+  const { address } = server;
+  assert.ok('port' in address);
+  const sockets = Array.from({ length: 4 }, () => connect(address.port, address.host));
+  t.after(() => {
+    for (const socket of sockets) socket.destroy();
+  });
+  for (const socket of sockets) {
+    const raw = new RawNbdClient(socket);
+    await raw.begin();
+    socket.pause();
+    for (let index = 0; index < 100; index += 1) raw.send({ type: COMMAND.read, lengthBytes: MIB });
+  }
+  await systemClock.sleep(300);
+  // 400 MiB are asked for. What went into the buffers of the kernel is ours no more.
+  assert.ok(readBytes < 6 * MIB + sockets.length * 9 * MIB, `${readBytes}`);
+  for (const socket of sockets) socket.destroy();
+  const live = client();
+  await live.begin();
+  assert.equal((await live.read(0, MIB)).data.length, MIB);
+});
+
+test('peers that hold the buffers of the server do not hold up others', async (t) => {
+  const { server, client } = await start(t, [{ name: '', device: memory(), readOnly: false }], {
+    limits: { requestBytesMax: 2 * MIB, serverBytesMax: 2 * MIB },
+  });
+  const greedy = [client(), client(), client()];
+  for (const raw of greedy) {
+    await raw.begin();
+    raw.send({ type: COMMAND.write, lengthBytes: 2 * MIB });
+    raw.write(Buffer.alloc(512));
+  }
+  const live = client();
+  await live.begin();
+  for (let turn = 0; turn < 3; turn += 1) {
+    const data = randomBytes(MIB);
+    assert.equal((await live.call({ type: COMMAND.write }, data)).error, 0);
+    assert.ok((await live.read(0, MIB)).data.equals(data));
+  }
+  // And a request that has to wait for them goes on when they do.
+  const waiting = live.call({ type: COMMAND.write }, Buffer.alloc(2 * MIB, 9));
+  for (const raw of greedy) raw.write(Buffer.alloc(2 * MIB - 512));
+  for (const raw of greedy) assert.equal((await raw.reply()).error, 0);
+  assert.equal((await waiting).error, 0);
+  assert.equal(server.connections, 4);
+});
+
+test('closing waits for the calls of the device, and an export that is removed takes its connections along', async (t) => {
+  const gate = Promise.withResolvers<void>();
+  const started = Promise.withResolvers<void>();
+  const inner = memory();
+  const device: BlockDevice = {
+    lengthBytes: inner.lengthBytes,
+    blockBytes: 512,
+    writable: true,
+    read: (offset, into) => inner.read(offset, into),
+    write: async () => {
+      started.resolve();
+      await gate.promise;
+    },
+    flush: async () => {},
+    discard: async () => {},
+    writeZeroes: async () => {},
+    close: async () => {},
+  };
+  const { server, client } = await start(t, [
+    { name: 'slow', device, readOnly: false },
+    { name: 'other', device: memory() },
+  ]);
+  const slow = client();
+  await slow.begin({ exportName: 'slow' });
+  const other = client();
+  await other.begin({ exportName: 'other' });
+  slow.send({ type: COMMAND.write }, Buffer.alloc(512));
+  await started.promise;
+  let removed = false;
+  const removal = server.removeExport('slow').then(() => {
+    removed = true;
+  });
+  assert.ok(await slow.closed());
+  await systemClock.sleep(20);
+  assert.equal(removed, false);
+  assert.equal((await other.read(0, 512)).data.length, 512);
+  gate.resolve();
+  await removal;
+  assert.equal(removed, true);
+});
+
+test("a unix socket is the owner's, replaces one of the dead, and is not taken from the living", async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'gw-nbd-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const path = join(dir, 'socket');
+  const { server, client } = await start(t, [{ name: '', device: memory() }], { address: { path } });
+  assert.equal(statSync(path).mode & 0o777, 0o600);
+  const raw = client();
+  await raw.begin();
+  await assert.rejects(start(t, [], { address: { path } }), { code: 'NBD_LISTEN_FAILED' });
+  await server.close();
+  assert.ok(!existsSync(path));
+});
+
+test('names of exports are unique and fit the protocol', async (t) => {
+  const { server } = await start(t, [{ name: 'a', device: memory() }]);
+  assert.throws(() => server.addExport({ name: 'a', device: memory() }), { code: 'NBD_EXPORT_EXISTS' });
+  assert.throws(() => server.addExport({ name: 'x'.repeat(4097), device: memory() }), {
+    code: 'NBD_BAD_EXPORT_NAME',
+  });
+});
+
+test('bytes in the clear behind STARTTLS end the connection', { skip: requires('openssl') }, async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'gw-nbd-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const { serverCertificate, serverKey } = makeCertificates(dir);
+  const tls = { certificate: serverCertificate, privateKey: serverKey };
+  const { client } = await start(t, [{ name: '', device: memory() }], { tls });
+  const go = protocol.encodeOption(OPTION.go, protocol.encodeInfoRequest('', []));
+  const startTls = protocol.encodeOption(OPTION.startTls);
+  // In one piece with the option, and after its answer.
+  for (const pieces of [[Buffer.concat([startTls, go])], [startTls, go]]) {
+    const raw = client();
+    await raw.greet();
+    raw.write(pieces[0]!);
+    const answer = protocol.decodeOptionReplyHeader(await raw.take(protocol.OPTION_REPLY_HEADER_BYTES));
+    assert.equal(answer.type, OPTION_REPLY.ack);
+    if (pieces.length > 1) raw.write(pieces[1]!);
+    // TLS may still send an alert.
+    await assert.rejects(raw.take(1024), /closed/);
+  }
+});

@@ -1,0 +1,217 @@
+import { chmodSync, rmSync } from 'node:fs';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { BufferPool } from '../iscsi/buffer-pool.ts';
+import { ByteBudget } from './byte-budget.ts';
+import type { NbdAddress } from './client-uri.ts';
+import { NbdExport, type NbdExportOptions } from './export.ts';
+import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
+import { LookOut } from './look-out.ts';
+import { STRING_BYTES_MAX } from './protocol.ts';
+import { ServerConnection } from './server-connection.ts';
+import type { SessionStatistics } from './server-session.ts';
+
+export type NbdServerTls = {
+  /** PEM. */
+  certificate: string | Buffer;
+  privateKey: string | Buffer;
+  /** PEM of the authorities that sign clients. With it, a client without a certificate of theirs is refused. */
+  clientAuthority?: string | Buffer;
+  /** Nothing is told and nothing served without TLS. Default true. */
+  required?: boolean;
+};
+
+export type NbdServerOptions = {
+  /** TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to. */
+  address: NbdAddress;
+  tls?: NbdServerTls;
+  clock: Clock;
+  logger: Logger;
+  limits?: Partial<ServerLimits>;
+};
+
+export type NbdServerStatistics = SessionStatistics & { connections: number };
+
+/** The largest read from a socket outside of payloads. */
+const STAGING_BYTES = 64 * 1024;
+/** Buffers kept for later. */
+const POOL_BYTES = 32 * 1024 * 1024;
+
+/** An NBD server: a socket with exports. docs/nbd.md says what it supports. */
+export class NbdServer {
+  readonly #options: NbdServerOptions;
+  readonly #limits: ServerLimits;
+  readonly #logger: Logger;
+  readonly #server: Server;
+  readonly #pool = new BufferPool(POOL_BYTES);
+  readonly #budget: ByteBudget;
+  readonly #lookOut = new LookOut();
+  readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
+  readonly #exports = new Map<string, NbdExport>();
+  readonly #connections = new Set<ServerConnection>();
+  readonly #statistics: SessionStatistics = { requests: 0, bytesRead: 0, bytesWritten: 0 };
+  #closed: Promise<void> | null = null;
+
+  private constructor(options: NbdServerOptions) {
+    this.#options = options;
+    this.#limits = { ...SERVER_LIMITS, ...options.limits };
+    this.#logger = options.logger;
+    this.#budget = new ByteBudget(this.#limits.serverBytesMax);
+    this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
+  }
+
+  /** Rejects with `NBD_LISTEN_FAILED`. A unix socket that a dead process left behind is replaced. */
+  static async listen(options: NbdServerOptions): Promise<NbdServer> {
+    const server = new NbdServer(options);
+    try {
+      await server.#listen();
+    } catch (error) {
+      throw new GodwitError('NBD_LISTEN_FAILED', `Cannot listen for NBD: ${messageOf(error)}`, {
+        values: { ...options.address, systemCode: systemErrorCode(error) ?? null },
+        nextAction: 'Choose an address of this host and a port, or a path, that is free.',
+        cause: error,
+      });
+    }
+    server.#server.on('error', (error) =>
+      server.#logger.error({ error: messageOf(error) }, 'NBD: server error'),
+    );
+    return server;
+  }
+
+  /** Where it listens, with the port that the system picked. */
+  get address(): NbdAddress {
+    const address = this.#server.address();
+    if (typeof address !== 'object' || address === null) return this.#options.address;
+    return { host: address.address, port: address.port };
+  }
+
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  statistics(): NbdServerStatistics {
+    return { ...this.#statistics, connections: this.#connections.size };
+  }
+
+  /** Throws `NBD_EXPORT_EXISTS` or `NBD_BAD_EXPORT_NAME`. The device stays the caller's. */
+  addExport(options: NbdExportOptions): void {
+    const { name } = options;
+    if (Buffer.byteLength(name) > STRING_BYTES_MAX || name.includes('\0')) {
+      throw new GodwitError('NBD_BAD_EXPORT_NAME', 'An export name has at most 4096 bytes and no NUL', {
+        values: { name: name.slice(0, 100) },
+        nextAction: 'Choose another name.',
+      });
+    }
+    if (this.#exports.has(name)) {
+      throw new GodwitError('NBD_EXPORT_EXISTS', 'There is an export of this name already', {
+        values: { name },
+        nextAction: 'Remove the other one first.',
+      });
+    }
+    this.#exports.set(name, new NbdExport(options));
+  }
+
+  /** Drops the connections of an export and forgets it. Resolves when its device is not in use any more. Does not close the device. */
+  async removeExport(name: string): Promise<void> {
+    const removed = this.#exports.get(name);
+    if (removed === undefined) return;
+    this.#exports.delete(name);
+    const users = [...this.#connections].filter((connection) => connection.export === removed);
+    await Promise.all(users.map((connection) => connection.gone()));
+  }
+
+  /** Stops listening and drops every connection. Resolves when no device is in use any more. Idempotent. */
+  close(): Promise<void> {
+    this.#closed ??= (async () => {
+      const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+      await Promise.all([...this.#connections].map((connection) => connection.gone()));
+      await closed;
+    })();
+    return this.#closed;
+  }
+
+  async #listen(): Promise<void> {
+    const { address } = this.#options;
+    if ('port' in address) {
+      await this.#tryListen(() => this.#server.listen(address.port, address.host));
+      return;
+    }
+    const listen = () => this.#tryListen(() => this.#server.listen(address.path));
+    try {
+      await listen();
+    } catch (error) {
+      if (systemErrorCode(error) !== 'EADDRINUSE' || (await isAlive(address.path))) throw error;
+      rmSync(address.path);
+      await listen();
+    }
+    chmodSync(address.path, 0o600);
+  }
+
+  #tryListen(listen: () => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const onListening = () => {
+        this.#server.off('error', onError);
+        resolve();
+      };
+      const onError = (error: Error) => {
+        this.#server.off('listening', onListening);
+        reject(error);
+      };
+      this.#server.once('listening', onListening);
+      this.#server.once('error', onError);
+      listen();
+    });
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#closed !== null || this.#connections.size >= this.#limits.connectionsMax) {
+      this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'NBD: too many connections');
+      socket.destroy();
+      return;
+    }
+    const { tls } = this.#options;
+    this.#connections.add(
+      new ServerConnection({
+        socket,
+        host: {
+          exports: () => [...this.#exports.values()],
+          isClosing: () => this.#closed !== null,
+          tls: tls === undefined ? 'none' : (tls.required ?? true) ? 'required' : 'optional',
+        },
+        tls:
+          tls === undefined
+            ? null
+            : {
+                cert: tls.certificate,
+                key: tls.privateKey,
+                ...(tls.clientAuthority === undefined
+                  ? {}
+                  : { ca: tls.clientAuthority, requestCert: true, rejectUnauthorized: true }),
+              },
+        limits: this.#limits,
+        pool: this.#pool,
+        budget: this.#budget,
+        clock: this.#options.clock,
+        logger: this.#logger,
+        statistics: this.#statistics,
+        lookOut: this.#lookOut,
+        staging: this.#staging,
+        onClose: (connection) => this.#connections.delete(connection),
+      }),
+    );
+  }
+}
+
+/** True when somebody listens on a unix socket. */
+function isAlive(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', (error) => resolve(systemErrorCode(error) !== 'ECONNREFUSED'));
+  });
+}

@@ -1,0 +1,120 @@
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { startTarget, TARGET_IQN } from '../../test/support/iscsi-pair.ts';
+import { startNbdServer } from '../../test/support/nbd-pair.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { silentLogger } from '../base/logger.ts';
+import { seededRandom, systemRandom } from '../base/random.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import { connectImportSource, inWholeBlocks, parseImportSource } from './import-source.ts';
+
+const OPTIONS = { clock: systemClock, random: systemRandom, logger: silentLogger };
+
+test('NBD and iSCSI URIs and paths', () => {
+  assert.equal(parseImportSource('nbd://host/a').kind, 'nbd');
+  assert.deepEqual(parseImportSource('/images/a disk.raw'), { kind: 'file', path: '/images/a disk.raw' });
+  assert.deepEqual(parseImportSource('iscsi://10.0.0.1/iqn.2003-01.org.x:disk/3'), {
+    kind: 'iscsi',
+    host: '10.0.0.1',
+    port: 3260,
+    targetIqn: 'iqn.2003-01.org.x:disk',
+    lun: 3,
+    chap: null,
+  });
+  assert.deepEqual(parseImportSource('iscsi://ann%a%b:c@[::1]:4000/iqn.x/0'), {
+    kind: 'iscsi',
+    host: '::1',
+    port: 4000,
+    targetIqn: 'iqn.x',
+    lun: 0,
+    chap: { user: 'ann', secret: 'a%b:c' },
+  });
+});
+
+test('what cannot be a source is refused, and a secret is not repeated', () => {
+  const wrong = [
+    '',
+    'http://host/a',
+    'iscsi://host',
+    'iscsi://host/iqn',
+    'iscsi://host/iqn/256',
+    'iscsi://h:0/i/1',
+    'iscsi://hunter2@h/i/1',
+  ];
+  for (const text of wrong) {
+    assert.throws(
+      () => parseImportSource(text),
+      (error) =>
+        isGodwitError(error, 'VOLUME_BAD_SOURCE') && !JSON.stringify(error.toWire()).includes('hunter2'),
+      text,
+    );
+  }
+});
+
+test('the same disk from a file, over NBD and over iSCSI, with a tail of zeros up to a whole block', async (t) => {
+  const lengthBytes = 1024 * 1024 + 512;
+  const content = Buffer.alloc(lengthBytes);
+  content.set(seededRandom(4).bytes(100_000), 5_000);
+  content.fill(9, lengthBytes - 512);
+  const path = join(scratchDir(t), 'disk.raw');
+  writeFileSync(path, content);
+  const device = new MemoryDevice({ lengthBytes, writable: false, content });
+  const { address } = await startNbdServer(t, device);
+  const { target } = await startTarget(t, device, {
+    grant: { initiatorIqn: 'iqn.2026-11.dev.godwit:import', chap: null },
+  });
+  for (const text of [
+    path,
+    `nbd://127.0.0.1:${address.port}/disk`,
+    `iscsi://127.0.0.1:${target.port}/${TARGET_IQN}/0`,
+  ]) {
+    const source = await connectImportSource(parseImportSource(text), OPTIONS);
+    t.after(() => source.close());
+    assert.equal(source.sourceLengthBytes, lengthBytes, text);
+    assert.equal(source.lengthBytes, lengthBytes + 4096 - 512);
+    const all = Buffer.alloc(source.lengthBytes, 0xee);
+    await source.read(0, all, { priority: 'background' });
+    assert.ok(all.subarray(0, lengthBytes).equals(content));
+    assert.ok(all.subarray(lengthBytes).equals(Buffer.alloc(4096 - 512)));
+    for (let at = 0; at < source.lengthBytes; ) {
+      for (const extent of await source.extents(at, source.lengthBytes - at, 4)) {
+        assert.equal(extent.offsetBytes, at);
+        assert.equal(extent.lengthBytes % 4096, 0);
+        const part = all.subarray(at, at + extent.lengthBytes);
+        if (extent.kind === 'hole')
+          assert.ok(part.equals(Buffer.alloc(part.length)), `${text}: hole at ${at}`);
+        at += extent.lengthBytes;
+      }
+    }
+    await assert.rejects(source.write(), (error) => isGodwitError(error, 'BLOCK_READ_ONLY'));
+  }
+});
+
+test('a file that is missing or not made of blocks is refused', async (t) => {
+  const path = join(scratchDir(t), 'odd');
+  writeFileSync(path, 'seven');
+  for (const name of [path, `${path}.none`]) {
+    await assert.rejects(connectImportSource(parseImportSource(name), OPTIONS), (error) =>
+      isGodwitError(error, 'VOLUME_BAD_SOURCE'),
+    );
+  }
+});
+
+test('borders inside of blocks make them data', () => {
+  const extent = (offsetBytes: number, lengthBytes: number, kind: 'data' | 'hole') => ({
+    offsetBytes,
+    lengthBytes,
+    kind,
+  });
+  assert.deepEqual(
+    inWholeBlocks(0, [extent(0, 6144, 'data'), extent(6144, 6144, 'hole'), extent(12288, 4096, 'data')]),
+    [extent(0, 8192, 'data'), extent(8192, 4096, 'hole'), extent(12288, 4096, 'data')],
+  );
+  assert.deepEqual(inWholeBlocks(4096, [extent(4096, 512, 'hole'), extent(4608, 3584, 'data')]), [
+    extent(4096, 4096, 'data'),
+  ]);
+});

@@ -1,0 +1,331 @@
+import { readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { checkRange, readOnlyError } from '../block/range.ts';
+import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
+import { isNbdUri, NbdClient, type NbdClientOptions, type NbdUri, parseNbdUri } from '../nbd/index.ts';
+import type { Connection } from './source-device.ts';
+
+/** A disk of another system that a clone can be made of: read, and never written. */
+export type ImportSource =
+  | { kind: 'nbd'; uri: NbdUri }
+  | {
+      kind: 'iscsi';
+      host: string;
+      port: number;
+      targetIqn: string;
+      lun: number;
+      chap: { user: string; secret: string } | null;
+    }
+  | { kind: 'file'; path: string };
+
+export type ImportSourceOptions = {
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** What the source must be; another length is refused. */
+  sourceLengthBytes?: number;
+};
+type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
+
+const ISCSI_PORT = 3260;
+const INITIATOR_IQN = 'iqn.2026-11.dev.godwit:import';
+const FILE_BLOCK_BYTES = 512;
+/** libiscsi's form. User and secret are percent-encoded; the separator between them is a percent sign that begins no code, or a colon. */
+const ISCSI_PATTERN =
+  /^iscsi:\/\/(?:([^/@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(?::(\d{1,5}))?\/([^/?#]+)\/(\d{1,3})$/i;
+
+/**
+ * `nbd://…` and its kin (nbd/client-uri.ts), `iscsi://[user[%secret]@]host[:port]/iqn/lun`, or the path of a file with a raw image. Pure.
+ * Throws `NBD_BAD_URI` or `VOLUME_BAD_SOURCE`; neither repeats a secret.
+ */
+export function parseImportSource(text: string): ImportSource {
+  if (isNbdUri(text)) return { kind: 'nbd', uri: parseNbdUri(text) };
+  if (/^iscsi:/i.test(text)) return parseIscsi(text);
+  if (/^[a-z][a-z0-9+.-]*:\/\//i.test(text)) throw badSource('its scheme is neither nbd nor iscsi');
+  if (text === '' || text.includes('\0')) throw badSource('it is no path');
+  return { kind: 'file', path: text };
+}
+
+function parseIscsi(text: string): ImportSource {
+  const match = ISCSI_PATTERN.exec(text);
+  if (match === null) throw badSource('write iscsi://[user[%secret]@]host[:port]/iqn/lun');
+  const [, login, host, portText, iqn, lunText] = match;
+  const port = portText === undefined ? ISCSI_PORT : Number(portText);
+  const lun = Number(lunText);
+  if (port < 1 || port > 65535) throw badSource('its port is not one', { port });
+  if (lun > 255) throw badSource('its logical unit is above 255', { lun });
+  return {
+    kind: 'iscsi',
+    host: host!.replace(/^\[|\]$/g, ''),
+    port,
+    targetIqn: decode(iqn!),
+    lun,
+    chap: login === undefined ? null : parseLogin(login),
+  };
+}
+
+/** `user%secret`, as libiscsi takes it: the first percent sign is the separator. */
+function parseLogin(login: string): { user: string; secret: string } {
+  const at = login.indexOf('%');
+  if (at < 1) throw badSource('a user needs a secret: user%secret@host');
+  return { user: login.slice(0, at), secret: login.slice(at + 1) };
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    throw badSource('it is not percent-encoded UTF-8');
+  }
+}
+
+/**
+ * The source, connected and checked, for the first look at it: its `lengthBytes` are rounded up to whole blocks of 4096 bytes, and what is
+ * behind its real end reads as zeros. Rejects with the errors of the client, or `VOLUME_BAD_SOURCE` for a file that cannot be read.
+ */
+export async function connectImportSource(
+  source: ImportSource,
+  options: ImportSourceOptions,
+  timeoutMs = 10_000,
+): Promise<ImportedDevice> {
+  switch (source.kind) {
+    case 'nbd':
+      return new ImportedDevice(await NbdClient.connect(nbdOptions(source.uri, options), { timeoutMs }));
+    case 'iscsi':
+      return new ImportedDevice(await IscsiInitiator.connect(iscsiOptions(source, options), { timeoutMs }));
+    case 'file':
+      return new ImportedDevice(await openFile(source.path, options.sourceLengthBytes ?? null));
+  }
+}
+
+/** The same at once, for a source that was looked at before; reads wait until it is there. */
+export function openImportSource(source: ImportSource, options: Expecting): ImportedDevice {
+  const lengthBytes = options.sourceLengthBytes;
+  switch (source.kind) {
+    case 'nbd':
+      return new ImportedDevice(
+        NbdClient.open({ ...nbdOptions(source.uri, options), expected: { lengthBytes } }),
+      );
+    case 'iscsi':
+      return new ImportedDevice(
+        IscsiInitiator.open({ ...iscsiOptions(source, options), expected: { lengthBytes } }),
+      );
+    case 'file':
+      return new ImportedDevice(new LateFile(source.path, lengthBytes));
+  }
+}
+
+type Inner = Pick<BlockDevice, 'lengthBytes' | 'read' | 'extents' | 'close'> &
+  Partial<Pick<Connection, 'state' | 'lastError'>>;
+
+/** The device that is read, in blocks that a clone takes, and with a tail of zeros up to a whole one. */
+export class ImportedDevice implements Connection {
+  readonly lengthBytes: number;
+  /** Of the source, without the tail. */
+  readonly sourceLengthBytes: number;
+  readonly blockBytes = BLOCK_BYTES;
+  readonly writable = false;
+  readonly #inner: Inner;
+
+  constructor(inner: Inner) {
+    this.#inner = inner;
+    this.sourceLengthBytes = inner.lengthBytes;
+    this.lengthBytes = Math.ceil(inner.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
+  }
+
+  /** A file is always there. */
+  get state(): string {
+    return this.#inner.state ?? 'connected';
+  }
+  get lastError(): GodwitError | null {
+    return this.#inner.lastError ?? null;
+  }
+
+  async read(
+    offsetBytes: number,
+    into: Uint8Array,
+    options?: { priority?: 'guest' | 'background' },
+  ): Promise<void> {
+    checkRange(this, offsetBytes, into.length);
+    const realBytes = Math.min(into.length, Math.max(0, this.sourceLengthBytes - offsetBytes));
+    const inner: Pick<Connection, 'read'> = this.#inner;
+    if (realBytes > 0) await inner.read(offsetBytes, into.subarray(0, realBytes), options);
+    into.fill(0, realBytes);
+  }
+
+  /** A border inside of a block makes the whole block data; all data where the source cannot tell. */
+  async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
+    checkRange(this, offsetBytes, lengthBytes);
+    const realBytes = Math.min(lengthBytes, this.sourceLengthBytes - offsetBytes);
+    if (this.#inner.extents === undefined || realBytes < lengthBytes) {
+      // The last block may be shorter at the source: fetched, whatever is in it.
+      const wholeBytes = Math.floor(realBytes / BLOCK_BYTES) * BLOCK_BYTES;
+      if (this.#inner.extents === undefined || wholeBytes <= 0)
+        return [{ offsetBytes, lengthBytes, kind: 'data' }];
+      return this.extents(offsetBytes, wholeBytes, limitExtents);
+    }
+    const found = await this.#inner.extents(offsetBytes, lengthBytes, limitExtents);
+    return inWholeBlocks(offsetBytes, found);
+  }
+
+  async flush(): Promise<void> {}
+  async write(): Promise<void> {
+    throw readOnlyError();
+  }
+  async discard(): Promise<void> {
+    throw readOnlyError();
+  }
+  async writeZeroes(): Promise<void> {
+    throw readOnlyError();
+  }
+  close(): Promise<void> {
+    return this.#inner.close();
+  }
+}
+
+/** A file that is opened when it is needed first, and again after an error. */
+class LateFile implements Pick<BlockDevice, 'lengthBytes' | 'blockBytes' | 'read' | 'close'> {
+  readonly lengthBytes: number;
+  readonly blockBytes = FILE_BLOCK_BYTES;
+  readonly #path: string;
+  #opened: Promise<FileDevice> | null = null;
+
+  constructor(path: string, lengthBytes: number) {
+    this.#path = path;
+    this.lengthBytes = lengthBytes;
+  }
+
+  async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    await (await this.#file()).read(offsetBytes, into);
+  }
+
+  async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
+    return (await this.#file()).extents(offsetBytes, lengthBytes, limitExtents);
+  }
+
+  async close(): Promise<void> {
+    const opened = this.#opened;
+    this.#opened = null;
+    await opened?.then((file) => file.close()).catch(() => {});
+  }
+
+  #file(): Promise<FileDevice> {
+    if (this.#opened === null) {
+      const opening = openFile(this.#path, this.lengthBytes);
+      this.#opened = opening;
+      opening.catch(() => {
+        this.#opened = null;
+      });
+    }
+    return this.#opened;
+  }
+}
+
+/** The same extents with borders at whole blocks: a block with data in it is data. Pure. The first begins at a block. */
+export function inWholeBlocks(offsetBytes: number, extents: readonly Extent[]): Extent[] {
+  const whole: Extent[] = [];
+  let at = offsetBytes;
+  for (const [index, { offsetBytes: start, lengthBytes, kind }] of extents.entries()) {
+    const stop = start + lengthBytes;
+    const isLast = index === extents.length - 1;
+    const border = kind === 'data' ? Math.ceil(stop / BLOCK_BYTES) : Math.floor(stop / BLOCK_BYTES);
+    const end = border * BLOCK_BYTES;
+    if (end <= at) continue;
+    const last = whole.at(-1);
+    if (last?.kind === kind) last.lengthBytes += end - at;
+    else whole.push({ offsetBytes: at, lengthBytes: end - at, kind });
+    at = end;
+    if (isLast) break;
+  }
+  if (whole.length === 0) whole.push({ offsetBytes, lengthBytes: BLOCK_BYTES, kind: 'data' });
+  return whole;
+}
+
+function nbdOptions(uri: NbdUri, options: ImportSourceOptions): NbdClientOptions {
+  const { clock, random, logger } = options;
+  const expected = expectedOf(options);
+  const { certificatesDir, hostname, mode, verifyPeer } = uri.tls;
+  const tls: NonNullable<NbdClientOptions['tls']> = { mode, verifyPeer };
+  if (hostname !== null) tls.hostname = hostname;
+  if (certificatesDir !== null) {
+    const file = (name: string) => readOptional(join(certificatesDir, name));
+    const [ca, certificate, key] = [file('ca-cert.pem'), file('client-cert.pem'), file('client-key.pem')];
+    if (ca !== null) tls.ca = ca;
+    if (certificate !== null && key !== null) Object.assign(tls, { certificate, key });
+  }
+  return {
+    address: uri.address,
+    exportName: uri.exportName,
+    tls,
+    connections: 2,
+    clock,
+    random,
+    logger,
+    ...expected,
+  };
+}
+
+function iscsiOptions(
+  source: Extract<ImportSource, { kind: 'iscsi' }>,
+  options: ImportSourceOptions,
+): InitiatorOptions {
+  const { clock, random, logger } = options;
+  return {
+    portals: [{ host: source.host, port: source.port }],
+    targetIqn: source.targetIqn,
+    initiatorIqn: INITIATOR_IQN,
+    chap: source.chap,
+    lun: source.lun,
+    clock,
+    random,
+    logger,
+    ...expectedOf(options),
+  };
+}
+
+function expectedOf(options: ImportSourceOptions): { expected?: { lengthBytes: number } } {
+  const { sourceLengthBytes } = options;
+  return sourceLengthBytes === undefined ? {} : { expected: { lengthBytes: sourceLengthBytes } };
+}
+
+async function openFile(path: string, expectedBytes: number | null): Promise<FileDevice> {
+  let lengthBytes: number;
+  try {
+    lengthBytes = statSync(path).size;
+  } catch (error) {
+    throw badSource(`the file cannot be read: ${messageOf(error)}`, {
+      path,
+      systemCode: systemErrorCode(error) ?? null,
+    });
+  }
+  if (lengthBytes === 0 || lengthBytes % FILE_BLOCK_BYTES !== 0) {
+    throw badSource('the file is not made of whole blocks of 512 bytes', { path, lengthBytes });
+  }
+  if (expectedBytes !== null && lengthBytes !== expectedBytes) {
+    throw badSource('the file has another length than before', { path, lengthBytes, expectedBytes });
+  }
+  return FileDevice.open({ file: path, lengthBytes, blockBytes: FILE_BLOCK_BYTES, writable: false });
+}
+
+function readOptional(path: string): Buffer | null {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return null;
+    throw badSource(`a certificate cannot be read: ${messageOf(error)}`, { path });
+  }
+}
+
+function badSource(reason: string, values: ErrorValues = {}): GodwitError {
+  return new GodwitError('VOLUME_BAD_SOURCE', `nothing can be imported from this: ${reason}`, {
+    values,
+    nextAction:
+      'Give nbd://HOST:PORT/EXPORT, iscsi://[user%secret@]HOST:PORT/IQN/LUN, or the path of a raw disk image on the worker.',
+  });
+}

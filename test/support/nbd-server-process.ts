@@ -1,0 +1,39 @@
+import { writeSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { FileDevice } from '../../src/block/file-device.ts';
+import { NbdServer } from '../../src/nbd/server.ts';
+
+/* A process that exports one file over NBD, writable: --file F --bytes N (--socket PATH | --port N). Prints its address once it listens. */
+
+const { values } = parseArgs({
+  options: {
+    file: { type: 'string' },
+    bytes: { type: 'string' },
+    socket: { type: 'string' },
+    port: { type: 'string', default: '0' },
+  },
+});
+const device = await FileDevice.open({ file: values.file!, lengthBytes: Number(values.bytes) });
+const server = await NbdServer.listen({
+  address:
+    values.socket === undefined ? { host: '127.0.0.1', port: Number(values.port) } : { path: values.socket },
+  clock: systemClock,
+  logger: silentLogger,
+});
+server.addExport({
+  name: '',
+  device,
+  readOnly: false,
+  writeNow: (offsetBytes, from) => {
+    for (let done = 0; done < from.length; ) {
+      done += writeSync(device.fileDescriptor, from, done, from.length - done, offsetBytes + done);
+    }
+  },
+});
+process.stdout.write(`${JSON.stringify(server.address)}\n`);
+process.once('SIGTERM', async () => {
+  await server.close();
+  await device.close();
+});
