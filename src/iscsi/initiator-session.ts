@@ -91,6 +91,7 @@ export class InitiatorSession implements PduSink {
   readonly #tasks = new Map<number, InitiatorTask>();
   #logoutTag: number | null = null;
   #heard = false;
+  #heardEver = false;
   #pinged = false;
   #cancelTimer: () => void = () => {};
 
@@ -104,6 +105,11 @@ export class InitiatorSession implements PduSink {
   /** The connection is there: sends the first login request. */
   start(): void {
     this.#sendLogin(this.#login.start());
+  }
+
+  /** The target has sent something. */
+  get hasHeard(): boolean {
+    return this.#heardEver;
   }
 
   get inFlight(): number {
@@ -184,6 +190,7 @@ export class InitiatorSession implements PduSink {
   landed(count: number): void {
     if (this.#over) return;
     this.#heard = true;
+    this.#heardEver = true;
     try {
       this.parser.landed(count);
     } catch (error) {
