@@ -23,6 +23,13 @@ export const Grant = Type.Object({
 });
 export type Grant = Static<typeof Grant>;
 
+/** Paths of PEM files on the host of the server that is given them (sys/tls-identity.ts). */
+export const TlsFilesSpec = Type.Object({
+  certFile: Type.String(),
+  keyFile: Type.String(),
+  caFile: Type.String(),
+});
+
 /** Where a clone finds its source. */
 export const SourceSpec = Type.Object({
   host: Type.String(),
@@ -32,6 +39,8 @@ export const SourceSpec = Type.Object({
   initiatorIqn: Type.String(),
   chapUser: Type.String(),
   chapSecret: Type.String(),
+  /** The port takes TLS and nothing else. */
+  tls: Type.Optional(Type.Boolean()),
 });
 export type SourceSpec = Static<typeof SourceSpec>;
 
@@ -51,6 +60,8 @@ export const CloneSpec = Type.Object({
    */
   validityPath: Type.String(),
   source: SourceSpec,
+  /** Certificate files of this host: there where the source is reached over TLS. */
+  tls: Type.Optional(TlsFilesSpec),
   hydration: HydrationSettings,
 });
 export type CloneSpec = Static<typeof CloneSpec>;
@@ -83,6 +94,8 @@ export const VolumeServerSpec = Type.Object({
       listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
       targetIqn: Type.String(),
       grants: Type.Array(Grant),
+      /** Certificate files of this host: the port takes TLS and nothing else. */
+      tls: Type.Optional(TlsFilesSpec),
     }),
   ),
 });
@@ -117,6 +130,8 @@ export type HydrationStatus = {
   etaMs: number | null;
   sourceLostForMs: number | null;
   lastError: string | null;
+  /** How the blocks come: under TLS, or in the clear. */
+  transport: 'tls' | 'tcp';
 };
 
 export type GuestStatistics = {

@@ -189,7 +189,11 @@ export class AttachedVolume {
     // Nothing is fetched in standby, whatever the settings say.
     if (this.#fuse.access !== 'writable' && status.state === 'running') status.state = 'paused';
     const lastError = status.lastError ?? this.#clone.source.lastError;
-    return { ...status, lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null };
+    return {
+      ...status,
+      lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null,
+      transport: this.#spec.clone?.source.tls ? 'tls' : 'tcp',
+    };
   }
 
   /** For the next server, should this one die. */

@@ -1,12 +1,13 @@
 import { join } from 'node:path';
 import type { CloneSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
-import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
+import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { VOLUME_FILES } from './record.ts';
 import { SourceDevice } from './source-device.ts';
@@ -62,7 +63,7 @@ export async function openClone(
       lengthBytes,
       blockBytes: BLOCK_BYTES,
     });
-    const initiatorOptions = initiatorOptionsOf(spec, cloneSpec, options);
+    const initiatorOptions = await initiatorOptionsOf(spec, cloneSpec, options);
     const source = new SourceDevice({
       lengthBytes,
       blockBytes: BLOCK_BYTES,
@@ -93,14 +94,14 @@ export async function openClone(
 }
 
 /** The generation that is cloned is the one that was sealed: the one before the clone's own. */
-function initiatorOptionsOf(
+async function initiatorOptionsOf(
   spec: VolumeServerSpec,
   cloneSpec: CloneSpec,
   options: CloneLayerOptions,
-): InitiatorOptions & { expected: { lengthBytes: number } } {
+): Promise<InitiatorOptions & { expected: { lengthBytes: number } }> {
   const { source } = cloneSpec;
   return {
-    portals: [{ host: source.host, port: source.port }],
+    portals: [{ host: source.host, port: source.port, ...(await portalTls(cloneSpec, options.logger)) }],
     targetIqn: source.targetIqn,
     initiatorIqn: source.initiatorIqn,
     chap: { user: source.chapUser, secret: source.chapSecret },
@@ -114,4 +115,21 @@ function initiatorOptionsOf(
     random: options.random,
     logger: options.logger,
   };
+}
+
+/** Throws `VOLUME_NO_CERTIFICATE` and what `TlsIdentity` throws. */
+async function portalTls(cloneSpec: CloneSpec, logger: Logger): Promise<Pick<Portal, 'tls'>> {
+  if (cloneSpec.source.tls !== true) return {};
+  if (!cloneSpec.tls) {
+    throw new GodwitError(
+      'VOLUME_NO_CERTIFICATE',
+      'the source of this clone is reached over TLS, and this worker has no certificate',
+      {
+        values: { host: cloneSpec.source.host, port: cloneSpec.source.port },
+        nextAction: 'Start this worker with --tls-cert, --tls-key and --tls-ca again.',
+      },
+    );
+  }
+  const { TlsIdentity } = await import('../sys/tls-identity.ts');
+  return { tls: new TlsIdentity(cloneSpec.tls, logger) };
 }

@@ -8,6 +8,7 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import type { Random } from '../base/random.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES, type VolumeRecord } from './record.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
@@ -34,12 +35,19 @@ export function attachSpec(
 /** The clone part of an attach. `validityDir` is a folder on tmpfs that all volumes of the worker share. */
 export function cloneSpec(
   record: VolumeRecord,
-  options: { volumeDir: string; validityDir: string; source: SourceSpec; hydration?: HydrationSettings },
+  options: {
+    volumeDir: string;
+    validityDir: string;
+    source: SourceSpec;
+    tls?: TlsFiles | null;
+    hydration?: HydrationSettings;
+  },
 ): CloneSpec {
   return {
     metadataPath: join(options.volumeDir, VOLUME_FILES.cloneMetadata),
     validityPath: validityPath(options.validityDir, record.id),
     source: options.source,
+    ...(options.source.tls && options.tls ? { tls: options.tls } : {}),
     hydration: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
   };
 }
@@ -61,6 +69,7 @@ export function exportSpec(
     listenHost: string;
     listenPort?: number;
     grants: Grant[];
+    tls?: TlsFiles | null;
   },
 ): VolumeServerSpec {
   return {
@@ -75,6 +84,7 @@ export function exportSpec(
       listenPort: options.listenPort ?? 0,
       targetIqn: targetIqn(record.id, record.generation),
       grants: options.grants,
+      ...(options.tls ? { tls: options.tls } : {}),
     },
   };
 }
@@ -93,7 +103,7 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
 export function sourceSpec(
   record: VolumeRecord,
   grant: Grant,
-  place: { host: string; port: number },
+  place: { host: string; port: number; tls?: boolean },
 ): SourceSpec {
   return {
     ...place,

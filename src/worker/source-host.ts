@@ -3,6 +3,7 @@ import { GodwitError, isGodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import { exportSpec, newGrant, type SourceSpec, sourceSpec, type VolumeStore } from '../volume/index.ts';
 import { placementOf } from './load.ts';
 
@@ -12,6 +13,7 @@ export type SourceHostOptions = {
   random: Random;
   /** Where exports listen, and where targets reach them. */
   iscsiHost: string;
+  tls: TlsFiles | null;
 };
 
 /** A move's source on this host. */
@@ -73,10 +75,12 @@ export class SourceHost implements SourceSide {
   async openExport(
     runId: string,
     subject: MoveSubject,
-    targetWorker: string,
+    target: { worker: string; tls: boolean },
     known: SourceSpec | null,
   ): Promise<SourceSpec> {
     const { machines, volumes, random, iscsiHost } = this.#options;
+    // An export that is opened again is what the target knows it as.
+    const tls = (known ? known.tls === true : target.tls) ? this.#options.tls : null;
     if (!subject.volume) throw new Error('a machine without a volume has no export');
     const shimId = exportShimId(runId);
     const running = await machines.client(shimId);
@@ -92,7 +96,7 @@ export class SourceHost implements SourceSide {
           chapSecret: known.chapSecret,
           generation: subject.volume.generation,
         }
-      : newGrant(record, targetWorker, random);
+      : newGrant(record, target.worker, random);
     const spec = exportSpec(
       { ...record, generation: subject.volume.generation },
       {
@@ -101,6 +105,7 @@ export class SourceHost implements SourceSide {
         listenHost: iscsiHost,
         ...(known ? { listenPort: known.port } : {}),
         grants: [grant],
+        tls,
       },
     );
     const client = await machines.ensureShim(shimId);
@@ -109,6 +114,7 @@ export class SourceHost implements SourceSide {
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
       host: iscsiHost,
       port: exportPort,
+      ...(tls ? { tls: true } : {}),
     });
   }
 

@@ -104,7 +104,7 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       message:
         hydration.state === 'paused'
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
-          : `${mebibytes} MiB of its volume are still only at the source`,
+          : `${mebibytes} MiB of its volume are still only at the source, and come ${hydration.transport === 'tls' ? 'over TLS' : 'in the clear'}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
       nextAction:
