@@ -154,7 +154,9 @@ export class IscsiFaultRelay {
     this.accepted += 1;
     if (this.#held.length > 0) {
       const held = this.#held.splice(0);
-      setTimeout(() => held.forEach((release) => release()), LATE_MS);
+      setTimeout(() => {
+        for (const release of held) release();
+      }, LATE_MS);
     }
     const upstream = connect(this.#upstream);
     const taps = { out: new Tap('out'), in: new Tap('in') };
@@ -168,7 +170,7 @@ export class IscsiFaultRelay {
     const [from, to] = direction === 'out' ? [pair.client, pair.upstream] : [pair.upstream, pair.client];
     const first = this.accepted === 1;
     let hold: Buffer[] | null = null;
-    const state = { broken: false, again: [] as Buffer[] };
+    const state = { broken: false, again: null as Buffer[] | null };
     this.#sockets.add(from);
     from.setNoDelay(true);
     from.on('error', () => {});
@@ -225,11 +227,11 @@ export class IscsiFaultRelay {
         const step = bytes.subarray(0, free === 0 ? bytes.length : Math.min(free, bytes.length));
         const count = tap.advance(step);
         to.write(bytes.subarray(0, count));
-        if (this.firedAtMs !== null) state.again.push(bytes.subarray(0, count));
+        state.again?.push(bytes.subarray(0, count));
         bytes = bytes.subarray(count);
         const header = tap.ended();
         if (header === null) continue;
-        if (this.firedAtMs !== null) {
+        if (state.again !== null) {
           // A whole PDU was to come twice, and is complete.
           const twice = Buffer.concat(state.again);
           if (twice.length <= RECENT_PDU_BYTES) to.write(twice);
@@ -259,7 +261,9 @@ export class IscsiFaultRelay {
   }
 
   #corrupt(bytes: Buffer, between: boolean): Buffer {
-    const garbage = Buffer.from(this.#random(between ? GARBAGE_BYTES : Math.min(GARBAGE_BYTES, bytes.length)));
+    const garbage = Buffer.from(
+      this.#random(between ? GARBAGE_BYTES : Math.min(GARBAGE_BYTES, bytes.length)),
+    );
     if (between) return Buffer.concat([garbage, bytes]);
     // Never by chance what was there before.
     for (let at = 0; at < garbage.length; at += 1) garbage[at] = bytes[at]! ^ (garbage[at]! | 1);
