@@ -483,6 +483,7 @@ export class IscsiInitiator implements BlockDevice {
       direction,
       buffer,
       receivedBytes: 0,
+      sentBytes: 0,
       finish: () => {},
       background,
       startedMs: this.#clock.monotonicMs(),
@@ -860,6 +861,7 @@ export class IscsiInitiator implements BlockDevice {
         direction: 'in',
         buffer,
         receivedBytes: 0,
+        sentBytes: 0,
         finish: (status, sense) => {
           if (status === STATUS.good) resolve(buffer.subarray(0, task.receivedBytes));
           else if (sense?.key === SENSE_KEY.illegalRequest) resolve(null);
