@@ -5,9 +5,12 @@ import { FileDevice } from '../../src/block/file-device.ts';
 import { IscsiTarget } from '../../src/iscsi/index.ts';
 import { GRANT, TARGET_IQN } from './iscsi-pair.ts';
 
-/* A target in a process of its own, to be killed: FILE LENGTH PORT SERIAL. Prints its port when it listens. */
+/* A target in a process of its own, to be killed: FILE LENGTH PORT SERIAL [INITIATOR_IQN let in without CHAP]… Prints its port when it listens. */
 
-const [file, lengthBytes, port, serial] = process.argv.slice(2) as [string, string, string, string];
+const [file, lengthBytes, port, serial, ...initiators] = process.argv.slice(2) as [
+  ...[string, string, string, string],
+  ...string[],
+];
 const device = await FileDevice.open({ file, lengthBytes: Number(lengthBytes) });
 const target = await IscsiTarget.listen({
   host: '127.0.0.1',
@@ -16,5 +19,7 @@ const target = await IscsiTarget.listen({
   random: systemRandom,
   logger: silentLogger,
 });
-target.addExport({ targetIqn: TARGET_IQN, device, serial, generation: 3, readOnly: false }).grant(GRANT);
+const share = target.addExport({ targetIqn: TARGET_IQN, device, serial, generation: 3, readOnly: false });
+share.grant(GRANT);
+for (const initiatorIqn of initiators) share.grant({ initiatorIqn, chap: null, generation: 3 });
 process.stdout.write(`${target.port}\n`);
