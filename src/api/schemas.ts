@@ -46,6 +46,7 @@ export const HydrationView = Type.Object({
   etaMs: Nullable(Type.Number()),
   sourceLostForMs: Nullable(Type.Number()),
   lastError: Nullable(Type.String()),
+  transport: Type.Union([Type.Literal('tls'), Type.Literal('tcp'), Type.Literal('foreign')]),
 });
 
 export const GuestView = Type.Object({

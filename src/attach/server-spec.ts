@@ -1,8 +1,11 @@
 import { type Static, Type } from 'typebox';
 import type { WireError } from '../base/errors.ts';
-import type { HydrationStatus } from '../clone/hydrator.ts';
+import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
 
-export type { HydrationStatus } from '../clone/hydrator.ts';
+export type HydrationStatus = CloneProgress & {
+  /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
+  transport: 'tls' | 'tcp' | 'foreign';
+};
 
 /**
  * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
@@ -27,6 +30,13 @@ export const Grant = Type.Object({
 });
 export type Grant = Static<typeof Grant>;
 
+/** Paths of PEM files on the host of the server that is given them (sys/tls-identity.ts). */
+export const TlsFilesSpec = Type.Object({
+  certFile: Type.String(),
+  keyFile: Type.String(),
+  caFile: Type.String(),
+});
+
 /** Where a clone finds its source. */
 export const SourceSpec = Type.Object({
   host: Type.String(),
@@ -36,6 +46,8 @@ export const SourceSpec = Type.Object({
   initiatorIqn: Type.String(),
   chapUser: Type.String(),
   chapSecret: Type.String(),
+  /** The port takes TLS and nothing else. */
+  tls: Type.Optional(Type.Boolean()),
 });
 export type SourceSpec = Static<typeof SourceSpec>;
 
@@ -65,6 +77,8 @@ export const CloneSpec = Type.Object({
   validityPath: Type.String(),
   /** An export of another worker, or a disk of another system. */
   source: Type.Union([SourceSpec, ImportedSourceSpec]),
+  /** Certificate files of this host: there where the source is reached over TLS. */
+  tls: Type.Optional(TlsFilesSpec),
   hydration: HydrationSettings,
 });
 export type CloneSpec = Static<typeof CloneSpec>;
@@ -97,6 +111,8 @@ export const VolumeServerSpec = Type.Object({
       listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
       targetIqn: Type.String(),
       grants: Type.Array(Grant),
+      /** Certificate files of this host: the port takes TLS and nothing else. */
+      tls: Type.Optional(TlsFilesSpec),
     }),
   ),
 });

@@ -277,6 +277,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       '--iscsi-host <HOST>',
       'address that volumes are served on during a move (default: the host of --listen)',
     )
+    .option(
+      '--tls-cert <FILE>',
+      'certificate of this host (PEM): moves between workers that have one go over TLS',
+    )
+    .option('--tls-key <FILE>', 'its key')
+    .option('--tls-ca <FILE>', 'the authority that signed the certificates of all workers')
     .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
     .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
     .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')

@@ -5,6 +5,7 @@ export {
   type InitiatorState,
   type InitiatorStatistics,
   IscsiInitiator,
+  type Portal,
   type ReadOptions,
   type ReadPriority,
   type UnitIdentity,

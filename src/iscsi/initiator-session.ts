@@ -49,6 +49,8 @@ export type InitiatorTask = {
   readonly buffer: Uint8Array;
   /** Bytes of an answer that have come in, on this session. */
   receivedBytes: number;
+  /** Bytes that have gone out, unasked or asked for, on this session. */
+  sentBytes: number;
   /** `sense` is there with status CHECK CONDITION only. */
   finish: (status: number, sense: Sense | null) => void;
 };
@@ -75,6 +77,7 @@ export type InitiatorSessionOptions = {
 
 /** Commands on the wire at the very most, whatever window the target opens. */
 const WINDOW_MAX = 1024;
+const PINGS_QUEUED_MAX = 4096;
 
 export class InitiatorSession implements PduSink {
   readonly parser: PduParser;
@@ -91,6 +94,9 @@ export class InitiatorSession implements PduSink {
   readonly #tasks = new Map<number, InitiatorTask>();
   #logoutTag: number | null = null;
   #heard = false;
+  #heardEver = false;
+  /** Pings of the target that were answered since nothing was queued for it. */
+  #pingsQueued = 0;
   #pinged = false;
   #cancelTimer: () => void = () => {};
 
@@ -104,6 +110,11 @@ export class InitiatorSession implements PduSink {
   /** The connection is there: sends the first login request. */
   start(): void {
     this.#sendLogin(this.#login.start());
+  }
+
+  /** The target has sent something. */
+  get hasHeard(): boolean {
+    return this.#heardEver;
   }
 
   get inFlight(): number {
@@ -127,12 +138,14 @@ export class InitiatorSession implements PduSink {
     const parameters = this.#parameters!;
     const tag = this.#takeTag();
     task.receivedBytes = 0;
+    task.sentBytes = 0;
     this.#tasks.set(tag, task);
     const out = task.direction === 'out';
     const immediateBytes =
       out && parameters.immediateData
         ? Math.min(task.buffer.length, parameters.firstBurstBytes, parameters.peerDataSegmentBytes)
         : 0;
+    task.sentBytes = immediateBytes;
     const header = this.#writer.begin();
     encodeScsiCommand(header, {
       immediate: false,
@@ -184,6 +197,7 @@ export class InitiatorSession implements PduSink {
   landed(count: number): void {
     if (this.#over) return;
     this.#heard = true;
+    this.#heardEver = true;
     try {
       this.parser.landed(count);
     } catch (error) {
@@ -290,7 +304,10 @@ export class InitiatorSession implements PduSink {
   #dataIn(header: Buffer, data: Uint8Array): void {
     const pdu = decodeDataIn(header);
     const task = this.#tasks.get(pdu.initiatorTaskTag);
-    if (task === undefined) throw protocolError('data for an unknown command');
+    // With data the parser has asked `destination` already; a PDU without any has not come by there.
+    if (task === undefined || task.direction !== 'in') {
+      throw protocolError('data for a command that reads nothing');
+    }
     task.receivedBytes += data.length;
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     if (!pdu.hasStatus) return;
@@ -321,12 +338,17 @@ export class InitiatorSession implements PduSink {
     if (task === undefined || task.direction !== 'out')
       throw protocolError('R2T for a command that writes nothing');
     const end = pdu.bufferOffset + pdu.desiredBytes;
+    // DataSequenceInOrder, and no recovery of lost data at level 0: so a target cannot make us queue the same bytes again and again.
+    if (pdu.bufferOffset !== task.sentBytes) {
+      throw protocolError('R2T out of order', { offset: pdu.bufferOffset, expected: task.sentBytes });
+    }
     if (pdu.desiredBytes === 0 || pdu.desiredBytes > parameters.maxBurstBytes || end > task.buffer.length) {
       throw protocolError('R2T outside the data', {
         offset: pdu.bufferOffset,
         desiredBytes: pdu.desiredBytes,
       });
     }
+    task.sentBytes = end;
     let offset = pdu.bufferOffset;
     for (let dataSn = 0; offset < end; dataSn += 1) {
       const next = Math.min(offset + parameters.peerDataSegmentBytes, end);
@@ -349,6 +371,10 @@ export class InitiatorSession implements PduSink {
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     if (pdu.initiatorTaskTag !== RESERVED_TAG) this.#status(pdu.statSn);
     if (pdu.targetTransferTag === RESERVED_TAG) return;
+    // A target that pings and does not take the answers would fill our memory with them.
+    if (this.#writer.queuedBytes === 0) this.#pingsQueued = 0;
+    this.#pingsQueued += 1;
+    if (this.#pingsQueued > PINGS_QUEUED_MAX) throw protocolError('more pings than answers are taken');
     this.#nopOut(RESERVED_TAG, pdu.targetTransferTag);
   }
 

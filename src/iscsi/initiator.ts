@@ -1,10 +1,12 @@
 import { Socket } from 'node:net';
+import { type ConnectionOptions, type TLSSocket, connect as tlsConnect } from 'node:tls';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { nameOf } from './constants.ts';
 import { protocolError } from './errors.ts';
@@ -47,9 +49,12 @@ export type UnitIdentity = {
   designators: string;
 };
 
+/** Where a target is. With `tls` both sides show a certificate before the login begins; the target's must name `host`. */
+export type Portal = { host: string; port: number; tls?: TlsIdentity };
+
 export type InitiatorOptions = {
   /** Tried in turn. */
-  portals: readonly { host: string; port: number }[];
+  portals: readonly Portal[];
   targetIqn: string;
   initiatorIqn: string;
   chap?: ChapCredentials | null;
@@ -116,6 +121,8 @@ const DEFAULTS = {
   backoffMs: 50,
   backoffMsMax: 3_000,
 };
+/** What a target says, or turns out to be, that another try would not change. */
+const REFUSALS = new Set(['ISCSI_LOGIN_REFUSED', 'ISCSI_TARGET_NOT_AUTHENTIC', 'ISCSI_TLS_REFUSED']);
 const DATA_SEGMENT_BYTES = 1024 * 1024;
 const BURST_BYTES = 1024 * 1024;
 /** A command that the target aborts again and again is given up; one that it is too busy for is not. */
@@ -476,6 +483,7 @@ export class IscsiInitiator implements BlockDevice {
       direction,
       buffer,
       receivedBytes: 0,
+      sentBytes: 0,
       finish: () => {},
       background,
       startedMs: this.#clock.monotonicMs(),
@@ -608,7 +616,7 @@ export class IscsiInitiator implements BlockDevice {
       } catch (error) {
         if (this.#failure !== null) return;
         const known = error as GodwitError;
-        const refused = known.code === 'ISCSI_LOGIN_REFUSED' || known.code === 'ISCSI_TARGET_NOT_AUTHENTIC';
+        const refused = REFUSALS.has(known.code);
         if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
           this.#fail(known);
           return;
@@ -643,7 +651,7 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /** One connection from dialling to its end. Always throws a GodwitError that says why it ended. */
-  async #serve(portal: { host: string; port: number }): Promise<never> {
+  async #serve(portal: Portal): Promise<never> {
     let over: (error: GodwitError) => void = () => {};
     const ended = new Promise<never>((_resolve, reject) => {
       over = reject;
@@ -705,21 +713,11 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   #dial(
-    portal: { host: string; port: number },
+    portal: Portal,
     onReady: () => void,
     onOver: (error: GodwitError) => void,
   ): { session: InitiatorSession; socket: Socket; writer: PduWriter } {
-    const socket = new Socket({
-      onread: {
-        // Bytes land where the parser wants them: a payload in the caller's buffer, with no copy in between.
-        buffer: () => session.parser.space(),
-        callback: (count) => {
-          session.landed(count);
-          return true;
-        },
-      },
-    });
-    const writer = new PduWriter(socketSink(socket), this.#pool);
+    const writer = new PduWriter((chunks, done) => sink(chunks, done), this.#pool);
     const session = new InitiatorSession({
       writer,
       login: {
@@ -758,25 +756,26 @@ export class IscsiInitiator implements BlockDevice {
       },
       onOver,
     });
-    const lost = (error: Error | null): void =>
-      session.fail(
-        new GodwitError(
-          'ISCSI_CONNECTION_LOST',
-          `The connection to the iSCSI target is lost: ${error?.message ?? 'closed'}`,
-          {
-            values: { host: portal.host, port: portal.port, systemCode: systemErrorCode(error) ?? null },
-            nextAction:
-              'It is made anew by itself; check the network and the host of the target if that takes long.',
-            cause: error,
-          },
-        ),
-      );
-    socket.once('connect', () => session.start());
+    const onread = {
+      // Bytes land where the parser wants them: a payload in the caller's buffer, with no copy in between.
+      buffer: () => session.parser.space(),
+      callback: (count: number) => {
+        session.landed(count);
+        return true;
+      },
+    };
+    const { host, port, tls } = portal;
+    // Node's types leave out that TLS sockets take `onread` too.
+    const secure = { host, port, onread, ...tls?.clientOptions() } as ConnectionOptions;
+    const socket = tls === undefined ? new Socket({ onread }) : tlsConnect(secure);
+    const sink = socketSink(socket);
+    const lost = (error: Error | null): void => session.fail(lostError(portal, socket, session, error));
+    socket.once(tls === undefined ? 'connect' : 'secureConnect', () => session.start());
     socket.on('error', lost);
     socket.once('end', () => lost(null));
     socket.once('close', () => lost(null));
     socket.setNoDelay(true);
-    socket.connect({ host: portal.host, port: portal.port });
+    if (tls === undefined) socket.connect({ host, port });
     return { session, socket, writer };
   }
 
@@ -862,6 +861,7 @@ export class IscsiInitiator implements BlockDevice {
         direction: 'in',
         buffer,
         receivedBytes: 0,
+        sentBytes: 0,
         finish: (status, sense) => {
           if (status === STATUS.good) resolve(buffer.subarray(0, task.receivedBytes));
           else if (sense?.key === SENSE_KEY.illegalRequest) resolve(null);
@@ -991,6 +991,41 @@ function commandError(
 
 function isIllegalRequest(error: unknown): boolean {
   return isGodwitError(error, 'ISCSI_COMMAND_FAILED') && error.values.senseKey === SENSE_KEY.illegalRequest;
+}
+
+/** Why a socket ended. A handshake that failed for its certificates does not get better by trying again. */
+function lostError(
+  portal: Portal,
+  socket: Socket | TLSSocket,
+  session: InitiatorSession,
+  error: Error | null,
+): GodwitError {
+  const { host, port } = portal;
+  const systemCode = systemErrorCode(error) ?? null;
+  if (portal.tls !== undefined && !session.hasHeard) {
+    // OpenSSL's errors come from no system call. A target that does not take our certificate ends the connection after the handshake.
+    const refused = error !== null && !('syscall' in error);
+    const dropped = (socket as TLSSocket).authorized && (error === null || systemCode === 'ECONNRESET');
+    if (refused || dropped) {
+      const why = refused ? messageOf(error) : 'it ended the connection after the handshake';
+      return new GodwitError('ISCSI_TLS_REFUSED', `No TLS connection to the iSCSI target: ${why}`, {
+        values: { host, port, reason: systemCode, certFile: portal.tls.files.certFile },
+        nextAction:
+          'Both certificates must be signed by the CA that the other side has, be valid today, and name the address.',
+        cause: error,
+      });
+    }
+  }
+  return new GodwitError(
+    'ISCSI_CONNECTION_LOST',
+    `The connection to the iSCSI target is lost: ${error?.message ?? 'closed'}`,
+    {
+      values: { host, port, systemCode },
+      nextAction:
+        'It is made anew by itself; check the network and the host of the target if that takes long.',
+      cause: error,
+    },
+  );
 }
 
 function unreachableError(options: InitiatorOptions): GodwitError {

@@ -1,10 +1,12 @@
 import { createServer, type Server, type Socket } from 'node:net';
+import { createServer as createTlsServer } from 'node:tls';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { LOGIN_STATUS } from './constants.ts';
 import { TARGET_LIMITS, type TargetLimits } from './limits.ts';
@@ -135,18 +137,23 @@ type ExportHost = { sessionsOf: (share: TargetExport) => SessionRecord[] };
 
 export type TargetOptions = {
   host: string;
-  /** 0: the system picks one. */
-  port: number;
+  /** 0: the system picks one. null: no connections in the clear; then there is `tls`. */
+  port: number | null;
+  /** A port of its own, on which both sides show a certificate before the login begins. */
+  tls?: { port: number; identity: TlsIdentity };
   clock: Clock;
   random: Random;
   logger: Logger;
   limits?: Partial<TargetLimits>;
 };
 
-/** An iSCSI target: a TCP server with exports. docs/iscsi.md says what it supports. */
+/** An iSCSI target: a server with exports, on a port in the clear, a port with TLS, or both. docs/iscsi.md says what it supports. */
 export class IscsiTarget {
   readonly host: string;
-  readonly #server: Server;
+  readonly #plain: Server | null;
+  readonly #secure: Server | null;
+  /** TCP connections of the TLS port, in the handshake or past it. */
+  readonly #raw = new Set<Socket>();
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #logger: Logger;
@@ -172,34 +179,37 @@ export class IscsiTarget {
       delayMsMax: this.#limits.loginDelayMsMax,
       addressesMax: this.#limits.loginAddressesMax,
     });
-    this.#server = createServer((socket) => this.#accept(socket));
+    assert(options.port !== null || options.tls !== undefined, 'a target listens somewhere');
+    this.#plain = options.port === null ? null : createServer((socket) => this.#accept(socket));
+    this.#secure = options.tls === undefined ? null : this.#secureServer(options.tls.identity);
   }
 
   /** Rejects with `ISCSI_LISTEN_FAILED`. */
   static async listen(options: TargetOptions): Promise<IscsiTarget> {
     const target = new IscsiTarget(options);
-    await new Promise<void>((resolve, reject) => {
-      target.#server.once('error', (error) =>
-        reject(
-          new GodwitError('ISCSI_LISTEN_FAILED', `Cannot listen for iSCSI: ${messageOf(error)}`, {
-            values: { host: options.host, port: options.port, systemCode: systemErrorCode(error) ?? null },
-            nextAction: 'Choose an address of this host and a port that is free.',
-            cause: error,
-          }),
-        ),
+    try {
+      if (target.#plain !== null) await listen(target.#plain, options.host, options.port!);
+      if (target.#secure !== null) await listen(target.#secure, options.host, options.tls!.port);
+    } catch (error) {
+      await target.close();
+      throw error;
+    }
+    for (const server of [target.#plain, target.#secure]) {
+      server?.on('error', (error) =>
+        target.#logger.error({ error: messageOf(error) }, 'iSCSI: server error'),
       );
-      target.#server.listen(options.port, options.host, resolve);
-    });
-    target.#server.on('error', (error) =>
-      target.#logger.error({ error: messageOf(error) }, 'iSCSI: server error'),
-    );
+    }
     return target;
   }
 
+  /** Of the connections in the clear. */
   get port(): number {
-    const address = this.#server.address();
-    assert(typeof address === 'object' && address !== null, 'target listens');
-    return address.port;
+    return portOf(this.#plain);
+  }
+
+  /** Of the connections with TLS. */
+  get tlsPort(): number {
+    return portOf(this.#secure);
   }
 
   /** Throws `ISCSI_EXPORT_EXISTS`. */
@@ -239,16 +249,38 @@ export class IscsiTarget {
   async close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true;
-      await new Promise<void>((resolve) => {
-        this.#server.close(() => resolve());
-        void Promise.all([...this.#connections].map((connection) => connection.gone()));
-      });
+      const servers = [this.#plain, this.#secure].filter((server) => server !== null);
+      const ended = servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
+      void Promise.all([...this.#connections].map((connection) => connection.gone()));
+      for (const socket of this.#raw) socket.destroy();
+      await Promise.all(ended);
     }
     await Promise.all([...this.#connections].map((connection) => connection.gone()));
   }
 
   #sessionsOf(share: TargetExport): SessionRecord[] {
     return [...this.#sessions.values()].filter((record) => record.share === share);
+  }
+
+  #secureServer(identity: TlsIdentity): Server {
+    const server = createTlsServer(
+      { ...identity.serverOptions(), handshakeTimeout: this.#limits.loginTimeoutMs },
+      (socket) => this.#accept(socket),
+    );
+    // Before the handshake: it costs more than a login, and #connections does not know of it yet.
+    server.maxConnections = this.#limits.connectionsMax;
+    server.on('connection', (socket: Socket) => {
+      this.#raw.add(socket);
+      socket.once('close', () => this.#raw.delete(socket));
+    });
+    server.on('tlsClientError', (error, socket) => {
+      const peer = socket.remoteAddress ?? null;
+      this.#logger.warn({ peer, error: messageOf(error) }, 'iSCSI: TLS handshake failed');
+      // Nobody else does, not even when the time for it is up.
+      socket.destroy();
+    });
+    identity.follow(server);
+    return server;
   }
 
   #accept(socket: Socket): void {
@@ -259,7 +291,7 @@ export class IscsiTarget {
     }
     const host: ConnectionHost = {
       admit: (names) => this.#admit(names),
-      begin: (outcome, wiring) => this.#begin(outcome, wiring),
+      begin: (outcome, wiring) => this.#begin(outcome, wiring, socket.localPort ?? 0),
       loginDelayMs: (address) => this.#throttle.delayMs(address),
       loginFailed: (address) => this.#throttle.failed(address),
       loginSucceeded: (address) => this.#throttle.succeeded(address),
@@ -314,6 +346,7 @@ export class IscsiTarget {
   async #begin(
     outcome: LoginOutcome,
     wiring: SessionWiring,
+    localPort: number,
   ): Promise<{ session: TargetSession; tsih: number } | { refuse: number }> {
     const { names } = outcome;
     if (outcome.tsih !== 0) {
@@ -338,7 +371,7 @@ export class IscsiTarget {
       pool: this.#pool,
       parameters: outcome.parameters,
       unit: share === null ? null : { lun: share.lun, unit: share.unit },
-      sendTargets: (which) => this.#sendTargets(which, names),
+      sendTargets: (which) => this.#sendTargets(which, names, localPort),
       resetOthers: () => this.#resetOthers(share, key),
       expCmdSn: wiring.expCmdSn,
       statSn: wiring.statSn,
@@ -379,8 +412,8 @@ export class IscsiTarget {
     await Promise.all(others.map((record) => record.session.resetByOther()));
   }
 
-  /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. */
-  #sendTargets(which: string, names: LoginNames): TextPair[] {
+  /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. The port is the one that was asked on. */
+  #sendTargets(which: string, names: LoginNames, localPort: number): TextPair[] {
     const answers: TextPair[] = [];
     const normal = names.sessionType === 'Normal';
     for (const share of this.#exports.values()) {
@@ -390,11 +423,35 @@ export class IscsiTarget {
       if (!asked) continue;
       answers.push(
         ['TargetName', share.targetIqn],
-        ['TargetAddress', `${bracketed(this.host)}:${this.port},1`],
+        ['TargetAddress', `${bracketed(this.host)}:${localPort},1`],
       );
     }
     return answers;
   }
+}
+
+async function listen(server: Server, host: string, port: number): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const onError = (error: Error): void =>
+      reject(
+        new GodwitError('ISCSI_LISTEN_FAILED', `Cannot listen for iSCSI: ${messageOf(error)}`, {
+          values: { host, port, systemCode: systemErrorCode(error) ?? null },
+          nextAction: 'Choose an address of this host and a port that is free.',
+          cause: error,
+        }),
+      );
+    server.once('error', onError);
+    server.listen(port, host, () => {
+      server.off('error', onError);
+      resolve();
+    });
+  });
+}
+
+function portOf(server: Server | null): number {
+  const address = server?.address();
+  assert(typeof address === 'object' && address !== null, 'target listens');
+  return address.port;
 }
 
 function bracketed(host: string): string {

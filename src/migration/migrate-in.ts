@@ -54,6 +54,12 @@ const SOURCE_PROBE_MS = 2_000;
 const HEALTH_PATIENCE_MS = 600_000;
 /** A machine that takes longer to become healthy shares the host with its hydration. */
 const HEALTH_ROUND_MS = 10_000;
+const CERTIFICATE_TROUBLE = new Set([
+  'ISCSI_TLS_REFUSED',
+  'VOLUME_NO_CERTIFICATE',
+  'SYS_TLS_UNREADABLE',
+  'SYS_TLS_BAD_FILE',
+]);
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
@@ -92,7 +98,13 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'attach',
         deadlineMs: 60_000,
         async do(context) {
-          await target.attachStandby(context.input);
+          try {
+            await target.attachStandby(context.input);
+          } catch (error) {
+            // The machine still runs at the source: no use in trying for a minute what certificates do not allow.
+            if (isGodwitError(error) && CERTIFICATE_TROUBLE.has(error.code)) throw new Abort(error);
+            throw error;
+          }
         },
         async undo(context) {
           await target.detach(context.input);

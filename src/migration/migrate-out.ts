@@ -36,6 +36,8 @@ export type MigrateOutInput = {
 export type MigrateOutOutput = {
   subject?: MoveSubject;
   target?: string;
+  /** The target can fetch the blocks over TLS. */
+  targetTls?: boolean;
   source?: SourceSpec | null;
   /** Wall clock of this host. */
   /** Regions that the target was told to bring first. */
@@ -168,6 +170,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     return peer;
   };
 
+  const exportedTo = (context: Context) => ({
+    worker: targetOf(context).name,
+    tls: out(context).targetTls === true,
+  });
+
   return {
     kind: MIGRATE_OUT,
     resource: (input) => `machine:${input.machineId}`,
@@ -188,7 +195,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const choice = chooseOffer(offers);
           if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
           await source.claim(context.input.machineId, context.runId);
-          context.put({ subject, target: choice.chosen.worker });
+          const { worker, tls } = choice.chosen;
+          context.put({ subject, target: worker, targetTls: tls === true });
         },
         async undo(context) {
           await source.claim(context.input.machineId, null);
@@ -204,7 +212,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             source: await source.openExport(
               context.runId,
               subject,
-              targetOf(context).name,
+              exportedTo(context),
               out(context).source ?? null,
             ),
           });
@@ -396,7 +404,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
               await source.openExport(
                 context.runId,
                 subject,
-                targetOf(context).name,
+                exportedTo(context),
                 out(context).source ?? null,
               );
               await source.releaseExport(context.runId);

@@ -39,6 +39,8 @@ export const Offer = Type.Object({
   freeMemoryBytes: Type.Integer(),
   freeCpus: Type.Number(),
   freeDiskBytes: Type.Integer(),
+  /** It can fetch the blocks over TLS. Absent: it cannot. */
+  tls: Type.Optional(Type.Boolean()),
   /** Machines of the same group that are already here. */
   groupMembers: Type.Integer(),
 });

@@ -22,6 +22,7 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
   return {
     worker,
     draining: false,
+    tls: false,
     memoryBytes: 8 * GIB,
     cpus: 4,
     freeDiskBytes: 50 * GIB,

@@ -4,6 +4,8 @@ import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
 export type HostLoad = {
   worker: string;
   draining: boolean;
+  /** It has certificates: blocks may come over TLS. */
+  tls: boolean;
   memoryBytes: number;
   cpus: number;
   /** Free now on the filesystem of the volumes, less what volumes that are still arriving will take. */
@@ -39,7 +41,14 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
     request.machine.group === null
       ? 0
       : others.filter((placed) => placed.group === request.machine.group).length;
-  const facts = { worker: host.worker, freeMemoryBytes, freeCpus, freeDiskBytes, groupMembers };
+  const facts = {
+    worker: host.worker,
+    tls: host.tls,
+    freeMemoryBytes,
+    freeCpus,
+    freeDiskBytes,
+    groupMembers,
+  };
   const refuse = (reason: string): Offer => ({ ...facts, accepted: false, reason, score: 0 });
 
   if (host.worker === request.sourceWorker) return refuse('is the worker that the machine leaves');

@@ -30,6 +30,7 @@ function workers(memoryByName: Record<string, number>) {
     ([worker, memoryBytes]): HostLoad => ({
       worker,
       draining: false,
+      tls: false,
       memoryBytes,
       cpus: 8,
       freeDiskBytes: 500 * GIB,

@@ -31,13 +31,13 @@ export interface SourceSide {
   claim(machineId: string, runId: string | null): Promise<void>;
 
   /**
-   * Starts the export of the machine's volume in standby, under a shim of its own: the target can log in, no block can be read. Answers the
-   * same place and secret when it is there already, and opens it again (readable, if it was) when its shim is gone.
+   * Starts the export of the machine's volume in standby, under a shim of its own: the target can log in, no block can be read. Under TLS where
+   * both sides have certificates. Answers the same place and secret when it is there already, and opens it again (readable, if it was) when its shim is gone.
    */
   openExport(
     runId: string,
     subject: MoveSubject,
-    targetWorker: string,
+    target: { worker: string; tls: boolean },
     known: SourceSpec | null,
   ): Promise<SourceSpec>;
   /** The volume is sealed: its blocks may be read. */

@@ -3,6 +3,7 @@ import { FuseServer } from '../attach/fuse-server.ts';
 import { HEAT_REGION_BYTES } from '../attach/heat.ts';
 import type {
   Access,
+  CloneSpec,
   FreeMapReport,
   HydrationSettings,
   HydrationStatus,
@@ -263,7 +264,11 @@ export class AttachedVolume {
     // Nothing is fetched in standby, whatever the settings say.
     if (this.#fuse.access !== 'writable' && status.state === 'running') status.state = 'paused';
     const lastError = status.lastError ?? this.#clone.source.lastError;
-    return { ...status, lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null };
+    return {
+      ...status,
+      lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null,
+      transport: transportOf(this.#spec.clone?.source),
+    };
   }
 
   /** For the next server, should this one die. */
@@ -271,6 +276,11 @@ export class AttachedVolume {
     if (this.#clone === null) return;
     this.#clone.validity.wireBytes = this.#clone.device.hydrationStatus().wireBytes;
   }
+}
+
+function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
+  if (source === undefined || 'location' in source) return 'foreign';
+  return source.tls ? 'tls' : 'tcp';
 }
 
 /** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */

@@ -1,13 +1,15 @@
 import { join } from 'node:path';
 import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
-import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
+import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';
 import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
 import { exportSerial } from './specs.ts';
@@ -106,7 +108,7 @@ async function reach(
       connect: () => connectImportSource(imported, { ...options, ...expected }, LOGIN_TIMEOUT_MS),
     };
   }
-  const initiatorOptions = initiatorOptionsOf(spec, source, options);
+  const initiatorOptions = await initiatorOptionsOf(spec, source, options);
   return {
     open: () => IscsiInitiator.open(initiatorOptions),
     connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
@@ -114,13 +116,15 @@ async function reach(
 }
 
 /** The generation that is cloned is the one that was sealed: the one before the clone's own. */
-function initiatorOptionsOf(
+async function initiatorOptionsOf(
   spec: VolumeServerSpec,
   source: SourceSpec,
   options: CloneLayerOptions,
-): InitiatorOptions & { expected: { lengthBytes: number } } {
+): Promise<InitiatorOptions & { expected: { lengthBytes: number } }> {
   return {
-    portals: [{ host: source.host, port: source.port }],
+    portals: [
+      { host: source.host, port: source.port, ...(await portalTls(source, spec.clone?.tls, options.logger)) },
+    ],
     targetIqn: source.targetIqn,
     initiatorIqn: source.initiatorIqn,
     chap: { user: source.chapUser, secret: source.chapSecret },
@@ -134,4 +138,25 @@ function initiatorOptionsOf(
     random: options.random,
     logger: options.logger,
   };
+}
+
+/** Throws `VOLUME_NO_CERTIFICATE` and what `TlsIdentity` throws. */
+async function portalTls(
+  source: SourceSpec,
+  files: TlsFiles | undefined,
+  logger: Logger,
+): Promise<Pick<Portal, 'tls'>> {
+  if (source.tls !== true) return {};
+  if (!files) {
+    throw new GodwitError(
+      'VOLUME_NO_CERTIFICATE',
+      'the source of this clone is reached over TLS, and this worker has no certificate',
+      {
+        values: { host: source.host, port: source.port },
+        nextAction: 'Start this worker with --tls-cert, --tls-key and --tls-ca again.',
+      },
+    );
+  }
+  const { TlsIdentity } = await import('../sys/tls-identity.ts');
+  return { tls: new TlsIdentity(files, logger) };
 }

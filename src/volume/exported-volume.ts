@@ -5,7 +5,7 @@ import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { IscsiTarget, type TargetExport } from '../iscsi/index.ts';
+import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -39,7 +39,7 @@ export class ExportedVolume {
 
   /**
    * Listens. In `standby` initiators can log in and ask for the size, and their reads wait. Rejects with the errors of the fence,
-   * `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`.
+   * `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`, and of `TlsIdentity`.
    */
   static async open(spec: VolumeServerSpec, options: ExportedVolumeOptions): Promise<ExportedVolume> {
     const exportSpec = spec.export;
@@ -61,7 +61,7 @@ export class ExportedVolume {
       });
       target = await IscsiTarget.listen({
         host: exportSpec.listenHost,
-        port: exportSpec.listenPort,
+        ...(await listenOptions(exportSpec, options.logger)),
         clock: options.clock,
         random: options.random,
         logger: options.logger,
@@ -84,7 +84,7 @@ export class ExportedVolume {
   }
 
   get port(): number {
-    return this.#target.port;
+    return this.#spec.export?.tls ? this.#target.tlsPort : this.#target.port;
   }
 
   get access(): Access {
@@ -145,6 +145,16 @@ export class ExportedVolume {
     await this.#device.close();
     this.#lock?.release();
   }
+}
+
+/** One port, under TLS or in the clear: never both, so that nobody can talk two workers out of TLS. */
+async function listenOptions(
+  spec: NonNullable<VolumeServerSpec['export']>,
+  logger: Logger,
+): Promise<Pick<TargetOptions, 'port' | 'tls'>> {
+  if (!spec.tls) return { port: spec.listenPort };
+  const { TlsIdentity } = await import('../sys/tls-identity.ts');
+  return { port: null, tls: { port: spec.listenPort, identity: new TlsIdentity(spec.tls, logger) } };
 }
 
 function iscsiGrant(grant: Grant): Parameters<TargetExport['grant']>[0] {

@@ -10,6 +10,7 @@ import type {
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
@@ -52,9 +53,8 @@ export function parseGrant(value: unknown): Grant {
 
 export function parseHydration(value: unknown): HydrationSettings {
   const settings = object(value, 'hydration');
-  if (typeof settings.paused !== 'boolean') throw badSpec('hydration.paused does not fit');
   return {
-    paused: settings.paused,
+    paused: flag(settings.paused, 'hydration.paused'),
     rateBytesPerSecondMax: integer(settings.rateBytesPerSecondMax, 0, 'hydration.rateBytesPerSecondMax'),
   };
 }
@@ -91,6 +91,7 @@ function parseClone(value: unknown): CloneSpec {
     metadataPath: text(clone.metadataPath, 'clone.metadataPath'),
     validityPath: text(clone.validityPath, 'clone.validityPath'),
     source: parseSource(clone.source),
+    ...(clone.tls === undefined ? {} : { tls: parseTlsFiles(clone.tls, 'clone.tls') }),
     hydration: parseHydration(clone.hydration),
   };
 }
@@ -111,6 +112,7 @@ function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
     initiatorIqn: text(source.initiatorIqn, 'source.initiatorIqn'),
     chapUser: text(source.chapUser, 'source.chapUser'),
     chapSecret: text(source.chapSecret, 'source.chapSecret'),
+    ...(source.tls === undefined ? {} : { tls: flag(source.tls, 'source.tls') }),
   };
 }
 
@@ -122,6 +124,16 @@ function parseExport(value: unknown): NonNullable<VolumeServerSpec['export']> {
     listenPort: integer(fields.listenPort, 0, 'export.listenPort', 65535),
     targetIqn: text(fields.targetIqn, 'export.targetIqn'),
     grants: fields.grants.map(parseGrant),
+    ...(fields.tls === undefined ? {} : { tls: parseTlsFiles(fields.tls, 'export.tls') }),
+  };
+}
+
+function parseTlsFiles(value: unknown, what: string): TlsFiles {
+  const files = object(value, what);
+  return {
+    certFile: text(files.certFile, `${what}.certFile`),
+    keyFile: text(files.keyFile, `${what}.keyFile`),
+    caFile: text(files.caFile, `${what}.caFile`),
   };
 }
 
@@ -132,6 +144,11 @@ function object(value: unknown, what: string): Record<string, unknown> {
 
 function text(value: unknown, what: string, lengthMin = 0): string {
   if (typeof value === 'string' && value.length >= lengthMin) return value;
+  throw badSpec(`${what} does not fit`);
+}
+
+function flag(value: unknown, what: string): boolean {
+  if (typeof value === 'boolean') return value;
   throw badSpec(`${what} does not fit`);
 }
 

@@ -8,6 +8,7 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import type { Random } from '../base/random.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
 
@@ -39,6 +40,7 @@ export function cloneSpec(
     volumeDir: string;
     validityDir: string;
     source: CloneSpec['source'];
+    tls?: TlsFiles | null;
     hydration?: HydrationSettings;
   },
 ): CloneSpec {
@@ -46,6 +48,7 @@ export function cloneSpec(
     metadataPath: join(options.volumeDir, VOLUME_FILES.cloneMetadata),
     validityPath: validityPath(options.validityDir, record.id),
     source: options.source,
+    ...('tls' in options.source && options.source.tls && options.tls ? { tls: options.tls } : {}),
     hydration: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
   };
 }
@@ -67,6 +70,7 @@ export function exportSpec(
     listenHost: string;
     listenPort?: number;
     grants: Grant[];
+    tls?: TlsFiles | null;
   },
 ): VolumeServerSpec {
   return {
@@ -81,6 +85,7 @@ export function exportSpec(
       listenPort: options.listenPort ?? 0,
       targetIqn: targetIqn(record.id, record.generation),
       grants: options.grants,
+      ...(options.tls ? { tls: options.tls } : {}),
     },
   };
 }
@@ -99,7 +104,7 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
 export function sourceSpec(
   record: VolumeRecord,
   grant: Grant,
-  place: { host: string; port: number },
+  place: { host: string; port: number; tls?: boolean },
 ): SourceSpec {
   return {
     ...place,

@@ -27,7 +27,7 @@ export function placementOf(
  * there yet.
  */
 export async function hostLoad(
-  options: Pick<WorkerOptions, 'name' | 'capacity'>,
+  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls'>,
   machines: MachineManager,
   volumes: VolumeStore,
   incoming: readonly PrepareRequest[],
@@ -47,6 +47,7 @@ export async function hostLoad(
   return {
     worker: options.name,
     draining,
+    tls: options.tls !== null,
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),
     freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes) - arriving,

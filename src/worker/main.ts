@@ -21,6 +21,7 @@ import { askPeers, noCapacity } from '../migration/offers.ts';
 import type { Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
+import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { hostLoad } from './load.ts';
@@ -48,6 +49,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     pino.destination({ fd: 2, sync: false }),
   );
   const startedAtMs = clock.wallMs();
+  // Bad certificate files are found now and not in the middle of a move.
+  if (options.tls !== null) new TlsIdentity(options.tls, logger);
   const paths = workerPaths(options.dataDir);
   makeFolders(paths);
   const lockFd = lockDataFolder(paths.lock, options.dataDir);
@@ -69,6 +72,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const access = new VolumeAccess({
     volumes,
     validityDir: paths.validityDir,
+    tls: options.tls,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
   });
   const machines = await MachineManager.open({
@@ -89,7 +93,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () => hostLoad(options, machines, volumes, incoming(), draining());
-  const source = new SourceHost({ machines, volumes, random, iscsiHost: options.iscsiHost, logger });
+  const source = new SourceHost({
+    machines,
+    volumes,
+    random,
+    iscsiHost: options.iscsiHost,
+    tls: options.tls,
+    logger,
+  });
   const target = new TargetHost({
     machines,
     volumes,

@@ -1,3 +1,5 @@
+import type { TlsFiles } from '../sys/tls-identity.ts';
+
 /** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
 export type WorkerOptions = {
   /** Unique in the fleet, and for ever: the records on disk carry it. */
@@ -14,6 +16,8 @@ export type WorkerOptions = {
   token: string;
   /** Address on which exports listen and at which targets reach them. */
   iscsiHost: string;
+  /** Certificate of this host and the CA of the fleet. Moves between two workers that have them go over TLS. null: none. */
+  tls: TlsFiles | null;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
   /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */

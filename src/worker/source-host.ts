@@ -7,6 +7,7 @@ import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   bytesAvoided,
   exportSpec,
@@ -26,6 +27,7 @@ export type SourceHostOptions = {
   /** Where exports listen, and where targets reach them. */
   iscsiHost: string;
   logger: Logger;
+  tls: TlsFiles | null;
 };
 
 /** A filesystem whose map takes longer moves without one. */
@@ -90,10 +92,12 @@ export class SourceHost implements SourceSide {
   async openExport(
     runId: string,
     subject: MoveSubject,
-    targetWorker: string,
+    target: { worker: string; tls: boolean },
     known: SourceSpec | null,
   ): Promise<SourceSpec> {
     const { machines, volumes, random, iscsiHost } = this.#options;
+    // An export that is opened again is what the target knows it as.
+    const tls = (known ? known.tls === true : target.tls) ? this.#options.tls : null;
     if (!subject.volume) throw new Error('a machine without a volume has no export');
     const shimId = exportShimId(runId);
     const running = await machines.client(shimId);
@@ -109,7 +113,7 @@ export class SourceHost implements SourceSide {
           chapSecret: known.chapSecret,
           generation: subject.volume.generation,
         }
-      : newGrant(record, targetWorker, random);
+      : newGrant(record, target.worker, random);
     const spec = exportSpec(
       { ...record, generation: subject.volume.generation },
       {
@@ -118,6 +122,7 @@ export class SourceHost implements SourceSide {
         listenHost: iscsiHost,
         ...(known ? { listenPort: known.port } : {}),
         grants: [grant],
+        tls,
       },
     );
     const client = await machines.ensureShim(shimId);
@@ -126,6 +131,7 @@ export class SourceHost implements SourceSide {
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
       host: iscsiHost,
       port: exportPort,
+      ...(tls ? { tls: true } : {}),
     });
   }
 

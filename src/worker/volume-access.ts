@@ -1,6 +1,7 @@
 import { GodwitError } from '../base/errors.ts';
 import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   attachSpec,
   cloneSpec,
@@ -12,6 +13,7 @@ import {
 export type VolumeAccessOptions = {
   volumes: VolumeStore;
   validityDir: string;
+  tls: TlsFiles | null;
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
   incoming: (volumeId: string) => PrepareRequest | null;
 };
@@ -53,6 +55,7 @@ export class VolumeAccess implements VolumeProvider {
           volumeDir,
           validityDir: this.#options.validityDir,
           source: incoming.volume.source,
+          tls: this.#options.tls,
           // A machine that boots has host and wire for itself; the move lets hydration begin when it is healthy.
           hydration: { paused: true, rateBytesPerSecondMax: 0 },
         }),

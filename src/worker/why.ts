@@ -2,6 +2,8 @@ import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import type { DrainView } from '../migration/drain.ts';
 
+const TRANSPORTS = { tls: 'over TLS', tcp: 'in the clear', foreign: 'from a disk of another system' };
+
 type Condition = Why['conditions'][number];
 
 /** Why a run is not over: its own reason, or that it works. */
@@ -104,7 +106,7 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       message:
         hydration.state === 'paused'
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
-          : `${mebibytes} MiB of its volume are still only at the source`,
+          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
       nextAction:

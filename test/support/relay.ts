@@ -16,6 +16,8 @@ export class TcpRelay {
   #mode: 'pass' | 'stall' | 'refuse' = 'pass';
   /** Added to every chunk, in either direction. */
   delayMs = 0;
+  /** Sees every chunk before it goes on. */
+  onBytes: (chunk: Buffer) => void = () => {};
   /** Connections accepted since the beginning. */
   accepted = 0;
   /** Bytes that came through, in both directions. */
@@ -86,6 +88,7 @@ export class TcpRelay {
     if (this.#mode === 'stall') from.pause();
     from.on('data', (chunk: Buffer) => {
       this.bytes += chunk.length;
+      this.onBytes(chunk);
       if (this.delayMs > 0) setTimeout(() => to.writable && to.write(chunk), this.delayMs);
       else if (!to.write(chunk)) {
         from.pause();

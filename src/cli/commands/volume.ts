@@ -59,6 +59,11 @@ function hydrationOf({ hydration }: VolumeView): string {
   return `${percent(hydration.blocksPresent, hydration.blocksTotal)} ${hydration.state}`;
 }
 
+function transportWords({ transport }: NonNullable<VolumeView['hydration']>): string {
+  if (transport === 'foreign') return '(from a foreign disk)';
+  return transport === 'tls' ? '(TLS)' : '(in the clear)';
+}
+
 export async function show(context: Context, ref: string): Promise<void> {
   const { volume } = await context.fleet().volume(ref);
   context.result(volume, () => {
@@ -84,7 +89,7 @@ export async function show(context: Context, ref: string): Promise<void> {
             ['rate', `${formatSize(hydration.bytesPerSecond)}/s`],
             ['eta', hydration.etaMs === null ? '-' : formatDuration(hydration.etaMs)],
             ['only at the source', formatSize(hydration.exposedBytes)],
-            ['over the wire', formatSize(hydration.wireBytes)],
+            ['over the wire', `${formatSize(hydration.wireBytes)} ${transportWords(hydration)}`],
           ]),
     ];
     return table(['', ''], rows).trimStart();

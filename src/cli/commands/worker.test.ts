@@ -18,6 +18,7 @@ test('the defaults', () => {
     peers: [],
     token: TOKEN,
     iscsiHost: '127.0.0.1',
+    tls: null,
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
@@ -91,5 +92,25 @@ test('what is wrong is named', (t) => {
   ];
   for (const [flags, message] of cases) {
     assert.throws(() => workerOptions(flags, {}, dir), { code: 'CLI_INVALID_OPTIONS', message });
+  }
+});
+
+test('certificates: all three files or none', () => {
+  const files = { tlsCert: 'w.pem', tlsKey: '/etc/w.key', tlsCa: 'ca.pem' };
+  assert.deepEqual(workerOptions({ ...minimal, ...files }, {}, '/srv').tls, {
+    certFile: '/srv/w.pem',
+    keyFile: '/etc/w.key',
+    caFile: '/srv/ca.pem',
+  });
+  for (const [missing, option] of [
+    ['tlsCert', '--tls-cert'],
+    ['tlsKey', '--tls-key'],
+    ['tlsCa', '--tls-ca'],
+  ] as const) {
+    const { [missing]: _, ...two } = files;
+    assert.throws(
+      () => workerOptions({ ...minimal, ...two }, {}, '/srv'),
+      new RegExp(`${option} is missing`),
+    );
   }
 });

@@ -17,6 +17,9 @@ export type WorkerFlags = {
   token?: string;
   tokenFile?: string;
   iscsiHost?: string;
+  tlsCert?: string;
+  tlsKey?: string;
+  tlsCa?: string;
   memory?: string;
   cpus?: string;
   disk?: string;
@@ -34,6 +37,9 @@ const FILE_KEYS = [
   'peer',
   'tokenFile',
   'iscsiHost',
+  'tlsCert',
+  'tlsKey',
+  'tlsCa',
   'memory',
   'cpus',
   'disk',
@@ -49,6 +55,9 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_LISTEN: 'listen',
   GODWIT_WORKER_ADVERTISE: 'advertise',
   GODWIT_WORKER_ISCSI_HOST: 'iscsiHost',
+  GODWIT_WORKER_TLS_CERT: 'tlsCert',
+  GODWIT_WORKER_TLS_KEY: 'tlsKey',
+  GODWIT_WORKER_TLS_CA: 'tlsCa',
   GODWIT_WORKER_MEMORY: 'memory',
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
@@ -104,6 +113,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
     iscsiHost:
       all.iscsiHost ??
       (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
+    tls: tlsFiles(all, cwd),
     capacity: {
       memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
       cpus,
@@ -112,6 +122,16 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
     hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
+  };
+}
+
+/** All three, or none: half of a set would mean moves in the clear where somebody meant TLS. */
+function tlsFiles({ tlsCert, tlsKey, tlsCa }: WorkerFlags, cwd: string): WorkerOptions['tls'] {
+  if (tlsCert === undefined && tlsKey === undefined && tlsCa === undefined) return null;
+  return {
+    certFile: resolve(cwd, tlsCert ?? missing('--tls-cert')),
+    keyFile: resolve(cwd, tlsKey ?? missing('--tls-key')),
+    caFile: resolve(cwd, tlsCa ?? missing('--tls-ca')),
   };
 }
 
