@@ -143,13 +143,19 @@ export class Workload {
       this.#restartsInRow = 0;
       try {
         const recipe = this.#recipe(subject);
-        let jail = this.#takePrepared(keyOf(subject, recipe));
-        if (jail === undefined) {
-          await this.#discardPrepared();
-          jail = await this.#makeJail(subject, recipe);
-        }
+        const prepared = this.#takePrepared(keyOf(subject, recipe));
         this.#status = freshStatus(subject.machineId, this.#options.clock.wallMs());
-        await this.#launch(recipe, jail);
+        // A jail that stood by may be dying just now: then, too, another one is made.
+        const launched =
+          prepared !== undefined &&
+          (await this.#launch(recipe, prepared).then(
+            () => true,
+            () => false,
+          ));
+        if (!launched) {
+          await this.#discardPrepared();
+          await this.#launch(recipe, await this.#makeJail(subject, recipe));
+        }
       } catch (error) {
         this.#status = { ...freshStatus(subject.machineId, this.#options.clock.wallMs()), state: 'failed' };
         this.#note(`could not be started: ${messageOf(error)}`);
