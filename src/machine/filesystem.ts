@@ -1,8 +1,8 @@
 import { constants } from 'node:fs';
 import { mkdir, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, systemErrorCode } from '../base/errors.ts';
-import { mountAt } from './mount-table.ts';
+import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { type MountEntry, mountAt } from './mount-table.ts';
 import { mustRun } from './program.ts';
 
 /** A clone may have to fetch what the mount reads (superblock, journal) from a slow source. */
@@ -12,15 +12,22 @@ const SYNC_TIMEOUT_MS = 600_000;
 const UNMOUNT_TIMEOUT_MS = 120_000;
 /** For another namespace to let go of its copy of the mount. */
 const RELEASE_TIMEOUT_MS = 10_000;
+/** What the mount table shows as the source of a place. */
+const PLACE_SOURCE = 'godwit-place';
 
 /**
- * The filesystem of a machine's volume at `<runtimeDir>/fs`. Every step is a child process with a timeout: the shim itself never
- * touches what is mounted there, because a device that hangs would take it along.
+ * The filesystem of a machine's volume at `<runtimeDir>/fs`. Every step has a timeout and is done by a thread of the pool or a child
+ * process: the shim itself never touches what is mounted there, because a device that hangs would take it along.
+ *
+ * A place is an empty, read-only, shared mount at that folder. A jail that is built before the volume is mounted gets a copy of it, and what
+ * is then mounted here appears there, and goes from there, by itself (propagation, mount_namespaces(7)).
  */
 export class Filesystem {
   readonly directory: string;
   readonly #clock: Clock;
   #device: string | null = null;
+  /** Calls that the kernel has not answered; asked for again, they are waited for again instead of keeping another thread. */
+  readonly #calls = new Map<'mount' | 'unmount', Promise<void>>();
 
   constructor(directory: string, clock: Clock) {
     this.directory = directory;
@@ -28,15 +35,40 @@ export class Filesystem {
   }
 
   get mounted(): boolean {
-    return mountAt(this.directory) !== undefined;
+    return this.#entry() !== undefined;
+  }
+
+  /** Makes the place. Idempotent; nothing to do when the filesystem is mounted already. Rejects `MACHINE_MOUNT_FAILED`. */
+  async makePlace(): Promise<void> {
+    const entry = mountAt(this.directory);
+    if (entry !== undefined && !(isPlace(entry) && !entry.shared)) return;
+    const { MOUNT_FLAG, mount } = await import('../sys/mount.ts');
+    const { readOnly, noSuid, noDev, noExec, shared } = MOUNT_FLAG;
+    const at = { source: PLACE_SOURCE, place: this.directory };
+    await mkdir(this.directory, { recursive: true });
+    await this.#call('MACHINE_MOUNT_FAILED', 'mount', MOUNT_TIMEOUT_MS, async () => {
+      if (entry === undefined) {
+        const flags = readOnly | noSuid | noDev | noExec;
+        await mount({ ...at, type: 'tmpfs', flags, data: 'size=4k,mode=755' });
+      }
+      await mount({ ...at, type: null, flags: shared });
+    });
+  }
+
+  /** Takes the place away; the filesystem must be unmounted. Idempotent. Rejects `MACHINE_UNMOUNT_FAILED`. */
+  async removePlace(): Promise<void> {
+    const entry = mountAt(this.directory);
+    if (entry !== undefined && isPlace(entry)) await this.#unmountTop();
   }
 
   /** Idempotent. Rejects `MACHINE_MOUNT_FAILED`. */
   async mount(device: string, filesystem: 'ext4' | 'xfs'): Promise<void> {
     if (this.mounted) return;
     await mkdir(this.directory, { recursive: true });
-    const args = ['-n', '-t', filesystem, '-o', 'nodev', device, this.directory];
-    await mustRun('MACHINE_MOUNT_FAILED', 'mount', args, MOUNT_TIMEOUT_MS);
+    const { MOUNT_FLAG, mount } = await import('../sys/mount.ts');
+    await this.#call('MACHINE_MOUNT_FAILED', 'mount', MOUNT_TIMEOUT_MS, () =>
+      mount({ source: device, place: this.directory, type: filesystem, flags: MOUNT_FLAG.noDev }),
+    );
     this.#device = device;
   }
 
@@ -51,13 +83,59 @@ export class Filesystem {
    * Rejects `MACHINE_UNMOUNT_FAILED`, and `MACHINE_DEVICE_HELD` when something else on the host still has it mounted.
    */
   async unmount(): Promise<void> {
-    const entry = mountAt(this.directory);
+    const entry = this.#entry();
     const device = entry?.source ?? this.#device;
-    if (entry !== undefined) {
-      await mustRun('MACHINE_UNMOUNT_FAILED', 'umount', ['-n', this.directory], UNMOUNT_TIMEOUT_MS);
-    }
+    if (entry !== undefined) await this.#unmountTop();
     if (device?.startsWith('/dev/')) await this.#released(device);
     this.#device = null;
+  }
+
+  #entry(): MountEntry | undefined {
+    const entry = mountAt(this.directory);
+    return entry !== undefined && isPlace(entry) ? undefined : entry;
+  }
+
+  async #unmountTop(): Promise<void> {
+    const { mustUnmount } = await import('../sys/unmount.ts');
+    await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', UNMOUNT_TIMEOUT_MS, () =>
+      mustUnmount(this.directory),
+    );
+  }
+
+  /** One system call, or the one that is under way, for at most `timeoutMs`. */
+  async #call(
+    code: string,
+    kind: 'mount' | 'unmount',
+    timeoutMs: number,
+    start: () => Promise<void>,
+  ): Promise<void> {
+    const call = this.#calls.get(kind) ?? start();
+    this.#calls.set(kind, call);
+    const settled = call.finally(() => this.#calls.delete(kind));
+    settled.catch(() => {});
+    const late = new AbortController();
+    const timeout = this.#clock.sleep(timeoutMs, late.signal).then(
+      () => true,
+      () => false,
+    );
+    let timedOut = false;
+    let cause: unknown;
+    try {
+      timedOut = await Promise.race([settled.then(() => false), timeout]);
+      if (!timedOut) return;
+    } catch (error) {
+      cause = error;
+    } finally {
+      late.abort();
+    }
+    const why = timedOut ? `no end within ${timeoutMs} ms` : messageOf(cause);
+    throw new GodwitError(code, `${kind} at ${this.directory}: ${why}`, {
+      values: { place: this.directory, errno: errnoNameOf(cause), timedOut },
+      nextAction: timedOut
+        ? 'The device underneath does not answer; look at the volume of the machine.'
+        : 'The kernel log (dmesg) says why.',
+      cause,
+    });
   }
 
   /**
@@ -88,4 +166,14 @@ export class Filesystem {
       await this.#clock.sleep(pauseMs);
     }
   }
+}
+
+/** True for a place (`makePlace`) without anything mounted on it. */
+export function isPlace(entry: MountEntry): boolean {
+  return entry.filesystem === 'tmpfs' && entry.source === PLACE_SOURCE;
+}
+
+function errnoNameOf(error: unknown): string | null {
+  const errno = error instanceof GodwitError ? error.values.errno : undefined;
+  return typeof errno === 'string' ? errno : null;
 }

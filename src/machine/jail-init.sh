@@ -7,9 +7,10 @@
 #   FOLDERS    made in the tmpfs, one a line, relative
 #   COMMAND    the rest: what this script becomes
 #
-# It runs with the host's own environment and programs; those of the machine come in only at the last line. Descriptor 3 tells
-# the shim how it goes, one line each: "pid N" (as the host counts), "note TEXT", and last "error STEP" or "ready".
-# Every program that is started here is in the interruption of a move: there are as few as can be.
+# It runs with the host's own environment and programs; those of the machine come in only at the last line. Descriptor 3 is a
+# socket to the shim, one line each: "pid N" (as the host counts), "note TEXT", "built", and last "error STEP" or "ready". After
+# "built" it waits for a line of the shim: the target of a move has its jail ready before the machine stops at the source. When the
+# shim ends without a word, so does this.
 set -eu
 umask 022
 step='reading its arguments'
@@ -57,6 +58,10 @@ cd "$root"
 pivot_root . run/.host
 # Nothing of the host stays mounted here: a copy of another machine's mount would keep its volume busy.
 umount -n -l run/.host
+
+step='waiting for its start'
+echo built >&3
+read -r _ <&3
 
 step="entering the working directory $directory"
 cd "$directory"

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { GodwitError } from '../base/errors.ts';
 import type { LogWriter } from './log-file.ts';
 import type { WorkloadExit } from './restart-policy.ts';
@@ -7,7 +7,10 @@ import type { WorkloadExit } from './restart-policy.ts';
 /** More than this on the status pipe is not from jail-init.sh. */
 const STATUS_BYTES_MAX = 64 * 1024;
 
-/** One run of a machine's process tree: `unshare` outside, PID 1 inside, and the pipe on which jail-init.sh tells how it goes. */
+/**
+ * One run of a machine's process tree: `unshare` outside, PID 1 inside, and the socket on which jail-init.sh tells how it goes. It makes the
+ * jail at once, and executes the command when it is let `go`.
+ */
 export class JailProcess {
   readonly #child: ChildProcess;
   /** Ends when PID 1 of the machine has ended (and with it every process of its pid namespace). */
@@ -15,11 +18,13 @@ export class JailProcess {
   #exit: WorkloadExit | undefined;
   /** PID 1 as the host counts; 0 before `started` resolved. */
   initPid = 0;
+  readonly #status: Duplex;
+  readonly #built: Promise<void>;
   readonly #started: Promise<string[]>;
 
   constructor(unshare: string, args: readonly string[], log: LogWriter) {
     this.#child = spawn(unshare, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true });
-    const [, stdout, stderr, status] = this.#child.stdio as unknown as [null, Readable, Readable, Readable];
+    const [, stdout, stderr, status] = this.#child.stdio as unknown as [null, Readable, Readable, Duplex];
     log.attach(stdout);
     log.attach(stderr);
     this.exited = new Promise((resolve) => {
@@ -30,12 +35,27 @@ export class JailProcess {
       this.#child.on('exit', (exitCode, exitSignal) => end({ exitCode, exitSignal }));
       this.#child.on('error', () => end({ exitCode: 127, exitSignal: null }));
     });
-    this.#started = readStatus(status).then((lines) => this.#judge(lines));
+    this.#status = status;
+    this.#built = readStatus(status, 'built').then((lines) => {
+      if (!lines.includes('built')) this.#judge(lines);
+    });
+    this.#started = readStatus(status, 'ready').then((lines) => this.#judge(lines));
+    this.#built.catch(() => {});
     this.#started.catch(() => {});
   }
 
   get running(): boolean {
     return this.#exit === undefined;
+  }
+
+  /** Resolves when all of the jail is there; rejects like `started`. */
+  built(): Promise<void> {
+    return this.#built;
+  }
+
+  /** Lets the command be executed; may be said before the jail is built. */
+  go(): void {
+    this.#status.write('go\n');
   }
 
   /**
@@ -79,19 +99,21 @@ export class JailProcess {
   }
 }
 
-/** All lines until `ready`, or until the pipe closes. `unshare` itself holds the pipe, so that its end means that all is over. */
-function readStatus(pipe: Readable): Promise<string[]> {
+/**
+ * All lines until `last`, or until the socket closes. `unshare` itself holds the socket, so that its end means that all is over; at
+ * `ready` this side closes it.
+ */
+function readStatus(socket: Duplex, last: 'built' | 'ready'): Promise<string[]> {
   return new Promise((resolve) => {
     let text = '';
-    const end = () => {
-      pipe.destroy();
-      resolve(text.split('\n'));
-    };
-    pipe.on('data', (chunk: Buffer) => {
+    const end = () => resolve(text.split('\n'));
+    socket.on('data', (chunk: Buffer) => {
       text += chunk.toString('utf8');
-      if (text.endsWith('\nready\n') || text.length > STATUS_BYTES_MAX) end();
+      if (text.includes(`\n${last}\n`)) end();
+      if (text.endsWith('\nready\n') || text.length > STATUS_BYTES_MAX) socket.destroy();
     });
-    pipe.on('error', end);
-    pipe.on('close', end);
+    socket.on('error', end);
+    socket.on('end', () => socket.destroy());
+    socket.on('close', end);
   });
 }

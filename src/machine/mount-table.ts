@@ -5,6 +5,8 @@ export type MountEntry = {
   /** Of the filesystem's device, `major:minor`. */
   device: string;
   mountPoint: string;
+  /** What is mounted on it appears in its copies in other mount namespaces. */
+  shared: boolean;
   filesystem: string;
   source: string;
   /** Options of the superblock, comma separated. */
@@ -20,12 +22,13 @@ export function parseMountTable(text: string): MountEntry[] {
   for (const line of text.split('\n')) {
     const separator = line.indexOf(' - ');
     if (separator === -1) continue;
-    const [, , device, , mountPoint] = line.slice(0, separator).split(' ');
+    const [, , device, , mountPoint, , ...optional] = line.slice(0, separator).split(' ');
     const [filesystem, source, superOptions] = line.slice(separator + 3).split(' ');
     if (!device || !mountPoint || !filesystem) continue;
     entries.push({
       device,
       mountPoint: unescapeOctal(mountPoint),
+      shared: optional.some((field) => field.startsWith('shared:')),
       filesystem,
       source: unescapeOctal(source ?? ''),
       superOptions: superOptions ?? '',

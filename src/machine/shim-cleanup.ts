@@ -45,6 +45,8 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
 
   await withAbort(fuse, logger, () => cgroup.killAll(KILL_TIMEOUT_MS).then(() => true));
   await unmount(filesystem, fuse, logger);
+  // What the filesystem was mounted on, where the machine came by a move.
+  await unmount(filesystem, fuse, logger);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
     await withAbort(fuse, logger, () =>
       detachLoop(device, { clock, timeoutMs: STEP_TIMEOUT_MS }).then(() => true),

@@ -24,6 +24,7 @@ const TIMEOUT_MS: Record<keyof ShimOps, number> = {
   'fs.mount': 150_000,
   'fs.sync': 630_000,
   'fs.unmount': 150_000,
+  'workload.prepare': 120_000,
   'workload.start': 120_000,
   'workload.stop': 60_000,
   'workload.exec': 30_000,

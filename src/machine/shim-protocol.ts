@@ -26,6 +26,14 @@ export type ShimOps = {
   'fs.sync': { args: Record<string, never>; result: Record<string, never> };
   'fs.unmount': { args: Record<string, never>; result: Record<string, never> };
 
+  /**
+   * Makes the machine's jail, all but the volume in it, so that a `workload.start` of the same configuration only has to execute the command.
+   * Nothing runs yet, and `status` shows nothing of it. Answers at once when the machine runs.
+   */
+  'workload.prepare': {
+    args: { machineId: string; name: string; config: MachineConfig };
+    result: Record<string, never>;
+  };
   'workload.start': {
     args: { machineId: string; name: string; config: MachineConfig };
     result: { startedAtMs: number };

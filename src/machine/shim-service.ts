@@ -97,6 +97,11 @@ export class ShimService {
         await this.#filesystem.unmount();
         return {};
       }),
+    'workload.prepare': async (args) => {
+      if (args.config.volume !== undefined) await this.#volumeOp(() => this.#filesystem.makePlace());
+      await this.#options.workload.prepare(args);
+      return {};
+    },
     'workload.start': async (args) => {
       if (args.config.volume !== undefined && !this.#filesystem.mounted) {
         throw new GodwitError('MACHINE_FS_NOT_MOUNTED', 'the machine has a volume that is not mounted', {
@@ -175,6 +180,7 @@ export class ShimService {
     await this.#options.workload.close();
     await this.#volumeOp(async () => {
       await this.#filesystem.unmount();
+      await this.#filesystem.removePlace();
       await this.#volume?.close();
     });
     // A write of shim.json that is under way would bring the file back after it was removed.

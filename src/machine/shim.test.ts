@@ -169,6 +169,34 @@ test('what a killed shim leaves is found and ended; a live one is left alone', {
   again.close();
 });
 
+test('a jail that stands by ends with its shim, living or killed', { skip }, async (t) => {
+  const runtimeDir = folder(t);
+  const place = join(runtimeDir, 'fs');
+  const volume = { volumeId: 'v_1', mountPath: '/data' };
+  const client = await start(runtimeDir);
+  await client.call('workload.prepare', machine(SLEEP, { volume }));
+  const { shimPid, workload } = await client.call('status', {});
+  assert.equal(workload, null);
+  assert.equal(groupOf(runtimeDir).processes().length, 1);
+  await assert.rejects(client.call('workload.start', machine(SLEEP, { volume })), (error) =>
+    isGodwitError(error, 'MACHINE_FS_NOT_MOUNTED'),
+  );
+  process.kill(shimPid, 'SIGKILL');
+  await until(() => groupOf(runtimeDir).processes().length === 0, 'the end of the jail');
+  await until(async () => (await findShim(runtimeDir)) === 'dead');
+  await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
+  assert.equal(mountAt(place), undefined);
+  client.close();
+
+  const again = await start(runtimeDir);
+  await again.call('workload.prepare', machine(SLEEP, { volume }));
+  await again.call('shutdown', {});
+  again.close();
+  assert.equal(mountAt(place), undefined);
+  assert.equal(groupOf(runtimeDir).processes().length, 0);
+  for (const name of groupOf(runtimeDir).folders) assert.equal(existsSync(name), false, name);
+});
+
 test('mounts of a dead shim are taken away too', { skip }, async (t) => {
   const runtimeDir = folder(t);
   for (const name of ['fs', 'fuse']) {

@@ -158,10 +158,13 @@ test('a target opens in standby, and mounts once it is activated', { skip }, asy
   await assert.rejects(client.call('volume.open', { spec: { ...spec, generation: 9 } }), (error) =>
     isGodwitError(error, 'MACHINE_VOLUME_OPEN'),
   );
+  const subject = { machineId: machine.id, name: 'db', config: machine.config };
+  await client.call('workload.prepare', subject);
+  assert.equal((await client.call('status', {})).volume?.mounted, false);
   await client.call('volume.command', { op: 'activate', args: { access: 'writable' } });
   await client.call('fs.mount', { filesystem: 'ext4' });
   await client.call('fs.mount', { filesystem: 'ext4' });
-  await client.call('workload.start', { machineId: machine.id, name: 'db', config: machine.config });
+  await client.call('workload.start', subject);
   assert.equal(
     (await manager.exec('db', ['sh', '-c', 'echo y > /data/y && cat /data/y'], 20_000)).stdout,
     'y\n',

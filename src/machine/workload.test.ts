@@ -1,12 +1,22 @@
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { machineConfig, machineNeeds, testWorkload, until } from '../../test/support/machine.ts';
+import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { Filesystem } from './filesystem.ts';
 import { mountAt, readMountTable } from './mount-table.ts';
 import { mustRun } from './program.ts';
 import { cutForJson, type Workload } from './workload.ts';
@@ -291,4 +301,104 @@ test('a fresh workload has no status and needs no stop', { skip }, async (t) => 
   assert.equal(workload.status, null);
   assert.equal((await workload.stop()).killed, false);
   rmSync(join(runtimeDir, 'machine.log'), { force: true });
+});
+
+const PREPARED = { machineId: 'm_1', name: 'Test One' };
+const DATA = { volumeId: 'v_1', mountPath: '/data' };
+
+/** Processes that wait in the machine's cgroup. */
+function waiting(workload: Workload): number[] {
+  return workload.cgroup.processes();
+}
+
+test('a prepared jail sees the filesystem that is mounted after it was built, and lets it go', {
+  skip: machineNeeds || requires('mkfs.ext4', 'losetup'),
+}, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  const image = join(runtimeDir, 'image');
+  writeFileSync(image, '');
+  truncateSync(image, 16 * 1024 * 1024);
+  await mustRun('TEST', 'mkfs.ext4', ['-q', image], 20_000);
+  const device = (await mustRun('TEST', 'losetup', ['--find', '--show', image], 10_000)).stdout.trim();
+  t.after(() => mustRun('TEST', 'losetup', ['--detach', device], 10_000));
+  const filesystem = new Filesystem(join(runtimeDir, 'fs'), systemClock);
+  await filesystem.makePlace();
+  await filesystem.makePlace();
+  assert.equal(filesystem.mounted, false);
+  const config = machineConfig(`echo up > /data/up; ${SLEEP}`, { volume: DATA });
+  await workload.prepare({ ...PREPARED, config });
+  assert.equal(workload.status, null, 'nothing runs');
+  const [jail] = waiting(workload);
+  assert.ok(jail !== undefined);
+  await workload.prepare({ ...PREPARED, config });
+  assert.deepEqual(waiting(workload), [jail], 'asking again builds nothing');
+
+  await filesystem.mount(device, 'ext4');
+  await start(workload, config);
+  assert.equal(workload.initPid, jail, 'the jail that was prepared is the one that runs');
+  await until(() => existsSync(join(runtimeDir, 'fs', 'up')));
+  const seen = await run(
+    workload,
+    `grep -c ${device} /proc/self/mountinfo; grep -c godwit-place /proc/self/mountinfo`,
+  );
+  assert.equal(seen.stdout, '1\n1\n');
+  await workload.stop();
+  await filesystem.unmount();
+  assert.equal(filesystem.mounted, false);
+  assert.equal(readFileSync('/proc/self/mountinfo', 'utf8').includes(device), false);
+
+  // Without anything running in it, the jail follows an unmount as well.
+  await workload.prepare({ ...PREPARED, config });
+  await filesystem.mount(device, 'ext4');
+  const table = `/proc/${waiting(workload)[0]}/mountinfo`;
+  assert.ok(readFileSync(table, 'utf8').includes(device));
+  await filesystem.unmount();
+  assert.equal(readFileSync(table, 'utf8').includes(device), false);
+  await workload.stop();
+  await filesystem.removePlace();
+  await filesystem.removePlace();
+  assert.equal(mountAt(join(runtimeDir, 'fs')), undefined);
+});
+
+test('a prepared jail that died, or is of another configuration, is built again', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  await workload.prepare({ ...PREPARED, config: machineConfig(SLEEP) });
+  const [first] = waiting(workload);
+  const changed = machineConfig(SLEEP, { env: { CHANGED: 'yes' } });
+  await workload.prepare({ ...PREPARED, config: changed });
+  const [second] = waiting(workload);
+  assert.notEqual(second, first);
+  assert.equal(waiting(workload).includes(first!), false, 'the other one is gone');
+  process.kill(second!, 'SIGKILL');
+  await until(() => waiting(workload).length === 0);
+  await start(workload, changed);
+  assert.equal((await run(workload, 'echo $CHANGED')).stdout, 'yes\n');
+  await workload.stop();
+
+  await workload.prepare({ ...PREPARED, config: machineConfig(SLEEP) });
+  const [third] = waiting(workload);
+  await start(workload, changed);
+  assert.notEqual(workload.initPid, third);
+  assert.equal((await run(workload, 'echo $CHANGED')).stdout, 'yes\n');
+});
+
+test('a prepared jail ends with a stop and leaves nothing; one that cannot be made says why', {
+  skip,
+}, async (t) => {
+  const { workload } = testWorkload(t);
+  await workload.prepare({ ...PREPARED, config: machineConfig(SLEEP) });
+  await workload.stop();
+  await workload.close();
+  assert.deepEqual(waiting(workload), []);
+  for (const folder of workload.cgroup.folders) assert.equal(existsSync(folder), false, folder);
+  assert.equal(workload.status, null);
+
+  const bad = machineConfig(SLEEP, { user: 'no-such-user' });
+  await assert.rejects(workload.prepare({ ...PREPARED, config: bad }), (error) =>
+    isGodwitError(error, 'MACHINE_UNKNOWN_USER'),
+  );
+  const config = machineConfig(SLEEP, { workingDirectory: '/no/such/folder' });
+  await workload.prepare({ ...PREPARED, config });
+  await assert.rejects(start(workload, config), (error) => isGodwitError(error, 'MACHINE_START_FAILED'));
+  assert.deepEqual(waiting(workload), []);
 });

@@ -54,6 +54,18 @@ export type WorkloadOptions = {
   onChange: () => void;
 };
 
+type Subject = { machineId: string; name: string; config: MachineConfig };
+
+/** All that makes a jail what it is. */
+type Recipe = {
+  jailDir: string;
+  account: Account;
+  environment: Record<string, string>;
+  fstab: { overlay: string; bind: string };
+  /** Of `unshare`. */
+  args: string[];
+};
+
 /** What runs now and all that was worked out for it. */
 type Run = {
   process: JailProcess;
@@ -71,8 +83,10 @@ export class Workload {
   readonly cgroup: Cgroup;
   readonly #options: WorkloadOptions;
   readonly #log: LogWriter;
-  #subject: { machineId: string; name: string; config: MachineConfig } | undefined;
+  #subject: Subject | undefined;
   #run: Run | undefined;
+  /** A jail that waits for its command. `key`: what it was made for. */
+  #prepared: { key: string; jail: JailProcess } | undefined;
   #status: WorkloadStatus | null = null;
   #restartsInRow = 0;
   #cancelRestart: (() => void) | undefined;
@@ -112,11 +126,7 @@ export class Workload {
    * Starts the machine; answers at once when it runs already. Rejects `MACHINE_START_FAILED`, `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
    * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
    */
-  start(subject: {
-    machineId: string;
-    name: string;
-    config: MachineConfig;
-  }): Promise<{ startedAtMs: number }> {
+  start(subject: Subject): Promise<{ startedAtMs: number }> {
     return this.#exclusively(async () => {
       if (this.#wanted && this.#subject !== undefined) {
         if (this.#subject.machineId === subject.machineId && this.#status !== null) {
@@ -131,17 +141,25 @@ export class Workload {
       }
       this.#subject = subject;
       this.#restartsInRow = 0;
-      const { resources } = subject.config;
-      await this.cgroup.killAll(KILL_TIMEOUT_MS);
-      await this.cgroup.remove();
       try {
-        await this.cgroup.create(resources);
+        const recipe = this.#recipe(subject);
+        const prepared = this.#takePrepared(keyOf(subject, recipe));
         this.#status = freshStatus(subject.machineId, this.#options.clock.wallMs());
-        await this.#launch();
+        // A jail that stood by may be dying just now: then, too, another one is made.
+        const launched =
+          prepared !== undefined &&
+          (await this.#launch(recipe, prepared).then(
+            () => true,
+            () => false,
+          ));
+        if (!launched) {
+          await this.#discardPrepared();
+          await this.#launch(recipe, await this.#makeJail(subject, recipe));
+        }
       } catch (error) {
         this.#status = { ...freshStatus(subject.machineId, this.#options.clock.wallMs()), state: 'failed' };
         this.#note(`could not be started: ${messageOf(error)}`);
-        await this.cgroup.killAll(KILL_TIMEOUT_MS);
+        await this.#discardPrepared();
         await this.cgroup.remove();
         this.#changed();
         throw error;
@@ -149,6 +167,29 @@ export class Workload {
       this.#wanted = true;
       this.#changed();
       return { startedAtMs: this.#status.startedAtMs ?? 0 };
+    });
+  }
+
+  /**
+   * Makes the jail of a machine that is to be started here soon; `start` makes another one when something about it has changed by then, or it
+   * has died. Ends with `stop`, and with this process. Rejects as `start` does; nothing is left then.
+   */
+  prepare(subject: Subject): Promise<void> {
+    return this.#exclusively(async () => {
+      if (this.#wanted) return;
+      const recipe = this.#recipe(subject);
+      const key = keyOf(subject, recipe);
+      if (this.#prepared?.key === key && this.#prepared.jail.running) return;
+      await this.#discardPrepared();
+      try {
+        const jail = await this.#makeJail(subject, recipe);
+        this.#prepared = { key, jail };
+        await this.#inTime(jail, jail.built());
+      } catch (error) {
+        await this.#discardPrepared();
+        await this.cgroup.remove();
+        throw error;
+      }
     });
   }
 
@@ -173,6 +214,7 @@ export class Workload {
       this.#cancelRestart = undefined;
       const run = this.#run;
       let killed = false;
+      if (this.#prepared !== undefined) await this.#discardPrepared();
       if (run !== undefined) {
         // The monitor goes first, but is not waited for: its probe may hang in the machine and ends with it.
         const monitorEnded = run.monitor?.stop();
@@ -266,9 +308,8 @@ export class Workload {
     await this.#exclusively(() => this.#log.close());
   }
 
-  async #launch(): Promise<void> {
-    const { runtimeDir, tools, clock } = this.#options;
-    const subject = this.#subject!;
+  #recipe(subject: Subject): Recipe {
+    const { runtimeDir, tools } = this.#options;
     const { config } = subject;
     const hostname = hostnameOf(subject.name);
     const account = readAccount(config.user);
@@ -291,13 +332,58 @@ export class Workload {
             },
       cgroupProcs: this.cgroup.procsFiles,
     };
-    await mkdir(plan.jailDir, { recursive: true });
-    await writeFile(`${plan.jailDir}.fstab.overlay`, jailFstab(plan, 'overlay'));
-    await writeFile(`${plan.jailDir}.fstab.bind`, jailFstab(plan, 'bind'));
-    const args = jailArguments(plan, tools, account, environment, config.command);
-    const jail = new JailProcess(tools.unshare, args, this.#log);
-    if (!(await this.#within(LAUNCH_TIMEOUT_MS, jail.started()))) jail.killOuter();
-    const notes = await jail.started();
+    return {
+      jailDir: plan.jailDir,
+      account,
+      environment,
+      fstab: { overlay: jailFstab(plan, 'overlay'), bind: jailFstab(plan, 'bind') },
+      args: jailArguments(plan, tools, account, environment, config.command),
+    };
+  }
+
+  /** Begins a jail in a cgroup of its own. */
+  async #makeJail(subject: Subject, recipe: Recipe): Promise<JailProcess> {
+    await this.cgroup.killAll(KILL_TIMEOUT_MS);
+    await this.cgroup.remove();
+    await this.cgroup.create(subject.config.resources);
+    return this.#spawnJail(recipe);
+  }
+
+  async #spawnJail({ jailDir, fstab, args }: Recipe): Promise<JailProcess> {
+    await mkdir(jailDir, { recursive: true });
+    await writeFile(`${jailDir}.fstab.overlay`, fstab.overlay);
+    await writeFile(`${jailDir}.fstab.bind`, fstab.bind);
+    return new JailProcess(this.#options.tools.unshare, args, this.#log);
+  }
+
+  #takePrepared(key: string): JailProcess | undefined {
+    const prepared = this.#prepared;
+    if (prepared?.key !== key || !prepared.jail.running) return undefined;
+    this.#prepared = undefined;
+    return prepared.jail;
+  }
+
+  async #discardPrepared(): Promise<void> {
+    const jail = this.#prepared?.jail;
+    this.#prepared = undefined;
+    jail?.killOuter();
+    await this.cgroup.killAll(KILL_TIMEOUT_MS);
+    await jail?.exited;
+  }
+
+  /** Kills a jail that a device holds up; the promise then rejects. */
+  async #inTime<T>(jail: JailProcess, promise: Promise<T>): Promise<T> {
+    if (!(await this.#within(LAUNCH_TIMEOUT_MS, promise))) jail.killOuter();
+    return promise;
+  }
+
+  /** Executes the command in its jail. */
+  async #launch(recipe: Recipe, jail: JailProcess): Promise<void> {
+    const { tools, clock } = this.#options;
+    const { config } = this.#subject!;
+    const { account, environment } = recipe;
+    jail.go();
+    const notes = await this.#inTime(jail, jail.started());
     for (const note of notes) this.#note(note);
     if (tools.tini === null)
       this.#note('tini is not installed: the command is PID 1 and ignores unhandled signals');
@@ -367,7 +453,8 @@ export class Workload {
         if (!this.#wanted || this.#run !== undefined) return;
         this.#status = { ...this.#status!, restarts: this.#status!.restarts + 1 };
         try {
-          await this.#launch();
+          const recipe = this.#recipe(this.#subject!);
+          await this.#launch(recipe, await this.#spawnJail(recipe));
         } catch (error) {
           // What failed once may work later (no memory, no pids): the policy decides as for a bad end.
           this.#note(`could not be started: ${messageOf(error)}`);
@@ -476,6 +563,11 @@ export function cutForJson(text: string, bytesMax: number): string {
     cut = cut.slice(0, Math.floor((cut.length * bytesMax) / size) - 1);
   }
   return cut;
+}
+
+/** The same for two starts that a jail made for one of them serves as well for the other. */
+function keyOf(subject: Subject, recipe: Recipe): string {
+  return JSON.stringify([subject.machineId, subject.config.resources, recipe.args, recipe.fstab]);
 }
 
 function jsonBytes(text: string): number {

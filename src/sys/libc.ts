@@ -48,7 +48,7 @@ export function errnoOf(error: unknown): string | undefined {
 export function callAsync(
   call: string,
   native: NativeFunction,
-  args: readonly (number | bigint)[],
+  args: readonly (number | bigint | string | null)[],
   values: ErrorValues = {},
 ): Promise<void> {
   return new Promise((resolve, reject) => {

@@ -1,10 +1,15 @@
-import { libc } from './libc.ts';
+import { callAsync, libc } from './libc.ts';
 
 const umount2 = libc.func('umount2', 'int', ['str', 'int']);
 
 /** include/linux/fs.h */
 const MNT_DETACH = 2;
 const UMOUNT_NOFOLLOW = 8;
+
+/** umount2(2) in the thread pool, as patient as the device under the filesystem. Rejects `SYS_CALL_FAILED`. */
+export function mustUnmount(path: string): Promise<void> {
+  return callAsync('umount2', umount2, [path, UMOUNT_NOFOLLOW], { path });
+}
 
 /**
  * umount2(2) in the thread pool. `lazy`: out of the tree now, gone when the last user leaves. Unlike umount(8) it never looks into the mount, which

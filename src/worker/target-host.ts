@@ -5,6 +5,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkHostCanRun } from '../machine/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
+import type { ShimOps } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
@@ -98,7 +99,9 @@ export class TargetHost implements TargetSide {
       claimedBy: request.runId,
     };
     await machines.adopt(record);
-    await this.#attached(request, 'standby');
+    const client = await this.#attached(request, 'standby');
+    // The jail stands by too; and one that cannot be made here is better known before the machine stops there.
+    if (request.startMachine) await client.call('workload.prepare', workloadOf(request));
   }
 
   async warm(request: PrepareRequest, heat: HeatHint): Promise<void> {
@@ -135,11 +138,7 @@ export class TargetHost implements TargetSide {
     if (request.startMachine && filesystem !== 'none') await client.call('fs.mount', { filesystem });
     onMounted();
     if (!request.startMachine) return;
-    await client.call('workload.start', {
-      machineId: request.machineId,
-      name: request.machineName,
-      config: request.config,
-    });
+    await client.call('workload.start', workloadOf(request));
   }
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
@@ -206,6 +205,10 @@ export class TargetHost implements TargetSide {
     }
     return client;
   }
+}
+
+function workloadOf(request: PrepareRequest): ShimOps['workload.start']['args'] {
+  return { machineId: request.machineId, name: request.machineName, config: request.config };
 }
 
 function volumeOf(request: PrepareRequest): NonNullable<PrepareRequest['volume']> {
