@@ -338,8 +338,8 @@ export class IscsiTarget {
       pool: this.#pool,
       parameters: outcome.parameters,
       unit: share === null ? null : { lun: share.lun, unit: share.unit },
+      port: `${names.initiatorName},i,0x${outcome.isid.toString('hex')}`,
       sendTargets: (which) => this.#sendTargets(which, names),
-      resetOthers: () => this.#resetOthers(share, key),
       expCmdSn: wiring.expCmdSn,
       statSn: wiring.statSn,
       cid: outcome.cid,
@@ -371,12 +371,6 @@ export class IscsiTarget {
     const done = await Promise.race([gone, timeout]);
     cancel();
     return done;
-  }
-
-  async #resetOthers(share: TargetExport | null, key: string): Promise<void> {
-    if (share === null) return;
-    const others = this.#sessionsOf(share).filter((record) => record.key !== key);
-    await Promise.all(others.map((record) => record.session.resetByOther()));
   }
 
   /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. */

@@ -3,10 +3,12 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { MemoryDevice } from '../../block/memory-device.ts';
 import { decodeCommand, OPERATION } from './command.ts';
-import { LogicalUnit, type Plan, planForNoUnit } from './logical-unit.ts';
+import { LogicalUnit, Nexus, planForNoUnit } from './logical-unit.ts';
+import type { Plan } from './plan.ts';
 import { decodeSense, encodeSense, SENSE } from './sense.ts';
 
 const BLOCKS = 2048;
+const NEXUS = new Nexus({ port: 'iqn.x,i,0x1', abortTasks: async () => {}, end: () => {} });
 
 function unit(readOnly: boolean): LogicalUnit {
   return new LogicalUnit({
@@ -21,7 +23,7 @@ function unit(readOnly: boolean): LogicalUnit {
 function plan(it: LogicalUnit, ...bytes: number[]): Plan {
   const cdb = Buffer.alloc(16);
   cdb.set(bytes);
-  return it.plan(decodeCommand(cdb));
+  return it.plan(decodeCommand(cdb), NEXUS);
 }
 
 const read10 = (lba: number, blocks: number): number[] => [
@@ -142,8 +144,8 @@ test('any 16 bytes come to a plan, also where there is no unit', () => {
           cdb[0] = first;
           const command = decodeCommand(cdb);
           for (const it of units) {
-            const { kind } = it.plan(command);
-            if (kind === 'write' || kind === 'take') assert.equal(it.readOnly, false);
+            const { kind } = it.plan(command, NEXUS);
+            if (kind === 'write') assert.equal(it.readOnly, false);
           }
           planForNoUnit(command);
         }
