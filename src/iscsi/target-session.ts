@@ -594,7 +594,11 @@ export class TargetSession implements PduSink {
       throw protocolError('data out of order', { offset: pdu.bufferOffset, expected: task.receivedBytes });
     }
     if (pdu.dataSn !== task.dataSn) {
-      throw protocolError('data PDU is missing', { dataSn: pdu.dataSn, expected: task.dataSn });
+      // A data PDU is missing (RFC 7143 section 7.8). What is left of the sequence is swallowed, then the command fails.
+      task.plan = refuse('protocolServiceCrcError');
+      task.state = 'swallowing';
+      if (pdu.final) this.#start(task);
+      return;
     }
     task.dataSn += 1;
     const end = task.receivedBytes + data.length;
@@ -797,7 +801,7 @@ export class TargetSession implements PduSink {
       case TASK_FUNCTION.logicalUnitReset:
       case TASK_FUNCTION.targetWarmReset:
       case TASK_FUNCTION.targetColdReset:
-        void (this.#unit?.reset(this.#nexus) ?? Promise.resolve()).then(() => {
+        void (this.#unit?.reset() ?? Promise.resolve()).then(() => {
           respond(TASK_RESPONSE.complete);
           // RFC 7143 section 11.5.1: a cold reset ends every session, this one included.
           if (pdu.function === TASK_FUNCTION.targetColdReset) this.#unit?.endAll('target cold reset');

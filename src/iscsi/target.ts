@@ -37,6 +37,8 @@ export type ExportOptions = {
   generation: number;
   /** Default true. */
   readOnly?: boolean;
+  /** What the device below writes at once, a power of two. Default 4096. */
+  physicalBlockBytes?: number;
   /** Logins work, and everything that touches the medium waits for `open`. Default false. */
   standby?: boolean;
 };
@@ -76,6 +78,7 @@ export class TargetExport {
       serial: options.serial,
       targetIqn: options.targetIqn,
       transferBytesMax,
+      ...(options.physicalBlockBytes === undefined ? {} : { physicalBlockBytes: options.physicalBlockBytes }),
     });
     this.unit.standby = options.standby ?? false;
   }

@@ -1,4 +1,4 @@
-import type { BlockDevice } from '../../block/block-device.ts';
+import { BLOCK_BYTES, type BlockDevice } from '../../block/block-device.ts';
 import { BYTE_CHECK, type Command } from './command.ts';
 import { type BlockLimits, type LogicalUnitIdentity, standardInquiry, vitalProductData } from './inquiry.ts';
 import { Medium, type Range } from './medium.ts';
@@ -9,8 +9,7 @@ import { type Access, OUT_PARAMETERS_BYTES, Reservations } from './reservations.
 import { encodeSense, SENSE, type Sense, type SenseFormat, STATUS } from './sense.ts';
 
 /**
- * A block device as a SCSI logical unit (SPC-4, SBC-3). The logical block is the device's block; the physical block is
- * reported as at least 4 KiB.
+ * A block device as a SCSI logical unit (SPC-4, SBC-3). The logical block is the device's block.
  *
  * `plan` decides what a command comes to, without I/O.
  */
@@ -19,6 +18,8 @@ export type LogicalUnitOptions = LogicalUnitIdentity & {
   readOnly: boolean;
   /** Largest READ or WRITE, in bytes. */
   transferBytesMax: number;
+  /** What the device below writes at once; a power of two. Default 4096. Never less than its block. */
+  physicalBlockBytes?: number;
 };
 
 /** One initiator port at the unit (SAM-5: an I_T nexus), from login to the end of its session. */
@@ -44,9 +45,8 @@ export class Nexus {
 
 const UNMAP_BYTES_MAX = 2 ** 29;
 const UNMAP_DESCRIPTORS_MAX = 256;
-const WRITE_SAME_BYTES_MAX = 32 * 2 ** 20;
+const WRITE_SAME_BYTES_MAX = 16 * 2 ** 20;
 const COMPARE_AND_WRITE_BLOCKS_MAX = 255;
-const PHYSICAL_BLOCK_BYTES = 4096;
 /** PERSISTENT RESERVE OUT may say any length; it is refused above this without being taken. */
 const PARAMETER_BYTES_MAX = 64 * 1024;
 
@@ -78,7 +78,7 @@ export class LogicalUnit {
     this.#limits = {
       transferBlocksMax: options.transferBytesMax / this.blockBytes,
       transferBlocksOptimal: Math.min(options.transferBytesMax, 2 ** 20) / this.blockBytes,
-      granularityBlocks: Math.max(1, PHYSICAL_BLOCK_BYTES / this.blockBytes),
+      granularityBlocks: Math.max(1, (options.physicalBlockBytes ?? BLOCK_BYTES) / this.blockBytes),
       unmapBlocksMax: UNMAP_BYTES_MAX / this.blockBytes,
       unmapDescriptorsMax: UNMAP_DESCRIPTORS_MAX,
       writeSameBlocksMax: WRITE_SAME_BYTES_MAX / this.blockBytes,
@@ -103,11 +103,11 @@ export class LogicalUnit {
   }
 
   /** LOGICAL UNIT RESET and target resets (SAM-5 section 6.3.2). Resolves when no command of anybody is under way. */
-  async reset(by: Nexus): Promise<void> {
+  async reset(): Promise<void> {
     this.#reservations.reset();
     this.#mode = { ...MODE_DEFAULTS };
     this.#stopped = false;
-    for (const nexus of this.#nexuses) if (nexus !== by) nexus.raise(SENSE.resetOccurred);
+    for (const nexus of this.#nexuses) nexus.raise(SENSE.resetOccurred);
     await Promise.all([...this.#nexuses].map((nexus) => nexus.abortTasks()));
   }
 

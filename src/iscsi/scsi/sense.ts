@@ -64,6 +64,7 @@ export const SENSE = {
   writeProtected: { key: SENSE_KEY.dataProtect, asc: 0x2700 },
   softwareWriteProtected: { key: SENSE_KEY.dataProtect, asc: 0x2702 },
   spaceAllocationFailed: { key: SENSE_KEY.dataProtect, asc: 0x2707 },
+  protocolServiceCrcError: { key: SENSE_KEY.abortedCommand, asc: 0x4705 },
   miscompare: { key: SENSE_KEY.miscompare, asc: 0x1d00 },
 } as const satisfies Record<string, Sense>;
 
