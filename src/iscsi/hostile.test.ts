@@ -258,7 +258,14 @@ test('any command with any data: a result, and the device is never asked for wha
   };
   const units = [false, true].map(
     (readOnly) =>
-      new LogicalUnit({ device, readOnly, serial: 's', targetIqn: TARGET_IQN, transferBytesMax: 256 * 1024 }),
+      new LogicalUnit({
+        device,
+        readOnly,
+        serial: 's',
+        targetIqn: TARGET_IQN,
+        transferBytesMax: 256 * 1024,
+        monotonicMs: () => 0,
+      }),
   );
   const nexuses = ['a', 'b'].map(
     (name) => new Nexus({ port: `iqn.x:${name},i,0x1`, abortTasks: async () => {}, end: () => {} }),

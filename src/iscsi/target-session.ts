@@ -641,7 +641,12 @@ export class TargetSession implements PduSink {
     const { medium, blockBytes } = this.#unit!;
     // An initiator that sends less than it asked to write gets the whole blocks written that came.
     const bytes = Math.floor(task.transferBytes / blockBytes) * blockBytes;
-    this.#run(task, medium.write(plan.offsetBytes, task.buffer.subarray(0, bytes), plan.after));
+    const from = task.buffer.subarray(0, bytes);
+    if (plan.after === 'nothing' && bytes > 0 && medium.writeNow(plan.offsetBytes, from)) {
+      this.#sendStatus(task, STATUS.good);
+      return;
+    }
+    this.#run(task, medium.write(plan.offsetBytes, from, plan.after));
   }
 
   // --- answers -------------------------------------------------------------------------------------------------------

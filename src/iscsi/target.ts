@@ -67,7 +67,7 @@ export class TargetExport {
   readonly #target: ExportHost;
   readonly #grants = new Map<string, IscsiGrant>();
 
-  constructor(options: ExportOptions, target: ExportHost, transferBytesMax: number) {
+  constructor(options: ExportOptions, target: ExportHost, transferBytesMax: number, clock: Clock) {
     this.targetIqn = options.targetIqn;
     this.lun = options.lun ?? 0;
     this.generation = options.generation;
@@ -78,6 +78,7 @@ export class TargetExport {
       serial: options.serial,
       targetIqn: options.targetIqn,
       transferBytesMax,
+      monotonicMs: () => clock.monotonicMs(),
       ...(options.physicalBlockBytes === undefined ? {} : { physicalBlockBytes: options.physicalBlockBytes }),
     });
     this.unit.standby = options.standby ?? false;
@@ -217,6 +218,7 @@ export class IscsiTarget {
       options,
       { sessionsOf: (which) => this.#sessionsOf(which) },
       this.#limits.transferBytesMax,
+      this.#clock,
     );
     this.#exports.set(options.targetIqn, share);
     return share;

@@ -18,6 +18,8 @@ export type LogicalUnitOptions = LogicalUnitIdentity & {
   readOnly: boolean;
   /** Largest READ or WRITE, in bytes. */
   transferBytesMax: number;
+  /** For telling how long a write on the spot took. */
+  monotonicMs: () => number;
   /** What the device below writes at once; a power of two. Default 4096. Never less than its block. */
   physicalBlockBytes?: number;
 };
@@ -69,7 +71,7 @@ export class LogicalUnit {
 
   constructor(options: LogicalUnitOptions) {
     this.device = options.device;
-    this.medium = new Medium(options.device);
+    this.medium = new Medium(options.device, options.monotonicMs);
     this.readOnly = options.readOnly || !options.device.writable;
     this.blockBytes = options.device.blockBytes;
     this.blocks = Math.floor(options.device.lengthBytes / this.blockBytes);

@@ -11,6 +11,12 @@ const CHECK_CHUNK_BYTES = 2 ** 20;
 /** What PRE-FETCH reads; the rest of a longer range is left where it is. */
 const PREFETCH_BYTES_MAX = 8 * 2 ** 20;
 const LBA_STATUS_DESCRIPTORS_MAX = 2048;
+/** Writes up to here are done on the spot: the hop to another thread costs more than the copy. */
+const WRITE_NOW_BYTES_MAX = 32 * 1024;
+/** A write on the spot that took longer was made to wait by the kernel (dirty page limits, a busy journal) … */
+const WRITE_NOW_SLOW_MS = 2;
+/** … and so many after it go to the other thread, so that the other sessions are not held up again. */
+const WRITE_NOW_PAUSE = 1024;
 
 /**
  * What commands do to the device, once they are allowed to. Everything that changes it goes through one gate, for the commands that
@@ -19,9 +25,27 @@ const LBA_STATUS_DESCRIPTORS_MAX = 2048;
 export class Medium {
   readonly #device: BlockDevice;
   readonly #gate = new WriteGate();
+  readonly #monotonicMs: () => number;
+  /** Writes until the next one on the spot. */
+  #pause = 0;
 
-  constructor(device: BlockDevice) {
+  constructor(device: BlockDevice, monotonicMs: () => number) {
     this.#device = device;
+    this.#monotonicMs = monotonicMs;
+  }
+
+  /** A small write done at once. False: not done, call `write`. */
+  writeNow(offsetBytes: number, from: Buffer): boolean {
+    if (this.#device.writeNow === undefined || from.length > WRITE_NOW_BYTES_MAX || !this.#gate.open)
+      return false;
+    if (this.#pause > 0) {
+      this.#pause -= 1;
+      return false;
+    }
+    const startMs = this.#monotonicMs();
+    const done = this.#device.writeNow(offsetBytes, from);
+    if (!done || this.#monotonicMs() - startMs > WRITE_NOW_SLOW_MS) this.#pause = WRITE_NOW_PAUSE;
+    return done;
   }
 
   /** `from` is whole blocks. */

@@ -30,6 +30,7 @@ function isKnown(operation: number, serviceAction: number): boolean {
     serial: 's',
     targetIqn: 'iqn.x:t',
     transferBytesMax: 2 ** 20,
+    monotonicMs: () => 0,
   });
   const cdb = Buffer.alloc(16);
   cdb[0] = operation;

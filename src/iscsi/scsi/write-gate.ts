@@ -8,6 +8,11 @@ export class WriteGate {
   #alone = false;
   readonly #waiting: { alone: boolean; enter: () => void }[] = [];
 
+  /** True: a synchronous write needs no turn. */
+  get open(): boolean {
+    return !this.#alone && this.#waiting.length === 0;
+  }
+
   /** Many at once. */
   shared<T>(work: () => Promise<T>): Promise<T> {
     if (this.#alone || this.#waiting.length > 0) {
