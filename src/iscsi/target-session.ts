@@ -247,8 +247,9 @@ export class TargetSession implements PduSink {
     this.#ended = true;
     this.#cancelTimer?.();
     this.#writer.onDrain = null;
-    this.#unit?.leave(this.#nexus);
     await this.#abortAll();
+    // Not before: what it held by RESERVE(6) is free for others when none of its writes is under way.
+    this.#unit?.leave(this.#nexus);
   }
 
   // --- SCSI commands -------------------------------------------------------------------------------------------------
