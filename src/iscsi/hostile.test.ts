@@ -437,6 +437,17 @@ function mutate(corpus: readonly Buffer[], isid: number, mutations: readonly Mut
   return stream ?? Buffer.concat(parts);
 }
 
+/** The stream begins with the login of the corpus, whatever its ISID: one request, complete, with nothing changed that matters. */
+function isLogin(bytes: Buffer, loginBytes: number): boolean {
+  const header = bytes.subarray(0, 48);
+  return (
+    bytes.length >= loginBytes &&
+    header[0] === (OPCODE.loginRequest | pdus.IMMEDIATE) &&
+    header[4] === 0 &&
+    48 + Math.ceil(pdus.dataSegmentBytesOf(header) / 4) * 4 === loginBytes
+  );
+}
+
 /**
  * Sends all of it in pieces, takes whatever comes, and resolves when the connection is gone. What follows the login waits a little for the
  * answer, as a target may drop a peer that does not.
@@ -453,7 +464,10 @@ async function throwAt(
   socket.on('error', () => {});
   socket.on('data', () => {});
   socket.write(bytes.subarray(0, loginBytes));
-  await Promise.race([answered, closed, systemClock.sleep(5)]);
+  // A login that is whole gets an answer; what became of it otherwise, nobody knows.
+  await Promise.race(
+    isLogin(bytes, loginBytes) ? [answered, closed] : [answered, closed, systemClock.sleep(5)],
+  );
   for (let at = loginBytes; at < bytes.length; at += pieceBytes) {
     if (socket.destroyed) break;
     socket.write(bytes.subarray(at, at + pieceBytes));
@@ -522,9 +536,10 @@ test('a target that is shot at goes on serving, forgets every connection and hol
   assert.ok(servedMib > 1.02 * numRuns, 'many inputs get past the login');
   while (target.statistics().connections > 1) await new Promise((resolve) => setImmediate(resolve));
   assert.equal(share.sessions, 0);
-  // Unharmed, it takes the session as it was recorded.
-  const mended = await startInitiator(t, target.port, { chap: null });
-  await mended.read(0, Buffer.alloc(4096));
+  // The unit that was shot at may be stopped or reserved by now, as any logged-in initiator may do. The other one takes new sessions as before.
+  const another = await startInitiator(t, target.port, { targetIqn: canary.targetIqn, readOnly: true });
+  await another.read(0, into);
+  assert.ok(into.equals(content));
 });
 
 // --- grants ------------------------------------------------------------------------------------------------------------
