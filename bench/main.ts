@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, iscsi, iscsi-conformance
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -71,6 +71,16 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | MiB | of that anonymous | goal |\n|---|---|---|---|');
     say(`| idle | ${idle.resident} | ${idle.anonymous} | under 80 |`);
     say(`| a clone of 1 TiB, opened | ${clone.resident} | ${clone.anonymous} | under 100 |`);
+  },
+  async iscsi() {
+    const { benchIscsi, iscsiTable } = await import('./iscsi.ts');
+    say('## iSCSI target, against tgt (C) on the same file\n');
+    say(iscsiTable(await benchIscsi({ rounds: quick ? 1 : 5 })));
+  },
+  async 'iscsi-conformance'() {
+    const { conformanceTable, runConformance } = await import('./iscsi-conformance.ts');
+    say('## iSCSI conformance: iscsi-test-cu --dataloss, against tgt\n');
+    say(conformanceTable(await runConformance()));
   },
 };
 

@@ -35,6 +35,12 @@ export interface BlockDevice {
   readNow?(offsetBytes: number, into: Uint8Array): boolean;
 
   /**
+   * The same as `write`, done synchronously, where that is a copy into memory (page cache) most of the time; it may block when the kernel
+   * makes writers wait. False: nothing is known to be done, call `write`. For small writes of callers that watch how long it takes.
+   */
+  writeNow?(offsetBytes: number, from: Uint8Array): boolean;
+
+  /**
    * Which parts of the range hold data, in order, without gaps, adjacent extents of one kind merged, at most `limitExtents`; so the last
    * one may end before the range does. A hole reads as zeros. Devices that cannot tell leave the method out.
    */

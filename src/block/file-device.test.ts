@@ -179,3 +179,19 @@ test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', {
     execFileSync('umount', [folder], { timeout: 30_000 });
   }
 });
+
+test('writeNow writes what is read afterwards, and says no where write would reject', async (t) => {
+  const path = join(scratchDir(t), 'data.raw');
+  const device = await FileDevice.create(path, { lengthBytes: MIB });
+  assert.equal(device.writeNow(4096, new Uint8Array(512).fill(7)), true);
+  const block = Buffer.alloc(512);
+  await device.read(4096, block);
+  assert.ok(block.every((byte) => byte === 7));
+  assert.equal(device.writeNow(100, new Uint8Array(512)), false);
+  assert.equal(device.writeNow(MIB, new Uint8Array(512)), false);
+  await device.close();
+  assert.equal(device.writeNow(0, new Uint8Array(512)), false);
+  const readOnly = await FileDevice.open({ file: path, lengthBytes: MIB, writable: false });
+  assert.equal(readOnly.writeNow(0, new Uint8Array(512)), false);
+  await readOnly.close();
+});

@@ -1,4 +1,11 @@
-/** iSCSI (RFC 7143): a target that exports block devices, and an initiator that is one. */
+/** iSCSI (RFC 7143): a target that exports block devices, and an initiator that is one. `godwit/iscsi` for other programs. */
+export { type Clock, systemClock } from '../base/clock.ts';
+export { GodwitError, isGodwitError } from '../base/errors.ts';
+export { type Logger, silentLogger } from '../base/logger.ts';
+export { type Random, systemRandom } from '../base/random.ts';
+export type { BlockDevice, Extent } from '../block/block-device.ts';
+export { FileDevice } from '../block/file-device.ts';
+export { MemoryDevice } from '../block/memory-device.ts';
 export type { ChapAlgorithmName } from './chap.ts';
 export {
   type InitiatorOptions,

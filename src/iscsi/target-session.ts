@@ -42,8 +42,9 @@ import {
 import type { PduSink } from './pdu-parser.ts';
 import { INLINE_BYTES_MAX, type PduWriter } from './pdu-writer.ts';
 import { type Command, decodeCommand } from './scsi/command.ts';
-import { type LogicalUnit, type Plan, planForNoUnit, senseOf } from './scsi/logical-unit.ts';
-import { encodeSense, SENSE, type Sense, STATUS } from './scsi/sense.ts';
+import { type LogicalUnit, Nexus, planForNoUnit } from './scsi/logical-unit.ts';
+import { answer, DONE, deviceFailed, type Plan, type Result, refuse } from './scsi/plan.ts';
+import { encodeSense, type Sense, STATUS } from './scsi/sense.ts';
 import { serialAdd, serialDistance } from './serial-number.ts';
 import { formatTextKeys, parseTextKeys, type TextPair } from './text-keys.ts';
 
@@ -90,9 +91,9 @@ export type TargetSessionOptions = {
   parameters: SessionParameters;
   /** null: a discovery session, which has no logical unit. */
   unit: { lun: number; unit: LogicalUnit } | null;
+  /** SCSI name of the initiator port, as in scsi/reservations.ts. */
+  port: string;
   sendTargets: SendTargetsAnswer;
-  /** Resets the unit for all sessions but this one; resolves when their tasks are gone. */
-  resetOthers: () => Promise<void>;
   /** The next command's number and the next status number, as login left them. */
   expCmdSn: number;
   statSn: number;
@@ -105,13 +106,13 @@ export type TargetSessionOptions = {
 };
 
 const NOTHING = Buffer.alloc(0);
-const NO_PLAN: Plan = { kind: 'answer', data: NOTHING };
 
 export class TargetSession implements PduSink {
   readonly #writer: PduWriter;
   readonly #pool: BufferPool;
   readonly #parameters: SessionParameters;
   readonly #unit: LogicalUnit | null;
+  readonly #nexus: Nexus;
   readonly #lun: number;
   readonly #options: TargetSessionOptions;
   readonly #limits: TargetLimits;
@@ -130,7 +131,6 @@ export class TargetSession implements PduSink {
   #readBytesRunning = 0;
   #writeBytesHeld = 0;
   #nextTransferTag = 1;
-  #attention: Sense | null = null;
   #text: { parts: Buffer[]; bytes: number } = { parts: [], bytes: 0 };
   #textAnswer: { tag: number; rest: Buffer } | null = null;
   #ended = false;
@@ -148,6 +148,12 @@ export class TargetSession implements PduSink {
     this.#parameters = options.parameters;
     this.#unit = options.unit?.unit ?? null;
     this.#lun = options.unit?.lun ?? -1;
+    this.#nexus = new Nexus({
+      port: options.port,
+      abortTasks: () => this.#abortAll(),
+      end: (reason) => this.#end(reason),
+    });
+    this.#unit?.join(this.#nexus);
     this.#limits = options.limits;
     this.#expCmdSn = options.expCmdSn;
     this.#statSn = options.statSn;
@@ -219,12 +225,6 @@ export class TargetSession implements PduSink {
     for (const task of held) this.#start(task);
   }
 
-  /** Another session reset the unit. */
-  async resetByOther(): Promise<void> {
-    this.#attention = SENSE.resetOccurred;
-    await this.#abortAll();
-  }
-
   /** Tells the initiator that the session is over, and closes it. */
   drop(reason: string): void {
     if (this.#ended) return;
@@ -248,6 +248,8 @@ export class TargetSession implements PduSink {
     this.#cancelTimer?.();
     this.#writer.onDrain = null;
     await this.#abortAll();
+    // Not before: what it held by RESERVE(6) is free for others when none of its writes is under way.
+    this.#unit?.leave(this.#nexus);
   }
 
   // --- SCSI commands -------------------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ export class TargetSession implements PduSink {
       lun: pdu.lun,
       immediate: pdu.immediate,
       expectedBytes: pdu.expectedBytes,
-      plan: NO_PLAN,
+      plan: DONE,
       state: 'running',
       aborted: false,
       residualBytes: 0,
@@ -297,10 +299,7 @@ export class TargetSession implements PduSink {
     this.#tasks.set(task.initiatorTaskTag, task);
     if (pdu.immediate) this.#immediateTasks += 1;
     // An additional header is an extended CDB or a bidirectional read length; neither kind of command is supported.
-    task.plan =
-      ahs.length > 0
-        ? { kind: 'sense', sense: SENSE.invalidOpcode }
-        : this.#plan(pdu.lun, header.subarray(32, 48));
+    task.plan = ahs.length > 0 ? refuse('invalidOpcode') : this.#plan(pdu.lun, header.subarray(32, 48));
     this.#begin(task, pdu, data);
   }
 
@@ -308,28 +307,18 @@ export class TargetSession implements PduSink {
     const command = decodeCommand(cdb);
     if (command.kind === 'report-luns') return this.#reportLuns(command);
     if (lun !== this.#lun) return planForNoUnit(command);
-    if (this.#attention !== null && command.kind !== 'inquiry') {
-      const sense = this.#attention;
-      this.#attention = null;
-      if (command.kind === 'request-sense') {
-        const format = command.descriptor ? 'descriptor' : 'fixed';
-        return { kind: 'answer', data: encodeSense(sense, format).subarray(0, command.allocationBytes) };
-      }
-      return { kind: 'sense', sense };
-    }
-    return this.#unit!.plan(command);
+    return this.#unit!.plan(command, this.#nexus);
   }
 
   /** 0-3 list length, 8- one LUN of 8 bytes each. Well-known units (select 1): none. SPC-4 section 6.33. */
   #reportLuns(command: Command & { kind: 'report-luns' }): Plan {
-    if (command.select > 2 || command.allocationBytes < 16)
-      return { kind: 'sense', sense: SENSE.invalidFieldInCdb };
+    if (command.select > 2 || command.allocationBytes < 16) return refuse('invalidFieldInCdb');
     const bytes = Buffer.alloc(command.select === 1 ? 8 : 16);
     if (command.select !== 1) {
       bytes.writeUInt32BE(8, 0);
       bytes[this.#lun < 256 ? 9 : 8] = this.#lun;
     }
-    return { kind: 'answer', data: bytes.subarray(0, command.allocationBytes) };
+    return answer(bytes, command.allocationBytes);
   }
 
   /** Decides what moves, and what has to arrive before the task can start. */
@@ -373,7 +362,9 @@ export class TargetSession implements PduSink {
   #start(task: Task): void {
     const plan = task.plan;
     const touchesMedium =
-      plan.kind === 'read' || plan.kind === 'write' || (plan.kind === 'run' && plan.medium);
+      plan.kind === 'read' ||
+      plan.kind === 'write' ||
+      ((plan.kind === 'run' || plan.kind === 'take') && plan.medium);
     if (touchesMedium && this.#unit!.standby) {
       task.state = 'held';
       this.#held.push(task);
@@ -381,10 +372,9 @@ export class TargetSession implements PduSink {
     }
     switch (plan.kind) {
       case 'answer':
-        this.#sendAnswer(task, plan.data);
-        return;
       case 'sense':
-        this.#sendStatus(task, plan.sense);
+      case 'status':
+        this.#sendResult(task, plan);
         return;
       case 'read':
         if (this.#outputIsFull() || this.#waitingReads.length > 0) {
@@ -401,31 +391,29 @@ export class TargetSession implements PduSink {
         this.#run(task, plan.run());
         return;
       case 'take':
-        if (task.transferBytes < plan.lengthBytes) this.#sendStatus(task, SENSE.parameterListLength);
-        else if (task.residualBytes < 0) this.#sendStatus(task, SENSE.invalidFieldInCdb);
+        if (task.transferBytes < plan.lengthBytes) this.#sendResult(task, refuse('parameterListLength'));
+        else if (task.residualBytes < 0) this.#sendResult(task, refuse('invalidFieldInCdb'));
         else this.#run(task, plan.run(task.buffer));
         return;
     }
   }
 
-  #run(task: Task, work: Promise<Plan>): void {
+  #run(task: Task, work: Promise<Result>): void {
     task.state = 'running';
     void work
-      .catch((error): Plan => {
-        this.#options.logger.error({ error: messageOf(error) }, 'iSCSI: command failed');
-        return { kind: 'sense', sense: senseOf(error, 'write') };
-      })
+      .catch((error): Result => deviceFailed(error, 'write'))
       .then((result) => this.#settled(task, result));
   }
 
-  #settled(task: Task, result: Plan): void {
+  #settled(task: Task, result: Result): void {
     if (task.aborted || this.#ended) {
       this.#remove(task);
       return;
     }
-    assert(result.kind === 'answer' || result.kind === 'sense', 'a run ends in an answer');
-    if (result.kind === 'answer') this.#sendAnswer(task, result.data);
-    else this.#sendStatus(task, result.sense);
+    if (result.kind === 'sense' && result.cause !== undefined) {
+      this.#options.logger.error({ error: messageOf(result.cause) }, 'iSCSI: command failed');
+    }
+    this.#sendResult(task, result);
   }
 
   // --- reads ---------------------------------------------------------------------------------------------------------
@@ -447,7 +435,7 @@ export class TargetSession implements PduSink {
     const { device, blockBytes } = this.#unit!;
     const bytes = task.transferBytes;
     if (bytes === 0) {
-      this.#sendStatus(task, null);
+      this.#sendStatus(task, STATUS.good);
       return;
     }
     if (
@@ -512,7 +500,7 @@ export class TargetSession implements PduSink {
 
   #readFailed(task: Task, error: unknown): void {
     this.#options.logger.error({ error: messageOf(error) }, 'iSCSI: read failed');
-    this.#sendStatus(task, senseOf(error, 'read'));
+    this.#sendResult(task, deviceFailed(error, 'read'));
   }
 
   /** Sends a read as Data-In PDUs of at most the peer's segment size, in bursts; the last one carries the status. */
@@ -607,7 +595,11 @@ export class TargetSession implements PduSink {
       throw protocolError('data out of order', { offset: pdu.bufferOffset, expected: task.receivedBytes });
     }
     if (pdu.dataSn !== task.dataSn) {
-      throw protocolError('data PDU is missing', { dataSn: pdu.dataSn, expected: task.dataSn });
+      // A data PDU is missing (RFC 7143 section 7.8). What is left of the sequence is swallowed, then the command fails.
+      task.plan = refuse('protocolServiceCrcError');
+      task.state = 'swallowing';
+      if (pdu.final) this.#start(task);
+      return;
     }
     task.dataSn += 1;
     const end = task.receivedBytes + data.length;
@@ -647,42 +639,39 @@ export class TargetSession implements PduSink {
   }
 
   #write(task: Task, plan: Plan & { kind: 'write' }): void {
-    const { device, blockBytes } = this.#unit!;
+    const { medium, blockBytes } = this.#unit!;
     // An initiator that sends less than it asked to write gets the whole blocks written that came.
     const bytes = Math.floor(task.transferBytes / blockBytes) * blockBytes;
-    const write =
-      bytes === 0 ? Promise.resolve() : device.write(plan.offsetBytes, task.buffer.subarray(0, bytes));
-    const work = plan.flush ? write.then(() => device.flush()) : write;
-    this.#run(
-      task,
-      work.then(
-        () => NO_PLAN,
-        (error): Plan => {
-          this.#options.logger.error({ error: messageOf(error) }, 'iSCSI: write failed');
-          return { kind: 'sense', sense: senseOf(error, 'write') };
-        },
-      ),
-    );
+    const from = task.buffer.subarray(0, bytes);
+    if (plan.after === 'nothing' && bytes > 0 && medium.writeNow(plan.offsetBytes, from)) {
+      this.#sendStatus(task, STATUS.good);
+      return;
+    }
+    this.#run(task, medium.write(plan.offsetBytes, from, plan.after));
   }
 
   // --- answers -------------------------------------------------------------------------------------------------------
 
-  #sendAnswer(task: Task, data: Buffer): void {
-    if (data.length === 0) {
-      this.#sendStatus(task, null);
-      return;
+  #sendResult(task: Task, result: Result): void {
+    if (result.kind === 'sense') {
+      this.#sendStatus(task, STATUS.checkCondition, result.sense);
+    } else if (result.kind === 'status') {
+      this.#sendStatus(task, result.status);
+    } else if (result.data.length === 0) {
+      this.#sendStatus(task, STATUS.good);
+    } else {
+      task.residualBytes = result.data.length - task.expectedBytes;
+      task.transferBytes = Math.min(result.data.length, task.expectedBytes);
+      if (task.transferBytes === 0) this.#sendStatus(task, STATUS.good);
+      else this.#sendRead(task, result.data, null);
     }
-    task.residualBytes = data.length - task.expectedBytes;
-    task.transferBytes = Math.min(data.length, task.expectedBytes);
-    if (task.transferBytes === 0) this.#sendStatus(task, null);
-    else this.#sendRead(task, data, null);
   }
 
-  /** `sense` null: GOOD. */
-  #sendStatus(task: Task, sense: Sense | null): void {
+  #sendStatus(task: Task, status: number, sense: Sense | null = null): void {
     // Nothing moved in a command that failed or has no data.
-    if (sense !== null || task.transferBytes === 0) {
-      const wanted = sense === null ? Math.max(0, task.residualBytes + task.expectedBytes) : 0;
+    const failed = status !== STATUS.good && status !== STATUS.conditionMet;
+    if (failed || task.transferBytes === 0) {
+      const wanted = failed ? 0 : Math.max(0, task.residualBytes + task.expectedBytes);
       task.residualBytes = wanted - task.expectedBytes;
     }
     const dataSn = task.r2tSn;
@@ -690,7 +679,7 @@ export class TargetSession implements PduSink {
     encodeScsiResponse(this.#writer.begin(), {
       initiatorTaskTag: task.initiatorTaskTag,
       response: RESPONSE.commandCompleted,
-      status: sense === null ? STATUS.good : STATUS.checkCondition,
+      status,
       residualBytes: task.residualBytes,
       expDataSn: dataSn,
       ...this.#countersWithStatus(),
@@ -699,7 +688,7 @@ export class TargetSession implements PduSink {
       this.#writer.end();
       return;
     }
-    const bytes = encodeSense(sense);
+    const bytes = encodeSense(sense, this.#unit?.senseFormat);
     const segment = Buffer.alloc(2 + bytes.length);
     segment.writeUInt16BE(bytes.length, 0);
     segment.set(bytes, 2);
@@ -817,9 +806,12 @@ export class TargetSession implements PduSink {
         return;
       case TASK_FUNCTION.logicalUnitReset:
       case TASK_FUNCTION.targetWarmReset:
-        void Promise.all([this.#abortAll(), this.#options.resetOthers()]).then(() =>
-          respond(TASK_RESPONSE.complete),
-        );
+      case TASK_FUNCTION.targetColdReset:
+        void (this.#unit?.reset() ?? Promise.resolve()).then(() => {
+          respond(TASK_RESPONSE.complete);
+          // RFC 7143 section 11.5.1: a cold reset ends every session, this one included.
+          if (pdu.function === TASK_FUNCTION.targetColdReset) this.#unit?.endAll('target cold reset');
+        });
         return;
       case TASK_FUNCTION.taskReassign:
         respond(TASK_RESPONSE.reassignmentNotSupported);

@@ -24,6 +24,7 @@ import {
   decodeNopIn,
   decodeScsiResponse,
   decodeTaskManagementResponse,
+  encodeDataOut,
   encodeLoginRequest,
   encodeNopOut,
   encodeScsiCommand,
@@ -582,4 +583,75 @@ test('removing an export ends its sessions and frees its device', async (t) => {
   await lost;
   // The message of the target, or already the answer to the next attempt.
   assert.match(initiator.lastError!.code, /^ISCSI_(SESSION_OVER|LOGIN_REFUSED)$/);
+});
+
+test('a cold reset is answered and ends every session; the unit is free again', async (t) => {
+  const { target, share } = await startTarget(t, memory(), { grant: { chap: null } });
+  const first = new RawPeer(t, target.port);
+  first.login(NAMES);
+  assert.equal(await first.loginStatus(), LOGIN_STATUS.success);
+  const second = new RawPeer(t, target.port);
+  second.login(NAMES, { isid: '800000020000' });
+  assert.equal(await second.loginStatus(), LOGIN_STATUS.success);
+  first.send((header) =>
+    encodeTaskManagementRequest(header, {
+      immediate: true,
+      function: TASK_FUNCTION.targetColdReset,
+      lun: 0,
+      initiatorTaskTag: 1,
+      referencedTaskTag: 0xffffffff,
+      cmdSn: 100,
+      expStatSn: 1,
+      refCmdSn: 0,
+    }),
+  );
+  assert.equal(decodeTaskManagementResponse((await first.next())!.header).response, TASK_RESPONSE.complete);
+  await Promise.all([first.closed, second.closed]);
+  while (share.sessions > 0) await systemClock.sleep(1);
+  const third = new RawPeer(t, target.port);
+  third.login(NAMES);
+  assert.equal(await third.loginStatus(), LOGIN_STATUS.success);
+});
+
+test('a missing data PDU fails its command, and the session goes on', async (t) => {
+  const device = memory();
+  const { target } = await startTarget(t, device, { grant: { chap: null } });
+  const peer = new RawPeer(t, target.port);
+  peer.login(NAMES);
+  assert.equal(await peer.loginStatus(), LOGIN_STATUS.success);
+  const before = Buffer.alloc(512);
+  await device.read(0, before);
+  peer.send((header) => {
+    encodeScsiCommand(header, {
+      immediate: false,
+      final: true,
+      reads: false,
+      writes: true,
+      lun: 0,
+      initiatorTaskTag: 1,
+      expectedBytes: 512,
+      cmdSn: 100,
+      expStatSn: 1,
+    });
+    encodeReadWrite16(header.subarray(32), OPERATION.write16, 0, 1);
+  });
+  const ready = (await peer.next())!;
+  assert.equal(opcodeOf(ready.header), OPCODE.readyToTransfer);
+  peer.send(
+    (header) =>
+      encodeDataOut(header, {
+        final: true,
+        lun: 0,
+        initiatorTaskTag: 1,
+        targetTransferTag: ready.header.readUInt32BE(20),
+        expStatSn: 1,
+        dataSn: 1,
+        bufferOffset: 0,
+      }),
+    Buffer.alloc(512, 0xee),
+  );
+  const answer = (await peer.next())!;
+  assert.deepEqual(decodeSense(answer.data.subarray(2)), SENSE.protocolServiceCrcError);
+  peer.read(2, 101, 0, 1);
+  assert.deepEqual((await peer.next())!.data, before);
 });

@@ -39,6 +39,8 @@ export type ExportOptions = {
   generation: number;
   /** Default true. */
   readOnly?: boolean;
+  /** What the device below writes at once, a power of two. Default 4096. */
+  physicalBlockBytes?: number;
   /** Logins work, and everything that touches the medium waits for `open`. Default false. */
   standby?: boolean;
 };
@@ -67,7 +69,7 @@ export class TargetExport {
   readonly #target: ExportHost;
   readonly #grants = new Map<string, IscsiGrant>();
 
-  constructor(options: ExportOptions, target: ExportHost, transferBytesMax: number) {
+  constructor(options: ExportOptions, target: ExportHost, transferBytesMax: number, clock: Clock) {
     this.targetIqn = options.targetIqn;
     this.lun = options.lun ?? 0;
     this.generation = options.generation;
@@ -78,6 +80,8 @@ export class TargetExport {
       serial: options.serial,
       targetIqn: options.targetIqn,
       transferBytesMax,
+      monotonicMs: () => clock.monotonicMs(),
+      ...(options.physicalBlockBytes === undefined ? {} : { physicalBlockBytes: options.physicalBlockBytes }),
     });
     this.unit.standby = options.standby ?? false;
   }
@@ -224,6 +228,7 @@ export class IscsiTarget {
       options,
       { sessionsOf: (which) => this.#sessionsOf(which) },
       this.#limits.transferBytesMax,
+      this.#clock,
     );
     this.#exports.set(options.targetIqn, share);
     return share;
@@ -371,8 +376,8 @@ export class IscsiTarget {
       pool: this.#pool,
       parameters: outcome.parameters,
       unit: share === null ? null : { lun: share.lun, unit: share.unit },
+      port: `${names.initiatorName},i,0x${outcome.isid.toString('hex')}`,
       sendTargets: (which) => this.#sendTargets(which, names, localPort),
-      resetOthers: () => this.#resetOthers(share, key),
       expCmdSn: wiring.expCmdSn,
       statSn: wiring.statSn,
       cid: outcome.cid,
@@ -404,12 +409,6 @@ export class IscsiTarget {
     const done = await Promise.race([gone, timeout]);
     cancel();
     return done;
-  }
-
-  async #resetOthers(share: TargetExport | null, key: string): Promise<void> {
-    if (share === null) return;
-    const others = this.#sessionsOf(share).filter((record) => record.key !== key);
-    await Promise.all(others.map((record) => record.session.resetByOther()));
   }
 
   /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. The port is the one that was asked on. */

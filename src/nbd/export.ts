@@ -25,10 +25,10 @@ export type NbdExportOptions = {
   /** Of a clone: offers the metadata context `godwit:hydration`. */
   hydration?: HydrationExtents;
   /**
-   * The same as `write` of the device, done synchronously: for files in the page cache, where it saves two hops between threads. It holds up
-   * the process while the kernel throttles writers, so it is for processes that have nothing else to do. Throws as `write` rejects.
+   * Plain writes go through `writeNow` of the device, where it has that: for files in the page cache it saves two hops between threads. It holds
+   * up the process while the kernel throttles writers, so it is for processes that have nothing else to do. Default false.
    */
-  writeNow?: (offsetBytes: number, from: Uint8Array) => void;
+  writesNow?: boolean;
   /** `writeZeroes` of the device is faster than writing. Default: true for devices that tell their extents, because they make holes. */
   fastZeroes?: boolean;
 };
@@ -40,7 +40,7 @@ export class NbdExport {
   readonly device: BlockDevice;
   readonly readOnly: boolean;
   readonly hydration: HydrationExtents | null;
-  readonly writeNow: ((offsetBytes: number, from: Uint8Array) => void) | null;
+  readonly writesNow: boolean;
   readonly fastZeroes: boolean;
   /** Metadata contexts that it has; the place in the list is the identity on the wire. */
   readonly contexts: readonly string[];
@@ -51,7 +51,7 @@ export class NbdExport {
     this.device = options.device;
     this.readOnly = !options.device.writable || (options.readOnly ?? true);
     this.hydration = options.hydration ?? null;
-    this.writeNow = options.writeNow ?? null;
+    this.writesNow = options.writesNow ?? false;
     this.fastZeroes = options.fastZeroes ?? options.device.extents !== undefined;
     this.contexts = this.hydration === null ? [ALLOCATION_CONTEXT] : [ALLOCATION_CONTEXT, HYDRATION_CONTEXT];
   }

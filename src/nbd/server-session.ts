@@ -308,14 +308,9 @@ export class ServerSession implements RequestSink {
 
   /** The write of a device that need not wait, when it need not be durable. */
   #writeNow(request: Request, payload: Uint8Array, cost: number): boolean {
-    const { writeNow } = this.#agreement.export;
-    if (writeNow === null || (request.flags & COMMAND_FLAG.fua) !== 0) return false;
-    try {
-      writeNow(request.offsetBytes, payload);
-    } catch (error) {
-      this.#fail(request, this.#refusalOf(error), cost);
-      return true;
-    }
+    const { writesNow, device } = this.#agreement.export;
+    if (!writesNow || !device.writeNow || (request.flags & COMMAND_FLAG.fua) !== 0) return false;
+    if (!device.writeNow(request.offsetBytes, payload)) return false;
     this.statistics.bytesWritten += payload.length;
     this.#succeed(request, cost);
     return true;

@@ -1,25 +1,23 @@
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { execFile } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { promisify } from 'node:util';
-import { systemClock } from '../../src/base/clock.ts';
-import { messageOf } from '../../src/base/errors.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { startInitiator, startTarget, TARGET_IQN } from '../support/iscsi-pair.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { startTgt } from '../support/tgt.ts';
 
 /* Our target against other people's initiators, and our initiator against another target. */
 
 const MIB = 1024 * 1024;
 const LIBISCSI = 'iqn.2007-10.com.github:sahlberg:libiscsi:';
 const QEMU_ISCSI = '/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so';
+const QEMU_INITIATOR = 'iqn.2008-11.org.linux-kvm';
 const CHAP = { user: 'worker-2', secret: 'correct-horse' };
 
 async function run(program: string, ...args: string[]): Promise<string> {
@@ -77,7 +75,7 @@ test('qemu-img reads, compares and writes over iscsi:// with CHAP', {
   const device = await FileDevice.open({ file, lengthBytes: content.length });
   t.after(() => device.close());
   const { target } = await startTarget(t, device, {
-    grant: { initiatorIqn: 'iqn.2008-11.org.linux-kvm', chap: CHAP },
+    grant: { initiatorIqn: QEMU_INITIATOR, chap: CHAP },
   });
   const login = `${CHAP.user}%${CHAP.secret}@`;
   const from = url(target.port, login);
@@ -95,49 +93,72 @@ test('qemu-img reads, compares and writes over iscsi:// with CHAP', {
   );
 });
 
-async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as import('node:net').AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
-}
-
-/** Debian's tgtd with one unit of `lengthBytes` and CHAP, gone after the test. */
-async function startTgt(t: TestContext, file: string): Promise<number> {
-  const port = await freePort();
-  // Control sockets are numbered and global to the host; the port makes ours unlikely to be anybody else's.
-  const control = String(port & 0x7fff);
-  const daemon: ChildProcess = spawn(
-    findProgram('tgtd')!,
-    ['-f', '-C', control, '--iscsi', `portal=127.0.0.1:${port}`],
-    {
-      stdio: 'ignore',
-    },
-  );
-  t.after(async () => {
-    daemon.kill('SIGKILL');
-    if (daemon.exitCode === null && daemon.signalCode === null) await once(daemon, 'exit');
+test('iscsi-swp sets and clears software write protect', {
+  skip: requires('iscsi-swp', 'qemu-io'),
+}, async (t) => {
+  const { target, share } = await startTarget(t, new MemoryDevice({ lengthBytes: MIB }), {
+    grant: { initiatorIqn: `${LIBISCSI}iscsi-swp`, chap: null },
   });
-  const admin = (...args: string[]): Promise<string> =>
-    run('tgtadm', '-C', control, '--lld', 'iscsi', ...args);
-  for (let attempt = 0; ; attempt += 1) {
-    try {
-      await admin('--op', 'new', '--mode', 'target', '--tid', '1', '-T', TARGET_IQN);
-      break;
-    } catch (error) {
-      if (attempt === 50) throw new Error(`tgtd does not come up: ${messageOf(error)}`);
-      await systemClock.sleep(100);
-    }
-  }
-  await admin('--op', 'new', '--mode', 'logicalunit', '--tid', '1', '--lun', '1', '-b', file);
-  await admin('--op', 'bind', '--mode', 'target', '--tid', '1', '-I', 'ALL');
-  await admin('--op', 'new', '--mode', 'account', '--user', CHAP.user, '--password', CHAP.secret);
-  await admin('--op', 'bind', '--mode', 'account', '--tid', '1', '--user', CHAP.user);
-  return port;
-}
+  share.grant({ initiatorIqn: QEMU_INITIATOR, chap: null, generation: 3 });
+  const write = (): Promise<string> => run('qemu-io', '-f', 'raw', '-c', 'write 0 4k', url(target.port));
+  await run('iscsi-swp', '-s', 'on', url(target.port));
+  assert.match(await run('iscsi-swp', url(target.port)), /SWP:1/);
+  await assert.rejects(write(), /write.protected|read.only/i);
+  await run('iscsi-swp', '-s', 'off', url(target.port));
+  assert.match(await run('iscsi-swp', url(target.port)), /SWP:0/);
+  assert.match(await write(), /wrote 4096/);
+});
+
+test('qemu-io writes, zeroes and discards, and reads its patterns back', {
+  skip: requires('qemu-io', QEMU_ISCSI),
+}, async (t) => {
+  const device = new MemoryDevice({ lengthBytes: 32 * MIB });
+  const { target } = await startTarget(t, device, { grant: { initiatorIqn: QEMU_INITIATOR, chap: null } });
+  const commands = [
+    'write -P 0x11 0 4M',
+    'write -P 0x22 1M 512',
+    'aio_write -P 0x33 2M 1M',
+    'aio_write -P 0x44 8M 4M',
+    'aio_flush',
+    'flush',
+    'write -z 3M 64k',
+    'write -z -u 9M 1M',
+    'discard 10M 1M',
+    'writev -P 0x55 20M 4k 60k 1M',
+    'read -P 0x11 0 1M',
+    'read -P 0x22 1M 512',
+    'read -P 0x11 1049088 1047552',
+    'read -P 0x33 2M 1M',
+    'read -P 0 3M 64k',
+    'read -P 0x44 8M 1M',
+    'read -P 0 9M 2M',
+    'read -P 0x44 11M 1M',
+    'read -P 0x55 20M 1088k',
+    'read -P 0 22M 10M',
+  ];
+  const out = await run(
+    'qemu-io',
+    ...['-f', 'raw', '-d', 'unmap'],
+    ...commands.flatMap((command) => ['-c', command]),
+    url(target.port),
+  );
+  assert.doesNotMatch(out, /Pattern verification failed|error|failed/i);
+  assert.equal(out.match(/^read /gm)?.length, 10);
+  const block = Buffer.alloc(512);
+  await device.read(MIB, block);
+  assert.ok(block.every((byte) => byte === 0x22));
+});
+
+test('qemu-img bench reads and writes at depth', { skip: requires('qemu-img', QEMU_ISCSI) }, async (t) => {
+  const { target } = await startTarget(t, new MemoryDevice({ lengthBytes: 32 * MIB }), {
+    grant: { initiatorIqn: QEMU_INITIATOR, chap: null },
+  });
+  const bench = (...args: string[]): Promise<string> =>
+    run('qemu-img', 'bench', '-f', 'raw', '-t', 'none', ...args, url(target.port));
+  assert.match(await bench('-c', '2000', '-d', '16', '-s', '4096'), /Run completed/);
+  assert.match(await bench('-w', '-c', '2000', '-d', '64', '-s', '4096'), /Run completed/);
+  assert.match(await bench('-w', '-c', '64', '-d', '8', '-s', '1048576', '-S', '1048576'), /Run completed/);
+});
 
 for (const digests of [false, true]) {
   test(`our initiator against tgt with CHAP, digests ${digests ? 'on' : 'off'}`, {
@@ -146,7 +167,8 @@ for (const digests of [false, true]) {
     const file = join(scratchDir(t), 'unit.raw');
     const content = Buffer.from(seededRandom(12).bytes(16 * MIB));
     writeFileSync(file, content);
-    const port = await startTgt(t, file);
+    const { port, close } = await startTgt({ file, chap: CHAP });
+    t.after(close);
     // tgt knows MD5 under its number; it takes 7 for SHA-1, where IANA and everybody else mean SHA-256.
     const chap = { ...CHAP, algorithms: ['md5' as const] };
     const initiator = await startInitiator(t, port, { chap, lun: 1, digests });

@@ -1,4 +1,3 @@
-import { writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
@@ -26,11 +25,7 @@ server.addExport({
   name: '',
   device,
   readOnly: false,
-  writeNow: (offsetBytes, from) => {
-    for (let done = 0; done < from.length; ) {
-      done += writeSync(device.fileDescriptor, from, done, from.length - done, offsetBytes + done);
-    }
-  },
+  writesNow: true,
 });
 process.stdout.write(`${JSON.stringify(server.address)}\n`);
 process.once('SIGTERM', async () => {

@@ -10,25 +10,54 @@ export const OPERATION = {
   read6: 0x08,
   write6: 0x0a,
   inquiry: 0x12,
+  modeSelect6: 0x15,
+  reserve6: 0x16,
+  release6: 0x17,
   modeSense6: 0x1a,
+  startStopUnit: 0x1b,
+  preventAllowMediumRemoval: 0x1e,
   readCapacity10: 0x25,
   read10: 0x28,
   write10: 0x2a,
+  writeAndVerify10: 0x2e,
+  verify10: 0x2f,
+  prefetch10: 0x34,
   synchronizeCache10: 0x35,
   writeSame10: 0x41,
   unmap: 0x42,
+  modeSelect10: 0x55,
   modeSense10: 0x5a,
+  persistentReserveIn: 0x5e,
+  persistentReserveOut: 0x5f,
   read16: 0x88,
+  compareAndWrite: 0x89,
   write16: 0x8a,
+  orWrite16: 0x8b,
+  writeAndVerify16: 0x8e,
+  verify16: 0x8f,
+  prefetch16: 0x90,
   synchronizeCache16: 0x91,
   writeSame16: 0x93,
   serviceActionIn16: 0x9e,
   reportLuns: 0xa0,
+  maintenanceIn: 0xa3,
   read12: 0xa8,
   write12: 0xaa,
+  writeAndVerify12: 0xae,
+  verify12: 0xaf,
 } as const;
 
-export const SERVICE_ACTION = { readCapacity16: 0x10, getLbaStatus: 0x12 } as const;
+/** Of SERVICE ACTION IN(16) and MAINTENANCE IN. Those of PERSISTENT RESERVE IN and OUT are in reservations.ts. */
+export const SERVICE_ACTION = {
+  readCapacity16: 0x10,
+  getLbaStatus: 0x12,
+  reportSupportedOperationCodes: 0x0c,
+} as const;
+
+/** BYTCHK: against what the medium is checked. */
+export const BYTE_CHECK = { nothing: 0, data: 1, oneBlock: 3 } as const;
+
+type Transfer = { lba: number; blocks: number; protection: number };
 
 /** Counts are in logical blocks, `allocationBytes` is how much answer the initiator has room for. */
 export type Command =
@@ -45,23 +74,35 @@ export type Command =
       subpage: number;
       allocationBytes: number;
     }
+  | { kind: 'mode-select'; bytes: 6 | 10; pageFormat: boolean; save: boolean; parameterBytes: number }
+  | { kind: 'start-stop-unit'; powerCondition: number; noFlush: boolean; loadEject: boolean; start: boolean }
+  | { kind: 'prevent-allow'; prevent: number }
+  | { kind: 'reserve-6' }
+  | { kind: 'release-6' }
+  | { kind: 'persistent-reserve-in'; action: number; allocationBytes: number }
+  | { kind: 'persistent-reserve-out'; action: number; scope: number; type: number; parameterBytes: number }
+  | {
+      kind: 'report-supported-operation-codes';
+      timeouts: boolean;
+      options: number;
+      operation: number;
+      serviceAction: number;
+      allocationBytes: number;
+    }
   | { kind: 'read-capacity-10' }
   | { kind: 'read-capacity-16'; allocationBytes: number }
   | { kind: 'get-lba-status'; lba: number; allocationBytes: number }
   | { kind: 'report-luns'; select: number; allocationBytes: number }
-  | { kind: 'read'; lba: number; blocks: number; protection: number }
-  | { kind: 'write'; lba: number; blocks: number; protection: number; forceUnitAccess: boolean }
+  | ({ kind: 'read' } & Transfer)
+  | ({ kind: 'write'; forceUnitAccess: boolean } & Transfer)
+  | ({ kind: 'write-and-verify'; byteCheck: number } & Transfer)
+  | ({ kind: 'verify'; byteCheck: number } & Transfer)
+  | ({ kind: 'or-write'; forceUnitAccess: boolean } & Transfer)
+  | ({ kind: 'compare-and-write'; forceUnitAccess: boolean } & Transfer)
+  | { kind: 'prefetch'; lba: number; blocks: number; immediate: boolean }
   | { kind: 'synchronize-cache'; lba: number; blocks: number }
   | { kind: 'unmap'; anchor: boolean; parameterBytes: number }
-  | {
-      kind: 'write-same';
-      lba: number;
-      blocks: number;
-      protection: number;
-      anchor: boolean;
-      unmap: boolean;
-      noData: boolean;
-    }
+  | ({ kind: 'write-same'; anchor: boolean; unmap: boolean; noData: boolean } & Transfer)
   | { kind: 'unknown'; operation: number };
 
 /** Any 16 bytes give a command; the ones that we do not know give `unknown`. */
@@ -69,6 +110,18 @@ export function decodeCommand(cdb: Buffer): Command {
   const operation = cdb[0]!;
   const flags = cdb[1]!;
   switch (operation) {
+    case OPERATION.read10:
+      return { kind: 'read', ...transfer10(cdb) };
+    case OPERATION.read12:
+      return { kind: 'read', ...transfer12(cdb) };
+    case OPERATION.read16:
+      return { kind: 'read', ...transfer16(cdb) };
+    case OPERATION.write10:
+      return { kind: 'write', forceUnitAccess: (flags & 0x08) !== 0, ...transfer10(cdb) };
+    case OPERATION.write12:
+      return { kind: 'write', forceUnitAccess: (flags & 0x08) !== 0, ...transfer12(cdb) };
+    case OPERATION.write16:
+      return { kind: 'write', forceUnitAccess: (flags & 0x08) !== 0, ...transfer16(cdb) };
     case OPERATION.testUnitReady:
       return { kind: 'test-unit-ready' };
     case OPERATION.requestSense:
@@ -101,20 +154,88 @@ export function decodeCommand(cdb: Buffer): Command {
         subpage: cdb[3]!,
         allocationBytes: operation === OPERATION.modeSense6 ? cdb[4]! : cdb.readUInt16BE(7),
       };
+    case OPERATION.modeSelect6:
+    case OPERATION.modeSelect10:
+      return {
+        kind: 'mode-select',
+        bytes: operation === OPERATION.modeSelect6 ? 6 : 10,
+        pageFormat: (flags & 0x10) !== 0,
+        save: (flags & 0x01) !== 0,
+        parameterBytes: operation === OPERATION.modeSelect6 ? cdb[4]! : cdb.readUInt16BE(7),
+      };
+    case OPERATION.startStopUnit:
+      return {
+        kind: 'start-stop-unit',
+        powerCondition: cdb[4]! >>> 4,
+        noFlush: (cdb[4]! & 0x04) !== 0,
+        loadEject: (cdb[4]! & 0x02) !== 0,
+        start: (cdb[4]! & 0x01) !== 0,
+      };
+    case OPERATION.preventAllowMediumRemoval:
+      return { kind: 'prevent-allow', prevent: cdb[4]! & 0x03 };
+    case OPERATION.reserve6:
+      return { kind: 'reserve-6' };
+    case OPERATION.release6:
+      return { kind: 'release-6' };
+    case OPERATION.persistentReserveIn:
+      return { kind: 'persistent-reserve-in', action: flags & 0x1f, allocationBytes: cdb.readUInt16BE(7) };
+    case OPERATION.persistentReserveOut:
+      return {
+        kind: 'persistent-reserve-out',
+        action: flags & 0x1f,
+        scope: cdb[2]! >>> 4,
+        type: cdb[2]! & 0x0f,
+        parameterBytes: cdb.readUInt32BE(5),
+      };
+    case OPERATION.maintenanceIn:
+      if ((flags & 0x1f) !== SERVICE_ACTION.reportSupportedOperationCodes)
+        return { kind: 'unknown', operation };
+      return {
+        kind: 'report-supported-operation-codes',
+        timeouts: (cdb[2]! & 0x80) !== 0,
+        options: cdb[2]! & 0x07,
+        operation: cdb[3]!,
+        serviceAction: cdb.readUInt16BE(4),
+        allocationBytes: cdb.readUInt32BE(6),
+      };
     case OPERATION.readCapacity10:
       return { kind: 'read-capacity-10' };
-    case OPERATION.read10:
-      return read(cdb.readUInt32BE(2), cdb.readUInt16BE(7), flags);
-    case OPERATION.read12:
-      return read(cdb.readUInt32BE(2), cdb.readUInt32BE(6), flags);
-    case OPERATION.read16:
-      return read(lba64(cdb), cdb.readUInt32BE(10), flags);
-    case OPERATION.write10:
-      return write(cdb.readUInt32BE(2), cdb.readUInt16BE(7), flags);
-    case OPERATION.write12:
-      return write(cdb.readUInt32BE(2), cdb.readUInt32BE(6), flags);
-    case OPERATION.write16:
-      return write(lba64(cdb), cdb.readUInt32BE(10), flags);
+    case OPERATION.writeAndVerify10:
+      return { kind: 'write-and-verify', byteCheck: byteCheck(flags), ...transfer10(cdb) };
+    case OPERATION.writeAndVerify12:
+      return { kind: 'write-and-verify', byteCheck: byteCheck(flags), ...transfer12(cdb) };
+    case OPERATION.writeAndVerify16:
+      return { kind: 'write-and-verify', byteCheck: byteCheck(flags), ...transfer16(cdb) };
+    case OPERATION.verify10:
+      return { kind: 'verify', byteCheck: byteCheck(flags), ...transfer10(cdb) };
+    case OPERATION.verify12:
+      return { kind: 'verify', byteCheck: byteCheck(flags), ...transfer12(cdb) };
+    case OPERATION.verify16:
+      return { kind: 'verify', byteCheck: byteCheck(flags), ...transfer16(cdb) };
+    case OPERATION.orWrite16:
+      return { kind: 'or-write', forceUnitAccess: (flags & 0x08) !== 0, ...transfer16(cdb) };
+    case OPERATION.compareAndWrite:
+      return {
+        kind: 'compare-and-write',
+        forceUnitAccess: (flags & 0x08) !== 0,
+        lba: lba64(cdb),
+        blocks: cdb[13]!,
+        protection: flags >>> 5,
+      };
+    case OPERATION.prefetch10:
+      return {
+        kind: 'prefetch',
+        immediate: (flags & 0x02) !== 0,
+        lba: cdb.readUInt32BE(2),
+        blocks: cdb.readUInt16BE(7),
+      };
+    case OPERATION.prefetch16:
+      return {
+        kind: 'prefetch',
+        immediate: (flags & 0x02) !== 0,
+        lba: lba64(cdb),
+        blocks: cdb.readUInt32BE(10),
+      };
     case OPERATION.synchronizeCache10:
       return { kind: 'synchronize-cache', lba: cdb.readUInt32BE(2), blocks: cdb.readUInt16BE(7) };
     case OPERATION.synchronizeCache16:
@@ -122,9 +243,9 @@ export function decodeCommand(cdb: Buffer): Command {
     case OPERATION.unmap:
       return { kind: 'unmap', anchor: (flags & 1) !== 0, parameterBytes: cdb.readUInt16BE(7) };
     case OPERATION.writeSame10:
-      return writeSame(cdb.readUInt32BE(2), cdb.readUInt16BE(7), flags & ~1);
+      return writeSame(transfer10(cdb), flags & ~1);
     case OPERATION.writeSame16:
-      return writeSame(lba64(cdb), cdb.readUInt32BE(10), flags);
+      return writeSame(transfer16(cdb), flags);
     case OPERATION.serviceActionIn16:
       if ((flags & 0x1f) === SERVICE_ACTION.readCapacity16) {
         return { kind: 'read-capacity-16', allocationBytes: cdb.readUInt32BE(10) };
@@ -140,28 +261,26 @@ export function decodeCommand(cdb: Buffer): Command {
   }
 }
 
+function transfer10(cdb: Buffer): Transfer {
+  return { lba: cdb.readUInt32BE(2), blocks: cdb.readUInt16BE(7), protection: cdb[1]! >>> 5 };
+}
+function transfer12(cdb: Buffer): Transfer {
+  return { lba: cdb.readUInt32BE(2), blocks: cdb.readUInt32BE(6), protection: cdb[1]! >>> 5 };
+}
+function transfer16(cdb: Buffer): Transfer {
+  return { lba: lba64(cdb), blocks: cdb.readUInt32BE(10), protection: cdb[1]! >>> 5 };
+}
+function byteCheck(flags: number): number {
+  return (flags >>> 1) & 0x03;
+}
 /** Above 2^53 the value is rounded, which changes nothing: no device is as large. */
 function lba64(cdb: Buffer): number {
   return cdb.readUInt32BE(2) * 2 ** 32 + cdb.readUInt32BE(6);
 }
-function read(lba: number, blocks: number, flags: number): Command {
-  return { kind: 'read', lba, blocks, protection: flags >>> 5 };
-}
-function write(lba: number, blocks: number, flags: number): Command {
-  return {
-    kind: 'write',
-    lba,
-    blocks,
-    protection: flags >>> 5,
-    forceUnitAccess: (flags & 0x08) !== 0,
-  };
-}
-function writeSame(lba: number, blocks: number, flags: number): Command {
+function writeSame(transfer: Transfer, flags: number): Command {
   return {
     kind: 'write-same',
-    lba,
-    blocks,
-    protection: flags >>> 5,
+    ...transfer,
     anchor: (flags & 0x10) !== 0,
     unmap: (flags & 0x08) !== 0,
     noData: (flags & 0x01) !== 0,

@@ -17,6 +17,8 @@ export type BlockLimits = {
   unmapBlocksMax: number;
   unmapDescriptorsMax: number;
   writeSameBlocksMax: number;
+  /** At most 255. */
+  compareAndWriteBlocksMax: number;
   /** The device can tell holes from data, so that it is reported as thin. */
   thin: boolean;
 };
@@ -73,10 +75,11 @@ export function vitalProductData(
     case PAGE.identification:
       return framed(page, identification(identity));
     case PAGE.blockLimits: {
-      // 4 WSNZ  6 optimal granularity  8 max transfer  12 optimal transfer  20 max unmap  24 max unmap descriptors
+      // 4 WSNZ  5 max compare and write  6 optimal granularity  8 max transfer  12 optimal transfer  20 max unmap  24 max unmap descriptors
       // 28 optimal unmap granularity  32 UGAVALID, alignment  36 max write same length
       const bytes = Buffer.alloc(64);
       bytes[4] = 1;
+      bytes[5] = limits.compareAndWriteBlocksMax;
       bytes.writeUInt16BE(limits.granularityBlocks, 6);
       bytes.writeUInt32BE(limits.transferBlocksMax, 8);
       bytes.writeUInt32BE(limits.transferBlocksOptimal, 12);

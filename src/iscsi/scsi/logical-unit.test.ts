@@ -3,10 +3,12 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { MemoryDevice } from '../../block/memory-device.ts';
 import { decodeCommand, OPERATION } from './command.ts';
-import { LogicalUnit, type Plan, planForNoUnit } from './logical-unit.ts';
-import { decodeSense, encodeSense, SENSE } from './sense.ts';
+import { LogicalUnit, Nexus, planForNoUnit } from './logical-unit.ts';
+import type { Plan } from './plan.ts';
+import { decodeSense, encodeSense, SENSE, STATUS } from './sense.ts';
 
 const BLOCKS = 2048;
+const NEXUS = new Nexus({ port: 'iqn.x,i,0x1', abortTasks: async () => {}, end: () => {} });
 
 function unit(readOnly: boolean): LogicalUnit {
   return new LogicalUnit({
@@ -15,13 +17,14 @@ function unit(readOnly: boolean): LogicalUnit {
     serial: 'serial-1',
     targetIqn: 'iqn.2026-01.dev.godwit:x',
     transferBytesMax: 256 * 1024,
+    monotonicMs: () => 0,
   });
 }
 
 function plan(it: LogicalUnit, ...bytes: number[]): Plan {
   const cdb = Buffer.alloc(16);
   cdb.set(bytes);
-  return it.plan(decodeCommand(cdb));
+  return it.plan(decodeCommand(cdb), NEXUS);
 }
 
 const read10 = (lba: number, blocks: number): number[] => [
@@ -69,6 +72,11 @@ test('every command that changes the medium is refused on a read-only unit', () 
     [OPERATION.writeSame10, 0, 0, 0, 0, 0, 0, 0, 1],
     [OPERATION.writeSame16, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     [OPERATION.unmap, 0, 0, 0, 0, 0, 0, 0, 24],
+    [OPERATION.writeAndVerify10, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.writeAndVerify12, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.writeAndVerify16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.compareAndWrite, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [OPERATION.orWrite16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
   ]) {
     assert.deepEqual(
       plan(it, ...cdb),
@@ -142,8 +150,8 @@ test('any 16 bytes come to a plan, also where there is no unit', () => {
           cdb[0] = first;
           const command = decodeCommand(cdb);
           for (const it of units) {
-            const { kind } = it.plan(command);
-            if (kind === 'write' || kind === 'take') assert.equal(it.readOnly, false);
+            const { kind } = it.plan(command, NEXUS);
+            if (kind === 'write') assert.equal(it.readOnly, false);
           }
           planForNoUnit(command);
         }
@@ -171,4 +179,104 @@ test('sense goes there and back in both formats', () => {
   }
   assert.equal(decodeSense(new Uint8Array(0)), null);
   assert.equal(decodeSense(Uint8Array.of(0x70, 0, 5)), null);
+});
+
+// --- several initiators ------------------------------------------------------------------------------------------------
+
+function nexus(name: string, onAbort = () => {}): Nexus {
+  return new Nexus({ port: `iqn.x:${name},i,0x1`, abortTasks: async () => onAbort(), end: () => {} });
+}
+async function run(it: LogicalUnit, by: Nexus, cdb: number[], data: Buffer = Buffer.alloc(0)): Promise<Plan> {
+  const bytes = Buffer.alloc(16);
+  bytes.set(cdb);
+  const planned = it.plan(decodeCommand(bytes), by);
+  if (planned.kind === 'take') return planned.run(data);
+  return planned.kind === 'run' ? planned.run() : planned;
+}
+function keys(key: number, actionKey: number): Buffer {
+  const bytes = Buffer.alloc(24);
+  bytes[7] = key;
+  bytes[15] = actionKey;
+  return bytes;
+}
+const reserveOut = (action: number, type = 0): number[] => [
+  ...[OPERATION.persistentReserveOut, action, type, 0, 0],
+  ...[0, 0, 0, 24],
+];
+const CONFLICT = { kind: 'status', status: STATUS.reservationConflict };
+const READY = [OPERATION.testUnitReady];
+
+test('a reservation keeps the other initiator out, and preempting aborts it and tells it why', async () => {
+  const it = unit(false);
+  let aborted = 0;
+  const a = nexus('a', () => (aborted += 1));
+  const b = nexus('b');
+  it.join(a);
+  it.join(b);
+  assert.equal((await run(it, a, reserveOut(0), keys(0, 1))).kind, 'answer');
+  assert.equal((await run(it, a, reserveOut(1, 3), keys(1, 0))).kind, 'answer');
+  assert.deepEqual(await run(it, b, read10(0, 1)), CONFLICT);
+  assert.deepEqual(await run(it, b, [OPERATION.reserve6]), CONFLICT);
+  for (const allowed of [READY, [OPERATION.readCapacity10], [OPERATION.inquiry, 0, 0, 0, 36]]) {
+    assert.equal((await run(it, b, allowed)).kind, 'answer');
+  }
+  assert.equal((await run(it, a, read10(0, 1))).kind, 'read');
+  assert.equal((await run(it, b, reserveOut(0), keys(0, 2))).kind, 'answer');
+  assert.equal((await run(it, b, reserveOut(5, 1), keys(2, 1))).kind, 'answer');
+  assert.equal(aborted, 1);
+  assert.deepEqual(await run(it, a, READY), { kind: 'sense', sense: SENSE.registrationsPreempted });
+  assert.equal((await run(it, a, read10(0, 1))).kind, 'read');
+  assert.deepEqual(await run(it, a, [OPERATION.write10, 0, 0, 0, 0, 0, 0, 0, 1]), CONFLICT);
+});
+
+test('RESERVE(6) ends with the last session of its port', async () => {
+  const it = unit(false);
+  const a = nexus('a');
+  const again = nexus('a');
+  const b = nexus('b');
+  for (const each of [a, again, b]) it.join(each);
+  await run(it, a, [OPERATION.reserve6]);
+  assert.deepEqual(await run(it, b, READY), CONFLICT);
+  it.leave(a);
+  assert.deepEqual(await run(it, b, READY), CONFLICT);
+  it.leave(again);
+  assert.equal((await run(it, b, READY)).kind, 'answer');
+});
+
+test('what one initiator sets, the others are told; a reset undoes it, and everybody is told', async () => {
+  const it = unit(false);
+  const a = nexus('a');
+  const b = nexus('b');
+  it.join(a);
+  it.join(b);
+  const control = Buffer.from([0, 0, 0, 0, 0x0a, 10, 0x04, 0x10, 0x08, 0, 0, 0, 0, 0, 0, 0]);
+  assert.equal((await run(it, a, [OPERATION.modeSelect6, 0x10, 0, 0, 16], control)).kind, 'answer');
+  assert.equal(it.senseFormat, 'descriptor');
+  assert.deepEqual(await run(it, b, READY), { kind: 'sense', sense: SENSE.modeParametersChanged });
+  const write = [OPERATION.write10, 0, 0, 0, 0, 0, 0, 0, 1];
+  assert.deepEqual(await run(it, b, write), { kind: 'sense', sense: SENSE.softwareWriteProtected });
+  await it.reset();
+  assert.equal(it.senseFormat, 'fixed');
+  for (const each of [a, b]) {
+    // INQUIRY passes, REQUEST SENSE takes the attention as its data.
+    assert.equal((await run(it, each, [OPERATION.inquiry, 0, 0, 0, 36])).kind, 'answer');
+    const sense = await run(it, each, [OPERATION.requestSense, 0, 0, 0, 18]);
+    assert.ok(sense.kind === 'answer');
+    assert.deepEqual(decodeSense(sense.data), SENSE.resetOccurred);
+    assert.equal((await run(it, each, write)).kind, 'write');
+  }
+});
+
+test('a stopped unit is started again before it reads', async () => {
+  const it = unit(false);
+  assert.equal((await run(it, NEXUS, [OPERATION.startStopUnit, 0, 0, 0, 0])).kind, 'answer');
+  const stopped = { kind: 'sense', sense: SENSE.initializingCommandRequired };
+  assert.deepEqual(await run(it, NEXUS, READY), stopped);
+  assert.deepEqual(await run(it, NEXUS, read10(0, 1)), stopped);
+  assert.equal((await run(it, NEXUS, [OPERATION.startStopUnit, 0, 0, 0, 1])).kind, 'answer');
+  assert.equal((await run(it, NEXUS, read10(0, 1))).kind, 'read');
+  for (const flags of [0x02, 0x03, 0x10]) {
+    const refused = { kind: 'sense', sense: SENSE.invalidFieldInCdb };
+    assert.deepEqual(await run(it, NEXUS, [OPERATION.startStopUnit, 0, 0, 0, flags]), refused);
+  }
 });

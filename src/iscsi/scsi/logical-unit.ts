@@ -1,110 +1,197 @@
-import { isGodwitError, systemErrorCode } from '../../base/errors.ts';
-import type { BlockDevice, Extent } from '../../block/block-device.ts';
-import type { Command } from './command.ts';
+import { BLOCK_BYTES, type BlockDevice } from '../../block/block-device.ts';
+import { BYTE_CHECK, type Command } from './command.ts';
 import { type BlockLimits, type LogicalUnitIdentity, standardInquiry, vitalProductData } from './inquiry.ts';
-import { modeSense } from './mode.ts';
-import { encodeSense, SENSE, type Sense } from './sense.ts';
+import { Medium, type Range } from './medium.ts';
+import { MODE_DEFAULTS, type ModeSettings, modeSelect, modeSense } from './mode.ts';
+import { reportSupportedOperationCodes } from './operation-codes.ts';
+import { type AfterWrite, answer, DONE, type Plan, type Result, refuse } from './plan.ts';
+import { type Access, OUT_PARAMETERS_BYTES, Reservations } from './reservations.ts';
+import { encodeSense, SENSE, type Sense, type SenseFormat, STATUS } from './sense.ts';
 
 /**
- * A block device as a SCSI logical unit (SPC-4, SBC-3). The logical block is the device's block; the physical block is
- * reported as at least 4 KiB.
+ * A block device as a SCSI logical unit (SPC-4, SBC-3). The logical block is the device's block.
  *
- * `plan` decides what a command comes to, without I/O. Whoever owns the transport moves the data: reads into its own
- * buffers, writes out of them.
+ * `plan` decides what a command comes to, without I/O.
  */
-export type Plan =
-  /** Answer at once. */
-  | { kind: 'answer'; data: Buffer }
-  | { kind: 'sense'; sense: Sense }
-  /** Read the device and send it. */
-  | { kind: 'read'; offsetBytes: number; lengthBytes: number }
-  /** Take `lengthBytes` from the initiator and write them. */
-  | { kind: 'write'; offsetBytes: number; lengthBytes: number; flush: boolean }
-  /** No data from the initiator; `run` gives the answer. `medium`: waits while the unit is in standby. */
-  | { kind: 'run'; medium: boolean; run: () => Promise<Plan> }
-  /** Take `lengthBytes` of parameters or data, then `run` gives the answer. */
-  | { kind: 'take'; lengthBytes: number; run: (data: Buffer) => Promise<Plan> };
-
 export type LogicalUnitOptions = LogicalUnitIdentity & {
   device: BlockDevice;
   readOnly: boolean;
   /** Largest READ or WRITE, in bytes. */
   transferBytesMax: number;
+  /** For telling how long a write on the spot took. */
+  monotonicMs: () => number;
+  /** What the device below writes at once; a power of two. Default 4096. Never less than its block. */
+  physicalBlockBytes?: number;
 };
+
+/** One initiator port at the unit (SAM-5: an I_T nexus), from login to the end of its session. */
+export class Nexus {
+  /** As in reservations.ts. */
+  readonly port: string;
+  /** Unit attention conditions that the initiator has not been told of yet, oldest first. Each kind is in it once. */
+  readonly attentions: Sense[] = [];
+  /** Resolves when none of its commands can touch the medium any more. */
+  readonly abortTasks: () => Promise<void>;
+  readonly end: (reason: string) => void;
+
+  constructor(options: { port: string; abortTasks: () => Promise<void>; end: (reason: string) => void }) {
+    this.port = options.port;
+    this.abortTasks = options.abortTasks;
+    this.end = options.end;
+  }
+
+  raise(sense: Sense): void {
+    if (!this.attentions.some((known) => known.asc === sense.asc)) this.attentions.push(sense);
+  }
+}
 
 const UNMAP_BYTES_MAX = 2 ** 29;
 const UNMAP_DESCRIPTORS_MAX = 256;
-const WRITE_SAME_BYTES_MAX = 32 * 2 ** 20;
-const WRITE_SAME_CHUNK_BYTES = 2 ** 20;
-const PHYSICAL_BLOCK_BYTES = 4096;
-const LBA_STATUS_DESCRIPTORS_MAX = 2048;
+const WRITE_SAME_BYTES_MAX = 16 * 2 ** 20;
+const COMPARE_AND_WRITE_BLOCKS_MAX = 255;
+/** PERSISTENT RESERVE OUT may say any length; it is refused above this without being taken. */
+const PARAMETER_BYTES_MAX = 64 * 1024;
 
 export class LogicalUnit {
   readonly device: BlockDevice;
+  readonly medium: Medium;
   readonly readOnly: boolean;
   readonly blockBytes: number;
   readonly blocks: number;
   readonly #identity: LogicalUnitIdentity;
   readonly #limits: BlockLimits;
   readonly #transferBytesMax: number;
-  readonly #canTellExtents: boolean;
+  readonly #reservations = new Reservations();
+  readonly #nexuses = new Set<Nexus>();
+  #mode: ModeSettings = { ...MODE_DEFAULTS };
+  /** By START STOP UNIT. */
+  #stopped = false;
   /** Not open yet: commands that touch the medium wait. */
   standby = false;
 
   constructor(options: LogicalUnitOptions) {
     this.device = options.device;
+    this.medium = new Medium(options.device, options.monotonicMs);
     this.readOnly = options.readOnly || !options.device.writable;
     this.blockBytes = options.device.blockBytes;
     this.blocks = Math.floor(options.device.lengthBytes / this.blockBytes);
     this.#identity = { serial: options.serial, targetIqn: options.targetIqn };
     this.#transferBytesMax = options.transferBytesMax;
-    this.#canTellExtents = options.device.extents !== undefined;
     this.#limits = {
       transferBlocksMax: options.transferBytesMax / this.blockBytes,
       transferBlocksOptimal: Math.min(options.transferBytesMax, 2 ** 20) / this.blockBytes,
-      granularityBlocks: Math.max(1, PHYSICAL_BLOCK_BYTES / this.blockBytes),
+      granularityBlocks: Math.max(1, (options.physicalBlockBytes ?? BLOCK_BYTES) / this.blockBytes),
       unmapBlocksMax: UNMAP_BYTES_MAX / this.blockBytes,
       unmapDescriptorsMax: UNMAP_DESCRIPTORS_MAX,
       writeSameBlocksMax: WRITE_SAME_BYTES_MAX / this.blockBytes,
-      thin: !this.readOnly || this.#canTellExtents,
+      compareAndWriteBlocksMax: COMPARE_AND_WRITE_BLOCKS_MAX,
+      thin: !this.readOnly || options.device.extents !== undefined,
     };
   }
 
-  plan(command: Command): Plan {
+  get senseFormat(): SenseFormat {
+    return this.#mode.descriptorSense ? 'descriptor' : 'fixed';
+  }
+
+  join(nexus: Nexus): void {
+    this.#nexuses.add(nexus);
+  }
+
+  /** What the port held by RESERVE(6) is free again; its registrations stay. Idempotent. */
+  leave(nexus: Nexus): void {
+    if (!this.#nexuses.delete(nexus)) return;
+    for (const other of this.#nexuses) if (other.port === nexus.port) return;
+    this.#reservations.nexusLost(nexus.port);
+  }
+
+  /** LOGICAL UNIT RESET and target resets (SAM-5 section 6.3.2). Resolves when no command of anybody is under way. */
+  async reset(): Promise<void> {
+    this.#reservations.reset();
+    this.#mode = { ...MODE_DEFAULTS };
+    this.#stopped = false;
+    for (const nexus of this.#nexuses) nexus.raise(SENSE.resetOccurred);
+    await Promise.all([...this.#nexuses].map((nexus) => nexus.abortTasks()));
+  }
+
+  /** Ends every session of the unit. */
+  endAll(reason: string): void {
+    for (const nexus of [...this.#nexuses]) nexus.end(reason);
+  }
+
+  plan(command: Command, nexus: Nexus): Plan {
+    if (nexus.attentions.length > 0 && command.kind !== 'inquiry') {
+      const sense = nexus.attentions.shift()!;
+      if (command.kind !== 'request-sense') return { kind: 'sense', sense };
+      return this.#requestSense(command, sense);
+    }
+    if (this.#reservations.active && this.#conflicts(command, nexus)) {
+      return { kind: 'status', status: STATUS.reservationConflict };
+    }
+    if (this.#stopped && accessOf(command) !== 'none') return refuse('initializingCommandRequired');
     switch (command.kind) {
-      case 'read': {
-        const bad = this.#checkTransfer(command);
-        if (bad !== null) return { kind: 'sense', sense: bad };
-        return { kind: 'read', ...this.#range(command) };
-      }
-      case 'write': {
-        const bad = this.#checkTransfer(command) ?? this.#checkWritable();
-        if (bad !== null) return { kind: 'sense', sense: bad };
-        return { kind: 'write', ...this.#range(command), flush: command.forceUnitAccess };
-      }
+      case 'read':
+        return this.#checkTransfer(command) ?? { kind: 'read', ...this.#range(command) };
+      case 'write':
+        return this.#planWrite(command, command.forceUnitAccess ? 'flush' : 'nothing');
+      case 'write-and-verify':
+        if (command.byteCheck > BYTE_CHECK.data) return refuse('invalidFieldInCdb');
+        return this.#planWrite(command, command.byteCheck === BYTE_CHECK.data ? 'compare' : 'read');
+      case 'verify':
+        return this.#planVerify(command);
+      case 'or-write':
+      case 'compare-and-write':
+        return this.#planReadThenWrite(command);
       case 'test-unit-ready':
-        return this.standby ? { kind: 'sense', sense: SENSE.becomingReady } : answer(Buffer.alloc(0));
+        if (this.#stopped) return refuse('initializingCommandRequired');
+        return this.standby ? refuse('becomingReady') : DONE;
       case 'request-sense':
-        return answer(
-          encodeSense(SENSE.none, command.descriptor ? 'descriptor' : 'fixed'),
-          command.allocationBytes,
-        );
+        return this.#requestSense(command, this.#stopped ? SENSE.initializingCommandRequired : SENSE.none);
       case 'inquiry': {
         if (!command.vitalProductData) {
-          return command.page === 0 ? answer(standardInquiry(true), command.allocationBytes) : invalidField();
+          return command.page === 0
+            ? answer(standardInquiry(true), command.allocationBytes)
+            : refuse('invalidFieldInCdb');
         }
         const page = vitalProductData(command.page, this.#identity, this.#limits);
-        return page === null ? invalidField() : answer(page, command.allocationBytes);
+        return page === null ? refuse('invalidFieldInCdb') : answer(page, command.allocationBytes);
       }
       case 'mode-sense': {
-        const pages = modeSense(command, {
-          readOnly: this.readOnly,
-          blocks: this.blocks,
-          blockBytes: this.blockBytes,
-        });
-        return typeof pages === 'string'
-          ? { kind: 'sense', sense: SENSE[pages] }
-          : answer(pages, command.allocationBytes);
+        const pages = modeSense(command, this, this.#mode);
+        return typeof pages === 'string' ? refuse(pages) : answer(pages, command.allocationBytes);
+      }
+      case 'mode-select':
+        return {
+          kind: 'take',
+          medium: false,
+          lengthBytes: command.parameterBytes,
+          run: async (list) => this.#modeSelect(command, list, nexus),
+        };
+      case 'start-stop-unit':
+        return this.#planStartStop(command);
+      case 'prevent-allow':
+        // The medium does not come out, allowed or not.
+        return command.prevent <= 1 ? DONE : refuse('invalidFieldInCdb');
+      case 'reserve-6':
+        return this.#reservations.reserve6(nexus.port) ? DONE : conflict();
+      case 'release-6':
+        return this.#reservations.release6(nexus.port) ? DONE : conflict();
+      case 'persistent-reserve-in': {
+        const data = this.#reservations.in(command.action);
+        return data === null ? refuse('invalidFieldInCdb') : answer(data, command.allocationBytes);
+      }
+      case 'persistent-reserve-out':
+        if (command.parameterBytes < OUT_PARAMETERS_BYTES || command.parameterBytes > PARAMETER_BYTES_MAX) {
+          return refuse('parameterListLength');
+        }
+        return {
+          kind: 'take',
+          medium: false,
+          lengthBytes: command.parameterBytes,
+          run: (parameters) => this.#persistentReserveOut(command, parameters, nexus),
+        };
+      case 'report-supported-operation-codes': {
+        const data = reportSupportedOperationCodes(command);
+        return data === null ? refuse('invalidFieldInCdb') : answer(data, command.allocationBytes);
       }
       case 'read-capacity-10': {
         // 0-3 last LBA, or all ones: ask for READ CAPACITY(16)   4-7 block bytes
@@ -123,59 +210,117 @@ export class LogicalUnit {
         return answer(bytes, command.allocationBytes);
       }
       case 'get-lba-status': {
-        if (command.lba >= this.blocks) return { kind: 'sense', sense: SENSE.lbaOutOfRange };
-        const lba = command.lba;
-        return { kind: 'run', medium: true, run: () => this.#lbaStatus(lba, command.allocationBytes) };
+        if (command.lba >= this.blocks) return refuse('lbaOutOfRange');
+        const range = this.#range({ lba: command.lba, blocks: this.blocks - command.lba });
+        return {
+          kind: 'run',
+          medium: true,
+          run: () => this.medium.lbaStatus(range, this.blockBytes, command.allocationBytes),
+        };
       }
-      case 'synchronize-cache': {
-        if (command.lba + command.blocks > this.blocks) {
-          return { kind: 'sense', sense: SENSE.lbaOutOfRange };
-        }
-        if (this.readOnly) return answer(Buffer.alloc(0));
-        return { kind: 'run', medium: false, run: () => this.#mutate(() => this.device.flush()) };
-      }
+      case 'prefetch':
+        return this.#planPrefetch(command);
+      case 'synchronize-cache':
+        if (command.lba + command.blocks > this.blocks) return refuse('lbaOutOfRange');
+        if (this.readOnly) return DONE;
+        return { kind: 'run', medium: false, run: () => this.medium.flush() };
       case 'unmap': {
         const bad = this.#checkWritable();
-        if (bad !== null) return { kind: 'sense', sense: bad };
-        if (command.anchor) return invalidField();
-        if (command.parameterBytes === 0) return answer(Buffer.alloc(0));
-        if (command.parameterBytes < 8) return { kind: 'sense', sense: SENSE.parameterListLength };
-        return { kind: 'take', lengthBytes: command.parameterBytes, run: (data) => this.#unmap(data) };
+        if (bad !== null) return bad;
+        if (command.anchor) return refuse('invalidFieldInCdb');
+        if (command.parameterBytes === 0) return DONE;
+        if (command.parameterBytes < 8) return refuse('parameterListLength');
+        return {
+          kind: 'take',
+          medium: true,
+          lengthBytes: command.parameterBytes,
+          run: (data) => this.#unmap(data),
+        };
       }
       case 'write-same':
         return this.#planWriteSame(command);
       case 'report-luns':
       case 'unknown':
-        return { kind: 'sense', sense: SENSE.invalidOpcode };
+        return refuse('invalidOpcode');
     }
   }
 
-  #range(command: { lba: number; blocks: number }): { offsetBytes: number; lengthBytes: number } {
+  // --- the medium ----------------------------------------------------------------------------------------------------
+
+  #range(command: { lba: number; blocks: number }): Range {
     return {
       offsetBytes: command.lba * this.blockBytes,
       lengthBytes: command.blocks * this.blockBytes,
     };
   }
 
-  #checkTransfer(command: { lba: number; blocks: number; protection: number }): Sense | null {
+  #checkTransfer(command: { lba: number; blocks: number; protection: number }): Result | null {
     // There is no protection information, so no command may ask for it to be checked.
-    if (command.protection !== 0) return SENSE.invalidFieldInCdb;
-    if (command.lba + command.blocks > this.blocks) return SENSE.lbaOutOfRange;
-    if (command.blocks * this.blockBytes > this.#transferBytesMax) return SENSE.invalidFieldInCdb;
+    if (command.protection !== 0) return refuse('invalidFieldInCdb');
+    if (command.lba + command.blocks > this.blocks) return refuse('lbaOutOfRange');
+    if (command.blocks * this.blockBytes > this.#transferBytesMax) return refuse('invalidFieldInCdb');
     return null;
   }
 
-  #checkWritable(): Sense | null {
-    return this.readOnly ? SENSE.writeProtected : null;
+  #checkWritable(): Result | null {
+    if (this.readOnly) return refuse('writeProtected');
+    return this.#mode.softwareWriteProtect ? refuse('softwareWriteProtected') : null;
   }
 
-  async #mutate(work: () => Promise<void>): Promise<Plan> {
-    try {
-      await work();
-      return answer(Buffer.alloc(0));
-    } catch (error) {
-      return { kind: 'sense', sense: senseOf(error, 'write') };
+  #planWrite(command: { lba: number; blocks: number; protection: number }, after: AfterWrite): Plan {
+    return (
+      this.#checkTransfer(command) ??
+      this.#checkWritable() ?? { kind: 'write', ...this.#range(command), after }
+    );
+  }
+
+  #planVerify(command: Command & { kind: 'verify' }): Plan {
+    const bad = this.#checkTransfer(command);
+    if (bad !== null) return bad;
+    const range = this.#range(command);
+    const check = (expected: Buffer | null): Promise<Result> => this.medium.check(range, expected);
+    switch (command.byteCheck) {
+      case BYTE_CHECK.nothing:
+        return { kind: 'run', medium: true, run: () => check(null) };
+      case BYTE_CHECK.data:
+        return { kind: 'take', medium: true, lengthBytes: range.lengthBytes, run: check };
+      case BYTE_CHECK.oneBlock: {
+        const lengthBytes = command.blocks === 0 ? 0 : this.blockBytes;
+        return { kind: 'take', medium: true, lengthBytes, run: check };
+      }
+      default:
+        return refuse('invalidFieldInCdb');
     }
+  }
+
+  #planReadThenWrite(command: Command & { kind: 'or-write' | 'compare-and-write' }): Plan {
+    const bad = this.#checkTransfer(command) ?? this.#checkWritable();
+    if (bad !== null) return bad;
+    const range = this.#range(command);
+    const flush = command.forceUnitAccess;
+    return command.kind === 'or-write'
+      ? {
+          kind: 'take',
+          medium: true,
+          lengthBytes: range.lengthBytes,
+          run: (data) => this.medium.orWrite(range, data, flush),
+        }
+      : {
+          kind: 'take',
+          medium: true,
+          lengthBytes: 2 * range.lengthBytes,
+          run: (data) => this.medium.compareAndWrite(range, data, flush),
+        };
+  }
+
+  #planPrefetch(command: Command & { kind: 'prefetch' }): Plan {
+    if (command.lba + command.blocks > this.blocks) return refuse('lbaOutOfRange');
+    // A count of 0: to the end.
+    const blocks = command.blocks === 0 ? this.blocks - command.lba : command.blocks;
+    const range = this.#range({ lba: command.lba, blocks });
+    if (!command.immediate) return { kind: 'run', medium: true, run: () => this.medium.prefetch(range) };
+    if (!this.standby) void this.medium.prefetch(range);
+    return DONE;
   }
 
   /*
@@ -184,94 +329,100 @@ export class LogicalUnit {
    *   2-3    length of the descriptors
    *   8-     descriptors: LBA(8), blocks(4), reserved(4)
    */
-  async #unmap(data: Buffer): Promise<Plan> {
+  async #unmap(data: Buffer): Promise<Result> {
     const listed = data.readUInt16BE(2);
     const count = Math.floor(Math.min(listed, data.length - 8) / 16);
-    if (count > UNMAP_DESCRIPTORS_MAX) return { kind: 'sense', sense: SENSE.invalidFieldInParameters };
-    const ranges: { lba: number; blocks: number }[] = [];
+    if (count > UNMAP_DESCRIPTORS_MAX) return refuse('invalidFieldInParameters');
+    const ranges: Range[] = [];
     let total = 0;
     for (let index = 0; index < count; index += 1) {
       const lba = data.readBigUInt64BE(8 + 16 * index);
       const blocks = data.readUInt32BE(16 + 16 * index);
-      if (lba + BigInt(blocks) > BigInt(this.blocks)) return { kind: 'sense', sense: SENSE.lbaOutOfRange };
+      if (lba + BigInt(blocks) > BigInt(this.blocks)) return refuse('lbaOutOfRange');
       total += blocks;
-      if (blocks > 0) ranges.push({ lba: Number(lba), blocks });
+      if (blocks > 0) ranges.push(this.#range({ lba: Number(lba), blocks }));
     }
-    if (total > this.#limits.unmapBlocksMax) return { kind: 'sense', sense: SENSE.invalidFieldInParameters };
-    return this.#mutate(async () => {
-      for (const { lba, blocks } of ranges) {
-        await this.device.discard(lba * this.blockBytes, blocks * this.blockBytes);
-      }
-    });
+    if (total > this.#limits.unmapBlocksMax) return refuse('invalidFieldInParameters');
+    return this.medium.discard(ranges);
   }
 
   #planWriteSame(command: Command & { kind: 'write-same' }): Plan {
     const bad = this.#checkWritable();
-    if (bad !== null) return { kind: 'sense', sense: bad };
+    if (bad !== null) return bad;
     // WSNZ: a count of 0 ("to the end") is not taken. ANCHOR is not reported, so not taken.
-    if (command.protection !== 0 || command.anchor || command.blocks === 0) return invalidField();
-    if (command.noData && !command.unmap) return invalidField();
-    if (command.lba + command.blocks > this.blocks) {
-      return { kind: 'sense', sense: SENSE.lbaOutOfRange };
-    }
-    if (command.blocks > this.#limits.writeSameBlocksMax) return invalidField();
-    const { offsetBytes, lengthBytes } = this.#range(command);
-    const run = (data: Buffer): Promise<Plan> =>
-      this.#mutate(async () => {
-        if (data.every((byte) => byte === 0)) {
-          if (command.unmap) await this.device.discard(offsetBytes, lengthBytes);
-          else await this.device.writeZeroes(offsetBytes, lengthBytes);
-          return;
-        }
-        const chunk = Buffer.allocUnsafe(Math.min(lengthBytes, WRITE_SAME_CHUNK_BYTES)).fill(data);
-        for (let done = 0; done < lengthBytes; done += chunk.length) {
-          await this.device.write(
-            offsetBytes + done,
-            chunk.subarray(0, Math.min(chunk.length, lengthBytes - done)),
-          );
-        }
-      });
-    if (command.noData) return { kind: 'run', medium: false, run: () => run(Buffer.alloc(0)) };
-    return { kind: 'take', lengthBytes: this.blockBytes, run };
+    if (command.protection !== 0 || command.anchor || command.blocks === 0)
+      return refuse('invalidFieldInCdb');
+    if (command.noData && !command.unmap) return refuse('invalidFieldInCdb');
+    if (command.lba + command.blocks > this.blocks) return refuse('lbaOutOfRange');
+    if (command.blocks > this.#limits.writeSameBlocksMax) return refuse('invalidFieldInCdb');
+    const range = this.#range(command);
+    const run = (data: Buffer): Promise<Result> => this.medium.writeSame(range, data, command.unmap);
+    if (command.noData) return { kind: 'run', medium: true, run: () => run(Buffer.alloc(0)) };
+    return { kind: 'take', medium: true, lengthBytes: this.blockBytes, run };
   }
 
-  /*
-   * GET LBA STATUS parameter data, SBC-3 section 5.5.2
-   *   0-3    length - 4
-   *   8-     descriptors: LBA(8), blocks(4), provisioning status (0 mapped, 1 deallocated), reserved(3)
-   */
-  async #lbaStatus(lba: number, allocationBytes: number): Promise<Plan> {
-    const room = Math.floor((allocationBytes - 8) / 16);
-    const limit = Math.max(1, Math.min(room, LBA_STATUS_DESCRIPTORS_MAX));
-    const offsetBytes = lba * this.blockBytes;
-    const rest = this.blocks * this.blockBytes - offsetBytes;
-    let extents: Extent[];
-    try {
-      extents =
-        this.device.extents === undefined
-          ? [{ offsetBytes, lengthBytes: rest, kind: 'data' }]
-          : await this.device.extents(offsetBytes, rest, limit);
-    } catch (error) {
-      return { kind: 'sense', sense: senseOf(error, 'read') };
+  /** SBC-3 section 5.22. There are no power conditions but active and stopped, and nothing to eject. */
+  #planStartStop(command: Command & { kind: 'start-stop-unit' }): Plan {
+    if (command.powerCondition !== 0 || command.loadEject) return refuse('invalidFieldInCdb');
+    if (command.start) {
+      this.#stopped = false;
+      return DONE;
     }
-    const bytes = Buffer.alloc(8 + 16 * limit);
-    let at = 8;
-    for (const extent of extents) {
-      let first = extent.offsetBytes / this.blockBytes;
-      let blocks = extent.lengthBytes / this.blockBytes;
-      while (blocks > 0 && at < bytes.length) {
-        // A count has 32 bits; a longer extent takes several descriptors.
-        const count = Math.min(blocks, 0xffffffff);
-        bytes.writeBigUInt64BE(BigInt(first), at);
-        bytes.writeUInt32BE(count, at + 8);
-        bytes[at + 12] = extent.kind === 'hole' ? 1 : 0;
-        first += count;
-        blocks -= count;
-        at += 16;
-      }
+    this.#stopped = true;
+    if (command.noFlush || this.readOnly) return DONE;
+    return { kind: 'run', medium: false, run: () => this.medium.flush() };
+  }
+
+  // --- the initiators ------------------------------------------------------------------------------------------------
+
+  #requestSense(command: Command & { kind: 'request-sense' }, sense: Sense): Plan {
+    return answer(encodeSense(sense, command.descriptor ? 'descriptor' : 'fixed'), command.allocationBytes);
+  }
+
+  /** Under RESERVE(6) only what does not concern the medium passes (SPC-2 section 5.5.1). */
+  #conflicts(command: Command, nexus: Nexus): boolean {
+    switch (command.kind) {
+      case 'inquiry':
+      case 'request-sense':
+      case 'release-6':
+      case 'read-capacity-10':
+      case 'read-capacity-16':
+        return false;
+      case 'prevent-allow':
+        if (command.prevent === 0) return false;
     }
-    bytes.writeUInt32BE(at - 4, 0);
-    return answer(bytes.subarray(0, at), allocationBytes);
+    if (this.#reservations.conflicts6(nexus.port)) return true;
+    return this.#reservations.conflicts(nexus.port, accessOf(command));
+  }
+
+  #modeSelect(command: Command & { kind: 'mode-select' }, list: Buffer, nexus: Nexus): Result {
+    const next = modeSelect(command, list, this, this.#mode);
+    if (typeof next === 'string') return refuse(next);
+    const changed =
+      next.descriptorSense !== this.#mode.descriptorSense ||
+      next.softwareWriteProtect !== this.#mode.softwareWriteProtect;
+    this.#mode = next;
+    if (changed) {
+      for (const other of this.#nexuses) if (other !== nexus) other.raise(SENSE.modeParametersChanged);
+    }
+    return DONE;
+  }
+
+  async #persistentReserveOut(
+    command: Command & { kind: 'persistent-reserve-out' },
+    parameters: Buffer,
+    nexus: Nexus,
+  ): Promise<Result> {
+    const outcome = this.#reservations.out(nexus.port, command, parameters);
+    if (outcome.kind === 'conflict') return conflict();
+    if (outcome.kind === 'refused') return refuse(outcome.sense);
+    const others = [...this.#nexuses].filter((other) => other !== nexus);
+    for (const { port, attention } of outcome.notices) {
+      for (const other of others) if (other.port === port) other.raise(SENSE[attention]);
+    }
+    const aborted = others.filter((other) => outcome.abortTasksOf.includes(other.port));
+    await Promise.all(aborted.map((other) => other.abortTasks()));
+    return DONE;
   }
 }
 
@@ -284,21 +435,36 @@ export function planForNoUnit(command: Command): Plan {
     const format = command.descriptor ? 'descriptor' : 'fixed';
     return answer(encodeSense(SENSE.logicalUnitNotSupported, format), command.allocationBytes);
   }
-  return { kind: 'sense', sense: SENSE.logicalUnitNotSupported };
+  return refuse('logicalUnitNotSupported');
 }
 
-/** What an error of the device is to a SCSI initiator. */
-export function senseOf(error: unknown, during: 'read' | 'write'): Sense {
-  if (isGodwitError(error, 'BLOCK_READ_ONLY')) return SENSE.writeProtected;
-  if (isGodwitError(error, 'BLOCK_NO_SPACE') || systemErrorCode(error) === 'ENOSPC') {
-    return SENSE.spaceAllocationFailed;
+/** Commands allowed beside a persistent reservation: SPC-4 table 68, SBC-3 table 13. */
+function accessOf(command: Command): Access {
+  switch (command.kind) {
+    case 'read':
+    case 'verify':
+    case 'prefetch':
+    case 'get-lba-status':
+    case 'mode-sense':
+      return 'read';
+    case 'write':
+    case 'write-and-verify':
+    case 'or-write':
+    case 'compare-and-write':
+    case 'write-same':
+    case 'unmap':
+    case 'synchronize-cache':
+    case 'mode-select':
+      return 'write';
+    case 'start-stop-unit':
+      return command.start ? 'none' : 'write';
+    case 'prevent-allow':
+      return command.prevent === 0 ? 'none' : 'write';
+    default:
+      return 'none';
   }
-  return during === 'read' ? SENSE.unrecoveredReadError : SENSE.writeError;
 }
 
-function answer(data: Buffer, allocationBytes = Number.POSITIVE_INFINITY): Plan {
-  return { kind: 'answer', data: data.length > allocationBytes ? data.subarray(0, allocationBytes) : data };
-}
-function invalidField(): Plan {
-  return { kind: 'sense', sense: SENSE.invalidFieldInCdb };
+function conflict(): Result {
+  return { kind: 'status', status: STATUS.reservationConflict };
 }
