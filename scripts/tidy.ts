@@ -7,6 +7,7 @@ const ROOMS = [
   'base',
   'sys',
   'block',
+  'crypt',
   'clone',
   'iscsi',
   'attach',
@@ -52,7 +53,7 @@ const documented = new Set(
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
   for (const match of readFileSync(file, 'utf8').matchAll(
-    /'((?:BASE|RPC|SYS|BLOCK|CLONE|ISCSI|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
+    /'((?:BASE|RPC|SYS|BLOCK|CRYPT|CLONE|ISCSI|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
   )) {
     used.set(match[1]!, file);
   }

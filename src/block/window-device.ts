@@ -29,7 +29,8 @@ export class WindowDevice implements BlockDevice {
         `a window at ${startBytes}+${lengthBytes} does not fit a device of ${inner.lengthBytes} bytes`,
         {
           values: { startBytes, lengthBytes, deviceLengthBytes: inner.lengthBytes },
-          nextAction: 'Compare where the data begins with the length of the device; the file may be cut short.',
+          nextAction:
+            'Compare where the data begins with the length of the device; the file may be cut short.',
         },
       );
     }

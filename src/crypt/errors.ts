@@ -13,7 +13,8 @@ export function corruptError(where: string, problem: string, values: ErrorValues
 export function unsupportedError(what: string, found: string): GodwitError {
   return new GodwitError('CRYPT_UNSUPPORTED', `LUKS2: ${what} ${found} is not supported`, {
     values: { what, found },
-    nextAction: 'Use cryptsetup for this volume, or convert it to aes-xts-plain64 without requirements there.',
+    nextAction:
+      'Use cryptsetup for this volume, or convert it to aes-xts-plain64 without requirements there.',
   });
 }
 
@@ -21,6 +22,7 @@ export function unsupportedError(what: string, found: string): GodwitError {
 export function geometryError(problem: string, values: ErrorValues): GodwitError {
   return new GodwitError('CRYPT_BAD_GEOMETRY', problem, {
     values,
-    nextAction: 'Compare the lengths with those of the volume record; the file may be cut short or the wrong one.',
+    nextAction:
+      'Compare the lengths with those of the volume record; the file may be cut short or the wrong one.',
   });
 }

@@ -88,8 +88,13 @@ export async function deriveKey(
 }
 
 function limitError(what: string, found: number, limit: number): GodwitError {
-  return new GodwitError('CRYPT_KDF_LIMIT', `the header asks for ${what} ${found}, this host allows ${limit}`, {
-    values: { what, found, limit },
-    nextAction: 'Raise the limit of this worker, or give the volume a key slot that costs less (change its key).',
-  });
+  return new GodwitError(
+    'CRYPT_KDF_LIMIT',
+    `the header asks for ${what} ${found}, this host allows ${limit}`,
+    {
+      values: { what, found, limit },
+      nextAction:
+        'Raise the limit of this worker, or give the volume a key slot that costs less (change its key).',
+    },
+  );
 }

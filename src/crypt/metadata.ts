@@ -1,7 +1,5 @@
-import { corruptError, unsupportedError } from './errors.ts';
 import { BINARY_HEADER_BYTES } from './binary-header.ts';
-import type { Kdf } from './kdf.ts';
-import { DIGEST_BYTES } from './kdf.ts';
+import { corruptError, unsupportedError } from './errors.ts';
 import {
   arrayOf,
   bytesOf,
@@ -12,6 +10,8 @@ import {
   stringOf,
   uint64Of,
 } from './json.ts';
+import type { Kdf } from './kdf.ts';
+import { DIGEST_BYTES } from './kdf.ts';
 
 /**
  * The metadata of LUKS2 (specification 1.1, section 3): what the JSON area says, checked. One object of each:
@@ -84,7 +84,8 @@ export function parseMetadata(json: JsonObject, headerBytes: number): Luks2Metad
   const foreignAreas: Area[] = [];
   for (const [id, value] of numberedOf(json.keyslots, 'keyslots', MAX_SLOTS)) {
     const slot = objectOf(value, `keyslot ${id}`);
-    if (stringOf(slot.type, `keyslot ${id} type`) === 'luks2') slots.set(id, parseSlot(slot, `keyslot ${id}`));
+    if (stringOf(slot.type, `keyslot ${id} type`) === 'luks2')
+      slots.set(id, parseSlot(slot, `keyslot ${id}`));
     else if (slot.area !== undefined) foreignAreas.push(parseArea(slot.area, `keyslot ${id} area`));
   }
   checkAreas([...[...slots.values()].map((slot) => slot.area), ...foreignAreas], headerBytes, slotsAreaBytes);
@@ -105,7 +106,8 @@ function parseConfig(config: JsonObject, headerBytes: number): number {
     const { mandatory } = objectOf(config.requirements, 'config requirements');
     const names = mandatory === undefined ? [] : arrayOf(mandatory, 'mandatory requirements');
     const first = names[0];
-    if (first !== undefined) throw unsupportedError('requirement', stringOf(first, 'requirement').slice(0, 64));
+    if (first !== undefined)
+      throw unsupportedError('requirement', stringOf(first, 'requirement').slice(0, 64));
   }
   const slotsAreaBytes = uint64Of(config.keyslots_size, 'config keyslots_size');
   if (slotsAreaBytes > MAX_SLOTS_AREA_BYTES || slotsAreaBytes % AREA_ALIGNMENT_BYTES !== 0)
@@ -117,7 +119,8 @@ function parseSlot(slot: JsonObject, where: string): KeySlot {
   const af = objectOf(slot.af, `${where} af`);
   if (stringOf(af.type, `${where} af type`) !== 'luks1') throw corruptError(`${where} af`, 'unknown type');
   const area = objectOf(slot.area, `${where} area`);
-  if (stringOf(area.type, `${where} area type`) !== 'raw') throw corruptError(`${where} area`, 'unknown type');
+  if (stringOf(area.type, `${where} area type`) !== 'raw')
+    throw corruptError(`${where} area`, 'unknown type');
   checkCipher(area.encryption, 'cipher of a key slot');
   const keyBytes = integerOf(slot.key_size, `${where} key_size`, 1, 4096);
   const stripes = integerOf(af.stripes, `${where} af stripes`, 2, MAX_STRIPES);
@@ -162,7 +165,8 @@ function parseArea(value: unknown, where: string): Area {
 function checkAreas(areas: readonly Area[], headerBytes: number, slotsAreaBytes: number): void {
   let endBytes = 2 * headerBytes;
   for (const area of [...areas].sort((a, b) => a.offsetBytes - b.offsetBytes)) {
-    const aligned = area.offsetBytes % AREA_ALIGNMENT_BYTES === 0 && area.lengthBytes % AREA_ALIGNMENT_BYTES === 0;
+    const aligned =
+      area.offsetBytes % AREA_ALIGNMENT_BYTES === 0 && area.lengthBytes % AREA_ALIGNMENT_BYTES === 0;
     if (!aligned || area.lengthBytes === 0 || area.offsetBytes < endBytes)
       throw corruptError('keyslots', 'areas that overlap, are empty or not aligned');
     endBytes = area.offsetBytes + area.lengthBytes;
@@ -175,7 +179,8 @@ function parseSegments(value: unknown): Segment {
   const segments = Object.entries(objectOf(value, 'segments'));
   const [first] = segments;
   if (first === undefined) throw corruptError('segments', 'there is none');
-  if (segments.length !== 1 || first[0] !== '0') throw unsupportedError('number of segments', `${segments.length}`);
+  if (segments.length !== 1 || first[0] !== '0')
+    throw unsupportedError('number of segments', `${segments.length}`);
   const segment = objectOf(first[1], 'segment 0');
   const type = stringOf(segment.type, 'segment 0 type');
   if (type !== 'crypt') throw unsupportedError('segment', type.slice(0, 32));
@@ -190,7 +195,12 @@ function parseSegments(value: unknown): Segment {
   const lengthBytes = segment.size === 'dynamic' ? null : uint64Of(segment.size, 'segment 0 size');
   if (lengthBytes !== null && (lengthBytes === 0 || lengthBytes % sectorBytes !== 0))
     throw corruptError('segment 0 size', 'not whole sectors');
-  return { offsetBytes, lengthBytes, sectorBytes, tweakOffset: uint64Of(segment.iv_tweak, 'segment 0 iv_tweak') };
+  return {
+    offsetBytes,
+    lengthBytes,
+    sectorBytes,
+    tweakOffset: uint64Of(segment.iv_tweak, 'segment 0 iv_tweak'),
+  };
 }
 
 function parseDigests(value: unknown, slots: JsonObject): Digest {
@@ -199,6 +209,8 @@ function parseDigests(value: unknown, slots: JsonObject): Digest {
     const names = (list: unknown) =>
       arrayOf(list, `digest ${id}`).map((name) => stringOf(name, `digest ${id}`));
     const slotNames = names(digest.keyslots);
+    if (new Set(slotNames).size !== slotNames.length)
+      throw corruptError(`digest ${id}`, 'it names a key slot twice');
     if (slotNames.some((name) => !Object.hasOwn(slots, name)))
       throw corruptError(`digest ${id}`, 'it names a key slot that is not there');
     return { id, digest, slotNames, segments: names(digest.segments) };

@@ -18,7 +18,7 @@ const SHORT_VECTORS = [
   },
   {
     name: 'vector 3',
-    key: 'fffefdfcfbfaf9f8f7f6f5f4f3f2f1f0' + '22'.repeat(16),
+    key: `fffefdfcfbfaf9f8f7f6f5f4f3f2f1f0${'22'.repeat(16)}`,
     tweak: 0x3333333333,
     plain: '44'.repeat(32),
     cipher: 'af85336b597afc1a900b2eb21ec949d292df4c047e0b21532186a5971a227a89',

@@ -80,7 +80,11 @@ export class NodeXts implements XtsCipher {
     if (this.#disposed) throw new Error('use after dispose');
     const { sectorBytes } = this;
     const algorithm = this.#key.length === 64 ? 'aes-256-xts' : 'aes-128-xts';
-    for (let at = 0, tweak = firstTweak; at < from.length; at += sectorBytes, tweak += sectorBytes / TWEAK_BYTES) {
+    for (
+      let at = 0, tweak = firstTweak;
+      at < from.length;
+      at += sectorBytes, tweak += sectorBytes / TWEAK_BYTES
+    ) {
       this.#tweak.writeUInt32LE(tweak % 2 ** 32, 0);
       this.#tweak.writeUInt32LE(Math.floor(tweak / 2 ** 32), 4);
       into.set(make(algorithm, this.#key, this.#tweak).update(from.subarray(at, at + sectorBytes)), at);
