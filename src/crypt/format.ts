@@ -37,7 +37,7 @@ const DIGEST_ITERATIONS = 1000;
 
 /**
  * Makes a new volume key and a header with one slot for the passphrase. The data is not touched. The first thing that makes the device a
- * LUKS2 volume is the last thing written, so a crash leaves either none or one that opens.
+ * LUKS2 volume is the last thing written, so a crash leaves one that opens, none, or half a header, which `overwrite` gets rid of.
  *
  * Rejects with `CRYPT_BAD_GEOMETRY`, and `CRYPT_NOT_BLANK` where there is a header already.
  */
@@ -50,6 +50,8 @@ export async function format(
   const { keyBytes = 64, headerBytes = 16 * 1024, dataOffsetBytes = DEFAULT_DATA_OFFSET_BYTES } = options;
   const slotsAreaBytes = options.slotsAreaBytes ?? defaultSlotsAreaBytes(headerBytes, dataOffsetBytes);
   const areaEndBytes = 2 * headerBytes + slotsAreaBytes;
+  if (slotsAreaBytes <= 0 || slotsAreaBytes > MAX_SLOTS_AREA_BYTES || slotsAreaBytes % 4096 !== 0)
+    throw geometryError('that is no space for key slots', { headerBytes, dataOffsetBytes, slotsAreaBytes });
   checkFormat(device, options, areaEndBytes);
   if (options.overwrite !== true) await checkBlank(device);
 
