@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, memory, xts
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -51,6 +51,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | MiB | of that anonymous | goal |\n|---|---|---|---|');
     say(`| idle | ${idle.resident} | ${idle.anonymous} | under 80 |`);
     say(`| a clone of 1 TiB, opened | ${clone.resident} | ${clone.anonymous} | under 100 |`);
+  },
+  async xts() {
+    const { benchXts, xtsTable } = await import('./xts.ts');
+    say('## AES-256-XTS in MiB/s, against openssl speed\n');
+    say(xtsTable(await benchXts(quick ? 1 : 5)));
   },
 };
 
