@@ -3,6 +3,7 @@ import { fileURLToPath } from 'node:url';
 import type { CreateMachineRequest, CreateVolumeRequest } from '../src/api/schemas.ts';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
+const CHECKOUT = dirname(HERE);
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
@@ -29,6 +30,8 @@ function config(
     stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
     resources: { memoryBytes: 512 * MIB },
     network: 'host',
+    // The checkout may lie below /tmp, which a machine has of its own.
+    hostFolders: [CHECKOUT],
     metadata: {},
     ...more,
   };

@@ -1,4 +1,5 @@
 import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
+import type { HeatHint } from '../attach/server-spec.ts';
 import {
   type ErrorValues,
   GodwitError,
@@ -215,6 +216,10 @@ export class ApiClient {
   }
   moveStatus(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#json('GET', `/v1/rpc/moves/${encodeURIComponent(runId)}`, { signal, runId });
+  }
+  async warmMove(runId: string, body: HeatHint, signal?: AbortSignal): Promise<void> {
+    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/heat`;
+    await this.#json('PUT', path, { body, signal, runId, idempotent: true });
   }
   handoffMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/handoff`, {

@@ -1,3 +1,4 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Offer, OfferRequest, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
@@ -32,6 +33,10 @@ export class HttpPeer implements Peer {
 
   status(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#client.moveStatus(runId, signal);
+  }
+
+  warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void> {
+    return this.#client.warmMove(runId, heat, signal);
   }
 
   handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus> {

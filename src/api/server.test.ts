@@ -287,4 +287,5 @@ const ROUTES = [
   'POST /v1/volumes',
   'PUT /v1/drain',
   'PUT /v1/rpc/moves/{runId}',
+  'PUT /v1/rpc/moves/{runId}/heat',
 ];

@@ -1,3 +1,4 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import type {
@@ -75,6 +76,7 @@ export interface WorkerService {
   offer(request: OfferRequest): Promise<Offer>;
   prepareMove(request: PrepareRequest): Promise<TargetStatus>;
   moveStatus(runId: string): Promise<TargetStatus>;
+  warmMove(runId: string, heat: HeatHint): Promise<void>;
   handoffMove(runId: string): Promise<TargetStatus>;
   cancelMove(runId: string): Promise<TargetStatus>;
   runState(runId: string): Promise<RunStateReply['run']>;

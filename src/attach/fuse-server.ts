@@ -14,6 +14,7 @@ import { viewAt } from '../sys/shared-mapping.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
+import { Heat, hottestRegions } from './heat.ts';
 import type { HotThreadData, HotThreadMessage } from './hot-thread.ts';
 import type { Access, GuestStatistics } from './server-spec.ts';
 import { ACCESS_READONLY, ACCESS_STANDBY, ACCESS_WRITABLE, SLOT_COUNT, Slots } from './slots.ts';
@@ -66,6 +67,8 @@ export class FuseServer {
   readonly #fuseSlots: FuseSlot[];
   readonly #hotCounters = new GuestCounters();
   readonly #slowCounters = new GuestCounters();
+  readonly #hotHeat = new Heat();
+  readonly #slowHeat = new Heat();
   readonly #wakeFd: number;
   readonly #worker: Worker;
   readonly #onExit = () => this.#wakeHotThread();
@@ -105,6 +108,7 @@ export class FuseServer {
       wakeFd: this.#wakeFd,
       slots: this.#slots.shared,
       counters: this.#hotCounters.shared,
+      heat: this.#hotHeat.shared,
       lengthBytes: device.lengthBytes,
       blockBytes: device.blockBytes,
       hot,
@@ -183,6 +187,11 @@ export class FuseServer {
       missLatencyP50Ms: misses.quantileMs(0.5),
       missLatencyP99Ms: misses.quantileMs(0.99),
     };
+  }
+
+  /** What the guest will want first when it starts elsewhere: regions of `HEAT_REGION_BYTES`, most wanted first. */
+  heat(): number[] {
+    return hottestRegions([this.#hotHeat, this.#slowHeat]);
   }
 
   /** Of all reads so far: for percentiles of a span, take one before and use `since`. */
@@ -285,6 +294,8 @@ export class FuseServer {
     }
     // A failure here is ENOENT: the request was aborted, and nobody waits for the reply.
     rawWrite(this.#options.fuseFd, address + REPLY_AT, replyBytes);
+    if (opcode === OPCODE.read) this.#slowHeat.read(offsetBytes, lengthBytes);
+    else if (opcode === OPCODE.write) this.#slowHeat.write(offsetBytes, lengthBytes);
     this.#count(opcode, lengthBytes, this.#options.clock.monotonicMs() - startMs, missed);
     const movesData = opcode === OPCODE.read || opcode === OPCODE.write;
     this.#slots.free(index, address + PAYLOAD_AT, movesData ? lengthBytes : 0);

@@ -21,6 +21,7 @@ import { viewAt } from '../sys/shared-mapping.ts';
 import { answerMetadata } from './fuse-metadata.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, REQUEST_AT, REQUEST_BYTES_MAX } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
+import { Heat } from './heat.ts';
 import { ACCESS_STANDBY, ACCESS_WRITABLE, type SharedSlots, SLOT_COUNT, Slots } from './slots.ts';
 
 /**
@@ -34,6 +35,7 @@ export type HotThreadData = {
   wakeFd: number;
   slots: SharedSlots;
   counters: SharedArrayBuffer;
+  heat: SharedArrayBuffer;
   lengthBytes: number;
   /** Alignment of what the hot path serves; anything else is for the main thread to refuse. */
   blockBytes: number;
@@ -69,6 +71,7 @@ function run(data: HotThreadData): number {
   const { fuseFd, lengthBytes, blockBytes, hot } = data;
   const slots = new Slots(data.slots);
   const counters = new GuestCounters(data.counters);
+  const heat = new Heat(data.heat);
   const dataAddress = addressOf(new Uint8Array(data.slots.data));
   const slotOffsets = Array.from({ length: SLOT_COUNT }, (_, index) =>
     Slots.offsetBytesOf(index, dataAddress),
@@ -160,6 +163,7 @@ function run(data: HotThreadData): number {
     if (count !== sizeBytes) return 0;
     const replyBytes = slot.replyRead(sizeBytes);
     rawWrite(fuseFd, address + REPLY_AT, replyBytes);
+    heat.read(offsetBytes, sizeBytes);
     counters.add(COUNTER.reads, 1);
     counters.add(COUNTER.readBytes, sizeBytes);
     counters.readLatency.record(performance.now() - startMs);
@@ -189,6 +193,7 @@ function run(data: HotThreadData): number {
       dirtyBytes = 0;
       parentPort!.postMessage('dirty' satisfies HotThreadMessage);
     }
+    heat.write(offsetBytes, sizeBytes);
     counters.add(COUNTER.writes, 1);
     counters.add(COUNTER.writeBytes, sizeBytes);
     counters.writeLatency.record(performance.now() - startMs);

@@ -133,6 +133,12 @@ export type GuestStatistics = {
   missLatencyP99Ms: number;
 };
 
+/** What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB (`HEAT_REGION_BYTES` of heat.ts). */
+export const HeatHint = Type.Object({
+  regions: Type.Array(Type.Integer({ minimum: 0 }), { maxItems: 1024 }),
+});
+export type HeatHint = Static<typeof HeatHint>;
+
 /**
  * Operations (line-JSON, base/line-rpc.ts): worker → shim → volume server.
  *   status     {}                          → VolumeServerStatus
@@ -142,6 +148,8 @@ export type GuestStatistics = {
  *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
+ *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
+ *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -153,5 +161,7 @@ export type VolumeServerOp =
   | 'seal'
   | 'hydration'
   | 'finish'
+  | 'heat'
+  | 'warm'
   | 'grant'
   | 'revoke';

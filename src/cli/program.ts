@@ -100,6 +100,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--env <NAME=VALUE>', 'environment (repeatable; NAME alone is passed on)', collect, [])
     .option('--user <USER>', 'user name or id')
     .option('--workdir <PATH>', 'working directory')
+    .option(
+      '--host-folder <PATH>',
+      'folder of the host that the machine sees, read-only (repeatable)',
+      collect,
+      [],
+    )
     .option('--memory <SIZE>', 'memory limit')
     .option('--cpus <NUMBER>', "limit in CPUs' worth of time")
     .addOption(

@@ -195,6 +195,22 @@ export class CloneDevice implements BlockDevice {
     this.#hydrator.configure(settings);
   }
 
+  /**
+   * Bring these ranges first and in this order, also while the background copy is paused; behind misses and read-ahead. What of them lies outside the
+   * device is left out. Before `start` too.
+   */
+  warm(ranges: readonly { offsetBytes: number; lengthBytes: number }[]): void {
+    const { blockCount } = this.#validity;
+    this.#hydrator.warm(
+      ranges
+        .map(({ offsetBytes, lengthBytes }) => ({
+          first: firstBlockOf(offsetBytes),
+          end: Math.min(blockCount, endBlockOf(offsetBytes + lengthBytes)),
+        }))
+        .filter(({ first, end }) => first < end),
+    );
+  }
+
   get hydrationSettings(): HydrationSettings {
     return this.#hydrator.settings;
   }

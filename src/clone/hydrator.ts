@@ -76,7 +76,7 @@ type Range = { first: number; end: number };
 
 /**
  * The background copy. Misses of the guest never queue here: they go straight to the source. What this decides is how much else may be
- * on the wire (hydration-window.ts) and which blocks: read-ahead first, then everything absent from front to back. Where the source can
+ * on the wire (hydration-window.ts) and which blocks: read-ahead first, then what the guest touched most where it came from, then everything absent from front to back. Where the source can
  * tell its holes, they are marked as local without a fetch, and the linear copy stays behind that map.
  */
 export class Hydrator {
@@ -84,6 +84,7 @@ export class Hydrator {
   #settings: HydrationSettings;
   #window: HydrationWindow;
   #readAhead: Range[] = [];
+  #warm: Range[] = [];
   /** All blocks below are local. */
   #firstAbsentHint = 0;
   #cursor = 0;
@@ -145,6 +146,12 @@ export class Hydrator {
     this.pump();
   }
 
+  /** Bring these first, in this order; read-ahead still goes before them. */
+  warm(ranges: Range[]): void {
+    this.#warm = ranges;
+    this.pump();
+  }
+
   /** A background fetch has ended. */
   fetched(durationMs: number): void {
     const { clock } = this.#options;
@@ -174,7 +181,7 @@ export class Hydrator {
     while (fetcher.backgroundBytes < this.#window.windowBytes) {
       if (nowMs < this.#heldUntilMs || nowMs < this.#restUntilMs || !mayStore()) return;
       const blocks = Math.min(FETCH_BLOCKS_MAX, regionBytes(this.#window, nowMs) / BLOCK_BYTES);
-      const ahead = this.#nextReadAhead(blocks);
+      const ahead = this.#nextOf(this.#readAhead, blocks) ?? this.#nextOf(this.#warm, blocks);
       if (ahead !== null) {
         fetcher.start(ahead.first, ahead.end, 'readahead');
         continue;
@@ -249,14 +256,15 @@ export class Hydrator {
         : Math.min(rate * RATE_BURST_SECONDS, this.#allowanceBytes + (rate * elapsedMs) / 1000);
   }
 
-  #nextReadAhead(blocks: number): Range | null {
-    for (let range = this.#readAhead[0]; range !== undefined; range = this.#readAhead[0]) {
+  /** The next absent, unowned run of the ranges; those that have none left are dropped. */
+  #nextOf(ranges: Range[], blocks: number): Range | null {
+    for (let range = ranges[0]; range !== undefined; range = ranges[0]) {
       const found = this.#freeRun(range.first, range.end, blocks);
       if (found !== null) {
         range.first = found.end;
         return found;
       }
-      this.#readAhead.shift();
+      ranges.shift();
     }
     return null;
   }

@@ -40,6 +40,11 @@ export const MachineConfig = Type.Object({
       mountPath: Type.String({ pattern: '^/.+' }),
     }),
   ),
+  /**
+   * Folders of the host that the machine sees at the same path, read-only: programs that are installed below a place which every machine has of
+   * its own (/tmp, /run), or on a filesystem that does not show in the machine's root. Every host needs them.
+   */
+  hostFolders: Type.Optional(Type.Array(Type.String({ pattern: '^/.+' }), { maxItems: 64 })),
   restart: Type.Object(
     {
       policy: Type.Union([Type.Literal('no'), Type.Literal('on-failure'), Type.Literal('always')]),

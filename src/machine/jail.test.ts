@@ -22,6 +22,7 @@ const plan: JailPlan = {
   hostname: 'm',
   network: 'none',
   workingDirectory: '/srv',
+  hostFolders: ['/tmp/app'],
   hidden: ['/var/lib/godwit', '/tmp/fleet'],
   ownFilesystems: ['/var'],
   resolverFolder: null,
@@ -37,6 +38,7 @@ test('the mounts of a jail: volume last, spaces escaped, fleet folders hidden', 
   assert.equal(lines.at(-1), '/run/gw/m/fs /run/gw/m/jail/root/data/my\\040files none bind,X-mount.mkdir');
   assert.ok(lines.some((line) => line.startsWith('tmpfs /run/gw/m/jail/root/var/lib/godwit tmpfs')));
   assert.ok(!lines.some((line) => line.includes('fleet')), '/tmp is empty anyway');
+  assert.ok(lines.includes('/tmp/app /run/gw/m/jail/root/tmp/app none bind,ro,X-mount.mkdir'));
   assert.match(lines[0]!, /^overlay .*root\/var overlay lowerdir=\/var,upperdir=/);
   assert.match(jailFstab(plan, 'bind'), /^\/var \/run\/gw\/m\/jail\/root\/var none bind\n/);
 });

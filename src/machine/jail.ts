@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { GodwitError } from '../base/errors.ts';
@@ -14,6 +14,7 @@ import { findProgram } from './program.ts';
  *   /dev         null zero full random urandom tty, pts and shm of its own
  *   /proc /sys   of its own namespaces; /sys read-only
  *   /tmp /run    empty tmpfs
+ *   <folders>    read-only, those that the configuration names
  *   <hidden>     empty tmpfs over the fleet's own folders
  *   <mountPath>  the filesystem of the volume
  *
@@ -25,6 +26,8 @@ export type JailPlan = {
   hostname: string;
   network: MachineConfig['network'];
   workingDirectory: string;
+  /** Folders of the host that the machine sees read-only, without symbolic links. */
+  hostFolders: readonly string[];
   /** Folders of the host that the machine sees empty. */
   hidden: readonly string[];
   /** Folders below / that are filesystems of their own on this host, so that the overlay of / does not show them. */
@@ -137,8 +140,12 @@ export function jailFstab(plan: JailPlan, root: 'overlay' | 'bind'): string {
     // The old root goes here for a moment.
     ['tmpfs', inside('/run/.host'), 'tmpfs', 'X-mount.mkdir,size=4k'],
   );
+  for (const folder of plan.hostFolders) {
+    lines.push([folder, inside(folder), 'none', 'bind,ro,X-mount.mkdir']);
+  }
   for (const hidden of plan.hidden) {
-    if (RESERVED_PLACES.some((place) => place !== '/' && isWithin(hidden, place))) continue;
+    const shown = plan.hostFolders.some((folder) => isWithin(hidden, folder));
+    if (!shown && RESERVED_PLACES.some((place) => place !== '/' && isWithin(hidden, place))) continue;
     lines.push(['tmpfs', inside(hidden), 'tmpfs', 'X-mount.mkdir,mode=755,nosuid,nodev']);
   }
   if (plan.resolverFolder !== null) {
@@ -285,6 +292,39 @@ export function resolveMountPath(mountPath: string): string {
     });
   }
   return place;
+}
+
+/**
+ * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
+ * `MACHINE_BAD_HOST_FOLDER`.
+ */
+export function checkHostCanRun(config: MachineConfig): void {
+  readAccount(config.user);
+  if (config.volume !== undefined) resolveMountPath(config.volume.mountPath);
+  resolveHostFolders(config.hostFolders ?? []);
+}
+
+/** Rejects `MACHINE_BAD_HOST_FOLDER` for what is not a folder of this host, or a place that a machine has of its own. */
+export function resolveHostFolders(folders: readonly string[]): string[] {
+  return folders.map((folder) => {
+    const path = posix.normalize(folder).replace(/(.)\/+$/, '$1');
+    // The machine finds it under the name that it was given, so that name must lead nowhere else.
+    const isFolder =
+      !folder.includes('\0') &&
+      existsSync(path) &&
+      realpathSync(path) === path &&
+      statSync(path).isDirectory();
+    if (isFolder && !RESERVED_PLACES.includes(path) && !isWithin(path, '/proc') && !isWithin(path, '/sys'))
+      return path;
+    throw new GodwitError(
+      'MACHINE_BAD_HOST_FOLDER',
+      `${folder} is not a folder that a machine can be shown`,
+      {
+        values: { folder },
+        nextAction: 'Name folders that exist on every host of the fleet, without symbolic links on the way.',
+      },
+    );
+  });
 }
 
 /** Folder below /run in which the host keeps its resolv.conf (systemd-resolved, NetworkManager), else null. */

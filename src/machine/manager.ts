@@ -8,7 +8,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineConfig } from './config.ts';
-import { resolveMountPath } from './jail.ts';
+import { checkHostCanRun } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';
 import { isAlive } from './process-identity.ts';
 import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
@@ -95,16 +95,16 @@ export class MachineManager {
   }
 
   /**
-   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`, and what the
-   * volume room says of the volume.
+   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_UNKNOWN_USER`,
+   * `MACHINE_VOLUME_WITHOUT_FILESYSTEM`, and what the volume room says of the volume.
    */
   async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
     const { clock, random, volumes, store } = this.#options;
     const { name, config } = request;
     return this.#exclusively(`name:${name}`, async () => {
       this.#refuseTakenName(name);
+      checkHostCanRun(config);
       if (config.volume !== undefined) {
-        resolveMountPath(config.volume.mountPath);
         await this.#filesystemOf(config.volume.volumeId);
       }
       const record: MachineRecord = {

@@ -53,7 +53,7 @@ test('nothing that it writes outside its volume reaches the host, and the volume
   writeFileSync(join(runtimeDir, 'fs', 'from-host'), 'hello');
   const mark = `godwit-test-${process.pid}`;
   const volume = { volumeId: 'v_1', mountPath: `/var/lib/${mark}/data dir` };
-  await start(workload, machineConfig(SLEEP, { volume }));
+  await start(workload, machineConfig(SLEEP, { volume, hostFolders: [] }));
   const seen = await run(
     workload,
     `cat "${volume.mountPath}/from-host"; echo back > "${volume.mountPath}/from-machine"

@@ -19,6 +19,7 @@ import {
   machineEnvironment,
   ownFilesystems,
   readAccount,
+  resolveHostFolders,
   resolveMountPath,
   resolverFolder,
 } from './jail.ts';
@@ -109,7 +110,7 @@ export class Workload {
 
   /**
    * Starts the machine; answers at once when it runs already. Rejects `MACHINE_START_FAILED`, `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
-   * `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
+   * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
    */
   start(subject: {
     machineId: string;
@@ -277,6 +278,7 @@ export class Workload {
       hostname,
       network: config.network,
       workingDirectory: config.workingDirectory ?? '/',
+      hostFolders: resolveHostFolders(config.hostFolders ?? []),
       hidden: this.#options.hidden,
       ownFilesystems: ownFilesystems(readMountTable()),
       resolverFolder: config.network === 'host' ? resolverFolder() : null,

@@ -110,6 +110,7 @@ export const MIGRATE_OUT = 'migrate-out';
 const PREPARE_DEADLINE_MS = 60_000;
 const HANDOFF_PATIENCE_MS = 15_000;
 const SIGN_OF_LIFE_TIMEOUT_MS = 5_000;
+const WARM_TIMEOUT_MS = 2_000;
 /** The target holds its answer until the volume is open. */
 const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
@@ -270,7 +271,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         name: 'sync',
         deadlineMs: 120_000,
         async do(context) {
-          if (subjectOf(context).running) await source.syncEarly(context.input.machineId);
+          const subject = subjectOf(context);
+          if (subject.running) {
+            await source.syncEarly(context.input.machineId);
+            if (subject.volume) await warmTarget(context);
+          }
           return { stopStartedAtMs: clock.wallMs() };
         },
       },
@@ -426,6 +431,17 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         if (error instanceof Abort) throw error;
         await waitForTarget(peer, context, error, untilMs, pauseMs);
       }
+    }
+  }
+
+  /** The target brings what the machine reads at its boot before it asks. A hint: nothing is lost when it does not arrive. */
+  async function warmTarget(context: Context): Promise<void> {
+    const signal = AbortSignal.any([context.signal, AbortSignal.timeout(WARM_TIMEOUT_MS)]);
+    try {
+      const heat = await source.heat(context.input.machineId);
+      await targetOf(context).warm(context.runId, heat, signal);
+    } catch {
+      context.signal.throwIfAborted();
     }
   }
 

@@ -1,3 +1,4 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
@@ -60,6 +61,13 @@ export class MoveReceiver {
     // A move that this side does not know can never be activated here; say so for good before saying so at all.
     if (run === null) this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
     return targetStatus(moveId, run, run === null ? null : await this.#live(run));
+  }
+
+  /** Only for a move that is prepared; else the hint has no use. */
+  async warm(moveId: string, heat: HeatHint): Promise<void> {
+    const run = this.#run(moveId);
+    if (run !== null && phaseOf(run) === 'prepared')
+      await this.#target.warm(run.input as PrepareRequest, heat);
   }
 
   async handoff(moveId: string): Promise<TargetStatus> {

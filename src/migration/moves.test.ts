@@ -160,6 +160,7 @@ test('a move: the machine ends on the target, at the next generation, and the so
   assert.equal((await pair.sourceEnd()).state, 'done');
   assert.equal((await pair.targetEnd()).state, 'done');
   pair.world.assertMoved();
+  assert.deepEqual(pair.world.warmed, [3, 1], 'what the guest will want first was told before the stop');
 });
 
 const definitions = (() => {

@@ -1,5 +1,5 @@
 import { type Static, Type } from 'typebox';
-import { SourceSpec } from '../attach/server-spec.ts';
+import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { MachineConfig } from '../machine/config.ts';
 
 /**
@@ -128,6 +128,8 @@ export interface Peer {
   /** Starts the target's run, or answers for the one that is there. Rejects `MIGRATION_REFUSED` when the offer no longer holds. */
   prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus>;
   status(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
+  /** What the machine will read first. Before the handoff; a hint that may be lost. */
+  warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void>;
   /** "The volume is sealed; it is yours." */
   handoff(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
   /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */

@@ -43,6 +43,9 @@ class InstantTarget extends MoveWorld implements World {
       offer: async () => this.offer(),
       prepare: async () => at('prepared'),
       status: async () => at(this.#phase),
+      warm: async () => {
+        throw new Error('a hint may be lost');
+      },
       handoff: async () => {
         assert.equal(this.source.volume.state, 'sealed', 'handed over before the seal');
         this.target.attached = 'writable';

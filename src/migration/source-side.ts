@@ -1,4 +1,4 @@
-import type { SourceSpec } from '../attach/server-spec.ts';
+import type { HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { PlacementRequest } from './peer.ts';
 
@@ -46,6 +46,8 @@ export interface SourceSide {
 
   /** Writes dirty pages out while the machine still runs. */
   syncEarly(machineId: string): Promise<void>;
+  /** What the machine will read first when it starts elsewhere. */
+  heat(machineId: string): Promise<HeatHint>;
   /** Stops the workload; its volume stays attached. */
   stop(machineId: string): Promise<void>;
   /** Unmounts, makes all data durable, and makes this generation read-only for ever. */

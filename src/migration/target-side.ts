@@ -1,3 +1,4 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Offer, PrepareRequest, TargetStatus } from './peer.ts';
 
 /** What the run `migrate-in` does on its own host. Every call is idempotent; undos are safe when their do never ran. */
@@ -12,6 +13,8 @@ export interface TargetSide {
    * needs no sealed volume.
    */
   attachStandby(request: PrepareRequest): Promise<void>;
+  /** Blocks to bring first once the volume is open; a hint, forgotten with the volume server. */
+  warm(request: PrepareRequest, heat: HeatHint): Promise<void>;
   detach(request: PrepareRequest): Promise<void>;
   /**
    * The fence moves: the record becomes `clone` at the next generation, durably, and only then the volume opens for writing. Attaches again when

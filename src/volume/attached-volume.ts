@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { FuseServer } from '../attach/fuse-server.ts';
+import { HEAT_REGION_BYTES } from '../attach/heat.ts';
 import type {
   Access,
   HydrationSettings,
@@ -151,6 +152,17 @@ export class AttachedVolume {
     await this.flush();
     this.#lock?.release();
     this.#lock = null;
+  }
+
+  heat(): number[] {
+    return this.#fuse.heat();
+  }
+
+  /** Regions of `HEAT_REGION_BYTES` to bring first. */
+  warm(regions: readonly number[]): void {
+    this.#clone?.device.warm(
+      regions.map((region) => ({ offsetBytes: region * HEAT_REGION_BYTES, lengthBytes: HEAT_REGION_BYTES })),
+    );
   }
 
   configureHydration(settings: HydrationSettings): void {

@@ -1,3 +1,4 @@
+import { HEAT_REGIONS_MAX } from '../attach/heat.ts';
 import type {
   Access,
   CloneSpec,
@@ -58,6 +59,13 @@ export function parseHydration(value: unknown): HydrationSettings {
 
 export function parseInitiator(value: unknown): string {
   return text(object(value, 'revoke').initiatorIqn, 'initiatorIqn');
+}
+
+/** A hint: what is no region is left out. */
+export function parseHeat(value: unknown): number[] {
+  const { regions } = object(value, 'warm');
+  if (!Array.isArray(regions)) throw badSpec('warm.regions does not fit');
+  return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
 }
 
 export function parseActivate(value: unknown): Access {

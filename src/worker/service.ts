@@ -20,6 +20,7 @@ import type {
   WorkerView,
 } from '../api/schemas.ts';
 import type { WorkerService } from '../api/service.ts';
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
@@ -361,6 +362,10 @@ export class LocalService implements WorkerService {
 
   moveStatus(runId: string): Promise<TargetStatus> {
     return this.#o.receiver.status(runId);
+  }
+
+  warmMove(runId: string, heat: HeatHint): Promise<void> {
+    return this.#o.receiver.warm(runId, heat);
   }
 
   handoffMove(runId: string): Promise<TargetStatus> {

@@ -1,4 +1,5 @@
 import { rm } from 'node:fs/promises';
+import type { HeatHint } from '../attach/server-spec.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -139,6 +140,12 @@ export class SourceHost implements SourceSide {
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
+  }
+
+  async heat(machineId: string): Promise<HeatHint> {
+    const client = await this.#options.machines.client(machineId);
+    if (client === null) return { regions: [] };
+    return (await client.call('volume.command', { op: 'heat', args: {} })) as HeatHint;
   }
 
   async stop(machineId: string): Promise<void> {

@@ -1,5 +1,8 @@
+import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
+import { messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
+import { checkHostCanRun } from '../machine/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MachineRecord } from '../machine/store.ts';
@@ -43,13 +46,15 @@ export class TargetHost implements TargetSide {
     const namesake = machines
       .records()
       .find(({ name, id }) => name === request.machineName && id !== request.machineId);
-    if (!namesake) return offer;
-    return {
-      ...offer,
-      accepted: false,
-      score: 0,
-      reason: `has a machine called ${request.machineName} already`,
-    };
+    const refuse = (reason: string): Offer => ({ ...offer, accepted: false, score: 0, reason });
+    if (namesake) return refuse(`has a machine called ${request.machineName} already`);
+    try {
+      // What would stop it from booting here is better known before it is stopped there.
+      checkHostCanRun(request.config);
+    } catch (error) {
+      return refuse(messageOf(error));
+    }
+    return offer;
   }
 
   async createVolume(request: PrepareRequest): Promise<void> {
@@ -92,6 +97,12 @@ export class TargetHost implements TargetSide {
     };
     await machines.adopt(record);
     await this.#attached(request, 'standby');
+  }
+
+  async warm(request: PrepareRequest, heat: HeatHint): Promise<void> {
+    if (!request.volume) return;
+    const client = await this.#attached(request, 'standby');
+    await client.call('volume.command', { op: 'warm', args: heat });
   }
 
   async detach(request: PrepareRequest): Promise<void> {

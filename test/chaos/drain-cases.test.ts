@@ -280,15 +280,16 @@ test('wrong input: each is refused with a code and a next action, and nothing is
   );
   await refused(create('x', { command: [] }), 'API_INVALID_REQUEST');
   await refused(create('Not a name', {}), 'API_INVALID_REQUEST');
+  await refused(create('x', { user: 'no-such-user' }), 'MACHINE_UNKNOWN_USER');
+  await refused(create('x', { hostFolders: ['/no/such/folder'] }), 'MACHINE_BAD_HOST_FOLDER');
+  await refused(client.showMachine('x'), 'MACHINE_NOT_FOUND');
 
-  // These are wrong only here and now, so the machine stays, stopped, and can be put right or destroyed.
-  await refused(create('stranger', { user: 'no-such-user' }), 'MACHINE_UNKNOWN_USER');
-  assert.equal((await client.showMachine('stranger')).state, 'failed');
+  // Known only once it runs, so the machine stays, stopped, and can be destroyed.
   await create('empty', { command: ['/no/such/program'] });
   await fleet.until('the end', async () => (await client.showMachine('empty')).state === 'failed');
   const why = await client.why('empty');
   assert.match(why.conditions.map(({ nextAction }) => nextAction).join(), /godwit machine logs empty/);
-  for (const name of ['stranger', 'empty']) await client.destroyMachine(name, { force: true });
+  await client.destroyMachine('empty', { force: true });
   await client.destroyVolume(volume.id);
   assert.deepEqual(
     a.shims().map(({ id }) => id),

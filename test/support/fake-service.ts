@@ -296,6 +296,10 @@ export class FakeWorkerService implements WorkerService {
     return targetStatus(runId, 'prepared');
   }
 
+  async warmMove(runId: string): Promise<void> {
+    await this.moveStatus(runId);
+  }
+
   async handoffMove(runId: string): Promise<TargetStatus> {
     return targetStatus(runId, 'handed-over');
   }

@@ -34,6 +34,8 @@ import type { WriterCollector } from './writer-collector.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
 const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
+/** Shown to machines, because it may lie below /tmp, which they have of their own. */
+const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 const TOKEN = 'a-token-of-a-test-fleet';
 /** In the environment of every process of a worker: control, shims, volume servers. By it they are found and ended. */
 const MARK = 'GODWIT_TEST_WORKER';
@@ -192,6 +194,7 @@ export class Fleet {
         },
         resources: {},
         network: 'host',
+        hostFolders: [CHECKOUT],
         metadata: {},
         ...options.config,
       },

@@ -32,6 +32,8 @@ export function machineConfig(script: string, overrides: Partial<MachineConfig> 
     stop: { signal: 'SIGTERM', timeoutMs: 5_000 },
     resources: {},
     network: 'host',
+    // Node is in there, and the checkout may lie below /tmp, which a machine has of its own.
+    hostFolders: [fileURLToPath(new URL('../..', import.meta.url))],
     metadata: {},
     ...overrides,
   };

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import type { SourceSpec } from '../../src/attach/server-spec.ts';
+import type { HeatHint, SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
@@ -103,6 +103,9 @@ export class MoveWorld {
     assert.deepEqual(this.target.volume, { state: 'ready', generation: 2 });
   }
 
+  /** The hint that the target got, if any. */
+  warmed: readonly number[] | null = null;
+
   readonly sourceSide: SourceSide = {
     describe: async () => structuredClone(this.subject),
     claim: async (_machineId, runId) => {
@@ -123,6 +126,7 @@ export class MoveWorld {
       this.source.exported = null;
       this.#changed('closeExport');
     },
+    heat: async () => ({ regions: [3, 1] }),
     syncEarly: async () => this.#changed('sync'),
     stop: async () => {
       this.source.running = false;
@@ -170,6 +174,10 @@ export class MoveWorld {
     attachStandby: async () => {
       this.target.attached ??= 'standby';
       this.#changed('attachStandby');
+    },
+    warm: async (_request, { regions }) => {
+      assert.equal(this.target.attached, 'standby');
+      this.warmed = regions;
     },
     detach: async () => {
       this.target.attached = null;
@@ -238,6 +246,7 @@ export class MoveWorld {
       offer: () => call('offer', async () => this.offer()),
       prepare: (request) => call('prepare', () => receiver().prepare(request)),
       status: (runId) => call('status', () => receiver().status(runId)),
+      warm: (runId, heat) => call('warm', () => receiver().warm(runId, heat)),
       handoff: (runId) => call('handoff', () => receiver().handoff(runId)),
       cancel: (runId) => call('cancel', () => receiver().cancel(runId)),
       run: async () => null,
@@ -255,6 +264,7 @@ function unreachable(delivered: false | 'unknown'): GodwitError {
 type Receiver = {
   prepare(request: PrepareRequest): Promise<TargetStatus>;
   status(runId: string): Promise<TargetStatus>;
+  warm(runId: string, heat: HeatHint): Promise<void>;
   handoff(runId: string): Promise<TargetStatus>;
   cancel(runId: string): Promise<TargetStatus>;
 };

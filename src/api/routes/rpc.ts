@@ -1,4 +1,5 @@
 import { Type } from 'typebox';
+import { HeatHint } from '../../attach/server-spec.ts';
 import { GodwitError } from '../../base/errors.ts';
 import { Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
 import type { ApiApp } from '../app.ts';
@@ -60,6 +61,24 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
       },
     },
     (request) => service.moveStatus(request.params.runId),
+  );
+
+  app.put(
+    '/v1/rpc/moves/:runId/heat',
+    {
+      schema: {
+        operationId: 'warmMove',
+        summary: 'What the machine will read first; a hint',
+        tags,
+        params,
+        body: strict(HeatHint),
+        response: { 200: strict(Type.Object({})) },
+      },
+    },
+    async (request) => {
+      await service.warmMove(request.params.runId, request.body);
+      return {};
+    },
   );
 
   app.post(

@@ -4,7 +4,14 @@ import { Check } from 'typebox/value';
 import { MachineConfig } from '../../machine/config.ts';
 import { configOf, type RunOptions } from './machine.ts';
 
-const minimal: RunOptions = { name: 'pg', filesystem: 'ext4', env: [], network: 'host', wait: '5m' };
+const minimal: RunOptions = {
+  name: 'pg',
+  filesystem: 'ext4',
+  env: [],
+  hostFolder: [],
+  network: 'host',
+  wait: '5m',
+};
 const config = (some: Partial<RunOptions>) => configOf(['sleep', '9'], { ...minimal, ...some });
 
 test('options become a configuration that the API takes', () => {

@@ -17,6 +17,7 @@ export type RunOptions = {
   size?: string;
   filesystem: string;
   env: string[];
+  hostFolder: string[];
   user?: string;
   workdir?: string;
   memory?: string;
@@ -190,6 +191,7 @@ export function configOf(command: string[], options: RunOptions): MachineConfig 
     metadata: {},
   };
   if (options.user !== undefined) config.user = options.user;
+  if (options.hostFolder.length > 0) config.hostFolders = options.hostFolder;
   if (options.workdir !== undefined) config.workingDirectory = options.workdir;
   if (options.group !== undefined) config.group = options.group;
   const health = healthOf(options);
