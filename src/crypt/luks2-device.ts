@@ -152,22 +152,8 @@ export class Luks2Device implements BlockDevice {
     }
   }
 
-  /** In place. Runs of sectors at once; sectors of zeros are left. */
   #decrypt(offsetBytes: number, bytes: Uint8Array): void {
-    const { sectorBytes } = this.#cipher;
-    let start = 0;
-    for (let at = 0; at < bytes.length; at += sectorBytes) {
-      if (!isZeros(bytes, at, sectorBytes)) continue;
-      this.#decryptRun(offsetBytes, bytes, start, at);
-      start = at + sectorBytes;
-    }
-    this.#decryptRun(offsetBytes, bytes, start, bytes.length);
-  }
-
-  #decryptRun(offsetBytes: number, bytes: Uint8Array, start: number, end: number): void {
-    if (start === end) return;
-    const run = start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end);
-    this.#cipher.decrypt(run, run, this.#tweakOf(offsetBytes + start));
+    decryptSectors(this.#cipher, bytes, this.#tweakOf(offsetBytes));
   }
 
   #tweakOf(offsetBytes: number): number {
@@ -182,6 +168,20 @@ export class Luks2Device implements BlockDevice {
   #checkMutation(offsetBytes: number, lengthBytes: number): void {
     this.#check(offsetBytes, lengthBytes);
     if (!this.writable) throw readOnlyError();
+  }
+}
+
+/** Whole sectors, in place: runs of them at once, and sectors of zeros are left as they are. */
+export function decryptSectors(cipher: XtsCipher, bytes: Uint8Array, firstTweak: number): void {
+  const { sectorBytes } = cipher;
+  let start = 0;
+  for (let at = 0; at <= bytes.length; at += sectorBytes) {
+    if (at < bytes.length && !isZeros(bytes, at, sectorBytes)) continue;
+    if (start < at) {
+      const run = start === 0 && at === bytes.length ? bytes : bytes.subarray(start, at);
+      cipher.decrypt(run, run, firstTweak + start / TWEAK_BYTES);
+    }
+    start = at + sectorBytes;
   }
 }
 

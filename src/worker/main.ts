@@ -18,7 +18,7 @@ import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers, noCapacity } from '../migration/offers.ts';
-import type { Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
 import { VolumeStore } from '../volume/index.ts';
@@ -69,6 +69,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const access = new VolumeAccess({
     volumes,
     validityDir: paths.validityDir,
+    keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
   });
   const machines = await MachineManager.open({
@@ -83,9 +84,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
 
-  const peers: Peer[] = options.peers.map(
-    ({ name, url }) => new HttpPeer({ name, url, token: options.token }),
-  );
+  const peers = options.peers.map(({ name, url }) => new HttpPeer({ name, url, token: options.token }));
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () => hostLoad(options, machines, volumes, incoming(), draining());
@@ -97,6 +96,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     validityDir: paths.validityDir,
     load,
     peers: () => peers,
+    headerOf: async (sourceWorker, volumeId) => {
+      const peer = peers.find(({ name }) => name === sourceWorker);
+      if (!peer) throw new Error(`worker ${sourceWorker} is not among the peers of this worker`);
+      return peer.volumeHeader(volumeId);
+    },
+    keys: options.keys,
     clock,
   });
   const progress = new Map<string, TargetStatus>();
@@ -186,6 +191,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
     source,
     peers: () => peers,
+    keys: options.keys,
     load,
     events,
     clock,

@@ -1,3 +1,5 @@
+import type { KeySource } from '../attach/server-spec.ts';
+
 /** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
 export type WorkerOptions = {
   /** Unique in the fleet, and for ever: the records on disk carry it. */
@@ -18,6 +20,8 @@ export type WorkerOptions = {
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
   /** How long a source volume is kept after its move. */
   retainMs: number;
+  /** Where the keys of encrypted volumes come from; null: this worker makes and takes none. */
+  keys: KeySource | null;
   logLevel: 'debug' | 'info' | 'warn' | 'error';
 };
 

@@ -20,6 +20,7 @@ test('the defaults', () => {
     iscsiHost: '127.0.0.1',
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     retainMs: 7 * 86_400_000,
+    keys: null,
     logLevel: 'info',
   });
 });

@@ -21,6 +21,8 @@ export type WorkerFlags = {
   cpus?: string;
   disk?: string;
   retain?: string;
+  keyFile?: string;
+  keyExec?: string;
   logLevel?: string;
 };
 
@@ -37,6 +39,8 @@ const FILE_KEYS = [
   'cpus',
   'disk',
   'retain',
+  'keyFile',
+  'keyExec',
   'logLevel',
 ] as const;
 
@@ -51,6 +55,8 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
   GODWIT_WORKER_RETAIN: 'retain',
+  GODWIT_WORKER_KEY_FILE: 'keyFile',
+  GODWIT_WORKER_KEY_EXEC: 'keyExec',
   GODWIT_WORKER_LOG_LEVEL: 'logLevel',
   GODWIT_TOKEN: 'token',
   GODWIT_TOKEN_FILE: 'tokenFile',
@@ -106,6 +112,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       cpus,
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
+    keys: keySource(all, cwd),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
   };
@@ -133,6 +140,15 @@ function readConfig(path: string): WorkerFlags {
     flags[key] = key === 'peer' ? value : String(value);
   }
   return flags as WorkerFlags;
+}
+
+/** The command of `--key-exec` is split at blanks; whoever needs more writes a script. */
+function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOptions['keys'] {
+  if (keyFile !== undefined && keyExec !== undefined)
+    throw invalid('--key-file and --key-exec exclude each other');
+  if (keyFile !== undefined) return { kind: 'file', path: resolve(cwd, keyFile) };
+  const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
+  return argv.length === 0 ? null : { kind: 'exec', argv };
 }
 
 function parsePeer(text: string): { name: string; url: string } {
