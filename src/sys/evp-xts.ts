@@ -4,7 +4,7 @@ import { addressOf } from './raw-io.ts';
 
 /**
  * AES-XTS by the OpenSSL that is linked into the node program, which exports it. Two calls a sector on fixed addresses and no allocation:
- * node:crypto makes an object and a buffer for each sector and is 7 to 40 times slower (docs/performance.md, "Encryption").
+ * node:crypto makes an object and a buffer for each sector and is 40 to 90 times slower (docs/performance.md, "Encryption").
  *
  * EVP_EncryptInit(3): a context keeps its key while EVP_CipherInit_ex with a null cipher and key sets the next IV.
  */

@@ -24,7 +24,7 @@ import { lockExclusive } from '../sys/file-lock.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { hostLoad } from './load.ts';
-import type { RunningWorker, WorkerOptions } from './options.ts';
+import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
 import { SourceHost } from './source-host.ts';
@@ -76,7 +76,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     store: await MachineStore.open(options.dataDir),
     volumes: access,
     runtimeRoot: paths.runtimeRoot,
-    hidden: [options.dataDir],
+    hidden: [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])],
     clock,
     random,
     logger,

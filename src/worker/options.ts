@@ -1,3 +1,4 @@
+import { dirname } from 'node:path';
 import type { KeySource } from '../attach/server-spec.ts';
 
 /** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
@@ -31,3 +32,8 @@ export type RunningWorker = {
   /** Ends the control process in good order. Machines go on running. */
   close(): Promise<void>;
 };
+
+/** The folder of the key files, which no machine may see: a machine has a view of the host's root. */
+export function keyFolder(path: string): string {
+  return dirname(`${path.split('{volume}')[0]}_`);
+}

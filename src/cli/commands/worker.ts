@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { GodwitError, messageOf } from '../../base/errors.ts';
-import type { WorkerOptions } from '../../worker/options.ts';
+import { keyFolder, type WorkerOptions } from '../../worker/options.ts';
 import type { Context } from '../context.ts';
 import { readToken } from '../fleet-file.ts';
 import { parseDuration, parseSize } from '../units.ts';
@@ -146,7 +146,15 @@ function readConfig(path: string): WorkerFlags {
 function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOptions['keys'] {
   if (keyFile !== undefined && keyExec !== undefined)
     throw invalid('--key-file and --key-exec exclude each other');
-  if (keyFile !== undefined) return { kind: 'file', path: resolve(cwd, keyFile) };
+  if (keyFile !== undefined) {
+    const path = resolve(cwd, keyFile);
+    // It is hidden from machines, and they need /etc and the like.
+    if (keyFolder(path).split('/').filter(Boolean).length < 2)
+      throw invalid(
+        `--key-file is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`,
+      );
+    return { kind: 'file', path };
+  }
   const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
   return argv.length === 0 ? null : { kind: 'exec', argv };
 }
