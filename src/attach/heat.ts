@@ -1,7 +1,7 @@
 /** What the guest touches, in units of this many bytes. */
 export const HEAT_REGION_BYTES = 64 * 1024;
 /** Regions that one answer holds at most: 64 MiB of volume. */
-export const HEAT_REGIONS_MAX = 1024;
+export const HEAT_REGIONS_MAX = 256;
 
 const FIRST_READS_MAX = 1024;
 const LATEST_MAX = 4096;

@@ -282,6 +282,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
     .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
     .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')
+    .option(
+      '--hydration-rate <SIZE>',
+      'bytes per second that a volume which arrives here may take in the background (default: no limit)',
+    )
     .option('--retain <DURATION>', 'how long a source volume is kept after its move (default 7d)')
     .option('--key-file <PATH>', 'keys of encrypted volumes; {volume} in the path is the id of the volume')
     .option(

@@ -48,6 +48,8 @@ const QUIET_AFTER_MS = 250;
 const OUTAGE_MS = 1_000;
 /** A single slow fetch must not put hydration to sleep. */
 const REST_MS_MAX = 1_000;
+/** A fresh copy begins with this part of its largest window; while nobody misses, it has all of it within a fifth of a second. */
+const INITIAL_DIVISOR = 16;
 const INCREASE_BYTES = 8 * 1024;
 const REGION_BYTES_MIN = 64 * 1024;
 const REGION_BYTES_WITH_MISSES_MAX = 128 * 1024;
@@ -55,7 +57,7 @@ export const REGION_BYTES_MAX = 1024 * 1024;
 
 export function initialWindow(limits: WindowLimits): HydrationWindow {
   return {
-    windowBytes: limits.maxBytes,
+    windowBytes: Math.max(limits.floorBytes, limits.maxBytes / INITIAL_DIVISOR),
     baselineMs: null,
     baselineSamples: 0,
     smoothedMs: null,

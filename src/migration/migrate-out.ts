@@ -38,6 +38,8 @@ export type MigrateOutOutput = {
   target?: string;
   source?: SourceSpec | null;
   /** Wall clock of this host. */
+  /** Regions that the target was told to bring first. */
+  warmedRegions?: number;
   stopStartedAtMs?: number;
   stopMs?: number;
   sealMs?: number;
@@ -273,11 +275,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         deadlineMs: 120_000,
         async do(context) {
           const subject = subjectOf(context);
+          let warmedRegions = 0;
           if (subject.running) {
             await source.syncEarly(context.input.machineId);
-            if (subject.volume) await warmTarget(context);
+            if (subject.volume) warmedRegions = await warmTarget(context);
           }
-          return { stopStartedAtMs: clock.wallMs() };
+          return { warmedRegions, stopStartedAtMs: clock.wallMs() };
         },
       },
       {
@@ -436,13 +439,15 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   }
 
   /** The target brings what the machine reads at its boot before it asks. A hint: nothing is lost when it does not arrive. */
-  async function warmTarget(context: Context): Promise<void> {
+  async function warmTarget(context: Context): Promise<number> {
     const signal = AbortSignal.any([context.signal, AbortSignal.timeout(WARM_TIMEOUT_MS)]);
     try {
       const heat = await source.heat(context.input.machineId);
       await targetOf(context).warm(context.runId, heat, signal);
+      return heat.regions.length;
     } catch {
       context.signal.throwIfAborted();
+      return 0;
     }
   }
 

@@ -19,7 +19,7 @@ import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
-import { VOLUME_FILES } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
 import { readRecord } from './record-file.ts';
 import { removeValidityFile } from './validity-file.ts';
 

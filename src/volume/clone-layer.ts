@@ -8,7 +8,7 @@ import { CloneDevice } from '../clone/clone-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
-import { VOLUME_FILES } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
 import { SourceDevice } from './source-device.ts';
 import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile } from './validity-file.ts';

@@ -16,7 +16,8 @@ import type { Luks2Device } from '../crypt/luks2-device.ts';
 import { CIPHER } from '../crypt/metadata.ts';
 import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 
 /**
  * Encrypted volumes of a worker. The LUKS2 header is a file of its own beside the data (a detached header, as `cryptsetup --header` has it), so

@@ -8,7 +8,7 @@ import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport } from '../iscsi/index.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
-import { VOLUME_FILES } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
 import { exportSerial } from './specs.ts';
 
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };

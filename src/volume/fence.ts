@@ -3,7 +3,8 @@ import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { type DataLock, lockData } from './data-lock.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 import { readRecord } from './record-file.ts';
 
 /** Somebody who only looks whether the lock is taken holds it for a moment; another server holds it for as long as it lives. */

@@ -3,7 +3,8 @@
 export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
 export { HEADER_BYTES_MAX, readHeaderFile } from './encryption.ts';
-export { VOLUME_FILES, VolumeRecord } from './record.ts';
+export { VOLUME_FILES } from './files.ts';
+export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export {
   attachSpec,

@@ -2,7 +2,8 @@ import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { GodwitError, messageOf } from '../base/errors.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 
 /** A record is under 1 KiB; anything larger is not one. */
 const RECORD_BYTES_MAX = 64 * 1024;

@@ -36,11 +36,3 @@ export const VolumeRecord = Type.Object({
   encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
 });
 export type VolumeRecord = Static<typeof VolumeRecord>;
-
-/** Layout of a volume's folder. */
-export const VOLUME_FILES = {
-  record: 'volume.json',
-  data: 'data.raw',
-  cloneMetadata: 'clone.meta',
-  header: 'header.luks2',
-} as const;

@@ -182,8 +182,7 @@ async function perform(served: Served, op: string, args: unknown): Promise<unkno
       nextAction: 'The worker and the volume server must be of the same godwit version.',
     });
   }
-  await operation(args);
-  return {};
+  return (await operation(args)) ?? {};
 }
 
 await main();

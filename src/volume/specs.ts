@@ -10,7 +10,8 @@ import type {
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 
 /** Names of godwit's targets and initiators (RFC 7143 section 4.2.7.4). */
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';

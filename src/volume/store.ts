@@ -15,7 +15,8 @@ import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
-import { VOLUME_FILES, type VolumeRecord } from './record.ts';
+import { VOLUME_FILES } from './files.ts';
+import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 

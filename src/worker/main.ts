@@ -102,6 +102,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       return peer.volumeHeader(volumeId);
     },
     keys: options.keys,
+    hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
     clock,
   });
   const progress = new Map<string, TargetStatus>();

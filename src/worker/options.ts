@@ -19,6 +19,8 @@ export type WorkerOptions = {
   iscsiHost: string;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
+  /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */
+  hydrationRateBytesPerSecondMax: number;
   /** How long a source volume is kept after its move. */
   retainMs: number;
   /** Where the keys of encrypted volumes come from; null: this worker makes and takes none. */

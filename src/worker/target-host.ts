@@ -29,6 +29,7 @@ export type TargetHostOptions = {
   /** LUKS2 header of a volume of another worker. */
   headerOf: (sourceWorker: string, volumeId: string) => Promise<Buffer>;
   keys: KeySource | null;
+  hydrationRateBytesPerSecondMax: number;
   clock: Clock;
 };
 
@@ -155,7 +156,7 @@ export class TargetHost implements TargetSide {
   async hydrate(request: PrepareRequest): Promise<void> {
     if (!request.volume) return;
     const client = await this.#attached(request, 'writable');
-    const args = { paused: false, rateBytesPerSecondMax: 0 };
+    const args = { paused: false, rateBytesPerSecondMax: this.#options.hydrationRateBytesPerSecondMax };
     await client.call('volume.command', { op: 'hydration', args });
   }
 

@@ -4,7 +4,8 @@ import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
-import { VOLUME_FILES, type VolumeRecord } from '../../src/volume/record.ts';
+import { VOLUME_FILES } from '../../src/volume/files.ts';
+import type { VolumeRecord } from '../../src/volume/record.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';

@@ -11,7 +11,9 @@ import { WriterCollector, type WriterHistory } from '../support/writer-collector
 /** One of the two hosts of a move dies and stays dead for a while. */
 
 const MIB = 2 ** 20;
+/** Most of it is still at the source when the test looks, because the target brings no more than `SLOW` of it in a second. */
 const BALLAST_BYTES = 48 * MIB;
+const SLOW = ['--hydration-rate', '1MiB'];
 
 /** The writer ignores this signal, so a stop takes until it is hung up on: time to do things to a move just before its stop. */
 const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 600_000 };
@@ -27,7 +29,7 @@ type Scene = {
 
 async function scene(t: test.TestContext): Promise<Scene> {
   const collector = await WriterCollector.open(t);
-  const fleet = await Fleet.start(t, ['source', 'target']);
+  const fleet = await Fleet.start(t, ['source', 'target'], { flags: { target: SLOW } });
   const source = fleet.worker('source');
   const machine = await fleet.writerMachine(source, collector, {
     name: 'writer',
@@ -127,7 +129,7 @@ test('a target host that dies right after the activation: the source waits and s
   history.assertSound();
 });
 
-/** Moves the machine with ballast on its volume, and holds the hydration as soon as the volume is the target's. */
+/** Moves the machine with ballast on its volume up to the hydration, which is slow until the test lets it go. */
 async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; digest: string }> {
   const { fleet, source, target, collector, history, machine } = stage;
   const made = await source.client.execInMachine(machine.id, {
@@ -142,7 +144,6 @@ async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; diges
   });
   assert.equal(made.exitCode, 0, made.stderr);
   const run = await moveUpToTheStop(stage);
-  await target.volumeCommand(machine.id, 'hydration', { paused: true, rateBytesPerSecondMax: 0 });
   const incarnations = history.incarnations.length;
   collector.hangUp('writer');
   await fleet.until(
@@ -151,7 +152,7 @@ async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; diges
   );
   await history.incarnation(incarnations);
   const { exposedBytes } = await hydration(target, machine);
-  assert.ok(exposedBytes >= BALLAST_BYTES / 2, `only ${exposedBytes} bytes are left at the source`);
+  assert.ok(exposedBytes >= BALLAST_BYTES / 4, `only ${exposedBytes} bytes are left at the source`);
   return { run, digest: made.stdout };
 }
 

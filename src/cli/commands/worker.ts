@@ -20,6 +20,7 @@ export type WorkerFlags = {
   memory?: string;
   cpus?: string;
   disk?: string;
+  hydrationRate?: string;
   retain?: string;
   keyFile?: string;
   keyExec?: string;
@@ -38,6 +39,7 @@ const FILE_KEYS = [
   'memory',
   'cpus',
   'disk',
+  'hydrationRate',
   'retain',
   'keyFile',
   'keyExec',
@@ -54,6 +56,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_MEMORY: 'memory',
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
+  GODWIT_WORKER_HYDRATION_RATE: 'hydrationRate',
   GODWIT_WORKER_RETAIN: 'retain',
   GODWIT_WORKER_KEY_FILE: 'keyFile',
   GODWIT_WORKER_KEY_EXEC: 'keyExec',
@@ -113,6 +116,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
     keys: keySource(all, cwd),
+    hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
   };
