@@ -1,4 +1,5 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import {
   closeSync,
   mkdirSync,
@@ -25,7 +26,8 @@ import { findProgram } from '../test/support/requires.ts';
  *   godwit    our FUSE server, plain volume
  *   nbdfuse   nbdfuse -C 1 on nbdkit's file plugin (both in C)
  *   raw       the file itself
- * The three stay attached, and every row runs them in turn, several rounds, so that drift of the machine hits all alike. The figures are medians.
+ *   encrypted our FUSE server with the ciphertext of LUKS2 below, in sectors of 4096 bytes; only with `encryption`
+ * They stay attached, and every row runs them in turn, several rounds, so that drift of the machine hits all alike. The figures are medians.
  */
 const VOLUME_BYTES = 1024 ** 3;
 const FILE_MIB = 384;
@@ -42,13 +44,14 @@ const ROWS: readonly Row[] = [
   { name: '4k random read, depth 16, cold file', rw: 'randread', bs: '4k', depth: 16, cold: true },
 ];
 
-type StackName = 'godwit' | 'nbdfuse' | 'raw';
+type StackName = 'godwit' | 'encrypted' | 'nbdfuse' | 'raw';
 type Stack = { name: StackName; loop: string; filePath: string; mountPoint: string; detach(): Promise<void> };
 
 export type AttachBenchRow = {
   name: string;
   unit: 'IOPS' | 'MiB/s';
   godwit: number;
+  encrypted: number | null;
   nbdfuse: number | null;
   raw: number;
   /** godwit / nbdfuse; above 1 is faster. null where the peer is not installed. */
@@ -61,7 +64,10 @@ export type AttachBench = {
   serverResidentBytes: number;
 };
 
-export async function run(options: { quick?: boolean; only?: RegExp } = {}): Promise<AttachBench> {
+/** `encryption`: an encrypted volume against a plain one, instead of the C stack. */
+export async function run(
+  options: { quick?: boolean; only?: RegExp; encryption?: boolean } = {},
+): Promise<AttachBench> {
   const rounds = options.quick ? 3 : 7;
   const runtimeSeconds = options.quick ? 1 : 2;
   const dir = mkdtempSync(join(tmpdir(), 'gw-bench-attach-'));
@@ -69,7 +75,9 @@ export async function run(options: { quick?: boolean; only?: RegExp } = {}): Pro
   try {
     const godwit = await godwitStack(join(dir, 'godwit'));
     stacks.push(godwit.stack);
-    if (findProgram('nbdfuse') !== null && findProgram('nbdkit') !== null) {
+    if (options.encryption) {
+      stacks.push((await godwitStack(join(dir, 'encrypted'), randomBytes(64))).stack);
+    } else if (findProgram('nbdfuse') !== null && findProgram('nbdkit') !== null) {
       stacks.push(await nbdfuseStack(join(dir, 'nbdfuse')));
     }
     stacks.push(await rawStack(join(dir, 'raw')));
@@ -78,7 +86,7 @@ export async function run(options: { quick?: boolean; only?: RegExp } = {}): Pro
     for (const stack of stacks) await prepare(stack);
     const rows: AttachBenchRow[] = [];
     for (const row of ROWS.filter(({ name }) => options.only?.test(name) ?? true)) {
-      const samples: Record<StackName, number[]> = { godwit: [], nbdfuse: [], raw: [] };
+      const samples: Record<StackName, number[]> = { godwit: [], encrypted: [], nbdfuse: [], raw: [] };
       for (let round = 0; round < rounds; round++) {
         for (const stack of stacks) {
           if (row.cold) await evict(stack.filePath);
@@ -91,6 +99,7 @@ export async function run(options: { quick?: boolean; only?: RegExp } = {}): Pro
         name: row.name,
         unit: row.bs === '4k' ? 'IOPS' : 'MiB/s',
         godwit: median(samples.godwit),
+        encrypted: samples.encrypted.length === 0 ? null : median(samples.encrypted),
         nbdfuse,
         raw: median(samples.raw),
         ratio: nbdfuse === null ? null : median(samples.godwit) / nbdfuse,
@@ -122,11 +131,33 @@ export function format(result: AttachBench): string {
   return lines.join('\n');
 }
 
-async function godwitStack(dir: string): Promise<{ stack: Stack; residentBytes(): Promise<number> }> {
+export function formatEncrypted(result: AttachBench): string {
+  const lines = [
+    `| median of ${result.rounds} rounds of ${result.runtimeSeconds} s | encrypted | plain | encrypted / plain |`,
+    '|---|---|---|---|',
+  ];
+  for (const { name, unit, encrypted, godwit } of result.rows) {
+    const ratio = ((encrypted ?? Number.NaN) / godwit).toFixed(2);
+    lines.push(
+      `| ${name} | ${Math.round(encrypted ?? Number.NaN)} ${unit} | ${Math.round(godwit)} ${unit} | ${ratio} |`,
+    );
+  }
+  return lines.join('\n');
+}
+
+async function godwitStack(
+  dir: string,
+  key?: Buffer,
+): Promise<{ stack: Stack; residentBytes(): Promise<number> }> {
   const filePath = sparseFile(dir);
-  const volume = await attachPlainVolume({ dir, filePath, lengthBytes: VOLUME_BYTES });
+  const volume = await attachPlainVolume({
+    dir,
+    filePath,
+    lengthBytes: VOLUME_BYTES,
+    ...(key && { sectorBytes: 4096, env: { PLAIN_VOLUME_KEY: key.toString('hex') } }),
+  });
   const stack: Stack = {
-    name: 'godwit',
+    name: key ? 'encrypted' : 'godwit',
     loop: volume.loop,
     filePath,
     mountPoint: join(dir, 'mnt'),

@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, iscsi, iscsi-conformance
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, iscsi, iscsi-conformance, xts, encryption
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -81,6 +81,16 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { conformanceTable, runConformance } = await import('./iscsi-conformance.ts');
     say('## iSCSI conformance: iscsi-test-cu --dataloss, against tgt\n');
     say(conformanceTable(await runConformance()));
+  },
+  async xts() {
+    const { benchXts, xtsTable } = await import('./xts.ts');
+    say('## AES-256-XTS in MiB/s, against openssl speed\n');
+    say(xtsTable(await benchXts(quick ? 1 : 5)));
+  },
+  async encryption() {
+    const { formatEncrypted, run } = await import('./attach.ts');
+    say('## Attach path: an encrypted volume against a plain one\n');
+    say(formatEncrypted(await run({ quick, encryption: true })));
   },
 };
 

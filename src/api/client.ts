@@ -236,6 +236,9 @@ export class ApiClient {
       idempotent: true,
     });
   }
+  volumeHeader(volumeId: string, signal?: AbortSignal): Promise<{ header: string }> {
+    return this.#json('GET', `/v1/rpc/volumes/${encodeURIComponent(volumeId)}/header`, { signal });
+  }
   async runState(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {
     const path = `/v1/rpc/runs/${encodeURIComponent(runId)}`;
     return (await this.#json<RunStateReply>('GET', path, { signal, runId })).run;

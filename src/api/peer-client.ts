@@ -58,6 +58,11 @@ export class HttpPeer implements Peer {
     return this.#client.runState(runId, signal);
   }
 
+  /** LUKS2 header and key slots of a volume of that worker. */
+  async volumeHeader(volumeId: string, signal?: AbortSignal): Promise<Buffer> {
+    return Buffer.from((await this.#client.volumeHeader(volumeId, signal)).header, 'base64');
+  }
+
   /** Closes idle connections. */
   close(): void {
     this.#client.close();

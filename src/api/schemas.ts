@@ -175,6 +175,7 @@ export const VolumeView = Type.Object({
   /** Allocated bytes of the sparse file. */
   usedBytes: Type.Integer(),
   filesystem: VolumeRecord.properties.filesystem,
+  encrypted: Type.Boolean(),
   generation: Type.Integer(),
   state: VolumeRecord.properties.state,
   createdAtMs: Type.Number(),
@@ -195,6 +196,8 @@ export const CreateVolumeRequest = Type.Object({
   filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')], {
     default: 'ext4',
   }),
+  /** Left out: encrypted where the worker has keys. True where it has none is refused (`VOLUME_NO_KEYS`). */
+  encrypted: Type.Optional(Type.Boolean()),
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 

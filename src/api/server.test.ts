@@ -269,6 +269,7 @@ const ROUTES = [
   'GET /v1/plan',
   'GET /v1/rpc/moves/{runId}',
   'GET /v1/rpc/runs/{runId}',
+  'GET /v1/rpc/volumes/{volumeId}/header',
   'GET /v1/runs',
   'GET /v1/runs/{id}',
   'GET /v1/volumes',

@@ -79,5 +79,7 @@ export interface WorkerService {
   warmMove(runId: string, heat: HeatHint): Promise<void>;
   handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus>;
   cancelMove(runId: string): Promise<TargetStatus>;
+  /** LUKS2 header and key slots of an encrypted volume, base64. */
+  volumeHeader(volumeId: string): Promise<string>;
   runState(runId: string): Promise<RunStateReply['run']>;
 }

@@ -7,6 +7,7 @@ import { promisify } from 'node:util';
 import { attachedVolume } from '../../test/support/attached-volume.ts';
 import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { NodeXts } from '../crypt/xts.ts';
 import { attachLoop, findLoops } from './loop.ts';
 import { runTool } from './tool.ts';
 
@@ -47,6 +48,54 @@ test('a filesystem on the loop device: files, trim, unmount; the file below is t
   };
   assert.ok(status.guest.writes > 0);
   assert.ok(status.hotRequests > 0, 'the hot path was used');
+});
+
+test('an encrypted volume: plaintext on the loop device, ciphertext of LUKS2 in the file, on the hot path and beside it', {
+  skip,
+}, async (t) => {
+  const lengthBytes = 16 * MiB;
+  const key = randomBytes(64);
+  const volume = await attachedVolume(t, {
+    lengthBytes,
+    sectorBytes: 4096,
+    env: { PLAIN_VOLUME_KEY: key.toString('hex') },
+  });
+  const { loop, filePath, beforeDetach } = volume;
+  const fd = openSync(loop, 'rs+');
+  beforeDetach(() => closeSync(fd));
+  const expected = Buffer.alloc(lengthBytes);
+  for (const [offset, length] of [
+    [0, 4096],
+    [3 * 4096, 8192],
+    [MiB + 4096, 3 * MiB],
+    [16 * MiB - 4096, 4096],
+  ] as const) {
+    const bytes = randomBytes(length);
+    bytes.copy(expected, offset);
+    await promisify(write)(fd, bytes, 0, length, offset);
+  }
+  await tool('blkdiscard', '--offset', `${2 * MiB}`, '--length', `${MiB}`, loop);
+  expected.fill(0, 2 * MiB, 3 * MiB);
+  await tool('blockdev', '--flushbufs', loop);
+  const got = Buffer.alloc(lengthBytes);
+  for (let done = 0; done < lengthBytes; ) {
+    const { bytesRead } = await promisify(read)(fd, got, done, lengthBytes - done, done);
+    assert.ok(bytesRead > 0);
+    done += bytesRead;
+  }
+  assert.ok(got.equals(expected), 'what the guest reads');
+  const status = (await volume.supervisor.call('status')) as { hotRequests: number };
+  assert.ok(status.hotRequests > 0, 'the hot path was used');
+
+  // By the other implementation: what is a hole stays zeros, all else is ciphertext at its place.
+  const file = readFileSync(filePath);
+  const cipher = new NodeXts(key, 4096);
+  const zeros = Buffer.alloc(4096);
+  for (let at = 0; at < lengthBytes; at += 4096) {
+    const sector = file.subarray(at, at + 4096);
+    if (!sector.equals(zeros)) cipher.decrypt(sector, sector, at / 512);
+  }
+  assert.ok(file.equals(expected), 'what the file holds');
 });
 
 test('large, small, unaligned to 4 KiB and last: what is written is read back', { skip }, async (t) => {

@@ -15,7 +15,7 @@ import { startWriteBack } from '../sys/sync-file-range.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
 import { Heat, hottestRegions } from './heat.ts';
-import type { HotThreadData, HotThreadMessage } from './hot-thread.ts';
+import type { HotPath, HotThreadData, HotThreadMessage } from './hot-thread.ts';
 import type { Access, GuestStatistics } from './server-spec.ts';
 import { ACCESS_READONLY, ACCESS_STANDBY, ACCESS_WRITABLE, SLOT_COUNT, Slots } from './slots.ts';
 
@@ -44,9 +44,10 @@ export type FuseServerOptions = {
   device: BlockDevice;
   /**
    * The local file under `device`, for the hot path; null where there is none. `validity`: address and number of 32-bit words of the
-   * bits that say which blocks of the file are valid (clone/validity-map.ts); null: all are.
+   * bits that say which blocks of the file are valid (clone/validity-map.ts); null: all are. With `encryption` the file is ciphertext and
+   * `device` is plaintext.
    */
-  hot: { dataFd: number; validity: { address: bigint; words: number } | null } | null;
+  hot: HotPath | null;
   access: Access;
   clock: Clock;
   logger: Logger;

@@ -3,6 +3,8 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { ValidityMap } from '../clone/validity-map.ts';
+import { decryptSectors } from '../crypt/luks2-device.ts';
+import { createXts, TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
 import {
   addressOf,
   EAGAIN,
@@ -40,9 +42,17 @@ export type HotThreadData = {
   /** Alignment of what the hot path serves; anything else is for the main thread to refuse. */
   blockBytes: number;
   /** null: no local file; every read and write goes to the main thread. */
-  hot: { dataFd: number; validity: { address: bigint; words: number } | null } | null;
+  hot: HotPath | null;
   /** How long to look for the next request before sleeping. 0 on a machine with one processor. */
   spinMicroseconds: number;
+};
+
+/** The local file that the hot path reads and writes. */
+export type HotPath = {
+  dataFd: number;
+  validity: { address: bigint; words: number } | null;
+  /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
+  encryption?: { key: Uint8Array; sectorBytes: number };
 };
 
 /** A message of the thread: the doorbell, time to start write-back, or how /dev/fuse ended. */
@@ -67,7 +77,7 @@ const SPIN_PAUSE_REQUESTS = 64;
 const PREEMPTED_AFTER_MS = 0.3;
 const SPIN_PAUSE_PREEMPTED_REQUESTS = 4096;
 
-function run(data: HotThreadData): number {
+function run(data: HotThreadData, cipher: XtsCipher | null): number {
   const { fuseFd, lengthBytes, blockBytes, hot } = data;
   const slots = new Slots(data.slots);
   const counters = new GuestCounters(data.counters);
@@ -83,6 +93,8 @@ function run(data: HotThreadData): number {
     hot?.validity == null
       ? null
       : new ValidityMap(wordsAt(hot.validity), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
+  const cipherText = new Uint8Array(cipher === null ? 0 : WRITE_PIECE_BYTES);
+  const cipherAddress = addressOf(cipherText);
   let readWithoutWaiting = rawReadNow;
   let dirtyBytes = 0;
   let spinMisses = 0;
@@ -161,6 +173,8 @@ function run(data: HotThreadData): number {
       count = rawReadAt(dataFd, address + PAYLOAD_AT, sizeBytes, offsetBytes);
     }
     if (count !== sizeBytes) return 0;
+    if (cipher !== null && sizeBytes > 0)
+      decryptSectors(cipher, slot.payload(sizeBytes), offsetBytes / TWEAK_BYTES);
     const replyBytes = slot.replyRead(sizeBytes);
     rawWrite(fuseFd, address + REPLY_AT, replyBytes);
     heat.read(offsetBytes, sizeBytes);
@@ -176,12 +190,17 @@ function run(data: HotThreadData): number {
     if (dataFd < 0 || slots.access !== ACCESS_WRITABLE || !isLocal(offsetBytes, sizeBytes)) return 0;
     const startMs = performance.now();
     for (let done = 0; done < sizeBytes; ) {
-      const count = rawWriteAt(
-        dataFd,
-        address + PAYLOAD_AT + done,
-        Math.min(WRITE_PIECE_BYTES, sizeBytes - done),
-        offsetBytes + done,
-      );
+      const pieceBytes = Math.min(WRITE_PIECE_BYTES, sizeBytes - done);
+      let from = address + PAYLOAD_AT + done;
+      if (cipher !== null) {
+        // Beside the payload, which must stay as it is should the main thread have to do the write again.
+        const piece = slot.payload(sizeBytes).subarray(done, done + pieceBytes);
+        cipher.encrypt(piece, cipherText.subarray(0, pieceBytes), (offsetBytes + done) / TWEAK_BYTES);
+        from = cipherAddress;
+      }
+      const count = rawWriteAt(dataFd, from, pieceBytes, offsetBytes + done);
+      // Half a sector of ciphertext is no place to go on from.
+      if (cipher !== null && count >= 0 && count < pieceBytes) return 0;
       // A full disk and the like: the main thread does the whole write again and finds the words for it.
       if (count <= 0 && count !== -EINTR) return 0;
       done += Math.max(0, count);
@@ -225,6 +244,13 @@ function run(data: HotThreadData): number {
   return -ENODEV;
 }
 
+function cipherOf({ hot }: HotThreadData): XtsCipher | null {
+  if (!hot?.encryption) return null;
+  const made = createXts(hot.encryption.key, hot.encryption.sectorBytes);
+  hot.encryption.key.fill(0);
+  return made;
+}
+
 function wordsAt(validity: { address: bigint; words: number }): Uint32Array {
   const bytes = viewAt(validity.address, validity.words * 4);
   return new Uint32Array(bytes.buffer, bytes.byteOffset, validity.words);
@@ -233,4 +259,7 @@ function wordsAt(validity: { address: bigint; words: number }): Uint32Array {
 assert(parentPort !== null, 'the hot thread is a worker of the FUSE server');
 // A server usually ends by a signal, and then nothing would be kept for the next one. No effect without NODE_COMPILE_CACHE.
 flushCompileCache();
-parentPort.postMessage({ closed: run(workerData as HotThreadData) } satisfies HotThreadMessage);
+const data = workerData as HotThreadData;
+const cipher = cipherOf(data);
+parentPort.postMessage({ closed: run(data, cipher) } satisfies HotThreadMessage);
+cipher?.dispose();

@@ -83,6 +83,13 @@ export const CloneSpec = Type.Object({
 });
 export type CloneSpec = Static<typeof CloneSpec>;
 
+/** Where the key of an encrypted volume comes from (crypt/key-provider.ts). The key itself is in no spec. */
+export const KeySource = Type.Union([
+  Type.Object({ kind: Type.Literal('file'), path: Type.String({ minLength: 1 }) }),
+  Type.Object({ kind: Type.Literal('exec'), argv: Type.Array(Type.String(), { minItems: 1 }) }),
+]);
+export type KeySource = Static<typeof KeySource>;
+
 /**
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
  * and of an export before the seal. `writable` and `readonly`: what they say.
@@ -104,6 +111,8 @@ export const VolumeServerSpec = Type.Object({
   volumeDir: Type.String(),
   access: Access,
   clone: Type.Optional(CloneSpec),
+  /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
+  encryption: Type.Optional(Type.Object({ uuid: Type.String(), keys: KeySource })),
   export: Type.Optional(
     Type.Object({
       listenHost: Type.String(),

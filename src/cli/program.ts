@@ -187,6 +187,8 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<NAME>')
     .requiredOption('--size <SIZE>', 'e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>').choices(['ext4', 'xfs', 'none']).default('ext4'))
+    .option('--encrypted', 'refuse where the worker has no keys (default: encrypted where it has)')
+    .option('--no-encryption', 'as plain bytes, also where the worker has keys')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
     .action((name: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
@@ -291,6 +293,11 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       'bytes per second that a volume which arrives here may take in the background (default: no limit)',
     )
     .option('--retain <DURATION>', 'how long a source volume is kept after its move (default 7d)')
+    .option('--key-file <PATH>', 'keys of encrypted volumes; {volume} in the path is the id of the volume')
+    .option(
+      '--key-exec <COMMAND>',
+      'a program that prints the key of volume $GODWIT_VOLUME_ID; split at blanks',
+    )
     .option('--log-level <LEVEL>', 'debug, info, warn or error (default info)')
     .action((_options, command: Command) =>
       withContext(command, async (context) =>

@@ -70,7 +70,11 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     const made: Opened = { supervisor, fuse, loopDevice: null };
     try {
       await supervisor.start(READY_TIMEOUT_MS);
-      if (fuse !== null) made.loopDevice = await attachLoop({ filePath: fuse.filePath });
+      if (fuse !== null) {
+        // The sectors of the encryption, or those that a filesystem of any disk can be mounted on.
+        const sectorBytes = spec.encryption ? 4096 : 512;
+        made.loopDevice = await attachLoop({ filePath: fuse.filePath, sectorBytes });
+      }
       return made;
     } catch (error) {
       await close(made).catch((failure: unknown) => {
@@ -117,8 +121,8 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     status() {
       if (opened === undefined) return null;
       const { spec, state } = opened.supervisor;
-      // Both hold secrets.
-      const { clone: _clone, export: _export, ...shown } = spec;
+      // They hold secrets, or may (the arguments of a key program).
+      const { clone: _clone, export: _export, encryption: _encryption, ...shown } = spec;
       return {
         spec: shown,
         serverPid: state.serverPid,

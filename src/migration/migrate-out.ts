@@ -245,6 +245,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
                   lengthBytes: subject.volume.lengthBytes,
                   filesystem: subject.volume.filesystem,
                   sealedGeneration: subject.volume.generation,
+                  ...(subject.volume.encryption && { encryption: subject.volume.encryption }),
                   source: out(context).source!,
                 },
               },

@@ -64,6 +64,8 @@ export const PrepareRequest = Type.Object({
       /** Generation that the source seals; the target opens the next one. */
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
+      /** The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no journal. */
+      encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
     }),
     Type.Null(),
   ]),

@@ -17,6 +17,7 @@ export type MoveSubject = {
     usedBytes: number;
     filesystem: 'ext4' | 'xfs' | 'none';
     generation: number;
+    encryption?: { uuid: string };
   } | null;
 };
 

@@ -14,11 +14,13 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
-import { BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
+import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { CloneLayer } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
+import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
@@ -46,6 +48,7 @@ export class AttachedVolume {
   /** The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole. */
   readonly #local: FileDevice;
   #clone: CloneLayer | null;
+  readonly #encryption: Encryption | null;
   /** The last word of a clone layer that was dropped. */
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
@@ -54,26 +57,36 @@ export class AttachedVolume {
   private constructor(
     spec: VolumeServerSpec,
     options: AttachedVolumeOptions,
-    parts: { fuse: FuseServer; local: FileDevice; clone: CloneLayer | null; lock: DataLock | null },
+    parts: {
+      fuse: FuseServer;
+      local: FileDevice;
+      clone: CloneLayer | null;
+      encryption: Encryption | null;
+      lock: DataLock | null;
+    },
   ) {
     this.#spec = spec;
     this.#options = options;
     this.#fuse = parts.fuse;
     this.#local = parts.local;
     this.#clone = parts.clone;
+    this.#encryption = parts.encryption;
     this.#lock = parts.lock;
   }
 
   /**
    * Opens all that the spec names and serves the FUSE file. In `standby` the source must answer now; later it may be away. Rejects
-   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of clone/metadata.ts and validity-file.ts, and those of the login.
+   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, those of clone/metadata.ts and validity-file.ts, and those of the login.
    */
   static async open(spec: VolumeServerSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
     const { clock, logger } = options;
     const lock = spec.access === 'writable' ? await passFence(spec, 'write', clock) : null;
     let local: FileDevice | undefined;
     let clone: CloneLayer | null = null;
+    let encryption: Encryption | null = null;
     try {
+      // The key and its derivation: in standby, so before anything stops.
+      encryption = await openEncryption(spec);
       local = await openData(spec);
       if (spec.clone && (await isClone(spec))) {
         const { openClone } = await import('./clone-layer.ts');
@@ -82,17 +95,19 @@ export class AttachedVolume {
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const fuse = new FuseServer({
         fuseFd: options.fuseFd,
-        device: clone?.device ?? local,
+        device: encryption ? encryption.over(clone?.device ?? local) : (clone?.device ?? local),
         hot: {
           dataFd: local.fileDescriptor,
           validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
+          ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
         clock,
         logger,
       });
-      return new AttachedVolume(spec, options, { fuse, local, clone, lock });
+      return new AttachedVolume(spec, options, { fuse, local, clone, encryption, lock });
     } catch (error) {
+      encryption?.forget();
       await clone?.source.close();
       await clone?.device.close();
       await local?.close();
@@ -213,7 +228,7 @@ export class AttachedVolume {
     if (clone === null) return;
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
-    await this.#fuse.becomeWhole(this.#local);
+    await this.#fuse.becomeWhole(this.#encryption?.over(this.#local) ?? this.#local);
     this.#clone = null;
     await clone.device.close();
     await clone.source.close();
@@ -230,6 +245,7 @@ export class AttachedVolume {
     await this.#clone?.source.close();
     await this.#clone?.device.close();
     await this.#local.close();
+    this.#encryption?.forget();
     this.#lock?.release();
   }
 
@@ -281,6 +297,31 @@ export class AttachedVolume {
 function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
   if (source === undefined || 'location' in source) return 'foreign';
   return source.tls ? 'tls' : 'tcp';
+}
+
+/** The key of an encrypted volume, for as long as it is open. */
+type Encryption = {
+  /** The plaintext of a device. The one that was made before is closed by closing what it is over. */
+  over: (device: BlockDevice) => Luks2Device;
+  /** A copy of the key, for the thread that overwrites it. */
+  readonly forHotPath: { key: Uint8Array; sectorBytes: number };
+  forget: () => void;
+};
+
+async function openEncryption(spec: VolumeServerSpec): Promise<Encryption | null> {
+  const { encryption } = spec;
+  if (encryption === undefined) return null;
+  // Its code and memory are for encrypted volumes only.
+  const { plaintextOf, unlockVolume } = await import('./encryption.ts');
+  const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
+  return {
+    over: (device) => plaintextOf(device, unlocked),
+    get forHotPath() {
+      const { sectorBytes } = unlocked.header.metadata.segment;
+      return { key: new Uint8Array(unlocked.volumeKey.bytes), sectorBytes };
+    },
+    forget: () => unlocked.volumeKey.dispose(),
+  };
 }
 
 /** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */

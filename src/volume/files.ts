@@ -7,4 +7,5 @@ export const VOLUME_FILES = {
   cloneMetadata: 'clone.meta',
   /** The blocks that the filesystem of the sealed generation does not use (freemap/sealed-map.ts). */
   freeMap: 'free.map',
+  header: 'header.luks2',
 } as const;

@@ -2,11 +2,20 @@
 
 export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
+export { HEADER_BYTES_MAX, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
 export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
-export { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec, validityPath } from './specs.ts';
+export {
+  attachSpec,
+  cloneSpec,
+  exportSpec,
+  newGrant,
+  noKeysError,
+  sourceSpec,
+  validityPath,
+} from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';
 export { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 export { removeValidityFile } from './validity-file.ts';

@@ -16,12 +16,14 @@ const good: VolumeRecord = {
   createdAtMs: 1,
   machineId: null,
   destroyAfterMs: null,
+  encryption: { uuid: 'u' },
 };
 
 test('the checks by hand say what the schema says', () => {
   assert.equal(wrongField(good), null);
   const strange = fc.oneof(
     fc.jsonValue(),
+    fc.constantFrom<unknown>({ uuid: 'x' }, { uuid: 1 }, []),
     fc.constantFrom(0, 1, 4095, 4096, 1.5, -1, 'ext4', 'xfs', 'ready', 'sealed', 'clone', null, undefined),
   );
   const changed = fc

@@ -60,10 +60,16 @@ export function wrongField(value: unknown): string | null {
     ['state', STATES.includes(fields.state)],
     ['createdAtMs', integer(fields.createdAtMs)],
     ['machineId', fields.machineId === null || typeof fields.machineId === 'string'],
+    ['encryption', fields.encryption === undefined || hasUuid(fields.encryption)],
     ['destroyAfterMs', fields.destroyAfterMs === null || integer(fields.destroyAfterMs)],
   ];
   const wrong = checks.find(([, fits]) => !fits);
   return wrong ? `its ${wrong[0]} does not fit` : null;
+}
+
+function hasUuid(value: unknown): boolean {
+  const isObject = typeof value === 'object' && value !== null && !Array.isArray(value);
+  return isObject && typeof (value as Record<string, unknown>).uuid === 'string';
 }
 
 async function readText(path: string): Promise<string> {

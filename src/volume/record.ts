@@ -32,5 +32,7 @@ export const VolumeRecord = Type.Object({
   /** Machine that the volume belongs to, if any: a volume has at most one. */
   machineId: Type.Union([Type.String(), Type.Null()]),
   destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
+  /** The data file is ciphertext, and its LUKS2 header, with this uuid, is a file beside it. Left out: not encrypted. */
+  encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
 });
 export type VolumeRecord = Static<typeof VolumeRecord>;

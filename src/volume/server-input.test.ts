@@ -27,6 +27,7 @@ const good: VolumeServerSpec = {
     },
     hydration: { paused: false, rateBytesPerSecondMax: 0 },
   },
+  encryption: { uuid: 'u', keys: { kind: 'exec', argv: ['key', 'of'] } },
   export: {
     listenHost: 'host',
     listenPort: 0,

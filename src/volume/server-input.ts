@@ -33,6 +33,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     volumeDir: text(spec.volumeDir, 'volumeDir'),
     access: parseAccess(spec.access),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
+    ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
   };
 }
@@ -94,6 +95,16 @@ function parseClone(value: unknown): CloneSpec {
     ...(clone.tls === undefined ? {} : { tls: parseTlsFiles(clone.tls, 'clone.tls') }),
     hydration: parseHydration(clone.hydration),
   };
+}
+
+function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encryption']> {
+  const encryption = object(value, 'encryption');
+  const keys = object(encryption.keys, 'encryption.keys');
+  const uuid = text(encryption.uuid, 'encryption.uuid');
+  const kind = oneOf(keys.kind, ['file', 'exec'], 'encryption.keys.kind');
+  if (kind === 'file') return { uuid, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
+  if (!Array.isArray(keys.argv) || keys.argv.length === 0) throw badSpec('encryption.keys.argv does not fit');
+  return { uuid, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
 }
 
 function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {

@@ -4,9 +4,11 @@ import type {
   CloneSpec,
   Grant,
   HydrationSettings,
+  KeySource,
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
+import { GodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -16,12 +18,14 @@ import type { VolumeRecord } from './record.ts';
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';
 const CHAP_SECRET_BYTES = 24;
 
-/** Spec of a volume server that attaches the volume; with `clone` for a record in state `incoming` or `clone`. */
+/** Spec of a volume server that attaches the volume, throws `VOLUME_NO_KEYS` for an encrypted one without `keys`; with `clone` for a record in state `incoming` or `clone`. */
 export function attachSpec(
   record: VolumeRecord,
-  options: { volumeDir: string; access: Access; clone?: CloneSpec },
+  options: { volumeDir: string; access: Access; clone?: CloneSpec; keys?: KeySource | null },
 ): VolumeServerSpec {
-  const { volumeDir, access, clone } = options;
+  const { volumeDir, access, clone, keys } = options;
+  const { encryption } = record;
+  if (encryption && !keys) throw noKeysError(record);
   return {
     role: 'attach',
     volumeId: record.id,
@@ -30,6 +34,7 @@ export function attachSpec(
     volumeDir,
     access,
     ...(clone ? { clone } : {}),
+    ...(encryption && keys ? { encryption: { uuid: encryption.uuid, keys } } : {}),
   };
 }
 
@@ -98,6 +103,18 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
     chapSecret: Buffer.from(random.bytes(CHAP_SECRET_BYTES)).toString('base64url'),
     generation: record.generation,
   };
+}
+
+/** A worker that is to open, make or receive an encrypted volume has to know where keys come from. */
+export function noKeysError(volume: { name: string }): GodwitError {
+  return new GodwitError(
+    'VOLUME_NO_KEYS',
+    `volume ${volume.name} is encrypted, and this worker has no keys`,
+    {
+      values: { volume: volume.name },
+      nextAction: 'Start the worker with --key-file or --key-exec.',
+    },
+  );
 }
 
 /** What the target worker is given to find and open the export with that grant. */

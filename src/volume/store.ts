@@ -1,8 +1,9 @@
 import { execFile } from 'node:child_process';
-import { mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ulid } from 'ulid';
+import type { KeySource } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -13,6 +14,7 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
+import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
@@ -24,6 +26,7 @@ import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
  *   <dataDir>/volumes/<id>/volume.json     the record (record.ts)
  *                          data.raw        the bytes, sparse
  *                          clone.meta      durable validity bits, while the volume is a clone
+ *                          header.luks2    header and key slots, when data.raw is ciphertext
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
  *
@@ -69,6 +72,8 @@ export class VolumeStore {
     lengthBytes: number;
     filesystem: VolumeRecord['filesystem'];
     machineId?: string | null;
+    /** Encrypts the volume, with the key of this source. */
+    keys?: KeySource;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record: VolumeRecord = {
@@ -83,8 +88,14 @@ export class VolumeStore {
       machineId: request.machineId ?? null,
       destroyAfterMs: null,
     };
+    const { keys } = request;
     return this.#exclusively(() =>
-      this.#build(record, (folder) => this.#format(join(folder, VOLUME_FILES.data), record)),
+      this.#build(record, async (folder) => {
+        if (keys === undefined) return this.#format(join(folder, VOLUME_FILES.data), record);
+        record.encryption = await encryptNew(folder, record, keys, (path) =>
+          this.#format(path, record, true),
+        );
+      }),
     );
   }
 
@@ -100,9 +111,18 @@ export class VolumeStore {
     filesystem: VolumeRecord['filesystem'];
     generation: number;
     machineId?: string | null;
+    /** Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). */
+    luks2?: { uuid: string; header: Buffer };
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
+    const { luks2 } = request;
+    if (luks2)
+      await checkHeader(luks2.header, {
+        volumeId: request.id,
+        uuid: luks2.uuid,
+        lengthBytes: request.lengthBytes,
+      });
     const record: VolumeRecord = {
       formatVersion: 1,
       id: request.id,
@@ -114,6 +134,7 @@ export class VolumeStore {
       createdAtMs: this.#clock.wallMs(),
       machineId: request.machineId ?? null,
       destroyAfterMs: null,
+      ...(luks2 && { encryption: { uuid: luks2.uuid } }),
     };
     return this.#exclusively(async () => {
       const existing = await this.#find(request.id);
@@ -129,7 +150,10 @@ export class VolumeStore {
           );
         }
       }
-      return this.#build(record, (folder) => createCloneMetadata(folder, record));
+      return this.#build(record, async (folder) => {
+        await createCloneMetadata(folder, record);
+        if (luks2) await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+      });
     });
   }
 
@@ -323,10 +347,16 @@ export class VolumeStore {
     return record;
   }
 
-  async #format(dataPath: string, record: VolumeRecord): Promise<void> {
+  async #format(dataPath: string, record: VolumeRecord, encrypted = false): Promise<void> {
     const { filesystem, lengthBytes } = record;
     if (filesystem === 'none') return;
-    const [program, ...args] = formatCommand(filesystem, lengthBytes, dataPath);
+    // The loop device of an encrypted volume has sectors of 4096 bytes, and XFS keeps to the ones that it was made for.
+    const [program, ...args] = formatCommand(
+      filesystem,
+      lengthBytes,
+      dataPath,
+      encrypted ? ENCRYPTED_SECTOR_BYTES : 512,
+    );
     try {
       await this.#run(program, args);
     } catch (error) {
@@ -421,8 +451,12 @@ export function formatCommand(
   filesystem: 'ext4' | 'xfs',
   lengthBytes: number,
   path: string,
+  sectorBytes = 512,
 ): [program: string, ...args: string[]] {
-  if (filesystem === 'xfs') return ['mkfs.xfs', '-q', '-f', '-K', path];
+  if (filesystem === 'xfs') {
+    const sectors = sectorBytes === 512 ? [] : ['-s', `size=${sectorBytes}`];
+    return ['mkfs.xfs', '-q', '-f', '-K', ...sectors, path];
+  }
   // mke2fs gives more than 64 MiB from 16 GiB on (e2fsprogs, ext2fs_default_journal_size).
   const journal = lengthBytes >= 16 * 2 ** 30 ? ['-J', `size=${EXT4_JOURNAL_BYTES_MAX / 2 ** 20}`] : [];
   const options = ['-b', '4096', '-m', '0', '-E', 'assume_storage_prezeroed=1,nodiscard', ...journal];

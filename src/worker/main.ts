@@ -18,14 +18,14 @@ import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers, noCapacity } from '../migration/offers.ts';
-import type { Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { hostLoad } from './load.ts';
-import type { RunningWorker, WorkerOptions } from './options.ts';
+import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
 import { SourceHost } from './source-host.ts';
@@ -73,13 +73,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     volumes,
     validityDir: paths.validityDir,
     tls: options.tls,
+    keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
   });
   const machines = await MachineManager.open({
     store: await MachineStore.open(options.dataDir),
     volumes: access,
     runtimeRoot: paths.runtimeRoot,
-    hidden: [options.dataDir],
+    hidden: [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])],
     clock,
     random,
     logger,
@@ -87,9 +88,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
 
-  const peers: Peer[] = options.peers.map(
-    ({ name, url }) => new HttpPeer({ name, url, token: options.token }),
-  );
+  const peers = options.peers.map(({ name, url }) => new HttpPeer({ name, url, token: options.token }));
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () => hostLoad(options, machines, volumes, incoming(), draining());
@@ -108,6 +107,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     validityDir: paths.validityDir,
     load,
     peers: () => peers,
+    headerOf: async (sourceWorker, volumeId) => {
+      const peer = peers.find(({ name }) => name === sourceWorker);
+      if (!peer) throw new Error(`worker ${sourceWorker} is not among the peers of this worker`);
+      return peer.volumeHeader(volumeId);
+    },
+    keys: options.keys,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
     clock,
   });
@@ -198,6 +203,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
     source,
     peers: () => peers,
+    keys: options.keys,
     load,
     events,
     clock,

@@ -1,3 +1,5 @@
+import { dirname } from 'node:path';
+import type { KeySource } from '../attach/server-spec.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 
 /** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
@@ -24,6 +26,8 @@ export type WorkerOptions = {
   hydrationRateBytesPerSecondMax: number;
   /** How long a source volume is kept after its move. */
   retainMs: number;
+  /** Where the keys of encrypted volumes come from; null: this worker makes and takes none. */
+  keys: KeySource | null;
   logLevel: 'debug' | 'info' | 'warn' | 'error';
 };
 
@@ -33,3 +37,8 @@ export type RunningWorker = {
   /** Ends the control process in good order. Machines go on running. */
   close(): Promise<void>;
 };
+
+/** The folder of the key files, which no machine may see: a machine has a view of the host's root. */
+export function keyFolder(path: string): string {
+  return dirname(`${path.split('{volume}')[0]}_`);
+}

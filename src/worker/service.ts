@@ -42,7 +42,13 @@ import type {
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { SourceSide } from '../migration/source-side.ts';
-import type { VolumeRecord, VolumeStore } from '../volume/index.ts';
+import {
+  type KeySource,
+  noKeysError,
+  readHeaderFile,
+  type VolumeRecord,
+  type VolumeStore,
+} from '../volume/index.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
 import { isAttached } from './volume-access.ts';
@@ -64,6 +70,8 @@ export type ServiceOptions = {
   receiver: MoveReceiver;
   source: SourceSide;
   peers: () => readonly Peer[];
+  /** Of encrypted volumes; null: none. */
+  keys: KeySource | null;
   load: () => Promise<HostLoad>;
   events: EventBus;
   clock: Clock;
@@ -201,7 +209,14 @@ export class LocalService implements WorkerService {
       });
     }
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
-    const record = await this.#o.volumes.create({ ...request, lengthBytes });
+    const { encrypted, ...wanted } = request;
+    const { keys } = this.#o;
+    if (encrypted === true && keys === null) throw noKeysError(request);
+    const record = await this.#o.volumes.create({
+      ...wanted,
+      lengthBytes,
+      ...(encrypted !== false && keys !== null && { keys }),
+    });
     this.#o.events.emit('volume', record.id, `created ${record.name}`);
     return this.#volumeView(record);
   }
@@ -383,6 +398,11 @@ export class LocalService implements WorkerService {
     return this.#o.receiver.cancel(runId);
   }
 
+  async volumeHeader(volumeId: string): Promise<string> {
+    const { id } = await this.#o.volumes.get(volumeId);
+    return (await readHeaderFile(this.#o.volumes.folder(id))).toString('base64');
+  }
+
   async runState(runId: string): Promise<RunStateReply['run']> {
     const run = this.#findRun(runId);
     return run && { state: run.state, step: run.step };
@@ -477,6 +497,7 @@ export class LocalService implements WorkerService {
       lengthBytes: record.lengthBytes,
       usedBytes: await this.#o.volumes.usedBytes(record.id).catch(() => 0),
       filesystem: record.filesystem,
+      encrypted: record.encryption !== undefined,
       generation: record.generation,
       state: record.state,
       createdAtMs: record.createdAtMs,

@@ -75,6 +75,7 @@ export class SourceHost implements SourceSide {
         usedBytes,
         filesystem: volume.filesystem,
         generation: volume.generation,
+        ...(volume.encryption && { encryption: volume.encryption }),
       },
     };
   }

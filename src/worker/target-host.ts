@@ -11,6 +11,8 @@ import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/pee
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
 import {
+  type KeySource,
+  noKeysError,
   removeValidityFile,
   type VolumeServerStatus,
   type VolumeStore,
@@ -26,6 +28,9 @@ export type TargetHostOptions = {
   validityDir: string;
   load: () => Promise<HostLoad>;
   peers: () => readonly Peer[];
+  /** LUKS2 header of a volume of another worker. */
+  headerOf: (sourceWorker: string, volumeId: string) => Promise<Buffer>;
+  keys: KeySource | null;
   hydrationRateBytesPerSecondMax: number;
   clock: Clock;
 };
@@ -62,6 +67,8 @@ export class TargetHost implements TargetSide {
 
   async createVolume(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
+    const { encryption } = volume;
+    if (encryption && !this.#options.keys) throw noKeysError(volume);
     await this.#options.volumes.createIncoming({
       id: volume.volumeId,
       name: volume.name,
@@ -69,6 +76,12 @@ export class TargetHost implements TargetSide {
       filesystem: volume.filesystem,
       generation: volume.sealedGeneration + 1,
       machineId: request.machineId,
+      ...(encryption && {
+        luks2: {
+          ...encryption,
+          header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
+        },
+      }),
     });
   }
 

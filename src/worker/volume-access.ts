@@ -5,6 +5,7 @@ import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   attachSpec,
   cloneSpec,
+  type KeySource,
   type VolumeRecord,
   type VolumeServerSpec,
   type VolumeStore,
@@ -14,6 +15,8 @@ export type VolumeAccessOptions = {
   volumes: VolumeStore;
   validityDir: string;
   tls: TlsFiles | null;
+  /** Where the keys of encrypted volumes come from; null: nowhere. */
+  keys: KeySource | null;
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
   incoming: (volumeId: string) => PrepareRequest | null;
 };
@@ -43,14 +46,16 @@ export class VolumeAccess implements VolumeProvider {
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
   spec(record: VolumeRecord, access: 'standby' | 'writable'): VolumeServerSpec {
+    const { keys } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
-    if (record.state === 'ready') return attachSpec(record, { volumeDir, access });
+    if (record.state === 'ready') return attachSpec(record, { volumeDir, access, keys });
     const incoming = this.#options.incoming(record.id);
     const arriving = record.state === 'clone' || (record.state === 'incoming' && access === 'standby');
     if (arriving && incoming?.volume) {
       return attachSpec(record, {
         volumeDir,
         access,
+        keys,
         clone: cloneSpec(record, {
           volumeDir,
           validityDir: this.#options.validityDir,

@@ -85,7 +85,7 @@ export async function attachPlainVolume(options: {
  */
 export async function attachedVolume(
   t: TestContext,
-  options: { lengthBytes: number; access?: Access; sectorBytes?: 512 | 4096 },
+  options: { lengthBytes: number; access?: Access; sectorBytes?: 512 | 4096; env?: NodeJS.ProcessEnv },
 ): Promise<
   AttachedVolume & { dir: string; filePath: string; mountPoint: string; beforeDetach(step: () => void): void }
 > {

@@ -169,6 +169,7 @@ export class FakeWorkerService implements WorkerService {
       lengthBytes: request.lengthBytes,
       usedBytes: 1024 * 1024,
       filesystem: request.filesystem,
+      encrypted: request.encrypted ?? false,
       generation: 1,
       state: 'ready',
       createdAtMs: 1_700_000_000_000,
@@ -306,6 +307,10 @@ export class FakeWorkerService implements WorkerService {
 
   async cancelMove(runId: string): Promise<TargetStatus> {
     return targetStatus(runId, 'forgotten');
+  }
+
+  async volumeHeader(): Promise<string> {
+    return 'aGVhZGVy';
   }
 
   async runState(runId: string): Promise<{ state: string; step: string | null } | null> {

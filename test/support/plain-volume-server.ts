@@ -5,10 +5,13 @@ import { systemClock } from '../../src/base/clock.ts';
 import { LineRpc } from '../../src/base/line-rpc.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
+import { Luks2Device } from '../../src/crypt/luks2-device.ts';
+import { createXts } from '../../src/crypt/xts.ts';
 
 /**
  * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard input. For the tests and benches of
- * the attach room, without the checks and layers of the real one. `volumeDir` is the path of the file itself.
+ * the attach room, without the checks and layers of the real one. `volumeDir` is the path of the file itself. With PLAIN_VOLUME_KEY (hex, 64
+ * bytes, for tests only) the file is ciphertext in sectors of 4096 bytes.
  */
 function firstLine(): Promise<string> {
   return new Promise((resolve, reject) => {
@@ -31,11 +34,16 @@ function firstLine(): Promise<string> {
 }
 
 const spec = JSON.parse(await firstLine()) as VolumeServerSpec;
-const device = await FileDevice.open({ file: spec.volumeDir, lengthBytes: spec.lengthBytes });
+const file = await FileDevice.open({ file: spec.volumeDir, lengthBytes: spec.lengthBytes });
+const key = Buffer.from(process.env.PLAIN_VOLUME_KEY ?? '', 'hex');
+const encryption = key.length === 64 ? { key: new Uint8Array(key), sectorBytes: 4096 } : null;
+const device = encryption
+  ? new Luks2Device(file, { cipher: createXts(key, encryption.sectorBytes), holes: 'all' })
+  : file;
 const server = new FuseServer({
   fuseFd: 3,
   device,
-  hot: { dataFd: device.fileDescriptor, validity: null },
+  hot: { dataFd: file.fileDescriptor, validity: null, ...(encryption && { encryption }) },
   access: spec.access,
   clock: systemClock,
   logger: {

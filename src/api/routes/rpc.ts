@@ -111,6 +111,20 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
   );
 
   app.get(
+    '/v1/rpc/volumes/:volumeId/header',
+    {
+      schema: {
+        operationId: 'volumeHeader',
+        summary: 'LUKS2 header and key slots of an encrypted volume; they open it with its passphrase only',
+        tags,
+        params: strict(Type.Object({ volumeId: Type.String({ minLength: 1, maxLength: 128 }) })),
+        response: { 200: strict(Type.Object({ header: Type.String() })) },
+      },
+    },
+    async (request) => ({ header: await service.volumeHeader(request.params.volumeId) }),
+  );
+
+  app.get(
     '/v1/rpc/runs/:runId',
     {
       schema: {

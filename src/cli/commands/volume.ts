@@ -9,16 +9,23 @@ import { percent, workerFor } from './machine.ts';
 export async function create(
   context: Context,
   name: string,
-  options: { size: string; filesystem: string; worker?: string },
+  options: { size: string; filesystem: string; worker?: string; encrypted?: boolean; encryption?: boolean },
 ): Promise<void> {
   const lengthBytes = parseSize(options.size);
   const { client } = await workerFor(context.fleet(), options.worker);
   const filesystem = options.filesystem as VolumeView['filesystem'];
-  const volume = await client.createVolume({ name, lengthBytes, filesystem });
+  // Without either it is for the worker to say: encrypted where it has keys.
+  const encrypted = options.encryption === false ? false : options.encrypted;
+  const volume = await client.createVolume({
+    name,
+    lengthBytes,
+    filesystem,
+    ...(encrypted !== undefined && { encrypted }),
+  });
   context.result(
     volume,
     () =>
-      `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id})`,
+      `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem}${volume.encrypted ? ', encrypted' : ''} (${volume.id})`,
   );
 }
 
@@ -75,6 +82,7 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['size', formatSize(volume.lengthBytes)],
       ['used', formatSize(volume.usedBytes)],
       ['filesystem', volume.filesystem],
+      ['encrypted', volume.encrypted ? 'yes' : 'no'],
       ['state', volume.state],
       ['generation', String(volume.generation)],
       ['machine', volume.machineId ?? '-'],

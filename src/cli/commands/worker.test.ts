@@ -22,6 +22,7 @@ test('the defaults', () => {
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
+    keys: null,
     logLevel: 'info',
   });
 });
@@ -81,6 +82,8 @@ test('what is wrong is named', (t) => {
     [{ ...minimal, listen: '4680' }, /--listen is HOST:PORT/],
     [{ ...minimal, listen: 'h:70000' }, /--listen is HOST:PORT/],
     [{ ...minimal, listen: '0.0.0.0:1' }, /--iscsi-host is missing/],
+    [{ ...minimal, keyFile: '/etc/key' }, /in a folder of its own/],
+    [{ ...minimal, keyFile: '/etc/keys/k', keyExec: 'k' }, /exclude each other/],
     [{ ...minimal, peer: ['b'] }, /--peer is NAME=URL/],
     [{ ...minimal, peer: ['b=ftp://b'] }, /http:/],
     [{ ...minimal, peer: ['worker-1=http://b:1'] }, /same name/],
@@ -113,4 +116,13 @@ test('certificates: all three files or none', () => {
       new RegExp(`${option} is missing`),
     );
   }
+});
+
+test('keys of encrypted volumes', () => {
+  const keys = (flags: WorkerFlags) => workerOptions({ ...minimal, ...flags }, {}, '/srv').keys;
+  assert.deepEqual(keys({ keyFile: 'keys/{volume}.key' }), { kind: 'file', path: '/srv/keys/{volume}.key' });
+  assert.deepEqual(keys({ keyExec: 'vault-key  --role x' }), {
+    kind: 'exec',
+    argv: ['vault-key', '--role', 'x'],
+  });
 });

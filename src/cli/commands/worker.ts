@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { GodwitError, messageOf } from '../../base/errors.ts';
-import type { WorkerOptions } from '../../worker/options.ts';
+import { keyFolder, type WorkerOptions } from '../../worker/options.ts';
 import type { Context } from '../context.ts';
 import { readToken } from '../fleet-file.ts';
 import { parseDuration, parseSize } from '../units.ts';
@@ -25,6 +25,8 @@ export type WorkerFlags = {
   disk?: string;
   hydrationRate?: string;
   retain?: string;
+  keyFile?: string;
+  keyExec?: string;
   logLevel?: string;
 };
 
@@ -45,6 +47,8 @@ const FILE_KEYS = [
   'disk',
   'hydrationRate',
   'retain',
+  'keyFile',
+  'keyExec',
   'logLevel',
 ] as const;
 
@@ -63,6 +67,8 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_DISK: 'disk',
   GODWIT_WORKER_HYDRATION_RATE: 'hydrationRate',
   GODWIT_WORKER_RETAIN: 'retain',
+  GODWIT_WORKER_KEY_FILE: 'keyFile',
+  GODWIT_WORKER_KEY_EXEC: 'keyExec',
   GODWIT_WORKER_LOG_LEVEL: 'logLevel',
   GODWIT_TOKEN: 'token',
   GODWIT_TOKEN_FILE: 'tokenFile',
@@ -119,6 +125,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       cpus,
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
+    keys: keySource(all, cwd),
     hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
@@ -157,6 +164,23 @@ function readConfig(path: string): WorkerFlags {
     flags[key] = key === 'peer' ? value : String(value);
   }
   return flags as WorkerFlags;
+}
+
+/** The command of `--key-exec` is split at blanks; whoever needs more writes a script. */
+function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOptions['keys'] {
+  if (keyFile !== undefined && keyExec !== undefined)
+    throw invalid('--key-file and --key-exec exclude each other');
+  if (keyFile !== undefined) {
+    const path = resolve(cwd, keyFile);
+    // It is hidden from machines, and they need /etc and the like.
+    if (keyFolder(path).split('/').filter(Boolean).length < 2)
+      throw invalid(
+        `--key-file is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`,
+      );
+    return { kind: 'file', path };
+  }
+  const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
+  return argv.length === 0 ? null : { kind: 'exec', argv };
 }
 
 function parsePeer(text: string): { name: string; url: string } {

@@ -1,0 +1,107 @@
+import assert from 'node:assert/strict';
+import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { inspect } from 'node:util';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { type GodwitError, isGodwitError } from '../base/errors.ts';
+import { ExecKeyProvider, FileKeyProvider, MAX_KEY_BYTES } from './key-provider.ts';
+import { Secret } from './secret.ts';
+
+const REQUEST = { volumeId: 'vol-1', generation: 3 };
+const unavailable = (part: string) => (error: unknown) =>
+  isGodwitError(error, 'CRYPT_KEY_UNAVAILABLE') && error.message.includes(part);
+
+test('a secret shows itself nowhere, and is zeros afterwards', () => {
+  const original = Buffer.from('hunter2');
+  const secret = Secret.take(original);
+  assert.deepEqual(original, Buffer.alloc(7));
+  const texts = [
+    `${secret}`,
+    JSON.stringify({ secret }),
+    inspect({ secret }, { depth: 9, showHidden: true }),
+    inspect(secret),
+  ];
+  for (const text of texts) {
+    assert.ok(text.includes('[secret]'), text);
+    assert.ok(!/hunter2|68 75 6e/.test(text), text);
+  }
+  const { bytes } = secret;
+  const copy = secret.clone();
+  {
+    using scoped = secret;
+    assert.equal(scoped.bytes.toString(), 'hunter2');
+  }
+  assert.deepEqual(bytes, Buffer.alloc(7));
+  assert.throws(() => secret.bytes);
+  assert.equal(copy.bytes.toString(), 'hunter2');
+});
+
+test('a key file: as it is, for each volume its own', async (t) => {
+  const dir = scratchDir(t);
+  writeFileSync(join(dir, 'vol-1.key'), 'pass\n', { mode: 0o600 });
+  const provider = new FileKeyProvider(join(dir, '{volume}.key'));
+  assert.equal((await provider.keyOf(REQUEST)).bytes.toString(), 'pass\n');
+  await assert.rejects(provider.keyOf({ ...REQUEST, volumeId: 'vol-2' }), unavailable('ENOENT'));
+  for (const volumeId of ['../vol-1', '', '.', '..', 'a/b', 'a\0', 'x'.repeat(200)])
+    await assert.rejects(provider.keyOf({ ...REQUEST, volumeId }), unavailable('not the id'));
+});
+
+test('a key file that is empty, too long, or open to others is refused', async (t) => {
+  const dir = scratchDir(t);
+  const path = join(dir, 'key');
+  const provider = new FileKeyProvider(path);
+  writeFileSync(path, '', { mode: 0o600 });
+  await assert.rejects(provider.keyOf(REQUEST), unavailable('empty'));
+  writeFileSync(path, 'k'.repeat(MAX_KEY_BYTES));
+  assert.equal((await provider.keyOf(REQUEST)).lengthBytes, MAX_KEY_BYTES);
+  writeFileSync(path, 'k'.repeat(MAX_KEY_BYTES + 1));
+  await assert.rejects(provider.keyOf(REQUEST), unavailable('longer'));
+  chmodSync(path, 0o640);
+  await assert.rejects(provider.keyOf(REQUEST), (error) => isGodwitError(error, 'CRYPT_KEY_EXPOSED'));
+});
+
+test('a key program is told the volume and its output is the key', async () => {
+  const provider = shell('printf "%s/%s" "$GODWIT_VOLUME_ID" "$GODWIT_VOLUME_GENERATION"');
+  assert.equal((await provider.keyOf(REQUEST)).bytes.toString(), 'vol-1/3');
+});
+
+test('a key program that fails says why and never what it printed', async () => {
+  const cases: [script: string, part: string][] = [
+    ['echo SECRET; echo SECRET >&2; exit 3', 'exit code 3'],
+    ['echo SECRET; kill -9 $$', 'SIGKILL'],
+    ['true', 'empty'],
+    ['yes SECRET', 'more than'],
+  ];
+  for (const [script, part] of cases) {
+    const error = await shell(script)
+      .keyOf(REQUEST)
+      .then(
+        () => assert.fail('it gave a key'),
+        (reason: unknown) => reason as GodwitError,
+      );
+    assert.ok(unavailable(part)(error), error.message);
+    assert.ok(!inspect(error, { depth: 9 }).includes('SECRET'), inspect(error));
+  }
+  const missing = new ExecKeyProvider({ argv: ['/no/such/program'] });
+  await assert.rejects(missing.keyOf(REQUEST), unavailable('ENOENT'));
+});
+
+test('a key program that does not end is killed with what it started', async (t) => {
+  const pidFile = join(scratchDir(t), 'pid');
+  const provider = shell(`sleep 600 & echo $! > ${pidFile}; wait`, 300);
+  await assert.rejects(provider.keyOf(REQUEST), unavailable('300 ms'));
+  await untilGone(t, Number(readFileSync(pidFile, 'utf8')));
+});
+
+function shell(script: string, deadlineMs?: number): ExecKeyProvider {
+  return new ExecKeyProvider({ argv: ['sh', '-c', script], ...(deadlineMs !== undefined && { deadlineMs }) });
+}
+
+async function untilGone(t: TestContext, pid: number): Promise<void> {
+  assert.ok(pid > 1);
+  const path = `/proc/${pid}/stat`;
+  // A zombie that waits for init counts as gone.
+  while (!t.signal.aborted && existsSync(path) && !/\) Z /.test(readFileSync(path, 'utf8')))
+    await new Promise((resolve) => setTimeout(resolve, 20));
+}
