@@ -253,7 +253,8 @@ export class AttachedVolume {
   async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
     if (this.#freeMapReader === null) {
       const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
-      this.#freeMapReader = new FreeMapReader(this.#clone?.device ?? this.#local, filesystem);
+      const stored = this.#clone?.device ?? this.#local;
+      this.#freeMapReader = new FreeMapReader(this.#encryption?.over(stored) ?? stored, filesystem);
     }
     return this.#freeMapReader;
   }
