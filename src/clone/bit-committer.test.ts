@@ -89,7 +89,7 @@ test('a failed commit is told to those who waited, and its bits are owed to the 
 });
 
 test('more sectors than a round holds are committed in rounds', async () => {
-  const { steps, validity, committer, letGo, held } = await setUp(40 * 2 ** 30);
+  const { steps, validity, committer, letGo, held } = await setUp(300 * 2 ** 30);
   validity.setRange(0, validity.blockCount);
   committer.written(0, validity.blockCount);
   let done = false;

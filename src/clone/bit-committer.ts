@@ -2,8 +2,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
-/** Metadata sectors that one round writes at most (512 KiB, the bits of 15.75 GiB): bounds the memory of a commit. */
-const ROUND_SECTORS = 1024;
+/** Metadata sectors that one round writes at most (4 MiB, the bits of 126 GiB): bounds the memory of a commit. */
+const ROUND_SECTORS = 8192;
 
 /** What is known of one metadata sector: all of its bits are durable, or some are not, which... */
 const CLEAN = 0;

@@ -90,6 +90,7 @@ export class Hydrator {
   #cursor = 0;
   /** The linear copy may fetch below this block: it is known what of it is a hole. */
   #mappedEnd = 0;
+  #mapStarted = false;
   #holesTrusted = true;
   #stopped = false;
   #running = false;
@@ -117,7 +118,7 @@ export class Hydrator {
     this.#running = true;
     this.#allowanceAtMs = this.#options.clock.monotonicMs();
     this.#tick();
-    if (this.#mappedEnd < this.#options.validity.blockCount) void this.#readMap();
+    this.#startMap();
   }
 
   stop(): void {
@@ -130,6 +131,7 @@ export class Hydrator {
     this.#settings = settings;
     this.#allowanceBytes = 0;
     this.#allowanceAtMs = this.#options.clock.monotonicMs();
+    this.#startMap();
     this.pump();
   }
 
@@ -291,6 +293,13 @@ export class Hydrator {
       block = validity.firstAbsent(absentEnd, limit);
     }
     return null;
+  }
+
+  /** Not while paused: a machine that boots would wait at its first flush for the bits of all holes to become durable. */
+  #startMap(): void {
+    if (!this.#running || this.#stopped || this.#settings.paused || this.#mapStarted) return;
+    this.#mapStarted = true;
+    if (this.#mappedEnd < this.#options.validity.blockCount) void this.#readMap();
   }
 
   /** Walks the source's map of holes once, from the first absent block to the end. Never rejects. */

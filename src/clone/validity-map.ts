@@ -74,6 +74,12 @@ export class ValidityMap {
     let block = first;
     while (block < end) {
       const bit = block & 31;
+      if (bit === 0 && end - block >= WORD_BITS) {
+        const words = this.#fillAbsent(block >>> 5, Math.floor(end / WORD_BITS));
+        added += words * WORD_BITS;
+        block += words * WORD_BITS;
+        if (words > 0) continue;
+      }
       const bits = Math.min(WORD_BITS - bit, end - block);
       const mask = bits === WORD_BITS ? 0xffffffff : ((1 << bits) - 1) << bit;
       added += this.#or(block >>> 5, mask);
@@ -96,11 +102,21 @@ export class ValidityMap {
 
   /** Copies words from `firstWord` on into `into`; words beyond the end of the map are zero. */
   copyWords(firstWord: number, into: Uint32Array): void {
-    const count = wordCountOf(this.blockCount);
-    for (let index = 0; index < into.length; index++) {
-      const word = firstWord + index;
-      into[index] = word < count ? this.#words[word]! : 0;
-    }
+    const end = Math.max(firstWord, Math.min(firstWord + into.length, wordCountOf(this.blockCount)));
+    into.set(this.#words.subarray(firstWord, end));
+    into.fill(0, end - firstWord);
+  }
+
+  /**
+   * Sets the words from `first` on that are all zeros, up to `end`; returns how many. A terabyte has eight million of them. Only this instance
+   * sets bits, so none is lost, and whoever looks meanwhile may see some of them early, which does no harm.
+   */
+  #fillAbsent(first: number, end: number): number {
+    const words = this.#words;
+    let word = first;
+    while (word < end && words[word] === 0) word++;
+    words.fill(0xffffffff, first, word);
+    return word - first;
   }
 
   #or(word: number, mask: number): number {

@@ -32,6 +32,50 @@ export async function* extentsOfRuns(
   }
 }
 
+const EXTENTS_AT_ONCE = 1024;
+
+/**
+ * The parts of ascending runs that the device holds data for: its holes need no map, because whoever copies sees them himself. Looks at no more than
+ * `extentsMax` extents, since a machine may be waiting; what lies behind them is answered as it came.
+ */
+export async function allocatedRuns(
+  device: BlockDevice,
+  runs: Iterable<BlockRun>,
+  extentsMax: number,
+): Promise<BlockRun[]> {
+  const found: BlockRun[] = [];
+  if (!device.extents) return [...runs];
+  let extents: Extent[] = [];
+  let at = 0;
+  let looked = 0;
+  for (const run of runs) {
+    for (let first = run.first; first < run.end; ) {
+      while (at < extents.length && endOf(extents[at]!) <= first * BLOCK_BYTES) at++;
+      if (at === extents.length && looked < extentsMax) {
+        const offsetBytes = first * BLOCK_BYTES;
+        extents = await device.extents(offsetBytes, device.lengthBytes - offsetBytes, EXTENTS_AT_ONCE);
+        looked += extents.length;
+        at = 0;
+      }
+      const extent = extents[at];
+      // A block that is a hole in part only is data.
+      const wholeEnd = extent === undefined ? run.end : Math.floor(endOf(extent) / BLOCK_BYTES);
+      const end = Math.min(run.end, Math.max(first + 1, wholeEnd));
+      if (extent?.kind !== 'hole' || wholeEnd <= first) {
+        const last = found.at(-1);
+        if (last?.end === first) last.end = end;
+        else found.push({ first, end });
+      }
+      first = end;
+    }
+  }
+  return found;
+}
+
+function endOf(extent: Extent): number {
+  return extent.offsetBytes + extent.lengthBytes;
+}
+
 /** Bytes of the runs that the device holds data for. */
 export async function allocatedBytes(device: BlockDevice, runs: Iterable<BlockRun>): Promise<number> {
   let bytes = 0;

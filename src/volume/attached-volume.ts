@@ -211,9 +211,12 @@ export class AttachedVolume {
     this.#freeMapReader = null; // it holds the bitmaps of the first pass
     if (result.kind === 'none') await removeFreeMap(this.#spec.volumeDir);
     if (result.kind === 'none') return { unusedBytes: 0, reason: result.reason.toWire() };
+    const { allocatedRuns } = await import('../freemap/run-extents.ts');
     const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
     const { volumeId, generation, lengthBytes } = this.#spec;
-    const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => result.map.runs());
+    // Holes of the file are seen by the target itself, one by one and without anybody waiting.
+    const runs = await allocatedRuns(this.#local, result.map.runs(), MAP_EXTENTS_MAX);
+    const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => runs);
     await writeFreeMap(this.#spec.volumeDir, bytes);
     return { unusedBytes: result.map.countFree() * FREE_BLOCK_BYTES, reason: null };
   }
@@ -299,6 +302,9 @@ function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['
   if (source === undefined || 'location' in source) return 'foreign';
   return source.tls ? 'tls' : 'tcp';
 }
+
+/** Extents of the file that a seal looks at for its free map: some milliseconds. */
+const MAP_EXTENTS_MAX = 8192;
 
 /** The key of an encrypted volume, for as long as it is open. */
 type Encryption = {
