@@ -215,10 +215,12 @@ export class AttachedVolume {
     const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
     const { volumeId, generation, lengthBytes } = this.#spec;
     // Holes of the file are seen by the target itself, one by one and without anybody waiting.
-    const runs = await allocatedRuns(this.#local, result.map.runs(), MAP_EXTENTS_MAX);
+    const unused = [...result.map.runs()];
+    const runs = await allocatedRuns(this.#local, unused, MAP_EXTENTS_MAX);
     const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => runs);
     await writeFreeMap(this.#spec.volumeDir, bytes);
-    return { unusedBytes: result.map.countFree() * FREE_BLOCK_BYTES, reason: null };
+    const unusedBlocks = unused.reduce((sum, { first, end }) => sum + end - first, 0);
+    return { unusedBytes: unusedBlocks * FREE_BLOCK_BYTES, reason: null };
   }
 
   configureHydration(settings: HydrationSettings): void {
