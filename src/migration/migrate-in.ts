@@ -250,6 +250,7 @@ export function targetStatus(
   moveId: string,
   run: RunView | null,
   live: TargetStatus['hydration'] | null,
+  nowMs: number,
 ): TargetStatus {
   const output = (run?.output ?? {}) as MigrateInOutput;
   return {
@@ -258,6 +259,7 @@ export function targetStatus(
     reason: run?.error?.message ?? run?.reason?.message ?? null,
     nextAction: run?.error?.nextAction ?? run?.reason?.nextAction ?? null,
     timesMs: {
+      answered: nowMs,
       handedOver: output.handedOverAtMs ?? null,
       activated: output.activatedAtMs ?? null,
       attached: output.attachedAtMs ?? null,

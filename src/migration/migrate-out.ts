@@ -53,6 +53,8 @@ export type MigrateOutOutput = {
   bytesAvoided?: number;
   /** Wall clock of this host when the target said that the volume is open there. */
   handedOverAtMs?: number;
+  /** The target's clock when it made the answer that came at `handedOverAtMs`. */
+  targetAnsweredAtMs?: number;
   interruptionMs?: Interruption | null;
   healthyAtMs?: number;
   /** Last status that the target gave. */
@@ -75,18 +77,20 @@ export type Interruption = {
  * a time is missing.
  */
 export function interruption(output: MigrateOutOutput, times: TargetStatus['timesMs']): Interruption | null {
-  const { stopStartedAtMs, handedOverAtMs, stopMs, sealMs } = output;
+  const { stopStartedAtMs, handedOverAtMs, targetAnsweredAtMs, stopMs, sealMs } = output;
   const { handedOver, activated, attached, healthy } = times;
   if (
     stopStartedAtMs === undefined ||
     handedOverAtMs === undefined ||
+    targetAnsweredAtMs === undefined ||
     stopMs === undefined ||
     sealMs === undefined
   ) {
     return null;
   }
   if (handedOver === null || activated === null || attached === null || healthy === null) return null;
-  const total = handedOverAtMs - stopStartedAtMs + (healthy - activated);
+  // The clocks of the two hosts meet in one answer: only its way back is counted twice.
+  const total = handedOverAtMs - stopStartedAtMs + (healthy - targetAnsweredAtMs);
   const attach = attached - handedOver;
   const boot = healthy - attached;
   return {
@@ -357,7 +361,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             await clock.sleep(50, context.signal);
             status = await handOver(peer, context, false);
           }
-          return { handedOverAtMs: clock.wallMs(), last: status };
+          return {
+            handedOverAtMs: clock.wallMs(),
+            targetAnsweredAtMs: status.timesMs.answered,
+            last: status,
+          };
         },
       },
       {

@@ -60,7 +60,7 @@ export class MoveReceiver {
     const run = this.#run(moveId);
     // A move that this side does not know can never be activated here; say so for good before saying so at all.
     if (run === null) this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
-    return targetStatus(moveId, run, run === null ? null : await this.#live(run));
+    return targetStatus(moveId, run, run === null ? null : await this.#live(run), this.#clock.wallMs());
   }
 
   /** Only for a move that is prepared; else the hint has no use. */

@@ -107,6 +107,8 @@ export const TargetStatus = Type.Object({
   nextAction: Type.Union([Type.String(), Type.Null()]),
   /** Wall clock of the target, for the report only. */
   timesMs: Type.Object({
+    /** When this status was made. */
+    answered: Type.Number(),
     handedOver: Type.Union([Type.Number(), Type.Null()]),
     /** Open for writing. */
     activated: Type.Union([Type.Number(), Type.Null()]),

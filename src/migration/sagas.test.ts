@@ -33,7 +33,15 @@ class InstantTarget extends MoveWorld implements World {
         phase: this.#phase,
         reason: null,
         nextAction: null,
-        timesMs: { handedOver: 1, activated: 2, attached: 3, booted: 4, healthy: 5, hydrated: 6 },
+        timesMs: {
+          answered: 2,
+          handedOver: 1,
+          activated: 2,
+          attached: 3,
+          booted: 4,
+          healthy: 5,
+          hydrated: 6,
+        },
         hydration: null,
       };
     };

@@ -397,6 +397,7 @@ function targetStatus(runId: string, phase: TargetStatus['phase']): TargetStatus
     reason: null,
     nextAction: null,
     timesMs: {
+      answered: Date.now(),
       handedOver: null,
       activated: null,
       attached: null,
