@@ -445,6 +445,24 @@ test('what is said to be warm comes first and in that order, though the copy is 
   await clone.close();
 });
 
+test('a paused copy that brings warm blocks leaves the holes between them', async () => {
+  const source = new HeldSource(false) as HeldSource & { extents: NonNullable<BlockDevice['extents']> };
+  source.extents = async () => [
+    { offsetBytes: 0, lengthBytes: 2 * BLOCK, kind: 'data' },
+    { offsetBytes: 2 * BLOCK, lengthBytes: 3 * BLOCK + 512, kind: 'hole' },
+    { offsetBytes: 5 * BLOCK + 512, lengthBytes: LENGTH - 5 * BLOCK - 512, kind: 'data' },
+  ];
+  const { clone } = await cloneOf(source);
+  clone.warm([{ offsetBytes: BLOCK, lengthBytes: 6 * BLOCK }]);
+  await settle();
+  assert.deepEqual(source.reads, [
+    { block: 1, blocks: 1 },
+    { block: 5, blocks: 2 },
+  ]);
+  assert.equal(clone.hydrationStatus().blocksPresent, 3);
+  await clone.close();
+});
+
 test('a source or local device of another length is refused', async () => {
   const short = new MemoryDevice({ lengthBytes: LENGTH });
   await assert.rejects(

@@ -63,6 +63,8 @@ const TICK_MS = 50;
 const RATE_SPAN_MS = 5_000;
 const READ_AHEAD_RANGES_MAX = 8;
 const EXTENTS_LIMIT = 1024;
+/** Answers of so many extents each that are looked at while the copy is paused. */
+const NOTING_LOOKS_MAX = 8;
 /** Marked in one go without letting other work in: some milliseconds. */
 const MARK_BYTES_MAX = 32 * 2 ** 30;
 const MAP_FAILURES_MAX = 8;
@@ -91,6 +93,9 @@ export class Hydrator {
   /** The linear copy may fetch below this block: it is known what of it is a hole. */
   #mappedEnd = 0;
   #mapStarted = false;
+  /** Holes of the source that are known and whose bits are not set yet, ascending. Nobody fetches them unasked. */
+  #notedHoles: Range[] = [];
+  #noting = false;
   #holesTrusted = true;
   #stopped = false;
   #running = false;
@@ -117,6 +122,7 @@ export class Hydrator {
     if (this.#running || this.#stopped) return;
     this.#running = true;
     this.#allowanceAtMs = this.#options.clock.monotonicMs();
+    if (this.#settings.paused) void this.#noteHoles();
     this.#tick();
     this.#startMap();
   }
@@ -183,7 +189,8 @@ export class Hydrator {
     while (fetcher.backgroundBytes < this.#window.windowBytes) {
       if (nowMs < this.#heldUntilMs || nowMs < this.#restUntilMs || !mayStore()) return;
       const blocks = Math.min(FETCH_BLOCKS_MAX, regionBytes(this.#window, nowMs) / BLOCK_BYTES);
-      const ahead = this.#nextOf(this.#readAhead, blocks) ?? this.#nextOf(this.#warm, blocks);
+      const ahead =
+        this.#nextOf(this.#readAhead, blocks) ?? (this.#noting ? null : this.#nextOf(this.#warm, blocks));
       if (ahead !== null) {
         fetcher.start(ahead.first, ahead.end, 'readahead');
         continue;
@@ -262,11 +269,18 @@ export class Hydrator {
   #nextOf(ranges: Range[], blocks: number): Range | null {
     for (let range = ranges[0]; range !== undefined; range = ranges[0]) {
       const found = this.#freeRun(range.first, range.end, blocks);
-      if (found !== null) {
-        range.first = found.end;
-        return found;
+      if (found === null) {
+        ranges.shift();
+        continue;
       }
-      ranges.shift();
+      const hole = this.#notedHoleFrom(found.first);
+      if (hole !== null && hole.first <= found.first) {
+        range.first = hole.end;
+        continue;
+      }
+      if (hole !== null) found.end = Math.min(found.end, hole.first);
+      range.first = found.end;
+      return found;
     }
     return null;
   }
@@ -299,7 +313,48 @@ export class Hydrator {
   #startMap(): void {
     if (!this.#running || this.#stopped || this.#settings.paused || this.#mapStarted) return;
     this.#mapStarted = true;
+    this.#notedHoles = [];
     if (this.#mappedEnd < this.#options.validity.blockCount) void this.#readMap();
+  }
+
+  /**
+   * While the copy is paused no hole is marked, but what is brought ahead of a booting guest should not be zeros: so a bounded look at the holes. Never
+   * rejects.
+   */
+  async #noteHoles(): Promise<void> {
+    const { source, validity } = this.#options;
+    if (this.#mappedEnd >= validity.blockCount) return;
+    this.#noting = true;
+    try {
+      let offsetBytes = 0;
+      for (let looks = 0; looks < NOTING_LOOKS_MAX && offsetBytes < source.lengthBytes; looks++) {
+        const extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
+        if (this.#stopped || this.#mapStarted) return;
+        for (const extent of extents) {
+          offsetBytes = extent.offsetBytes + extent.lengthBytes;
+          const first = Math.ceil(extent.offsetBytes / BLOCK_BYTES);
+          const end = Math.floor(offsetBytes / BLOCK_BYTES);
+          if (extent.kind === 'hole' && first < end) this.#notedHoles.push({ first, end });
+        }
+      }
+    } catch {
+      // A help and no more; the map proper reports what is wrong.
+    } finally {
+      this.#noting = false;
+      this.pump();
+    }
+  }
+
+  /** The first noted hole that ends behind `block`. */
+  #notedHoleFrom(block: number): Range | null {
+    const holes = this.#notedHoles;
+    let low = 0;
+    for (let high = holes.length; low < high; ) {
+      const middle = (low + high) >>> 1;
+      if (holes[middle]!.end <= block) low = middle + 1;
+      else high = middle;
+    }
+    return holes[low] ?? null;
   }
 
   /** Walks the source's map of holes once, from the first absent block to the end. Never rejects. */
