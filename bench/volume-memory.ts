@@ -60,6 +60,7 @@ async function clone(): Promise<{ opened: Resident; whole: Resident }> {
     const opened = residentMiB(attached.server.state.serverPid!);
     await target.apply(record.id, { kind: 'activate', generation: 2 });
     await attached.server.call('activate', { access: 'writable' });
+    await attached.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
     await attached.until('every hole is marked', (hydration) => hydration.state === 'complete');
     return { opened, whole: residentMiB(attached.server.state.serverPid!) };
   } finally {
