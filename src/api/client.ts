@@ -17,6 +17,7 @@ import type {
   DrainStatus,
   ExecReply,
   ForceRunRequest,
+  ImportVolumeRequest,
   MachineView,
   Plan,
   RunStateReply,
@@ -142,6 +143,9 @@ export class ApiClient {
   }
   createVolume(body: CreateVolumeRequest): Promise<VolumeView> {
     return this.#json('POST', '/v1/volumes', { body, timeoutMs: 300_000 });
+  }
+  importVolume(body: ImportVolumeRequest): Promise<VolumeView> {
+    return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: 120_000 });
   }
   showVolume(ref: string): Promise<VolumeView> {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);

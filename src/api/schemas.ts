@@ -201,6 +201,20 @@ export const CreateVolumeRequest = Type.Object({
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 
+export const ImportVolumeRequest = Type.Object({
+  name: Name,
+  /**
+   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`, `iscsi://[user%secret@]host[:port]/iqn/lun`, or the absolute path of a raw
+   * image on the worker. May hold a secret: it is in no answer.
+   */
+  source: Type.String({ minLength: 1, maxLength: 8192 }),
+  /** Left out: what the source is formatted with, as far as that is known here. */
+  filesystem: Type.Optional(VolumeRecord.properties.filesystem),
+  /** An imported volume is not encrypted. A worker with keys wants to hear that this is known. */
+  encrypted: Type.Optional(Type.Literal(false)),
+});
+export type ImportVolumeRequest = Static<typeof ImportVolumeRequest>;
+
 /** From the stop signal to the first healthy answer, by phase; null where a phase is not over yet. */
 export const Interruption = Type.Object({
   stop: Nullable(Type.Number()),

@@ -10,6 +10,7 @@ import type {
   ExecReply,
   ExecRequest,
   ForceRunRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineView,
   MoveRequest,
@@ -47,6 +48,8 @@ export interface WorkerService {
 
   listVolumes(): Promise<VolumeView[]>;
   createVolume(request: CreateVolumeRequest): Promise<VolumeView>;
+  /** A volume that is a clone of a disk of another system: usable when this answers, whole later. */
+  importVolume(request: ImportVolumeRequest): Promise<VolumeView>;
   showVolume(ref: string): Promise<VolumeView>;
   /** Refused while a machine has it, and without `force` while it is the way back of a move. */
   destroyVolume(ref: string, options: { force: boolean }): Promise<void>;

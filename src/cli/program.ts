@@ -179,7 +179,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
     );
 
-  const volume = program.command('volume').description('volumes: create, list, show, destroy');
+  const volume = program.command('volume').description('volumes: create, import, list, show, destroy');
   const volumeCommands = () => import('./commands/volume.ts');
   volume
     .command('create')
@@ -192,6 +192,28 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
     .action((name: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
+    );
+  volume
+    .command('import')
+    .description('make a volume of a disk of another system; it can be used at once, and its blocks follow')
+    .argument('<NAME>')
+    .argument(
+      '<SOURCE>',
+      'nbd://, nbds://, nbd+unix://, iscsi://, or a raw image on the worker; - reads it from standard input',
+    )
+    .addOption(
+      new Option('--filesystem <TYPE>', 'what is on it (default: what it begins with)').choices([
+        'ext4',
+        'xfs',
+        'none',
+      ]),
+    )
+    .option('--no-encryption', 'needed where the worker has keys: what is imported is kept as it comes')
+    .option('--worker <WORKER>', 'where; else the worker with the most free memory')
+    .action((name: string, source: string, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await volumeCommands()).importVolume(context, name, source, options),
+      ),
     );
   volume
     .command('list')

@@ -5,6 +5,7 @@ export { isDataLocked } from './data-lock.ts';
 export { HEADER_BYTES_MAX, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
 export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
+export { readImportSource } from './import-source-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export {

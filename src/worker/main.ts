@@ -24,6 +24,7 @@ import { lockExclusive } from '../sys/file-lock.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
+import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
 import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
@@ -75,18 +76,33 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     tls: options.tls,
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
+    hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
+    beforeAttach: async ({ id }) => imports.release(id),
   });
+  const hidden = [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])];
   const machines = await MachineManager.open({
     store: await MachineStore.open(options.dataDir),
     volumes: access,
     runtimeRoot: paths.runtimeRoot,
-    hidden: [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])],
+    hidden,
     clock,
     random,
     logger,
   });
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
+
+  const imports: Imports = new Imports({
+    machines,
+    volumes,
+    access,
+    validityDir: paths.validityDir,
+    hidden,
+    clock,
+    random,
+    logger,
+    onWhole: (record) => events.emit('volume', record.id, `${record.name} is imported and whole`),
+  });
 
   const peers = options.peers.map(({ name, url }) => new HttpPeer({ name, url, token: options.token }));
   let url = options.advertiseUrl ?? '';
@@ -198,6 +214,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     startedAtMs,
     machines,
     volumes,
+    imports,
     journal: runs,
     drain,
     receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
@@ -219,6 +236,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const listenUrl = `http://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
   url = options.advertiseUrl ?? listenUrl;
   runs.resume();
+  await imports.start();
   drain.wake();
 
   const sweep = setInterval(() => {
@@ -240,6 +258,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
 
   async function close(): Promise<void> {
     clearInterval(sweep);
+    imports.close();
     drain.close();
     await api.close();
     await runs.close({ graceMs: CLOSE_GRACE_MS });

@@ -7,6 +7,7 @@ import type {
   ExecReply,
   ExecRequest,
   ForceRunRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineState,
   MachineView,
@@ -51,6 +52,7 @@ import {
 } from '../volume/index.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
+import type { Imports } from './imports.ts';
 import { isAttached } from './volume-access.ts';
 import { machineConditions, runConditions, volumeConditions } from './why.ts';
 
@@ -65,6 +67,7 @@ export type ServiceOptions = {
   startedAtMs: number;
   machines: MachineManager;
   volumes: VolumeStore;
+  imports: Imports;
   journal: Journal;
   drain: DrainController;
   receiver: MoveReceiver;
@@ -201,13 +204,7 @@ export class LocalService implements WorkerService {
   }
 
   async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
-    const { volumes } = await this.#o.volumes.list();
-    if (volumes.some(({ name, state }) => name === request.name && state !== 'retained')) {
-      throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${request.name} already`, {
-        values: { name: request.name },
-        nextAction: 'Choose another name.',
-      });
-    }
+    await this.#refuseTakenName(request.name);
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
@@ -218,6 +215,23 @@ export class LocalService implements WorkerService {
       ...(encrypted !== false && keys !== null && { keys }),
     });
     this.#o.events.emit('volume', record.id, `created ${record.name}`);
+    return this.#volumeView(record);
+  }
+
+  async importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
+    await this.#refuseTakenName(request.name);
+    if (this.#o.keys !== null && request.encrypted !== false) {
+      throw new GodwitError(
+        'WORKER_IMPORT_REFUSED',
+        'volumes of this worker are encrypted, and what is imported is kept as it comes',
+        {
+          values: { name: request.name },
+          nextAction: 'Import it with --no-encryption, or on a worker without keys.',
+        },
+      );
+    }
+    const record = await this.#o.imports.create(request);
+    this.#o.events.emit('volume', record.id, `importing ${record.name}`);
     return this.#volumeView(record);
   }
 
@@ -237,7 +251,8 @@ export class LocalService implements WorkerService {
         },
       );
     }
-    await this.#o.volumes.destroy(record.id, options);
+    const destroy = () => this.#o.volumes.destroy(record.id, options);
+    await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
     this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
   }
 
@@ -442,6 +457,15 @@ export class LocalService implements WorkerService {
     return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
   }
 
+  async #refuseTakenName(name: string): Promise<void> {
+    const { volumes } = await this.#o.volumes.list();
+    if (!volumes.some((volume) => volume.name === name && volume.state !== 'retained')) return;
+    throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${name} already`, {
+      values: { name },
+      nextAction: 'Choose another name.',
+    });
+  }
+
   async #volume(ref: string): Promise<VolumeRecord> {
     const { volumes } = await this.#o.volumes.list();
     const byId = volumes.filter(({ id }) => id === ref);
@@ -484,12 +508,13 @@ export class LocalService implements WorkerService {
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
     const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const status = client
+    const own = client
       ? await client
           .call('status', {})
           .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
           .catch(() => null)
       : null;
+    const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
       id: record.id,
       name: record.name,

@@ -14,6 +14,7 @@ import {
   type FreeMapReport,
   newGrant,
   readFreeMapFile,
+  readImportSource,
   type SourceSpec,
   sourceSpec,
   type VolumeStore,
@@ -48,10 +49,12 @@ export class SourceHost implements SourceSide {
     const volume = volumeId === undefined ? null : await volumes.get(volumeId);
     if (volume && volume.state !== 'ready') {
       const arriving = volume.state === 'clone';
+      const imported = arriving && (await readImportSource(volumes.folder(volume.id))) !== null;
+      const origin = imported ? 'the disk that it is imported from' : 'the worker that it came from';
       throw new GodwitError(
         'MIGRATION_NOT_MOVABLE',
         arriving
-          ? `${record.name} cannot move yet: some blocks of its volume are still only at the worker that it came from`
+          ? `${record.name} cannot move yet: some blocks of its volume are still only at ${origin}`
           : `${record.name} cannot move: its volume is ${volume.state} at generation ${volume.generation}`,
         {
           values: { machineId, volumeId: volume.id, state: volume.state },

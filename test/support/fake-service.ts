@@ -5,6 +5,7 @@ import type {
   DrainMachine,
   DrainStatus,
   ExecRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineView,
   MoveRequest,
@@ -179,6 +180,14 @@ export class FakeWorkerService implements WorkerService {
       destroyAfterMs: null,
     };
     this.volumes.set(volume.id, volume);
+    return volume;
+  }
+
+  async importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
+    this.calls.push(`importVolume ${JSON.stringify(request)}`);
+    const { name, filesystem = 'none' } = request;
+    const volume = await this.createVolume({ name, filesystem, lengthBytes: 64 * 2 ** 20 });
+    volume.state = 'clone';
     return volume;
   }
 

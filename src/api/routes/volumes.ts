@@ -1,6 +1,6 @@
 import { Type } from 'typebox';
 import type { ApiApp } from '../app.ts';
-import { CreateVolumeRequest, Empty, Ref, VolumeList, VolumeView } from '../schemas.ts';
+import { CreateVolumeRequest, Empty, ImportVolumeRequest, Ref, VolumeList, VolumeView } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { strict } from '../strict.ts';
 
@@ -33,6 +33,20 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
       },
     },
     async (request, reply) => reply.code(201).send(await service.createVolume(request.body)),
+  );
+
+  app.post(
+    '/v1/volumes/import',
+    {
+      schema: {
+        operationId: 'importVolume',
+        summary: 'Makes a volume of a disk of another system: it can be used at once, and its blocks follow',
+        tags,
+        body: strict(ImportVolumeRequest),
+        response: { 201: VolumeView },
+      },
+    },
+    async (request, reply) => reply.code(201).send(await service.importVolume(request.body)),
   );
 
   app.get(

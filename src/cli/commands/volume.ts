@@ -1,3 +1,5 @@
+import { resolve } from 'node:path';
+import { text } from 'node:stream/consumers';
 import type { VolumeView } from '../../api/schemas.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
@@ -26,6 +28,28 @@ export async function create(
     volume,
     () =>
       `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem}${volume.encrypted ? ', encrypted' : ''} (${volume.id})`,
+  );
+}
+
+export async function importVolume(
+  context: Context,
+  name: string,
+  source: string,
+  options: { filesystem?: string; encryption?: boolean; worker?: string },
+): Promise<void> {
+  const { client } = await workerFor(context.fleet(), options.worker);
+  // A URI with a secret is better not among the arguments, which everybody on this host can read.
+  const location = source === '-' ? (await text(process.stdin)).trim() : source;
+  const volume = await client.importVolume({
+    name,
+    source: /^[a-z][a-z0-9+.-]*:/i.test(location) ? location : resolve(context.cwd, location),
+    ...(options.filesystem !== undefined && { filesystem: options.filesystem as VolumeView['filesystem'] }),
+    ...(options.encryption === false && { encrypted: false }),
+  });
+  context.result(
+    volume,
+    () =>
+      `${volume.name} can be used on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id}); its blocks follow`,
   );
 }
 

@@ -1,0 +1,138 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import type { CreateMachineRequest, VolumeView } from '../../src/api/schemas.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { startQemuNbd } from '../support/nbd-programs.ts';
+import { findProgram, requires } from '../support/requires.ts';
+import { scratchDir } from '../support/scratch.ts';
+
+/* Disks of other systems become volumes, and volumes become disks of other systems: through workers, their API and the command line. */
+
+const MIB = 2 ** 20;
+
+/** An ext4 image with a file of random bytes, another that nobody reads, and holes. */
+function makeImage(t: TestContext, lengthBytes: number): { path: string; content: Buffer } {
+  const dir = scratchDir(t);
+  const tree = join(dir, 'tree');
+  mkdirSync(tree);
+  const content = Buffer.from(seededRandom(11).bytes(4 * MIB));
+  writeFileSync(join(tree, 'content'), content);
+  writeFileSync(join(tree, 'unread'), seededRandom(12).bytes(16 * MIB));
+  const path = join(dir, 'disk.raw');
+  writeFileSync(path, '');
+  truncateSync(path, lengthBytes);
+  execFileSync(findProgram('mkfs.ext4')!, ['-q', '-F', '-d', tree, path]);
+  return { path, content };
+}
+
+function sleeper(volume: VolumeView): CreateMachineRequest['config'] {
+  return {
+    command: ['sleep', '1000'],
+    env: {},
+    volume: { volumeId: volume.id, mountPath: '/data' },
+    restart: { policy: 'no', retriesMax: 0 },
+    stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
+    resources: {},
+    network: 'host',
+    metadata: {},
+  };
+}
+
+async function imported(fleet: Fleet, ...words: string[]): Promise<VolumeView> {
+  const { stdout, stderr, exitCode } = await fleet.run('--json', 'volume', 'import', ...words);
+  assert.equal(exitCode, 0, stderr);
+  return JSON.parse(stdout) as VolumeView;
+}
+
+function whole(fleet: Fleet, worker: FleetWorker, volume: VolumeView): Promise<VolumeView> {
+  return fleet.until(`${volume.name} to be whole`, async () => {
+    const view = await worker.client.showVolume(volume.id);
+    return view.state === 'ready' ? view : null;
+  });
+}
+
+test('a file becomes a volume that nobody has to use', { skip: fleetNeeds }, async (t) => {
+  const image = makeImage(t, 64 * MIB + 512);
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const volume = await imported(fleet, 'disk', image.path);
+  assert.equal(volume.lengthBytes, 64 * MIB + 4096);
+  assert.equal(volume.filesystem, 'ext4', 'as its superblock says');
+  await whole(fleet, alpha, volume);
+  const folder = join(alpha.dataDir, 'volumes', volume.id);
+  const expected = Buffer.alloc(volume.lengthBytes);
+  readFileSync(image.path).copy(expected);
+  assert.ok(readFileSync(join(folder, 'data.raw')).equals(expected));
+  for (const name of ['source.json', 'clone.meta']) assert.throws(() => statSync(join(folder, name)), name);
+  await fleet.until('its shim to end', () => alpha.shims().length === 0);
+
+  const own = join(folder, 'data.raw');
+  await assert.rejects(alpha.client.importVolume({ name: 'copy', source: own }), (error: unknown) =>
+    isGodwitError(error, 'VOLUME_BAD_SOURCE'),
+  );
+});
+
+const NEEDS_QEMU = fleetNeeds || requires('qemu-nbd', 'qemu-img');
+test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t) => {
+  const image = makeImage(t, 64 * MIB);
+  const qcow2 = `${image.path}.qcow2`;
+  execFileSync(findProgram('qemu-img')!, ['convert', '-f', 'raw', '-O', 'qcow2', image.path, qcow2]);
+  const socket = join(scratchDir(t), 's');
+  const start = () => startQemuNbd(t, socket, '-f', 'qcow2', '-r', '-x', 'disk', qcow2);
+  const source = await start();
+  // So slow that it is not whole before everything here has happened.
+  const fleet = await Fleet.start(t, ['alpha', 'beta'], {
+    flags: { alpha: ['--hydration-rate', '64KiB'] },
+  });
+  const alpha = fleet.worker('alpha');
+  const volume = await imported(fleet, 'disk', `nbd+unix:///disk?socket=${socket}`, '--worker', 'alpha');
+  assert.equal(volume.state, 'clone');
+  const sourceFile = join(alpha.dataDir, 'volumes', volume.id, 'source.json');
+  assert.equal(statSync(sourceFile).mode & 0o777, 0o600);
+  await fleet.until('it to hydrate for nobody', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration && hydration.transport === 'foreign' && hydration.blocksPresent > 0;
+  });
+
+  const machine = await alpha.client.createMachine({ name: 'reader', start: true, config: sleeper(volume) });
+  const sum = () =>
+    alpha.client.execInMachine(machine.id, { command: ['sha256sum', '/data/content'], timeoutMs: 60_000 });
+  const expected = execFileSync('sha256sum', { input: image.content }).toString().split(' ')[0];
+  assert.equal((await sum()).stdout.split(' ')[0], expected);
+  assert.equal((await alpha.client.showVolume(volume.id)).state, 'clone');
+
+  await assert.rejects(alpha.client.destroyVolume(volume.id), (error: unknown) =>
+    isGodwitError(error, 'WORKER_VOLUME_HELD'),
+  );
+  const moved = await fleet.run('move', 'reader', '--to', 'beta');
+  assert.notEqual(moved.exitCode, 0);
+  assert.match(moved.stdout + moved.stderr, /disk that it is imported from/);
+
+  // The control process goes and comes; so does the machine. The volume goes on elsewhere each time.
+  await alpha.kill();
+  await alpha.start();
+  await alpha.client.destroyMachine(machine.id, { force: true });
+  await fleet.until('a shim without a machine', () => alpha.shims().some(({ id }) => id.startsWith('i_')));
+
+  const { stdout } = await fleet.run('volume', 'show', 'disk');
+  assert.match(stdout, /from a foreign disk/);
+  await source.stop();
+  await fleet.until('the source to be missed', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration?.state === 'source-lost';
+  });
+  await start();
+  await fleet.until('the source to be back', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration?.state === 'running';
+  });
+
+  await alpha.client.destroyVolume(volume.id);
+  assert.equal(alpha.shims().length, 0);
+  assert.deepEqual(await alpha.client.listVolumes(), []);
+});
