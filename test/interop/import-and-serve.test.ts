@@ -109,16 +109,22 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   await assert.rejects(alpha.client.destroyVolume(volume.id), (error: unknown) =>
     isGodwitError(error, 'WORKER_VOLUME_HELD'),
   );
-  const moved = await fleet.run('move', 'reader', '--to', 'beta');
-  assert.notEqual(moved.exitCode, 0);
-  assert.match(moved.stdout + moved.stderr, /disk that it is imported from/);
+  const move = await alpha.client.moveMachine(machine.id, { target: 'beta' });
+  const refused = await fleet.until('the move to be refused', async () => {
+    const run = await alpha.client.showRun(move.id);
+    return run.error ?? run.reason;
+  });
+  assert.match(refused.message, /disk that it is imported from/);
+  await alpha.client.cancelRun(move.id).catch(() => {});
+  await alpha.ended(move.id);
 
   // The control process goes and comes; so does the machine. The volume goes on elsewhere each time.
   await alpha.kill();
   await alpha.start();
   await alpha.client.destroyMachine(machine.id, { force: true });
-  await fleet.until('a shim without a machine', () => alpha.shims().some(({ id }) => id.startsWith('i_')));
-
+  await fleet.until('it to hydrate for nobody again', async () => {
+    return (await alpha.client.showVolume(volume.id)).hydration;
+  });
   const { stdout } = await fleet.run('volume', 'show', 'disk');
   assert.match(stdout, /from a foreign disk/);
   await source.stop();
