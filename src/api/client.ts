@@ -22,6 +22,8 @@ import type {
   Plan,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -149,6 +151,12 @@ export class ApiClient {
   }
   showVolume(ref: string): Promise<VolumeView> {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
+  }
+  serveVolume(ref: string, body: ServeVolumeRequest): Promise<ServeReply> {
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { body, timeoutMs: 120_000 });
+  }
+  async stopServing(ref: string): Promise<void> {
+    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { timeoutMs: 120_000 });
   }
   async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
     await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {

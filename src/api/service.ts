@@ -18,6 +18,8 @@ import type {
   PlanQuery,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -51,6 +53,10 @@ export interface WorkerService {
   /** A volume that is a clone of a disk of another system: usable when this answers, whole later. */
   importVolume(request: ImportVolumeRequest): Promise<VolumeView>;
   showVolume(ref: string): Promise<VolumeView>;
+  /** To clients of other systems, until `stopServing`. Refused while a running machine has it. */
+  serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply>;
+  /** Idempotent. */
+  stopServing(ref: string): Promise<void>;
   /** Refused while a machine has it, and without `force` while it is the way back of a move. */
   destroyVolume(ref: string, options: { force: boolean }): Promise<void>;
 

@@ -179,7 +179,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
     );
 
-  const volume = program.command('volume').description('volumes: create, import, list, show, destroy');
+  const volume = program.command('volume').description('volumes: create, import, list, show, serve, destroy');
   const volumeCommands = () => import('./commands/volume.ts');
   volume
     .command('create')
@@ -228,6 +228,26 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<VOLUME>')
     .action((ref: string, _options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).show(context, ref)),
+    );
+  volume
+    .command('serve')
+    .description('serve a volume that no running machine has to any NBD or iSCSI client, until Ctrl-C')
+    .argument('<VOLUME>')
+    .addOption(
+      new Option('--nbd <ADDRESS>', 'HOST:PORT or unix:PATH on its worker').conflicts(['iscsi', 'stop']),
+    )
+    .addOption(new Option('--iscsi <ADDRESS>', 'HOST:PORT on its worker').conflicts('stop'))
+    .option('--writable', 'clients may write (else they may only read)')
+    .addOption(
+      new Option('--chap-user <USER>', 'what iSCSI clients log in as (default: the name of the volume)'),
+    )
+    .addOption(
+      new Option('--chap-secret-file <FILE>', 'with the secret of iSCSI clients (default: one is made up)'),
+    )
+    .option('--detach', 'do not wait for Ctrl-C; end it with --stop')
+    .option('--stop', 'end it')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).serve(context, ref, options)),
     );
   volume
     .command('destroy')

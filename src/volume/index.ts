@@ -12,9 +12,12 @@ export {
   attachSpec,
   cloneSpec,
   exportSpec,
+  newChapSecret,
   newGrant,
   noKeysError,
+  serveSpec,
   sourceSpec,
+  targetIqn,
   validityPath,
 } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';

@@ -29,6 +29,7 @@ import { hostLoad } from './load.ts';
 import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
+import { Serving } from './serving.ts';
 import { SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 import { VolumeAccess } from './volume-access.ts';
@@ -77,7 +78,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
-    beforeAttach: async ({ id }) => imports.release(id),
+    beforeAttach: async (record) => {
+      await serving.refuseServed(record);
+      await imports.release(record.id);
+    },
   });
   const hidden = [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])];
   const machines = await MachineManager.open({
@@ -92,6 +96,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
 
+  const serving: Serving = new Serving({ machines, volumes, keys: options.keys, tls: options.tls, random });
   const imports: Imports = new Imports({
     machines,
     volumes,
@@ -215,6 +220,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     machines,
     volumes,
     imports,
+    serving,
     journal: runs,
     drain,
     receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),

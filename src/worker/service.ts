@@ -16,6 +16,8 @@ import type {
   PlanQuery,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -53,6 +55,7 @@ import {
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
 import type { Imports } from './imports.ts';
+import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import { machineConditions, runConditions, volumeConditions } from './why.ts';
 
@@ -68,6 +71,7 @@ export type ServiceOptions = {
   machines: MachineManager;
   volumes: VolumeStore;
   imports: Imports;
+  serving: Serving;
   journal: Journal;
   drain: DrainController;
   receiver: MoveReceiver;
@@ -239,6 +243,19 @@ export class LocalService implements WorkerService {
     return this.#volumeView(await this.#volume(ref));
   }
 
+  async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
+    const record = await this.#volume(ref);
+    const reply = await this.#o.serving.serve(record, request);
+    this.#o.events.emit('volume', record.id, `serving ${record.name} at ${reply.location}`);
+    return reply;
+  }
+
+  async stopServing(ref: string): Promise<void> {
+    const record = await this.#volume(ref);
+    await this.#o.serving.stop(record.id);
+    this.#o.events.emit('volume', record.id, `${record.name} is not served any more`);
+  }
+
   async destroyVolume(ref: string, options: { force: boolean }): Promise<void> {
     const record = await this.#volume(ref);
     if (record.machineId !== null && (await this.#isHeld(record.machineId))) {
@@ -251,6 +268,7 @@ export class LocalService implements WorkerService {
         },
       );
     }
+    await this.#o.serving.refuseServed(record);
     const destroy = () => this.#o.volumes.destroy(record.id, options);
     await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
     this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
@@ -529,6 +547,7 @@ export class LocalService implements WorkerService {
       machineId: record.machineId,
       hydration: status?.hydration ?? null,
       guest: status?.guest ?? null,
+      served: await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
     };
   }

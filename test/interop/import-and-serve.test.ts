@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -102,7 +103,7 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   const machine = await alpha.client.createMachine({ name: 'reader', start: true, config: sleeper(volume) });
   const sum = () =>
     alpha.client.execInMachine(machine.id, { command: ['sha256sum', '/data/content'], timeoutMs: 60_000 });
-  const expected = execFileSync('sha256sum', { input: image.content }).toString().split(' ')[0];
+  const expected = createHash('sha256').update(image.content).digest('hex');
   assert.equal((await sum()).stdout.split(' ')[0], expected);
   assert.equal((await alpha.client.showVolume(volume.id)).state, 'clone');
 
@@ -141,4 +142,115 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   await alpha.client.destroyVolume(volume.id);
   assert.equal(alpha.shims().length, 0);
   assert.deepEqual(await alpha.client.listVolumes(), []);
+});
+
+/** A volume with a machine that wrote on it, and what the volume is then, byte by byte. */
+async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: VolumeView; data: string }> {
+  const volume = await worker.client.createVolume({
+    name: 'disk',
+    lengthBytes: 32 * MIB,
+    filesystem: 'ext4',
+  });
+  const machine = await worker.client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
+  const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
+  assert.equal((await worker.client.execInMachine(machine.id, { command, timeoutMs: 60_000 })).exitCode, 0);
+
+  const held = await fleet.run('volume', 'serve', 'disk', '--nbd', '127.0.0.1:0');
+  assert.equal(held.exitCode, 6, held.stderr);
+  await worker.client.stopMachine(machine.id);
+  return { volume, data: join(worker.dataDir, 'volumes', volume.id, 'data.raw') };
+}
+
+const NEEDS_CLIENTS = fleetNeeds || requires('nbdinfo', 'nbdcopy', 'qemu-img', 'iscsi-inq');
+test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t) => {
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const { client } = alpha;
+  const { volume, data } = await written(fleet, alpha);
+  const dir = scratchDir(t);
+  const run = (program: string, ...args: string[]) =>
+    execFileSync(findProgram(program)!, args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: 60_000,
+    }).toString();
+
+  // Until Ctrl-C.
+  const socket = join(dir, 'disk.sock');
+  const serving = fleet.follow('volume', 'serve', 'disk', '--nbd', `unix:${socket}`);
+  const [location] = /nbd\+unix:\S+/.exec(await serving.says('nbd+unix'))!;
+  const info = JSON.parse(run('nbdinfo', '--json', location)).exports[0];
+  assert.deepEqual([info['export-size'], info.is_read_only], [volume.lengthBytes, true]);
+  const copy = join(dir, 'copy.raw');
+  run('nbdcopy', location, copy);
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  await fleet.until('it to be shown', async () => {
+    const { served } = await client.showVolume(volume.id);
+    return served?.location === location && !served.writable;
+  });
+  const isServed = (error: unknown) => isGodwitError(error, 'WORKER_VOLUME_SERVED');
+  await assert.rejects(client.startMachine('m'), isServed);
+  await assert.rejects(client.destroyVolume(volume.id), isServed);
+  // The data path is no child of the control process.
+  await alpha.kill();
+  assert.match(run('nbdinfo', '--size', location), /^33554432/);
+  await alpha.start();
+  serving.interrupt();
+  assert.equal((await serving.ended).exitCode, 0);
+  assert.equal((await client.showVolume(volume.id)).served, null);
+
+  // Writable: what a client wrote is what a machine reads.
+  const reply = await client.serveVolume(volume.id, {
+    protocol: 'nbd',
+    listen: `unix:${socket}`,
+    writable: true,
+  });
+  const image = makeImage(t, volume.lengthBytes);
+  run('nbdcopy', '--flush', image.path, reply.location);
+  const stop = await fleet.run('volume', 'serve', 'disk', '--stop');
+  assert.equal(stop.exitCode, 0, stop.stderr);
+  await client.startMachine('m');
+  const command = ['sha256sum', '/data/content'];
+  const { stdout } = await client.execInMachine('m', { command, timeoutMs: 60_000 });
+  assert.equal(stdout.split(' ')[0], createHash('sha256').update(image.content).digest('hex'));
+  await client.stopMachine('m');
+
+  // iSCSI, with the secret that was told and not without it.
+  const detached = await fleet.run('--json', 'volume', 'serve', 'disk', '--iscsi', '127.0.0.1:0', '--detach');
+  assert.equal(detached.exitCode, 0, detached.stderr);
+  const told = JSON.parse(detached.stdout) as { location: string; chap: { user: string; secret: string } };
+  const login = (secret: string) => told.location.replace('//', `//${told.chap.user}%${secret}@`);
+  assert.match(run('iscsi-inq', login(told.chap.secret)), /Vendor:/);
+  assert.throws(() => run('iscsi-inq', login('not-the-secret-of-it')));
+  run('qemu-img', 'convert', '-O', 'raw', login(told.chap.secret), copy);
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  const log = readFileSync(join(fleet.dir, 'alpha.log'), 'utf8');
+  assert.ok(
+    !log.includes(told.chap.secret) && !JSON.stringify(await client.listVolumes()).includes(told.chap.secret),
+  );
+  await client.stopServing(volume.id);
+  await client.stopServing(volume.id);
+  assert.ok(alpha.shims().every(({ id }) => !id.startsWith('s_')));
+});
+
+test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, async (t) => {
+  const fleet = await Fleet.start(t, ['alpha']);
+  const { client } = fleet.worker('alpha');
+  const { id } = await client.createVolume({ name: 'disk', lengthBytes: 16 * MIB, filesystem: 'none' });
+  const refusals = [
+    ['nbd', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['nbd', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', '[2001:db8::1]:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', 'unix:/tmp/x', 'WORKER_BAD_LISTEN'],
+    ['nbd', 'unix:x', 'WORKER_BAD_LISTEN'],
+    ['nbd', '127.0.0.1', 'WORKER_BAD_LISTEN'],
+    ['nbd', '127.0.0.1:65536', 'WORKER_BAD_LISTEN'],
+    // There is no such address here: what the server says comes through.
+    ['iscsi', '10.255.255.254:0', 'ISCSI_LISTEN_FAILED'],
+  ] as const;
+  for (const [protocol, listen, code] of refusals) {
+    const served = client.serveVolume(id, { protocol, listen, writable: false });
+    await assert.rejects(served, (error: unknown) => isGodwitError(error, code), `${protocol} ${listen}`);
+  }
+  assert.equal(fleet.worker('alpha').shims().length, 0);
 });

@@ -10,6 +10,8 @@ import type {
   MachineView,
   MoveRequest,
   Plan,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -177,6 +179,7 @@ export class FakeWorkerService implements WorkerService {
       machineId: null,
       hydration: null,
       guest: null,
+      served: null,
       destroyAfterMs: null,
     };
     this.volumes.set(volume.id, volume);
@@ -189,6 +192,18 @@ export class FakeWorkerService implements WorkerService {
     const volume = await this.createVolume({ name, filesystem, lengthBytes: 64 * 2 ** 20 });
     volume.state = 'clone';
     return volume;
+  }
+
+  async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
+    const volume = await this.showVolume(ref);
+    this.calls.push(`serveVolume ${JSON.stringify(request)}`);
+    const { writable } = request;
+    volume.served = { location: `nbd://127.0.0.1:10809/${volume.name}`, writable, connections: 0 };
+    return { location: volume.served.location!, writable, chap: null };
+  }
+
+  async stopServing(ref: string): Promise<void> {
+    (await this.showVolume(ref)).served = null;
   }
 
   async showVolume(ref: string): Promise<VolumeView> {

@@ -1,9 +1,12 @@
+import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
-import type { VolumeView } from '../../api/schemas.ts';
+import type { ServeReply, ServeVolumeRequest, VolumeView } from '../../api/schemas.ts';
+import { GodwitError, messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { owned } from '../fleet-client.ts';
+import { interruption } from '../interruption.ts';
 import { table } from '../table.ts';
 import { formatDuration, formatSize, parseSize } from '../units.ts';
 import { percent, workerFor } from './machine.ts';
@@ -98,7 +101,7 @@ function transportWords({ transport }: NonNullable<VolumeView['hydration']>): st
 export async function show(context: Context, ref: string): Promise<void> {
   const { volume } = await context.fleet().volume(ref);
   context.result(volume, () => {
-    const { hydration } = volume;
+    const { hydration, served } = volume;
     const rows = [
       ['name', volume.name],
       ['id', volume.id],
@@ -114,6 +117,15 @@ export async function show(context: Context, ref: string): Promise<void> {
       ...(volume.destroyAfterMs === null
         ? []
         : [['destroyed after', new Date(volume.destroyAfterMs).toISOString()]]),
+      ...(served === null
+        ? []
+        : [
+            [
+              'served',
+              `${served.location ?? 'just starting'} (${served.writable ? 'writable' : 'read-only'})`,
+            ],
+            ['clients', String(served.connections)],
+          ]),
       ...(hydration === null
         ? []
         : [
@@ -125,6 +137,74 @@ export async function show(context: Context, ref: string): Promise<void> {
           ]),
     ];
     return table(['', ''], rows).trimStart();
+  });
+}
+
+type ServeOptions = {
+  nbd?: string;
+  iscsi?: string;
+  writable?: boolean;
+  chapUser?: string;
+  chapSecretFile?: string;
+  detach?: boolean;
+  stop?: boolean;
+};
+
+export async function serve(context: Context, ref: string, options: ServeOptions): Promise<void> {
+  const { worker, volume } = await context.fleet().volume(ref);
+  const stop = () => worker.client.stopServing(volume.id);
+  const stopped = () => context.result({ served: null }, () => `${volume.name} is not served any more`);
+  if (options.stop) {
+    await stop();
+    stopped();
+    return;
+  }
+  const request = serveRequest(volume, options);
+  const interrupted = interruption();
+  try {
+    const reply = await worker.client.serveVolume(volume.id, request);
+    context.result(reply, () => serveText(volume, reply));
+    if (options.detach) return;
+    const { signal } = interrupted;
+    if (!signal.aborted) await new Promise((end) => signal.addEventListener('abort', end, { once: true }));
+    await stop();
+    context.note(`${volume.name} is not served any more`);
+  } finally {
+    interrupted.dispose();
+  }
+}
+
+function serveRequest(volume: VolumeView, options: ServeOptions): ServeVolumeRequest {
+  const { nbd, iscsi, chapUser, chapSecretFile } = options;
+  const listen = nbd ?? iscsi;
+  if (listen === undefined) throw badServe('it needs --nbd or --iscsi, or --stop');
+  const protocol = nbd === undefined ? 'iscsi' : 'nbd';
+  const writable = options.writable === true;
+  if (protocol === 'nbd' && (chapUser ?? chapSecretFile) !== undefined)
+    throw badServe('NBD has no users; --chap-… is for --iscsi');
+  if (chapUser !== undefined && chapSecretFile === undefined)
+    throw badServe('--chap-user needs --chap-secret-file');
+  if (chapSecretFile === undefined) return { protocol, listen, writable };
+  let secret: string;
+  try {
+    secret = readFileSync(chapSecretFile, 'utf8').trim();
+  } catch (error) {
+    throw badServe(`the secret cannot be read: ${messageOf(error)}`);
+  }
+  return { protocol, listen, writable, chap: { user: chapUser ?? volume.name, secret } };
+}
+
+function serveText(volume: VolumeView, { location, writable, chap }: ServeReply): string {
+  const lines = [
+    `${volume.name} is served ${writable ? 'for reading and writing' : 'read-only'}: ${location}`,
+  ];
+  if (chap) lines.push(`CHAP user ${chap.user}, secret ${chap.secret} (told this once)`);
+  return lines.join('\n');
+}
+
+function badServe(reason: string): GodwitError {
+  return new GodwitError('CLI_BAD_SERVE', `the volume cannot be served like that: ${reason}`, {
+    nextAction: 'godwit volume serve --help',
   });
 }
 
