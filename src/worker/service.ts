@@ -142,6 +142,7 @@ export class LocalService implements WorkerService {
   }
 
   async startMachine(ref: string): Promise<MachineView> {
+    await this.#refuseServed(ref);
     await this.#o.machines.start(ref);
     return this.showMachine(ref);
   }
@@ -468,6 +469,12 @@ export class LocalService implements WorkerService {
         nextAction: `Wait for it (godwit why ${machineId}), or cancel it: godwit runs cancel ${run.id}.`,
       },
     );
+  }
+
+  /** Before the wish that it runs is written down: nobody would start it when the volume is free again. */
+  async #refuseServed(ref: string): Promise<void> {
+    const volumeId = this.#o.machines.get(ref).config.volume?.volumeId;
+    if (volumeId !== undefined) await this.#o.serving.refuseServed(await this.#o.volumes.get(volumeId));
   }
 
   async #isHeld(machineId: string): Promise<boolean> {

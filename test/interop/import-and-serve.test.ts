@@ -189,7 +189,10 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   });
   const isServed = (error: unknown) => isGodwitError(error, 'WORKER_VOLUME_SERVED');
   await assert.rejects(client.startMachine('m'), isServed);
-  await assert.rejects(client.destroyVolume(volume.id), isServed);
+  await assert.rejects(
+    client.serveVolume(volume.id, { protocol: 'nbd', listen: '127.0.0.1:0', writable: false }),
+    isServed,
+  );
   // The data path is no child of the control process.
   await alpha.kill();
   assert.match(run('nbdinfo', '--size', location), /^33554432/);

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ServeReply, ServeVolumeRequest, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
@@ -140,6 +141,9 @@ export async function show(context: Context, ref: string): Promise<void> {
   });
 }
 
+/** Between two looks whether a volume is still served. */
+const LOOK_MS = 2_000;
+
 type ServeOptions = {
   nbd?: string;
   iscsi?: string;
@@ -166,7 +170,21 @@ export async function serve(context: Context, ref: string, options: ServeOptions
     context.result(reply, () => serveText(volume, reply));
     if (options.detach) return;
     const { signal } = interrupted;
-    if (!signal.aborted) await new Promise((end) => signal.addEventListener('abort', end, { once: true }));
+    while (!signal.aborted) {
+      await sleep(LOOK_MS, undefined, { signal }).catch(() => {});
+      // A worker that does not answer for a while does not end it.
+      const now = signal.aborted ? null : await worker.client.showVolume(volume.id).catch(() => null);
+      if (now && now.served === null) {
+        throw new GodwitError(
+          'CLI_SERVE_ENDED',
+          `${volume.name} is not served any more: somebody else ended it`,
+          {
+            values: { volumeId: volume.id },
+            nextAction: `Look at it with godwit volume show ${volume.name}.`,
+          },
+        );
+      }
+    }
     await stop();
     context.note(`${volume.name} is not served any more`);
   } finally {
