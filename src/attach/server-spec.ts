@@ -94,10 +94,10 @@ export type KeySource = Static<typeof KeySource>;
 /** Where a volume is served to clients of other systems. */
 export const ServeListen = Type.Union([
   /** A unix socket, for whoever may connect to it: root. */
-  Type.Object({ kind: Type.Literal('nbd-unix'), path: Type.String({ pattern: '^/' }) }),
+  Type.Object({ kind: Type.Literal('nbd-unix'), path: Type.String({ minLength: 1 }) }),
   Type.Object({
     kind: Type.Literal('nbd'),
-    host: Type.String(),
+    host: Type.String({ minLength: 1 }),
     /** 0: the system picks. A restarted server asks for the same port again. */
     port: Type.Integer({ minimum: 0, maximum: 65535 }),
     /** TLS and nothing else, for clients with a certificate of the same authority. */
@@ -105,11 +105,11 @@ export const ServeListen = Type.Union([
   }),
   Type.Object({
     kind: Type.Literal('iscsi'),
-    host: Type.String(),
+    host: Type.String({ minLength: 1 }),
     port: Type.Integer({ minimum: 0, maximum: 65535 }),
     targetIqn: Type.String(),
     /** Of every client. */
-    chapUser: Type.String(),
+    chapUser: Type.String({ minLength: 1 }),
     chapSecret: Type.String({ minLength: 12 }),
   }),
 ]);
