@@ -17,10 +17,13 @@ import type {
   DrainStatus,
   ExecReply,
   ForceRunRequest,
+  ImportVolumeRequest,
   MachineView,
   Plan,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -143,8 +146,17 @@ export class ApiClient {
   createVolume(body: CreateVolumeRequest): Promise<VolumeView> {
     return this.#json('POST', '/v1/volumes', { body, timeoutMs: 300_000 });
   }
+  importVolume(body: ImportVolumeRequest): Promise<VolumeView> {
+    return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: 120_000 });
+  }
   showVolume(ref: string): Promise<VolumeView> {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
+  }
+  serveVolume(ref: string, body: ServeVolumeRequest): Promise<ServeReply> {
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { body, timeoutMs: 120_000 });
+  }
+  async stopServing(ref: string): Promise<void> {
+    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { timeoutMs: 120_000 });
   }
   async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
     await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {

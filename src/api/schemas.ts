@@ -167,6 +167,15 @@ export const MoveRequest = Type.Object({
 });
 export type MoveRequest = Static<typeof MoveRequest>;
 
+/** How a volume is served to clients of other systems. */
+export const ServedView = Type.Object({
+  /** URI without a secret; null in the moments before its server has told. */
+  location: Nullable(Type.String()),
+  writable: Type.Boolean(),
+  connections: Type.Integer(),
+});
+export type ServedView = Static<typeof ServedView>;
+
 export const VolumeView = Type.Object({
   id: Type.String(),
   name: Type.String(),
@@ -183,6 +192,8 @@ export const VolumeView = Type.Object({
   hydration: Nullable(HydrationView),
   /** Null while no volume server serves it. */
   guest: Nullable(GuestView),
+  /** Null while it is not served to other systems. */
+  served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
 });
 export type VolumeView = Static<typeof VolumeView>;
@@ -200,6 +211,44 @@ export const CreateVolumeRequest = Type.Object({
   encrypted: Type.Optional(Type.Boolean()),
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
+
+export const ImportVolumeRequest = Type.Object({
+  name: Name,
+  /**
+   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`, `iscsi://[user%secret@]host[:port]/iqn/lun`, or the absolute path of a raw
+   * image on the worker. May hold a secret: it is in no answer.
+   */
+  source: Type.String({ minLength: 1, maxLength: 8192 }),
+  /** Left out: what the source is formatted with, as far as that is known here. */
+  filesystem: Type.Optional(VolumeRecord.properties.filesystem),
+  /** An imported volume is not encrypted. A worker with keys wants to hear that this is known. */
+  encrypted: Type.Optional(Type.Literal(false)),
+});
+export type ImportVolumeRequest = Static<typeof ImportVolumeRequest>;
+
+/** A secret for iSCSI clients: 12 characters at least (RFC 7143 section 9.2.1 asks for 96 bits). */
+const Chap = Type.Object({
+  user: Type.String({ pattern: '^[!-~]{1,64}$' }),
+  secret: Type.String({ pattern: '^[!-~]{12,128}$' }),
+});
+
+export const ServeVolumeRequest = Type.Object({
+  protocol: Type.Union([Type.Literal('nbd'), Type.Literal('iscsi')]),
+  /** `ADDRESS:PORT` of the worker, port 0 for any; for NBD also `unix:PATH`. */
+  listen: Type.String({ minLength: 1, maxLength: 256 }),
+  writable: Type.Boolean({ default: false }),
+  /** Of iSCSI; left out: made up. */
+  chap: Type.Optional(Chap),
+});
+export type ServeVolumeRequest = Static<typeof ServeVolumeRequest>;
+
+export const ServeReply = Type.Object({
+  location: Type.String(),
+  writable: Type.Boolean(),
+  /** What iSCSI clients log in with. It is told here and nowhere else; null for NBD. */
+  chap: Nullable(Chap),
+});
+export type ServeReply = Static<typeof ServeReply>;
 
 /** From the stop signal to the first healthy answer, by phase; null where a phase is not over yet. */
 export const Interruption = Type.Object({

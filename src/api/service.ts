@@ -10,6 +10,7 @@ import type {
   ExecReply,
   ExecRequest,
   ForceRunRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineView,
   MoveRequest,
@@ -17,6 +18,8 @@ import type {
   PlanQuery,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -47,7 +50,13 @@ export interface WorkerService {
 
   listVolumes(): Promise<VolumeView[]>;
   createVolume(request: CreateVolumeRequest): Promise<VolumeView>;
+  /** A volume that is a clone of a disk of another system: usable when this answers, whole later. */
+  importVolume(request: ImportVolumeRequest): Promise<VolumeView>;
   showVolume(ref: string): Promise<VolumeView>;
+  /** To clients of other systems, until `stopServing`. Refused while a running machine has it. */
+  serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply>;
+  /** Idempotent. */
+  stopServing(ref: string): Promise<void>;
   /** Refused while a machine has it, and without `force` while it is the way back of a move. */
   destroyVolume(ref: string, options: { force: boolean }): Promise<void>;
 

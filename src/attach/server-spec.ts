@@ -11,10 +11,11 @@ export type HydrationStatus = CloneProgress & {
  * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
  * spec holds a CHAP secret, so it never appears in argv or in the environment.
  *
- * A volume server is one process for one volume, in one of two roles:
+ * A volume server is one process for one volume, in one of three roles:
  * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on. Underneath is the local file alone, or a
  *   clone of it over an iSCSI source.
  * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
+ * - `serve`: serves a whole volume that nobody else has open to clients of other systems, over NBD or iSCSI.
  *
  * It may be killed at any moment. Its supervisor starts another one with the same spec (access as last
  * commanded); what was acknowledged survives because the validity map lives in shared memory and the data in the page cache.
@@ -90,6 +91,30 @@ export const KeySource = Type.Union([
 ]);
 export type KeySource = Static<typeof KeySource>;
 
+/** Where a volume is served to clients of other systems. */
+export const ServeListen = Type.Union([
+  /** A unix socket, for whoever may connect to it: root. */
+  Type.Object({ kind: Type.Literal('nbd-unix'), path: Type.String({ minLength: 1 }) }),
+  Type.Object({
+    kind: Type.Literal('nbd'),
+    host: Type.String({ minLength: 1 }),
+    /** 0: the system picks. A restarted server asks for the same port again. */
+    port: Type.Integer({ minimum: 0, maximum: 65535 }),
+    /** TLS and nothing else, for clients with a certificate of the same authority. */
+    tls: Type.Optional(TlsFilesSpec),
+  }),
+  Type.Object({
+    kind: Type.Literal('iscsi'),
+    host: Type.String({ minLength: 1 }),
+    port: Type.Integer({ minimum: 0, maximum: 65535 }),
+    targetIqn: Type.String(),
+    /** Of every client. */
+    chapUser: Type.String({ minLength: 1 }),
+    chapSecret: Type.String({ minLength: 12 }),
+  }),
+]);
+export type ServeListen = Static<typeof ServeListen>;
+
 /**
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
  * and of an export before the seal. `writable` and `readonly`: what they say.
@@ -102,7 +127,7 @@ export const Access = Type.Union([
 export type Access = Static<typeof Access>;
 
 export const VolumeServerSpec = Type.Object({
-  role: Type.Union([Type.Literal('attach'), Type.Literal('export')]),
+  role: Type.Union([Type.Literal('attach'), Type.Literal('export'), Type.Literal('serve')]),
   volumeId: Type.String(),
   /** The generation that this opening is for; must equal the one in the volume's record on disk at the time of `writable`. */
   generation: Type.Integer({ minimum: 1 }),
@@ -124,12 +149,20 @@ export const VolumeServerSpec = Type.Object({
       tls: Type.Optional(TlsFilesSpec),
     }),
   ),
+  /** With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a reader. */
+  serve: Type.Optional(
+    Type.Object({
+      /** What NBD clients ask for. */
+      exportName: Type.String(),
+      listen: ServeListen,
+    }),
+  ),
 });
 export type VolumeServerSpec = Static<typeof VolumeServerSpec>;
 
 /** Answer to `status`, and the payload of the `progress` event (sent about twice a second while something changes). */
 export type VolumeServerStatus = {
-  role: 'attach' | 'export';
+  role: VolumeServerSpec['role'];
   volumeId: string;
   generation: number;
   access: Access;
@@ -139,6 +172,8 @@ export type VolumeServerStatus = {
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };
+  /** Only in role `serve`. `location` is a URI without a secret. */
+  served?: { location: string; connections: number };
 };
 
 export type GuestStatistics = {

@@ -242,9 +242,7 @@ export class VolumeSupervisor {
     if (event === 'ready') {
       const port = portOf(data);
       // A restarted export must be found where the first one was.
-      if (port !== null && this.#spec.export !== undefined) {
-        this.#spec = { ...this.#spec, export: { ...this.#spec.export, listenPort: port } };
-      }
+      if (port !== null) this.#spec = atPort(this.#spec, port);
       this.#isReady = true;
       this.#readyAtMs = this.#options.clock.monotonicMs();
       this.#ready.resolve();
@@ -343,6 +341,12 @@ export class VolumeSupervisor {
 /** 0 after a server that was well, and after the first one that was not. */
 function restartDelayMs(quickDeaths: number): number {
   return quickDeaths <= 1 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (quickDeaths - 2));
+}
+
+function atPort(spec: VolumeServerSpec, port: number): VolumeServerSpec {
+  if (spec.export) return { ...spec, export: { ...spec.export, listenPort: port } };
+  if (!spec.serve || spec.serve.listen.kind === 'nbd-unix') return spec;
+  return { ...spec, serve: { ...spec.serve, listen: { ...spec.serve.listen, port } } };
 }
 
 function portOf(data: unknown): number | null {

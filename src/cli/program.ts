@@ -179,7 +179,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
     );
 
-  const volume = program.command('volume').description('volumes: create, list, show, destroy');
+  const volume = program.command('volume').description('volumes: create, import, list, show, serve, destroy');
   const volumeCommands = () => import('./commands/volume.ts');
   volume
     .command('create')
@@ -194,6 +194,28 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
     );
   volume
+    .command('import')
+    .description('make a volume of a disk of another system; it can be used at once, and its blocks follow')
+    .argument('<NAME>')
+    .argument(
+      '<SOURCE>',
+      'nbd://, nbds://, nbd+unix://, iscsi://, or a raw image on the worker; - reads it from standard input',
+    )
+    .addOption(
+      new Option('--filesystem <TYPE>', 'what is on it (default: what it begins with)').choices([
+        'ext4',
+        'xfs',
+        'none',
+      ]),
+    )
+    .option('--no-encryption', 'needed where the worker has keys: what is imported is kept as it comes')
+    .option('--worker <WORKER>', 'where; else the worker with the most free memory')
+    .action((name: string, source: string, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await volumeCommands()).importVolume(context, name, source, options),
+      ),
+    );
+  volume
     .command('list')
     .description('volumes of the fleet')
     .option('--all', 'the sealed copies of earlier moves too')
@@ -206,6 +228,26 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<VOLUME>')
     .action((ref: string, _options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).show(context, ref)),
+    );
+  volume
+    .command('serve')
+    .description('serve a volume that no running machine has to any NBD or iSCSI client, until Ctrl-C')
+    .argument('<VOLUME>')
+    .addOption(
+      new Option('--nbd <ADDRESS>', 'HOST:PORT or unix:PATH on its worker').conflicts(['iscsi', 'stop']),
+    )
+    .addOption(new Option('--iscsi <ADDRESS>', 'HOST:PORT on its worker').conflicts('stop'))
+    .option('--writable', 'clients may write (else they may only read)')
+    .addOption(
+      new Option('--chap-user <USER>', 'what iSCSI clients log in as (default: the name of the volume)'),
+    )
+    .addOption(
+      new Option('--chap-secret-file <FILE>', 'with the secret of iSCSI clients (default: one is made up)'),
+    )
+    .option('--detach', 'do not wait for Ctrl-C; end it with --stop')
+    .option('--stop', 'end it')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).serve(context, ref, options)),
     );
   volume
     .command('destroy')

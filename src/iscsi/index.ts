@@ -20,6 +20,7 @@ export {
 export { TARGET_LIMITS, type TargetLimits } from './limits.ts';
 export type { ChapCredentials } from './login-initiator.ts';
 export {
+  ANY_INITIATOR,
   type ExportOptions,
   type IscsiGrant,
   IscsiTarget,

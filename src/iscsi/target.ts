@@ -18,7 +18,7 @@ import { TargetSession } from './target-session.ts';
 import type { TextPair } from './text-keys.ts';
 
 /**
- * Who may log in to an export: this initiator name, with this CHAP user and secret, while the export is at this generation. All four must
+ * Who may log in to an export: this initiator name (`ANY_INITIATOR`: every one that no other grant names), with this CHAP user and secret, while the export is at this generation. All four must
  * fit. Without `chap` no secret is asked for: for loopback and tests.
  */
 export type IscsiGrant = {
@@ -55,6 +55,9 @@ type SessionRecord = {
   /** null: a discovery session. */
   share: TargetExport | null;
 };
+
+/** In place of an initiator name in a grant. No name of an initiator is this (RFC 7143 section 4.2.7). */
+export const ANY_INITIATOR = '*';
 
 const POOL_BYTES = 32 * 1024 * 1024;
 /** How long a login waits for the device calls of the session that it replaces. */
@@ -126,13 +129,15 @@ export class TargetExport {
 
   /** The grant that lets this initiator in now, or null. */
   grantOf(initiatorIqn: string): IscsiGrant | null {
-    const grant = this.#grants.get(initiatorIqn);
+    const grant = this.#grants.get(initiatorIqn) ?? this.#grants.get(ANY_INITIATOR);
     return grant !== undefined && grant.generation === this.generation ? grant : null;
   }
 
   #drop(initiatorIqn: string, reason: string): void {
     for (const record of this.#target.sessionsOf(this)) {
-      if (record.initiatorIqn === initiatorIqn) record.session.drop(reason);
+      const named = this.#grants.has(record.initiatorIqn);
+      if (initiatorIqn === ANY_INITIATOR ? !named : record.initiatorIqn === initiatorIqn)
+        record.session.drop(reason);
     }
   }
 }

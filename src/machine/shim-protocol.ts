@@ -60,7 +60,7 @@ export type ShimStatus = {
   /** Of the shim's start; with the pid it tells a shim from a reused pid. */
   startedAtMs: number;
   volume: {
-    spec: Omit<VolumeServerSpec, 'export' | 'clone'>;
+    spec: Omit<VolumeServerSpec, 'export' | 'clone' | 'serve'>;
     serverPid: number | null;
     /** Times that the volume server died and was started again. */
     serverRestarts: number;

@@ -122,7 +122,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
       if (opened === undefined) return null;
       const { spec, state } = opened.supervisor;
       // They hold secrets, or may (the arguments of a key program).
-      const { clone: _clone, export: _export, encryption: _encryption, ...shown } = spec;
+      const { clone: _clone, export: _export, encryption: _encryption, serve: _serve, ...shown } = spec;
       return {
         spec: shown,
         serverPid: state.serverPid,

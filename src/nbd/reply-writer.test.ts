@@ -78,3 +78,35 @@ test('bytes go out in order and unharmed, whenever the kernel takes them', () =>
     }),
   );
 });
+
+test('a buffer whose parts are big and small is given back when all of them are written', () => {
+  const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
+  const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), new BufferPool(0));
+  const buffer = Buffer.alloc(300 * 1024, 7);
+  let released = 0;
+  const send = (...parts: Uint8Array[]) => {
+    for (const part of parts) writer.payload(part, () => {});
+    writer.afterwards(() => {
+      released += 1;
+    });
+  };
+  // Big, then one so small that it is copied.
+  send(buffer.subarray(0, 80 * 1024), buffer.subarray(128 * 1024, 132 * 1024));
+  assert.equal(released, 0);
+  writer.flush();
+  assert.equal(released, 0);
+  waiting.shift()!.done();
+  assert.equal(released, 1);
+  // So big that it goes out at once, and nothing is left to go with.
+  send(buffer);
+  assert.equal(released, 1);
+  waiting.shift()!.done();
+  assert.equal(released, 2);
+  writer.afterwards(() => {
+    released += 1;
+  });
+  assert.equal(released, 3, 'nothing is on its way');
+  send(buffer.subarray(0, 80 * 1024));
+  writer.close();
+  assert.equal(released, 4, 'a connection that is gone holds nothing');
+});

@@ -87,6 +87,17 @@ export class ReplyWriter {
     else this.#schedule();
   }
 
+  /** Calls `release` when all that came before is written: for a buffer that several payloads are parts of. */
+  afterwards(release: () => void): void {
+    if (this.#chunks.length > 0 || this.#position > this.#chunkStart) {
+      this.#releases.push(release);
+      return;
+    }
+    const last = this.#batches.at(-1);
+    if (last === undefined) release();
+    else last.releases.push(release);
+  }
+
   /** Hands on what there is. */
   flush(): void {
     this.#closeChunk();

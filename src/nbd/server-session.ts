@@ -410,18 +410,18 @@ export class ServerSession implements RequestSink {
   }
 
   #sendSparse(request: Request, buffer: Buffer, pieces: readonly ReadPiece[], release: () => void): void {
-    const lastData = pieces.findLastIndex((piece) => piece.kind === 'data');
     for (const [index, piece] of pieces.entries()) {
       const last = index === pieces.length - 1;
       if (piece.kind === 'data') {
         const data = pieceOf(buffer, request.offsetBytes, piece);
-        this.#sendData(request, piece.offsetBytes, data, last, index === lastData ? release : nothing);
+        this.#sendData(request, piece.offsetBytes, data, last, nothing);
       } else {
         const at = this.#chunk(request, CHUNK.offsetHole, OFFSET_HOLE_BYTES, last);
         this.#writer.filled(encodeHole(this.#writer.slab, at, piece.offsetBytes, piece.lengthBytes));
       }
     }
-    if (lastData === -1) release();
+    // Not with the last piece: that may be small enough to be copied, while others are still to be sent from the buffer.
+    this.#writer.afterwards(release);
   }
 
   /** Runs a device call that is answered with success or failure alone; with FUA it is made durable first. */

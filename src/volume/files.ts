@@ -5,6 +5,8 @@ export const VOLUME_FILES = {
   record: 'volume.json',
   data: 'data.raw',
   cloneMetadata: 'clone.meta',
+  /** Where an imported volume comes from, until it is whole. May hold a secret. */
+  importSource: 'source.json',
   /** The blocks that the filesystem of the sealed generation does not use (freemap/sealed-map.ts). */
   freeMap: 'free.map',
   header: 'header.luks2',

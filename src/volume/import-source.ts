@@ -104,6 +104,16 @@ export async function connectImportSource(
   }
 }
 
+/** What the source is formatted with, by the magic number of its superblock (ext4: s_magic, Linux fs/ext4/ext4.h; XFS: XFS_SB_MAGIC). */
+export async function detectFilesystem(
+  device: Pick<BlockDevice, 'read' | 'lengthBytes'>,
+): Promise<'ext4' | 'xfs' | 'none'> {
+  const head = Buffer.alloc(BLOCK_BYTES);
+  await device.read(0, head);
+  if (head.toString('latin1', 0, 4) === 'XFSB') return 'xfs';
+  return head.readUInt16LE(1024 + 56) === 0xef53 ? 'ext4' : 'none';
+}
+
 /** The same at once, for a source that was looked at before; reads wait until it is there. */
 export function openImportSource(source: ImportSource, options: Expecting): ImportedDevice {
   const lengthBytes = options.sourceLengthBytes;

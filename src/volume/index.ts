@@ -5,15 +5,19 @@ export { isDataLocked } from './data-lock.ts';
 export { HEADER_BYTES_MAX, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
 export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
+export { readImportSource } from './import-source-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export {
   attachSpec,
   cloneSpec,
   exportSpec,
+  newChapSecret,
   newGrant,
   noKeysError,
+  serveSpec,
   sourceSpec,
+  targetIqn,
   validityPath,
 } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';

@@ -36,6 +36,17 @@ const good: VolumeServerSpec = {
       { initiatorIqn: 'iqn.2026-11.example:i', chapUser: 'user', chapSecret: 'twelve bytes', generation: 1 },
     ],
   },
+  serve: {
+    exportName: 'disk',
+    listen: {
+      kind: 'iscsi',
+      host: 'host',
+      port: 0,
+      targetIqn: 'iqn.2026-11.example:t',
+      chapUser: 'user',
+      chapSecret: 'twelve bytes',
+    },
+  },
 };
 
 /** Paths to every field of the spec. */

@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  ServeListen,
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
@@ -26,7 +27,7 @@ export function parseSpec(line: string): VolumeServerSpec {
   }
   const spec = object(value, 'spec');
   return {
-    role: oneOf(spec.role, ['attach', 'export'], 'role'),
+    role: oneOf(spec.role, ['attach', 'export', 'serve'], 'role'),
     volumeId: text(spec.volumeId, 'volumeId'),
     generation: integer(spec.generation, 1, 'generation'),
     lengthBytes: integer(spec.lengthBytes, 4096, 'lengthBytes'),
@@ -35,6 +36,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
+    ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
 }
 
@@ -136,6 +138,35 @@ function parseExport(value: unknown): NonNullable<VolumeServerSpec['export']> {
     targetIqn: text(fields.targetIqn, 'export.targetIqn'),
     grants: fields.grants.map(parseGrant),
     ...(fields.tls === undefined ? {} : { tls: parseTlsFiles(fields.tls, 'export.tls') }),
+  };
+}
+
+function parseServe(value: unknown): NonNullable<VolumeServerSpec['serve']> {
+  const serve = object(value, 'serve');
+  return { exportName: text(serve.exportName, 'serve.exportName'), listen: parseListen(serve.listen) };
+}
+
+function parseListen(value: unknown): ServeListen {
+  const listen = object(value, 'serve.listen');
+  const kind = oneOf(listen.kind, ['nbd-unix', 'nbd', 'iscsi'], 'listen.kind');
+  if (kind === 'nbd-unix') return { kind, path: text(listen.path, 'listen.path', 1) };
+  const place = {
+    host: text(listen.host, 'listen.host', 1),
+    port: integer(listen.port, 0, 'listen.port', 65535),
+  };
+  if (kind === 'nbd') {
+    return {
+      kind,
+      ...place,
+      ...(listen.tls === undefined ? {} : { tls: parseTlsFiles(listen.tls, 'listen.tls') }),
+    };
+  }
+  return {
+    kind,
+    ...place,
+    targetIqn: text(listen.targetIqn, 'listen.targetIqn'),
+    chapUser: text(listen.chapUser, 'listen.chapUser', 1),
+    chapSecret: text(listen.chapSecret, 'listen.chapSecret', 12),
   };
 }
 

@@ -119,6 +119,34 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
   };
 }
 
+async function serveToOthers(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
+  const { ServedVolume } = await import('./served-volume.ts');
+  const volume = await ServedVolume.open(spec, { clock: systemClock, random: systemRandom, logger });
+  return {
+    status: () => volume.status(),
+    operations: { flush: () => volume.flush() },
+    start: () => {},
+    ready: volume.port === null ? {} : { port: volume.port },
+    closed: new Promise(() => {}),
+    close: () => volume.close(),
+  };
+}
+
+async function serve(
+  spec: VolumeServerSpec,
+  logger: Logger,
+  emit: (event: string, data: unknown) => void,
+): Promise<Served> {
+  switch (spec.role) {
+    case 'attach':
+      return serveAttached(spec, logger, emit);
+    case 'export':
+      return serveExported(spec, logger);
+    case 'serve':
+      return serveToOthers(spec, logger);
+  }
+}
+
 async function main(): Promise<void> {
   const logger: Logger = lineLogger(LOG_FD, systemClock);
   const opened = Promise.withResolvers<Served>();
@@ -140,8 +168,7 @@ async function main(): Promise<void> {
       handler: async (op, args) => perform(await opened.promise, op, args),
     });
     spec = parseSpec(line);
-    served =
-      spec.role === 'attach' ? await serveAttached(spec, logger, emit) : await serveExported(spec, logger);
+    served = await serve(spec, logger, emit);
   } catch (error) {
     opened.reject(error);
     fail(error, 'the volume server could not start', EXIT_NOT_STARTED);
@@ -171,9 +198,9 @@ async function main(): Promise<void> {
     () => end('the file was unmounted'),
     (error) => fail(error, 'serving the file broke', EXIT_BROKEN),
   );
-  // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the file. An export would
+  // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the file. A server of a port would
   // only stand in the way of the next one on the same port.
-  if (spec.role === 'export') void rpc.closed.then(() => end('the supervisor is gone'));
+  if (spec.role !== 'attach') void rpc.closed.then(() => end('the supervisor is gone'));
 }
 
 async function perform(served: Served, op: string, args: unknown): Promise<unknown> {

@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   KeySource,
+  ServeListen,
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
@@ -95,12 +96,32 @@ export function exportSpec(
   };
 }
 
+/** Spec of a server for clients of other systems; of a volume that is `ready`. Throws `VOLUME_NO_KEYS`. */
+export function serveSpec(
+  record: VolumeRecord,
+  options: {
+    volumeDir: string;
+    access: 'readonly' | 'writable';
+    listen: ServeListen;
+    keys: KeySource | null;
+  },
+): VolumeServerSpec {
+  const { volumeDir, access, keys, listen } = options;
+  const spec = attachSpec(record, { volumeDir, access, keys });
+  return { ...spec, role: 'serve', serve: { exportName: record.name, listen } };
+}
+
+/** CHAP secret of 192 bits. */
+export function newChapSecret(random: Random): string {
+  return Buffer.from(random.bytes(CHAP_SECRET_BYTES)).toString('base64url');
+}
+
 /** A grant for one target worker, with a fresh CHAP secret of 192 bits. */
 export function newGrant(record: VolumeRecord, targetWorker: string, random: Random): Grant {
   return {
     initiatorIqn: initiatorIqn(targetWorker, record.id),
     chapUser: record.id,
-    chapSecret: Buffer.from(random.bytes(CHAP_SECRET_BYTES)).toString('base64url'),
+    chapSecret: newChapSecret(random),
     generation: record.generation,
   };
 }

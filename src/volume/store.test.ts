@@ -10,6 +10,7 @@ import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import { lockData } from './data-lock.ts';
+import { readImportSource } from './import-source-file.ts';
 import { type ProgramRunner, VolumeStore } from './store.ts';
 
 const MIB = 2 ** 20;
@@ -259,4 +260,27 @@ test('a full disk is a typed error and leaves nothing behind', {
   } finally {
     execFileSync('umount', [dataDir], { timeout: 10_000 });
   }
+});
+
+test('an imported volume is a clone that knows its source until it is whole, and nobody else does', async (t) => {
+  const store = await openStore(t);
+  const source = { location: 'iscsi://user%a-secret@host/iqn/0', sourceLengthBytes: MIB + 512 };
+  const lengthBytes = MIB + 4096;
+  const record = await store.createImported({ name: 'disk', lengthBytes, filesystem: 'xfs', source });
+  assert.deepEqual([record.state, record.generation, record.filesystem], ['clone', 1, 'xfs']);
+  const folder = store.folder(record.id);
+  const path = join(folder, 'source.json');
+  assert.equal(statSync(path).mode & 0o777, 0o600);
+  assert.deepEqual(await readImportSource(folder), source);
+  assert.doesNotMatch(JSON.stringify(await store.list()), /a-secret/);
+  for (const text of ['', 'null', '[]', '{"formatVersion":2}', '{"formatVersion":1,"location":"a-secret"}']) {
+    writeFileSync(path, text);
+    await assert.rejects(readImportSource(folder), (error: unknown) => {
+      assert.ok(isGodwitError(error, 'VOLUME_SOURCE_CORRUPT'));
+      return !JSON.stringify(error.toWire()).includes('a-secret');
+    });
+  }
+  assert.equal((await store.apply(record.id, { kind: 'complete', generation: 1 })).state, 'ready');
+  assert.equal(await readImportSource(folder), null);
+  assert.equal(existsSync(join(folder, 'clone.meta')), false);
 });

@@ -3,7 +3,7 @@ import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ulid } from 'ulid';
-import type { KeySource } from '../attach/server-spec.ts';
+import type { ImportedSourceSpec, KeySource } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -16,6 +16,7 @@ import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
 import { VOLUME_FILES } from './files.ts';
+import { encodeImportSource } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
@@ -26,6 +27,7 @@ import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
  *   <dataDir>/volumes/<id>/volume.json     the record (record.ts)
  *                          data.raw        the bytes, sparse
  *                          clone.meta      durable validity bits, while the volume is a clone
+ *                          source.json     the disk that an imported volume comes from, while it is a clone
  *                          header.luks2    header and key slots, when data.raw is ciphertext
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
@@ -76,18 +78,7 @@ export class VolumeStore {
     keys?: KeySource;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
-    const record: VolumeRecord = {
-      formatVersion: 1,
-      id: `v_${ulid(this.#clock.wallMs(), () => this.#random.below(2 ** 32) / 2 ** 32).toLowerCase()}`,
-      name: request.name,
-      lengthBytes: request.lengthBytes,
-      filesystem: request.filesystem,
-      generation: 1,
-      state: 'ready',
-      createdAtMs: this.#clock.wallMs(),
-      machineId: request.machineId ?? null,
-      destroyAfterMs: null,
-    };
+    const record = this.#newRecord(request, 'ready');
     const { keys } = request;
     return this.#exclusively(() =>
       this.#build(record, async (folder) => {
@@ -95,6 +86,28 @@ export class VolumeStore {
         record.encryption = await encryptNew(folder, record, keys, (path) =>
           this.#format(path, record, true),
         );
+      }),
+    );
+  }
+
+  /**
+   * A new volume that is a clone of a disk of another system, at generation 1: usable at once, and `complete` when nothing of it is only at the
+   * source. `lengthBytes` is that of the source, rounded up to whole blocks. Rejects `VOLUME_BAD_LENGTH`, `VOLUME_NO_SPACE`.
+   */
+  async createImported(request: {
+    name: string;
+    lengthBytes: number;
+    filesystem: VolumeRecord['filesystem'];
+    source: ImportedSourceSpec;
+  }): Promise<VolumeRecord> {
+    checkLength(request.lengthBytes);
+    const record = this.#newRecord(request, 'clone');
+    return this.#exclusively(() =>
+      this.#build(record, async (folder) => {
+        await createCloneMetadata(folder, record);
+        await writeFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source), {
+          mode: 0o600,
+        });
       }),
     );
   }
@@ -201,7 +214,7 @@ export class VolumeStore {
 
   /**
    * Lets the event happen to the volume, durably; answers the record after it (unchanged when it had happened already).
-   * Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata.
+   * Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata and where it came from.
    */
   apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
     return this.#exclusively(async () => {
@@ -214,8 +227,10 @@ export class VolumeStore {
           'a volume changed its state',
         );
       }
-      if (event.kind === 'complete')
-        await rm(join(this.folder(id), VOLUME_FILES.cloneMetadata), { force: true });
+      if (event.kind === 'complete') {
+        for (const name of [VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata])
+          await rm(join(this.folder(id), name), { force: true });
+      }
       return after;
     });
   }
@@ -295,6 +310,29 @@ export class VolumeStore {
       freeBytes: filesystem.bavail * filesystem.bsize,
       logicalBytes,
       usedBytes,
+    };
+  }
+
+  #newRecord(
+    request: {
+      name: string;
+      lengthBytes: number;
+      filesystem: VolumeRecord['filesystem'];
+      machineId?: string | null;
+    },
+    state: VolumeRecord['state'],
+  ): VolumeRecord {
+    return {
+      formatVersion: 1,
+      id: `v_${ulid(this.#clock.wallMs(), () => this.#random.below(2 ** 32) / 2 ** 32).toLowerCase()}`,
+      name: request.name,
+      lengthBytes: request.lengthBytes,
+      filesystem: request.filesystem,
+      generation: 1,
+      state,
+      createdAtMs: this.#clock.wallMs(),
+      machineId: request.machineId ?? null,
+      destroyAfterMs: null,
     };
   }
 

@@ -24,10 +24,12 @@ import { lockExclusive } from '../sys/file-lock.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
+import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
 import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
+import { Serving } from './serving.ts';
 import { SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 import { VolumeAccess } from './volume-access.ts';
@@ -75,18 +77,37 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     tls: options.tls,
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
+    hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
+    beforeAttach: async (record) => {
+      await serving.refuseServed(record);
+      await imports.release(record.id);
+    },
   });
+  const hidden = [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])];
   const machines = await MachineManager.open({
     store: await MachineStore.open(options.dataDir),
     volumes: access,
     runtimeRoot: paths.runtimeRoot,
-    hidden: [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])],
+    hidden,
     clock,
     random,
     logger,
   });
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
+
+  const serving: Serving = new Serving({ machines, volumes, keys: options.keys, tls: options.tls, random });
+  const imports: Imports = new Imports({
+    machines,
+    volumes,
+    access,
+    validityDir: paths.validityDir,
+    hidden,
+    clock,
+    random,
+    logger,
+    onWhole: (record) => events.emit('volume', record.id, `${record.name} is imported and whole`),
+  });
 
   const peers = options.peers.map(({ name, url }) => new HttpPeer({ name, url, token: options.token }));
   let url = options.advertiseUrl ?? '';
@@ -198,6 +219,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     startedAtMs,
     machines,
     volumes,
+    imports,
+    serving,
     journal: runs,
     drain,
     receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
@@ -219,6 +242,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const listenUrl = `http://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
   url = options.advertiseUrl ?? listenUrl;
   runs.resume();
+  await imports.start();
   drain.wake();
 
   const sweep = setInterval(() => {
@@ -240,6 +264,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
 
   async function close(): Promise<void> {
     clearInterval(sweep);
+    imports.close();
     drain.close();
     await api.close();
     await runs.close({ graceMs: CLOSE_GRACE_MS });

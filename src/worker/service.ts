@@ -7,6 +7,7 @@ import type {
   ExecReply,
   ExecRequest,
   ForceRunRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineState,
   MachineView,
@@ -15,6 +16,8 @@ import type {
   PlanQuery,
   RunStateReply,
   RunsQuery,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -51,6 +54,8 @@ import {
 } from '../volume/index.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
+import type { Imports } from './imports.ts';
+import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import { machineConditions, runConditions, volumeConditions } from './why.ts';
 
@@ -65,6 +70,8 @@ export type ServiceOptions = {
   startedAtMs: number;
   machines: MachineManager;
   volumes: VolumeStore;
+  imports: Imports;
+  serving: Serving;
   journal: Journal;
   drain: DrainController;
   receiver: MoveReceiver;
@@ -135,6 +142,7 @@ export class LocalService implements WorkerService {
   }
 
   async startMachine(ref: string): Promise<MachineView> {
+    await this.#refuseServed(ref);
     await this.#o.machines.start(ref);
     return this.showMachine(ref);
   }
@@ -201,13 +209,7 @@ export class LocalService implements WorkerService {
   }
 
   async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
-    const { volumes } = await this.#o.volumes.list();
-    if (volumes.some(({ name, state }) => name === request.name && state !== 'retained')) {
-      throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${request.name} already`, {
-        values: { name: request.name },
-        nextAction: 'Choose another name.',
-      });
-    }
+    await this.#refuseTakenName(request.name);
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
@@ -221,8 +223,38 @@ export class LocalService implements WorkerService {
     return this.#volumeView(record);
   }
 
+  async importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
+    await this.#refuseTakenName(request.name);
+    if (this.#o.keys !== null && request.encrypted !== false) {
+      throw new GodwitError(
+        'WORKER_IMPORT_REFUSED',
+        'volumes of this worker are encrypted, and what is imported is kept as it comes',
+        {
+          values: { name: request.name },
+          nextAction: 'Import it with --no-encryption, or on a worker without keys.',
+        },
+      );
+    }
+    const record = await this.#o.imports.create(request);
+    this.#o.events.emit('volume', record.id, `importing ${record.name}`);
+    return this.#volumeView(record);
+  }
+
   async showVolume(ref: string): Promise<VolumeView> {
     return this.#volumeView(await this.#volume(ref));
+  }
+
+  async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
+    const record = await this.#volume(ref);
+    const reply = await this.#o.serving.serve(record, request);
+    this.#o.events.emit('volume', record.id, `serving ${record.name} at ${reply.location}`);
+    return reply;
+  }
+
+  async stopServing(ref: string): Promise<void> {
+    const record = await this.#volume(ref);
+    await this.#o.serving.stop(record.id);
+    this.#o.events.emit('volume', record.id, `${record.name} is not served any more`);
   }
 
   async destroyVolume(ref: string, options: { force: boolean }): Promise<void> {
@@ -237,7 +269,9 @@ export class LocalService implements WorkerService {
         },
       );
     }
-    await this.#o.volumes.destroy(record.id, options);
+    await this.#o.serving.refuseServed(record);
+    const destroy = () => this.#o.volumes.destroy(record.id, options);
+    await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
     this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
   }
 
@@ -437,9 +471,24 @@ export class LocalService implements WorkerService {
     );
   }
 
+  /** Before the wish that it runs is written down: nobody would start it when the volume is free again. */
+  async #refuseServed(ref: string): Promise<void> {
+    const volumeId = this.#o.machines.get(ref).config.volume?.volumeId;
+    if (volumeId !== undefined) await this.#o.serving.refuseServed(await this.#o.volumes.get(volumeId));
+  }
+
   async #isHeld(machineId: string): Promise<boolean> {
     const { machines } = this.#o;
     return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
+  }
+
+  async #refuseTakenName(name: string): Promise<void> {
+    const { volumes } = await this.#o.volumes.list();
+    if (!volumes.some((volume) => volume.name === name && volume.state !== 'retained')) return;
+    throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${name} already`, {
+      values: { name },
+      nextAction: 'Choose another name.',
+    });
   }
 
   async #volume(ref: string): Promise<VolumeRecord> {
@@ -484,12 +533,13 @@ export class LocalService implements WorkerService {
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
     const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const status = client
+    const own = client
       ? await client
           .call('status', {})
           .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
           .catch(() => null)
       : null;
+    const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
       id: record.id,
       name: record.name,
@@ -504,6 +554,7 @@ export class LocalService implements WorkerService {
       machineId: record.machineId,
       hydration: status?.hydration ?? null,
       guest: status?.guest ?? null,
+      served: await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
     };
   }

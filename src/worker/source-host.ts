@@ -14,11 +14,13 @@ import {
   type FreeMapReport,
   newGrant,
   readFreeMapFile,
+  readImportSource,
   type SourceSpec,
   sourceSpec,
   type VolumeStore,
 } from '../volume/index.ts';
 import { placementOf } from './load.ts';
+import { servedError, servedVolume } from './serving.ts';
 
 export type SourceHostOptions = {
   machines: MachineManager;
@@ -48,16 +50,28 @@ export class SourceHost implements SourceSide {
     const volume = volumeId === undefined ? null : await volumes.get(volumeId);
     if (volume && volume.state !== 'ready') {
       const arriving = volume.state === 'clone';
+      const imported = arriving && (await readImportSource(volumes.folder(volume.id))) !== null;
+      const origin = imported ? 'the disk that it is imported from' : 'the worker that it came from';
       throw new GodwitError(
         'MIGRATION_NOT_MOVABLE',
         arriving
-          ? `${record.name} cannot move yet: some blocks of its volume are still only at the worker that it came from`
+          ? `${record.name} cannot move yet: some blocks of its volume are still only at ${origin}`
           : `${record.name} cannot move: its volume is ${volume.state} at generation ${volume.generation}`,
         {
           values: { machineId, volumeId: volume.id, state: volume.state },
           nextAction: arriving
             ? 'Nothing to do: it goes when its volume is whole. `godwit top` shows how far it is.'
             : '`godwit why` on the machine says which move holds it.',
+        },
+      );
+    }
+    if (volume && (await servedVolume(machines, volume.id))) {
+      throw new GodwitError(
+        'MIGRATION_NOT_MOVABLE',
+        `${record.name} cannot move: its volume is served to other systems`,
+        {
+          values: { machineId, volumeId: volume.id },
+          nextAction: `End that first: godwit volume serve ${volume.name} --stop.`,
         },
       );
     }
@@ -200,6 +214,8 @@ export class SourceHost implements SourceSide {
         return { unusedBytes: 0, reason: null };
       }
     }
+    // A server of other systems that came up since the move began: the record must not be sealed under its writes.
+    if (await servedVolume(machines, volumeId)) throw servedError(await volumes.get(volumeId));
     await volumes.apply(volumeId, { kind: 'seal', generation });
     // Nothing has it open, so there is nobody to read the map. Its holes stay behind.
     return { unusedBytes: 0, reason: null };

@@ -214,7 +214,7 @@ export class TargetHost implements TargetSide {
     const { volume } = await client.call('status', {});
     if (volume === null) {
       const record = await volumes.get(request.volume.volumeId);
-      await client.call('volume.open', { spec: this.#options.access.spec(record, access) });
+      await client.call('volume.open', { spec: await this.#options.access.spec(record, access) });
     }
     return client;
   }

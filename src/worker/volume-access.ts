@@ -4,8 +4,10 @@ import type { PrepareRequest } from '../migration/peer.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   attachSpec,
+  type CloneSpec,
   cloneSpec,
   type KeySource,
+  readImportSource,
   type VolumeRecord,
   type VolumeServerSpec,
   type VolumeStore,
@@ -19,6 +21,9 @@ export type VolumeAccessOptions = {
   keys: KeySource | null;
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
   incoming: (volumeId: string) => PrepareRequest | null;
+  hydrationRateBytesPerSecondMax: number;
+  /** Called when a machine is about to open the volume: whoever else on this worker has it open lets it go, or says why not. */
+  beforeAttach: (record: VolumeRecord) => Promise<void>;
 };
 
 /** How machines open their volumes: plainly, or as the clone that a move made of them. */
@@ -41,31 +46,17 @@ export class VolumeAccess implements VolumeProvider {
         },
       );
     }
+    await this.#options.beforeAttach(record);
     return this.spec(record, 'writable');
   }
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
-  spec(record: VolumeRecord, access: 'standby' | 'writable'): VolumeServerSpec {
+  async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<VolumeServerSpec> {
     const { keys } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
     if (record.state === 'ready') return attachSpec(record, { volumeDir, access, keys });
-    const incoming = this.#options.incoming(record.id);
-    const arriving = record.state === 'clone' || (record.state === 'incoming' && access === 'standby');
-    if (arriving && incoming?.volume) {
-      return attachSpec(record, {
-        volumeDir,
-        access,
-        keys,
-        clone: cloneSpec(record, {
-          volumeDir,
-          validityDir: this.#options.validityDir,
-          source: incoming.volume.source,
-          tls: this.#options.tls,
-          // A machine that boots has host and wire for itself; the move lets hydration begin when it is healthy.
-          hydration: { paused: true, rateBytesPerSecondMax: 0 },
-        }),
-      });
-    }
+    const clone = await this.#cloneSpec(record, access, volumeDir);
+    if (clone) return attachSpec(record, { volumeDir, access, keys, clone });
     throw new GodwitError(
       'WORKER_VOLUME_SEALED',
       `volume ${record.name} is ${record.state} at generation ${record.generation}`,
@@ -74,6 +65,30 @@ export class VolumeAccess implements VolumeProvider {
         nextAction: 'It has moved, or is moving: `godwit volume list` says where the newest generation is.',
       },
     );
+  }
+
+  async #cloneSpec(
+    record: VolumeRecord,
+    access: 'standby' | 'writable',
+    volumeDir: string,
+  ): Promise<CloneSpec | null> {
+    const { validityDir, tls, hydrationRateBytesPerSecondMax } = this.#options;
+    if (record.state !== 'clone' && !(record.state === 'incoming' && access === 'standby')) return null;
+    const moved = this.#options.incoming(record.id)?.volume;
+    if (moved) {
+      return cloneSpec(record, {
+        ...{ volumeDir, validityDir, tls },
+        source: moved.source,
+        // A machine that boots has host and wire for itself; the move lets hydration begin when it is healthy.
+        hydration: { paused: true, rateBytesPerSecondMax: 0 },
+      });
+    }
+    const imported = await readImportSource(volumeDir);
+    if (!imported) return null;
+    return cloneSpec(record, {
+      ...{ volumeDir, validityDir, source: imported },
+      hydration: { paused: false, rateBytesPerSecondMax: hydrationRateBytesPerSecondMax },
+    });
   }
 
   async filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'> {

@@ -96,8 +96,8 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       {
         message: `the source of its volume does not answer${hydration.lastError ? ` (${hydration.lastError})` : ''}; ${mebibytes} MiB are only there, and reads of them wait`,
         sinceMs: hydration.sourceLostForMs === null ? null : Date.now() - hydration.sourceLostForMs,
-        whoCanClearIt: 'the source worker',
-        nextAction: 'Bring the source worker and its network back: everything goes on by itself.',
+        whoCanClearIt: hydration.transport === 'foreign' ? 'whoever serves the source' : 'the source worker',
+        nextAction: `Bring ${hydration.transport === 'foreign' ? 'it' : 'the source worker'} and its network back: everything goes on by itself.`,
       },
     ];
   }

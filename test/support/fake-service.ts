@@ -5,10 +5,13 @@ import type {
   DrainMachine,
   DrainStatus,
   ExecRequest,
+  ImportVolumeRequest,
   LogsQuery,
   MachineView,
   MoveRequest,
   Plan,
+  ServeReply,
+  ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
@@ -176,10 +179,31 @@ export class FakeWorkerService implements WorkerService {
       machineId: null,
       hydration: null,
       guest: null,
+      served: null,
       destroyAfterMs: null,
     };
     this.volumes.set(volume.id, volume);
     return volume;
+  }
+
+  async importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
+    this.calls.push(`importVolume ${JSON.stringify(request)}`);
+    const { name, filesystem = 'none' } = request;
+    const volume = await this.createVolume({ name, filesystem, lengthBytes: 64 * 2 ** 20 });
+    volume.state = 'clone';
+    return volume;
+  }
+
+  async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
+    const volume = await this.showVolume(ref);
+    this.calls.push(`serveVolume ${JSON.stringify(request)}`);
+    const { writable } = request;
+    volume.served = { location: `nbd://127.0.0.1:10809/${volume.name}`, writable, connections: 0 };
+    return { location: volume.served.location!, writable, chap: null };
+  }
+
+  async stopServing(ref: string): Promise<void> {
+    (await this.showVolume(ref)).served = null;
   }
 
   async showVolume(ref: string): Promise<VolumeView> {

@@ -219,6 +219,41 @@ export class Fleet {
     });
   }
 
+  /** Starts a godwit command that goes on until it is interrupted. */
+  follow(...words: string[]): {
+    /** Its output when it has that text in it. */
+    says: (text: string) => Promise<string>;
+    interrupt: () => void;
+    ended: Promise<{ exitCode: number | null; stderr: string }>;
+  } {
+    const child = spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
+      { stdio: ['ignore', 'pipe', 'pipe'], timeout: PATIENCE_MS, signal: this.#closing.signal },
+    );
+    const output = { stdout: '', stderr: '' };
+    child.stdout.on('data', (chunk) => (output.stdout += chunk));
+    child.stderr.on('data', (chunk) => (output.stderr += chunk));
+    child.on('error', () => {});
+    let isOver = false;
+    const ended = new Promise<{ exitCode: number | null; stderr: string }>((resolve) => {
+      child.once('close', (exitCode) => {
+        isOver = true;
+        resolve({ exitCode, stderr: output.stderr });
+      });
+    });
+    return {
+      says: (text) =>
+        this.until(`the command to say ${text}`, () => {
+          if (output.stdout.includes(text)) return output.stdout;
+          if (isOver) throw new NotWorthWaiting(`it ended: ${output.stderr}`);
+          return null;
+        }),
+      interrupt: () => child.kill('SIGINT'),
+      ended,
+    };
+  }
+
   /** The machine's moves at that worker, newest first. */
   async moves(source: FleetWorker, machineId: string): Promise<RunView[]> {
     const runs = await source.client.listRuns({ resource: `machine:${machineId}`, state: 'all', limit: 100 });

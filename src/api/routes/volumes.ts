@@ -1,6 +1,15 @@
 import { Type } from 'typebox';
 import type { ApiApp } from '../app.ts';
-import { CreateVolumeRequest, Empty, Ref, VolumeList, VolumeView } from '../schemas.ts';
+import {
+  CreateVolumeRequest,
+  Empty,
+  ImportVolumeRequest,
+  Ref,
+  ServeReply,
+  ServeVolumeRequest,
+  VolumeList,
+  VolumeView,
+} from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { strict } from '../strict.ts';
 
@@ -35,6 +44,20 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
     async (request, reply) => reply.code(201).send(await service.createVolume(request.body)),
   );
 
+  app.post(
+    '/v1/volumes/import',
+    {
+      schema: {
+        operationId: 'importVolume',
+        summary: 'Makes a volume of a disk of another system: it can be used at once, and its blocks follow',
+        tags,
+        body: strict(ImportVolumeRequest),
+        response: { 201: VolumeView },
+      },
+    },
+    async (request, reply) => reply.code(201).send(await service.importVolume(request.body)),
+  );
+
   app.get(
     '/v1/volumes/:ref',
     {
@@ -64,6 +87,38 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
     },
     async (request) => {
       await service.destroyVolume(request.params.ref, request.query);
+      return {};
+    },
+  );
+
+  app.post(
+    '/v1/volumes/:ref/serve',
+    {
+      schema: {
+        operationId: 'serveVolume',
+        summary: 'Serves a volume that no running machine has to any NBD or iSCSI client, until it is ended',
+        tags,
+        params,
+        body: strict(ServeVolumeRequest),
+        response: { 200: ServeReply },
+      },
+    },
+    (request) => service.serveVolume(request.params.ref, request.body),
+  );
+
+  app.delete(
+    '/v1/volumes/:ref/serve',
+    {
+      schema: {
+        operationId: 'stopServing',
+        summary: 'Ends it: clients are dropped, and what they wrote is durable',
+        tags,
+        params,
+        response: { 200: Empty },
+      },
+    },
+    async (request) => {
+      await service.stopServing(request.params.ref);
       return {};
     },
   );

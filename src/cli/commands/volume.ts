@@ -1,7 +1,13 @@
-import type { VolumeView } from '../../api/schemas.ts';
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ServeReply, ServeVolumeRequest, VolumeView } from '../../api/schemas.ts';
+import { GodwitError, messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { owned } from '../fleet-client.ts';
+import { interruption } from '../interruption.ts';
 import { table } from '../table.ts';
 import { formatDuration, formatSize, parseSize } from '../units.ts';
 import { percent, workerFor } from './machine.ts';
@@ -26,6 +32,28 @@ export async function create(
     volume,
     () =>
       `${volume.name} created on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem}${volume.encrypted ? ', encrypted' : ''} (${volume.id})`,
+  );
+}
+
+export async function importVolume(
+  context: Context,
+  name: string,
+  source: string,
+  options: { filesystem?: string; encryption?: boolean; worker?: string },
+): Promise<void> {
+  const { client } = await workerFor(context.fleet(), options.worker);
+  // A URI with a secret is better not among the arguments, which everybody on this host can read.
+  const location = source === '-' ? (await text(process.stdin)).trim() : source;
+  const volume = await client.importVolume({
+    name,
+    source: /^[a-z][a-z0-9+.-]*:/i.test(location) ? location : resolve(context.cwd, location),
+    ...(options.filesystem !== undefined && { filesystem: options.filesystem as VolumeView['filesystem'] }),
+    ...(options.encryption === false && { encrypted: false }),
+  });
+  context.result(
+    volume,
+    () =>
+      `${volume.name} can be used on ${volume.worker}: ${formatSize(volume.lengthBytes)} ${volume.filesystem} (${volume.id}); its blocks follow`,
   );
 }
 
@@ -74,7 +102,7 @@ function transportWords({ transport }: NonNullable<VolumeView['hydration']>): st
 export async function show(context: Context, ref: string): Promise<void> {
   const { volume } = await context.fleet().volume(ref);
   context.result(volume, () => {
-    const { hydration } = volume;
+    const { hydration, served } = volume;
     const rows = [
       ['name', volume.name],
       ['id', volume.id],
@@ -90,6 +118,15 @@ export async function show(context: Context, ref: string): Promise<void> {
       ...(volume.destroyAfterMs === null
         ? []
         : [['destroyed after', new Date(volume.destroyAfterMs).toISOString()]]),
+      ...(served === null
+        ? []
+        : [
+            [
+              'served',
+              `${served.location ?? 'just starting'} (${served.writable ? 'writable' : 'read-only'})`,
+            ],
+            ['clients', String(served.connections)],
+          ]),
       ...(hydration === null
         ? []
         : [
@@ -101,6 +138,91 @@ export async function show(context: Context, ref: string): Promise<void> {
           ]),
     ];
     return table(['', ''], rows).trimStart();
+  });
+}
+
+/** Between two looks whether a volume is still served. */
+const LOOK_MS = 2_000;
+
+type ServeOptions = {
+  nbd?: string;
+  iscsi?: string;
+  writable?: boolean;
+  chapUser?: string;
+  chapSecretFile?: string;
+  detach?: boolean;
+  stop?: boolean;
+};
+
+export async function serve(context: Context, ref: string, options: ServeOptions): Promise<void> {
+  const { worker, volume } = await context.fleet().volume(ref);
+  const stop = () => worker.client.stopServing(volume.id);
+  const stopped = () => context.result({ served: null }, () => `${volume.name} is not served any more`);
+  if (options.stop) {
+    await stop();
+    stopped();
+    return;
+  }
+  const request = serveRequest(volume, options);
+  const interrupted = interruption();
+  try {
+    const reply = await worker.client.serveVolume(volume.id, request);
+    context.result(reply, () => serveText(volume, reply));
+    if (options.detach) return;
+    const { signal } = interrupted;
+    while (!signal.aborted) {
+      await sleep(LOOK_MS, undefined, { signal }).catch(() => {});
+      // A worker that does not answer for a while does not end it.
+      const now = signal.aborted ? null : await worker.client.showVolume(volume.id).catch(() => null);
+      if (now && now.served === null) {
+        throw new GodwitError(
+          'CLI_SERVE_ENDED',
+          `${volume.name} is not served any more: somebody else ended it`,
+          {
+            values: { volumeId: volume.id },
+            nextAction: `Look at it with godwit volume show ${volume.name}.`,
+          },
+        );
+      }
+    }
+    await stop();
+    context.note(`${volume.name} is not served any more`);
+  } finally {
+    interrupted.dispose();
+  }
+}
+
+function serveRequest(volume: VolumeView, options: ServeOptions): ServeVolumeRequest {
+  const { nbd, iscsi, chapUser, chapSecretFile } = options;
+  const listen = nbd ?? iscsi;
+  if (listen === undefined) throw badServe('it needs --nbd or --iscsi, or --stop');
+  const protocol = nbd === undefined ? 'iscsi' : 'nbd';
+  const writable = options.writable === true;
+  if (protocol === 'nbd' && (chapUser ?? chapSecretFile) !== undefined)
+    throw badServe('NBD has no users; --chap-… is for --iscsi');
+  if (chapUser !== undefined && chapSecretFile === undefined)
+    throw badServe('--chap-user needs --chap-secret-file');
+  if (chapSecretFile === undefined) return { protocol, listen, writable };
+  let secret: string;
+  try {
+    secret = readFileSync(chapSecretFile, 'utf8').trim();
+  } catch (error) {
+    throw badServe(`the secret cannot be read: ${messageOf(error)}`);
+  }
+  return { protocol, listen, writable, chap: { user: chapUser ?? volume.name, secret } };
+}
+
+function serveText(volume: VolumeView, { location, writable, chap }: ServeReply): string {
+  const lines = [
+    `${volume.name} is served ${writable ? 'for reading and writing' : 'read-only'}: ${location}`,
+  ];
+  if (chap) lines.push(`CHAP user ${chap.user}, secret ${chap.secret} (told this once)`);
+  return lines.join('\n');
+}
+
+function badServe(reason: string): GodwitError {
+  return new GodwitError('CLI_BAD_SERVE', `the volume cannot be served like that: ${reason}`, {
+    nextAction: 'godwit volume serve --help',
   });
 }
 

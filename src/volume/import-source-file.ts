@@ -1,0 +1,45 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ImportedSourceSpec } from '../attach/server-spec.ts';
+import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { VOLUME_FILES } from './files.ts';
+
+/*
+ * `source.json` in the folder of an imported volume, mode 0600, there until the volume is whole:
+ *
+ *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824}
+ */
+
+export function encodeImportSource(source: ImportedSourceSpec): string {
+  return `${JSON.stringify({ formatVersion: 1, ...source })}\n`;
+}
+
+/** Null without the file: the volume is not imported, or whole. Rejects `VOLUME_SOURCE_CORRUPT`, which does not repeat what it read. */
+export async function readImportSource(volumeDir: string): Promise<ImportedSourceSpec | null> {
+  const path = join(volumeDir, VOLUME_FILES.importSource);
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return null;
+    throw error;
+  }
+  const source = parse(text);
+  if (source) return source;
+  throw new GodwitError('VOLUME_SOURCE_CORRUPT', `${path} cannot be read`, {
+    values: { path },
+    nextAction: 'Restore the file, or destroy the volume and import it again.',
+  });
+}
+
+function parse(text: string): ImportedSourceSpec | null {
+  try {
+    const value = JSON.parse(text) as Record<string, unknown> | null;
+    const { formatVersion, location, sourceLengthBytes } = value ?? {};
+    if (formatVersion !== 1 || typeof location !== 'string' || location === '') return null;
+    if (!Number.isSafeInteger(sourceLengthBytes) || (sourceLengthBytes as number) < 512) return null;
+    return { location, sourceLengthBytes: sourceLengthBytes as number };
+  } catch {
+    return null;
+  }
+}

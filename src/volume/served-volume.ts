@@ -1,0 +1,192 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ServeListen, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
+import { NbdServer, type NbdServerOptions } from '../nbd/index.ts';
+import type { DataLock } from './data-lock.ts';
+import type { UnlockedVolume } from './encryption.ts';
+import { passFence } from './fence.ts';
+import { VOLUME_FILES } from './files.ts';
+import { exportSerial } from './specs.ts';
+
+export type ServedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
+
+/** What clients talk to. */
+type Listener = {
+  /** Null for a unix socket. */
+  port: number | null;
+  /** URI without a secret. */
+  location: string;
+  connections: () => number;
+  close: () => Promise<void>;
+};
+
+const BLOCK_BYTES = 512;
+
+/** Role `serve`: a whole volume, its plaintext where it is encrypted, for clients of other systems. */
+export class ServedVolume {
+  readonly #spec: VolumeServerSpec;
+  readonly #device: BlockDevice;
+  readonly #listener: Listener;
+  readonly #lock: DataLock;
+  readonly #forgetKey: () => void;
+
+  private constructor(
+    spec: VolumeServerSpec,
+    parts: { device: BlockDevice; listener: Listener; lock: DataLock; forgetKey: () => void },
+  ) {
+    this.#spec = spec;
+    this.#device = parts.device;
+    this.#listener = parts.listener;
+    this.#lock = parts.lock;
+    this.#forgetKey = parts.forgetKey;
+  }
+
+  /**
+   * Takes the lock and listens. A reader passes the fence of a writer too: nobody else has the volume open meanwhile. Rejects with the
+   * errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, `NBD_LISTEN_FAILED`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`.
+   */
+  static async open(spec: VolumeServerSpec, options: ServedVolumeOptions): Promise<ServedVolume> {
+    const { serve } = spec;
+    if (!serve || spec.clone || spec.access === 'standby') {
+      throw new GodwitError('VOLUME_BAD_SPEC', 'what is served is whole, open, and has a place to listen', {
+        values: { volumeId: spec.volumeId, access: spec.access },
+        nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
+      });
+    }
+    const lock = await passFence(spec, 'write', options.clock);
+    let unlocked: UnlockedVolume | null = null;
+    let device: BlockDevice | null = null;
+    const forgetKey = () => unlocked?.volumeKey.dispose();
+    try {
+      device = await FileDevice.open({
+        file: join(spec.volumeDir, VOLUME_FILES.data),
+        lengthBytes: spec.lengthBytes,
+        blockBytes: BLOCK_BYTES,
+        writable: spec.access === 'writable',
+      });
+      if (spec.encryption) {
+        const { plaintextOf, unlockVolume } = await import('./encryption.ts');
+        unlocked = await unlockVolume({ ...spec, encryption: spec.encryption });
+        device = plaintextOf(device, unlocked);
+      }
+      const listener =
+        serve.listen.kind === 'iscsi'
+          ? await listenIscsi(spec, serve.listen, device, options)
+          : await listenNbd(spec, serve.exportName, serve.listen, device, options);
+      return new ServedVolume(spec, { device, listener, lock, forgetKey });
+    } catch (error) {
+      await device?.close();
+      forgetKey();
+      lock.release();
+      throw error;
+    }
+  }
+
+  get port(): number | null {
+    return this.#listener.port;
+  }
+
+  status(): VolumeServerStatus {
+    const { volumeId, generation, access } = this.#spec;
+    const counts = { reads: 0, readBytes: 0, writes: 0, writeBytes: 0, flushes: 0, misses: 0 };
+    const latencies = { readLatencyP50Ms: 0, readLatencyP99Ms: 0, missLatencyP50Ms: 0, missLatencyP99Ms: 0 };
+    return {
+      role: 'serve',
+      volumeId,
+      generation,
+      access,
+      residentBytes: process.memoryUsage.rss(),
+      guest: { ...counts, ...latencies },
+      served: { location: this.#listener.location, connections: this.#listener.connections() },
+    };
+  }
+
+  async flush(): Promise<void> {
+    if (this.#device.writable) await this.#device.flush();
+  }
+
+  /** Drops the clients. What they wrote is durable when it resolves. */
+  async close(): Promise<void> {
+    await this.#listener.close();
+    await this.flush();
+    await this.#device.close();
+    this.#forgetKey();
+    this.#lock.release();
+  }
+}
+
+async function listenNbd(
+  spec: VolumeServerSpec,
+  exportName: string,
+  listen: Exclude<ServeListen, { kind: 'iscsi' }>,
+  device: BlockDevice,
+  { clock, logger }: ServedVolumeOptions,
+): Promise<Listener> {
+  const unix = listen.kind === 'nbd-unix';
+  const tls = unix || !listen.tls ? {} : { tls: await tlsOf(listen.tls) };
+  const address = unix ? { path: listen.path } : { host: listen.host, port: listen.port };
+  const server = await NbdServer.listen({ address, ...tls, clock, logger });
+  server.addExport({
+    name: exportName,
+    device,
+    readOnly: spec.access !== 'writable',
+    // This process does nothing else.
+    writesNow: true,
+  });
+  const name = encodeURIComponent(exportName);
+  const port = 'port' in server.address ? server.address.port : null;
+  const location = unix
+    ? `nbd+unix:///${name}?socket=${encodeURI(listen.path)}`
+    : `${listen.tls ? 'nbds' : 'nbd'}://${authority(listen.host, port)}/${name}`;
+  return { port, location, connections: () => server.connections, close: () => server.close() };
+}
+
+async function tlsOf(files: {
+  certFile: string;
+  keyFile: string;
+  caFile: string;
+}): Promise<NonNullable<NbdServerOptions['tls']>> {
+  const [certificate, privateKey, clientAuthority] = await Promise.all([
+    readFile(files.certFile),
+    readFile(files.keyFile),
+    readFile(files.caFile),
+  ]);
+  return { certificate, privateKey, clientAuthority, required: true };
+}
+
+async function listenIscsi(
+  spec: VolumeServerSpec,
+  listen: Extract<ServeListen, { kind: 'iscsi' }>,
+  device: BlockDevice,
+  options: ServedVolumeOptions,
+): Promise<Listener> {
+  const { host, port, targetIqn, chapUser, chapSecret } = listen;
+  const { volumeId, generation } = spec;
+  const target = await IscsiTarget.listen({ host, port, ...options });
+  target
+    .addExport({
+      targetIqn,
+      device,
+      serial: exportSerial(volumeId, generation),
+      generation,
+      readOnly: spec.access !== 'writable',
+    })
+    .grant({ initiatorIqn: ANY_INITIATOR, chap: { user: chapUser, secret: chapSecret }, generation });
+  return {
+    port: target.port,
+    location: `iscsi://${authority(host, target.port)}/${targetIqn}/0`,
+    connections: () => target.statistics().sessions,
+    close: () => target.close(),
+  };
+}
+
+function authority(host: string, port: number | null): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}

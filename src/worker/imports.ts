@@ -1,0 +1,251 @@
+import { realpathSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { isAbsolute, sep } from 'node:path';
+import type { ImportVolumeRequest } from '../api/schemas.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { ShimClient } from '../machine/shim-client.ts';
+import type { ShimStatus } from '../machine/shim-protocol.ts';
+import {
+  readImportSource,
+  removeValidityFile,
+  type VolumeRecord,
+  type VolumeServerStatus,
+  type VolumeStore,
+  validityPath,
+} from '../volume/index.ts';
+import type { VolumeAccess } from './volume-access.ts';
+
+export type ImportsOptions = {
+  machines: MachineManager;
+  volumes: VolumeStore;
+  access: VolumeAccess;
+  validityDir: string;
+  /** Folders that no machine may see, so no volume may be made of what is in them. */
+  hidden: readonly string[];
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** A volume is whole. */
+  onWhole: (record: VolumeRecord) => void;
+};
+
+/** Between two looks at the volumes that are not whole; events make most of them earlier. */
+const LOOK_MS = 2_000;
+const CONNECT_TIMEOUT_MS = 10_000;
+
+/**
+ * Volumes that are made of disks of other systems, until they are whole. A volume hydrates wherever it is open: in the shim of its machine, or,
+ * while no machine has it open, in a shim of its own (`i_…`) without a workload. What is to be done is found by looking, so a worker may end
+ * at any moment: records and `source.json` say which volumes these are, the shims what is open where.
+ */
+export class Imports {
+  readonly #options: ImportsOptions;
+  readonly #open = new Set<string>();
+  readonly #queues = new Map<string, Promise<unknown>>();
+  #cancelLook: () => void = () => {};
+  #closed = false;
+
+  constructor(options: ImportsOptions) {
+    this.#options = options;
+    options.machines.onEvent((shimId, event, data) => {
+      const hydrated = event === 'volume' && (data as { event?: string } | null)?.event === 'hydrated';
+      if (hydrated || (event === 'shim-closed' && shimId.startsWith(HOLDER_PREFIX))) this.#look();
+    });
+  }
+
+  /** Finds the volumes that an earlier process was importing, and goes on with them. */
+  async start(): Promise<void> {
+    const { volumes } = this.#options;
+    for (const record of (await volumes.list()).volumes) {
+      if (record.state !== 'clone') continue;
+      const source = await readImportSource(volumes.folder(record.id)).catch((error: unknown) => {
+        this.#options.logger.error(
+          { volumeId: record.id, error: toWireError(error) },
+          'cannot go on importing',
+        );
+        return null;
+      });
+      if (source) this.#open.add(record.id);
+    }
+    if (this.#open.size > 0) this.#look();
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#cancelLook();
+  }
+
+  /**
+   * Looks at the source, and makes the volume. It hydrates from now on. Rejects with the errors of the source's client, `VOLUME_BAD_SOURCE` and
+   * those of `VolumeStore.createImported`.
+   */
+  async create(request: ImportVolumeRequest): Promise<VolumeRecord> {
+    const { clock, random, logger, volumes } = this.#options;
+    // Clients of two protocols, which a worker that imports nothing does without.
+    const { connectImportSource, detectFilesystem, parseImportSource } = await import(
+      '../volume/import-source.ts'
+    );
+    const location = request.source;
+    const source = parseImportSource(location);
+    if (source.kind === 'file') this.#checkPath(source.path);
+    const look = await connectImportSource(source, { clock, random, logger }, CONNECT_TIMEOUT_MS);
+    let record: VolumeRecord;
+    try {
+      record = await volumes.createImported({
+        name: request.name,
+        lengthBytes: look.lengthBytes,
+        filesystem: request.filesystem ?? (await detectFilesystem(look)),
+        source: { location, sourceLengthBytes: look.sourceLengthBytes },
+      });
+    } finally {
+      await look.close();
+    }
+    this.#open.add(record.id);
+    await this.#exclusively(record.id, () => this.#tend(record.id)).catch((error: unknown) => {
+      // It is tried again; the volume is there.
+      logger.warn({ volumeId: record.id, error: toWireError(error) }, 'an import does not hydrate yet');
+    });
+    this.#look();
+    return record;
+  }
+
+  /** True until the volume is whole. */
+  isImporting(volumeId: string): boolean {
+    return this.#open.has(volumeId);
+  }
+
+  /** What the shim says that hydrates the volume for no machine; null where there is none. */
+  async status(volumeId: string): Promise<ShimStatus['volume']> {
+    if (!this.#open.has(volumeId)) return null;
+    const client = await this.#options.machines.client(holderId(volumeId));
+    return client ? (await client.call('status', {})).volume : null;
+  }
+
+  /** Lets the volume go, for a machine that is about to open it. */
+  async release(volumeId: string): Promise<void> {
+    if (this.#open.has(volumeId)) await this.#exclusively(volumeId, () => this.#endHolder(volumeId));
+  }
+
+  /** Ends the import, and runs `destroy`, which ends the volume. An import whose volume could not be destroyed goes on. */
+  async destroy(volumeId: string, destroy: () => Promise<void>): Promise<void> {
+    await this.#exclusively(volumeId, async () => {
+      await this.#endHolder(volumeId);
+      await destroy();
+      this.#open.delete(volumeId);
+      removeValidityFile(validityPath(this.#options.validityDir, volumeId));
+    });
+  }
+
+  /** Soon: looks at every volume that is not whole. */
+  #look(): void {
+    if (this.#closed) return;
+    this.#cancelLook();
+    this.#cancelLook = this.#options.clock.timer(0, () => void this.#lookNow());
+  }
+
+  async #lookNow(): Promise<void> {
+    for (const volumeId of [...this.#open]) {
+      if (this.#closed) return;
+      await this.#exclusively(volumeId, () => this.#tend(volumeId)).catch((error: unknown) => {
+        if (this.#closed) return;
+        const { logger } = this.#options;
+        logger.warn({ volumeId, error: toWireError(error) }, 'an import is looked after later');
+      });
+    }
+    if (this.#closed || this.#open.size === 0) return;
+    this.#cancelLook();
+    this.#cancelLook = this.#options.clock.timer(LOOK_MS, () => void this.#lookNow());
+  }
+
+  /** The next thing that the volume needs: somebody who has it open, or its end as a clone. */
+  async #tend(volumeId: string): Promise<void> {
+    if (!this.#open.has(volumeId) || this.#closed) return;
+    const { machines, volumes, access } = this.#options;
+    const record = await volumes.get(volumeId);
+    const holder = await machines.client(holderId(volumeId));
+    const machine = record.machineId === null ? null : await machines.client(record.machineId);
+    for (const client of [machine, holder]) {
+      const volume = client && (await client.call('status', {})).volume;
+      if (!client || volume?.spec.volumeId !== volumeId) continue;
+      // Of now: what the shim was told last is some moments old.
+      const status = (await client.call('volume.command', { op: 'status', args: {} })) as VolumeServerStatus;
+      if (status.hydration === undefined || status.hydration.state === 'complete')
+        await this.#finish(record, client);
+      return;
+    }
+    // The start of a machine opens the volume itself.
+    if (record.machineId !== null && this.#isWanted(record.machineId)) return;
+    const client = await machines.ensureShim(holderId(volumeId));
+    await client.call('volume.open', { spec: await access.spec(record, 'writable') });
+  }
+
+  #isWanted(machineId: string): boolean {
+    return this.#options.machines
+      .records()
+      .some(
+        ({ id, desired, claimedBy }) => id === machineId && (desired === 'running' || claimedBy !== null),
+      );
+  }
+
+  /** Every step may be repeated, after a crash in between. */
+  async #finish(record: VolumeRecord, client: ShimClient): Promise<void> {
+    const { volumes, validityDir, onWhole } = this.#options;
+    await client.call('volume.command', { op: 'finish', args: {} });
+    const whole = await volumes.apply(record.id, { kind: 'complete', generation: record.generation });
+    removeValidityFile(validityPath(validityDir, record.id));
+    await this.#endHolder(record.id);
+    this.#open.delete(record.id);
+    onWhole(whole);
+  }
+
+  async #endHolder(volumeId: string): Promise<void> {
+    const { machines } = this.#options;
+    await machines.shutdownShim(holderId(volumeId));
+    await rm(machines.runtimeDir(holderId(volumeId)), { recursive: true, force: true });
+  }
+
+  #checkPath(path: string): void {
+    const real = isAbsolute(path) ? realPath(path) : null;
+    const { hidden } = this.#options;
+    const inside = hidden.map(realPath).find((folder) => real === folder || real?.startsWith(folder + sep));
+    if (real !== null && inside === undefined) return;
+    throw new GodwitError(
+      'VOLUME_BAD_SOURCE',
+      `nothing can be imported from this: ${real === null ? 'the path is not absolute' : 'the folder is closed to machines'}`,
+      { values: { path }, nextAction: 'Give the whole path of an image on the host of the worker.' },
+    );
+  }
+
+  #exclusively<T>(volumeId: string, work: () => Promise<T>): Promise<T> {
+    const result = (this.#queues.get(volumeId) ?? Promise.resolve()).then(work, work);
+    const settled = result.then(
+      () => {},
+      () => {},
+    );
+    this.#queues.set(volumeId, settled);
+    void settled.then(() => {
+      if (this.#queues.get(volumeId) === settled) this.#queues.delete(volumeId);
+    });
+    return result;
+  }
+}
+
+const HOLDER_PREFIX = 'i_';
+
+/** The shim that hydrates a volume for no machine has a runtime folder beside those of machines. */
+function holderId(volumeId: string): string {
+  return volumeId.replace(/^v_/, HOLDER_PREFIX);
+}
+
+/** One that cannot be followed is left to whoever opens it. */
+function realPath(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return path;
+  }
+}

@@ -1,0 +1,211 @@
+import { rm } from 'node:fs/promises';
+import { BlockList, isIPv4, isIPv6 } from 'node:net';
+import type { ServedView, ServeReply, ServeVolumeRequest } from '../api/schemas.ts';
+import { GodwitError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
+import {
+  type KeySource,
+  newChapSecret,
+  type ServeListen,
+  serveSpec,
+  targetIqn,
+  type VolumeRecord,
+  type VolumeServerStatus,
+  type VolumeStore,
+} from '../volume/index.ts';
+
+export type ServingOptions = {
+  machines: MachineManager;
+  volumes: VolumeStore;
+  keys: KeySource | null;
+  tls: TlsFiles | null;
+  random: Random;
+};
+
+/** sun_path of unix(7), without its closing zero byte. */
+const SOCKET_PATH_BYTES_MAX = 107;
+const STATUS_TIMEOUT_MS = 5_000;
+
+/** Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload. */
+export class Serving {
+  readonly #options: ServingOptions;
+
+  constructor(options: ServingOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Serves a whole volume that no running machine has, until `stop`; a stopped one gives it back. Rejects `WORKER_VOLUME_SERVED`,
+   * `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`, `WORKER_BAD_LISTEN`, `MACHINE_MOVING` and with the errors of
+   * `ServedVolume.open`.
+   */
+  async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
+    const { machines, volumes, keys, random } = this.#options;
+    const { id } = record;
+    if (record.state !== 'ready') {
+      throw new GodwitError('WORKER_SERVE_REFUSED', `volume ${record.name} is ${record.state}, not ready`, {
+        values: { volumeId: id, state: record.state },
+        nextAction:
+          record.state === 'clone'
+            ? 'Wait until it is whole: godwit volume show says how far it is.'
+            : 'It has moved, or is moving: serve it where `godwit volume list` says that it is ready.',
+      });
+    }
+    await this.refuseServed(record);
+    const chap =
+      request.protocol === 'iscsi'
+        ? (request.chap ?? { user: record.name, secret: newChapSecret(random) })
+        : null;
+    const listen = this.#listen(record, request, chap);
+    await this.#takeFromMachine(record);
+    const client = await machines.ensureShim(servingId(id));
+    try {
+      const access = request.writable ? 'writable' : 'readonly';
+      const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys });
+      await client.call('volume.open', { spec });
+      const { served } = (await client.call('volume.command', {
+        op: 'status',
+        args: {},
+        timeoutMs: STATUS_TIMEOUT_MS,
+      })) as VolumeServerStatus;
+      if (!served) throw new Error('a served volume says where');
+      return { location: served.location, writable: request.writable, chap };
+    } catch (error) {
+      await this.stop(id);
+      throw error;
+    }
+  }
+
+  /** Drops the clients; what they wrote is durable. Idempotent. */
+  async stop(volumeId: string): Promise<void> {
+    const { machines } = this.#options;
+    await machines.shutdownShim(servingId(volumeId));
+    await rm(machines.runtimeDir(servingId(volumeId)), { recursive: true, force: true });
+  }
+
+  async view(volumeId: string): Promise<ServedView | null> {
+    const volume = await servedVolume(this.#options.machines, volumeId);
+    if (!volume) return null;
+    const { location, connections } = volume.status?.served ?? { location: null, connections: 0 };
+    return { location, connections, writable: volume.spec.access === 'writable' };
+  }
+
+  /** Rejects `WORKER_VOLUME_SERVED`. */
+  async refuseServed(record: VolumeRecord): Promise<void> {
+    if (await servedVolume(this.#options.machines, record.id)) throw servedError(record);
+  }
+
+  async #takeFromMachine({ id, name, machineId }: VolumeRecord): Promise<void> {
+    const { machines } = this.#options;
+    const machine = machines.records().find((one) => one.id === machineId);
+    if (!machine) return;
+    if (machine.desired === 'running') {
+      throw new GodwitError('WORKER_VOLUME_HELD', `volume ${name} is used by machine ${machine.name}`, {
+        values: { volumeId: id, machineId },
+        nextAction: `Stop the machine first: godwit machine stop ${machine.name}.`,
+      });
+    }
+    await machines.release(machine.id);
+  }
+
+  #listen(record: VolumeRecord, request: ServeVolumeRequest, chap: ServeReply['chap']): ServeListen {
+    const { tls } = this.#options;
+    const { protocol, listen } = request;
+    if (protocol === 'nbd' && listen.startsWith('unix:')) {
+      const path = listen.slice('unix:'.length);
+      const fits = path.startsWith('/') && Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX;
+      if (!fits || path.includes('\0'))
+        throw badListen(listen, 'a socket has an absolute path of at most 107 bytes');
+      return { kind: 'nbd-unix', path };
+    }
+    const { host, port } = parseListen(listen);
+    const loopback = isIn(LOOPBACK, host);
+    if (protocol === 'nbd') {
+      if (loopback) return { kind: 'nbd', host, port };
+      if (tls) return { kind: 'nbd', host, port, tls };
+      throw inClear(host, 'NBD asks nobody for a secret, and this worker has no certificate for TLS');
+    }
+    if (!chap) throw new Error('iSCSI has a secret');
+    if (!loopback && record.encryption) throw inClear(host, 'the volume is encrypted');
+    if (!loopback && !isIn(PRIVATE, host)) throw inClear(host, 'it is not an address of a private network');
+    return {
+      ...{ kind: 'iscsi', host, port },
+      targetIqn: targetIqn(record.id, record.generation),
+      chapUser: chap.user,
+      chapSecret: chap.secret,
+    };
+  }
+}
+
+/** What the shim says that serves the volume to clients of other systems; null where none does. */
+export async function servedVolume(machines: MachineManager, volumeId: string) {
+  const client = await machines.client(servingId(volumeId));
+  return client ? (await client.call('status', {})).volume : null;
+}
+
+export function servedError(record: { id: string; name: string }): GodwitError {
+  return new GodwitError('WORKER_VOLUME_SERVED', `volume ${record.name} is served to other systems`, {
+    values: { volumeId: record.id },
+    nextAction: `End that first: godwit volume serve ${record.name} --stop.`,
+  });
+}
+
+/** `HOST:PORT` with an address for a host. Port 0: the system picks. Pure. */
+export function parseListen(text: string): { host: string; port: number } {
+  const match = /^(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+)):(\d{1,5})$/i.exec(text);
+  const host = match?.[1] ?? (match?.[2] === 'localhost' ? '127.0.0.1' : match?.[2]) ?? '';
+  const port = Number(match?.[3]);
+  if (!match || port > 65535) throw badListen(text, 'write HOST:PORT');
+  if (!isIPv4(host) && !isIPv6(host)) throw badListen(text, 'the host is an IP address of the worker');
+  return { host, port };
+}
+
+const LOOPBACK = blockList(['127.0.0.0', 8], ['::1', 128]);
+/** RFC 1918, RFC 3927, RFC 6598, RFC 4193, RFC 4291 section 2.5.6. */
+const PRIVATE = blockList(
+  ...([
+    ['10.0.0.0', 8],
+    ['172.16.0.0', 12],
+    ['192.168.0.0', 16],
+    ['169.254.0.0', 16],
+    ['100.64.0.0', 10],
+    ['fc00::', 7],
+    ['fe80::', 10],
+  ] as const),
+);
+
+function blockList(...subnets: (readonly [address: string, prefix: number])[]): BlockList {
+  const list = new BlockList();
+  for (const [address, prefix] of subnets) list.addSubnet(address, prefix, isIPv6(address) ? 'ipv6' : 'ipv4');
+  return list;
+}
+
+function isIn(list: BlockList, host: string): boolean {
+  return list.check(host, isIPv6(host) ? 'ipv6' : 'ipv4');
+}
+
+/** The shim of a served volume has a runtime folder beside those of machines. */
+function servingId(volumeId: string): string {
+  return volumeId.replace(/^v_/, 's_');
+}
+
+function inClear(host: string, reason: string): GodwitError {
+  return new GodwitError(
+    'WORKER_SERVE_IN_CLEAR',
+    `the volume is not served in the clear at ${host}: ${reason}`,
+    {
+      values: { host },
+      nextAction:
+        'Serve it on loopback or a unix socket; or over NBD on a worker with --tls-cert, --tls-key and --tls-ca.',
+    },
+  );
+}
+
+function badListen(listen: string, reason: string): GodwitError {
+  return new GodwitError('WORKER_BAD_LISTEN', `a volume cannot be served there: ${reason}`, {
+    values: { listen },
+    nextAction: 'Give HOST:PORT, e.g. 127.0.0.1:10809, or for NBD unix:/run/disk.sock.',
+  });
+}

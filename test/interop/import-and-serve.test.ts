@@ -1,0 +1,259 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import type { CreateMachineRequest, VolumeView } from '../../src/api/schemas.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { startQemuNbd } from '../support/nbd-programs.ts';
+import { findProgram, requires } from '../support/requires.ts';
+import { scratchDir } from '../support/scratch.ts';
+
+/* Disks of other systems become volumes, and volumes become disks of other systems: through workers, their API and the command line. */
+
+const MIB = 2 ** 20;
+
+/** An ext4 image with a file of random bytes, another that nobody reads, and holes. */
+function makeImage(t: TestContext, lengthBytes: number): { path: string; content: Buffer } {
+  const dir = scratchDir(t);
+  const tree = join(dir, 'tree');
+  mkdirSync(tree);
+  const content = Buffer.from(seededRandom(11).bytes(4 * MIB));
+  writeFileSync(join(tree, 'content'), content);
+  writeFileSync(join(tree, 'unread'), seededRandom(12).bytes(16 * MIB));
+  const path = join(dir, 'disk.raw');
+  writeFileSync(path, '');
+  truncateSync(path, lengthBytes);
+  execFileSync(findProgram('mkfs.ext4')!, ['-q', '-F', '-d', tree, path]);
+  return { path, content };
+}
+
+function sleeper(volume: VolumeView): CreateMachineRequest['config'] {
+  return {
+    command: ['sleep', '1000'],
+    env: {},
+    volume: { volumeId: volume.id, mountPath: '/data' },
+    restart: { policy: 'no', retriesMax: 0 },
+    stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
+    resources: {},
+    network: 'host',
+    metadata: {},
+  };
+}
+
+async function imported(fleet: Fleet, ...words: string[]): Promise<VolumeView> {
+  const { stdout, stderr, exitCode } = await fleet.run('--json', 'volume', 'import', ...words);
+  assert.equal(exitCode, 0, stderr);
+  return JSON.parse(stdout) as VolumeView;
+}
+
+function whole(fleet: Fleet, worker: FleetWorker, volume: VolumeView): Promise<VolumeView> {
+  return fleet.until(`${volume.name} to be whole`, async () => {
+    const view = await worker.client.showVolume(volume.id);
+    return view.state === 'ready' ? view : null;
+  });
+}
+
+test('a file becomes a volume that nobody has to use', { skip: fleetNeeds }, async (t) => {
+  const image = makeImage(t, 64 * MIB + 512);
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const volume = await imported(fleet, 'disk', image.path);
+  assert.equal(volume.lengthBytes, 64 * MIB + 4096);
+  assert.equal(volume.filesystem, 'ext4', 'as its superblock says');
+  await whole(fleet, alpha, volume);
+  const folder = join(alpha.dataDir, 'volumes', volume.id);
+  const expected = Buffer.alloc(volume.lengthBytes);
+  readFileSync(image.path).copy(expected);
+  assert.ok(readFileSync(join(folder, 'data.raw')).equals(expected));
+  for (const name of ['source.json', 'clone.meta']) assert.throws(() => statSync(join(folder, name)), name);
+  await fleet.until('its shim to end', () => alpha.shims().length === 0);
+
+  const own = join(folder, 'data.raw');
+  await assert.rejects(alpha.client.importVolume({ name: 'copy', source: own }), (error: unknown) =>
+    isGodwitError(error, 'VOLUME_BAD_SOURCE'),
+  );
+});
+
+const NEEDS_QEMU = fleetNeeds || requires('qemu-nbd', 'qemu-img');
+test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t) => {
+  const image = makeImage(t, 64 * MIB);
+  const qcow2 = `${image.path}.qcow2`;
+  execFileSync(findProgram('qemu-img')!, ['convert', '-f', 'raw', '-O', 'qcow2', image.path, qcow2]);
+  const socket = join(scratchDir(t), 's');
+  const start = () => startQemuNbd(t, socket, '-f', 'qcow2', '-r', '-x', 'disk', qcow2);
+  const source = await start();
+  // So slow that it is not whole before everything here has happened.
+  const fleet = await Fleet.start(t, ['alpha', 'beta'], {
+    flags: { alpha: ['--hydration-rate', '64KiB'] },
+  });
+  const alpha = fleet.worker('alpha');
+  const volume = await imported(fleet, 'disk', `nbd+unix:///disk?socket=${socket}`, '--worker', 'alpha');
+  assert.equal(volume.state, 'clone');
+  const sourceFile = join(alpha.dataDir, 'volumes', volume.id, 'source.json');
+  assert.equal(statSync(sourceFile).mode & 0o777, 0o600);
+  await fleet.until('it to hydrate for nobody', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration && hydration.transport === 'foreign' && hydration.blocksPresent > 0;
+  });
+
+  const machine = await alpha.client.createMachine({ name: 'reader', start: true, config: sleeper(volume) });
+  const sum = () =>
+    alpha.client.execInMachine(machine.id, { command: ['sha256sum', '/data/content'], timeoutMs: 60_000 });
+  const expected = createHash('sha256').update(image.content).digest('hex');
+  assert.equal((await sum()).stdout.split(' ')[0], expected);
+  assert.equal((await alpha.client.showVolume(volume.id)).state, 'clone');
+
+  await assert.rejects(alpha.client.destroyVolume(volume.id), (error: unknown) =>
+    isGodwitError(error, 'WORKER_VOLUME_HELD'),
+  );
+  const move = await alpha.client.moveMachine(machine.id, { target: 'beta' });
+  const refused = await fleet.until('the move to be refused', async () => {
+    const run = await alpha.client.showRun(move.id);
+    return run.error ?? run.reason;
+  });
+  assert.match(refused.message, /disk that it is imported from/);
+  await alpha.client.cancelRun(move.id).catch(() => {});
+  await alpha.ended(move.id);
+
+  // The control process goes and comes; so does the machine. The volume goes on elsewhere each time.
+  await alpha.kill();
+  await alpha.start();
+  await alpha.client.destroyMachine(machine.id, { force: true });
+  await fleet.until('it to hydrate for nobody again', async () => {
+    return (await alpha.client.showVolume(volume.id)).hydration;
+  });
+  const { stdout } = await fleet.run('volume', 'show', 'disk');
+  assert.match(stdout, /from a foreign disk/);
+  await source.stop();
+  await fleet.until('the source to be missed', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration?.state === 'source-lost';
+  });
+  await start();
+  await fleet.until('the source to be back', async () => {
+    const { hydration } = await alpha.client.showVolume(volume.id);
+    return hydration?.state === 'running';
+  });
+
+  await alpha.client.destroyVolume(volume.id);
+  assert.equal(alpha.shims().length, 0);
+  assert.deepEqual(await alpha.client.listVolumes(), []);
+});
+
+/** A volume with a machine that wrote on it, and what the volume is then, byte by byte. */
+async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: VolumeView; data: string }> {
+  const volume = await worker.client.createVolume({
+    name: 'disk',
+    lengthBytes: 32 * MIB,
+    filesystem: 'ext4',
+  });
+  const machine = await worker.client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
+  const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
+  assert.equal((await worker.client.execInMachine(machine.id, { command, timeoutMs: 60_000 })).exitCode, 0);
+
+  const held = await fleet.run('volume', 'serve', 'disk', '--nbd', '127.0.0.1:0');
+  assert.equal(held.exitCode, 6, held.stderr);
+  await worker.client.stopMachine(machine.id);
+  return { volume, data: join(worker.dataDir, 'volumes', volume.id, 'data.raw') };
+}
+
+const NEEDS_CLIENTS = fleetNeeds || requires('nbdinfo', 'nbdcopy', 'qemu-img', 'iscsi-inq');
+test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t) => {
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const { client } = alpha;
+  const { volume, data } = await written(fleet, alpha);
+  const dir = scratchDir(t);
+  const run = (program: string, ...args: string[]) =>
+    execFileSync(findProgram(program)!, args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: 60_000,
+    }).toString();
+
+  // Until Ctrl-C.
+  const socket = join(dir, 'disk.sock');
+  const serving = fleet.follow('volume', 'serve', 'disk', '--nbd', `unix:${socket}`);
+  const [location] = /nbd\+unix:\S+/.exec(await serving.says('nbd+unix'))!;
+  const info = JSON.parse(run('nbdinfo', '--json', location)).exports[0];
+  assert.deepEqual([info['export-size'], info.is_read_only], [volume.lengthBytes, true]);
+  const copy = join(dir, 'copy.raw');
+  run('nbdcopy', location, copy);
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  await fleet.until('it to be shown', async () => {
+    const { served } = await client.showVolume(volume.id);
+    return served?.location === location && !served.writable;
+  });
+  const isServed = (error: unknown) => isGodwitError(error, 'WORKER_VOLUME_SERVED');
+  await assert.rejects(client.startMachine('m'), isServed);
+  await assert.rejects(
+    client.serveVolume(volume.id, { protocol: 'nbd', listen: '127.0.0.1:0', writable: false }),
+    isServed,
+  );
+  // The data path is no child of the control process.
+  await alpha.kill();
+  assert.match(run('nbdinfo', '--size', location), /^33554432/);
+  await alpha.start();
+  serving.interrupt();
+  assert.equal((await serving.ended).exitCode, 0);
+  assert.equal((await client.showVolume(volume.id)).served, null);
+
+  // Writable: what a client wrote is what a machine reads.
+  const reply = await client.serveVolume(volume.id, {
+    protocol: 'nbd',
+    listen: `unix:${socket}`,
+    writable: true,
+  });
+  const image = makeImage(t, volume.lengthBytes);
+  run('nbdcopy', '--flush', image.path, reply.location);
+  const stop = await fleet.run('volume', 'serve', 'disk', '--stop');
+  assert.equal(stop.exitCode, 0, stop.stderr);
+  await client.startMachine('m');
+  const command = ['sha256sum', '/data/content'];
+  const { stdout } = await client.execInMachine('m', { command, timeoutMs: 60_000 });
+  assert.equal(stdout.split(' ')[0], createHash('sha256').update(image.content).digest('hex'));
+  await client.stopMachine('m');
+
+  // iSCSI, with the secret that was told and not without it.
+  const detached = await fleet.run('--json', 'volume', 'serve', 'disk', '--iscsi', '127.0.0.1:0', '--detach');
+  assert.equal(detached.exitCode, 0, detached.stderr);
+  const told = JSON.parse(detached.stdout) as { location: string; chap: { user: string; secret: string } };
+  const login = (secret: string) => told.location.replace('//', `//${told.chap.user}%${secret}@`);
+  assert.match(run('iscsi-inq', login(told.chap.secret)), /Vendor:/);
+  assert.throws(() => run('iscsi-inq', login('not-the-secret-of-it')));
+  run('qemu-img', 'convert', '-O', 'raw', login(told.chap.secret), copy);
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  const log = readFileSync(join(fleet.dir, 'alpha.log'), 'utf8');
+  assert.ok(
+    !log.includes(told.chap.secret) && !JSON.stringify(await client.listVolumes()).includes(told.chap.secret),
+  );
+  await client.stopServing(volume.id);
+  await client.stopServing(volume.id);
+  assert.ok(alpha.shims().every(({ id }) => !id.startsWith('s_')));
+});
+
+test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, async (t) => {
+  const fleet = await Fleet.start(t, ['alpha']);
+  const { client } = fleet.worker('alpha');
+  const { id } = await client.createVolume({ name: 'disk', lengthBytes: 16 * MIB, filesystem: 'none' });
+  const refusals = [
+    ['nbd', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['nbd', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', '[2001:db8::1]:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', 'unix:/tmp/x', 'WORKER_BAD_LISTEN'],
+    ['nbd', 'unix:x', 'WORKER_BAD_LISTEN'],
+    ['nbd', '127.0.0.1', 'WORKER_BAD_LISTEN'],
+    ['nbd', '127.0.0.1:65536', 'WORKER_BAD_LISTEN'],
+    // There is no such address here: what the server says comes through.
+    ['iscsi', '10.255.255.254:0', 'ISCSI_LISTEN_FAILED'],
+  ] as const;
+  for (const [protocol, listen, code] of refusals) {
+    const served = client.serveVolume(id, { protocol, listen, writable: false });
+    await assert.rejects(served, (error: unknown) => isGodwitError(error, code), `${protocol} ${listen}`);
+  }
+  assert.equal(fleet.worker('alpha').shims().length, 0);
+});
