@@ -16,7 +16,7 @@ test('commands and subcommands', async () => {
     assert.ok(top.includes(word));
   assert.ok(!top.includes('complete'), 'the hidden command stays hidden');
   assert.deepEqual(await at('dr'), ['drain']);
-  assert.deepEqual(await at('volume', ''), ['create', 'destroy', 'list', 'show']);
+  assert.deepEqual(await at('volume', ''), ['create', 'destroy', 'import', 'list', 'serve', 'show']);
 });
 
 test('options, those of the program too', async () => {
