@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import {
   closeSync,
+  existsSync,
   ftruncateSync,
   mkdirSync,
   openSync,
@@ -13,8 +14,9 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { runTool } from '../../src/attach/tool.ts';
 import { systemErrorCode } from '../../src/base/errors.ts';
 import type { Random } from '../../src/base/random.ts';
@@ -70,8 +72,17 @@ export class FilesystemImage {
 
   /** Idempotent. The loop device goes with the mount. */
   async unmount(): Promise<void> {
-    if (readFileSync('/proc/self/mounts', 'utf8').includes(` ${this.mountDir} `)) {
-      await tool('umount', [this.mountDir]);
+    const entry = readFileSync('/proc/self/mounts', 'utf8')
+      .split('\n')
+      .map((line) => line.split(' '))
+      .find(([, place]) => place === this.mountDir);
+    if (entry === undefined) return;
+    await tool('umount', [this.mountDir]);
+    // A machine of another test that starts just now has a copy of every mount for a moment, and the filesystem ends with the last of them.
+    const inUse = `/sys/fs/${entry[2]}/${basename(entry[0]!)}`;
+    for (let waitedMs = 0; existsSync(inUse); waitedMs += 10) {
+      assert.ok(waitedMs < TOOL_TIMEOUT_MS, `${inUse} is still there`);
+      await sleep(10);
     }
   }
 
