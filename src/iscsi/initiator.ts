@@ -4,6 +4,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { RequestQueue } from '../base/request-queue.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
@@ -139,9 +140,7 @@ export class IscsiInitiator implements BlockDevice {
   readonly #clock: Clock;
   readonly #pool = new BufferPool(4 * 1024 * 1024);
   readonly #isid: Buffer;
-  readonly #backgroundMax: number;
-  readonly #guestQueue: Task[] = [];
-  readonly #backgroundQueue: Task[] = [];
+  readonly #queue: RequestQueue<Task>;
   readonly #listeners = new Set<(state: InitiatorState) => void>();
   readonly #closing = new AbortController();
 
@@ -152,7 +151,6 @@ export class IscsiInitiator implements BlockDevice {
   #session: InitiatorSession | null = null;
   #socket: Socket | null = null;
   #portal = 0;
-  #backgroundInFlight = 0;
   #delayedRetries = 0;
   #answers = 0;
   #failure: GodwitError | null = null;
@@ -165,7 +163,7 @@ export class IscsiInitiator implements BlockDevice {
     this.#logger = options.logger.child({ targetIqn: options.targetIqn });
     // RFC 7143 section 10.1.2.1: type 10b, random, qualifier 0. Kept for life, so that a new login replaces the old session.
     this.#isid = Buffer.concat([Buffer.from([0x80]), Buffer.from(options.random.bytes(3)), Buffer.alloc(2)]);
-    this.#backgroundMax = Math.max(1, Math.floor((this.#options.queueDepth * 3) / 4));
+    this.#queue = new RequestQueue(this.#options.queueDepth);
   }
 
   /**
@@ -238,16 +236,12 @@ export class IscsiInitiator implements BlockDevice {
     return this.#lastError;
   }
   get statistics(): InitiatorStatistics {
-    const waiting = [
-      ...((this.#session?.unanswered() ?? []) as Task[]),
-      ...this.#guestQueue,
-      ...this.#backgroundQueue,
-    ];
+    const waiting = [...((this.#session?.unanswered() ?? []) as Task[]), ...this.#queue.waiting()];
     let oldestMs = Number.POSITIVE_INFINITY;
     for (const task of waiting) oldestMs = Math.min(oldestMs, task.startedMs);
     return {
       inFlight: this.#session?.inFlight ?? 0,
-      queued: this.#guestQueue.length + this.#backgroundQueue.length + this.#delayedRetries,
+      queued: this.#queue.length + this.#delayedRetries,
       oldestWaitMs: waiting.length === 0 ? 0 : this.#clock.monotonicMs() - oldestMs,
       ...this.#statistics,
     };
@@ -465,7 +459,7 @@ export class IscsiInitiator implements BlockDevice {
       const background = options?.priority === 'background';
       const task = this.#task(cdb, direction, buffer, background, resolve, reject);
       task.finish = (status, sense) => this.#finish(task, status, sense, false);
-      if (options?.signal !== undefined) this.#withSignal(task, options.signal);
+      if (options?.signal !== undefined) this.#queue.withdrawOnAbort(task, options.signal);
       this.#enqueue(task);
     });
   }
@@ -493,56 +487,28 @@ export class IscsiInitiator implements BlockDevice {
     };
   }
 
-  #withSignal(task: Task, signal: AbortSignal): void {
-    const onAbort = (): void => {
-      for (const queue of [this.#guestQueue, this.#backgroundQueue]) {
-        const index = queue.indexOf(task);
-        if (index < 0) continue;
-        queue.splice(index, 1);
-        task.reject(signal.reason);
-      }
-    };
-    const { resolve, reject } = task;
-    task.resolve = () => {
-      signal.removeEventListener('abort', onAbort);
-      resolve();
-    };
-    task.reject = (error) => {
-      signal.removeEventListener('abort', onAbort);
-      reject(error);
-    };
-    if (signal.aborted) queueMicrotask(onAbort);
-    else signal.addEventListener('abort', onAbort, { once: true });
-  }
-
   #enqueue(task: Task): void {
     if (this.#failure !== null) {
       task.reject(this.#failure);
       return;
     }
-    (task.background ? this.#backgroundQueue : this.#guestQueue).push(task);
+    this.#queue.push(task);
     this.#pump();
   }
 
-  /** Guests first; the background only as far as it leaves a quarter of the queue free. */
   #pump(): void {
     const session = this.#session;
     if (session === null) return;
     while (session.hasRoom && session.inFlight < this.#options.queueDepth) {
-      let task = this.#guestQueue.shift();
-      if (task === undefined) {
-        if (this.#backgroundInFlight >= this.#backgroundMax) return;
-        task = this.#backgroundQueue.shift();
-        if (task === undefined) return;
-        this.#backgroundInFlight += 1;
-      }
+      const task = this.#queue.take();
+      if (task === null) return;
       session.send(task);
     }
   }
 
   #finish(task: Task, status: number, sense: Sense | null, shortIsFine: boolean): void {
     this.#answers += 1;
-    if (task.background) this.#backgroundInFlight -= 1;
+    this.#queue.ended(task);
     if (status === STATUS.good) {
       if (task.direction === 'in') {
         if (!shortIsFine && task.receivedBytes !== task.buffer.length) {
@@ -563,7 +529,7 @@ export class IscsiInitiator implements BlockDevice {
     const verdict = judge(status, sense);
     if (verdict === 'verify') {
       // Something about the unit changed: look at it again before anything else is read.
-      this.#requeue([task]);
+      this.#queue.putBack([task]);
       this.#session?.fail(protocolError('the target says that its capacity changed'));
       return;
     }
@@ -579,15 +545,9 @@ export class IscsiInitiator implements BlockDevice {
     task.reject(errorOf(task, status, sense));
   }
 
-  #requeue(tasks: Task[]): void {
-    for (const task of tasks.toReversed()) {
-      (task.background ? this.#backgroundQueue : this.#guestQueue).unshift(task);
-    }
-  }
-
   #rejectAll(error: GodwitError): void {
     const tasks = [...((this.#session?.unanswered() ?? []) as Task[])];
-    tasks.push(...this.#guestQueue.splice(0), ...this.#backgroundQueue.splice(0));
+    tasks.push(...this.#queue.drain());
     for (const task of tasks) task.reject(error);
   }
 
@@ -701,11 +661,11 @@ export class IscsiInitiator implements BlockDevice {
       this.#socket = null;
       if (this.#session === session) {
         this.#session = null;
-        this.#backgroundInFlight = 0;
+        this.#queue.allEnded();
         if (this.#failure === null) {
           const unanswered = session.unanswered() as Task[];
           this.#statistics.replayed += unanswered.length;
-          this.#requeue(unanswered);
+          this.#queue.putBack(unanswered);
           this.#setState('lost');
         }
       }

@@ -2,6 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { RequestQueue } from '../base/request-queue.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
 import { BufferPool } from '../iscsi/buffer-pool.ts';
@@ -128,9 +129,7 @@ export class NbdClient implements BlockDevice {
   readonly #logger: Logger;
   readonly #clock: Clock;
   readonly #pool = new BufferPool(SLABS_KEPT_BYTES);
-  readonly #backgroundMax: number;
-  readonly #guestQueue: Task[] = [];
-  readonly #backgroundQueue: Task[] = [];
+  readonly #queue: RequestQueue<Task>;
   readonly #listeners = new Set<(state: NbdClientState) => void>();
   readonly #closing = new AbortController();
   readonly #lanes: Lane[] = [];
@@ -141,7 +140,6 @@ export class NbdClient implements BlockDevice {
   #lastError: GodwitError | null = null;
   #export: RemoteExport | null = null;
   #inFlight = 0;
-  #backgroundInFlight = 0;
   #delayedRetries = 0;
   #answers = 0;
   #failure: GodwitError | null = null;
@@ -151,7 +149,7 @@ export class NbdClient implements BlockDevice {
     this.#options = { ...DEFAULTS, ...options };
     this.#clock = options.clock;
     this.#logger = options.logger.child({ exportName: this.#options.exportName });
-    this.#backgroundMax = Math.max(1, Math.floor((this.#options.queueDepth * 3) / 4));
+    this.#queue = new RequestQueue(this.#options.queueDepth);
   }
 
   /**
@@ -266,7 +264,7 @@ export class NbdClient implements BlockDevice {
     return this.#lastError;
   }
   get statistics(): NbdClientStatistics {
-    const waiting = [...this.#guestQueue, ...this.#backgroundQueue];
+    const waiting = this.#queue.waiting();
     let connections = 0;
     for (const { session } of this.#lanes) {
       if (session === null) continue;
@@ -278,7 +276,7 @@ export class NbdClient implements BlockDevice {
     return {
       connections,
       inFlight: this.#inFlight,
-      queued: this.#guestQueue.length + this.#backgroundQueue.length + this.#delayedRetries,
+      queued: this.#queue.length + this.#delayedRetries,
       oldestWaitMs: waiting.length === 0 ? 0 : this.#clock.monotonicMs() - oldestMs,
       ...this.#statistics,
     };
@@ -541,7 +539,7 @@ export class NbdClient implements BlockDevice {
     return new Promise((resolve, reject) => {
       const background = options?.priority === 'background';
       const task = this.#task(type, flags, offsetBytes, lengthBytes, buffer, background, resolve, reject);
-      if (options?.signal !== undefined) this.#withSignal(task, options.signal);
+      if (options?.signal !== undefined) this.#queue.withdrawOnAbort(task, options.signal);
       this.#enqueue(task);
     });
   }
@@ -574,49 +572,22 @@ export class NbdClient implements BlockDevice {
     return task;
   }
 
-  #withSignal(task: Task, signal: AbortSignal): void {
-    const onAbort = (): void => {
-      for (const queue of [this.#guestQueue, this.#backgroundQueue]) {
-        const index = queue.indexOf(task);
-        if (index < 0) continue;
-        queue.splice(index, 1);
-        task.reject(signal.reason);
-      }
-    };
-    const { resolve, reject } = task;
-    task.resolve = () => {
-      signal.removeEventListener('abort', onAbort);
-      resolve();
-    };
-    task.reject = (error) => {
-      signal.removeEventListener('abort', onAbort);
-      reject(error);
-    };
-    if (signal.aborted) queueMicrotask(onAbort);
-    else signal.addEventListener('abort', onAbort, { once: true });
-  }
-
   #enqueue(task: Task): void {
     if (this.#failure !== null) {
       task.reject(this.#failure);
       return;
     }
-    (task.background ? this.#backgroundQueue : this.#guestQueue).push(task);
+    this.#queue.push(task);
     this.#pump();
   }
 
-  /** Guests first; the background only as far as it leaves a quarter of the queue free. Each on the connection with the least to do. */
+  /** Each on the connection with the least to do. */
   #pump(): void {
     while (this.#inFlight < this.#options.queueDepth) {
       const lane = this.#idlest();
       if (lane === null) return;
-      let task = this.#guestQueue.shift();
-      if (task === undefined) {
-        if (this.#backgroundInFlight >= this.#backgroundMax) return;
-        task = this.#backgroundQueue.shift();
-        if (task === undefined) return;
-        this.#backgroundInFlight += 1;
-      }
+      const task = this.#queue.take();
+      if (task === null) return;
       this.#inFlight += 1;
       lane.session!.send(task);
     }
@@ -634,7 +605,7 @@ export class NbdClient implements BlockDevice {
   #finish(task: Task, failure: NbdFailure | null): void {
     this.#answers += 1;
     this.#inFlight -= 1;
-    if (task.background) this.#backgroundInFlight -= 1;
+    this.#queue.ended(task);
     if (failure === null) {
       if (task.type === COMMAND.read) this.#statistics.bytesRead += task.lengthBytes;
       else if (task.type === COMMAND.write) this.#statistics.bytesWritten += task.lengthBytes;
@@ -643,7 +614,7 @@ export class NbdClient implements BlockDevice {
     }
     if (failure.error === NBD_ERROR.ESHUTDOWN) {
       // The server is on its way out; what it did not do goes to the one that comes after it.
-      this.#requeue([task]);
+      this.#queue.putBack([task]);
       for (const { session } of this.#lanes) session?.fail(shutdownError());
       return;
     }
@@ -659,15 +630,9 @@ export class NbdClient implements BlockDevice {
     task.reject(errorOf(task, failure));
   }
 
-  #requeue(tasks: Task[]): void {
-    for (const task of tasks.toReversed()) {
-      (task.background ? this.#backgroundQueue : this.#guestQueue).unshift(task);
-    }
-  }
-
   /** Everything that waits, sent or not. */
   #takeAll(): Task[] {
-    const tasks = [...this.#guestQueue.splice(0), ...this.#backgroundQueue.splice(0)];
+    const tasks = this.#queue.drain();
     for (const { session } of this.#lanes) tasks.push(...((session?.unanswered() ?? []) as Task[]));
     return tasks;
   }
@@ -802,10 +767,10 @@ export class NbdClient implements BlockDevice {
     this.#inFlight -= unanswered.length;
     for (const task of unanswered) {
       task.attempts += 1;
-      if (task.background) this.#backgroundInFlight -= 1;
+      this.#queue.ended(task);
     }
     this.#statistics.replayed += unanswered.length;
-    this.#requeue(unanswered);
+    this.#queue.putBack(unanswered);
     if (this.#lanes.every((other) => other.session === null)) this.#setState('lost');
     else this.#pump();
   }
