@@ -23,7 +23,7 @@ const ROOMS = [
 ];
 
 const problems: string[] = [];
-const sources = globSync('{src,test,bench,demo,scripts}/**/*.ts').sort();
+const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
 
 for (const file of sources) {
   const text = readFileSync(file, 'utf8');
