@@ -18,6 +18,9 @@ mount -n --move /proc proc
 mount -n --move /sys sys
 mount -n -t devtmpfs dev dev
 mkdir -p dev/pts dev/shm
+# What udev makes elsewhere.
+ln -s /proc/self/fd dev/fd
+for stream in stdin:0 stdout:1 stderr:2; do ln -s "fd/${stream#*:}" "dev/${stream%:*}"; done
 mount -n -t devpts devpts dev/pts
 for place in dev/shm run tmp var/lock; do
   [ -L "$place" ] || mount -n -t tmpfs -o mode=1777 tmpfs "$place"

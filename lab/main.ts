@@ -1,8 +1,14 @@
 import { parseArgs } from 'node:util';
 import { guests } from './scenarios/guests.ts';
+import { move } from './scenarios/move.ts';
 
 /** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. */
-const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = { guests };
+const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = {
+  guests,
+  'kernel-to-kernel': (say) => move({ from: 'kernel', to: 'kernel' }, say),
+  'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
+  'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
+};
 
 // PID 1 of its own namespace: no signal ends it by default, and with it ends everything that it started.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));

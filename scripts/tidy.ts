@@ -6,6 +6,7 @@ import { dirname, normalize, relative } from 'node:path';
 const ROOMS = [
   'base',
   'sys',
+  'host',
   'block',
   'crypt',
   'freemap',
@@ -15,6 +16,7 @@ const ROOMS = [
   'attach',
   'journal',
   'volume',
+  'plane',
   'machine',
   'migration',
   'api',
@@ -55,7 +57,7 @@ const documented = new Set(
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
   for (const match of readFileSync(file, 'utf8').matchAll(
-    /'((?:BASE|RPC|SYS|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
+    /'((?:BASE|RPC|SYS|HOST|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|PLANE|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
   )) {
     used.set(match[1]!, file);
   }

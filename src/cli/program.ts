@@ -321,6 +321,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       '--iscsi-host <HOST>',
       'address that volumes are served on during a move (default: the host of --listen)',
     )
+    .addOption(
+      new Option(
+        '--plane <PLANE>',
+        'what serves volumes here; kernel wants what `godwit doctor` names',
+      ).choices(['userspace', 'kernel']),
+    )
     .option(
       '--tls-cert <FILE>',
       'certificate of this host (PEM): moves between workers that have one go over TLS',

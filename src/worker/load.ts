@@ -27,7 +27,7 @@ export function placementOf(
  * there yet.
  */
 export async function hostLoad(
-  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls'>,
+  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane'>,
   machines: MachineManager,
   volumes: VolumeStore,
   incoming: readonly PrepareRequest[],
@@ -47,7 +47,8 @@ export async function hostLoad(
   return {
     worker: options.name,
     draining,
-    tls: options.tls !== null,
+    // The kernel's initiator speaks no TLS.
+    tls: options.tls !== null && options.plane === 'userspace',
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),
     freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes) - arriving,

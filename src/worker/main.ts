@@ -75,6 +75,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     volumes,
     validityDir: paths.validityDir,
     tls: options.tls,
+    plane: options.plane,
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
@@ -119,6 +120,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     random,
     iscsiHost: options.iscsiHost,
     tls: options.tls,
+    plane: options.plane,
     logger,
   });
   const target = new TargetHost({

@@ -20,6 +20,11 @@ export type WorkerOptions = {
   iscsiHost: string;
   /** Certificate of this host and the CA of the fleet. Moves between two workers that have them go over TLS. null: none. */
   tls: TlsFiles | null;
+  /**
+   * What serves volumes on this host: processes of ours, or the kernel's own device-mapper, iSCSI target and initiator, where it has them
+   * (docs/kernel-plane.md).
+   */
+  plane: 'userspace' | 'kernel';
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
   /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */

@@ -1,6 +1,7 @@
 import { GodwitError } from '../base/errors.ts';
 import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
+import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   attachSpec,
@@ -12,11 +13,13 @@ import {
   type VolumeServerSpec,
   type VolumeStore,
 } from '../volume/index.ts';
+import type { WorkerOptions } from './options.ts';
 
 export type VolumeAccessOptions = {
   volumes: VolumeStore;
   validityDir: string;
   tls: TlsFiles | null;
+  plane: WorkerOptions['plane'];
   /** Where the keys of encrypted volumes come from; null: nowhere. */
   keys: KeySource | null;
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
@@ -52,11 +55,20 @@ export class VolumeAccess implements VolumeProvider {
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
   async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<VolumeServerSpec> {
-    const { keys } = this.#options;
+    const { keys, plane } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
-    if (record.state === 'ready') return attachSpec(record, { volumeDir, access, keys });
+    const kernel = { plane: 'kernel' as const };
+    if (record.state === 'ready')
+      return { ...attachSpec(record, { volumeDir, access, keys }), ...(plane === 'kernel' && kernel) };
     const clone = await this.#cloneSpec(record, access, volumeDir);
-    if (clone) return attachSpec(record, { volumeDir, access, keys, clone });
+    if (clone) {
+      // A clone stays in the plane that its metadata is of; a disk of another system is cloned in the userspace plane.
+      const inKernel =
+        record.state === 'clone'
+          ? await isKernelClone(volumeDir)
+          : plane === 'kernel' && 'targetIqn' in clone.source;
+      return { ...attachSpec(record, { volumeDir, access, keys, clone }), ...(inKernel && kernel) };
+    }
     throw new GodwitError(
       'WORKER_VOLUME_SEALED',
       `volume ${record.name} is ${record.state} at generation ${record.generation}`,

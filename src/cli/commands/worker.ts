@@ -17,6 +17,7 @@ export type WorkerFlags = {
   token?: string;
   tokenFile?: string;
   iscsiHost?: string;
+  plane?: string;
   tlsCert?: string;
   tlsKey?: string;
   tlsCa?: string;
@@ -39,6 +40,7 @@ const FILE_KEYS = [
   'peer',
   'tokenFile',
   'iscsiHost',
+  'plane',
   'tlsCert',
   'tlsKey',
   'tlsCa',
@@ -59,6 +61,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_LISTEN: 'listen',
   GODWIT_WORKER_ADVERTISE: 'advertise',
   GODWIT_WORKER_ISCSI_HOST: 'iscsiHost',
+  GODWIT_WORKER_PLANE: 'plane',
   GODWIT_WORKER_TLS_CERT: 'tlsCert',
   GODWIT_WORKER_TLS_KEY: 'tlsKey',
   GODWIT_WORKER_TLS_CA: 'tlsCa',
@@ -106,6 +109,9 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
   if (logLevel !== 'debug' && logLevel !== 'info' && logLevel !== 'warn' && logLevel !== 'error') {
     throw invalid(`--log-level is debug, info, warn or error, not ${logLevel}`);
   }
+  const plane = all.plane ?? 'userspace';
+  if (plane !== 'userspace' && plane !== 'kernel')
+    throw invalid(`--plane is userspace or kernel, not ${plane}`);
   const cpus = all.cpus === undefined ? null : Number(all.cpus);
   if (cpus !== null && !(cpus > 0)) throw invalid(`--cpus is a number, not ${all.cpus}`);
   return {
@@ -120,6 +126,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       all.iscsiHost ??
       (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
     tls: tlsFiles(all, cwd),
+    plane,
     capacity: {
       memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
       cpus,
