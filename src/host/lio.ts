@@ -36,7 +36,7 @@ const HBA_PREFIX = 'iblock_';
  *     iscsi/<iqn>/tpgt_1/lun/lun_0/<name> → core/iblock_<n>/<name>       the disk of the target
  *     iscsi/<iqn>/tpgt_1/acls/<initiator>/{auth/…,lun_0/…}               who may see it, read-only
  *
- * An export without a disk takes logins and shows nothing: that is how a target stands by before the seal. All methods are idempotent. They reject
+ * All methods are idempotent. They reject
  * `HOST_LIO_MISSING` where the kernel has no LIO or configfs is not mounted, `HOST_LIO_FAILED` with the attribute that was refused.
  */
 export class Lio {

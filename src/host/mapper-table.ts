@@ -5,6 +5,8 @@ export const SECTOR_BYTES = 512;
 
 /** One target that is the whole device. Paths are of block devices; lengths in sectors of 512 bytes. */
 export type MapperTable =
+  /** Every request fails. */
+  | { target: 'error'; sectors: number }
   | { target: 'linear'; sectors: number; device: string; startSector: number }
   | {
       target: 'clone';
@@ -32,6 +34,7 @@ export type MapperTable =
 
 /**
  * The table as dmsetup reads it:
+ *   error
  *   linear <device> <start>
  *   clone  <metadata> <target> <source> <region> <#features> [no_hydration] <#core> hydration_threshold N hydration_batch_size N
  *   crypt  <cipher> <key> <iv offset> <device> <start> <#options> [allow_discards] [sector_size:N]
@@ -41,6 +44,8 @@ export type MapperTable =
 export function encodeMapperTable(table: MapperTable): string {
   const begin = `0 ${table.sectors} ${table.target}`;
   switch (table.target) {
+    case 'error':
+      return `${begin}\n`;
     case 'linear':
       return `${begin} ${table.device} ${table.startSector}\n`;
     case 'clone': {

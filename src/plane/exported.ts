@@ -1,28 +1,36 @@
 import { join } from 'node:path';
-import { attachLoop, detachLoop } from '../attach/loop.ts';
+import { attachLoop } from '../attach/loop.ts';
 import type { Access, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { LioExport } from '../host/lio.ts';
+import { SECTOR_BYTES } from '../host/mapper-table.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import { passFence } from '../volume/fence.ts';
 import { VOLUME_FILES } from '../volume/files.ts';
 import { exportSerial } from '../volume/specs.ts';
 import type { PlaneHost } from './host.ts';
 import { detachLoops } from './loops.ts';
+import { mapperNames } from './names.ts';
 import { NO_GUEST } from './no-guest.ts';
 
 /** Of iSCSI (IANA). The kernel's target cannot take any free port; all exports of a host share this one. */
 export const ISCSI_PORT = 3260;
 
-/** Role `export` in the kernel plane: the sealed data file under a read-only loop device, shown by LIO to one initiator. */
+/**
+ * Role `export` in the kernel plane:
+ *
+ *     data.raw ── loop, read-only ── linear ── LIO, one target, one initiator
+ *
+ * The linear device is suspended until the seal: an initiator can log in and ask for size and serial number, and its reads wait.
+ */
 export class KernelExport {
   readonly #spec: VolumeServerSpec;
   readonly #share: LioExport;
   readonly #host: PlaneHost;
   readonly #clock: Clock;
   #lock: DataLock | null = null;
-  #loop: string | null = null;
+  #isOpen = false;
   #bytesServed = 0;
   #sessions = 0;
 
@@ -33,7 +41,7 @@ export class KernelExport {
     this.#clock = clock;
   }
 
-  /** Takes logins; in `standby` there is no disk to read. Rejects `VOLUME_BAD_SPEC`, with the errors of the fence and of LIO. */
+  /** Rejects `VOLUME_BAD_SPEC`, with the errors of the fence and of LIO. */
   static async open(spec: VolumeServerSpec, host: PlaneHost, clock: Clock): Promise<KernelExport> {
     const [grant, ...others] = spec.export?.grants ?? [];
     if (
@@ -63,8 +71,8 @@ export class KernelExport {
     const made = new KernelExport(spec, share, host, clock);
     try {
       // What a shim before this one has left.
-      await made.#removeLeftovers();
-      await host.lio.open(share);
+      await removeExport(spec, host, clock);
+      await made.#openStandby();
       if (spec.access === 'readonly') await made.activate('readonly');
       return made;
     } catch (error) {
@@ -78,10 +86,10 @@ export class KernelExport {
   }
 
   get access(): Access {
-    return this.#loop === null ? 'standby' : 'readonly';
+    return this.#isOpen ? 'readonly' : 'standby';
   }
 
-  /** Shows the disk, once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
+  /** Lets the reads through that wait, once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') {
@@ -94,16 +102,9 @@ export class KernelExport {
         },
       );
     }
-    const { volumeId, generation, volumeDir } = this.#spec;
     this.#lock ??= await passFence(this.#spec, 'export', this.#clock);
-    const device = await attachLoop({ filePath: join(volumeDir, VOLUME_FILES.data), readonly: true });
-    try {
-      await this.#host.lio.show(this.#share, { device, serial: exportSerial(volumeId, generation) });
-    } catch (error) {
-      await detachLoop(device, { clock: this.#clock }).catch(() => {});
-      throw error;
-    }
-    this.#loop = device;
+    await this.#host.mapper.resume(mapperNames(this.#spec.volumeId).export);
+    this.#isOpen = true;
   }
 
   async refresh(): Promise<void> {
@@ -130,23 +131,44 @@ export class KernelExport {
   }
 
   async close(): Promise<void> {
-    await this.#removeLeftovers();
-    this.#loop = null;
+    await removeExport(this.#spec, this.#host, this.#clock);
+    this.#isOpen = false;
     this.#lock?.release();
     this.#lock = null;
   }
 
-  async #removeLeftovers(): Promise<void> {
-    await removeExport(this.#spec, this.#host, this.#clock);
+  async #openStandby(): Promise<void> {
+    const { volumeId, generation, volumeDir, lengthBytes } = this.#spec;
+    const { mapper, lio } = this.#host;
+    const name = mapperNames(volumeId).export;
+    const device = await attachLoop({ filePath: join(volumeDir, VOLUME_FILES.data), readonly: true });
+    const sectors = lengthBytes / SECTOR_BYTES;
+    const shown = await mapper.create(
+      name,
+      { target: 'linear', sectors, device, startSector: 0 },
+      { readonly: true },
+    );
+    await mapper.suspend(name, { flush: false });
+    await lio.open(this.#share);
+    await lio.show(this.#share, { device: shown, serial: exportSerial(volumeId, generation) });
   }
 }
 
 /** Everything of an export that is on this host. Idempotent. */
 export async function removeExport(
-  spec: Pick<VolumeServerSpec, 'export' | 'volumeDir'>,
-  host: PlaneHost,
+  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir' | 'export'>,
+  { mapper, lio }: PlaneHost,
   clock: Clock,
 ): Promise<void> {
-  if (spec.export) await host.lio.close(spec.export.targetIqn);
+  const name = mapperNames(spec.volumeId).export;
+  const present = (await mapper.names()).includes(name);
+  if (present && spec.export && (await lio.isOpen(spec.export.targetIqn))) {
+    // A read that waits for the seal would hold up the end of its session.
+    const { sectors } = await mapper.table(name);
+    await mapper.load(name, { target: 'error', sectors });
+    await mapper.resume(name);
+  }
+  if (spec.export) await lio.close(spec.export.targetIqn);
+  if (present) await mapper.remove(name);
   await detachLoops(join(spec.volumeDir, VOLUME_FILES.data), { readonly: true, clock });
 }

@@ -165,7 +165,7 @@ export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Prom
   const { volumeId, volumeDir, source, targetIqn } = left;
   if (targetIqn !== null) {
     const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
-    await removeExport({ volumeDir, export: share }, host, clock);
+    await removeExport({ volumeId, volumeDir, export: share }, host, clock);
   } else {
     await removeStack({ volumeId, volumeDir }, { host, clock });
     if (source) await host.iscsi.logout(source);
