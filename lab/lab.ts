@@ -84,17 +84,20 @@ export class Lab {
     return [...this.#hosts.values(), ...this.#guests.values()];
   }
 
-  /** What a guest sends leaves so much later (netem in its own kernel); the way to it is not delayed. 0 ends it. */
-  async delay(guest: Guest, delayMs: number): Promise<void> {
+  /** What a guest sends leaves so much later, and no faster than that (netem in its own kernel); the way to it is as before. */
+  async shape(guest: Guest, shape: { delayMs?: number; rateMbit?: number }): Promise<void> {
+    const { delayMs = 0, rateMbit } = shape;
+    const rate = rateMbit === undefined ? [] : ['rate', `${rateMbit}mbit`];
     await mustRun(guest, [
-      ...['tc', 'qdisc', 'replace', 'dev', 'vec0', 'root'],
-      ...(delayMs > 0 ? ['netem', 'delay', `${delayMs}ms`, 'limit', '100000'] : ['pfifo', 'limit', '1000']),
+      ...['tc', 'qdisc', 'replace', 'dev', 'vec0', 'root', 'netem'],
+      ...['delay', `${delayMs}ms`, 'limit', '100000', ...rate],
     ]);
   }
 
   async close(): Promise<void> {
     await Promise.all([...this.#guests.values()].map((guest) => guest.kill9()));
     for (const host of this.#hosts.values()) host.close();
+    await this.network.close();
     await rm(this.folder, { recursive: true, force: true });
   }
 }

@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
 import { guests } from './scenarios/guests.ts';
 import { move } from './scenarios/move.ts';
+import { TROUBLE } from './scenarios/trouble.ts';
 
 /** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. */
 const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = {
@@ -8,6 +9,13 @@ const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promis
   'kernel-to-kernel': (say) => move({ from: 'kernel', to: 'kernel' }, say),
   'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
+  encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
+  ...Object.fromEntries(
+    Object.entries(TROUBLE).map(([name, options]) => [
+      name,
+      (say: (line: string) => void) => move(options, say),
+    ]),
+  ),
 };
 
 // PID 1 of its own namespace: no signal ends it by default, and with it ends everything that it started.

@@ -1,5 +1,5 @@
 import { networkInterfaces } from 'node:os';
-import { mustRunHere } from './host-program.ts';
+import { mustRunHere, runHere } from './host-program.ts';
 
 /** Of the bridge, which is this process's own place in the network of the lab. */
 const BRIDGE = 'lab0';
@@ -65,6 +65,10 @@ export class Network {
 
   async heal(): Promise<void> {
     await this.#isolate('off');
+  }
+
+  async close(): Promise<void> {
+    for (const name of [...this.#ports, BRIDGE]) await runHere(['ip', 'link', 'delete', name]);
   }
 
   async #isolate(state: 'on' | 'off'): Promise<void> {

@@ -37,9 +37,13 @@ export type MoveOptions = {
   to: Plane;
   encrypted?: boolean;
   volumeBytes?: number;
-  /** Each way, between the two. */
-  delayMs?: number;
+  /** Of what each guest sends. */
+  shape?: { delayMs?: number; rateMbit?: number };
   flags?: readonly string[];
+  /** Environment of the target's worker. */
+  targetEnvironment?: Record<string, string>;
+  /** When the move was asked for, and its machine may be anywhere. */
+  early?: (move: MoveInProgress) => Promise<void>;
   /** While the blocks are on their way. */
   during?: (move: MoveInProgress) => Promise<void>;
 };
@@ -69,7 +73,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
       workerOn(lab, names.target, names.source, options.to, options),
     ]);
     workers.push(source, target);
-    await Promise.all(workers.map((worker) => worker.start()));
+    await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
     say('both workers answer');
     const collector = await WriterCollector.open(
       { after: (work) => void cleanups.push(work as () => unknown) },
@@ -89,12 +93,14 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     await history.more(5, PATIENCE_MS);
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
 
-    if (options.delayMs)
+    if (options.shape)
       for (const member of [source.member, target.member])
-        if (isGuest(member)) await lab.delay(member, options.delayMs);
+        if (isGuest(member)) await lab.shape(member, options.shape);
     const startedMs = Date.now();
     const acknowledgedBefore = history.acknowledged;
     const { id: runId } = await source.client.moveMachine(machineId, { target: target.name });
+    const inProgress = { lab, source, target, machineId, runId, history, say };
+    await options.early?.(inProgress);
     await until('the machine to run at the target', async () => {
       const run = await source.client.showRun(runId);
       if (run.endedAtMs !== null && run.state !== 'done')
@@ -104,12 +110,16 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     say(
       `first write at the target after ${Date.now() - startedMs} ms, with ${acknowledgedBefore} acknowledged before`,
     );
-    await options.during?.({ lab, source, target, machineId, runId, history, say });
-    const run = await until('the end of the move', async () => {
-      history.assertSound();
-      const now = await source.client.showRun(runId);
-      return now.endedAtMs === null ? null : now;
-    });
+    await options.during?.(inProgress);
+    const run = await until(
+      'the end of the move',
+      async () => {
+        history.assertSound();
+        const now = await source.client.showRun(runId);
+        return now.endedAtMs === null ? null : now;
+      },
+      2 * PATIENCE_MS,
+    );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
     await history.more(10, PATIENCE_MS);
@@ -290,6 +300,6 @@ export async function until<Value>(
   }
 }
 
-function isGuest(member: Member): member is Guest {
+export function isGuest(member: Member): member is Guest {
   return 'kill9' in member;
 }
