@@ -136,7 +136,7 @@ export function mapperEnvironment(): Record<string, string> {
 }
 
 function checkName(name: string): string {
-  if (/^[A-Za-z0-9_.-]+$/.test(name) && name.length <= NAME_CHARACTERS_MAX) return name;
+  if (/^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(name) && name.length <= NAME_CHARACTERS_MAX) return name;
   throw new Error(`not a name of a device-mapper device: ${name}`);
 }
 
