@@ -353,6 +353,13 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       ),
     );
 
+  program
+    .command('doctor')
+    .description('what this host can do for godwit, and what would make each no a yes')
+    .action((_options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/doctor.ts')).doctor(context)),
+    );
+
   const devCommand = program
     .command('dev')
     .description('a fleet on this machine: worker processes of their own, until Ctrl-C')

@@ -25,6 +25,7 @@ import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { Imports } from './imports.ts';
+import { requireKernelPlane } from './kernel-plane.ts';
 import { hostLoad } from './load.ts';
 import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
@@ -53,6 +54,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const startedAtMs = clock.wallMs();
   // Bad certificate files are found now and not in the middle of a move.
   if (options.tls !== null) new TlsIdentity(options.tls, logger);
+  if (options.plane === 'kernel') await requireKernelPlane();
   const paths = workerPaths(options.dataDir);
   makeFolders(paths);
   const lockFd = lockDataFolder(paths.lock, options.dataDir);
