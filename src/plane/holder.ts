@@ -160,9 +160,10 @@ export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Prom
     if (systemErrorCode(error) === 'ENOENT') return;
     throw error;
   }
-  const left = JSON.parse(text) as Left;
+  // Not made durable: a power cut leaves it empty, and nothing of what it named.
+  if (text.replaceAll('\0', '') === '') return rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+  const { volumeId, volumeDir, source, targetIqn } = JSON.parse(text) as Left;
   const host = systemPlaneHost(clock);
-  const { volumeId, volumeDir, source, targetIqn } = left;
   if (targetIqn !== null) {
     const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
     await removeExport({ volumeId, volumeDir, export: share }, host, clock);
