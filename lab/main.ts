@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
 import { guests } from './scenarios/guests.ts';
 import { move } from './scenarios/move.ts';
+import { postgres } from './scenarios/postgres.ts';
 import { TROUBLE } from './scenarios/trouble.ts';
 
 /** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. */
@@ -10,6 +11,7 @@ const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promis
   'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
+  postgres,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,

@@ -145,7 +145,11 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     for (const worker of workers) {
       console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
       const shims = await worker.member
-        .run(['sh', '-c', `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 25`])
+        .run([
+          'sh',
+          '-c',
+          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+        ])
         .catch(() => null);
       if (shims && isGuest(worker.member)) console.error(shims.stdout);
     }
@@ -222,7 +226,7 @@ async function writerMachine(
 }
 
 /** No device-mapper device, loop device, iSCSI session or target of the volume. */
-async function assertNothingLeft(member: Member, plane: Plane, volumeId: string): Promise<void> {
+export async function assertNothingLeft(member: Member, plane: Plane, volumeId: string): Promise<void> {
   await until(
     `nothing of the volume in the kernel of ${member.name}`,
     async () => {

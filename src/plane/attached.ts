@@ -21,7 +21,7 @@ import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
-import { discardRangeNow } from '../sys/discard-range.ts';
+import { discardRange } from '../sys/discard-range.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import type { UnlockedVolume } from '../volume/encryption.ts';
 import { passFence } from '../volume/fence.ts';
@@ -63,7 +63,6 @@ const BATCH_REGIONS = 64;
 const TRIM_DEADLINE_MS = 300_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
-const DISCARDS_AT_ONCE = 16;
 /** sysfs of a session that can carry I/O. */
 const SESSION_UP = 'LOGGED_IN';
 
@@ -434,33 +433,36 @@ export class KernelVolume {
     );
   }
 
-  /** The map that came with the handoff. A map that cannot be used is none: past the point of no return nothing may hang on it. */
+  /**
+   * The map that came with the handoff, once: it is noted durably before anything is mounted, because what was free at the seal is soon in use. A
+   * map that cannot be used is none: past the point of no return nothing may hang on it.
+   */
   async #markUnused(cloneDevice: string): Promise<void> {
     const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
     const { logger } = this.#options;
+    const binding = await requireCloneBinding(volumeDir, this.#cloneIdentity());
+    if (binding.freeMapTaken) return;
     try {
       const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
-      if (runs === null) return;
-      const longest = [...runs]
+      const longest = [...(runs ?? [])]
         .sort((left, right) => right.end - right.first - (left.end - left.first))
         .slice(0, DISCARDS_MAX);
       const fd = openSync(cloneDevice, constants.O_RDWR);
       let blocks = 0;
       try {
-        for (const [index, { first, end }] of longest.entries()) {
-          discardRangeNow(fd, first * BLOCK_BYTES, (end - first) * BLOCK_BYTES);
+        for (const { first, end } of longest) {
+          await discardRange(fd, first * BLOCK_BYTES, (end - first) * BLOCK_BYTES);
           blocks += end - first;
-          if (index % DISCARDS_AT_ONCE === 0) await new Promise(setImmediate);
         }
       } finally {
         closeSync(fd);
       }
-      // Once: after a reboot the metadata knows, and what was free at the seal may be in use.
-      await removeFreeMap(volumeDir);
       logger.info({ runs: longest.length, blocks }, 'blocks that the filesystem does not use stay behind');
     } catch (error) {
       logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
     }
+    await writeCloneBinding(volumeDir, { ...binding, freeMapTaken: true });
+    await removeFreeMap(volumeDir);
   }
 
   #startTicks(): void {

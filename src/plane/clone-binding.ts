@@ -17,6 +17,8 @@ export type CloneBinding = {
   lengthBytes: number;
   regionBytes: number;
   metadataBytes: number;
+  /** The free map of the handoff has been used, or there was none: later, what was free at the seal may be in use. */
+  freeMapTaken: boolean;
   /** Every block is local, durably, and the clone is taken down: the metadata is not needed any more. */
   whole: boolean;
 };
@@ -63,6 +65,7 @@ export async function createCloneMetadata(volumeDir: string, identity: CloneIden
     ...identity,
     regionBytes: REGION_BYTES,
     metadataBytes,
+    freeMapTaken: false,
     whole: false,
   };
   await writeCloneBinding(volumeDir, binding);
@@ -76,7 +79,8 @@ export async function readCloneBinding(volumeDir: string): Promise<CloneBinding 
     const value = JSON.parse(await readFile(path, 'utf8')) as CloneBinding;
     const numbers = [value.generation, value.lengthBytes, value.regionBytes, value.metadataBytes];
     if (value.formatVersion !== 1) throw new Error(`format version ${value.formatVersion}`);
-    if (typeof value.volumeId !== 'string' || typeof value.whole !== 'boolean')
+    const flags = [value.whole, value.freeMapTaken];
+    if (typeof value.volumeId !== 'string' || !flags.every((flag) => typeof flag === 'boolean'))
       throw new Error('fields are missing');
     if (!numbers.every((number) => Number.isSafeInteger(number) && number > 0))
       throw new Error('numbers are wrong');
