@@ -66,7 +66,7 @@ test('a peer of another authority, or another address, is refused by either side
   // It trusts the server, and the server does not trust it.
   const stranger = { ...theirs.issue('stranger'), caFile: ours.caFile };
   await assert.rejects(greet(load(stranger), port), /closed without a word|ECONNRESET|alert/);
-  const elsewhere = await serve(t, load(ours.issue('elsewhere', 'IP:192.0.2.1')));
+  const elsewhere = await serve(t, load(ours.issue('elsewhere', { addresses: 'IP:192.0.2.1' })));
   await assert.rejects(greet(load(ours.issue('client')), elsewhere), /altnames/);
 });
 

@@ -18,8 +18,10 @@ export type WorkerOptions = {
   token: string;
   /** Address on which exports listen and at which targets reach them. */
   iscsiHost: string;
-  /** Certificate of this host and the CA of the fleet. Moves between two workers that have them go over TLS. null: none. */
+  /** Certificate of this host and the CA of the fleet: the API is served over TLS, and so are the blocks of a move to a worker that has them too. null: none. */
   tls: TlsFiles | null;
+  /** With `tls`: other workers may ask and be asked without certificates and in the clear, while the fleet gets them. */
+  tlsOptional: boolean;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
   /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */

@@ -19,6 +19,7 @@ test('the defaults', () => {
     token: TOKEN,
     iscsiHost: '127.0.0.1',
     tls: null,
+    tlsOptional: false,
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
@@ -116,6 +117,25 @@ test('certificates: all three files or none', () => {
       new RegExp(`${option} is missing`),
     );
   }
+});
+
+test('peers are asked over TLS by a worker with certificates, and by no other', () => {
+  const tls = { tlsCert: 'w.pem', tlsKey: 'w.key', tlsCa: 'ca.pem' };
+  const [plain, secure] = [['b=http://b:1'], ['b=https://b:1']];
+  const peersOf = (flags: WorkerFlags) => workerOptions({ ...minimal, ...flags }, {}, '/srv').peers;
+  assert.deepEqual(peersOf({ ...tls, peer: secure }), [{ name: 'b', url: 'https://b:1' }]);
+  assert.deepEqual(peersOf({ peer: plain }), [{ name: 'b', url: 'http://b:1' }]);
+  for (const peer of [plain, secure])
+    for (const tlsOptional of [true, 'true', '1']) peersOf({ ...tls, peer, tlsOptional });
+  for (const [flags, message] of [
+    [{ ...tls, peer: plain }, /b would be asked in the clear/],
+    [{ ...tls, peer: plain, tlsOptional: 'false' }, /b would be asked in the clear/],
+    [{ peer: secure }, /no certificate to show/],
+  ] as const) {
+    assert.throws(() => peersOf(flags as WorkerFlags), { code: 'CLI_INVALID_PEER', message });
+  }
+  assert.throws(() => peersOf({ tlsOptional: true }), { code: 'CLI_INVALID_OPTIONS', message: /--tls-cert/ });
+  assert.throws(() => peersOf({ ...tls, tlsOptional: 'maybe' }), { message: /true or false/ });
 });
 
 test('keys of encrypted volumes', () => {
