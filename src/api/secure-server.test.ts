@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { copyFileSync } from 'node:fs';
-import { request as httpRequest, type IncomingMessage } from 'node:http';
+import { request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
@@ -57,7 +57,7 @@ const fails =
 
 /** One request without ApiClient. */
 function ask(
-  options: Parameters<typeof httpRequest>[0] & object,
+  options: RequestOptions,
   body?: string,
 ): Promise<{ status: number; code: string | undefined; headers: IncomingMessage['headers'] }> {
   return new Promise((resolve, reject) => {

@@ -91,6 +91,15 @@ test('new files are used by the next connection; files that do not fit are not',
   assert.equal((await greet(client, port)).peer, 'second', 'a file is away for a moment');
 });
 
+test('what clients will refuse a certificate for is seen beforehand', { skip }, (t) => {
+  const authority = new TestAuthority(scratchDir(t));
+  const good = load(authority.issue('worker-1', { addresses: 'IP:127.0.0.1,IP:::1' }));
+  for (const host of ['127.0.0.1', '::1', '[::1]', 'worker-1']) assert.equal(good.flaw(host), null, host);
+  for (const host of ['127.0.0.2', 'worker-2', 'localhost'])
+    assert.match(good.flaw(host) ?? '', /does not name/, host);
+  assert.match(load(authority.issue('worker-3', { expired: true })).flaw('127.0.0.1') ?? '', /has expired/);
+});
+
 test('a bad file is named', { skip }, (t) => {
   const authority = new TestAuthority(join(scratchDir(t), 'one'));
   const good = authority.issue('good');
