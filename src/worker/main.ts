@@ -103,6 +103,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     access,
     validityDir: paths.validityDir,
     hidden,
+    freeDiskBytes: async () => (await load()).freeDiskBytes,
     clock,
     random,
     logger,
@@ -114,7 +115,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   );
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
-  const load = () => hostLoad(options, machines, volumes, incoming(), draining());
+  const load = () => hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining());
   const source = new SourceHost({
     machines,
     volumes,
