@@ -1,9 +1,11 @@
 import type { Socket } from 'node:net';
+import type { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
-import type { BufferPool } from './buffer-pool.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import { LOGIN_STATUS, nameOf, OPCODE } from './constants.ts';
 import { protocolError } from './errors.ts';
 import type { TargetLimits } from './limits.ts';
@@ -18,7 +20,6 @@ import { decodeLoginRequest, encodeLoginResponse, type LoginRequestPdu, opcodeOf
 import { PduParser } from './pdu-parser.ts';
 import { PduWriter } from './pdu-writer.ts';
 import { serialAdd } from './serial-number.ts';
-import { socketSink } from './socket-sink.ts';
 import type { TargetSession } from './target-session.ts';
 
 /** What a connection asks of the target that it belongs to. */
@@ -89,7 +90,7 @@ export class TargetConnection {
     this.#clock = options.clock;
     this.address = socket.remoteAddress ?? 'unknown';
     this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
-    this.#writer = new PduWriter(socketSink(socket), options.pool);
+    this.#writer = new PduWriter(new ChunkWriter(socketSink(socket), options.pool));
     this.#parser = new PduParser(
       {
         destination: (header, lengthBytes) => this.#session?.destination(header, lengthBytes) ?? null,

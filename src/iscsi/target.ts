@@ -1,13 +1,13 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { assert } from '../base/assert.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
-import { BufferPool } from './buffer-pool.ts';
 import { LOGIN_STATUS } from './constants.ts';
 import { TARGET_LIMITS, type TargetLimits } from './limits.ts';
 import type { Admission, Credential, LoginNames, LoginOutcome } from './login-target.ts';

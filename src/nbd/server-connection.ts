@@ -1,17 +1,17 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
+import type { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { BufferPool } from '../iscsi/buffer-pool.ts';
-import { socketSink } from '../iscsi/socket-sink.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import type { ByteBudget } from './byte-budget.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
 import type { ServerLimits } from './limits.ts';
 import type { LookOut } from './look-out.ts';
-import { ReplyWriter } from './reply-writer.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession, type SessionStatistics } from './server-session.ts';
 
@@ -37,7 +37,7 @@ export class ServerConnection {
   /** The one from `accept`, and the one that requests go over: with TLS another. */
   readonly #rawSocket: Socket;
   #socket: Socket;
-  #writer: ReplyWriter | null = null;
+  #writer: ChunkWriter | null = null;
   #parser: RequestParser | null = null;
   #session: ServerSession | null = null;
   #export: NbdExport | null = null;
@@ -233,7 +233,7 @@ export class ServerConnection {
   #begin(agreement: Agreement): void {
     this.#cancelTimer();
     this.#export = agreement.export;
-    this.#writer = new ReplyWriter(socketSink(this.#socket), this.#pool);
+    this.#writer = new ChunkWriter(socketSink(this.#socket), this.#pool);
     const session = new ServerSession({
       agreement,
       writer: this.#writer,

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
-import { ReplyWriter } from './reply-writer.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { ChunkWriter } from './chunk-writer.ts';
 
 /** A pool that knows what is out. */
 class CountingPool extends BufferPool {
@@ -36,7 +36,7 @@ test('bytes go out in order and unharmed, whenever the kernel takes them', () =>
       const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
       const sent: Buffer[] = [];
       const expected: Buffer[] = [];
-      const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), pool);
+      const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), pool);
       const written = () => {
         const batch = waiting.shift();
         if (batch === undefined) return;
@@ -81,7 +81,7 @@ test('bytes go out in order and unharmed, whenever the kernel takes them', () =>
 
 test('a buffer whose parts are big and small is given back when all of them are written', () => {
   const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
-  const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), new BufferPool(0));
+  const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), new BufferPool(0));
   const buffer = Buffer.alloc(300 * 1024, 7);
   let released = 0;
   const send = (...parts: Uint8Array[]) => {
