@@ -128,7 +128,7 @@ export class ChunkWriter {
     if (batch === undefined) return; // closed meanwhile
     this.#writtenBytes += batch.bytes;
     for (const release of batch.releases) release();
-    if (this.#sentBytes === this.#writtenBytes && this.#position === this.#chunkStart) this.#dropSlab();
+    if (this.queuedBytes === 0) this.#dropSlab();
     this.onDrain?.();
   }
 
