@@ -316,6 +316,7 @@ export class ApiClient {
       }
       // Nothing is written before the connection stands, so until then the worker cannot have seen the request.
       let connected = false;
+      let inHandshake = false;
       const onAbort = () => request.destroy(signal?.reason);
       const secure = url.protocol === 'https:';
       const send = secure ? httpsRequest : httpRequest;
@@ -331,6 +332,9 @@ export class ApiClient {
         const isPending = secure ? !(socket as TLSSocket).authorized : socket.connecting;
         if (!isPending) connected = true;
         else {
+          socket.once('connect', () => {
+            inHandshake = secure;
+          });
           socket.once(secure ? 'secureConnect' : 'connect', () => {
             connected = true;
           });
@@ -340,7 +344,7 @@ export class ApiClient {
         signal?.removeEventListener('abort', onAbort);
         if (signal?.aborted) reject(this.#aborted(signal, connected));
         else if (request.reusedSocket) reject(new StaleConnection(error));
-        else if (secure && !connected && isTlsFailure(error)) reject(this.#tlsRefused(error));
+        else if (inHandshake && !connected && isTlsFailure(error)) reject(this.#tlsRefused(error));
         else reject(this.#unreachable(error, connected));
       });
       request.end(body);
@@ -431,7 +435,7 @@ class StaleConnection extends Error {
   }
 }
 
-/** Before the handshake was over: what is no error of the network is one of certificates or of TLS. */
+/** In the handshake, what is no error of the network is one of certificates or of TLS. */
 function isTlsFailure(error: Error): boolean {
   const code = systemErrorCode(error);
   return code === 'EPROTO' || (!('syscall' in error) && code !== 'ECONNRESET');

@@ -189,14 +189,19 @@ test('a worker without TLS is told from one whose certificate is not believed; a
     return fails('API_TLS_REFUSED', { delivered: false })(error);
   });
 
-  const silent = createServer((socket) => socket.on('error', () => {}));
+  const silent = createServer((socket) => socket.on('error', () => {}).resume());
   await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
   const url = `https://127.0.0.1:${(silent.address() as AddressInfo).port}`;
   const waiting = new ApiClient({ url, token: TOKEN, tls: trust, timeoutMs: 100 });
   // Before the handshake was over nothing can have been delivered.
   await assert.rejects(waiting.worker(), fails('API_UNREACHABLE', { delivered: false }));
   waiting.close();
-  silent.close();
+  await new Promise((resolve) => silent.close(resolve));
+  // Nobody is there, under one address and under several.
+  for (const host of ['127.0.0.1', 'localhost']) {
+    const nobody = new ApiClient({ url: url.replace('127.0.0.1', host), token: TOKEN, tls: trust });
+    await assert.rejects(nobody.worker(), fails('API_UNREACHABLE', { delivered: false }));
+  }
 });
 
 test('one connection for many questions; new files of either side for the next one', { skip }, async (t) => {
