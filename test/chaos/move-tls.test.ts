@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import test, { type TestContext } from 'node:test';
@@ -129,14 +130,21 @@ test('the control: without certificates the same watch sees the secret and the v
   }
 });
 
-test('a target with another authority or an expired certificate is refused before anything is told', {
+test('a target with another authority or an expired certificate is refused before anything is told, and another one taken', {
   skip,
 }, async (t) => {
   const [ours, theirs] = [authority(t, 'fleet'), authority(t, 'strangers')];
   const collector = await WriterCollector.open(t);
-  const files = { a: ours.issue('a'), expired: ours.issue('expired'), stranger: theirs.issue('stranger') };
-  const fleet = await Fleet.start(t, ['a', 'expired', 'stranger'], { tls: files });
-  const a = fleet.worker('a');
+  const tls = {
+    ...{ a: ours.issue('a'), b: ours.issue('b') },
+    ...{ expired: ours.issue('expired'), stranger: theirs.issue('stranger') },
+  };
+  // Encrypted, so that the target asks the source too, for the header.
+  const keyFile = join(scratchDir(t), 'key');
+  writeFileSync(keyFile, 'k', { mode: 0o600 });
+  const keys = ['--key-file', keyFile];
+  const fleet = await Fleet.start(t, Object.keys(tls), { tls, flags: { a: keys, b: keys } });
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
   // In the place of the good files, while the worker runs: the next connection has them.
   ours.issue('expired', { expired: true });
   const machine = await fleet.writerMachine(a, collector, { name: 'writer' });
@@ -152,7 +160,15 @@ test('a target with another authority or an expired certificate is refused befor
   }
   const after = await a.client.showMachine(machine.id);
   assert.deepEqual([after.pid, after.state], [before.pid, 'running'], 'the machine was not stopped');
-  collector.history('writer').assertSound();
+
+  const run = await a.client.moveMachine(machine.id, { target: 'b' });
+  const ended = await fleet.ended(a, b, run.id);
+  assert.equal(ended.state, 'done', JSON.stringify(ended.error));
+  const [volume] = await b.client.listVolumes();
+  assert.equal(volume?.encrypted, true);
+  const history = collector.history('writer');
+  await history.more(3);
+  history.assertSound();
 });
 
 test('while a fleet gets its certificates: blocks of another authority are refused before the machine is stopped, and without certificates they go in the clear', {
