@@ -11,7 +11,7 @@ import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { silentLogger } from '../base/logger.ts';
+import { type Logger, silentLogger } from '../base/logger.ts';
 import { type TlsClient, type TlsFiles, TlsIdentity, TlsTrust } from '../sys/tls-identity.ts';
 import { ApiClient } from './client.ts';
 import { createApiServer } from './server.ts';
@@ -24,12 +24,12 @@ type Worker = { service: FakeWorkerService; port: number; close: () => Promise<v
 async function startWorker(
   t: TestContext,
   files: TlsFiles,
-  { optional = false, host = '127.0.0.1' }: { optional?: boolean; host?: string } = {},
+  { optional = false, logger = silentLogger }: { optional?: boolean; logger?: Logger } = {},
 ): Promise<Worker> {
   const service = new FakeWorkerService('worker-1');
   const tls = { identity: new TlsIdentity(files, silentLogger), optional };
-  const app = await createApiServer({ service, token: TOKEN, logger: silentLogger, version: '1', tls });
-  await app.listen({ host, port: 0 });
+  const app = await createApiServer({ service, token: TOKEN, logger, version: '1', tls });
+  await app.listen({ host: '127.0.0.1', port: 0 });
   t.after(() => app.close());
   return { service, port: (app.server.address() as AddressInfo).port, close: () => app.close() };
 }
@@ -166,12 +166,17 @@ test('in the clear: only on the own host, and never what is for peers', { skip }
   assert.equal(service.calls.length, before);
 });
 
-test('while a fleet gets its certificates everybody may ask', { skip }, async (t) => {
+test('while a fleet gets its certificates everybody may ask, and who asks without is in the log once', {
+  skip,
+}, async (t) => {
   const authority = new TestAuthority(scratchDir(t));
-  const { port } = await startWorker(t, authority.issue('worker-1'), { optional: true });
+  const warnings: object[] = [];
+  const logger: Logger = { ...silentLogger, warn: (fields) => void warnings.push(fields) };
+  const { port } = await startWorker(t, authority.issue('worker-1'), { optional: true, logger });
   const run = { state: 'running', step: 'stop' };
   assert.deepEqual(await clientOf(t, port, undefined, 'http').runState('known'), run);
   assert.deepEqual(await clientOf(t, port, new TlsTrust(authority.caFile)).runState('known'), run);
+  assert.deepEqual(warnings, [{ remoteAddress: '127.0.0.1', code: 'API_TLS_REQUIRED' }]);
 });
 
 test('a worker without TLS is told from one whose certificate is not believed; a silent one from both', {

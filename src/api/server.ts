@@ -48,6 +48,8 @@ const PEER_ROUTES = '/v1/rpc/';
 /** Longer than any pause between two polls of a peer, so that a move does not pay for a new connection. */
 const KEEP_ALIVE_TIMEOUT_MS = 75_000;
 
+const NOTED_ADDRESSES_MAX = 1_000;
+
 /** Names the run on whose behalf one worker asks another, so that both logs can be read side by side. */
 export const RUN_ID_HEADER = 'godwit-run-id';
 
@@ -73,6 +75,22 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
       keepAliveTimeoutMs: KEEP_ALIVE_TIMEOUT_MS,
       closing: closing.signal,
     });
+
+  const withoutCertificate = new Set<string>();
+  /** Throws what `certificateError` finds; where certificates are optional it is only noted, once for each address. */
+  const checkCertificate = (socket: Socket): void => {
+    const error = certificateError(socket);
+    if (error === null) return;
+    const remoteAddress = socket.remoteAddress ?? 'unknown';
+    const fields = { remoteAddress, code: error.code, ...error.values };
+    if (tls?.optional !== true) {
+      logger.warn(fields, 'refused the call of another worker');
+      throw error;
+    }
+    if (withoutCertificate.has(remoteAddress) || withoutCertificate.size >= NOTED_ADDRESSES_MAX) return;
+    withoutCertificate.add(remoteAddress);
+    logger.warn(fields, 'another worker asks without a good certificate, and is answered: --tls-optional');
+  };
 
   const app = fastify({
     bodyLimit: options.bodyBytesMax ?? 1024 * 1024,
@@ -118,7 +136,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
     // By the route and not by the URL, which may be written in many ways.
     const isForPeers = request.routeOptions.url?.startsWith(PEER_ROUTES) === true;
-    if (tls !== null && !tls.optional && isForPeers) requireCertificate(request.raw.socket);
+    if (tls !== null && isForPeers) checkCertificate(request.raw.socket);
   });
 
   app.addHook('onSend', async (_request, reply) => {
@@ -236,13 +254,13 @@ function staysOnHost({ remoteAddress, localAddress }: Socket): boolean {
   return remoteAddress !== undefined && (isLoopback(remoteAddress) || remoteAddress === localAddress);
 }
 
-/** Throws `API_TLS_REQUIRED`, `API_CERTIFICATE_REQUIRED`. */
-function requireCertificate(socket: Socket): void {
-  if (!(socket instanceof TLSSocket)) throw tlsRequired();
+/** `API_TLS_REQUIRED`, `API_CERTIFICATE_REQUIRED`; null: the other side has a certificate of our CA. */
+function certificateError(socket: Socket): GodwitError | null {
+  if (!(socket instanceof TLSSocket)) return tlsRequired();
   const given = Object.keys(socket.getPeerCertificate()).length > 0;
-  if (socket.authorized && given) return;
+  if (socket.authorized && given) return null;
   const reason = given ? String(socket.authorizationError) : 'none was shown';
-  throw new GodwitError(
+  return new GodwitError(
     'API_CERTIFICATE_REQUIRED',
     `this worker answers other workers only with a certificate of its CA: ${reason}`,
     {
