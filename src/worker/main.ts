@@ -26,7 +26,7 @@ import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
-import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
+import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
 import { Serving } from './serving.ts';
@@ -83,7 +83,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       await imports.release(record.id);
     },
   });
-  const hidden = [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])];
+  const hidden = hiddenFolders(options);
   const machines = await MachineManager.open({
     store: await MachineStore.open(options.dataDir),
     volumes: access,

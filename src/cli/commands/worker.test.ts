@@ -84,6 +84,7 @@ test('what is wrong is named', (t) => {
     [{ ...minimal, listen: 'h:70000' }, /--listen is HOST:PORT/],
     [{ ...minimal, listen: '0.0.0.0:1' }, /--iscsi-host is missing/],
     [{ ...minimal, keyFile: '/etc/key' }, /in a folder of its own/],
+    [{ ...minimal, tlsCert: 'c', tlsKey: '/etc/key', tlsCa: 'ca' }, /--tls-key is in a folder of its own/],
     [{ ...minimal, keyFile: '/etc/keys/k', keyExec: 'k' }, /exclude each other/],
     [{ ...minimal, peer: ['b'] }, /--peer is NAME=URL/],
     [{ ...minimal, peer: ['b=ftp://b'] }, /http:/],
@@ -100,10 +101,10 @@ test('what is wrong is named', (t) => {
 });
 
 test('certificates: all three files or none', () => {
-  const files = { tlsCert: 'w.pem', tlsKey: '/etc/w.key', tlsCa: 'ca.pem' };
+  const files = { tlsCert: 'w.pem', tlsKey: '/etc/godwit/w.key', tlsCa: 'ca.pem' };
   assert.deepEqual(workerOptions({ ...minimal, ...files }, {}, '/srv').tls, {
     certFile: '/srv/w.pem',
-    keyFile: '/etc/w.key',
+    keyFile: '/etc/godwit/w.key',
     caFile: '/srv/ca.pem',
   });
   for (const [missing, option] of [
@@ -120,7 +121,7 @@ test('certificates: all three files or none', () => {
 });
 
 test('peers are asked over TLS by a worker with certificates, and by no other', () => {
-  const tls = { tlsCert: 'w.pem', tlsKey: 'w.key', tlsCa: 'ca.pem' };
+  const tls = { tlsCert: 'w.pem', tlsKey: 'tls/w.key', tlsCa: 'ca.pem' };
   const [plain, secure] = [['b=http://b:1'], ['b=https://b:1']];
   const peersOf = (flags: WorkerFlags) => workerOptions({ ...minimal, ...flags }, {}, '/srv').peers;
   assert.deepEqual(peersOf({ ...tls, peer: secure }), [{ name: 'b', url: 'https://b:1' }]);

@@ -172,9 +172,11 @@ function checkPeer(
 /** All three, or none: half of a set would mean moves in the clear where somebody meant TLS. */
 function tlsFiles({ tlsCert, tlsKey, tlsCa }: WorkerFlags, cwd: string): WorkerOptions['tls'] {
   if (tlsCert === undefined && tlsKey === undefined && tlsCa === undefined) return null;
+  const keyFile = resolve(cwd, tlsKey ?? missing('--tls-key'));
+  checkKeyFolder('--tls-key', keyFile);
   return {
     certFile: resolve(cwd, tlsCert ?? missing('--tls-cert')),
-    keyFile: resolve(cwd, tlsKey ?? missing('--tls-key')),
+    keyFile,
     caFile: resolve(cwd, tlsCa ?? missing('--tls-ca')),
   };
 }
@@ -209,15 +211,17 @@ function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOption
     throw invalid('--key-file and --key-exec exclude each other');
   if (keyFile !== undefined) {
     const path = resolve(cwd, keyFile);
-    // It is hidden from machines, and they need /etc and the like.
-    if (keyFolder(path).split('/').filter(Boolean).length < 2)
-      throw invalid(
-        `--key-file is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`,
-      );
+    checkKeyFolder('--key-file', path);
     return { kind: 'file', path };
   }
   const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
   return argv.length === 0 ? null : { kind: 'exec', argv };
+}
+
+/** It is hidden from machines, and they need /etc and the like. */
+function checkKeyFolder(option: string, path: string): void {
+  if (keyFolder(path).split('/').filter(Boolean).length >= 2) return;
+  throw invalid(`${option} is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`);
 }
 
 function parsePeer(text: string): { name: string; url: string } {
