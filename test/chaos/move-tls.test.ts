@@ -71,7 +71,7 @@ async function movedUnderWatch(t: TestContext, host: string, certificates: Recor
   const known = [
     'sh',
     '-c',
-    'yes "$(printf "%s-of-the-%s" plaintext volume)" | head -c 1000000 > /data/known; sync',
+    'yes "$(printf "%s-of-the-%s" plaintext volume)" | head -c 1000000 > /data/known; sync /data/known',
   ];
   const written = await a.client.execInMachine(machine.id, { command: known, timeoutMs: 60_000 });
   assert.equal(written.exitCode, 0, written.stderr);
