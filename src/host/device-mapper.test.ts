@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { RecordedTools } from '../../test/support/recorded-tools.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { DeviceMapper } from './device-mapper.ts';
-import { RecordedTools } from './recorded-tools.ts';
 
 // All runs were recorded in the lab: dmsetup 1.02.185 on Linux 6.1.
 const linear = { target: 'linear', sectors: 262144, device: '/dev/loop0', startSector: 0 } as const;

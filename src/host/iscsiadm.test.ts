@@ -3,10 +3,10 @@ import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { type RecordedRun, RecordedTools } from '../../test/support/recorded-tools.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { Iscsiadm, parseSessions, withSettings } from './iscsiadm.ts';
-import { type RecordedRun, RecordedTools } from './recorded-tools.ts';
 
 const IFACE = 'godwit-worker.w2.vol-x';
 const TARGET = 'iqn.2026-11.dev.godwit:vol-x.g3';

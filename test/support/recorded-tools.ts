@@ -1,5 +1,5 @@
 import { deepStrictEqual } from 'node:assert';
-import type { ToolOptions, ToolOutput, Tools } from './tools.ts';
+import type { ToolOptions, ToolOutput, Tools } from '../../src/host/tools.ts';
 
 /** One run of a program as it was on a real host: what was asked, what it answered. */
 export type RecordedRun = {
