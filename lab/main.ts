@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 import { guests } from './scenarios/guests.ts';
+import { hydration } from './scenarios/hydration.ts';
 import { move } from './scenarios/move.ts';
 import { postgres } from './scenarios/postgres.ts';
 import { TROUBLE } from './scenarios/trouble.ts';
@@ -12,6 +13,7 @@ const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promis
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   postgres,
+  hydration,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,
