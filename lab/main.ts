@@ -3,6 +3,7 @@ import { guests } from './scenarios/guests.ts';
 import { hydration } from './scenarios/hydration.ts';
 import { move } from './scenarios/move.ts';
 import { postgres } from './scenarios/postgres.ts';
+import { refusals } from './scenarios/refusals.ts';
 import { TROUBLE } from './scenarios/trouble.ts';
 
 /** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. */
@@ -14,6 +15,7 @@ const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promis
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   postgres,
   hydration,
+  refusals,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,

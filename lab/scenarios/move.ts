@@ -14,7 +14,7 @@ import { DATA_DIR, prepareGuest } from '../prepare.ts';
 const MIB = 2 ** 20;
 const WRITER = fileURLToPath(new URL('../../test/support/writer.ts', import.meta.url));
 const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
-const PATIENCE_MS = 120_000;
+export const PATIENCE_MS = 120_000;
 /** Random bytes in files beside what the writer writes. */
 const FILES = 12;
 const FILE_MIB = 4;
@@ -161,7 +161,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   }
 }
 
-async function workerOn(
+export async function workerOn(
   lab: Lab,
   name: string,
   peer: string,
@@ -185,7 +185,7 @@ async function workerOn(
   });
 }
 
-async function writerMachine(
+export async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
   options: MoveOptions,

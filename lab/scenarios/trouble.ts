@@ -15,7 +15,7 @@ export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
   'target-worker-dies': {
     from: 'kernel',
     to: 'kernel',
-    targetEnvironment: { GODWIT_CRASH_AT: crashPoint('reserve') },
+    targetEnvironment: crashAt('reserve'),
     early: targetWorkerDies,
   },
 };
@@ -33,8 +33,12 @@ const STEPS = [
   'finish',
 ] as const;
 
-function crashPoint(step: string): string {
-  return `migrate-in:${step}:before-done-append`;
+/** The worker kills itself there, once. */
+function crashAt(step: string): Record<string, string> {
+  return {
+    GODWIT_CRASH_AT: `migrate-in:${step}:before-done-append`,
+    GODWIT_CRASH_MARKER: `/tmp/crashed-at-${step}`,
+  };
 }
 
 async function cut(
@@ -87,7 +91,7 @@ async function targetWorkerDies({ target, say }: MoveInProgress): Promise<void> 
   for (const [index] of STEPS.entries()) {
     await until(`the death of the worker at ${STEPS[index]}`, async () => !(await target.isRunning()));
     const next = STEPS[index + 1];
-    await target.start(next === undefined ? {} : { GODWIT_CRASH_AT: crashPoint(next) });
+    await target.start(next === undefined ? {} : crashAt(next));
   }
   say(`the target's worker was killed at ${STEPS.length} steps`);
 }
