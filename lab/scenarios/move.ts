@@ -176,8 +176,12 @@ export async function workerOn(
     dataDir = join(lab.folder, `${name}-data`);
     await mkdir(dataDir, { recursive: true });
   }
-  const keys = options.encrypted ? ['--key-file', `${dataDir}.key`] : [];
-  if (options.encrypted) await member.writeFile(`${dataDir}.key`, 'a key of the lab', 0o600);
+  const keyDir = isGuest(member) ? '/etc/godwit-keys' : join(lab.folder, `${name}-keys`);
+  const keys = options.encrypted ? ['--key-file', `${keyDir}/volume`] : [];
+  if (options.encrypted) {
+    await mustRun(member, ['mkdir', '-m', '700', keyDir]);
+    await member.writeFile(`${keyDir}/volume`, 'a key of the lab', 0o600);
+  }
   return new LabWorker(member, {
     dataDir,
     peers,

@@ -14,6 +14,7 @@ const RELAY_PORT = 5433;
 const RELAY = fileURLToPath(new URL('../relay.ts', import.meta.url));
 const BALLAST_ROWS = 40_000;
 const KEY = 'a key of the lab';
+const KEY_FILE = '/etc/godwit-keys/volume';
 
 /**
  * A worker of the kernel plane is drained while a client commits into the PostgreSQL of its machine, on an encrypted volume. Held to: every commit that was
@@ -29,7 +30,8 @@ export async function postgres(say: (line: string) => void): Promise<void> {
     const guests = ['source', 'target'].map((name) => lab.guest(name));
     await Promise.all(guests.map((guest) => prepareGuest(guest)));
     for (const guest of guests) {
-      await guest.writeFile('/root/volume.key', KEY, 0o600);
+      await mustRun(guest, ['mkdir', '-m', '700', '/etc/godwit-keys']);
+      await guest.writeFile(KEY_FILE, KEY, 0o600);
       await guest.spawn([process.execPath, RELAY, String(RELAY_PORT), String(POSTGRES_PORT)], {
         logPath: '/tmp/relay.log',
       });
@@ -39,7 +41,7 @@ export async function postgres(say: (line: string) => void): Promise<void> {
         new LabWorker(guest, {
           dataDir: DATA_DIR,
           peers: guests.filter((other) => other !== guest),
-          flags: ['--plane', 'kernel', '--key-file', '/root/volume.key'],
+          flags: ['--plane', 'kernel', '--key-file', KEY_FILE],
         }),
     ) as [LabWorker, LabWorker];
     await Promise.all([source.start(), target.start()]);
@@ -71,7 +73,7 @@ export async function postgres(say: (line: string) => void): Promise<void> {
     const report = await client.stop();
     say(`longest time without a commit: ${report.longestGapMs} ms`);
 
-    const { numbers, ballast } = await readPostgres(front.port);
+    const { numbers, ballast } = await until('the rows', () => readPostgres(front.port));
     const lost = report.acknowledged.filter((number) => !numbers.has(number));
     assert.deepEqual(lost, [], 'commits that were acknowledged');
     assert.equal(ballast, BALLAST_ROWS);
@@ -92,7 +94,7 @@ export async function postgres(say: (line: string) => void): Promise<void> {
 }
 
 async function checkWithCryptsetup(member: Member, folder: string): Promise<void> {
-  const open = ['cryptsetup', 'open', '--type', 'luks2', '--key-file', '/root/volume.key'];
+  const open = ['cryptsetup', 'open', '--type', 'luks2', '--key-file', KEY_FILE];
   await mustRun(member, [...open, '--header', `${folder}/header.luks2`, `${folder}/data.raw`, 'check']);
   try {
     await mustRun(member, ['e2fsck', '-f', '-n', '/dev/mapper/check']);
