@@ -6,7 +6,7 @@ import { postgres } from './scenarios/postgres.ts';
 import { refusals } from './scenarios/refusals.ts';
 import { TROUBLE } from './scenarios/trouble.ts';
 
-/** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. */
+/** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. `--all`: also those that take long. */
 const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = {
   guests,
   'kernel-to-kernel': (say) => move({ from: 'kernel', to: 'kernel' }, say),
@@ -27,8 +27,10 @@ const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promis
 // PID 1 of its own namespace: no signal ends it by default, and with it ends everything that it started.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
 
-const { positionals } = parseArgs({ allowPositionals: true });
-const names = positionals.length > 0 ? positionals : Object.keys(SCENARIOS);
+const SHORT = ['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace', 'postgres'];
+
+const { positionals, values } = parseArgs({ allowPositionals: true, options: { all: { type: 'boolean' } } });
+const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : SHORT;
 let failures = 0;
 for (const name of names) {
   const scenario = SCENARIOS[name];
