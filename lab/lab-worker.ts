@@ -39,8 +39,8 @@ export class LabWorker {
     return `${this.#options.dataDir}/worker.log`;
   }
 
-  /** Resolves when its API answers; rejects with the end of its log. */
-  async start(env: Record<string, string> = {}): Promise<void> {
+  /** Resolves when its process runs. */
+  async spawn(env: Record<string, string> = {}): Promise<void> {
     const { dataDir, peers, flags = [] } = this.#options;
     await mustRun(this.member, ['mkdir', '-p', dataDir]);
     const { pid } = await this.member.spawn(
@@ -53,6 +53,11 @@ export class LabWorker {
       { logPath: this.logPath, env: { GODWIT_TOKEN: TOKEN, ...this.#options.env, ...env } },
     );
     this.#pid = pid;
+  }
+
+  /** Resolves when its API answers; rejects with the end of its log. */
+  async start(env: Record<string, string> = {}): Promise<void> {
+    await this.spawn(env);
     const deadlineMs = Date.now() + START_TIMEOUT_MS;
     for (;;) {
       try {

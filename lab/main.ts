@@ -1,33 +1,10 @@
 import { parseArgs } from 'node:util';
-import { guests } from './scenarios/guests.ts';
-import { hydration } from './scenarios/hydration.ts';
-import { move } from './scenarios/move.ts';
-import { postgres } from './scenarios/postgres.ts';
-import { refusals } from './scenarios/refusals.ts';
-import { TROUBLE } from './scenarios/trouble.ts';
+import { SCENARIOS, SHORT } from './scenarios/index.ts';
 
 /** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. `--all`: also those that take long. */
-const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = {
-  guests,
-  'kernel-to-kernel': (say) => move({ from: 'kernel', to: 'kernel' }, say),
-  'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
-  'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
-  encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
-  postgres,
-  hydration,
-  refusals,
-  ...Object.fromEntries(
-    Object.entries(TROUBLE).map(([name, options]) => [
-      name,
-      (say: (line: string) => void) => move(options, say),
-    ]),
-  ),
-};
 
 // PID 1 of its own namespace: no signal ends it by default, and with it ends everything that it started.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
-
-const SHORT = ['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace', 'postgres'];
 
 const { positionals, values } = parseArgs({ allowPositionals: true, options: { all: { type: 'boolean' } } });
 const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : SHORT;

@@ -55,12 +55,15 @@ export class DeviceMapper {
     await this.#must(['dmsetup', 'message', checkName(name), '0', ...words]);
   }
 
-  /** Holds all I/O back. `flush`: what is in flight ends first; a filesystem on top is not frozen. */
-  async suspend(name: string, options: { flush: boolean }): Promise<void> {
+  /**
+   * Holds all I/O back; what is in flight ends first, and one that does not within `deadlineMs` ends the suspension (`HOST_TOOL_STUCK`). `flush`: what
+   * waits goes down first. A filesystem on top is not frozen.
+   */
+  async suspend(name: string, options: { flush: boolean; deadlineMs?: number }): Promise<void> {
     await mustRun(
       this.#tools,
       ['dmsetup', 'suspend', '--nolockfs', ...(options.flush ? [] : ['--noflush']), checkName(name)],
-      { deadlineMs: SUSPEND_DEADLINE_MS },
+      { deadlineMs: options.deadlineMs ?? SUSPEND_DEADLINE_MS },
     );
   }
 

@@ -6,7 +6,8 @@ import { mustRun, type Tools } from './tools.ts';
 
 const FOLDERS = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin'];
 const PROGRAMS = ['losetup', 'mount', 'unshare', 'setpriv', 'mkfs.ext4', 'dmsetup', 'iscsiadm', 'fstrim'];
-const ISCSID_PID_FILES = ['/run/iscsid.pid', '/var/run/iscsid.pid', '/run/initiatorname/iscsid.pid'];
+/** Abstract socket on which iscsid listens, or systemd for it until somebody asks (open-iscsi, usr/mgmt_ipc.h). */
+const ISCSID_SOCKET = '@ISCSIADM_ABSTRACT_NAMESPACE';
 
 /** Looks at this host. Changes nothing; what cannot be read counts as not there. */
 export function readHostFacts(): HostFacts {
@@ -34,7 +35,7 @@ export function readHostFacts(): HostFacts {
     ]),
     modulesLoadable: new Set(namesOf('modules.dep', (line) => line.split(':')[0]?.split('/').at(-1))),
     hasConfigfs: /^\S+ \/sys\/kernel\/config configfs /m.test(text('/proc/mounts')),
-    iscsidRuns: ISCSID_PID_FILES.some(isAliveIn),
+    iscsidRuns: text('/proc/net/unix').includes(ISCSID_SOCKET),
   };
 }
 
@@ -66,9 +67,4 @@ function isProgram(path: string): boolean {
   } catch {
     return false;
   }
-}
-
-function isAliveIn(pidFile: string): boolean {
-  const pid = Number(text(pidFile).trim());
-  return Number.isSafeInteger(pid) && pid > 0 && text(`/proc/${pid}/comm`).trim() === 'iscsid';
 }

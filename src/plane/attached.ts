@@ -59,7 +59,8 @@ const TICK_MS = 250;
 const RATE_SPAN_MS = 5_000;
 /** Contiguous regions that one copy takes: 256 KiB. */
 const BATCH_REGIONS = 64;
-/** A pulse that waits longer meets a source that is slow just now; the guest comes first. */
+/** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
+const PULSE_DEADLINE_MS = 2_000;
 const TRIM_DEADLINE_MS = 300_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
@@ -532,7 +533,7 @@ export class KernelVolume {
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
     try {
-      await mapper.suspend(names.gate, { flush: false });
+      await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
       // Changing the flag is what wakes its worker; it would look by itself once a second.
       await mapper.message(names.clone, ['disable_hydration']);
       await mapper.message(names.clone, ['enable_hydration']);
