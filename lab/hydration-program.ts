@@ -227,7 +227,7 @@ async function byPlane(plan: Plan): Promise<Result> {
   await volume.activate('writable');
   await mustRun(host.tools, ['mount', volume.device!, MOUNT]);
   const usableMs = clock.monotonicMs() - startedMs;
-  await volume.configureHydration({ paused: false, rateBytesPerSecondMax: 0 });
+  volume.configureHydration({ paused: false, rateBytesPerSecondMax: 0 });
   const load = new Load();
   let hydration = volume.status().hydration!;
   while (hydration.state !== 'complete' && clock.monotonicMs() - startedMs < TIME_MS) {

@@ -264,49 +264,17 @@ export class KernelVolume {
     }
   }
 
-  configureHydration(settings: HydrationSettings): Promise<void> {
-    return this.#exclusively(async () => {
-      this.#hydration.settings = settings;
-      await this.#applySettings();
-    });
+  /** In force at the next tick: the trim that comes before the copy may take long. */
+  configureHydration(settings: HydrationSettings): void {
+    this.#hydration.settings = settings;
   }
 
   /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
   finish(): Promise<void> {
     return this.#exclusively(async () => {
-      const clone = this.#clone;
-      if (clone === null) return;
-      await this.#readStatus();
-      const status = this.#status;
-      if (status === null || status.regionsHydrated < status.regionsTotal || status.regionsHydrating > 0) {
-        throw new GodwitError(
-          'CLONE_NOT_COMPLETE',
-          'some blocks of the volume are still only at the source',
-          {
-            values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
-            nextAction: 'Wait for hydration; resume it if it is paused.',
-          },
-        );
-      }
-      this.#stopTicks?.();
-      await this.#notePresent();
-      const { mapper, iscsi } = this.#options.host;
-      const names = mapperNames(this.#spec.volumeId);
-      await this.flush();
-      const binding = await requireCloneBinding(this.#spec.volumeDir, this.#cloneIdentity());
-      // From here on a reboot opens the file alone.
-      await writeCloneBinding(this.#spec.volumeDir, { ...binding, whole: true });
-      await mapper.suspend(names.gate, { flush: true });
-      try {
-        await mapper.load(names.gate, this.#linear(this.#dataLoop!));
-      } finally {
-        await mapper.resume(names.gate);
-      }
-      await mapper.remove(names.clone);
-      this.#finalHydration = this.#hydrationStatus();
-      this.#clone = null;
-      this.#isClone = false;
-      await iscsi.logout(clone.source);
+      if (this.#clone !== null) await this.#collapse();
+      if (this.#session === null) return;
+      await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
       this.#session = null;
       await detachLoops(join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata), {
         readonly: false,
@@ -392,6 +360,35 @@ export class KernelVolume {
     await this.#markUnused(cloneDevice);
     await this.#readStatus();
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
+  }
+
+  /** Rejects `CLONE_NOT_COMPLETE`. After an error it can be done again. */
+  async #collapse(): Promise<void> {
+    await this.#readStatus();
+    const status = this.#status;
+    if (status === null || status.regionsHydrated < status.regionsTotal || status.regionsHydrating > 0) {
+      throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
+        values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
+        nextAction: 'Wait for hydration; resume it if it is paused.',
+      });
+    }
+    this.#stopTicks?.();
+    const { mapper } = this.#options.host;
+    const names = mapperNames(this.#spec.volumeId);
+    await this.flush();
+    const binding = await requireCloneBinding(this.#spec.volumeDir, this.#cloneIdentity());
+    // From here on a reboot opens the file alone.
+    await writeCloneBinding(this.#spec.volumeDir, { ...binding, whole: true });
+    await mapper.suspend(names.gate, { flush: true });
+    try {
+      await mapper.load(names.gate, this.#linear(this.#dataLoop!));
+    } finally {
+      await mapper.resume(names.gate);
+    }
+    await mapper.remove(names.clone);
+    this.#finalHydration = this.#hydrationStatus();
+    this.#clone = null;
+    this.#isClone = false;
   }
 
   #makeCrypt(below: string, { header, volumeKey }: UnlockedVolume): Promise<string> {
@@ -496,6 +493,7 @@ export class KernelVolume {
     if (this.#clone === null) return;
     const nowMs = this.#options.clock.monotonicMs();
     const guestBefore = this.#guest;
+    this.#lastError = null;
     await this.#readStatus();
     const state = await this.#options.host.iscsi.state(this.#clone.session);
     if (state === SESSION_UP) this.#lostSinceMs = null;

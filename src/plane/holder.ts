@@ -68,7 +68,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
       // Its first pass would read the device through the page cache while the guest writes; the one after the seal reads it all.
       'prime-free-map': async () => {},
       'free-map': (attached) => attached.sealFreeMap((args as { filesystem: FreeMapFilesystem }).filesystem),
-      hydration: (attached) => attached.configureHydration(args as HydrationSettings),
+      hydration: async (attached) => attached.configureHydration(args as HydrationSettings),
       finish: (attached) => attached.finish(),
       // The kernel does not tell which regions were read.
       heat: async () => ({ regions: [] }),
