@@ -1,5 +1,6 @@
 import { guests } from './guests.ts';
 import { hydration } from './hydration.ts';
+import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
@@ -12,6 +13,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
+  luks2,
   postgres,
   hydration,
   refusals,
