@@ -164,6 +164,8 @@ export type LogsQuery = Static<typeof LogsQuery>;
 export const MoveRequest = Type.Object({
   /** Null: the best offer wins. */
   target: Type.Union([Name, Type.Null()], { default: null }),
+  /** The volume gets another key at the target; refused (`WORKER_NOT_ENCRYPTED`) for one that is not encrypted. */
+  rekey: Type.Optional(Type.Boolean()),
 });
 export type MoveRequest = Static<typeof MoveRequest>;
 
@@ -316,6 +318,8 @@ export const DrainRequest = Type.Object({
   desired: Type.Literal(true),
   /** Only to this worker; null: wherever the best offer is. */
   target: Type.Union([Name, Type.Null()], { default: null }),
+  /** Encrypted volumes get another key at their target. Left out: as the drain that is on has it, else not. */
+  rekey: Type.Optional(Type.Boolean()),
 });
 export type DrainRequest = Static<typeof DrainRequest>;
 

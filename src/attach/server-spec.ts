@@ -137,7 +137,18 @@ export const VolumeServerSpec = Type.Object({
   access: Access,
   clone: Type.Optional(CloneSpec),
   /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
-  encryption: Type.Optional(Type.Object({ uuid: Type.String(), keys: KeySource })),
+  encryption: Type.Optional(
+    Type.Object({
+      uuid: Type.String(),
+      /** Which key of the volume (crypt/key-provider.ts). */
+      keyGeneration: Type.Integer({ minimum: 1 }),
+      keys: KeySource,
+      /** With `clone`: its source is ciphertext under another header and key, which come from the same place. */
+      source: Type.Optional(
+        Type.Object({ uuid: Type.String(), keyGeneration: Type.Integer({ minimum: 1 }) }),
+      ),
+    }),
+  ),
   export: Type.Optional(
     Type.Object({
       listenHost: Type.String(),

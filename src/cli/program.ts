@@ -42,6 +42,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<WORKER>')
     .option('--dry-run', 'only say what would be done: order, targets, interruption, bytes, finish')
     .option('--to <WORKER>', 'only to this worker')
+    .option('--rekey', 'encrypted volumes get a new key and header there')
     .option('--detach', 'ask for it and do not watch')
     .option('--wait <DURATION>', 'how long nothing may move before it counts as blocked', '15s')
     .option('--json-lines', 'one JSON object a line for every change; the last has "final": true')
@@ -62,6 +63,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('move one machine to another worker')
     .argument('<MACHINE>')
     .option('--to <WORKER>', 'to this worker; else the best offer wins')
+    .option('--rekey', 'its encrypted volume gets a new key and header there')
     .option('--detach', 'start it and do not watch')
     .action((machine: string, options, command: Command) =>
       withContext(command, async (context) =>
@@ -339,6 +341,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option(
       '--key-exec <COMMAND>',
       'a program that prints the key of volume $GODWIT_VOLUME_ID; split at blanks',
+    )
+    .option(
+      '--header-size <SIZE>',
+      'of the LUKS2 headers that are made here, key slots included, up to 16MiB (default 536KiB)',
     )
     .option('--log-level <LEVEL>', 'debug, info, warn or error (default info)')
     .action((_options, command: Command) =>

@@ -65,7 +65,15 @@ export const PrepareRequest = Type.Object({
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
       /** The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no journal. */
-      encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
+      encryption: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          /** Which key of the volume; left out: 1. */
+          keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+          /** The target makes another key and header, and hydrates through decrypt and encrypt. */
+          rekey: Type.Optional(Type.Boolean()),
+        }),
+      ),
     }),
     Type.Null(),
   ]),

@@ -18,8 +18,9 @@ import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/bloc
 import { FileDevice } from '../block/file-device.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
-import type { CloneLayer } from './clone-layer.ts';
+import type { CloneLayer, Rekey } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
+import type { DecryptedSource } from './decrypted-source.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -85,17 +86,18 @@ export class AttachedVolume {
     let clone: CloneLayer | null = null;
     let encryption: Encryption | null = null;
     try {
+      const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
       // The key and its derivation: in standby, so before anything stops.
-      encryption = await openEncryption(spec);
+      encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
-      if (spec.clone && (await isClone(spec))) {
+      if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
-        clone = await openClone(spec, spec.clone, options);
+        clone = await openClone(spec, cloned, { ...options, ...(encryption?.rekey && { rekey: encryption.rekey }) });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const fuse = new FuseServer({
         fuseFd: options.fuseFd,
-        device: encryption ? encryption.over(clone?.device ?? local) : (clone?.device ?? local),
+        device: plaintextOf(encryption, clone, local),
         hot: {
           dataFd: local.fileDescriptor,
           validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
@@ -237,6 +239,7 @@ export class AttachedVolume {
     this.#clone = null;
     await clone.device.close();
     await clone.source.close();
+    this.#encryption?.forgetSource();
     clone.validity.close();
     removeValidityFile(clone.validityPath);
     await removeFreeMap(this.#spec.volumeDir);
@@ -258,8 +261,10 @@ export class AttachedVolume {
   async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
     if (this.#freeMapReader === null) {
       const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
-      const stored = this.#clone?.device ?? this.#local;
-      this.#freeMapReader = new FreeMapReader(this.#encryption?.over(stored) ?? stored, filesystem);
+      this.#freeMapReader = new FreeMapReader(
+        plaintextOf(this.#encryption, this.#clone, this.#local),
+        filesystem,
+      );
     }
     return this.#freeMapReader;
   }
@@ -312,25 +317,58 @@ const MAP_EXTENTS_MAX = 8192;
 type Encryption = {
   /** The plaintext of a device. The one that was made before is closed by closing what it is over. */
   over: (device: BlockDevice) => Luks2Device;
+  /** For a clone whose source is under another key. */
+  readonly rekey: Rekey | null;
   /** A copy of the key, for the thread that overwrites it. */
   readonly forHotPath: { key: Uint8Array; sectorBytes: number };
+  forgetSource: () => void;
   forget: () => void;
 };
 
-async function openEncryption(spec: VolumeServerSpec): Promise<Encryption | null> {
+async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<Encryption | null> {
   const { encryption } = spec;
   if (encryption === undefined) return null;
   // Its code and memory are for encrypted volumes only.
-  const { plaintextOf, unlockVolume } = await import('./encryption.ts');
+  const { plaintextOf, plaintextOfSource, unlockSource, unlockVolume } = await import('./encryption.ts');
   const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
+  const over = (device: BlockDevice) => plaintextOf(device, unlocked);
+  let source: UnlockedVolume | null = null;
+  let decrypted: DecryptedSource | null = null;
+  try {
+    if (cloned && encryption.source) source = await unlockSource({ ...spec, encryption }, encryption.source);
+  } catch (error) {
+    unlocked.volumeKey.dispose();
+    throw error;
+  }
+  const forgetSource = () => {
+    source?.volumeKey.dispose();
+    void decrypted?.close();
+  };
   return {
-    over: (device) => plaintextOf(device, unlocked),
+    over,
+    rekey: source && {
+      local: over,
+      source: (device) => {
+        decrypted = plaintextOfSource(device, source);
+        return decrypted;
+      },
+    },
     get forHotPath() {
       const { sectorBytes } = unlocked.header.metadata.segment;
       return { key: new Uint8Array(unlocked.volumeKey.bytes), sectorBytes };
     },
-    forget: () => unlocked.volumeKey.dispose(),
+    forgetSource,
+    forget: () => {
+      forgetSource();
+      unlocked.volumeKey.dispose();
+    },
   };
+}
+
+/** What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top. */
+function plaintextOf(encryption: Encryption | null, clone: CloneLayer | null, local: FileDevice): BlockDevice {
+  const stored = clone?.device ?? local;
+  return encryption === null || clone?.plaintext ? stored : encryption.over(stored);
 }
 
 /** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */

@@ -4,8 +4,10 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
+import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
@@ -18,6 +20,8 @@ import { openValidityFile, type ValidityFile } from './validity-file.ts';
 /** The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code and its memory. */
 export type CloneLayer = {
   device: CloneDevice;
+  /** The content of `device` is plaintext, because its source has another key; else it is what the data file holds. */
+  plaintext: boolean;
   source: SourceDevice;
   validity: ValidityFile;
   validityPath: string;
@@ -28,10 +32,21 @@ export type CloneLayerOptions = {
   random: Random;
   logger: Logger;
   onHydrated: () => void;
+  /** For a source under another key: the plaintexts of both sides. */
+  rekey?: Rekey;
+};
+
+/** How a clone comes from one key to another: it decrypts what it fetches, and encrypts what it stores. */
+export type Rekey = {
+  /** The plaintext of the data file. */
+  local: (device: BlockDevice) => BlockDevice;
+  source: (device: CloneSource) => CloneSource;
 };
 
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
+/** Sectors of the encryption are this at most, and the loop device over them has it. */
+const PLAINTEXT_BLOCK_BYTES = 4096;
 /** How long the first login may take, other tries included. */
 const LOGIN_TIMEOUT_MS = 10_000;
 
@@ -49,7 +64,7 @@ export async function openClone(
     blockBytes: BLOCK_BYTES,
   });
   let validity: ValidityFile | undefined;
-  let local: FileDevice | undefined;
+  let local: BlockDevice | undefined;
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
     validity = openValidityFile({
@@ -69,21 +84,23 @@ export async function openClone(
       blockBytes: BLOCK_BYTES,
       ...(await reach(spec, cloneSpec.source, options)),
     });
+    const { rekey } = options;
+    if (rekey) local = rekey.local(local);
     const device = await CloneDevice.open({
       local,
-      source,
+      source: rekey ? rekey.source(source) : source,
       metadata,
       validityWords: validity.words,
       validityIsCurrent: validity.current,
       clock,
       logger,
-      blockBytes: BLOCK_BYTES,
+      blockBytes: rekey ? PLAINTEXT_BLOCK_BYTES : BLOCK_BYTES,
       hydration: cloneSpec.hydration,
       localWrittenByOthers: true,
       wireBytesBefore: validity.wireBytes,
       onHydrated: options.onHydrated,
     });
-    return { device, source, validity, validityPath: cloneSpec.validityPath };
+    return { device, plaintext: rekey !== undefined, source, validity, validityPath: cloneSpec.validityPath };
   } catch (error) {
     validity?.close();
     await local?.close();

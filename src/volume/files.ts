@@ -10,4 +10,6 @@ export const VOLUME_FILES = {
   /** The blocks that the filesystem of the sealed generation does not use (freemap/sealed-map.ts). */
   freeMap: 'free.map',
   header: 'header.luks2',
+  /** Of the source's ciphertext, while the volume is a clone under another key. */
+  sourceHeader: 'source-header.luks2',
 } as const;

@@ -33,6 +33,16 @@ export const VolumeRecord = Type.Object({
   machineId: Type.Union([Type.String(), Type.Null()]),
   destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
   /** The data file is ciphertext, and its LUKS2 header, with this uuid, is a file beside it. Left out: not encrypted. */
-  encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
+  encryption: Type.Optional(
+    Type.Object({
+      uuid: Type.String(),
+      /** The generation that the key was made for; left out: 1, the volume's first key. */
+      keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+      /** Of an incoming volume or clone that moves to another key: the source's header, a file too, and its key. */
+      source: Type.Optional(
+        Type.Object({ uuid: Type.String(), keyGeneration: Type.Integer({ minimum: 1 }) }),
+      ),
+    }),
+  ),
 });
 export type VolumeRecord = Static<typeof VolumeRecord>;

@@ -102,11 +102,23 @@ function parseClone(value: unknown): CloneSpec {
 function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encryption']> {
   const encryption = object(value, 'encryption');
   const keys = object(encryption.keys, 'encryption.keys');
-  const uuid = text(encryption.uuid, 'encryption.uuid');
+  const header = {
+    ...parseHeader(encryption, 'encryption'),
+    ...(encryption.source === undefined
+      ? {}
+      : { source: parseHeader(object(encryption.source, 'encryption.source'), 'encryption.source') }),
+  };
   const kind = oneOf(keys.kind, ['file', 'exec'], 'encryption.keys.kind');
-  if (kind === 'file') return { uuid, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
+  if (kind === 'file') return { ...header, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
   if (!Array.isArray(keys.argv) || keys.argv.length === 0) throw badSpec('encryption.keys.argv does not fit');
-  return { uuid, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+  return { ...header, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+}
+
+function parseHeader(fields: Record<string, unknown>, what: string): { uuid: string; keyGeneration: number } {
+  return {
+    uuid: text(fields.uuid, `${what}.uuid`),
+    keyGeneration: integer(fields.keyGeneration, 1, `${what}.keyGeneration`),
+  };
 }
 
 function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {

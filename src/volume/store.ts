@@ -14,8 +14,14 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
-import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
+import {
+  checkHeader,
+  ENCRYPTED_SECTOR_BYTES,
+  encryptNew,
+  rekeyIncoming,
+} from './encryption.ts';
 import { VOLUME_FILES } from './files.ts';
+import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
@@ -29,6 +35,7 @@ import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
  *                          clone.meta      durable validity bits, while the volume is a clone
  *                          source.json     the disk that an imported volume comes from, while it is a clone
  *                          header.luks2    header and key slots, when data.raw is ciphertext
+ *                          source-header.luks2  those of the source, while the volume is a clone under another key
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
  *
@@ -42,6 +49,7 @@ export class VolumeStore {
   readonly #random: Random;
   readonly #logger: Logger;
   readonly #run: ProgramRunner;
+  readonly #headerFileBytes: number;
   /** Changes run one after the other: each reads a record, decides and writes. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -51,6 +59,7 @@ export class VolumeStore {
     this.#random = options.random;
     this.#logger = options.logger;
     this.#run = options.run ?? runProgram;
+    this.#headerFileBytes = options.headerFileBytes ?? DEFAULT_HEADER_FILE_BYTES;
   }
 
   /** Makes the folder where there is none and removes what a crash left half made or half destroyed. */
@@ -83,9 +92,11 @@ export class VolumeStore {
     return this.#exclusively(() =>
       this.#build(record, async (folder) => {
         if (keys === undefined) return this.#format(join(folder, VOLUME_FILES.data), record);
-        record.encryption = await encryptNew(folder, record, keys, (path) =>
-          this.#format(path, record, true),
-        );
+        record.encryption = await encryptNew(folder, record, {
+          keys,
+          headerFileBytes: this.#headerFileBytes,
+          fill: (path) => this.#format(path, record, true),
+        });
       }),
     );
   }
@@ -124,8 +135,11 @@ export class VolumeStore {
     filesystem: VolumeRecord['filesystem'];
     generation: number;
     machineId?: string | null;
-    /** Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). */
-    luks2?: { uuid: string; header: Buffer };
+    /**
+     * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the volume gets another key from there, and a
+     * header of this worker's size; rejects then as `rekeyIncoming` does too.
+     */
+    luks2?: { uuid: string; keyGeneration?: number; header: Buffer; rekey?: KeySource };
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
@@ -147,12 +161,18 @@ export class VolumeStore {
       createdAtMs: this.#clock.wallMs(),
       machineId: request.machineId ?? null,
       destroyAfterMs: null,
-      ...(luks2 && { encryption: { uuid: luks2.uuid } }),
+      ...(luks2 &&
+        !luks2.rekey && {
+          encryption: {
+            uuid: luks2.uuid,
+            ...(luks2.keyGeneration !== undefined && { keyGeneration: luks2.keyGeneration }),
+          },
+        }),
     };
     return this.#exclusively(async () => {
       const existing = await this.#find(request.id);
       if (existing) {
-        const action = incomingOver(existing, record);
+        const action = incomingOver(existing, record, luks2);
         if (action === 'same') return existing;
         if (action === 'refuse') throw exists(existing, request.generation);
         if (action === 'replace') await this.#destroyFolder(this.folder(existing.id), existing.id);
@@ -165,7 +185,16 @@ export class VolumeStore {
       }
       return this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
-        if (luks2) await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+        if (luks2?.rekey) {
+          const { uuid, keyGeneration = 1, header, rekey: keys } = luks2;
+          record.encryption = await rekeyIncoming(folder, record, {
+            keys,
+            headerFileBytes: this.#headerFileBytes,
+            source: { uuid, keyGeneration, header },
+          });
+        } else if (luks2) {
+          await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+        }
       });
     });
   }
@@ -228,7 +257,7 @@ export class VolumeStore {
         );
       }
       if (event.kind === 'complete') {
-        for (const name of [VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata])
+        for (const name of [VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata, VOLUME_FILES.sourceHeader])
           await rm(join(this.folder(id), name), { force: true });
       }
       return after;
@@ -456,6 +485,8 @@ export type VolumeStoreOptions = {
   logger: Logger;
   /** Runs a program to its end; rejects when it is missing (ENOENT) or fails. */
   run?: ProgramRunner;
+  /** Of the LUKS2 headers that are made here, key slots included. Default `DEFAULT_HEADER_FILE_BYTES`. */
+  headerFileBytes?: number;
 };
 
 export type ProgramRunner = (program: string, args: readonly string[]) => Promise<void>;
@@ -547,10 +578,17 @@ function checkId(id: string): void {
 function incomingOver(
   existing: VolumeRecord,
   incoming: VolumeRecord,
+  luks2: { uuid: string; rekey?: KeySource } | undefined,
 ): 'same' | 'replace' | 'keep' | 'refuse' {
   if (existing.state === 'incoming') {
     if (existing.generation > incoming.generation) return 'refuse';
-    const same = existing.generation === incoming.generation && existing.lengthBytes === incoming.lengthBytes;
+    const { encryption } = existing;
+    // The same ciphertext, and the same thing to be done with it.
+    const sameKey = luks2?.rekey ? encryption?.source?.uuid : encryption?.source ? null : encryption?.uuid;
+    const same =
+      existing.generation === incoming.generation &&
+      existing.lengthBytes === incoming.lengthBytes &&
+      sameKey === luks2?.uuid;
     return same ? 'same' : 'replace';
   }
   // A volume that comes back: what it left here is somebody's way back until its retention is over.

@@ -63,7 +63,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const inbox = new MoveInbox(state);
   inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
 
-  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger });
+  const { headerFileBytes } = options;
+  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger, headerFileBytes });
   // The steps of the journal need the machines, and the machines need to know of the journal's runs.
   let journal: Journal | null = null;
   const openRuns = (kind: string): RunView[] =>
@@ -192,8 +193,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       const choice = chooseOffer(await askPeers(peers, wanted, request));
       if (!choice.chosen) throw noCapacity(subject.machineName, wanted, choice.reasons);
     },
-    start: (machineId, targetWorker) =>
-      runs.start(MIGRATE_OUT, { machineId, targetWorker, requestedBy: 'drain' }),
+    start: (machineId, targetWorker, { rekey }) =>
+      runs.start(MIGRATE_OUT, {
+        machineId,
+        targetWorker,
+        requestedBy: 'drain',
+        ...(rekey && { rekey: true }),
+      }),
   });
 
   const events = new EventBus(options.name, clock);

@@ -29,6 +29,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
+import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
@@ -195,12 +196,24 @@ export class LocalService implements WorkerService {
         }.`,
       });
     }
+    if (request.rekey) await this.#refuseRekey(record);
     const input: MigrateOutInput = {
       machineId: record.id,
       targetWorker: request.target,
       requestedBy: 'move',
+      ...(request.rekey && { rekey: true }),
     };
     return this.#o.journal.start(MIGRATE_OUT, input);
+  }
+
+  /** Who asks for another key wants to hear that there is none. */
+  async #refuseRekey(machine: MachineRecord): Promise<void> {
+    const volumeId = machine.config.volume?.volumeId;
+    if (volumeId !== undefined && (await this.#o.volumes.get(volumeId)).encryption) return;
+    throw new GodwitError('WORKER_NOT_ENCRYPTED', `${machine.name} has no encrypted volume`, {
+      values: { machineId: machine.id },
+      nextAction: 'Move it without --rekey.',
+    });
   }
 
   async listVolumes(): Promise<VolumeView[]> {
@@ -280,7 +293,7 @@ export class LocalService implements WorkerService {
   }
 
   async drain(request: DrainRequest): Promise<DrainStatus> {
-    this.#o.drain.request(request.target);
+    this.#o.drain.request(request.target, request.rekey === undefined ? {} : { rekey: request.rekey });
     this.#o.events.emit('drain', this.#o.name, 'drain requested');
     return this.drainStatus();
   }

@@ -68,7 +68,8 @@ export class TargetHost implements TargetSide {
   async createVolume(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { encryption } = volume;
-    if (encryption && !this.#options.keys) throw noKeysError(volume);
+    const { keys } = this.#options;
+    if (encryption && !keys) throw noKeysError(volume);
     await this.#options.volumes.createIncoming({
       id: volume.volumeId,
       name: volume.name,
@@ -78,7 +79,9 @@ export class TargetHost implements TargetSide {
       machineId: request.machineId,
       ...(encryption && {
         luks2: {
-          ...encryption,
+          uuid: encryption.uuid,
+          ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
         },
       }),

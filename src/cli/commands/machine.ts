@@ -411,10 +411,13 @@ export async function logs(
 export async function move(
   context: Context,
   ref: string,
-  options: { to?: string; detach?: boolean },
+  options: { to?: string; rekey?: boolean; detach?: boolean },
 ): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  let moving = await worker.client.moveMachine(machine.id, { target: options.to ?? null });
+  let moving = await worker.client.moveMachine(machine.id, {
+    target: options.to ?? null,
+    ...(options.rekey && { rekey: true }),
+  });
   if (options.detach) {
     context.result(moving, () => `${machine.name}: run ${moving.id}; godwit runs show ${moving.id}`);
     return;
