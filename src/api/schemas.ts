@@ -209,7 +209,7 @@ export const CreateVolumeRequest = Type.Object({
   filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')], {
     default: 'ext4',
   }),
-  /** Left out: encrypted where the worker has keys. True where it has none is refused (`VOLUME_NO_KEYS`). */
+  /** Left out: encrypted. A worker without keys refuses all but false (`VOLUME_NO_KEYS`). */
   encrypted: Type.Optional(Type.Boolean()),
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;

@@ -99,6 +99,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--volume <NAME[:PATH]>', 'volume and where the machine sees it (default /data)')
     .option('--size <SIZE>', 'size of the volume when it is new, e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>', 'of a new volume').choices(['ext4', 'xfs']).default('ext4'))
+    .option('--no-encryption', 'a new volume as plain bytes (default: encrypted)')
     .option('--env <NAME=VALUE>', 'environment (repeatable; NAME alone is passed on)', collect, [])
     .option('--user <USER>', 'user name or id')
     .option('--workdir <PATH>', 'working directory')
@@ -189,8 +190,8 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<NAME>')
     .requiredOption('--size <SIZE>', 'e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>').choices(['ext4', 'xfs', 'none']).default('ext4'))
-    .option('--encrypted', 'refuse where the worker has no keys (default: encrypted where it has)')
-    .option('--no-encryption', 'as plain bytes, also where the worker has keys')
+    .option('--encrypted', 'with a key of its own (default; a worker without keys refuses)')
+    .option('--no-encryption', 'as plain bytes')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
     .action((name: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),

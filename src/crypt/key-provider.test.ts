@@ -127,12 +127,19 @@ test('a key file that is made: once, durably, for its owner alone, and beside th
   assert.equal((await shared.newKeyOf(REQUEST)).bytes.toString(), 'of all');
   assert.notEqual((await shared.newKeyOf(later)).bytes.toString(), 'of all');
   assert.deepEqual(readdirSync(dir).sort(), ['shared', 'shared.vol-1.g4', 'vol-1.key', 'vol-1.key.g4']);
-  await assert.rejects(new FileKeyProvider(join(dir, 'none', 'k')).newKeyOf(later), unavailable('cannot be made'));
+  await assert.rejects(
+    new FileKeyProvider(join(dir, 'none', 'k')).newKeyOf(later),
+    unavailable('cannot be made'),
+  );
 });
 
 test('a key program is told which key, and whether to make it', async () => {
   const provider = new ExecKeyProvider({
-    argv: ['sh', '-c', 'printf "%s %s %s" "$GODWIT_KEY_ACTION" "$GODWIT_VOLUME_GENERATION" "$GODWIT_KEY_GENERATION"'],
+    argv: [
+      'sh',
+      '-c',
+      'printf "%s %s %s" "$GODWIT_KEY_ACTION" "$GODWIT_VOLUME_GENERATION" "$GODWIT_KEY_GENERATION"',
+    ],
   });
   const request = { ...REQUEST, generation: 9, keyGeneration: 4 };
   assert.equal((await provider.keyOf(request)).bytes.toString(), 'get 9 4');

@@ -212,7 +212,13 @@ class KeyCollector {
 
 /** Whole and durable, or not there; one that is there already stays. */
 async function makeKeyFile(path: string): Promise<void> {
-  if (await access(path).then(() => true, () => false)) return;
+  if (
+    await access(path).then(
+      () => true,
+      () => false,
+    )
+  )
+    return;
   const temporary = `${path}.new-${randomBytes(6).toString('hex')}`;
   // Never a string, which could not be overwritten.
   const text = randomBytes(NEW_KEY_CHARACTERS);

@@ -92,7 +92,10 @@ export class AttachedVolume {
       local = await openData(spec);
       if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
-        clone = await openClone(spec, cloned, { ...options, ...(encryption?.rekey && { rekey: encryption.rekey }) });
+        clone = await openClone(spec, cloned, {
+          ...options,
+          ...(encryption?.rekey && { rekey: encryption.rekey }),
+        });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const fuse = new FuseServer({
@@ -366,7 +369,11 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
 }
 
 /** What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top. */
-function plaintextOf(encryption: Encryption | null, clone: CloneLayer | null, local: FileDevice): BlockDevice {
+function plaintextOf(
+  encryption: Encryption | null,
+  clone: CloneLayer | null,
+  local: FileDevice,
+): BlockDevice {
   const stored = clone?.device ?? local;
   return encryption === null || clone?.plaintext ? stored : encryption.over(stored);
 }

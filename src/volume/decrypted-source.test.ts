@@ -51,6 +51,9 @@ for (const [sectorBytes, tweakOffset] of [
     assert.ok(!Buffer.from(other).equals(Buffer.alloc(4096)), 'what was changed does not pass for a hole');
     await source.close();
     await assert.rejects(source.read(0, changed), (error) => isGodwitError(error, 'BLOCK_CLOSED'));
-    assert.throws(() => source.ciphertextUnderOldKey(0, changed), (error) => isGodwitError(error, 'BLOCK_CLOSED'));
+    assert.throws(
+      () => source.ciphertextUnderOldKey(0, changed),
+      (error) => isGodwitError(error, 'BLOCK_CLOSED'),
+    );
   });
 }

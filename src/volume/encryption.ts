@@ -7,11 +7,21 @@ import { FileDevice } from '../block/file-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
 import { format } from '../crypt/format.ts';
-import { assessGeometry, luks2Geometry } from '../crypt/geometry.ts';
+import {
+  assessGeometry,
+  type HostCapabilities,
+  type Luks2Geometry,
+  luks2Geometry,
+} from '../crypt/geometry.ts';
 import { headerAreaBytes } from '../crypt/header-backup.ts';
 import { type Luks2Header, readHeader, repairHeader } from '../crypt/header-store.ts';
 import { DEFAULT_KDF_LIMITS } from '../crypt/kdf.ts';
-import { ExecKeyProvider, FileKeyProvider, type KeyProvider, type KeyRequest } from '../crypt/key-provider.ts';
+import {
+  ExecKeyProvider,
+  FileKeyProvider,
+  type KeyProvider,
+  type KeyRequest,
+} from '../crypt/key-provider.ts';
 import { unlock } from '../crypt/key-slots.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import { CIPHER } from '../crypt/metadata.ts';
@@ -54,7 +64,11 @@ export async function unlockVolume(
 ): Promise<UnlockedVolume> {
   const { volumeId, generation, volumeDir, encryption } = spec;
   const { uuid, keyGeneration, keys } = encryption;
-  return unlockFile(join(volumeDir, VOLUME_FILES.header), uuid, keys, { volumeId, generation, keyGeneration });
+  return unlockFile(join(volumeDir, VOLUME_FILES.header), uuid, keys, {
+    volumeId,
+    generation,
+    keyGeneration,
+  });
 }
 
 /** As `unlockVolume`, for the source of a clone under another key: it was sealed one generation earlier. */
@@ -96,7 +110,10 @@ export function plaintextOf(device: BlockDevice, unlocked: UnlockedVolume): Luks
 }
 
 /** The plaintext of the source of a clone under another key. */
-export function plaintextOfSource(source: CloneSource, { header, volumeKey }: UnlockedVolume): DecryptedSource {
+export function plaintextOfSource(
+  source: CloneSource,
+  { header, volumeKey }: UnlockedVolume,
+): DecryptedSource {
   const { segment } = header.metadata;
   return new DecryptedSource(source, {
     cipher: createXts(volumeKey.bytes, segment.sectorBytes),
@@ -156,12 +173,7 @@ export async function rekeyIncoming(
   const provider = keyProvider(options.keys);
   using oldPassphrase = await provider.keyOf({ volumeId, generation: generation - 1, keyGeneration });
   const old = new MemoryDevice({ lengthBytes: bytes.length, content: bytes, writable: false });
-  const { volumeKey: oldKey } = await unlock(
-    old,
-    await readHeader(old),
-    oldPassphrase,
-    DEFAULT_KDF_LIMITS,
-  );
+  const { volumeKey: oldKey } = await unlock(old, await readHeader(old), oldPassphrase, DEFAULT_KDF_LIMITS);
   oldKey.dispose();
   using passphrase = await provider.newKeyOf({ volumeId, generation, keyGeneration: generation });
   if (passphrase.bytes.equals(oldPassphrase.bytes)) throw keyNotNewError(volumeId, generation);
@@ -210,6 +222,26 @@ export async function readHeaderFile(volumeDir: string): Promise<Buffer> {
   }
 }
 
+/** What a move tells other workers of the volume before anything stops. Rejects with `VOLUME_WRONG_HEADER` and the errors of the header. */
+export async function readGeometry(volumeDir: string): Promise<Luks2Geometry> {
+  const device = await openHeader(join(volumeDir, VOLUME_FILES.header));
+  try {
+    return luks2Geometry(await readHeader(device));
+  } finally {
+    await device.close();
+  }
+}
+
+/** What this host could open: a KDF may take no more memory than there is. */
+export function encryptionCapabilities(freeMemoryBytes = Number.POSITIVE_INFINITY): HostCapabilities {
+  const memoryKib = Math.min(DEFAULT_KDF_LIMITS.memoryKib, Math.floor(freeMemoryBytes / 1024));
+  return {
+    ciphers: [CIPHER],
+    maxSectorBytes: ENCRYPTED_SECTOR_BYTES,
+    kdfLimits: { ...DEFAULT_KDF_LIMITS, memoryKib },
+  };
+}
+
 /**
  * Rejects with `VOLUME_WRONG_HEADER`, which names every reason, when this host could not open the volume with that header; with the errors of the header
  * when it is none.
@@ -221,11 +253,11 @@ export async function checkHeader(
   const { volumeId, uuid, lengthBytes } = volume;
   const device = new MemoryDevice({ lengthBytes: header.length, content: header, writable: false });
   const found = await readHeader(device);
-  const problems = assessGeometry(
-    luks2Geometry(found),
-    { ciphers: [CIPHER], maxSectorBytes: ENCRYPTED_SECTOR_BYTES, kdfLimits: DEFAULT_KDF_LIMITS },
-    { uuid, plainLengthBytes: lengthBytes, deviceLengthBytes: lengthBytes },
-  ).map(({ what, message }) => `${what}: ${message}`);
+  const problems = assessGeometry(luks2Geometry(found), encryptionCapabilities(), {
+    uuid,
+    plainLengthBytes: lengthBytes,
+    deviceLengthBytes: lengthBytes,
+  }).map(({ what, message }) => `${what}: ${message}`);
   if (headerAreaBytes(found) > header.length) problems.push('it is cut short');
   if (problems.length > 0) throw wrongHeaderError(volumeId, problems);
 }

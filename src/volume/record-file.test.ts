@@ -25,8 +25,15 @@ test('the checks by hand say what the schema says', () => {
     fc.jsonValue(),
     fc.constantFrom<unknown>(
       ...[{ uuid: 'x' }, { uuid: 1 }, [], { uuid: 'x', keyGeneration: 0 }, { uuid: 'x', keyGeneration: 2 }],
-      ...[{ uuid: 'x', source: {} }, { uuid: 'x', source: [] }, { uuid: 'x', source: null }],
-      ...[{ uuid: 'x', source: { uuid: 'y' } }, { uuid: 'x', source: { uuid: 'y', keyGeneration: 1 } }],
+      ...[
+        { uuid: 'x', source: {} },
+        { uuid: 'x', source: [] },
+        { uuid: 'x', source: null },
+      ],
+      ...[
+        { uuid: 'x', source: { uuid: 'y' } },
+        { uuid: 'x', source: { uuid: 'y', keyGeneration: 1 } },
+      ],
     ),
     fc.constantFrom(0, 1, 4095, 4096, 1.5, -1, 'ext4', 'xfs', 'ready', 'sealed', 'clone', null, undefined),
   );

@@ -27,7 +27,12 @@ const good: VolumeServerSpec = {
     },
     hydration: { paused: false, rateBytesPerSecondMax: 0 },
   },
-  encryption: { uuid: 'u', keyGeneration: 3, source: { uuid: 'old', keyGeneration: 1 }, keys: { kind: 'exec', argv: ['key', 'of'] } },
+  encryption: {
+    uuid: 'u',
+    keyGeneration: 3,
+    source: { uuid: 'old', keyGeneration: 1 },
+    keys: { kind: 'exec', argv: ['key', 'of'] },
+  },
   export: {
     listenHost: 'host',
     listenPort: 0,

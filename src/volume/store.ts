@@ -14,12 +14,7 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
-import {
-  checkHeader,
-  ENCRYPTED_SECTOR_BYTES,
-  encryptNew,
-  rekeyIncoming,
-} from './encryption.ts';
+import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { VOLUME_FILES } from './files.ts';
 import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource } from './import-source-file.ts';

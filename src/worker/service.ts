@@ -226,7 +226,7 @@ export class LocalService implements WorkerService {
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
-    if (encrypted === true && keys === null) throw noKeysError(request);
+    if (encrypted !== false && keys === null) throw noKeysError(request);
     const record = await this.#o.volumes.create({
       ...wanted,
       lengthBytes,

@@ -14,6 +14,7 @@ import {
   type FreeMapReport,
   newGrant,
   readFreeMapFile,
+  readGeometry,
   readImportSource,
   type SourceSpec,
   sourceSpec,
@@ -76,12 +77,19 @@ export class SourceHost implements SourceSide {
       );
     }
     const usedBytes = volume ? await volumes.usedBytes(volume.id) : 0;
+    const encryption = volume?.encryption && {
+      uuid: volume.encryption.uuid,
+      geometry: await readGeometry(volumes.folder(volume.id)),
+    };
     return {
       machineId: record.id,
       machineName: record.name,
       config: record.config,
       running: record.desired === 'running',
-      placement: placementOf(record, volume && { lengthBytes: volume.lengthBytes, usedBytes }),
+      placement: placementOf(
+        record,
+        volume && { lengthBytes: volume.lengthBytes, usedBytes, ...(encryption && { encryption }) },
+      ),
       volume: volume && {
         volumeId: volume.id,
         name: volume.name,

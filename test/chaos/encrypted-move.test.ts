@@ -60,7 +60,11 @@ test('an encrypted volume moves: nothing is lost, and its keys are nowhere but i
     volumeId: volume.id,
     generation: record.generation,
     volumeDir: join(b.dataDir, 'volumes', volume.id),
-    encryption: { uuid: record.encryption!.uuid, keyGeneration: 1, keys: { kind: 'exec', argv: ['sh', script] } },
+    encryption: {
+      uuid: record.encryption!.uuid,
+      keyGeneration: 1,
+      keys: { kind: 'exec', argv: ['sh', script] },
+    },
   });
   const key = volumeKey.bytes;
   const secrets = [

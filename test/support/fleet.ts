@@ -173,6 +173,7 @@ export class Fleet {
       name: `${name}-data`,
       lengthBytes: options.lengthBytes ?? 64 * MIB,
       filesystem: 'ext4',
+      ...(!worker.hasKeys && { encrypted: false }),
     });
     const machine = await worker.client.createMachine({
       name,
@@ -325,6 +326,11 @@ export class FleetWorker {
     mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
     this.dataDir = realpathSync(options.dataDir);
     this.client = new ApiClient({ url: options.url, token: TOKEN, timeoutMs: 60_000 });
+  }
+
+  /** It was started with a place where keys come from. */
+  get hasKeys(): boolean {
+    return this.#options.arguments.some((word) => word.startsWith('--key-'));
   }
 
   get isRunning(): boolean {

@@ -16,6 +16,7 @@ export type RunOptions = {
   volume?: string;
   size?: string;
   filesystem: string;
+  encryption?: boolean;
   env: string[];
   hostFolder: string[];
   user?: string;
@@ -71,6 +72,7 @@ export async function run(context: Context, command: string[], options: RunOptio
         name: wanted.name,
         lengthBytes: lengthBytes!,
         filesystem: options.filesystem as 'ext4' | 'xfs' | 'none',
+        ...(options.encryption === false && { encrypted: false }),
       }));
     if (!existing) made = volume;
     config.volume = { volumeId: volume.id, mountPath: wanted.mountPath };

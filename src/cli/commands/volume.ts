@@ -20,7 +20,7 @@ export async function create(
   const lengthBytes = parseSize(options.size);
   const { client } = await workerFor(context.fleet(), options.worker);
   const filesystem = options.filesystem as VolumeView['filesystem'];
-  // Without either it is for the worker to say: encrypted where it has keys.
+  // Without either: encrypted.
   const encrypted = options.encryption === false ? false : options.encrypted;
   const volume = await client.createVolume({
     name,
