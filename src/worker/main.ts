@@ -21,6 +21,7 @@ import { askPeers, noCapacity } from '../migration/offers.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
+import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
@@ -51,6 +52,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     pino.destination({ fd: 2, sync: false }),
   );
   const startedAtMs = clock.wallMs();
+  // New volumes and new keys: this process holds them while it makes the header.
+  if (options.keys !== null) keepOutOfDumps();
   // Bad certificate files are found now and not in the middle of a move.
   if (options.tls !== null) new TlsIdentity(options.tls, logger);
   const paths = workerPaths(options.dataDir);
