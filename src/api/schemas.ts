@@ -287,6 +287,8 @@ export const DrainMachine = Type.Object({
   wireBytes: Type.Integer(),
   volumeBytes: Type.Integer(),
   usedBytes: Type.Integer(),
+  /** What the source holds and did not send, because its filesystem did not use it; null before the move is over. */
+  bytesAvoided: Nullable(Type.Integer()),
   hydrationMs: Nullable(Type.Number()),
   blocksFetchedTwice: Type.Integer(),
   /** Why it waits or failed. */

@@ -244,7 +244,7 @@ test('a drain without a terminal: a line for every change, a table, 0', async (t
     'pg: runs on worker-2, 50% hydrated',
     'worker-1: drained',
     'pg: moved to worker-2, 0 B over the wire, interrupted 15 ms',
-    'MACHINE  STATE  TARGET    VOLUME   USED   WIRE  STOP  SEAL  HANDOFF  ATTACH  BOOT  TOTAL  HYDRATION',
+    'MACHINE  STATE  TARGET    VOLUME   USED   WIRE  AVOIDED  STOP  SEAL  HANDOFF  ATTACH  BOOT  TOTAL  HYDRATION',
   ]);
 
   fleet.services[0]!.drainScript = script();

@@ -191,7 +191,8 @@ function describeMachine(machine: DrainMachine): string {
     case 'moved': {
       const interrupted =
         machine.interruptionMs === null ? '' : `, interrupted ${interruptionText(machine.interruptionMs)}`;
-      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${interrupted}`;
+      const avoided = machine.bytesAvoided ? `, ${formatSize(machine.bytesAvoided)} avoided` : '';
+      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${avoided}${interrupted}`;
     }
     case 'waiting':
     case 'failed':
@@ -212,6 +213,7 @@ export function renderSummary(status: DrainStatus): string {
       machine.volumeBytes === 0 ? '-' : formatSize(machine.volumeBytes),
       machine.volumeBytes === 0 ? '-' : formatSize(machine.usedBytes),
       formatSize(machine.wireBytes),
+      machine.bytesAvoided === null ? '-' : formatSize(machine.bytesAvoided),
       ...(['stop', 'seal', 'handoff', 'attach', 'boot', 'total'] as const).map((name) =>
         phase(interruption?.[name]),
       ),
@@ -225,6 +227,7 @@ export function renderSummary(status: DrainStatus): string {
     'VOLUME',
     'USED',
     'WIRE',
+    'AVOIDED',
     'STOP',
     'SEAL',
     'HANDOFF',

@@ -27,6 +27,7 @@ export type DrainMachineView = {
   wireBytes: number;
   volumeBytes: number;
   usedBytes: number;
+  bytesAvoided: number | null;
   hydrationMs: number | null;
   blocksFetchedTwice: number;
   reason: string | null;
@@ -115,6 +116,7 @@ export function machineView(
     wireBytes: hydration?.wireBytes ?? 0,
     volumeBytes: output.subject?.volume?.lengthBytes ?? machine.volumeBytes,
     usedBytes: output.subject?.volume?.usedBytes ?? machine.usedBytes,
+    bytesAvoided: output.bytesAvoided ?? null,
     hydrationMs: activated !== null && hydrated !== null ? hydrated - activated : null,
     blocksFetchedTwice: hydration?.blocksFetchedTwice ?? 0,
     reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),

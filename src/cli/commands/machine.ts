@@ -3,6 +3,7 @@ import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError } from '../../base/errors.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
+import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
@@ -449,7 +450,16 @@ export async function move(
   }
   context.result(
     moving,
-    () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`,
+    () =>
+      `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}${travelled(moving.output)}`,
   );
   if (moving.state !== 'done') throw new ExitWith(EXIT.blocked);
+}
+
+/** What a finished move sent and did not have to send, as far as the run says it. */
+function travelled(output: unknown): string {
+  const { bytesAvoided, last } = (output ?? {}) as Partial<MigrateOutOutput>;
+  const wireBytes = last?.hydration?.wireBytes;
+  if (wireBytes === undefined || bytesAvoided === undefined) return '';
+  return `; ${formatSize(wireBytes)} over the wire, ${formatSize(bytesAvoided)} avoided`;
 }
