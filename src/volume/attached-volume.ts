@@ -332,7 +332,8 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
   const { encryption } = spec;
   if (encryption === undefined) return null;
   // Its code and memory are for encrypted volumes only.
-  const { plaintextOf, plaintextOfSource, unlockSource, unlockVolume } = await import('./encryption.ts');
+  const encryptionCode = await import('./encryption.ts');
+  const { plaintextOf, plaintextOfSource, rekeyedFile, unlockSource, unlockVolume } = encryptionCode;
   const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
   const over = (device: BlockDevice) => plaintextOf(device, unlocked);
   let source: UnlockedVolume | null = null;
@@ -349,13 +350,12 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
   };
   return {
     over,
-    rekey: source && {
-      local: over,
-      source: (device) => {
-        decrypted = plaintextOfSource(device, source);
-        return decrypted;
-      },
-    },
+    rekey:
+      source &&
+      ((local, remote) => {
+        decrypted = plaintextOfSource(remote, source);
+        return { local: rekeyedFile(local, unlocked, decrypted), source: decrypted };
+      }),
     get forHotPath() {
       const { sectorBytes } = unlocked.header.metadata.segment;
       return { key: new Uint8Array(unlocked.volumeKey.bytes), sectorBytes };

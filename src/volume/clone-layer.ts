@@ -32,16 +32,12 @@ export type CloneLayerOptions = {
   random: Random;
   logger: Logger;
   onHydrated: () => void;
-  /** For a source under another key: the plaintexts of both sides. */
+  /** For a source under another key. */
   rekey?: Rekey;
 };
 
-/** How a clone comes from one key to another: it decrypts what it fetches, and encrypts what it stores. */
-export type Rekey = {
-  /** The plaintext of the data file. */
-  local: (device: BlockDevice) => BlockDevice;
-  source: (device: CloneSource) => CloneSource;
-};
+/** How a clone comes from one key to another: the plaintexts of the data file and of what is fetched. */
+export type Rekey = (local: BlockDevice, source: CloneSource) => { local: BlockDevice; source: CloneSource };
 
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
@@ -85,10 +81,10 @@ export async function openClone(
       ...(await reach(spec, cloneSpec.source, options)),
     });
     const { rekey } = options;
-    if (rekey) local = rekey.local(local);
+    const sides = rekey ? rekey(local, source) : { local, source };
+    ({ local } = sides);
     const device = await CloneDevice.open({
-      local,
-      source: rekey ? rekey.source(source) : source,
+      ...sides,
       metadata,
       validityWords: validity.words,
       validityIsCurrent: validity.current,

@@ -62,18 +62,33 @@ export class DecryptedSource implements CloneSource {
    * range that this object has read; whole sectors.
    */
   ciphertextUnderOldKey(offsetBytes: number, plaintext: Uint8Array): Uint8Array {
-    if (this.#closed) throw closedError();
-    checkRange(this, offsetBytes, plaintext.length);
     const { sectorBytes } = this.#cipher;
-    const ciphertext = new Uint8Array(plaintext.length);
-    this.#cipher.encrypt(plaintext, ciphertext, this.#tweakOf(offsetBytes));
+    const ciphertext = this.encrypt(offsetBytes, plaintext);
     for (let at = 0; at < plaintext.length; at += sectorBytes) {
-      const sector = (offsetBytes + at) / sectorBytes;
-      const cameAsZeros = (this.#zeroSectors[Math.floor(sector / 32)]! & (1 << (sector % 32))) !== 0;
       // Somebody who changed the content since then gets bytes that never crossed the wire, as he should.
-      if (cameAsZeros && isZeros(plaintext, at, sectorBytes)) ciphertext.fill(0, at, at + sectorBytes);
+      if (this.cameAsZeros(offsetBytes + at, sectorBytes) && isZeros(plaintext, at, sectorBytes))
+        ciphertext.fill(0, at, at + sectorBytes);
     }
     return ciphertext;
+  }
+
+  /** Under the source's key, whatever came. */
+  encrypt(offsetBytes: number, plaintext: Uint8Array): Uint8Array {
+    if (this.#closed) throw closedError();
+    checkRange(this, offsetBytes, plaintext.length);
+    const ciphertext = new Uint8Array(plaintext.length);
+    this.#cipher.encrypt(plaintext, ciphertext, this.#tweakOf(offsetBytes));
+    return ciphertext;
+  }
+
+  /** True when all of the range, whole sectors, has been read and was zeros without being decrypted. */
+  cameAsZeros(offsetBytes: number, lengthBytes: number): boolean {
+    const { sectorBytes } = this.#cipher;
+    const end = (offsetBytes + lengthBytes) / sectorBytes;
+    for (let sector = offsetBytes / sectorBytes; sector < end; sector++) {
+      if ((this.#zeroSectors[Math.floor(sector / 32)]! & (1 << (sector % 32))) === 0) return false;
+    }
+    return true;
   }
 
   /** Of the ciphertext: a hole of it reads as zeros. One that covers a sector in part is for the caller to leave, who asks for whole blocks. */

@@ -32,6 +32,7 @@ import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';
 import { BINARY_AND_JSON_BYTES, HEADER_BYTES_MAX } from './header-size.ts';
 import type { VolumeRecord } from './record.ts';
+import { RekeyedFile } from './rekeyed-file.ts';
 
 /**
  * Encrypted volumes of a worker. The LUKS2 header is a file of its own beside the data (a detached header, as `cryptsetup --header` has it), so
@@ -116,6 +117,19 @@ export function plaintextOfSource(
 ): DecryptedSource {
   const { segment } = header.metadata;
   return new DecryptedSource(source, {
+    cipher: createXts(volumeKey.bytes, segment.sectorBytes),
+    tweakOffset: segment.tweakOffset,
+  });
+}
+
+/** The plaintext of the data file of a clone under another key than its source. */
+export function rekeyedFile(
+  device: BlockDevice,
+  { header, volumeKey }: UnlockedVolume,
+  source: DecryptedSource,
+): RekeyedFile {
+  const { segment } = header.metadata;
+  return new RekeyedFile(device, source, {
     cipher: createXts(volumeKey.bytes, segment.sectorBytes),
     tweakOffset: segment.tweakOffset,
   });
