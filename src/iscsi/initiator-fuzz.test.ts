@@ -3,11 +3,12 @@ import { createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { initiatorOptions } from '../../test/support/iscsi-pair.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
-import { BufferPool } from './buffer-pool.ts';
 import { OPCODE } from './constants.ts';
 import { IscsiInitiator } from './initiator.ts';
 import { InitiatorSession, type InitiatorTask } from './initiator-session.ts';
@@ -62,7 +63,7 @@ type Subject = {
 function newSession(chap: boolean): Subject {
   const clock = new FakeClock();
   // The other side takes nothing: what is queued stays queued.
-  const writer = new PduWriter(() => {}, pool);
+  const writer = new PduWriter(new ChunkWriter(() => {}, pool));
   const errors: GodwitError[] = [];
   const session = new InitiatorSession({
     writer,

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { HandshakeDriver, list, negotiate, type RemoteExport } from './client-handshake.ts';
 import { type NbdFailure, type NbdRequest, NbdSession } from './client-session.ts';
-import { RequestWriter } from './client-writer.ts';
 import {
   CHUNK,
   COMMAND,
@@ -24,6 +24,7 @@ import {
   OPTION,
   OPTION_REPLY,
 } from './protocol.ts';
+import { RequestWriter } from './request-writer.ts';
 
 /**
  * Hostile servers against both phases of the client: what a correct server would send, with fields that lie, chunks left out, repeated,
@@ -57,7 +58,7 @@ function world(replyStyle: RemoteExport['replyStyle']) {
   const pool = new BufferPool(0);
   const session = new NbdSession({
     export: { ...EXPORT, replyStyle },
-    writer: new RequestWriter(() => {}, pool),
+    writer: new RequestWriter(new ChunkWriter(() => {}, pool)),
     clock: new FakeClock(),
     keepAliveIntervalMs: 1000,
     keepAliveTimeoutMs: 1000,

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { ByteBudget } from './byte-budget.ts';
 import { NbdExport } from './export.ts';
 import { ServerHandshake } from './handshake-server.ts';
@@ -19,7 +20,6 @@ import {
   encodeRequest,
   OPTION,
 } from './protocol.ts';
-import { ReplyWriter } from './reply-writer.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession } from './server-session.ts';
 
@@ -43,7 +43,7 @@ const limits = {
 class Server {
   readonly budget = new ByteBudget(limits.serverBytesMax);
   readonly #handshake: ServerHandshake;
-  readonly #writer: ReplyWriter;
+  readonly #writer: ChunkWriter;
   readonly #device: MemoryDevice;
   #parser: RequestParser | null = null;
   session: ServerSession | null = null;
@@ -62,7 +62,7 @@ class Server {
         hydration: (offsetBytes, lengthBytes) => [{ offsetBytes, lengthBytes, kind: 'hydrated' }],
       }),
     ];
-    this.#writer = new ReplyWriter(
+    this.#writer = new ChunkWriter(
       (chunks, done) => {
         for (const chunk of chunks) this.repliedBytes += chunk.length;
         process.nextTick(done);
