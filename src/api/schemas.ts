@@ -211,6 +211,8 @@ export const CreateVolumeRequest = Type.Object({
   }),
   /** Left out: encrypted. A worker without keys refuses all but false (`VOLUME_NO_KEYS`). */
   encrypted: Type.Optional(Type.Boolean()),
+  /** dm-crypt may open the encrypted volume too: takes more space, and all of it when it is trimmed. */
+  dmCrypt: Type.Optional(Type.Boolean()),
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 

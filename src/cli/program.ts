@@ -191,7 +191,8 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .requiredOption('--size <SIZE>', 'e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>').choices(['ext4', 'xfs', 'none']).default('ext4'))
     .option('--encrypted', 'with a key of its own (default; a worker without keys refuses)')
-    .option('--no-encryption', 'as plain bytes')
+    .addOption(new Option('--no-encryption', 'as plain bytes').conflicts('dmCrypt'))
+    .option('--dm-crypt', 'dm-crypt may open it too: takes more space, and all of it when it is trimmed')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
     .action((name: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),

@@ -17,7 +17,7 @@ export type MoveSubject = {
     usedBytes: number;
     filesystem: 'ext4' | 'xfs' | 'none';
     generation: number;
-    encryption?: { uuid: string; keyGeneration?: number };
+    encryption?: { uuid: string; keyGeneration?: number; holes?: 'none' };
   } | null;
 };
 

@@ -337,7 +337,8 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
   const encryptionCode = await import('./encryption.ts');
   const { plaintextOf, plaintextOfSource, rekeyedFile, unlockSource, unlockVolume } = encryptionCode;
   const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
-  const over = (device: BlockDevice) => plaintextOf(device, unlocked);
+  const { holes } = encryption;
+  const over = (device: BlockDevice) => plaintextOf(device, unlocked, holes);
   let source: UnlockedVolume | null = null;
   let decrypted: DecryptedSource | null = null;
   try {
@@ -356,7 +357,7 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
       source &&
       ((local, remote) => {
         decrypted = plaintextOfSource(remote, source);
-        return { local: rekeyedFile(local, unlocked, decrypted), source: decrypted };
+        return { local: rekeyedFile(local, unlocked, decrypted, holes), source: decrypted };
       }),
     get forHotPath() {
       const { sectorBytes } = unlocked.header.metadata.segment;

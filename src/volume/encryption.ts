@@ -2,7 +2,7 @@ import { rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { KeySource, VolumeServerSpec } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
-import type { BlockDevice } from '../block/block-device.ts';
+import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
@@ -23,11 +23,13 @@ import {
   type KeyRequest,
 } from '../crypt/key-provider.ts';
 import { unlock } from '../crypt/key-slots.ts';
-import type { Luks2Device } from '../crypt/luks2-device.ts';
+import type { HolePolicy, Luks2Device } from '../crypt/luks2-device.ts';
 import { CIPHER } from '../crypt/metadata.ts';
 import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
 import { createXts } from '../crypt/xts.ts';
+import type { BlockRun } from '../freemap/free-map.ts';
+import { FreeMapReader } from '../freemap/free-map-reader.ts';
 import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';
 import { BINARY_AND_JSON_BYTES, HEADER_BYTES_MAX } from './header-size.ts';
@@ -105,9 +107,13 @@ async function unlockFile(
   }
 }
 
-/** The plaintext of `device`. Both kinds of calls leave holes: a volume stays as sparse as its owner makes it. */
-export function plaintextOf(device: BlockDevice, unlocked: UnlockedVolume): Luks2Device {
-  return openLuks2(device, unlocked.header, unlocked.volumeKey, { detached: true, holes: 'all' });
+/** The plaintext of `device`. By default both discards and zeroes leave holes: a volume stays as sparse as its owner makes it. */
+export function plaintextOf(
+  device: BlockDevice,
+  { header, volumeKey }: UnlockedVolume,
+  holes: HolePolicy = 'all',
+): Luks2Device {
+  return openLuks2(device, header, volumeKey, { detached: true, holes });
 }
 
 /** The plaintext of the source of a clone under another key. */
@@ -127,22 +133,29 @@ export function rekeyedFile(
   device: BlockDevice,
   { header, volumeKey }: UnlockedVolume,
   source: DecryptedSource,
+  holes: HolePolicy = 'all',
 ): RekeyedFile {
   const { segment } = header.metadata;
   return new RekeyedFile(device, source, {
     cipher: createXts(volumeKey.bytes, segment.sectorBytes),
     tweakOffset: segment.tweakOffset,
+    holes,
   });
 }
 
 /**
  * Makes the header and the ciphertext of a new volume in a folder that nobody sees yet. `fill` makes the plaintext in a sparse file beside it: an empty
- * filesystem, nothing that is secret. Answers what belongs into the record.
+ * filesystem, nothing that is secret. With `dmCrypt` what the filesystem uses of its holes is written, as encrypted zeros. Answers what belongs into the record.
  */
 export async function encryptNew(
   folder: string,
   record: VolumeRecord,
-  options: { keys: KeySource; headerFileBytes: number; fill: (path: string) => Promise<void> },
+  options: {
+    keys: KeySource;
+    headerFileBytes: number;
+    fill: (path: string) => Promise<void>;
+    dmCrypt?: boolean;
+  },
 ): Promise<NonNullable<VolumeRecord['encryption']>> {
   const { id: volumeId, generation, lengthBytes } = record;
   using passphrase = await keyProvider(options.keys).newKeyOf({ volumeId, generation, keyGeneration: 1 });
@@ -155,10 +168,11 @@ export async function encryptNew(
     using key = volumeKey;
     await options.fill(plainPath);
     const data = await FileDevice.open({ file: join(folder, VOLUME_FILES.data), lengthBytes });
-    target = plaintextOf(data, { header, volumeKey: key });
+    target = plaintextOf(data, { header, volumeKey: key }, options.dmCrypt ? 'none' : 'all');
     await copyData(plain, target);
+    if (options.dmCrypt) await fillHoles(plain, target, await unusedRuns(plain, record.filesystem));
     await target.flush();
-    return { uuid: header.binary.uuid };
+    return { uuid: header.binary.uuid, ...(options.dmCrypt && { holes: 'none' }) };
   } finally {
     await target?.close();
     await plain.close();
@@ -179,11 +193,11 @@ export async function rekeyIncoming(
   options: {
     keys: KeySource;
     headerFileBytes: number;
-    source: { uuid: string; keyGeneration: number; header: Buffer };
+    source: { uuid: string; keyGeneration: number; header: Buffer; holes?: 'none' };
   },
 ): Promise<NonNullable<VolumeRecord['encryption']>> {
   const { id: volumeId, generation } = record;
-  const { uuid, keyGeneration, header: bytes } = options.source;
+  const { uuid, keyGeneration, header: bytes, holes } = options.source;
   const provider = keyProvider(options.keys);
   using oldPassphrase = await provider.keyOf({ volumeId, generation: generation - 1, keyGeneration });
   const old = new MemoryDevice({ lengthBytes: bytes.length, content: bytes, writable: false });
@@ -199,6 +213,7 @@ export async function rekeyIncoming(
     return {
       uuid: header.binary.uuid,
       keyGeneration: generation,
+      ...(holes && { holes }),
       source: { uuid, keyGeneration },
     };
   } finally {
@@ -281,6 +296,34 @@ async function openHeader(path: string): Promise<FileDevice> {
   if (size === 0 || size > HEADER_BYTES_MAX || size % 512 !== 0)
     throw wrongHeaderError(path, [size === 0 ? 'there is none' : `it has ${size} bytes`]);
   return FileDevice.open({ file: path, lengthBytes: size });
+}
+
+/** What the filesystem does not use: nobody will ever ask what is there. Nothing where that cannot be told. */
+async function unusedRuns(plain: FileDevice, filesystem: VolumeRecord['filesystem']): Promise<BlockRun[]> {
+  if (filesystem === 'none') return [];
+  const result = await new FreeMapReader(plain, filesystem).finish();
+  return result.kind === 'map' ? [...result.map.runs()] : [];
+}
+
+/** Writes encrypted zeros where `from` has holes, except in `unused`, which ascends. */
+async function fillHoles(from: FileDevice, to: BlockDevice, unused: readonly BlockRun[]): Promise<void> {
+  let next = 0;
+  for (let at = 0; at < from.lengthBytes; ) {
+    for (const extent of await from.extents(at, from.lengthBytes - at, EXTENTS_AT_ONCE)) {
+      const end = extent.offsetBytes + extent.lengthBytes;
+      at = end;
+      if (extent.kind === 'data') continue;
+      // A block that is a hole in part was copied whole.
+      const holeEnd = Math.floor(end / BLOCK_BYTES) * BLOCK_BYTES;
+      for (let start = Math.ceil(extent.offsetBytes / BLOCK_BYTES) * BLOCK_BYTES; start < holeEnd; ) {
+        while (next < unused.length && unused[next]!.end * BLOCK_BYTES <= start) next++;
+        const skipped = unused[next];
+        const usedEnd = skipped ? Math.min(holeEnd, skipped.first * BLOCK_BYTES) : holeEnd;
+        if (start < usedEnd) await to.writeZeroes(start, usedEnd - start);
+        start = skipped ? skipped.end * BLOCK_BYTES : holeEnd;
+      }
+    }
+  }
 }
 
 async function copyData(from: FileDevice, to: BlockDevice): Promise<void> {

@@ -26,6 +26,8 @@ test('the checks by hand say what the schema says', () => {
     fc.constantFrom<unknown>(
       ...[{ uuid: 'x' }, { uuid: 1 }, [], { uuid: 'x', keyGeneration: 0 }, { uuid: 'x', keyGeneration: 2 }],
       ...[
+        { uuid: 'x', holes: 'none' },
+        { uuid: 'x', holes: 'all' },
         { uuid: 'x', source: {} },
         { uuid: 'x', source: [] },
         { uuid: 'x', source: null },

@@ -69,8 +69,8 @@ export function wrongField(value: unknown): string | null {
 
 function isEncryption(value: unknown): boolean {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
-  const { uuid, keyGeneration, source } = value as Record<string, unknown>;
-  if (typeof uuid !== 'string') return false;
+  const { uuid, keyGeneration, holes, source } = value as Record<string, unknown>;
+  if (typeof uuid !== 'string' || (holes !== undefined && holes !== 'none')) return false;
   if (keyGeneration !== undefined && !isGeneration(keyGeneration)) return false;
   if (source === undefined) return true;
   if (typeof source !== 'object' || source === null || Array.isArray(source)) return false;

@@ -1,6 +1,6 @@
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
-import { decryptSectors, isZeros, Luks2Device } from '../crypt/luks2-device.ts';
+import { decryptSectors, type HolePolicy, isZeros, Luks2Device } from '../crypt/luks2-device.ts';
 import { TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
 
@@ -16,8 +16,12 @@ export class RekeyedFile extends Luks2Device {
   readonly #tweakOffset: number;
 
   /** `cipher` is that of the file, in sectors of 4 KiB. */
-  constructor(file: BlockDevice, source: DecryptedSource, own: { cipher: XtsCipher; tweakOffset: number }) {
-    super(file, { ...own, holes: 'all' });
+  constructor(
+    file: BlockDevice,
+    source: DecryptedSource,
+    own: { cipher: XtsCipher; tweakOffset: number; holes: HolePolicy },
+  ) {
+    super(file, own);
     this.#file = file;
     this.#source = source;
     this.#cipher = own.cipher;
@@ -31,7 +35,7 @@ export class RekeyedFile extends Luks2Device {
       const zeros = cameAsZeros(start);
       let end = start + BLOCK_BYTES;
       while (end < from.length && cameAsZeros(end) === zeros) end += BLOCK_BYTES;
-      if (zeros) await super.writeZeroes(offsetBytes + start, end - start);
+      if (zeros) await this.#file.writeZeroes(offsetBytes + start, end - start);
       else await super.write(offsetBytes + start, from.subarray(start, end));
       start = end;
     }

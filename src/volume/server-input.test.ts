@@ -30,6 +30,7 @@ const good: VolumeServerSpec = {
   encryption: {
     uuid: 'u',
     keyGeneration: 3,
+    holes: 'none',
     source: { uuid: 'old', keyGeneration: 1 },
     keys: { kind: 'exec', argv: ['key', 'of'] },
   },

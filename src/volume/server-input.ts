@@ -104,6 +104,9 @@ function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encrypti
   const keys = object(encryption.keys, 'encryption.keys');
   const header = {
     ...parseHeader(encryption, 'encryption'),
+    ...(encryption.holes === undefined
+      ? {}
+      : { holes: oneOf(encryption.holes, ['none'], 'encryption.holes') }),
     ...(encryption.source === undefined
       ? {}
       : { source: parseHeader(object(encryption.source, 'encryption.source'), 'encryption.source') }),

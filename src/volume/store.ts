@@ -80,6 +80,8 @@ export class VolumeStore {
     machineId?: string | null;
     /** Encrypts the volume, with the key of this source. */
     keys?: KeySource;
+    /** Of an encrypted volume: dm-crypt may open it too. Takes more space (docs/encryption.md). */
+    dmCrypt?: boolean;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'ready');
@@ -90,6 +92,7 @@ export class VolumeStore {
         record.encryption = await encryptNew(folder, record, {
           keys,
           headerFileBytes: this.#headerFileBytes,
+          dmCrypt: request.dmCrypt === true,
           fill: (path) => this.#format(path, record, true),
         });
       }),
@@ -134,7 +137,7 @@ export class VolumeStore {
      * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the volume gets another key from there, and a
      * header of this worker's size; rejects then as `rekeyIncoming` does too.
      */
-    luks2?: { uuid: string; keyGeneration?: number; header: Buffer; rekey?: KeySource };
+    luks2?: { uuid: string; keyGeneration?: number; holes?: 'none'; header: Buffer; rekey?: KeySource };
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
@@ -161,6 +164,7 @@ export class VolumeStore {
           encryption: {
             uuid: luks2.uuid,
             ...(luks2.keyGeneration !== undefined && { keyGeneration: luks2.keyGeneration }),
+            ...(luks2.holes && { holes: luks2.holes }),
           },
         }),
     };
@@ -181,11 +185,11 @@ export class VolumeStore {
       return this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
         if (luks2?.rekey) {
-          const { uuid, keyGeneration = 1, header, rekey: keys } = luks2;
+          const { keyGeneration = 1, rekey: keys, ...source } = luks2;
           record.encryption = await rekeyIncoming(folder, record, {
             keys,
             headerFileBytes: this.#headerFileBytes,
-            source: { uuid, keyGeneration, header },
+            source: { ...source, keyGeneration },
           });
         } else if (luks2) {
           await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });

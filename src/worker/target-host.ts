@@ -81,6 +81,7 @@ export class TargetHost implements TargetSide {
         luks2: {
           uuid: encryption.uuid,
           ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.holes && { holes: encryption.holes }),
           ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
         },

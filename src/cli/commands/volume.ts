@@ -15,7 +15,14 @@ import { percent, workerFor } from './machine.ts';
 export async function create(
   context: Context,
   name: string,
-  options: { size: string; filesystem: string; worker?: string; encrypted?: boolean; encryption?: boolean },
+  options: {
+    size: string;
+    filesystem: string;
+    worker?: string;
+    encrypted?: boolean;
+    encryption?: boolean;
+    dmCrypt?: boolean;
+  },
 ): Promise<void> {
   const lengthBytes = parseSize(options.size);
   const { client } = await workerFor(context.fleet(), options.worker);
@@ -27,6 +34,7 @@ export async function create(
     lengthBytes,
     filesystem,
     ...(encrypted !== undefined && { encrypted }),
+    ...(options.dmCrypt && { dmCrypt: true }),
   });
   context.result(
     volume,
