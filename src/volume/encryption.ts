@@ -169,8 +169,7 @@ export async function encryptNew(
     await options.fill(plainPath);
     const data = await FileDevice.open({ file: join(folder, VOLUME_FILES.data), lengthBytes });
     target = plaintextOf(data, { header, volumeKey: key }, options.dmCrypt ? 'none' : 'all');
-    await copyData(plain, target);
-    if (options.dmCrypt) await fillHoles(plain, target, await unusedRuns(plain, record.filesystem));
+    await copyData(plain, target, options.dmCrypt ? await unusedRuns(plain, record.filesystem) : null);
     await target.flush();
     return { uuid: header.binary.uuid, ...(options.dmCrypt && { holes: 'none' }) };
   } finally {
@@ -305,44 +304,56 @@ async function unusedRuns(plain: FileDevice, filesystem: VolumeRecord['filesyste
   return result.kind === 'map' ? [...result.map.runs()] : [];
 }
 
-/** Writes encrypted zeros where `from` has holes, except in `unused`, which ascends. */
-async function fillHoles(from: FileDevice, to: BlockDevice, unused: readonly BlockRun[]): Promise<void> {
-  let next = 0;
-  for (let at = 0; at < from.lengthBytes; ) {
-    for (const extent of await from.extents(at, from.lengthBytes - at, EXTENTS_AT_ONCE)) {
-      const end = extent.offsetBytes + extent.lengthBytes;
-      at = end;
-      if (extent.kind === 'data') continue;
-      // A block that is a hole in part was copied whole.
-      const holeEnd = Math.floor(end / BLOCK_BYTES) * BLOCK_BYTES;
-      for (let start = Math.ceil(extent.offsetBytes / BLOCK_BYTES) * BLOCK_BYTES; start < holeEnd; ) {
-        while (next < unused.length && unused[next]!.end * BLOCK_BYTES <= start) next++;
-        const skipped = unused[next];
-        const usedEnd = skipped ? Math.min(holeEnd, skipped.first * BLOCK_BYTES) : holeEnd;
-        if (start < usedEnd) await to.writeZeroes(start, usedEnd - start);
-        start = skipped ? skipped.end * BLOCK_BYTES : holeEnd;
-      }
-    }
-  }
-}
-
-async function copyData(from: FileDevice, to: BlockDevice): Promise<void> {
+/**
+ * Copies what `from` holds; with `unused`, which ascends, zeros too where it has holes that are not in there. In one pass: blocks that are reserved and not
+ * written turn from hole to data when somebody reads them into the page cache.
+ */
+async function copyData(
+  from: FileDevice,
+  to: BlockDevice,
+  unused: readonly BlockRun[] | null,
+): Promise<void> {
   const buffer = new Uint8Array(PIECE_BYTES);
   for (let at = 0; at < from.lengthBytes; ) {
     for (const extent of await from.extents(at, from.lengthBytes - at, EXTENTS_AT_ONCE)) {
       const end = extent.offsetBytes + extent.lengthBytes;
       at = end;
-      if (extent.kind === 'hole') continue;
+      if (extent.kind === 'hole') {
+        // A sector that is a hole in part is copied whole.
+        const holeEnd = end - (end % ENCRYPTED_SECTOR_BYTES);
+        if (unused !== null) await writeUsedZeros(to, wholeSectors(extent.offsetBytes), holeEnd, unused);
+        continue;
+      }
       // Whole sectors: a filesystem of the host may have smaller blocks than we encrypt.
       const start = extent.offsetBytes - (extent.offsetBytes % ENCRYPTED_SECTOR_BYTES);
       for (let piece = start; piece < end; piece += PIECE_BYTES) {
-        const wanted = Math.min(PIECE_BYTES, end - piece);
-        const bytes = buffer.subarray(0, Math.ceil(wanted / ENCRYPTED_SECTOR_BYTES) * ENCRYPTED_SECTOR_BYTES);
+        const bytes = buffer.subarray(0, wholeSectors(Math.min(PIECE_BYTES, end - piece)));
         await from.read(piece, bytes);
         await to.write(piece, bytes);
       }
     }
   }
+}
+
+async function writeUsedZeros(
+  to: BlockDevice,
+  startBytes: number,
+  endBytes: number,
+  unused: readonly BlockRun[],
+): Promise<void> {
+  let at = startBytes;
+  for (const { first, end } of unused) {
+    if (at >= endBytes) return;
+    if (end * BLOCK_BYTES <= at) continue;
+    const usedEnd = Math.min(endBytes, first * BLOCK_BYTES);
+    if (at < usedEnd) await to.writeZeroes(at, usedEnd - at);
+    at = end * BLOCK_BYTES;
+  }
+  if (at < endBytes) await to.writeZeroes(at, endBytes - at);
+}
+
+function wholeSectors(bytes: number): number {
+  return Math.ceil(bytes / ENCRYPTED_SECTOR_BYTES) * ENCRYPTED_SECTOR_BYTES;
 }
 
 function keyNotNewError(volumeId: string, generation: number): GodwitError {
