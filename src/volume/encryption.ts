@@ -29,7 +29,6 @@ import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
 import { createXts } from '../crypt/xts.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
-import { FreeMapReader } from '../freemap/free-map-reader.ts';
 import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';
 import { BINARY_AND_JSON_BYTES, HEADER_BYTES_MAX } from './header-size.ts';
@@ -300,6 +299,8 @@ async function openHeader(path: string): Promise<FileDevice> {
 /** What the filesystem does not use: nobody will ever ask what is there. Nothing where that cannot be told. */
 async function unusedRuns(plain: FileDevice, filesystem: VolumeRecord['filesystem']): Promise<BlockRun[]> {
   if (filesystem === 'none') return [];
+  // Volume servers do without this code and its memory.
+  const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
   const result = await new FreeMapReader(plain, filesystem).finish();
   return result.kind === 'map' ? [...result.map.runs()] : [];
 }

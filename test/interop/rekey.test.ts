@@ -168,6 +168,10 @@ test('what cannot be moved to another key is refused before there is anything', 
   };
   await assert.rejects(incoming({ uuid, header, rekey: readOnly }), code('CRYPT_KEY_UNAVAILABLE'));
   assert.deepEqual(await targetStore.list(), { volumes: [], broken: [] });
+  // A header that is another volume's opens nothing, though its key would.
+  const other = await sourceStore.create({ name: 'other', lengthBytes: LENGTH, filesystem: 'none', keys });
+  renameSync(headerPath(sourceStore, other.id), headerPath(sourceStore, made.id));
+  await assert.rejects(plaintext(sourceStore, made, keys), code('VOLUME_WRONG_HEADER'));
   // One that came without another key makes room for one that shall get it, and the other way round.
   await incoming({ uuid, header, rekey: keys });
   const plain = await targetStore.createIncoming({ ...made, generation: 2, luks2: { uuid, header } });
