@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { assertInBatches } from '../../test/support/fuzz.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -228,9 +229,9 @@ for (const style of ['simple', 'structured', 'extended'] as const) {
     structured: fc.oneof({ weight: 5, arbitrary: chunk(false) }, { weight: 2, arbitrary: simpleReply }),
     extended: fc.oneof({ weight: 8, arbitrary: chunk(true) }, { weight: 1, arbitrary: chunk(false) }),
   }[style];
-  test(`hostile ${style} replies end in answers or a typed error`, () => {
+  test(`hostile ${style} replies end in answers or a typed error`, async () => {
     let whole = 0;
-    fc.assert(
+    await assertInBatches(
       fc.property(
         fc.oneof(
           { weight: 6, arbitrary: fc.array(messages, { maxLength: 6 }) },
@@ -363,9 +364,9 @@ const conversation = fc
     return Buffer.concat(parts);
   });
 
-test('hostile handshakes end in an export or a typed error', () => {
+test('hostile handshakes end in an export or a typed error', async () => {
   let completed = 0;
-  fc.assert(
+  await assertInBatches(
     fc.property(
       fc.oneof(
         { weight: 3, arbitrary: conversation },

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { assertInBatches } from '../../test/support/fuzz.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -277,7 +278,7 @@ test('the conversations that the fuzzer mutilates are whole ones', async () => {
 test(`${RUNS} mutilated conversations end in replies or in the end of the connection`, async (t) => {
   const seed = Number(process.env.GODWIT_SEED ?? Date.now() & 0x7fffffff);
   t.diagnostic(`GODWIT_SEED=${seed}`);
-  await fc.assert(
+  await assertInBatches(
     fc.asyncProperty(
       fc.constantFrom(...CONVERSATIONS),
       mutation,
@@ -288,7 +289,7 @@ test(`${RUNS} mutilated conversations end in replies or in the end of the connec
     ),
     { numRuns: Math.floor(RUNS * 0.8), seed },
   );
-  await fc.assert(
+  await assertInBatches(
     fc.asyncProperty(
       fc.boolean(),
       fc.uint8Array({ maxLength: 300 }),
