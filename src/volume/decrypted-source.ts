@@ -50,11 +50,18 @@ export class DecryptedSource implements CloneSource {
     checkRange(this, offsetBytes, into.length);
     await this.#inner.read(offsetBytes, into, options);
     if (this.#closed) throw closedError();
-    const firstSector = offsetBytes / this.#cipher.sectorBytes;
-    decryptSectors(this.#cipher, into, this.#tweakOf(offsetBytes), (at) => {
-      const sector = firstSector + at / this.#cipher.sectorBytes;
+    const { sectorBytes } = this.#cipher;
+    decryptSectors(this.#cipher, into, this.#tweakOf(offsetBytes), (at) =>
+      this.noteZeros(offsetBytes + at, sectorBytes),
+    );
+  }
+
+  /** The range, whole sectors, came as zeros. */
+  noteZeros(offsetBytes: number, lengthBytes: number): void {
+    const { sectorBytes } = this.#cipher;
+    const end = (offsetBytes + lengthBytes) / sectorBytes;
+    for (let sector = offsetBytes / sectorBytes; sector < end; sector++)
       this.#zeroSectors[Math.floor(sector / 32)]! |= 1 << (sector % 32);
-    });
   }
 
   /**
@@ -62,8 +69,11 @@ export class DecryptedSource implements CloneSource {
    * range that this object has read; whole sectors.
    */
   ciphertextUnderOldKey(offsetBytes: number, plaintext: Uint8Array): Uint8Array {
+    if (this.#closed) throw closedError();
+    checkRange(this, offsetBytes, plaintext.length);
     const { sectorBytes } = this.#cipher;
-    const ciphertext = this.encrypt(offsetBytes, plaintext);
+    const ciphertext = new Uint8Array(plaintext.length);
+    this.#cipher.encrypt(plaintext, ciphertext, this.#tweakOf(offsetBytes));
     for (let at = 0; at < plaintext.length; at += sectorBytes) {
       // Somebody who changed the content since then gets bytes that never crossed the wire, as he should.
       if (this.cameAsZeros(offsetBytes + at, sectorBytes) && isZeros(plaintext, at, sectorBytes))
@@ -72,16 +82,7 @@ export class DecryptedSource implements CloneSource {
     return ciphertext;
   }
 
-  /** Under the source's key, whatever came. */
-  encrypt(offsetBytes: number, plaintext: Uint8Array): Uint8Array {
-    if (this.#closed) throw closedError();
-    checkRange(this, offsetBytes, plaintext.length);
-    const ciphertext = new Uint8Array(plaintext.length);
-    this.#cipher.encrypt(plaintext, ciphertext, this.#tweakOf(offsetBytes));
-    return ciphertext;
-  }
-
-  /** True when all of the range, whole sectors, has been read and was zeros without being decrypted. */
+  /** True when all of the range, whole sectors, is known to have come as zeros. */
   cameAsZeros(offsetBytes: number, lengthBytes: number): boolean {
     const { sectorBytes } = this.#cipher;
     const end = (offsetBytes + lengthBytes) / sectorBytes;

@@ -6,7 +6,7 @@ import type { DecryptedSource } from './decrypted-source.ts';
 
 /**
  * The plaintext of the data file of a clone under another key than its source, in blocks of 4 KiB. A block that came from the source as zeros is zeros in the
- * file too, and not encrypted ones: the volume stays as sparse as it was, and the file alone tells what crossed the wire, also for the
+ * file too, and not encrypted ones: the volume stays as sparse as it was, and the file alone tells what crossed the wire, also to the
  * next volume server.
  */
 export class RekeyedFile extends Luks2Device {
@@ -42,19 +42,19 @@ export class RekeyedFile extends Luks2Device {
   }
 
   /**
-   * What crossed the wire for blocks that were fetched and not written since, from what is in the file now. Exact, except for a block of a source with sectors
-   * below 4 KiB some of whose sectors came as zeros.
+   * The plaintext of a part of the file that `stored` reads by another way (past the page cache). Tells the source which blocks are zeros in it, so that
+   * `ciphertextUnderOldKey` is exact for what was fetched by an earlier volume server too; not for blocks of a source with smaller sectors of which only
+   * some came as zeros.
    */
-  async readAsSent(offsetBytes: number, lengthBytes: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(lengthBytes);
-    await this.#file.read(offsetBytes, bytes);
-    const sent = new Uint8Array(lengthBytes);
-    for (let at = 0; at < lengthBytes; at += BLOCK_BYTES) {
-      if (isZeros(bytes, at, BLOCK_BYTES)) continue;
-      const block = bytes.subarray(at, at + BLOCK_BYTES);
-      decryptSectors(this.#cipher, block, (offsetBytes + at) / TWEAK_BYTES + this.#tweakOffset);
-      sent.set(this.#source.encrypt(offsetBytes + at, block), at);
-    }
-    return sent;
+  decrypting(stored: Pick<BlockDevice, 'read'>): Pick<BlockDevice, 'read'> {
+    return {
+      read: async (offsetBytes, into) => {
+        await stored.read(offsetBytes, into);
+        for (let at = 0; at < into.length; at += BLOCK_BYTES) {
+          if (isZeros(into, at, BLOCK_BYTES)) this.#source.noteZeros(offsetBytes + at, BLOCK_BYTES);
+        }
+        decryptSectors(this.#cipher, into, offsetBytes / TWEAK_BYTES + this.#tweakOffset);
+      },
+    };
   }
 }
