@@ -74,6 +74,8 @@ export const WorkerView = Type.Object({
   version: Type.String(),
   pid: Type.Integer(),
   startedAtMs: Type.Number(),
+  /** SHA-256 of the public key that this worker signs receipts with. */
+  keyFingerprint: Type.String(),
   /** A draining (or drained) worker takes no machines. */
   draining: Type.Boolean(),
   capacity: Capacity,
@@ -241,6 +243,12 @@ export const ServeVolumeRequest = Type.Object({
   chap: Type.Optional(Chap),
 });
 export type ServeVolumeRequest = Static<typeof ServeVolumeRequest>;
+
+export const RecoverVolumeRequest = Type.Object({
+  /** Of the new volume. */
+  name: Name,
+});
+export type RecoverVolumeRequest = Static<typeof RecoverVolumeRequest>;
 
 export const ServeReply = Type.Object({
   location: Type.String(),

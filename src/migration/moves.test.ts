@@ -4,6 +4,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
 import { MoveWorld } from '../../test/support/move-world.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
+import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
@@ -14,6 +15,7 @@ import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
+import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
 /** Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that outlives its "process". */
@@ -24,12 +26,17 @@ class Pair {
   source!: Journal;
   target!: Journal;
   #receiver!: MoveReceiver;
+  readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
+  sourceReceipts!: ReceiptBook;
+  targetReceipts!: ReceiptBook;
   /** Calls to the target whose answer gets lost, once each. */
   readonly loseAnswersOf = new Set<string>();
 
   constructor(t: TestContext, crashPoints: { source?: CrashPoints; target?: CrashPoints } = {}) {
     this.#dir = scratchDir(t);
     this.#inboxDatabase = new DatabaseSync(join(this.#dir, 'inbox.sqlite'));
+    this.sourceReceipts = new ReceiptBook(new DatabaseSync(':memory:'));
+    this.targetReceipts = new ReceiptBook(this.#inboxDatabase);
     this.openTarget(crashPoints.target ?? noCrashPoints);
     this.openSource(crashPoints.source ?? noCrashPoints);
     this.world.sourceRunState = () => this.#run(this.source);
@@ -49,6 +56,8 @@ class Pair {
       source,
       peers: () => [peer],
       clock: systemClock,
+      key: this.#keys.source,
+      receipts: this.sourceReceipts,
       worker: { name: 'w1', url: 'model:' },
       retentionMs: 1000,
       handoffPatienceMs: 50,
@@ -61,6 +70,7 @@ class Pair {
     const definition = migrateIn({
       target: this.world.targetSide,
       inbox,
+      receipts: this.targetReceipts,
       clock: systemClock,
       sourceProbeMs: 20,
     });
@@ -71,6 +81,8 @@ class Pair {
       target: this.world.targetSide,
       clock: systemClock,
       worker: 'w2',
+      key: this.#keys.target,
+      receipts: this.targetReceipts,
       handoffHoldMs: 100,
     });
   }
@@ -175,12 +187,15 @@ const definitions = (() => {
       source: world.sourceSide,
       peers: () => [],
       clock: systemClock,
+      key: newWorkerKey(),
+      receipts: new ReceiptBook(database),
       worker: { name: 'w1', url: 'model:' },
       retentionMs: 0,
     }) as RunDefinition<never>,
     target: migrateIn({
       target: world.targetSide,
       inbox: new MoveInbox(database),
+      receipts: new ReceiptBook(database),
       clock: systemClock,
     }) as RunDefinition<never>,
   };

@@ -1,3 +1,4 @@
+import { rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -6,14 +7,16 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
+import { FetchLog, type FetchLogIdentity, fetchLogLengthBytes } from '../clone/fetch-log.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
+import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';
 import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
 import { exportSerial } from './specs.ts';
-import { openValidityFile, type ValidityFile } from './validity-file.ts';
+import { openValidityFile, type ValidityFile, writtenPath } from './validity-file.ts';
 
 /** The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code and its memory. */
 export type CloneLayer = {
@@ -21,6 +24,8 @@ export type CloneLayer = {
   source: SourceDevice;
   validity: ValidityFile;
   validityPath: string;
+  /** What proving the move needs; null for a clone of a disk of another system. */
+  proof: { log: FetchLog; written: ValidityFile; local: FileDevice } | null;
 };
 
 export type CloneLayerOptions = {
@@ -49,16 +54,21 @@ export async function openClone(
     blockBytes: BLOCK_BYTES,
   });
   let validity: ValidityFile | undefined;
+  let written: ValidityFile | undefined;
+  let log: FetchLog | undefined;
   let local: FileDevice | undefined;
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
-    validity = openValidityFile({
-      path: cloneSpec.validityPath,
-      volumeId,
-      generation,
-      lengthBytes,
-      bootId: bootId(),
-    });
+    const identity = { volumeId, generation, lengthBytes };
+    validity = openValidityFile({ path: cloneSpec.validityPath, ...identity, bootId: bootId() });
+    if (!('location' in cloneSpec.source)) {
+      written = openValidityFile({
+        path: writtenPath(cloneSpec.validityPath),
+        ...identity,
+        bootId: bootId(),
+      });
+      log = await openFetchLog(join(spec.volumeDir, VOLUME_FILES.fetchLog), identity);
+    }
     local = await FileDevice.open({
       file: join(spec.volumeDir, VOLUME_FILES.data),
       lengthBytes,
@@ -75,6 +85,8 @@ export async function openClone(
       metadata,
       validityWords: validity.words,
       validityIsCurrent: validity.current,
+      ...(log && { fetchLog: log }),
+      ...(written && { writtenWords: written.words, writtenIsCurrent: written.current && written.tellsAll }),
       clock,
       logger,
       blockBytes: BLOCK_BYTES,
@@ -83,11 +95,35 @@ export async function openClone(
       wireBytesBefore: validity.wireBytes,
       onHydrated: options.onHydrated,
     });
-    return { device, source, validity, validityPath: cloneSpec.validityPath };
+    if (written) written.tellsAll = true;
+    const proof = log && written ? { log, written, local } : null;
+    return { device, source, validity, validityPath: cloneSpec.validityPath, proof };
   } catch (error) {
     validity?.close();
+    written?.close();
+    await log?.close();
     await local?.close();
     await metadataDevice.close();
+    throw error;
+  }
+}
+
+/** The log is made with the first opening, when nothing was fetched yet. */
+async function openFetchLog(path: string, identity: FetchLogIdentity): Promise<FetchLog> {
+  const lengthBytes = fetchLogLengthBytes(identity.lengthBytes);
+  if ((await stat(path).catch(() => null)) === null) {
+    const temporary = `${path}.new`;
+    await rm(temporary, { force: true });
+    const made = await FileDevice.create(temporary, { lengthBytes, blockBytes: BLOCK_BYTES });
+    await FetchLog.create(made, identity);
+    await made.close();
+    await rename(temporary, path);
+  }
+  const device = await FileDevice.open({ file: path, lengthBytes, blockBytes: BLOCK_BYTES });
+  try {
+    return await FetchLog.open(device, identity, (_offsetBytes, bytes) => sha256(bytes));
+  } catch (error) {
+    await device.close();
     throw error;
   }
 }
