@@ -295,6 +295,10 @@ export const DrainMachine = Type.Object({
   usedBytes: Type.Integer(),
   hydrationMs: Nullable(Type.Number()),
   blocksFetchedTwice: Type.Integer(),
+  /** Data that did not have to travel, because the filesystem no longer used it; null until it is known. */
+  bytesAvoided: Nullable(Type.Integer()),
+  /** Root of the receipt, once both workers have signed it. */
+  root: Nullable(Type.String()),
   /** Why it waits or failed. */
   reason: Nullable(Type.String()),
   nextAction: Nullable(Type.String()),

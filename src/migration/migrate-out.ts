@@ -62,6 +62,8 @@ export type MigrateOutOutput = {
   healthyAtMs?: number;
   /** What had to be fetched again, because what had come or was stored was wrong. */
   mended?: Mended;
+  /** Why the last attempt to prove the move found content that differs, and nothing is released. */
+  disputed?: WireError | null;
   /** Root of the receipt. */
   root?: string;
   /** Last status that the target gave. */
@@ -138,6 +140,9 @@ const WARM_TIMEOUT_MS = 2_000;
 /** The target holds its answer until the volume is open. */
 const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
+
+/** Somebody has to look at a disk. */
+const DISPUTES = new Set(['MIGRATION_CONTENT_DIFFERS', 'VOLUME_REGION_CHANGED']);
 
 const PHASES_IN_ORDER: readonly TargetPhase[] = [
   'preparing',
@@ -446,7 +451,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const { handedOverAtMs, stopStartedAtMs, mended } = out(context);
           const bytesAvoided =
             out(context).bytesAvoided ?? (await source.bytesAvoided(volume.volumeId, volume.generation));
-          const receipt = await proveMove({
+          const proving = proveMove({
             moveId: context.runId,
             subject: { ...subject, volume },
             worker: options.worker,
@@ -469,7 +474,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             clock,
             signal: context.signal,
           });
-          return { bytesAvoided, root: verifyReceipt(receipt).root };
+          const receipt = await proving.catch((error: unknown) => {
+            if (isGodwitError(error) && DISPUTES.has(error.code)) context.put({ disputed: error.toWire() });
+            throw error;
+          });
+          return { bytesAvoided, root: verifyReceipt(receipt).root, disputed: null };
         },
       },
       {

@@ -431,6 +431,8 @@ export function drainMachine(some: Partial<DrainMachine>): DrainMachine {
     volumeBytes: 100 * 2 ** 30,
     usedBytes: 5 * 2 ** 20,
     hydrationMs: null,
+    bytesAvoided: null,
+    root: null,
     blocksFetchedTwice: 0,
     reason: null,
     nextAction: null,
