@@ -5,7 +5,7 @@ import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../re
 import type { FetchedRange, StatedRange } from '../receipt/proof.ts';
 import type { ReceiptBody } from '../receipt/receipt.ts';
 import { REGION_BYTES, RootHash, rangeBytes } from '../receipt/root.ts';
-import type { Peer } from './peer.ts';
+import type { Peer, ProofAnswers } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { MoveSubject, SourceSide } from './source-side.ts';
 
@@ -18,8 +18,8 @@ export type ProveOptions = {
   /** The source's name and key. */
   worker: { name: string };
   key: WorkerKey;
-  peer: Peer;
-  source: SourceSide;
+  peer: Pick<Peer, 'name' | keyof ProofAnswers>;
+  source: Pick<SourceSide, 'freeMap' | 'digests' | 'owed'>;
   receipts: ReceiptBook;
   bytesAvoided: number;
   times: { stopped: number | null; handedOver: number };
