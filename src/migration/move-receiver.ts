@@ -123,15 +123,15 @@ export class MoveReceiver implements ProofAnswers {
     return this.status(moveId);
   }
 
-  fetched(moveId: string, query: ProofQuery): Promise<FetchedPage> {
+  async fetched(moveId: string, query: ProofQuery): Promise<FetchedPage> {
     return this.#target.fetched(this.#hydrated(moveId), query);
   }
 
-  unfetched(moveId: string, query: ProofQuery): Promise<UnfetchedPage> {
+  async unfetched(moveId: string, query: ProofQuery): Promise<UnfetchedPage> {
     return this.#target.unfetched(this.#hydrated(moveId), query);
   }
 
-  mend(moveId: string, request: MendRequest): Promise<MendReply> {
+  async mend(moveId: string, request: MendRequest): Promise<MendReply> {
     return this.#target.mend(this.#hydrated(moveId), request);
   }
 

@@ -316,7 +316,7 @@ test('both sides have the same receipt, and the source has it before it lets go'
 
 test('what came wrong is mended, and the receipt says so', async (t) => {
   const pair = new Pair(t);
-  pair.world.arrivedDigest = 'f'.repeat(64);
+  pair.world.fetchLog = ['f'.repeat(64)];
   pair.start();
   assert.equal((await pair.sourceEnd()).state, 'done');
   const { bytes, rangesMended } = verifyReceipt(pair.sourceReceipts.get('run1'));
@@ -325,7 +325,7 @@ test('what came wrong is mended, and the receipt says so', async (t) => {
 
 test('what is wrong twice stops the release and says where; it goes on when it is right', async (t) => {
   const pair = new Pair(t);
-  pair.world.arrivedDigest = 'f'.repeat(64);
+  pair.world.fetchLog = ['f'.repeat(64)];
   pair.world.mendable = false;
   pair.start();
   await until(() => {

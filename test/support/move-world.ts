@@ -38,12 +38,11 @@ export class MoveWorld {
   accepts = true;
   /** The free map of the handoff arrived before the volume was opened. */
   keptFreeMap = false;
-  /** What the source has, and what came. */
-  sourceDigest = 'a'.repeat(64);
-  arrivedDigest = 'a'.repeat(64);
+  /** What the source has of the one block that came, and what came; '' was fetched again. */
+  readonly sourceDigest = 'a'.repeat(64);
+  fetchLog = ['a'.repeat(64)];
   /** False: what comes again is as wrong as what came. */
   mendable = true;
-  mends = 0;
   /** Calls of the hosts, for finding out what happened. */
   readonly calls: string[] = [];
 
@@ -236,28 +235,30 @@ export class MoveWorld {
       this.target.volume?.state === 'ready' || this.source.exported === 'open' ? HYDRATED : null,
     freeMapDigest: async () => createHash('sha256').update(Buffer.from('bWFw', 'base64')).digest('hex'),
     fetched: async (_request, { cursor }) => {
-      if (cursor > 0 && this.mends === 0) return { ranges: [], next: 1, ended: true };
-      const range = {
-        position: cursor,
-        first: 0,
-        blocks: 1,
-        digest: this.arrivedDigest,
-        stored: 'same' as const,
-      };
-      return { ranges: cursor > this.mends ? [] : [range], next: cursor + 1, ended: cursor >= this.mends };
+      const ranges = this.fetchLog
+        .map((digest, position) => ({ position, first: 0, blocks: 1, digest, stored: 'same' as const }))
+        .filter(({ position, digest }) => position >= cursor && digest !== '');
+      return { ranges, next: this.fetchLog.length, ended: true };
     },
     unfetched: async () => ({ ranges: [{ first: 1, blocks: 255 }], next: null }),
     mend: async (_request, { ranges }) => {
-      this.mends++;
-      if (!this.mendable)
-        return { results: ranges.map(() => ({ mended: false, storedBytes: 0, leftBytes: 0 })) };
-      this.arrivedDigest = this.sourceDigest;
-      return { results: ranges.map(() => ({ mended: true, storedBytes: 4096, leftBytes: 0 })) };
+      for (const { position } of ranges) {
+        if (!this.mendable) continue;
+        this.fetchLog[position!] = '';
+        this.fetchLog.push(this.sourceDigest);
+      }
+      return { results: ranges.map(() => ({ mended: this.mendable, storedBytes: 4096, leftBytes: 0 })) };
     },
     figures: async (_request, { freeMapDigest }) => {
       const root = new RootHash(2 ** 20, freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'));
-      root.add({ first: 0, blocks: 1, digest: Buffer.from(this.arrivedDigest, 'hex') });
-      return { root: root.hex(), ranges: 1, comparedBytes: 4096, fetchedBytes: 4096 };
+      const digests = this.fetchLog.filter((digest) => digest !== '');
+      for (const digest of digests) root.add({ first: 0, blocks: 1, digest: Buffer.from(digest, 'hex') });
+      return {
+        root: root.hex(),
+        ranges: digests.length,
+        comparedBytes: digests.length * 4096,
+        fetchedBytes: 4096,
+      };
     },
     finish: async () => {
       if (this.target.volume) this.target.volume.state = 'ready';
