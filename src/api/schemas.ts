@@ -74,6 +74,8 @@ export const WorkerView = Type.Object({
   version: Type.String(),
   pid: Type.Integer(),
   startedAtMs: Type.Number(),
+  /** SHA-256 of the public key that this worker signs receipts with. */
+  keyFingerprint: Type.String(),
   /** A draining (or drained) worker takes no machines. */
   draining: Type.Boolean(),
   capacity: Capacity,
@@ -246,6 +248,12 @@ export const ServeVolumeRequest = Type.Object({
 });
 export type ServeVolumeRequest = Static<typeof ServeVolumeRequest>;
 
+export const RecoverVolumeRequest = Type.Object({
+  /** Of the new volume. */
+  name: Name,
+});
+export type RecoverVolumeRequest = Static<typeof RecoverVolumeRequest>;
+
 export const ServeReply = Type.Object({
   location: Type.String(),
   writable: Type.Boolean(),
@@ -289,10 +297,12 @@ export const DrainMachine = Type.Object({
   wireBytes: Type.Integer(),
   volumeBytes: Type.Integer(),
   usedBytes: Type.Integer(),
-  /** What the source holds and did not send, because its filesystem did not use it; null before the move is over. */
-  bytesAvoided: Nullable(Type.Integer()),
   hydrationMs: Nullable(Type.Number()),
   blocksFetchedTwice: Type.Integer(),
+  /** Data that did not have to travel, because the filesystem no longer used it; null until it is known. */
+  bytesAvoided: Nullable(Type.Integer()),
+  /** Root of the receipt, once both workers have signed it. */
+  root: Nullable(Type.String()),
   /** Why it waits or failed. */
   reason: Nullable(Type.String()),
   nextAction: Nullable(Type.String()),

@@ -231,6 +231,12 @@ export type FreeMapReport = {
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
+ *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
+ *   unfetched  {cursor}                    → UnfetchedPage  what is local and neither came nor was written
+ *   mend       MendRequest                 → MendReply      fetches again what was wrong
+ *   figures    FiguresQuery                → ProofFigures
+ *   digests    {ranges: BlockRange[]}      → {digests: string[]}     export only: of the sealed content
+ *   owed       BlockRange & {cursor}       → {ranges: StatedRange[], next}   export only: of a range that did not travel, what should have
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -246,5 +252,11 @@ export type VolumeServerOp =
   | 'finish'
   | 'heat'
   | 'warm'
+  | 'fetched'
+  | 'unfetched'
+  | 'mend'
+  | 'figures'
+  | 'digests'
+  | 'owed'
   | 'grant'
   | 'revoke';

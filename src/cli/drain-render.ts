@@ -1,7 +1,7 @@
 import type { DrainMachine, DrainStatus, Interruption, Plan } from '../api/schemas.ts';
 import type { Style } from './style.ts';
 import { displayWidth, printable, table, truncate } from './table.ts';
-import { formatDuration, formatSize } from './units.ts';
+import { formatDuration, formatSize, shortDigest } from './units.ts';
 
 /**
  * How a drain looks: pure functions from its status to lines. On a terminal one line a machine, drawn over again
@@ -218,6 +218,7 @@ export function renderSummary(status: DrainStatus): string {
         phase(interruption?.[name]),
       ),
       phase(machine.hydrationMs),
+      machine.root === null ? '-' : shortDigest(machine.root),
     ];
   });
   const header = [
@@ -235,6 +236,7 @@ export function renderSummary(status: DrainStatus): string {
     'BOOT',
     'TOTAL',
     'HYDRATION',
+    'RECEIPT',
   ];
   return table(header, rows);
 }

@@ -45,6 +45,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--rekey', 'encrypted volumes get a new key and header there')
     .option('--detach', 'ask for it and do not watch')
     .option('--wait <DURATION>', 'how long nothing may move before it counts as blocked', '15s')
+    .option('--receipts <DIR>', 'save the receipts of the moves there, when it is done')
     .option('--json-lines', 'one JSON object a line for every change; the last has "final": true')
     .action((worker: string, options, command: Command) =>
       withContext(command, async (context) =>
@@ -260,6 +261,33 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--force', 'the sealed copy that a move left as a way back, too')
     .action((refs: string[], options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).destroy(context, refs, options)),
+    );
+
+  volume
+    .command('recover')
+    .description('make the sealed volume that a move left behind a volume of its own, under a new id')
+    .argument('<VOLUME>', 'name or id of the volume that moved')
+    .requiredOption('--as <NAME>', 'name of the new volume')
+    .option('--worker <WORKER>', 'where it was left, if several workers have one')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).recover(context, ref, options)),
+    );
+
+  program
+    .command('receipt')
+    .description('the proof of a move: what arrived is what left; signed by both workers')
+    .argument('[MOVE]', 'run of the move, or a machine for its latest one')
+    .option('--verify <FILE>', 'verify a receipt in a file (- for standard input); needs no worker')
+    .option(
+      '--key <FINGERPRINT>',
+      "SHA-256 of a worker's public key; both must be given (repeatable)",
+      collect,
+      [],
+    )
+    .action((ref: string | undefined, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/receipt.ts')).receipt(context, ref, options),
+      ),
     );
 
   const runs = program

@@ -27,9 +27,10 @@ export type DrainMachineView = {
   wireBytes: number;
   volumeBytes: number;
   usedBytes: number;
-  bytesAvoided: number | null;
   hydrationMs: number | null;
   blocksFetchedTwice: number;
+  bytesAvoided: number | null;
+  root: string | null;
   reason: string | null;
   nextAction: string | null;
 };
@@ -99,7 +100,7 @@ export function machineView(
   const hydration = status?.hydration ?? null;
   const ended = run !== null && run.endedAtMs !== null;
   const undone = ended && run.state !== 'done';
-  const reason = obstacle?.error ?? (undone ? run.error : null);
+  const reason = obstacle?.error ?? (undone ? run.error : ended ? null : (output.disputed ?? null));
   const { activated, hydrated } = status?.timesMs ?? { activated: null, hydrated: null };
   return {
     machineId: machine.machineId,
@@ -116,9 +117,10 @@ export function machineView(
     wireBytes: hydration?.wireBytes ?? 0,
     volumeBytes: output.subject?.volume?.lengthBytes ?? machine.volumeBytes,
     usedBytes: output.subject?.volume?.usedBytes ?? machine.usedBytes,
-    bytesAvoided: output.bytesAvoided ?? null,
     hydrationMs: activated !== null && hydrated !== null ? hydrated - activated : null,
     blocksFetchedTwice: hydration?.blocksFetchedTwice ?? 0,
+    bytesAvoided: output.bytesAvoided ?? null,
+    root: output.root ?? null,
     reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),
     nextAction: reason?.nextAction ?? (ended ? null : (run?.reason?.nextAction ?? null)),
   };
@@ -127,6 +129,8 @@ export function machineView(
 function stateOf(run: RunView | null, obstacle: Obstacle | null): DrainMachineState {
   if (run?.state === 'done') return 'moved';
   if (run?.state === 'failed') return 'failed';
+  // It runs at its target, and this worker cannot let its volume go: no more happens by itself.
+  if (run !== null && run.endedAtMs === null && (run.output as MigrateOutOutput).disputed) return 'waiting';
   if (run !== null && run.endedAtMs === null) return isServing(run) ? 'hydrating' : 'moving';
   return obstacle ? 'waiting' : 'queued';
 }

@@ -2,6 +2,17 @@ import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MachineConfig } from '../machine/config.ts';
+import type { Receipt } from '../receipt/envelope.ts';
+import {
+  type FetchedPage,
+  type FiguresQuery,
+  type MendReply,
+  type MendRequest,
+  ProofFigures,
+  type ProofQuery,
+  type UnfetchedPage,
+} from '../receipt/proof.ts';
+import { ReceiptWorker } from '../receipt/receipt.ts';
 
 /**
  * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still
@@ -138,6 +149,10 @@ export const TargetPhase = Type.Union([
   Type.Literal('activated'),
   Type.Literal('booted'),
   Type.Literal('healthy'),
+  /** All blocks are there; what came can be held against the source. */
+  Type.Literal('hydrated'),
+  /** Both workers have signed the receipt. */
+  Type.Literal('proven'),
   /** Whole, and logged out of the source: the source may be released. */
   Type.Literal('released'),
   /** Never activated and never will be: the source may take the machine back. */
@@ -180,6 +195,20 @@ export const TargetStatus = Type.Object({
 });
 export type TargetStatus = Static<typeof TargetStatus>;
 
+/** The target's sums, and who signs for them. */
+export const TargetFigures = Type.Object({ ...ProofFigures.properties, worker: ReceiptWorker });
+export type TargetFigures = Static<typeof TargetFigures>;
+
+/** What a target answers when its move is proved, without the wire in between. */
+export interface ProofAnswers {
+  fetched(runId: string, query: ProofQuery): Promise<FetchedPage>;
+  unfetched(runId: string, query: ProofQuery): Promise<UnfetchedPage>;
+  mend(runId: string, request: MendRequest): Promise<MendReply>;
+  figures(runId: string, query: FiguresQuery): Promise<TargetFigures>;
+  countersign(runId: string, draft: Receipt): Promise<Receipt>;
+  receipt(runId: string): Promise<Receipt | null>;
+}
+
 /** A neighbour. Implemented over HTTP by api/peer-client.ts, in memory by tests. */
 export interface Peer {
   readonly name: string;
@@ -192,6 +221,14 @@ export interface Peer {
   warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void>;
   /** "The volume is sealed; it is yours." */
   handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus>;
+  /** The questions of a proof (receipt/proof.ts), when the target is `hydrated`. */
+  fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage>;
+  unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage>;
+  mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply>;
+  figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures>;
+  /** The receipt with both signatures, which the target keeps; of the same move always the same. */
+  countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt>;
+  receipt(runId: string, signal?: AbortSignal): Promise<Receipt | null>;
   /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
   /** State of a run of the other worker's journal, `null` when it has none of that id. */

@@ -16,8 +16,10 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { FetchProof } from '../clone/fetch-proof.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
+import type { DirectFile } from '../sys/direct-file.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
@@ -26,7 +28,7 @@ import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
 import { readRecord } from './record-file.ts';
-import { removeValidityFile } from './validity-file.ts';
+import { removeValidityFile, type ValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
   /** An open FUSE connection (attach/fuse-mount.ts). */
@@ -54,6 +56,9 @@ export class AttachedVolume {
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
   #freeMapReader: FreeMapReader | null = null;
+  #proof: OpenProof | null = null;
+  /** The questions of a proof that are not answered yet. A mend among them takes the access away for a moment: whoever changes it waits. */
+  #proving: Promise<unknown> = Promise.resolve();
 
   private constructor(
     spec: VolumeServerSpec,
@@ -103,7 +108,8 @@ export class AttachedVolume {
         device: plaintextOf(encryption, clone, local),
         hot: {
           dataFd: local.fileDescriptor,
-          validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
+          validity: clone && wordsOf(clone.validity),
+          written: clone?.proof ? wordsOf(clone.proof.written) : null,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
@@ -175,6 +181,7 @@ export class AttachedVolume {
 
   /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
   async seal(): Promise<void> {
+    await this.#proving;
     if (this.#fuse.access === 'writable') await this.#fuse.setAccess('readonly');
     await this.flush();
     this.#lock?.release();
@@ -238,6 +245,7 @@ export class AttachedVolume {
   async finish(): Promise<void> {
     const clone = this.#clone;
     if (clone === null) return;
+    await this.#closeProof();
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
     await this.#fuse.becomeWhole(this.#encryption?.over(this.#local) ?? this.#local);
@@ -246,12 +254,66 @@ export class AttachedVolume {
     await clone.source.close();
     this.#encryption?.forgetSource();
     clone.validity.close();
+    clone.proof?.written.close();
     removeValidityFile(clone.validityPath);
     await removeFreeMap(this.#spec.volumeDir);
   }
 
+  /**
+   * Asks the target's part of proving a move (clone/fetch-proof.ts), one question at a time. Rejects `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where
+   * there is nothing to prove: a volume that is whole, or the clone of a disk of another system.
+   */
+  prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
+    const answered = this.#proving.then(async () => {
+      const clone = this.#clone;
+      if (!clone?.proof) throw noFetchLog(this.#spec.volumeId);
+      clone.device.checkComplete();
+      this.#proof ??= await this.#openProof(clone.proof);
+      return question(this.#proof.proof);
+    });
+    this.#proving = answered.catch(() => {});
+    return answered;
+  }
+
+  /** Ends what is being proved. */
+  async #closeProof(): Promise<void> {
+    await this.#proving;
+    await this.#proof?.stored.close();
+    this.#proof = null;
+  }
+
+  async #openProof(parts: NonNullable<CloneLayer['proof']>): Promise<OpenProof> {
+    // Code that only the end of a move needs.
+    const [{ FetchProof }, { DirectFile }] = await Promise.all([
+      import('../clone/fetch-proof.ts'),
+      import('../sys/direct-file.ts'),
+    ]);
+    const stored = new DirectFile(join(this.#spec.volumeDir, VOLUME_FILES.data));
+    const proof = new FetchProof({
+      local: parts.local,
+      stored: parts.stored(stored),
+      source: parts.source,
+      log: parts.log,
+      writtenWords: parts.written.words,
+      exclusively: (work) => this.#exclusively(work),
+    });
+    return { proof, stored };
+  }
+
+  /** Holds the guest's requests back for as long as `work` takes. */
+  async #exclusively(work: () => Promise<void>): Promise<void> {
+    if (this.#fuse.access !== 'writable') return work();
+    await this.#fuse.setAccess('standby');
+    try {
+      await work();
+    } finally {
+      await this.#fuse.setAccess('writable');
+    }
+  }
+
   /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
   async close(): Promise<void> {
+    await this.#closeProof();
     await this.#fuse.stop();
     if (this.#fuse.access === 'writable') await this.flush();
     this.#noteWireBytes();
@@ -308,6 +370,19 @@ export class AttachedVolume {
     if (this.#clone === null) return;
     this.#clone.validity.wireBytes = this.#clone.device.hydrationStatus().wireBytes;
   }
+}
+
+function noFetchLog(volumeId: string): GodwitError {
+  return new GodwitError('VOLUME_NO_FETCH_LOG', `nobody kept what was fetched of volume ${volumeId}`, {
+    values: { volumeId },
+    nextAction: 'Only volumes that move have receipts; both workers must be of the same godwit version.',
+  });
+}
+
+type OpenProof = { proof: FetchProof; stored: DirectFile };
+
+function wordsOf({ address, words }: ValidityFile): { address: bigint; words: number } {
+  return { address, words: words.length };
 }
 
 function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {

@@ -12,4 +12,8 @@ export const VOLUME_FILES = {
   header: 'header.luks2',
   /** Of the source's ciphertext, while the volume is a clone under another key. */
   sourceHeader: 'source-header.luks2',
+  /** Digests of what was fetched, until the clone is whole (clone/fetch-log.ts). */
+  fetchLog: 'fetch.log',
+  /** Digests of the sealed content (region-digests.ts). */
+  regionDigests: 'region.digests',
 } as const;

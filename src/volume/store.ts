@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { link, mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ulid } from 'ulid';
@@ -29,6 +29,8 @@ import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
  *                          data.raw        the bytes, sparse
  *                          clone.meta      durable validity bits, while the volume is a clone
  *                          source.json     the disk that an imported volume comes from, while it is a clone
+ *                          fetch.log       digests of what was fetched, while the volume is the clone of a move
+ *                          region.digests  digests of the sealed content, once it was exported
  *                          header.luks2    header and key slots, when data.raw is ciphertext
  *                          source-header.luks2  those of the source, while the volume is a clone under another key
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
@@ -256,8 +258,11 @@ export class VolumeStore {
         );
       }
       if (event.kind === 'complete') {
-        for (const name of [VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata, VOLUME_FILES.sourceHeader])
-          await rm(join(this.folder(id), name), { force: true });
+        const ended = [
+          ...[VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata],
+          ...[VOLUME_FILES.fetchLog, VOLUME_FILES.sourceHeader],
+        ];
+        for (const name of ended) await rm(join(this.folder(id), name), { force: true });
       }
       return after;
     });
@@ -301,6 +306,62 @@ export class VolumeStore {
       }
       await this.#destroyFolder(this.folder(id), id);
     });
+  }
+
+  /**
+   * Makes the newest retained generation of a volume a volume of its own, under a new id at generation 1, so that nothing can take it for the one that
+   * moved. No byte is copied: the way back is used up. Rejects `VOLUME_NOT_RETAINED`, `VOLUME_ATTACHED`, `VOLUME_ALREADY_RECOVERED`.
+   */
+  recover(id: string, name: string): Promise<VolumeRecord> {
+    checkId(id);
+    return this.#exclusively(async () => {
+      const retained = await this.#retainedFolder(id);
+      const data = join(retained.folder, VOLUME_FILES.data);
+      if (isDataLocked(data)) throw attached(id);
+      // A crash came between the two renames below.
+      if ((await stat(data)).nlink > 1) {
+        throw new GodwitError(
+          'VOLUME_ALREADY_RECOVERED',
+          `what volume ${id} left here is a volume of its own already`,
+          {
+            values: { volumeId: id, generation: retained.record.generation },
+            nextAction: 'godwit volume list shows it. The old name of it goes when its retention is over.',
+          },
+        );
+      }
+      const { lengthBytes, filesystem, encryption } = retained.record;
+      const record = this.#newRecord({ name, lengthBytes, filesystem }, 'ready');
+      if (encryption) record.encryption = encryption;
+      const recovered = await this.#build(record, async (folder) => {
+        await rm(join(folder, VOLUME_FILES.data));
+        await link(data, join(folder, VOLUME_FILES.data));
+        if (encryption)
+          await link(join(retained.folder, VOLUME_FILES.header), join(folder, VOLUME_FILES.header));
+      });
+      await this.#remove(retained.folder);
+      return recovered;
+    });
+  }
+
+  async #retainedFolder(id: string): Promise<{ folder: string; record: VolumeRecord }> {
+    const names = (await readdir(this.directory)).filter((name) => name === id || name.startsWith(`${id}.g`));
+    const found: { folder: string; record: VolumeRecord }[] = [];
+    for (const name of names) {
+      const folder = join(this.directory, name);
+      const record = await readRecord(folder);
+      if (record.state === 'retained') found.push({ folder, record });
+    }
+    const newest = found.sort((left, right) => right.record.generation - left.record.generation)[0];
+    if (newest) return newest;
+    throw new GodwitError(
+      'VOLUME_NOT_RETAINED',
+      `no move left a sealed copy of volume ${id} on this worker`,
+      {
+        values: { volumeId: id },
+        nextAction:
+          'godwit volume list --all shows what is kept, and where. A copy goes when its retention is over.',
+      },
+    );
   }
 
   /** Destroys every retained volume whose time is over; answers their ids. One that is still open is left for the next sweep. */
@@ -453,12 +514,7 @@ export class VolumeStore {
   }
 
   async #destroyFolder(folder: string, id: string): Promise<void> {
-    if (isDataLocked(join(folder, VOLUME_FILES.data))) {
-      throw new GodwitError('VOLUME_ATTACHED', `the data of volume ${id} is open in a volume server`, {
-        values: { volumeId: id },
-        nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
-      });
-    }
+    if (isDataLocked(join(folder, VOLUME_FILES.data))) throw attached(id);
     await this.#remove(folder);
     this.#logger.info({ volumeId: id }, 'a volume was destroyed');
   }
@@ -609,6 +665,13 @@ function exists(existing: VolumeRecord, generation: number): GodwitError {
       nextAction: 'Another move of this volume is not over here; wait for it or choose another target.',
     },
   );
+}
+
+function attached(id: string): GodwitError {
+  return new GodwitError('VOLUME_ATTACHED', `the data of volume ${id} is open in a volume server`, {
+    values: { volumeId: id },
+    nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
+  });
 }
 
 async function writeDurably(path: string, text: string): Promise<void> {

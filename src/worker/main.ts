@@ -20,6 +20,8 @@ import { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers, noCapacity } from '../migration/offers.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
+import { ReceiptBook } from '../migration/receipt-book.ts';
+import { openWorkerKey } from '../receipt/worker-key.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
 import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
@@ -65,6 +67,9 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   state.exec('PRAGMA synchronous = FULL');
   const inbox = new MoveInbox(state);
   inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
+
+  const receipts = new ReceiptBook(state);
+  const key = openWorkerKey(paths.key);
 
   const { headerFileBytes } = options;
   const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger, headerFileBytes });
@@ -154,10 +159,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       peers: () => peers,
       clock,
       worker,
+      key,
+      receipts,
       retentionMs: options.retainMs,
       onProgress: (runId, status) => progress.set(runId, status),
     }),
-    migrateIn({ target, inbox, clock }),
+    migrateIn({ target, inbox, receipts, clock }),
   ] as RunDefinition<never>[];
   journal = new Journal({
     database: paths.journal,
@@ -226,13 +233,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     url: () => url,
     version: packageVersion(),
     startedAtMs,
+    keyFingerprint: key.fingerprint,
+    receipts,
     machines,
     volumes,
     imports,
     serving,
     journal: runs,
     drain,
-    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
+    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name, key, receipts }),
     source,
     peers: () => peers,
     keys: options.keys,
@@ -260,7 +269,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
   }, SWEEP_MS);
   sweep.unref();
-  logger.info({ url, dataDir: options.dataDir }, 'worker is up');
+  logger.info({ url, dataDir: options.dataDir, keyFingerprint: key.fingerprint }, 'worker is up');
 
   let closing: Promise<void> | null = null;
   return {

@@ -14,6 +14,7 @@ import type {
   MoveRequest,
   Plan,
   PlanQuery,
+  RecoverVolumeRequest,
   RunStateReply,
   RunsQuery,
   ServeReply,
@@ -41,11 +42,14 @@ import type {
   OfferRequest,
   Peer,
   PrepareRequest,
+  ProofAnswers,
   TargetStatus,
 } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
+import type { ReceiptBook } from '../migration/receipt-book.ts';
 import type { SourceSide } from '../migration/source-side.ts';
+import type { Receipt } from '../receipt/envelope.ts';
 import {
   type KeySource,
   noKeysError,
@@ -69,6 +73,9 @@ export type ServiceOptions = {
   url: () => string;
   version: string;
   startedAtMs: number;
+  /** Of the key that signs receipts. */
+  keyFingerprint: string;
+  receipts: ReceiptBook;
   machines: MachineManager;
   volumes: VolumeStore;
   imports: Imports;
@@ -104,6 +111,7 @@ export class LocalService implements WorkerService {
       version: this.#o.version,
       pid: process.pid,
       startedAtMs: this.#o.startedAtMs,
+      keyFingerprint: this.#o.keyFingerprint,
       draining: load.draining,
       capacity: { memoryBytes: load.memoryBytes, cpus: load.cpus, diskBytes: load.totalDiskBytes },
       free: {
@@ -255,6 +263,17 @@ export class LocalService implements WorkerService {
 
   async showVolume(ref: string): Promise<VolumeView> {
     return this.#volumeView(await this.#volume(ref));
+  }
+
+  async recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView> {
+    await this.#refuseTakenName(request.name);
+    const { volumes } = await this.#o.volumes.list();
+    const retained = volumes.find(
+      ({ id, name, state }) => state === 'retained' && (id === ref || name === ref),
+    );
+    const record = await this.#o.volumes.recover(retained?.id ?? (await this.#volume(ref)).id, request.name);
+    this.#o.events.emit('volume', record.id, `recovered ${record.name}`);
+    return this.#volumeView(record);
   }
 
   async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
@@ -439,6 +458,20 @@ export class LocalService implements WorkerService {
 
   handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus> {
     return this.#o.receiver.handoff(runId, request);
+  }
+
+  get proofs(): ProofAnswers {
+    return this.#o.receiver;
+  }
+
+  async showReceipt(ref: string): Promise<Receipt> {
+    const receipt = this.#o.receipts.find(ref);
+    if (receipt) return receipt;
+    throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `${this.#o.name} has no receipt of ${ref}`, {
+      values: { ref },
+      nextAction:
+        'A receipt is there when all blocks have come and were compared (godwit top), and only for a move with a volume. Source and target have it.',
+    });
   }
 
   cancelMove(runId: string): Promise<TargetStatus> {

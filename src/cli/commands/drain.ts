@@ -21,6 +21,7 @@ export type DrainOptions = {
   rekey?: boolean;
   wait: string;
   jsonLines?: boolean;
+  receipts?: string;
 };
 
 export async function drain(context: Context, workerName: string, options: DrainOptions): Promise<void> {
@@ -66,6 +67,11 @@ export async function drain(context: Context, workerName: string, options: Drain
       context.result(status, () =>
         status.machines.length === 0 ? `${name} has no machine.` : renderSummary(status),
       );
+    }
+    if (options.receipts !== undefined) {
+      const { saveReceipts } = await import('./receipt.ts');
+      const saved = await saveReceipts(context, status, options.receipts);
+      context.note(`${saved} receipts saved in ${options.receipts}; verify: godwit receipt --verify FILE`);
     }
     if (exitCode === EXIT.blocked) noteBlocked(context, status);
     if (exitCode !== EXIT.done) throw new ExitWith(exitCode);
