@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type TestContext } from 'node:test';
+import { verifyReceipt } from '../../src/receipt/envelope.ts';
 import { unlockVolume } from '../../src/volume/encryption.ts';
 import { readRecord } from '../../src/volume/record-file.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
@@ -108,6 +109,10 @@ test('an encrypted volume moves to another key under its machine, and on from th
   const [move] = await fleet.moves(a, machine.id);
   assert.equal((await fleet.ended(a, b, move!.id)).state, 'done');
   history.assertSound();
+  // What was proved is the ciphertext that crossed the wire, though what is stored is another.
+  const body = verifyReceipt(await a.client.showReceipt(move!.id));
+  assert.equal(body.rangesMended, 0);
+  assert.ok(body.bytes.compared >= 6_000_000 && body.bytes.readBack > 0, JSON.stringify(body.bytes));
 
   const record = b.volumeRecord(id)!;
   assert.notEqual(record.encryption?.uuid, oldUuid);
