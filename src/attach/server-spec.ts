@@ -142,12 +142,18 @@ export const VolumeServerSpec = Type.Object({
       uuid: Type.String(),
       /** Which key of the volume (crypt/key-provider.ts). */
       keyGeneration: Type.Integer({ minimum: 1 }),
+      /** Left out: this one. */
+      keyVolumeId: Type.Optional(Type.String()),
       keys: KeySource,
       /** No call leaves zeros in the ciphertext (volume/record.ts). */
       holes: Type.Optional(Type.Literal('none')),
       /** With `clone`: its source is ciphertext under another header and key, which come from the same place. */
       source: Type.Optional(
-        Type.Object({ uuid: Type.String(), keyGeneration: Type.Integer({ minimum: 1 }) }),
+        Type.Object({
+          uuid: Type.String(),
+          keyGeneration: Type.Integer({ minimum: 1 }),
+          keyVolumeId: Type.Optional(Type.String()),
+        }),
       ),
     }),
   ),

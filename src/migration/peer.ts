@@ -117,6 +117,8 @@ export const PrepareRequest = Type.Object({
           uuid: Type.String(),
           /** Which key of the volume; left out: 1. */
           keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+          /** The volume that the key was made for; left out: this one. */
+          keyVolumeId: Type.Optional(Type.String()),
           /** dm-crypt may open the volume too (volume/record.ts). */
           holes: Type.Optional(Type.Literal('none')),
           /** The target makes another key and header, and hydrates through decrypt and encrypt. */

@@ -64,8 +64,8 @@ export async function unlockVolume(
     encryption: NonNullable<VolumeServerSpec['encryption']>;
   },
 ): Promise<UnlockedVolume> {
-  const { volumeId, generation, volumeDir, encryption } = spec;
-  const { uuid, keyGeneration, keys } = encryption;
+  const { generation, volumeDir, encryption } = spec;
+  const { uuid, keyGeneration, keys, keyVolumeId: volumeId = spec.volumeId } = encryption;
   return unlockFile(join(volumeDir, VOLUME_FILES.header), uuid, keys, {
     volumeId,
     generation,
@@ -76,11 +76,11 @@ export async function unlockVolume(
 /** As `unlockVolume`, for the source of a clone under another key: it was sealed one generation earlier. */
 export async function unlockSource(
   spec: Parameters<typeof unlockVolume>[0],
-  source: { uuid: string; keyGeneration: number },
+  source: { uuid: string; keyGeneration: number; keyVolumeId?: string },
 ): Promise<UnlockedVolume> {
-  const { volumeId, generation, volumeDir, encryption } = spec;
+  const { generation, volumeDir, encryption } = spec;
   return unlockFile(join(volumeDir, VOLUME_FILES.sourceHeader), source.uuid, encryption.keys, {
-    volumeId,
+    volumeId: source.keyVolumeId ?? spec.volumeId,
     generation: generation - 1,
     keyGeneration: source.keyGeneration,
   });
@@ -191,13 +191,23 @@ export async function rekeyIncoming(
   options: {
     keys: KeySource;
     headerFileBytes: number;
-    source: { uuid: string; keyGeneration: number; header: Buffer; holes?: 'none' };
+    source: {
+      uuid: string;
+      keyGeneration: number;
+      keyVolumeId?: string;
+      header: Buffer;
+      holes?: 'none';
+    };
   },
 ): Promise<NonNullable<VolumeRecord['encryption']>> {
   const { id: volumeId, generation } = record;
-  const { uuid, keyGeneration, header: bytes, holes } = options.source;
+  const { uuid, keyGeneration, keyVolumeId, header: bytes, holes } = options.source;
   const provider = keyProvider(options.keys);
-  using oldPassphrase = await provider.keyOf({ volumeId, generation: generation - 1, keyGeneration });
+  using oldPassphrase = await provider.keyOf({
+    volumeId: keyVolumeId ?? volumeId,
+    generation: generation - 1,
+    keyGeneration,
+  });
   const old = new MemoryDevice({ lengthBytes: bytes.length, content: bytes, writable: false });
   const { volumeKey: oldKey } = await unlock(old, await readHeader(old), oldPassphrase, DEFAULT_KDF_LIMITS);
   oldKey.dispose();
@@ -212,7 +222,7 @@ export async function rekeyIncoming(
       uuid: header.binary.uuid,
       keyGeneration: generation,
       ...(holes && { holes }),
-      source: { uuid, keyGeneration },
+      source: { uuid, keyGeneration, ...(keyVolumeId !== undefined && { keyVolumeId }) },
     };
   } finally {
     await headerFile.close();

@@ -26,6 +26,9 @@ test('the checks by hand say what the schema says', () => {
     fc.constantFrom<unknown>(
       ...[{ uuid: 'x' }, { uuid: 1 }, [], { uuid: 'x', keyGeneration: 0 }, { uuid: 'x', keyGeneration: 2 }],
       ...[
+        { uuid: 'x', keyVolumeId: 'v_2' },
+        { uuid: 'x', keyVolumeId: 2 },
+        { uuid: 'x', source: { uuid: 'y', keyGeneration: 1, keyVolumeId: null } },
         { uuid: 'x', holes: 'none' },
         { uuid: 'x', holes: 'all' },
         { uuid: 'x', source: {} },

@@ -69,13 +69,20 @@ export function wrongField(value: unknown): string | null {
 
 function isEncryption(value: unknown): boolean {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
-  const { uuid, keyGeneration, holes, source } = value as Record<string, unknown>;
+  const { uuid, keyGeneration, keyVolumeId, holes, source } = value as Record<string, unknown>;
   if (typeof uuid !== 'string' || (holes !== undefined && holes !== 'none')) return false;
   if (keyGeneration !== undefined && !isGeneration(keyGeneration)) return false;
+  if (!isTextOrNothing(keyVolumeId)) return false;
   if (source === undefined) return true;
   if (typeof source !== 'object' || source === null || Array.isArray(source)) return false;
   const from = source as Record<string, unknown>;
-  return typeof from.uuid === 'string' && isGeneration(from.keyGeneration);
+  return (
+    typeof from.uuid === 'string' && isGeneration(from.keyGeneration) && isTextOrNothing(from.keyVolumeId)
+  );
+}
+
+function isTextOrNothing(value: unknown): boolean {
+  return value === undefined || typeof value === 'string';
 }
 
 function isGeneration(value: unknown): boolean {

@@ -31,6 +31,7 @@ const good: VolumeServerSpec = {
     uuid: 'u',
     keyGeneration: 3,
     holes: 'none',
+    keyVolumeId: 'v_0',
     source: { uuid: 'old', keyGeneration: 1 },
     keys: { kind: 'exec', argv: ['key', 'of'] },
   },

@@ -157,10 +157,16 @@ function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encrypti
   return { ...header, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
 }
 
-function parseHeader(fields: Record<string, unknown>, what: string): { uuid: string; keyGeneration: number } {
+function parseHeader(
+  fields: Record<string, unknown>,
+  what: string,
+): { uuid: string; keyGeneration: number; keyVolumeId?: string } {
   return {
     uuid: text(fields.uuid, `${what}.uuid`),
     keyGeneration: integer(fields.keyGeneration, 1, `${what}.keyGeneration`),
+    ...(fields.keyVolumeId === undefined
+      ? {}
+      : { keyVolumeId: text(fields.keyVolumeId, `${what}.keyVolumeId`) }),
   };
 }
 

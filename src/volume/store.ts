@@ -139,7 +139,14 @@ export class VolumeStore {
      * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the volume gets another key from there, and a
      * header of this worker's size; rejects then as `rekeyIncoming` does too.
      */
-    luks2?: { uuid: string; keyGeneration?: number; holes?: 'none'; header: Buffer; rekey?: KeySource };
+    luks2?: {
+      uuid: string;
+      keyGeneration?: number;
+      keyVolumeId?: string;
+      holes?: 'none';
+      header: Buffer;
+      rekey?: KeySource;
+    };
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
@@ -166,6 +173,7 @@ export class VolumeStore {
           encryption: {
             uuid: luks2.uuid,
             ...(luks2.keyGeneration !== undefined && { keyGeneration: luks2.keyGeneration }),
+            ...(luks2.keyVolumeId !== undefined && { keyVolumeId: luks2.keyVolumeId }),
             ...(luks2.holes && { holes: luks2.holes }),
           },
         }),
@@ -331,7 +339,8 @@ export class VolumeStore {
       }
       const { lengthBytes, filesystem, encryption } = retained.record;
       const record = this.#newRecord({ name, lengthBytes, filesystem }, 'ready');
-      if (encryption) record.encryption = encryption;
+      // Another volume by its id, with the key that it has.
+      if (encryption) record.encryption = { keyVolumeId: id, ...encryption };
       const recovered = await this.#build(record, async (folder) => {
         await rm(join(folder, VOLUME_FILES.data));
         await link(data, join(folder, VOLUME_FILES.data));

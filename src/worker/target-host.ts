@@ -92,6 +92,7 @@ export class TargetHost implements TargetSide {
         luks2: {
           uuid: encryption.uuid,
           ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.keyVolumeId !== undefined && { keyVolumeId: encryption.keyVolumeId }),
           ...(encryption.holes && { holes: encryption.holes }),
           ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),

@@ -136,6 +136,9 @@ for (const { name, from, to } of MOVES) {
     const kept = await plaintext(sourceStore, await sourceStore.get(made.id), keys);
     assert.ok(kept.subarray(0, MIB).equals(expected.subarray(0, MIB)));
     assert.equal(kept.length, LENGTH);
+    await sourceStore.apply(made.id, { kind: 'retain', generation: 1, destroyAfterMs: 0 });
+    const recovered = await sourceStore.recover(made.id, 'back');
+    assert.ok((await plaintext(sourceStore, recovered, keys)).equals(kept), 'under its new id too');
   });
 }
 
@@ -239,12 +242,12 @@ async function withPlaintext(
   work: (device: ReturnType<typeof plaintextOf>) => Promise<void>,
 ): Promise<void> {
   const volumeDir = store.folder(record.id);
-  const { uuid, keyGeneration = 1 } = record.encryption!;
+  const { keyGeneration = 1, ...encryption } = record.encryption!;
   const unlocked = await unlockVolume({
     volumeId: record.id,
     generation: record.generation,
     volumeDir,
-    encryption: { uuid, keyGeneration, keys },
+    encryption: { ...encryption, keyGeneration, keys },
   });
   const file = join(volumeDir, VOLUME_FILES.data);
   const device = plaintextOf(await FileDevice.open({ file, lengthBytes: LENGTH }), unlocked);
