@@ -63,10 +63,11 @@ async function demo(): Promise<DemoReport> {
   const worker1 = fleet.client('worker-1');
 
   say(
-    'Four machines on worker-1: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
+    'Four machines on worker-1, on encrypted volumes: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
   );
   for (const { volume, machine } of Object.values(machines)) {
     const made = await worker1.createVolume(volume);
+    if (!made.encrypted) throw new Error(`${made.name} is not encrypted`);
     await worker1.createMachine(machine(made.id));
   }
   for (const name of Object.keys(machines)) await untilHealthy('worker-1', name);

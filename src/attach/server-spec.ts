@@ -137,7 +137,26 @@ export const VolumeServerSpec = Type.Object({
   access: Access,
   clone: Type.Optional(CloneSpec),
   /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
-  encryption: Type.Optional(Type.Object({ uuid: Type.String(), keys: KeySource })),
+  encryption: Type.Optional(
+    Type.Object({
+      uuid: Type.String(),
+      /** Which key of the volume (crypt/key-provider.ts). */
+      keyGeneration: Type.Integer({ minimum: 1 }),
+      /** Left out: this one. */
+      keyVolumeId: Type.Optional(Type.String()),
+      keys: KeySource,
+      /** No call leaves zeros in the ciphertext (volume/record.ts). */
+      holes: Type.Optional(Type.Literal('none')),
+      /** With `clone`: its source is ciphertext under another header and key, which come from the same place. */
+      source: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          keyGeneration: Type.Integer({ minimum: 1 }),
+          keyVolumeId: Type.Optional(Type.String()),
+        }),
+      ),
+    }),
+  ),
   export: Type.Optional(
     Type.Object({
       listenHost: Type.String(),
@@ -218,6 +237,12 @@ export type FreeMapReport = {
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
+ *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
+ *   unfetched  {cursor}                    → UnfetchedPage  what is local and neither came nor was written
+ *   mend       MendRequest                 → MendReply      fetches again what was wrong
+ *   figures    FiguresQuery                → ProofFigures
+ *   digests    {ranges: BlockRange[]}      → {digests: string[]}     export only: of the sealed content
+ *   owed       BlockRange & {cursor}       → {ranges: StatedRange[], next}   export only: of a range that did not travel, what should have
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -233,5 +258,11 @@ export type VolumeServerOp =
   | 'finish'
   | 'heat'
   | 'warm'
+  | 'fetched'
+  | 'unfetched'
+  | 'mend'
+  | 'figures'
+  | 'digests'
+  | 'owed'
   | 'grant'
   | 'revoke';

@@ -1,4 +1,3 @@
-import type { BlockDevice } from '../block/block-device.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
@@ -33,7 +32,7 @@ type Scope = 'urgent' | 'all';
  * One commit runs at a time. The flushes that arrive while it runs share the next one (group commit).
  */
 export class BitCommitter {
-  readonly #local: BlockDevice;
+  readonly #data: { flush(): Promise<void> };
   readonly #metadata: CloneMetadata;
   readonly #validity: ValidityMap;
   readonly #order: CommitOrder;
@@ -45,13 +44,14 @@ export class BitCommitter {
   #running: Promise<void> | null = null;
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
+  /** `data`: makes durable what bits vouch for, the content of blocks and the digests of what was fetched. */
   constructor(
-    local: BlockDevice,
+    data: { flush(): Promise<void> },
     metadata: CloneMetadata,
     validity: ValidityMap,
     order: CommitOrder = DATA_BEFORE_BITS,
   ) {
-    this.#local = local;
+    this.#data = data;
     this.#metadata = metadata;
     this.#validity = validity;
     this.#order = order;
@@ -171,7 +171,7 @@ export class BitCommitter {
     }
     try {
       await this.#order(
-        () => this.#local.flush(),
+        () => this.#data.flush(),
         async () => {
           if (sectors.length === 0) return;
           await this.#metadata.write(sectors, words);

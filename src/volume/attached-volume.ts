@@ -16,16 +16,19 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { FetchProof } from '../clone/fetch-proof.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
-import type { CloneLayer } from './clone-layer.ts';
+import type { DirectFile } from '../sys/direct-file.ts';
+import type { CloneLayer, Rekey } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
+import type { DecryptedSource } from './decrypted-source.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
 import { readRecord } from './record-file.ts';
-import { removeValidityFile } from './validity-file.ts';
+import { removeValidityFile, type ValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
   /** An open FUSE connection (attach/fuse-mount.ts). */
@@ -53,6 +56,9 @@ export class AttachedVolume {
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
   #freeMapReader: FreeMapReader | null = null;
+  #proof: OpenProof | null = null;
+  /** The questions of a proof that are not answered yet. A mend among them takes the access away for a moment: whoever changes it waits. */
+  #proving: Promise<unknown> = Promise.resolve();
 
   private constructor(
     spec: VolumeServerSpec,
@@ -85,20 +91,25 @@ export class AttachedVolume {
     let clone: CloneLayer | null = null;
     let encryption: Encryption | null = null;
     try {
+      const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
       // The key and its derivation: in standby, so before anything stops.
-      encryption = await openEncryption(spec);
+      encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
-      if (spec.clone && (await isClone(spec))) {
+      if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
-        clone = await openClone(spec, spec.clone, options);
+        clone = await openClone(spec, cloned, {
+          ...options,
+          ...(encryption?.rekey && { rekey: encryption.rekey }),
+        });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const fuse = new FuseServer({
         fuseFd: options.fuseFd,
-        device: encryption ? encryption.over(clone?.device ?? local) : (clone?.device ?? local),
+        device: plaintextOf(encryption, clone, local),
         hot: {
           dataFd: local.fileDescriptor,
-          validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
+          validity: clone && wordsOf(clone.validity),
+          written: clone?.proof ? wordsOf(clone.proof.written) : null,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
@@ -170,6 +181,7 @@ export class AttachedVolume {
 
   /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
   async seal(): Promise<void> {
+    await this.#proving;
     if (this.#fuse.access === 'writable') await this.#fuse.setAccess('readonly');
     await this.flush();
     this.#lock?.release();
@@ -233,19 +245,75 @@ export class AttachedVolume {
   async finish(): Promise<void> {
     const clone = this.#clone;
     if (clone === null) return;
+    await this.#closeProof();
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
     await this.#fuse.becomeWhole(this.#encryption?.over(this.#local) ?? this.#local);
     this.#clone = null;
     await clone.device.close();
     await clone.source.close();
+    this.#encryption?.forgetSource();
     clone.validity.close();
+    clone.proof?.written.close();
     removeValidityFile(clone.validityPath);
     await removeFreeMap(this.#spec.volumeDir);
   }
 
+  /**
+   * Asks the target's part of proving a move (clone/fetch-proof.ts), one question at a time. Rejects `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where
+   * there is nothing to prove: a volume that is whole, or the clone of a disk of another system.
+   */
+  prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
+    const answered = this.#proving.then(async () => {
+      const clone = this.#clone;
+      if (!clone?.proof) throw noFetchLog(this.#spec.volumeId);
+      clone.device.checkComplete();
+      this.#proof ??= await this.#openProof(clone.proof);
+      return question(this.#proof.proof);
+    });
+    this.#proving = answered.catch(() => {});
+    return answered;
+  }
+
+  /** Ends what is being proved. */
+  async #closeProof(): Promise<void> {
+    await this.#proving;
+    await this.#proof?.stored.close();
+    this.#proof = null;
+  }
+
+  async #openProof(parts: NonNullable<CloneLayer['proof']>): Promise<OpenProof> {
+    // Code that only the end of a move needs.
+    const [{ FetchProof }, { DirectFile }] = await Promise.all([
+      import('../clone/fetch-proof.ts'),
+      import('../sys/direct-file.ts'),
+    ]);
+    const stored = new DirectFile(join(this.#spec.volumeDir, VOLUME_FILES.data));
+    const proof = new FetchProof({
+      local: parts.local,
+      stored: parts.stored(stored),
+      source: parts.source,
+      log: parts.log,
+      writtenWords: parts.written.words,
+      exclusively: (work) => this.#exclusively(work),
+    });
+    return { proof, stored };
+  }
+
+  /** Holds the guest's requests back for as long as `work` takes. */
+  async #exclusively(work: () => Promise<void>): Promise<void> {
+    if (this.#fuse.access !== 'writable') return work();
+    await this.#fuse.setAccess('standby');
+    try {
+      await work();
+    } finally {
+      await this.#fuse.setAccess('writable');
+    }
+  }
+
   /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
   async close(): Promise<void> {
+    await this.#closeProof();
     await this.#fuse.stop();
     if (this.#fuse.access === 'writable') await this.flush();
     this.#noteWireBytes();
@@ -260,8 +328,10 @@ export class AttachedVolume {
   async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
     if (this.#freeMapReader === null) {
       const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
-      const stored = this.#clone?.device ?? this.#local;
-      this.#freeMapReader = new FreeMapReader(this.#encryption?.over(stored) ?? stored, filesystem);
+      this.#freeMapReader = new FreeMapReader(
+        plaintextOf(this.#encryption, this.#clone, this.#local),
+        filesystem,
+      );
     }
     return this.#freeMapReader;
   }
@@ -302,6 +372,19 @@ export class AttachedVolume {
   }
 }
 
+function noFetchLog(volumeId: string): GodwitError {
+  return new GodwitError('VOLUME_NO_FETCH_LOG', `nobody kept what was fetched of volume ${volumeId}`, {
+    values: { volumeId },
+    nextAction: 'Only volumes that move have receipts; both workers must be of the same godwit version.',
+  });
+}
+
+type OpenProof = { proof: FetchProof; stored: DirectFile };
+
+function wordsOf({ address, words }: ValidityFile): { address: bigint; words: number } {
+  return { address, words: words.length };
+}
+
 function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
   if (source === undefined || 'location' in source) return 'foreign';
   return source.tls ? 'tls' : 'tcp';
@@ -314,25 +397,63 @@ const MAP_EXTENTS_MAX = 8192;
 type Encryption = {
   /** The plaintext of a device. The one that was made before is closed by closing what it is over. */
   over: (device: BlockDevice) => Luks2Device;
+  /** For a clone whose source is under another key. */
+  readonly rekey: Rekey | null;
   /** A copy of the key, for the thread that overwrites it. */
   readonly forHotPath: { key: Uint8Array; sectorBytes: number };
+  forgetSource: () => void;
   forget: () => void;
 };
 
-async function openEncryption(spec: VolumeServerSpec): Promise<Encryption | null> {
+async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<Encryption | null> {
   const { encryption } = spec;
   if (encryption === undefined) return null;
   // Its code and memory are for encrypted volumes only.
-  const { plaintextOf, unlockVolume } = await import('./encryption.ts');
+  const encryptionCode = await import('./encryption.ts');
+  const { plaintextOf, plaintextOfSource, rekeyedFile, unlockSource, unlockVolume } = encryptionCode;
   const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
+  const { holes } = encryption;
+  const over = (device: BlockDevice) => plaintextOf(device, unlocked, holes);
+  let source: UnlockedVolume | null = null;
+  let decrypted: DecryptedSource | null = null;
+  try {
+    if (cloned && encryption.source) source = await unlockSource({ ...spec, encryption }, encryption.source);
+  } catch (error) {
+    unlocked.volumeKey.dispose();
+    throw error;
+  }
+  const forgetSource = () => {
+    source?.volumeKey.dispose();
+    void decrypted?.close();
+  };
   return {
-    over: (device) => plaintextOf(device, unlocked),
+    over,
+    rekey:
+      source &&
+      ((local, remote) => {
+        decrypted = plaintextOfSource(remote, source);
+        return { local: rekeyedFile(local, unlocked, decrypted, holes), source: decrypted };
+      }),
     get forHotPath() {
       const { sectorBytes } = unlocked.header.metadata.segment;
       return { key: new Uint8Array(unlocked.volumeKey.bytes), sectorBytes };
     },
-    forget: () => unlocked.volumeKey.dispose(),
+    forgetSource,
+    forget: () => {
+      forgetSource();
+      unlocked.volumeKey.dispose();
+    },
   };
+}
+
+/** What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top. */
+function plaintextOf(
+  encryption: Encryption | null,
+  clone: CloneLayer | null,
+  local: FileDevice,
+): BlockDevice {
+  const stored = clone?.device ?? local;
+  return encryption === null || clone?.plaintext ? stored : encryption.over(stored);
 }
 
 /** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */

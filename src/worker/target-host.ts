@@ -1,4 +1,5 @@
-import type { HeatHint } from '../attach/server-spec.ts';
+import { createHash } from 'node:crypto';
+import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -10,9 +11,19 @@ import type { MachineRecord } from '../machine/store.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofFigures,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import {
   type KeySource,
   noKeysError,
+  readFreeMapFile,
   removeValidityFile,
   type VolumeServerStatus,
   type VolumeStore,
@@ -68,7 +79,8 @@ export class TargetHost implements TargetSide {
   async createVolume(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { encryption } = volume;
-    if (encryption && !this.#options.keys) throw noKeysError(volume);
+    const { keys } = this.#options;
+    if (encryption && !keys) throw noKeysError(volume);
     await this.#options.volumes.createIncoming({
       id: volume.volumeId,
       name: volume.name,
@@ -78,7 +90,11 @@ export class TargetHost implements TargetSide {
       machineId: request.machineId,
       ...(encryption && {
         luks2: {
-          ...encryption,
+          uuid: encryption.uuid,
+          ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.keyVolumeId !== undefined && { keyVolumeId: encryption.keyVolumeId }),
+          ...(encryption.holes && { holes: encryption.holes }),
+          ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
         },
       }),
@@ -185,6 +201,32 @@ export class TargetHost implements TargetSide {
       bytesPerSecond: hydration.bytesPerSecond,
       etaMs: hydration.etaMs,
     };
+  }
+
+  async freeMapDigest(request: PrepareRequest): Promise<string | null> {
+    const freeMap = await readFreeMapFile(this.#options.volumes.folder(volumeOf(request).volumeId));
+    return freeMap === null ? null : createHash('sha256').update(freeMap).digest('hex');
+  }
+
+  fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage> {
+    return this.#prove(request, 'fetched', query);
+  }
+
+  unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage> {
+    return this.#prove(request, 'unfetched', query);
+  }
+
+  mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply> {
+    return this.#prove(request, 'mend', mend);
+  }
+
+  figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures> {
+    return this.#prove(request, 'figures', query);
+  }
+
+  async #prove<Reply>(request: PrepareRequest, op: VolumeServerOp, args: unknown): Promise<Reply> {
+    const client = await this.#attached(request, 'writable');
+    return (await client.call('volume.command', { op, args })) as Reply;
   }
 
   async finish(request: PrepareRequest): Promise<void> {

@@ -235,7 +235,12 @@ test('wrong input: each is refused with a code and a next action, and nothing is
   const fleet = await Fleet.start(t, ['a', 'b']);
   const a = fleet.worker('a');
   const machine = await fleet.writerMachine(a, collector, { name: 'writer' });
-  const volume = await a.client.createVolume({ name: 'free', lengthBytes: 64 * MIB, filesystem: 'ext4' });
+  const volume = await a.client.createVolume({
+    name: 'free',
+    lengthBytes: 64 * MIB,
+    filesystem: 'ext4',
+    encrypted: false,
+  });
   const refused = async (call: Promise<unknown>, code: string) => {
     const error = await call.then(
       () => assert.fail(`no ${code}`),

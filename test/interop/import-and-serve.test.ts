@@ -165,6 +165,7 @@ async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: Vol
     name: 'disk',
     lengthBytes: 32 * MIB,
     filesystem: 'ext4',
+    encrypted: false,
   });
   const machine = await worker.client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
   const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
@@ -253,7 +254,12 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
 test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, async (t) => {
   const fleet = await Fleet.start(t, ['alpha']);
   const { client } = fleet.worker('alpha');
-  const { id } = await client.createVolume({ name: 'disk', lengthBytes: 16 * MIB, filesystem: 'none' });
+  const { id } = await client.createVolume({
+    name: 'disk',
+    lengthBytes: 16 * MIB,
+    filesystem: 'none',
+    encrypted: false,
+  });
   const refusals = [
     ['nbd', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
     ['nbd', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],

@@ -12,6 +12,7 @@ import type {
   Access,
   Grant,
   HydrationStatus,
+  KeySource,
   SourceSpec,
   VolumeServerSpec,
   VolumeServerStatus,
@@ -76,8 +77,9 @@ export class VolumeLab {
     this.#cleanups.push(cleanup);
   }
 
-  store(name: string): Promise<VolumeStore> {
+  store(name: string, options: { headerFileBytes?: number } = {}): Promise<VolumeStore> {
     return VolumeStore.open(join(this.dir, name), {
+      ...options,
       clock: systemClock,
       random: systemRandom,
       logger: silentLogger,
@@ -131,7 +133,13 @@ export class VolumeLab {
   async attach(
     store: VolumeStore,
     record: VolumeRecord,
-    options: { access: Access; source?: SourceSpec; paused?: boolean; volumeDir?: string },
+    options: {
+      access: Access;
+      source?: SourceSpec;
+      paused?: boolean;
+      volumeDir?: string;
+      keys?: KeySource;
+    },
   ): Promise<Attachment> {
     const volumeDir = options.volumeDir ?? store.folder(record.id);
     const clone = options.source && {
@@ -150,9 +158,17 @@ export class VolumeLab {
       this.#fuseMounts.splice(this.#fuseMounts.indexOf(fuse), 1);
     });
     const events: [event: string, data: unknown][] = [];
-    const spec = attachSpec(record, { volumeDir, access: options.access, ...clone });
+    const spec = attachSpec(record, {
+      volumeDir,
+      access: options.access,
+      ...clone,
+      keys: options.keys ?? null,
+    });
     const server = await this.#serve(spec, fuse, 'attach', events);
-    const loop = await attachLoop({ filePath: fuse.filePath });
+    const loop = await attachLoop({
+      filePath: fuse.filePath,
+      ...(record.encryption && { sectorBytes: 4096 }),
+    });
     this.onClose(() => detachLoop(loop, { clock: systemClock }));
     return new Attachment(this, server, loop, events);
   }

@@ -3,6 +3,7 @@ import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError } from '../../base/errors.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
+import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
@@ -16,6 +17,7 @@ export type RunOptions = {
   volume?: string;
   size?: string;
   filesystem: string;
+  encryption?: boolean;
   env: string[];
   hostFolder: string[];
   user?: string;
@@ -71,6 +73,7 @@ export async function run(context: Context, command: string[], options: RunOptio
         name: wanted.name,
         lengthBytes: lengthBytes!,
         filesystem: options.filesystem as 'ext4' | 'xfs' | 'none',
+        ...(options.encryption === false && { encrypted: false }),
       }));
     if (!existing) made = volume;
     config.volume = { volumeId: volume.id, mountPath: wanted.mountPath };
@@ -411,10 +414,13 @@ export async function logs(
 export async function move(
   context: Context,
   ref: string,
-  options: { to?: string; detach?: boolean },
+  options: { to?: string; rekey?: boolean; detach?: boolean },
 ): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  let moving = await worker.client.moveMachine(machine.id, { target: options.to ?? null });
+  let moving = await worker.client.moveMachine(machine.id, {
+    target: options.to ?? null,
+    ...(options.rekey && { rekey: true }),
+  });
   if (options.detach) {
     context.result(moving, () => `${machine.name}: run ${moving.id}; godwit runs show ${moving.id}`);
     return;
@@ -444,7 +450,16 @@ export async function move(
   }
   context.result(
     moving,
-    () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`,
+    () =>
+      `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}${travelled(moving.output)}`,
   );
   if (moving.state !== 'done') throw new ExitWith(EXIT.blocked);
+}
+
+/** What a finished move sent and did not have to send, as far as the run says it. */
+function travelled(output: unknown): string {
+  const { bytesAvoided, last } = (output ?? {}) as Partial<MigrateOutOutput>;
+  const wireBytes = last?.hydration?.wireBytes;
+  if (wireBytes === undefined || bytesAvoided === undefined) return '';
+  return `; ${formatSize(wireBytes)} over the wire, ${formatSize(bytesAvoided)} avoided`;
 }
