@@ -36,8 +36,13 @@ export const MachineConfig = Type.Object({
   volume: Type.Optional(
     Type.Object({
       volumeId: Type.String(),
-      /** Absolute path at which the machine sees the volume's filesystem. */
-      mountPath: Type.String({ pattern: '^/.+' }),
+      /** Absolute path at which the machine sees the volume's filesystem. Absent: it is not mounted, and `nbd` is true. */
+      mountPath: Type.Optional(Type.String({ pattern: '^/.+' })),
+      /**
+       * The machine sees the volume as an NBD export at /run/godwit/disk.sock: for reading and writing where it is not mounted, as a virtual machine
+       * wants its disk, and for reading where it is.
+       */
+      nbd: Type.Optional(Type.Boolean()),
     }),
   ),
   /**

@@ -27,6 +27,7 @@ const plan: JailPlan = {
   ownFilesystems: ['/var'],
   resolverFolder: null,
   volume: { source: '/run/gw/m/fs', place: '/data/my files' },
+  nbdFolder: null,
   cgroupProcs: ['/a/cgroup.procs', '/b/cgroup.procs'],
 };
 const tools = { sh: '/bin/sh', unshare: 'u', nsenter: '/n', setpriv: '/s', env: '/e', tini: '/t' };

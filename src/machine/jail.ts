@@ -17,6 +17,7 @@ import { findProgram } from './program.ts';
  *   <folders>    read-only, those that the configuration names
  *   <hidden>     empty tmpfs over the fleet's own folders
  *   <mountPath>  the filesystem of the volume
+ *   /run/godwit  disk.sock, the volume as an NBD export, where the configuration asks for it
  *
  * This file decides (pure); jail-init.sh does, in as few programs as can be, because a start is part of the interruption of a move.
  */
@@ -36,6 +37,8 @@ export type JailPlan = {
   resolverFolder: string | null;
   /** `place` is absolute, without symbolic links. */
   volume: { source: string; place: string } | null;
+  /** Folder of the host with the NBD socket of the volume. */
+  nbdFolder: string | null;
   cgroupProcs: readonly string[];
 };
 
@@ -108,6 +111,7 @@ const SCRIPT = fileURLToPath(new URL('jail-init.sh', import.meta.url));
 /** Folders that distributions put on filesystems of their own. */
 const PLACES_OF_OWN = ['/usr', '/usr/local', '/etc', '/opt', '/var', '/var/lib', '/var/log', '/home', '/srv'];
 /** Places that a jail makes anew; a volume cannot be mounted over them. */
+const NBD_PLACE = '/run/godwit';
 const RESERVED_PLACES = ['/', '/proc', '/sys', '/dev', '/dev/shm', '/dev/pts', '/run', '/tmp'];
 
 export function ownFilesystems(table: readonly MountEntry[]): string[] {
@@ -153,6 +157,10 @@ export function jailFstab(plan: JailPlan, root: 'overlay' | 'bind'): string {
   }
   if (plan.volume !== null) {
     lines.push([plan.volume.source, inside(plan.volume.place), 'none', 'bind,X-mount.mkdir']);
+  }
+  if (plan.nbdFolder !== null) {
+    // The folder and not the socket, which is another one after every restart of the volume server. Read-only does not keep from connecting.
+    lines.push([plan.nbdFolder, inside(NBD_PLACE), 'none', 'bind,ro,nosuid,nodev,noexec,X-mount.mkdir']);
   }
   return `${lines.map((fields) => fields.map(escapeFstab).join(' ')).join('\n')}\n`;
 }
@@ -284,7 +292,7 @@ export function resolveMountPath(mountPath: string): string {
   const place = join(realpathSync(existing), rest).replace(/(.)\/+$/, '$1');
   const reserved =
     RESERVED_PLACES.includes(place) ||
-    ['/proc', '/sys', '/run/.host'].some((taken) => isWithin(place, taken));
+    ['/proc', '/sys', '/run/.host', NBD_PLACE].some((taken) => isWithin(place, taken));
   if (!mountPath.startsWith('/') || reserved || mountPath.includes('\0')) {
     throw new GodwitError('MACHINE_BAD_MOUNT_PATH', `a volume cannot be mounted at ${mountPath}`, {
       values: { mountPath },
@@ -296,11 +304,22 @@ export function resolveMountPath(mountPath: string): string {
 
 /**
  * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
- * `MACHINE_BAD_HOST_FOLDER`.
+ * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_VOLUME_OUT_OF_REACH`.
  */
 export function checkHostCanRun(config: MachineConfig): void {
   readAccount(config.user);
-  if (config.volume !== undefined) resolveMountPath(config.volume.mountPath);
+  const { volume } = config;
+  if (volume?.mountPath !== undefined) resolveMountPath(volume.mountPath);
+  else if (volume !== undefined && volume.nbd !== true) {
+    throw new GodwitError(
+      'MACHINE_VOLUME_OUT_OF_REACH',
+      'the machine has a volume, and no way to get at it',
+      {
+        values: { volumeId: volume.volumeId },
+        nextAction: 'Give `mountPath` to have its filesystem mounted, or `nbd: true` for a socket.',
+      },
+    );
+  }
   resolveHostFolders(config.hostFolders ?? []);
 }
 

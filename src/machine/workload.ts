@@ -324,12 +324,13 @@ export class Workload {
       ownFilesystems: ownFilesystems(readMountTable()),
       resolverFolder: config.network === 'host' ? resolverFolder() : null,
       volume:
-        config.volume === undefined
+        config.volume?.mountPath === undefined
           ? null
           : {
               source: join(runtimeDir, SHIM_FILES.filesystem),
               place: resolveMountPath(config.volume.mountPath),
             },
+      nbdFolder: config.volume?.nbd === true ? join(runtimeDir, SHIM_FILES.nbd) : null,
       cgroupProcs: this.cgroup.procsFiles,
     };
     return {

@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  NbdSocketSpec,
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
@@ -36,6 +37,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
+    ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
 }
@@ -107,6 +109,16 @@ function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encrypti
   if (kind === 'file') return { uuid, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
   if (!Array.isArray(keys.argv) || keys.argv.length === 0) throw badSpec('encryption.keys.argv does not fit');
   return { uuid, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+}
+
+function parseNbdSocket(value: unknown): NbdSocketSpec {
+  const nbd = object(value, 'nbd');
+  const owner = object(nbd.owner, 'nbd.owner');
+  return {
+    path: text(nbd.path, 'nbd.path', 1),
+    owner: { uid: integer(owner.uid, 0, 'nbd.owner.uid'), gid: integer(owner.gid, 0, 'nbd.owner.gid') },
+    client: oneOf(nbd.client, ['guest', 'observer'], 'nbd.client'),
+  };
 }
 
 function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
