@@ -41,6 +41,11 @@ test('the mounts of a jail: volume last, spaces escaped, fleet folders hidden', 
   assert.ok(!lines.some((line) => line.includes('fleet')), '/tmp is empty anyway');
   assert.ok(lines.includes('/tmp/app /run/gw/m/jail/root/tmp/app none bind,ro,X-mount.mkdir'));
   assert.match(lines[0]!, /^overlay .*root\/var overlay lowerdir=\/var,upperdir=/);
+  const withSocket = jailFstab({ ...plan, nbdFolder: '/run/gw/m/nbd' }, 'overlay')
+    .trimEnd()
+    .split('\n');
+  assert.deepEqual(withSocket.slice(0, -1), lines);
+  assert.match(withSocket.at(-1)!, /^\/run\/gw\/m\/nbd \/run\/gw\/m\/jail\/root\/run\/godwit none bind,ro,/);
   assert.match(jailFstab(plan, 'bind'), /^\/var \/run\/gw\/m\/jail\/root\/var none bind\n/);
 });
 
@@ -126,6 +131,7 @@ test('mount paths lose their symbolic links and stay out of the places of the ja
     '/run/',
     '/a/../run',
     '/run/.host',
+    '/run/godwit/x',
   ]) {
     assert.throws(
       () => resolveMountPath(path),

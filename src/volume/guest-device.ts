@@ -11,7 +11,6 @@ import type { HydrationExtent } from '../nbd/index.ts';
 const WRITE_BEHIND_BYTES = 64 * 1024 * 1024;
 
 export type GuestDeviceOptions = {
-  /** Stays the caller's. */
   device: BlockDevice;
   access: Access;
   /** Which blocks are here, when `device` is a clone. */
@@ -123,8 +122,10 @@ export class GuestDevice implements BlockDevice {
     this.#counters.add(COUNTER.discards, 1);
   }
 
-  /** Nothing to do: the device is another's. */
-  async close(): Promise<void> {}
+  /** Closes the device. */
+  close(): Promise<void> {
+    return this.#device.close();
+  }
 
   /** Which parts of a range are here and which have to be fetched (`HydrationExtents` of the NBD server). */
   hydration(offsetBytes: number, lengthBytes: number, limitExtents: number): HydrationExtent[] {
