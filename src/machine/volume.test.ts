@@ -8,7 +8,7 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { attachSpec, isDataLocked, VolumeStore } from '../volume/index.ts';
+import { attachSpec, type FreeMapReport, isDataLocked, VolumeStore } from '../volume/index.ts';
 import { MachineManager } from './manager.ts';
 import { readMountTable } from './mount-table.ts';
 import { identifyProcess } from './process-identity.ts';
@@ -43,19 +43,18 @@ async function fixture(t: TestContext) {
     random: systemRandom,
     logger: silentLogger,
   });
-  const create = async (name: string, filesystem: 'ext4' | 'xfs' = 'ext4', mib = 64) => {
+  const create = async (
+    name: string,
+    filesystem: 'ext4' | 'xfs' | 'none' = 'ext4',
+    mib = 64,
+    place: { mountPath?: string; nbd?: boolean } = { mountPath: '/data' },
+  ) => {
     const volume = await store.create({ name, lengthBytes: mib * 1024 * 1024, filesystem });
-    const config = machineConfig(SLEEP, { volume: { volumeId: volume.id, mountPath: '/data' } });
+    const user = place.nbd ? { user: 'nobody' } : {};
+    const config = machineConfig(SLEEP, { volume: { volumeId: volume.id, ...place }, ...user });
     return { volume, machine: await manager.create({ name, config }) };
   };
-  const createWithSocket = async (name: string, mountPath?: string) => {
-    const filesystem = mountPath === undefined ? 'none' : 'ext4';
-    const volume = await store.create({ name, lengthBytes: 64 * 1024 * 1024, filesystem });
-    const place = { volumeId: volume.id, nbd: true, ...(mountPath !== undefined && { mountPath }) };
-    const config = machineConfig(SLEEP, { volume: place, user: 'nobody' });
-    return { volume, machine: await manager.create({ name, config }) };
-  };
-  return { dir, store, manager, create, createWithSocket };
+  return { dir, store, manager, create };
 }
 
 function isLocked(store: VolumeStore, volumeId: string): boolean {
@@ -230,8 +229,8 @@ const qemuIo = (...commands: string[]) => [
 test('a machine has its volume as a socket, for reading and writing, and nothing mounted', {
   skip: skip || requires('qemu-io', 'nbdinfo'),
 }, async (t) => {
-  const { dir, store, manager, createWithSocket } = await fixture(t);
-  const { volume, machine } = await createWithSocket('vm');
+  const { dir, store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('vm', 'none', 64, { nbd: true });
   await manager.start('vm');
   const run = async (...command: string[]) => {
     const { exitCode, stdout, stderr } = await manager.exec('vm', command, 20_000);
@@ -265,11 +264,27 @@ test('a machine has its volume as a socket, for reading and writing, and nothing
   await run(...qemuIo('read -P 8 0 1M'));
 });
 
+test('what the filesystem of a guest does not use is known at the seal of its volume', {
+  skip,
+}, async (t) => {
+  const { store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('vm', 'ext4', 64, { nbd: true });
+  await manager.start('vm');
+  const client = (await manager.client(machine.id))!;
+  await client.call('workload.stop', {});
+  await store.apply(volume.id, { kind: 'seal', generation: 1 });
+  await client.call('volume.command', { op: 'seal', args: {} });
+  const report = await client.call('volume.command', { op: 'free-map', args: { filesystem: 'ext4' } });
+  const { unusedBytes, reason } = report as FreeMapReport;
+  assert.equal(reason, null);
+  assert.ok(unusedBytes > 32 * 2 ** 20, `${unusedBytes} bytes`);
+});
+
 test('beside its mounted filesystem a machine has its volume as a socket for reading', {
   skip: skip || requires('qemu-io', 'nbdinfo', 'nbdcopy'),
 }, async (t) => {
-  const { dir, manager, createWithSocket } = await fixture(t);
-  await createWithSocket('db', '/data');
+  const { dir, manager, create } = await fixture(t);
+  await create('db', 'ext4', 64, { mountPath: '/data', nbd: true });
   await manager.start('db');
   const [info] = JSON.parse((await manager.exec('db', ['nbdinfo', '--json', URI], 20_000)).stdout).exports;
   assert.equal(info.is_read_only, true);

@@ -24,7 +24,8 @@ test('a virtual machine boots from its volume through the NBD socket, and again 
   assert.equal(imported.exitCode, 0, imported.stderr);
   const volume = JSON.parse(imported.stdout) as VolumeView;
 
-  const drive = 'file=nbd:unix:/run/godwit/disk.sock,format=raw,if=ide';
+  const file = 'file.driver=nbd,file.server.type=unix,file.server.path=/run/godwit/disk.sock';
+  const drive = `${file},file.reconnect-delay=60,format=raw,if=ide,discard=unmap`;
   const run = await fleet.run(
     ...['machine', 'run', '--name', 'vm', '--volume', 'disk', '--nbd', '--user', 'nobody', '--'],
     ...qemuCommand(drive),
