@@ -115,6 +115,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       collect,
       [],
     )
+    .option(
+      '--device <PATH>',
+      'character device of the host that the machine sees, e.g. /dev/kvm (repeatable)',
+      collect,
+      [],
+    )
     .option('--memory <SIZE>', 'memory limit')
     .option('--cpus <NUMBER>', "limit in CPUs' worth of time")
     .addOption(

@@ -50,6 +50,8 @@ export const MachineConfig = Type.Object({
    * its own (/tmp, /run), or on a filesystem that does not show in the machine's root. Every host needs them.
    */
   hostFolders: Type.Optional(Type.Array(Type.String({ pattern: '^/.+' }), { maxItems: 64 })),
+  /** Character devices of the host that the machine sees, with the host's owner and mode: /dev/kvm. Every host needs them. */
+  devices: Type.Optional(Type.Array(Type.String({ pattern: '^/dev/.+' }), { maxItems: 16 })),
   restart: Type.Object(
     {
       policy: Type.Union([Type.Literal('no'), Type.Literal('on-failure'), Type.Literal('always')]),

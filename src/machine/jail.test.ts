@@ -23,6 +23,7 @@ const plan: JailPlan = {
   network: 'none',
   workingDirectory: '/srv',
   hostFolders: ['/tmp/app'],
+  devices: ['/dev/kvm', '/dev/net/tun'],
   hidden: ['/var/lib/godwit', '/tmp/fleet'],
   ownFilesystems: ['/var'],
   resolverFolder: null,
@@ -53,6 +54,13 @@ test('the environment of the machine reaches only the machine, and its own netwo
   const account = resolveAccount('postgres', passwd);
   const args = jailArguments(plan, tools, account, { LD_PRELOAD: '/evil.so' }, ['cmd', 'arg']);
   assert.ok(args.includes('--net'));
+  assert.ok(args.includes('/dev/kvm\n/dev/net/tun'));
+  assert.ok(
+    args
+      .find((arg) => arg.startsWith('upper\n'))!
+      .split('\n')
+      .includes('dev/net'),
+  );
   assert.deepEqual(args.slice(args.indexOf('/s'), args.indexOf('/s') + 4), [
     '/s',
     '--reuid=105',

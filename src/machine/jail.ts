@@ -11,7 +11,7 @@ import { findProgram } from './program.ts';
  * host's root whose upper side is a tmpfs that is gone after the stop. Only the volume, at its mount path, stays.
  *
  *   /            overlay: host's / below, tmpfs above (charged to the memory of the machine)
- *   /dev         null zero full random urandom tty, pts and shm of its own
+ *   /dev         null zero full random urandom tty, pts and shm of its own, and the devices that the configuration names
  *   /proc /sys   of its own namespaces; /sys read-only
  *   /tmp /run    empty tmpfs
  *   <folders>    read-only, those that the configuration names
@@ -29,6 +29,8 @@ export type JailPlan = {
   workingDirectory: string;
   /** Folders of the host that the machine sees read-only, without symbolic links. */
   hostFolders: readonly string[];
+  /** Character devices of the host that the machine sees too. */
+  devices: readonly string[];
   /** Folders of the host that the machine sees empty. */
   hidden: readonly string[];
   /** Folders below / that are filesystems of their own on this host, so that the overlay of / does not show them. */
@@ -175,12 +177,13 @@ export function jailArguments(
 ): string[] {
   const folders = ['upper', 'work', 'root', 'dev/pts'];
   for (const index of plan.ownFilesystems.keys()) folders.push(`upper${index}`, `work${index}`);
+  folders.push(...plan.devices.map((device) => dirname(device.slice(1))));
   return [
     ...['--mount', '--pid', '--uts', '--ipc', ...(plan.network === 'none' ? ['--net'] : [])],
     // slave: an unmount on the host reaches the machine where the host's mounts are shared.
     ...['--propagation', 'slave', '--fork', '--kill-child', '--', tools.sh, SCRIPT],
     ...[plan.jailDir, plan.hostname, plan.network, plan.workingDirectory],
-    ...[plan.cgroupProcs.join('\n'), folders.join('\n')],
+    ...[plan.cgroupProcs.join('\n'), folders.join('\n'), plan.devices.join('\n')],
     ...asAccount(tools, account, environment),
     ...(tools.tini === null ? [] : [tools.tini, '--']),
     ...command,
@@ -304,7 +307,7 @@ export function resolveMountPath(mountPath: string): string {
 
 /**
  * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
- * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_VOLUME_OUT_OF_REACH`.
+ * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`.
  */
 export function checkHostCanRun(config: MachineConfig): void {
   readAccount(config.user);
@@ -321,6 +324,25 @@ export function checkHostCanRun(config: MachineConfig): void {
     );
   }
   resolveHostFolders(config.hostFolders ?? []);
+  resolveDevices(config.devices ?? []);
+}
+
+/** Rejects `MACHINE_BAD_DEVICE` for what is not a character device of this host. */
+export function resolveDevices(devices: readonly string[]): readonly string[] {
+  for (const device of devices) {
+    const isDevice =
+      device.startsWith('/dev/') &&
+      !/[\0\n]/.test(device) &&
+      existsSync(device) &&
+      realpathSync(device) === device &&
+      statSync(device).isCharacterDevice();
+    if (isDevice) continue;
+    throw new GodwitError('MACHINE_BAD_DEVICE', `${device} is not a character device of this host`, {
+      values: { device },
+      nextAction: 'Name devices below /dev that exist on every host of the fleet.',
+    });
+  }
+  return devices;
 }
 
 /** Rejects `MACHINE_BAD_HOST_FOLDER` for what is not a folder of this host, or a place that a machine has of its own. */

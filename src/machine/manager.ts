@@ -130,7 +130,7 @@ export class MachineManager {
 
   /**
    * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`,
-   * `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`.
+   * `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`.
    */
   checkHostCanRun(machineId: string, config: MachineConfig): void {
     checkHostCanRun(config);

@@ -19,6 +19,7 @@ export type RunOptions = {
   filesystem?: 'ext4' | 'xfs' | 'none';
   env: string[];
   hostFolder: string[];
+  device: string[];
   user?: string;
   workdir?: string;
   memory?: string;
@@ -200,6 +201,7 @@ export function configOf(command: string[], options: RunOptions): MachineConfig 
   };
   if (options.user !== undefined) config.user = options.user;
   if (options.hostFolder.length > 0) config.hostFolders = options.hostFolder;
+  if (options.device.length > 0) config.devices = options.device;
   if (options.workdir !== undefined) config.workingDirectory = options.workdir;
   if (options.group !== undefined) config.group = options.group;
   const health = healthOf(options);
