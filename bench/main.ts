@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, iscsi, iscsi-conformance, xts, encryption
+ *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -64,6 +64,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say("## NBD server under fio's libnbd engine, against nbdkit and qemu-nbd on the same file\n");
     say(format(await run({ quick })));
   },
+  async 'nbd-client'() {
+    const { format, run } = await import('./nbd-client.ts');
+    say("## NBD client, against libnbd's and QEMU's on the same server\n");
+    say(format(await run({ rounds: quick ? 1 : 5 })));
+  },
   async memory() {
     const { measureVolumeMemory } = await import('./volume-memory.ts');
     const { idle, clone } = await measureVolumeMemory();
@@ -76,6 +81,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { benchIscsi, iscsiTable } = await import('./iscsi.ts');
     say('## iSCSI target, against tgt (C) on the same file\n');
     say(iscsiTable(await benchIscsi({ rounds: quick ? 1 : 5 })));
+  },
+  async 'iscsi-initiator'() {
+    const { format, run } = await import('./iscsi-initiator.ts');
+    say('## iSCSI initiator, against libiscsi on the same targets\n');
+    say(format(await run({ quick })));
   },
   async 'iscsi-conformance'() {
     const { conformanceTable, runConformance } = await import('./iscsi-conformance.ts');

@@ -3,6 +3,7 @@ import { availableParallelism, constants } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/logger.ts';
@@ -115,7 +116,7 @@ export class FuseServer {
       hot,
       spinMicroseconds: availableParallelism() > 1 ? SPIN_MICROSECONDS : 0,
     };
-    this.#worker = new Worker(new URL('./hot-thread.ts', import.meta.url), {
+    this.#worker = new Worker(entryPoint('./hot-thread.ts', import.meta.url), {
       workerData,
       name: 'godwit-hot',
       resourceLimits: { maxYoungGenerationSizeMb: 1, maxOldGenerationSizeMb: 32, stackSizeMb: 1 },

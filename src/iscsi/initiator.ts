@@ -1,14 +1,16 @@
 import { Socket } from 'node:net';
 import { type ConnectionOptions, type TLSSocket, connect as tlsConnect } from 'node:tls';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { RequestQueue } from '../base/request-queue.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
-import { BufferPool } from './buffer-pool.ts';
 import { nameOf } from './constants.ts';
 import { protocolError } from './errors.ts';
 import { InitiatorSession, type InitiatorTask } from './initiator-session.ts';
@@ -26,7 +28,6 @@ import {
 } from './scsi/command.ts';
 import { PAGE } from './scsi/inquiry.ts';
 import { describeSense, SENSE, SENSE_KEY, type Sense, STATUS } from './scsi/sense.ts';
-import { socketSink } from './socket-sink.ts';
 
 /**
  * A remote logical unit as a block device. The connection may come and go: what was not answered is sent again on the
@@ -677,7 +678,7 @@ export class IscsiInitiator implements BlockDevice {
     onReady: () => void,
     onOver: (error: GodwitError) => void,
   ): { session: InitiatorSession; socket: Socket; writer: PduWriter } {
-    const writer = new PduWriter((chunks, done) => sink(chunks, done), this.#pool);
+    const writer = new PduWriter(new ChunkWriter((chunks, done) => sink(chunks, done), this.#pool));
     const session = new InitiatorSession({
       writer,
       login: {

@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { type ChunkSink, ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
-import { BufferPool } from './buffer-pool.ts';
 import { OPCODE } from './constants.ts';
 import { digestOf } from './digest.ts';
 import { encodeDataIn, encodeNopOut, initiatorTaskTagOf, opcodeOf } from './pdu.ts';
@@ -29,10 +30,11 @@ class Recorder implements PduSink {
 /** A stream of PDUs with payloads of many lengths, as the writer makes it. */
 function stream(digests: boolean, lengths: number[]): { bytes: Buffer; expected: Seen[] } {
   const chunks: Uint8Array[] = [];
-  const writer = new PduWriter((batch, done) => {
+  const sink: ChunkSink = (batch, done) => {
     for (const chunk of batch) chunks.push(Buffer.from(chunk));
     done();
-  }, new BufferPool(0));
+  };
+  const writer = new PduWriter(new ChunkWriter(sink, new BufferPool(0)));
   writer.headerDigest = digests;
   writer.dataDigest = digests;
   const random = seededRandom(7);

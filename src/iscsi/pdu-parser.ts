@@ -28,7 +28,7 @@ export interface PduSink {
 
 /** From this size on the rest of a payload is read straight into its destination; below, one read for many PDUs is cheaper. */
 const DIRECT_BYTES_MIN = 16 * 1024;
-const STAGING_BYTES = 64 * 1024;
+export const STAGING_BYTES = 64 * 1024;
 const NOTHING = Buffer.alloc(0);
 
 export class PduParser {
@@ -53,8 +53,10 @@ export class PduParser {
   #staging: Buffer | null = null;
   #direct = false;
 
-  constructor(sink: PduSink, options: { dataSegmentBytesMax: number }) {
+  /** `staging`: where bytes land that have no place of their own; several parsers of one thread may share it. Default: one is made when it is needed. */
+  constructor(sink: PduSink, options: { dataSegmentBytesMax: number; staging?: Buffer }) {
     this.#sink = sink;
+    this.#staging = options.staging ?? null;
     this.dataSegmentBytesMax = options.dataSegmentBytesMax;
   }
 

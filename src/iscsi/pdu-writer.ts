@@ -1,72 +1,55 @@
 import { assert } from '../base/assert.ts';
-import type { BufferPool } from './buffer-pool.ts';
+import type { ChunkWriter } from '../base/chunk-writer.ts';
 import { BHS_BYTES, DIGEST_BYTES } from './constants.ts';
 import { digestOf } from './digest.ts';
 import { setDataSegmentBytes } from './pdu.ts';
 
+/** Largest payload that `inline` takes. */
+export const INLINE_BYTES_MAX = 32 * 1024;
+/** Padding and data digest behind a payload. */
+const TRAILER_BYTES_MAX = 3 + DIGEST_BYTES;
+
 /**
- * Gathers PDUs for one write. Headers and small payloads lie side by side in a slab; big payloads are handed on by reference,
- * uncopied. What one turn of the event loop produced goes out together.
+ * Puts PDUs together, with padding and digests.
  *
  *   const header = writer.begin();  encodeX(header, …);  writer.end(payload);
  *
- * or, when the payload can be made on the spot: `begin`, `inline(length)` and fill it, `end()`.
+ * or, when the payload can be made on the spot: `begin`, `inline(length)` and fill it, `end()`. From `begin` to `end` is one piece of
+ * synchronous code.
  */
-export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
-
-/** Largest payload that `inline` takes. */
-export const INLINE_BYTES_MAX = 32 * 1024;
-/** Payloads up to here are cheaper to copy than to hand on as a chunk of their own. */
-const COPY_BYTES_MAX = 2 * 1024;
-const SLAB_BYTES = 256 * 1024;
-/** From here on a batch goes out at once, so that the receiver works while we make the next one. */
-const EAGER_BYTES = 256 * 1024;
-
 export class PduWriter {
   headerDigest = false;
   dataDigest = false;
 
-  readonly #sink: ChunkSink;
-  readonly #pool: BufferPool;
-  #slab: Buffer;
-  #position = 0;
-  /** Start of the part of the slab that belongs to the batch and is not in `#chunks` yet. */
-  #chunkStart = 0;
+  readonly #writer: ChunkWriter;
   #pduStart = 0;
   #header: Buffer | null = null;
   #inlineBytes = 0;
-  #chunks: Uint8Array[] = [];
-  #batchBytes = 0;
-  #releases: (() => void)[] = [];
-  #scheduled = false;
-  #closed = false;
-  #sentBytes = 0;
-  #writtenBytes = 0;
-  /** Called when bytes have left for the kernel; for owners that hold work back while too much is queued. */
-  onDrain: (() => void) | null = null;
 
-  constructor(sink: ChunkSink, pool: BufferPool) {
-    this.#sink = sink;
-    this.#pool = pool;
-    this.#slab = pool.take(SLAB_BYTES);
+  constructor(writer: ChunkWriter) {
+    this.#writer = writer;
   }
 
   /** Bytes that the kernel has not taken yet. */
   get queuedBytes(): number {
-    return this.#batchBytes + this.#sentBytes - this.#writtenBytes;
+    return this.#writer.queuedBytes;
   }
 
-  /** Bytes handed to the kernel since the beginning. */
+  /** Bytes that the kernel took, since the beginning. */
   get writtenBytes(): number {
-    return this.#writtenBytes;
+    return this.#writer.writtenBytes;
+  }
+
+  /** Called when bytes have left for the kernel; for owners that hold work back while too much is queued. */
+  set onDrain(listener: (() => void) | null) {
+    this.#writer.onDrain = listener;
   }
 
   /** 48 zeroed bytes for a header, to be filled before `end`. */
   begin(): Buffer {
     assert(this.#header === null, 'one PDU at a time');
-    if (this.#slab.length - this.#position < BHS_BYTES + INLINE_BYTES_MAX + 4 * DIGEST_BYTES) this.#newSlab();
-    this.#pduStart = this.#position;
-    const header = this.#slab.subarray(this.#position, this.#position + BHS_BYTES);
+    this.#pduStart = this.#writer.room(BHS_BYTES + DIGEST_BYTES + INLINE_BYTES_MAX + TRAILER_BYTES_MAX);
+    const header = this.#writer.slab.subarray(this.#pduStart, this.#pduStart + BHS_BYTES);
     header.fill(0);
     this.#header = header;
     this.#inlineBytes = 0;
@@ -78,7 +61,7 @@ export class PduWriter {
     assert(this.#header !== null && lengthBytes <= INLINE_BYTES_MAX, 'inline payload fits');
     this.#inlineBytes = lengthBytes;
     const start = this.#pduStart + BHS_BYTES + (this.headerDigest ? DIGEST_BYTES : 0);
-    return this.#slab.subarray(start, start + lengthBytes);
+    return this.#writer.slab.subarray(start, start + lengthBytes);
   }
 
   /** Takes back `begin`. */
@@ -95,87 +78,46 @@ export class PduWriter {
     this.#header = null;
     const lengthBytes = data === undefined ? this.#inlineBytes : data.length;
     setDataSegmentBytes(header, lengthBytes);
-    this.#position = this.#pduStart + BHS_BYTES;
-    if (this.headerDigest) {
-      this.#position = this.#slab.writeUInt32LE(digestOf(header), this.#position);
+    const { slab } = this.#writer;
+    let position = this.#pduStart + BHS_BYTES;
+    if (this.headerDigest) position = slab.writeUInt32LE(digestOf(header), position);
+    if (lengthBytes === 0) {
+      this.#writer.filled(position);
+      if (release !== undefined) this.#writer.afterwards(release);
+      return;
     }
-    const start = this.#position;
-    if (lengthBytes > 0) {
-      if (data === undefined) {
-        this.#position += lengthBytes;
-      } else if (lengthBytes <= COPY_BYTES_MAX) {
-        this.#slab.set(data, this.#position);
-        this.#position += lengthBytes;
-      } else {
-        this.#closeChunk();
-        this.#chunks.push(data);
-        this.#batchBytes += lengthBytes;
-      }
-      for (let padding = -lengthBytes & 3; padding > 0; padding -= 1) this.#slab[this.#position++] = 0;
-      if (this.dataDigest) {
-        const payload = data ?? this.#slab.subarray(start, start + lengthBytes);
-        this.#position = this.#slab.writeUInt32LE(digestOf(payload), this.#position);
-      }
+    let digest = 0;
+    if (data === undefined) {
+      if (this.dataDigest) digest = digestOf(slab.subarray(position, position + lengthBytes));
+      this.#trailer(position + lengthBytes, lengthBytes, digest);
+      return;
     }
-    if (release !== undefined) this.#releases.push(release);
-    if (this.#batchBytes + this.#position - this.#chunkStart >= EAGER_BYTES) this.flush();
-    else this.#schedule();
+    if (this.dataDigest) digest = digestOf(data);
+    this.#writer.filled(position);
+    this.#writer.payload(data);
+    // Not with the payload, which is released at once where it was copied: PDUs before this one may refer to the same buffer.
+    if (release !== undefined) this.#writer.afterwards(release);
+    if (this.dataDigest || (lengthBytes & 3) !== 0) {
+      this.#trailer(this.#writer.room(TRAILER_BYTES_MAX), lengthBytes, digest);
+    }
   }
 
   /** Hands on what there is. */
   flush(): void {
-    this.#closeChunk();
-    if (this.#chunks.length === 0) return;
-    if (this.#position > SLAB_BYTES / 2) this.#newSlab();
-    const chunks = this.#chunks;
-    const releases = this.#releases;
-    const bytes = this.#batchBytes;
-    this.#chunks = [];
-    this.#releases = [];
-    this.#batchBytes = 0;
-    this.#sentBytes += bytes;
-    if (this.#closed) {
-      for (const release of releases) release();
-      return;
-    }
-    this.#sink(chunks, () => {
-      this.#writtenBytes += bytes;
-      for (const release of releases) release();
-      this.onDrain?.();
-    });
+    this.#writer.flush();
   }
 
   /** The connection is gone: what is queued is forgotten, and nothing more is sent. */
   close(): void {
-    this.#closed = true;
-    this.onDrain = null;
-    this.flush();
+    this.#writer.close();
   }
 
-  #schedule(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    process.nextTick(() => {
-      this.#scheduled = false;
-      this.flush();
-    });
-  }
-
-  #closeChunk(): void {
-    if (this.#position > this.#chunkStart) {
-      this.#chunks.push(this.#slab.subarray(this.#chunkStart, this.#position));
-      this.#batchBytes += this.#position - this.#chunkStart;
-      this.#chunkStart = this.#position;
-    }
-  }
-
-  /** The old slab is used again once the batch that holds its last bytes is written: writes end in order. */
-  #newSlab(): void {
-    this.#closeChunk();
-    const old = this.#slab;
-    this.#releases.push(() => this.#pool.give(old));
-    this.#slab = this.#pool.take(SLAB_BYTES);
-    this.#position = 0;
-    this.#chunkStart = 0;
+  /** Padding to four bytes and the data digest, from `position` on. RFC 7143 section 13.1. */
+  #trailer(position: number, lengthBytes: number, digest: number): void {
+    const { slab } = this.#writer;
+    let end = position;
+    for (let padding = -lengthBytes & 3; padding > 0; padding -= 1) slab[end++] = 0;
+    if (this.dataDigest) end = slab.writeUInt32LE(digest, end);
+    this.#writer.filled(end);
   }
 }

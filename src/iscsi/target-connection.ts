@@ -1,9 +1,14 @@
 import type { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
+import type { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { LookOut } from '../base/look-out.ts';
 import type { Random } from '../base/random.ts';
-import type { BufferPool } from './buffer-pool.ts';
+import { withReadBuffer } from '../base/read-buffer.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import { LOGIN_STATUS, nameOf, OPCODE } from './constants.ts';
 import { protocolError } from './errors.ts';
 import type { TargetLimits } from './limits.ts';
@@ -18,7 +23,6 @@ import { decodeLoginRequest, encodeLoginResponse, type LoginRequestPdu, opcodeOf
 import { PduParser } from './pdu-parser.ts';
 import { PduWriter } from './pdu-writer.ts';
 import { serialAdd } from './serial-number.ts';
-import { socketSink } from './socket-sink.ts';
 import type { TargetSession } from './target-session.ts';
 
 /** What a connection asks of the target that it belongs to. */
@@ -63,6 +67,7 @@ export class TargetConnection {
   readonly #logger: Logger;
   readonly #writer: PduWriter;
   readonly #parser: PduParser;
+  readonly #lookOut: LookOut;
   readonly #login: TargetLogin;
   #session: TargetSession | null = null;
   #statSn: number | null = null;
@@ -78,18 +83,15 @@ export class TargetConnection {
     host: ConnectionHost;
     limits: TargetLimits;
     pool: BufferPool;
+    /** Shared by the connections of one target: nothing stays in it. */
+    staging: Buffer;
+    lookOut: LookOut;
     clock: Clock;
     random: Random;
     logger: Logger;
   }) {
-    const { socket, limits } = options;
-    this.#socket = socket;
-    this.#host = options.host;
-    this.#limits = limits;
-    this.#clock = options.clock;
-    this.address = socket.remoteAddress ?? 'unknown';
-    this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
-    this.#writer = new PduWriter(socketSink(socket), options.pool);
+    const { limits } = options;
+    this.#lookOut = options.lookOut;
     this.#parser = new PduParser(
       {
         destination: (header, lengthBytes) => this.#session?.destination(header, lengthBytes) ?? null,
@@ -98,8 +100,16 @@ export class TargetConnection {
           else this.#loginPdu(header, data);
         },
       },
-      { dataSegmentBytesMax: limits.dataSegmentBytesMax },
+      { dataSegmentBytesMax: limits.dataSegmentBytesMax, staging: options.staging },
     );
+    const { socket, address } = this.#adopt(options.socket, options.staging);
+    this.#socket = socket;
+    this.#host = options.host;
+    this.#limits = limits;
+    this.#clock = options.clock;
+    this.address = address;
+    this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
+    this.#writer = new PduWriter(new ChunkWriter(socketSink(socket), options.pool));
     this.#login = new TargetLogin({
       admit: options.host.admit,
       random: options.random,
@@ -124,7 +134,6 @@ export class TargetConnection {
     });
     this.#cancelDeadline = options.clock.timer(limits.loginTimeoutMs, () => this.end('login took too long'));
     socket.setNoDelay(true);
-    socket.on('data', (bytes: Buffer) => this.#received(bytes));
     socket.on('error', (error) => this.#logger.debug({ error: messageOf(error) }, 'iSCSI: socket error'));
     socket.on('close', () => void this.gone());
   }
@@ -163,14 +172,26 @@ export class TargetConnection {
     return this.#gone;
   }
 
-  #received(bytes: Buffer): void {
-    if (this.#closed) return;
-    try {
-      this.#parser.push(bytes);
-    } catch (error) {
-      this.#logger.warn({ error: messageOf(error) }, 'iSCSI: connection dropped');
-      this.destroy();
+  /** Bytes land where the parser wants them: a payload in the buffer that is written from. TLS decrypts into buffers of its own. */
+  #adopt(accepted: Socket, staging: Buffer): { socket: Socket; address: string } {
+    // Asked for before the handle moves.
+    const address = accepted.remoteAddress ?? 'unknown';
+    if (accepted instanceof TLSSocket) {
+      accepted.on('data', (bytes: Buffer) => this.#received(() => this.#parser.push(bytes)));
+      return { socket: accepted, address };
     }
+    const socket = withReadBuffer(
+      accepted,
+      () => this.#parser.space(),
+      (count) => this.#received(() => this.#parser.landed(count)),
+      staging,
+    );
+    return { socket, address };
+  }
+
+  #received(parse: () => void): void {
+    this.#lookOut.seen();
+    this.#guard(parse);
   }
 
   #loginPdu(header: Buffer, data: Uint8Array): void {

@@ -1,8 +1,8 @@
 import { assert } from '../base/assert.ts';
+import type { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { BufferPool } from './buffer-pool.ts';
 import {
   ASYNC_EVENT,
   LOGOUT_REASON,

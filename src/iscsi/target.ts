@@ -1,17 +1,19 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { assert } from '../base/assert.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { LookOut } from '../base/look-out.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
-import { BufferPool } from './buffer-pool.ts';
 import { LOGIN_STATUS } from './constants.ts';
 import { TARGET_LIMITS, type TargetLimits } from './limits.ts';
 import type { Admission, Credential, LoginNames, LoginOutcome } from './login-target.ts';
 import { LoginThrottle } from './login-throttle.ts';
+import { STAGING_BYTES } from './pdu-parser.ts';
 import { LogicalUnit } from './scsi/logical-unit.ts';
 import { type ConnectionHost, type SessionWiring, TargetConnection } from './target-connection.ts';
 import { TargetSession } from './target-session.ts';
@@ -169,6 +171,8 @@ export class IscsiTarget {
   readonly #limits: TargetLimits;
   readonly #throttle: LoginThrottle;
   readonly #pool = new BufferPool(POOL_BYTES);
+  readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
+  readonly #lookOut = new LookOut();
   readonly #exports = new Map<string, TargetExport>();
   readonly #connections = new Set<TargetConnection>();
   readonly #sessions = new Map<string, SessionRecord>();
@@ -299,9 +303,10 @@ export class IscsiTarget {
       socket.destroy();
       return;
     }
+    const localPort = socket.localPort ?? 0; // asked for before the connection takes the handle
     const host: ConnectionHost = {
       admit: (names) => this.#admit(names),
-      begin: (outcome, wiring) => this.#begin(outcome, wiring, socket.localPort ?? 0),
+      begin: (outcome, wiring) => this.#begin(outcome, wiring, localPort),
       loginDelayMs: (address) => this.#throttle.delayMs(address),
       loginFailed: (address) => this.#throttle.failed(address),
       loginSucceeded: (address) => this.#throttle.succeeded(address),
@@ -313,6 +318,8 @@ export class IscsiTarget {
         host,
         limits: this.#limits,
         pool: this.#pool,
+        staging: this.#staging,
+        lookOut: this.#lookOut,
         clock: this.#clock,
         random: this.#random,
         logger: this.#logger,

@@ -4,6 +4,7 @@ import { connect, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Clock } from '../base/clock.ts';
+import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import { isAlive } from './process-identity.ts';
@@ -64,7 +65,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     process.execPath,
     [
       '--max-semi-space-size=1',
-      fileURLToPath(new URL('shim.ts', import.meta.url)),
+      fileURLToPath(entryPoint('shim.ts', import.meta.url)),
       runtimeDir,
       ...options.hidden,
     ],

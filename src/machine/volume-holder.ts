@@ -6,6 +6,7 @@ import { attachLoop, detachLoop } from '../attach/loop.ts';
 import type { VolumeServerOp, VolumeServerSpec } from '../attach/server-spec.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../attach/volume-supervisor.ts';
 import type { Clock } from '../base/clock.ts';
+import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { SHIM_FILES } from './shim-protocol.ts';
@@ -35,7 +36,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
   const command = options.command ?? [
     process.execPath,
     ...VOLUME_SERVER_NODE_FLAGS,
-    fileURLToPath(new URL('../volume/server.ts', import.meta.url)),
+    fileURLToPath(entryPoint('../volume/server.ts', import.meta.url)),
   ];
   let opened: Opened | undefined;
 

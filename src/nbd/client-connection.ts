@@ -1,12 +1,13 @@
 import { isIP, Socket } from 'node:net';
 import { type ConnectionOptions as TlsConnectOptions, connect as tlsConnect } from 'node:tls';
+import type { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
-import type { BufferPool } from '../iscsi/buffer-pool.ts';
-import { socketSink } from '../iscsi/socket-sink.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import { type Handshake, HandshakeDriver } from './client-handshake.ts';
 import type { NbdAddress, NbdTlsMode } from './client-uri.ts';
-import { RequestWriter } from './client-writer.ts';
 import { protocolError } from './errors.ts';
+import { RequestWriter } from './request-writer.ts';
 
 /** TLS 1.3 by NBD_OPT_STARTTLS. */
 export type NbdTls = {
@@ -88,9 +89,9 @@ export class NbdConnection<Result> {
   /** Ends the connection at once; nothing is called any more. */
   destroy(): void {
     this.#over = true;
-    this.#writer?.close();
     this.#stream.destroy();
     this.#socket.destroy();
+    this.#writer?.close();
   }
 
   /** Ends the connection when what was written has left; resolves when it is closed. Nothing is called any more. */
@@ -134,7 +135,7 @@ export class NbdConnection<Result> {
       this.#secure();
       return;
     }
-    this.#writer = new RequestWriter(socketSink(this.#stream), this.#options.pool);
+    this.#writer = new RequestWriter(new ChunkWriter(socketSink(this.#stream), this.#options.pool));
     this.#sink = this.#options.onReady(this.#driver.result, this.#writer);
   }
 

@@ -2,7 +2,6 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { RemoteExport } from './client-handshake.ts';
-import type { RequestWriter } from './client-writer.ts';
 import { protocolError } from './errors.ts';
 import {
   CHUNK,
@@ -26,6 +25,7 @@ import {
   STRUCTURED_REPLY_MAGIC,
   type StatusExtent,
 } from './protocol.ts';
+import type { RequestWriter } from './request-writer.ts';
 
 /**
  * The transmission phase of one connection, without I/O: bytes go in through `space` and `landed` (or `push`), requests out through the

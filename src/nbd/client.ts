@@ -1,3 +1,4 @@
+import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -5,7 +6,6 @@ import type { Random } from '../base/random.ts';
 import { RequestQueue } from '../base/request-queue.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { NbdConnection, type NbdTls } from './client-connection.ts';
 import { list, type NbdListedExport, negotiate, type RemoteExport } from './client-handshake.ts';
 import { type NbdFailure, type NbdRequest, NbdSession } from './client-session.ts';

@@ -1,17 +1,18 @@
-import { Socket, type SocketConstructorOpts } from 'node:net';
+import type { Socket } from 'node:net';
 import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
+import type { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { BufferPool } from '../iscsi/buffer-pool.ts';
-import { socketSink } from '../iscsi/socket-sink.ts';
+import type { LookOut } from '../base/look-out.ts';
+import { withReadBuffer } from '../base/read-buffer.ts';
+import { socketSink } from '../base/socket-sink.ts';
 import type { ByteBudget } from './byte-budget.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
 import type { ServerLimits } from './limits.ts';
-import type { LookOut } from './look-out.ts';
-import { ReplyWriter } from './reply-writer.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession, type SessionStatistics } from './server-session.ts';
 
@@ -37,7 +38,7 @@ export class ServerConnection {
   /** The one from `accept`, and the one that requests go over: with TLS another. */
   readonly #rawSocket: Socket;
   #socket: Socket;
-  #writer: ReplyWriter | null = null;
+  #writer: ChunkWriter | null = null;
   #parser: RequestParser | null = null;
   #session: ServerSession | null = null;
   #export: NbdExport | null = null;
@@ -233,7 +234,7 @@ export class ServerConnection {
   #begin(agreement: Agreement): void {
     this.#cancelTimer();
     this.#export = agreement.export;
-    this.#writer = new ReplyWriter(socketSink(this.#socket), this.#pool);
+    this.#writer = new ChunkWriter(socketSink(this.#socket), this.#pool);
     const session = new ServerSession({
       agreement,
       writer: this.#writer,
@@ -289,36 +290,4 @@ export class ServerConnection {
     this.#logger.warn({ reason }, 'NBD: connection dropped');
     void this.gone();
   }
-}
-
-/**
- * A socket that reads into buffers of our choice, on the connection of `accepted`. Node offers that for connections that one makes (`onread` of
- * net.connect), not for those that one accepts, so the handle moves to a socket that is made so.
- */
-function withReadBuffer(
-  accepted: Socket,
-  next: () => Uint8Array,
-  landed: (count: number, buffer: Uint8Array) => void,
-  first: Uint8Array,
-): Socket {
-  const holder = accepted as unknown as { _handle: object | null };
-  const handle = holder._handle;
-  holder._handle = null;
-  let current = first;
-  const socket = new Socket({
-    handle,
-    onread: {
-      buffer: () => {
-        current = next();
-        return current;
-      },
-      callback: (count: number) => {
-        landed(count, current);
-        return true;
-      },
-    },
-  } as unknown as SocketConstructorOpts);
-  // Without its handle it is only what the server counts.
-  accepted.destroy();
-  return socket;
 }

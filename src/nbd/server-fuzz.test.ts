@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { assertInBatches } from '../../test/support/fuzz.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
+import { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
 import { ByteBudget } from './byte-budget.ts';
 import { NbdExport } from './export.ts';
 import { ServerHandshake } from './handshake-server.ts';
@@ -19,7 +21,6 @@ import {
   encodeRequest,
   OPTION,
 } from './protocol.ts';
-import { ReplyWriter } from './reply-writer.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession } from './server-session.ts';
 
@@ -43,7 +44,7 @@ const limits = {
 class Server {
   readonly budget = new ByteBudget(limits.serverBytesMax);
   readonly #handshake: ServerHandshake;
-  readonly #writer: ReplyWriter;
+  readonly #writer: ChunkWriter;
   readonly #device: MemoryDevice;
   #parser: RequestParser | null = null;
   session: ServerSession | null = null;
@@ -62,7 +63,7 @@ class Server {
         hydration: (offsetBytes, lengthBytes) => [{ offsetBytes, lengthBytes, kind: 'hydrated' }],
       }),
     ];
-    this.#writer = new ReplyWriter(
+    this.#writer = new ChunkWriter(
       (chunks, done) => {
         for (const chunk of chunks) this.repliedBytes += chunk.length;
         process.nextTick(done);
@@ -277,7 +278,7 @@ test('the conversations that the fuzzer mutilates are whole ones', async () => {
 test(`${RUNS} mutilated conversations end in replies or in the end of the connection`, async (t) => {
   const seed = Number(process.env.GODWIT_SEED ?? Date.now() & 0x7fffffff);
   t.diagnostic(`GODWIT_SEED=${seed}`);
-  await fc.assert(
+  await assertInBatches(
     fc.asyncProperty(
       fc.constantFrom(...CONVERSATIONS),
       mutation,
@@ -288,7 +289,7 @@ test(`${RUNS} mutilated conversations end in replies or in the end of the connec
     ),
     { numRuns: Math.floor(RUNS * 0.8), seed },
   );
-  await fc.assert(
+  await assertInBatches(
     fc.asyncProperty(
       fc.boolean(),
       fc.uint8Array({ maxLength: 300 }),

@@ -1,6 +1,7 @@
+import type { BufferPool } from '../base/buffer-pool.ts';
+import type { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { BufferPool } from '../iscsi/buffer-pool.ts';
 import type { ByteBudget } from './byte-budget.ts';
 import type { ReplyMode } from './export.ts';
 import type { Agreement } from './handshake-server.ts';
@@ -29,7 +30,6 @@ import {
   type StatusExtent,
   writeUint64,
 } from './protocol.ts';
-import type { ReplyWriter } from './reply-writer.ts';
 import type { RequestSink } from './request-parser.ts';
 
 /** Reads up to here are made right behind their header, without a buffer of their own, when the device need not wait. */
@@ -54,7 +54,7 @@ export type SessionStatistics = { requests: number; bytesRead: number; bytesWrit
 export class ServerSession implements RequestSink {
   readonly #agreement: Agreement;
   readonly #mode: ReplyMode;
-  readonly #writer: ReplyWriter;
+  readonly #writer: ChunkWriter;
   readonly #pool: BufferPool;
   readonly #budget: ByteBudget;
   readonly #limits: ServerLimits;
@@ -80,7 +80,7 @@ export class ServerSession implements RequestSink {
 
   constructor(options: {
     agreement: Agreement;
-    writer: ReplyWriter;
+    writer: ChunkWriter;
     pool: BufferPool;
     budget: ByteBudget;
     limits: ServerLimits;

@@ -1,14 +1,14 @@
 import { chmodSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
+import { LookOut } from '../base/look-out.ts';
 import { ByteBudget } from './byte-budget.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
 import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
-import { LookOut } from './look-out.ts';
 import { STRING_BYTES_MAX } from './protocol.ts';
 import { ServerConnection } from './server-connection.ts';
 import type { SessionStatistics } from './server-session.ts';

@@ -233,8 +233,10 @@ export class AttachedVolume {
     }
     const result = await (await this.#reader(filesystem)).finish();
     this.#freeMapReader = null; // it holds the bitmaps of the first pass
-    if (result.kind === 'none') await removeFreeMap(this.#spec.volumeDir);
-    if (result.kind === 'none') return { unusedBytes: 0, reason: result.reason.toWire() };
+    if (result.kind === 'none') {
+      await removeFreeMap(this.#spec.volumeDir);
+      return { unusedBytes: 0, reason: result.reason.toWire() };
+    }
     const { allocatedRuns } = await import('../freemap/run-extents.ts');
     const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
     const { volumeId, generation, lengthBytes } = this.#spec;

@@ -4,7 +4,9 @@ import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, write
 import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../api/client.ts';
+import { entryPoint } from '../../base/entry-point.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
 import { FleetClient, owned } from '../fleet-client.ts';
@@ -186,7 +188,7 @@ class Keeper {
       process.execPath,
       [
         ...process.execArgv,
-        join(import.meta.dirname, '..', 'main.ts'),
+        fileURLToPath(entryPoint('../main.ts', import.meta.url)),
         'worker',
         ...['--name', worker.name],
         ...['--data', worker.dataDir],

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { systemClock } from '../base/clock.ts';
+import { systemClock } from './clock.ts';
 import { LookOut } from './look-out.ts';
 
 function isLooking(): boolean {

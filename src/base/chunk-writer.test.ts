@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { BufferPool } from '../iscsi/buffer-pool.ts';
-import { ReplyWriter } from './reply-writer.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { ChunkWriter } from './chunk-writer.ts';
 
 /** A pool that knows what is out. */
 class CountingPool extends BufferPool {
@@ -36,7 +36,7 @@ test('bytes go out in order and unharmed, whenever the kernel takes them', () =>
       const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
       const sent: Buffer[] = [];
       const expected: Buffer[] = [];
-      const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), pool);
+      const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), pool);
       const written = () => {
         const batch = waiting.shift();
         if (batch === undefined) return;
@@ -76,12 +76,33 @@ test('bytes go out in order and unharmed, whenever the kernel takes them', () =>
       }
       assert.equal(released, payloads);
     }),
+    { numRuns: 1000 },
   );
+});
+
+test('a slab stays while a chunk of it waits for the next batch', () => {
+  const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
+  const pool = new CountingPool(1024 * 1024);
+  const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), pool);
+  const header = (value: number) => {
+    const at = writer.room(1);
+    writer.slab[at] = value;
+    writer.filled(at + 1);
+  };
+  header(1);
+  writer.flush();
+  header(2);
+  writer.payload(Buffer.alloc(5000, 3));
+  // The batch before it is written, and nothing of the slab is open.
+  waiting.shift()!.done();
+  writer.flush();
+  const { chunks } = waiting.shift()!;
+  assert.deepEqual([...Buffer.concat(chunks).subarray(0, 2)], [2, 3]);
 });
 
 test('a buffer whose parts are big and small is given back when all of them are written', () => {
   const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
-  const writer = new ReplyWriter((chunks, done) => waiting.push({ chunks, done }), new BufferPool(0));
+  const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), new BufferPool(0));
   const buffer = Buffer.alloc(300 * 1024, 7);
   let released = 0;
   const send = (...parts: Uint8Array[]) => {

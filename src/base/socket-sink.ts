@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import type { ChunkSink } from './pdu-writer.ts';
+import type { ChunkSink } from './chunk-writer.ts';
 
 /** Writes each batch of chunks with one system call. A socket that is gone takes nothing and says nothing. */
 export function socketSink(socket: Socket): ChunkSink {

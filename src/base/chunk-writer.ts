@@ -1,12 +1,7 @@
-import { assert } from '../base/assert.ts';
-import type { BufferPool } from '../iscsi/buffer-pool.ts';
+import { assert } from './assert.ts';
+import type { BufferPool } from './buffer-pool.ts';
 
-/**
- * Gathers replies for one write. Headers and small payloads lie side by side in a slab; big payloads are handed on by reference, uncopied.
- * What one turn of the event loop produced goes out together. A writer with nothing to send holds no slab.
- *
- *   const at = writer.room(length);  fill writer.slab from `at`;  writer.filled(end);  writer.payload(data, release);
- */
+/** Takes a batch of chunks; calls `done` when they are written. */
 export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
 
 /** Largest `room`. */
@@ -18,7 +13,13 @@ const EAGER_BYTES = 256 * 1024;
 const COPY_BYTES_MAX = 4 * 1024;
 const NO_SLAB = Buffer.alloc(0);
 
-export class ReplyWriter {
+/**
+ * Gathers what a connection sends for one write. Headers and small payloads lie side by side in a slab; big payloads are handed on by reference, uncopied.
+ * What one turn of the event loop produced goes out together. A writer with nothing to send holds no slab.
+ *
+ *   const at = writer.room(length);  fill writer.slab from `at`;  writer.filled(end);  writer.payload(data, release);
+ */
+export class ChunkWriter {
   readonly #sink: ChunkSink;
   readonly #pool: BufferPool;
   #slab: Buffer = NO_SLAB;
@@ -71,18 +72,18 @@ export class ReplyWriter {
   }
 
   /** Sends `data` after what was filled in. It stays as it is until `release` is called. */
-  payload(data: Uint8Array, release: () => void): void {
+  payload(data: Uint8Array, release?: () => void): void {
     if (data.length <= COPY_BYTES_MAX) {
       const at = this.room(data.length);
       this.#slab.set(data, at);
-      release();
+      release?.();
       this.filled(at + data.length);
       return;
     }
     this.#closeChunk();
     this.#chunks.push(data);
     this.#chunksBytes += data.length;
-    this.#releases.push(release);
+    if (release !== undefined) this.#releases.push(release);
     if (this.#chunksBytes >= EAGER_BYTES) this.flush();
     else this.#schedule();
   }
@@ -127,7 +128,7 @@ export class ReplyWriter {
     if (batch === undefined) return; // closed meanwhile
     this.#writtenBytes += batch.bytes;
     for (const release of batch.releases) release();
-    if (this.#sentBytes === this.#writtenBytes && this.#position === this.#chunkStart) this.#dropSlab();
+    if (this.queuedBytes === 0) this.#dropSlab();
     this.onDrain?.();
   }
 
