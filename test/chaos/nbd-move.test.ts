@@ -66,8 +66,10 @@ test('a machine that has its encrypted volume as a socket is drained: nothing is
   assert.equal(history.incarnations.length, 2, 'it started once on each worker, whatever was killed');
   assert.deepEqual(await fleet.owners(id), [b]);
   assert.equal(existsSync(join(a.dataDir, 'run', id)), false);
-  const { served } = await b.client.showVolume(volume.id);
-  assert.deepEqual([served?.writable, served?.connections], [true, 1]);
+  await fleet.until('the socket and its client to be shown', async () => {
+    const { served } = await b.client.showVolume(volume.id);
+    return served?.writable && served.connections === 1;
+  });
 });
 
 function killVolumeServer(worker: FleetWorker, machineId: string): void {

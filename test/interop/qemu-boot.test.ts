@@ -43,8 +43,10 @@ test('a virtual machine boots from its volume through the NBD socket, and again 
   const location = `nbd+unix:///disk?socket=${path}`;
   const { exports } = JSON.parse(execFileSync(findProgram('nbdinfo')!, ['--json', location]).toString());
   assert.deepEqual([exports[0]['export-size'], exports[0].is_read_only], [64 * MIB, false]);
-  const { served } = await alpha.client.showVolume(volume.id);
-  assert.deepEqual([served?.location, served?.writable], [location, true]);
+  await fleet.until('the socket to be shown', async () => {
+    const { served } = await alpha.client.showVolume(volume.id);
+    return served?.location === location && served.writable;
+  });
 
   await fleet.until('the volume to be whole', async () => {
     return (await alpha.client.showVolume(volume.id)).state === 'ready';
