@@ -20,7 +20,7 @@ test('a machine that has its encrypted volume as a socket is drained: nothing is
   const collector = await WriterCollector.open(t);
   // So slow that the machine is on a clone for as long as this takes.
   const fleet = await Fleet.start(t, ['a', 'b'], {
-    flags: { a: flags, b: [...flags, '--hydration-rate', '256KiB'] },
+    flags: { a: flags, b: [...flags, '--hydration-rate', '512KiB'] },
   });
   const [a, b] = [fleet.worker('a'), fleet.worker('b')];
   const volume = await a.client.createVolume({ name: 'disk', lengthBytes: 64 * MIB, filesystem: 'none' });
@@ -46,7 +46,7 @@ test('a machine that has its encrypted volume as a socket is drained: nothing is
     },
   });
   const history = collector.history('writer');
-  await history.more(100);
+  await history.more(50);
   killVolumeServer(a, id);
   await history.more(20);
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { lstatSync, truncateSync, writeFileSync } from 'node:fs';
+import { lstatSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { VolumeView } from '../../src/api/schemas.ts';
@@ -64,7 +64,8 @@ test('a virtual machine boots from its volume through the NBD socket, and again 
 /** The machine has said how often it has booted; each time is one more than the one before. */
 async function booted(fleet: Fleet, worker: FleetWorker, times: number): Promise<void> {
   await fleet.until(`boot ${times} on ${worker.name}`, async () => {
-    const { stdout } = await fleet.run('machine', 'logs', 'vm');
-    return stdout.includes(`godwit boots ${times}\r\n`);
+    const { id } = await worker.client.showMachine('vm');
+    const log = readFileSync(join(worker.dataDir, 'run', id, 'machine.log'), 'latin1');
+    return log.includes(`godwit boots ${times}\r\n`);
   });
 }
