@@ -104,13 +104,14 @@ export class ShimService {
       return {};
     },
     'workload.start': async (args) => {
-      if (args.config.volume?.mountPath !== undefined && !this.#filesystem.mounted) {
+      const { volume } = args.config;
+      if (volume?.mountPath !== undefined && !this.#filesystem.mounted) {
         throw new GodwitError('MACHINE_FS_NOT_MOUNTED', 'the machine has a volume that is not mounted', {
           values: { machineId: args.machineId },
           nextAction: 'Open the volume and mount its filesystem first.',
         });
       }
-      if (args.config.volume !== undefined && !this.#volume?.status()) throw noVolume();
+      if (volume !== undefined && volume.mountPath === undefined && !this.#volume?.status()) throw noVolume();
       return this.#options.workload.start(args);
     },
     'workload.stop': (args) => this.#options.workload.stop(args),

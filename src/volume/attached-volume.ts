@@ -144,7 +144,7 @@ export class AttachedVolume {
     if (this.#front.access === 'writable') this.#clone?.device.start();
   }
 
-  /** Resolves when the FUSE file is gone. */
+  /** Resolves when the FUSE file is gone; never where there is none. */
   get closed(): Promise<void> {
     return this.#front.closed;
   }
@@ -270,14 +270,16 @@ export class AttachedVolume {
     await removeFreeMap(this.#spec.volumeDir);
   }
 
-  /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
+  /** Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients that connect again. */
   async close(): Promise<void> {
-    await this.#nbd?.stop();
-    await this.#front.stop();
+    // Calls of its clients that wait for the source end when the clone is closed.
+    const dropped = this.#nbd?.stop();
+    if (this.#front !== this.#nbd) await this.#front.stop();
     if (this.#front.access === 'writable') await this.flush();
     this.#noteWireBytes();
     await this.#clone?.source.close();
     await this.#clone?.device.close();
+    await dropped;
     await this.#local.close();
     this.#encryption?.forget();
     this.#lock?.release();

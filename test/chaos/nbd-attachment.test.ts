@@ -207,6 +207,30 @@ test('a seal ends the writes of a guest that stays connected; what it had writte
   assert.ok(back.equals(block));
 });
 
+test('a client that waits for a lost source does not hold up the end of its server', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const { move } = await moveRawVolume(lab, {
+    lengthBytes: 16 * MIB,
+    content: { offsetBytes: 0, lengthBytes: 8 * MIB },
+    paused: true,
+    nbd: 'guest',
+  });
+  const { target, source } = move;
+  const client = await connect(t, target);
+  await source.server.stop();
+  const block = randomBytes(4096);
+  await client.write(0, block);
+  const lost = client.read(4096, Buffer.alloc(4096));
+  lost.catch(() => {});
+  // A write passes, and the read is on its way when that has its answer.
+  await client.write(8192, block);
+  await target.server.stop();
+  const log = readFileSync(join(lab.dir, 'attach.log'), 'utf8');
+  assert.match(log, /the volume server ended/, 'in good order, without being killed');
+});
+
 const NEEDS_LAB = requires(...LAB_NEEDS);
 test('beside a mounted filesystem the socket shows what the guest writes, and takes no write', {
   skip: NEEDS_LAB,
