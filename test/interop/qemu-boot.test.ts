@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { lstatSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -59,6 +59,22 @@ test('a virtual machine boots from its volume through the NBD socket, and again 
   // A restart in place too: the digit is where it was written.
   await beta.client.restartMachine('vm');
   await booted(fleet, beta, 3);
+
+  // Without a machine: a volume that is served to whoever comes.
+  await beta.client.stopMachine('vm');
+  await fleet.until('the volume to be whole', async () => {
+    return (await beta.client.showVolume(volume.id)).state === 'ready';
+  });
+  const served = join(scratchDir(t), 's');
+  await beta.client.serveVolume(volume.id, { protocol: 'nbd', listen: `unix:${served}`, writable: true });
+  const [program, ...words] = qemuCommand(`file=nbd:unix:${served},format=raw,if=virtio`);
+  const qemu = spawn(program, words, { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => qemu.kill('SIGKILL'));
+  let said = '';
+  qemu.stdout.on('data', (chunk: Buffer) => {
+    said += chunk.toString('latin1');
+  });
+  await fleet.until('boot 4', () => said.includes('godwit boots 4\r\n'));
 });
 
 /** The machine has said how often it has booted; each time is one more than the one before. */
