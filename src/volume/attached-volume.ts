@@ -231,6 +231,11 @@ export class AttachedVolume {
         },
       );
     }
+    if (this.#spec.nbd?.client === 'guest') {
+      // It may have written a partition table or anything else, and the filesystem that was here before still looks whole.
+      await removeFreeMap(this.#spec.volumeDir);
+      return { unusedBytes: 0, reason: diskOfGuest(this.#spec.volumeId).toWire() };
+    }
     const result = await (await this.#reader(filesystem)).finish();
     this.#freeMapReader = null; // it holds the bitmaps of the first pass
     if (result.kind === 'none') {
@@ -367,6 +372,17 @@ async function openEncryption(spec: VolumeServerSpec): Promise<Encryption | null
     },
     forget: () => unlocked.volumeKey.dispose(),
   };
+}
+
+function diskOfGuest(volumeId: string): GodwitError {
+  return new GodwitError(
+    'VOLUME_DISK_OF_GUEST',
+    'the guest has the volume as a disk, and it alone knows what it uses of it',
+    {
+      values: { volumeId },
+      nextAction: 'Nothing to do: what the guest has trimmed (QEMU: discard=unmap) stays behind.',
+    },
+  );
 }
 
 async function openNbd(
