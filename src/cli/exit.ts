@@ -37,7 +37,7 @@ export class ExitWith extends Error {
 export function exitCodeOf(error: unknown): number {
   if (!(error instanceof GodwitError)) return EXIT.error;
   if (/^CLI_(INVALID|AMBIGUOUS)_/.test(error.code)) return EXIT.usage;
-  if (error.code === 'API_UNREACHABLE') return EXIT.unreachable;
+  if (error.code === 'API_UNREACHABLE' || error.code === 'API_TLS_REFUSED') return EXIT.unreachable;
   switch (statusOf(error.code)) {
     case 400:
       return EXIT.usage;
