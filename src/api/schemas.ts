@@ -196,7 +196,7 @@ export const VolumeView = Type.Object({
   hydration: Nullable(HydrationView),
   /** Null while no volume server serves it. */
   guest: Nullable(GuestView),
-  /** Null while it is not served to other systems. */
+  /** To other systems, or to its machine as a socket; null otherwise. */
   served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
 });

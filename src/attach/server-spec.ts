@@ -12,8 +12,8 @@ export type HydrationStatus = CloneProgress & {
  * spec holds a CHAP secret, so it never appears in argv or in the environment.
  *
  * A volume server is one process for one volume, in one of three roles:
- * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on. Underneath is the local file alone, or a
- *   clone of it over an iSCSI source.
+ * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on, or an NBD socket in its place, or both. Underneath is
+ *   the local file alone, or a clone of it over an iSCSI source.
  * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
  * - `serve`: serves a whole volume that nobody else has open to clients of other systems, over NBD or iSCSI.
  *
@@ -115,6 +115,17 @@ export const ServeListen = Type.Union([
 ]);
 export type ServeListen = Static<typeof ServeListen>;
 
+/** The volume of an `attach` as an NBD export on a unix socket. */
+export const NbdSocketSpec = Type.Object({
+  /** At most 107 bytes. */
+  path: Type.String({ minLength: 1 }),
+  /** Who may connect, beside root. */
+  owner: Type.Object({ uid: Type.Integer({ minimum: 0 }), gid: Type.Integer({ minimum: 0 }) }),
+  /** `guest`: reads and writes, and there is no FUSE file. `observer`: reads what a guest writes through the FUSE file. */
+  client: Type.Union([Type.Literal('guest'), Type.Literal('observer')]),
+});
+export type NbdSocketSpec = Static<typeof NbdSocketSpec>;
+
 /**
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
  * and of an export before the seal. `writable` and `readonly`: what they say.
@@ -168,6 +179,8 @@ export const VolumeServerSpec = Type.Object({
       tls: Type.Optional(TlsFilesSpec),
     }),
   ),
+  /** Only in role `attach`. */
+  nbd: Type.Optional(NbdSocketSpec),
   /** With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a reader. */
   serve: Type.Optional(
     Type.Object({
@@ -191,7 +204,7 @@ export type VolumeServerStatus = {
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };
-  /** Only in role `serve`. `location` is a URI without a secret. */
+  /** In role `serve`, and with `nbd`. `location` is a URI without a secret. */
   served?: { location: string; connections: number };
 };
 

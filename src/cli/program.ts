@@ -102,8 +102,17 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       'where; else the worker with the most free memory, or the one with the volume',
     )
     .option('--volume <NAME[:PATH]>', 'volume and where the machine sees it (default /data)')
+    .option(
+      '--nbd',
+      'the machine gets the volume at the NBD socket /run/godwit/disk.sock: without PATH instead of a mount, with PATH beside it and read-only',
+    )
     .option('--size <SIZE>', 'size of the volume when it is new, e.g. 10GiB')
-    .addOption(new Option('--filesystem <TYPE>', 'of a new volume').choices(['ext4', 'xfs']).default('ext4'))
+    .addOption(
+      new Option(
+        '--filesystem <TYPE>',
+        'of a new volume (default ext4; none where it is not mounted)',
+      ).choices(['ext4', 'xfs', 'none']),
+    )
     .option('--no-encryption', 'a new volume as plain bytes (default: encrypted)')
     .option('--env <NAME=VALUE>', 'environment (repeatable; NAME alone is passed on)', collect, [])
     .option('--user <USER>', 'user name or id')
@@ -111,6 +120,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option(
       '--host-folder <PATH>',
       'folder of the host that the machine sees, read-only (repeatable)',
+      collect,
+      [],
+    )
+    .option(
+      '--device <PATH>',
+      'character device of the host that the machine sees, e.g. /dev/kvm (repeatable)',
       collect,
       [],
     )

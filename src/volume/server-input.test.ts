@@ -43,6 +43,7 @@ const good: VolumeServerSpec = {
       { initiatorIqn: 'iqn.2026-11.example:i', chapUser: 'user', chapSecret: 'twelve bytes', generation: 1 },
     ],
   },
+  nbd: { path: '/run/s', owner: { uid: 1, gid: 2 }, client: 'guest' },
   serve: {
     exportName: 'disk',
     listen: {

@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  NbdSocketSpec,
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
@@ -41,6 +42,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
+    ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
 }
@@ -167,6 +169,16 @@ function parseHeader(
     ...(fields.keyVolumeId === undefined
       ? {}
       : { keyVolumeId: text(fields.keyVolumeId, `${what}.keyVolumeId`) }),
+  };
+}
+
+function parseNbdSocket(value: unknown): NbdSocketSpec {
+  const nbd = object(value, 'nbd');
+  const owner = object(nbd.owner, 'nbd.owner');
+  return {
+    path: text(nbd.path, 'nbd.path', 1),
+    owner: { uid: integer(owner.uid, 0, 'nbd.owner.uid'), gid: integer(owner.gid, 0, 'nbd.owner.gid') },
+    client: oneOf(nbd.client, ['guest', 'observer'], 'nbd.client'),
   };
 }
 

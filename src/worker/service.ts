@@ -588,12 +588,13 @@ export class LocalService implements WorkerService {
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
     const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const own = client
+    const attached = client
       ? await client
           .call('status', {})
-          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
+          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume : null))
           .catch(() => null)
       : null;
+    const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
       id: record.id,
@@ -609,7 +610,9 @@ export class LocalService implements WorkerService {
       machineId: record.machineId,
       hydration: status?.hydration ?? null,
       guest: status?.guest ?? null,
-      served: await this.#o.serving.view(record.id).catch(() => null),
+      served: own?.served
+        ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
+        : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
     };
   }

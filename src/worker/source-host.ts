@@ -178,7 +178,12 @@ export class SourceHost implements SourceSide {
     const client = await machines.client(machineId);
     if (client === null) return;
     const { volume } = await client.call('status', {});
-    if (volume?.mounted !== true) return;
+    if (volume === null) return;
+    if (!volume.mounted) {
+      // A guest that comes through NBD has a page cache of its own, and here is what it has written out.
+      await client.call('volume.command', { op: 'flush', args: {} });
+      return;
+    }
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});

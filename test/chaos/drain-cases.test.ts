@@ -287,6 +287,8 @@ test('wrong input: each is refused with a code and a next action, and nothing is
   await refused(create('Not a name', {}), 'API_INVALID_REQUEST');
   await refused(create('x', { user: 'no-such-user' }), 'MACHINE_UNKNOWN_USER');
   await refused(create('x', { hostFolders: ['/no/such/folder'] }), 'MACHINE_BAD_HOST_FOLDER');
+  await refused(create('x', { devices: ['/dev/no-such-device'] }), 'MACHINE_BAD_DEVICE');
+  await refused(create('x', { volume: { volumeId: volume.id } }), 'MACHINE_VOLUME_OUT_OF_REACH');
   await refused(client.showMachine('x'), 'MACHINE_NOT_FOUND');
 
   // Known only once it runs, so the machine stays, stopped, and can be destroyed.
