@@ -12,6 +12,7 @@ import type {
   Access,
   Grant,
   HydrationStatus,
+  ImportedSourceSpec,
   SourceSpec,
   VolumeServerSpec,
   VolumeServerStatus,
@@ -131,7 +132,12 @@ export class VolumeLab {
   async attach(
     store: VolumeStore,
     record: VolumeRecord,
-    options: { access: Access; source?: SourceSpec; paused?: boolean; volumeDir?: string },
+    options: {
+      access: Access;
+      source?: SourceSpec | ImportedSourceSpec;
+      paused?: boolean;
+      volumeDir?: string;
+    },
   ): Promise<Attachment> {
     const volumeDir = options.volumeDir ?? store.folder(record.id);
     const clone = options.source && {
