@@ -101,10 +101,13 @@ class Proof {
       readBackBytes: 0,
     };
     let wrong: ToMend[];
-    let cursor = 0;
     let ended = false;
+    let next = peer.fetched(moveId, { cursor: 0 }, signal);
     do {
-      const page = await peer.fetched(moveId, { cursor }, signal);
+      const page = await next;
+      const following = { cursor: page.next };
+      // The target reads its disk while this side digests.
+      if (!page.ended) next = quietly(peer.fetched(moveId, following, signal));
       const stated = page.ranges.length === 0 ? [] : await source.digests(moveId, page.ranges);
       wrong = [];
       for (const [index, range] of page.ranges.entries()) {
@@ -114,9 +117,10 @@ class Proof {
       }
       // Mended ranges come again, at the end of the log.
       await this.#mend(wrong);
-      ({ next: cursor, ended } = page);
       onProgress(compared.bytes);
-    } while (!ended || wrong.length > 0);
+      ended = page.ended && wrong.length === 0;
+      if (page.ended && !ended) next = peer.fetched(moveId, following, signal);
+    } while (!ended);
     return compared;
   }
 
@@ -166,6 +170,12 @@ class Proof {
       },
     );
   }
+}
+
+/** Its rejection is for whoever waits for it, if anybody still does. */
+function quietly<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
 }
 
 function add(compared: Compared, range: FetchedRange, lengthBytes: number): void {

@@ -190,7 +190,8 @@ export class RegionDigests {
     const regionBytes = Math.min(REGION_BYTES, lengthBytes - region * REGION_BYTES);
     const offsetBytes = range.first * BLOCK_BYTES - region * REGION_BYTES;
     const bytes = rangeBytes(range, lengthBytes);
-    if (offsetBytes + bytes > regionBytes || bytes <= 0) {
+    const outside = range.first + range.blocks > Math.ceil(lengthBytes / BLOCK_BYTES);
+    if (outside || offsetBytes + bytes > regionBytes) {
       throw new GodwitError('VOLUME_BAD_SPEC', 'a digest is of blocks of one region of the volume', {
         values: { first: range.first, blocks: range.blocks },
         nextAction: 'Both workers must be of the same godwit version.',

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
+import { isGodwitError } from '../../src/base/errors.ts';
+import { verifyReceipt } from '../../src/receipt/envelope.ts';
 import { unlockVolume } from '../../src/volume/encryption.ts';
 import { readRecord } from '../../src/volume/record-file.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
@@ -52,6 +54,20 @@ test('an encrypted volume moves: nothing is lost, and its keys are nowhere but i
   await history.more(5);
   assert.ok(history.acknowledged >= before + 5);
   history.assertSound();
+
+  // Both have the receipt of the move that succeeded, signed by the keys that they show.
+  const receipt = await a.client.showReceipt(move.id);
+  assert.deepEqual(await b.client.showReceipt('writer'), receipt);
+  const fingerprints = [(await a.client.worker()).keyFingerprint, (await b.client.worker()).keyFingerprint];
+  const { bytes, root, rangesMended } = verifyReceipt(receipt, { fingerprints });
+  assert.equal(bytes.total, volume.lengthBytes);
+  assert.ok(bytes.compared > 0 && bytes.readBack > 0, 'nothing was read back');
+  assert.equal(rangesMended, 0);
+  assert.equal(run.output.root, root);
+  await assert.rejects(a.client.showReceipt(refused.id), (error) =>
+    isGodwitError(error, 'WORKER_RECEIPT_NOT_FOUND'),
+  );
+
   const [arrived] = (await b.client.listVolumes()).filter(({ id }) => id === volume.id);
   assert.equal(arrived?.encrypted, true);
 
