@@ -6,7 +6,8 @@
  *   npm run demo -- --json FILE      the same as JSON
  *   npm run demo -- --keep           leaves the fleet running
  */
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { MachineView } from '../src/api/schemas.ts';
 import { getJson, ledgerClient, postgresClient, preparePostgres, readPostgres } from './clients.ts';
@@ -98,7 +99,17 @@ async function demo(): Promise<DemoReport> {
   ledger.resetGap();
 
   say('\n$ godwit drain worker-1\n');
-  const { exitCode } = await fleet.run(['drain', 'worker-1']);
+  const receiptsDir = join(fleet.dir, 'receipts');
+  mkdirSync(receiptsDir);
+  const { exitCode } = await fleet.run(['drain', 'worker-1', '--receipts', receiptsDir]);
+  const receipts = readdirSync(receiptsDir);
+  const unverified: string[] = [];
+  for (const file of receipts) {
+    // Offline: the file is all that is looked at.
+    const verified = await fleet.run(['receipt', '--verify', join(receiptsDir, file)], { quiet: true });
+    if (verified.exitCode !== 0) unverified.push(file);
+  }
+  say(`\n${receipts.length - unverified.length} of ${receipts.length} receipts verified.`);
   const drain = await worker1.drainStatus();
   const left = await worker1.listMachines();
   await sleep(3_000);
@@ -143,6 +154,8 @@ async function demo(): Promise<DemoReport> {
   const problems = [
     ...(exitCode === 0 ? [] : [`godwit drain ended with ${exitCode}`]),
     ...(left.length === 0 ? [] : [`worker-1 still holds ${left.map(({ name }) => name).join(', ')}`]),
+    ...(receipts.length === 4 ? [] : [`${receipts.length} receipts were signed, not 4`]),
+    ...unverified.map((file) => `${file} does not hold`),
     ...(rows.length === 4 ? [] : [`${rows.length} machines were reported, not 4`]),
     ...rows.filter((row) => row.lostWrites > 0).map((row) => `${row.name} lost ${row.lostWrites} writes`),
     ...rows.filter((row) => row.ackedWrites === 0).map((row) => `${row.name} acknowledged nothing`),

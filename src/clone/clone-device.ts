@@ -195,9 +195,13 @@ export class CloneDevice implements BlockDevice {
     const validity = new ValidityMap(options.validityWords, blockCountOf(lengthBytes), {
       counted: options.validityIsCurrent,
     });
-    const { fetchLog } = options;
-    const data = { flush: async () => void (await Promise.all([local.flush(), fetchLog?.flush()])) };
-    const committer = new BitCommitter(data, metadata, validity, seams.commitOrder);
+    const committer = new BitCommitter(
+      local,
+      metadata,
+      validity,
+      options.fetchLog ?? null,
+      seams.commitOrder,
+    );
     await loadDurableBits(metadata, validity, committer, options.validityIsCurrent);
     const { writtenWords } = options;
     if (writtenWords && !options.writtenIsCurrent)

@@ -8,7 +8,8 @@ import type {
   ProofFigures,
   UnfetchedPage,
 } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, RootHash, rangeBytes } from '../receipt/root.ts';
+import { PROOF_RANGES_MAX, rangeBytes } from '../receipt/range.ts';
+import { RootHash } from '../receipt/root.ts';
 import type { FetchLog, FetchRecord } from './fetch-log.ts';
 import type { CloneSource } from './fetcher.ts';
 import { blockCountOf, ValidityMap, wordCountOf } from './validity-map.ts';
