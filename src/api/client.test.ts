@@ -220,7 +220,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
 
 test('a peer over HTTP', async (t) => {
   const { url } = await start(t);
-  const peer = new HttpPeer({ name: 'worker-1', url, token: TOKEN });
+  const peer = new HttpPeer({ logger: silentLogger, name: 'worker-1', url, token: TOKEN });
   t.after(() => peer.close());
   const machine = {
     machineId: 'm_1',

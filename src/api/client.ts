@@ -1,4 +1,6 @@
 import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
+import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
+import type { TLSSocket } from 'node:tls';
 import type { HeatHint } from '../attach/server-spec.ts';
 import {
   type ErrorValues,
@@ -26,6 +28,7 @@ import type {
   ProofQuery,
   UnfetchedPage,
 } from '../receipt/proof.ts';
+import type { TlsClient } from '../sys/tls-identity.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -56,9 +59,11 @@ export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
 const PROOF_TIMEOUT_MS = 120_000;
 
 export type ApiClientOptions = {
-  /** `http://host:port` */
+  /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
   url: string;
   token: string;
+  /** Whom to believe, and who we are. Default: the authorities that Node knows, and nobody. */
+  tls?: TlsClient | undefined;
   /** For the connection and the whole reply. Default 30 s. */
   timeoutMs?: number;
 };
@@ -78,6 +83,7 @@ type Call = {
  * - `API_UNREACHABLE`: no answer. `values.delivered` is false when the request certainly never reached the worker (no
  *   connection came about), and 'unknown' when it may have (the connection broke or the time was up afterwards): then only a
  *   question or an idempotent repetition tells what happened.
+ * - `API_TLS_REFUSED`: the worker's certificate is not believed, or what answers does not speak TLS. `values.delivered` is false.
  * - `API_BAD_REPLY`: something answered that is not a godwit worker, or is one of another version.
  * When `signal` aborts, a call rejects with the signal's reason and its outcome is unknown.
  */
@@ -86,18 +92,22 @@ export class ApiClient {
   readonly #base: URL;
   readonly #token: string;
   readonly #timeoutMs: number;
-  readonly #agent = new Agent({ keepAlive: true, maxFreeSockets: 4 });
+  readonly #tls: TlsClient | undefined;
+  readonly #agent: Agent;
 
   constructor(options: ApiClientOptions) {
     this.url = options.url.replace(/\/+$/, '');
     const base = URL.parse(this.url);
-    if (base?.protocol !== 'http:') {
+    if (base?.protocol !== 'http:' && base?.protocol !== 'https:') {
       throw new GodwitError('API_BAD_URL', `not the URL of a worker: ${options.url}`, {
         values: { url: options.url },
-        nextAction: 'Give it as http://HOST:PORT.',
+        nextAction: 'Give it as https://HOST:PORT, or http://HOST:PORT where the worker has no certificate.',
       });
     }
     this.#base = base;
+    this.#tls = options.tls;
+    const keep = { keepAlive: true, maxFreeSockets: 4 };
+    this.#agent = base.protocol === 'https:' ? new SecureAgent(keep) : new Agent(keep);
     this.#token = options.token;
     this.#timeoutMs = options.timeoutMs ?? 30_000;
   }
@@ -356,16 +366,26 @@ export class ApiClient {
       }
       // Nothing is written before the connection stands, so until then the worker cannot have seen the request.
       let connected = false;
+      let inHandshake = false;
       const onAbort = () => request.destroy(signal?.reason);
-      const request = httpRequest(url, { method, headers, agent }, (response) => {
+      const secure = url.protocol === 'https:';
+      const send = secure ? httpsRequest : httpRequest;
+      // The files of an identity may be other ones than at the last connection.
+      const tls = secure ? (this.#tls?.clientOptions() ?? { minVersion: 'TLSv1.3' as const }) : {};
+      const request = send(url, { method, headers, agent, ...tls }, (response) => {
         response.once('close', () => signal?.removeEventListener('abort', onAbort));
         resolve(response);
       });
       signal?.addEventListener('abort', onAbort, { once: true });
       request.once('socket', (socket) => {
-        if (!socket.connecting) connected = true;
+        // The connection stands when the worker has proved itself.
+        const isPending = secure ? !(socket as TLSSocket).authorized : socket.connecting;
+        if (!isPending) connected = true;
         else {
           socket.once('connect', () => {
+            inHandshake = secure;
+          });
+          socket.once(secure ? 'secureConnect' : 'connect', () => {
             connected = true;
           });
         }
@@ -374,6 +394,7 @@ export class ApiClient {
         signal?.removeEventListener('abort', onAbort);
         if (signal?.aborted) reject(this.#aborted(signal, connected));
         else if (request.reusedSocket) reject(new StaleConnection(error));
+        else if (inHandshake && !connected && isTlsFailure(error)) reject(this.#tlsRefused(error));
         else reject(this.#unreachable(error, connected));
       });
       request.end(body);
@@ -428,6 +449,18 @@ export class ApiClient {
       : signal.reason;
   }
 
+  #tlsRefused(cause: Error): GodwitError {
+    const reason =
+      systemErrorCode(cause) === 'EPROTO' ? cause.message : (systemErrorCode(cause) ?? cause.message);
+    const text = isNotTls(cause) ? 'what answers there does not speak TLS' : cause.message;
+    return new GodwitError('API_TLS_REFUSED', `no TLS connection to ${this.url}: ${text}`, {
+      values: { url: this.url, delivered: false, reason },
+      nextAction:
+        "The worker's certificate must be signed by the CA that is given here (--ca or the caFile of the fleet file; --tls-ca of a worker), be valid today and name the host of the URL.",
+      cause,
+    });
+  }
+
   #unreachable(cause: unknown, connected: boolean): GodwitError {
     const systemCode = systemErrorCode(cause) ?? null;
     const values = { url: this.url, delivered: connected ? 'unknown' : false, systemCode };
@@ -450,6 +483,18 @@ class StaleConnection extends Error {
   constructor(cause: Error) {
     super('stale connection', { cause });
   }
+}
+
+/** In the handshake, what is no error of the network is one of certificates or of TLS. */
+function isTlsFailure(error: Error): boolean {
+  const code = systemErrorCode(error);
+  return code === 'EPROTO' || (!('syscall' in error) && code !== 'ECONNRESET');
+}
+
+function isNotTls(error: Error): boolean {
+  return /WRONG_VERSION_NUMBER|wrong version number|packet length too long/i.test(
+    `${systemErrorCode(error)} ${error.message}`,
+  );
 }
 
 class DeadlineError extends Error {

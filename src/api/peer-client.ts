@@ -1,4 +1,6 @@
 import type { HeatHint } from '../attach/server-spec.ts';
+import type { Logger } from '../base/logger.ts';
+import { isLoopback } from '../base/loopback.ts';
 import type {
   HandoffRequest,
   Offer,
@@ -17,6 +19,7 @@ import type {
   ProofQuery,
   UnfetchedPage,
 } from '../receipt/proof.ts';
+import type { TlsClient } from '../sys/tls-identity.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
 
@@ -28,14 +31,24 @@ export class HttpPeer implements Peer {
   readonly name: string;
   readonly url: string;
   readonly #client: ApiClient;
+  readonly #logger: Logger;
 
   /** `timeoutMs` is for each call; default 10 s. */
-  constructor(options: { name: string; url: string; token: string; timeoutMs?: number }) {
+  constructor(options: {
+    name: string;
+    url: string;
+    token: string;
+    tls?: TlsClient | undefined;
+    logger: Logger;
+    timeoutMs?: number;
+  }) {
     this.name = options.name;
     this.url = options.url;
+    this.#logger = options.logger;
     this.#client = new ApiClient({
       url: options.url,
       token: options.token,
+      tls: options.tls,
       timeoutMs: options.timeoutMs ?? 10_000,
     });
   }
@@ -45,6 +58,12 @@ export class HttpPeer implements Peer {
   }
 
   prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus> {
+    if (request.volume && isInClear(this.url)) {
+      this.#logger.warn(
+        { runId: request.runId, peer: this.name, url: this.url },
+        'the secret of this move crosses the network in the clear: give the workers certificates (--tls-cert, --tls-key, --tls-ca)',
+      );
+    }
     return this.#client.prepareMove(request, signal);
   }
 
@@ -101,4 +120,10 @@ export class HttpPeer implements Peer {
   close(): void {
     this.#client.close();
   }
+}
+
+/** True for the URL of a worker to which tokens and secrets go over a network without TLS. Pure. */
+export function isInClear(url: string): boolean {
+  const { protocol, hostname } = new URL(url);
+  return protocol === 'http:' && !isLoopback(hostname);
 }

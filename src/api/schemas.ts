@@ -353,6 +353,8 @@ export const Plan = Type.Object({
   totalBytes: Type.Integer(),
   /** From the start of the drain to the release of the last source; null when some machine has nowhere to go. */
   predictedFinishMs: Nullable(Type.Number()),
+  /** What an operator should know before it begins. Sentences. */
+  warnings: Type.Array(Type.String()),
 });
 export type Plan = Static<typeof Plan>;
 

@@ -1,10 +1,15 @@
 import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
+import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
 import fastifySwagger from '@fastify/swagger';
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
 import fastify, { type FastifyError, type FastifyRequest, type RouteOptions } from 'fastify';
 import { Type } from 'typebox';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { isLoopback } from '../base/loopback.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ApiApp } from './app.ts';
 import { drainRoutes } from './routes/drain.ts';
 import { eventRoutes } from './routes/events.ts';
@@ -14,6 +19,7 @@ import { runRoutes } from './routes/runs.ts';
 import { volumeRoutes } from './routes/volumes.ts';
 import { workerRoutes } from './routes/worker.ts';
 import { ErrorReply } from './schemas.ts';
+import { createSecureServer } from './secure-server.ts';
 import type { WorkerService } from './service.ts';
 import { statusOf } from './status.ts';
 import { validatorCompiler } from './validator.ts';
@@ -24,12 +30,25 @@ export type ApiServerOptions = {
   token: string;
   logger: Logger;
   version: string;
+  /**
+   * Serve HTTPS, and answer the calls of other workers only to those with a certificate of the same CA. `optional`: answer everybody, in the
+   * clear too, while a fleet gets its certificates. null: plain HTTP.
+   */
+  tls?: { identity: TlsIdentity; optional: boolean } | null;
   /** Largest request body. Default 1 MiB. */
   bodyBytesMax?: number;
 };
 
 /** Routes that answer without a token: they say nothing about machines. */
 const PUBLIC_ROUTES: readonly string[] = ['/healthz', '/openapi.json'];
+
+/** What only another worker asks; the secret of a move's grant is among it. */
+const PEER_ROUTES = '/v1/rpc/';
+
+/** Longer than any pause between two polls of a peer, so that a move does not pay for a new connection. */
+const KEEP_ALIVE_TIMEOUT_MS = 75_000;
+
+const NOTED_ADDRESSES_MAX = 1_000;
 
 /** Names the run on whose behalf one worker asks another, so that both logs can be read side by side. */
 export const RUN_ID_HEADER = 'godwit-run-id';
@@ -43,10 +62,40 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   const tokenDigest = digest(options.token);
   const closing = new AbortController();
 
+  const tls = options.tls ?? null;
+
+  const secureServer = (handler: RequestListener, { identity, optional }: NonNullable<typeof tls>): Server =>
+    createSecureServer({
+      identity,
+      handler,
+      plainHandler: (request, response) => {
+        if (optional || staysOnHost(request.socket)) handler(request, response);
+        else refusePlain(request, response);
+      },
+      keepAliveTimeoutMs: KEEP_ALIVE_TIMEOUT_MS,
+      closing: closing.signal,
+    });
+
+  const withoutCertificate = new Set<string>();
+  /** Throws what `certificateError` finds; where certificates are optional it is only noted, once for each address. */
+  const checkCertificate = (socket: Socket): void => {
+    const error = certificateError(socket);
+    if (error === null) return;
+    const remoteAddress = socket.remoteAddress ?? 'unknown';
+    const fields = { remoteAddress, code: error.code, ...error.values };
+    if (tls?.optional !== true) {
+      logger.warn(fields, 'refused the call of another worker');
+      throw error;
+    }
+    if (withoutCertificate.has(remoteAddress) || withoutCertificate.size >= NOTED_ADDRESSES_MAX) return;
+    withoutCertificate.add(remoteAddress);
+    logger.warn(fields, 'another worker asks without a good certificate, and is answered: --tls-optional');
+  };
+
   const app = fastify({
     bodyLimit: options.bodyBytesMax ?? 1024 * 1024,
-    // Longer than any pause between two polls of a peer, so that a move does not pay for a new connection.
-    keepAliveTimeout: 75_000,
+    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+    ...(tls !== null && { serverFactory: (handler: RequestListener) => secureServer(handler, tls) }),
     genReqId: (request) => safeId(request.headers['x-request-id']) ?? randomUUID(),
     logger: false,
     // A HEAD of a stream would never end.
@@ -85,6 +134,9 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     if (runId !== undefined) reply.header(RUN_ID_HEADER, runId);
     if (PUBLIC_ROUTES.includes(request.routeOptions.url ?? '')) return;
     if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
+    // By the route and not by the URL, which may be written in many ways.
+    const isForPeers = request.routeOptions.url?.startsWith(PEER_ROUTES) === true;
+    if (tls !== null && isForPeers) checkCertificate(request.raw.socket);
   });
 
   app.addHook('onSend', async (_request, reply) => {
@@ -195,6 +247,42 @@ function unauthorized(request: FastifyRequest): GodwitError {
         'Use the token of the fleet: --token-file, GODWIT_TOKEN_FILE or the tokenFile of the fleet file.',
     },
   );
+}
+
+/** The command line on the worker's own host may go without TLS: no byte of it leaves the host. */
+function staysOnHost({ remoteAddress, localAddress }: Socket): boolean {
+  return remoteAddress !== undefined && (isLoopback(remoteAddress) || remoteAddress === localAddress);
+}
+
+/** `API_TLS_REQUIRED`, `API_CERTIFICATE_REQUIRED`; null: the other side has a certificate of our CA. */
+function certificateError(socket: Socket): GodwitError | null {
+  if (!(socket instanceof TLSSocket)) return tlsRequired();
+  const given = Object.keys(socket.getPeerCertificate()).length > 0;
+  if (socket.authorized && given) return null;
+  const reason = given ? String(socket.authorizationError) : 'none was shown';
+  return new GodwitError(
+    'API_CERTIFICATE_REQUIRED',
+    `this worker answers other workers only with a certificate of its CA: ${reason}`,
+    {
+      values: { reason },
+      nextAction:
+        'Start the worker that asks with --tls-cert, --tls-key and --tls-ca; both certificates must be signed by the CA that the other side has, and be valid today.',
+    },
+  );
+}
+
+/** The whole answer to a request in the clear. */
+function refusePlain(request: IncomingMessage, response: ServerResponse): void {
+  const body = JSON.stringify({ error: tlsRequired().toWire() });
+  response.writeHead(statusOf('API_TLS_REQUIRED'), { 'content-type': 'application/json' });
+  response.end(request.method === 'HEAD' ? undefined : body);
+}
+
+function tlsRequired(): GodwitError {
+  return new GodwitError('API_TLS_REQUIRED', 'this worker speaks TLS, and was asked in the clear', {
+    nextAction:
+      'Write https:// in its URL (the fleet file, --url, --peer), and name the CA: --ca FILE, caFile in the fleet file, or --tls-ca of a worker.',
+  });
 }
 
 /** A foreign id is only taken over when it is harmless in a header and in a log. */

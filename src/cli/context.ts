@@ -51,8 +51,11 @@ export class Context {
 
   /** Says on stderr which workers did not answer. */
   noteUnreachable(unreachable: readonly { worker: string; error: GodwitError }[]): void {
-    for (const { worker, error } of unreachable)
-      this.note(`warning: ${worker} does not answer (${error.message})`);
+    for (const { worker, error } of unreachable) {
+      // Another CA is for the reader to give; a worker that is down is not there to be helped from here.
+      const hint = error.code === 'API_TLS_REFUSED' ? `\n  next: ${error.nextAction}` : '';
+      this.note(`warning: ${worker} does not answer (${error.message})${hint}`);
+    }
   }
 
   close(): void {

@@ -187,14 +187,22 @@ test('the plan is a table and a sentence', () => {
       ],
       totalBytes: 5 * 2 ** 20,
       predictedFinishMs: 900,
+      warnings: ['worker-2 is asked in the clear'],
     }),
     `
 ORDER  MACHINE  TARGET    BYTES  INTERRUPTION  HYDRATION  REASON
 1      pg       worker-2  5 MiB  ~400 ms       ~120 ms    most free memory
 2      files    stays     5 MiB  -             -          no worker has room
 
-1 of 2 machines can go, 5 MiB over the wire, finished after about 900 ms.`.slice(1),
+1 of 2 machines can go, 5 MiB over the wire, finished after about 900 ms.
+warning: worker-2 is asked in the clear`.slice(1),
   );
-  const nothing = renderPlan({ worker: 'worker-1', steps: [], totalBytes: 0, predictedFinishMs: 0 });
+  const nothing = renderPlan({
+    worker: 'worker-1',
+    steps: [],
+    totalBytes: 0,
+    predictedFinishMs: 0,
+    warnings: [],
+  });
   assert.equal(nothing, 'worker-1 has no machine: there is nothing to do.');
 });

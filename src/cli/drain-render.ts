@@ -256,5 +256,6 @@ export function renderPlan(plan: Plan): string {
   const finish =
     plan.predictedFinishMs === null ? '' : `, finished after about ${formatDuration(plan.predictedFinishMs)}`;
   const sentence = `${plan.steps.length - stays} of ${plan.steps.length} machines can go, ${formatSize(plan.totalBytes)} over the wire${finish}.`;
-  return `${table(['ORDER', 'MACHINE', 'TARGET', 'BYTES', 'INTERRUPTION', 'HYDRATION', 'REASON'], rows)}\n\n${sentence}`;
+  const warnings = plan.warnings.map((warning) => `\nwarning: ${printable(warning)}`).join('');
+  return `${table(['ORDER', 'MACHINE', 'TARGET', 'BYTES', 'INTERRUPTION', 'HYDRATION', 'REASON'], rows)}\n\n${sentence}${warnings}`;
 }

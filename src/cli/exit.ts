@@ -39,7 +39,7 @@ export function exitCodeOf(error: unknown): number {
   if (/^CLI_(INVALID|AMBIGUOUS)_/.test(error.code)) return EXIT.usage;
   // A receipt that does not hold is an answer, not a wrong use of the command.
   if (error.code.startsWith('RECEIPT_')) return EXIT.error;
-  if (error.code === 'API_UNREACHABLE') return EXIT.unreachable;
+  if (error.code === 'API_UNREACHABLE' || error.code === 'API_TLS_REFUSED') return EXIT.unreachable;
   switch (statusOf(error.code)) {
     case 400:
       return EXIT.usage;

@@ -3,6 +3,7 @@ import type { MachineView, VolumeView } from '../api/schemas.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
 import { type Receipt, verifyReceipt } from '../receipt/envelope.ts';
+import { TlsTrust } from '../sys/tls-identity.ts';
 import type { Fleet } from './fleet-file.ts';
 
 export type WorkerClient = { name: string; url: string; client: ApiClient };
@@ -21,10 +22,12 @@ export class FleetClient {
   readonly workers: readonly WorkerClient[];
 
   constructor(fleet: Fleet) {
+    const isSecure = fleet.workers.some(({ url }) => url.startsWith('https:'));
+    const tls = fleet.caFile !== null && isSecure ? new TlsTrust(fleet.caFile) : undefined;
     this.workers = fleet.workers.map(({ name, url }) => ({
       name,
       url,
-      client: new ApiClient({ url, token: fleet.token, timeoutMs: GATHER_TIMEOUT_MS }),
+      client: new ApiClient({ url, token: fleet.token, tls, timeoutMs: GATHER_TIMEOUT_MS }),
     }));
   }
 
@@ -32,7 +35,7 @@ export class FleetClient {
     for (const { client } of this.workers) client.close();
   }
 
-  /** Asks every worker; only an unreachable one is tolerated, any other error is thrown. */
+  /** Asks every worker; only one that cannot be reached is tolerated, any other error is thrown. */
   async gather<Item>(ask: (worker: WorkerClient) => Promise<Item[]>): Promise<Gathered<Item>> {
     const items: Item[] = [];
     const unreachable: Gathered<Item>['unreachable'] = [];
@@ -40,7 +43,7 @@ export class FleetClient {
     for (const [index, answer] of answers.entries()) {
       const { name, url } = this.workers[index]!;
       if (answer.status === 'fulfilled') items.push(...answer.value);
-      else if (isGodwitError(answer.reason, 'API_UNREACHABLE')) {
+      else if (isGodwitError(answer.reason) && isAway(answer.reason.code)) {
         unreachable.push({ worker: name, url, error: answer.reason });
       } else throw answer.reason;
     }
@@ -126,7 +129,7 @@ export class FleetClient {
     if (away) {
       const names = unreachable.map((each) => each.worker).join(', ');
       throw new GodwitError(
-        'API_UNREACHABLE',
+        away.error.code,
         `no ${what} ${ref} on the workers that answer, and no answer from ${names}: ${messageOf(away.error)}`,
         { values: { ...away.error.values, ref }, nextAction: `Bring ${names} back, or check the name.` },
       );
@@ -139,6 +142,11 @@ export class FleetClient {
           : `godwit ${what === 'run' ? 'runs' : what} list${what === 'run' ? ' --all' : ''}`,
     });
   }
+}
+
+/** No answer: it is down, or it cannot prove who it is. */
+export function isAway(code: string): boolean {
+  return code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED';
 }
 
 /** During a move both sides know the machine; who owns it, or soon will, is asked. Lower is asked first; default 0. */

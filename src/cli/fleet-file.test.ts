@@ -26,7 +26,7 @@ test('the fleet is looked for in the option, the environment, here, and at home'
   assert.equal(findFleet({}, { ...env, GODWIT_FLEET: named }, dir).path, named);
   const option = writeFleet(join(dir, 'option'));
   const found = findFleet({ fleet: option }, { ...env, GODWIT_FLEET: named, GODWIT_URL: 'http://x:1' }, dir);
-  assert.deepEqual(found, { path: option, workers, token: TOKEN });
+  assert.deepEqual(found, { path: option, workers, token: TOKEN, caFile: null });
 });
 
 test('one worker by its URL needs a token', (t) => {
@@ -44,8 +44,23 @@ test('one worker by its URL needs a token', (t) => {
       path: null,
       workers: [{ name: 'http://x:1', url: 'http://x:1' }],
       token: TOKEN,
+      caFile: null,
     });
   }
+});
+
+test('the CA is that of the option, the environment, or the fleet file, whose folder it is in', (t) => {
+  const dir = scratchDir(t);
+  const path = join(dir, 'fleet.json');
+  writeFileSync(join(dir, 'token'), TOKEN);
+  writeFleetFile(path, { tokenFile: 'token', caFile: 'ca.pem', workers });
+  const caOf = (options: { ca?: string }, env: NodeJS.ProcessEnv) =>
+    findFleet({ fleet: path, ...options }, env, '/elsewhere').caFile;
+  assert.equal(caOf({}, {}), join(dir, 'ca.pem'));
+  assert.equal(caOf({}, { GODWIT_CA_FILE: 'env.pem' }), '/elsewhere/env.pem');
+  assert.equal(caOf({ ca: 'option.pem' }, { GODWIT_CA_FILE: 'env.pem' }), '/elsewhere/option.pem');
+  const one = { url: 'https://x:1', token: TOKEN, ca: '/ca.pem' };
+  assert.equal(findFleet(one, {}, dir).caFile, '/ca.pem');
 });
 
 test('a fleet file that cannot be used says why', (t) => {

@@ -6,23 +6,31 @@ import { GodwitError, messageOf } from '../base/errors.ts';
 /**
  * `fleet.json`: which workers there are and where the token is. Written by `godwit dev`, or by hand:
  *
- *   {"tokenFile": "token", "workers": [{"name": "worker-1", "url": "http://10.0.0.1:4680"}]}
+ *   {"tokenFile": "token", "caFile": "ca.pem", "workers": [{"name": "worker-1", "url": "https://10.0.0.1:4680"}]}
  */
 export type FleetFile = {
   workers: { name: string; url: string; pid?: number }[];
   /** Relative to the folder of the fleet file. */
   tokenFile?: string;
+  /** Of the authority that signed the certificates of workers with https URLs; relative like the other. Without it those count that Node knows. */
+  caFile?: string;
   /** Process of the `godwit dev` that looks after the workers, when there is one. */
   devPid?: number;
 };
 
-export type Fleet = { path: string | null; workers: FleetFile['workers']; token: string };
+export type Fleet = {
+  path: string | null;
+  workers: FleetFile['workers'];
+  token: string;
+  caFile: string | null;
+};
 
 export type FleetOptions = {
   fleet?: string | undefined;
   url?: string | undefined;
   token?: string | undefined;
   tokenFile?: string | undefined;
+  ca?: string | undefined;
 };
 
 /** Finds the fleet: `--url`, `--fleet`, GODWIT_FLEET, ./.godwit/fleet.json, ~/.config/godwit/fleet.json; the first that there is. */
@@ -33,9 +41,13 @@ export function findFleet(options: FleetOptions, env: NodeJS.ProcessEnv, cwd: st
     env.GODWIT_TOKEN ??
     (env.GODWIT_TOKEN_FILE !== undefined ? readToken(resolve(cwd, env.GODWIT_TOKEN_FILE)) : undefined);
 
+  const givenCa = options.ca ?? env.GODWIT_CA_FILE;
+  const caFile = givenCa === undefined ? null : resolve(cwd, givenCa);
+
   const url = options.url ?? (options.fleet === undefined ? env.GODWIT_URL : undefined);
   if (url !== undefined) {
-    if (givenToken !== undefined) return { path: null, workers: [{ name: url, url }], token: givenToken };
+    if (givenToken !== undefined)
+      return { path: null, workers: [{ name: url, url }], token: givenToken, caFile };
     throw new GodwitError('CLI_INVALID_OPTIONS', '--url needs a token', {
       nextAction: 'Give --token-file FILE, --token TOKEN or set GODWIT_TOKEN.',
     });
@@ -63,7 +75,8 @@ export function findFleet(options: FleetOptions, env: NodeJS.ProcessEnv, cwd: st
   if (token === undefined) {
     throw invalidFleet(path, 'it names no tokenFile');
   }
-  return { path, workers: file.workers, token };
+  const named = file.caFile === undefined ? null : resolve(dirname(path), file.caFile);
+  return { path, workers: file.workers, token, caFile: caFile ?? named };
 }
 
 /** Throws `CLI_INVALID_FLEET` when the file is not what it should be. */
@@ -75,7 +88,7 @@ export function readFleetFile(path: string): FleetFile {
     throw invalidFleet(path, messageOf(error));
   }
   if (typeof content !== 'object' || content === null) throw invalidFleet(path, 'it is not an object');
-  const { workers, tokenFile, devPid } = content as Record<string, unknown>;
+  const { workers, tokenFile, caFile, devPid } = content as Record<string, unknown>;
   if (!Array.isArray(workers) || workers.length === 0) throw invalidFleet(path, 'it has no list of workers');
   const names = new Set<string>();
   for (const worker of workers as unknown[]) {
@@ -93,6 +106,7 @@ export function readFleetFile(path: string): FleetFile {
   return {
     workers: workers as FleetFile['workers'],
     ...(typeof tokenFile === 'string' ? { tokenFile } : {}),
+    ...(typeof caFile === 'string' ? { caFile } : {}),
     ...(typeof devPid === 'number' ? { devPid } : {}),
   };
 }
@@ -119,7 +133,7 @@ function invalidFleet(path: string, why: string): GodwitError {
   return new GodwitError('CLI_INVALID_FLEET', `the fleet file ${path} cannot be used: ${why}`, {
     values: { path },
     nextAction:
-      'Write it as {"tokenFile": "token", "workers": [{"name": "worker-1", "url": "http://HOST:PORT"}]}.',
+      'Write it as {"tokenFile": "token", "workers": [{"name": "worker-1", "url": "http://HOST:PORT"}]}; with "caFile" where the URLs are https.',
   });
 }
 

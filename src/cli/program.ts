@@ -17,6 +17,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       'fleet file (GODWIT_FLEET; else ./.godwit/fleet.json, ~/.config/godwit/fleet.json)',
     )
     .option('--url <URL>', 'one worker instead of a fleet (GODWIT_URL)')
+    .option(
+      '--ca <FILE>',
+      "authority of the workers' certificates (GODWIT_CA_FILE; else what the fleet file names)",
+    )
     .option('--token <TOKEN>', 'token of the fleet (GODWIT_TOKEN); seen by others in the process list')
     .option('--token-file <FILE>', 'file with the token (GODWIT_TOKEN_FILE; else what the fleet file names)')
     .option('--json', 'print JSON')
@@ -351,10 +355,14 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     )
     .option(
       '--tls-cert <FILE>',
-      'certificate of this host (PEM): moves between workers that have one go over TLS',
+      'certificate of this host (PEM): its API, and moves between workers that have one, go over TLS',
     )
     .option('--tls-key <FILE>', 'its key')
     .option('--tls-ca <FILE>', 'the authority that signed the certificates of all workers')
+    .option(
+      '--tls-optional',
+      'workers without certificates may ask and be asked too, while the fleet gets them',
+    )
     .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
     .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
     .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')

@@ -124,7 +124,10 @@ test('who cannot prove itself is refused at the first connection, on either side
   const untrusted = { ...strangers.issue('two'), caFile: authority.caFile };
   await assert.rejects(attempt(new TlsIdentity(untrusted, silentLogger)), refused);
   // The target's certificate is of another address.
-  const elsewhere = new TlsIdentity(authority.issue('elsewhere', 'IP:192.0.2.1'), silentLogger);
+  const elsewhere = new TlsIdentity(
+    authority.issue('elsewhere', { addresses: 'IP:192.0.2.1' }),
+    silentLogger,
+  );
   const other = await listen(t, new MemoryDevice({ lengthBytes: MIB }), elsewhere);
   await assert.rejects(attempt(client, other.tlsPort), refused);
   assert.equal(target.statistics().sessions, 0);
@@ -157,7 +160,10 @@ test('one target on both kinds of port; a new certificate is shown to the next c
   skip,
 }, async (t) => {
   const { authority, client } = identities(t);
-  const [first, second] = [authority.issue('first'), authority.issue('second', 'IP:192.0.2.1')];
+  const [first, second] = [
+    authority.issue('first'),
+    authority.issue('second', { addresses: 'IP:192.0.2.1' }),
+  ];
   const server = new TlsIdentity(first, silentLogger);
   const target = await IscsiTarget.listen({
     ...{ host: HOST, port: 0, tls: { port: 0, identity: server } },

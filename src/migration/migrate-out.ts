@@ -161,6 +161,12 @@ export function reached(status: TargetStatus, phase: TargetPhase): boolean {
   return PHASES_IN_ORDER.indexOf(status.phase) >= PHASES_IN_ORDER.indexOf(phase);
 }
 
+/** No connection came about, or none with a peer that proved itself. */
+function isCertainlyUndelivered(error: unknown): boolean {
+  const noConnection = isGodwitError(error, 'API_UNREACHABLE') || isGodwitError(error, 'API_TLS_REFUSED');
+  return noConnection && error.values.delivered === false;
+}
+
 export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOutInput> {
   const { source, clock } = options;
   const patienceMs = options.handoffPatienceMs ?? HANDOFF_PATIENCE_MS;
@@ -565,7 +571,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           AbortSignal.any([context.signal, AbortSignal.timeout(HANDOFF_TIMEOUT_MS)]),
         );
       } catch (error) {
-        nothingSentYet &&= isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered === false;
+        nothingSentYet &&= isCertainlyUndelivered(error);
         if (nothingSentYet) {
           await waitForTarget(peer, context, error, untilMs, pauseMs);
           continue;

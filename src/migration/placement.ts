@@ -25,7 +25,7 @@ export const DISK_HEADROOM_FRACTION = 0.1;
 export const CPU_OVERCOMMIT = 4;
 
 /** Bytes of disk that must be free for a machine to be taken. Volumes are thin, so this follows the use, not the length. */
-export function diskNeedBytes(machine: PlacementRequest): number {
+export function diskNeedBytes(machine: Pick<PlacementRequest, 'volumeUsedBytes'>): number {
   return Math.ceil(machine.volumeUsedBytes * (1 + DISK_HEADROOM_FRACTION));
 }
 

@@ -5,9 +5,10 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { makeCertificates } from '../../test/support/certificates.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
 import { requires } from '../../test/support/requires.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
 import { systemClock } from '../base/clock.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -589,10 +590,8 @@ test('names of exports are unique and fit the protocol', async (t) => {
 });
 
 test('bytes in the clear behind STARTTLS end the connection', { skip: requires('openssl') }, async (t) => {
-  const dir = mkdtempSync(join(tmpdir(), 'gw-nbd-'));
-  t.after(() => rmSync(dir, { recursive: true, force: true }));
-  const { serverCertificate, serverKey } = makeCertificates(dir);
-  const tls = { certificate: serverCertificate, privateKey: serverKey };
+  const { certificate, key } = readPems(new TestAuthority(scratchDir(t)).issue('server'));
+  const tls = { certificate, privateKey: key };
   const { client } = await start(t, [{ name: '', device: memory() }], { tls });
   const go = protocol.encodeOption(OPTION.go, protocol.encodeInfoRequest('', []));
   const startTls = protocol.encodeOption(OPTION.startTls);

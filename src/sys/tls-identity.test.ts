@@ -66,7 +66,7 @@ test('a peer of another authority, or another address, is refused by either side
   // It trusts the server, and the server does not trust it.
   const stranger = { ...theirs.issue('stranger'), caFile: ours.caFile };
   await assert.rejects(greet(load(stranger), port), /closed without a word|ECONNRESET|alert/);
-  const elsewhere = await serve(t, load(ours.issue('elsewhere', 'IP:192.0.2.1')));
+  const elsewhere = await serve(t, load(ours.issue('elsewhere', { addresses: 'IP:192.0.2.1' })));
   await assert.rejects(greet(load(ours.issue('client')), elsewhere), /altnames/);
 });
 
@@ -89,6 +89,15 @@ test('new files are used by the next connection; files that do not fit are not',
   assert.equal((await greet(client, port)).peer, 'second');
   rmSync(used.keyFile);
   assert.equal((await greet(client, port)).peer, 'second', 'a file is away for a moment');
+});
+
+test('what clients will refuse a certificate for is seen beforehand', { skip }, (t) => {
+  const authority = new TestAuthority(scratchDir(t));
+  const good = load(authority.issue('worker-1', { addresses: 'IP:127.0.0.1,IP:::1' }));
+  for (const host of ['127.0.0.1', '::1', '[::1]', 'worker-1']) assert.equal(good.flaw(host), null, host);
+  for (const host of ['127.0.0.2', 'worker-2', 'localhost'])
+    assert.match(good.flaw(host) ?? '', /does not name/, host);
+  assert.match(load(authority.issue('worker-3', { expired: true })).flaw('127.0.0.1') ?? '', /has expired/);
 });
 
 test('a bad file is named', { skip }, (t) => {

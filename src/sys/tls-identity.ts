@@ -1,14 +1,29 @@
-import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
+import { constants, createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
-import { createSecureContext, type SecureContext, type SecureContextOptions, type Server } from 'node:tls';
+import { isIP } from 'node:net';
+import { createSecureContext, type SecureContext, type Server } from 'node:tls';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 
 /** Three PEM files: this host's certificate (with intermediates behind it, if any), its key, and the CA that peers must be signed by. */
 export type TlsFiles = { certFile: string; keyFile: string; caFile: string };
 
-/** What OpenSSL is given: PEM, and TLS 1.3 or nothing. */
-export type TlsMaterial = Required<Pick<SecureContextOptions, 'cert' | 'key' | 'ca' | 'minVersion'>>;
+/**
+ * What OpenSSL is given: PEM, TLS 1.3 or nothing, and no session that could be resumed: each connection is a handshake with the certificates
+ * of its day.
+ */
+export type TlsMaterial = {
+  cert: Buffer;
+  key: Buffer;
+  ca: Buffer;
+  minVersion: 'TLSv1.3';
+  secureOptions: number;
+};
+
+/** Whom a client believes and, for a TlsIdentity, who it is. */
+export type TlsClient = {
+  clientOptions(): { secureContext: SecureContext; rejectUnauthorized: true };
+};
 
 /**
  * Who this host is in TLS, for both sides of a connection: both show a certificate, and each must be signed by the CA. The files may be
@@ -18,7 +33,7 @@ export type TlsMaterial = Required<Pick<SecureContextOptions, 'cert' | 'key' | '
  *   server:  tls.createServer({ ...identity.serverOptions(), … }) and identity.follow(server)
  *   client:  tls.connect({ host, port, ...identity.clientOptions() }), which checks the name or address in the peer's certificate
  */
-export class TlsIdentity {
+export class TlsIdentity implements TlsClient {
   readonly files: TlsFiles;
   readonly #logger: Logger;
   #stamp: string;
@@ -42,6 +57,18 @@ export class TlsIdentity {
   clientOptions(): { secureContext: SecureContext; rejectUnauthorized: true } {
     this.#refresh();
     return { secureContext: this.#context, rejectUnauthorized: true };
+  }
+
+  /** Why a client that connects to `host` refuses this certificate today as far as can be seen from here; null: nothing is wrong with it. Pure but for the clock of the host. */
+  flaw(host: string): string | null {
+    const certificate = new X509Certificate(this.#material.cert);
+    const address = host.replace(/^\[|\]$/g, '');
+    const named = isIP(address) ? certificate.checkIP(address) : certificate.checkHost(address);
+    if (named === undefined) return `it does not name ${address}`;
+    const nowMs = Date.now();
+    if (nowMs > certificate.validToDate.getTime()) return `it has expired on ${certificate.validTo}`;
+    if (nowMs < certificate.validFromDate.getTime()) return `it is not valid before ${certificate.validFrom}`;
+    return null;
   }
 
   /** Gives each new connection of the server the files as they are then. */
@@ -76,6 +103,22 @@ export class TlsIdentity {
   }
 }
 
+/** A client without a certificate of its own, such as the command line: it believes servers that are signed by this CA. The file is read once. */
+export class TlsTrust implements TlsClient {
+  readonly #context: SecureContext;
+
+  /** Throws `SYS_TLS_UNREADABLE` and `SYS_TLS_BAD_FILE`, which name the file. */
+  constructor(caFile: string) {
+    const ca = readPem(caFile);
+    parse(caFile, () => new X509Certificate(ca));
+    this.#context = createSecureContext({ ca, minVersion: 'TLSv1.3' });
+  }
+
+  clientOptions(): { secureContext: SecureContext; rejectUnauthorized: true } {
+    return { secureContext: this.#context, rejectUnauthorized: true };
+  }
+}
+
 /** Changes whenever one of the files is written or replaced. */
 function stampOf(files: TlsFiles): string {
   return [files.certFile, files.keyFile, files.caFile]
@@ -97,7 +140,7 @@ function readMaterial(files: TlsFiles): TlsMaterial {
   parse(caFile, () => new X509Certificate(ca));
   const privateKey: KeyObject = parse(keyFile, () => createPrivateKey(key));
   if (!certificate.checkPrivateKey(privateKey)) throw badFile(keyFile, `is not the key of ${certFile}`);
-  return { cert, key, ca, minVersion: 'TLSv1.3' };
+  return { cert, key, ca, minVersion: 'TLSv1.3', secureOptions: constants.SSL_OP_NO_TICKET };
 }
 
 function readPem(file: string): Buffer {

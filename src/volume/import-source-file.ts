@@ -7,15 +7,20 @@ import { VOLUME_FILES } from './files.ts';
 /*
  * `source.json` in the folder of an imported volume, mode 0600, there until the volume is whole:
  *
- *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824}
+ *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824, "usedBytes": 5242880}
  */
 
-export function encodeImportSource(source: ImportedSourceSpec): string {
+export type ImportRecord = ImportedSourceSpec & {
+  /** Of the source when it was looked at first: what is no hole, as far as could be told. Disk that the volume will take. */
+  usedBytes: number;
+};
+
+export function encodeImportSource(source: ImportRecord): string {
   return `${JSON.stringify({ formatVersion: 1, ...source })}\n`;
 }
 
 /** Null without the file: the volume is not imported, or whole. Rejects `VOLUME_SOURCE_CORRUPT`, which does not repeat what it read. */
-export async function readImportSource(volumeDir: string): Promise<ImportedSourceSpec | null> {
+export async function readImportSource(volumeDir: string): Promise<ImportRecord | null> {
   const path = join(volumeDir, VOLUME_FILES.importSource);
   let text: string;
   try {
@@ -32,13 +37,14 @@ export async function readImportSource(volumeDir: string): Promise<ImportedSourc
   });
 }
 
-function parse(text: string): ImportedSourceSpec | null {
+function parse(text: string): ImportRecord | null {
   try {
     const value = JSON.parse(text) as Record<string, unknown> | null;
-    const { formatVersion, location, sourceLengthBytes } = value ?? {};
+    const { formatVersion, location, sourceLengthBytes, usedBytes = sourceLengthBytes } = value ?? {};
     if (formatVersion !== 1 || typeof location !== 'string' || location === '') return null;
     if (!Number.isSafeInteger(sourceLengthBytes) || (sourceLengthBytes as number) < 512) return null;
-    return { location, sourceLengthBytes: sourceLengthBytes as number };
+    if (!Number.isSafeInteger(usedBytes) || (usedBytes as number) < 0) return null;
+    return { location, sourceLengthBytes: sourceLengthBytes as number, usedBytes: usedBytes as number };
   } catch {
     return null;
   }

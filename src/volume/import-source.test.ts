@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
+import { closeSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { startTarget, TARGET_IQN } from '../../test/support/iscsi-pair.ts';
@@ -10,7 +10,7 @@ import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom, systemRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { connectImportSource, inWholeBlocks, parseImportSource } from './import-source.ts';
+import { connectImportSource, inWholeBlocks, measureUse, parseImportSource } from './import-source.ts';
 
 const OPTIONS = { clock: systemClock, random: systemRandom, logger: silentLogger };
 
@@ -117,4 +117,27 @@ test('borders inside of blocks make them data', () => {
   assert.deepEqual(inWholeBlocks(4096, [extent(4096, 512, 'hole'), extent(4608, 3584, 'data')]), [
     extent(4096, 4096, 'data'),
   ]);
+});
+
+test('how much of a source is in use: as far as there is time, and as far as it tells', async (t) => {
+  const path = join(scratchDir(t), 'disk.raw');
+  const lengthBytes = 8 * 1024 * 1024;
+  writeFileSync(path, Buffer.alloc(0));
+  truncateSync(path, lengthBytes);
+  const device = await connectImportSource(parseImportSource(path), OPTIONS);
+  t.after(() => device.close());
+  assert.deepEqual(await measureUse(device, systemClock), { dataBytes: 0, unknownBytes: 0 });
+  const file = openSync(path, 'r+');
+  writeSync(file, Buffer.alloc(64 * 1024, 1), 0, 64 * 1024, 1024 * 1024);
+  closeSync(file);
+  assert.deepEqual(await measureUse(device, systemClock), { dataBytes: 64 * 1024, unknownBytes: 0 });
+  assert.deepEqual(await measureUse(device, systemClock, 0), { dataBytes: 0, unknownBytes: lengthBytes });
+  // Half of it is told, then there is an error.
+  const half = lengthBytes / 2;
+  const extents = async (offsetBytes: number) => {
+    if (offsetBytes > 0) throw new Error('no answer');
+    return [{ offsetBytes, lengthBytes: half, kind: 'data' as const }];
+  };
+  const told = await measureUse({ lengthBytes, extents }, systemClock);
+  assert.deepEqual(told, { dataBytes: half, unknownBytes: half });
 });

@@ -35,7 +35,15 @@ type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
 
 const ISCSI_PORT = 3260;
 const INITIATOR_IQN = 'iqn.2026-11.dev.godwit:import';
+/**
+ * MD5, which every target has, before what some have: tgt takes SHA-256's number (7) for SHA-1, chooses it where it is offered first, and then refuses
+ * the right secret.
+ */
+const CHAP_ALGORITHMS = ['md5', 'sha3_256', 'sha256', 'sha1'] as const;
 const FILE_BLOCK_BYTES = 512;
+/** Of one question about holes: an answer is small, and asked for soon enough to end when the time is up. */
+const MEASURE_STEP_BYTES = 4 * 1024 ** 3;
+const MEASURE_EXTENTS = 1000;
 /** libiscsi's form. User and secret are percent-encoded; the separator between them is a percent sign that begins no code, or a colon. */
 const ISCSI_PATTERN =
   /^iscsi:\/\/(?:([^/@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(?::(\d{1,5}))?\/([^/?#]+)\/(\d{1,3})$/i;
@@ -112,6 +120,31 @@ export async function detectFilesystem(
   await device.read(0, head);
   if (head.toString('latin1', 0, 4) === 'XFSB') return 'xfs';
   return head.readUInt16LE(1024 + 56) === 0xef53 ? 'ext4' : 'none';
+}
+
+/**
+ * How much of a source is no hole: `dataBytes` certainly, `unknownBytes` nobody knows, because the time was up or the source failed to tell.
+ * One that never tells is all data.
+ */
+export async function measureUse(
+  device: Pick<ImportedDevice, 'extents' | 'lengthBytes'>,
+  clock: Pick<Clock, 'monotonicMs'>,
+  budgetMs = 3_000,
+): Promise<{ dataBytes: number; unknownBytes: number }> {
+  const untilMs = clock.monotonicMs() + budgetMs;
+  let dataBytes = 0;
+  let at = 0;
+  while (at < device.lengthBytes && clock.monotonicMs() < untilMs) {
+    const lengthBytes = Math.min(MEASURE_STEP_BYTES, device.lengthBytes - at);
+    // A source that fails to tell is not one that cannot be read.
+    const extents = await device.extents(at, lengthBytes, MEASURE_EXTENTS).catch(() => []);
+    if (extents.length === 0) break;
+    for (const extent of extents) {
+      if (extent.kind === 'data') dataBytes += extent.lengthBytes;
+      at = extent.offsetBytes + extent.lengthBytes;
+    }
+  }
+  return { dataBytes, unknownBytes: device.lengthBytes - at };
 }
 
 /** The same at once, for a source that was looked at before; reads wait until it is there. */
@@ -290,7 +323,7 @@ function iscsiOptions(
     portals: [{ host: source.host, port: source.port }],
     targetIqn: source.targetIqn,
     initiatorIqn: INITIATOR_IQN,
-    chap: source.chap,
+    chap: source.chap && { ...source.chap, algorithms: CHAP_ALGORITHMS },
     lun: source.lun,
     clock,
     random,

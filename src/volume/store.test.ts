@@ -264,7 +264,11 @@ test('a full disk is a typed error and leaves nothing behind', {
 
 test('an imported volume is a clone that knows its source until it is whole, and nobody else does', async (t) => {
   const store = await openStore(t);
-  const source = { location: 'iscsi://user%a-secret@host/iqn/0', sourceLengthBytes: MIB + 512 };
+  const source = {
+    location: 'iscsi://user%a-secret@host/iqn/0',
+    sourceLengthBytes: MIB + 512,
+    usedBytes: 8192,
+  };
   const lengthBytes = MIB + 4096;
   const record = await store.createImported({ name: 'disk', lengthBytes, filesystem: 'xfs', source });
   assert.deepEqual([record.state, record.generation, record.filesystem], ['clone', 1, 'xfs']);
@@ -273,6 +277,9 @@ test('an imported volume is a clone that knows its source until it is whole, and
   assert.equal(statSync(path).mode & 0o777, 0o600);
   assert.deepEqual(await readImportSource(folder), source);
   assert.doesNotMatch(JSON.stringify(await store.list()), /a-secret/);
+  const { usedBytes: _, ...ofEarlierVersion } = source;
+  writeFileSync(path, JSON.stringify({ formatVersion: 1, ...ofEarlierVersion }));
+  assert.equal((await readImportSource(folder))?.usedBytes, MIB + 512, 'all of it');
   for (const text of ['', 'null', '[]', '{"formatVersion":2}', '{"formatVersion":1,"location":"a-secret"}']) {
     writeFileSync(path, text);
     await assert.rejects(readImportSource(folder), (error: unknown) => {

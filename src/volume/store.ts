@@ -3,7 +3,7 @@ import { link, mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ulid } from 'ulid';
-import type { ImportedSourceSpec, KeySource } from '../attach/server-spec.ts';
+import type { KeySource } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -16,7 +16,7 @@ import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
 import { VOLUME_FILES } from './files.ts';
-import { encodeImportSource } from './import-source-file.ts';
+import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
@@ -100,7 +100,7 @@ export class VolumeStore {
     name: string;
     lengthBytes: number;
     filesystem: VolumeRecord['filesystem'];
-    source: ImportedSourceSpec;
+    source: ImportRecord;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'clone');

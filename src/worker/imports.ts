@@ -9,6 +9,7 @@ import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimStatus } from '../machine/shim-protocol.ts';
+import { DISK_RESERVE_BYTES, diskNeedBytes } from '../migration/placement.ts';
 import {
   readImportSource,
   removeValidityFile,
@@ -17,6 +18,7 @@ import {
   type VolumeStore,
   validityPath,
 } from '../volume/index.ts';
+import type { Importing } from './load.ts';
 import type { VolumeAccess } from './volume-access.ts';
 
 export type ImportsOptions = {
@@ -26,6 +28,8 @@ export type ImportsOptions = {
   validityDir: string;
   /** Folders that no machine may see, so no volume may be made of what is in them. */
   hidden: readonly string[];
+  /** What the host has and has not promised. */
+  freeDiskBytes: () => Promise<number>;
   clock: Clock;
   random: Random;
   logger: Logger;
@@ -44,7 +48,8 @@ const CONNECT_TIMEOUT_MS = 10_000;
  */
 export class Imports {
   readonly #options: ImportsOptions;
-  readonly #open = new Set<string>();
+  /** Volumes that are not whole, with what was in use at their sources. */
+  readonly #open = new Map<string, number>();
   readonly #queues = new Map<string, Promise<unknown>>();
   #cancelLook: () => void = () => {};
   #closed = false;
@@ -69,7 +74,7 @@ export class Imports {
         );
         return null;
       });
-      if (source) this.#open.add(record.id);
+      if (source) this.#open.set(record.id, source.usedBytes);
     }
     if (this.#open.size > 0) this.#look();
   }
@@ -80,13 +85,13 @@ export class Imports {
   }
 
   /**
-   * Looks at the source, and makes the volume. It hydrates from now on. Rejects with the errors of the source's client, `VOLUME_BAD_SOURCE` and
-   * those of `VolumeStore.createImported`.
+   * Looks at the source, and makes the volume. It hydrates from now on. Rejects with the errors of the source's client, `VOLUME_BAD_SOURCE`,
+   * `WORKER_IMPORT_NO_SPACE` and those of `VolumeStore.createImported`.
    */
   async create(request: ImportVolumeRequest): Promise<VolumeRecord> {
     const { clock, random, logger, volumes } = this.#options;
     // Clients of two protocols, which a worker that imports nothing does without.
-    const { connectImportSource, detectFilesystem, parseImportSource } = await import(
+    const { connectImportSource, detectFilesystem, measureUse, parseImportSource } = await import(
       '../volume/import-source.ts'
     );
     const location = request.source;
@@ -95,22 +100,32 @@ export class Imports {
     const look = await connectImportSource(source, { clock, random, logger }, CONNECT_TIMEOUT_MS);
     let record: VolumeRecord;
     try {
-      record = await volumes.createImported({
-        name: request.name,
-        lengthBytes: look.lengthBytes,
-        filesystem: request.filesystem ?? (await detectFilesystem(look)),
-        source: { location, sourceLengthBytes: look.sourceLengthBytes },
+      const filesystem = request.filesystem ?? (await detectFilesystem(look));
+      const { dataBytes, unknownBytes } = await measureUse(look, clock);
+      const usedBytes = dataBytes + unknownBytes;
+      const { lengthBytes, sourceLengthBytes } = look;
+      // One after the other: what one reserves is not free for the next.
+      record = await this.#exclusively('', async () => {
+        await this.#checkRoom(request.name, dataBytes);
+        const source = { location, sourceLengthBytes, usedBytes };
+        const made = await volumes.createImported({ name: request.name, lengthBytes, filesystem, source });
+        this.#open.set(made.id, usedBytes);
+        return made;
       });
     } finally {
       await look.close();
     }
-    this.#open.add(record.id);
     await this.#exclusively(record.id, () => this.#tend(record.id)).catch((error: unknown) => {
       // It is tried again; the volume is there.
       logger.warn({ volumeId: record.id, error: toWireError(error) }, 'an import does not hydrate yet');
     });
     this.#look();
     return record;
+  }
+
+  /** The volumes that are not whole: disk that is promised to them. */
+  arriving(): Importing[] {
+    return [...this.#open].map(([volumeId, usedBytes]) => ({ volumeId, usedBytes }));
   }
 
   /** True until the volume is whole. */
@@ -148,7 +163,7 @@ export class Imports {
   }
 
   async #lookNow(): Promise<void> {
-    for (const volumeId of [...this.#open]) {
+    for (const volumeId of [...this.#open.keys()]) {
       if (this.#closed) return;
       await this.#exclusively(volumeId, () => this.#tend(volumeId)).catch((error: unknown) => {
         if (this.#closed) return;
@@ -206,6 +221,22 @@ export class Imports {
     const { machines } = this.#options;
     await machines.shutdownShim(holderId(volumeId));
     await rm(machines.runtimeDir(holderId(volumeId)), { recursive: true, force: true });
+  }
+
+  /** As an offer to take a machine does. */
+  async #checkRoom(name: string, dataBytes: number): Promise<void> {
+    const needBytes = diskNeedBytes({ volumeUsedBytes: dataBytes });
+    const freeBytes = Math.max(0, Math.floor((await this.#options.freeDiskBytes()) - DISK_RESERVE_BYTES));
+    if (needBytes <= freeBytes) return;
+    const mebibytes = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
+    throw new GodwitError(
+      'WORKER_IMPORT_NO_SPACE',
+      `no room for ${name}: it needs ${mebibytes(needBytes)}, and ${mebibytes(freeBytes)} are neither used nor promised`,
+      {
+        values: { name, needBytes, freeBytes },
+        nextAction: 'Make room on this worker, or import it on another one (--worker).',
+      },
+    );
   }
 
   #checkPath(path: string): void {

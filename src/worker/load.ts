@@ -22,25 +22,31 @@ export function placementOf(
   };
 }
 
+/** A volume that is being made of a disk of another system, with what was in use there. */
+export type Importing = { volumeId: string; usedBytes: number };
+
 /**
- * What this host has and has promised. Disk that volumes still arriving will take is not free any more, though nothing is written
- * there yet.
+ * What this host has and has promised. Disk that volumes still arriving will take, by a move or an import, is not free any more, though nothing
+ * is written there yet.
  */
 export async function hostLoad(
   options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls'>,
-  machines: MachineManager,
-  volumes: VolumeStore,
+  machines: Pick<MachineManager, 'records'>,
+  volumes: Pick<VolumeStore, 'capacity' | 'usedBytes'>,
   incoming: readonly PrepareRequest[],
+  importing: readonly Importing[],
   draining: boolean,
 ): Promise<HostLoad> {
   const capacity = await volumes.capacity();
   const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
   let arriving = 0;
-  for (const request of incoming) {
-    if (!request.volume) continue;
-    const here = await volumes.usedBytes(request.volume.volumeId).catch(() => 0);
-    arriving += Math.max(0, diskNeedBytes(request.placement) - here);
-  }
+  const arrives = async (volumeId: string, volumeUsedBytes: number) => {
+    const here = await volumes.usedBytes(volumeId).catch(() => 0);
+    arriving += Math.max(0, diskNeedBytes({ volumeUsedBytes }) - here);
+  };
+  for (const { volume, placement } of incoming)
+    if (volume) await arrives(volume.volumeId, placement.volumeUsedBytes);
+  for (const { volumeId, usedBytes } of importing) await arrives(volumeId, usedBytes);
   const placed = new Map<string, PlacementRequest>();
   for (const request of incoming) placed.set(request.machineId, request.placement);
   for (const record of machines.records()) placed.set(record.id, placementOf(record, null));

@@ -28,7 +28,7 @@ import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
-import { keyFolder, type RunningWorker, type WorkerOptions } from './options.ts';
+import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
 import { Serving } from './serving.ts';
@@ -54,7 +54,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   );
   const startedAtMs = clock.wallMs();
   // Bad certificate files are found now and not in the middle of a move.
-  if (options.tls !== null) new TlsIdentity(options.tls, logger);
+  const identity = options.tls && new TlsIdentity(options.tls, logger);
   const paths = workerPaths(options.dataDir);
   makeFolders(paths);
   const lockFd = lockDataFolder(paths.lock, options.dataDir);
@@ -88,7 +88,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       await imports.release(record.id);
     },
   });
-  const hidden = [options.dataDir, ...(options.keys?.kind === 'file' ? [keyFolder(options.keys.path)] : [])];
+  const hidden = hiddenFolders(options);
   const machines = await MachineManager.open({
     store: await MachineStore.open(options.dataDir),
     volumes: access,
@@ -108,16 +108,19 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     access,
     validityDir: paths.validityDir,
     hidden,
+    freeDiskBytes: async () => (await load()).freeDiskBytes,
     clock,
     random,
     logger,
     onWhole: (record) => events.emit('volume', record.id, `${record.name} is imported and whole`),
   });
 
-  const peers = options.peers.map(({ name, url }) => new HttpPeer({ name, url, token: options.token }));
+  const peers = options.peers.map(
+    ({ name, url }) => new HttpPeer({ name, url, token: options.token, tls: identity ?? undefined, logger }),
+  );
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
-  const load = () => hostLoad(options, machines, volumes, incoming(), draining());
+  const load = () => hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining());
   const source = new SourceHost({
     machines,
     volumes,
@@ -240,7 +243,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     events,
     clock,
   });
-  const api = await createApiServer({ service, token: options.token, logger, version: packageVersion() });
+  const api = await createApiServer({
+    service,
+    token: options.token,
+    logger,
+    version: packageVersion(),
+    tls: identity && { identity, optional: options.tlsOptional },
+  });
 
   for (const { machineId, outcome, error } of await machines.recover()) {
     logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
@@ -248,8 +257,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   await api.listen({ host: options.listenHost, port: options.listenPort });
   const address = api.server.address();
   const port = typeof address === 'object' && address !== null ? address.port : options.listenPort;
-  const listenUrl = `http://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
+  const scheme = identity ? 'https' : 'http';
+  const listenUrl = `${scheme}://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
   url = options.advertiseUrl ?? listenUrl;
+  if (identity) warnOfFlaws(identity, [new URL(url).hostname, options.iscsiHost], logger);
   runs.resume();
   await imports.start();
   drain.wake();
@@ -331,6 +342,16 @@ function lockDataFolder(path: string, dataDir: string): number {
         'One data folder belongs to one worker: end the other process, or give this one another --data.',
       cause: error,
     });
+  }
+}
+
+/** What peers will say about the certificate is better known before the first move. */
+function warnOfFlaws(identity: TlsIdentity, hosts: readonly string[], logger: Logger): void {
+  for (const host of new Set(hosts)) {
+    const flaw = identity.flaw(host);
+    if (flaw === null) continue;
+    const { certFile } = identity.files;
+    logger.warn({ certFile, host }, `other workers will refuse the certificate of this one: ${flaw}`);
   }
 }
 

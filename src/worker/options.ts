@@ -1,3 +1,4 @@
+import { realpathSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { KeySource } from '../attach/server-spec.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
@@ -18,8 +19,10 @@ export type WorkerOptions = {
   token: string;
   /** Address on which exports listen and at which targets reach them. */
   iscsiHost: string;
-  /** Certificate of this host and the CA of the fleet. Moves between two workers that have them go over TLS. null: none. */
+  /** Certificate of this host and the CA of the fleet: the API is served over TLS, and so are the blocks of a move to a worker that has them too. null: none. */
   tls: TlsFiles | null;
+  /** With `tls`: other workers may ask and be asked without certificates and in the clear, while the fleet gets them. */
+  tlsOptional: boolean;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
   /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */
@@ -37,6 +40,23 @@ export type RunningWorker = {
   /** Ends the control process in good order. Machines go on running. */
   close(): Promise<void>;
 };
+
+/** What no machine may see, though it has a view of the host's root: the data, the keys of volumes, and the key of this host's certificate, links followed. */
+export function hiddenFolders({
+  dataDir,
+  keys,
+  tls,
+}: Pick<WorkerOptions, 'dataDir' | 'keys' | 'tls'>): string[] {
+  const folders = [dataDir];
+  if (keys?.kind === 'file') folders.push(keyFolder(keys.path));
+  if (tls !== null) {
+    folders.push(dirname(tls.keyFile));
+    // A link into /etc itself does not take /etc away from machines.
+    const behindLinks = dirname(realpathSync(tls.keyFile));
+    if (behindLinks.split('/').filter(Boolean).length > 1) folders.push(behindLinks);
+  }
+  return [...new Set(folders)];
+}
 
 /** The folder of the key files, which no machine may see: a machine has a view of the host's root. */
 export function keyFolder(path: string): string {

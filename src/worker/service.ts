@@ -1,3 +1,4 @@
+import { isInClear } from '../api/peer-client.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -332,12 +333,20 @@ export class LocalService implements WorkerService {
         }
       }),
     );
-    return planDrain(
+    const plan = await planDrain(
       name,
       subjects,
       (request) => askPeers(peers(), query.target ?? null, request),
       moveHistory(journal.find({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
     );
+    const targets = new Set(plan.steps.map(({ target }) => target));
+    const warnings = peers()
+      .filter((peer) => targets.has(peer.name) && isInClear(peer.url))
+      .map(
+        (peer) =>
+          `${peer.name} is asked in the clear (${peer.url}): the token of the fleet and the secrets of moves can be read on the network.`,
+      );
+    return { ...plan, warnings };
   }
 
   async listRuns(query: RunsQuery): Promise<RunView[]> {

@@ -2,6 +2,7 @@ import { rm } from 'node:fs/promises';
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../api/schemas.ts';
 import { GodwitError } from '../base/errors.ts';
+import { isLoopback } from '../base/loopback.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
@@ -121,7 +122,7 @@ export class Serving {
       return { kind: 'nbd-unix', path };
     }
     const { host, port } = parseListen(listen);
-    const loopback = isIn(LOOPBACK, host);
+    const loopback = isLoopback(host);
     if (protocol === 'nbd') {
       if (loopback) return { kind: 'nbd', host, port };
       if (tls) return { kind: 'nbd', host, port, tls };
@@ -162,7 +163,6 @@ export function parseListen(text: string): { host: string; port: number } {
   return { host, port };
 }
 
-const LOOPBACK = blockList(['127.0.0.0', 8], ['::1', 128]);
 /** RFC 1918, RFC 3927, RFC 6598, RFC 4193, RFC 4291 section 2.5.6. */
 const PRIVATE = blockList(
   ...([

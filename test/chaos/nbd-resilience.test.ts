@@ -6,12 +6,12 @@ import { type TestContext, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
-import { makeCertificates } from '../support/certificates.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { type NbdProgram, startQemuNbd } from '../support/nbd-programs.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { readPems, TestAuthority } from '../support/test-authority.ts';
 
 /**
  * The NBD client on a bad network, while writers and readers check every byte: each writer owns a stripe, knows what it wrote last, and
@@ -182,7 +182,7 @@ test('garbage anywhere inside of TLS is noticed: the connection goes, the data d
   skip: QEMU || requires('openssl'),
 }, async (t) => {
   const dir = scratchDir(t);
-  const pki = makeCertificates(dir);
+  const { ca } = readPems(new TestAuthority(dir).issue('server'));
   writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPES * STRIPE_BYTES));
   const credentials = `tls-creds-x509,id=tls0,endpoint=server,dir=${dir},verify-peer=no`;
   const tlsArguments = ['--object', credentials, '--tls-creds', 'tls0', '-f', 'raw', '-x', ''];
@@ -192,7 +192,7 @@ test('garbage anywhere inside of TLS is noticed: the connection goes, the data d
   const bridge = await tcpToUnix(t, path, () =>
     isOver ? null : { afterBytes: 200_000 + random.below(3_000_000), action: 'garbage' },
   );
-  const tls = { mode: 'require', ca: pki.ca } as const;
+  const tls = { mode: 'require', ca } as const;
   const { client, workload } = await setUp(t, new TcpRelay(bridge), 1, { tls });
   for (let round = 0; round < ROUNDS; round += 1) await workload.progress(60);
   isOver = true;

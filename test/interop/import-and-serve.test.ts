@@ -8,9 +8,12 @@ import type { CreateMachineRequest, VolumeView } from '../../src/api/schemas.ts'
 import { isGodwitError } from '../../src/base/errors.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
-import { startQemuNbd } from '../support/nbd-programs.ts';
+import { TARGET_IQN } from '../support/iscsi-pair.ts';
+import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { TestAuthority } from '../support/test-authority.ts';
+import { startTgt } from '../support/tgt.ts';
 
 /* Disks of other systems become volumes, and volumes become disks of other systems: through workers, their API and the command line. */
 
@@ -59,9 +62,9 @@ function whole(fleet: Fleet, worker: FleetWorker, volume: VolumeView): Promise<V
 
 test('a file becomes a volume that nobody has to use', { skip: fleetNeeds }, async (t) => {
   const image = makeImage(t, 64 * MIB + 512);
-  const fleet = await Fleet.start(t, ['alpha']);
+  const fleet = await Fleet.start(t, ['alpha', 'small'], { flags: { small: ['--disk', '10MiB'] } });
   const alpha = fleet.worker('alpha');
-  const volume = await imported(fleet, 'disk', image.path);
+  const volume = await imported(fleet, 'disk', image.path, '--worker', 'alpha');
   assert.equal(volume.lengthBytes, 64 * MIB + 4096);
   assert.equal(volume.filesystem, 'ext4', 'as its superblock says');
   await whole(fleet, alpha, volume);
@@ -71,6 +74,12 @@ test('a file becomes a volume that nobody has to use', { skip: fleetNeeds }, asy
   assert.ok(readFileSync(join(folder, 'data.raw')).equals(expected));
   for (const name of ['source.json', 'clone.meta']) assert.throws(() => statSync(join(folder, name)), name);
   await fleet.until('its shim to end', () => alpha.shims().length === 0);
+
+  // A host that has promised its disk: as a move would be, an import is refused before anything is made.
+  const small = fleet.worker('small');
+  const refused = await fleet.run('volume', 'import', 'disk-2', image.path, '--worker', 'small');
+  assert.match(refused.stderr, /WORKER_IMPORT_NO_SPACE: no room for disk-2: it needs 2\d MiB, and 0 MiB/);
+  assert.deepEqual(await small.client.listVolumes(), []);
 
   const own = join(folder, 'data.raw');
   await assert.rejects(alpha.client.importVolume({ name: 'copy', source: own }), (error: unknown) =>
@@ -88,11 +97,15 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   const source = await start();
   // So slow that it is not whole before everything here has happened.
   const fleet = await Fleet.start(t, ['alpha', 'beta'], {
-    flags: { alpha: ['--hydration-rate', '64KiB'] },
+    flags: { alpha: ['--hydration-rate', '64KiB', '--disk', '1GiB'] },
   });
   const alpha = fleet.worker('alpha');
   const volume = await imported(fleet, 'disk', `nbd+unix:///disk?socket=${socket}`, '--worker', 'alpha');
   assert.equal(volume.state, 'clone');
+  // What will arrive is not free any more, whoever asks and whenever.
+  const freeBytes = async () => (await alpha.client.worker()).free.diskBytes;
+  const promised = await freeBytes();
+  assert.ok(promised < 1024 * MIB - 20 * MIB * 1.1, `${promised}`);
   const sourceFile = join(alpha.dataDir, 'volumes', volume.id, 'source.json');
   assert.equal(statSync(sourceFile).mode & 0o777, 0o600);
   await fleet.until('it to hydrate for nobody', async () => {
@@ -122,6 +135,7 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   // The control process goes and comes; so does the machine. The volume goes on elsewhere each time.
   await alpha.kill();
   await alpha.start();
+  assert.equal(await freeBytes(), promised);
   await alpha.client.destroyMachine(machine.id, { force: true });
   await fleet.until('it to hydrate for nobody again', async () => {
     return (await alpha.client.showVolume(volume.id)).hydration;
@@ -140,6 +154,7 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
   });
 
   await alpha.client.destroyVolume(volume.id);
+  assert.equal(await freeBytes(), 1024 * MIB);
   assert.equal(alpha.shims().length, 0);
   assert.deepEqual(await alpha.client.listVolumes(), []);
 });
@@ -256,4 +271,61 @@ test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, a
     await assert.rejects(served, (error: unknown) => isGodwitError(error, code), `${protocol} ${listen}`);
   }
   assert.equal(fleet.worker('alpha').shims().length, 0);
+});
+
+const NEEDS_TGT = fleetNeeds || requires('tgtd', 'tgtadm');
+test('a disk of an iSCSI target becomes a volume, with the secret and not without', {
+  skip: NEEDS_TGT,
+}, async (t) => {
+  const image = makeImage(t, 64 * MIB);
+  const chap = { user: 'importer', secret: 'a-secret-of-an-array' };
+  const tgt = await startTgt({ file: image.path, chap });
+  t.after(() => tgt.close());
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const sourceOf = (login: string) => `iscsi://${login}127.0.0.1:${tgt.port}/${TARGET_IQN}/1`;
+  for (const login of ['', `${chap.user}%not-the-secret-of-it@`]) {
+    const refused = await fleet.run('volume', 'import', 'disk', sourceOf(login));
+    assert.match(refused.stderr, /ISCSI_LOGIN_REFUSED/, login);
+  }
+  assert.deepEqual(await alpha.client.listVolumes(), []);
+
+  const volume = await imported(fleet, 'disk', sourceOf(`${chap.user}%${chap.secret}@`));
+  assert.deepEqual([volume.lengthBytes, volume.filesystem], [64 * MIB, 'ext4']);
+  await whole(fleet, alpha, volume);
+  const data = readFileSync(join(alpha.dataDir, 'volumes', volume.id, 'data.raw'));
+  assert.ok(data.equals(readFileSync(image.path)));
+  assert.doesNotMatch(alpha.logTail(), new RegExp(chap.secret));
+});
+
+const NEEDS_TLS_SERVER = fleetNeeds || requires('nbdkit', 'openssl');
+test('a disk behind NBD with TLS becomes a volume, with certificates and not without', {
+  skip: NEEDS_TLS_SERVER,
+}, async (t) => {
+  const image = makeImage(t, 64 * MIB);
+  const [authority, strangers] = [new TestAuthority(scratchDir(t)), new TestAuthority(scratchDir(t))];
+  for (const name of ['server', 'client']) authority.issue(name);
+  strangers.issue('client');
+  const socket = join(scratchDir(t), 's');
+  const tls = ['--tls=require', `--tls-certificates=${authority.dir}`, '--tls-verify-peer'];
+  await startNbdkit(t, socket, '-r', ...tls, 'file', image.path);
+  const fleet = await Fleet.start(t, ['alpha']);
+  const alpha = fleet.worker('alpha');
+  const sourceOf = (scheme: string, dir?: string) =>
+    `${scheme}:///?socket=${socket}${dir === undefined ? '' : `&tls-certificates=${dir}`}`;
+  for (const [source, code] of [
+    [sourceOf('nbd+unix'), 'NBD_TLS_FAILED'],
+    [sourceOf('nbds+unix'), 'NBD_TLS_FAILED'],
+    [sourceOf('nbds+unix', strangers.dir), 'NBD_TLS_FAILED'],
+  ] as const) {
+    const refused = await fleet.run('volume', 'import', 'disk', source);
+    assert.match(refused.stderr, new RegExp(code), source);
+  }
+  assert.deepEqual(await alpha.client.listVolumes(), []);
+
+  const volume = await imported(fleet, 'disk', sourceOf('nbds+unix', authority.dir));
+  assert.deepEqual([volume.lengthBytes, volume.filesystem], [64 * MIB, 'ext4']);
+  await whole(fleet, alpha, volume);
+  const data = readFileSync(join(alpha.dataDir, 'volumes', volume.id, 'data.raw'));
+  assert.ok(data.equals(readFileSync(image.path)));
 });

@@ -10,11 +10,11 @@ import { seededRandom } from '../../src/base/random.ts';
 import { testConformance } from '../../src/block/conformance.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { parseNbdUri } from '../../src/nbd/client-uri.ts';
-import { makeCertificates } from '../support/certificates.ts';
 import { nbdClientOptions, startNbdClient } from '../support/nbd-pair.ts';
 import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { readPems, TestAuthority } from '../support/test-authority.ts';
 
 /* Our NBD client against other people's servers. Those of ours are in nbd-server.test.ts. */
 
@@ -271,8 +271,9 @@ test('TLS against nbdkit and qemu-nbd: with the right certificates, and not with
   skip: NBDKIT || QEMU || requires('openssl'),
 }, async (t) => {
   const dir = scratchDir(t);
-  const pki = makeCertificates(dir);
-  const tls = { ca: pki.ca, certificate: pki.clientCertificate, key: pki.clientKey };
+  const authority = new TestAuthority(dir);
+  authority.issue('server');
+  const tls = readPems(authority.issue('client'));
   const servers = [
     await startNbdkit(
       t,
@@ -301,7 +302,7 @@ test('TLS against nbdkit and qemu-nbd: with the right certificates, and not with
         return isGodwitError(error) && codes.includes(error.code);
       });
     await refused({ tls: { mode: 'off' } }, ['NBD_TLS_REQUIRED']);
-    await refused({ tls: { mode: 'require', ...tls, ca: pki.clientCertificate } }, ['NBD_TLS_FAILED']);
+    await refused({ tls: { mode: 'require', ...tls, ca: tls.certificate } }, ['NBD_TLS_FAILED']);
     await refused({ tls: { mode: 'require', ...tls, hostname: 'other.example' } }, ['NBD_TLS_FAILED']);
     const listed = await NbdClient.listExports({
       address: server,

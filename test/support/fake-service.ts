@@ -251,6 +251,7 @@ export class FakeWorkerService implements WorkerService {
       })),
       totalBytes: 5 * 2 ** 20 * this.machines.size,
       predictedFinishMs: 600,
+      warnings: [],
     };
   }
 

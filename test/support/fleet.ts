@@ -27,6 +27,7 @@ import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { ShimClient } from '../../src/machine/shim-client.ts';
 import { readShimState, type ShimState } from '../../src/machine/shim-state.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { type TlsFiles, TlsTrust } from '../../src/sys/tls-identity.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { requires } from './requires.ts';
@@ -96,7 +97,8 @@ export class Fleet {
 
   /**
    * `flags`: of a worker's command line, beside those that make it part of the fleet. `dataDir`: a folder for one worker's data that is not
-   * in the fleet's own folder, such as a small filesystem; the caller unmounts it after the fleet is closed.
+   * in the fleet's own folder, such as a small filesystem; the caller unmounts it after the fleet is closed. `tls`: certificates of workers, whose
+   * API is then https. `host`: the address of all of them, of loopback.
    */
   static async start(
     t: Pick<TestContext, 'after'>,
@@ -104,6 +106,8 @@ export class Fleet {
     options: {
       flags?: Readonly<Record<string, readonly string[]>>;
       dataDir?: Readonly<Record<string, string>>;
+      tls?: Readonly<Record<string, TlsFiles>>;
+      host?: string;
     } = {},
   ): Promise<Fleet> {
     // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
@@ -112,7 +116,11 @@ export class Fleet {
     writeFileSync(tokenFile, TOKEN, { mode: 0o600 });
     const ports = await freePorts(names.length);
     const closing = new AbortController();
-    const places = names.map((name, index) => ({ name, url: `http://127.0.0.1:${ports[index]}` }));
+    const { tls = {}, host = '127.0.0.1' } = options;
+    const places = names.map((name, index) => ({
+      name,
+      url: `${tls[name] ? 'https' : 'http'}://${host}:${ports[index]}`,
+    }));
     const workers = places.map(
       ({ name, url }) =>
         new FleetWorker({
@@ -121,16 +129,19 @@ export class Fleet {
           dataDir: options.dataDir?.[name] ?? join(dir, name),
           logPath: join(dir, `${name}.log`),
           signal: closing.signal,
+          caFile: tls[name]?.caFile ?? null,
           arguments: [
             ...['--name', name, '--listen', new URL(url).host, '--token-file', tokenFile],
             ...places
               .filter((peer) => peer.name !== name)
               .flatMap((peer) => ['--peer', `${peer.name}=${peer.url}`]),
+            ...(tls[name] ? tlsFlags(tls[name]) : []),
             ...(options.flags?.[name] ?? []),
           ],
         }),
     );
-    writeFileSync(join(dir, 'fleet.json'), JSON.stringify({ tokenFile: 'token', workers: places }));
+    const caFile = Object.values(tls)[0]?.caFile;
+    writeFileSync(join(dir, 'fleet.json'), JSON.stringify({ tokenFile: 'token', caFile, workers: places }));
     const fleet = new Fleet(dir, workers, closing);
     t.after(() => fleet.close());
     await Promise.all(workers.map((worker) => worker.start()));
@@ -296,12 +307,17 @@ export class Fleet {
   }
 }
 
+export function tlsFlags({ certFile, keyFile, caFile }: TlsFiles): string[] {
+  return ['--tls-cert', certFile, '--tls-key', keyFile, '--tls-ca', caFile];
+}
+
 type FleetWorkerOptions = {
   name: string;
   url: string;
   dataDir: string;
   logPath: string;
   signal: AbortSignal;
+  caFile: string | null;
   arguments: readonly string[];
 };
 
@@ -324,7 +340,8 @@ export class FleetWorker {
     this.url = options.url;
     mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
     this.dataDir = realpathSync(options.dataDir);
-    this.client = new ApiClient({ url: options.url, token: TOKEN, timeoutMs: 60_000 });
+    const tls = options.caFile === null ? undefined : new TlsTrust(options.caFile);
+    this.client = new ApiClient({ url: options.url, token: TOKEN, tls, timeoutMs: 60_000 });
   }
 
   get isRunning(): boolean {

@@ -104,7 +104,7 @@ export async function down(context: Context, options: { data: string }): Promise
   const workers = before.workers.map(({ name, url }) => ({ name, url, dataDir: join(dataDir, name) }));
   const keeper = new Keeper(context, workers, token, fleetPath, false);
   const interrupt = interruption();
-  const fleet = new FleetClient({ path: fleetPath, workers, token });
+  const fleet = new FleetClient({ path: fleetPath, workers, token, caFile: null });
   const destroyed = { machines: [] as string[], volumes: [] as string[] };
   try {
     await keeper.startAll(readFleetFile(fleetPath), interrupt.signal);

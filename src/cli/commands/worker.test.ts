@@ -19,6 +19,7 @@ test('the defaults', () => {
     token: TOKEN,
     iscsiHost: '127.0.0.1',
     tls: null,
+    tlsOptional: false,
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
@@ -83,6 +84,7 @@ test('what is wrong is named', (t) => {
     [{ ...minimal, listen: 'h:70000' }, /--listen is HOST:PORT/],
     [{ ...minimal, listen: '0.0.0.0:1' }, /--iscsi-host is missing/],
     [{ ...minimal, keyFile: '/etc/key' }, /in a folder of its own/],
+    [{ ...minimal, tlsCert: 'c', tlsKey: '/etc/key', tlsCa: 'ca' }, /--tls-key is in a folder of its own/],
     [{ ...minimal, keyFile: '/etc/keys/k', keyExec: 'k' }, /exclude each other/],
     [{ ...minimal, peer: ['b'] }, /--peer is NAME=URL/],
     [{ ...minimal, peer: ['b=ftp://b'] }, /http:/],
@@ -99,10 +101,10 @@ test('what is wrong is named', (t) => {
 });
 
 test('certificates: all three files or none', () => {
-  const files = { tlsCert: 'w.pem', tlsKey: '/etc/w.key', tlsCa: 'ca.pem' };
+  const files = { tlsCert: 'w.pem', tlsKey: '/etc/godwit/w.key', tlsCa: 'ca.pem' };
   assert.deepEqual(workerOptions({ ...minimal, ...files }, {}, '/srv').tls, {
     certFile: '/srv/w.pem',
-    keyFile: '/etc/w.key',
+    keyFile: '/etc/godwit/w.key',
     caFile: '/srv/ca.pem',
   });
   for (const [missing, option] of [
@@ -116,6 +118,25 @@ test('certificates: all three files or none', () => {
       new RegExp(`${option} is missing`),
     );
   }
+});
+
+test('peers are asked over TLS by a worker with certificates, and by no other', () => {
+  const tls = { tlsCert: 'w.pem', tlsKey: 'tls/w.key', tlsCa: 'ca.pem' };
+  const [plain, secure] = [['b=http://b:1'], ['b=https://b:1']];
+  const peersOf = (flags: WorkerFlags) => workerOptions({ ...minimal, ...flags }, {}, '/srv').peers;
+  assert.deepEqual(peersOf({ ...tls, peer: secure }), [{ name: 'b', url: 'https://b:1' }]);
+  assert.deepEqual(peersOf({ peer: plain }), [{ name: 'b', url: 'http://b:1' }]);
+  for (const peer of [plain, secure])
+    for (const tlsOptional of [true, 'true', '1']) peersOf({ ...tls, peer, tlsOptional });
+  for (const [flags, message] of [
+    [{ ...tls, peer: plain }, /b would be asked in the clear/],
+    [{ ...tls, peer: plain, tlsOptional: 'false' }, /b would be asked in the clear/],
+    [{ peer: secure }, /no certificate to show/],
+  ] as const) {
+    assert.throws(() => peersOf(flags as WorkerFlags), { code: 'CLI_INVALID_PEER', message });
+  }
+  assert.throws(() => peersOf({ tlsOptional: true }), { code: 'CLI_INVALID_OPTIONS', message: /--tls-cert/ });
+  assert.throws(() => peersOf({ ...tls, tlsOptional: 'maybe' }), { message: /true or false/ });
 });
 
 test('keys of encrypted volumes', () => {

@@ -20,6 +20,7 @@ export type WorkerFlags = {
   tlsCert?: string;
   tlsKey?: string;
   tlsCa?: string;
+  tlsOptional?: string | boolean;
   memory?: string;
   cpus?: string;
   disk?: string;
@@ -42,6 +43,7 @@ const FILE_KEYS = [
   'tlsCert',
   'tlsKey',
   'tlsCa',
+  'tlsOptional',
   'memory',
   'cpus',
   'disk',
@@ -62,6 +64,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_TLS_CERT: 'tlsCert',
   GODWIT_WORKER_TLS_KEY: 'tlsKey',
   GODWIT_WORKER_TLS_CA: 'tlsCa',
+  GODWIT_WORKER_TLS_OPTIONAL: 'tlsOptional',
   GODWIT_WORKER_MEMORY: 'memory',
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
@@ -102,6 +105,10 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
   const peers = (all.peer ?? []).map(parsePeer);
   const names = new Set([name, ...peers.map((peer) => peer.name)]);
   if (names.size !== peers.length + 1) throw invalid('two workers of the fleet have the same name');
+  const tls = tlsFiles(all, cwd);
+  const tlsOptional = isSet('--tls-optional', all.tlsOptional);
+  if (tlsOptional && tls === null) throw invalid('--tls-optional is for a worker with --tls-cert');
+  for (const peer of peers) checkPeer(peer, tls !== null, tlsOptional);
   const logLevel = all.logLevel ?? 'info';
   if (logLevel !== 'debug' && logLevel !== 'info' && logLevel !== 'warn' && logLevel !== 'error') {
     throw invalid(`--log-level is debug, info, warn or error, not ${logLevel}`);
@@ -119,7 +126,8 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
     iscsiHost:
       all.iscsiHost ??
       (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
-    tls: tlsFiles(all, cwd),
+    tls,
+    tlsOptional,
     capacity: {
       memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
       cpus,
@@ -132,12 +140,43 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
   };
 }
 
+function isSet(option: string, value: string | boolean | undefined): boolean {
+  const text = String(value ?? false);
+  if (text === 'true' || text === '1') return true;
+  if (text === 'false' || text === '0') return false;
+  throw invalid(`${option} is true or false, not ${text}`);
+}
+
+/** A fleet is under TLS or it is not: a peer that is asked in the clear by mistake would be told the secrets of moves. */
+function checkPeer(
+  { name, url }: { name: string; url: string },
+  hasTls: boolean,
+  tlsOptional: boolean,
+): void {
+  const isPlain = url.startsWith('http:');
+  if (isPlain !== hasTls || (isPlain && tlsOptional)) return;
+  throw new GodwitError(
+    'CLI_INVALID_PEER',
+    isPlain
+      ? `${name} would be asked in the clear (${url}), and this worker has certificates`
+      : `${name} is asked over TLS (${url}), and this worker has no certificate to show it`,
+    {
+      values: { name, url },
+      nextAction: isPlain
+        ? `Give --peer ${name}=https://…; or --tls-optional while the fleet gets its certificates.`
+        : 'Give --tls-cert, --tls-key and --tls-ca.',
+    },
+  );
+}
+
 /** All three, or none: half of a set would mean moves in the clear where somebody meant TLS. */
 function tlsFiles({ tlsCert, tlsKey, tlsCa }: WorkerFlags, cwd: string): WorkerOptions['tls'] {
   if (tlsCert === undefined && tlsKey === undefined && tlsCa === undefined) return null;
+  const keyFile = resolve(cwd, tlsKey ?? missing('--tls-key'));
+  checkKeyFolder('--tls-key', keyFile);
   return {
     certFile: resolve(cwd, tlsCert ?? missing('--tls-cert')),
-    keyFile: resolve(cwd, tlsKey ?? missing('--tls-key')),
+    keyFile,
     caFile: resolve(cwd, tlsCa ?? missing('--tls-ca')),
   };
 }
@@ -158,7 +197,7 @@ function readConfig(path: string): WorkerFlags {
       throw invalid(`${path}: unknown key ${key}; there are ${FILE_KEYS.join(', ')}`);
     }
     const isList = Array.isArray(value) && value.every((item) => typeof item === 'string');
-    if (key === 'peer' ? !isList : typeof value !== 'string' && typeof value !== 'number') {
+    if (key === 'peer' ? !isList : !['string', 'number', 'boolean'].includes(typeof value)) {
       throw invalid(`${path}: ${key} must be ${key === 'peer' ? 'a list of NAME=URL' : 'a string'}`);
     }
     flags[key] = key === 'peer' ? value : String(value);
@@ -172,15 +211,17 @@ function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOption
     throw invalid('--key-file and --key-exec exclude each other');
   if (keyFile !== undefined) {
     const path = resolve(cwd, keyFile);
-    // It is hidden from machines, and they need /etc and the like.
-    if (keyFolder(path).split('/').filter(Boolean).length < 2)
-      throw invalid(
-        `--key-file is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`,
-      );
+    checkKeyFolder('--key-file', path);
     return { kind: 'file', path };
   }
   const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
   return argv.length === 0 ? null : { kind: 'exec', argv };
+}
+
+/** It is hidden from machines, and they need /etc and the like. */
+function checkKeyFolder(option: string, path: string): void {
+  if (keyFolder(path).split('/').filter(Boolean).length >= 2) return;
+  throw invalid(`${option} is in a folder of its own, such as /etc/godwit-keys, not in ${keyFolder(path)}`);
 }
 
 function parsePeer(text: string): { name: string; url: string } {
@@ -190,7 +231,8 @@ function parsePeer(text: string): { name: string; url: string } {
 }
 
 function parseUrl(option: string, text: string): string {
-  if (URL.parse(text)?.protocol !== 'http:') throw invalid(`${option} needs http://HOST:PORT, not ${text}`);
+  if (!/^https?:$/.test(URL.parse(text)?.protocol ?? ''))
+    throw invalid(`${option} needs https://HOST:PORT or http://HOST:PORT, not ${text}`);
   return text.replace(/\/+$/, '');
 }
 
