@@ -15,6 +15,7 @@ import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
+import { createFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
@@ -167,6 +168,8 @@ export class VolumeStore {
       }
       return this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
+        const { id: volumeId, generation, lengthBytes } = record;
+        await createFetchLog(join(folder, VOLUME_FILES.fetchLog), { volumeId, generation, lengthBytes });
         if (luks2) await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
       });
     });
