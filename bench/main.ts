@@ -114,6 +114,14 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { formatEncrypted, run } = await import('./attach.ts');
     say('## Attach path: an encrypted volume against a plain one\n');
     say(formatEncrypted(await run({ quick, encryption: true })));
+    const { measureEncrypted } = await import('./interruption.ts');
+    const moved = await measureEncrypted({ rounds: quick ? 2 : 12, sizeGib: 10 });
+    say('\n## Interruption: PostgreSQL moved with an encrypted volume of 10 GiB against a plain one\n');
+    say(`| median of ${moved.rounds} moves each | encrypted | plain | encrypted / plain | goal |`);
+    say('|---|---|---|---|---|');
+    say(
+      `| interruption | ${moved.encryptedMs.toFixed(0)} ms | ${moved.plainMs.toFixed(0)} ms | ${moved.ratio.toFixed(2)} | 1.1 or less |`,
+    );
   },
 };
 

@@ -6,13 +6,14 @@
  *   npm run demo -- --json FILE      the same as JSON
  *   npm run demo -- --keep           leaves the fleet running
  */
-import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { MachineView } from '../src/api/schemas.ts';
 import { getJson, ledgerClient, postgresClient, preparePostgres, readPostgres } from './clients.ts';
 import { DemoFleet, freePorts } from './fleet.ts';
 import { demoMachines } from './machines.ts';
+import { verifyReceipts } from './receipts.ts';
 import { type DemoReport, latencyTable, median, moveTable, percentile } from './report.ts';
 
 const { values: options } = parseArgs({
@@ -64,10 +65,11 @@ async function demo(): Promise<DemoReport> {
   const worker1 = fleet.client('worker-1');
 
   say(
-    'Four machines on worker-1: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
+    'Four machines on worker-1, on encrypted volumes: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
   );
   for (const { volume, machine } of Object.values(machines)) {
     const made = await worker1.createVolume(volume);
+    if (!made.encrypted) throw new Error(`${made.name} is not encrypted`);
     await worker1.createMachine(machine(made.id));
   }
   for (const name of Object.keys(machines)) await untilHealthy('worker-1', name);
@@ -98,18 +100,9 @@ async function demo(): Promise<DemoReport> {
   postgres.resetGap();
   ledger.resetGap();
 
-  say('\n$ godwit drain worker-1\n');
-  const receiptsDir = join(fleet.dir, 'receipts');
-  mkdirSync(receiptsDir);
-  const { exitCode } = await fleet.run(['drain', 'worker-1', '--receipts', receiptsDir]);
-  const receipts = readdirSync(receiptsDir);
-  const unverified: string[] = [];
-  for (const file of receipts) {
-    // Offline: the file is all that is looked at.
-    const verified = await fleet.run(['receipt', '--verify', join(receiptsDir, file)], { quiet: true });
-    if (verified.exitCode !== 0) unverified.push(file);
-  }
-  say(`\n${receipts.length - unverified.length} of ${receipts.length} receipts verified.`);
+  const receiptsFolder = join(fleet.dir, 'receipts');
+  say('\n$ godwit drain worker-1 --receipts receipts\n');
+  const { exitCode } = await fleet.run(['drain', 'worker-1', '--receipts', receiptsFolder]);
   const drain = await worker1.drainStatus();
   const left = await worker1.listMachines();
   await sleep(3_000);
@@ -122,6 +115,13 @@ async function demo(): Promise<DemoReport> {
   const filesAfter = await getJson<{ files: number; bad: string[] }>(filesPort, '/verify');
   const archiveAfter = await getJson<{ files: number; bad: string[] }>(archivePort, '/verify');
   const latenciesAfter = await getJson<[number, number][]>(filesPort, '/latencies');
+
+  const fingerprints = await Promise.all(
+    ['worker-1', 'worker-2', 'worker-3'].map(
+      async (name) => (await fleet.client(name).worker()).keyFingerprint,
+    ),
+  );
+  const receipts = await verifyReceipts(fleet, receiptsFolder, fingerprints);
 
   const acknowledged: Record<string, { acked: number; lost: number }> = {
     postgres: lost(postgresReport.acknowledged, database.numbers),
@@ -137,6 +137,7 @@ async function demo(): Promise<DemoReport> {
       volumeBytes: machine.volumeBytes,
       usedBytes: machine.usedBytes,
       wireBytes: machine.wireBytes,
+      avoidedBytes: machine.bytesAvoided,
       interruptionMs: {
         stop: stop ?? null,
         seal: seal ?? null,
@@ -148,20 +149,26 @@ async function demo(): Promise<DemoReport> {
       hydrationMs: machine.hydrationMs,
       ackedWrites: acknowledged[machine.name]?.acked ?? 0,
       lostWrites: acknowledged[machine.name]?.lost ?? 0,
+      receiptRoot: machine.root,
     };
   });
   const postgresTotal = rows.find((row) => row.name === 'postgres')?.interruptionMs.total ?? null;
   const problems = [
     ...(exitCode === 0 ? [] : [`godwit drain ended with ${exitCode}`]),
     ...(left.length === 0 ? [] : [`worker-1 still holds ${left.map(({ name }) => name).join(', ')}`]),
-    ...(receipts.length === 4 ? [] : [`${receipts.length} receipts were signed, not 4`]),
-    ...unverified.map((file) => `${file} does not hold`),
     ...(rows.length === 4 ? [] : [`${rows.length} machines were reported, not 4`]),
     ...rows.filter((row) => row.lostWrites > 0).map((row) => `${row.name} lost ${row.lostWrites} writes`),
     ...rows.filter((row) => row.ackedWrites === 0).map((row) => `${row.name} acknowledged nothing`),
     ...(database.ballast === 40_000 ? [] : [`postgres: ${database.ballast} of 40000 older rows are right`]),
     ...(ledgerRows.integrity === 'ok' ? [] : [`ledger: integrity_check says ${ledgerRows.integrity}`]),
   ];
+  for (const row of rows) {
+    const receipt = receipts.find(({ machine }) => machine === row.name);
+    if (receipt?.verified && receipt.root === row.receiptRoot) continue;
+    problems.push(
+      `${row.name}: ${receipt === undefined ? 'no receipt' : `its receipt does not hold: ${receipt.output}`}`,
+    );
+  }
   const blocksFetchedTwice = drain.machines.reduce((sum, machine) => sum + machine.blocksFetchedTwice, 0);
   if (blocksFetchedTwice > 0) problems.push(`${blocksFetchedTwice} blocks crossed the wire twice`);
 
@@ -196,6 +203,11 @@ async function demo(): Promise<DemoReport> {
       `${result.interruptionRatio?.toFixed(2) ?? '?'}; its client waited ${ms(postgresReport.longestGapMs)} at most.`,
   );
   say(`Drained in ${ms(result.drainMs)}; blocks that crossed the wire twice: ${blocksFetchedTwice}.`);
+  for (const { file, root, verified } of receipts) {
+    say(
+      `$ godwit receipt --verify receipts/${file}: ${verified ? `signed by both workers, root ${root}` : 'does not hold'}`,
+    );
+  }
   say(result.ok ? 'Nothing was lost.' : `NOT OK:\n  ${problems.join('\n  ')}`);
   return result;
 }

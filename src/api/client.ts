@@ -166,7 +166,7 @@ export class ApiClient {
     if (response.statusCode !== 200) throw await this.#failure(response);
     yield* this.#body(response, signal);
   }
-  moveMachine(ref: string, body: { target: string | null }): Promise<RunView> {
+  moveMachine(ref: string, body: { target: string | null; rekey?: boolean }): Promise<RunView> {
     return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/move`, { body });
   }
 
@@ -204,8 +204,8 @@ export class ApiClient {
   drainStatus(): Promise<DrainStatus> {
     return this.#json('GET', '/v1/drain');
   }
-  drain(target: string | null = null): Promise<DrainStatus> {
-    return this.#json('PUT', '/v1/drain', { body: { desired: true, target } });
+  drain(target: string | null = null, options: { rekey?: boolean } = {}): Promise<DrainStatus> {
+    return this.#json('PUT', '/v1/drain', { body: { desired: true, target, ...options } });
   }
   undrain(): Promise<DrainStatus> {
     return this.#json('DELETE', '/v1/drain');

@@ -126,6 +126,45 @@ test('the launcher says what is missing', async (t) => {
   assert.match(stderr, /CLI_NODE_MISSING.*\n.*npm ci/);
 });
 
+test('a volume as a socket: instead of the mount, or beside it', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const machineOf = async (name: string, ...options: string[]) => {
+    const run = await fleet.godwit(
+      ...[
+        'machine',
+        'run',
+        '--name',
+        name,
+        '--worker',
+        'worker-2',
+        ...options,
+        '--size',
+        '1GiB',
+        '--',
+        'qemu',
+      ],
+    );
+    assert.deepEqual([run.code, run.stderr], [0, '']);
+    const { volumeId, ...place } = (await fleet.services[1]!.showMachine(name)).config.volume!;
+    const { filesystem } = await fleet.services[1]!.showVolume(volumeId);
+    return { filesystem, ...place };
+  };
+  const only = { filesystem: 'none', nbd: true };
+  assert.deepEqual(await machineOf('a', '--volume', 'a', '--nbd'), only);
+  assert.match((await fleet.godwit('machine', 'show', 'a')).stdout, /at \/run\/godwit\/disk\.sock \(NBD\)/);
+  const made = ['--volume', 'b', '--nbd', '--filesystem', 'xfs'];
+  assert.deepEqual(await machineOf('b', ...made), { ...only, filesystem: 'xfs' });
+  const both = { filesystem: 'ext4', mountPath: '/data', nbd: true };
+  assert.deepEqual(await machineOf('c', '--volume', 'c:/data', '--nbd'), both);
+  assert.match(
+    (await fleet.godwit('machine', 'show', 'c')).stdout,
+    /at \/data and \/run\/godwit\/disk\.sock \(NBD, read-only\)/,
+  );
+  const without = await fleet.godwit('machine', 'run', '--name', 'd', '--nbd', '--', 'qemu');
+  assert.equal(without.code, 2);
+  assert.match(without.stderr, /--volume NAME is missing/);
+});
+
 test('a machine with a new volume: made, listed, shown, run in, stopped, destroyed', async (t) => {
   const fleet = await new Fleet(t).start();
   const run = await fleet.godwit(

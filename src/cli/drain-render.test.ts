@@ -50,6 +50,7 @@ const status: DrainStatus = {
       target: 'worker-2',
       hydratedFraction: 1,
       volumeBytes: 0,
+      bytesAvoided: 7 * 2 ** 20,
       interruptionMs: { stop: 9, seal: 0, handoff: 2, attach: 0, boot: 14, total: 25 },
     }),
   ],
@@ -129,7 +130,7 @@ test('without a terminal only what is new is said', () => {
     'ledger: moving to worker-3, handoff',
     'files: waiting: no worker has 4 GiB of memory free; next: godwit undrain worker-2',
     'cache: queued',
-    'web: moved to worker-2, 0 B over the wire, interrupted 25 ms',
+    'web: moved to worker-2, 0 B over the wire, 7 MiB avoided, interrupted 25 ms',
   ]);
   assert.deepEqual(describeChanges(status, status), []);
   const later = structuredClone(status);

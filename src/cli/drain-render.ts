@@ -191,7 +191,8 @@ function describeMachine(machine: DrainMachine): string {
     case 'moved': {
       const interrupted =
         machine.interruptionMs === null ? '' : `, interrupted ${interruptionText(machine.interruptionMs)}`;
-      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${interrupted}`;
+      const avoided = machine.bytesAvoided ? `, ${formatSize(machine.bytesAvoided)} avoided` : '';
+      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${avoided}${interrupted}`;
     }
     case 'waiting':
     case 'failed':

@@ -152,7 +152,7 @@ export type DrainOptions = {
   live: (runId: string) => TargetStatus | null;
   /** Rejects, with the reason, when the machine cannot go now: nobody takes it, or it is not movable. */
   precheck: (machineId: string, target: string | null) => Promise<void>;
-  start: (machineId: string, target: string | null) => RunView;
+  start: (machineId: string, target: string | null, options: { rekey: boolean }) => RunView;
 };
 
 export class DrainController {
@@ -173,9 +173,13 @@ export class DrainController {
          desired INTEGER NOT NULL,
          since_ms INTEGER NOT NULL,
          ended_at_ms INTEGER,
-         target TEXT
+         target TEXT,
+         rekey INTEGER NOT NULL DEFAULT 0
        ) STRICT`,
     );
+    const columns = options.database.prepare('PRAGMA table_info(drain)').all();
+    if (!columns.some(({ name }) => name === 'rekey'))
+      options.database.exec('ALTER TABLE drain ADD COLUMN rekey INTEGER NOT NULL DEFAULT 0');
   }
 
   /** True: take no machines, and send away those that are here. */
@@ -183,19 +187,22 @@ export class DrainController {
     return this.#row()?.desired === 1;
   }
 
-  /** Idempotent; only a new target changes a drain that is on. */
-  request(target: string | null): void {
+  /** Idempotent; only a new target, or what is said about new keys, changes a drain that is on. `rekey` left out: as it was, at first not. */
+  request(target: string | null, options: { rekey?: boolean } = {}): void {
     const { database, clock } = this.#options;
+    const rekey = options.rekey === undefined ? null : Number(options.rekey);
     if (this.desired) {
-      database.prepare('UPDATE drain SET target = ? WHERE id = 1').run(target);
+      database
+        .prepare('UPDATE drain SET target = ?, rekey = COALESCE(?, rekey) WHERE id = 1')
+        .run(target, rekey);
     } else {
       this.#obstacles.clear();
       this.#seen.clear();
       database
         .prepare(
-          'INSERT OR REPLACE INTO drain (id, desired, since_ms, ended_at_ms, target) VALUES (1, 1, ?, NULL, ?)',
+          'INSERT OR REPLACE INTO drain (id, desired, since_ms, ended_at_ms, target, rekey) VALUES (1, 1, ?, NULL, ?, ?)',
         )
-        .run(clock.wallMs(), target);
+        .run(clock.wallMs(), target, rekey ?? 0);
     }
     this.wake();
   }
@@ -292,7 +299,7 @@ export class DrainController {
       try {
         await this.#options.precheck(machine.machineId, row.target);
         if (!this.desired) return;
-        const run = this.#options.start(machine.machineId, row.target);
+        const run = this.#options.start(machine.machineId, row.target, { rekey: row.rekey === 1 });
         this.#obstacles.delete(machine.machineId);
         logger.info({ machine: machine.name, run: run.id }, 'the drain moves a machine');
       } catch (error) {
@@ -353,13 +360,17 @@ export class DrainController {
     return latest;
   }
 
-  #row():
-    | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
-    | undefined {
+  #row(): DrainRow | undefined {
     return this.#options.database
-      .prepare('SELECT desired, since_ms, ended_at_ms, target FROM drain WHERE id = 1')
-      .get() as
-      | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
-      | undefined;
+      .prepare('SELECT desired, since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1')
+      .get() as DrainRow | undefined;
   }
 }
+
+type DrainRow = {
+  desired: number;
+  since_ms: number;
+  ended_at_ms: number | null;
+  target: string | null;
+  rekey: number;
+};

@@ -64,6 +64,8 @@ const CERTIFICATE_TROUBLE = new Set([
   'SYS_TLS_UNREADABLE',
   'SYS_TLS_BAD_FILE',
 ]);
+/** And every error of crypt/: keys, headers, key slots. */
+const ENCRYPTION_TROUBLE = new Set(['VOLUME_NO_KEYS', 'VOLUME_WRONG_HEADER']);
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
@@ -92,7 +94,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'volume',
         deadlineMs: 30_000,
         async do(context) {
-          if (context.input.volume) await target.createVolume(context.input);
+          if (context.input.volume) await nowOrNever(target.createVolume(context.input));
         },
         async undo(context) {
           if (context.input.volume) await target.destroyVolume(context.input);
@@ -102,13 +104,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'attach',
         deadlineMs: 60_000,
         async do(context) {
-          try {
-            await target.attachStandby(context.input);
-          } catch (error) {
-            // The machine still runs at the source: no use in trying for a minute what certificates do not allow.
-            if (isGodwitError(error) && CERTIFICATE_TROUBLE.has(error.code)) throw new Abort(error);
-            throw error;
-          }
+          await nowOrNever(target.attachStandby(context.input));
         },
         async undo(context) {
           await target.detach(context.input);
@@ -263,6 +259,19 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       );
       return null;
     }
+  }
+}
+
+/** The machine still runs at the source: no use in trying for a minute what certificates or keys do not allow. A drain asks again by itself. */
+async function nowOrNever(work: Promise<void>): Promise<void> {
+  try {
+    await work;
+  } catch (error) {
+    if (!isGodwitError(error)) throw error;
+    const { code } = error;
+    const hopeless =
+      CERTIFICATE_TROUBLE.has(code) || ENCRYPTION_TROUBLE.has(code) || code.startsWith('CRYPT_');
+    throw hopeless ? new Abort(error) : error;
   }
 }
 

@@ -33,6 +33,8 @@ export type MigrateOutInput = {
   targetWorker: string | null;
   /** `move` or `drain`; for the record. */
   requestedBy: string;
+  /** An encrypted volume gets another key at the target. */
+  rekey?: boolean;
 };
 
 /** What the steps put down, and what reports are made of. Durations in milliseconds. */
@@ -272,7 +274,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
                   lengthBytes: subject.volume.lengthBytes,
                   filesystem: subject.volume.filesystem,
                   sealedGeneration: subject.volume.generation,
-                  ...(subject.volume.encryption && { encryption: subject.volume.encryption }),
+                  ...(subject.volume.encryption && {
+                    encryption: {
+                      ...subject.volume.encryption,
+                      ...(context.input.rekey && { rekey: true }),
+                    },
+                  }),
                   source: out(context).source!,
                 },
               },

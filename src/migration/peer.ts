@@ -19,6 +19,40 @@ import { ReceiptWorker } from '../receipt/receipt.ts';
  * means it, through `run`); every call is idempotent and carries the id of the source's run, which names the move on both sides.
  */
 
+const KeySlot = Type.Union([
+  Type.Object({
+    slot: Type.Integer({ minimum: 0 }),
+    kdf: Type.Literal('pbkdf2'),
+    hash: Type.String(),
+    iterations: Type.Number(),
+  }),
+  Type.Object({
+    slot: Type.Integer({ minimum: 0 }),
+    kdf: Type.Union([Type.Literal('argon2id'), Type.Literal('argon2i')]),
+    memoryKib: Type.Number(),
+    passes: Type.Number(),
+    lanes: Type.Number(),
+  }),
+]);
+
+/** What a worker must know of an encrypted volume to tell whether it could open it; the fields are those of crypt/geometry.ts. None is secret. */
+export const EncryptionNeeds = Type.Object({
+  /** By the volume's record; that of the header is in `geometry`. */
+  uuid: Type.String(),
+  geometry: Type.Object({
+    uuid: Type.String(),
+    headerBytes: Type.Integer(),
+    headerAreaBytes: Type.Integer(),
+    dataOffsetBytes: Type.Integer(),
+    dataLengthBytes: Type.Union([Type.Integer(), Type.Null()]),
+    sectorBytes: Type.Integer(),
+    cipher: Type.String(),
+    keyBytes: Type.Integer(),
+    slots: Type.Array(KeySlot),
+  }),
+});
+export type EncryptionNeeds = Static<typeof EncryptionNeeds>;
+
 /** What a machine needs; all that placement looks at. */
 export const PlacementRequest = Type.Object({
   machineId: Type.String(),
@@ -29,6 +63,8 @@ export const PlacementRequest = Type.Object({
   volumeLengthBytes: Type.Integer({ minimum: 0 }),
   /** Allocated bytes of the sparse source file: what will have to be stored at least. */
   volumeUsedBytes: Type.Integer({ minimum: 0 }),
+  /** Of an encrypted volume. */
+  encryption: Type.Optional(EncryptionNeeds),
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 
@@ -76,7 +112,19 @@ export const PrepareRequest = Type.Object({
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
       /** The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no journal. */
-      encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
+      encryption: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          /** Which key of the volume; left out: 1. */
+          keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+          /** The volume that the key was made for; left out: this one. */
+          keyVolumeId: Type.Optional(Type.String()),
+          /** dm-crypt may open the volume too (volume/record.ts). */
+          holes: Type.Optional(Type.Literal('none')),
+          /** The target makes another key and header, and hydrates through decrypt and encrypt. */
+          rekey: Type.Optional(Type.Boolean()),
+        }),
+      ),
     }),
     Type.Null(),
   ]),

@@ -18,7 +18,7 @@ export type MoveSubject = {
     usedBytes: number;
     filesystem: 'ext4' | 'xfs' | 'none';
     generation: number;
-    encryption?: { uuid: string };
+    encryption?: { uuid: string; keyGeneration?: number; keyVolumeId?: string; holes?: 'none' };
   } | null;
 };
 

@@ -1,7 +1,11 @@
 import { rename, rm, stat } from 'node:fs/promises';
 import { FileDevice } from '../block/file-device.ts';
-import { FetchLog, type FetchLogIdentity, fetchLogLengthBytes } from '../clone/fetch-log.ts';
-import { sha256 } from '../sys/sha256.ts';
+import {
+  type FetchDigest,
+  FetchLog,
+  type FetchLogIdentity,
+  fetchLogLengthBytes,
+} from '../clone/fetch-log.ts';
 
 const BLOCK_BYTES = 512;
 
@@ -20,12 +24,16 @@ export async function createFetchLog(path: string, identity: FetchLogIdentity): 
 }
 
 /** Makes one where it was moved away. Errors: those of `FetchLog.open` and of the disk. */
-export async function openFetchLog(path: string, identity: FetchLogIdentity): Promise<FetchLog> {
+export async function openFetchLog(
+  path: string,
+  identity: FetchLogIdentity,
+  digest: FetchDigest,
+): Promise<FetchLog> {
   if ((await stat(path).catch(() => null)) === null) await createFetchLog(path, identity);
   const lengthBytes = fetchLogLengthBytes(identity.lengthBytes);
   const device = await FileDevice.open({ file: path, lengthBytes, blockBytes: BLOCK_BYTES });
   try {
-    return await FetchLog.open(device, identity, (_offsetBytes, bytes) => sha256(bytes));
+    return await FetchLog.open(device, identity, digest);
   } catch (error) {
     await device.close();
     throw error;

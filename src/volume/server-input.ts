@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  NbdSocketSpec,
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
@@ -41,6 +42,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
+    ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
 }
@@ -142,11 +144,42 @@ function parseClone(value: unknown): CloneSpec {
 function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encryption']> {
   const encryption = object(value, 'encryption');
   const keys = object(encryption.keys, 'encryption.keys');
-  const uuid = text(encryption.uuid, 'encryption.uuid');
+  const header = {
+    ...parseHeader(encryption, 'encryption'),
+    ...(encryption.holes === undefined
+      ? {}
+      : { holes: oneOf(encryption.holes, ['none'], 'encryption.holes') }),
+    ...(encryption.source === undefined
+      ? {}
+      : { source: parseHeader(object(encryption.source, 'encryption.source'), 'encryption.source') }),
+  };
   const kind = oneOf(keys.kind, ['file', 'exec'], 'encryption.keys.kind');
-  if (kind === 'file') return { uuid, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
+  if (kind === 'file') return { ...header, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
   if (!Array.isArray(keys.argv) || keys.argv.length === 0) throw badSpec('encryption.keys.argv does not fit');
-  return { uuid, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+  return { ...header, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+}
+
+function parseHeader(
+  fields: Record<string, unknown>,
+  what: string,
+): { uuid: string; keyGeneration: number; keyVolumeId?: string } {
+  return {
+    uuid: text(fields.uuid, `${what}.uuid`),
+    keyGeneration: integer(fields.keyGeneration, 1, `${what}.keyGeneration`),
+    ...(fields.keyVolumeId === undefined
+      ? {}
+      : { keyVolumeId: text(fields.keyVolumeId, `${what}.keyVolumeId`) }),
+  };
+}
+
+function parseNbdSocket(value: unknown): NbdSocketSpec {
+  const nbd = object(value, 'nbd');
+  const owner = object(nbd.owner, 'nbd.owner');
+  return {
+    path: text(nbd.path, 'nbd.path', 1),
+    owner: { uid: integer(owner.uid, 0, 'nbd.owner.uid'), gid: integer(owner.gid, 0, 'nbd.owner.gid') },
+    client: oneOf(nbd.client, ['guest', 'observer'], 'nbd.client'),
+  };
 }
 
 function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {

@@ -179,6 +179,8 @@ async function main(): Promise<void> {
       handler: async (op, args) => perform(await opened.promise, op, args),
     });
     spec = parseSpec(line);
+    // Before there is a key in this process.
+    if (spec.encryption) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
     served = await serve(spec, logger, emit);
   } catch (error) {
     opened.reject(error);

@@ -9,6 +9,7 @@ const OPTIONS = {
   name: 'worker-1',
   capacity: { memoryBytes: 8 * GIB, cpus: 4, diskBytes: null },
   tls: null,
+  keys: null,
 };
 
 /** A disk of 100 GiB, of which volumes have taken what `here` says. */

@@ -23,6 +23,7 @@ import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
+import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
@@ -53,6 +54,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     pino.destination({ fd: 2, sync: false }),
   );
   const startedAtMs = clock.wallMs();
+  // New volumes and new keys: this process holds them while it makes the header.
+  if (options.keys !== null) keepOutOfDumps();
   // Bad certificate files are found now and not in the middle of a move.
   const identity = options.tls && new TlsIdentity(options.tls, logger);
   const paths = workerPaths(options.dataDir);
@@ -68,7 +71,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const receipts = new ReceiptBook(state);
   const key = openWorkerKey(paths.key);
 
-  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger });
+  const { headerFileBytes } = options;
+  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger, headerFileBytes });
   // The steps of the journal need the machines, and the machines need to know of the journal's runs.
   let journal: Journal | null = null;
   const openRuns = (kind: string): RunView[] =>
@@ -202,8 +206,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       const choice = chooseOffer(await askPeers(peers, wanted, request));
       if (!choice.chosen) throw noCapacity(subject.machineName, wanted, choice.reasons);
     },
-    start: (machineId, targetWorker) =>
-      runs.start(MIGRATE_OUT, { machineId, targetWorker, requestedBy: 'drain' }),
+    start: (machineId, targetWorker, { rekey }) =>
+      runs.start(MIGRATE_OUT, {
+        machineId,
+        targetWorker,
+        requestedBy: 'drain',
+        ...(rekey && { rekey: true }),
+      }),
   });
 
   const events = new EventBus(options.name, clock);

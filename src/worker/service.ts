@@ -31,6 +31,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
+import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
@@ -204,12 +205,24 @@ export class LocalService implements WorkerService {
         }.`,
       });
     }
+    if (request.rekey) await this.#refuseRekey(record);
     const input: MigrateOutInput = {
       machineId: record.id,
       targetWorker: request.target,
       requestedBy: 'move',
+      ...(request.rekey && { rekey: true }),
     };
     return this.#o.journal.start(MIGRATE_OUT, input);
+  }
+
+  /** Who asks for another key wants to hear that there is none. */
+  async #refuseRekey(machine: MachineRecord): Promise<void> {
+    const volumeId = machine.config.volume?.volumeId;
+    if (volumeId !== undefined && (await this.#o.volumes.get(volumeId)).encryption) return;
+    throw new GodwitError('WORKER_NOT_ENCRYPTED', `${machine.name} has no encrypted volume`, {
+      values: { machineId: machine.id },
+      nextAction: 'Move it without --rekey.',
+    });
   }
 
   async listVolumes(): Promise<VolumeView[]> {
@@ -222,7 +235,7 @@ export class LocalService implements WorkerService {
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
-    if (encrypted === true && keys === null) throw noKeysError(request);
+    if (encrypted !== false && keys === null) throw noKeysError(request);
     const record = await this.#o.volumes.create({
       ...wanted,
       lengthBytes,
@@ -300,7 +313,7 @@ export class LocalService implements WorkerService {
   }
 
   async drain(request: DrainRequest): Promise<DrainStatus> {
-    this.#o.drain.request(request.target);
+    this.#o.drain.request(request.target, request.rekey === undefined ? {} : { rekey: request.rekey });
     this.#o.events.emit('drain', this.#o.name, 'drain requested');
     return this.drainStatus();
   }
@@ -575,12 +588,13 @@ export class LocalService implements WorkerService {
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
     const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const own = client
+    const attached = client
       ? await client
           .call('status', {})
-          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
+          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume : null))
           .catch(() => null)
       : null;
+    const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
       id: record.id,
@@ -596,7 +610,9 @@ export class LocalService implements WorkerService {
       machineId: record.machineId,
       hydration: status?.hydration ?? null,
       guest: status?.guest ?? null,
-      served: await this.#o.serving.view(record.id).catch(() => null),
+      served: own?.served
+        ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
+        : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
     };
   }

@@ -15,6 +15,7 @@ import {
   type FreeMapReport,
   newGrant,
   readFreeMapFile,
+  readGeometry,
   readImportSource,
   type SourceSpec,
   sourceSpec,
@@ -77,12 +78,19 @@ export class SourceHost implements SourceSide {
       );
     }
     const usedBytes = volume ? await volumes.usedBytes(volume.id) : 0;
+    const encryption = volume?.encryption && {
+      uuid: volume.encryption.uuid,
+      geometry: await readGeometry(volumes.folder(volume.id)),
+    };
     return {
       machineId: record.id,
       machineName: record.name,
       config: record.config,
       running: record.desired === 'running',
-      placement: placementOf(record, volume && { lengthBytes: volume.lengthBytes, usedBytes }),
+      placement: placementOf(
+        record,
+        volume && { lengthBytes: volume.lengthBytes, usedBytes, ...(encryption && { encryption }) },
+      ),
       volume: volume && {
         volumeId: volume.id,
         name: volume.name,
@@ -170,7 +178,12 @@ export class SourceHost implements SourceSide {
     const client = await machines.client(machineId);
     if (client === null) return;
     const { volume } = await client.call('status', {});
-    if (volume?.mounted !== true) return;
+    if (volume === null) return;
+    if (!volume.mounted) {
+      // A guest that comes through NBD has a page cache of its own, and here is what it has written out.
+      await client.call('volume.command', { op: 'flush', args: {} });
+      return;
+    }
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});

@@ -3,8 +3,8 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
-import { checkHostCanRun } from '../machine/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimOps } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
@@ -69,7 +69,7 @@ export class TargetHost implements TargetSide {
     if (namesake) return refuse(`has a machine called ${request.machineName} already`);
     try {
       // What would stop it from booting here is better known before it is stopped there.
-      checkHostCanRun(request.config);
+      machines.checkHostCanRun(request.machineId, request.config);
     } catch (error) {
       return refuse(messageOf(error));
     }
@@ -79,7 +79,8 @@ export class TargetHost implements TargetSide {
   async createVolume(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { encryption } = volume;
-    if (encryption && !this.#options.keys) throw noKeysError(volume);
+    const { keys } = this.#options;
+    if (encryption && !keys) throw noKeysError(volume);
     await this.#options.volumes.createIncoming({
       id: volume.volumeId,
       name: volume.name,
@@ -89,7 +90,11 @@ export class TargetHost implements TargetSide {
       machineId: request.machineId,
       ...(encryption && {
         luks2: {
-          ...encryption,
+          uuid: encryption.uuid,
+          ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.keyVolumeId !== undefined && { keyVolumeId: encryption.keyVolumeId }),
+          ...(encryption.holes && { holes: encryption.holes }),
+          ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
         },
       }),
@@ -159,7 +164,8 @@ export class TargetHost implements TargetSide {
   async boot(request: PrepareRequest, onMounted: () => void): Promise<void> {
     const client = await this.#attached(request, 'writable');
     const filesystem = request.volume?.filesystem ?? 'none';
-    if (request.startMachine && filesystem !== 'none') await client.call('fs.mount', { filesystem });
+    const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
+    if (request.startMachine && isMounted) await client.call('fs.mount', { filesystem });
     onMounted();
     if (!request.startMachine) return;
     await client.call('workload.start', workloadOf(request));
@@ -251,7 +257,9 @@ export class TargetHost implements TargetSide {
     const { volume } = await client.call('status', {});
     if (volume === null) {
       const record = await volumes.get(request.volume.volumeId);
-      await client.call('volume.open', { spec: await this.#options.access.spec(record, access) });
+      const spec = await this.#options.access.spec(record, access);
+      const runtimeDir = machines.runtimeDir(request.machineId);
+      await client.call('volume.open', { spec: withNbdSocket(spec, request.config, runtimeDir) });
     }
     return client;
   }

@@ -18,6 +18,7 @@ export type DrainOptions = {
   dryRun?: boolean;
   detach?: boolean;
   to?: string;
+  rekey?: boolean;
   wait: string;
   jsonLines?: boolean;
   receipts?: string;
@@ -33,7 +34,7 @@ export async function drain(context: Context, workerName: string, options: Drain
     return;
   }
 
-  const first = await client.drain(options.to ?? null);
+  const first = await client.drain(options.to ?? null, options.rekey ? { rekey: true } : {});
   if (options.detach) {
     context.result(
       first,

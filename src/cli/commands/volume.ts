@@ -15,18 +15,26 @@ import { percent, workerFor } from './machine.ts';
 export async function create(
   context: Context,
   name: string,
-  options: { size: string; filesystem: string; worker?: string; encrypted?: boolean; encryption?: boolean },
+  options: {
+    size: string;
+    filesystem: string;
+    worker?: string;
+    encrypted?: boolean;
+    encryption?: boolean;
+    dmCrypt?: boolean;
+  },
 ): Promise<void> {
   const lengthBytes = parseSize(options.size);
   const { client } = await workerFor(context.fleet(), options.worker);
   const filesystem = options.filesystem as VolumeView['filesystem'];
-  // Without either it is for the worker to say: encrypted where it has keys.
+  // Without either: encrypted.
   const encrypted = options.encryption === false ? false : options.encrypted;
   const volume = await client.createVolume({
     name,
     lengthBytes,
     filesystem,
     ...(encrypted !== undefined && { encrypted }),
+    ...(options.dmCrypt && { dmCrypt: true }),
   });
   context.result(
     volume,
