@@ -195,14 +195,19 @@ export class CloneDevice implements BlockDevice {
     const validity = new ValidityMap(options.validityWords, blockCountOf(lengthBytes), {
       counted: options.validityIsCurrent,
     });
-    const { fetchLog } = options;
-    const data = { flush: async () => void (await Promise.all([local.flush(), fetchLog?.flush()])) };
-    const committer = new BitCommitter(data, metadata, validity, seams.commitOrder);
-    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent);
+    const committer = new BitCommitter(
+      local,
+      metadata,
+      validity,
+      options.fetchLog ?? null,
+      seams.commitOrder,
+    );
     const { writtenWords } = options;
-    if (writtenWords && !options.writtenIsCurrent)
-      for (let word = 0; word < writtenWords.length; word++)
-        if (options.validityWords[word] !== 0) writtenWords[word] = options.validityWords[word]!;
+    const written =
+      writtenWords && !options.writtenIsCurrent
+        ? new ValidityMap(writtenWords, validity.blockCount, { counted: false })
+        : null;
+    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent, written);
     return new CloneDevice(options, validity, committer);
   }
 
@@ -650,12 +655,16 @@ export class CloneDevice implements BlockDevice {
 /** An absent block that a change covers in part: its bytes [start, stop) of the device, and the content it has at the source. */
 type Edge = { start: number; stop: number; content: Promise<Uint8Array> };
 
-/** Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. */
+/**
+ * Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. What is local goes into `written` too, where there
+ * is one. A fresh map is not read as a whole: every page of it would become resident.
+ */
 async function loadDurableBits(
   metadata: CloneMetadata,
   validity: ValidityMap,
   committer: BitCommitter,
   validityIsCurrent: boolean,
+  written: ValidityMap | null,
 ): Promise<void> {
   // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
   await metadata.flush();
@@ -663,7 +672,10 @@ async function loadDurableBits(
   const live = new Uint32Array(SECTOR_WORDS);
   await metadata.load((sector, durable) => {
     validity.orWords(sector * SECTOR_WORDS, durable);
-    if (!validityIsCurrent) return;
+    if (!validityIsCurrent) {
+      written?.orWords(sector * SECTOR_WORDS, durable);
+      return;
+    }
     validity.copyWords(sector * SECTOR_WORDS, live);
     equal[sector] = live.every((word, index) => word === durable[index]) ? 1 : 0;
   });
@@ -672,6 +684,9 @@ async function loadDurableBits(
     const first = sector * SECTOR_BLOCKS;
     const end = Math.min(first + SECTOR_BLOCKS, validity.blockCount);
     if (equal[sector] === 0 && validity.firstPresent(first, end) < end) committer.written(first, end);
+    if (written === null) continue;
+    validity.copyWords(sector * SECTOR_WORDS, live);
+    written.orWords(sector * SECTOR_WORDS, live);
   }
 }
 

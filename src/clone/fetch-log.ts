@@ -2,7 +2,7 @@ import { crc32c } from '@node-rs/crc32';
 import { assert } from '../base/assert.ts';
 import { GodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
-import { type RangeDigest, REGION_BYTES } from '../receipt/root.ts';
+import { type RangeDigest, REGION_BYTES } from '../receipt/range.ts';
 import { SHA256_BYTES } from '../sys/sha256.ts';
 import { blockCountOf } from './validity-map.ts';
 

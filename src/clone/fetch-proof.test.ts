@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import { isGodwitError } from '../base/errors.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { RootHash } from '../receipt/root.ts';
 import { sha256 } from '../sys/sha256.ts';
@@ -129,6 +130,9 @@ test('what comes again and is not what the source states is not stored', async (
   await local.read(16 * BLOCK, after);
   assert.deepEqual(after, before);
   assert.deepEqual(held, []);
+  await assert.rejects(proof.mend({ ranges: [{ ...stated, first: BLOCKS - 1 }] }), (error) =>
+    isGodwitError(error, 'CLONE_BAD_RANGE'),
+  );
 });
 
 test('the figures are those of the log', async () => {

@@ -1,4 +1,4 @@
-import { assert } from '../base/assert.ts';
+import { GodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type {
   FetchedPage,
@@ -8,7 +8,8 @@ import type {
   ProofFigures,
   UnfetchedPage,
 } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, RootHash, rangeBytes } from '../receipt/root.ts';
+import { PROOF_RANGES_MAX, rangeBytes } from '../receipt/range.ts';
+import { RootHash } from '../receipt/root.ts';
 import type { FetchLog, FetchRecord } from './fetch-log.ts';
 import type { CloneSource } from './fetcher.ts';
 import { blockCountOf, ValidityMap, wordCountOf } from './validity-map.ts';
@@ -144,7 +145,12 @@ export class FetchProof {
   async #mendRange(range: MendRequest['ranges'][number]): Promise<MendReply['results'][number]> {
     const { local, source, log, exclusively } = this.#options;
     const { first, blocks } = range;
-    assert(first + blocks <= this.#written.blockCount, 'a range lies in the volume');
+    if (first + blocks > this.#written.blockCount) {
+      throw new GodwitError('CLONE_BAD_RANGE', 'a range to fetch again lies outside of the volume', {
+        values: { first, blocks, blockCount: this.#written.blockCount },
+        nextAction: 'Both workers must be of the same godwit version.',
+      });
+    }
     const content = Buffer.alloc(rangeBytes(range, this.#lengthBytes));
     await source.read(first * BLOCK_BYTES, content, { priority: 'background' });
     const found = await log.digest(first * BLOCK_BYTES, content);

@@ -3,8 +3,9 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type { FetchedRange, StatedRange } from '../receipt/proof.ts';
+import { REGION_BYTES, rangeBytes } from '../receipt/range.ts';
 import type { ReceiptBody } from '../receipt/receipt.ts';
-import { REGION_BYTES, RootHash, rangeBytes } from '../receipt/root.ts';
+import { RootHash } from '../receipt/root.ts';
 import type { Peer, ProofAnswers } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { MoveSubject, SourceSide } from './source-side.ts';
@@ -101,10 +102,13 @@ class Proof {
       readBackBytes: 0,
     };
     let wrong: ToMend[];
-    let cursor = 0;
     let ended = false;
+    let next = peer.fetched(moveId, { cursor: 0 }, signal);
     do {
-      const page = await peer.fetched(moveId, { cursor }, signal);
+      const page = await next;
+      const following = { cursor: page.next };
+      // The target reads its disk while this side digests.
+      if (!page.ended) next = quietly(peer.fetched(moveId, following, signal));
       const stated = page.ranges.length === 0 ? [] : await source.digests(moveId, page.ranges);
       wrong = [];
       for (const [index, range] of page.ranges.entries()) {
@@ -114,9 +118,10 @@ class Proof {
       }
       // Mended ranges come again, at the end of the log.
       await this.#mend(wrong);
-      ({ next: cursor, ended } = page);
       onProgress(compared.bytes);
-    } while (!ended || wrong.length > 0);
+      ended = page.ended && wrong.length === 0;
+      if (page.ended && !ended) next = peer.fetched(moveId, following, signal);
+    } while (!ended);
     return compared;
   }
 
@@ -166,6 +171,12 @@ class Proof {
       },
     );
   }
+}
+
+/** Its rejection is for whoever waits for it, if anybody still does. */
+function quietly<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
 }
 
 function add(compared: Compared, range: FetchedRange, lengthBytes: number): void {

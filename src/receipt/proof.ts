@@ -1,5 +1,5 @@
 import { type Static, Type } from 'typebox';
-import { PROOF_RANGES_MAX } from './root.ts';
+import { PROOF_RANGES_MAX } from './range.ts';
 
 /**
  * What is said between the two workers, and between a worker and its volume servers, when a move is proved. Ranges are of blocks of 4 KiB and lie inside

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { test } from 'node:test';
-import { RootHash, rangeBytes } from './root.ts';
+import { rangeBytes } from './range.ts';
+import { RootHash } from './root.ts';
 
 const digest = (byte: number) => new Uint8Array(32).fill(byte);
 

@@ -1,4 +1,3 @@
-import { rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -8,12 +7,7 @@ import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
-import {
-  type FetchDigest,
-  FetchLog,
-  type FetchLogIdentity,
-  fetchLogLengthBytes,
-} from '../clone/fetch-log.ts';
+import type { FetchDigest, FetchLog } from '../clone/fetch-log.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
@@ -21,6 +15,7 @@ import { bootId } from '../sys/boot-id.ts';
 import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
+import { openFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { RekeyedFile } from './rekeyed-file.ts';
 import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
@@ -147,30 +142,6 @@ export async function openClone(
     await log?.close();
     await local?.close();
     await metadataDevice.close();
-    throw error;
-  }
-}
-
-/** The log is made with the first opening, when nothing was fetched yet. */
-async function openFetchLog(
-  path: string,
-  identity: FetchLogIdentity,
-  digest: FetchDigest,
-): Promise<FetchLog> {
-  const lengthBytes = fetchLogLengthBytes(identity.lengthBytes);
-  if ((await stat(path).catch(() => null)) === null) {
-    const temporary = `${path}.new`;
-    await rm(temporary, { force: true });
-    const made = await FileDevice.create(temporary, { lengthBytes, blockBytes: BLOCK_BYTES });
-    await FetchLog.create(made, identity);
-    await made.close();
-    await rename(temporary, path);
-  }
-  const device = await FileDevice.open({ file: path, lengthBytes, blockBytes: BLOCK_BYTES });
-  try {
-    return await FetchLog.open(device, identity, digest);
-  } catch (error) {
-    await device.close();
     throw error;
   }
 }

@@ -17,6 +17,7 @@ import { exportSerial } from './specs.ts';
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
 
 const BLOCK_BYTES = 512;
+const DIGESTS_AFTER_MS = 1_000;
 
 /** Role `export`: the sealed data file, read-only, over iSCSI. */
 export class ExportedVolume {
@@ -27,6 +28,7 @@ export class ExportedVolume {
   readonly #export: TargetExport;
   #lock: DataLock | null;
   #digests: Promise<RegionDigests> | null = null;
+  #cancelDigests: () => void = () => {};
 
   private constructor(
     spec: VolumeServerSpec,
@@ -158,18 +160,22 @@ export class ExportedVolume {
   }
 
   async close(): Promise<void> {
+    this.#cancelDigests();
     await this.#target.close();
     await (await this.#digests?.catch(() => null))?.close();
     await this.#device.close();
     this.#lock?.release();
   }
 
+  /** Not at once, nor is the code loaded: a machine boots from this content just now. */
   #digestInBackground(): void {
-    this.#regionDigests().then(
-      (digests) => digests.start(),
-      (error: unknown) =>
-        this.#options.logger.warn({ reason: messageOf(error) }, 'no digests of this export'),
-    );
+    this.#cancelDigests = this.#options.clock.timer(DIGESTS_AFTER_MS, () => {
+      this.#regionDigests().then(
+        (digests) => digests.start(),
+        (error: unknown) =>
+          this.#options.logger.warn({ reason: messageOf(error) }, 'no digests of this export'),
+      );
+    });
   }
 
   /** Made again at the next question when it could not be made. */
@@ -194,7 +200,7 @@ export class ExportedVolume {
   }
 }
 
-/** Its code is loaded when a machine may already be booting from here: nobody waits for it. */
+/** Its code is loaded when it is needed. */
 async function openDigests(
   spec: VolumeServerSpec,
   device: FileDevice,

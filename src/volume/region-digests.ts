@@ -7,7 +7,7 @@ import type { Logger } from '../base/logger.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { BlockRange, StatedRange } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/root.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts';
 import { SHA256_BYTES, sha256 } from '../sys/sha256.ts';
 
 /**
@@ -25,8 +25,6 @@ const EXTENTS_LIMIT = 64;
 const BUSY_SHARE = 0.1;
 const IDLE_SHARE = 0.5;
 const REST_MS_MIN = 5;
-/** A machine boots from this content just now. */
-const START_DELAY_MS = 1_000;
 
 export type RegionDigestsOptions = {
   /** The sealed content. */
@@ -140,7 +138,6 @@ export class RegionDigests {
 
   async #takeAll(): Promise<void> {
     const { clock, bytesServed } = this.#options;
-    await clock.sleep(START_DELAY_MS, this.#ending.signal);
     let servedBefore = bytesServed();
     for (let region = 0; region < this.#regionCount; region++) {
       if (!(await this.#hasData(region)) || (await this.#known(region)) !== null) continue;
@@ -190,7 +187,8 @@ export class RegionDigests {
     const regionBytes = Math.min(REGION_BYTES, lengthBytes - region * REGION_BYTES);
     const offsetBytes = range.first * BLOCK_BYTES - region * REGION_BYTES;
     const bytes = rangeBytes(range, lengthBytes);
-    if (offsetBytes + bytes > regionBytes || bytes <= 0) {
+    const outside = range.first + range.blocks > Math.ceil(lengthBytes / BLOCK_BYTES);
+    if (outside || offsetBytes + bytes > regionBytes) {
       throw new GodwitError('VOLUME_BAD_SPEC', 'a digest is of blocks of one region of the volume', {
         values: { first: range.first, blocks: range.blocks },
         nextAction: 'Both workers must be of the same godwit version.',

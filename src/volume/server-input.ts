@@ -13,7 +13,7 @@ import type {
 import { GodwitError } from '../base/errors.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import type { BlockRange, MendRequest } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/root.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 
 const BLOCK_MAX = 2 ** 48;

@@ -15,6 +15,7 @@ import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
+import { createFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
 import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
@@ -194,6 +195,8 @@ export class VolumeStore {
       }
       return this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
+        const { id: volumeId, generation, lengthBytes } = record;
+        await createFetchLog(join(folder, VOLUME_FILES.fetchLog), { volumeId, generation, lengthBytes });
         if (luks2?.rekey) {
           const { keyGeneration = 1, rekey: keys, ...source } = luks2;
           record.encryption = await rekeyIncoming(folder, record, {

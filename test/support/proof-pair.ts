@@ -12,14 +12,16 @@ import { MoveWorld } from './move-world.ts';
 import type { Move } from './volume-lab.ts';
 import { newWorkerKey } from './worker-keys.ts';
 
+type ProvableMove = Pick<Move, 'id' | 'sourceStore' | 'source' | 'target'>;
+
 /** Proves a move of the volume lab: its two volume servers are real, the workers around them are played. */
 export class ProofPair {
-  readonly #move: Move;
+  readonly #move: ProvableMove;
   readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
   readonly #receipts = new ReceiptBook(new DatabaseSync(':memory:'));
   mended: Mended = { ranges: 0, bytes: 0, leftBytes: 0 };
 
-  constructor(move: Move) {
+  constructor(move: ProvableMove) {
     this.#move = move;
   }
 

@@ -12,6 +12,7 @@ import type {
   Access,
   Grant,
   HydrationStatus,
+  ImportedSourceSpec,
   KeySource,
   NbdSocketSpec,
   SourceSpec,
@@ -136,7 +137,7 @@ export class VolumeLab {
     record: VolumeRecord,
     options: {
       access: Access;
-      source?: SourceSpec;
+      source?: SourceSpec | ImportedSourceSpec;
       paused?: boolean;
       volumeDir?: string;
       keys?: KeySource;
