@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
-import type { Grant } from '../src/attach/server-spec.ts';
+import type { Grant, ImportedSourceSpec, SourceSpec } from '../src/attach/server-spec.ts';
 import { systemRandom } from '../src/base/random.ts';
 import { newGrant } from '../src/volume/specs.ts';
 import { type Attachment, type Export, tool, VolumeLab } from '../test/support/volume-lab.ts';
@@ -36,9 +36,10 @@ export type HydrationBench = {
   };
 };
 
-type Source = { lab: VolumeLab; exported: Export; id: string; lengthBytes: number };
+export type Source = { lab: VolumeLab; exported: Export; id: string; lengthBytes: number };
 
-async function makeSource(lab: VolumeLab, lengthBytes: number): Promise<Source> {
+/** Also for receipts.ts. */
+export async function makeSource(lab: VolumeLab, lengthBytes: number): Promise<Source> {
   const store = await lab.store(`source-${lengthBytes}`);
   const record = await store.create({ name: 'data', lengthBytes, filesystem: 'none' });
   const data = join(store.folder(record.id), 'data.raw');
@@ -58,7 +59,11 @@ async function makeSource(lab: VolumeLab, lengthBytes: number): Promise<Source> 
 }
 
 /** A fresh clone of the source, attached, hydration paused. */
-async function makeClone(source: Source, name: string): Promise<{ target: Attachment; lab: VolumeLab }> {
+export async function makeClone(
+  source: Source,
+  name: string,
+  from: SourceSpec | ImportedSourceSpec = source.exported.source,
+): Promise<{ target: Attachment; lab: VolumeLab }> {
   const lab = new VolumeLab();
   const store = await lab.store(name);
   const incoming = await store.createIncoming({
@@ -70,7 +75,7 @@ async function makeClone(source: Source, name: string): Promise<{ target: Attach
   });
   const target = await lab.attach(store, incoming, {
     access: 'standby',
-    source: source.exported.source,
+    source: from,
     paused: true,
   });
   await store.apply(source.id, { kind: 'activate', generation: 2 });
@@ -78,8 +83,12 @@ async function makeClone(source: Source, name: string): Promise<{ target: Attach
   return { target, lab };
 }
 
-async function hydrateSeconds(source: Source): Promise<number> {
-  const { target, lab } = await makeClone(source, 'target');
+export async function hydrateSeconds(
+  source: Source,
+  from?: SourceSpec | ImportedSourceSpec,
+  whole: (target: Attachment) => Promise<void> = async () => {},
+): Promise<number> {
+  const { target, lab } = await makeClone(source, 'target', from);
   try {
     const startMs = performance.now();
     await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
@@ -87,6 +96,7 @@ async function hydrateSeconds(source: Source): Promise<number> {
     const seconds = (performance.now() - startMs) / 1000;
     const { wireBytes } = await target.hydration();
     if (wireBytes !== source.lengthBytes) throw new Error(`${wireBytes} bytes crossed the wire`);
+    await whole(target);
     return seconds;
   } finally {
     await lab.close();
@@ -133,8 +143,12 @@ async function convertSeconds(source: Source, grant: Grant): Promise<number> {
   return seconds;
 }
 
-async function readP99Ms(source: Source, running: boolean): Promise<{ p99Ms: number; mibps: number }> {
-  const { target, lab } = await makeClone(source, 'target');
+export async function readP99Ms(
+  source: Source,
+  running: boolean,
+  from?: SourceSpec | ImportedSourceSpec,
+): Promise<{ p99Ms: number; mibps: number }> {
+  const { target, lab } = await makeClone(source, 'target', from);
   try {
     const before = await target.hydration();
     await target.server.call('hydration', { paused: !running, rateBytesPerSecondMax: 0 });
@@ -168,7 +182,7 @@ async function readP99Ms(source: Source, running: boolean): Promise<{ p99Ms: num
 
 type FioOutput = { jobs: { read: { clat_ns: { percentile: { '99.000000': number } } } }[] };
 
-function median(values: number[]): number {
+export function median(values: number[]): number {
   const sorted = [...values].sort((left, right) => left - right);
   return sorted[Math.floor(sorted.length / 2)]!;
 }

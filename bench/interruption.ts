@@ -3,13 +3,15 @@
  * machine in place, with volumes of 1, 10 and 100 GiB. The machine is moved to and fro between two workers, a restart before each
  * move, so that both see the same host.
  *   node bench/interruption.ts [--rounds 7] [--sizes 1,10,100]
+ *
+ * `measureEncrypted`: two such machines, one on an encrypted volume and one on a plain one, moved in turns.
  */
 import { parseArgs } from 'node:util';
 import { preparePostgres } from '../demo/clients.ts';
 import { DemoFleet, freePorts } from '../demo/fleet.ts';
 import { postgresMachine } from '../demo/machines.ts';
 import { median } from '../demo/report.ts';
-import type { MigrateOutOutput } from '../src/migration/migrate-out.ts';
+import type { Interruption, MigrateOutOutput } from '../src/migration/migrate-out.ts';
 
 export type InterruptionRow = {
   sizeGib: number;
@@ -34,16 +36,83 @@ export async function measureInterruption(options: {
   }
 }
 
-async function measureSize(fleet: DemoFleet, sizeGib: number, rounds: number): Promise<InterruptionRow> {
+export type EncryptedInterruption = {
+  rounds: number;
+  plainMs: number;
+  encryptedMs: number;
+  /** Of the pairs of two moves that follow each other. */
+  ratio: number;
+};
+
+export async function measureEncrypted(options: {
+  rounds: number;
+  sizeGib: number;
+}): Promise<EncryptedInterruption> {
+  const fleet = await DemoFleet.start(2);
+  try {
+    const lengthBytes = options.sizeGib * 2 ** 30;
+    await createPostgres(fleet, 'plain', lengthBytes, false);
+    await createPostgres(fleet, 'encrypted', lengthBytes, true);
+    const plain: number[] = [];
+    const encrypted: number[] = [];
+    for (let round = 0; round < options.rounds; round++) {
+      const [here, there] = round % 2 === 0 ? ['worker-1', 'worker-2'] : ['worker-2', 'worker-1'];
+      // In turns first, so that neither always has the host that has just worked.
+      const kinds = round % 4 < 2 ? (['plain', 'encrypted'] as const) : (['encrypted', 'plain'] as const);
+      for (const kind of kinds) {
+        const measured = await moveOnce(fleet, kind, here!, there!);
+        if (measured) (kind === 'plain' ? plain : encrypted).push(measured.total);
+        await sleep(500);
+      }
+    }
+    const ratios = encrypted.map((totalMs, index) => totalMs / plain[index]!);
+    return {
+      rounds: options.rounds,
+      plainMs: median(plain),
+      encryptedMs: median(encrypted),
+      ratio: median(ratios),
+    };
+  } finally {
+    await fleet.down({ keep: false });
+  }
+}
+
+async function createPostgres(
+  fleet: DemoFleet,
+  name: string,
+  lengthBytes: number,
+  encrypted: boolean,
+): Promise<void> {
   const [port] = (await freePorts(1)) as [number];
-  const name = `postgres-${sizeGib}`;
-  const { volume, machine } = postgresMachine(name, sizeGib * 2 ** 30, port);
-  const made = await fleet.client('worker-1').createVolume(volume);
+  const { volume, machine } = postgresMachine(name, lengthBytes, port);
+  const made = await fleet.client('worker-1').createVolume({ ...volume, encrypted });
   await fleet.client('worker-1').createMachine(machine(made.id));
   await untilHealthy(fleet, 'worker-1', name);
   await preparePostgres(port);
+}
+
+/** Resolves when nothing of the machine is left at the source. */
+async function moveOnce(
+  fleet: DemoFleet,
+  name: string,
+  from: string,
+  to: string,
+): Promise<Interruption | null> {
+  const source = fleet.client(from);
+  const run = await source.moveMachine(name, { target: to });
+  for (;;) {
+    const now = await source.showRun(run.id);
+    if (now.state === 'done') return (now.output as MigrateOutOutput).interruptionMs ?? null;
+    if (now.endedAtMs !== null) throw new Error(`the move ended ${now.state}: ${now.error?.message}`);
+    await sleep(50);
+  }
+}
+
+async function measureSize(fleet: DemoFleet, sizeGib: number, rounds: number): Promise<InterruptionRow> {
+  const name = `postgres-${sizeGib}`;
+  await createPostgres(fleet, name, sizeGib * 2 ** 30, false);
   const restarts: number[] = [];
-  const moves: Required<Pick<MigrateOutOutput, 'interruptionMs'>>['interruptionMs'][] = [];
+  const moves: (Interruption | null)[] = [];
   for (let round = 0; round < rounds; round++) {
     const [here, there] = round % 2 === 0 ? ['worker-1', 'worker-2'] : ['worker-2', 'worker-1'];
     const source = fleet.client(here!);
@@ -51,21 +120,12 @@ async function measureSize(fleet: DemoFleet, sizeGib: number, rounds: number): P
     await source.restartMachine(name);
     restarts.push(performance.now() - startedMs);
     await sleep(500);
-    const run = await source.moveMachine(name, { target: there! });
-    for (;;) {
-      const now = await source.showRun(run.id);
-      if (now.state === 'done') {
-        moves.push((now.output as MigrateOutOutput).interruptionMs ?? null);
-        break;
-      }
-      if (now.endedAtMs !== null) throw new Error(`the move ended ${now.state}: ${now.error?.message}`);
-      await sleep(50);
-    }
+    moves.push(await moveOnce(fleet, name, here!, there!));
     await sleep(500);
   }
   const there = rounds % 2 === 0 ? 'worker-1' : 'worker-2';
   await fleet.client(there).destroyMachine(name, { force: true });
-  const measured = moves.filter((move) => move !== null && move !== undefined);
+  const measured = moves.filter((move) => move !== null);
   const phase = (name: keyof InterruptionRow['phasesMs']) => median(measured.map((move) => move[name]));
   return {
     sizeGib,

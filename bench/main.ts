@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, interruption, sparse, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
+ *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -18,6 +18,19 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { format, run } = await import('./attach.ts');
     say('## Attach path: fio on ext4 on the loop device, against nbdfuse on nbdkit (C) and the raw file\n');
     say(format(await run({ quick })));
+  },
+  async receipts() {
+    const { benchReceipts } = await import('./receipts.ts');
+    const { throughput, latency, proofMiBps, rounds } = await benchReceipts(quick ? 1 : 3);
+    say('## Hydration with receipts, against the same without\n');
+    say('| | with | without | ratio | goal |\n|---|---|---|---|---|');
+    say(
+      `| 512 MiB until durable, median of ${rounds} | ${throughput.withMiBps.toFixed(0)} MiB/s | ${throughput.withoutMiBps.toFixed(0)} MiB/s | ${throughput.ratio.toFixed(2)} | 0.9 or more |`,
+    );
+    say(
+      `| guest p99 while it hydrates, 4k random read | ${latency.withP99Ms.toFixed(2)} ms | ${latency.withoutP99Ms.toFixed(2)} ms | ${latency.ratio.toFixed(2)} | |`,
+    );
+    say(`| the proof afterwards | ${proofMiBps.toFixed(0)} MiB/s | | | |`);
   },
   async hydration() {
     const { benchHydration } = await import('./hydration.ts');
@@ -101,6 +114,14 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { formatEncrypted, run } = await import('./attach.ts');
     say('## Attach path: an encrypted volume against a plain one\n');
     say(formatEncrypted(await run({ quick, encryption: true })));
+    const { measureEncrypted } = await import('./interruption.ts');
+    const moved = await measureEncrypted({ rounds: quick ? 2 : 12, sizeGib: 10 });
+    say('\n## Interruption: PostgreSQL moved with an encrypted volume of 10 GiB against a plain one\n');
+    say(`| median of ${moved.rounds} moves each | encrypted | plain | encrypted / plain | goal |`);
+    say('|---|---|---|---|---|');
+    say(
+      `| interruption | ${moved.encryptedMs.toFixed(0)} ms | ${moved.plainMs.toFixed(0)} ms | ${moved.ratio.toFixed(2)} | 1.1 or less |`,
+    );
   },
 };
 

@@ -22,7 +22,7 @@ export async function benchSparse(rounds: number): Promise<SparseBench> {
   try {
     const [port] = (await freePorts(1)) as [number];
     const { archive } = demoMachines({ postgres: 0, ledger: 0, files: 0, archive: port });
-    const made = await fleet.client('worker-1').createVolume(archive.volume);
+    const made = await fleet.client('worker-1').createVolume({ ...archive.volume, encrypted: false });
     await fleet.client('worker-1').createMachine(archive.machine(made.id));
     await sleep(3_000);
     const times: number[] = [];

@@ -57,8 +57,17 @@ export class DemoFleet {
 
   /** Runs a godwit command; its output goes to this terminal unless `quiet`. Resolves to the exit code and, when quiet, the output. */
   run(args: string[], options: { quiet?: boolean } = {}): Promise<{ exitCode: number; output: string }> {
+    return this.#run(['--fleet', this.fleetFile, ...args], options);
+  }
+
+  /** The same, quiet, without a fleet: nobody can be asked. */
+  offline(args: string[]): Promise<{ exitCode: number; output: string }> {
+    return this.#run(['--fleet', '/dev/null', ...args], { quiet: true });
+  }
+
+  #run(args: string[], options: { quiet?: boolean }): Promise<{ exitCode: number; output: string }> {
     return new Promise((resolve, reject) => {
-      const child = spawn(GODWIT, ['--fleet', this.fleetFile, ...args], {
+      const child = spawn(GODWIT, args, {
         stdio: options.quiet ? ['ignore', 'pipe', 'pipe'] : ['ignore', 'inherit', 'inherit'],
       });
       let output = '';

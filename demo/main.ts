@@ -7,11 +7,13 @@
  *   npm run demo -- --keep           leaves the fleet running
  */
 import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { MachineView } from '../src/api/schemas.ts';
 import { getJson, ledgerClient, postgresClient, preparePostgres, readPostgres } from './clients.ts';
 import { DemoFleet, freePorts } from './fleet.ts';
 import { demoMachines } from './machines.ts';
+import { verifyReceipts } from './receipts.ts';
 import { type DemoReport, latencyTable, median, moveTable, percentile } from './report.ts';
 
 const { values: options } = parseArgs({
@@ -63,10 +65,11 @@ async function demo(): Promise<DemoReport> {
   const worker1 = fleet.client('worker-1');
 
   say(
-    'Four machines on worker-1: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
+    'Four machines on worker-1, on encrypted volumes: postgres (10 GiB), ledger (SQLite, 1 GiB), files (4 GiB), archive (100 GiB, nearly empty).',
   );
   for (const { volume, machine } of Object.values(machines)) {
     const made = await worker1.createVolume(volume);
+    if (!made.encrypted) throw new Error(`${made.name} is not encrypted`);
     await worker1.createMachine(machine(made.id));
   }
   for (const name of Object.keys(machines)) await untilHealthy('worker-1', name);
@@ -97,8 +100,9 @@ async function demo(): Promise<DemoReport> {
   postgres.resetGap();
   ledger.resetGap();
 
-  say('\n$ godwit drain worker-1\n');
-  const { exitCode } = await fleet.run(['drain', 'worker-1']);
+  const receiptsFolder = join(fleet.dir, 'receipts');
+  say('\n$ godwit drain worker-1 --receipts receipts\n');
+  const { exitCode } = await fleet.run(['drain', 'worker-1', '--receipts', receiptsFolder]);
   const drain = await worker1.drainStatus();
   const left = await worker1.listMachines();
   await sleep(3_000);
@@ -111,6 +115,13 @@ async function demo(): Promise<DemoReport> {
   const filesAfter = await getJson<{ files: number; bad: string[] }>(filesPort, '/verify');
   const archiveAfter = await getJson<{ files: number; bad: string[] }>(archivePort, '/verify');
   const latenciesAfter = await getJson<[number, number][]>(filesPort, '/latencies');
+
+  const fingerprints = await Promise.all(
+    ['worker-1', 'worker-2', 'worker-3'].map(
+      async (name) => (await fleet.client(name).worker()).keyFingerprint,
+    ),
+  );
+  const receipts = await verifyReceipts(fleet, receiptsFolder, fingerprints);
 
   const acknowledged: Record<string, { acked: number; lost: number }> = {
     postgres: lost(postgresReport.acknowledged, database.numbers),
@@ -126,6 +137,7 @@ async function demo(): Promise<DemoReport> {
       volumeBytes: machine.volumeBytes,
       usedBytes: machine.usedBytes,
       wireBytes: machine.wireBytes,
+      avoidedBytes: machine.bytesAvoided,
       interruptionMs: {
         stop: stop ?? null,
         seal: seal ?? null,
@@ -137,6 +149,7 @@ async function demo(): Promise<DemoReport> {
       hydrationMs: machine.hydrationMs,
       ackedWrites: acknowledged[machine.name]?.acked ?? 0,
       lostWrites: acknowledged[machine.name]?.lost ?? 0,
+      receiptRoot: machine.root,
     };
   });
   const postgresTotal = rows.find((row) => row.name === 'postgres')?.interruptionMs.total ?? null;
@@ -149,6 +162,13 @@ async function demo(): Promise<DemoReport> {
     ...(database.ballast === 40_000 ? [] : [`postgres: ${database.ballast} of 40000 older rows are right`]),
     ...(ledgerRows.integrity === 'ok' ? [] : [`ledger: integrity_check says ${ledgerRows.integrity}`]),
   ];
+  for (const row of rows) {
+    const receipt = receipts.find(({ machine }) => machine === row.name);
+    if (receipt?.verified && receipt.root === row.receiptRoot) continue;
+    problems.push(
+      `${row.name}: ${receipt === undefined ? 'no receipt' : `its receipt does not hold: ${receipt.output}`}`,
+    );
+  }
   const blocksFetchedTwice = drain.machines.reduce((sum, machine) => sum + machine.blocksFetchedTwice, 0);
   if (blocksFetchedTwice > 0) problems.push(`${blocksFetchedTwice} blocks crossed the wire twice`);
 
@@ -183,6 +203,11 @@ async function demo(): Promise<DemoReport> {
       `${result.interruptionRatio?.toFixed(2) ?? '?'}; its client waited ${ms(postgresReport.longestGapMs)} at most.`,
   );
   say(`Drained in ${ms(result.drainMs)}; blocks that crossed the wire twice: ${blocksFetchedTwice}.`);
+  for (const { file, root, verified } of receipts) {
+    say(
+      `$ godwit receipt --verify receipts/${file}: ${verified ? `signed by both workers, root ${root}` : 'does not hold'}`,
+    );
+  }
   say(result.ok ? 'Nothing was lost.' : `NOT OK:\n  ${problems.join('\n  ')}`);
   return result;
 }

@@ -4,10 +4,14 @@ export type DemoReport = {
     volumeBytes: number;
     usedBytes: number;
     wireBytes: number;
+    /** Data of files that were deleted: it did not travel. */
+    avoidedBytes: number | null;
     interruptionMs: Record<'stop' | 'seal' | 'handoff' | 'attach' | 'boot' | 'total', number | null>;
     hydrationMs: number | null;
     ackedWrites: number;
     lostWrites: number;
+    /** Of the receipt that both workers signed. */
+    receiptRoot: string | null;
   }[];
   statelessRestartMs: number;
   interruptionRatio: number | null;
@@ -26,6 +30,7 @@ export function moveTable(report: DemoReport): string {
     'volume',
     'used',
     'on the wire',
+    'avoided',
     'stop',
     'seal',
     'handoff',
@@ -35,18 +40,21 @@ export function moveTable(report: DemoReport): string {
     'hydrated in',
     'acked',
     'lost',
+    'receipt',
   ];
   const rows = report.machines.map((machine) => [
     machine.name,
     size(machine.volumeBytes),
     size(machine.usedBytes),
     size(machine.wireBytes),
+    machine.avoidedBytes === null ? '-' : size(machine.avoidedBytes),
     ...(['stop', 'seal', 'handoff', 'attach', 'boot', 'total'] as const).map((phase) =>
       whole(machine.interruptionMs[phase]),
     ),
     machine.hydrationMs === null ? '-' : `${whole(machine.hydrationMs)} ms`,
     String(machine.ackedWrites),
     String(machine.lostWrites),
+    machine.receiptRoot?.slice(0, 16) ?? '-',
   ]);
   return markdown(header, rows);
 }

@@ -85,7 +85,7 @@ async function source(address: string): Promise<Plan> {
   await volume.sealFreeMap('ext4');
   const grant = newGrant(record, 'target', systemRandom);
   const spec = exportSpec(record, { volumeDir, access: 'readonly', listenHost: address, grants: [grant] });
-  const { port } = await KernelExport.open(spec, host, clock);
+  const { port } = await KernelExport.open(spec, { host, clock, logger: silentLogger });
   const freeMap = await readFile(join(volumeDir, 'free.map'));
   return {
     source: sourceSpec(record, grant, { host: address, port }),

@@ -10,6 +10,7 @@ const ROOMS = [
   'block',
   'crypt',
   'freemap',
+  'receipt',
   'clone',
   'iscsi',
   'nbd',
@@ -57,7 +58,7 @@ const documented = new Set(
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
   for (const match of readFileSync(file, 'utf8').matchAll(
-    /'((?:BASE|RPC|SYS|HOST|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|PLANE|MACHINE|MIGRATION|API|WORKER|CLI)_[A-Z0-9_]+)'/g,
+    /'((?:BASE|RPC|SYS|HOST|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|PLANE|MACHINE|MIGRATION|API|WORKER|CLI|RECEIPT)_[A-Z0-9_]+)'/g,
   )) {
     used.set(match[1]!, file);
   }

@@ -198,6 +198,7 @@ export async function writerMachine(
     name: 'writer-data',
     lengthBytes: options.volumeBytes ?? 256 * MIB,
     filesystem: 'ext4',
+    ...(options.encrypted ? { dmCrypt: true } : { encrypted: false }),
   });
   const machine = await worker.client.createMachine({
     name: 'writer',

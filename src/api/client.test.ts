@@ -3,6 +3,7 @@ import { createServer as createHttpServer } from 'node:http';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { reset } from '../../test/support/reset.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { ApiClient } from './client.ts';
@@ -202,7 +203,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
       socket.write(reply);
       socket.once('data', () => {
         server.close();
-        socket.resetAndDestroy();
+        reset(socket);
       });
     });
   });

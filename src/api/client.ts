@@ -11,7 +11,23 @@ import {
   type WireError,
 } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
-import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  PrepareRequest,
+  TargetFigures,
+  TargetStatus,
+} from '../migration/peer.ts';
+import type { Receipt } from '../receipt/envelope.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import type {
   ApiEvent,
@@ -23,6 +39,7 @@ import type {
   ImportVolumeRequest,
   MachineView,
   Plan,
+  RecoverVolumeRequest,
   RunStateReply,
   RunsQuery,
   ServeReply,
@@ -37,6 +54,9 @@ const RUN_ID_HEADER = 'godwit-run-id';
 
 /** Longest accepted reply. A worker with a thousand machines stays far below. */
 export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
+
+/** Of a question of a proof. */
+const PROOF_TIMEOUT_MS = 120_000;
 
 export type ApiClientOptions = {
   /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
@@ -146,7 +166,7 @@ export class ApiClient {
     if (response.statusCode !== 200) throw await this.#failure(response);
     yield* this.#body(response, signal);
   }
-  moveMachine(ref: string, body: { target: string | null }): Promise<RunView> {
+  moveMachine(ref: string, body: { target: string | null; rekey?: boolean }): Promise<RunView> {
     return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/move`, { body });
   }
 
@@ -158,6 +178,12 @@ export class ApiClient {
   }
   importVolume(body: ImportVolumeRequest): Promise<VolumeView> {
     return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: 120_000 });
+  }
+  recoverVolume(ref: string, body: RecoverVolumeRequest): Promise<VolumeView> {
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/recover`, { body, timeoutMs: 120_000 });
+  }
+  showReceipt(ref: string): Promise<Receipt> {
+    return this.#json('GET', `/v1/receipts/${encodeURIComponent(ref)}`);
   }
   showVolume(ref: string): Promise<VolumeView> {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
@@ -178,8 +204,8 @@ export class ApiClient {
   drainStatus(): Promise<DrainStatus> {
     return this.#json('GET', '/v1/drain');
   }
-  drain(target: string | null = null): Promise<DrainStatus> {
-    return this.#json('PUT', '/v1/drain', { body: { desired: true, target } });
+  drain(target: string | null = null, options: { rekey?: boolean } = {}): Promise<DrainStatus> {
+    return this.#json('PUT', '/v1/drain', { body: { desired: true, target, ...options } });
   }
   undrain(): Promise<DrainStatus> {
     return this.#json('DELETE', '/v1/drain');
@@ -257,6 +283,30 @@ export class ApiClient {
       runId,
       idempotent: true,
     });
+  }
+  fetchedOf(runId: string, body: ProofQuery, signal?: AbortSignal): Promise<FetchedPage> {
+    return this.#prove(runId, 'fetched', body, signal);
+  }
+  unfetchedOf(runId: string, body: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage> {
+    return this.#prove(runId, 'unfetched', body, signal);
+  }
+  mendMove(runId: string, body: MendRequest, signal?: AbortSignal): Promise<MendReply> {
+    return this.#prove(runId, 'mend', body, signal);
+  }
+  figuresOf(runId: string, body: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {
+    return this.#prove(runId, 'figures', body, signal);
+  }
+  countersign(runId: string, body: Receipt, signal?: AbortSignal): Promise<Receipt> {
+    return this.#prove(runId, 'countersign', body, signal);
+  }
+  async receiptOf(runId: string, signal?: AbortSignal): Promise<Receipt | null> {
+    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/receipt`;
+    return (await this.#json<{ receipt: Receipt | null }>('GET', path, { signal, runId })).receipt;
+  }
+  /** These read disks on the other side. */
+  #prove<Reply>(runId: string, question: string, body: unknown, signal?: AbortSignal): Promise<Reply> {
+    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/${question}`;
+    return this.#json('POST', path, { body, signal, runId, idempotent: true, timeoutMs: PROOF_TIMEOUT_MS });
   }
   volumeHeader(volumeId: string, signal?: AbortSignal): Promise<{ header: string }> {
     return this.#json('GET', `/v1/rpc/volumes/${encodeURIComponent(volumeId)}/header`, { signal });

@@ -7,8 +7,18 @@ import type {
   OfferRequest,
   Peer,
   PrepareRequest,
+  TargetFigures,
   TargetStatus,
 } from '../migration/peer.ts';
+import type { Receipt } from '../receipt/envelope.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import { ApiClient } from './client.ts';
 import type { RunStateReply } from './schemas.ts';
@@ -71,6 +81,30 @@ export class HttpPeer implements Peer {
 
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
     return this.#client.cancelMove(runId, signal);
+  }
+
+  fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage> {
+    return this.#client.fetchedOf(runId, query, signal);
+  }
+
+  unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage> {
+    return this.#client.unfetchedOf(runId, query, signal);
+  }
+
+  mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply> {
+    return this.#client.mendMove(runId, request, signal);
+  }
+
+  figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {
+    return this.#client.figuresOf(runId, query, signal);
+  }
+
+  countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt> {
+    return this.#client.countersign(runId, draft, signal);
+  }
+
+  receipt(runId: string, signal?: AbortSignal): Promise<Receipt | null> {
+    return this.#client.receiptOf(runId, signal);
   }
 
   run(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {

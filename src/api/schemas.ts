@@ -74,6 +74,8 @@ export const WorkerView = Type.Object({
   version: Type.String(),
   pid: Type.Integer(),
   startedAtMs: Type.Number(),
+  /** SHA-256 of the public key that this worker signs receipts with. */
+  keyFingerprint: Type.String(),
   /** A draining (or drained) worker takes no machines. */
   draining: Type.Boolean(),
   capacity: Capacity,
@@ -164,6 +166,8 @@ export type LogsQuery = Static<typeof LogsQuery>;
 export const MoveRequest = Type.Object({
   /** Null: the best offer wins. */
   target: Type.Union([Name, Type.Null()], { default: null }),
+  /** The volume gets another key at the target; refused (`WORKER_NOT_ENCRYPTED`) for one that is not encrypted. */
+  rekey: Type.Optional(Type.Boolean()),
 });
 export type MoveRequest = Static<typeof MoveRequest>;
 
@@ -192,7 +196,7 @@ export const VolumeView = Type.Object({
   hydration: Nullable(HydrationView),
   /** Null while no volume server serves it. */
   guest: Nullable(GuestView),
-  /** Null while it is not served to other systems. */
+  /** To other systems, or to its machine as a socket; null otherwise. */
   served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
 });
@@ -207,8 +211,10 @@ export const CreateVolumeRequest = Type.Object({
   filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')], {
     default: 'ext4',
   }),
-  /** Left out: encrypted where the worker has keys. True where it has none is refused (`VOLUME_NO_KEYS`). */
+  /** Left out: encrypted. A worker without keys refuses all but false (`VOLUME_NO_KEYS`). */
   encrypted: Type.Optional(Type.Boolean()),
+  /** dm-crypt may open the encrypted volume too: takes more space, and all of it when it is trimmed. */
+  dmCrypt: Type.Optional(Type.Boolean()),
 });
 export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 
@@ -241,6 +247,12 @@ export const ServeVolumeRequest = Type.Object({
   chap: Type.Optional(Chap),
 });
 export type ServeVolumeRequest = Static<typeof ServeVolumeRequest>;
+
+export const RecoverVolumeRequest = Type.Object({
+  /** Of the new volume. */
+  name: Name,
+});
+export type RecoverVolumeRequest = Static<typeof RecoverVolumeRequest>;
 
 export const ServeReply = Type.Object({
   location: Type.String(),
@@ -287,6 +299,10 @@ export const DrainMachine = Type.Object({
   usedBytes: Type.Integer(),
   hydrationMs: Nullable(Type.Number()),
   blocksFetchedTwice: Type.Integer(),
+  /** Data that did not have to travel, because the filesystem no longer used it; null until it is known. */
+  bytesAvoided: Nullable(Type.Integer()),
+  /** Root of the receipt, once both workers have signed it. */
+  root: Nullable(Type.String()),
   /** Why it waits or failed. */
   reason: Nullable(Type.String()),
   nextAction: Nullable(Type.String()),
@@ -316,6 +332,8 @@ export const DrainRequest = Type.Object({
   desired: Type.Literal(true),
   /** Only to this worker; null: wherever the best offer is. */
   target: Type.Union([Name, Type.Null()], { default: null }),
+  /** Encrypted volumes get another key at their target. Left out: as the drain that is on has it, else not. */
+  rekey: Type.Optional(Type.Boolean()),
 });
 export type DrainRequest = Static<typeof DrainRequest>;
 

@@ -1,6 +1,14 @@
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { RunView } from '../journal/run.ts';
-import type { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  PrepareRequest,
+  ProofAnswers,
+  TargetStatus,
+} from '../migration/peer.ts';
+import type { Receipt } from '../receipt/envelope.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -16,6 +24,7 @@ import type {
   MoveRequest,
   Plan,
   PlanQuery,
+  RecoverVolumeRequest,
   RunStateReply,
   RunsQuery,
   ServeReply,
@@ -53,6 +62,8 @@ export interface WorkerService {
   /** A volume that is a clone of a disk of another system: usable when this answers, whole later. */
   importVolume(request: ImportVolumeRequest): Promise<VolumeView>;
   showVolume(ref: string): Promise<VolumeView>;
+  /** A copy of the sealed volume that a move left here, as a volume of its own that is ready at generation 1. */
+  recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView>;
   /** To clients of other systems, until `stopServing`. Refused while a running machine has it. */
   serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply>;
   /** Idempotent. */
@@ -76,6 +87,9 @@ export interface WorkerService {
   /** Overrides a run that nobody can help any more. The last resort: see docs/api.md. */
   forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView>;
 
+  /** Of a move by its id, or of the latest move of a machine. */
+  showReceipt(ref: string): Promise<Receipt>;
+
   /** `ref` may be a machine, a volume, a run, or this worker's own name. */
   why(ref: string): Promise<Why>;
   /** What happens from now on, until the signal aborts. */
@@ -88,6 +102,7 @@ export interface WorkerService {
   warmMove(runId: string, heat: HeatHint): Promise<void>;
   handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus>;
   cancelMove(runId: string): Promise<TargetStatus>;
+  readonly proofs: ProofAnswers;
   /** LUKS2 header and key slots of an encrypted volume, base64. */
   volumeHeader(volumeId: string): Promise<string>;
   runState(runId: string): Promise<RunStateReply['run']>;

@@ -332,16 +332,9 @@ export class FuseServer {
 
   /** Whether the request has to wait for the source: a read of an absent block, or a write of a part of one. */
   #isMiss(opcode: number, offsetBytes: number, lengthBytes: number): boolean {
-    if (this.#validity === null || lengthBytes === 0) return false;
+    if (this.#validity === null || (opcode !== OPCODE.read && opcode !== OPCODE.write)) return false;
     if (!(offsetBytes + lengthBytes <= this.#device.lengthBytes)) return false;
-    const first = Math.floor(offsetBytes / BLOCK_BYTES);
-    const end = Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES);
-    if (opcode === OPCODE.read) return !this.#validity.hasAll(first, end);
-    if (opcode !== OPCODE.write) return false;
-    return (
-      (offsetBytes % BLOCK_BYTES !== 0 && !this.#validity.has(first)) ||
-      ((offsetBytes + lengthBytes) % BLOCK_BYTES !== 0 && !this.#validity.has(end - 1))
-    );
+    return this.#validity.mustFetch(opcode === OPCODE.read ? 'read' : 'write', offsetBytes, lengthBytes);
   }
 
   #count(opcode: number, lengthBytes: number, milliseconds: number, missed: boolean): void {

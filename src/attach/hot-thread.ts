@@ -51,6 +51,8 @@ export type HotThreadData = {
 export type HotPath = {
   dataFd: number;
   validity: { address: bigint; words: number } | null;
+  /** Where the blocks are marked that are written to (volume/validity-file.ts), before they are. */
+  written?: { address: bigint; words: number } | null;
   /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
   encryption?: { key: Uint8Array; sectorBytes: number };
 };
@@ -93,6 +95,10 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     hot?.validity == null
       ? null
       : new ValidityMap(wordsAt(hot.validity), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
+  const written =
+    hot?.written == null
+      ? null
+      : new ValidityMap(wordsAt(hot.written), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
   const cipherText = new Uint8Array(cipher === null ? 0 : WRITE_PIECE_BYTES);
   const cipherAddress = addressOf(cipherText);
   let readWithoutWaiting = rawReadNow;
@@ -184,11 +190,19 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     return replyBytes;
   }
 
+  /** Mostly a look at one word: what is written once is written often. */
+  function markWritten(offsetBytes: number, endBytes: number): void {
+    const first = Math.floor(offsetBytes / BLOCK_BYTES);
+    const end = Math.ceil(endBytes / BLOCK_BYTES);
+    if (!written!.hasAll(first, end)) written!.setRange(first, end);
+  }
+
   function tryWrite(slot: FuseSlot, address: number): number {
     const offsetBytes = slot.offsetBytes;
     const sizeBytes = slot.sizeBytes;
     if (dataFd < 0 || slots.access !== ACCESS_WRITABLE || !isLocal(offsetBytes, sizeBytes)) return 0;
     const startMs = performance.now();
+    if (written !== null && !slots.whole) markWritten(offsetBytes, offsetBytes + sizeBytes);
     for (let done = 0; done < sizeBytes; ) {
       const pieceBytes = Math.min(WRITE_PIECE_BYTES, sizeBytes - done);
       let from = address + PAYLOAD_AT + done;

@@ -12,8 +12,8 @@ export type HydrationStatus = CloneProgress & {
  * spec holds a CHAP secret, so it never appears in argv or in the environment.
  *
  * A volume server is one process for one volume, in one of three roles:
- * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on. Underneath is the local file alone, or a
- *   clone of it over an iSCSI source.
+ * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on, or an NBD socket in its place, or both. Underneath is
+ *   the local file alone, or a clone of it over an iSCSI source.
  * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
  * - `serve`: serves a whole volume that nobody else has open to clients of other systems, over NBD or iSCSI.
  *
@@ -115,6 +115,17 @@ export const ServeListen = Type.Union([
 ]);
 export type ServeListen = Static<typeof ServeListen>;
 
+/** The volume of an `attach` as an NBD export on a unix socket. */
+export const NbdSocketSpec = Type.Object({
+  /** At most 107 bytes. */
+  path: Type.String({ minLength: 1 }),
+  /** Who may connect, beside root. */
+  owner: Type.Object({ uid: Type.Integer({ minimum: 0 }), gid: Type.Integer({ minimum: 0 }) }),
+  /** `guest`: reads and writes, and there is no FUSE file. `observer`: reads what a guest writes through the FUSE file. */
+  client: Type.Union([Type.Literal('guest'), Type.Literal('observer')]),
+});
+export type NbdSocketSpec = Static<typeof NbdSocketSpec>;
+
 /**
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
  * and of an export before the seal. `writable` and `readonly`: what they say.
@@ -139,7 +150,26 @@ export const VolumeServerSpec = Type.Object({
   plane: Type.Optional(Type.Literal('kernel')),
   clone: Type.Optional(CloneSpec),
   /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
-  encryption: Type.Optional(Type.Object({ uuid: Type.String(), keys: KeySource })),
+  encryption: Type.Optional(
+    Type.Object({
+      uuid: Type.String(),
+      /** Which key of the volume (crypt/key-provider.ts). */
+      keyGeneration: Type.Integer({ minimum: 1 }),
+      /** Left out: this one. */
+      keyVolumeId: Type.Optional(Type.String()),
+      keys: KeySource,
+      /** No call leaves zeros in the ciphertext (volume/record.ts). */
+      holes: Type.Optional(Type.Literal('none')),
+      /** With `clone`: its source is ciphertext under another header and key, which come from the same place. */
+      source: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          keyGeneration: Type.Integer({ minimum: 1 }),
+          keyVolumeId: Type.Optional(Type.String()),
+        }),
+      ),
+    }),
+  ),
   export: Type.Optional(
     Type.Object({
       listenHost: Type.String(),
@@ -151,6 +181,8 @@ export const VolumeServerSpec = Type.Object({
       tls: Type.Optional(TlsFilesSpec),
     }),
   ),
+  /** Only in role `attach`. */
+  nbd: Type.Optional(NbdSocketSpec),
   /** With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a reader. */
   serve: Type.Optional(
     Type.Object({
@@ -174,7 +206,7 @@ export type VolumeServerStatus = {
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };
-  /** Only in role `serve`. `location` is a URI without a secret. */
+  /** In role `serve`, and with `nbd`. `location` is a URI without a secret. */
   served?: { location: string; connections: number };
 };
 
@@ -220,6 +252,12 @@ export type FreeMapReport = {
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
+ *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
+ *   unfetched  {cursor}                    → UnfetchedPage  what is local and neither came nor was written
+ *   mend       MendRequest                 → MendReply      fetches again what was wrong
+ *   figures    FiguresQuery                → ProofFigures
+ *   digests    {ranges: BlockRange[]}      → {digests: string[]}     export only: of the sealed content
+ *   owed       BlockRange & {cursor}       → {ranges: StatedRange[], next}   export only: of a range that did not travel, what should have
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -235,5 +273,11 @@ export type VolumeServerOp =
   | 'finish'
   | 'heat'
   | 'warm'
+  | 'fetched'
+  | 'unfetched'
+  | 'mend'
+  | 'figures'
+  | 'digests'
+  | 'owed'
   | 'grant'
   | 'revoke';

@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import type { DrainStatus } from '../api/schemas.ts';
 import { createApiServer } from '../api/server.ts';
 import { silentLogger } from '../base/logger.ts';
+import { verifyReceipt } from '../receipt/envelope.ts';
 
 /** bin/godwit as a process, against workers that are served by this one. */
 
@@ -122,6 +124,45 @@ test('the launcher says what is missing', async (t) => {
   const { code, stderr } = await ended(spawn(join(dir, 'package', 'bin', 'godwit'), ['--version']));
   assert.equal(code, 1);
   assert.match(stderr, /CLI_NODE_MISSING.*\n.*npm ci/);
+});
+
+test('a volume as a socket: instead of the mount, or beside it', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const machineOf = async (name: string, ...options: string[]) => {
+    const run = await fleet.godwit(
+      ...[
+        'machine',
+        'run',
+        '--name',
+        name,
+        '--worker',
+        'worker-2',
+        ...options,
+        '--size',
+        '1GiB',
+        '--',
+        'qemu',
+      ],
+    );
+    assert.deepEqual([run.code, run.stderr], [0, '']);
+    const { volumeId, ...place } = (await fleet.services[1]!.showMachine(name)).config.volume!;
+    const { filesystem } = await fleet.services[1]!.showVolume(volumeId);
+    return { filesystem, ...place };
+  };
+  const only = { filesystem: 'none', nbd: true };
+  assert.deepEqual(await machineOf('a', '--volume', 'a', '--nbd'), only);
+  assert.match((await fleet.godwit('machine', 'show', 'a')).stdout, /at \/run\/godwit\/disk\.sock \(NBD\)/);
+  const made = ['--volume', 'b', '--nbd', '--filesystem', 'xfs'];
+  assert.deepEqual(await machineOf('b', ...made), { ...only, filesystem: 'xfs' });
+  const both = { filesystem: 'ext4', mountPath: '/data', nbd: true };
+  assert.deepEqual(await machineOf('c', '--volume', 'c:/data', '--nbd'), both);
+  assert.match(
+    (await fleet.godwit('machine', 'show', 'c')).stdout,
+    /at \/data and \/run\/godwit\/disk\.sock \(NBD, read-only\)/,
+  );
+  const without = await fleet.godwit('machine', 'run', '--name', 'd', '--nbd', '--', 'qemu');
+  assert.equal(without.code, 2);
+  assert.match(without.stderr, /--volume NAME is missing/);
 });
 
 test('a machine with a new volume: made, listed, shown, run in, stopped, destroyed', async (t) => {
@@ -244,7 +285,7 @@ test('a drain without a terminal: a line for every change, a table, 0', async (t
     'pg: runs on worker-2, 50% hydrated',
     'worker-1: drained',
     'pg: moved to worker-2, 0 B over the wire, interrupted 15 ms',
-    'MACHINE  STATE  TARGET    VOLUME   USED   WIRE  STOP  SEAL  HANDOFF  ATTACH  BOOT  TOTAL  HYDRATION',
+    'MACHINE  STATE  TARGET    VOLUME   USED   WIRE  AVOIDED  STOP  SEAL  HANDOFF  ATTACH  BOOT  TOTAL  HYDRATION  RECEIPT',
   ]);
 
   fleet.services[0]!.drainScript = script();
@@ -357,4 +398,64 @@ test('completion asks the fleet', async (t) => {
     assert.equal(code, 0);
     assert.match(stdout, /godwit complete --/);
   }
+});
+
+test('a receipt: asked for, saved, verified offline, and refused when it was changed', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const missing = await fleet.godwit('receipt', 'pg');
+  assert.deepEqual([missing.code, /CLI_RECEIPT_NOT_FOUND/.test(missing.stderr)], [5, true]);
+  const made = receiptOf('run1');
+  fleet.services[1]!.receipt = made;
+  const text = await fleet.godwit('receipt', 'pg');
+  assert.deepEqual([text.code, text.stderr], [0, '']);
+  assert.match(text.stdout, /^move run1 of db \(m_1\)\nvolume db \(v_1\), encrypted\nfrom w1, generation 1/);
+  assert.match(text.stdout, /\nfetched +64 KiB +65536 +came over the wire\n/);
+  const json = await fleet.godwit('receipt', 'pg', '--json');
+  assert.deepEqual(JSON.parse(json.stdout), made);
+
+  // Offline: in a folder of its own, without a fleet.
+  const alone = new Fleet(t);
+  const file = join(alone.dir, 'receipt.json');
+  writeFileSync(file, json.stdout);
+  assert.equal((await alone.godwit('receipt', '--verify', file)).code, 0);
+  const { source, target } = verifyReceipt(made);
+  const keys = ['--key', source.keyFingerprint, '--key', target.keyFingerprint];
+  const verified = await alone.godwit('receipt', '--verify', file, ...keys, '--json');
+  assert.deepEqual([verified.code, JSON.parse(verified.stdout).verified], [0, true]);
+  const stranger = await alone.godwit('receipt', '--verify', file, '--key', source.keyFingerprint);
+  assert.deepEqual([stranger.code, /RECEIPT_UNKNOWN_KEY/.test(stranger.stderr)], [1, true]);
+  const body = { ...verifyReceipt(made), rangesMended: 0 };
+  const payload = Buffer.from(JSON.stringify(body)).toString('base64');
+  writeFileSync(file, JSON.stringify({ ...made, payload }));
+  const changed = await alone.godwit('receipt', '--verify', file);
+  assert.deepEqual([changed.code, /RECEIPT_FIGURES/.test(changed.stderr)], [1, true]);
+  writeFileSync(file, 'nothing');
+  assert.match((await alone.godwit('receipt', '--verify', file)).stderr, /RECEIPT_MALFORMED/);
+  assert.equal((await alone.godwit('receipt')).code, 2);
+  assert.equal((await alone.godwit('receipt', '--verify', join(alone.dir, 'gone'))).code, 1);
+
+  fleet.services[0]!.drainScript = [
+    drainStatus({ state: 'drained', machines: [{ ...moved, runId: 'run1', root: 'ab' }] }),
+  ];
+  const folder = join(fleet.dir, 'receipts');
+  const drained = await fleet.godwit('drain', 'worker-1', '--receipts', folder);
+  assert.equal(drained.code, 0, drained.stderr);
+  assert.deepEqual(JSON.parse(readFileSync(join(folder, `${moved.name}-run1.json`), 'utf8')), made);
+});
+
+test('the volume that a move left is recovered where it is kept', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const [here, there] = fleet.services;
+  const kept = {
+    ...(await here!.createVolume({ name: 'data', lengthBytes: 4096, filesystem: 'none' })),
+    name: 'data',
+  };
+  there!.volumes.set(kept.id, { ...kept, worker: 'worker-2', state: 'retained', generation: 3 });
+  const result = await fleet.godwit('volume', 'recover', 'data', '--as', 'data-then');
+  assert.equal(result.code, 0, result.stderr);
+  assert.deepEqual(
+    there!.calls.filter((call) => call.startsWith('recover')),
+    [`recover ${kept.id} data-then`],
+  );
+  assert.equal((await fleet.godwit('volume', 'recover', 'other', '--as', 'x')).code, 5);
 });

@@ -50,6 +50,7 @@ const status: DrainStatus = {
       target: 'worker-2',
       hydratedFraction: 1,
       volumeBytes: 0,
+      bytesAvoided: 7 * 2 ** 20,
       interruptionMs: { stop: 9, seal: 0, handoff: 2, attach: 0, boot: 14, total: 25 },
     }),
   ],
@@ -129,7 +130,7 @@ test('without a terminal only what is new is said', () => {
     'ledger: moving to worker-3, handoff',
     'files: waiting: no worker has 4 GiB of memory free; next: godwit undrain worker-2',
     'cache: queued',
-    'web: moved to worker-2, 0 B over the wire, interrupted 25 ms',
+    'web: moved to worker-2, 0 B over the wire, 7 MiB avoided, interrupted 25 ms',
   ]);
   assert.deepEqual(describeChanges(status, status), []);
   const later = structuredClone(status);
@@ -145,12 +146,19 @@ test('without a terminal only what is new is said', () => {
 
 test('the summary has every phase', () => {
   assert.equal(
-    renderSummary({ ...status, machines: [status.machines[0]!, status.machines[3]!, status.machines[4]!] }),
+    renderSummary({
+      ...status,
+      machines: [
+        status.machines[0]!,
+        status.machines[3]!,
+        { ...status.machines[4]!, bytesAvoided: 3 * 2 ** 20, root: '0123456789abcdef'.repeat(4) },
+      ],
+    }),
     `
-MACHINE  STATE      TARGET    VOLUME   USED   WIRE   STOP    SEAL   HANDOFF  ATTACH  BOOT    TOTAL   HYDRATION
-pg       hydrating  worker-2  100 GiB  5 MiB  5 MiB  120 ms  20 ms  2 ms     30 ms   240 ms  412 ms  -
-cache    queued     -         100 GiB  5 MiB  0 B    -       -      -        -       -       -       -
-web      moved      worker-2  -        -      0 B    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -`.slice(
+MACHINE  STATE      TARGET    VOLUME   USED   WIRE   AVOIDED  STOP    SEAL   HANDOFF  ATTACH  BOOT    TOTAL   HYDRATION  RECEIPT
+pg       hydrating  worker-2  100 GiB  5 MiB  5 MiB  -        120 ms  20 ms  2 ms     30 ms   240 ms  412 ms  -          -
+cache    queued     -         100 GiB  5 MiB  0 B    -        -       -      -        -       -       -       -          -
+web      moved      worker-2  -        -      0 B    3 MiB    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -          0123456789abcdef`.slice(
       1,
     ),
   );

@@ -1,7 +1,7 @@
 import type { DrainMachine, DrainStatus, Interruption, Plan } from '../api/schemas.ts';
 import type { Style } from './style.ts';
 import { displayWidth, printable, table, truncate } from './table.ts';
-import { formatDuration, formatSize } from './units.ts';
+import { formatDuration, formatSize, shortDigest } from './units.ts';
 
 /**
  * How a drain looks: pure functions from its status to lines. On a terminal one line a machine, drawn over again
@@ -191,7 +191,8 @@ function describeMachine(machine: DrainMachine): string {
     case 'moved': {
       const interrupted =
         machine.interruptionMs === null ? '' : `, interrupted ${interruptionText(machine.interruptionMs)}`;
-      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${interrupted}`;
+      const avoided = machine.bytesAvoided ? `, ${formatSize(machine.bytesAvoided)} avoided` : '';
+      return `${name}: moved${to}, ${formatSize(machine.wireBytes)} over the wire${avoided}${interrupted}`;
     }
     case 'waiting':
     case 'failed':
@@ -212,10 +213,12 @@ export function renderSummary(status: DrainStatus): string {
       machine.volumeBytes === 0 ? '-' : formatSize(machine.volumeBytes),
       machine.volumeBytes === 0 ? '-' : formatSize(machine.usedBytes),
       formatSize(machine.wireBytes),
+      machine.bytesAvoided === null ? '-' : formatSize(machine.bytesAvoided),
       ...(['stop', 'seal', 'handoff', 'attach', 'boot', 'total'] as const).map((name) =>
         phase(interruption?.[name]),
       ),
       phase(machine.hydrationMs),
+      machine.root === null ? '-' : shortDigest(machine.root),
     ];
   });
   const header = [
@@ -225,6 +228,7 @@ export function renderSummary(status: DrainStatus): string {
     'VOLUME',
     'USED',
     'WIRE',
+    'AVOIDED',
     'STOP',
     'SEAL',
     'HANDOFF',
@@ -232,6 +236,7 @@ export function renderSummary(status: DrainStatus): string {
     'BOOT',
     'TOTAL',
     'HYDRATION',
+    'RECEIPT',
   ];
   return table(header, rows);
 }

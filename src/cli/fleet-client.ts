@@ -2,6 +2,7 @@ import { ApiClient } from '../api/client.ts';
 import type { MachineView, VolumeView } from '../api/schemas.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
+import { type Receipt, verifyReceipt } from '../receipt/envelope.ts';
 import { TlsTrust } from '../sys/tls-identity.ts';
 import type { Fleet } from './fleet-file.ts';
 
@@ -96,6 +97,21 @@ export class FleetClient {
     return items[0] ?? this.#missing('run', id, unreachable);
   }
 
+  /** Of a move by its run, or the latest of a machine; source and target have the same. */
+  async receipt(ref: string): Promise<Receipt> {
+    const { items, unreachable } = await this.gather(async (worker) => {
+      try {
+        return [await worker.client.showReceipt(ref)];
+      } catch (error) {
+        if (isGodwitError(error, 'WORKER_RECEIPT_NOT_FOUND')) return [];
+        throw error;
+      }
+    });
+    const provenAtMs = (receipt: Receipt) => verifyReceipt(receipt).timesMs.proven;
+    const latest = items.sort((left, right) => provenAtMs(right) - provenAtMs(left))[0];
+    return latest ?? this.#missing('receipt', ref, unreachable);
+  }
+
   async #find<Item extends { id: string; name: string; state: string }>(
     ref: string,
     what: 'machine' | 'volume',
@@ -120,7 +136,10 @@ export class FleetClient {
     }
     throw new GodwitError(`CLI_${what.toUpperCase()}_NOT_FOUND`, `no ${what} ${ref} in this fleet`, {
       values: { ref },
-      nextAction: `godwit ${what === 'run' ? 'runs' : what} list${what === 'run' ? ' --all' : ''}`,
+      nextAction:
+        what === 'receipt'
+          ? 'A move has one when all its blocks have come and were compared (godwit top); a machine without a volume has none.'
+          : `godwit ${what === 'run' ? 'runs' : what} list${what === 'run' ? ' --all' : ''}`,
     });
   }
 }

@@ -46,8 +46,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<WORKER>')
     .option('--dry-run', 'only say what would be done: order, targets, interruption, bytes, finish')
     .option('--to <WORKER>', 'only to this worker')
+    .option('--rekey', 'encrypted volumes get a new key and header there')
     .option('--detach', 'ask for it and do not watch')
     .option('--wait <DURATION>', 'how long nothing may move before it counts as blocked', '15s')
+    .option('--receipts <DIR>', 'save the receipts of the moves there, when it is done')
     .option('--json-lines', 'one JSON object a line for every change; the last has "final": true')
     .action((worker: string, options, command: Command) =>
       withContext(command, async (context) =>
@@ -66,6 +68,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('move one machine to another worker')
     .argument('<MACHINE>')
     .option('--to <WORKER>', 'to this worker; else the best offer wins')
+    .option('--rekey', 'its encrypted volume gets a new key and header there')
     .option('--detach', 'start it and do not watch')
     .action((machine: string, options, command: Command) =>
       withContext(command, async (context) =>
@@ -99,14 +102,30 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       'where; else the worker with the most free memory, or the one with the volume',
     )
     .option('--volume <NAME[:PATH]>', 'volume and where the machine sees it (default /data)')
+    .option(
+      '--nbd',
+      'the machine gets the volume at the NBD socket /run/godwit/disk.sock: without PATH instead of a mount, with PATH beside it and read-only',
+    )
     .option('--size <SIZE>', 'size of the volume when it is new, e.g. 10GiB')
-    .addOption(new Option('--filesystem <TYPE>', 'of a new volume').choices(['ext4', 'xfs']).default('ext4'))
+    .addOption(
+      new Option(
+        '--filesystem <TYPE>',
+        'of a new volume (default ext4; none where it is not mounted)',
+      ).choices(['ext4', 'xfs', 'none']),
+    )
+    .option('--no-encryption', 'a new volume as plain bytes (default: encrypted)')
     .option('--env <NAME=VALUE>', 'environment (repeatable; NAME alone is passed on)', collect, [])
     .option('--user <USER>', 'user name or id')
     .option('--workdir <PATH>', 'working directory')
     .option(
       '--host-folder <PATH>',
       'folder of the host that the machine sees, read-only (repeatable)',
+      collect,
+      [],
+    )
+    .option(
+      '--device <PATH>',
+      'character device of the host that the machine sees, e.g. /dev/kvm (repeatable)',
       collect,
       [],
     )
@@ -191,8 +210,9 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<NAME>')
     .requiredOption('--size <SIZE>', 'e.g. 10GiB')
     .addOption(new Option('--filesystem <TYPE>').choices(['ext4', 'xfs', 'none']).default('ext4'))
-    .option('--encrypted', 'refuse where the worker has no keys (default: encrypted where it has)')
-    .option('--no-encryption', 'as plain bytes, also where the worker has keys')
+    .option('--encrypted', 'with a key of its own (default; a worker without keys refuses)')
+    .addOption(new Option('--no-encryption', 'as plain bytes').conflicts('dmCrypt'))
+    .option('--dm-crypt', 'dm-crypt may open it too: takes more space, and all of it when it is trimmed')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
     .action((name: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
@@ -260,6 +280,33 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--force', 'the sealed copy that a move left as a way back, too')
     .action((refs: string[], options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).destroy(context, refs, options)),
+    );
+
+  volume
+    .command('recover')
+    .description('make the sealed volume that a move left behind a volume of its own, under a new id')
+    .argument('<VOLUME>', 'name or id of the volume that moved')
+    .requiredOption('--as <NAME>', 'name of the new volume')
+    .option('--worker <WORKER>', 'where it was left, if several workers have one')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).recover(context, ref, options)),
+    );
+
+  program
+    .command('receipt')
+    .description('the proof of a move: what arrived is what left; signed by both workers')
+    .argument('[MOVE]', 'run of the move, or a machine for its latest one')
+    .option('--verify <FILE>', 'verify a receipt in a file (- for standard input); needs no worker')
+    .option(
+      '--key <FINGERPRINT>',
+      "SHA-256 of a worker's public key; both must be given (repeatable)",
+      collect,
+      [],
+    )
+    .action((ref: string | undefined, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/receipt.ts')).receipt(context, ref, options),
+      ),
     );
 
   const runs = program
@@ -353,6 +400,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option(
       '--key-exec <COMMAND>',
       'a program that prints the key of volume $GODWIT_VOLUME_ID; split at blanks',
+    )
+    .option(
+      '--header-size <SIZE>',
+      'of the LUKS2 headers that are made here, key slots included, up to 16MiB (default 536KiB)',
     )
     .option('--log-level <LEVEL>', 'debug, info, warn or error (default info)')
     .action((_options, command: Command) =>

@@ -74,3 +74,8 @@ export function formatDuration(durationMs: number): string {
   const hours = Math.round(minutes / 60);
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
+
+/** First digits of a root or a fingerprint: enough to compare by eye. */
+export function shortDigest(digest: string): string {
+  return digest.slice(0, 16);
+}

@@ -1,4 +1,3 @@
-import type { BlockDevice } from '../block/block-device.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
@@ -23,6 +22,8 @@ const DATA_BEFORE_BITS: CommitOrder = async (dataDurable, bitsDurable) => {
   await bitsDurable();
 };
 
+type Flushable = { flush(): Promise<void> };
+
 type Scope = 'urgent' | 'all';
 
 /**
@@ -33,7 +34,8 @@ type Scope = 'urgent' | 'all';
  * One commit runs at a time. The flushes that arrive while it runs share the next one (group commit).
  */
 export class BitCommitter {
-  readonly #local: BlockDevice;
+  readonly #local: Flushable;
+  readonly #log: Flushable | null;
   readonly #metadata: CloneMetadata;
   readonly #validity: ValidityMap;
   readonly #order: CommitOrder;
@@ -45,13 +47,16 @@ export class BitCommitter {
   #running: Promise<void> | null = null;
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
+  /** `local` has the content that bits vouch for, `log` the digests of what was fetched. */
   constructor(
-    local: BlockDevice,
+    local: Flushable,
     metadata: CloneMetadata,
     validity: ValidityMap,
+    log: Flushable | null = null,
     order: CommitOrder = DATA_BEFORE_BITS,
   ) {
     this.#local = local;
+    this.#log = log;
     this.#metadata = metadata;
     this.#validity = validity;
     this.#order = order;
@@ -171,7 +176,10 @@ export class BitCommitter {
     }
     try {
       await this.#order(
-        () => this.#local.flush(),
+        async () => {
+          // Without bits nothing rests on the log.
+          await Promise.all([this.#local.flush(), sectors.length === 0 ? null : this.#log?.flush()]);
+        },
         async () => {
           if (sectors.length === 0) return;
           await this.#metadata.write(sectors, words);

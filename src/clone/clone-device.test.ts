@@ -7,7 +7,9 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { PowerSupply } from '../block/power-supply.ts';
+import { sha256 } from '../sys/sha256.ts';
 import { CloneDevice, type CloneDeviceOptions } from './clone-device.ts';
+import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
 import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
 import { blockCountOf, wordCountOf } from './validity-map.ts';
 
@@ -568,4 +570,52 @@ test('unused blocks read as zeros, are never fetched, and last from the next flu
   const again = await open(await CloneMetadata.open(metadataDevice, identity));
   assert.deepEqual(await readOf(again, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 0));
   assert.equal(source.reads.length, readsBefore);
+});
+
+test('what is fetched is logged, what the guest changes is marked before it changes, and after a reboot all counts as changed', async () => {
+  const source = new HeldSource(false);
+  const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(LENGTH) });
+  const identity = { volumeId: 'v', generation: 2, lengthBytes: LENGTH };
+  await FetchLog.create(logDevice, identity);
+  const openLog = () => FetchLog.open(logDevice, identity, (_offset, bytes) => sha256(bytes));
+  const fetchLog = await openLog();
+  const writtenWords = new Uint32Array(wordCountOf(BLOCKS));
+  const { clone, local, metadataDevice } = await cloneOf(source, { fetchLog, writtenWords });
+  const marked = () =>
+    [...Array(BLOCKS).keys()].filter((block) => (writtenWords[block >>> 5]! >>> (block & 31)) & 1);
+  await readOf(clone, 0, 4 * BLOCK);
+  await settle();
+  assert.deepEqual(marked(), []);
+  const { records } = await fetchLog.read(0, 100);
+  assert.ok(records.some(({ first, blocks }) => first === 0 && blocks >= 4));
+  const writes: Promise<void>[] = [
+    clone.write(BLOCK, filled(512, 7)), // local already
+    clone.write(40 * BLOCK + 512, filled(512, 7)), // a part: the rest is fetched
+    clone.discard(50 * BLOCK, 2 * BLOCK),
+  ];
+  assert.deepEqual(marked(), [1, 40, 50, 51], 'marked when the call is made');
+  await Promise.all(writes);
+  const after = (await fetchLog.read(0, 100)).records;
+  assert.ok(
+    after.some(({ first, blocks }) => first <= 40 && first + blocks > 40),
+    'what was fetched for a part is logged too',
+  );
+  await clone.flush();
+
+  const again = await CloneDevice.open({
+    local,
+    source,
+    metadata: await CloneMetadata.open(metadataDevice, identity),
+    validityWords: new Uint32Array(wordCountOf(BLOCKS)),
+    validityIsCurrent: false,
+    fetchLog: await openLog(),
+    writtenWords: writtenWords.fill(0),
+    writtenIsCurrent: false,
+    clock: new StoppedClock(),
+    hydration: PAUSED,
+  });
+  for (const block of [0, 1, 2, 3, 40, 50, 51])
+    assert.ok(marked().includes(block), `block ${block} may have been written`);
+  assert.ok(!marked().includes(60), 'what is not local was not');
+  await again.close();
 });

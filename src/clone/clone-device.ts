@@ -8,6 +8,7 @@ import { checkRange, closedError } from '../block/range.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import { extentsOfRuns } from '../freemap/run-extents.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
+import type { FetchLog } from './fetch-log.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
 import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
@@ -30,6 +31,15 @@ export type CloneDeviceOptions = {
   validityWords: Uint32Array;
   /** True: the bits are those of an earlier process of this boot. False: the words are zeros, and what is durable counts. */
   validityIsCurrent: boolean;
+  /** Opened or created for this clone: the digest of all that is fetched. */
+  fetchLog?: FetchLog;
+  /**
+   * As many words: blocks that a guest overwrote, or may have. Set before the data changes, here and by whoever else writes to present blocks; so a block
+   * whose bit is clear after it was read has the content that was fetched.
+   */
+  writtenWords?: Uint32Array;
+  /** True: `writtenWords` are those of an earlier process of this boot. False: who wrote what is not known, and every present block may have been overwritten. */
+  writtenIsCurrent?: boolean;
   clock: Clock;
   logger?: Logger;
   /** Unit of addressing. Default 512. */
@@ -104,6 +114,7 @@ export class CloneDevice implements BlockDevice {
   readonly #logger: Logger;
   readonly #validity: ValidityMap;
   readonly #committer: BitCommitter;
+  readonly #written: ValidityMap | null;
   readonly #fetcher: Fetcher;
   readonly #hydrator: Hydrator;
   readonly #inFlight = new InFlight();
@@ -127,6 +138,9 @@ export class CloneDevice implements BlockDevice {
     this.#logger = options.logger ?? silentLogger;
     this.#validity = validity;
     this.#committer = committer;
+    this.#written = options.writtenWords
+      ? new ValidityMap(options.writtenWords, validity.blockCount, { counted: false })
+      : null;
     this.#readAhead = new ReadAhead(validity.blockCount);
     this.#fetcher = new Fetcher({
       local: options.local,
@@ -134,6 +148,7 @@ export class CloneDevice implements BlockDevice {
       validity,
       inFlight: this.#inFlight,
       committer,
+      log: options.fetchLog ?? null,
       clock: options.clock,
       logger: this.#logger,
       policy: options.sourceErrorPolicy ?? 'wait',
@@ -180,8 +195,19 @@ export class CloneDevice implements BlockDevice {
     const validity = new ValidityMap(options.validityWords, blockCountOf(lengthBytes), {
       counted: options.validityIsCurrent,
     });
-    const committer = new BitCommitter(local, metadata, validity, seams.commitOrder);
-    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent);
+    const committer = new BitCommitter(
+      local,
+      metadata,
+      validity,
+      options.fetchLog ?? null,
+      seams.commitOrder,
+    );
+    const { writtenWords } = options;
+    const written =
+      writtenWords && !options.writtenIsCurrent
+        ? new ValidityMap(writtenWords, validity.blockCount, { counted: false })
+        : null;
+    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent, written);
     return new CloneDevice(options, validity, committer);
   }
 
@@ -315,6 +341,15 @@ export class CloneDevice implements BlockDevice {
    */
   async finish(): Promise<void> {
     this.#check(0, 0);
+    this.checkComplete();
+    this.#hydrator.stop();
+    await this.#commitEverything();
+    this.#finished = true;
+    this.#cancelCommitTimer();
+  }
+
+  /** Throws `CLONE_NOT_COMPLETE` while blocks are missing. */
+  checkComplete(): void {
     if (!this.#validity.complete) {
       const { blocksTotal, blocksPresent } = this.hydrationStatus();
       throw new GodwitError(
@@ -326,15 +361,11 @@ export class CloneDevice implements BlockDevice {
         },
       );
     }
-    this.#hydrator.stop();
-    await this.#commitEverything();
-    this.#finished = true;
-    this.#cancelCommitTimer();
   }
 
   /**
    * Stops everything; requests that wait for the source reject with `BLOCK_CLOSED`. Resolves when nothing writes to the local device
-   * or the metadata any more. Does not flush. Closes the local device and the metadata; the source is the caller's.
+   * or the metadata any more. Does not flush. Closes the local device, the metadata and the fetch log; the source is the caller's.
    */
   async close(): Promise<void> {
     if (this.#closed) return;
@@ -346,6 +377,7 @@ export class CloneDevice implements BlockDevice {
     await this.#committer.settled();
     await this.#local.close();
     await this.#options.metadata.close();
+    await this.#options.fetchLog?.close();
   }
 
   #check(offsetBytes: number, lengthBytes: number): void {
@@ -447,6 +479,7 @@ export class CloneDevice implements BlockDevice {
     if (change.lengthBytes === 0) return;
     const first = firstBlockOf(change.offsetBytes);
     const end = endBlockOf(change.offsetBytes + change.lengthBytes);
+    this.#written?.setRange(first, end);
     while (!this.#validity.hasAll(first, end)) {
       const blocker = this.#inFlight.blockerOf(first, end);
       if (blocker === null) return this.#mutateAbsent(change, first, end);
@@ -622,12 +655,16 @@ export class CloneDevice implements BlockDevice {
 /** An absent block that a change covers in part: its bytes [start, stop) of the device, and the content it has at the source. */
 type Edge = { start: number; stop: number; content: Promise<Uint8Array> };
 
-/** Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. */
+/**
+ * Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. What is local goes into `written` too, where there
+ * is one. A fresh map is not read as a whole: every page of it would become resident.
+ */
 async function loadDurableBits(
   metadata: CloneMetadata,
   validity: ValidityMap,
   committer: BitCommitter,
   validityIsCurrent: boolean,
+  written: ValidityMap | null,
 ): Promise<void> {
   // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
   await metadata.flush();
@@ -635,7 +672,10 @@ async function loadDurableBits(
   const live = new Uint32Array(SECTOR_WORDS);
   await metadata.load((sector, durable) => {
     validity.orWords(sector * SECTOR_WORDS, durable);
-    if (!validityIsCurrent) return;
+    if (!validityIsCurrent) {
+      written?.orWords(sector * SECTOR_WORDS, durable);
+      return;
+    }
     validity.copyWords(sector * SECTOR_WORDS, live);
     equal[sector] = live.every((word, index) => word === durable[index]) ? 1 : 0;
   });
@@ -644,6 +684,9 @@ async function loadDurableBits(
     const first = sector * SECTOR_BLOCKS;
     const end = Math.min(first + SECTOR_BLOCKS, validity.blockCount);
     if (equal[sector] === 0 && validity.firstPresent(first, end) < end) committer.written(first, end);
+    if (written === null) continue;
+    validity.copyWords(sector * SECTOR_WORDS, live);
+    written.orWords(sector * SECTOR_WORDS, live);
   }
 }
 

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { type Random, seededRandom } from '../base/random.ts';
@@ -9,6 +10,7 @@ import { MemoryDevice } from '../block/memory-device.ts';
 import { PowerSupply } from '../block/power-supply.ts';
 import type { CommitOrder } from './bit-committer.ts';
 import { CloneDevice } from './clone-device.ts';
+import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
 import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
 import { wordCountOf } from './validity-map.ts';
 
@@ -20,6 +22,8 @@ import { wordCountOf } from './validity-map.ts';
  * The invariants (numbers of the design) that are checked all along:
  *   2  what was flushed is there after any power cut; what was acknowledged is there after any death of the process
  *   3  a read returns the latest write or the sealed content, whole sectors; after a power cut an unflushed write may be there or not
+ *   9  every block that is local was fetched and has a record of that, or the guest changed it, or it is a hole or unused; and what was fetched and not
+ *      marked as written is what the source has
  *   5  no block is fetched that is local, that was fetched before in this process, or that the guest wrote or discarded as a whole
  */
 export type SimulationOptions = {
@@ -111,12 +115,16 @@ class Simulation {
   readonly #blocks: number;
   readonly #local: FaultDevice;
   readonly #metadataDisk: FaultDevice;
+  readonly #logDisk: FaultDevice;
   readonly #source: MemoryDevice;
   readonly #sectors: Version[][] = [];
   /** Blocks of the volume that must not be fetched any more: written or discarded whole. 2: and flushed. */
   readonly #settledBlocks: Uint8Array;
   #fetchedByProcess: Uint8Array;
+  /** Blocks that need no record: holes of the source, unused ones, and those that the guest ever changed. */
+  readonly #excused: Uint8Array;
   #words: Uint32Array;
+  #written: Uint32Array;
   #process = 0;
   #clone!: CloneDevice;
   #pending: PendingOperation[] = [];
@@ -148,10 +156,16 @@ class Simulation {
       lengthBytes: metadataLengthBytes(this.#lengthBytes),
       power: this.#power,
     });
+    this.#logDisk = new FaultDevice({
+      lengthBytes: fetchLogLengthBytes(this.#lengthBytes),
+      power: this.#power,
+    });
     this.#source = new MemoryDevice({ lengthBytes: this.#lengthBytes });
     this.#settledBlocks = new Uint8Array(blocksTotal);
     this.#fetchedByProcess = new Uint8Array(blocksTotal);
+    this.#excused = new Uint8Array(blocksTotal).fill(1);
     this.#words = new Uint32Array(wordCountOf(blocksTotal));
+    this.#written = new Uint32Array(this.#words.length);
   }
 
   get #firstByte(): number {
@@ -166,6 +180,7 @@ class Simulation {
   async run(): Promise<void> {
     await this.#fillSource();
     await CloneMetadata.create(this.#metadataDisk, this.#identity);
+    await FetchLog.create(this.#logDisk, this.#identity);
     if (this.#options.cutAt !== null) this.#power.cutAt = this.#power.operations + this.#options.cutAt;
     const operationsBefore = this.#power.operations;
     await this.#open(false);
@@ -198,6 +213,7 @@ class Simulation {
         this.#sectors[sector] = [{ tag: hole ? 0 : sourceTag(sector), issuedAt: -1, ackedAt: -1 }];
       }
       if (hole) continue;
+      this.#excused[this.#firstBlock + block] = 0;
       const content = new Uint32Array((sectors * SECTOR_BYTES) / 4);
       for (let sector = 0; sector < sectors; sector++) {
         content.fill(sourceTag(first + sector), sector * 128, (sector + 1) * 128);
@@ -223,10 +239,16 @@ class Simulation {
     this.#pending = [];
     this.#clock.timers = [];
     this.#fetchedByProcess.fill(0);
-    if (!validityIsCurrent) this.#words = new Uint32Array(this.#words.length);
+    if (!validityIsCurrent) {
+      this.#words = new Uint32Array(this.#words.length);
+      this.#written = new Uint32Array(this.#words.length);
+    }
     const seams = this.#options.commitOrder ? { commitOrder: this.#options.commitOrder } : {};
     const metadata = await this.#drained(
       CloneMetadata.open(this.#scheduled(this.#metadataDisk, 'metadata'), this.#identity),
+    );
+    const fetchLog = await this.#drained(
+      FetchLog.open(this.#scheduled(this.#logDisk, 'metadata'), this.#identity, digestNow),
     );
     this.#clone = await this.#drained(
       CloneDevice.open(
@@ -236,6 +258,9 @@ class Simulation {
           metadata,
           validityWords: this.#words,
           validityIsCurrent,
+          fetchLog,
+          writtenWords: this.#written,
+          writtenIsCurrent: validityIsCurrent,
           clock: this.#clock,
           windowFloorBytes: 8192,
           windowMaxBytes: 8192 * (1 + this.#random.below(8)),
@@ -258,6 +283,7 @@ class Simulation {
         this.#sectors[sector]!.push({ tag: 0, issuedAt: this.#now, ackedAt: this.#now });
       }
       this.#settledBlocks.fill(1, this.#firstBlock + block, this.#firstBlock + end);
+      this.#excused.fill(1, this.#firstBlock + block, this.#firstBlock + end);
       block = end + 1 + this.#random.below(8);
     }
     this.#now++;
@@ -382,6 +408,9 @@ class Simulation {
   #send(mutation: GuestMutation): void {
     this.#mutations.add(mutation);
     const { op, firstSector, sectors, tag } = mutation;
+    const firstBlock = Math.floor(firstSector / SECTORS_A_BLOCK);
+    const endBlock = Math.ceil((firstSector + sectors) / SECTORS_A_BLOCK);
+    this.#excused.fill(1, this.#firstBlock + firstBlock, this.#firstBlock + endBlock);
     const offsetBytes = this.#firstByte + firstSector * SECTOR_BYTES;
     let work: Promise<void>;
     if (op === 'write') {
@@ -452,6 +481,7 @@ class Simulation {
     this.#power.restore();
     for (const [block, settled] of this.#settledBlocks.entries())
       if (settled === 1) this.#settledBlocks[block] = 0;
+    await this.#checkAccounted();
     const found = tagsOf(await this.#contentAfterCut());
     for (const [sector, tag] of found.entries()) {
       const versions = this.#sectors[sector]!;
@@ -464,6 +494,53 @@ class Simulation {
       this.#sectors[sector] = [{ tag, issuedAt: -1, ackedAt: -1 }];
     }
     await this.#open(false);
+  }
+
+  /** What is durable after a power cut, or (at the end) what the process has: each local block has a record that fits, or an excuse. */
+  async #checkAccounted(): Promise<void> {
+    const words = new Uint32Array(this.#words.length);
+    const metadata = await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity);
+    await metadata.load((sector, durable) =>
+      words.set(durable.subarray(0, words.length - sector * 126), sector * 126),
+    );
+    const recorded = new Uint8Array(this.#excused.length);
+    const log = await FetchLog.open(withoutTrace(this.#logDisk), this.#identity, digestNow);
+    for (let cursor = 0, ended = false; !ended; ) {
+      const page = await log.read(cursor, 100);
+      for (const { first, blocks, digest } of page.records) {
+        const content = new Uint8Array(
+          Math.min(blocks * BLOCK_BYTES, this.#lengthBytes - first * BLOCK_BYTES),
+        );
+        await this.#source.read(first * BLOCK_BYTES, content);
+        if (Buffer.compare(await digestNow(0, content), digest) !== 0)
+          throw new Violation(`the record of block ${first} is not of what the source has`);
+        recorded.fill(1, first, first + blocks);
+      }
+      ({ next: cursor, ended } = page);
+    }
+    for (const [block, excused] of this.#excused.entries()) {
+      const local = ((words[block >>> 5]! >>> (block & 31)) & 1) === 1;
+      if (local && excused === 0 && recorded[block] === 0)
+        throw new Violation(`block ${block} is local, and nothing says where from`);
+    }
+  }
+
+  /** A block that is not marked as written has what the source has, unless it is zeros on purpose. */
+  async #checkUnwritten(): Promise<void> {
+    for (let block = 0; block < this.#blocks; block++) {
+      const at = this.#firstBlock + block;
+      const written = ((this.#written[at >>> 5]! >>> (at & 31)) & 1) === 1;
+      const local = ((this.#words[at >>> 5]! >>> (at & 31)) & 1) === 1;
+      if (written || !local) continue;
+      const contents = [this.#local, this.#source].map(async (device) => {
+        const content = new Uint8Array(Math.min(BLOCK_BYTES, this.#lengthBytes - at * BLOCK_BYTES));
+        await device.read(at * BLOCK_BYTES, content);
+        return content;
+      });
+      const [here, there] = await Promise.all(contents);
+      if (Buffer.compare(here!, there!) !== 0 && here!.some((byte) => byte !== 0))
+        throw new Violation(`block ${at} is not what was fetched, and is not marked as written`);
+    }
   }
 
   /** What a guest would read now, found out without leaving a trace. */
@@ -509,6 +586,8 @@ class Simulation {
     await this.#drained(this.#clone.read(this.#firstByte, content));
     this.#checkRead(0, content, startedAt);
     await this.#drained(this.#clone.finish());
+    await this.#checkAccounted();
+    await this.#checkUnwritten();
     if (this.#violation !== null) throw this.#violation;
     if (Buffer.compare(await this.#contentAfterCut(), content) !== 0) {
       throw new Violation('the finished clone differs from what was read of it');
@@ -575,6 +654,10 @@ class Simulation {
       close: () => device.close(),
     };
   }
+}
+
+async function digestNow(_offsetBytes: number, bytes: Uint8Array): Promise<Uint8Array> {
+  return createHash('sha256').update(bytes).digest();
 }
 
 /** Reads pass, changes are accepted and forgotten. */

@@ -7,6 +7,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { closedError } from '../block/range.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import { BufferPool } from './buffer-pool.ts';
+import type { FetchLog } from './fetch-log.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
 import {
   type Fetch,
@@ -45,6 +46,8 @@ export type FetcherOptions = {
   validity: ValidityMap;
   inFlight: InFlight;
   committer: BitCommitter;
+  /** Where the digests of what arrived are kept, before any bit rests on it; null: nowhere. */
+  log: FetchLog | null;
   clock: Clock;
   logger: Logger;
   /** What a fetch does whose read of the source failed: try again for as long as it takes, or pass the error on. */
@@ -249,16 +252,20 @@ export class Fetcher {
   }
 
   async #tryStore(fetch: Fetch): Promise<boolean> {
-    const { local, validity, committer, logger } = this.#options;
-    const results = await Promise.allSettled(
-      ownedRuns(fetch).map(async ({ first, end }) => {
+    const { local, validity, committer, log, logger } = this.#options;
+    // All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the rest.
+    const logged = log?.record(fetch.first, this.#content(fetch, fetch.first, fetch.end));
+    const results = await Promise.allSettled([
+      logged,
+      ...ownedRuns(fetch).map(async ({ first, end }) => {
         await local.write(first * BLOCK_BYTES, this.#content(fetch, first, end));
+        await logged;
         validity.setRange(first, end);
         committer.hydrated(first, end);
         // Local from here on: the guest may write there, and a second try for the others must not.
         release(fetch, first, end);
       }),
-    );
+    ]);
     const failed = results.find((result) => result.status === 'rejected');
     if (failed === undefined) {
       this.#storeError = null;

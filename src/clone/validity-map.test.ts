@@ -28,6 +28,15 @@ test(`a map answers as an array of booleans would (GODWIT_SEED=${seed})`, () => 
       assert.equal(map.firstAbsent(first, end), absent === -1 ? end : absent);
       assert.equal(map.firstPresent(first, end), present === -1 ? end : present);
       assert.equal(map.hasAll(first, end), absent === -1);
+      const bytes = [first * 4096 + 512 * random.below(8), end * 4096 - 512 * random.below(8)] as const;
+      if (bytes[0] < bytes[1]) {
+        const lengthBytes = bytes[1] - bytes[0];
+        assert.equal(map.mustFetch('read', bytes[0], lengthBytes), absent !== -1);
+        const cut = [bytes[0], bytes[1]].filter((byte) => byte % 4096 !== 0);
+        const fetched = cut.some((byte) => !model[Math.floor(byte / 4096)]);
+        assert.equal(map.mustFetch('write', bytes[0], lengthBytes), fetched);
+      }
+      assert.equal(map.mustFetch('read', first * 4096, 0), false);
       assert.equal(map.has(first), model[first]);
       assert.equal(map.presentCount, model.filter(Boolean).length);
     }

@@ -67,6 +67,19 @@ export class ValidityMap {
     return this.#find(first, end, 0);
   }
 
+  /** Whether a request has to wait for the source: a read of an absent block, or a write of a part of one. The range is inside the map. */
+  mustFetch(kind: 'read' | 'write', offsetBytes: number, lengthBytes: number): boolean {
+    if (lengthBytes === 0) return false;
+    const endBytes = offsetBytes + lengthBytes;
+    const first = Math.floor(offsetBytes / BLOCK_BYTES);
+    const end = Math.ceil(endBytes / BLOCK_BYTES);
+    if (kind === 'read') return !this.hasAll(first, end);
+    return (
+      (offsetBytes % BLOCK_BYTES !== 0 && !this.has(first)) ||
+      (endBytes % BLOCK_BYTES !== 0 && !this.has(end - 1))
+    );
+  }
+
   /** Marks [first, end). Call it when the data is in place, not before. Returns how many bits were new. */
   setRange(first: number, end: number): number {
     assert(first >= 0 && first <= end && end <= this.blockCount, 'the range is inside the map');

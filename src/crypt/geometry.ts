@@ -22,7 +22,7 @@ export type Luks2Geometry = {
   /** Of the volume key: 32 is AES-128, 64 is AES-256. */
   keyBytes: number;
   /** Those that open the volume. */
-  slots: readonly SlotGeometry[];
+  slots: SlotGeometry[];
 };
 
 export type SlotGeometry =

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { inspect } from 'node:util';
@@ -8,7 +8,7 @@ import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import { ExecKeyProvider, FileKeyProvider, MAX_KEY_BYTES } from './key-provider.ts';
 import { Secret } from './secret.ts';
 
-const REQUEST = { volumeId: 'vol-1', generation: 3 };
+const REQUEST = { volumeId: 'vol-1', generation: 3, keyGeneration: 1 };
 const unavailable = (part: string) => (error: unknown) =>
   isGodwitError(error, 'CRYPT_KEY_UNAVAILABLE') && error.message.includes(part);
 
@@ -105,3 +105,43 @@ async function untilGone(t: TestContext, pid: number): Promise<void> {
   while (!t.signal.aborted && existsSync(path) && !/\) Z /.test(readFileSync(path, 'utf8')))
     await new Promise((resolve) => setTimeout(resolve, 20));
 }
+
+test('a key file that is made: once, durably, for its owner alone, and beside the earlier keys', async (t) => {
+  const dir = scratchDir(t);
+  const own = new FileKeyProvider(join(dir, '{volume}.key'));
+  const first = await own.newKeyOf(REQUEST);
+  assert.match(first.bytes.toString(), /^[\w-]{43}$/);
+  assert.equal(statSync(join(dir, 'vol-1.key')).mode & 0o777, 0o600);
+  assert.deepEqual((await own.newKeyOf(REQUEST)).bytes, first.bytes);
+  assert.deepEqual((await own.keyOf(REQUEST)).bytes, first.bytes);
+  const later = { ...REQUEST, generation: 4, keyGeneration: 4 };
+  await assert.rejects(own.keyOf(later), unavailable('ENOENT'));
+  const second = await own.newKeyOf(later);
+  assert.notDeepEqual(second.bytes, first.bytes);
+  assert.deepEqual((await own.keyOf(later)).bytes, second.bytes);
+  assert.deepEqual((await own.keyOf(REQUEST)).bytes, first.bytes);
+
+  const shared = new FileKeyProvider(join(dir, 'shared'));
+  await assert.rejects(shared.newKeyOf(REQUEST), unavailable('ENOENT'));
+  writeFileSync(join(dir, 'shared'), 'of all', { mode: 0o600 });
+  assert.equal((await shared.newKeyOf(REQUEST)).bytes.toString(), 'of all');
+  assert.notEqual((await shared.newKeyOf(later)).bytes.toString(), 'of all');
+  assert.deepEqual(readdirSync(dir).sort(), ['shared', 'shared.vol-1.g4', 'vol-1.key', 'vol-1.key.g4']);
+  await assert.rejects(
+    new FileKeyProvider(join(dir, 'none', 'k')).newKeyOf(later),
+    unavailable('cannot be made'),
+  );
+});
+
+test('a key program is told which key, and whether to make it', async () => {
+  const provider = new ExecKeyProvider({
+    argv: [
+      'sh',
+      '-c',
+      'printf "%s %s %s" "$GODWIT_KEY_ACTION" "$GODWIT_VOLUME_GENERATION" "$GODWIT_KEY_GENERATION"',
+    ],
+  });
+  const request = { ...REQUEST, generation: 9, keyGeneration: 4 };
+  assert.equal((await provider.keyOf(request)).bytes.toString(), 'get 9 4');
+  assert.equal((await provider.newKeyOf(request)).bytes.toString(), 'create 9 4');
+});

@@ -1,5 +1,7 @@
 import { spawn } from 'node:child_process';
-import { open } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { access, link, open, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { Secret } from './secret.ts';
 
@@ -9,22 +11,34 @@ export type KeyRequest = {
   volumeId: string;
   /** The generation that is about to be opened: a provider can refuse one that is not this worker's. */
   generation: number;
+  /** Which key of the volume: the generation that it was made for. 1 is the first one; a move with another key makes the next. */
+  keyGeneration: number;
 };
 
 /** Where the keys of volumes come from. The bytes are a passphrase of LUKS2, taken as they are, a final newline too. */
 export interface KeyProvider {
   /** The caller disposes of the key. Rejects with `CRYPT_KEY_UNAVAILABLE` and `CRYPT_KEY_EXPOSED`. */
   keyOf(request: KeyRequest): Promise<Secret>;
+  /**
+   * A key that is durable where the provider keeps its keys when this resolves; the same one when it is asked again. Rejects as `keyOf` does.
+   */
+  newKeyOf(request: KeyRequest): Promise<Secret>;
 }
 
 /** A passphrase of cryptsetup is 512 characters at most when typed; a key file is this at most here. */
 export const MAX_KEY_BYTES = 8192;
 
 const VOLUME_ID = /^(?!\.)[A-Za-z0-9._-]{1,128}$/;
+/** Of a key that is made here: 43 characters of 6 random bits each. */
+const NEW_KEY_CHARACTERS = 43;
+const BASE64URL = Buffer.from('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_');
 
 /**
- * Keys in files, for development and for hosts that unseal a folder at boot. `{volume}` in the path stands for the id of the volume. A file that others can read is
- * refused (`CRYPT_KEY_EXPOSED`).
+ * Keys in files, for development and for hosts that unseal a folder at boot. `{volume}` in the path stands for the id of the volume; without it all volumes share their
+ * first key. A later key of a volume is beside its first one, in `PATH.gN`, or `PATH.VOLUME.gN` where that is shared. A file that others can
+ * read is refused (`CRYPT_KEY_EXPOSED`).
+ *
+ * New keys are 43 random characters of base64url, 258 bits. A first key that is shared is never made here.
  */
 export class FileKeyProvider implements KeyProvider {
   readonly #path: string;
@@ -33,9 +47,30 @@ export class FileKeyProvider implements KeyProvider {
     this.#path = path;
   }
 
+  async newKeyOf(request: KeyRequest): Promise<Secret> {
+    checkVolumeId(request);
+    if (request.keyGeneration > 1 || this.#path.includes('{volume}')) {
+      try {
+        await makeKeyFile(this.#pathOf(request));
+      } catch (error) {
+        throw unavailableError(
+          request,
+          `its key file cannot be made (${systemErrorCode(error) ?? 'unknown'})`,
+        );
+      }
+    }
+    return this.keyOf(request);
+  }
+
+  #pathOf({ volumeId, keyGeneration }: KeyRequest): string {
+    const first = this.#path.replaceAll('{volume}', volumeId);
+    if (keyGeneration === 1) return first;
+    return this.#path === first ? `${first}.${volumeId}.g${keyGeneration}` : `${first}.g${keyGeneration}`;
+  }
+
   async keyOf(request: KeyRequest): Promise<Secret> {
     checkVolumeId(request);
-    const path = this.#path.replaceAll('{volume}', request.volumeId);
+    const path = this.#pathOf(request);
     let file: Awaited<ReturnType<typeof open>>;
     try {
       file = await open(path, 'r');
@@ -80,8 +115,9 @@ export type ExecKeyProviderOptions = {
 };
 
 /**
- * Keys from a program: a client of Vault or a KMS, a TPM tool. It is told the volume in GODWIT_VOLUME_ID and GODWIT_VOLUME_GENERATION and prints the key, and nothing else, to its standard
- * output. What it prints elsewhere is thrown away, since it could hold the key (`sh -x`).
+ * Keys from a program: a client of Vault or a KMS, a TPM tool. It is told the volume in GODWIT_VOLUME_ID and GODWIT_VOLUME_GENERATION, which key of it in
+ * GODWIT_KEY_GENERATION, and what to do in GODWIT_KEY_ACTION: `get` that key, or `create` it where it is not there yet. It prints the key, and nothing else, to its
+ * standard output. What it prints elsewhere is thrown away, since it could hold the key (`sh -x`).
  */
 export class ExecKeyProvider implements KeyProvider {
   readonly #options: ExecKeyProviderOptions;
@@ -90,7 +126,15 @@ export class ExecKeyProvider implements KeyProvider {
     this.#options = options;
   }
 
-  async keyOf(request: KeyRequest): Promise<Secret> {
+  keyOf(request: KeyRequest): Promise<Secret> {
+    return this.#ask('get', request);
+  }
+
+  newKeyOf(request: KeyRequest): Promise<Secret> {
+    return this.#ask('create', request);
+  }
+
+  async #ask(action: 'get' | 'create', request: KeyRequest): Promise<Secret> {
     checkVolumeId(request);
     const [program, ...args] = this.#options.argv;
     const deadlineMs = this.#options.deadlineMs ?? 10_000;
@@ -104,6 +148,8 @@ export class ExecKeyProvider implements KeyProvider {
           ...(this.#options.environment ?? process.env),
           GODWIT_VOLUME_ID: request.volumeId,
           GODWIT_VOLUME_GENERATION: `${request.generation}`,
+          GODWIT_KEY_ACTION: action,
+          GODWIT_KEY_GENERATION: `${request.keyGeneration}`,
         },
       });
       const fail = (problem: string) => {
@@ -161,6 +207,42 @@ class KeyCollector {
 
   dispose(): void {
     this.#bytes.fill(0);
+  }
+}
+
+/** Whole and durable, or not there; one that is there already stays. */
+async function makeKeyFile(path: string): Promise<void> {
+  if (
+    await access(path).then(
+      () => true,
+      () => false,
+    )
+  )
+    return;
+  const temporary = `${path}.new-${randomBytes(6).toString('hex')}`;
+  // Never a string, which could not be overwritten.
+  const text = randomBytes(NEW_KEY_CHARACTERS);
+  for (const [index, byte] of text.entries()) text[index] = BASE64URL[byte % 64]!;
+  try {
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      await file.writeFile(text);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await link(temporary, path).catch((error: unknown) => {
+      if (systemErrorCode(error) !== 'EEXIST') throw error;
+    });
+  } finally {
+    text.fill(0);
+    await rm(temporary, { force: true });
+  }
+  const folder = await open(dirname(path), 'r');
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
   }
 }
 

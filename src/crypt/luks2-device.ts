@@ -171,12 +171,20 @@ export class Luks2Device implements BlockDevice {
   }
 }
 
-/** Whole sectors, in place: runs of them at once, and sectors of zeros are left as they are. */
-export function decryptSectors(cipher: XtsCipher, bytes: Uint8Array, firstTweak: number): void {
+/** Whole sectors, in place: runs of them at once. Sectors of zeros are left as they are; `onZeros` is told where each begins. */
+export function decryptSectors(
+  cipher: XtsCipher,
+  bytes: Uint8Array,
+  firstTweak: number,
+  onZeros?: (at: number) => void,
+): void {
   const { sectorBytes } = cipher;
   let start = 0;
   for (let at = 0; at <= bytes.length; at += sectorBytes) {
-    if (at < bytes.length && !isZeros(bytes, at, sectorBytes)) continue;
+    if (at < bytes.length) {
+      if (!isZeros(bytes, at, sectorBytes)) continue;
+      onZeros?.(at);
+    }
     if (start < at) {
       const run = start === 0 && at === bytes.length ? bytes : bytes.subarray(start, at);
       cipher.decrypt(run, run, firstTweak + start / TWEAK_BYTES);
@@ -186,7 +194,7 @@ export function decryptSectors(cipher: XtsCipher, bytes: Uint8Array, firstTweak:
 }
 
 /** Ciphertext is noise: nearly always the first byte already tells. */
-function isZeros(bytes: Uint8Array, start: number, lengthBytes: number): boolean {
+export function isZeros(bytes: Uint8Array, start: number, lengthBytes: number): boolean {
   const end = start + lengthBytes;
   for (let at = start; at < end; at++) if (bytes[at] !== 0) return false;
   return true;

@@ -11,6 +11,7 @@ import {
   startTarget,
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
+import { reset } from '../../test/support/reset.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -472,7 +473,7 @@ async function throwAt(
     if (socket.destroyed) break;
     socket.write(bytes.subarray(at, at + pieceBytes));
   }
-  if (rude) socket.write('', () => socket.resetAndDestroy());
+  if (rude) socket.write('', () => reset(socket));
   else socket.end();
   await closed;
 }

@@ -1,10 +1,12 @@
-# First program inside the namespaces of a machine, run as: sh jail-init.sh JAIL HOSTNAME NETWORK DIRECTORY CGROUPS FOLDERS COMMAND...
+# First program inside the namespaces of a machine, run as:
+#     sh jail-init.sh JAIL HOSTNAME NETWORK DIRECTORY CGROUPS FOLDERS DEVICES COMMAND...
 #
 #   JAIL       folder of the host; the machine's tmpfs is mounted over it. Beside it: JAIL.fstab.overlay, JAIL.fstab.bind
 #   NETWORK    host or none
 #   DIRECTORY  in which the command starts, as the machine sees it
 #   CGROUPS    one cgroup.procs file a line
 #   FOLDERS    made in the tmpfs, one a line, relative
+#   DEVICES    of the host, copied to the machine's /dev, one a line
 #   COMMAND    the rest: what this script becomes
 #
 # It runs with the host's own environment and programs; those of the machine come in only at the last line. Descriptor 3 is a
@@ -15,8 +17,8 @@ set -eu
 umask 022
 step='reading its arguments'
 trap 'echo "error $step" >&3' EXIT
-jail=$1 hostname=$2 network=$3 directory=$4 cgroups=$5 folders=$6
-shift 6
+jail=$1 hostname=$2 network=$3 directory=$4 cgroups=$5 folders=$6 devices=$7
+shift 7
 root=$jail/root
 
 step='joining the cgroups'
@@ -42,6 +44,7 @@ mount -n -t tmpfs -o mode=755 tmpfs "$jail"
 cd "$jail"
 # shellcheck disable=SC2086 # split at newlines on purpose
 mkdir -p $folders
+for device in $devices; do cp -a "$device" "${device#/}"; done
 unset IFS
 cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fd /dev/stdin /dev/stdout /dev/stderr dev/
 if mount -n -t overlay -o "lowerdir=/,upperdir=$jail/upper,workdir=$jail/work" overlay "$root"; then

@@ -23,10 +23,12 @@ const plan: JailPlan = {
   network: 'none',
   workingDirectory: '/srv',
   hostFolders: ['/tmp/app'],
+  devices: ['/dev/kvm', '/dev/net/tun'],
   hidden: ['/var/lib/godwit', '/tmp/fleet'],
   ownFilesystems: ['/var'],
   resolverFolder: null,
   volume: { source: '/run/gw/m/fs', place: '/data/my files' },
+  nbdFolder: null,
   cgroupProcs: ['/a/cgroup.procs', '/b/cgroup.procs'],
 };
 const tools = { sh: '/bin/sh', unshare: 'u', nsenter: '/n', setpriv: '/s', env: '/e', tini: '/t' };
@@ -40,6 +42,11 @@ test('the mounts of a jail: volume last, spaces escaped, fleet folders hidden', 
   assert.ok(!lines.some((line) => line.includes('fleet')), '/tmp is empty anyway');
   assert.ok(lines.includes('/tmp/app /run/gw/m/jail/root/tmp/app none bind,ro,X-mount.mkdir'));
   assert.match(lines[0]!, /^overlay .*root\/var overlay lowerdir=\/var,upperdir=/);
+  const withSocket = jailFstab({ ...plan, nbdFolder: '/run/gw/m/nbd' }, 'overlay')
+    .trimEnd()
+    .split('\n');
+  assert.deepEqual(withSocket.slice(0, -1), lines);
+  assert.match(withSocket.at(-1)!, /^\/run\/gw\/m\/nbd \/run\/gw\/m\/jail\/root\/run\/godwit none bind,ro,/);
   assert.match(jailFstab(plan, 'bind'), /^\/var \/run\/gw\/m\/jail\/root\/var none bind\n/);
 });
 
@@ -47,6 +54,13 @@ test('the environment of the machine reaches only the machine, and its own netwo
   const account = resolveAccount('postgres', passwd);
   const args = jailArguments(plan, tools, account, { LD_PRELOAD: '/evil.so' }, ['cmd', 'arg']);
   assert.ok(args.includes('--net'));
+  assert.ok(args.includes('/dev/kvm\n/dev/net/tun'));
+  assert.ok(
+    args
+      .find((arg) => arg.startsWith('upper\n'))!
+      .split('\n')
+      .includes('dev/net'),
+  );
   assert.deepEqual(args.slice(args.indexOf('/s'), args.indexOf('/s') + 4), [
     '/s',
     '--reuid=105',
@@ -125,6 +139,7 @@ test('mount paths lose their symbolic links and stay out of the places of the ja
     '/run/',
     '/a/../run',
     '/run/.host',
+    '/run/godwit/x',
   ]) {
     assert.throws(
       () => resolveMountPath(path),

@@ -11,12 +11,13 @@ import { findProgram } from './program.ts';
  * host's root whose upper side is a tmpfs that is gone after the stop. Only the volume, at its mount path, stays.
  *
  *   /            overlay: host's / below, tmpfs above (charged to the memory of the machine)
- *   /dev         null zero full random urandom tty, pts and shm of its own
+ *   /dev         null zero full random urandom tty, pts and shm of its own, and the devices that the configuration names
  *   /proc /sys   of its own namespaces; /sys read-only
  *   /tmp /run    empty tmpfs
  *   <folders>    read-only, those that the configuration names
  *   <hidden>     empty tmpfs over the fleet's own folders
  *   <mountPath>  the filesystem of the volume
+ *   /run/godwit  disk.sock, the volume as an NBD export, where the configuration asks for it
  *
  * This file decides (pure); jail-init.sh does, in as few programs as can be, because a start is part of the interruption of a move.
  */
@@ -28,6 +29,8 @@ export type JailPlan = {
   workingDirectory: string;
   /** Folders of the host that the machine sees read-only, without symbolic links. */
   hostFolders: readonly string[];
+  /** Character devices of the host that the machine sees too. */
+  devices: readonly string[];
   /** Folders of the host that the machine sees empty. */
   hidden: readonly string[];
   /** Folders below / that are filesystems of their own on this host, so that the overlay of / does not show them. */
@@ -36,6 +39,8 @@ export type JailPlan = {
   resolverFolder: string | null;
   /** `place` is absolute, without symbolic links. */
   volume: { source: string; place: string } | null;
+  /** Folder of the host with the NBD socket of the volume. */
+  nbdFolder: string | null;
   cgroupProcs: readonly string[];
 };
 
@@ -108,6 +113,7 @@ const SCRIPT = fileURLToPath(new URL('jail-init.sh', import.meta.url));
 /** Folders that distributions put on filesystems of their own. */
 const PLACES_OF_OWN = ['/usr', '/usr/local', '/etc', '/opt', '/var', '/var/lib', '/var/log', '/home', '/srv'];
 /** Places that a jail makes anew; a volume cannot be mounted over them. */
+const NBD_PLACE = '/run/godwit';
 const RESERVED_PLACES = ['/', '/proc', '/sys', '/dev', '/dev/shm', '/dev/pts', '/run', '/tmp'];
 
 export function ownFilesystems(table: readonly MountEntry[]): string[] {
@@ -154,6 +160,10 @@ export function jailFstab(plan: JailPlan, root: 'overlay' | 'bind'): string {
   if (plan.volume !== null) {
     lines.push([plan.volume.source, inside(plan.volume.place), 'none', 'bind,X-mount.mkdir']);
   }
+  if (plan.nbdFolder !== null) {
+    // The folder and not the socket, which is another one after every restart of the volume server. Read-only does not keep from connecting.
+    lines.push([plan.nbdFolder, inside(NBD_PLACE), 'none', 'bind,ro,nosuid,nodev,noexec,X-mount.mkdir']);
+  }
   return `${lines.map((fields) => fields.map(escapeFstab).join(' ')).join('\n')}\n`;
 }
 
@@ -167,12 +177,13 @@ export function jailArguments(
 ): string[] {
   const folders = ['upper', 'work', 'root', 'dev/pts'];
   for (const index of plan.ownFilesystems.keys()) folders.push(`upper${index}`, `work${index}`);
+  folders.push(...plan.devices.map((device) => dirname(device.slice(1))));
   return [
     ...['--mount', '--pid', '--uts', '--ipc', ...(plan.network === 'none' ? ['--net'] : [])],
     // slave: an unmount on the host reaches the machine where the host's mounts are shared.
     ...['--propagation', 'slave', '--fork', '--kill-child', '--', tools.sh, SCRIPT],
     ...[plan.jailDir, plan.hostname, plan.network, plan.workingDirectory],
-    ...[plan.cgroupProcs.join('\n'), folders.join('\n')],
+    ...[plan.cgroupProcs.join('\n'), folders.join('\n'), plan.devices.join('\n')],
     ...asAccount(tools, account, environment),
     ...(tools.tini === null ? [] : [tools.tini, '--']),
     ...command,
@@ -284,7 +295,7 @@ export function resolveMountPath(mountPath: string): string {
   const place = join(realpathSync(existing), rest).replace(/(.)\/+$/, '$1');
   const reserved =
     RESERVED_PLACES.includes(place) ||
-    ['/proc', '/sys', '/run/.host'].some((taken) => isWithin(place, taken));
+    ['/proc', '/sys', '/run/.host', NBD_PLACE].some((taken) => isWithin(place, taken));
   if (!mountPath.startsWith('/') || reserved || mountPath.includes('\0')) {
     throw new GodwitError('MACHINE_BAD_MOUNT_PATH', `a volume cannot be mounted at ${mountPath}`, {
       values: { mountPath },
@@ -296,12 +307,42 @@ export function resolveMountPath(mountPath: string): string {
 
 /**
  * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
- * `MACHINE_BAD_HOST_FOLDER`.
+ * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`.
  */
 export function checkHostCanRun(config: MachineConfig): void {
   readAccount(config.user);
-  if (config.volume !== undefined) resolveMountPath(config.volume.mountPath);
+  const { volume } = config;
+  if (volume?.mountPath !== undefined) resolveMountPath(volume.mountPath);
+  else if (volume !== undefined && volume.nbd !== true) {
+    throw new GodwitError(
+      'MACHINE_VOLUME_OUT_OF_REACH',
+      'the machine has a volume, and no way to get at it',
+      {
+        values: { volumeId: volume.volumeId },
+        nextAction: 'Give `mountPath` to have its filesystem mounted, or `nbd: true` for a socket.',
+      },
+    );
+  }
   resolveHostFolders(config.hostFolders ?? []);
+  resolveDevices(config.devices ?? []);
+}
+
+/** Rejects `MACHINE_BAD_DEVICE` for what is not a character device of this host. */
+export function resolveDevices(devices: readonly string[]): readonly string[] {
+  for (const device of devices) {
+    const isDevice =
+      device.startsWith('/dev/') &&
+      !/[\0\n]/.test(device) &&
+      existsSync(device) &&
+      realpathSync(device) === device &&
+      statSync(device).isCharacterDevice();
+    if (isDevice) continue;
+    throw new GodwitError('MACHINE_BAD_DEVICE', `${device} is not a character device of this host`, {
+      values: { device },
+      nextAction: 'Name devices below /dev that exist on every host of the fleet.',
+    });
+  }
+  return devices;
 }
 
 /** Rejects `MACHINE_BAD_HOST_FOLDER` for what is not a folder of this host, or a place that a machine has of its own. */

@@ -115,6 +115,40 @@ test('a volume belongs to one machine, and is free again after it', { skip }, as
   assert.equal(volumes.owners.get('v_1'), null);
 });
 
+test('a volume that is not mounted is had through a socket, and needs no filesystem', { skip }, async (t) => {
+  const { dir, open, volumes } = await fixture(t);
+  volumes.owners.set('v_raw', null);
+  const manager = await open();
+  const config = (volume: object) => machineConfig(SLEEP, { volume: { volumeId: 'v_raw', ...volume } });
+  await refuses(manager.create({ name: 'a', config: config({}) }), 'MACHINE_VOLUME_OUT_OF_REACH');
+  await refuses(manager.create({ name: 'a', config: config({ nbd: false }) }), 'MACHINE_VOLUME_OUT_OF_REACH');
+  await refuses(
+    manager.create({ name: 'a', config: config({ nbd: true, mountPath: '/data' }) }),
+    'MACHINE_VOLUME_WITHOUT_FILESYSTEM',
+  );
+  await refuses(
+    manager.create({ name: 'a', config: { ...config({ nbd: true }), user: 'nobody-here' } }),
+    'MACHINE_UNKNOWN_USER',
+  );
+  await manager.create({ name: 'a', config: config({ nbd: true }) });
+  await refuses(manager.start('a'), 'TEST_NO_ATTACH');
+
+  const deep = await MachineManager.open({
+    store: await MachineStore.open(join(dir, 'deep')),
+    volumes,
+    // Just short enough for the socket of the shim, and not for that of the volume.
+    runtimeRoot: join(dir, 'x'.repeat(107 - dir.length - '//m_/shim.sock'.length - 26)),
+    hidden: [],
+    clock: systemClock,
+    random: systemRandom,
+    logger: silentLogger,
+  });
+  volumes.owners.set('v_raw', null);
+  await refuses(deep.create({ name: 'b', config: config({ nbd: true }) }), 'MACHINE_PATH_TOO_LONG');
+  assert.equal(volumes.owners.get('v_raw'), null);
+  await deep.create({ name: 'b', config: machineConfig(SLEEP) });
+});
+
 test('a new worker finds what runs, starts what should run, leaves the rest', { skip }, async (t) => {
   const { dir, open } = await fixture(t);
   const first = await open();

@@ -10,6 +10,7 @@ import type { Random } from '../base/random.ts';
 import type { MachineConfig } from './config.ts';
 import { checkHostCanRun } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';
+import { nbdSocketPath, withNbdSocket } from './nbd-socket.ts';
 import { isAlive } from './process-identity.ts';
 import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
 import { findShim, ShimClient, startShim } from './shim-client.ts';
@@ -95,21 +96,20 @@ export class MachineManager {
   }
 
   /**
-   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_UNKNOWN_USER`,
-   * `MACHINE_VOLUME_WITHOUT_FILESYSTEM`, and what the volume room says of the volume.
+   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, with what `checkHostCanRun` rejects, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`,
+   * and what the volume room says of the volume.
    */
   async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
     const { clock, random, volumes, store } = this.#options;
     const { name, config } = request;
     return this.#exclusively(`name:${name}`, async () => {
       this.#refuseTakenName(name);
-      checkHostCanRun(config);
-      if (config.volume !== undefined) {
-        await this.#filesystemOf(config.volume.volumeId);
-      }
+      const id = `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`;
+      this.checkHostCanRun(id, config);
+      if (config.volume?.mountPath !== undefined) await this.#filesystemOf(config.volume.volumeId);
       const record: MachineRecord = {
         formatVersion: 1,
-        id: `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`,
+        id,
         name,
         config,
         desired: 'stopped',
@@ -126,6 +126,15 @@ export class MachineManager {
       this.#records.set(record.id, record);
       return record;
     });
+  }
+
+  /**
+   * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`,
+   * `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`.
+   */
+  checkHostCanRun(machineId: string, config: MachineConfig): void {
+    checkHostCanRun(config);
+    if (config.volume?.nbd === true) nbdSocketPath(this.runtimeDir(machineId));
   }
 
   /** Takes a machine in that came by a move (its id, name and configuration are given). Idempotent; replaces the record of the same id. */
@@ -377,13 +386,13 @@ export class MachineManager {
     const { config } = record;
     const client = await this.ensureShim(record.id);
     if (config.volume !== undefined) {
-      const { volumeId } = config.volume;
-      const filesystem = await this.#filesystemOf(volumeId);
+      const { volumeId, mountPath } = config.volume;
+      const filesystem = mountPath === undefined ? null : await this.#filesystemOf(volumeId);
       const { volume } = await client.call('status', {});
-      if (volume?.mounted !== true) {
+      if (filesystem === null ? volume === null : volume?.mounted !== true) {
         const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
-        await client.call('volume.open', { spec });
-        await client.call('fs.mount', { filesystem });
+        await client.call('volume.open', { spec: withNbdSocket(spec, config, this.runtimeDir(record.id)) });
+        if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }
     }
     await client.call('workload.start', { machineId: record.id, name: record.name, config });

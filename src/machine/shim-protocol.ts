@@ -10,7 +10,7 @@ import type { MachineConfig } from './config.ts';
 export type ShimOps = {
   status: { args: Record<string, never>; result: ShimStatus };
 
-  /** FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`). */
+  /** FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`; a guest that comes through NBD). */
   'volume.open': {
     args: { spec: VolumeServerSpec };
     result: { loopDevice: string | null; exportPort: number | null };
@@ -99,4 +99,7 @@ export const SHIM_FILES = {
   workloadLog: 'machine.log',
   filesystem: 'fs',
   fuse: 'fuse',
+  /** Folder with nothing in it but the NBD socket of the volume; the machine sees it as /run/godwit. */
+  nbd: 'nbd',
+  nbdSocket: 'disk.sock',
 } as const;

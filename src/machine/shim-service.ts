@@ -63,9 +63,9 @@ export class ShimService {
     status: async () => this.status(),
     'volume.open': ({ spec }) =>
       this.#volumeOp(async () => {
-        // The next volume of a shim may be of the other plane.
+        // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server, whatever the worker's plane.
         if (!this.#volume?.status())
-          this.#volume = await this.#options.makeVolume(spec.plane, {
+          this.#volume = await this.#options.makeVolume(spec.nbd ? undefined : spec.plane, {
             onChange: () => this.changed(),
             onEvent: (event, data) => this.#options.emit('volume', { event, data }),
           });
@@ -103,17 +103,20 @@ export class ShimService {
         return {};
       }),
     'workload.prepare': async (args) => {
-      if (args.config.volume !== undefined) await this.#volumeOp(() => this.#filesystem.makePlace());
+      if (args.config.volume?.mountPath !== undefined)
+        await this.#volumeOp(() => this.#filesystem.makePlace());
       await this.#options.workload.prepare(args);
       return {};
     },
     'workload.start': async (args) => {
-      if (args.config.volume !== undefined && !this.#filesystem.mounted) {
+      const { volume } = args.config;
+      if (volume?.mountPath !== undefined && !this.#filesystem.mounted) {
         throw new GodwitError('MACHINE_FS_NOT_MOUNTED', 'the machine has a volume that is not mounted', {
           values: { machineId: args.machineId },
           nextAction: 'Open the volume and mount its filesystem first.',
         });
       }
+      if (volume !== undefined && volume.mountPath === undefined && !this.#volume?.status()) throw noVolume();
       return this.#options.workload.start(args);
     },
     'workload.stop': (args) => this.#options.workload.stop(args),

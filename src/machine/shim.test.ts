@@ -79,6 +79,8 @@ test('wrong questions get typed errors', { skip }, async (t) => {
   await refused('workload.exec' as never, { command: ['x'], timeoutMs: 1 }, 'MACHINE_NOT_RUNNING');
   const withVolume = machine(SLEEP, { volume: { volumeId: 'v', mountPath: '/data' } });
   await refused('workload.start' as never, withVolume, 'MACHINE_FS_NOT_MOUNTED');
+  const withSocket = machine(SLEEP, { volume: { volumeId: 'v', nbd: true } });
+  await refused('workload.start' as never, withSocket, 'MACHINE_NO_VOLUME');
   await client.call('volume.close', {});
   await client.call('fs.unmount', {});
   await client.call('fs.sync', {});

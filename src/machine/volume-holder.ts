@@ -1,5 +1,5 @@
-import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, mkdir } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type FuseMount, mountFuse, unmountFuse } from '../attach/fuse-mount.ts';
 import { attachLoop, detachLoop } from '../attach/loop.ts';
@@ -29,7 +29,7 @@ type Opened = { supervisor: VolumeSupervisor; fuse: FuseMount | null; loopDevice
 
 /**
  * The one volume of a shim: FUSE connection, volume server under its supervisor, loop device, made in this order and taken away in the order
- * that lets the server write everything: loop device, FUSE mount, server.
+ * that lets the server write everything: loop device, FUSE mount, server. A guest that comes through NBD needs the server only.
  */
 export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
   const { runtimeDir, clock, logger } = options;
@@ -51,7 +51,12 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
   async function open(spec: VolumeServerSpec): Promise<Opened> {
     const fuseDir = join(runtimeDir, SHIM_FILES.fuse);
     let fuse: FuseMount | null = null;
-    if (spec.role === 'attach') {
+    if (spec.nbd) {
+      // The machine comes in here without the folders above it, and may be any user; the socket says who may connect.
+      await mkdir(dirname(spec.nbd.path), { recursive: true });
+      await chmod(dirname(spec.nbd.path), 0o755);
+    }
+    if (spec.role === 'attach' && spec.nbd?.client !== 'guest') {
       await mkdir(fuseDir, { recursive: true });
       fuse = await mountFuse({ dir: fuseDir, name: `godwit-${spec.volumeId}` });
     }

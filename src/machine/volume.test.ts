@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
@@ -8,7 +8,7 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { attachSpec, isDataLocked, VolumeStore } from '../volume/index.ts';
+import { attachSpec, type FreeMapReport, isDataLocked, VolumeStore } from '../volume/index.ts';
 import { MachineManager } from './manager.ts';
 import { readMountTable } from './mount-table.ts';
 import { identifyProcess } from './process-identity.ts';
@@ -43,12 +43,22 @@ async function fixture(t: TestContext) {
     random: systemRandom,
     logger: silentLogger,
   });
-  const create = async (name: string, filesystem: 'ext4' | 'xfs' = 'ext4', mib = 64) => {
+  const create = async (
+    name: string,
+    filesystem: 'ext4' | 'xfs' | 'none' = 'ext4',
+    mib = 64,
+    place: { mountPath?: string; nbd?: boolean } = { mountPath: '/data' },
+  ) => {
     const volume = await store.create({ name, lengthBytes: mib * 1024 * 1024, filesystem });
-    const config = machineConfig(SLEEP, { volume: { volumeId: volume.id, mountPath: '/data' } });
+    const user = place.nbd ? { user: 'nobody' } : {};
+    const config = machineConfig(SLEEP, { volume: { volumeId: volume.id, ...place }, ...user });
     return { volume, machine: await manager.create({ name, config }) };
   };
   return { dir, store, manager, create };
+}
+
+function isLocked(store: VolumeStore, volumeId: string): boolean {
+  return isDataLocked(join(store.folder(volumeId), 'data.raw'));
 }
 
 /** No mount, loop device or lock of the test's folder is left. */
@@ -89,7 +99,7 @@ for (const filesystem of ['ext4', 'xfs'] as const) {
     assert.equal((await manager.show('db')).shim?.volume?.mounted, true, 'a stop leaves the volume attached');
     await manager.release('db');
     assertNothingHeld(dir);
-    assert.equal(await isDataLocked(store.folder(volume.id)), false);
+    assert.equal(isLocked(store, volume.id), false);
     await manager.start('db');
     assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'precious\n');
     await manager.destroy('db', { force: true });
@@ -137,7 +147,7 @@ test('the steps of a move, one by one: sync, stop, unmount, seal, close', { skip
   await client.call('fs.unmount', {});
   await client.call('fs.unmount', {});
   await client.call('volume.command', { op: 'seal', args: {} });
-  assert.equal(await isDataLocked(store.folder(volume.id)), false, 'sealed: the lock is free for others');
+  assert.equal(isLocked(store, volume.id), false, 'sealed: the lock is free for others');
   await client.call('volume.close', {});
   await client.call('volume.close', {});
   assert.equal((await client.call('status', {})).volume, null);
@@ -208,4 +218,83 @@ test('a killed shim with a volume in use: all of it is ended, and the machine st
   assert.equal(identifyProcess(shim!.workload!.pid!), null);
   await manager.start('db');
   assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'synced\n');
+});
+
+const URI = 'nbd+unix:///disk?socket=/run/godwit/disk.sock';
+const qemuIo = (...commands: string[]) => [
+  'qemu-io',
+  ...['-f', 'raw', ...commands.flatMap((command) => ['-c', command]), URI],
+];
+
+test('a machine has its volume as a socket, for reading and writing, and nothing mounted', {
+  skip: skip || requires('qemu-io', 'nbdinfo'),
+}, async (t) => {
+  const { dir, store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('vm', 'none', 64, { nbd: true });
+  await manager.start('vm');
+  const run = async (...command: string[]) => {
+    const { exitCode, stdout, stderr } = await manager.exec('vm', command, 20_000);
+    assert.equal(exitCode, 0, stdout + stderr);
+    return stdout;
+  };
+  const nobody = await run('id', '-u');
+  assert.equal(await run('stat', '-c', '%a %u %F', '/run/godwit/disk.sock'), `600 ${nobody.trim()} socket\n`);
+  const [info] = JSON.parse(await run('nbdinfo', '--json', URI)).exports;
+  assert.deepEqual([info['export-size'], info.is_read_only], [volume.lengthBytes, false]);
+  assert.equal(info.description, `${volume.id}.1`);
+  await run(...qemuIo('write -P 7 0 1M', 'flush'));
+  const { shim } = await manager.show('vm');
+  assert.deepEqual([shim?.volume?.loopDevice, shim?.volume?.mounted], [null, false]);
+  await manager.stop('vm');
+  assert.equal(isLocked(store, volume.id), true, 'a stop leaves the volume attached');
+  await manager.release('vm');
+  assert.equal(isLocked(store, volume.id), false);
+  assertNothingHeld(dir);
+
+  await manager.start('vm');
+  await run(...qemuIo('read -P 7 0 1M', 'write -P 8 0 1M'));
+  const running = (await manager.show('vm')).shim!;
+  process.kill(running.shimPid, 'SIGKILL');
+  await until(async () => (await manager.client(machine.id)) === null);
+  await manager.shutdownShim(machine.id);
+  for (const pid of [running.volume!.serverPid!, running.workload!.pid!])
+    assert.equal(identifyProcess(pid), null);
+  assert.equal(isLocked(store, volume.id), false);
+  await manager.start('vm');
+  await run(...qemuIo('read -P 8 0 1M'));
+});
+
+test('what a guest uses of its disk is not read from a filesystem that may have been there before', {
+  skip: skip || requires('qemu-io'),
+}, async (t) => {
+  const { store, manager, create } = await fixture(t);
+  const { volume, machine } = await create('vm', 'ext4', 64, { nbd: true });
+  await manager.start('vm');
+  // As a partition table and the start of a partition would, it leaves the old filesystem as it is.
+  const written = await manager.exec('vm', qemuIo('write -P 7 0 512', 'write -P 7 48M 1M'), 20_000);
+  assert.equal(written.exitCode, 0, written.stderr);
+  const client = (await manager.client(machine.id))!;
+  await client.call('workload.stop', {});
+  await store.apply(volume.id, { kind: 'seal', generation: 1 });
+  await client.call('volume.command', { op: 'seal', args: {} });
+  const report = await client.call('volume.command', { op: 'free-map', args: { filesystem: 'ext4' } });
+  const { unusedBytes, reason } = report as FreeMapReport;
+  assert.deepEqual([unusedBytes, reason?.code], [0, 'VOLUME_DISK_OF_GUEST']);
+  assert.equal(existsSync(join(store.folder(volume.id), 'free.map')), false);
+});
+
+test('beside its mounted filesystem a machine has its volume as a socket for reading', {
+  skip: skip || requires('qemu-io', 'nbdinfo', 'nbdcopy'),
+}, async (t) => {
+  const { dir, manager, create } = await fixture(t);
+  await create('db', 'ext4', 64, { mountPath: '/data', nbd: true });
+  await manager.start('db');
+  const [info] = JSON.parse((await manager.exec('db', ['nbdinfo', '--json', URI], 20_000)).stdout).exports;
+  assert.equal(info.is_read_only, true);
+  assert.notEqual((await manager.exec('db', qemuIo('write -P 7 0 1M'), 20_000)).exitCode, 0);
+  // The kernel writes the mount's time and counts to the superblock at once, at byte 1024.
+  const magic = await manager.exec('db', ['sh', '-c', `nbdcopy ${URI} - | od -An -tx2 -j1080 -N2`], 20_000);
+  assert.equal(magic.stdout.trim(), 'ef53', magic.stderr);
+  await manager.destroy('db', { force: true });
+  assertNothingHeld(dir);
 });

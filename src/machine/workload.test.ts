@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -85,6 +86,19 @@ test('nothing that it writes outside its volume reaches the host, and the volume
     'the throw-away root is new after a stop',
   );
   assert.equal((await run(workload, `cat "${volume.mountPath}/from-machine"`)).stdout, 'back\n');
+});
+
+test('a machine sees the devices that it was given, as they are on the host', {
+  skip: skip || requires('/dev/loop-control', '/dev/net/tun'),
+}, async (t) => {
+  const { workload } = testWorkload(t);
+  await start(workload, machineConfig(SLEEP, { devices: ['/dev/net/tun'] }));
+  const stat = "stat -c '%F %t:%T %a %u %g' /dev/net/tun";
+  const seen = await run(
+    workload,
+    `${stat}; (: <>/dev/net/tun) && echo opens; ls /dev/loop-control 2>/dev/null`,
+  );
+  assert.equal(seen.stdout, `${execFileSync('sh', ['-c', stat])}opens\n`);
 });
 
 test('a machine keeps no copy of the mounts of its host', { skip }, async (t) => {
@@ -231,6 +245,8 @@ test('limits of processes and what a bad configuration says', { skip }, async (t
   await refused({ user: 'nobody-here' }, 'MACHINE_UNKNOWN_USER');
   await refused({ workingDirectory: '/no/such/folder' }, 'MACHINE_START_FAILED');
   await refused({ volume: { volumeId: 'v', mountPath: '/proc' } }, 'MACHINE_BAD_MOUNT_PATH');
+  for (const device of ['/dev/not-there', '/dev/../etc/passwd', '/dev/stdin', '/etc/passwd', '/dev/pts'])
+    await refused({ devices: [device] }, 'MACHINE_BAD_DEVICE');
   assert.match(logOf(runtimeDir), /entering the working directory/);
   await start(workload, { ...machineConfig(''), command: ['no-such-program'] });
   await until(() => workload.status?.state === 'exited');

@@ -19,6 +19,7 @@ import {
   machineEnvironment,
   ownFilesystems,
   readAccount,
+  resolveDevices,
   resolveHostFolders,
   resolveMountPath,
   resolverFolder,
@@ -124,7 +125,7 @@ export class Workload {
 
   /**
    * Starts the machine; answers at once when it runs already. Rejects `MACHINE_START_FAILED`, `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
-   * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
+   * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
    */
   start(subject: Subject): Promise<{ startedAtMs: number }> {
     return this.#exclusively(async () => {
@@ -320,16 +321,18 @@ export class Workload {
       network: config.network,
       workingDirectory: config.workingDirectory ?? '/',
       hostFolders: resolveHostFolders(config.hostFolders ?? []),
+      devices: resolveDevices(config.devices ?? []),
       hidden: this.#options.hidden,
       ownFilesystems: ownFilesystems(readMountTable()),
       resolverFolder: config.network === 'host' ? resolverFolder() : null,
       volume:
-        config.volume === undefined
+        config.volume?.mountPath === undefined
           ? null
           : {
               source: join(runtimeDir, SHIM_FILES.filesystem),
               place: resolveMountPath(config.volume.mountPath),
             },
+      nbdFolder: config.volume?.nbd === true ? join(runtimeDir, SHIM_FILES.nbd) : null,
       cgroupProcs: this.cgroup.procsFiles,
     };
     return {

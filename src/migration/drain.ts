@@ -29,6 +29,8 @@ export type DrainMachineView = {
   usedBytes: number;
   hydrationMs: number | null;
   blocksFetchedTwice: number;
+  bytesAvoided: number | null;
+  root: string | null;
   reason: string | null;
   nextAction: string | null;
 };
@@ -98,7 +100,7 @@ export function machineView(
   const hydration = status?.hydration ?? null;
   const ended = run !== null && run.endedAtMs !== null;
   const undone = ended && run.state !== 'done';
-  const reason = obstacle?.error ?? (undone ? run.error : null);
+  const reason = obstacle?.error ?? (undone ? run.error : ended ? null : (output.disputed ?? null));
   const { activated, hydrated } = status?.timesMs ?? { activated: null, hydrated: null };
   return {
     machineId: machine.machineId,
@@ -117,6 +119,8 @@ export function machineView(
     usedBytes: output.subject?.volume?.usedBytes ?? machine.usedBytes,
     hydrationMs: activated !== null && hydrated !== null ? hydrated - activated : null,
     blocksFetchedTwice: hydration?.blocksFetchedTwice ?? 0,
+    bytesAvoided: output.bytesAvoided ?? null,
+    root: output.root ?? null,
     reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),
     nextAction: reason?.nextAction ?? (ended ? null : (run?.reason?.nextAction ?? null)),
   };
@@ -125,6 +129,8 @@ export function machineView(
 function stateOf(run: RunView | null, obstacle: Obstacle | null): DrainMachineState {
   if (run?.state === 'done') return 'moved';
   if (run?.state === 'failed') return 'failed';
+  // It runs at its target, and this worker cannot let its volume go: no more happens by itself.
+  if (run !== null && run.endedAtMs === null && (run.output as MigrateOutOutput).disputed) return 'waiting';
   if (run !== null && run.endedAtMs === null) return isServing(run) ? 'hydrating' : 'moving';
   return obstacle ? 'waiting' : 'queued';
 }
@@ -146,7 +152,7 @@ export type DrainOptions = {
   live: (runId: string) => TargetStatus | null;
   /** Rejects, with the reason, when the machine cannot go now: nobody takes it, or it is not movable. */
   precheck: (machineId: string, target: string | null) => Promise<void>;
-  start: (machineId: string, target: string | null) => RunView;
+  start: (machineId: string, target: string | null, options: { rekey: boolean }) => RunView;
 };
 
 export class DrainController {
@@ -167,9 +173,13 @@ export class DrainController {
          desired INTEGER NOT NULL,
          since_ms INTEGER NOT NULL,
          ended_at_ms INTEGER,
-         target TEXT
+         target TEXT,
+         rekey INTEGER NOT NULL DEFAULT 0
        ) STRICT`,
     );
+    const columns = options.database.prepare('PRAGMA table_info(drain)').all();
+    if (!columns.some(({ name }) => name === 'rekey'))
+      options.database.exec('ALTER TABLE drain ADD COLUMN rekey INTEGER NOT NULL DEFAULT 0');
   }
 
   /** True: take no machines, and send away those that are here. */
@@ -177,19 +187,22 @@ export class DrainController {
     return this.#row()?.desired === 1;
   }
 
-  /** Idempotent; only a new target changes a drain that is on. */
-  request(target: string | null): void {
+  /** Idempotent; only a new target, or what is said about new keys, changes a drain that is on. `rekey` left out: as it was, at first not. */
+  request(target: string | null, options: { rekey?: boolean } = {}): void {
     const { database, clock } = this.#options;
+    const rekey = options.rekey === undefined ? null : Number(options.rekey);
     if (this.desired) {
-      database.prepare('UPDATE drain SET target = ? WHERE id = 1').run(target);
+      database
+        .prepare('UPDATE drain SET target = ?, rekey = COALESCE(?, rekey) WHERE id = 1')
+        .run(target, rekey);
     } else {
       this.#obstacles.clear();
       this.#seen.clear();
       database
         .prepare(
-          'INSERT OR REPLACE INTO drain (id, desired, since_ms, ended_at_ms, target) VALUES (1, 1, ?, NULL, ?)',
+          'INSERT OR REPLACE INTO drain (id, desired, since_ms, ended_at_ms, target, rekey) VALUES (1, 1, ?, NULL, ?, ?)',
         )
-        .run(clock.wallMs(), target);
+        .run(clock.wallMs(), target, rekey ?? 0);
     }
     this.wake();
   }
@@ -286,7 +299,7 @@ export class DrainController {
       try {
         await this.#options.precheck(machine.machineId, row.target);
         if (!this.desired) return;
-        const run = this.#options.start(machine.machineId, row.target);
+        const run = this.#options.start(machine.machineId, row.target, { rekey: row.rekey === 1 });
         this.#obstacles.delete(machine.machineId);
         logger.info({ machine: machine.name, run: run.id }, 'the drain moves a machine');
       } catch (error) {
@@ -347,13 +360,17 @@ export class DrainController {
     return latest;
   }
 
-  #row():
-    | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
-    | undefined {
+  #row(): DrainRow | undefined {
     return this.#options.database
-      .prepare('SELECT desired, since_ms, ended_at_ms, target FROM drain WHERE id = 1')
-      .get() as
-      | { desired: number; since_ms: number; ended_at_ms: number | null; target: string | null }
-      | undefined;
+      .prepare('SELECT desired, since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1')
+      .get() as DrainRow | undefined;
   }
 }
+
+type DrainRow = {
+  desired: number;
+  since_ms: number;
+  ended_at_ms: number | null;
+  target: string | null;
+  rekey: number;
+};

@@ -4,15 +4,16 @@ import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
 import type { MoveInbox } from './inbox.ts';
 import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
+import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
 /**
  * The target's run of a move. Its id is the source's run id with `TARGET_RUN_SUFFIX`, so that both may live in one journal.
  *
- *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → settle → hydrate → finish
- *      the      sparse   shim,    the     the fence  │   mount,                     drop the
- *      offer    file,    FUSE,    hand-   moves: g+1 │   start                      clone layer,
- *      again    bits     login    off     the point of no return                   log out
+ *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → settle → hydrate → prove → finish
+ *      the      sparse   shim,    the     the fence  │   mount,                              the      drop the
+ *      offer    file,    FUSE,    hand-   moves: g+1 │   start                               receipt  clone layer,
+ *      again    bits     login    off     the point of no return                             is here  log out
  *
  * Before `activate` the run unwinds when the source says so, when the source's run is gone, or when the handoff does not come; each
  * is first written to the inbox as `forgotten`, so that a handoff that arrives later is refused. After it nothing goes back.
@@ -27,6 +28,8 @@ export type MigrateInOutput = {
   bootedAtMs?: number;
   healthyAtMs?: number;
   hydratedAtMs?: number;
+  /** Of the free map that came with the handoff, SHA-256 in hex; null: none came. */
+  freeMapDigest?: string | null;
   /** The machine did not become healthy in time; the move went on, because there is no way back. */
   unhealthy?: string;
   hydration?: TargetStatus['hydration'];
@@ -35,6 +38,7 @@ export type MigrateInOutput = {
 export type MigrateInOptions = {
   target: TargetSide;
   inbox: MoveInbox;
+  receipts: ReceiptBook;
   clock: Clock;
   /** How often a target that waits for the handoff asks whether its source still means it. Default 2 s. */
   sourceProbeMs?: number;
@@ -60,10 +64,12 @@ const CERTIFICATE_TROUBLE = new Set([
   'SYS_TLS_UNREADABLE',
   'SYS_TLS_BAD_FILE',
 ]);
+/** And every error of crypt/: keys, headers, key slots. */
+const ENCRYPTION_TROUBLE = new Set(['VOLUME_NO_KEYS', 'VOLUME_WRONG_HEADER']);
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
-  const { target, inbox, clock } = options;
+  const { target, inbox, receipts, clock } = options;
   const sourceProbeMs = options.sourceProbeMs ?? SOURCE_PROBE_MS;
   type Context = StepContext<MigrateInInput>;
   const out = (context: Context) => context.output as MigrateInOutput;
@@ -88,7 +94,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'volume',
         deadlineMs: 30_000,
         async do(context) {
-          if (context.input.volume) await target.createVolume(context.input);
+          if (context.input.volume) await nowOrNever(target.createVolume(context.input));
         },
         async undo(context) {
           if (context.input.volume) await target.destroyVolume(context.input);
@@ -98,13 +104,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'attach',
         deadlineMs: 60_000,
         async do(context) {
-          try {
-            await target.attachStandby(context.input);
-          } catch (error) {
-            // The machine still runs at the source: no use in trying for a minute what certificates do not allow.
-            if (isGodwitError(error) && CERTIFICATE_TROUBLE.has(error.code)) throw new Abort(error);
-            throw error;
-          }
+          await nowOrNever(target.attachStandby(context.input));
         },
         async undo(context) {
           await target.detach(context.input);
@@ -183,6 +183,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         deadlineMs: DAY_MS,
         async do(context) {
           await target.settle(context.input);
+          return { freeMapDigest: context.input.volume ? await target.freeMapDigest(context.input) : null };
         },
       },
       {
@@ -211,6 +212,22 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
             }
             await clock.sleep(pauseMs, context.signal);
             pauseMs = Math.min(pauseMs * 2, 500);
+          }
+        },
+      },
+      {
+        name: 'prove',
+        deadlineMs: 365 * DAY_MS,
+        async do(context) {
+          const { runId, sourceWorker, volume } = context.input;
+          if (!volume) return;
+          // The source asks, through the receiver (move-receiver.ts); this side stays connected until both have signed.
+          for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {
+            context.waiting(
+              `${sourceWorker} holds what came against its sealed volume`,
+              `Keep that worker up until then; \`godwit why ${runId}\` there says whether it waits for anything.`,
+            );
+            await clock.sleep(pauseMs, context.signal);
           }
         },
       },
@@ -245,6 +262,19 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   }
 }
 
+/** The machine still runs at the source: no use in trying for a minute what certificates or keys do not allow. A drain asks again by itself. */
+async function nowOrNever(work: Promise<void>): Promise<void> {
+  try {
+    await work;
+  } catch (error) {
+    if (!isGodwitError(error)) throw error;
+    const { code } = error;
+    const hopeless =
+      CERTIFICATE_TROUBLE.has(code) || ENCRYPTION_TROUBLE.has(code) || code.startsWith('CRYPT_');
+    throw hopeless ? new Abort(error) : error;
+  }
+}
+
 /** The target's answer to "where are you with this move?", from its journal. `live` is the hydration as of now, if it is known. */
 export function targetStatus(
   moveId: string,
@@ -276,6 +306,8 @@ export function phaseOf(run: RunView): TargetPhase {
   const done = (name: string) => run.steps.some((step) => step.name === name && step.state === 'done');
   if (done('activate')) {
     if (done('finish')) return 'released';
+    if (done('prove')) return 'proven';
+    if (done('hydrate')) return 'hydrated';
     if (done('healthy')) return 'healthy';
     return done('boot') ? 'booted' : 'activated';
   }

@@ -3,18 +3,21 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, type WireError } from '../base/errors.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
+import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { askPeers, noCapacity } from './offers.ts';
 import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';
+import { type Mended, proveMove } from './prove.ts';
+import type { ReceiptBook } from './receipt-book.ts';
 import type { MoveSubject, SourceSide } from './source-side.ts';
 
 /**
  * The source's run of a move.
  *
- *     choose → export → prepare → sync → stop → seal → open → handoff ─┐ → settle → detach → serve → release
- *       ask     standby   target    dirty   the    g      blocks  the   │    the      our      until    keep the
- *       for     for one   does all  pages   machine       may be  point │    target   shim     it is    sealed file
- *       offers  grant     it can    out                   read    of no │    boots    ends     whole    as a way back
+ *     choose → export → prepare → sync → stop → seal → open → handoff ─┐ → settle → detach → serve → prove → release
+ *       ask     standby   target    dirty   the    g      blocks  the   │    the      our      until   what    keep the
+ *       for     for one   does all  pages   machine       may be  point │    target   shim     it is   came    sealed file
+ *       offers  grant     it can    out                   read    of no │    boots    ends     whole   is it   as a way back
  *                                                                 return
  * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer it does not. Until
  * `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and the machine starts here again.
@@ -30,6 +33,8 @@ export type MigrateOutInput = {
   targetWorker: string | null;
   /** `move` or `drain`; for the record. */
   requestedBy: string;
+  /** An encrypted volume gets another key at the target. */
+  rekey?: boolean;
 };
 
 /** What the steps put down, and what reports are made of. Durations in milliseconds. */
@@ -57,6 +62,12 @@ export type MigrateOutOutput = {
   targetAnsweredAtMs?: number;
   interruptionMs?: Interruption | null;
   healthyAtMs?: number;
+  /** What had to be fetched again, because what had come or was stored was wrong. */
+  mended?: Mended;
+  /** Why the last attempt to prove the move found content that differs, and nothing is released. */
+  disputed?: WireError | null;
+  /** Root of the receipt. */
+  root?: string;
   /** Last status that the target gave. */
   last?: TargetStatus;
   destroyAfterMs?: number;
@@ -109,6 +120,9 @@ export type MigrateOutOptions = {
   clock: Clock;
   /** This worker. */
   worker: { name: string; url: string };
+  /** Signs receipts. */
+  key: WorkerKey;
+  receipts: ReceiptBook;
   /** How long the sealed volume is kept after the move. */
   retentionMs: number;
   /** How long a stopped machine waits for a target that cannot be asked, before it starts here again. Default 15 s. */
@@ -129,6 +143,9 @@ const WARM_TIMEOUT_MS = 2_000;
 const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
 
+/** Somebody has to look at a disk. */
+const DISPUTES = new Set(['MIGRATION_CONTENT_DIFFERS', 'VOLUME_REGION_CHANGED']);
+
 const PHASES_IN_ORDER: readonly TargetPhase[] = [
   'preparing',
   'prepared',
@@ -136,6 +153,8 @@ const PHASES_IN_ORDER: readonly TargetPhase[] = [
   'activated',
   'booted',
   'healthy',
+  'hydrated',
+  'proven',
   'released',
 ];
 
@@ -255,7 +274,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
                   lengthBytes: subject.volume.lengthBytes,
                   filesystem: subject.volume.filesystem,
                   sealedGeneration: subject.volume.generation,
-                  ...(subject.volume.encryption && { encryption: subject.volume.encryption }),
+                  ...(subject.volume.encryption && {
+                    encryption: {
+                      ...subject.volume.encryption,
+                      ...(context.input.rekey && { rekey: true }),
+                    },
+                  }),
                   source: out(context).source!,
                 },
               },
@@ -415,17 +439,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const subject = subjectOf(context);
           let pauseMs = 20;
           for (;;) {
-            if (subject.volume) {
-              await source.openExport(
-                context.runId,
-                subject,
-                exportedTo(context),
-                out(context).source ?? null,
-              );
-              await source.releaseExport(context.runId);
-            }
+            await keepExport(context, subject);
             const status = await watch(peer, context, 'fetches the rest');
-            if (reached(status, 'released')) return { last: status };
+            if (reached(status, 'hydrated')) return { last: status };
             context.waiting(
               `${peer.name} fetches the blocks that are still only here`,
               'Nothing to do; keep this worker up until then.',
@@ -436,16 +452,70 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         },
       },
       {
+        name: 'prove',
+        deadlineMs: 365 * DAY_MS,
+        retry: { initialMs: 500, maxMs: 60_000 },
+        async do(context) {
+          const subject = subjectOf(context);
+          const { volume } = subject;
+          // Nothing was fetched: there is nothing to prove.
+          if (volume === null) return { bytesAvoided: 0 };
+          await keepExport(context, subject);
+          const { handedOverAtMs, stopStartedAtMs, mended } = out(context);
+          const bytesAvoided =
+            out(context).bytesAvoided ?? (await source.bytesAvoided(volume.volumeId, volume.generation));
+          const proving = proveMove({
+            moveId: context.runId,
+            subject: { ...subject, volume },
+            worker: options.worker,
+            key: options.key,
+            peer: targetOf(context),
+            source,
+            receipts: options.receipts,
+            bytesAvoided,
+            times: {
+              stopped: subject.running ? (stopStartedAtMs ?? null) : null,
+              handedOver: handedOverAtMs ?? clock.wallMs(),
+            },
+            mended: mended ?? { ranges: 0, bytes: 0, leftBytes: 0 },
+            onMended: (sums) => context.put({ mended: sums }),
+            onProgress: (bytes) =>
+              context.waiting(
+                `holding what ${targetOf(context).name} has against the sealed volume`,
+                `Nothing to do; keep both workers up until then. ${Math.floor(bytes / 2 ** 30)} GiB are compared.`,
+              ),
+            clock,
+            signal: context.signal,
+          });
+          const receipt = await proving.catch((error: unknown) => {
+            if (isGodwitError(error) && DISPUTES.has(error.code)) context.put({ disputed: error.toWire() });
+            throw error;
+          });
+          return { bytesAvoided, root: verifyReceipt(receipt).root, disputed: null };
+        },
+      },
+      {
         name: 'release',
         deadlineMs: DAY_MS,
         async do(context) {
+          const peer = targetOf(context);
+          let pauseMs = 20;
+          for (;;) {
+            const status = await watch(peer, context, 'takes the volume as its own');
+            if (reached(status, 'released')) {
+              context.put({ last: status });
+              break;
+            }
+            context.waiting(
+              `${peer.name} takes the volume as its own`,
+              'Nothing to do; the receipt is signed.',
+            );
+            await clock.sleep(pauseMs, context.signal);
+            pauseMs = Math.min(pauseMs * 2, 500);
+          }
           await source.closeExport(context.runId);
           const destroyAfterMs = out(context).destroyAfterMs ?? clock.wallMs() + options.retentionMs;
-          const volume = subjectOf(context).volume;
-          const bytesAvoided =
-            out(context).bytesAvoided ??
-            (volume === null ? 0 : await source.bytesAvoided(volume.volumeId, volume.generation));
-          context.put({ destroyAfterMs, bytesAvoided });
+          context.put({ destroyAfterMs });
           await source.retain(
             context.input.machineId,
             subjectOf(context).volume?.volumeId ?? null,
@@ -455,6 +525,13 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
     ],
   };
+
+  /** The export is there and may be read, also when its shim has ended meanwhile. */
+  async function keepExport(context: Context, subject: MoveSubject): Promise<void> {
+    if (!subject.volume) return;
+    await source.openExport(context.runId, subject, exportedTo(context), out(context).source ?? null);
+    await source.releaseExport(context.runId);
+  }
 
   /** Waits until the target answers; unwinds when it does not for too long. */
   async function signOfLife(peer: Peer, context: Context): Promise<void> {

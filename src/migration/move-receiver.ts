@@ -1,18 +1,36 @@
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
+import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
+import type { ReceiptBody } from '../receipt/receipt.ts';
 import type { MoveInbox } from './inbox.ts';
-import { MIGRATE_IN, phaseOf, refusal, targetRunId, targetStatus } from './migrate-in.ts';
+import {
+  MIGRATE_IN,
+  type MigrateInOutput,
+  phaseOf,
+  refusal,
+  targetRunId,
+  targetStatus,
+} from './migrate-in.ts';
 import { reached } from './migrate-out.ts';
-import type { HandoffRequest, PrepareRequest, TargetStatus } from './peer.ts';
+import type { HandoffRequest, PrepareRequest, ProofAnswers, TargetFigures, TargetStatus } from './peer.ts';
+import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
 const HANDOFF_HOLD_MS = 10_000;
 
 /** The target's end of the calls in peer.ts. */
-export class MoveReceiver {
+export class MoveReceiver implements ProofAnswers {
   readonly #journal: Journal;
   readonly #inbox: MoveInbox;
   readonly #target: TargetSide;
@@ -20,6 +38,8 @@ export class MoveReceiver {
   /** This worker's name, for the words of a refusal. */
   readonly #worker: string;
   readonly #handoffHoldMs: number;
+  readonly #key: WorkerKey;
+  readonly #receipts: ReceiptBook;
 
   constructor(options: {
     journal: Journal;
@@ -27,6 +47,8 @@ export class MoveReceiver {
     target: TargetSide;
     clock: Clock;
     worker: string;
+    key: WorkerKey;
+    receipts: ReceiptBook;
     /** How long an answer to `handoff` is held back for the volume to open, so that the source need not ask again. Default 10 s. */
     handoffHoldMs?: number;
   }) {
@@ -35,6 +57,8 @@ export class MoveReceiver {
     this.#target = options.target;
     this.#clock = options.clock;
     this.#worker = options.worker;
+    this.#key = options.key;
+    this.#receipts = options.receipts;
     this.#handoffHoldMs = options.handoffHoldMs ?? HANDOFF_HOLD_MS;
   }
 
@@ -99,6 +123,65 @@ export class MoveReceiver {
     return this.status(moveId);
   }
 
+  async fetched(moveId: string, query: ProofQuery): Promise<FetchedPage> {
+    return this.#target.fetched(this.#hydrated(moveId), query);
+  }
+
+  async unfetched(moveId: string, query: ProofQuery): Promise<UnfetchedPage> {
+    return this.#target.unfetched(this.#hydrated(moveId), query);
+  }
+
+  async mend(moveId: string, request: MendRequest): Promise<MendReply> {
+    return this.#target.mend(this.#hydrated(moveId), request);
+  }
+
+  async figures(moveId: string, query: FiguresQuery): Promise<TargetFigures> {
+    const { publicKey, fingerprint } = this.#key;
+    const figures = await this.#target.figures(this.#hydrated(moveId), query);
+    return { ...figures, worker: { worker: this.#worker, publicKey, keyFingerprint: fingerprint } };
+  }
+
+  /** Signs what this side finds too, and nothing else. Rejects `MIGRATION_PROOF_DIFFERS`, `MIGRATION_NOT_PROVABLE`, and as `verifyReceipt` throws. */
+  async countersign(moveId: string, draft: Receipt): Promise<Receipt> {
+    const kept = this.#receipts.get(moveId);
+    if (kept) return kept;
+    const request = this.#hydrated(moveId);
+    const body = verifyReceipt(draft, { stage: 'draft' });
+    const figures = await this.figures(moveId, { freeMapDigest: body.freeMapDigest });
+    const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
+    const difference = differenceOf(body, request, figures, freeMapDigest);
+    if (difference !== null) {
+      throw new GodwitError(
+        'MIGRATION_PROOF_DIFFERS',
+        `${this.#worker} does not sign: it has another ${difference}`,
+        {
+          values: { moveId, field: difference },
+          nextAction:
+            'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
+        },
+      );
+    }
+    return this.#receipts.keep(countersign(draft, this.#key));
+  }
+
+  async receipt(moveId: string): Promise<Receipt | null> {
+    return this.#receipts.get(moveId);
+  }
+
+  /** The request of a move whose blocks are all here and that is not finished. */
+  #hydrated(moveId: string): PrepareRequest {
+    const run = this.#run(moveId);
+    if (run !== null && phaseOf(run) === 'hydrated') return run.input as PrepareRequest;
+    throw new GodwitError(
+      'MIGRATION_NOT_PROVABLE',
+      `${this.#worker} cannot be asked what it fetched in this move`,
+      {
+        values: { moveId, phase: run === null ? 'forgotten' : phaseOf(run) },
+        nextAction: 'Nothing to do while it is under way; godwit why on the move says where it is.',
+      },
+    );
+  }
+
   /** Answers as soon as `enough`, or with what there is after a while. */
   async #until(moveId: string, enough: (status: TargetStatus) => boolean): Promise<TargetStatus> {
     const untilMs = this.#clock.monotonicMs() + this.#handoffHoldMs;
@@ -138,4 +221,35 @@ export class MoveReceiver {
       throw error;
     }
   }
+}
+
+/** What a receipt says otherwise than this side knows it; null: nothing. Pure. */
+export function differenceOf(
+  body: ReceiptBody,
+  request: PrepareRequest,
+  figures: TargetFigures,
+  freeMapDigest: string | null | undefined,
+): string | null {
+  const { volume } = request;
+  if (!volume) return 'volume';
+  const rules: [name: string, found: unknown, expected: unknown][] = [
+    ['move', body.moveId, request.runId],
+    ['machine', body.machine.id, request.machineId],
+    ['machine name', body.machine.name, request.machineName],
+    ['volume', body.volume.id, volume.volumeId],
+    ['volume name', body.volume.name, volume.name],
+    ['length', body.volume.lengthBytes, volume.lengthBytes],
+    ['encryption', body.volume.encrypted, volume.encryption !== undefined],
+    ['generation', body.generations.sealed, volume.sealedGeneration],
+    ['source', body.source.worker, request.sourceWorker],
+    ['name', body.target.worker, figures.worker.worker],
+    ['key', body.target.publicKey, figures.worker.publicKey],
+    ['root', body.root, figures.root],
+    ['number of ranges', body.ranges, figures.ranges],
+    ['number of bytes compared', body.bytes.compared, figures.comparedBytes],
+    ['number of bytes fetched', body.bytes.fetched, figures.fetchedBytes],
+    // Not known where it was lost before it was digested (a power cut within seconds of the handoff).
+    ['free map', body.freeMapDigest, freeMapDigest === undefined ? body.freeMapDigest : freeMapDigest],
+  ];
+  return rules.find(([, found, expected]) => found !== expected)?.[0] ?? null;
 }

@@ -3,17 +3,23 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
 import { MoveWorld } from '../../test/support/move-world.ts';
+import { receiptBody } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
+import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import { Crash, type CrashPoints, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
+import { draftReceipt, verifyReceipt } from '../receipt/envelope.ts';
+import { machineView } from './drain.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
+import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
 /** Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that outlives its "process". */
@@ -24,12 +30,17 @@ class Pair {
   source!: Journal;
   target!: Journal;
   #receiver!: MoveReceiver;
+  readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
+  sourceReceipts!: ReceiptBook;
+  targetReceipts!: ReceiptBook;
   /** Calls to the target whose answer gets lost, once each. */
   readonly loseAnswersOf = new Set<string>();
 
   constructor(t: TestContext, crashPoints: { source?: CrashPoints; target?: CrashPoints } = {}) {
     this.#dir = scratchDir(t);
     this.#inboxDatabase = new DatabaseSync(join(this.#dir, 'inbox.sqlite'));
+    this.sourceReceipts = new ReceiptBook(new DatabaseSync(':memory:'));
+    this.targetReceipts = new ReceiptBook(this.#inboxDatabase);
     this.openTarget(crashPoints.target ?? noCrashPoints);
     this.openSource(crashPoints.source ?? noCrashPoints);
     this.world.sourceRunState = () => this.#run(this.source);
@@ -49,6 +60,8 @@ class Pair {
       source,
       peers: () => [peer],
       clock: systemClock,
+      key: this.#keys.source,
+      receipts: this.sourceReceipts,
       worker: { name: 'w1', url: 'model:' },
       retentionMs: 1000,
       handoffPatienceMs: 50,
@@ -61,6 +74,7 @@ class Pair {
     const definition = migrateIn({
       target: this.world.targetSide,
       inbox,
+      receipts: this.targetReceipts,
       clock: systemClock,
       sourceProbeMs: 20,
     });
@@ -71,6 +85,8 @@ class Pair {
       target: this.world.targetSide,
       clock: systemClock,
       worker: 'w2',
+      key: this.#keys.target,
+      receipts: this.targetReceipts,
       handoffHoldMs: 100,
     });
   }
@@ -175,12 +191,15 @@ const definitions = (() => {
       source: world.sourceSide,
       peers: () => [],
       clock: systemClock,
+      key: newWorkerKey(),
+      receipts: new ReceiptBook(database),
       worker: { name: 'w1', url: 'model:' },
       retentionMs: 0,
     }) as RunDefinition<never>,
     target: migrateIn({
       target: world.targetSide,
       inbox: new MoveInbox(database),
+      receipts: new ReceiptBook(database),
       clock: systemClock,
     }) as RunDefinition<never>,
   };
@@ -260,8 +279,102 @@ test('an undo that is cut off at each append is carried to its end', async (t) =
   }
 });
 
+test('both sides have the same receipt, and the source has it before it lets go', async (t) => {
+  const pair = new Pair(t);
+  const { retain } = pair.world.sourceSide;
+  pair.world.sourceSide.retain = async (...args) => {
+    assert.ok(
+      pair.sourceReceipts.get('run1') && pair.targetReceipts.get('run1'),
+      'retained without a receipt',
+    );
+    await retain(...args);
+  };
+  const { finish } = pair.world.targetSide;
+  pair.world.targetSide.finish = async (request) => {
+    assert.ok(pair.targetReceipts.get('run1'), 'finished without a receipt');
+    await finish(request);
+  };
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  const receipt = pair.sourceReceipts.find('db');
+  assert.deepEqual(receipt, pair.targetReceipts.find('m_1'));
+  const { bytes, root, rangesMended } = verifyReceipt(receipt);
+  assert.deepEqual(bytes, {
+    total: 2 ** 20,
+    fetched: 4096,
+    notFetched: 2 ** 20 - 4096,
+    avoided: 4096,
+    compared: 4096,
+    readBack: 4096,
+    writtenSince: 0,
+    mended: 0,
+    mendedLeft: 0,
+  });
+  assert.equal(rangesMended, 0);
+  assert.equal((await pair.sourceEnd()).output.root, root);
+});
+
+test('what came wrong is mended, and the receipt says so', async (t) => {
+  const pair = new Pair(t);
+  pair.world.fetchLog = ['f'.repeat(64)];
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  const { bytes, rangesMended } = verifyReceipt(pair.sourceReceipts.get('run1'));
+  assert.deepEqual([rangesMended, bytes.mended, bytes.compared], [1, 4096, 4096]);
+});
+
+test('what is wrong twice stops the release and says where; it goes on when it is right', async (t) => {
+  const pair = new Pair(t);
+  pair.world.fetchLog = ['f'.repeat(64)];
+  pair.world.mendable = false;
+  pair.start();
+  await until(() => {
+    const run = pair.source.get('run1');
+    return run.step === 'prove' && (run.output as MigrateOutOutput).disputed != null;
+  });
+  const run = pair.source.get('run1');
+  assert.equal((run.output as MigrateOutOutput).disputed?.code, 'MIGRATION_CONTENT_DIFFERS');
+  assert.match((run.output as MigrateOutOutput).disputed?.message ?? '', /MiB 0 of db .*w1 and w2/);
+  const row = machineView({ machineId: 'm_1', name: 'db', volumeBytes: 0, usedBytes: 0 }, run, null, null);
+  assert.equal(row.state, 'waiting');
+  assert.match(row.reason ?? '', /is not the same/);
+  assert.equal(pair.world.source.volume.state, 'sealed');
+  assert.equal(pair.world.source.exported, 'open');
+  assert.equal(pair.sourceReceipts.get('run1'), null);
+  assert.equal(pair.targetReceipts.get('run1'), null);
+  pair.world.mendable = true;
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  assert.equal((pair.source.get('run1').output as MigrateOutOutput).disputed, null);
+});
+
+test('the target does not sign what it finds otherwise', async (t) => {
+  const pair = new Pair(t);
+  const { fetched } = pair.world.targetSide;
+  let block!: () => void;
+  const blocked = new Promise<void>((resolve) => {
+    block = resolve;
+  });
+  pair.world.targetSide.fetched = async (request, query) => {
+    await blocked;
+    return fetched(request, query);
+  };
+  pair.start();
+  await until(() => pair.source.get('run1').step === 'prove');
+  const keys = { source: newWorkerKey(), target: newWorkerKey() };
+  await assert.rejects(
+    pair.receiver.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
+    (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
+  );
+  assert.equal(pair.targetReceipts.get('run1'), null);
+  block();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  await assert.rejects(pair.receiver.fetched('run1', { cursor: 0 }), (error) =>
+    isGodwitError(error, 'MIGRATION_NOT_PROVABLE'),
+  );
+});
+
 test('any one answer of the target gets lost: the move ends all the same', async (t) => {
-  for (const call of ['prepare', 'status', 'handoff']) {
+  for (const call of ['prepare', 'status', 'handoff', 'fetched', 'figures', 'countersign', 'receipt']) {
     await t.test(call, async (t) => {
       const pair = new Pair(t);
       pair.loseAnswersOf.add(call);
@@ -366,3 +479,10 @@ test('phases follow the steps that are done', () => {
   assert.equal(phaseOf(run(['attach', 'await', 'activate'], 'waiting')), 'activated');
   assert.equal(phaseOf(run(['activate', 'boot', 'healthy', 'finish'], 'done')), 'released');
 });
+
+async function until(condition: () => boolean): Promise<void> {
+  for (let waits = 0; !condition(); waits++) {
+    assert.ok(waits < 2000, 'waited too long');
+    await systemClock.sleep(5);
+  }
+}

@@ -2,11 +2,56 @@ import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MachineConfig } from '../machine/config.ts';
+import type { Receipt } from '../receipt/envelope.ts';
+import {
+  type FetchedPage,
+  type FiguresQuery,
+  type MendReply,
+  type MendRequest,
+  ProofFigures,
+  type ProofQuery,
+  type UnfetchedPage,
+} from '../receipt/proof.ts';
+import { ReceiptWorker } from '../receipt/receipt.ts';
 
 /**
  * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still
  * means it, through `run`); every call is idempotent and carries the id of the source's run, which names the move on both sides.
  */
+
+const KeySlot = Type.Union([
+  Type.Object({
+    slot: Type.Integer({ minimum: 0 }),
+    kdf: Type.Literal('pbkdf2'),
+    hash: Type.String(),
+    iterations: Type.Number(),
+  }),
+  Type.Object({
+    slot: Type.Integer({ minimum: 0 }),
+    kdf: Type.Union([Type.Literal('argon2id'), Type.Literal('argon2i')]),
+    memoryKib: Type.Number(),
+    passes: Type.Number(),
+    lanes: Type.Number(),
+  }),
+]);
+
+/** What a worker must know of an encrypted volume to tell whether it could open it; the fields are those of crypt/geometry.ts. None is secret. */
+export const EncryptionNeeds = Type.Object({
+  /** By the volume's record; that of the header is in `geometry`. */
+  uuid: Type.String(),
+  geometry: Type.Object({
+    uuid: Type.String(),
+    headerBytes: Type.Integer(),
+    headerAreaBytes: Type.Integer(),
+    dataOffsetBytes: Type.Integer(),
+    dataLengthBytes: Type.Union([Type.Integer(), Type.Null()]),
+    sectorBytes: Type.Integer(),
+    cipher: Type.String(),
+    keyBytes: Type.Integer(),
+    slots: Type.Array(KeySlot),
+  }),
+});
+export type EncryptionNeeds = Static<typeof EncryptionNeeds>;
 
 /** What a machine needs; all that placement looks at. */
 export const PlacementRequest = Type.Object({
@@ -18,6 +63,8 @@ export const PlacementRequest = Type.Object({
   volumeLengthBytes: Type.Integer({ minimum: 0 }),
   /** Allocated bytes of the sparse source file: what will have to be stored at least. */
   volumeUsedBytes: Type.Integer({ minimum: 0 }),
+  /** Of an encrypted volume. */
+  encryption: Type.Optional(EncryptionNeeds),
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 
@@ -65,7 +112,19 @@ export const PrepareRequest = Type.Object({
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
       /** The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no journal. */
-      encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
+      encryption: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          /** Which key of the volume; left out: 1. */
+          keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+          /** The volume that the key was made for; left out: this one. */
+          keyVolumeId: Type.Optional(Type.String()),
+          /** dm-crypt may open the volume too (volume/record.ts). */
+          holes: Type.Optional(Type.Literal('none')),
+          /** The target makes another key and header, and hydrates through decrypt and encrypt. */
+          rekey: Type.Optional(Type.Boolean()),
+        }),
+      ),
     }),
     Type.Null(),
   ]),
@@ -92,6 +151,10 @@ export const TargetPhase = Type.Union([
   Type.Literal('activated'),
   Type.Literal('booted'),
   Type.Literal('healthy'),
+  /** All blocks are there; what came can be held against the source. */
+  Type.Literal('hydrated'),
+  /** Both workers have signed the receipt. */
+  Type.Literal('proven'),
   /** Whole, and logged out of the source: the source may be released. */
   Type.Literal('released'),
   /** Never activated and never will be: the source may take the machine back. */
@@ -134,6 +197,20 @@ export const TargetStatus = Type.Object({
 });
 export type TargetStatus = Static<typeof TargetStatus>;
 
+/** The target's sums, and who signs for them. */
+export const TargetFigures = Type.Object({ ...ProofFigures.properties, worker: ReceiptWorker });
+export type TargetFigures = Static<typeof TargetFigures>;
+
+/** What a target answers when its move is proved, without the wire in between. */
+export interface ProofAnswers {
+  fetched(runId: string, query: ProofQuery): Promise<FetchedPage>;
+  unfetched(runId: string, query: ProofQuery): Promise<UnfetchedPage>;
+  mend(runId: string, request: MendRequest): Promise<MendReply>;
+  figures(runId: string, query: FiguresQuery): Promise<TargetFigures>;
+  countersign(runId: string, draft: Receipt): Promise<Receipt>;
+  receipt(runId: string): Promise<Receipt | null>;
+}
+
 /** A neighbour. Implemented over HTTP by api/peer-client.ts, in memory by tests. */
 export interface Peer {
   readonly name: string;
@@ -146,6 +223,14 @@ export interface Peer {
   warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void>;
   /** "The volume is sealed; it is yours." */
   handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus>;
+  /** The questions of a proof (receipt/proof.ts), when the target is `hydrated`. */
+  fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage>;
+  unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage>;
+  mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply>;
+  figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures>;
+  /** The receipt with both signatures, which the target keeps; of the same move always the same. */
+  countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt>;
+  receipt(runId: string, signal?: AbortSignal): Promise<Receipt | null>;
   /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
   cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
   /** State of a run of the other worker's journal, `null` when it has none of that id. */

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { OfferRequest, PlacementRequest } from './peer.ts';
+import type { HostCapabilities } from '../crypt/geometry.ts';
+import type { EncryptionNeeds, OfferRequest, PlacementRequest } from './peer.ts';
 import { chooseOffer, evaluateOffer, type HostLoad } from './placement.ts';
 
 const GIB = 2 ** 30;
@@ -23,6 +24,7 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
     worker,
     draining: false,
     tls: false,
+    encryption: null,
     memoryBytes: 8 * GIB,
     cpus: 4,
     freeDiskBytes: 50 * GIB,
@@ -82,4 +84,52 @@ test('equal offers are decided by name, whatever the order of the answers', () =
   const other = evaluateOffer(host('w3'), request());
   assert.equal(chooseOffer([one, other]).chosen?.worker, 'w2');
   assert.equal(chooseOffer([other, one]).chosen?.worker, 'w2');
+});
+
+test('an encrypted volume goes only where it could be opened, and the reason has its name', () => {
+  const capabilities: HostCapabilities = {
+    ciphers: ['aes-xts-plain64'],
+    maxSectorBytes: 4096,
+    kdfLimits: { memoryKib: 256 * 1024, memoryPassesKib: 2 ** 25, lanes: 16, iterations: 10 ** 8 },
+  };
+  const geometry: EncryptionNeeds['geometry'] = {
+    uuid: 'u-1',
+    headerBytes: 16384,
+    headerAreaBytes: 548_864,
+    dataOffsetBytes: 0,
+    dataLengthBytes: null,
+    sectorBytes: 4096,
+    cipher: 'aes-xts-plain64',
+    keyBytes: 64,
+    slots: [{ slot: 0, kdf: 'argon2id', memoryKib: 65536, passes: 3, lanes: 4 }],
+  };
+  const offer = (
+    change: Partial<EncryptionNeeds['geometry']>,
+    encryption: HostCapabilities | null = capabilities,
+  ) =>
+    evaluateOffer(
+      host('w2', { encryption }),
+      request({
+        machine: machine('m', { encryption: { uuid: 'u-1', geometry: { ...geometry, ...change } } }),
+      }),
+    );
+  assert.equal(offer({}).accepted, true);
+  const [slot] = geometry.slots;
+  for (const [change, reason] of [
+    [{ uuid: 'u-2' }, /uuid: the header is that of u-2, the volume is u-1/],
+    [{ cipher: 'serpent-xts-plain64' }, /cipher: this host has no serpent-xts-plain64/],
+    [{ sectorBytes: 8192 }, /sector size: the volume has sectors of 8192 bytes/],
+    [{ dataOffsetBytes: 2 ** 24 }, /length: the header leaves/],
+    [{ dataLengthBytes: 4096 }, /length: the header leaves 4096 bytes/],
+    [{ slots: [] }, /key slots: no key slot opens the volume/],
+    [
+      { slots: [{ ...slot!, memoryKib: 512 * 1024 }] },
+      /key slots: slot 0: .*memoryKib 524288, this host allows 262144/,
+    ],
+  ] as [Partial<EncryptionNeeds['geometry']>, RegExp][]) {
+    const refused = offer(change);
+    assert.equal(refused.accepted, false);
+    assert.match(refused.reason, reason);
+  }
+  assert.match(offer({}, null).reason, /has no keys/);
 });

@@ -1,3 +1,4 @@
+import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
 
 /** What a worker knows about itself when it is asked for an offer. */
@@ -6,6 +7,8 @@ export type HostLoad = {
   draining: boolean;
   /** It has certificates: blocks may come over TLS. */
   tls: boolean;
+  /** Which encrypted volumes it could open; null: none, it has nobody to ask for keys. */
+  encryption: HostCapabilities | null;
   memoryBytes: number;
   cpus: number;
   /** Free now on the filesystem of the volumes, less what volumes that are still arriving will take. */
@@ -65,6 +68,8 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   if (need > freeDiskBytes) {
     return refuse(`disk: needs ${mebibytes(need)}, has ${mebibytes(freeDiskBytes)}`);
   }
+  const locked = encryptionProblem(host, request.machine);
+  if (locked !== null) return refuse(locked);
   const score = Math.min(
     fraction(freeMemoryBytes - request.machine.memoryBytes, host.memoryBytes),
     fraction(freeCpus - request.machine.cpus, host.cpus * CPU_OVERCOMMIT),
@@ -72,6 +77,20 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
     1 / (1 + others.length),
   );
   return { ...facts, accepted: true, reason: `room left: ${Math.round(score * 100)} %`, score };
+}
+
+/** Why the host could not open the machine's volume; null when it could, given its key, or when the volume is not encrypted. */
+function encryptionProblem(host: HostLoad, machine: PlacementRequest): string | null {
+  const { encryption, volumeLengthBytes } = machine;
+  if (encryption === undefined) return null;
+  if (host.encryption === null) return 'encryption: it has no keys (--key-file, --key-exec)';
+  const problems = assessGeometry(encryption.geometry, host.encryption, {
+    uuid: encryption.uuid,
+    plainLengthBytes: volumeLengthBytes,
+    deviceLengthBytes: volumeLengthBytes,
+  });
+  if (problems.length === 0) return null;
+  return `encryption: ${problems.map(({ what, message }) => `${what}: ${message}`).join('; ')}`;
 }
 
 /**

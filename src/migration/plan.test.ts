@@ -31,6 +31,7 @@ function workers(memoryByName: Record<string, number>) {
       worker,
       draining: false,
       tls: false,
+      encryption: null,
       memoryBytes,
       cpus: 8,
       freeDiskBytes: 500 * GIB,

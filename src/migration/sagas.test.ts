@@ -3,16 +3,25 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { MoveWorld } from '../../test/support/move-world.ts';
+import { receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
+import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { checkSaga, type World } from '../journal/checks.ts';
+import { countersign, type Receipt } from '../receipt/envelope.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn } from './migrate-in.ts';
 import { migrateOut } from './migrate-out.ts';
 import type { Peer, PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
+import { ReceiptBook } from './receipt-book.ts';
+
+const SOURCE_KEY = newWorkerKey();
 
 /** A target that does at once what it is told, without a journal of its own. */
 class InstantTarget extends MoveWorld implements World {
+  readonly receipts = new ReceiptBook(new DatabaseSync(':memory:'));
+  readonly #key = newWorkerKey();
   #phase: TargetPhase = 'preparing';
+  #receipt: Receipt | null = null;
 
   assertClean(): void {
     this.assertUndone();
@@ -23,6 +32,7 @@ class InstantTarget extends MoveWorld implements World {
     assert.equal(this.source.volume.state, 'retained');
     assert.equal(this.source.exported, null);
     assert.equal(this.#phase, 'released');
+    assert.ok(this.receipts.find('db'), 'the source keeps the receipt');
   }
 
   get instantPeer(): Peer {
@@ -57,9 +67,22 @@ class InstantTarget extends MoveWorld implements World {
       handoff: async () => {
         assert.equal(this.source.volume.state, 'sealed', 'handed over before the seal');
         this.target.attached = 'writable';
-        return at('released');
+        return at('hydrated');
       },
       cancel: async () => at('forgotten'),
+      fetched: (_runId, query) => this.targetSide.fetched(REQUEST, query),
+      unfetched: (_runId, query) => this.targetSide.unfetched(REQUEST, query),
+      mend: (_runId, request) => this.targetSide.mend(REQUEST, request),
+      figures: async (_runId, query) => ({
+        ...(await this.targetSide.figures(REQUEST, query)),
+        worker: { worker: 'w2', publicKey: this.#key.publicKey, keyFingerprint: this.#key.fingerprint },
+      }),
+      countersign: async (_runId, draft) => {
+        this.#receipt ??= countersign(draft, this.#key);
+        at('released');
+        return this.#receipt;
+      },
+      receipt: async () => this.#receipt,
       run: async () => null,
     };
   }
@@ -75,6 +98,8 @@ test('migrate-out: fails at each step and unwinds, undos repeated, steps repeate
         source: world.sourceSide,
         peers: () => [world.instantPeer],
         clock,
+        key: SOURCE_KEY,
+        receipts: world.receipts,
         worker: { name: 'w1', url: 'model:' },
         retentionMs: 1000,
       }),
@@ -87,6 +112,7 @@ test('migrate-out: fails at each step and unwinds, undos repeated, steps repeate
 class SealedSource extends MoveWorld implements World {
   readonly database = new DatabaseSync(':memory:');
   readonly inbox = new MoveInbox(this.database);
+  readonly receipts = new ReceiptBook(this.database);
 
   constructor() {
     super();
@@ -94,6 +120,7 @@ class SealedSource extends MoveWorld implements World {
     this.source.volume.state = 'sealed';
     this.source.exported = 'open';
     this.inbox.decide(REQUEST.runId, 'handed-over', 1);
+    this.receipts.keep(receiptOf(REQUEST.runId));
   }
 
   assertClean(): void {
@@ -145,7 +172,8 @@ test('migrate-in: fails at each step and unwinds, undos repeated, steps repeated
   let databases = 0;
   await checkSaga({
     makeWorld: () => new SealedSource(),
-    makeDefinition: (world, clock) => migrateIn({ target: world.targetSide, inbox: world.inbox, clock }),
+    makeDefinition: (world, clock) =>
+      migrateIn({ target: world.targetSide, inbox: world.inbox, receipts: world.receipts, clock }),
     input: REQUEST,
     databasePath: () => join(dir, `in-${databases++}.sqlite`),
   });

@@ -1,5 +1,6 @@
 import type { FreeMapReport, HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import type { MachineConfig } from '../machine/config.ts';
+import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { PlacementRequest } from './peer.ts';
 
 /** The machine that is to move, as it is now. */
@@ -17,7 +18,7 @@ export type MoveSubject = {
     usedBytes: number;
     filesystem: 'ext4' | 'xfs' | 'none';
     generation: number;
-    encryption?: { uuid: string };
+    encryption?: { uuid: string; keyGeneration?: number; keyVolumeId?: string; holes?: 'none' };
   } | null;
 };
 
@@ -57,6 +58,14 @@ export interface SourceSide {
   freeMap(volumeId: string): Promise<string | null>;
   /** Bytes that the sealed file holds and that its free map spared the wire. */
   bytesAvoided(volumeId: string, generation: number): Promise<number>;
+  /** Digests of the sealed content, one for each range (receipt/proof.ts), from the move's export. */
+  digests(runId: string, ranges: readonly BlockRange[]): Promise<string[]>;
+  /** Of a range that did not travel, what should have; from the block `cursor` on. */
+  owed(
+    runId: string,
+    range: BlockRange,
+    cursor: number,
+  ): Promise<{ ranges: StatedRange[]; next: number | null }>;
   /** The way back: the volume is this worker's again, at generation + 2, and not attached. */
   unseal(machineId: string, volumeId: string, generation: number): Promise<void>;
   /** Starts the machine here as it was before the move. */

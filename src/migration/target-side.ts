@@ -1,4 +1,13 @@
 import type { HeatHint } from '../attach/server-spec.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofFigures,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import type { Offer, PrepareRequest, TargetStatus } from './peer.ts';
 
 /** What the run `migrate-in` does on its own host. Every call is idempotent; undos are safe when their do never ran. */
@@ -33,6 +42,13 @@ export interface TargetSide {
   settle(request: PrepareRequest): Promise<void>;
   /** How far the blocks are; null for a machine without a volume. Attaches again when the host lost the shim in between. */
   hydration(request: PrepareRequest): Promise<TargetStatus['hydration']>;
+  /** SHA-256 in hex of the free map that came with the handoff; null: none came. */
+  freeMapDigest(request: PrepareRequest): Promise<string | null>;
+  /** The volume's answers when the move is proved (receipt/proof.ts). */
+  fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage>;
+  unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage>;
+  mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply>;
+  figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures>;
   /** All blocks are here: drops the clone layer, logs out of the source, the record becomes `ready`. */
   finish(request: PrepareRequest): Promise<void>;
   /** State of the source's run, null when the source does not know it. Rejects when the source cannot be reached. */

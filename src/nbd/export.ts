@@ -38,22 +38,27 @@ export class NbdExport {
   readonly name: string;
   readonly description: string;
   readonly device: BlockDevice;
-  readonly readOnly: boolean;
   readonly hydration: HydrationExtents | null;
   readonly writesNow: boolean;
   readonly fastZeroes: boolean;
   /** Metadata contexts that it has; the place in the list is the identity on the wire. */
   readonly contexts: readonly string[];
+  readonly #readOnly: boolean;
 
   constructor(options: NbdExportOptions) {
     this.name = options.name;
     this.description = options.description ?? '';
     this.device = options.device;
-    this.readOnly = !options.device.writable || (options.readOnly ?? true);
+    this.#readOnly = options.readOnly ?? true;
     this.hydration = options.hydration ?? null;
     this.writesNow = options.writesNow ?? false;
     this.fastZeroes = options.fastZeroes ?? options.device.extents !== undefined;
     this.contexts = this.hydration === null ? [ALLOCATION_CONTEXT] : [ALLOCATION_CONTEXT, HYDRATION_CONTEXT];
+  }
+
+  /** As it is now: a volume can be sealed under its clients. */
+  get readOnly(): boolean {
+    return this.#readOnly || !this.device.writable;
   }
 
   /** All connections reach one device, so what one flushed is durable for each: multi-conn always holds. */

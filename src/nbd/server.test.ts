@@ -10,6 +10,7 @@ import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
 import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -587,6 +588,30 @@ test('names of exports are unique and fit the protocol', async (t) => {
   assert.throws(() => server.addExport({ name: 'x'.repeat(4097), device: memory() }), {
     code: 'NBD_BAD_EXPORT_NAME',
   });
+});
+
+test('a device that is sealed under its clients refuses their writes, and tells the next client', async (t) => {
+  const device = memory();
+  const { client } = await start(t, [{ name: '', device, readOnly: false }]);
+  const raw = client();
+  await raw.begin();
+  const write = (byte: number) => raw.call({ type: COMMAND.write, offsetBytes: 0 }, Buffer.alloc(512, byte));
+  assert.equal((await write(1)).error, 0);
+  (device as { writable: boolean }).writable = false;
+  assert.equal((await write(2)).error, NBD_ERROR.EPERM);
+  assert.equal((await raw.read(0, 512)).data[0], 1);
+  const next = client();
+  await next.greet();
+  const replies = await next.option(OPTION.go, protocol.encodeInfoRequest('', []));
+  const info = protocol.decodeInfo(replies[0]!.data);
+  assert.ok(info?.type === 'export' && info.transmissionFlags & TRANSMISSION_FLAG.readOnly);
+});
+
+test('a path that is too long for a unix socket is refused with its length', async () => {
+  const address = { path: `/tmp/${'x'.repeat(103)}` };
+  await assert.rejects(NbdServer.listen({ address, clock: systemClock, logger: silentLogger }), (error) =>
+    isGodwitError(error, 'NBD_PATH_TOO_LONG'),
+  );
 });
 
 test('bytes in the clear behind STARTTLS end the connection', { skip: requires('openssl') }, async (t) => {

@@ -34,6 +34,8 @@ export type NbdServerOptions = {
 
 export type NbdServerStatistics = SessionStatistics & { connections: number };
 
+/** sun_path of unix(7), without its closing zero byte. */
+const SOCKET_PATH_BYTES_MAX = 107;
 /** The largest read from a socket outside of payloads. */
 const STAGING_BYTES = 64 * 1024;
 /** Buffers kept for later. */
@@ -62,9 +64,16 @@ export class NbdServer {
     this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
   }
 
-  /** Rejects with `NBD_LISTEN_FAILED`. A unix socket that a dead process left behind is replaced. */
+  /** Rejects with `NBD_LISTEN_FAILED`, or `NBD_PATH_TOO_LONG`. A unix socket that a dead process left behind is replaced. */
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
     const server = new NbdServer(options);
+    const path = 'path' in options.address ? options.address.path : '';
+    if (Buffer.byteLength(path) > SOCKET_PATH_BYTES_MAX) {
+      throw new GodwitError('NBD_PATH_TOO_LONG', `${path} is too long for a unix socket`, {
+        values: { path, bytesMax: SOCKET_PATH_BYTES_MAX },
+        nextAction: 'Choose a shorter path.',
+      });
+    }
     try {
       await server.#listen();
     } catch (error) {

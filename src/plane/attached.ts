@@ -21,6 +21,8 @@ import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
+import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
+import { RootHash } from '../receipt/root.ts';
 import { discardRange } from '../sys/discard-range.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import type { UnlockedVolume } from '../volume/encryption.ts';
@@ -246,7 +248,11 @@ export class KernelVolume {
     });
     try {
       const plain = this.#unlocked
-        ? (await import('../volume/encryption.ts')).plaintextOf(data, this.#unlocked)
+        ? (await import('../volume/encryption.ts')).plaintextOf(
+            data,
+            this.#unlocked,
+            this.#spec.encryption?.holes,
+          )
         : data;
       const result = await new FreeMapReader(plain, filesystem).finish();
       if (result.kind === 'none') {
@@ -284,6 +290,24 @@ export class KernelVolume {
     });
   }
 
+  /**
+   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
+   * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
+   */
+  fetched(cursor: number): FetchedPage {
+    return { ranges: [], next: cursor, ended: true };
+  }
+
+  unfetched(): UnfetchedPage {
+    return { ranges: [], next: null };
+  }
+
+  figures(freeMapDigest: string | null): ProofFigures {
+    const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
+    const root = new RootHash(this.#spec.lengthBytes, digest).hex();
+    return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+  }
+
   async close(): Promise<void> {
     await this.#exclusively(async () => {
       this.#stopTicks?.();
@@ -302,6 +326,17 @@ export class KernelVolume {
   async #prepare(): Promise<void> {
     const { volumeDir, encryption, clone } = this.#spec;
     const record = await readRecord(volumeDir);
+    if (encryption && encryption.holes !== 'none') {
+      throw new GodwitError(
+        'PLANE_NOT_FOR_DM_CRYPT',
+        `volume ${this.#spec.volumeId} has holes in its ciphertext, which dm-crypt reads as noise`,
+        {
+          values: { volumeId: this.#spec.volumeId },
+          nextAction:
+            'Use the userspace plane for it, or make the volume with: godwit volume create --dm-crypt.',
+        },
+      );
+    }
     if (encryption) {
       const { unlockVolume } = await import('../volume/encryption.ts');
       this.#unlocked = await unlockVolume({ ...this.#spec, encryption });
@@ -402,7 +437,8 @@ export class KernelVolume {
       cipher: 'aes-xts-plain64',
       key: volumeKey.bytes,
       sectorBytes: segment.sectorBytes,
-      allowDiscards: true,
+      // What is discarded would read as zeros in the userspace plane, and as noise here.
+      allowDiscards: false,
     });
   }
 
@@ -460,7 +496,6 @@ export class KernelVolume {
       logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
     }
     await writeCloneBinding(volumeDir, { ...binding, freeMapTaken: true });
-    await removeFreeMap(volumeDir);
   }
 
   #startTicks(): void {
@@ -560,7 +595,8 @@ export class KernelVolume {
 
   /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
   async #trim(): Promise<void> {
-    if (this.#hydration.trimmed || this.#top === null) return;
+    // dm-crypt passes no discards on.
+    if (this.#hydration.trimmed || this.#top === null || this.#unlocked !== null) return;
     this.#hydration.trimmed = true;
     try {
       const place = await mountPlaceOf(this.#top);

@@ -3,16 +3,23 @@ import { attachLoop } from '../attach/loop.ts';
 import type { Access, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { FileDevice } from '../block/file-device.ts';
 import type { LioExport } from '../host/lio.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
+import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import { passFence } from '../volume/fence.ts';
 import { VOLUME_FILES } from '../volume/files.ts';
+import { readFreeRuns } from '../volume/free-map-file.ts';
+import type { RegionDigests } from '../volume/region-digests.ts';
 import { exportSerial } from '../volume/specs.ts';
 import type { PlaneHost } from './host.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames } from './names.ts';
 import { NO_GUEST } from './no-guest.ts';
+
+export type KernelExportOptions = { host: PlaneHost; clock: Clock; logger: Logger };
 
 /** Of iSCSI (IANA). The kernel's target cannot take any free port; all exports of a host share this one. */
 export const ISCSI_PORT = 3260;
@@ -30,11 +37,19 @@ export class KernelExport {
   readonly #host: PlaneHost;
   readonly #clock: Clock;
   #lock: DataLock | null = null;
+  readonly #logger: Logger;
   #isOpen = false;
+  #digests: Promise<RegionDigests> | null = null;
+  #sealed: FileDevice | null = null;
   #bytesServed = 0;
   #sessions = 0;
 
-  private constructor(spec: VolumeServerSpec, share: LioExport, host: PlaneHost, clock: Clock) {
+  private constructor(
+    spec: VolumeServerSpec,
+    share: LioExport,
+    { host, clock, logger }: KernelExportOptions,
+  ) {
+    this.#logger = logger;
     this.#spec = spec;
     this.#share = share;
     this.#host = host;
@@ -42,7 +57,8 @@ export class KernelExport {
   }
 
   /** Rejects `VOLUME_BAD_SPEC`, with the errors of the fence and of LIO. */
-  static async open(spec: VolumeServerSpec, host: PlaneHost, clock: Clock): Promise<KernelExport> {
+  static async open(spec: VolumeServerSpec, options: KernelExportOptions): Promise<KernelExport> {
+    const { host, clock } = options;
     const [grant, ...others] = spec.export?.grants ?? [];
     if (
       !spec.export ||
@@ -68,7 +84,7 @@ export class KernelExport {
       chapUser: grant.chapUser,
       chapSecret: grant.chapSecret,
     };
-    const made = new KernelExport(spec, share, host, clock);
+    const made = new KernelExport(spec, share, options);
     try {
       // What a shim before this one has left.
       await removeExport(spec, host, clock);
@@ -130,11 +146,59 @@ export class KernelExport {
     };
   }
 
+  /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
+  async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
+    return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
+  }
+
+  /** Of a range that did not travel, what should have. */
+  async owed(range: BlockRange, cursor: number): Promise<{ ranges: StatedRange[]; next: number | null }> {
+    return (await this.#regionDigests()).owed(range, cursor);
+  }
+
   async close(): Promise<void> {
+    await (await this.#digests?.catch(() => null))?.close();
+    this.#digests = null;
+    await this.#sealed?.close();
+    this.#sealed = null;
     await removeExport(this.#spec, this.#host, this.#clock);
     this.#isOpen = false;
     this.#lock?.release();
     this.#lock = null;
+  }
+
+  /** Made again at the next question when they could not be made. */
+  #regionDigests(): Promise<RegionDigests> {
+    if (!this.#isOpen) {
+      return Promise.reject(
+        new GodwitError('VOLUME_BAD_ACCESS', 'digests are of sealed content', {
+          values: { access: this.access, requested: 'readonly' },
+          nextAction: 'Seal the volume and open its export first.',
+        }),
+      );
+    }
+    this.#digests ??= this.#openDigests().catch((error: unknown) => {
+      this.#digests = null;
+      throw error;
+    });
+    return this.#digests;
+  }
+
+  async #openDigests(): Promise<RegionDigests> {
+    const { RegionDigests } = await import('../volume/region-digests.ts');
+    const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
+    this.#sealed ??= await FileDevice.open({
+      file: join(volumeDir, VOLUME_FILES.data),
+      lengthBytes,
+      blockBytes: SECTOR_BYTES,
+      writable: false,
+    });
+    return RegionDigests.open({
+      ...{ device: this.#sealed, volumeId, generation, clock: this.#clock, logger: this.#logger },
+      path: join(volumeDir, VOLUME_FILES.regionDigests),
+      freeRuns: await readFreeRuns(volumeDir, { volumeId, generation, lengthBytes }).catch(() => null),
+      bytesServed: () => this.#bytesServed,
+    });
   }
 
   async #openStandby(): Promise<void> {

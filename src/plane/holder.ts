@@ -10,6 +10,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
+import type { BlockRange, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';
@@ -70,14 +71,26 @@ export function openKernelHolder(options: KernelHolderOptions): {
       'free-map': (attached) => attached.sealFreeMap((args as { filesystem: FreeMapFilesystem }).filesystem),
       hydration: async (attached) => attached.configureHydration(args as HydrationSettings),
       finish: (attached) => attached.finish(),
+      fetched: async (attached) => attached.fetched((args as ProofQuery).cursor),
+      unfetched: async (attached) => attached.unfetched(),
+      figures: async (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
       // The kernel does not tell which regions were read.
       heat: async () => ({ regions: [] }),
       // dm-clone does not keep what is read, so there is no bringing something first.
       warm: async () => {},
     };
-    const act =
-      both[op] ??
-      (volume instanceof KernelVolume ? attached[op] && (() => attached[op]!(volume)) : undefined);
+    const exported: Record<string, (volume: KernelExport) => Promise<unknown>> = {
+      digests: (exported) => exported.digests((args as { ranges: BlockRange[] }).ranges),
+      owed: (exported) => {
+        const { cursor, ...range } = args as BlockRange & { cursor: number };
+        return exported.owed(range, cursor);
+      },
+    };
+    const own =
+      volume instanceof KernelVolume
+        ? attached[op] && (() => attached[op]!(volume))
+        : exported[op] && (() => exported[op]!(volume));
+    const act = both[op] ?? own;
     if (act === undefined) {
       throw new GodwitError('RPC_UNKNOWN_OP', `no operation ${op} here`, {
         values: { op },
@@ -103,7 +116,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
         try {
           const volume =
             spec.role === 'export'
-              ? await KernelExport.open(spec, host, clock)
+              ? await KernelExport.open(spec, { host, clock, logger })
               : await KernelVolume.open(spec, { host, clock, logger });
           opened = { spec, volume };
           lastError = null;

@@ -7,6 +7,7 @@ import type {
   FreeMapReport,
   HydrationSettings,
   HydrationStatus,
+  NbdSocketSpec,
   VolumeServerSpec,
   VolumeServerStatus,
 } from '../attach/server-spec.ts';
@@ -16,19 +17,25 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { FetchProof } from '../clone/fetch-proof.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
-import type { CloneLayer } from './clone-layer.ts';
+import type { DirectFile } from '../sys/direct-file.ts';
+import type { CloneLayer, Rekey } from './clone-layer.ts';
 import type { DataLock } from './data-lock.ts';
+import type { DecryptedSource } from './decrypted-source.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
+import type { NbdAttachment } from './nbd-attachment.ts';
 import { readRecord } from './record-file.ts';
-import { removeValidityFile } from './validity-file.ts';
+import { exportSerial } from './specs.ts';
+import { removeValidityFile, type ValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
-  /** An open FUSE connection (attach/fuse-mount.ts). */
+  /** An open FUSE connection (attach/fuse-mount.ts); not looked at where the guest comes through NBD. */
   fuseFd: number;
   clock: Clock;
   random: Random;
@@ -40,11 +47,19 @@ export type AttachedVolumeOptions = {
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
 
-/** Role `attach`: the volume behind the FUSE file that a loop device sits on. */
+/** How a guest gets at a volume. Its gate is the only one between the guest and the volume's devices. */
+type Front = Pick<
+  FuseServer,
+  'access' | 'setAccess' | 'becomeWhole' | 'statistics' | 'heat' | 'closed' | 'stop'
+>;
+
+/** Role `attach`: the volume behind the FUSE file that a loop device sits on, or behind an NBD socket. */
 export class AttachedVolume {
   readonly #spec: VolumeServerSpec;
   readonly #options: AttachedVolumeOptions;
-  readonly #fuse: FuseServer;
+  readonly #front: Front;
+  /** The NBD socket: `#front` itself, or a second way in, for reading. */
+  readonly #nbd: NbdAttachment | null;
   /** The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole. */
   readonly #local: FileDevice;
   #clone: CloneLayer | null;
@@ -53,12 +68,16 @@ export class AttachedVolume {
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
   #freeMapReader: FreeMapReader | null = null;
+  #proof: OpenProof | null = null;
+  /** The questions of a proof that are not answered yet. A mend among them takes the access away for a moment: whoever changes it waits. */
+  #proving: Promise<unknown> = Promise.resolve();
 
   private constructor(
     spec: VolumeServerSpec,
     options: AttachedVolumeOptions,
     parts: {
-      fuse: FuseServer;
+      front: Front;
+      nbd: NbdAttachment | null;
       local: FileDevice;
       clone: CloneLayer | null;
       encryption: Encryption | null;
@@ -67,7 +86,8 @@ export class AttachedVolume {
   ) {
     this.#spec = spec;
     this.#options = options;
-    this.#fuse = parts.fuse;
+    this.#front = parts.front;
+    this.#nbd = parts.nbd;
     this.#local = parts.local;
     this.#clone = parts.clone;
     this.#encryption = parts.encryption;
@@ -75,8 +95,9 @@ export class AttachedVolume {
   }
 
   /**
-   * Opens all that the spec names and serves the FUSE file. In `standby` the source must answer now; later it may be away. Rejects
-   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, those of clone/metadata.ts and validity-file.ts, and those of the login.
+   * Opens all that the spec names and serves the FUSE file or the socket. In `standby` the source must answer now; later it may be away. Rejects
+   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, those of clone/metadata.ts and validity-file.ts, those of the login,
+   * and those of listening on a socket.
    */
   static async open(spec: VolumeServerSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
     const { clock, logger } = options;
@@ -84,29 +105,41 @@ export class AttachedVolume {
     let local: FileDevice | undefined;
     let clone: CloneLayer | null = null;
     let encryption: Encryption | null = null;
+    let nbd: NbdAttachment | null = null;
     try {
+      const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
       // The key and its derivation: in standby, so before anything stops.
-      encryption = await openEncryption(spec);
+      encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
-      if (spec.clone && (await isClone(spec))) {
+      if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
-        clone = await openClone(spec, spec.clone, options);
+        clone = await openClone(spec, cloned, {
+          ...options,
+          ...(encryption?.rekey && { rekey: encryption.rekey }),
+        });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
-      const fuse = new FuseServer({
+      const device = plaintextOf(encryption, clone, local);
+      if (spec.nbd) nbd = await openNbd(spec, spec.nbd, { device, local, clone }, options);
+      if (nbd && spec.nbd?.client === 'guest') {
+        return new AttachedVolume(spec, options, { front: nbd, nbd, local, clone, encryption, lock });
+      }
+      const front = new FuseServer({
         fuseFd: options.fuseFd,
-        device: encryption ? encryption.over(clone?.device ?? local) : (clone?.device ?? local),
+        device,
         hot: {
           dataFd: local.fileDescriptor,
-          validity: clone && { address: clone.validity.address, words: clone.validity.words.length },
+          validity: clone && wordsOf(clone.validity),
+          written: clone?.proof ? wordsOf(clone.proof.written) : null,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
         clock,
         logger,
       });
-      return new AttachedVolume(spec, options, { fuse, local, clone, encryption, lock });
+      return new AttachedVolume(spec, options, { front, nbd, local, clone, encryption, lock });
     } catch (error) {
+      await nbd?.stop();
       encryption?.forget();
       await clone?.source.close();
       await clone?.device.close();
@@ -118,12 +151,12 @@ export class AttachedVolume {
 
   /** Begins to hydrate where the volume is open for writing already. Call it once, when events can be told. */
   start(): void {
-    if (this.#fuse.access === 'writable') this.#clone?.device.start();
+    if (this.#front.access === 'writable') this.#clone?.device.start();
   }
 
-  /** Resolves when the FUSE file is gone. */
+  /** Resolves when the FUSE file is gone; never where there is none. */
   get closed(): Promise<void> {
-    return this.#fuse.closed;
+    return this.#front.closed;
   }
 
   status(): VolumeServerStatus {
@@ -132,10 +165,11 @@ export class AttachedVolume {
       role: 'attach',
       volumeId: this.#spec.volumeId,
       generation: this.#spec.generation,
-      access: this.#fuse.access,
+      access: this.#front.access,
       residentBytes: process.memoryUsage.rss(),
       ...(hydration ? { hydration } : {}),
-      guest: this.#fuse.statistics(),
+      guest: this.#front.statistics(),
+      ...(this.#nbd ? { served: this.#nbd.served } : {}),
     };
   }
 
@@ -144,20 +178,20 @@ export class AttachedVolume {
    * Idempotent.
    */
   async activate(access: Access): Promise<void> {
-    if (access === this.#fuse.access) return;
+    if (access === this.#front.access) return;
     if (access === 'writable') {
       this.#lock ??= await passFence(this.#spec, 'write', this.#options.clock);
-      if (this.#fuse.access === 'standby') await this.#markUnused();
-      await this.#fuse.setAccess('writable');
+      if (this.#front.access === 'standby') await this.#markUnused();
+      await this.#setAccess('writable');
       this.#clone?.device.start();
-    } else if (access === 'readonly' && this.#fuse.access === 'standby') {
-      await this.#fuse.setAccess('readonly');
+    } else if (access === 'readonly' && this.#front.access === 'standby') {
+      await this.#setAccess('readonly');
     } else {
       throw new GodwitError(
         'VOLUME_BAD_ACCESS',
-        `a volume that is ${this.#fuse.access} does not go to ${access}`,
+        `a volume that is ${this.#front.access} does not go to ${access}`,
         {
-          values: { access: this.#fuse.access, requested: access },
+          values: { access: this.#front.access, requested: access },
           nextAction: 'Access only opens; seal the volume to end its writes.',
         },
       );
@@ -170,14 +204,15 @@ export class AttachedVolume {
 
   /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
   async seal(): Promise<void> {
-    if (this.#fuse.access === 'writable') await this.#fuse.setAccess('readonly');
+    await this.#proving;
+    if (this.#front.access === 'writable') await this.#setAccess('readonly');
     await this.flush();
     this.#lock?.release();
     this.#lock = null;
   }
 
   heat(): number[] {
-    return this.#fuse.heat();
+    return this.#front.heat();
   }
 
   /** Regions of `HEAT_REGION_BYTES` to bring first. */
@@ -197,15 +232,20 @@ export class AttachedVolume {
    * `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
    */
   async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
-    if (this.#fuse.access !== 'readonly') {
+    if (this.#front.access !== 'readonly') {
       throw new GodwitError(
         'VOLUME_BAD_ACCESS',
         'the free map is read when no write can change it any more',
         {
-          values: { access: this.#fuse.access, requested: 'readonly' },
+          values: { access: this.#front.access, requested: 'readonly' },
           nextAction: 'Seal the volume first.',
         },
       );
+    }
+    if (this.#spec.nbd?.client === 'guest') {
+      // It may have written a partition table or anything else, and the filesystem that was here before still looks whole.
+      await removeFreeMap(this.#spec.volumeDir);
+      return { unusedBytes: 0, reason: diskOfGuest(this.#spec.volumeId).toWire() };
     }
     const result = await (await this.#reader(filesystem)).finish();
     this.#freeMapReader = null; // it holds the bitmaps of the first pass
@@ -233,35 +273,103 @@ export class AttachedVolume {
   async finish(): Promise<void> {
     const clone = this.#clone;
     if (clone === null) return;
+    await this.#closeProof();
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
-    await this.#fuse.becomeWhole(this.#encryption?.over(this.#local) ?? this.#local);
+    const device = this.#encryption?.over(this.#local) ?? this.#local;
+    await this.#front.becomeWhole(device);
+    if (this.#nbd !== this.#front) await this.#nbd?.becomeWhole(device);
     this.#clone = null;
     await clone.device.close();
     await clone.source.close();
+    this.#encryption?.forgetSource();
     clone.validity.close();
+    clone.proof?.written.close();
     removeValidityFile(clone.validityPath);
     await removeFreeMap(this.#spec.volumeDir);
   }
 
-  /** Makes everything durable and ends serving; requests wait in the kernel for the next server. */
+  /**
+   * Asks the target's part of proving a move (clone/fetch-proof.ts), one question at a time. Rejects `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where
+   * there is nothing to prove: a volume that is whole, or the clone of a disk of another system.
+   */
+  prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
+    const answered = this.#proving.then(async () => {
+      const clone = this.#clone;
+      if (!clone?.proof) throw noFetchLog(this.#spec.volumeId);
+      clone.device.checkComplete();
+      this.#proof ??= await this.#openProof(clone.proof);
+      return question(this.#proof.proof);
+    });
+    this.#proving = answered.catch(() => {});
+    return answered;
+  }
+
+  /** Ends what is being proved. */
+  async #closeProof(): Promise<void> {
+    await this.#proving;
+    await this.#proof?.stored.close();
+    this.#proof = null;
+  }
+
+  async #openProof(parts: NonNullable<CloneLayer['proof']>): Promise<OpenProof> {
+    // Code that only the end of a move needs.
+    const [{ FetchProof }, { DirectFile }] = await Promise.all([
+      import('../clone/fetch-proof.ts'),
+      import('../sys/direct-file.ts'),
+    ]);
+    const stored = new DirectFile(join(this.#spec.volumeDir, VOLUME_FILES.data));
+    const proof = new FetchProof({
+      local: parts.local,
+      stored: parts.stored(stored),
+      source: parts.source,
+      log: parts.log,
+      writtenWords: parts.written.words,
+      exclusively: (work) => this.#exclusively(work),
+    });
+    return { proof, stored };
+  }
+
+  /** Holds the guest's requests back for as long as `work` takes. */
+  async #exclusively(work: () => Promise<void>): Promise<void> {
+    if (this.#front.access !== 'writable') return work();
+    await this.#front.setAccess('standby');
+    try {
+      await work();
+    } finally {
+      await this.#front.setAccess('writable');
+    }
+  }
+
+  /** Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients that connect again. */
   async close(): Promise<void> {
-    await this.#fuse.stop();
-    if (this.#fuse.access === 'writable') await this.flush();
+    await this.#closeProof();
+    // Calls of its clients that wait for the source end when the clone is closed.
+    const dropped = this.#nbd?.stop();
+    if (this.#front !== this.#nbd) await this.#front.stop();
+    if (this.#front.access === 'writable') await this.flush();
     this.#noteWireBytes();
     await this.#clone?.source.close();
     await this.#clone?.device.close();
+    await dropped;
     await this.#local.close();
     this.#encryption?.forget();
     this.#lock?.release();
+  }
+
+  async #setAccess(access: Access): Promise<void> {
+    await this.#front.setAccess(access);
+    if (this.#nbd !== this.#front) await this.#nbd?.setAccess(access);
   }
 
   /** Through the clone while there is one: blocks that are still at the source are not in the file. */
   async #reader(filesystem: FreeMapFilesystem): Promise<FreeMapReader> {
     if (this.#freeMapReader === null) {
       const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
-      const stored = this.#clone?.device ?? this.#local;
-      this.#freeMapReader = new FreeMapReader(this.#encryption?.over(stored) ?? stored, filesystem);
+      this.#freeMapReader = new FreeMapReader(
+        plaintextOf(this.#encryption, this.#clone, this.#local),
+        filesystem,
+      );
     }
     return this.#freeMapReader;
   }
@@ -286,7 +394,7 @@ export class AttachedVolume {
     this.#noteWireBytes();
     const status = this.#clone.device.hydrationStatus();
     // Nothing is fetched in standby, whatever the settings say.
-    if (this.#fuse.access !== 'writable' && status.state === 'running') status.state = 'paused';
+    if (this.#front.access !== 'writable' && status.state === 'running') status.state = 'paused';
     const lastError = status.lastError ?? this.#clone.source.lastError;
     return {
       ...status,
@@ -302,6 +410,19 @@ export class AttachedVolume {
   }
 }
 
+function noFetchLog(volumeId: string): GodwitError {
+  return new GodwitError('VOLUME_NO_FETCH_LOG', `nobody kept what was fetched of volume ${volumeId}`, {
+    values: { volumeId },
+    nextAction: 'Only volumes that move have receipts; both workers must be of the same godwit version.',
+  });
+}
+
+type OpenProof = { proof: FetchProof; stored: DirectFile };
+
+function wordsOf({ address, words }: ValidityFile): { address: bigint; words: number } {
+  return { address, words: words.length };
+}
+
 function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
   if (source === undefined || 'location' in source) return 'foreign';
   return source.tls ? 'tls' : 'tcp';
@@ -314,25 +435,95 @@ const MAP_EXTENTS_MAX = 8192;
 type Encryption = {
   /** The plaintext of a device. The one that was made before is closed by closing what it is over. */
   over: (device: BlockDevice) => Luks2Device;
+  /** For a clone whose source is under another key. */
+  readonly rekey: Rekey | null;
   /** A copy of the key, for the thread that overwrites it. */
   readonly forHotPath: { key: Uint8Array; sectorBytes: number };
+  forgetSource: () => void;
   forget: () => void;
 };
 
-async function openEncryption(spec: VolumeServerSpec): Promise<Encryption | null> {
+async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<Encryption | null> {
   const { encryption } = spec;
   if (encryption === undefined) return null;
   // Its code and memory are for encrypted volumes only.
-  const { plaintextOf, unlockVolume } = await import('./encryption.ts');
+  const encryptionCode = await import('./encryption.ts');
+  const { plaintextOf, plaintextOfSource, rekeyedFile, unlockSource, unlockVolume } = encryptionCode;
   const unlocked: UnlockedVolume = await unlockVolume({ ...spec, encryption });
+  const { holes } = encryption;
+  const over = (device: BlockDevice) => plaintextOf(device, unlocked, holes);
+  let source: UnlockedVolume | null = null;
+  let decrypted: DecryptedSource | null = null;
+  try {
+    if (cloned && encryption.source) source = await unlockSource({ ...spec, encryption }, encryption.source);
+  } catch (error) {
+    unlocked.volumeKey.dispose();
+    throw error;
+  }
+  const forgetSource = () => {
+    source?.volumeKey.dispose();
+    void decrypted?.close();
+  };
   return {
-    over: (device) => plaintextOf(device, unlocked),
+    over,
+    rekey:
+      source &&
+      ((local, remote) => {
+        decrypted = plaintextOfSource(remote, source);
+        return { local: rekeyedFile(local, unlocked, decrypted, holes), source: decrypted };
+      }),
     get forHotPath() {
       const { sectorBytes } = unlocked.header.metadata.segment;
       return { key: new Uint8Array(unlocked.volumeKey.bytes), sectorBytes };
     },
-    forget: () => unlocked.volumeKey.dispose(),
+    forgetSource,
+    forget: () => {
+      forgetSource();
+      unlocked.volumeKey.dispose();
+    },
   };
+}
+
+/** What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top. */
+function plaintextOf(
+  encryption: Encryption | null,
+  clone: CloneLayer | null,
+  local: FileDevice,
+): BlockDevice {
+  const stored = clone?.device ?? local;
+  return encryption === null || clone?.plaintext ? stored : encryption.over(stored);
+}
+
+function diskOfGuest(volumeId: string): GodwitError {
+  return new GodwitError(
+    'VOLUME_DISK_OF_GUEST',
+    'the guest has the volume as a disk, and it alone knows what it uses of it',
+    {
+      values: { volumeId },
+      nextAction: 'Nothing to do: what the guest has trimmed (QEMU: discard=unmap) stays behind.',
+    },
+  );
+}
+
+async function openNbd(
+  spec: VolumeServerSpec,
+  socket: NbdSocketSpec,
+  { device, local, clone }: { device: BlockDevice; local: FileDevice; clone: CloneLayer | null },
+  { clock, logger }: AttachedVolumeOptions,
+): Promise<NbdAttachment> {
+  const { NbdAttachment } = await import('./nbd-attachment.ts');
+  const { startWriteBack } = await import('../sys/sync-file-range.ts');
+  return NbdAttachment.open({
+    socket,
+    serial: exportSerial(spec.volumeId, spec.generation),
+    device,
+    access: spec.access,
+    validity:
+      clone && new ValidityMap(clone.validity.words, blockCountOf(spec.lengthBytes), { counted: false }),
+    writeBack: () => startWriteBack(local.fileDescriptor),
+    clock,
+    logger,
+  });
 }
 
 /** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */

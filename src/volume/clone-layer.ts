@@ -4,23 +4,41 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneDevice } from '../clone/clone-device.ts';
+import type { FetchDigest, FetchLog } from '../clone/fetch-log.ts';
+import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
+import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
+import type { DecryptedSource } from './decrypted-source.ts';
+import { openFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
+import type { RekeyedFile } from './rekeyed-file.ts';
 import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
 import { exportSerial } from './specs.ts';
-import { openValidityFile, type ValidityFile } from './validity-file.ts';
+import { openValidityFile, type ValidityFile, writtenPath } from './validity-file.ts';
 
 /** The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code and its memory. */
 export type CloneLayer = {
   device: CloneDevice;
+  /** The content of `device` is plaintext, because its source has another key; else it is what the data file holds. */
+  plaintext: boolean;
   source: SourceDevice;
   validity: ValidityFile;
   validityPath: string;
+  /** What proving the move needs; null for a clone of a disk of another system. */
+  proof: {
+    log: FetchLog;
+    written: ValidityFile;
+    local: BlockDevice;
+    source: CloneSource;
+    /** The content of `device` in the data file that is read by another way. */
+    stored: (file: Pick<BlockDevice, 'read'>) => Pick<BlockDevice, 'read'>;
+  } | null;
 };
 
 export type CloneLayerOptions = {
@@ -28,10 +46,20 @@ export type CloneLayerOptions = {
   random: Random;
   logger: Logger;
   onHydrated: () => void;
+  /** For a source under another key. */
+  rekey?: Rekey;
 };
+
+/** How a clone comes from one key to another: the plaintexts of the data file and of what is fetched. */
+export type Rekey = (
+  local: BlockDevice,
+  source: CloneSource,
+) => { local: RekeyedFile; source: DecryptedSource };
 
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
+/** Sectors of the encryption are this at most, and the loop device over them has it. */
+const PLAINTEXT_BLOCK_BYTES = 4096;
 /** How long the first login may take, other tries included. */
 const LOGIN_TIMEOUT_MS = 10_000;
 
@@ -49,16 +77,20 @@ export async function openClone(
     blockBytes: BLOCK_BYTES,
   });
   let validity: ValidityFile | undefined;
-  let local: FileDevice | undefined;
+  let written: ValidityFile | undefined;
+  let log: FetchLog | undefined;
+  let local: BlockDevice | undefined;
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
-    validity = openValidityFile({
-      path: cloneSpec.validityPath,
-      volumeId,
-      generation,
-      lengthBytes,
-      bootId: bootId(),
-    });
+    const identity = { volumeId, generation, lengthBytes };
+    validity = openValidityFile({ path: cloneSpec.validityPath, ...identity, bootId: bootId() });
+    if (!('location' in cloneSpec.source)) {
+      written = openValidityFile({
+        path: writtenPath(cloneSpec.validityPath),
+        ...identity,
+        bootId: bootId(),
+      });
+    }
     local = await FileDevice.open({
       file: join(spec.volumeDir, VOLUME_FILES.data),
       lengthBytes,
@@ -69,23 +101,45 @@ export async function openClone(
       blockBytes: BLOCK_BYTES,
       ...(await reach(spec, cloneSpec.source, options)),
     });
+    const rekeyed = options.rekey?.(local, source);
+    const sides = rekeyed ?? { local, source };
+    ({ local } = sides);
+    if (written) {
+      // What is proved is what crossed the wire: the ciphertext of the source.
+      const digest: FetchDigest = (offsetBytes, bytes) =>
+        sha256(rekeyed ? rekeyed.source.ciphertextUnderOldKey(offsetBytes, bytes) : bytes);
+      log = await openFetchLog(join(spec.volumeDir, VOLUME_FILES.fetchLog), identity, digest);
+    }
     const device = await CloneDevice.open({
-      local,
-      source,
+      ...sides,
       metadata,
       validityWords: validity.words,
       validityIsCurrent: validity.current,
+      ...(log && { fetchLog: log }),
+      ...(written && { writtenWords: written.words, writtenIsCurrent: written.current && written.tellsAll }),
       clock,
       logger,
-      blockBytes: BLOCK_BYTES,
+      blockBytes: rekeyed ? PLAINTEXT_BLOCK_BYTES : BLOCK_BYTES,
       hydration: cloneSpec.hydration,
       localWrittenByOthers: true,
       wireBytesBefore: validity.wireBytes,
       onHydrated: options.onHydrated,
     });
-    return { device, source, validity, validityPath: cloneSpec.validityPath };
+    if (written) written.tellsAll = true;
+    const stored = (file: Pick<BlockDevice, 'read'>) => rekeyed?.local.decrypting(file) ?? file;
+    const proof = log && written ? { log, written, ...sides, stored } : null;
+    return {
+      device,
+      plaintext: rekeyed !== undefined,
+      source,
+      validity,
+      validityPath: cloneSpec.validityPath,
+      proof,
+    };
   } catch (error) {
     validity?.close();
+    written?.close();
+    await log?.close();
     await local?.close();
     await metadataDevice.close();
     throw error;

@@ -1,19 +1,23 @@
 import { join } from 'node:path';
 import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
+import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
+import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
+import { readFreeRuns } from './free-map-file.ts';
+import type { RegionDigests, RegionDigestsOptions } from './region-digests.ts';
 import { exportSerial } from './specs.ts';
 
 export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
 
 const BLOCK_BYTES = 512;
+const DIGESTS_AFTER_MS = 1_000;
 
 /** Role `export`: the sealed data file, read-only, over iSCSI. */
 export class ExportedVolume {
@@ -23,6 +27,8 @@ export class ExportedVolume {
   readonly #target: IscsiTarget;
   readonly #export: TargetExport;
   #lock: DataLock | null;
+  #digests: Promise<RegionDigests> | null = null;
+  #cancelDigests: () => void = () => {};
 
   private constructor(
     spec: VolumeServerSpec,
@@ -74,7 +80,9 @@ export class ExportedVolume {
         standby: spec.access === 'standby',
       });
       for (const grant of exportSpec.grants) share.grant(iscsiGrant(grant));
-      return new ExportedVolume(spec, options, { device, target, share, lock });
+      const volume = new ExportedVolume(spec, options, { device, target, share, lock });
+      if (lock !== null) volume.#digestInBackground();
+      return volume;
     } catch (error) {
       await target?.close();
       await device?.close();
@@ -130,6 +138,17 @@ export class ExportedVolume {
     }
     this.#lock ??= await passFence(this.#spec, 'export', this.#options.clock);
     this.#export.open();
+    this.#digestInBackground();
+  }
+
+  /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
+  async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
+    return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
+  }
+
+  /** Of a range that did not travel, what should have. */
+  async owed(range: BlockRange, cursor: number): Promise<{ ranges: StatedRange[]; next: number | null }> {
+    return (await this.#regionDigests()).owed(range, cursor);
   }
 
   grant(grant: Grant): void {
@@ -141,10 +160,57 @@ export class ExportedVolume {
   }
 
   async close(): Promise<void> {
+    this.#cancelDigests();
     await this.#target.close();
+    await (await this.#digests?.catch(() => null))?.close();
     await this.#device.close();
     this.#lock?.release();
   }
+
+  /** Not at once, nor is the code loaded: a machine boots from this content just now. */
+  #digestInBackground(): void {
+    this.#cancelDigests = this.#options.clock.timer(DIGESTS_AFTER_MS, () => {
+      this.#regionDigests().then(
+        (digests) => digests.start(),
+        (error: unknown) =>
+          this.#options.logger.warn({ reason: messageOf(error) }, 'no digests of this export'),
+      );
+    });
+  }
+
+  /** Made again at the next question when it could not be made. */
+  #regionDigests(): Promise<RegionDigests> {
+    if (this.access !== 'readonly') {
+      return Promise.reject(
+        new GodwitError('VOLUME_BAD_ACCESS', 'digests are of sealed content', {
+          values: { access: this.access, requested: 'readonly' },
+          nextAction: 'Seal the volume and open its export first.',
+        }),
+      );
+    }
+    this.#digests ??= openDigests(this.#spec, this.#device, {
+      clock: this.#options.clock,
+      logger: this.#options.logger,
+      bytesServed: () => this.#target.statistics().bytesServed,
+    }).catch((error: unknown) => {
+      this.#digests = null;
+      throw error;
+    });
+    return this.#digests;
+  }
+}
+
+/** Its code is loaded when it is needed. */
+async function openDigests(
+  spec: VolumeServerSpec,
+  device: FileDevice,
+  options: Pick<RegionDigestsOptions, 'clock' | 'logger' | 'bytesServed'>,
+): Promise<RegionDigests> {
+  const { RegionDigests } = await import('./region-digests.ts');
+  const { volumeDir, volumeId, generation, lengthBytes } = spec;
+  const freeRuns = await readFreeRuns(volumeDir, { volumeId, generation, lengthBytes }).catch(() => null);
+  const path = join(volumeDir, VOLUME_FILES.regionDigests);
+  return RegionDigests.open({ ...options, device, path, volumeId, generation, freeRuns });
 }
 
 /** One port, under TLS or in the clear: never both, so that nobody can talk two workers out of TLS. */

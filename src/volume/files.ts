@@ -10,4 +10,10 @@ export const VOLUME_FILES = {
   /** The blocks that the filesystem of the sealed generation does not use (freemap/sealed-map.ts). */
   freeMap: 'free.map',
   header: 'header.luks2',
+  /** Of the source's ciphertext, while the volume is a clone under another key. */
+  sourceHeader: 'source-header.luks2',
+  /** Digests of what was fetched, until the clone is whole (clone/fetch-log.ts). */
+  fetchLog: 'fetch.log',
+  /** Digests of the sealed content (region-digests.ts). */
+  regionDigests: 'region.digests',
 } as const;

@@ -2,7 +2,7 @@
 
 export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
-export { HEADER_BYTES_MAX, readHeaderFile } from './encryption.ts';
+export { encryptionCapabilities, readGeometry, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
 export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
 export { readImportSource } from './import-source-file.ts';

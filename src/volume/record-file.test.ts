@@ -16,14 +16,30 @@ const good: VolumeRecord = {
   createdAtMs: 1,
   machineId: null,
   destroyAfterMs: null,
-  encryption: { uuid: 'u' },
+  encryption: { uuid: 'u', keyGeneration: 4, source: { uuid: 'old', keyGeneration: 1 } },
 };
 
 test('the checks by hand say what the schema says', () => {
   assert.equal(wrongField(good), null);
   const strange = fc.oneof(
     fc.jsonValue(),
-    fc.constantFrom<unknown>({ uuid: 'x' }, { uuid: 1 }, []),
+    fc.constantFrom<unknown>(
+      ...[{ uuid: 'x' }, { uuid: 1 }, [], { uuid: 'x', keyGeneration: 0 }, { uuid: 'x', keyGeneration: 2 }],
+      ...[
+        { uuid: 'x', keyVolumeId: 'v_2' },
+        { uuid: 'x', keyVolumeId: 2 },
+        { uuid: 'x', source: { uuid: 'y', keyGeneration: 1, keyVolumeId: null } },
+        { uuid: 'x', holes: 'none' },
+        { uuid: 'x', holes: 'all' },
+        { uuid: 'x', source: {} },
+        { uuid: 'x', source: [] },
+        { uuid: 'x', source: null },
+      ],
+      ...[
+        { uuid: 'x', source: { uuid: 'y' } },
+        { uuid: 'x', source: { uuid: 'y', keyGeneration: 1 } },
+      ],
+    ),
     fc.constantFrom(0, 1, 4095, 4096, 1.5, -1, 'ext4', 'xfs', 'ready', 'sealed', 'clone', null, undefined),
   );
   const changed = fc

@@ -60,16 +60,33 @@ export function wrongField(value: unknown): string | null {
     ['state', STATES.includes(fields.state)],
     ['createdAtMs', integer(fields.createdAtMs)],
     ['machineId', fields.machineId === null || typeof fields.machineId === 'string'],
-    ['encryption', fields.encryption === undefined || hasUuid(fields.encryption)],
+    ['encryption', fields.encryption === undefined || isEncryption(fields.encryption)],
     ['destroyAfterMs', fields.destroyAfterMs === null || integer(fields.destroyAfterMs)],
   ];
   const wrong = checks.find(([, fits]) => !fits);
   return wrong ? `its ${wrong[0]} does not fit` : null;
 }
 
-function hasUuid(value: unknown): boolean {
-  const isObject = typeof value === 'object' && value !== null && !Array.isArray(value);
-  return isObject && typeof (value as Record<string, unknown>).uuid === 'string';
+function isEncryption(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
+  const { uuid, keyGeneration, keyVolumeId, holes, source } = value as Record<string, unknown>;
+  if (typeof uuid !== 'string' || (holes !== undefined && holes !== 'none')) return false;
+  if (keyGeneration !== undefined && !isGeneration(keyGeneration)) return false;
+  if (!isTextOrNothing(keyVolumeId)) return false;
+  if (source === undefined) return true;
+  if (typeof source !== 'object' || source === null || Array.isArray(source)) return false;
+  const from = source as Record<string, unknown>;
+  return (
+    typeof from.uuid === 'string' && isGeneration(from.keyGeneration) && isTextOrNothing(from.keyVolumeId)
+  );
+}
+
+function isTextOrNothing(value: unknown): boolean {
+  return value === undefined || typeof value === 'string';
+}
+
+function isGeneration(value: unknown): boolean {
+  return Number.isInteger(value) && (value as number) >= 1;
 }
 
 async function readText(path: string): Promise<string> {

@@ -33,6 +33,24 @@ export const VolumeRecord = Type.Object({
   machineId: Type.Union([Type.String(), Type.Null()]),
   destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
   /** The data file is ciphertext, and its LUKS2 header, with this uuid, is a file beside it. Left out: not encrypted. */
-  encryption: Type.Optional(Type.Object({ uuid: Type.String() })),
+  encryption: Type.Optional(
+    Type.Object({
+      uuid: Type.String(),
+      /** The generation that the key was made for; left out: 1, the volume's first key. */
+      keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
+      /** The volume that the key was made for; left out: this one. Another one where this was recovered from what a move left. */
+      keyVolumeId: Type.Optional(Type.String()),
+      /** No call leaves zeros in the ciphertext, so that dm-crypt reads what godwit reads. Left out: sparse, for godwit alone. */
+      holes: Type.Optional(Type.Literal('none')),
+      /** Of an incoming volume or clone that moves to another key: the source's header, a file too, and its key. */
+      source: Type.Optional(
+        Type.Object({
+          uuid: Type.String(),
+          keyGeneration: Type.Integer({ minimum: 1 }),
+          keyVolumeId: Type.Optional(Type.String()),
+        }),
+      ),
+    }),
+  ),
 });
 export type VolumeRecord = Static<typeof VolumeRecord>;

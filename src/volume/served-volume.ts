@@ -74,7 +74,7 @@ export class ServedVolume {
       if (spec.encryption) {
         const { plaintextOf, unlockVolume } = await import('./encryption.ts');
         unlocked = await unlockVolume({ ...spec, encryption: spec.encryption });
-        device = plaintextOf(device, unlocked);
+        device = plaintextOf(device, unlocked, spec.encryption.holes);
       }
       const listener =
         serve.listen.kind === 'iscsi'

@@ -27,7 +27,14 @@ const good: VolumeServerSpec = {
     },
     hydration: { paused: false, rateBytesPerSecondMax: 0 },
   },
-  encryption: { uuid: 'u', keys: { kind: 'exec', argv: ['key', 'of'] } },
+  encryption: {
+    uuid: 'u',
+    keyGeneration: 3,
+    holes: 'none',
+    keyVolumeId: 'v_0',
+    source: { uuid: 'old', keyGeneration: 1 },
+    keys: { kind: 'exec', argv: ['key', 'of'] },
+  },
   export: {
     listenHost: 'host',
     listenPort: 0,
@@ -36,6 +43,7 @@ const good: VolumeServerSpec = {
       { initiatorIqn: 'iqn.2026-11.example:i', chapUser: 'user', chapSecret: 'twelve bytes', generation: 1 },
     ],
   },
+  nbd: { path: '/run/s', owner: { uid: 1, gid: 2 }, client: 'guest' },
   serve: {
     exportName: 'disk',
     listen: {

@@ -5,13 +5,19 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  NbdSocketSpec,
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
+import type { BlockRange, MendRequest } from '../receipt/proof.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
+
+const BLOCK_MAX = 2 ** 48;
+const RANGES_MAX = 2 * PROOF_RANGES_MAX;
 
 /**
  * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
@@ -36,6 +42,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
+    ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
 }
@@ -81,6 +88,41 @@ export function parseFilesystem(value: unknown): FreeMapFilesystem {
   return oneOf(object(value, 'free map').filesystem, ['ext4', 'xfs'], 'filesystem');
 }
 
+export function parseCursor(value: unknown): number {
+  return integer(object(value, 'proof').cursor, 0, 'cursor');
+}
+
+export function parseRange(value: unknown): BlockRange {
+  const range = object(value, 'range');
+  return {
+    first: integer(range.first, 0, 'range.first', BLOCK_MAX),
+    blocks: integer(range.blocks, 1, 'range.blocks', BLOCK_MAX),
+  };
+}
+
+export function parseRanges(value: unknown): BlockRange[] {
+  return list(object(value, 'digests').ranges, 'digests.ranges').map(parseRange);
+}
+
+export function parseMend(value: unknown): MendRequest {
+  return {
+    ranges: list(object(value, 'mend').ranges, 'mend.ranges').map((item) => {
+      const { digest, position, blocks } = object(item, 'mend.ranges');
+      return {
+        ...parseRange(item),
+        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
+        digest: digestText(digest),
+        position: position === null ? null : integer(position, 0, 'position'),
+      };
+    }),
+  };
+}
+
+export function parseFreeMapDigest(value: unknown): string | null {
+  const { freeMapDigest } = object(value, 'figures');
+  return freeMapDigest === null ? null : digestText(freeMapDigest);
+}
+
 export function badSpec(reason: string, cause?: unknown): GodwitError {
   return new GodwitError('VOLUME_BAD_SPEC', `a volume server cannot take this: ${reason}`, {
     nextAction: 'The shim and the volume server must be of the same godwit version.',
@@ -102,11 +144,42 @@ function parseClone(value: unknown): CloneSpec {
 function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encryption']> {
   const encryption = object(value, 'encryption');
   const keys = object(encryption.keys, 'encryption.keys');
-  const uuid = text(encryption.uuid, 'encryption.uuid');
+  const header = {
+    ...parseHeader(encryption, 'encryption'),
+    ...(encryption.holes === undefined
+      ? {}
+      : { holes: oneOf(encryption.holes, ['none'], 'encryption.holes') }),
+    ...(encryption.source === undefined
+      ? {}
+      : { source: parseHeader(object(encryption.source, 'encryption.source'), 'encryption.source') }),
+  };
   const kind = oneOf(keys.kind, ['file', 'exec'], 'encryption.keys.kind');
-  if (kind === 'file') return { uuid, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
+  if (kind === 'file') return { ...header, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
   if (!Array.isArray(keys.argv) || keys.argv.length === 0) throw badSpec('encryption.keys.argv does not fit');
-  return { uuid, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+  return { ...header, keys: { kind, argv: keys.argv.map((part) => text(part, 'encryption.keys.argv')) } };
+}
+
+function parseHeader(
+  fields: Record<string, unknown>,
+  what: string,
+): { uuid: string; keyGeneration: number; keyVolumeId?: string } {
+  return {
+    uuid: text(fields.uuid, `${what}.uuid`),
+    keyGeneration: integer(fields.keyGeneration, 1, `${what}.keyGeneration`),
+    ...(fields.keyVolumeId === undefined
+      ? {}
+      : { keyVolumeId: text(fields.keyVolumeId, `${what}.keyVolumeId`) }),
+  };
+}
+
+function parseNbdSocket(value: unknown): NbdSocketSpec {
+  const nbd = object(value, 'nbd');
+  const owner = object(nbd.owner, 'nbd.owner');
+  return {
+    path: text(nbd.path, 'nbd.path', 1),
+    owner: { uid: integer(owner.uid, 0, 'nbd.owner.uid'), gid: integer(owner.gid, 0, 'nbd.owner.gid') },
+    client: oneOf(nbd.client, ['guest', 'observer'], 'nbd.client'),
+  };
 }
 
 function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
@@ -177,6 +250,17 @@ function parseTlsFiles(value: unknown, what: string): TlsFiles {
     keyFile: text(files.keyFile, `${what}.keyFile`),
     caFile: text(files.caFile, `${what}.caFile`),
   };
+}
+
+function list(value: unknown, what: string): unknown[] {
+  if (Array.isArray(value) && value.length <= RANGES_MAX) return value;
+  throw badSpec(`${what} does not fit`);
+}
+
+function digestText(value: unknown): string {
+  const digest = text(value, 'digest');
+  if (/^[0-9a-f]{64}$/.test(digest)) return digest;
+  throw badSpec('digest does not fit');
 }
 
 function object(value: unknown, what: string): Record<string, unknown> {

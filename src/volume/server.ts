@@ -9,11 +9,16 @@ import { systemRandom } from '../base/random.ts';
 import {
   badSpec,
   parseActivate,
+  parseCursor,
   parseFilesystem,
+  parseFreeMapDigest,
   parseGrant,
   parseHeat,
   parseHydration,
   parseInitiator,
+  parseMend,
+  parseRange,
+  parseRanges,
   parseSpec,
 } from './server-input.ts';
 import { StatusReporter } from './status-reporter.ts';
@@ -92,6 +97,10 @@ async function serveAttached(
       finish: () => volume.finish(),
       heat: () => ({ regions: volume.heat() }),
       warm: (args) => volume.warm(parseHeat(args)),
+      fetched: (args) => volume.prove((proof) => proof.fetched(parseCursor(args))),
+      unfetched: (args) => volume.prove((proof) => proof.unfetched(parseCursor(args))),
+      mend: (args) => volume.prove((proof) => proof.mend(parseMend(args))),
+      figures: (args) => volume.prove((proof) => proof.figures(parseFreeMapDigest(args))),
     },
     start: () => volume.start(),
     ready: {},
@@ -111,6 +120,8 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
       seal: () => undefined,
       grant: (args) => volume.grant(parseGrant(args)),
       revoke: (args) => volume.revoke(parseInitiator(args)),
+      digests: (args) => volume.digests(parseRanges(args)),
+      owed: (args) => volume.owed(parseRange(args), parseCursor(args)),
     },
     start: () => {},
     ready: { port: volume.port },
@@ -168,6 +179,8 @@ async function main(): Promise<void> {
       handler: async (op, args) => perform(await opened.promise, op, args),
     });
     spec = parseSpec(line);
+    // Before there is a key in this process.
+    if (spec.encryption) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
     served = await serve(spec, logger, emit);
   } catch (error) {
     opened.reject(error);

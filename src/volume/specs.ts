@@ -35,7 +35,9 @@ export function attachSpec(
     volumeDir,
     access,
     ...(clone ? { clone } : {}),
-    ...(encryption && keys ? { encryption: { uuid: encryption.uuid, keys } } : {}),
+    ...(encryption && keys
+      ? { encryption: { ...encryption, keyGeneration: encryption.keyGeneration ?? 1, keys } }
+      : {}),
   };
 }
 
@@ -126,14 +128,15 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
   };
 }
 
-/** A worker that is to open, make or receive an encrypted volume has to know where keys come from. */
+/** A worker that is to open, make or receive an encrypted volume, which a new one is, has to know where keys come from. */
 export function noKeysError(volume: { name: string }): GodwitError {
   return new GodwitError(
     'VOLUME_NO_KEYS',
-    `volume ${volume.name} is encrypted, and this worker has no keys`,
+    `volume ${volume.name} is to be encrypted, and this worker has no keys`,
     {
       values: { volume: volume.name },
-      nextAction: 'Start the worker with --key-file or --key-exec.',
+      nextAction:
+        'Start the worker with --key-file or --key-exec; or, for a new volume in the clear, say --no-encryption.',
     },
   );
 }

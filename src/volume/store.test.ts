@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { requires } from '../../test/support/requires.ts';
@@ -290,4 +290,41 @@ test('an imported volume is a clone that knows its source until it is whole, and
   assert.equal((await store.apply(record.id, { kind: 'complete', generation: 1 })).state, 'ready');
   assert.equal(await readImportSource(folder), null);
   assert.equal(existsSync(join(folder, 'clone.meta')), false);
+});
+
+test('what a move left comes back as another volume: new id, generation 1, no byte copied', async (t) => {
+  const dataDir = scratchDir(t);
+  const store = await openStore(t, { dataDir });
+  const made = await store.create({ name: 'data', lengthBytes: 16 * MIB, filesystem: 'none' });
+  writeFileSync(join(store.folder(made.id), 'data.raw'), 'as it was sealed', { flag: 'r+' });
+  await assert.rejects(store.recover(made.id, 'again'), code('VOLUME_NOT_RETAINED'));
+  await store.apply(made.id, { kind: 'seal', generation: 1 });
+  await assert.rejects(store.recover(made.id, 'again'), code('VOLUME_NOT_RETAINED'));
+  await store.apply(made.id, { kind: 'retain', generation: 1, destroyAfterMs: Number.MAX_SAFE_INTEGER });
+  const inode = statSync(join(store.folder(made.id), 'data.raw')).ino;
+  const lock = lockData(join(store.folder(made.id), 'data.raw'));
+  await assert.rejects(store.recover(made.id, 'again'), code('VOLUME_ATTACHED'));
+  lock.release();
+  const recovered = await store.recover(made.id, 'again');
+  assert.notEqual(recovered.id, made.id);
+  assert.deepEqual(
+    [recovered.name, recovered.generation, recovered.state, recovered.lengthBytes, recovered.machineId],
+    ['again', 1, 'ready', 16 * MIB, null],
+  );
+  const data = join(store.folder(recovered.id), 'data.raw');
+  assert.equal(statSync(data).ino, inode);
+  assert.equal(readFileSync(data, 'latin1').slice(0, 16), 'as it was sealed');
+  assert.equal(existsSync(store.folder(made.id)), false);
+  await assert.rejects(store.recover(made.id, 'more'), code('VOLUME_NOT_RETAINED'));
+});
+
+test('a crash between the two renames of a recovery leaves one volume that can be written', async (t) => {
+  const store = await openStore(t);
+  const made = await store.create({ name: 'data', lengthBytes: MIB, filesystem: 'none' });
+  await store.apply(made.id, { kind: 'seal', generation: 1 });
+  await store.apply(made.id, { kind: 'retain', generation: 1, destroyAfterMs: 1 });
+  const kept = join(store.directory, 'kept');
+  mkdirSync(kept);
+  linkSync(join(store.folder(made.id), 'data.raw'), join(kept, 'data.raw'));
+  await assert.rejects(store.recover(made.id, 'again'), code('VOLUME_ALREADY_RECOVERED'));
 });

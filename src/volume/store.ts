@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { link, mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ulid } from 'ulid';
@@ -14,8 +14,10 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
-import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew } from './encryption.ts';
+import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
+import { createFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
+import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
@@ -28,7 +30,10 @@ import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
  *                          data.raw        the bytes, sparse
  *                          clone.meta      durable validity bits, while the volume is a clone
  *                          source.json     the disk that an imported volume comes from, while it is a clone
+ *                          fetch.log       digests of what was fetched, while the volume is the clone of a move
+ *                          region.digests  digests of the sealed content, once it was exported
  *                          header.luks2    header and key slots, when data.raw is ciphertext
+ *                          source-header.luks2  those of the source, while the volume is a clone under another key
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
  *
@@ -42,6 +47,7 @@ export class VolumeStore {
   readonly #random: Random;
   readonly #logger: Logger;
   readonly #run: ProgramRunner;
+  readonly #headerFileBytes: number;
   /** Changes run one after the other: each reads a record, decides and writes. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -51,6 +57,7 @@ export class VolumeStore {
     this.#random = options.random;
     this.#logger = options.logger;
     this.#run = options.run ?? runProgram;
+    this.#headerFileBytes = options.headerFileBytes ?? DEFAULT_HEADER_FILE_BYTES;
   }
 
   /** Makes the folder where there is none and removes what a crash left half made or half destroyed. */
@@ -76,6 +83,8 @@ export class VolumeStore {
     machineId?: string | null;
     /** Encrypts the volume, with the key of this source. */
     keys?: KeySource;
+    /** Of an encrypted volume: dm-crypt may open it too. Takes more space (docs/encryption.md). */
+    dmCrypt?: boolean;
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'ready');
@@ -83,9 +92,12 @@ export class VolumeStore {
     return this.#exclusively(() =>
       this.#build(record, async (folder) => {
         if (keys === undefined) return this.#format(join(folder, VOLUME_FILES.data), record);
-        record.encryption = await encryptNew(folder, record, keys, (path) =>
-          this.#format(path, record, true),
-        );
+        record.encryption = await encryptNew(folder, record, {
+          keys,
+          headerFileBytes: this.#headerFileBytes,
+          dmCrypt: request.dmCrypt === true,
+          fill: (path) => this.#format(path, record, true),
+        });
       }),
     );
   }
@@ -124,8 +136,18 @@ export class VolumeStore {
     filesystem: VolumeRecord['filesystem'];
     generation: number;
     machineId?: string | null;
-    /** Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). */
-    luks2?: { uuid: string; header: Buffer };
+    /**
+     * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the volume gets another key from there, and a
+     * header of this worker's size; rejects then as `rekeyIncoming` does too.
+     */
+    luks2?: {
+      uuid: string;
+      keyGeneration?: number;
+      keyVolumeId?: string;
+      holes?: 'none';
+      header: Buffer;
+      rekey?: KeySource;
+    };
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     checkId(request.id);
@@ -147,12 +169,20 @@ export class VolumeStore {
       createdAtMs: this.#clock.wallMs(),
       machineId: request.machineId ?? null,
       destroyAfterMs: null,
-      ...(luks2 && { encryption: { uuid: luks2.uuid } }),
+      ...(luks2 &&
+        !luks2.rekey && {
+          encryption: {
+            uuid: luks2.uuid,
+            ...(luks2.keyGeneration !== undefined && { keyGeneration: luks2.keyGeneration }),
+            ...(luks2.keyVolumeId !== undefined && { keyVolumeId: luks2.keyVolumeId }),
+            ...(luks2.holes && { holes: luks2.holes }),
+          },
+        }),
     };
     return this.#exclusively(async () => {
       const existing = await this.#find(request.id);
       if (existing) {
-        const action = incomingOver(existing, record);
+        const action = incomingOver(existing, record, luks2);
         if (action === 'same') return existing;
         if (action === 'refuse') throw exists(existing, request.generation);
         if (action === 'replace') await this.#destroyFolder(this.folder(existing.id), existing.id);
@@ -165,7 +195,18 @@ export class VolumeStore {
       }
       return this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
-        if (luks2) await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+        const { id: volumeId, generation, lengthBytes } = record;
+        await createFetchLog(join(folder, VOLUME_FILES.fetchLog), { volumeId, generation, lengthBytes });
+        if (luks2?.rekey) {
+          const { keyGeneration = 1, rekey: keys, ...source } = luks2;
+          record.encryption = await rekeyIncoming(folder, record, {
+            keys,
+            headerFileBytes: this.#headerFileBytes,
+            source: { ...source, keyGeneration },
+          });
+        } else if (luks2) {
+          await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+        }
       });
     });
   }
@@ -228,8 +269,11 @@ export class VolumeStore {
         );
       }
       if (event.kind === 'complete') {
-        for (const name of [VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata])
-          await rm(join(this.folder(id), name), { force: true });
+        const ended = [
+          ...[VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata],
+          ...[VOLUME_FILES.fetchLog, VOLUME_FILES.sourceHeader],
+        ];
+        for (const name of ended) await rm(join(this.folder(id), name), { force: true });
       }
       return after;
     });
@@ -273,6 +317,63 @@ export class VolumeStore {
       }
       await this.#destroyFolder(this.folder(id), id);
     });
+  }
+
+  /**
+   * Makes the newest retained generation of a volume a volume of its own, under a new id at generation 1, so that nothing can take it for the one that
+   * moved. No byte is copied: the way back is used up. Rejects `VOLUME_NOT_RETAINED`, `VOLUME_ATTACHED`, `VOLUME_ALREADY_RECOVERED`.
+   */
+  recover(id: string, name: string): Promise<VolumeRecord> {
+    checkId(id);
+    return this.#exclusively(async () => {
+      const retained = await this.#retainedFolder(id);
+      const data = join(retained.folder, VOLUME_FILES.data);
+      if (isDataLocked(data)) throw attached(id);
+      // A crash came between the two renames below.
+      if ((await stat(data)).nlink > 1) {
+        throw new GodwitError(
+          'VOLUME_ALREADY_RECOVERED',
+          `what volume ${id} left here is a volume of its own already`,
+          {
+            values: { volumeId: id, generation: retained.record.generation },
+            nextAction: 'godwit volume list shows it. The old name of it goes when its retention is over.',
+          },
+        );
+      }
+      const { lengthBytes, filesystem, encryption } = retained.record;
+      const record = this.#newRecord({ name, lengthBytes, filesystem }, 'ready');
+      // Another volume by its id, with the key that it has.
+      if (encryption) record.encryption = { keyVolumeId: id, ...encryption };
+      const recovered = await this.#build(record, async (folder) => {
+        await rm(join(folder, VOLUME_FILES.data));
+        await link(data, join(folder, VOLUME_FILES.data));
+        if (encryption)
+          await link(join(retained.folder, VOLUME_FILES.header), join(folder, VOLUME_FILES.header));
+      });
+      await this.#remove(retained.folder);
+      return recovered;
+    });
+  }
+
+  async #retainedFolder(id: string): Promise<{ folder: string; record: VolumeRecord }> {
+    const names = (await readdir(this.directory)).filter((name) => name === id || name.startsWith(`${id}.g`));
+    const found: { folder: string; record: VolumeRecord }[] = [];
+    for (const name of names) {
+      const folder = join(this.directory, name);
+      const record = await readRecord(folder);
+      if (record.state === 'retained') found.push({ folder, record });
+    }
+    const newest = found.sort((left, right) => right.record.generation - left.record.generation)[0];
+    if (newest) return newest;
+    throw new GodwitError(
+      'VOLUME_NOT_RETAINED',
+      `no move left a sealed copy of volume ${id} on this worker`,
+      {
+        values: { volumeId: id },
+        nextAction:
+          'godwit volume list --all shows what is kept, and where. A copy goes when its retention is over.',
+      },
+    );
   }
 
   /** Destroys every retained volume whose time is over; answers their ids. One that is still open is left for the next sweep. */
@@ -425,12 +526,7 @@ export class VolumeStore {
   }
 
   async #destroyFolder(folder: string, id: string): Promise<void> {
-    if (isDataLocked(join(folder, VOLUME_FILES.data))) {
-      throw new GodwitError('VOLUME_ATTACHED', `the data of volume ${id} is open in a volume server`, {
-        values: { volumeId: id },
-        nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
-      });
-    }
+    if (isDataLocked(join(folder, VOLUME_FILES.data))) throw attached(id);
     await this.#remove(folder);
     this.#logger.info({ volumeId: id }, 'a volume was destroyed');
   }
@@ -456,6 +552,8 @@ export type VolumeStoreOptions = {
   logger: Logger;
   /** Runs a program to its end; rejects when it is missing (ENOENT) or fails. */
   run?: ProgramRunner;
+  /** Of the LUKS2 headers that are made here, key slots included. Default `DEFAULT_HEADER_FILE_BYTES`. */
+  headerFileBytes?: number;
 };
 
 export type ProgramRunner = (program: string, args: readonly string[]) => Promise<void>;
@@ -547,10 +645,17 @@ function checkId(id: string): void {
 function incomingOver(
   existing: VolumeRecord,
   incoming: VolumeRecord,
+  luks2: { uuid: string; rekey?: KeySource } | undefined,
 ): 'same' | 'replace' | 'keep' | 'refuse' {
   if (existing.state === 'incoming') {
     if (existing.generation > incoming.generation) return 'refuse';
-    const same = existing.generation === incoming.generation && existing.lengthBytes === incoming.lengthBytes;
+    const { encryption } = existing;
+    // The same ciphertext, and the same thing to be done with it.
+    const sameKey = luks2?.rekey ? encryption?.source?.uuid : encryption?.source ? null : encryption?.uuid;
+    const same =
+      existing.generation === incoming.generation &&
+      existing.lengthBytes === incoming.lengthBytes &&
+      sameKey === luks2?.uuid;
     return same ? 'same' : 'replace';
   }
   // A volume that comes back: what it left here is somebody's way back until its retention is over.
@@ -572,6 +677,13 @@ function exists(existing: VolumeRecord, generation: number): GodwitError {
       nextAction: 'Another move of this volume is not over here; wait for it or choose another target.',
     },
   );
+}
+
+function attached(id: string): GodwitError {
+  return new GodwitError('VOLUME_ATTACHED', `the data of volume ${id} is open in a volume server`, {
+    values: { volumeId: id },
+    nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
+  });
 }
 
 async function writeDurably(path: string, text: string): Promise<void> {

@@ -13,7 +13,7 @@ import type { VolumeRecord } from './record.ts';
  *   | unseal   | sealed (g)   | ready (g + 2)  | ready (g + 2)                |
  *   | retain   | sealed (g)   | retained (g)   | retained (g)                 |
  *
- * A clone cannot be sealed: its data file alone is not the volume, so nobody could be served from it. An incoming volume is never
+ * With `complete` a volume that moved to another key forgets the source's. A clone cannot be sealed: its data file alone is not the volume, so nobody could be served from it. An incoming volume is never
  * sealed either: it is destroyed. `unseal` burns g + 1, which was promised to the target of the move that is undone.
  */
 export type VolumeEvent =
@@ -60,6 +60,11 @@ export function transition(record: VolumeRecord, event: VolumeEvent): VolumeReco
   }
   const next: VolumeRecord = { ...record, state: to, generation: record.generation + step };
   if (event.kind === 'retain') next.destroyAfterMs = event.destroyAfterMs;
+  // Whole: the source's key has no more use.
+  if (event.kind === 'complete' && next.encryption?.source) {
+    const { source: _source, ...own } = next.encryption;
+    next.encryption = own;
+  }
   return next;
 }
 

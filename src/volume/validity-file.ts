@@ -32,7 +32,8 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   72..199    volume id (ASCII, zero padded)
  *   200..2047  zero
  *   2048..2055 payload that crossed the wire for this clone so far, as a float64: for reports only, so not under the CRC
- *   2056..4095 zero
+ *   2056..2059 1: the map of written blocks tells all of them
+ *   2060..4095 zero
  *   4096..     the bits: words of 32 bits in the byte order of this host, block 0 in the lowest bit of word 0
  */
 export type ValidityFile = {
@@ -44,6 +45,8 @@ export type ValidityFile = {
   readonly address: bigint;
   /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
   wireBytes: number;
+  /** For a map of written blocks (`writtenPath`): that it tells all of them. False in a new file. */
+  tellsAll: boolean;
   /** Unmaps; the file stays for the next server. Nobody may touch `words` or `address` afterwards. */
   close(): void;
 };
@@ -83,6 +86,7 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   }
   const { buffer, byteOffset } = mapping.view;
   const wireBytes = new Float64Array(buffer, byteOffset + CHECKED_BYTES, 1);
+  const tellsAll = new Uint32Array(buffer, byteOffset + CHECKED_BYTES + 8, 1);
   return {
     current,
     words: new Uint32Array(buffer, byteOffset + HEADER_BYTES, wordCountOf(blockCountOf(request.lengthBytes))),
@@ -93,6 +97,12 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
     set wireBytes(bytes) {
       wireBytes[0] = bytes;
     },
+    get tellsAll() {
+      return tellsAll[0] === 1;
+    },
+    set tellsAll(tells) {
+      tellsAll[0] = tells ? 1 : 0;
+    },
     close: () => unmap(mapping.address, lengthBytes),
   };
 }
@@ -100,6 +110,15 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
 /** The map goes with the clone. Nothing to do where there is none. */
 export function removeValidityFile(path: string): void {
   rmSync(path, { force: true });
+  rmSync(writtenPath(path), { force: true });
+}
+
+/**
+ * Beside the validity bits a map of the same layout: the blocks that the guest overwrote, or may have. A bit is set before the data changes. After a reboot
+ * who wrote what is not known: every block that is local then counts as written.
+ */
+export function writtenPath(validityPath: string): string {
+  return `${validityPath}.written`;
 }
 
 function inspect(request: ValidityFileRequest, lengthBytes: number): 'absent' | 'stale' | 'current' {

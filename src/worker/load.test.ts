@@ -10,6 +10,7 @@ const OPTIONS = {
   capacity: { memoryBytes: 8 * GIB, cpus: 4, diskBytes: null },
   tls: null,
   plane: 'userspace' as const,
+  keys: null,
 };
 
 /** A disk of 100 GiB, of which volumes have taken what `here` says. */

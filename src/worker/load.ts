@@ -1,15 +1,15 @@
-import { availableParallelism, totalmem } from 'node:os';
+import { availableParallelism, freemem, totalmem } from 'node:os';
 import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { PlacementRequest, PrepareRequest } from '../migration/peer.ts';
+import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
 import { diskNeedBytes, type HostLoad } from '../migration/placement.ts';
-import type { VolumeStore } from '../volume/index.ts';
+import { encryptionCapabilities, type VolumeStore } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
 
 /** What a machine needs, from its configuration and its volume. */
 export function placementOf(
   machine: { id: string; name: string; config: MachineConfig },
-  volume: { lengthBytes: number; usedBytes: number } | null,
+  volume: { lengthBytes: number; usedBytes: number; encryption?: EncryptionNeeds } | null,
 ): PlacementRequest {
   return {
     machineId: machine.id,
@@ -19,6 +19,7 @@ export function placementOf(
     cpus: machine.config.resources.cpus ?? 0,
     volumeLengthBytes: volume?.lengthBytes ?? 0,
     volumeUsedBytes: volume?.usedBytes ?? 0,
+    ...(volume?.encryption && { encryption: volume.encryption }),
   };
 }
 
@@ -30,7 +31,7 @@ export type Importing = { volumeId: string; usedBytes: number };
  * is written there yet.
  */
 export async function hostLoad(
-  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane'>,
+  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'>,
   machines: Pick<MachineManager, 'records'>,
   volumes: Pick<VolumeStore, 'capacity' | 'usedBytes'>,
   incoming: readonly PrepareRequest[],
@@ -55,6 +56,7 @@ export async function hostLoad(
     draining,
     // The kernel's initiator speaks no TLS.
     tls: options.tls !== null && options.plane === 'userspace',
+    encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),
     freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes) - arriving,

@@ -20,7 +20,10 @@ import { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers, noCapacity } from '../migration/offers.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
+import { ReceiptBook } from '../migration/receipt-book.ts';
+import { openWorkerKey } from '../receipt/worker-key.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
+import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
@@ -52,6 +55,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     pino.destination({ fd: 2, sync: false }),
   );
   const startedAtMs = clock.wallMs();
+  // New volumes and new keys: this process holds them while it makes the header.
+  if (options.keys !== null) keepOutOfDumps();
   // Bad certificate files are found now and not in the middle of a move.
   const identity = options.tls && new TlsIdentity(options.tls, logger);
   if (options.plane === 'kernel') await requireKernelPlane();
@@ -65,7 +70,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const inbox = new MoveInbox(state);
   inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
 
-  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger });
+  const receipts = new ReceiptBook(state);
+  const key = openWorkerKey(paths.key);
+
+  const { headerFileBytes } = options;
+  const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger, headerFileBytes });
   // The steps of the journal need the machines, and the machines need to know of the journal's runs.
   let journal: Journal | null = null;
   const openRuns = (kind: string): RunView[] =>
@@ -157,10 +166,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       peers: () => peers,
       clock,
       worker,
+      key,
+      receipts,
       retentionMs: options.retainMs,
       onProgress: (runId, status) => progress.set(runId, status),
     }),
-    migrateIn({ target, inbox, clock }),
+    migrateIn({ target, inbox, receipts, clock }),
   ] as RunDefinition<never>[];
   journal = new Journal({
     database: paths.journal,
@@ -199,8 +210,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       const choice = chooseOffer(await askPeers(peers, wanted, request));
       if (!choice.chosen) throw noCapacity(subject.machineName, wanted, choice.reasons);
     },
-    start: (machineId, targetWorker) =>
-      runs.start(MIGRATE_OUT, { machineId, targetWorker, requestedBy: 'drain' }),
+    start: (machineId, targetWorker, { rekey }) =>
+      runs.start(MIGRATE_OUT, {
+        machineId,
+        targetWorker,
+        requestedBy: 'drain',
+        ...(rekey && { rekey: true }),
+      }),
   });
 
   const events = new EventBus(options.name, clock);
@@ -224,13 +240,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     url: () => url,
     version: packageVersion(),
     startedAtMs,
+    keyFingerprint: key.fingerprint,
+    receipts,
     machines,
     volumes,
     imports,
     serving,
     journal: runs,
     drain,
-    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name }),
+    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name, key, receipts }),
     source,
     peers: () => peers,
     keys: options.keys,
@@ -266,7 +284,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
   }, SWEEP_MS);
   sweep.unref();
-  logger.info({ url, dataDir: options.dataDir }, 'worker is up');
+  logger.info({ url, dataDir: options.dataDir, keyFingerprint: key.fingerprint }, 'worker is up');
 
   let closing: Promise<void> | null = null;
   return {

@@ -36,6 +36,8 @@ export type WorkerOptions = {
   retainMs: number;
   /** Where the keys of encrypted volumes come from; null: this worker makes and takes none. */
   keys: KeySource | null;
+  /** Of the LUKS2 headers that are made here, key slots included. */
+  headerFileBytes: number;
   logLevel: 'debug' | 'info' | 'warn' | 'error';
 };
 

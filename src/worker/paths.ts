@@ -8,6 +8,8 @@ export type WorkerPaths = {
   journal: string;
   /** Drain and verdicts: small state that is not a run. */
   state: string;
+  /** The key that this worker signs receipts with. */
+  key: string;
   lock: string;
   /** Runtime folders of shims: sockets, logs, mount points. */
   runtimeRoot: string;
@@ -25,6 +27,7 @@ export function workerPaths(dataDir: string): WorkerPaths {
     dataDir,
     journal: join(dataDir, 'journal.sqlite'),
     state: join(dataDir, 'state.sqlite'),
+    key: join(dataDir, 'worker.key'),
     lock: join(dataDir, 'worker.lock'),
     runtimeRoot,
     validityDir: isTmpfs(SHARED_MEMORY)

@@ -15,6 +15,7 @@ import type {
   MoveRequest,
   Plan,
   PlanQuery,
+  RecoverVolumeRequest,
   RunStateReply,
   RunsQuery,
   ServeReply,
@@ -30,6 +31,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
+import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
@@ -41,11 +43,14 @@ import type {
   OfferRequest,
   Peer,
   PrepareRequest,
+  ProofAnswers,
   TargetStatus,
 } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
+import type { ReceiptBook } from '../migration/receipt-book.ts';
 import type { SourceSide } from '../migration/source-side.ts';
+import type { Receipt } from '../receipt/envelope.ts';
 import {
   type KeySource,
   noKeysError,
@@ -69,6 +74,9 @@ export type ServiceOptions = {
   url: () => string;
   version: string;
   startedAtMs: number;
+  /** Of the key that signs receipts. */
+  keyFingerprint: string;
+  receipts: ReceiptBook;
   machines: MachineManager;
   volumes: VolumeStore;
   imports: Imports;
@@ -104,6 +112,7 @@ export class LocalService implements WorkerService {
       version: this.#o.version,
       pid: process.pid,
       startedAtMs: this.#o.startedAtMs,
+      keyFingerprint: this.#o.keyFingerprint,
       draining: load.draining,
       capacity: { memoryBytes: load.memoryBytes, cpus: load.cpus, diskBytes: load.totalDiskBytes },
       free: {
@@ -196,12 +205,24 @@ export class LocalService implements WorkerService {
         }.`,
       });
     }
+    if (request.rekey) await this.#refuseRekey(record);
     const input: MigrateOutInput = {
       machineId: record.id,
       targetWorker: request.target,
       requestedBy: 'move',
+      ...(request.rekey && { rekey: true }),
     };
     return this.#o.journal.start(MIGRATE_OUT, input);
+  }
+
+  /** Who asks for another key wants to hear that there is none. */
+  async #refuseRekey(machine: MachineRecord): Promise<void> {
+    const volumeId = machine.config.volume?.volumeId;
+    if (volumeId !== undefined && (await this.#o.volumes.get(volumeId)).encryption) return;
+    throw new GodwitError('WORKER_NOT_ENCRYPTED', `${machine.name} has no encrypted volume`, {
+      values: { machineId: machine.id },
+      nextAction: 'Move it without --rekey.',
+    });
   }
 
   async listVolumes(): Promise<VolumeView[]> {
@@ -214,7 +235,7 @@ export class LocalService implements WorkerService {
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
-    if (encrypted === true && keys === null) throw noKeysError(request);
+    if (encrypted !== false && keys === null) throw noKeysError(request);
     const record = await this.#o.volumes.create({
       ...wanted,
       lengthBytes,
@@ -243,6 +264,17 @@ export class LocalService implements WorkerService {
 
   async showVolume(ref: string): Promise<VolumeView> {
     return this.#volumeView(await this.#volume(ref));
+  }
+
+  async recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView> {
+    await this.#refuseTakenName(request.name);
+    const { volumes } = await this.#o.volumes.list();
+    const retained = volumes.find(
+      ({ id, name, state }) => state === 'retained' && (id === ref || name === ref),
+    );
+    const record = await this.#o.volumes.recover(retained?.id ?? (await this.#volume(ref)).id, request.name);
+    this.#o.events.emit('volume', record.id, `recovered ${record.name}`);
+    return this.#volumeView(record);
   }
 
   async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
@@ -281,7 +313,7 @@ export class LocalService implements WorkerService {
   }
 
   async drain(request: DrainRequest): Promise<DrainStatus> {
-    this.#o.drain.request(request.target);
+    this.#o.drain.request(request.target, request.rekey === undefined ? {} : { rekey: request.rekey });
     this.#o.events.emit('drain', this.#o.name, 'drain requested');
     return this.drainStatus();
   }
@@ -437,6 +469,20 @@ export class LocalService implements WorkerService {
     return this.#o.receiver.handoff(runId, request);
   }
 
+  get proofs(): ProofAnswers {
+    return this.#o.receiver;
+  }
+
+  async showReceipt(ref: string): Promise<Receipt> {
+    const receipt = this.#o.receipts.find(ref);
+    if (receipt) return receipt;
+    throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `${this.#o.name} has no receipt of ${ref}`, {
+      values: { ref },
+      nextAction:
+        'A receipt is there when all blocks have come and were compared (godwit top), and only for a move with a volume. Source and target have it.',
+    });
+  }
+
   cancelMove(runId: string): Promise<TargetStatus> {
     return this.#o.receiver.cancel(runId);
   }
@@ -542,12 +588,13 @@ export class LocalService implements WorkerService {
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
     const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const own = client
+    const attached = client
       ? await client
           .call('status', {})
-          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume.status : null))
+          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume : null))
           .catch(() => null)
       : null;
+    const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
       id: record.id,
@@ -563,7 +610,9 @@ export class LocalService implements WorkerService {
       machineId: record.machineId,
       hydration: status?.hydration ?? null,
       guest: status?.guest ?? null,
-      served: await this.#o.serving.view(record.id).catch(() => null),
+      served: own?.served
+        ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
+        : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
     };
   }

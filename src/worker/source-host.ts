@@ -1,5 +1,5 @@
 import { rm } from 'node:fs/promises';
-import type { HeatHint } from '../attach/server-spec.ts';
+import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
@@ -7,6 +7,7 @@ import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
+import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   bytesAvoided,
@@ -14,6 +15,7 @@ import {
   type FreeMapReport,
   newGrant,
   readFreeMapFile,
+  readGeometry,
   readImportSource,
   type SourceSpec,
   sourceSpec,
@@ -78,12 +80,19 @@ export class SourceHost implements SourceSide {
       );
     }
     const usedBytes = volume ? await volumes.usedBytes(volume.id) : 0;
+    const encryption = volume?.encryption && {
+      uuid: volume.encryption.uuid,
+      geometry: await readGeometry(volumes.folder(volume.id)),
+    };
     return {
       machineId: record.id,
       machineName: record.name,
       config: record.config,
       running: record.desired === 'running',
-      placement: placementOf(record, volume && { lengthBytes: volume.lengthBytes, usedBytes }),
+      placement: placementOf(
+        record,
+        volume && { lengthBytes: volume.lengthBytes, usedBytes, ...(encryption && { encryption }) },
+      ),
       volume: volume && {
         volumeId: volume.id,
         name: volume.name,
@@ -157,12 +166,7 @@ export class SourceHost implements SourceSide {
 
   async releaseExport(runId: string): Promise<void> {
     const client = await this.#options.machines.client(exportShimId(runId));
-    if (client === null) {
-      throw new GodwitError('WORKER_EXPORT_GONE', `the export of move ${runId} has ended`, {
-        values: { runId },
-        nextAction: 'Nothing to do: it is opened again.',
-      });
-    }
+    if (client === null) throw exportGone(runId);
     const { volume } = await client.call('status', {});
     if (volume?.spec.access === 'readonly') return;
     await client.call('volume.command', { op: 'activate', args: { access: 'readonly' } });
@@ -179,7 +183,12 @@ export class SourceHost implements SourceSide {
     const client = await machines.client(machineId);
     if (client === null) return;
     const { volume } = await client.call('status', {});
-    if (volume?.mounted !== true) return;
+    if (volume === null) return;
+    if (!volume.mounted) {
+      // A guest that comes through NBD has a page cache of its own, and here is what it has written out.
+      await client.call('volume.command', { op: 'flush', args: {} });
+      return;
+    }
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
@@ -243,6 +252,27 @@ export class SourceHost implements SourceSide {
     }
   }
 
+  async digests(runId: string, ranges: readonly BlockRange[]): Promise<string[]> {
+    // The target's ranges have more to them than the server takes.
+    const args = { ranges: ranges.map(({ first, blocks }) => ({ first, blocks })) };
+    const { digests } = await this.#askExport<{ digests: string[] }>(runId, 'digests', args);
+    return digests;
+  }
+
+  owed(
+    runId: string,
+    range: BlockRange,
+    cursor: number,
+  ): Promise<{ ranges: StatedRange[]; next: number | null }> {
+    return this.#askExport(runId, 'owed', { ...range, cursor });
+  }
+
+  async #askExport<Reply>(runId: string, op: VolumeServerOp, args: unknown): Promise<Reply> {
+    const client = await this.#options.machines.client(exportShimId(runId));
+    if (client === null) throw exportGone(runId);
+    return (await client.call('volume.command', { op, args })) as Reply;
+  }
+
   async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
     const { machines, volumes } = this.#options;
     // The open volume is of the sealed generation: it is opened anew at the next start.
@@ -280,6 +310,13 @@ async function readFreeMap(client: ShimClient, filesystem: 'ext4' | 'xfs'): Prom
   } catch (error) {
     return { unusedBytes: 0, reason: toWireError(error) };
   }
+}
+
+function exportGone(runId: string): GodwitError {
+  return new GodwitError('WORKER_EXPORT_GONE', `the export of move ${runId} has ended`, {
+    values: { runId },
+    nextAction: 'Nothing to do: it is opened again.',
+  });
 }
 
 /** The shim of an export has a runtime folder beside those of machines. */

@@ -1,18 +1,29 @@
-import type { HeatHint } from '../attach/server-spec.ts';
+import { createHash } from 'node:crypto';
+import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
-import { checkHostCanRun } from '../machine/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimOps } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
+import type {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofFigures,
+  ProofQuery,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import {
   type KeySource,
   noKeysError,
+  readFreeMapFile,
   removeValidityFile,
   type VolumeServerStatus,
   type VolumeStore,
@@ -58,7 +69,7 @@ export class TargetHost implements TargetSide {
     if (namesake) return refuse(`has a machine called ${request.machineName} already`);
     try {
       // What would stop it from booting here is better known before it is stopped there.
-      checkHostCanRun(request.config);
+      machines.checkHostCanRun(request.machineId, request.config);
     } catch (error) {
       return refuse(messageOf(error));
     }
@@ -68,7 +79,8 @@ export class TargetHost implements TargetSide {
   async createVolume(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { encryption } = volume;
-    if (encryption && !this.#options.keys) throw noKeysError(volume);
+    const { keys } = this.#options;
+    if (encryption && !keys) throw noKeysError(volume);
     await this.#options.volumes.createIncoming({
       id: volume.volumeId,
       name: volume.name,
@@ -78,7 +90,11 @@ export class TargetHost implements TargetSide {
       machineId: request.machineId,
       ...(encryption && {
         luks2: {
-          ...encryption,
+          uuid: encryption.uuid,
+          ...(encryption.keyGeneration !== undefined && { keyGeneration: encryption.keyGeneration }),
+          ...(encryption.keyVolumeId !== undefined && { keyVolumeId: encryption.keyVolumeId }),
+          ...(encryption.holes && { holes: encryption.holes }),
+          ...(encryption.rekey && keys && { rekey: keys }),
           header: await this.#options.headerOf(request.sourceWorker, volume.volumeId),
         },
       }),
@@ -148,7 +164,8 @@ export class TargetHost implements TargetSide {
   async boot(request: PrepareRequest, onMounted: () => void): Promise<void> {
     const client = await this.#attached(request, 'writable');
     const filesystem = request.volume?.filesystem ?? 'none';
-    if (request.startMachine && filesystem !== 'none') await client.call('fs.mount', { filesystem });
+    const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
+    if (request.startMachine && isMounted) await client.call('fs.mount', { filesystem });
     onMounted();
     if (!request.startMachine) return;
     await client.call('workload.start', workloadOf(request));
@@ -190,6 +207,32 @@ export class TargetHost implements TargetSide {
     };
   }
 
+  async freeMapDigest(request: PrepareRequest): Promise<string | null> {
+    const freeMap = await readFreeMapFile(this.#options.volumes.folder(volumeOf(request).volumeId));
+    return freeMap === null ? null : createHash('sha256').update(freeMap).digest('hex');
+  }
+
+  fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage> {
+    return this.#prove(request, 'fetched', query);
+  }
+
+  unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage> {
+    return this.#prove(request, 'unfetched', query);
+  }
+
+  mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply> {
+    return this.#prove(request, 'mend', mend);
+  }
+
+  figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures> {
+    return this.#prove(request, 'figures', query);
+  }
+
+  async #prove<Reply>(request: PrepareRequest, op: VolumeServerOp, args: unknown): Promise<Reply> {
+    const client = await this.#attached(request, 'writable');
+    return (await client.call('volume.command', { op, args })) as Reply;
+  }
+
   async finish(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { volumes, validityDir, machines } = this.#options;
@@ -217,7 +260,9 @@ export class TargetHost implements TargetSide {
     const { volume } = await client.call('status', {});
     if (volume === null) {
       const record = await volumes.get(request.volume.volumeId);
-      await client.call('volume.open', { spec: await this.#options.access.spec(record, access) });
+      const spec = await this.#options.access.spec(record, access);
+      const runtimeDir = machines.runtimeDir(request.machineId);
+      await client.call('volume.open', { spec: withNbdSocket(spec, request.config, runtimeDir) });
     }
     return client;
   }

@@ -58,16 +58,17 @@ export class VolumeAccess implements VolumeProvider {
     const { keys, plane } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
     const kernel = { plane: 'kernel' as const };
-    if (record.state === 'ready')
-      return { ...attachSpec(record, { volumeDir, access, keys }), ...(plane === 'kernel' && kernel) };
+    if (record.state === 'ready') {
+      const spec = attachSpec(record, { volumeDir, access, keys });
+      return { ...spec, ...(plane === 'kernel' && fitsKernel(spec) && kernel) };
+    }
     const clone = await this.#cloneSpec(record, access, volumeDir);
     if (clone) {
-      // A clone stays in the plane that its metadata is of; a disk of another system is cloned in the userspace plane.
+      // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets another key, is cloned in the userspace plane.
+      const spec = attachSpec(record, { volumeDir, access, keys, clone });
       const inKernel =
-        record.state === 'clone'
-          ? await isKernelClone(volumeDir)
-          : plane === 'kernel' && 'targetIqn' in clone.source;
-      return { ...attachSpec(record, { volumeDir, access, keys, clone }), ...(inKernel && kernel) };
+        record.state === 'clone' ? await isKernelClone(volumeDir) : plane === 'kernel' && fitsKernel(spec);
+      return { ...spec, ...(inKernel && kernel) };
     }
     throw new GodwitError(
       'WORKER_VOLUME_SEALED',
@@ -110,6 +111,12 @@ export class VolumeAccess implements VolumeProvider {
   async assignMachine(volumeId: string, machineId: string | null): Promise<void> {
     await this.#options.volumes.assignMachine(volumeId, machineId);
   }
+}
+
+/** Not a disk of another system, none that gets another key on the way, and no ciphertext that dm-crypt would read differently. */
+function fitsKernel({ clone, encryption }: VolumeServerSpec): boolean {
+  const isMove = clone === undefined || 'targetIqn' in clone.source;
+  return isMove && (encryption === undefined || (encryption.holes === 'none' && !encryption.source));
 }
 
 /** True while processes hold the machine's volume open on this host. */

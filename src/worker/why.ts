@@ -32,6 +32,8 @@ export function runConditions(run: RunView): Condition[] {
 
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
+  // Two workers have looked twice: it is the hardware's turn.
+  if (run.output.disputed) return 'an operator; it is tried again by itself';
   const target = typeof run.output.target === 'string' ? run.output.target : null;
   // From the first handoff on only the target knows, or acts.
   const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
@@ -82,7 +84,7 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
       message: 'it has moved; this sealed copy is kept as a way back',
       sinceMs: null,
       whoCanClearIt: 'time: it is destroyed when its retention is over',
-      nextAction: `godwit volume destroy ${volume.id} to give up the way back now`,
+      nextAction: `godwit volume recover ${volume.id} --as NAME to have it back; godwit volume destroy ${volume.id} --force to give it up now`,
     });
   }
   return [...conditions, ...hydrationConditions(volume.hydration)];

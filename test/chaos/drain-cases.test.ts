@@ -235,7 +235,12 @@ test('wrong input: each is refused with a code and a next action, and nothing is
   const fleet = await Fleet.start(t, ['a', 'b']);
   const a = fleet.worker('a');
   const machine = await fleet.writerMachine(a, collector, { name: 'writer' });
-  const volume = await a.client.createVolume({ name: 'free', lengthBytes: 64 * MIB, filesystem: 'ext4' });
+  const volume = await a.client.createVolume({
+    name: 'free',
+    lengthBytes: 64 * MIB,
+    filesystem: 'ext4',
+    encrypted: false,
+  });
   const refused = async (call: Promise<unknown>, code: string) => {
     const error = await call.then(
       () => assert.fail(`no ${code}`),
@@ -282,6 +287,8 @@ test('wrong input: each is refused with a code and a next action, and nothing is
   await refused(create('Not a name', {}), 'API_INVALID_REQUEST');
   await refused(create('x', { user: 'no-such-user' }), 'MACHINE_UNKNOWN_USER');
   await refused(create('x', { hostFolders: ['/no/such/folder'] }), 'MACHINE_BAD_HOST_FOLDER');
+  await refused(create('x', { devices: ['/dev/no-such-device'] }), 'MACHINE_BAD_DEVICE');
+  await refused(create('x', { volume: { volumeId: volume.id } }), 'MACHINE_VOLUME_OUT_OF_REACH');
   await refused(client.showMachine('x'), 'MACHINE_NOT_FOUND');
 
   // Known only once it runs, so the machine stays, stopped, and can be destroyed.

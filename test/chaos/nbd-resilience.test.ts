@@ -4,25 +4,22 @@ import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
-import { type Random, seededRandom } from '../../src/base/random.ts';
+import { seededRandom } from '../../src/base/random.ts';
 import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { type NbdProgram, startQemuNbd } from '../support/nbd-programs.ts';
+import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { readPems, TestAuthority } from '../support/test-authority.ts';
 
 /**
- * The NBD client on a bad network, while writers and readers check every byte: each writer owns a stripe, knows what it wrote last, and
- * reads it back. Whatever happens in between, every call ends well, every byte is right, and nothing stays behind in a queue. At the end the
- * whole disk is compared. Recovery is from the end of the trouble to the next answer. The server is qemu-nbd: nbdkit 1.32 aborts when a connection
- * goes away under several requests.
+ * The NBD client on a bad network, while writers and readers check every byte (nbd-stripes.ts). Whatever happens in between, every call
+ * ends well, every byte is right, and nothing stays behind in a queue. At the end the whole disk is compared. Recovery is from the end of the
+ * trouble to the next answer. The server is qemu-nbd: nbdkit 1.32 aborts when a connection goes away under several requests.
  */
 const QEMU = requires('qemu-nbd');
-const MIB = 1024 * 1024;
-const STRIPES = 6;
-const STRIPE_BYTES = 2 * MIB;
 const LONG = process.env.GODWIT_LONG === '1';
 const ROUNDS = LONG ? 40 : 6;
 const SEED = Number(process.env.GODWIT_SEED ?? Math.floor(Math.random() * 2 ** 31));
@@ -36,79 +33,17 @@ const IMPATIENT = {
   handshakeTimeoutMs: 500,
 };
 
-class Workload {
-  readonly expected = Buffer.alloc(STRIPES * STRIPE_BYTES);
-  answers = 0;
-  #running = true;
-  readonly #client: NbdClient;
-  readonly #writers: Promise<void>[];
-
-  constructor(client: NbdClient) {
-    this.#client = client;
-    this.#writers = Array.from({ length: STRIPES }, (_, index) =>
-      this.#write(index, seededRandom(SEED + index)),
-    );
-    for (const writer of this.#writers) writer.catch(() => {});
-  }
-
-  /** Ends when every call that is under way has been answered; rejects with what went wrong. */
-  async stop(): Promise<void> {
-    this.#running = false;
-    await Promise.all(this.#writers);
-  }
-
-  /** Resolves when so many more calls have been answered; rejects with what went wrong. */
-  async progress(count: number): Promise<void> {
-    const goal = this.answers + count;
-    while (this.answers < goal) await Promise.race([systemClock.sleep(2), Promise.all(this.#writers)]);
-  }
-
-  async #write(stripe: number, random: Random): Promise<void> {
-    const client = this.#client;
-    while (this.#running) {
-      const lengthBytes = 512 * (1 + random.below(random.below(8) === 0 ? 1024 : 64));
-      const offset = stripe * STRIPE_BYTES + 512 * random.below((STRIPE_BYTES - lengthBytes) / 512);
-      const slice = this.expected.subarray(offset, offset + lengthBytes);
-      const kind = random.below(10);
-      if (kind === 0) {
-        await client.discard(offset, lengthBytes);
-        slice.fill(0);
-      } else {
-        const data = Buffer.alloc(lengthBytes, random.bytes(509));
-        await client.write(offset, data, { fua: kind === 1 });
-        slice.set(data);
-      }
-      if (kind === 2) await client.flush();
-      const back = Buffer.alloc(lengthBytes, 0xee);
-      await client.read(offset, back);
-      assert.ok(back.equals(slice), `stripe ${stripe}: bytes ${offset}+${lengthBytes}`);
-      this.answers += 1;
-    }
-  }
-}
-
 async function setUp(
   t: TestContext,
   relay: TcpRelay,
   connections: number,
   options: Partial<NbdClientOptions> = {},
-): Promise<{ client: NbdClient; workload: Workload }> {
+): Promise<{ client: NbdClient; workload: StripedWriters }> {
   await relay.listen();
   t.after(() => relay.close());
   const address = { host: '127.0.0.1', port: relay.port };
   const client = await startNbdClient(t, address, { exportName: '', connections, ...IMPATIENT, ...options });
-  return { client, workload: new Workload(client) };
-}
-
-async function finish(client: NbdClient, workload: Workload): Promise<void> {
-  await workload.stop();
-  await client.flush();
-  const all = Buffer.alloc(workload.expected.length);
-  await client.read(0, all);
-  assert.ok(all.equals(workload.expected), 'the whole disk');
-  const { inFlight, queued, reconnects } = client.statistics;
-  assert.deepEqual({ inFlight, queued }, { inFlight: 0, queued: 0 });
-  assert.ok(reconnects > 0, 'there was trouble');
+  return { client, workload: new StripedWriters(client, SEED) };
 }
 
 function fileServer(t: TestContext, dir: string): Promise<NbdProgram> {
@@ -136,7 +71,7 @@ const troubles: Record<string, (relay: TcpRelay) => Promise<void>> = {
 for (const [name, trouble] of Object.entries(troubles)) {
   test(`${name}: nothing lost, nothing stuck`, { skip: QEMU }, async (t) => {
     const dir = scratchDir(t);
-    writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPES * STRIPE_BYTES));
+    writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPED_BYTES));
     const { path } = await fileServer(t, dir);
     const bridge = await tcpToUnix(t, path);
     const relay = new TcpRelay(bridge);
@@ -152,14 +87,14 @@ for (const [name, trouble] of Object.entries(troubles)) {
     }
     if (name.startsWith('stall')) relay.cut();
     await workload.progress(20);
-    await finish(client, workload);
+    await workload.finish();
     t.diagnostic(`recovery ${recoveriesMs.join(', ')} ms; ${client.statistics.replayed} requests sent again`);
   });
 }
 
 test('cuts in the middle of replies, and garbage in place of the greeting', { skip: QEMU }, async (t) => {
   const dir = scratchDir(t);
-  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPES * STRIPE_BYTES));
+  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPED_BYTES));
   const { path } = await fileServer(t, dir);
   const random = seededRandom(SEED);
   let isOver = false;
@@ -171,7 +106,7 @@ test('cuts in the middle of replies, and garbage in place of the greeting', { sk
   const { client, workload } = await setUp(t, new TcpRelay(bridge), 1);
   for (let round = 0; round < ROUNDS; round += 1) await workload.progress(60);
   isOver = true;
-  await finish(client, workload);
+  await workload.finish();
   t.diagnostic(
     `${client.statistics.reconnects} reconnections, ${client.statistics.replayed} requests sent again`,
   );
@@ -183,7 +118,7 @@ test('garbage anywhere inside of TLS is noticed: the connection goes, the data d
 }, async (t) => {
   const dir = scratchDir(t);
   const { ca } = readPems(new TestAuthority(dir).issue('server'));
-  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPES * STRIPE_BYTES));
+  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPED_BYTES));
   const credentials = `tls-creds-x509,id=tls0,endpoint=server,dir=${dir},verify-peer=no`;
   const tlsArguments = ['--object', credentials, '--tls-creds', 'tls0', '-f', 'raw', '-x', ''];
   const { path } = await startQemuNbd(t, join(dir, 's'), ...tlsArguments, join(dir, 'disk'));
@@ -196,7 +131,7 @@ test('garbage anywhere inside of TLS is noticed: the connection goes, the data d
   const { client, workload } = await setUp(t, new TcpRelay(bridge), 1, { tls });
   for (let round = 0; round < ROUNDS; round += 1) await workload.progress(60);
   isOver = true;
-  await finish(client, workload);
+  await workload.finish();
   t.diagnostic(
     `${client.statistics.reconnects} reconnections, ${client.statistics.replayed} requests sent again`,
   );
@@ -206,10 +141,10 @@ test('a server that is killed and started again: nothing lost, nothing stuck', {
   skip: QEMU,
 }, async (t) => {
   const dir = scratchDir(t);
-  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPES * STRIPE_BYTES));
+  writeFileSync(join(dir, 'disk'), Buffer.alloc(STRIPED_BYTES));
   let server = await fileServer(t, dir);
   const client = await startNbdClient(t, server, { exportName: '', connections: 3, ...IMPATIENT });
-  const workload = new Workload(client);
+  const workload = new StripedWriters(client, SEED);
   for (let round = 0; round < ROUNDS; round += 1) {
     await workload.progress(20);
     await server.stop(round % 3 === 2 ? 'SIGTERM' : 'SIGKILL');
@@ -218,7 +153,7 @@ test('a server that is killed and started again: nothing lost, nothing stuck', {
     server = await fileServer(t, dir);
     await workload.progress(1);
   }
-  await finish(client, workload);
+  await workload.finish();
 });
 
 type Sabotage = { afterBytes: number; action: 'cut' | 'garbage' };

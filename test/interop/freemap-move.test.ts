@@ -21,6 +21,7 @@ async function machineWithFiles(
     name: 'files-data',
     lengthBytes: options.lengthBytes,
     filesystem: 'ext4',
+    encrypted: false,
   });
   // Kept and deleted files in turns, so that the free blocks lie among the used ones.
   const fill = [

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { CreateMachineRequest, VolumeView } from '../../src/api/schemas.ts';
@@ -20,7 +20,11 @@ import { startTgt } from '../support/tgt.ts';
 const MIB = 2 ** 20;
 
 /** An ext4 image with a file of random bytes, another that nobody reads, and holes. */
-function makeImage(t: TestContext, lengthBytes: number): { path: string; content: Buffer } {
+function makeImage(
+  t: TestContext,
+  lengthBytes: number,
+  ...options: string[]
+): { path: string; content: Buffer } {
   const dir = scratchDir(t);
   const tree = join(dir, 'tree');
   mkdirSync(tree);
@@ -30,7 +34,7 @@ function makeImage(t: TestContext, lengthBytes: number): { path: string; content
   const path = join(dir, 'disk.raw');
   writeFileSync(path, '');
   truncateSync(path, lengthBytes);
-  execFileSync(findProgram('mkfs.ext4')!, ['-q', '-F', '-d', tree, path]);
+  execFileSync(findProgram('mkfs.ext4')!, ['-q', '-F', ...options, '-d', tree, path]);
   return { path, content };
 }
 
@@ -165,6 +169,7 @@ async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: Vol
     name: 'disk',
     lengthBytes: 32 * MIB,
     filesystem: 'ext4',
+    encrypted: false,
   });
   const machine = await worker.client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
   const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
@@ -250,10 +255,98 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   assert.ok(alpha.shims().every(({ id }) => !id.startsWith('s_')));
 });
 
+const NEEDS_TLS = fleetNeeds || requires('openssl', 'nbdinfo', 'nbdcopy');
+test('beyond the host a volume is served over NBD with TLS, to clients of the same authority', {
+  skip: NEEDS_TLS,
+}, async (t) => {
+  const [authority, strangers] = [new TestAuthority(scratchDir(t)), new TestAuthority(scratchDir(t))];
+  for (const one of [authority, strangers]) one.issue('client');
+  const fleet = await Fleet.start(t, ['alpha'], { tls: { alpha: authority.issue('server') } });
+  const alpha = fleet.worker('alpha');
+  const { volume, data } = await written(fleet, alpha);
+  const { location } = await alpha.client.serveVolume(volume.id, {
+    protocol: 'nbd',
+    listen: '0.0.0.0:0',
+    writable: false,
+  });
+  const [, port] = /^nbds:\/\/0\.0\.0\.0:(\d+)\/disk$/.exec(location)!;
+  const place = `127.0.0.1:${port}/disk`;
+  const copy = join(scratchDir(t), 'copy.raw');
+  execFileSync(findProgram('nbdcopy')!, [`nbds://${place}?tls-certificates=${authority.dir}`, copy], {
+    timeout: 60_000,
+  });
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  const refused = (uri: string) =>
+    assert.throws(
+      () => execFileSync(findProgram('nbdinfo')!, [uri], { stdio: 'pipe', timeout: 20_000 }),
+      (error: Error) => /nbdinfo: /.test(error.message),
+      uri,
+    );
+  refused(`nbd://${place}`);
+  refused(`nbds://${place}?tls-certificates=${strangers.dir}`);
+  // Who trusts the authority and has no certificate of it.
+  const anonymous = scratchDir(t);
+  copyFileSync(authority.caFile, join(anonymous, 'ca-cert.pem'));
+  refused(`nbds://${place}?tls-certificates=${anonymous}`);
+});
+
+test('clients of an encrypted volume see the plaintext, and what they write is encrypted', {
+  skip: fleetNeeds || requires('nbdinfo', 'nbdcopy', 'qemu-io', 'iscsi-inq'),
+}, async (t) => {
+  const keyFile = join(scratchDir(t), 'key');
+  writeFileSync(keyFile, 'k', { mode: 0o600 });
+  const fleet = await Fleet.start(t, ['alpha'], { flags: { alpha: ['--key-file', keyFile] } });
+  const { client, dataDir } = fleet.worker('alpha');
+  const volume = await client.createVolume({ name: 'disk', lengthBytes: 32 * MIB, filesystem: 'ext4' });
+  assert.equal(volume.encrypted, true);
+  const data = join(dataDir, 'volumes', volume.id, 'data.raw');
+  const run = (program: string, ...args: string[]) =>
+    execFileSync(findProgram(program)!, args, { stdio: 'pipe', timeout: 60_000 }).toString();
+  const serve = (writable: boolean) =>
+    client.serveVolume(volume.id, {
+      protocol: 'nbd',
+      listen: `unix:${join(scratchDir(t), 's')}`,
+      writable,
+    });
+  // Blocks of a sector of the encryption, or the kernel does not mount it.
+  const image = makeImage(t, volume.lengthBytes, '-b', '4096');
+  const { location } = await serve(true);
+  const [info] = JSON.parse(run('nbdinfo', '--json', location)).exports;
+  assert.equal(info.block_size_minimum, 4096, 'a sector of the encryption');
+  run('nbdcopy', '--flush', image.path, location);
+  const copy = join(scratchDir(t), 'copy.raw');
+  run('nbdcopy', location, copy);
+  assert.ok(readFileSync(copy).equals(readFileSync(image.path)));
+  assert.ok(!readFileSync(data).includes(image.content.subarray(0, 64)), 'the plaintext is on the disk');
+  // QEMU writes half a block by reading the rest of it.
+  run('qemu-io', '-f', 'raw', '-c', `write -P 7 ${24 * MIB + 512} 512`, location);
+  const said = run('qemu-io', '-f', 'raw', '-c', `read -P 7 ${24 * MIB + 512} 512`, location);
+  assert.doesNotMatch(said, /failed/i);
+  await client.stopServing(volume.id);
+
+  // A machine reads what the client wrote.
+  const machine = await client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
+  const command = ['sha256sum', '/data/content'];
+  const { stdout } = await client.execInMachine(machine.id, { command, timeoutMs: 60_000 });
+  assert.equal(stdout.split(' ')[0], createHash('sha256').update(image.content).digest('hex'));
+  await client.stopMachine('m');
+  // iSCSI does not encrypt: not even with a secret does the plaintext leave the host.
+  const { id } = volume;
+  await assert.rejects(
+    client.serveVolume(id, { protocol: 'iscsi', listen: '10.0.0.1:0', writable: false }),
+    (error: unknown) => isGodwitError(error, 'WORKER_SERVE_IN_CLEAR'),
+  );
+});
+
 test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, async (t) => {
   const fleet = await Fleet.start(t, ['alpha']);
   const { client } = fleet.worker('alpha');
-  const { id } = await client.createVolume({ name: 'disk', lengthBytes: 16 * MIB, filesystem: 'none' });
+  const { id } = await client.createVolume({
+    name: 'disk',
+    lengthBytes: 16 * MIB,
+    filesystem: 'none',
+    encrypted: false,
+  });
   const refusals = [
     ['nbd', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
     ['nbd', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],

@@ -19,7 +19,8 @@ import type {
 import type { WorkerService } from '../../src/api/service.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { RunView } from '../../src/journal/run.ts';
-import type { Offer, TargetStatus } from '../../src/migration/peer.ts';
+import type { Offer, ProofAnswers, TargetStatus } from '../../src/migration/peer.ts';
+import type { Receipt } from '../../src/receipt/envelope.ts';
 
 /**
  * A worker without a host: machines and volumes are records in memory and a drain advances by one step at every question. For
@@ -58,6 +59,7 @@ export class FakeWorkerService implements WorkerService {
       version: '0.0.0',
       pid: 1,
       startedAtMs: 1_700_000_000_000,
+      keyFingerprint: 'f'.repeat(64),
       draining: this.draining.desired,
       capacity,
       free: capacity,
@@ -334,6 +336,28 @@ export class FakeWorkerService implements WorkerService {
     return targetStatus(runId, 'forgotten');
   }
 
+  readonly proofs: ProofAnswers = {
+    fetched: async () => ({ ranges: [], next: 0, ended: true }),
+    unfetched: async () => ({ ranges: [], next: null }),
+    mend: async () => ({ results: [] }),
+    figures: async () => {
+      throw new Error('this worker has fetched nothing');
+    },
+    countersign: async (_runId, draft) => draft,
+    receipt: async () => this.receipt,
+  };
+  receipt: Receipt | null = null;
+
+  async showReceipt(ref: string): Promise<Receipt> {
+    if (this.receipt !== null) return this.receipt;
+    throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `no receipt of ${ref}`, { nextAction: 'wait' });
+  }
+
+  async recoverVolume(ref: string, request: { name: string }): Promise<VolumeView> {
+    this.calls.push(`recover ${ref} ${request.name}`);
+    return this.showVolume(ref);
+  }
+
   async volumeHeader(): Promise<string> {
     return 'aGVhZGVy';
   }
@@ -408,6 +432,8 @@ export function drainMachine(some: Partial<DrainMachine>): DrainMachine {
     volumeBytes: 100 * 2 ** 30,
     usedBytes: 5 * 2 ** 20,
     hydrationMs: null,
+    bytesAvoided: null,
+    root: null,
     blocksFetchedTwice: 0,
     reason: null,
     nextAction: null,

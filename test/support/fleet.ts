@@ -184,6 +184,7 @@ export class Fleet {
       name: `${name}-data`,
       lengthBytes: options.lengthBytes ?? 64 * MIB,
       filesystem: 'ext4',
+      ...(!worker.hasKeys && { encrypted: false }),
     });
     const machine = await worker.client.createMachine({
       name,
@@ -342,6 +343,11 @@ export class FleetWorker {
     this.dataDir = realpathSync(options.dataDir);
     const tls = options.caFile === null ? undefined : new TlsTrust(options.caFile);
     this.client = new ApiClient({ url: options.url, token: TOKEN, tls, timeoutMs: 60_000 });
+  }
+
+  /** It was started with a place where keys come from. */
+  get hasKeys(): boolean {
+    return this.#options.arguments.some((word) => word.startsWith('--key-'));
   }
 
   get isRunning(): boolean {

@@ -1,6 +1,7 @@
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { BHS_BYTES, DIGEST_BYTES, OPCODE } from '../../src/iscsi/constants.ts';
 import { ahsBytesOf, dataSegmentBytesOf, decodeLoginResponse, opcodeOf } from '../../src/iscsi/pdu.ts';
+import { reset } from './reset.ts';
 
 /** out: initiator to target. */
 export type Direction = 'out' | 'in';
@@ -274,18 +275,18 @@ export class IscsiFaultRelay {
     pair.frozen = true;
     switch (kind) {
       case 'reset':
-        pair.client.resetAndDestroy();
-        pair.upstream.resetAndDestroy();
+        reset(pair.client);
+        reset(pair.upstream);
         break;
       case 'cut':
         pair.client.end();
         pair.upstream.end();
         break;
       case 'target-gone':
-        pair.upstream.resetAndDestroy();
+        reset(pair.upstream);
         break;
       case 'initiator-gone':
-        pair.client.resetAndDestroy();
+        reset(pair.client);
         break;
       case 'stall':
         break;

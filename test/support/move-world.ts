@@ -1,9 +1,18 @@
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
 import type { HeatHint, SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
-import type { HandoffRequest, Offer, Peer, PrepareRequest, TargetStatus } from '../../src/migration/peer.ts';
+import type {
+  HandoffRequest,
+  Offer,
+  Peer,
+  PrepareRequest,
+  ProofAnswers,
+  TargetStatus,
+} from '../../src/migration/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
+import { RootHash } from '../../src/receipt/root.ts';
 
 /**
  * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a move against. Every change
@@ -29,6 +38,11 @@ export class MoveWorld {
   accepts = true;
   /** The free map of the handoff arrived before the volume was opened. */
   keptFreeMap = false;
+  /** What the source has of the one block that came, and what came; '' was fetched again. */
+  readonly sourceDigest = 'a'.repeat(64);
+  fetchLog = ['a'.repeat(64)];
+  /** False: what comes again is as wrong as what came. */
+  mendable = true;
   /** Calls of the hosts, for finding out what happened. */
   readonly calls: string[] = [];
 
@@ -142,6 +156,12 @@ export class MoveWorld {
     },
     freeMap: async () => 'bWFw',
     bytesAvoided: async () => 4096,
+    // The model's volume is one MiB of which one block came.
+    digests: async (_runId, ranges) => {
+      assert.equal(this.source.exported, 'open', 'digests are of an export that may be read');
+      return ranges.map(() => this.sourceDigest);
+    },
+    owed: async () => ({ ranges: [], next: null }),
     unseal: async () => {
       if (this.source.volume.state === 'sealed') {
         this.source.attached = false;
@@ -213,6 +233,33 @@ export class MoveWorld {
     settle: async () => {},
     hydration: async () =>
       this.target.volume?.state === 'ready' || this.source.exported === 'open' ? HYDRATED : null,
+    freeMapDigest: async () => createHash('sha256').update(Buffer.from('bWFw', 'base64')).digest('hex'),
+    fetched: async (_request, { cursor }) => {
+      const ranges = this.fetchLog
+        .map((digest, position) => ({ position, first: 0, blocks: 1, digest, stored: 'same' as const }))
+        .filter(({ position, digest }) => position >= cursor && digest !== '');
+      return { ranges, next: this.fetchLog.length, ended: true };
+    },
+    unfetched: async () => ({ ranges: [{ first: 1, blocks: 255 }], next: null }),
+    mend: async (_request, { ranges }) => {
+      for (const { position } of ranges) {
+        if (!this.mendable) continue;
+        this.fetchLog[position!] = '';
+        this.fetchLog.push(this.sourceDigest);
+      }
+      return { results: ranges.map(() => ({ mended: this.mendable, storedBytes: 4096, leftBytes: 0 })) };
+    },
+    figures: async (_request, { freeMapDigest }) => {
+      const root = new RootHash(2 ** 20, freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'));
+      const digests = this.fetchLog.filter((digest) => digest !== '');
+      for (const digest of digests) root.add({ first: 0, blocks: 1, digest: Buffer.from(digest, 'hex') });
+      return {
+        root: root.hex(),
+        ranges: digests.length,
+        comparedBytes: digests.length * 4096,
+        fetchedBytes: 4096,
+      };
+    },
     finish: async () => {
       if (this.target.volume) this.target.volume.state = 'ready';
       this.#changed('finish');
@@ -260,6 +307,12 @@ export class MoveWorld {
       warm: (runId, heat) => call('warm', () => receiver().warm(runId, heat)),
       handoff: (runId, request) => call('handoff', () => receiver().handoff(runId, request)),
       cancel: (runId) => call('cancel', () => receiver().cancel(runId)),
+      fetched: (runId, query) => call('fetched', () => receiver().fetched(runId, query)),
+      unfetched: (runId, query) => call('unfetched', () => receiver().unfetched(runId, query)),
+      mend: (runId, request) => call('mend', () => receiver().mend(runId, request)),
+      figures: (runId, query) => call('figures', () => receiver().figures(runId, query)),
+      countersign: (runId, draft) => call('countersign', () => receiver().countersign(runId, draft)),
+      receipt: (runId) => call('receipt', () => receiver().receipt(runId)),
       run: async () => null,
     };
   }
@@ -272,7 +325,7 @@ function unreachable(delivered: false | 'unknown'): GodwitError {
   });
 }
 
-type Receiver = {
+type Receiver = ProofAnswers & {
   prepare(request: PrepareRequest): Promise<TargetStatus>;
   status(runId: string): Promise<TargetStatus>;
   warm(runId: string, heat: HeatHint): Promise<void>;

@@ -5,7 +5,7 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import type { SourceSpec } from '../../src/attach/server-spec.ts';
+import type { NbdSocketSpec, SourceSpec } from '../../src/attach/server-spec.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { type BlockRange, blockWrites } from './block-writer.ts';
 import { type Move, moveVolume, tool, type VolumeLab } from './volume-lab.ts';
@@ -26,6 +26,7 @@ export async function moveRawVolume(
     content: BlockRange;
     paused?: boolean;
     targetDir?: string;
+    nbd?: NbdSocketSpec['client'];
     via?: (source: SourceSpec) => Promise<{ host: string; port: number }>;
   },
 ): Promise<{ move: Move; expectedPath: string }> {

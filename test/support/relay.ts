@@ -1,4 +1,5 @@
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { reset } from './reset.ts';
 
 /**
  * A TCP relay between two programs under test that can make trouble:
@@ -62,7 +63,7 @@ export class TcpRelay {
 
   /** Resets every connection that there is. */
   cut(): void {
-    for (const socket of this.#sockets) socket.resetAndDestroy();
+    for (const socket of this.#sockets) reset(socket);
   }
 
   async close(): Promise<void> {
@@ -74,7 +75,7 @@ export class TcpRelay {
     this.accepted += 1;
     if (this.#mode === 'refuse') {
       client.on('error', () => {});
-      client.resetAndDestroy();
+      reset(client);
       return;
     }
     const upstream = connect(this.#upstream());

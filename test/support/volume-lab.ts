@@ -12,6 +12,9 @@ import type {
   Access,
   Grant,
   HydrationStatus,
+  ImportedSourceSpec,
+  KeySource,
+  NbdSocketSpec,
   SourceSpec,
   VolumeServerSpec,
   VolumeServerStatus,
@@ -76,8 +79,9 @@ export class VolumeLab {
     this.#cleanups.push(cleanup);
   }
 
-  store(name: string): Promise<VolumeStore> {
+  store(name: string, options: { headerFileBytes?: number } = {}): Promise<VolumeStore> {
     return VolumeStore.open(join(this.dir, name), {
+      ...options,
       clock: systemClock,
       random: systemRandom,
       logger: silentLogger,
@@ -127,11 +131,18 @@ export class VolumeLab {
     return { server, grant, source: sourceSpec(record, grant, place) };
   }
 
-  /** FUSE mount, volume server, loop device. */
+  /** FUSE mount, volume server, loop device; an NBD socket beside them for an observer, or instead of them for a guest. */
   async attach(
     store: VolumeStore,
     record: VolumeRecord,
-    options: { access: Access; source?: SourceSpec; paused?: boolean; volumeDir?: string },
+    options: {
+      access: Access;
+      source?: SourceSpec | ImportedSourceSpec;
+      paused?: boolean;
+      volumeDir?: string;
+      keys?: KeySource;
+      nbd?: NbdSocketSpec['client'];
+    },
   ): Promise<Attachment> {
     const volumeDir = options.volumeDir ?? store.folder(record.id);
     const clone = options.source && {
@@ -142,6 +153,24 @@ export class VolumeLab {
         hydration: { paused: options.paused ?? false, rateBytesPerSecondMax: 0 },
       }),
     };
+    const socket = options.nbd && join(mkdtempSync(join(this.dir, 'nbd-')), 's');
+    const nbd = options.nbd &&
+      socket && { nbd: { path: socket, owner: { uid: 0, gid: 0 }, client: options.nbd } };
+    const fuse = options.nbd === 'guest' ? null : await this.#mountFuse();
+    const events: [event: string, data: unknown][] = [];
+    const spec = {
+      ...attachSpec(record, { volumeDir, access: options.access, ...clone, keys: options.keys ?? null }),
+      ...nbd,
+    };
+    const server = await this.#serve(spec, fuse, 'attach', events);
+    const loop = fuse
+      ? await attachLoop({ filePath: fuse.filePath, ...(record.encryption && { sectorBytes: 4096 }) })
+      : '';
+    if (fuse) this.onClose(() => detachLoop(loop, { clock: systemClock }));
+    return new Attachment(this, server, { loop, socket: socket ?? '' }, events);
+  }
+
+  async #mountFuse(): Promise<FuseMount> {
     const dir = mkdtempSync(join(this.dir, 'fuse-'));
     const fuse = await mountFuse({ dir, name: 'godwit-test' });
     this.#fuseMounts.push(fuse);
@@ -149,12 +178,7 @@ export class VolumeLab {
       await unmountFuse(fuse, silentLogger);
       this.#fuseMounts.splice(this.#fuseMounts.indexOf(fuse), 1);
     });
-    const events: [event: string, data: unknown][] = [];
-    const spec = attachSpec(record, { volumeDir, access: options.access, ...clone });
-    const server = await this.#serve(spec, fuse, 'attach', events);
-    const loop = await attachLoop({ filePath: fuse.filePath });
-    this.onClose(() => detachLoop(loop, { clock: systemClock }));
-    return new Attachment(this, server, loop, events);
+    return fuse;
   }
 
   async #serve(
@@ -197,6 +221,8 @@ export async function moveVolume(
     paused?: boolean;
     /** Data folder of the target; its own one otherwise. */
     targetDir?: string;
+    /** How the target's guest, or somebody beside it, comes in through NBD. */
+    nbd?: NbdSocketSpec['client'];
     /** Where the target finds the source instead: something that stands between them. */
     via?: (source: SourceSpec) => Promise<{ host: string; port: number }>;
   } & ({ fill: (dir: string) => Promise<void> } | { write: (dataPath: string) => Promise<void> }),
@@ -217,6 +243,7 @@ export async function moveVolume(
     access: 'standby',
     source: { ...source.source, ...place },
     paused: options.paused ?? false,
+    ...(options.nbd && { nbd: options.nbd }),
   });
   await sourceStore.apply(made.id, { kind: 'seal', generation: made.generation });
   await source.server.call('activate', { access: 'readonly' });
@@ -233,19 +260,28 @@ export type Move = {
   target: Attachment;
 };
 
-/** A volume behind a loop device. */
+/** A volume behind a loop device, or a socket, or both. */
 export class Attachment {
   readonly server: VolumeSupervisor;
+  /** Empty for a guest that comes through NBD. */
   readonly loop: string;
+  /** Path of the NBD socket; empty where there is none. */
+  readonly socket: string;
   /** What the servers told, in order. */
   readonly events: readonly [event: string, data: unknown][];
   readonly #lab: VolumeLab;
   #mountDir: string | null = null;
 
-  constructor(lab: VolumeLab, server: VolumeSupervisor, loop: string, events: [string, unknown][]) {
+  constructor(
+    lab: VolumeLab,
+    server: VolumeSupervisor,
+    places: { loop: string; socket: string },
+    events: [string, unknown][],
+  ) {
     this.#lab = lab;
     this.server = server;
-    this.loop = loop;
+    this.loop = places.loop;
+    this.socket = places.socket;
     this.events = events;
   }
 

@@ -11,6 +11,7 @@ import {
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 
 /**
  * Program of a test machine: `node writer.ts FOLDER [HOST:]PORT NAME`. Writes the numbers 1, 2, 3… to a volume, makes each durable, and only then
@@ -24,9 +25,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
  * Times are of CLOCK_MONOTONIC, which all machines of a host share: that is how two writers at the same time would show. With a HOST, the machines are in
  * kernels of their own on one host, and what they share is the time of day.
  */
-const SLOTS = 256;
-const BLOCK_BYTES = 4096;
-const PAUSE_MS = 5;
+export const SLOTS = 256;
+export const BLOCK_BYTES = 4096;
+export const PAUSE_MS = 5;
 const READY_FILE = '/run/ready';
 
 export type WriterHello = {
@@ -63,7 +64,7 @@ function checkLog(text: string, faults: string[]): { last: number; lengthBytes: 
 }
 
 /** The block is written before the line, so that of the number after the last one may be there already, whole or in part. */
-function checkBlocks(blocks: Buffer, last: number, faults: string[]): void {
+export function checkBlocks(blocks: Buffer, last: number, faults: string[]): void {
   for (let slot = 0; slot < SLOTS; slot++) {
     const newest = last - ((last - slot + SLOTS) % SLOTS);
     const expected = newest > 0 ? [newest] : [0];
@@ -79,10 +80,26 @@ function checkBlocks(blocks: Buffer, last: number, faults: string[]): void {
   }
 }
 
-function blockOf(number: number): Buffer {
+export function blockOf(number: number): Buffer {
   const word = Buffer.alloc(4);
   word.writeUInt32LE(number);
   return Buffer.alloc(BLOCK_BYTES, word);
+}
+
+/** Connects to the collector. What is returned tells it something, and resolves when it has heard. Without it there is no going on. */
+export async function collectorAt(
+  port: number,
+  host = '127.0.0.1',
+): Promise<(message: WriterHello | WriterAck) => Promise<void>> {
+  const socket = await dial(host, port);
+  socket.on('error', () => process.exit(1));
+  socket.on('close', () => process.exit(1));
+  const answers = socket[Symbol.asyncIterator]();
+  return async (message) => {
+    socket.write(`${JSON.stringify(message)}\n`);
+    // One byte an answer, and never two questions at a time.
+    if ((await answers.next()).done) process.exit(1);
+  };
 }
 
 async function dial(host: string, port: number): Promise<Socket> {
@@ -111,15 +128,7 @@ async function main(folder: string, place: string, name: string): Promise<void> 
   ftruncateSync(log, lengthBytes);
   checkBlocks(readAll(blocksFd), last, faults);
 
-  const socket = await dial(host ?? '127.0.0.1', Number(port));
-  socket.on('error', () => process.exit(1));
-  socket.on('close', () => process.exit(1));
-  const answers = socket[Symbol.asyncIterator]();
-  const tell = async (message: WriterHello | WriterAck) => {
-    socket.write(`${JSON.stringify(message)}\n`);
-    // One byte an answer, and never two questions at a time.
-    if ((await answers.next()).done) process.exit(1);
-  };
+  const tell = await collectorAt(Number(port), host);
   const incarnation = `${process.hrtime.bigint()}`;
   await tell({ kind: 'hello', name, incarnation, openedAtNs: `${openedAtNs}`, last, faults });
   for (let number = last + 1; ; number++) {
@@ -133,5 +142,7 @@ async function main(folder: string, place: string, name: string): Promise<void> 
   }
 }
 
-const [folder, port, name] = process.argv.slice(2);
-if (folder && port && name) await main(folder, port, name);
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const [folder, port, name] = process.argv.slice(2);
+  await main(folder!, port!, name!);
+}

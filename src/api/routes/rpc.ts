@@ -1,7 +1,23 @@
 import { Type } from 'typebox';
 import { HeatHint } from '../../attach/server-spec.ts';
 import { GodwitError } from '../../base/errors.ts';
-import { HandoffRequest, Offer, OfferRequest, PrepareRequest, TargetStatus } from '../../migration/peer.ts';
+import {
+  HandoffRequest,
+  Offer,
+  OfferRequest,
+  PrepareRequest,
+  TargetFigures,
+  TargetStatus,
+} from '../../migration/peer.ts';
+import { Receipt } from '../../receipt/envelope.ts';
+import {
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
+  ProofQuery,
+  UnfetchedPage,
+} from '../../receipt/proof.ts';
 import type { ApiApp } from '../app.ts';
 import { RunStateReply } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
@@ -108,6 +124,96 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
       },
     },
     (request) => service.cancelMove(request.params.runId),
+  );
+
+  const { proofs } = service;
+  app.post(
+    '/v1/rpc/moves/:runId/fetched',
+    {
+      schema: {
+        operationId: 'fetchedOf',
+        summary: 'What came over the wire in this move, and whether the disk still has it',
+        tags,
+        params,
+        body: strict(ProofQuery),
+        response: { 200: FetchedPage },
+      },
+    },
+    (request) => proofs.fetched(request.params.runId, request.body),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/unfetched',
+    {
+      schema: {
+        operationId: 'unfetchedOf',
+        summary: 'What is here though it neither came nor was written',
+        tags,
+        params,
+        body: strict(ProofQuery),
+        response: { 200: UnfetchedPage },
+      },
+    },
+    (request) => proofs.unfetched(request.params.runId, request.body),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/mend',
+    {
+      schema: {
+        operationId: 'mendMove',
+        summary: 'Fetch again what was wrong',
+        tags,
+        params,
+        body: strict(MendRequest),
+        response: { 200: MendReply },
+      },
+    },
+    (request) => proofs.mend(request.params.runId, request.body),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/figures',
+    {
+      schema: {
+        operationId: 'figuresOf',
+        summary: 'The sums of this side, for the receipt',
+        tags,
+        params,
+        body: strict(FiguresQuery),
+        response: { 200: TargetFigures },
+      },
+    },
+    (request) => proofs.figures(request.params.runId, request.body),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/countersign',
+    {
+      schema: {
+        operationId: 'countersign',
+        summary: 'Sign the receipt, if this side finds the same',
+        tags,
+        params,
+        body: strict(Receipt),
+        response: { 200: Receipt },
+      },
+    },
+    (request) => proofs.countersign(request.params.runId, request.body),
+  );
+
+  app.get(
+    '/v1/rpc/moves/:runId/receipt',
+    {
+      schema: {
+        operationId: 'receiptOf',
+        summary: 'The receipt of this move; null while there is none',
+        tags,
+        params,
+        response: { 200: strict(Type.Object({ receipt: Type.Union([Receipt, Type.Null()]) })) },
+      },
+    },
+    async (request) => ({ receipt: await proofs.receipt(request.params.runId) }),
   );
 
   app.get(

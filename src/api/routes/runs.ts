@@ -1,5 +1,6 @@
 import { Type } from 'typebox';
 import type { RunView } from '../../journal/run.ts';
+import { Receipt } from '../../receipt/envelope.ts';
 import type { ApiApp } from '../app.ts';
 import { redact } from '../redact.ts';
 import { ForceRunRequest, RunList, RunReply, RunsQuery } from '../schemas.ts';
@@ -33,6 +34,21 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
     '/v1/runs/:id',
     { schema: { operationId: 'showRun', summary: 'One run', tags, params, response: { 200: RunReply } } },
     async (request) => publicRun(await service.showRun(request.params.id)),
+  );
+
+  app.get(
+    '/v1/receipts/:ref',
+    {
+      schema: {
+        operationId: 'showReceipt',
+        summary:
+          'The receipt of a move (by its run) or of the latest move of a machine, signed by both workers',
+        tags,
+        params: strict(Type.Object({ ref: Type.String({ minLength: 1, maxLength: 128 }) })),
+        response: { 200: Receipt },
+      },
+    },
+    (request) => service.showReceipt(request.params.ref),
   );
 
   const verbs = [

@@ -4,6 +4,7 @@ import {
   CreateVolumeRequest,
   Empty,
   ImportVolumeRequest,
+  RecoverVolumeRequest,
   Ref,
   ServeReply,
   ServeVolumeRequest,
@@ -56,6 +57,22 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
       },
     },
     async (request, reply) => reply.code(201).send(await service.importVolume(request.body)),
+  );
+
+  app.post(
+    '/v1/volumes/:ref/recover',
+    {
+      schema: {
+        operationId: 'recoverVolume',
+        summary: 'Makes the sealed volume that a move left here a volume of its own, under another id',
+        tags,
+        params,
+        body: strict(RecoverVolumeRequest),
+        response: { 201: VolumeView },
+      },
+    },
+    async (request, reply) =>
+      reply.code(201).send(await service.recoverVolume(request.params.ref, request.body)),
   );
 
   app.get(

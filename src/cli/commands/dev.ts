@@ -24,6 +24,8 @@ const HEALTHY_WITHIN_MS = 60_000;
 /** A worker closes its API and journal within this, or it is killed: its machines do not notice either. */
 const STOP_WITHIN_MS = 15_000;
 const RESPAWN_AFTER_MS = 500;
+/** In the folder of the fleet: a key file for each volume, made with it. */
+const KEYS_FOLDER = 'keys';
 
 type DevWorker = { name: string; url: string; dataDir: string };
 
@@ -37,7 +39,7 @@ export async function dev(context: Context, options: DevOptions): Promise<void> 
     });
   }
   const dataDir = resolve(context.cwd, options.data);
-  mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+  mkdirSync(join(dataDir, KEYS_FOLDER), { recursive: true, mode: 0o700 });
   const fleetPath = join(dataDir, 'fleet.json');
   const before = existsSync(fleetPath) ? readFleetFile(fleetPath) : null;
   if (before?.devPid !== undefined && isGodwitProcess(before.devPid, 'dev')) {
@@ -137,7 +139,8 @@ export async function down(context: Context, options: { data: string }): Promise
     });
   }
   for (const { dataDir: folder } of workers) rmSync(folder, { recursive: true, force: true });
-  for (const file of ['fleet.json', 'token']) rmSync(join(dataDir, file), { force: true });
+  for (const name of ['fleet.json', 'token', KEYS_FOLDER])
+    rmSync(join(dataDir, name), { recursive: true, force: true });
   context.result(
     destroyed,
     () =>
@@ -194,6 +197,8 @@ class Keeper {
         ...['--data', worker.dataDir],
         ...['--listen', new URL(worker.url).host],
         ...['--token-file', join(this.#fleetPath, '..', 'token')],
+        // Of all workers, so that the keys of a volume that moves are where it goes.
+        ...['--key-file', join(this.#fleetPath, '..', KEYS_FOLDER, '{volume}')],
         ...peers.flatMap(({ name, url }) => ['--peer', `${name}=${url}`]),
       ],
       // A session of its own: Ctrl-C in this terminal is for us, and we end the workers in order.

@@ -18,8 +18,10 @@ export type DrainOptions = {
   dryRun?: boolean;
   detach?: boolean;
   to?: string;
+  rekey?: boolean;
   wait: string;
   jsonLines?: boolean;
+  receipts?: string;
 };
 
 export async function drain(context: Context, workerName: string, options: DrainOptions): Promise<void> {
@@ -32,7 +34,7 @@ export async function drain(context: Context, workerName: string, options: Drain
     return;
   }
 
-  const first = await client.drain(options.to ?? null);
+  const first = await client.drain(options.to ?? null, options.rekey ? { rekey: true } : {});
   if (options.detach) {
     context.result(
       first,
@@ -65,6 +67,11 @@ export async function drain(context: Context, workerName: string, options: Drain
       context.result(status, () =>
         status.machines.length === 0 ? `${name} has no machine.` : renderSummary(status),
       );
+    }
+    if (options.receipts !== undefined) {
+      const { saveReceipts } = await import('./receipt.ts');
+      const saved = await saveReceipts(context, status, options.receipts);
+      context.note(`${saved} receipts saved in ${options.receipts}; verify: godwit receipt --verify FILE`);
     }
     if (exitCode === EXIT.blocked) noteBlocked(context, status);
     if (exitCode !== EXIT.done) throw new ExitWith(exitCode);

@@ -9,6 +9,7 @@ const minimal: RunOptions = {
   filesystem: 'ext4',
   env: [],
   hostFolder: [],
+  device: [],
   network: 'host',
   wait: '5m',
 };
@@ -28,6 +29,7 @@ test('options become a configuration that the API takes', () => {
     stopTimeout: '1m',
     restart: 'on-failure:3',
     group: 'db',
+    device: ['/dev/kvm'],
   });
   assert.ok(Check(MachineConfig, all));
   assert.deepEqual(all, {
@@ -35,6 +37,7 @@ test('options become a configuration that the API takes', () => {
     env: { A: '1', B: 'x=y', EMPTY: '' },
     user: 'postgres',
     workingDirectory: '/data',
+    devices: ['/dev/kvm'],
     restart: { policy: 'on-failure', retriesMax: 3 },
     stop: { signal: 'SIGINT', timeoutMs: 60_000 },
     resources: { memoryBytes: 512 * 2 ** 20, cpus: 1.5 },

@@ -3,6 +3,7 @@ import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError } from '../../base/errors.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
+import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
@@ -15,9 +16,12 @@ export type RunOptions = {
   worker?: string;
   volume?: string;
   size?: string;
-  filesystem: string;
+  nbd?: boolean;
+  filesystem?: 'ext4' | 'xfs' | 'none';
+  encryption?: boolean;
   env: string[];
   hostFolder: string[];
+  device: string[];
   user?: string;
   workdir?: string;
   memory?: string;
@@ -44,10 +48,12 @@ export async function run(context: Context, command: string[], options: RunOptio
   const waitMs = parseDuration(options.wait);
   const config = configOf(command, options);
   const fleet = context.fleet();
-  const wanted = options.volume === undefined ? null : parseVolume(options.volume);
+  const wanted = options.volume === undefined ? null : parseVolume(options.volume, options.nbd === true);
   const lengthBytes = options.size === undefined ? null : parseSize(options.size);
   if (lengthBytes !== null && wanted === null)
     throw invalid('--size is the size of a new volume: --volume NAME is missing');
+  if (options.nbd && wanted === null)
+    throw invalid('--nbd is how the machine gets a volume: --volume NAME is missing');
 
   const existing = wanted === null ? null : await volumeIfAny(fleet, wanted.name);
   if (wanted !== null && existing === null && lengthBytes === null) {
@@ -70,10 +76,16 @@ export async function run(context: Context, command: string[], options: RunOptio
       (await worker.client.createVolume({
         name: wanted.name,
         lengthBytes: lengthBytes!,
-        filesystem: options.filesystem as 'ext4' | 'xfs' | 'none',
+        filesystem: options.filesystem ?? (wanted.mountPath === undefined ? 'none' : 'ext4'),
+        ...(options.encryption === false && { encrypted: false }),
       }));
     if (!existing) made = volume;
-    config.volume = { volumeId: volume.id, mountPath: wanted.mountPath };
+    const { mountPath } = wanted;
+    config.volume = {
+      volumeId: volume.id,
+      ...(mountPath === undefined ? {} : { mountPath }),
+      ...(options.nbd ? { nbd: true } : {}),
+    };
   }
 
   let machine: MachineView;
@@ -192,6 +204,7 @@ export function configOf(command: string[], options: RunOptions): MachineConfig 
   };
   if (options.user !== undefined) config.user = options.user;
   if (options.hostFolder.length > 0) config.hostFolders = options.hostFolder;
+  if (options.device.length > 0) config.devices = options.device;
   if (options.workdir !== undefined) config.workingDirectory = options.workdir;
   if (options.group !== undefined) config.group = options.group;
   const health = healthOf(options);
@@ -218,11 +231,21 @@ function healthOf(options: RunOptions): HealthCheck | null {
   return { ...timing, kind: 'tcp', port: Number(match[2]), ...(host === undefined ? {} : { host }) };
 }
 
-function parseVolume(text: string): { name: string; mountPath: string } {
+/** With `nbd` a volume is mounted only where the path says so. */
+function parseVolume(text: string, nbd: boolean): { name: string; mountPath?: string } {
   const colon = text.indexOf(':');
-  return colon === -1
-    ? { name: text, mountPath: '/data' }
-    : { name: text.slice(0, colon), mountPath: text.slice(colon + 1) };
+  if (colon !== -1) return { name: text.slice(0, colon), mountPath: text.slice(colon + 1) };
+  return nbd ? { name: text } : { name: text, mountPath: '/data' };
+}
+
+/** Volume and how the machine gets at it, for people. */
+function placeOf(volume: NonNullable<MachineConfig['volume']>): string {
+  const { volumeId, mountPath, nbd } = volume;
+  const places = [
+    ...(mountPath === undefined ? [] : [mountPath]),
+    ...(nbd ? [`/run/godwit/disk.sock (NBD${mountPath === undefined ? '' : ', read-only'})`] : []),
+  ];
+  return `${volumeId} at ${places.join(' and ')}`;
 }
 
 function parseEnv(text: string): [string, string] {
@@ -306,7 +329,7 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['state', stateOf(machine)],
       ...(machine.health.message === '' ? [] : [['health', printable(machine.health.message)]]),
       ['command', printable(config.command.join(' '))],
-      ['volume', config.volume ? `${config.volume.volumeId} at ${config.volume.mountPath}` : 'none'],
+      ['volume', config.volume ? placeOf(config.volume) : 'none'],
       ['memory', config.resources.memoryBytes ? formatSize(config.resources.memoryBytes) : 'no limit'],
       ['cpus', config.resources.cpus ? String(config.resources.cpus) : 'no limit'],
       ['network', config.network],
@@ -411,10 +434,13 @@ export async function logs(
 export async function move(
   context: Context,
   ref: string,
-  options: { to?: string; detach?: boolean },
+  options: { to?: string; rekey?: boolean; detach?: boolean },
 ): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  let moving = await worker.client.moveMachine(machine.id, { target: options.to ?? null });
+  let moving = await worker.client.moveMachine(machine.id, {
+    target: options.to ?? null,
+    ...(options.rekey && { rekey: true }),
+  });
   if (options.detach) {
     context.result(moving, () => `${machine.name}: run ${moving.id}; godwit runs show ${moving.id}`);
     return;
@@ -444,7 +470,16 @@ export async function move(
   }
   context.result(
     moving,
-    () => `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}`,
+    () =>
+      `${machine.name}: ${moving.state}${moving.error ? `: ${moving.error.message}` : ''}${travelled(moving.output)}`,
   );
   if (moving.state !== 'done') throw new ExitWith(EXIT.blocked);
+}
+
+/** What a finished move sent and did not have to send, as far as the run says it. */
+function travelled(output: unknown): string {
+  const { bytesAvoided, last } = (output ?? {}) as Partial<MigrateOutOutput>;
+  const wireBytes = last?.hydration?.wireBytes;
+  if (wireBytes === undefined || bytesAvoided === undefined) return '';
+  return `; ${formatSize(wireBytes)} over the wire, ${formatSize(bytesAvoided)} avoided`;
 }

@@ -15,18 +15,26 @@ import { percent, workerFor } from './machine.ts';
 export async function create(
   context: Context,
   name: string,
-  options: { size: string; filesystem: string; worker?: string; encrypted?: boolean; encryption?: boolean },
+  options: {
+    size: string;
+    filesystem: string;
+    worker?: string;
+    encrypted?: boolean;
+    encryption?: boolean;
+    dmCrypt?: boolean;
+  },
 ): Promise<void> {
   const lengthBytes = parseSize(options.size);
   const { client } = await workerFor(context.fleet(), options.worker);
   const filesystem = options.filesystem as VolumeView['filesystem'];
-  // Without either it is for the worker to say: encrypted where it has keys.
+  // Without either: encrypted.
   const encrypted = options.encryption === false ? false : options.encrypted;
   const volume = await client.createVolume({
     name,
     lengthBytes,
     filesystem,
     ...(encrypted !== undefined && { encrypted }),
+    ...(options.dmCrypt && { dmCrypt: true }),
   });
   context.result(
     volume,
@@ -234,4 +242,42 @@ export async function destroy(context: Context, refs: string[], options: { force
     destroyed.push({ volumeId: volume.id, name: volume.name });
   }
   context.result({ destroyed }, () => destroyed.map(({ name }) => `${name} destroyed`).join('\n'));
+}
+
+export async function recover(
+  context: Context,
+  ref: string,
+  options: { as: string; worker?: string },
+): Promise<void> {
+  const { items, unreachable } = await context.fleet().gather(async (worker) => {
+    if (options.worker !== undefined && worker.name !== options.worker) return [];
+    const kept = (await worker.client.listVolumes()).filter(
+      ({ id, name, state }) => state === 'retained' && (id === ref || name === ref),
+    );
+    return kept.map((volume) => ({ worker, volume }));
+  });
+  context.noteUnreachable(unreachable);
+  items.sort((left, right) => right.volume.generation - left.volume.generation);
+  const [newest, next] = items;
+  if (newest === undefined) {
+    throw new GodwitError('CLI_VOLUME_NOT_FOUND', `no worker keeps a sealed volume ${ref}`, {
+      values: { ref },
+      nextAction: 'godwit volume list --all shows what is kept; a copy goes when its retention is over.',
+    });
+  }
+  if (next !== undefined && next.volume.id !== newest.volume.id) {
+    throw new GodwitError('CLI_AMBIGUOUS_REF', `several volumes were called ${ref}`, {
+      values: { ids: `${newest.volume.id} ${next.volume.id}` },
+      nextAction: 'Use the id.',
+    });
+  }
+  const recovered = await newest.worker.client.recoverVolume(newest.volume.id, { name: options.as });
+  context.result(recovered, () =>
+    [
+      `${recovered.name} (${recovered.id}) on ${newest.worker.name} is what ${newest.volume.name} was when it left (generation ${newest.volume.generation})`,
+      ...(recovered.encrypted
+        ? [`Its key is that of ${newest.volume.id}: have it answer for ${recovered.id} too.`]
+        : []),
+    ].join('\n'),
+  );
 }

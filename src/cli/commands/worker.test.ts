@@ -25,6 +25,7 @@ test('the defaults', () => {
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
     keys: null,
+    headerFileBytes: 536 * 1024,
     logLevel: 'info',
   });
 });
@@ -147,4 +148,12 @@ test('keys of encrypted volumes', () => {
     kind: 'exec',
     argv: ['vault-key', '--role', 'x'],
   });
+});
+
+test('the size of new headers', () => {
+  const size = (headerSize: string) => workerOptions({ ...minimal, headerSize }, {}, '/srv').headerFileBytes;
+  assert.equal(size('4MiB'), 4 * 2 ** 20);
+  assert.equal(size('16MiB'), 16 * 2 ** 20);
+  for (const wrong of ['512KiB', '17MiB', '4194305'])
+    assert.throws(() => size(wrong), /--header-size is 548864 to/);
 });

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { GodwitError, messageOf } from '../../base/errors.ts';
+import { DEFAULT_HEADER_FILE_BYTES, HEADER_BYTES_MAX } from '../../volume/header-size.ts';
 import { keyFolder, type WorkerOptions } from '../../worker/options.ts';
 import type { Context } from '../context.ts';
 import { readToken } from '../fleet-file.ts';
@@ -29,6 +30,7 @@ export type WorkerFlags = {
   retain?: string;
   keyFile?: string;
   keyExec?: string;
+  headerSize?: string;
   logLevel?: string;
 };
 
@@ -53,6 +55,7 @@ const FILE_KEYS = [
   'retain',
   'keyFile',
   'keyExec',
+  'headerSize',
   'logLevel',
 ] as const;
 
@@ -75,6 +78,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_RETAIN: 'retain',
   GODWIT_WORKER_KEY_FILE: 'keyFile',
   GODWIT_WORKER_KEY_EXEC: 'keyExec',
+  GODWIT_WORKER_HEADER_SIZE: 'headerSize',
   GODWIT_WORKER_LOG_LEVEL: 'logLevel',
   GODWIT_TOKEN: 'token',
   GODWIT_TOKEN_FILE: 'tokenFile',
@@ -141,6 +145,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
     keys: keySource(all, cwd),
+    headerFileBytes: headerFileBytes(all.headerSize),
     hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),
     retainMs: parseDuration(all.retain ?? '7d'),
     logLevel,
@@ -223,6 +228,15 @@ function keySource({ keyFile, keyExec }: WorkerFlags, cwd: string): WorkerOption
   }
   const argv = (keyExec ?? '').split(' ').filter((word) => word !== '');
   return argv.length === 0 ? null : { kind: 'exec', argv };
+}
+
+function headerFileBytes(text: string | undefined): number {
+  if (text === undefined) return DEFAULT_HEADER_FILE_BYTES;
+  const bytes = parseSize(text);
+  if (bytes >= DEFAULT_HEADER_FILE_BYTES && bytes <= HEADER_BYTES_MAX && bytes % 4096 === 0) return bytes;
+  throw invalid(
+    `--header-size is ${DEFAULT_HEADER_FILE_BYTES} to ${HEADER_BYTES_MAX} bytes, a multiple of 4096, not ${text}`,
+  );
 }
 
 /** It is hidden from machines, and they need /etc and the like. */

@@ -1,0 +1,95 @@
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { DrainStatus } from '../../api/schemas.ts';
+import { GodwitError, messageOf } from '../../base/errors.ts';
+import { parseReceipt, verifyReceipt } from '../../receipt/envelope.ts';
+import type { ReceiptBody, ReceiptWorker } from '../../receipt/receipt.ts';
+import type { Context } from '../context.ts';
+import { printable, table } from '../table.ts';
+import { formatSize } from '../units.ts';
+
+export type ReceiptOptions = { verify?: string; key: string[] };
+
+/** Prints the receipt of a move, or verifies one in a file, for which no worker is needed. */
+export async function receipt(
+  context: Context,
+  ref: string | undefined,
+  options: ReceiptOptions,
+): Promise<void> {
+  if ((ref === undefined) === (options.verify === undefined)) {
+    throw new GodwitError(
+      'CLI_INVALID_OPTIONS',
+      'a receipt is asked for by its move, or verified in a file',
+      {
+        nextAction: 'godwit receipt MOVE, or godwit receipt --verify FILE.',
+      },
+    );
+  }
+  const value =
+    options.verify === undefined ? await context.fleet().receipt(ref!) : readReceipt(options.verify);
+  const fingerprints = options.key.map((key) => key.toLowerCase());
+  const body = verifyReceipt(value, fingerprints.length > 0 ? { fingerprints } : {});
+  context.result(options.verify === undefined ? value : { verified: true, ...body }, () =>
+    receiptText(body, fingerprints.length > 0),
+  );
+}
+
+/** A file for each machine that has moved; answers how many. */
+export async function saveReceipts(context: Context, status: DrainStatus, folder: string): Promise<number> {
+  mkdirSync(folder, { recursive: true });
+  let saved = 0;
+  for (const { name, runId, root } of status.machines) {
+    if (runId === null || root === null) continue;
+    const found = await context.fleet().receipt(runId);
+    writeFileSync(join(folder, `${name}-${runId}.json`), `${JSON.stringify(found, null, 2)}\n`);
+    saved++;
+  }
+  return saved;
+}
+
+function readReceipt(path: string): unknown {
+  let text: string;
+  try {
+    text = readFileSync(path === '-' ? 0 : path, 'utf8');
+  } catch (error) {
+    throw new GodwitError('CLI_FILE_UNREADABLE', `${path} cannot be read: ${messageOf(error)}`, {
+      values: { path },
+      nextAction: 'Check the path.',
+      cause: error,
+    });
+  }
+  return parseReceipt(text);
+}
+
+function receiptText(body: ReceiptBody, keysKnown: boolean): string {
+  const { bytes, volume, machine, generations, timesMs } = body;
+  const worker = ({ worker, keyFingerprint }: ReceiptWorker, generation: number) =>
+    `${printable(worker)}, generation ${generation}, key ${keyFingerprint}`;
+  const size = (value: number) => [formatSize(value), String(value)];
+  const rows = [
+    ['volume', ...size(bytes.total), 'all of it'],
+    ['fetched', ...size(bytes.fetched), 'came over the wire'],
+    ['not fetched', ...size(bytes.notFetched), 'holes, unused, or written before it came'],
+    ['avoided', ...size(bytes.avoided), 'of that: data that the filesystem no longer used'],
+    ['compared', ...size(bytes.compared), `${body.ranges} ranges: what came is what was sealed`],
+    ['read back', ...size(bytes.readBack), 'of that: and is on the disk of the target'],
+    ['written since', ...size(bytes.writtenSince), 'of that: the guest wrote there, or may have'],
+    ['mended', ...size(bytes.mended), `${body.rangesMended} ranges were wrong and fetched again`],
+    ['left as it was', ...size(bytes.mendedLeft), 'of that: the guest had written there meanwhile'],
+  ];
+  return [
+    `move ${body.moveId} of ${printable(machine.name)} (${machine.id})`,
+    `volume ${printable(volume.name)} (${volume.id})${volume.encrypted ? ', encrypted' : ''}`,
+    `from ${worker(body.source, generations.sealed)}`,
+    `to   ${worker(body.target, generations.opened)}`,
+    `handed over ${new Date(timesMs.handedOver).toISOString()}, proven ${new Date(timesMs.proven).toISOString()}`,
+    '',
+    table(['', 'SIZE', 'BYTES', ''], rows),
+    '',
+    `free map ${body.freeMapDigest ?? 'none'}`,
+    `root     ${body.root}`,
+    keysKnown
+      ? 'Signed by both workers, with keys that were given.'
+      : 'Signed by both workers; whose the keys are is for you to know (--key FINGERPRINT).',
+  ].join('\n');
+}

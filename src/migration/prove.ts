@@ -1,0 +1,268 @@
+import { createHash } from 'node:crypto';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError } from '../base/errors.ts';
+import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
+import type { FetchedRange, StatedRange } from '../receipt/proof.ts';
+import { REGION_BYTES, rangeBytes } from '../receipt/range.ts';
+import type { ReceiptBody } from '../receipt/receipt.ts';
+import { RootHash } from '../receipt/root.ts';
+import type { Peer, ProofAnswers } from './peer.ts';
+import type { ReceiptBook } from './receipt-book.ts';
+import type { MoveSubject, SourceSide } from './source-side.ts';
+
+/** Sums over all attempts to prove a move, as far as they were written down. */
+export type Mended = { ranges: number; bytes: number; leftBytes: number };
+
+export type ProveOptions = {
+  moveId: string;
+  subject: MoveSubject & { volume: NonNullable<MoveSubject['volume']> };
+  /** The source's name and key. */
+  worker: { name: string };
+  key: WorkerKey;
+  peer: Pick<Peer, 'name' | keyof ProofAnswers>;
+  source: Pick<SourceSide, 'freeMap' | 'digests' | 'owed'>;
+  receipts: ReceiptBook;
+  bytesAvoided: number;
+  times: { stopped: number | null; handedOver: number };
+  mended: Mended;
+  /** Called when something was mended, with the new sums, before anything rests on it. */
+  onMended: (mended: Mended) => void;
+  /** Called now and then, with what was compared so far. */
+  onProgress: (comparedBytes: number) => void;
+  clock: Clock;
+  signal: AbortSignal;
+};
+
+type Compared = { root: RootHash; ranges: number; bytes: number; readBackBytes: number };
+type ToMend = StatedRange & { position: number | null };
+
+/**
+ * The source's part of proving a move whose target is whole: holds what the target fetched against the sealed content, has mended what differs, and signs
+ * with the target what was found. Only the source asks. Idempotent: a receipt that either side has is the one.
+ *
+ * Rejects `MIGRATION_CONTENT_DIFFERS` where something was wrong twice, `MIGRATION_PROOF_DIFFERS` when the two workers do not get the same sums, and with
+ * what the two volume servers reject.
+ */
+export async function proveMove(options: ProveOptions): Promise<Receipt> {
+  const { moveId, peer, receipts, signal } = options;
+  const kept = receipts.get(moveId);
+  if (kept) return kept;
+  const theirs = await peer.receipt(moveId, signal);
+  if (theirs) return receipts.keep(ownReceipt(options, theirs));
+
+  const freeMap = await options.source.freeMap(options.subject.volume.volumeId);
+  const freeMapDigest =
+    freeMap === null ? null : createHash('sha256').update(Buffer.from(freeMap, 'base64')).digest('hex');
+  const proof = new Proof(options);
+  await proof.checkUnfetched();
+  const compared = await proof.compareFetched(freeMapDigest);
+  const body = await makeBody(options, compared, proof.mended, freeMapDigest);
+  const receipt = await peer.countersign(moveId, draftReceipt(body, options.key), signal);
+  return receipts.keep(ownReceipt(options, receipt));
+}
+
+class Proof {
+  mended: Mended;
+  readonly #options: ProveOptions;
+  readonly #lengthBytes: number;
+  /** What was mended in this attempt: wrong once more is wrong twice. */
+  readonly #mendedRanges = new Set<number>();
+
+  constructor(options: ProveOptions) {
+    this.#options = options;
+    this.#lengthBytes = options.subject.volume.lengthBytes;
+    this.mended = options.mended;
+  }
+
+  /** Blocks that are local at the target and never came must be holes here, or unused. */
+  async checkUnfetched(): Promise<void> {
+    const { peer, source, moveId, signal } = this.#options;
+    for (let cursor: number | null = 0; cursor !== null; ) {
+      const page: Awaited<ReturnType<Peer['unfetched']>> = await peer.unfetched(moveId, { cursor }, signal);
+      for (const range of page.ranges) {
+        for (let block: number | null = range.first; block !== null; ) {
+          const owed: Awaited<ReturnType<SourceSide['owed']>> = await source.owed(moveId, range, block);
+          await this.#mend(owed.ranges.map((stated) => ({ ...stated, position: null })));
+          block = owed.next;
+        }
+      }
+      cursor = page.next;
+    }
+  }
+
+  async compareFetched(freeMapDigest: string | null): Promise<Compared> {
+    const { peer, source, moveId, signal, onProgress } = this.#options;
+    const compared: Compared = {
+      root: new RootHash(
+        this.#lengthBytes,
+        freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'),
+      ),
+      ranges: 0,
+      bytes: 0,
+      readBackBytes: 0,
+    };
+    let wrong: ToMend[];
+    let ended = false;
+    let next = peer.fetched(moveId, { cursor: 0 }, signal);
+    do {
+      const page = await next;
+      const following = { cursor: page.next };
+      // The target reads its disk while this side digests.
+      if (!page.ended) next = quietly(peer.fetched(moveId, following, signal));
+      const stated = page.ranges.length === 0 ? [] : await source.digests(moveId, page.ranges);
+      wrong = [];
+      for (const [index, range] of page.ranges.entries()) {
+        const digest = stated[index]!;
+        if (digest === range.digest && range.stored !== 'differs') add(compared, range, this.#lengthBytes);
+        else wrong.push({ first: range.first, blocks: range.blocks, digest, position: range.position });
+      }
+      // Mended ranges come again, at the end of the log.
+      await this.#mend(wrong);
+      onProgress(compared.bytes);
+      ended = page.ended && wrong.length === 0;
+      if (page.ended && !ended) next = peer.fetched(moveId, following, signal);
+    } while (!ended);
+    return compared;
+  }
+
+  async #mend(ranges: readonly ToMend[]): Promise<void> {
+    if (ranges.length === 0) return;
+    const { peer, moveId, signal, onMended } = this.#options;
+    const again = ranges.find(({ first }) => this.#mendedRanges.has(first));
+    if (again)
+      throw this.#wrongTwice(again, `${peer.name} fetched it again, and what it stored is wrong once more`);
+    const { results } = await peer.mend(moveId, { ranges: [...ranges] }, signal);
+    const failed: ToMend[] = [];
+    for (const [index, range] of ranges.entries()) {
+      const result = results[index];
+      if (!result?.mended) {
+        failed.push(range);
+        continue;
+      }
+      this.#mendedRanges.add(range.first);
+      this.mended = {
+        ranges: this.mended.ranges + 1,
+        bytes: this.mended.bytes + rangeBytes(range, this.#lengthBytes),
+        leftBytes: this.mended.leftBytes + result.leftBytes,
+      };
+    }
+    onMended(this.mended);
+    if (failed[0])
+      throw this.#wrongTwice(failed[0], `what ${peer.name} was sent is not what the digest says, twice`);
+  }
+
+  #wrongTwice(range: ToMend, what: string): GodwitError {
+    const { peer, worker, subject } = this.#options;
+    const offsetBytes = range.first * 4096;
+    const mebibyte = Math.floor(offsetBytes / REGION_BYTES);
+    return new GodwitError(
+      'MIGRATION_CONTENT_DIFFERS',
+      `MiB ${mebibyte} of ${subject.volume.name} is not the same on ${worker.name} and ${peer.name}: ${what}`,
+      {
+        values: {
+          source: worker.name,
+          target: peer.name,
+          offsetBytes,
+          lengthBytes: rangeBytes(range, this.#lengthBytes),
+        },
+        nextAction:
+          `Nothing is released. Look at the disks of ${worker.name} and ${peer.name} (kernel log, smartctl) and the memory of both hosts; it is tried ` +
+          'again by itself. If the content is lost, godwit runs force ends the run.',
+      },
+    );
+  }
+}
+
+/** Its rejection is for whoever waits for it, if anybody still does. */
+function quietly<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
+}
+
+function add(compared: Compared, range: FetchedRange, lengthBytes: number): void {
+  const bytes = rangeBytes(range, lengthBytes);
+  compared.root.add({ first: range.first, blocks: range.blocks, digest: Buffer.from(range.digest, 'hex') });
+  compared.ranges++;
+  compared.bytes += bytes;
+  if (range.stored === 'same') compared.readBackBytes += bytes;
+}
+
+async function makeBody(
+  options: ProveOptions,
+  compared: Compared,
+  mended: Mended,
+  freeMapDigest: string | null,
+): Promise<ReceiptBody> {
+  const { moveId, subject, worker, key, peer, times, clock, signal } = options;
+  const { volume } = subject;
+  const figures = await peer.figures(moveId, { freeMapDigest }, signal);
+  const root = compared.root.hex();
+  if (
+    figures.root !== root ||
+    figures.ranges !== compared.ranges ||
+    figures.comparedBytes !== compared.bytes
+  ) {
+    throw new GodwitError(
+      'MIGRATION_PROOF_DIFFERS',
+      `${worker.name} and ${peer.name} do not get the same sums`,
+      {
+        values: { root, targetRoot: figures.root, ranges: compared.ranges, targetRanges: figures.ranges },
+        nextAction:
+          'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
+      },
+    );
+  }
+  const notFetched = volume.lengthBytes - figures.fetchedBytes;
+  return {
+    format: 'godwit-receipt',
+    version: 1,
+    moveId,
+    machine: { id: subject.machineId, name: subject.machineName },
+    volume: {
+      id: volume.volumeId,
+      name: volume.name,
+      lengthBytes: volume.lengthBytes,
+      encrypted: volume.encryption !== undefined,
+    },
+    generations: { sealed: volume.generation, opened: volume.generation + 1 },
+    source: { worker: worker.name, publicKey: key.publicKey, keyFingerprint: key.fingerprint },
+    target: figures.worker,
+    bytes: {
+      total: volume.lengthBytes,
+      fetched: figures.fetchedBytes,
+      notFetched,
+      // Where the target could not use the map, it fetched what need not have come.
+      avoided: Math.min(options.bytesAvoided, notFetched),
+      compared: compared.bytes,
+      readBack: compared.readBackBytes,
+      writtenSince: compared.bytes - compared.readBackBytes,
+      mended: mended.bytes,
+      mendedLeft: mended.leftBytes,
+    },
+    ranges: compared.ranges,
+    rangesMended: mended.ranges,
+    freeMapDigest,
+    root,
+    timesMs: {
+      stopped: times.stopped === null ? null : Math.round(times.stopped),
+      handedOver: Math.round(times.handedOver),
+      proven: Math.round(clock.wallMs()),
+    },
+  };
+}
+
+/** A receipt of this move that this worker signed. */
+function ownReceipt(options: ProveOptions, receipt: Receipt): Receipt {
+  const body = verifyReceipt(receipt);
+  if (body.moveId === options.moveId && body.source.keyFingerprint === options.key.fingerprint)
+    return receipt;
+  throw new GodwitError(
+    'MIGRATION_PROOF_DIFFERS',
+    `${options.peer.name} has a receipt of this move that ${options.worker.name} did not sign`,
+    {
+      values: { moveId: body.moveId, fingerprint: body.source.keyFingerprint },
+      nextAction:
+        'The key of this worker was replaced since: put worker.key back. Else look who else answers at the address of the target.',
+    },
+  );
+}

@@ -1,0 +1,124 @@
+import { type Static, Type } from 'typebox';
+import { Value } from 'typebox/value';
+import { GodwitError } from '../base/errors.ts';
+
+/**
+ * What a receipt says: one move of one volume. All of it is signed by both workers (envelope.ts). Sizes in bytes, times in milliseconds since 1970 by
+ * the clock of the source.
+ */
+const Count = Type.Integer({ minimum: 0 });
+const Digest = Type.String({ pattern: '^[0-9a-f]{64}$' });
+const Name = Type.String({ minLength: 1, maxLength: 256 });
+const closed = { additionalProperties: false } as const;
+
+export const ReceiptWorker = Type.Object(
+  {
+    worker: Name,
+    /** Ed25519, SubjectPublicKeyInfo (RFC 8410) in base64. */
+    publicKey: Type.String({ minLength: 1, maxLength: 256 }),
+    /** SHA-256 of that structure, hex. */
+    keyFingerprint: Digest,
+  },
+  closed,
+);
+export type ReceiptWorker = Static<typeof ReceiptWorker>;
+
+export const ReceiptBody = Type.Object(
+  {
+    format: Type.Literal('godwit-receipt'),
+    version: Type.Literal(1),
+    moveId: Name,
+    machine: Type.Object({ id: Name, name: Name }, closed),
+    volume: Type.Object({ id: Name, name: Name, lengthBytes: Count, encrypted: Type.Boolean() }, closed),
+    generations: Type.Object({ sealed: Count, opened: Count }, closed),
+    source: ReceiptWorker,
+    target: ReceiptWorker,
+    bytes: Type.Object(
+      {
+        /** Length of the volume: `fetched` + `notFetched`. */
+        total: Count,
+        /** Parts of the volume that came over the wire, each counted once. */
+        fetched: Count,
+        /** Holes, blocks that the filesystem does not use, and blocks that the guest wrote or discarded before they came. */
+        notFetched: Count,
+        /** Data of the source that the free map spared the wire; part of `notFetched`. */
+        avoided: Count,
+        /** Digested by the target as it arrived and found to be what the source has: `readBack` + `writtenSince`. Above `fetched` where a block came twice. */
+        compared: Count,
+        /** Of `compared`: read again from the target's disk, and the same. */
+        readBack: Count,
+        /** Of `compared`: not read again, because the guest wrote there since, or may have (docs/receipts.md). */
+        writtenSince: Count,
+        /** Fetched again, because what had arrived or what was stored was wrong. */
+        mended: Count,
+        /** Of `mended`: not stored again, because the guest had written there in the meantime. */
+        mendedLeft: Count,
+      },
+      closed,
+    ),
+    /** Ranges in `compared`. */
+    ranges: Count,
+    rangesMended: Count,
+    /** SHA-256 of the sealed free map; null where there was none. */
+    freeMapDigest: Type.Union([Digest, Type.Null()]),
+    root: Digest,
+    timesMs: Type.Object(
+      { stopped: Type.Union([Count, Type.Null()]), handedOver: Count, proven: Count },
+      closed,
+    ),
+  },
+  closed,
+);
+export type ReceiptBody = Static<typeof ReceiptBody>;
+
+/** Throws `RECEIPT_MALFORMED` or `RECEIPT_FIGURES`. Pure. */
+export function parseBody(bytes: Uint8Array): ReceiptBody {
+  let value: unknown;
+  try {
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+  } catch (error) {
+    throw malformed('its payload is not JSON', error);
+  }
+  if (!Value.Check(ReceiptBody, value)) {
+    const [first] = Value.Errors(ReceiptBody, value);
+    throw malformed(
+      `its payload has a field that does not fit: ${first?.instancePath || '/'} ${first?.message ?? ''}`,
+    );
+  }
+  checkFigures(value);
+  return value;
+}
+
+/** The sums that every receipt keeps. Throws `RECEIPT_FIGURES`. */
+export function checkFigures(body: ReceiptBody): void {
+  const { bytes, volume, generations, ranges, rangesMended } = body;
+  const rules: [boolean, string][] = [
+    [bytes.total === volume.lengthBytes, 'the total is the length of the volume'],
+    [bytes.fetched + bytes.notFetched === bytes.total, 'fetched and not fetched make up the total'],
+    [
+      bytes.readBack + bytes.writtenSince === bytes.compared,
+      'read back and written since make up what was compared',
+    ],
+    [bytes.compared >= bytes.fetched, 'all that was fetched was compared'],
+    [bytes.avoided <= bytes.notFetched, 'what was avoided was not fetched'],
+    [bytes.mendedLeft <= bytes.mended, 'what was left is part of what was mended'],
+    [(rangesMended === 0) === (bytes.mended === 0), 'what was mended has ranges'],
+    [(ranges === 0) === (bytes.compared === 0), 'what was compared has ranges'],
+    [generations.opened === generations.sealed + 1, 'the target opened the generation after the sealed one'],
+    [body.source.worker !== body.target.worker, 'source and target are two workers'],
+  ];
+  const broken = rules.find(([holds]) => !holds);
+  if (!broken) return;
+  throw new GodwitError('RECEIPT_FIGURES', `the figures do not add up: it does not hold that ${broken[1]}`, {
+    values: { rule: broken[1] },
+    nextAction:
+      'Do not rely on this receipt, whoever signed it. Ask both workers for it: godwit receipt MOVE.',
+  });
+}
+
+export function malformed(why: string, cause?: unknown): GodwitError {
+  return new GodwitError('RECEIPT_MALFORMED', `this is not a receipt: ${why}`, {
+    nextAction: 'Get it again from a worker of the move: godwit receipt MOVE --json.',
+    cause,
+  });
+}

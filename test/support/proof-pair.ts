@@ -1,0 +1,108 @@
+import { DatabaseSync } from 'node:sqlite';
+import { systemClock } from '../../src/base/clock.ts';
+import type { MigrateInOutput } from '../../src/migration/migrate-in.ts';
+import { differenceOf } from '../../src/migration/move-receiver.ts';
+import type { PrepareRequest, TargetFigures } from '../../src/migration/peer.ts';
+import { type Mended, type ProveOptions, proveMove } from '../../src/migration/prove.ts';
+import { ReceiptBook } from '../../src/migration/receipt-book.ts';
+import { countersign, type Receipt, verifyReceipt } from '../../src/receipt/envelope.ts';
+import type { FetchedPage, MendReply, ProofFigures, UnfetchedPage } from '../../src/receipt/proof.ts';
+import type { ReceiptBody } from '../../src/receipt/receipt.ts';
+import { MoveWorld } from './move-world.ts';
+import type { Move } from './volume-lab.ts';
+import { newWorkerKey } from './worker-keys.ts';
+
+type ProvableMove = Pick<Move, 'id' | 'sourceStore' | 'source' | 'target'>;
+
+/** Proves a move of the volume lab: its two volume servers are real, the workers around them are played. */
+export class ProofPair {
+  readonly #move: ProvableMove;
+  readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
+  readonly #receipts = new ReceiptBook(new DatabaseSync(':memory:'));
+  mended: Mended = { ranges: 0, bytes: 0, leftBytes: 0 };
+
+  constructor(move: ProvableMove) {
+    this.#move = move;
+  }
+
+  /** The body of the receipt; rejects as `proveMove`. */
+  async prove(): Promise<ReceiptBody> {
+    const { id, sourceStore, source, target } = this.#move;
+    const record = await sourceStore.get(id);
+    const world = new MoveWorld();
+    const { subject } = world;
+    const request = {
+      runId: 'run1',
+      machineId: subject.machineId,
+      machineName: subject.machineName,
+      sourceWorker: 'w1',
+      volume: { volumeId: id, name: record.name, lengthBytes: record.lengthBytes, sealedGeneration: 1 },
+    } as PrepareRequest;
+    const figures = async (freeMapDigest: string | null): Promise<TargetFigures> => ({
+      ...((await target.server.call('figures', { freeMapDigest })) as ProofFigures),
+      worker: {
+        worker: 'w2',
+        publicKey: this.#keys.target.publicKey,
+        keyFingerprint: this.#keys.target.fingerprint,
+      },
+    });
+    const peer: ProveOptions['peer'] = {
+      name: 'w2',
+      receipt: async () => null,
+      fetched: (_runId, query) => target.server.call('fetched', query) as Promise<FetchedPage>,
+      unfetched: (_runId, query) => target.server.call('unfetched', query) as Promise<UnfetchedPage>,
+      mend: (_runId, mend) => target.server.call('mend', mend) as Promise<MendReply>,
+      figures: (_runId, query) => figures(query.freeMapDigest),
+      countersign: async (_runId, draft: Receipt) => {
+        const body = verifyReceipt(draft, { stage: 'draft' });
+        const known: MigrateInOutput = { freeMapDigest: null };
+        const difference = differenceOf(
+          body,
+          request,
+          await figures(body.freeMapDigest),
+          known.freeMapDigest,
+        );
+        if (difference !== null) throw new Error(`the target has another ${difference}`);
+        return countersign(draft, this.#keys.target);
+      },
+    };
+    const sourceSide: ProveOptions['source'] = {
+      freeMap: async () => null,
+      digests: async (_runId, ranges) => {
+        const plain = ranges.map(({ first, blocks }) => ({ first, blocks }));
+        return ((await source.server.call('digests', { ranges: plain })) as { digests: string[] }).digests;
+      },
+      owed: (_runId, range, cursor) =>
+        source.server.call('owed', { ...range, cursor }) as ReturnType<ProveOptions['source']['owed']>,
+    };
+    const options: ProveOptions = {
+      moveId: 'run1',
+      subject: {
+        ...subject,
+        volume: {
+          volumeId: id,
+          name: record.name,
+          lengthBytes: record.lengthBytes,
+          usedBytes: 0,
+          filesystem: 'none',
+          generation: 1,
+        },
+      },
+      worker: { name: 'w1' },
+      key: this.#keys.source,
+      peer,
+      source: sourceSide,
+      receipts: this.#receipts,
+      bytesAvoided: 0,
+      times: { stopped: null, handedOver: systemClock.wallMs() },
+      mended: this.mended,
+      onMended: (mended) => {
+        this.mended = mended;
+      },
+      onProgress: () => {},
+      clock: systemClock,
+      signal: new AbortController().signal,
+    };
+    return verifyReceipt(await proveMove(options));
+  }
+}
