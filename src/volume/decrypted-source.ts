@@ -1,5 +1,6 @@
 import type { Extent } from '../block/block-device.ts';
-import { checkRange, closedError, readOnlyError } from '../block/range.ts';
+import { checkRange, closedError } from '../block/range.ts';
+import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
 import { decryptSectors, isZeros } from '../crypt/luks2-device.ts';
 import { TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
@@ -18,10 +19,9 @@ export type DecryptedSourceOptions = {
  * A sector whose ciphertext is zeros reads as zeros, as everywhere (crypt/luks2-device.ts), and so do holes: what the source reads there as its
  * volume's content, the target reads too.
  */
-export class DecryptedSource implements CloneSource {
+export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   readonly lengthBytes: number;
   readonly blockBytes: number;
-  readonly writable = false;
   readonly #inner: CloneSource;
   readonly #cipher: XtsCipher;
   readonly #tweakOffset: number;
@@ -33,6 +33,7 @@ export class DecryptedSource implements CloneSource {
   #closed = false;
 
   constructor(inner: CloneSource, { cipher, tweakOffset }: DecryptedSourceOptions) {
+    super();
     this.#inner = inner;
     this.#cipher = cipher;
     this.#tweakOffset = tweakOffset;
@@ -97,20 +98,6 @@ export class DecryptedSource implements CloneSource {
     if (this.#closed) throw closedError();
     if (this.#inner.extents) return this.#inner.extents(offsetBytes, lengthBytes, limitExtents);
     return [{ offsetBytes, lengthBytes, kind: 'data' }];
-  }
-
-  async flush(): Promise<void> {}
-
-  async write(): Promise<void> {
-    throw readOnlyError();
-  }
-
-  async discard(): Promise<void> {
-    throw readOnlyError();
-  }
-
-  async writeZeroes(): Promise<void> {
-    throw readOnlyError();
   }
 
   /** Overwrites the key at once. */

@@ -6,7 +6,8 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { checkRange, readOnlyError } from '../block/range.ts';
+import { checkRange } from '../block/range.ts';
+import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { isNbdUri, NbdClient, type NbdClientOptions, type NbdUri, parseNbdUri } from '../nbd/index.ts';
 import type { Connection } from './source-device.ts';
@@ -168,15 +169,15 @@ type Inner = Pick<BlockDevice, 'lengthBytes' | 'read' | 'extents' | 'close'> &
   Partial<Pick<Connection, 'state' | 'lastError'>>;
 
 /** The device that is read, in blocks that a clone takes, and with a tail of zeros up to a whole one. */
-export class ImportedDevice implements Connection {
+export class ImportedDevice extends ReadOnlyDevice implements Connection {
   readonly lengthBytes: number;
   /** Of the source, without the tail. */
   readonly sourceLengthBytes: number;
   readonly blockBytes = BLOCK_BYTES;
-  readonly writable = false;
   readonly #inner: Inner;
 
   constructor(inner: Inner) {
+    super();
     this.#inner = inner;
     this.sourceLengthBytes = inner.lengthBytes;
     this.lengthBytes = Math.ceil(inner.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
@@ -217,16 +218,6 @@ export class ImportedDevice implements Connection {
     return inWholeBlocks(offsetBytes, found);
   }
 
-  async flush(): Promise<void> {}
-  async write(): Promise<void> {
-    throw readOnlyError();
-  }
-  async discard(): Promise<void> {
-    throw readOnlyError();
-  }
-  async writeZeroes(): Promise<void> {
-    throw readOnlyError();
-  }
   close(): Promise<void> {
     return this.#inner.close();
   }

@@ -1,6 +1,7 @@
 import type { GodwitError } from '../base/errors.ts';
 import type { Extent } from '../block/block-device.ts';
-import { closedError, readOnlyError } from '../block/range.ts';
+import { closedError } from '../block/range.ts';
+import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
 
 /** A remote device that connects, and connects again, by itself. */
@@ -21,15 +22,15 @@ export type SourceDeviceOptions = {
 };
 
 /** The source of a clone, not called before it is needed: a clone that is whole needs none, and its source may be gone for ever. */
-export class SourceDevice implements CloneSource {
+export class SourceDevice extends ReadOnlyDevice implements CloneSource {
   readonly lengthBytes: number;
   readonly blockBytes: number;
-  readonly writable = false;
   readonly #options: SourceDeviceOptions;
   #connection: Connection | null = null;
   #closed = false;
 
   constructor(options: SourceDeviceOptions) {
+    super();
     this.lengthBytes = options.lengthBytes;
     this.blockBytes = options.blockBytes;
     this.#options = options;
@@ -61,20 +62,6 @@ export class SourceDevice implements CloneSource {
     const connection = this.#connected();
     if (connection.extents) return connection.extents(offsetBytes, lengthBytes, limitExtents);
     return [{ offsetBytes, lengthBytes, kind: 'data' }];
-  }
-
-  async flush(): Promise<void> {}
-
-  async write(): Promise<void> {
-    throw readOnlyError();
-  }
-
-  async discard(): Promise<void> {
-    throw readOnlyError();
-  }
-
-  async writeZeroes(): Promise<void> {
-    throw readOnlyError();
   }
 
   /** Logs out. */
