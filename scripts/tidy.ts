@@ -6,6 +6,7 @@ import { dirname, normalize, relative } from 'node:path';
 const ROOMS = [
   'base',
   'sys',
+  'host',
   'block',
   'crypt',
   'freemap',
@@ -16,6 +17,7 @@ const ROOMS = [
   'attach',
   'journal',
   'volume',
+  'plane',
   'machine',
   'migration',
   'api',
@@ -24,7 +26,7 @@ const ROOMS = [
 ];
 
 const problems: string[] = [];
-const sources = globSync('{src,test,bench,demo,scripts}/**/*.ts').sort();
+const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
 
 for (const file of sources) {
   const text = readFileSync(file, 'utf8');
@@ -56,7 +58,7 @@ const documented = new Set(
 const used = new Map<string, string>();
 for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
   for (const match of readFileSync(file, 'utf8').matchAll(
-    /'((?:BASE|RPC|SYS|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|MACHINE|MIGRATION|API|WORKER|CLI|RECEIPT)_[A-Z0-9_]+)'/g,
+    /'((?:BASE|RPC|SYS|HOST|BLOCK|CRYPT|FREEMAP|CLONE|ISCSI|NBD|ATTACH|JOURNAL|VOLUME|PLANE|MACHINE|MIGRATION|API|WORKER|CLI|RECEIPT)_[A-Z0-9_]+)'/g,
   )) {
     used.set(match[1]!, file);
   }

@@ -146,6 +146,8 @@ export const VolumeServerSpec = Type.Object({
   /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
   volumeDir: Type.String(),
   access: Access,
+  /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */
+  plane: Type.Optional(Type.Literal('kernel')),
   clone: Type.Optional(CloneSpec),
   /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
   encryption: Type.Optional(

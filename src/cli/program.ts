@@ -372,6 +372,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       '--iscsi-host <HOST>',
       'address that volumes are served on during a move (default: the host of --listen)',
     )
+    .addOption(
+      new Option(
+        '--plane <PLANE>',
+        'what serves volumes here; kernel wants what `godwit doctor` names',
+      ).choices(['userspace', 'kernel']),
+    )
     .option(
       '--tls-cert <FILE>',
       'certificate of this host (PEM): its API, and moves between workers that have one, go over TLS',
@@ -404,6 +410,13 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) =>
         (await import('./commands/worker.ts')).worker(context, command.optsWithGlobals()),
       ),
+    );
+
+  program
+    .command('doctor')
+    .description('what this host can do for godwit, and what would make each no a yes')
+    .action((_options, command: Command) =>
+      withContext(command, async (context) => (await import('./commands/doctor.ts')).doctor(context)),
     );
 
   const devCommand = program

@@ -782,7 +782,8 @@ export class IscsiInitiator implements BlockDevice {
     return {
       lengthBytes,
       blockBytes,
-      serial: pageOf(serial).toString('latin1').trim(),
+      // LIO counts a final zero byte.
+      serial: pageOf(serial).toString('latin1').replaceAll('\0', '').trim(),
       designators: unitDesignators(pageOf(designators)),
       writeProtected: mode !== null && mode.length >= 4 && (mode[2]! & 0x80) !== 0,
       zeroesUnmapped: capacity.length >= 15 && (capacity[14]! & 0xc0) === 0xc0,

@@ -7,6 +7,7 @@ import { detachLoop, findLoops } from '../attach/loop.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PLANE_STATE_FILE } from '../plane/names.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import { mountAt } from './mount-table.ts';
 import { isAlive, type ProcessIdentity } from './process-identity.ts';
@@ -47,6 +48,8 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   await unmount(filesystem, fuse, logger);
   // What the filesystem was mounted on, where the machine came by a move.
   await unmount(filesystem, fuse, logger);
+  if (existsSync(join(runtimeDir, PLANE_STATE_FILE)))
+    await (await import('../plane/holder.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
     await withAbort(fuse, logger, () =>
       detachLoop(device, { clock, timeoutMs: STEP_TIMEOUT_MS }).then(() => true),

@@ -23,11 +23,14 @@ export interface VolumeHolder {
 export type ShimServiceOptions = {
   runtimeDir: string;
   workload: Workload;
-  /** Made at the first `volume.open`: a machine without a volume does not load its code. */
-  makeVolume: (events: {
-    onChange: () => void;
-    onEvent: (event: string, data: unknown) => void;
-  }) => Promise<VolumeHolder>;
+  /** Made when a volume is opened: a machine without a volume does not load its code. */
+  makeVolume: (
+    plane: VolumeServerSpec['plane'],
+    events: {
+      onChange: () => void;
+      onEvent: (event: string, data: unknown) => void;
+    },
+  ) => Promise<VolumeHolder>;
   clock: Clock;
   logger: Logger;
   /** To every connection. */
@@ -60,10 +63,12 @@ export class ShimService {
     status: async () => this.status(),
     'volume.open': ({ spec }) =>
       this.#volumeOp(async () => {
-        this.#volume ??= await this.#options.makeVolume({
-          onChange: () => this.changed(),
-          onEvent: (event, data) => this.#options.emit('volume', { event, data }),
-        });
+        // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server, whatever the worker's plane.
+        if (!this.#volume?.status())
+          this.#volume = await this.#options.makeVolume(spec.nbd ? undefined : spec.plane, {
+            onChange: () => this.changed(),
+            onEvent: (event, data) => this.#options.emit('volume', { event, data }),
+          });
         return this.#volume.open(spec);
       }),
     // Not in the queue: a status or a pause must get through while a mount waits for the source.

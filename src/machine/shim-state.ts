@@ -32,7 +32,10 @@ export async function writeShimState(runtimeDir: string, state: ShimState): Prom
   await rename(`${path}.new`, path);
 }
 
-/** Null without the file. Rejects `MACHINE_SHIM_STATE_CORRUPT`. */
+/**
+ * Null without the file, and for an empty one: that is what a power cut leaves of a file that was not made durable, and after it nothing
+ * of what it named is there. Rejects `MACHINE_SHIM_STATE_CORRUPT`.
+ */
 export function readShimState(runtimeDir: string): ShimState | null {
   const path = join(runtimeDir, SHIM_FILES.state);
   let text: string;
@@ -42,6 +45,7 @@ export function readShimState(runtimeDir: string): ShimState | null {
     if (systemErrorCode(error) === 'ENOENT') return null;
     throw error;
   }
+  if (text.replaceAll('\0', '') === '') return null;
   try {
     const state = JSON.parse(text) as ShimState;
     if (state.formatVersion !== 1) throw new Error(`unknown format version ${state.formatVersion}`);

@@ -219,6 +219,10 @@ test('a shim that cannot start says so', { skip }, async (t) => {
 test('shim.json: written and read, and a typed error for one that is broken', async (t) => {
   const dir = runtimeFolder(t);
   assert.equal(readShimState(dir), null);
+  for (const left of ['', '\0\0\0\0']) {
+    writeFileSync(join(dir, 'shim.json'), left);
+    assert.equal(readShimState(dir), null, 'what a power cut leaves');
+  }
   const state = {
     formatVersion: 1 as const,
     shim: identifyProcess(process.pid)!,
@@ -233,14 +237,7 @@ test('shim.json: written and read, and a typed error for one that is broken', as
   assert.deepEqual(readShimState(dir), state);
   assert.equal(isAlive(state.shim), true);
   assert.equal(isAlive({ ...state.shim, startTicks: 1 }), false);
-  for (const text of [
-    '',
-    '{',
-    '[]',
-    '{"formatVersion":2}',
-    '{"formatVersion":1,"shim":{"pid":"1"}}',
-    'null',
-  ]) {
+  for (const text of ['{', '[]', '{"formatVersion":2}', '{"formatVersion":1,"shim":{"pid":"1"}}', 'null']) {
     writeFileSync(join(dir, 'shim.json'), text);
     assert.throws(
       () => readShimState(dir),

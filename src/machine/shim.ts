@@ -52,7 +52,11 @@ async function main(): Promise<void> {
       logger,
       onChange: () => service.changed(),
     }),
-    makeVolume: async (events) => {
+    makeVolume: async (plane, events) => {
+      if (plane === 'kernel') {
+        const { openKernelHolder } = await import('../plane/holder.ts');
+        return openKernelHolder({ runtimeDir, clock: systemClock, logger, ...events });
+      }
       const { openVolumeHolder } = await import('./volume-holder.ts');
       setTimeout(flushCompileCache, 500).unref();
       return openVolumeHolder({ runtimeDir, clock: systemClock, logger, ...events });

@@ -9,6 +9,7 @@ const OPTIONS = {
   name: 'worker-1',
   capacity: { memoryBytes: 8 * GIB, cpus: 4, diskBytes: null },
   tls: null,
+  plane: 'userspace' as const,
   keys: null,
 };
 

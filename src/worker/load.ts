@@ -31,7 +31,7 @@ export type Importing = { volumeId: string; usedBytes: number };
  * is written there yet.
  */
 export async function hostLoad(
-  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'keys'>,
+  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'>,
   machines: Pick<MachineManager, 'records'>,
   volumes: Pick<VolumeStore, 'capacity' | 'usedBytes'>,
   incoming: readonly PrepareRequest[],
@@ -54,7 +54,8 @@ export async function hostLoad(
   return {
     worker: options.name,
     draining,
-    tls: options.tls !== null,
+    // The kernel's initiator speaks no TLS.
+    tls: options.tls !== null && options.plane === 'userspace',
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),

@@ -28,6 +28,7 @@ import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { Imports } from './imports.ts';
+import { requireKernelPlane } from './kernel-plane.ts';
 import { hostLoad } from './load.ts';
 import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
@@ -58,6 +59,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   if (options.keys !== null) keepOutOfDumps();
   // Bad certificate files are found now and not in the middle of a move.
   const identity = options.tls && new TlsIdentity(options.tls, logger);
+  if (options.plane === 'kernel') await requireKernelPlane();
   const paths = workerPaths(options.dataDir);
   makeFolders(paths);
   const lockFd = lockDataFolder(paths.lock, options.dataDir);
@@ -84,6 +86,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     volumes,
     validityDir: paths.validityDir,
     tls: options.tls,
+    plane: options.plane,
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
@@ -131,6 +134,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     random,
     iscsiHost: options.iscsiHost,
     tls: options.tls,
+    plane: options.plane,
     logger,
   });
   const target = new TargetHost({

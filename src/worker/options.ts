@@ -21,6 +21,11 @@ export type WorkerOptions = {
   iscsiHost: string;
   /** Certificate of this host and the CA of the fleet: the API is served over TLS, and so are the blocks of a move to a worker that has them too. null: none. */
   tls: TlsFiles | null;
+  /**
+   * What serves volumes on this host: processes of ours, or the kernel's own device-mapper, iSCSI target and initiator, where it has them
+   * (docs/kernel-plane.md).
+   */
+  plane: 'userspace' | 'kernel';
   /** With `tls`: other workers may ask and be asked without certificates and in the clear, while the fleet gets them. */
   tlsOptional: boolean;
   /** What offers may promise; null: what the host has. */

@@ -22,6 +22,7 @@ import {
   type VolumeStore,
 } from '../volume/index.ts';
 import { placementOf } from './load.ts';
+import type { WorkerOptions } from './options.ts';
 import { servedError, servedVolume } from './serving.ts';
 
 export type SourceHostOptions = {
@@ -32,6 +33,7 @@ export type SourceHostOptions = {
   iscsiHost: string;
   logger: Logger;
   tls: TlsFiles | null;
+  plane: WorkerOptions['plane'];
 };
 
 /** A filesystem whose map takes longer moves without one. */
@@ -119,9 +121,10 @@ export class SourceHost implements SourceSide {
     target: { worker: string; tls: boolean },
     known: SourceSpec | null,
   ): Promise<SourceSpec> {
-    const { machines, volumes, random, iscsiHost } = this.#options;
+    const { machines, volumes, random, iscsiHost, plane } = this.#options;
     // An export that is opened again is what the target knows it as.
-    const tls = (known ? known.tls === true : target.tls) ? this.#options.tls : null;
+    const wantsTls = known ? known.tls === true : target.tls && plane === 'userspace';
+    const tls = wantsTls ? this.#options.tls : null;
     if (!subject.volume) throw new Error('a machine without a volume has no export');
     const shimId = exportShimId(runId);
     const running = await machines.client(shimId);
@@ -150,7 +153,9 @@ export class SourceHost implements SourceSide {
       },
     );
     const client = await machines.ensureShim(shimId);
-    const { exportPort } = await client.call('volume.open', { spec });
+    const { exportPort } = await client.call('volume.open', {
+      spec: { ...spec, ...(plane === 'kernel' && !tls && { plane: 'kernel' as const }) },
+    });
     if (exportPort === null) throw new Error('an export has a port');
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
       host: iscsiHost,

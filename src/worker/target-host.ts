@@ -172,6 +172,9 @@ export class TargetHost implements TargetSide {
   }
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
+    // A host that went down since the boot took the machine along, and nobody else starts it while the move has it.
+    const client = await this.#attached(request, 'writable');
+    if ((await client.call('status', {})).workload === null) await this.boot(request, () => {});
     await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
   }
 

@@ -1,6 +1,7 @@
 import { GodwitError } from '../base/errors.ts';
 import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
+import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   attachSpec,
@@ -12,11 +13,13 @@ import {
   type VolumeServerSpec,
   type VolumeStore,
 } from '../volume/index.ts';
+import type { WorkerOptions } from './options.ts';
 
 export type VolumeAccessOptions = {
   volumes: VolumeStore;
   validityDir: string;
   tls: TlsFiles | null;
+  plane: WorkerOptions['plane'];
   /** Where the keys of encrypted volumes come from; null: nowhere. */
   keys: KeySource | null;
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
@@ -52,11 +55,21 @@ export class VolumeAccess implements VolumeProvider {
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
   async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<VolumeServerSpec> {
-    const { keys } = this.#options;
+    const { keys, plane } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
-    if (record.state === 'ready') return attachSpec(record, { volumeDir, access, keys });
+    const kernel = { plane: 'kernel' as const };
+    if (record.state === 'ready') {
+      const spec = attachSpec(record, { volumeDir, access, keys });
+      return { ...spec, ...(plane === 'kernel' && fitsKernel(spec) && kernel) };
+    }
     const clone = await this.#cloneSpec(record, access, volumeDir);
-    if (clone) return attachSpec(record, { volumeDir, access, keys, clone });
+    if (clone) {
+      // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets another key, is cloned in the userspace plane.
+      const spec = attachSpec(record, { volumeDir, access, keys, clone });
+      const inKernel =
+        record.state === 'clone' ? await isKernelClone(volumeDir) : plane === 'kernel' && fitsKernel(spec);
+      return { ...spec, ...(inKernel && kernel) };
+    }
     throw new GodwitError(
       'WORKER_VOLUME_SEALED',
       `volume ${record.name} is ${record.state} at generation ${record.generation}`,
@@ -98,6 +111,12 @@ export class VolumeAccess implements VolumeProvider {
   async assignMachine(volumeId: string, machineId: string | null): Promise<void> {
     await this.#options.volumes.assignMachine(volumeId, machineId);
   }
+}
+
+/** Not a disk of another system, none that gets another key on the way, and no ciphertext that dm-crypt would read differently. */
+function fitsKernel({ clone, encryption }: VolumeServerSpec): boolean {
+  const isMove = clone === undefined || 'targetIqn' in clone.source;
+  return isMove && (encryption === undefined || (encryption.holes === 'none' && !encryption.source));
 }
 
 /** True while processes hold the machine's volume open on this host. */

@@ -120,9 +120,9 @@ export class WriterCollector {
     server.on('connection', (socket) => this.#serve(socket));
   }
 
-  static async open(t: Pick<TestContext, 'after'>): Promise<WriterCollector> {
+  static async open(t: Pick<TestContext, 'after'>, host = '127.0.0.1'): Promise<WriterCollector> {
     const server = createServer();
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    await new Promise<void>((resolve) => server.listen(0, host, resolve));
     const address = server.address();
     const collector = new WriterCollector(
       server,

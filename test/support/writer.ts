@@ -14,15 +14,16 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 /**
- * Program of a test machine: `node writer.ts FOLDER PORT NAME`. Writes the numbers 1, 2, 3… to a volume, makes each durable, and only then
- * tells it to the collector (writer-collector.ts) on 127.0.0.1:PORT, which answers before the next one is written. When it starts it
+ * Program of a test machine: `node writer.ts FOLDER [HOST:]PORT NAME`. Writes the numbers 1, 2, 3… to a volume, makes each durable, and only then
+ * tells it to the collector (writer-collector.ts) on 127.0.0.1:PORT or HOST:PORT, which answers before the next one is written. When it starts it
  * reads all that is there and says what it found.
  *
  *     FOLDER/log      one line a number, in order
  *     FOLDER/blocks   SLOTS blocks of 4 KiB; the block of number n is at slot n mod SLOTS, filled with n. Each block is written over
  *                     again and again, so a block of an older copy of the volume does not go unnoticed.
  *
- * Times are of CLOCK_MONOTONIC, which all machines of a host share: that is how two writers at the same time would show.
+ * Times are of CLOCK_MONOTONIC, which all machines of a host share: that is how two writers at the same time would show. With a HOST, the machines are in
+ * kernels of their own on one host, and what they share is the time of day.
  */
 export const SLOTS = 256;
 export const BLOCK_BYTES = 4096;
@@ -88,8 +89,9 @@ export function blockOf(number: number): Buffer {
 /** Connects to the collector. What is returned tells it something, and resolves when it has heard. Without it there is no going on. */
 export async function collectorAt(
   port: number,
+  host = '127.0.0.1',
 ): Promise<(message: WriterHello | WriterAck) => Promise<void>> {
-  const socket = await dial(port);
+  const socket = await dial(host, port);
   socket.on('error', () => process.exit(1));
   socket.on('close', () => process.exit(1));
   const answers = socket[Symbol.asyncIterator]();
@@ -100,9 +102,9 @@ export async function collectorAt(
   };
 }
 
-async function dial(port: number): Promise<Socket> {
+async function dial(host: string, port: number): Promise<Socket> {
   for (;;) {
-    const socket = connect(port, '127.0.0.1');
+    const socket = connect(port, host);
     const connected = await new Promise<boolean>((resolve) => {
       socket.once('connect', () => resolve(true));
       socket.once('error', () => resolve(false));
@@ -112,8 +114,10 @@ async function dial(port: number): Promise<Socket> {
   }
 }
 
-async function main(folder: string, port: number, name: string): Promise<void> {
-  const openedAtNs = process.hrtime.bigint();
+async function main(folder: string, place: string, name: string): Promise<void> {
+  const [port = '', host] = place.split(':').reverse();
+  const nowNs = () => (host === undefined ? process.hrtime.bigint() : BigInt(Date.now()) * 1_000_000n);
+  const openedAtNs = nowNs();
   const faults: string[] = [];
   const log = openSync(join(folder, 'log'), 'a+');
   const blocks = openSync(join(folder, 'blocks'), 'a');
@@ -124,7 +128,7 @@ async function main(folder: string, port: number, name: string): Promise<void> {
   ftruncateSync(log, lengthBytes);
   checkBlocks(readAll(blocksFd), last, faults);
 
-  const tell = await collectorAt(port);
+  const tell = await collectorAt(Number(port), host);
   const incarnation = `${process.hrtime.bigint()}`;
   await tell({ kind: 'hello', name, incarnation, openedAtNs: `${openedAtNs}`, last, faults });
   for (let number = last + 1; ; number++) {
@@ -132,7 +136,7 @@ async function main(folder: string, port: number, name: string): Promise<void> {
     fsyncSync(blocksFd);
     writeSync(log, `${number}\n`);
     fsyncSync(log);
-    await tell({ kind: 'ack', number, durableAtNs: `${process.hrtime.bigint()}` });
+    await tell({ kind: 'ack', number, durableAtNs: `${nowNs()}` });
     if (number === last + 1) writeFileSync(READY_FILE, '');
     await sleep(PAUSE_MS);
   }
@@ -140,5 +144,5 @@ async function main(folder: string, port: number, name: string): Promise<void> {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const [folder, port, name] = process.argv.slice(2);
-  await main(folder!, Number(port), name!);
+  await main(folder!, port!, name!);
 }

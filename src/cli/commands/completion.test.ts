@@ -16,7 +16,15 @@ test('commands and subcommands', async () => {
     assert.ok(top.includes(word));
   assert.ok(!top.includes('complete'), 'the hidden command stays hidden');
   assert.deepEqual(await at('dr'), ['drain']);
-  assert.deepEqual(await at('volume', ''), ['create', 'destroy', 'import', 'list', 'serve', 'show']);
+  assert.deepEqual(await at('volume', ''), [
+    'create',
+    'destroy',
+    'import',
+    'list',
+    'recover',
+    'serve',
+    'show',
+  ]);
 });
 
 test('options, those of the program too', async () => {

@@ -19,6 +19,7 @@ test('the defaults', () => {
     token: TOKEN,
     iscsiHost: '127.0.0.1',
     tls: null,
+    plane: 'userspace',
     tlsOptional: false,
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
     hydrationRateBytesPerSecondMax: 0,

@@ -18,6 +18,7 @@ export type WorkerFlags = {
   token?: string;
   tokenFile?: string;
   iscsiHost?: string;
+  plane?: string;
   tlsCert?: string;
   tlsKey?: string;
   tlsCa?: string;
@@ -42,6 +43,7 @@ const FILE_KEYS = [
   'peer',
   'tokenFile',
   'iscsiHost',
+  'plane',
   'tlsCert',
   'tlsKey',
   'tlsCa',
@@ -64,6 +66,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_LISTEN: 'listen',
   GODWIT_WORKER_ADVERTISE: 'advertise',
   GODWIT_WORKER_ISCSI_HOST: 'iscsiHost',
+  GODWIT_WORKER_PLANE: 'plane',
   GODWIT_WORKER_TLS_CERT: 'tlsCert',
   GODWIT_WORKER_TLS_KEY: 'tlsKey',
   GODWIT_WORKER_TLS_CA: 'tlsCa',
@@ -117,6 +120,9 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
   if (logLevel !== 'debug' && logLevel !== 'info' && logLevel !== 'warn' && logLevel !== 'error') {
     throw invalid(`--log-level is debug, info, warn or error, not ${logLevel}`);
   }
+  const plane = all.plane ?? 'userspace';
+  if (plane !== 'userspace' && plane !== 'kernel')
+    throw invalid(`--plane is userspace or kernel, not ${plane}`);
   const cpus = all.cpus === undefined ? null : Number(all.cpus);
   if (cpus !== null && !(cpus > 0)) throw invalid(`--cpus is a number, not ${all.cpus}`);
   return {
@@ -132,6 +138,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       (listenHost === '0.0.0.0' || listenHost === '::' ? missing('--iscsi-host') : listenHost),
     tls,
     tlsOptional,
+    plane,
     capacity: {
       memoryBytes: all.memory === undefined ? null : parseSize(all.memory),
       cpus,

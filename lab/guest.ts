@@ -1,0 +1,192 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
+import { connect, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { LineRpc } from '../src/base/line-rpc.ts';
+import { AGENT_PORT, type AgentOps, type CommandResult } from './agent-protocol.ts';
+import type { Member, RunOptions } from './member.ts';
+
+const BOOT_TIMEOUT_MS = 90_000;
+const CONNECT_TIMEOUT_MS = 2_000;
+const CONNECT_PAUSE_MS = 100;
+const LOG_TAIL_CHARACTERS = 6_000;
+/** What the agent itself may take on top of what it runs. */
+const ANSWER_GRACE_MS = 30_000;
+
+export type GuestOptions = {
+  name: string;
+  address: string;
+  tap: string;
+  /** Of the lab: log, uml's own files. */
+  folder: string;
+  /** Files that the guest has as /dev/ubda, /dev/ubdb … */
+  disks: readonly string[];
+  memoryMib: number;
+  /** A preload for processors that this UML does not know (ptrace-xstate.c). */
+  preload: string | null;
+};
+
+/** One guest of user-mode-linux: a kernel of its own, the root of this machine read-only under a tmpfs, one network card. */
+export class Guest implements Member {
+  readonly name: string;
+  readonly address: string;
+  readonly logPath: string;
+  readonly #options: GuestOptions;
+  #process: ChildProcess | null = null;
+  #agent: { rpc: LineRpc; socket: Socket } | null = null;
+
+  constructor(options: GuestOptions) {
+    this.#options = options;
+    this.name = options.name;
+    this.address = options.address;
+    this.logPath = join(options.folder, `${options.name}.log`);
+  }
+
+  /** Resolves when its agent answers; rejects with the end of its log when it does not boot. */
+  async boot(): Promise<void> {
+    const { folder, tap, disks, memoryMib, preload } = this.#options;
+    const log = openSync(this.logPath, 'a');
+    const child = spawn(
+      'linux.uml',
+      [
+        `mem=${memoryMib}M`,
+        `umid=${this.name}`,
+        `uml_dir=${join(folder, 'uml')}`,
+        ...disks.map((path, index) => `ubd${index}=${path}`),
+        // A fixed address: the others would take a booted guest for the one before, until their neighbour tables forget.
+        `vec0:transport=tap,ifname=${tap},mac=${macOf(this.address)},depth=128,gro=1`,
+        ...['root=/dev/root', 'rootfstype=hostfs', 'rootflags=/', 'ro'],
+        `init=${fileURLToPath(new URL('guest-init.sh', import.meta.url))}`,
+        ...['con=null', 'con0=null,fd:1', 'ssl=null', 'quiet', 'panic=-1'],
+        `LAB_NAME=${this.name}`,
+        `LAB_ADDRESS=${this.address}`,
+        `LAB_NODE=${process.execPath}`,
+        `LAB_AGENT=${fileURLToPath(new URL('agent.ts', import.meta.url))}`,
+      ],
+      {
+        stdio: ['ignore', log, log],
+        // Its helpers are in its process group, and end with it.
+        detached: true,
+        env: {
+          PATH: '/usr/sbin:/usr/bin:/sbin:/bin',
+          HOME: folder,
+          // Its memory is a file there, mapped executable.
+          TMPDIR: '/dev/shm',
+          ...(preload === null ? {} : { LD_PRELOAD: preload }),
+        },
+      },
+    );
+    closeSync(log);
+    this.#process = child;
+    const ended = new Promise<string>((resolve) => {
+      child.on('error', (error) => resolve(error.message));
+      child.on('exit', (code, signal) => resolve(`ended with ${code ?? signal}`));
+    });
+    try {
+      this.#agent = await this.#connect(ended);
+    } catch (error) {
+      await this.kill9();
+      throw error;
+    }
+  }
+
+  /** What a power cut is to a host: no process of it runs on, and what it did not flush is lost. */
+  async kill9(): Promise<void> {
+    const child = this.#process;
+    this.#process = null;
+    this.#agent?.socket.destroy();
+    this.#agent = null;
+    if (child?.pid === undefined) return;
+    const gone = child.exitCode !== null || child.signalCode !== null;
+    const ended = gone ? Promise.resolve() : new Promise((resolve) => child.once('exit', resolve));
+    try {
+      process.kill(-child.pid, 'SIGKILL');
+    } catch {
+      // The group is gone.
+    }
+    await ended;
+  }
+
+  async run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
+    const { timeoutMs = 60_000, input } = options;
+    return this.#call('run', { argv, timeoutMs, ...(input === undefined ? {} : { input }) }, timeoutMs);
+  }
+
+  async spawn(
+    argv: readonly string[],
+    options: { logPath: string; env?: Record<string, string> },
+  ): Promise<{ pid: number }> {
+    return this.#call('spawn', { argv, ...options });
+  }
+
+  async kill(pid: number, signal: NodeJS.Signals): Promise<void> {
+    await this.#call('kill', { pid, signal });
+  }
+
+  /** Whether something takes a TCP connection there. */
+  async reaches(host: string, port: number, timeoutMs = 3_000): Promise<boolean> {
+    return (await this.#call('reaches', { host, port, timeoutMs })).reached;
+  }
+
+  async readFile(path: string): Promise<string> {
+    return (await this.#call('readFile', { path })).text;
+  }
+
+  async writeFile(path: string, text: string, mode?: number): Promise<void> {
+    await this.#call('writeFile', { path, text, ...(mode === undefined ? {} : { mode }) });
+  }
+
+  /** Of the console: the kernel, init, the agent. */
+  logTail(): string {
+    return existsSync(this.logPath) ? readFileSync(this.logPath, 'utf8').slice(-LOG_TAIL_CHARACTERS) : '';
+  }
+
+  async #call<Op extends keyof AgentOps>(
+    op: Op,
+    args: AgentOps[Op]['args'],
+    timeoutMs = 0,
+  ): Promise<AgentOps[Op]['result']> {
+    if (this.#agent === null) throw new Error(`${this.name} is not up`);
+    return (await this.#agent.rpc.call(op, args, timeoutMs + ANSWER_GRACE_MS)) as AgentOps[Op]['result'];
+  }
+
+  async #connect(ended: Promise<string>): Promise<{ rpc: LineRpc; socket: Socket }> {
+    let why: string | null = null;
+    void ended.then((text) => {
+      why = text;
+    });
+    const deadlineMs = Date.now() + BOOT_TIMEOUT_MS;
+    while (why === null && Date.now() < deadlineMs) {
+      const agent = await connectAgent(this.address);
+      if (agent !== null) return agent;
+      await sleep(CONNECT_PAUSE_MS);
+    }
+    throw new Error(
+      `guest ${this.name} did not boot: ${why ?? `no answer within ${BOOT_TIMEOUT_MS} ms`}\n${this.logTail()}`,
+    );
+  }
+}
+
+function connectAgent(address: string): Promise<{ rpc: LineRpc; socket: Socket } | null> {
+  return new Promise((resolve) => {
+    const socket = connect({ host: address, port: AGENT_PORT });
+    const timeout = setTimeout(() => socket.destroy(), CONNECT_TIMEOUT_MS);
+    socket.setNoDelay(true);
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      clearTimeout(timeout);
+      resolve(null);
+    });
+    socket.on('connect', () => {
+      clearTimeout(timeout);
+      resolve({ rpc: new LineRpc(socket, socket), socket });
+    });
+  });
+}
+
+function macOf(address: string): string {
+  const bytes = address.split('.').map((part) => Number(part).toString(16).padStart(2, '0'));
+  return ['02', '00', ...bytes].join(':');
+}

@@ -1,0 +1,43 @@
+import { spawn } from 'node:child_process';
+import type { CommandResult } from './agent-protocol.ts';
+import type { RunOptions } from './member.ts';
+
+/** Runs a program of this machine to its end, or to its deadline. */
+export function runHere(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
+  const { timeoutMs = 60_000, input = '' } = options;
+  const [program = '', ...args] = argv;
+  return new Promise((resolve) => {
+    const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
+    let stdout = '';
+    let stderr = '';
+    let timedOut = false;
+    const timeout = setTimeout(() => {
+      timedOut = true;
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
+    }, timeoutMs);
+    const settle = (exitCode: number | null) => {
+      clearTimeout(timeout);
+      resolve({ exitCode, stdout, stderr, timedOut });
+    };
+    child.stdout.on('data', (chunk: Buffer) => {
+      stdout += chunk.toString('utf8');
+    });
+    child.stderr.on('data', (chunk: Buffer) => {
+      stderr += chunk.toString('utf8');
+    });
+    child.stdin.on('error', () => {});
+    child.stdin.end(input);
+    child.on('error', (error) => {
+      stderr += error.message;
+      settle(null);
+    });
+    child.on('close', settle);
+  });
+}
+
+/** The same; throws unless it ends with 0. */
+export async function mustRunHere(argv: readonly string[], options: RunOptions = {}): Promise<string> {
+  const result = await runHere(argv, options);
+  if (result.exitCode === 0) return result.stdout.trim();
+  throw new Error(`${argv.join(' ')}: exit code ${result.exitCode}: ${result.stderr}${result.stdout}`.trim());
+}

@@ -1,0 +1,80 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync, openSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
+import type { CommandResult } from './agent-protocol.ts';
+import { runHere } from './host-program.ts';
+import type { Member, RunOptions } from './member.ts';
+import type { Network } from './network.ts';
+
+/** A host of the lab that is this machine and its kernel, with a network of its own: where a worker with the userspace plane runs. */
+export class NamespaceMember implements Member {
+  readonly name: string;
+  readonly address: string;
+  readonly #holder: ChildProcess;
+  readonly #enter: readonly string[];
+
+  private constructor(name: string, address: string, holder: ChildProcess) {
+    this.name = name;
+    this.address = address;
+    this.#holder = holder;
+    this.#enter = ['nsenter', '--net', '--target', String(holder.pid), '--'];
+  }
+
+  static async create(
+    network: Network,
+    options: { name: string; address: string; index: number },
+  ): Promise<NamespaceMember> {
+    // Says a word when it is in its namespace, and holds that for as long as its standard input is open.
+    const holder = spawn('unshare', ['--net', 'sh', '-c', 'echo in; exec cat'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    await new Promise((resolve, reject) => {
+      holder.stdout.once('data', resolve);
+      holder.on('error', reject);
+      holder.on('exit', (code) => reject(new Error(`unshare ended with ${code}`)));
+    });
+    await network.addNamespace(options.index, holder.pid!, options.address);
+    return new NamespaceMember(options.name, options.address, holder);
+  }
+
+  close(): void {
+    this.#holder.removeAllListeners('exit');
+    this.#holder.kill('SIGKILL');
+  }
+
+  run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
+    return runHere([...this.#enter, ...argv], options);
+  }
+
+  async spawn(
+    argv: readonly string[],
+    options: { logPath: string; env?: Record<string, string> },
+  ): Promise<{ pid: number }> {
+    const log = openSync(options.logPath, 'a');
+    const [program = '', ...args] = [...this.#enter, ...argv];
+    const child = spawn(program, args, {
+      stdio: ['ignore', log, log],
+      detached: true,
+      env: { ...process.env, ...options.env },
+    });
+    closeSync(log);
+    await new Promise((resolve, reject) => {
+      child.on('spawn', resolve);
+      child.on('error', reject);
+    });
+    child.unref();
+    return { pid: child.pid! };
+  }
+
+  async kill(pid: number, signal: NodeJS.Signals): Promise<void> {
+    process.kill(pid, signal);
+  }
+
+  readFile(path: string): Promise<string> {
+    return readFile(path, 'utf8');
+  }
+
+  writeFile(path: string, text: string, mode = 0o644): Promise<void> {
+    return writeFile(path, text, { mode });
+  }
+}

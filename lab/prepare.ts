@@ -1,0 +1,26 @@
+import type { Guest } from './guest.ts';
+import { mustRun } from './member.ts';
+
+/** Where a guest's first disk is mounted: what survives its reboot. */
+export const DATA_DIR = '/var/lib/godwit';
+
+const MODULES = [
+  ...['loop', 'dm-mod', 'dm-clone', 'dm-crypt', 'iscsi_tcp', 'sd_mod', 'fuse'],
+  ...['target_core_mod', 'target_core_file', 'iscsi_target_mod'],
+];
+
+/** What a host of a fleet has after its own boot: modules, iscsid, and its disk mounted (made at the first time). */
+export async function prepareGuest(guest: Guest): Promise<void> {
+  await mustRun(guest, ['modprobe', '-a', ...MODULES]);
+  await mustRun(guest, ['mount', '-t', 'configfs', 'configfs', '/sys/kernel/config']);
+  await mustRun(guest, ['mkdir', '-p', DATA_DIR, '/etc/iscsi', '/run/lock']);
+  await guest.writeFile(
+    '/etc/iscsi/initiatorname.iscsi',
+    `InitiatorName=iqn.2026-11.dev.godwit:${guest.name}\n`,
+  );
+  await mustRun(guest, ['iscsid']);
+  const mounted = await guest.run(['mount', '-t', 'ext4', '/dev/ubda', DATA_DIR]);
+  if (mounted.exitCode === 0) return;
+  await mustRun(guest, ['mkfs.ext4', '-q', '-E', 'lazy_itable_init=0', '/dev/ubda']);
+  await mustRun(guest, ['mount', '-t', 'ext4', '/dev/ubda', DATA_DIR]);
+}

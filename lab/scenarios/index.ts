@@ -1,0 +1,29 @@
+import { guests } from './guests.ts';
+import { hydration } from './hydration.ts';
+import { luks2 } from './luks2.ts';
+import { move } from './move.ts';
+import { postgres } from './postgres.ts';
+import { refusals } from './refusals.ts';
+import { TROUBLE } from './trouble.ts';
+
+/** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
+export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) => Promise<void>>> = {
+  guests,
+  'kernel-to-kernel': (say) => move({ from: 'kernel', to: 'kernel' }, say),
+  'userspace-to-kernel': (say) => move({ from: 'userspace', to: 'kernel' }, say),
+  'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
+  encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
+  luks2,
+  postgres,
+  hydration,
+  refusals,
+  ...Object.fromEntries(
+    Object.entries(TROUBLE).map(([name, options]) => [
+      name,
+      (say: (line: string) => void) => move(options, say),
+    ]),
+  ),
+};
+
+/** Those that `npm run lab` runs when it is not told which. */
+export const SHORT = ['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace', 'postgres'];

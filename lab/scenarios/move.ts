@@ -1,0 +1,314 @@
+import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { messageOf } from '../../src/base/errors.ts';
+import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
+import type { Guest } from '../guest.ts';
+import { Lab } from '../lab.ts';
+import { LabWorker } from '../lab-worker.ts';
+import { type Member, mustRun } from '../member.ts';
+import { DATA_DIR, prepareGuest } from '../prepare.ts';
+
+const MIB = 2 ** 20;
+const WRITER = fileURLToPath(new URL('../../test/support/writer.ts', import.meta.url));
+const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
+export const PATIENCE_MS = 120_000;
+/** Random bytes in files beside what the writer writes. */
+const FILES = 12;
+const FILE_MIB = 4;
+
+export type Plane = 'userspace' | 'kernel';
+
+/** A move that has begun, for what a scenario does to it. */
+export type MoveInProgress = {
+  lab: Lab;
+  source: LabWorker;
+  target: LabWorker;
+  machineId: string;
+  runId: string;
+  history: WriterHistory;
+  say: (line: string) => void;
+};
+
+export type MoveOptions = {
+  from: Plane;
+  to: Plane;
+  encrypted?: boolean;
+  volumeBytes?: number;
+  /** Of what each guest sends. */
+  shape?: { delayMs?: number; rateMbit?: number };
+  flags?: readonly string[];
+  /** Environment of the target's worker. */
+  targetEnvironment?: Record<string, string>;
+  /** When the move was asked for, and its machine may be anywhere. */
+  early?: (move: MoveInProgress) => Promise<void>;
+  /** While the blocks are on their way. */
+  during?: (move: MoveInProgress) => Promise<void>;
+};
+
+/**
+ * A machine writes and acknowledges, moves from one worker to another and goes on. Held to: no acknowledged write is lost, all files are what they were, the
+ * source is released with nothing left in its kernel, the target's filesystem is clean, and nothing is left there either when the machine is gone.
+ */
+export async function move(options: MoveOptions, say: (line: string) => void): Promise<void> {
+  const cleanups: (() => unknown)[] = [];
+  const guestOf = (name: string) => ({ name, diskBytes: [2 ** 32] });
+  const names = { source: 'source', target: 'target' };
+  const lab = await Lab.start({
+    hosts: [
+      ...(options.from === 'userspace' ? [{ name: names.source }] : []),
+      ...(options.to === 'userspace' ? [{ name: names.target }] : []),
+    ],
+    guests: [
+      ...(options.from === 'kernel' ? [guestOf(names.source)] : []),
+      ...(options.to === 'kernel' ? [guestOf(names.target)] : []),
+    ],
+  });
+  const workers: LabWorker[] = [];
+  try {
+    const [source, target] = await Promise.all([
+      workerOn(lab, names.source, names.target, options.from, options),
+      workerOn(lab, names.target, names.source, options.to, options),
+    ]);
+    workers.push(source, target);
+    await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
+    say('both workers answer');
+    const collector = await WriterCollector.open(
+      { after: (work) => void cleanups.push(work as () => unknown) },
+      '0.0.0.0',
+    );
+    const { machineId, volumeId } = await writerMachine(source, collector.port, options);
+    const history = collector.history('writer');
+    await history.more(5, PATIENCE_MS);
+    await source.client.execInMachine(machineId, {
+      command: [
+        'sh',
+        '-c',
+        `cd /data && for i in $(seq ${FILES}); do dd if=/dev/urandom of=file$i bs=1M count=${FILE_MIB} status=none; done; sha256sum file* > sums; sync`,
+      ],
+      timeoutMs: 120_000,
+    });
+    await history.more(5, PATIENCE_MS);
+    say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
+
+    if (options.shape)
+      for (const member of [source.member, target.member])
+        if (isGuest(member)) await lab.shape(member, options.shape);
+    const startedMs = Date.now();
+    const acknowledgedBefore = history.acknowledged;
+    const { id: runId } = await source.client.moveMachine(machineId, { target: target.name });
+    const inProgress = { lab, source, target, machineId, runId, history, say };
+    await options.early?.(inProgress);
+    await until('the machine to run at the target', async () => {
+      const run = await source.client.showRun(runId);
+      if (run.endedAtMs !== null && run.state !== 'done')
+        throw new Fatal(`the move ended ${run.state}: ${JSON.stringify(run.error ?? run)}`);
+      return history.incarnations.length > 1 && history.incarnations.at(-1)!.acks > 0;
+    });
+    say(
+      `first write at the target after ${Date.now() - startedMs} ms, with ${acknowledgedBefore} acknowledged before`,
+    );
+    await options.during?.(inProgress);
+    const run = await until(
+      'the end of the move',
+      async () => {
+        history.assertSound();
+        const now = await source.client.showRun(runId);
+        return now.endedAtMs === null ? null : now;
+      },
+      2 * PATIENCE_MS,
+    );
+    assert.equal(run.state, 'done', JSON.stringify(run));
+    say(`source released after ${Date.now() - startedMs} ms`);
+    await history.more(10, PATIENCE_MS);
+    const check = await target.client.execInMachine(machineId, {
+      command: [
+        'sh',
+        '-c',
+        'echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; cd /data && sha256sum --quiet -c sums',
+      ],
+      timeoutMs: 120_000,
+    });
+    assert.equal(check.exitCode, 0, check.stdout + check.stderr);
+    history.assertSound();
+    await assertNothingLeft(source.member, options.from, volumeId);
+
+    await target.client.stopMachine(machineId);
+    await until('the stop', async () => (await target.client.showMachine(machineId)).state === 'stopped');
+    await target.client.destroyMachine(machineId, { force: true });
+    await assertNothingLeft(target.member, options.to, volumeId);
+    if (!options.encrypted) await assertClean(target, volumeId, options.to);
+    say('nothing lost, nothing left, filesystem clean');
+  } catch (error) {
+    for (const worker of workers) {
+      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+      const shims = await worker.member
+        .run([
+          'sh',
+          '-c',
+          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+        ])
+        .catch(() => null);
+      if (shims && isGuest(worker.member)) console.error(shims.stdout);
+    }
+    throw error;
+  } finally {
+    for (const cleanup of cleanups) await cleanup();
+    for (const worker of workers) if (!isGuest(worker.member)) await endHostWorker(worker);
+    await lab.close();
+  }
+}
+
+export async function workerOn(
+  lab: Lab,
+  name: string,
+  peer: string,
+  plane: Plane,
+  options: MoveOptions,
+): Promise<LabWorker> {
+  const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
+  const peers = lab.members.filter((other) => other.name === peer);
+  let dataDir = DATA_DIR;
+  if (isGuest(member)) await prepareGuest(member);
+  else {
+    dataDir = join(lab.folder, `${name}-data`);
+    await mkdir(dataDir, { recursive: true });
+  }
+  const keyDir = isGuest(member) ? '/etc/godwit-keys' : join(lab.folder, `${name}-keys`);
+  const keys = options.encrypted ? ['--key-file', `${keyDir}/volume`] : [];
+  if (options.encrypted) {
+    await mustRun(member, ['mkdir', '-m', '700', keyDir]);
+    await member.writeFile(`${keyDir}/volume`, 'a key of the lab', 0o600);
+  }
+  return new LabWorker(member, {
+    dataDir,
+    peers,
+    flags: ['--plane', plane, ...keys, ...(options.flags ?? [])],
+  });
+}
+
+export async function writerMachine(
+  worker: LabWorker,
+  collectorPort: number,
+  options: MoveOptions,
+): Promise<{ machineId: string; volumeId: string }> {
+  const volume = await worker.client.createVolume({
+    name: 'writer-data',
+    lengthBytes: options.volumeBytes ?? 256 * MIB,
+    filesystem: 'ext4',
+    ...(options.encrypted ? { dmCrypt: true } : { encrypted: false }),
+  });
+  const machine = await worker.client.createMachine({
+    name: 'writer',
+    start: true,
+    config: {
+      command: [
+        process.execPath,
+        '--disable-warning=ExperimentalWarning',
+        WRITER,
+        '/data',
+        `10.77.0.254:${collectorPort}`,
+        'writer',
+      ],
+      env: {},
+      volume: { volumeId: volume.id, mountPath: '/data' },
+      restart: { policy: 'always', retriesMax: 10 },
+      stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+      health: {
+        kind: 'exec',
+        command: ['test', '-e', '/run/ready'],
+        ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
+      },
+      resources: {},
+      network: 'host',
+      hostFolders: [CHECKOUT],
+      metadata: {},
+    },
+  });
+  return { machineId: machine.id, volumeId: volume.id };
+}
+
+/** No device-mapper device, loop device, iSCSI session or target of the volume. */
+export async function assertNothingLeft(member: Member, plane: Plane, volumeId: string): Promise<void> {
+  await until(
+    `nothing of the volume in the kernel of ${member.name}`,
+    async () => {
+      const loops = (
+        await mustRun(member, ['losetup', '--list', '--noheadings', '--output', 'BACK-FILE'])
+      ).split('\n');
+      const left = loops.filter((line) => line.includes(volumeId));
+      if (plane === 'kernel') {
+        left.push(
+          ...(await mustRun(member, ['dmsetup', 'ls'])).split('\n').filter((line) => line.includes(volumeId)),
+        );
+        const sessions = await member.run(['iscsiadm', '-m', 'session']);
+        if (sessions.exitCode !== 21) left.push(sessions.stdout.trim());
+        left.push(
+          ...(
+            await mustRun(member, [
+              'find',
+              '/sys/kernel/config/target',
+              '-maxdepth',
+              '3',
+              '-name',
+              '*godwit*',
+            ])
+          )
+            .split('\n')
+            .filter((line) => line !== ''),
+        );
+      }
+      if (left.length > 0) throw new Error(left.join(', '));
+      return true;
+    },
+    30_000,
+  );
+}
+
+async function assertClean(worker: LabWorker, volumeId: string, plane: Plane): Promise<void> {
+  const dataDir = plane === 'kernel' ? DATA_DIR : worker.logPath.replace(/\/worker\.log$/, '');
+  await mustRun(worker.member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
+}
+
+async function endHostWorker(worker: LabWorker): Promise<void> {
+  try {
+    for (const machine of await worker.client.listMachines()) {
+      await worker.client.stopMachine(machine.id);
+      await worker.client.destroyMachine(machine.id, { force: true });
+    }
+  } catch (error) {
+    console.error(`${worker.name}: ${messageOf(error)}`);
+  }
+  await worker.kill();
+}
+
+/** Thrown in a `look` for what will not change any more. */
+export class Fatal extends Error {}
+
+/** The first value that is neither null nor false. Errors count as "not yet"; the last one is told. */
+export async function until<Value>(
+  what: string,
+  look: () => Promise<Value | null | false>,
+  timeoutMs = PATIENCE_MS,
+): Promise<Value> {
+  const deadlineMs = Date.now() + timeoutMs;
+  let last = '';
+  for (;;) {
+    try {
+      const value = await look();
+      if (value !== null && value !== false) return value;
+      last = '';
+    } catch (error) {
+      if (error instanceof Fatal) throw error;
+      last = `; last: ${messageOf(error)}`;
+    }
+    if (Date.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
+    await sleep(250);
+  }
+}
+
+export function isGuest(member: Member): member is Guest {
+  return 'kill9' in member;
+}

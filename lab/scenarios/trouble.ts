@@ -1,0 +1,103 @@
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { prepareGuest } from '../prepare.ts';
+import { isGuest, type MoveInProgress, type MoveOptions, until } from './move.ts';
+
+/** What goes wrong while the blocks are on their way. Slow enough a network that they still are when it does. */
+const SLOW = { rateMbit: 40 };
+
+export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
+  'delay-20ms': { from: 'kernel', to: 'kernel', shape: { delayMs: 10 } },
+  'cut-5s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 5_000) },
+  'cut-60s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 60_000) },
+  'source-reboots': { from: 'kernel', to: 'kernel', shape: SLOW, during: sourceReboots },
+  'target-reboots': { from: 'kernel', to: 'kernel', shape: SLOW, during: targetReboots },
+  'target-worker-dies': {
+    from: 'kernel',
+    to: 'kernel',
+    targetEnvironment: crashAt('reserve'),
+    early: targetWorkerDies,
+  },
+};
+
+/** Of migrate-in, in order. */
+const STEPS = [
+  'reserve',
+  'volume',
+  'attach',
+  'activate',
+  'boot',
+  'healthy',
+  'settle',
+  'hydrate',
+  'finish',
+] as const;
+
+/** The worker kills itself there, once. */
+function crashAt(step: string): Record<string, string> {
+  return {
+    GODWIT_CRASH_AT: `migrate-in:${step}:before-done-append`,
+    GODWIT_CRASH_MARKER: `/tmp/crashed-at-${step}`,
+  };
+}
+
+async function cut(
+  { lab, history, target, machineId, say }: MoveInProgress,
+  durationMs: number,
+): Promise<void> {
+  await assertMissing(target, machineId);
+  await lab.network.cut();
+  await sleep(durationMs);
+  await lab.network.heal();
+  say(`the network was cut for ${durationMs / 1000} s`);
+  await history.more(3);
+}
+
+async function sourceReboots({
+  source,
+  target,
+  machineId,
+  history,
+  say,
+  lab,
+}: MoveInProgress): Promise<void> {
+  const guest = source.member;
+  assert.ok(isGuest(guest));
+  await assertMissing(target, machineId);
+  await guest.kill9();
+  await guest.boot();
+  await prepareGuest(guest);
+  await lab.shape(guest, SLOW);
+  await source.start();
+  say('the source was killed and booted again');
+  await history.more(3);
+}
+
+async function targetReboots({ target, machineId, history, say, lab }: MoveInProgress): Promise<void> {
+  const guest = target.member;
+  assert.ok(isGuest(guest));
+  await assertMissing(target, machineId);
+  const lives = history.incarnations.length;
+  await guest.kill9();
+  await guest.boot();
+  await prepareGuest(guest);
+  await lab.shape(guest, SLOW);
+  await target.start();
+  await history.incarnation(lives);
+  say('the target was killed and booted again; its machine writes');
+}
+
+async function targetWorkerDies({ target, say }: MoveInProgress): Promise<void> {
+  for (const [index] of STEPS.entries()) {
+    await until(`the death of the worker at ${STEPS[index]}`, async () => !(await target.isRunning()));
+    const next = STEPS[index + 1];
+    // It may be gone before it answers.
+    await (next === undefined ? target.start() : target.spawn(crashAt(next)));
+  }
+  say(`the target's worker was killed at ${STEPS.length} steps`);
+}
+
+async function assertMissing(target: MoveInProgress['target'], machineId: string): Promise<void> {
+  const machine = await target.client.showMachine(machineId);
+  assert.notEqual(machine.hydration, null, 'the blocks were here before anything went wrong');
+}

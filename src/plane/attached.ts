@@ -1,0 +1,757 @@
+import { closeSync, constants, openSync } from 'node:fs';
+import { open, readFile, readlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { attachLoop } from '../attach/loop.ts';
+import type {
+  Access,
+  FreeMapReport,
+  GuestStatistics,
+  HydrationSettings,
+  HydrationStatus,
+  SourceSpec,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../attach/server-spec.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, messageOf, toWireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
+import { FileDevice } from '../block/file-device.ts';
+import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
+import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import type { IscsiSession } from '../host/iscsiadm.ts';
+import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
+import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
+import { RootHash } from '../receipt/root.ts';
+import { discardRange } from '../sys/discard-range.ts';
+import type { DataLock } from '../volume/data-lock.ts';
+import type { UnlockedVolume } from '../volume/encryption.ts';
+import { passFence } from '../volume/fence.ts';
+import { VOLUME_FILES } from '../volume/files.ts';
+import { readFreeRuns, removeFreeMap, writeFreeMap } from '../volume/free-map-file.ts';
+import { readRecord } from '../volume/record-file.ts';
+import { exportSerial } from '../volume/specs.ts';
+import {
+  createCloneMetadata,
+  readCloneBinding,
+  removeCloneMetadata,
+  requireCloneBinding,
+  writeCloneBinding,
+} from './clone-binding.ts';
+import type { PlaneHost } from './host.ts';
+import {
+  decideHydration,
+  firstControl,
+  HYDRATION_LIMITS,
+  type HydrationControl,
+  type HydrationLimits,
+} from './hydration-control.ts';
+import { detachLoops } from './loops.ts';
+import { mapperNames, PLANE_FILES } from './names.ts';
+import { NO_GUEST } from './no-guest.ts';
+
+export type KernelVolumeOptions = {
+  host: PlaneHost;
+  clock: Clock;
+  logger: Logger;
+  limits?: HydrationLimits;
+};
+
+const TICK_MS = 250;
+const RATE_SPAN_MS = 5_000;
+/** Contiguous regions that one copy takes: 256 KiB. */
+const BATCH_REGIONS = 64;
+/** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
+const PULSE_DEADLINE_MS = 2_000;
+const TRIM_DEADLINE_MS = 300_000;
+/** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
+const DISCARDS_MAX = 1024;
+/** sysfs of a session that can carry I/O. */
+const SESSION_UP = 'LOGGED_IN';
+
+/** What a clone is made of while it is one. */
+type Clone = { source: SourceSpec; session: IscsiSession; disk: string; metadataLoop: string };
+
+/**
+ * Role `attach` in the kernel plane:
+ *
+ *     ready   data.raw ── loop ──────────────────────────────────────────── [crypt] ── filesystem
+ *     clone   data.raw ── loop ┐
+ *             clone.dm ── loop ├─ clone ── gate (linear) ── [crypt] ── filesystem
+ *             source ─── iSCSI ┘
+ *
+ * The gate is what changes under the mounted filesystem when all blocks are here: from the clone to the loop device. It is also where the guest is held
+ * for a moment when dm-clone would starve (hydration-control.ts). This process only makes, watches and takes down; no byte passes through it.
+ */
+export class KernelVolume {
+  readonly #spec: VolumeServerSpec;
+  readonly #options: KernelVolumeOptions;
+  #lock: DataLock | null = null;
+  #access: Access = 'standby';
+  #dataLoop: string | null = null;
+  #session: IscsiSession | null = null;
+  #clone: Clone | null = null;
+  #top: string | null = null;
+  #unlocked: UnlockedVolume | null = null;
+  #isClone = false;
+  #hydration: {
+    settings: HydrationSettings;
+    control: HydrationControl | null;
+    enabled: boolean;
+    trimmed: boolean;
+  };
+  #status: CloneStatus | null = null;
+  #finalHydration: HydrationStatus | null = null;
+  #samples: { atMs: number; regions: number }[] = [];
+  #guest: BlockStatistics | null = null;
+  #wireBytes = 0;
+  #lostSinceMs: number | null = null;
+  #lastError: string | null = null;
+  #stopTicks: (() => void) | null = null;
+  /** One change of the stack at a time; a tick too. */
+  #last: Promise<unknown> = Promise.resolve();
+
+  private constructor(spec: VolumeServerSpec, options: KernelVolumeOptions) {
+    this.#spec = spec;
+    this.#options = options;
+    this.#hydration = {
+      settings: spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 },
+      control: null,
+      enabled: false,
+      trimmed: false,
+    };
+  }
+
+  /**
+   * `standby`: everything that needs no sealed source (key, files, session). `writable`: the whole stack. Rejects with the errors of the fence, `PLANE_*`, `HOST_*`,
+   * those of the key. Nothing is left then.
+   */
+  static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
+    const volume = new KernelVolume(spec, options);
+    try {
+      // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
+      await removeStack(spec, options);
+      await volume.#prepare();
+      if (spec.access === 'writable') await volume.activate('writable');
+      return volume;
+    } catch (error) {
+      await volume.close().catch((failure: unknown) => {
+        options.logger.warn(
+          { error: toWireError(failure) },
+          'a stack that could not be made could not be removed',
+        );
+      });
+      throw error;
+    }
+  }
+
+  /** What a filesystem is mounted from; null in standby and after the seal. */
+  get device(): string | null {
+    return this.#top;
+  }
+
+  get access(): Access {
+    return this.#access;
+  }
+
+  status(): VolumeServerStatus {
+    const hydration = this.#hydrationStatus();
+    return {
+      role: 'attach',
+      volumeId: this.#spec.volumeId,
+      generation: this.#spec.generation,
+      access: this.#access,
+      residentBytes: 0,
+      ...(hydration ? { hydration } : {}),
+      guest: this.#guestStatistics(),
+    };
+  }
+
+  /** Makes the stack, once the record says that the volume is this worker's to write. Idempotent. */
+  activate(access: Access): Promise<void> {
+    return this.#exclusively(async () => {
+      if (access === this.#access) return;
+      if (access !== 'writable' || this.#access !== 'standby') {
+        throw new GodwitError(
+          'VOLUME_BAD_ACCESS',
+          `a volume that is ${this.#access} does not go to ${access}`,
+          {
+            values: { access: this.#access, requested: access },
+            nextAction: 'Access only opens; seal the volume to end its writes.',
+          },
+        );
+      }
+      this.#lock ??= await passFence(this.#spec, 'write', this.#options.clock);
+      let below = this.#dataLoop!;
+      try {
+        if (this.#isClone) below = await this.#makeClone();
+        this.#top = this.#unlocked ? await this.#makeCrypt(below, this.#unlocked) : below;
+      } catch (error) {
+        // The next attempt finds nothing half made; data file, session and lock stay.
+        this.#clone = null;
+        await removeMapper(this.#spec, this.#options);
+        throw error;
+      }
+      this.#access = 'writable';
+      if (this.#clone) this.#startTicks();
+    });
+  }
+
+  /** The filesystem is unmounted: takes the whole stack down, so that nobody can write, and makes the data durable. Idempotent. */
+  seal(): Promise<void> {
+    return this.#exclusively(async () => {
+      if (this.#access === 'writable') {
+        this.#stopTicks?.();
+        await removeStack(this.#spec, this.#options);
+        this.#top = null;
+        this.#dataLoop = null;
+        this.#clone = null;
+        this.#access = 'readonly';
+      }
+      await this.flush();
+      this.#lock?.release();
+      this.#lock = null;
+    });
+  }
+
+  async flush(): Promise<void> {
+    const file = await open(join(this.#spec.volumeDir, VOLUME_FILES.data), 'r');
+    try {
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+  }
+
+  /**
+   * Writes `free.map` of the generation that was sealed here, with the holes of the file: a target whose kernel does the copying cannot ask for them. Rejects
+   * `VOLUME_BAD_ACCESS` before the seal.
+   */
+  async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
+    if (this.#access !== 'readonly') {
+      throw new GodwitError(
+        'VOLUME_BAD_ACCESS',
+        'the free map is read when no write can change it any more',
+        {
+          values: { access: this.#access, requested: 'readonly' },
+          nextAction: 'Seal the volume first.',
+        },
+      );
+    }
+    const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
+    const { FreeMapReader } = await import('../freemap/free-map-reader.ts');
+    const data = await FileDevice.open({
+      file: join(volumeDir, VOLUME_FILES.data),
+      lengthBytes,
+      blockBytes: SECTOR_BYTES,
+      writable: false,
+    });
+    try {
+      const plain = this.#unlocked
+        ? (await import('../volume/encryption.ts')).plaintextOf(
+            data,
+            this.#unlocked,
+            this.#spec.encryption?.holes,
+          )
+        : data;
+      const result = await new FreeMapReader(plain, filesystem).finish();
+      if (result.kind === 'none') {
+        await removeFreeMap(volumeDir);
+        return { unusedBytes: 0, reason: result.reason.toWire() };
+      }
+      const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
+      const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => result.map.runs());
+      await writeFreeMap(volumeDir, bytes);
+      let unusedBlocks = 0;
+      for (const { first, end } of result.map.runs()) unusedBlocks += end - first;
+      return { unusedBytes: unusedBlocks * BLOCK_BYTES, reason: null };
+    } finally {
+      await data.close();
+    }
+  }
+
+  /** In force at the next tick: the trim that comes before the copy may take long. */
+  configureHydration(settings: HydrationSettings): void {
+    this.#hydration.settings = settings;
+  }
+
+  /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
+  finish(): Promise<void> {
+    return this.#exclusively(async () => {
+      if (this.#clone !== null) await this.#collapse();
+      if (this.#session === null) return;
+      await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
+      this.#session = null;
+      await detachLoops(join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata), {
+        readonly: false,
+        clock: this.#options.clock,
+      });
+      await removeFreeMap(this.#spec.volumeDir);
+    });
+  }
+
+  /**
+   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
+   * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
+   */
+  fetched(cursor: number): FetchedPage {
+    return { ranges: [], next: cursor, ended: true };
+  }
+
+  unfetched(): UnfetchedPage {
+    return { ranges: [], next: null };
+  }
+
+  figures(freeMapDigest: string | null): ProofFigures {
+    const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
+    const root = new RootHash(this.#spec.lengthBytes, digest).hex();
+    return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+  }
+
+  async close(): Promise<void> {
+    await this.#exclusively(async () => {
+      this.#stopTicks?.();
+      await removeStack(this.#spec, this.#options);
+      this.#top = null;
+      this.#clone = null;
+      this.#dataLoop = null;
+      if (this.#access === 'writable') await this.flush();
+      this.#unlocked?.volumeKey.dispose();
+      this.#unlocked = null;
+      this.#lock?.release();
+      this.#lock = null;
+    });
+  }
+
+  async #prepare(): Promise<void> {
+    const { volumeDir, encryption, clone } = this.#spec;
+    const record = await readRecord(volumeDir);
+    if (encryption && encryption.holes !== 'none') {
+      throw new GodwitError(
+        'PLANE_NOT_FOR_DM_CRYPT',
+        `volume ${this.#spec.volumeId} has holes in its ciphertext, which dm-crypt reads as noise`,
+        {
+          values: { volumeId: this.#spec.volumeId },
+          nextAction:
+            'Use the userspace plane for it, or make the volume with: godwit volume create --dm-crypt.',
+        },
+      );
+    }
+    if (encryption) {
+      const { unlockVolume } = await import('../volume/encryption.ts');
+      this.#unlocked = await unlockVolume({ ...this.#spec, encryption });
+    }
+    this.#dataLoop = await attachLoop({
+      filePath: join(volumeDir, VOLUME_FILES.data),
+      sectorBytes: this.#unlocked ? 4096 : 512,
+    });
+    if (!clone || record.state === 'ready') {
+      await removeCloneMetadata(volumeDir);
+      return;
+    }
+    const source = clone.source;
+    if ('location' in source || source.tls) {
+      throw new GodwitError(
+        'PLANE_SOURCE_UNSUPPORTED',
+        'the kernel plane clones from exports of other workers, without TLS',
+        {
+          values: { volumeId: this.#spec.volumeId, foreign: 'location' in source },
+          nextAction: 'Use the userspace plane for this volume: start the worker without --plane kernel.',
+        },
+      );
+    }
+    const identity = this.#cloneIdentity();
+    // Blank metadata says that nothing is here: only as long as nobody can have written.
+    if (record.state === 'incoming') await createCloneMetadata(volumeDir, identity);
+    const binding = await requireCloneBinding(volumeDir, identity);
+    if (binding.whole) return;
+    this.#isClone = true;
+    this.#session = await this.#options.host.iscsi.login(source);
+  }
+
+  async #makeClone(): Promise<string> {
+    const { host } = this.#options;
+    const source = this.#spec.clone!.source as SourceSpec;
+    const names = mapperNames(this.#spec.volumeId);
+    this.#session = (await host.iscsi.session(source.targetIqn)) ?? (await host.iscsi.login(source));
+    const disk = await host.iscsi.disk(this.#session);
+    await this.#checkSource(disk);
+    const metadataLoop = await attachLoop({
+      filePath: join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata),
+      sectorBytes: 512,
+    });
+    const cloneDevice = await host.mapper.create(names.clone, {
+      target: 'clone',
+      sectors: this.#sectors,
+      metadataDevice: metadataLoop,
+      targetDevice: this.#dataLoop!,
+      sourceDevice: disk,
+      regionSectors: BLOCK_BYTES / SECTOR_BYTES,
+      hydrating: false,
+      hydrationThreshold: HYDRATION_LIMITS.thresholdMin,
+      hydrationBatchRegions: BATCH_REGIONS,
+    });
+    this.#clone = { source, session: this.#session, disk, metadataLoop };
+    await this.#markUnused(cloneDevice);
+    await this.#readStatus();
+    return host.mapper.create(names.gate, this.#linear(cloneDevice));
+  }
+
+  /** Rejects `CLONE_NOT_COMPLETE`. After an error it can be done again. */
+  async #collapse(): Promise<void> {
+    await this.#readStatus();
+    const status = this.#status;
+    if (status === null || status.regionsHydrated < status.regionsTotal || status.regionsHydrating > 0) {
+      throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
+        values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
+        nextAction: 'Wait for hydration; resume it if it is paused.',
+      });
+    }
+    this.#stopTicks?.();
+    const { mapper } = this.#options.host;
+    const names = mapperNames(this.#spec.volumeId);
+    await this.flush();
+    const binding = await requireCloneBinding(this.#spec.volumeDir, this.#cloneIdentity());
+    // From here on a reboot opens the file alone.
+    await writeCloneBinding(this.#spec.volumeDir, { ...binding, whole: true });
+    await mapper.suspend(names.gate, { flush: true });
+    try {
+      await mapper.load(names.gate, this.#linear(this.#dataLoop!));
+    } finally {
+      await mapper.resume(names.gate);
+    }
+    await mapper.remove(names.clone);
+    this.#finalHydration = this.#hydrationStatus();
+    this.#clone = null;
+    this.#isClone = false;
+  }
+
+  #makeCrypt(below: string, { header, volumeKey }: UnlockedVolume): Promise<string> {
+    const { segment } = header.metadata;
+    return this.#options.host.mapper.create(mapperNames(this.#spec.volumeId).crypt, {
+      target: 'crypt',
+      sectors: this.#sectors,
+      device: below,
+      // A detached header: the data begin at the beginning.
+      startSector: 0,
+      cipher: 'aes-xts-plain64',
+      key: volumeKey.bytes,
+      sectorBytes: segment.sectorBytes,
+      // What is discarded would read as zeros in the userspace plane, and as noise here.
+      allowDiscards: false,
+    });
+  }
+
+  /** Another volume behind the same address, or another generation of it, would be silent corruption. */
+  async #checkSource(disk: string): Promise<void> {
+    const { volumeId, generation, lengthBytes } = this.#spec;
+    const folder = `/sys/block/${kernelNameOf(disk)}`;
+    const page = await readFile(`${folder}/device/vpd_pg80`).catch(() => Buffer.alloc(0));
+    // SPC-4 table 591: page code, length in bytes 2 and 3, then the serial number.
+    const serialBytes = page.length >= 4 ? page.readUInt16BE(2) : 0;
+    // LIO counts a final zero byte.
+    const serial = page
+      .toString('latin1', 4, 4 + serialBytes)
+      .replaceAll('\0', '')
+      .trim();
+    const sectors = Number(await readFile(`${folder}/size`, 'utf8'));
+    const expected = exportSerial(volumeId, generation - 1);
+    if (serial === expected && sectors === lengthBytes / SECTOR_BYTES) return;
+    throw new GodwitError(
+      'PLANE_SOURCE_CHANGED',
+      `the source is ${serial || 'without a serial number'} with ${sectors} sectors, not ${expected} with ${lengthBytes / SECTOR_BYTES}`,
+      {
+        values: { expected, serial, sectors, sectorsExpected: lengthBytes / SECTOR_BYTES },
+        nextAction: 'Nothing was read. Look at what listens at the address of the source.',
+      },
+    );
+  }
+
+  /**
+   * The map that came with the handoff, once: it is noted durably before anything is mounted, because what was free at the seal is soon in use. A
+   * map that cannot be used is none: past the point of no return nothing may hang on it.
+   */
+  async #markUnused(cloneDevice: string): Promise<void> {
+    const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
+    const { logger } = this.#options;
+    const binding = await requireCloneBinding(volumeDir, this.#cloneIdentity());
+    if (binding.freeMapTaken) return;
+    try {
+      const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
+      const longest = [...(runs ?? [])]
+        .sort((left, right) => right.end - right.first - (left.end - left.first))
+        .slice(0, DISCARDS_MAX);
+      const fd = openSync(cloneDevice, constants.O_RDWR);
+      let blocks = 0;
+      try {
+        for (const { first, end } of longest) {
+          await discardRange(fd, first * BLOCK_BYTES, (end - first) * BLOCK_BYTES);
+          blocks += end - first;
+        }
+      } finally {
+        closeSync(fd);
+      }
+      logger.info({ runs: longest.length, blocks }, 'blocks that the filesystem does not use stay behind');
+    } catch (error) {
+      logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
+    }
+    await writeCloneBinding(volumeDir, { ...binding, freeMapTaken: true });
+  }
+
+  #startTicks(): void {
+    if (this.#stopTicks !== null) return;
+    const { clock } = this.#options;
+    let stopped = false;
+    let cancel = () => {};
+    const next = () => {
+      cancel = clock.timer(TICK_MS, () => {
+        void this.#exclusively(async () => {
+          if (!stopped) await this.#tick();
+        })
+          .catch((error: unknown) => {
+            this.#lastError = messageOf(error);
+          })
+          .finally(() => {
+            if (!stopped) next();
+          });
+      });
+    };
+    this.#stopTicks = () => {
+      stopped = true;
+      cancel();
+      this.#stopTicks = null;
+    };
+    next();
+  }
+
+  async #tick(): Promise<void> {
+    if (this.#clone === null) return;
+    const nowMs = this.#options.clock.monotonicMs();
+    const guestBefore = this.#guest;
+    this.#lastError = null;
+    await this.#readStatus();
+    const state = await this.#options.host.iscsi.state(this.#clone.session);
+    if (state === SESSION_UP) this.#lostSinceMs = null;
+    else this.#lostSinceMs ??= nowMs;
+    await this.#applySettings();
+    const { settings, enabled } = this.#hydration;
+    const status = this.#status;
+    if (!enabled || settings.paused || status === null || this.#lostSinceMs !== null) return;
+    if (status.regionsHydrated >= status.regionsTotal) return;
+    const limits = this.#limits();
+    this.#hydration.control ??= firstControl(status.regionsHydrated, nowMs, limits);
+    const guest = this.#guest;
+    const { control, pulse } = decideHydration(
+      this.#hydration.control,
+      {
+        atMs: nowMs,
+        regionsHydrated: status.regionsHydrated,
+        reads: (guest?.reads ?? 0) - (guestBefore?.reads ?? 0),
+        readTimeMs: (guest?.readTimeMs ?? 0) - (guestBefore?.readTimeMs ?? 0),
+      },
+      limits,
+    );
+    this.#hydration.control = control;
+    const names = mapperNames(this.#spec.volumeId);
+    if (control.threshold !== status.hydrationThreshold)
+      await this.#options.host.mapper.message(names.clone, [
+        'hydration_threshold',
+        String(control.threshold),
+      ]);
+    if (pulse) await this.#pulse();
+  }
+
+  /** Holds the guest until none of its I/O is in flight, and lets dm-clone look for what to copy next. */
+  async #pulse(): Promise<void> {
+    const { mapper } = this.#options.host;
+    const names = mapperNames(this.#spec.volumeId);
+    try {
+      await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
+      // Changing the flag is what wakes its worker; it would look by itself once a second.
+      await mapper.message(names.clone, ['disable_hydration']);
+      await mapper.message(names.clone, ['enable_hydration']);
+    } finally {
+      await mapper.resume(names.gate);
+    }
+  }
+
+  /** Brings dm-clone to what was asked for. The first time it may copy, what the filesystem does not use is trimmed away before. */
+  async #applySettings(): Promise<void> {
+    if (this.#clone === null || this.#access !== 'writable') return;
+    const { paused } = this.#hydration.settings;
+    const { mapper } = this.#options.host;
+    const names = mapperNames(this.#spec.volumeId);
+    if (paused && this.#hydration.enabled) {
+      await mapper.message(names.clone, ['disable_hydration']);
+      this.#hydration.enabled = false;
+    }
+    if (!paused && !this.#hydration.enabled) {
+      await this.#trim();
+      await mapper.message(names.clone, ['enable_hydration']);
+      this.#hydration.enabled = true;
+      this.#hydration.control = null;
+    }
+  }
+
+  /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
+  async #trim(): Promise<void> {
+    // dm-crypt passes no discards on.
+    if (this.#hydration.trimmed || this.#top === null || this.#unlocked !== null) return;
+    this.#hydration.trimmed = true;
+    try {
+      const place = await mountPlaceOf(this.#top);
+      if (place === null) return;
+      const output = await this.#options.host.tools.run(['fstrim', '--verbose', place], {
+        deadlineMs: TRIM_DEADLINE_MS,
+      });
+      if (output.exitCode !== 0) throw new Error(output.stderr.trim());
+      this.#options.logger.info({ said: output.stdout.trim() }, 'trimmed');
+    } catch (error) {
+      this.#options.logger.warn({ reason: messageOf(error) }, 'not trimmed; unused blocks are fetched too');
+    }
+  }
+
+  #limits(): HydrationLimits {
+    return this.#options.limits ?? HYDRATION_LIMITS;
+  }
+
+  async #readStatus(): Promise<void> {
+    const { mapper } = this.#options.host;
+    const names = mapperNames(this.#spec.volumeId);
+    const status = parseCloneStatus((await mapper.status(names.clone)).text);
+    if (status.mode === 'failed' || status.mode === 'readonly') {
+      this.#lastError = `PLANE_METADATA_FAILED: the metadata of the clone is ${status.mode}`;
+      if (status.mode === 'failed') return;
+    }
+    this.#status = status;
+    await this.#notePresent();
+  }
+
+  async #notePresent(): Promise<void> {
+    const { clock } = this.#options;
+    const nowMs = clock.monotonicMs();
+    if (this.#status) this.#samples.push({ atMs: nowMs, regions: this.#status.regionsHydrated });
+    while (this.#samples.length > 1 && this.#samples[0]!.atMs < nowMs - RATE_SPAN_MS) this.#samples.shift();
+    if (this.#clone) {
+      const disk = await blockStatistics(kernelNameOf(this.#clone.disk)).catch(() => null);
+      if (disk) this.#wireBytes = disk.readBytes;
+    }
+    if (this.#top) this.#guest = await blockStatistics(await kernelNode(this.#top)).catch(() => this.#guest);
+  }
+
+  #hydrationStatus(): HydrationStatus | null {
+    const status = this.#status;
+    if (this.#clone === null || status === null) return this.#finalHydration;
+    const missing = status.regionsTotal - status.regionsHydrated;
+    const first = this.#samples[0];
+    const last = this.#samples.at(-1);
+    const spanMs = first && last ? last.atMs - first.atMs : 0;
+    const bytesPerSecond =
+      first && last && spanMs > 0
+        ? Math.round(((last.regions - first.regions) * BLOCK_BYTES * 1000) / spanMs)
+        : 0;
+    const whole = missing === 0 && status.regionsHydrating === 0;
+    const lostForMs =
+      this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs);
+    const exposedBytes = missing * BLOCK_BYTES;
+    return {
+      state: whole
+        ? 'complete'
+        : lostForMs !== null
+          ? 'source-lost'
+          : this.#hydration.enabled && !this.#hydration.settings.paused
+            ? 'running'
+            : 'paused',
+      blocksTotal: status.regionsTotal,
+      blocksPresent: whole ? status.regionsTotal : Math.min(status.regionsHydrated, status.regionsTotal - 1),
+      exposedBytes,
+      wireBytes: this.#wireBytes,
+      // Not known: a read miss is not kept, and what dm-clone copies afterwards comes again.
+      blocksFetchedTwice: 0,
+      bytesPerSecond,
+      etaMs: whole
+        ? 0
+        : bytesPerSecond > 0 && lostForMs === null
+          ? Math.round((exposedBytes / bytesPerSecond) * 1000)
+          : null,
+      sourceLostForMs: lostForMs,
+      lastError: this.#lastError,
+      transport: 'tcp',
+    };
+  }
+
+  #guestStatistics(): GuestStatistics {
+    const guest = this.#guest;
+    if (guest === null) return NO_GUEST;
+    const { reads, readBytes, writes, writeBytes, flushes } = guest;
+    return { ...NO_GUEST, reads, readBytes, writes, writeBytes, flushes };
+  }
+
+  get #sectors(): number {
+    return this.#spec.lengthBytes / SECTOR_BYTES;
+  }
+
+  #linear(device: string): MapperTable {
+    return { target: 'linear', sectors: this.#sectors, device, startSector: 0 };
+  }
+
+  #cloneIdentity(): { volumeId: string; generation: number; lengthBytes: number } {
+    const { volumeId, generation, lengthBytes } = this.#spec;
+    return { volumeId, generation, lengthBytes };
+  }
+
+  #exclusively<Value>(work: () => Promise<Value>): Promise<Value> {
+    const result = this.#last.then(work, work);
+    this.#last = result.catch(() => {});
+    return result;
+  }
+}
+
+/**
+ * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step finds its device unused. Idempotent. Rejects
+ * `HOST_MAPPER_BUSY` while a filesystem is mounted.
+ */
+export async function removeStack(
+  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir' | 'clone'>,
+  { host, clock }: Pick<KernelVolumeOptions, 'host' | 'clock'>,
+): Promise<void> {
+  await removeMapper(spec, { host, clock });
+  const source = spec.clone?.source;
+  if (source && 'targetIqn' in source) await host.iscsi.logout(source);
+  await detachLoops(join(spec.volumeDir, VOLUME_FILES.data), { readonly: false, clock });
+}
+
+async function removeMapper(
+  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir'>,
+  { host, clock }: Pick<KernelVolumeOptions, 'host' | 'clock'>,
+): Promise<void> {
+  const { crypt, gate, clone } = mapperNames(spec.volumeId);
+  const present = await host.mapper.names();
+  for (const name of [crypt, gate, clone]) if (present.includes(name)) await host.mapper.remove(name);
+  await detachLoops(join(spec.volumeDir, PLANE_FILES.cloneMetadata), { readonly: false, clock });
+}
+
+/** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */
+export async function isKernelClone(volumeDir: string): Promise<boolean> {
+  return (await readCloneBinding(volumeDir)) !== null;
+}
+
+/** `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere. */
+async function kernelNode(device: string): Promise<string> {
+  if (!device.startsWith('/dev/mapper/')) return kernelNameOf(device);
+  const target = await readlink(device).catch(() => null);
+  if (target !== null) return kernelNameOf(target);
+  const { stat } = await import('node:fs/promises');
+  const { rdev } = await stat(device);
+  // makedev(3): the minor number is in bits 0 to 7 and 20 to 31.
+  return `dm-${(rdev & 0xff) | ((rdev >>> 12) & ~0xff)}`;
+}
+
+/** Where a device is mounted; never touches what is mounted. */
+async function mountPlaceOf(device: string): Promise<string | null> {
+  for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) {
+    const [before, after] = line.split(' - ');
+    if (after?.split(' ')[1] === device) return before?.split(' ')[4] ?? null;
+  }
+  return null;
+}

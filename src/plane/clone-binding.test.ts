@@ -1,0 +1,64 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { isGodwitError } from '../base/errors.ts';
+import {
+  cloneMetadataBytes,
+  createCloneMetadata,
+  readCloneBinding,
+  removeCloneMetadata,
+  requireCloneBinding,
+  writeCloneBinding,
+} from './clone-binding.ts';
+
+const IDENTITY = { volumeId: 'v_1', generation: 2, lengthBytes: 256 * 2 ** 20 };
+const code = (expected: string) => (error: unknown) => isGodwitError(error, expected);
+
+async function folder(t: TestContext): Promise<string> {
+  const path = await mkdtemp(join(tmpdir(), 'godwit-plane-'));
+  t.after(() => rm(path, { recursive: true }));
+  return path;
+}
+
+test('metadata is made once, with its space, and known again', async (t) => {
+  const dir = await folder(t);
+  assert.equal(await readCloneBinding(dir), null);
+  const made = await createCloneMetadata(dir, IDENTITY);
+  const file = await stat(join(dir, 'clone.dm'));
+  assert.equal(file.size, cloneMetadataBytes(IDENTITY.lengthBytes));
+  assert.ok(file.blocks * 512 >= file.size, 'reserved');
+  // What a commit of the kernel stands for: a second call must not blank it.
+  await writeFile(join(dir, 'clone.dm'), 'what is local', { flag: 'r+' });
+  assert.deepEqual(await createCloneMetadata(dir, IDENTITY), made);
+  assert.deepEqual(await requireCloneBinding(dir, IDENTITY), made);
+  await writeCloneBinding(dir, { ...made, whole: true });
+  assert.equal((await requireCloneBinding(dir, IDENTITY)).whole, true);
+  await removeCloneMetadata(dir);
+  assert.equal(await readCloneBinding(dir), null);
+});
+
+test('metadata of another volume, of another generation, of none', async (t) => {
+  const dir = await folder(t);
+  await assert.rejects(requireCloneBinding(dir, IDENTITY), code('PLANE_METADATA_MISSING'));
+  await createCloneMetadata(dir, IDENTITY);
+  for (const other of [{ volumeId: 'v_2' }, { generation: 4 }, { lengthBytes: 2 ** 20 }]) {
+    await assert.rejects(requireCloneBinding(dir, { ...IDENTITY, ...other }), code('PLANE_METADATA_WRONG'));
+  }
+});
+
+test('a binding that cannot be read is not taken for none', async (t) => {
+  const dir = await folder(t);
+  for (const text of ['', '{', 'null', '{"formatVersion":2}', '{"formatVersion":1,"volumeId":"v"}']) {
+    await writeFile(join(dir, 'clone.dm.json'), text);
+    await assert.rejects(readCloneBinding(dir), code('PLANE_METADATA_CORRUPT'), text);
+  }
+});
+
+test('room for the bitmap of dm-clone, whatever the length', () => {
+  for (const lengthBytes of [4096, 2 ** 30, 2 ** 40, 16 * 2 ** 40]) {
+    const bitmap = lengthBytes / 4096 / 8;
+    assert.ok(cloneMetadataBytes(lengthBytes) >= 2 * bitmap + 2 ** 20);
+  }
+});

@@ -1,0 +1,211 @@
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type {
+  Access,
+  HydrationSettings,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../attach/server-spec.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
+import type { BlockRange, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
+import { KernelVolume, removeStack } from './attached.ts';
+import { KernelExport, removeExport } from './exported.ts';
+import { type PlaneHost, systemPlaneHost } from './host.ts';
+import { PLANE_STATE_FILE } from './names.ts';
+
+export type KernelHolderOptions = {
+  runtimeDir: string;
+  clock: Clock;
+  logger: Logger;
+  onChange: () => void;
+  onEvent: (event: string, data: unknown) => void;
+  host?: PlaneHost;
+};
+
+type Left = Pick<VolumeServerSpec, 'role' | 'volumeId' | 'volumeDir'> & {
+  source: { targetIqn: string; host: string; port: number; initiatorIqn: string } | null;
+  targetIqn: string | null;
+};
+
+/** The one volume of a shim in the kernel plane. The same calls as for one with a volume server; there is no server, the shim itself drives the kernel. */
+export function openKernelHolder(options: KernelHolderOptions): {
+  open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
+  command(op: string, args: unknown, timeoutMs?: number): Promise<unknown>;
+  close(): Promise<void>;
+  status(): {
+    spec: VolumeServerSpec;
+    serverPid: null;
+    serverRestarts: 0;
+    loopDevice: string | null;
+    status: VolumeServerStatus | null;
+    lastError: WireError | null;
+  } | null;
+} {
+  const { runtimeDir, clock, logger } = options;
+  const host = options.host ?? systemPlaneHost(clock);
+  let opened: { spec: VolumeServerSpec; volume: KernelVolume | KernelExport } | undefined;
+  let lastError: WireError | null = null;
+
+  async function command(op: string, args: unknown): Promise<unknown> {
+    if (opened === undefined) {
+      throw new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
+        nextAction: 'Open the volume first.',
+      });
+    }
+    const { volume } = opened;
+    const both: Record<string, () => Promise<unknown>> = {
+      status: async () => {
+        if (volume instanceof KernelExport) await volume.refresh();
+        return volume.status();
+      },
+      activate: () => volume.activate((args as { access: Access }).access),
+    };
+    const attached: Record<string, (volume: KernelVolume) => Promise<unknown>> = {
+      flush: (attached) => attached.flush(),
+      seal: (attached) => attached.seal(),
+      // Its first pass would read the device through the page cache while the guest writes; the one after the seal reads it all.
+      'prime-free-map': async () => {},
+      'free-map': (attached) => attached.sealFreeMap((args as { filesystem: FreeMapFilesystem }).filesystem),
+      hydration: async (attached) => attached.configureHydration(args as HydrationSettings),
+      finish: (attached) => attached.finish(),
+      fetched: async (attached) => attached.fetched((args as ProofQuery).cursor),
+      unfetched: async (attached) => attached.unfetched(),
+      figures: async (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
+      // The kernel does not tell which regions were read.
+      heat: async () => ({ regions: [] }),
+      // dm-clone does not keep what is read, so there is no bringing something first.
+      warm: async () => {},
+    };
+    const exported: Record<string, (volume: KernelExport) => Promise<unknown>> = {
+      digests: (exported) => exported.digests((args as { ranges: BlockRange[] }).ranges),
+      owed: (exported) => {
+        const { cursor, ...range } = args as BlockRange & { cursor: number };
+        return exported.owed(range, cursor);
+      },
+    };
+    const own =
+      volume instanceof KernelVolume
+        ? attached[op] && (() => attached[op]!(volume))
+        : exported[op] && (() => exported[op]!(volume));
+    const act = both[op] ?? own;
+    if (act === undefined) {
+      throw new GodwitError('RPC_UNKNOWN_OP', `no operation ${op} here`, {
+        values: { op },
+        nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
+      });
+    }
+    const result = (await act()) ?? {};
+    options.onChange();
+    return result;
+  }
+
+  return {
+    async open(spec) {
+      if (opened !== undefined && !isSame(opened.spec, spec)) {
+        const { volumeId, generation, role } = opened.spec;
+        throw new GodwitError('MACHINE_VOLUME_OPEN', `this shim has volume ${volumeId} open (${role})`, {
+          values: { volumeId, generation, role },
+          nextAction: 'Close it first.',
+        });
+      }
+      if (opened === undefined) {
+        await noteLeft(runtimeDir, spec);
+        try {
+          const volume =
+            spec.role === 'export'
+              ? await KernelExport.open(spec, { host, clock, logger })
+              : await KernelVolume.open(spec, { host, clock, logger });
+          opened = { spec, volume };
+          lastError = null;
+        } catch (error) {
+          lastError = toWireError(error);
+          throw error;
+        }
+      }
+      const { volume } = opened;
+      return volume instanceof KernelExport
+        ? { loopDevice: null, exportPort: volume.port }
+        : { loopDevice: volume.device, exportPort: null };
+    },
+
+    async command(op, args) {
+      try {
+        return await command(op, args);
+      } catch (error) {
+        lastError = toWireError(error);
+        throw error;
+      }
+    },
+
+    async close() {
+      if (opened === undefined) return;
+      await opened.volume.close();
+      opened = undefined;
+      await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+    },
+
+    status() {
+      if (opened === undefined) return null;
+      const { spec, volume } = opened;
+      // They hold secrets, or may (the arguments of a key program).
+      const { clone: _clone, export: _export, encryption: _encryption, serve: _serve, ...shown } = spec;
+      return {
+        spec: { ...shown, access: volume.access },
+        serverPid: null,
+        serverRestarts: 0,
+        loopDevice: volume instanceof KernelVolume ? volume.device : null,
+        status: volume.status(),
+        lastError,
+      };
+    },
+  };
+}
+
+/** Takes down what a dead shim has left in the kernel. The filesystem is unmounted. Nothing to do where it had nothing there. */
+export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Promise<void> {
+  let text: string;
+  try {
+    text = await readFile(join(runtimeDir, PLANE_STATE_FILE), 'utf8');
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return;
+    throw error;
+  }
+  // Not made durable: a power cut leaves it empty, and nothing of what it named.
+  if (text.replaceAll('\0', '') === '') return rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+  const { volumeId, volumeDir, source, targetIqn } = JSON.parse(text) as Left;
+  const host = systemPlaneHost(clock);
+  if (targetIqn !== null) {
+    const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
+    await removeExport({ volumeId, volumeDir, export: share }, host, clock);
+  } else {
+    await removeStack({ volumeId, volumeDir }, { host, clock });
+    if (source) await host.iscsi.logout(source);
+  }
+  await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+}
+
+async function noteLeft(runtimeDir: string, spec: VolumeServerSpec): Promise<void> {
+  const { role, volumeId, volumeDir, clone } = spec;
+  const source = clone && 'targetIqn' in clone.source ? clone.source : null;
+  const left: Left = {
+    ...{ role, volumeId, volumeDir },
+    source: source && {
+      targetIqn: source.targetIqn,
+      host: source.host,
+      port: source.port,
+      initiatorIqn: source.initiatorIqn,
+    },
+    targetIqn: spec.export?.targetIqn ?? null,
+  };
+  await mkdir(runtimeDir, { recursive: true });
+  const path = join(runtimeDir, PLANE_STATE_FILE);
+  await writeFile(`${path}.new`, `${JSON.stringify(left)}\n`, { mode: 0o600 });
+  await rename(`${path}.new`, path);
+}
+
+function isSame(one: VolumeServerSpec, other: VolumeServerSpec): boolean {
+  return one.volumeId === other.volumeId && one.generation === other.generation && one.role === other.role;
+}
