@@ -23,14 +23,14 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { benchReceipts } = await import('./receipts.ts');
     const { throughput, latency, proofMiBps, rounds } = await benchReceipts(quick ? 1 : 3);
     say('## Hydration with receipts, against the same without\n');
-    say('| | with | without | ratio | goal |\n|---|---|---|---|---|');
+    say('| | with | without | ratio |\n|---|---|---|---|');
     say(
-      `| 512 MiB until durable, median of ${rounds} | ${throughput.withMiBps.toFixed(0)} MiB/s | ${throughput.withoutMiBps.toFixed(0)} MiB/s | ${throughput.ratio.toFixed(2)} | 0.9 or more |`,
+      `| 512 MiB until durable, median of ${rounds} | ${throughput.withMiBps.toFixed(0)} MiB/s | ${throughput.withoutMiBps.toFixed(0)} MiB/s | ${throughput.ratio.toFixed(2)} |`,
     );
     say(
-      `| guest p99 while it hydrates, 4k random read | ${latency.withP99Ms.toFixed(2)} ms | ${latency.withoutP99Ms.toFixed(2)} ms | ${latency.ratio.toFixed(2)} | |`,
+      `| guest p99 while it hydrates, 4k random read | ${latency.withP99Ms.toFixed(2)} ms | ${latency.withoutP99Ms.toFixed(2)} ms | ${latency.ratio.toFixed(2)} |`,
     );
-    say(`| the proof afterwards | ${proofMiBps.toFixed(0)} MiB/s | | | |`);
+    say(`| the proof afterwards | ${proofMiBps.toFixed(0)} MiB/s | | |`);
   },
   async hydration() {
     const { benchHydration } = await import('./hydration.ts');
