@@ -47,7 +47,7 @@ export async function postgres(say: (line: string) => void): Promise<void> {
     await Promise.all([source.start(), target.start()]);
 
     const { volume, machine } = postgresMachine('postgres', 2 ** 30, POSTGRES_PORT);
-    const { id: volumeId } = await source.client.createVolume({ ...volume, dmCrypt: true });
+    const { id: volumeId } = await source.client.createVolume(volume);
     const wanted = machine(volumeId);
     const { id: machineId } = await source.client.createMachine({
       ...wanted,

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { WriterCollector } from '../../test/support/writer-collector.ts';
 import { Lab } from '../lab.ts';
 import { mustRun } from '../member.ts';
@@ -41,6 +42,11 @@ export async function refusals(say: (line: string) => void): Promise<void> {
         MOVE_TIMEOUT_MS,
       );
       assert.equal(run.state, 'undone');
+      const inside = targetRunId(id);
+      await until(
+        'the end of the run at the target',
+        async () => (await target.client.showRun(inside)).endedAtMs !== null,
+      );
       const told = JSON.stringify(run) + (await mustRun(guest, ['cat', target.logPath]));
       assert.match(told, new RegExp(code));
       await history.more(3, PATIENCE_MS);

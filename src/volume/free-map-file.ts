@@ -1,4 +1,4 @@
-import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -8,13 +8,25 @@ import { decodeSealedMap, type SealedMapIdentity } from '../freemap/sealed-map.t
 import { VOLUME_FILES } from './files.ts';
 
 /**
- * `free.map` beside the data of a volume. Not made durable: it names its volume and generation under a checksum, and losing it costs bytes on the
- * wire and nothing else.
+ * `free.map` beside the data of a volume. Whoever writes it does not wait until it is durable, because a machine is stopped; it is soon after: when the move is proved, both
+ * sides must still have the same (receipt/root.ts). It names its volume and generation under a checksum.
  */
 export async function writeFreeMap(volumeDir: string, bytes: Uint8Array): Promise<void> {
   const path = join(volumeDir, VOLUME_FILES.freeMap);
   await writeFile(`${path}.new`, bytes);
   await rename(`${path}.new`, path);
+  void makeDurable([path, volumeDir]).catch(() => {});
+}
+
+async function makeDurable(paths: readonly string[]): Promise<void> {
+  for (const path of paths) {
+    const file = await open(path, 'r');
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  }
 }
 
 /** Null: there is none. */

@@ -252,6 +252,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     source,
     peers: () => peers,
     keys: options.keys,
+    plane: options.plane,
     load,
     events,
     clock,

@@ -61,6 +61,7 @@ import {
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
 import type { Imports } from './imports.ts';
+import type { WorkerOptions } from './options.ts';
 import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import { machineConditions, runConditions, volumeConditions } from './why.ts';
@@ -88,6 +89,7 @@ export type ServiceOptions = {
   peers: () => readonly Peer[];
   /** Of encrypted volumes; null: none. */
   keys: KeySource | null;
+  plane: WorkerOptions['plane'];
   load: () => Promise<HostLoad>;
   events: EventBus;
   clock: Clock;
@@ -237,6 +239,8 @@ export class LocalService implements WorkerService {
     const { keys } = this.#o;
     if (encrypted !== false && keys === null) throw noKeysError(request);
     const record = await this.#o.volumes.create({
+      // Of its volumes the kernel plane opens these.
+      ...(this.#o.plane === 'kernel' && { dmCrypt: true }),
       ...wanted,
       lengthBytes,
       ...(encrypted !== false && keys !== null && { keys }),
