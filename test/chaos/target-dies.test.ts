@@ -173,12 +173,18 @@ test('a source whose control dies in mid-hydration: its export serves on, and th
   const { run, digest } = await moveUpToTheHydration(stage);
   await source.kill();
   await target.volumeCommand(machine.id, 'hydration', GO_ON);
-  assert.equal((await target.ended(targetRunId(run.id))).state, 'done', 'the target needs the export only');
-  assert.equal(target.volumeRecord(machine.volumeId!)?.state, 'ready');
+  // For the blocks the target needs the export only; for the proof the source's control has to ask.
+  await fleet.until('the target to be whole, and to wait for the proof', async () => {
+    const view = await target.client.showRun(targetRunId(run.id));
+    return view.step === 'prove' && view.reason?.message.includes(source.name);
+  });
+  assert.equal((await hydration(target, machine)).exposedBytes, 0);
+  assert.equal(target.volumeRecord(machine.volumeId!)?.state, 'clone');
   assert.equal((await target.client.execInMachine(machine.id, READ_BALLAST)).stdout, digest);
 
   await source.start();
   assert.equal((await fleet.ended(source, target, run.id)).state, 'done');
+  assert.equal(target.volumeRecord(machine.volumeId!)?.state, 'ready');
   assert.deepEqual(source.exports(), []);
   assert.equal(source.volumeRecord(machine.volumeId!)?.state, 'retained');
   await history.more(5);
