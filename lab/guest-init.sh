@@ -1,6 +1,6 @@
 #!/bin/sh
 # PID 1 of a guest of the lab. Its root is the host's root, read-only (hostfs); this lays a tmpfs over it, brings the network up and
-# becomes the agent. LAB_ADDRESS, LAB_NODE and LAB_AGENT come from the kernel's command line.
+# becomes the agent. LAB_ADDRESS, LAB_CHECKOUT, LAB_NODE and LAB_AGENT come from the kernel's command line.
 set -e
 fail() { echo "lab: guest init failed: $*"; exec sleep 1; }
 release=$(uname -r)
@@ -26,6 +26,11 @@ for place in dev/shm run tmp var/lock; do
   [ -L "$place" ] || mount -n -t tmpfs -o mode=1777 tmpfs "$place"
 done
 mkdir -p run/lock
+# A checkout below /tmp is not to be hidden with it.
+if [ ! -e ".$LAB_CHECKOUT/package.json" ]; then
+  mkdir -p ".$LAB_CHECKOUT"
+  mount -n --bind "$LAB_CHECKOUT" ".$LAB_CHECKOUT" || fail checkout
+fi
 # pivot_root and not chroot: the kernel looks for modprobe in the root of its own threads.
 pivot_root . host || fail pivot_root
 exec chroot . /bin/sh -c '

@@ -62,6 +62,7 @@ export class Guest implements Member {
         ...['con=null', 'con0=null,fd:1', 'ssl=null', 'quiet', 'panic=-1'],
         `LAB_NAME=${this.name}`,
         `LAB_ADDRESS=${this.address}`,
+        `LAB_CHECKOUT=${fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')}`,
         `LAB_NODE=${process.execPath}`,
         `LAB_AGENT=${fileURLToPath(new URL('agent.ts', import.meta.url))}`,
       ],

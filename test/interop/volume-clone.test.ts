@@ -44,7 +44,10 @@ test('a volume moves under a mounted filesystem: read, write, hydrate, finish', 
     whole.wireBytes < 1.5 * usedBytes,
     `${whole.wireBytes} bytes over the wire for ${usedBytes} used`,
   );
-  assert.equal(target.events.filter(([event]) => event === 'hydrated').length, 1);
+  // Told when all of it is durable, a moment after it is here.
+  const told = () => target.events.filter(([event]) => event === 'hydrated').length;
+  await target.until('the event', () => told() > 0);
+  assert.equal(told(), 1);
 
   await target.server.call('finish');
   await target.server.call('finish');
