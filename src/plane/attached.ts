@@ -2,6 +2,7 @@ import { closeSync, constants, openSync } from 'node:fs';
 import { open, readFile, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { attachLoop } from '../attach/loop.ts';
+import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
   Access,
   FreeMapReport,
@@ -48,7 +49,6 @@ import {
 } from './hydration-control.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames, PLANE_FILES } from './names.ts';
-import { NO_GUEST } from './no-guest.ts';
 
 export type KernelVolumeOptions = {
   host: PlaneHost;

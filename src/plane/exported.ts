@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { attachLoop } from '../attach/loop.ts';
+import { NO_GUEST } from '../attach/no-guest.ts';
 import type { Access, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -17,7 +18,6 @@ import { exportSerial } from '../volume/specs.ts';
 import type { PlaneHost } from './host.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames } from './names.ts';
-import { NO_GUEST } from './no-guest.ts';
 
 export type KernelExportOptions = { host: PlaneHost; clock: Clock; logger: Logger };
 

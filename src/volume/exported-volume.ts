@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { NO_GUEST } from '../attach/no-guest.ts';
 import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
@@ -107,18 +108,7 @@ export class ExportedVolume {
       generation: this.#spec.generation,
       access: this.access,
       residentBytes: process.memoryUsage.rss(),
-      guest: {
-        reads: 0,
-        readBytes: 0,
-        writes: 0,
-        writeBytes: 0,
-        flushes: 0,
-        misses: 0,
-        readLatencyP50Ms: 0,
-        readLatencyP99Ms: 0,
-        missLatencyP50Ms: 0,
-        missLatencyP99Ms: 0,
-      },
+      guest: NO_GUEST,
       export: { host: this.#target.host, port: this.port, sessions, bytesServed },
     };
   }

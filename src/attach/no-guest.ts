@@ -1,4 +1,4 @@
-import type { GuestStatistics } from '../attach/server-spec.ts';
+import type { GuestStatistics } from './server-spec.ts';
 
 /** Of a volume that no guest has, and the beginning of what the kernel tells of one that has. It does not tell single latencies, nor which reads missed. */
 export const NO_GUEST: GuestStatistics = {
