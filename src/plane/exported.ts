@@ -10,6 +10,7 @@ import type { LioExport } from '../host/lio.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
 import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
+import { exportAccessError } from '../volume/export-access.ts';
 import { passFence } from '../volume/fence.ts';
 import { VOLUME_FILES } from '../volume/files.ts';
 import { readFreeRuns } from '../volume/free-map-file.ts';
@@ -108,16 +109,7 @@ export class KernelExport {
   /** Lets the reads through that wait, once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
-    if (access !== 'readonly') {
-      throw new GodwitError(
-        'VOLUME_BAD_ACCESS',
-        `an export that is ${this.access} does not go to ${access}`,
-        {
-          values: { access: this.access, requested: access },
-          nextAction: 'An export goes from standby to readonly; close it to end it.',
-        },
-      );
-    }
+    if (access !== 'readonly') throw exportAccessError(this.access, access);
     this.#lock ??= await passFence(this.#spec, 'export', this.#clock);
     await this.#host.mapper.resume(mapperNames(this.#spec.volumeId).export);
     this.#isOpen = true;

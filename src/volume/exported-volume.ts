@@ -9,6 +9,7 @@ import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
 import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
+import { exportAccessError } from './export-access.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { readFreeRuns } from './free-map-file.ts';
@@ -116,16 +117,7 @@ export class ExportedVolume {
   /** Lets the reads through that wait. Only once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
-    if (access !== 'readonly') {
-      throw new GodwitError(
-        'VOLUME_BAD_ACCESS',
-        `an export that is ${this.access} does not go to ${access}`,
-        {
-          values: { access: this.access, requested: access },
-          nextAction: 'An export goes from standby to readonly; close it to end it.',
-        },
-      );
-    }
+    if (access !== 'readonly') throw exportAccessError(this.access, access);
     this.#lock ??= await passFence(this.#spec, 'export', this.#options.clock);
     this.#export.open();
     this.#digestInBackground();
