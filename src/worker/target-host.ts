@@ -6,7 +6,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
-import type { ShimOps } from '../machine/shim-protocol.ts';
+import type { ShimOps, ShimStatus } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
@@ -173,8 +173,8 @@ export class TargetHost implements TargetSide {
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
     // A host that went down since the boot took the machine along, and nobody else starts it while the move has it.
-    const client = await this.#attached(request, 'writable');
-    if ((await client.call('status', {})).workload === null) await this.boot(request, () => {});
+    const { status } = await this.#open(request, 'writable');
+    if (status.workload === null) await this.boot(request, () => {});
     await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
   }
 
@@ -254,17 +254,26 @@ export class TargetHost implements TargetSide {
 
   /** The machine's shim with its volume open; opened again when the host or the shim went down in between. */
   async #attached(request: PrepareRequest, access: 'standby' | 'writable'): Promise<ShimClient> {
+    // A machine without a volume has nothing to ask for.
+    if (!request.volume) return this.#options.machines.ensureShim(request.machineId);
+    return (await this.#open(request, access)).client;
+  }
+
+  /** `status` is the shim's from before its volume was opened, where it was not. */
+  async #open(
+    request: PrepareRequest,
+    access: 'standby' | 'writable',
+  ): Promise<{ client: ShimClient; status: ShimStatus }> {
     const { machines, volumes } = this.#options;
     const client = await machines.ensureShim(request.machineId);
-    if (!request.volume) return client;
-    const { volume } = await client.call('status', {});
-    if (volume === null) {
+    const status = await client.call('status', {});
+    if (request.volume && status.volume === null) {
       const record = await volumes.get(request.volume.volumeId);
       const spec = await this.#options.access.spec(record, access);
       const runtimeDir = machines.runtimeDir(request.machineId);
       await client.call('volume.open', { spec: withNbdSocket(spec, request.config, runtimeDir) });
     }
-    return client;
+    return { client, status };
   }
 }
 
