@@ -3,6 +3,7 @@ import { availableParallelism, constants } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
+import { Condition } from '../base/condition.ts';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Histogram } from '../base/histogram.ts';
@@ -82,7 +83,7 @@ export class FuseServer {
   /** Reads and writes, and of them the changes, that `#device` works on. */
   #requestsInFlight = 0;
   #changesInFlight = 0;
-  #idleWaiters: (() => void)[] = [];
+  readonly #idle = new Condition();
   #stopped = false;
   #writesBack = false;
 
@@ -155,7 +156,7 @@ export class FuseServer {
     }
     await this.#hotThreadPassed();
     this.#takePosted();
-    if (access !== 'writable') await this.#until(() => this.#changesInFlight === 0);
+    if (access !== 'writable') await this.#idle.until(() => this.#changesInFlight === 0);
   }
 
   /**
@@ -168,7 +169,7 @@ export class FuseServer {
     this.#slots.whole = true;
     await this.#hotThreadPassed();
     // Requests in flight may have been started on the old device.
-    await this.#until(() => this.#requestsInFlight === 0);
+    await this.#idle.until(() => this.#requestsInFlight === 0);
   }
 
   statistics(): GuestStatistics {
@@ -260,14 +261,8 @@ export class FuseServer {
     void this.#serve(index, startMs).finally(() => {
       this.#requestsInFlight--;
       if (changes) this.#changesInFlight--;
-      const waiters = this.#idleWaiters;
-      this.#idleWaiters = [];
-      for (const wake of waiters) wake();
+      this.#idle.changed();
     });
-  }
-
-  async #until(condition: () => boolean): Promise<void> {
-    while (!condition()) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve));
   }
 
   async #serve(index: number, startMs: number): Promise<void> {

@@ -2,6 +2,7 @@ import { COUNTER, GuestCounters } from '../attach/guest-counters.ts';
 import { Heat, hottestRegions } from '../attach/heat.ts';
 import type { Access, GuestStatistics } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
+import { Condition } from '../base/condition.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import { readOnlyError } from '../block/range.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
@@ -38,7 +39,7 @@ export class GuestDevice implements BlockDevice {
   /** Calls that the present device works on. */
   #users = { count: 0 };
   #changesInFlight = 0;
-  #idleWaiters: (() => void)[] = [];
+  readonly #idle = new Condition();
   #dirtyBytes = 0;
   #writesBack = false;
 
@@ -70,7 +71,7 @@ export class GuestDevice implements BlockDevice {
     if (this.#access !== 'standby' && access === 'standby') this.#opened = Promise.withResolvers();
     this.#access = access;
     if (access !== 'standby') this.#opened.resolve();
-    if (access !== 'writable') await this.#until(() => this.#changesInFlight === 0);
+    if (access !== 'writable') await this.#idle.until(() => this.#changesInFlight === 0);
   }
 
   /** From here on `device` serves, and every block is here. Resolves when nobody uses the old one or the validity bits any more. */
@@ -79,7 +80,7 @@ export class GuestDevice implements BlockDevice {
     this.#users = { count: 0 };
     this.#device = device;
     this.#validity = null;
-    await this.#until(() => users.count === 0);
+    await this.#idle.until(() => users.count === 0);
   }
 
   read(offsetBytes: number, into: Uint8Array): Promise<void> {
@@ -242,13 +243,7 @@ export class GuestDevice implements BlockDevice {
     } finally {
       users.count--;
       if (changes) this.#changesInFlight--;
-      const waiters = this.#idleWaiters;
-      this.#idleWaiters = [];
-      for (const wake of waiters) wake();
+      this.#idle.changed();
     }
-  }
-
-  async #until(condition: () => boolean): Promise<void> {
-    while (!condition()) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve));
   }
 }
