@@ -1,11 +1,9 @@
-import { spawn } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { LineRpc } from '../src/base/line-rpc.ts';
 import type { AgentOps } from './agent-protocol.ts';
 import { AGENT_PORT } from './agent-protocol.ts';
-import { runHere } from './host-program.ts';
+import { runHere, spawnHere } from './host-program.ts';
 
 /** Runs in a guest, under its init: does what the lab says over TCP. It trusts whoever connects; the network is the lab's own. */
 type Handlers = { [Op in keyof AgentOps]: (args: AgentOps[Op]['args']) => Promise<AgentOps[Op]['result']> };
@@ -13,22 +11,7 @@ type Handlers = { [Op in keyof AgentOps]: (args: AgentOps[Op]['args']) => Promis
 const handlers: Handlers = {
   run: ({ argv, input, timeoutMs }) =>
     runHere(argv, { timeoutMs, ...(input === undefined ? {} : { input }) }),
-  spawn: async ({ argv, logPath, env }) => {
-    const [program = '', ...args] = argv;
-    const log = openSync(logPath, 'a');
-    const child = spawn(program, args, {
-      stdio: ['ignore', log, log],
-      detached: true,
-      env: { ...process.env, ...env },
-    });
-    closeSync(log);
-    await new Promise((resolve, reject) => {
-      child.on('spawn', resolve);
-      child.on('error', reject);
-    });
-    child.unref();
-    return { pid: child.pid! };
-  },
+  spawn: ({ argv, logPath, env }) => spawnHere(argv, { logPath, env }),
   kill: async ({ pid, signal }) => {
     process.kill(pid, signal);
     return {};

@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process';
+import { closeSync, openSync } from 'node:fs';
 import type { CommandResult } from './agent-protocol.ts';
 import type { RunOptions } from './member.ts';
 
@@ -40,4 +41,25 @@ export async function mustRunHere(argv: readonly string[], options: RunOptions =
   const result = await runHere(argv, options);
   if (result.exitCode === 0) return result.stdout.trim();
   throw new Error(`${argv.join(' ')}: exit code ${result.exitCode}: ${result.stderr}${result.stdout}`.trim());
+}
+
+/** Starts a program that outlives who asked for it, with its output in a file. Resolves when it runs. */
+export async function spawnHere(
+  argv: readonly string[],
+  options: { logPath: string; env?: Record<string, string> | undefined },
+): Promise<{ pid: number }> {
+  const [program = '', ...args] = argv;
+  const log = openSync(options.logPath, 'a');
+  const child = spawn(program, args, {
+    stdio: ['ignore', log, log],
+    detached: true,
+    env: { ...process.env, ...options.env },
+  });
+  closeSync(log);
+  await new Promise((resolve, reject) => {
+    child.on('spawn', resolve);
+    child.on('error', reject);
+  });
+  child.unref();
+  return { pid: child.pid! };
 }

@@ -1,8 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import type { CommandResult } from './agent-protocol.ts';
-import { runHere } from './host-program.ts';
+import { runHere, spawnHere } from './host-program.ts';
 import type { Member, RunOptions } from './member.ts';
 import type { Network } from './network.ts';
 
@@ -50,20 +49,7 @@ export class NamespaceMember implements Member {
     argv: readonly string[],
     options: { logPath: string; env?: Record<string, string> },
   ): Promise<{ pid: number }> {
-    const log = openSync(options.logPath, 'a');
-    const [program = '', ...args] = [...this.#enter, ...argv];
-    const child = spawn(program, args, {
-      stdio: ['ignore', log, log],
-      detached: true,
-      env: { ...process.env, ...options.env },
-    });
-    closeSync(log);
-    await new Promise((resolve, reject) => {
-      child.on('spawn', resolve);
-      child.on('error', reject);
-    });
-    child.unref();
-    return { pid: child.pid! };
+    return spawnHere([...this.#enter, ...argv], options);
   }
 
   async kill(pid: number, signal: NodeJS.Signals): Promise<void> {

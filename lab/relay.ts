@@ -1,16 +1,9 @@
 import { connect, createServer } from 'node:net';
+import { splice } from './splice.ts';
 
 /** Program of a member: `node relay.ts PORT TARGET_PORT` passes connections from the lab's network on to a port of this member's loopback. */
 const [port, targetPort] = process.argv.slice(2).map(Number);
 createServer((socket) => {
   const onward = connect(targetPort!, '127.0.0.1');
-  for (const [from, to] of [
-    [socket, onward],
-    [onward, socket],
-  ] as const) {
-    from.setNoDelay(true);
-    from.on('error', () => to.destroy());
-    from.on('close', () => to.destroy());
-    from.pipe(to);
-  }
+  splice(socket, onward);
 }).listen(port, '0.0.0.0');

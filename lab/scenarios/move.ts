@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { messageOf } from '../../src/base/errors.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
+import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
 import { Lab } from '../lab.ts';
 import { LabWorker } from '../lab-worker.ts';
@@ -12,8 +12,6 @@ import { type Member, mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
-const WRITER = fileURLToPath(new URL('../../test/support/writer.ts', import.meta.url));
-const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 export const PATIENCE_MS = 120_000;
 /** Random bytes in files beside what the writer writes. */
 const FILES = 12;
@@ -203,29 +201,7 @@ export async function writerMachine(
   const machine = await worker.client.createMachine({
     name: 'writer',
     start: true,
-    config: {
-      command: [
-        process.execPath,
-        '--disable-warning=ExperimentalWarning',
-        WRITER,
-        '/data',
-        `10.77.0.254:${collectorPort}`,
-        'writer',
-      ],
-      env: {},
-      volume: { volumeId: volume.id, mountPath: '/data' },
-      restart: { policy: 'always', retriesMax: 10 },
-      stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
-      health: {
-        kind: 'exec',
-        command: ['test', '-e', '/run/ready'],
-        ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
-      },
-      resources: {},
-      network: 'host',
-      hostFolders: [CHECKOUT],
-      metadata: {},
-    },
+    config: writerConfig(volume.id, `10.77.0.254:${collectorPort}`, 'writer'),
   });
   return { machineId: machine.id, volumeId: volume.id };
 }

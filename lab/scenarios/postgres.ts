@@ -7,6 +7,7 @@ import { Lab } from '../lab.ts';
 import { LabWorker } from '../lab-worker.ts';
 import { type Member, mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
+import { splice } from '../splice.ts';
 import { assertNothingLeft, until } from './move.ts';
 
 const POSTGRES_PORT = 5432;
@@ -108,15 +109,7 @@ async function frontOf(members: readonly Member[]): Promise<{ server: Server; po
   let turn = 0;
   const server = createServer((socket) => {
     const onward = connect(RELAY_PORT, members[turn++ % members.length]!.address);
-    for (const [from, to] of [
-      [socket, onward],
-      [onward, socket],
-    ] as const) {
-      from.setNoDelay(true);
-      from.on('error', () => to.destroy());
-      from.on('close', () => to.destroy());
-      from.pipe(to);
-    }
+    splice(socket, onward);
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const address = server.address();

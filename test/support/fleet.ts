@@ -32,11 +32,9 @@ import type { VolumeRecord } from '../../src/volume/record.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { requires } from './requires.ts';
 import type { WriterCollector } from './writer-collector.ts';
+import { writerConfig } from './writer-config.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
-const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
-/** Shown to machines, because it may lie below /tmp, which they have of their own. */
-const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 const TOKEN = 'a-token-of-a-test-fleet';
 /** In the environment of every process of a worker: control, shims, volume servers. By it they are found and ended. */
 const MARK = 'GODWIT_TEST_WORKER';
@@ -190,24 +188,7 @@ export class Fleet {
       name,
       start: true,
       config: {
-        command: [
-          process.execPath,
-          '--disable-warning=ExperimentalWarning',
-          ...[WRITER, '/data', String(collector.port), name],
-        ],
-        env: {},
-        volume: { volumeId: volume.id, mountPath: '/data' },
-        restart: { policy: 'always', retriesMax: 10 },
-        stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
-        health: {
-          kind: 'exec',
-          command: ['test', '-e', '/run/ready'],
-          ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
-        },
-        resources: {},
-        network: 'host',
-        hostFolders: [CHECKOUT],
-        metadata: {},
+        ...writerConfig(volume.id, String(collector.port), name),
         ...options.config,
       },
     });

@@ -1,0 +1,30 @@
+import { fileURLToPath } from 'node:url';
+import type { MachineConfig } from '../../src/machine/config.ts';
+
+const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
+/** Machines have a /tmp of their own, and the checkout may be below that of the host. */
+const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
+
+/** A machine that is the writer (writer.ts), with its volume at /data. `collector`: port, or host and port, of who keeps its acknowledgements. */
+export function writerConfig(volumeId: string, collector: string, name: string): MachineConfig {
+  return {
+    command: [
+      process.execPath,
+      '--disable-warning=ExperimentalWarning',
+      ...[WRITER, '/data', collector, name],
+    ],
+    env: {},
+    volume: { volumeId, mountPath: '/data' },
+    restart: { policy: 'always', retriesMax: 10 },
+    stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+    health: {
+      kind: 'exec',
+      command: ['test', '-e', '/run/ready'],
+      ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
+    },
+    resources: {},
+    network: 'host',
+    hostFolders: [CHECKOUT],
+    metadata: {},
+  };
+}
