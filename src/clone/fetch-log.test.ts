@@ -126,3 +126,34 @@ test('a log that is full says so', async () => {
   for (let count = 0; count < 24; count++) await log.append(range(0));
   await assert.rejects(log.append(range(0)), (error) => isGodwitError(error, 'CLONE_LOG_FULL'));
 });
+
+test('a record that was on its way while another flush ran is made durable by the next', async () => {
+  let onTheWay = Promise.withResolvers<void>();
+  let flushes = 0;
+  class SlowDevice extends MemoryDevice {
+    override async write(offsetBytes: number, from: Uint8Array): Promise<void> {
+      await onTheWay.promise;
+      await super.write(offsetBytes, from);
+    }
+    override async flush(): Promise<void> {
+      flushes++;
+    }
+  }
+  const device = new SlowDevice({ lengthBytes: fetchLogLengthBytes(identity.lengthBytes) });
+  const created = FetchLog.create(device, identity);
+  onTheWay.resolve();
+  await created;
+  onTheWay = Promise.withResolvers<void>();
+  const log = await FetchLog.open(device, identity, digestOf);
+  await log.flush(); // what a dead process may have left
+  const appended = log.append(range(1));
+  await new Promise((resolve) => setImmediate(resolve));
+  await log.flush();
+  onTheWay.resolve();
+  await appended;
+  const before = flushes;
+  await log.flush();
+  assert.equal(flushes, before + 1);
+  await log.flush();
+  assert.equal(flushes, before + 1, 'nothing new, nothing to flush');
+});

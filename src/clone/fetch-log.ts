@@ -160,8 +160,7 @@ export class FetchLog {
       assert(decodeSector(bytes, sector) !== null, 'a record that was read is there');
       bytes.writeUInt16LE(0, SECTOR_HEADER_BYTES + index * RECORD_BYTES + 6);
       seal(bytes, sector, bytes.readUInt32LE(8));
-      this.#dirty = true;
-      await this.#device.write(sector * SECTOR_BYTES, bytes);
+      await this.#put(sector, bytes);
     });
   }
 
@@ -239,9 +238,17 @@ export class FetchLog {
       this.#open.records += count;
       done += count;
       seal(bytes, sector, this.#open.records);
-      this.#dirty = true;
-      await this.#device.write(sector * SECTOR_BYTES, bytes);
+      await this.#put(sector, bytes);
       if (this.#open.records === RECORDS_A_SECTOR) this.#open = null;
+    }
+  }
+
+  async #put(sector: number, bytes: Buffer): Promise<void> {
+    try {
+      await this.#device.write(sector * SECTOR_BYTES, bytes);
+    } finally {
+      // Not before the write: a flush that began meanwhile did not cover it. Also when it failed: some of it may be there.
+      this.#dirty = true;
     }
   }
 
