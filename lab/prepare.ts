@@ -19,8 +19,9 @@ export async function prepareGuest(guest: Guest): Promise<void> {
     `InitiatorName=iqn.2026-11.dev.godwit:${guest.name}\n`,
   );
   await mustRun(guest, ['iscsid']);
-  const mounted = await guest.run(['mount', '-t', 'ext4', '/dev/ubda', DATA_DIR]);
+  const [disk] = guest.disks as [string];
+  const mounted = await guest.run(['mount', '-t', 'ext4', disk, DATA_DIR]);
   if (mounted.exitCode === 0) return;
-  await mustRun(guest, ['mkfs.ext4', '-q', '-E', 'lazy_itable_init=0', '/dev/ubda']);
-  await mustRun(guest, ['mount', '-t', 'ext4', '/dev/ubda', DATA_DIR]);
+  await mustRun(guest, ['mkfs.ext4', '-q', '-E', 'lazy_itable_init=0', disk]);
+  await mustRun(guest, ['mount', '-t', 'ext4', disk, DATA_DIR]);
 }

@@ -79,16 +79,16 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     const { machineId, volumeId } = await writerMachine(source, collector.port, options);
     const history = collector.history('writer');
-    await history.more(5, PATIENCE_MS);
+    await history.more(5, Lab.patient(PATIENCE_MS));
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
         '-c',
         `cd /data && for i in $(seq ${FILES}); do dd if=/dev/urandom of=file$i bs=1M count=${FILE_MIB} status=none; done; sha256sum file* > sums; sync`,
       ],
-      timeoutMs: 120_000,
+      timeoutMs: Lab.patient(120_000),
     });
-    await history.more(5, PATIENCE_MS);
+    await history.more(5, Lab.patient(PATIENCE_MS));
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
 
     if (options.shape)
@@ -120,14 +120,14 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
-    await history.more(10, PATIENCE_MS);
+    await history.more(10, Lab.patient(PATIENCE_MS));
     const check = await target.client.execInMachine(machineId, {
       command: [
         'sh',
         '-c',
         'echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; cd /data && sha256sum --quiet -c sums',
       ],
-      timeoutMs: 120_000,
+      timeoutMs: Lab.patient(120_000),
     });
     assert.equal(check.exitCode, 0, check.stdout + check.stderr);
     history.assertSound();
@@ -263,13 +263,14 @@ async function endHostWorker(worker: LabWorker): Promise<void> {
 /** Thrown in a `look` for what will not change any more. */
 export class Fatal extends Error {}
 
-/** The first value that is neither null nor false. Errors count as "not yet"; the last one is told. */
+/** The first value that is neither null nor false, within `timeoutMs` and the patience of the guests. Errors count as "not yet"; the last one is told. */
 export async function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,
   timeoutMs = PATIENCE_MS,
 ): Promise<Value> {
-  const deadlineMs = Date.now() + timeoutMs;
+  const waitMs = Lab.patient(timeoutMs);
+  const deadlineMs = Date.now() + waitMs;
   let last = '';
   for (;;) {
     try {
@@ -280,7 +281,7 @@ export async function until<Value>(
       if (error instanceof Fatal) throw error;
       last = `; last: ${messageOf(error)}`;
     }
-    if (Date.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
+    if (Date.now() > deadlineMs) throw new Error(`waited ${waitMs / 1000} s for ${what}${last}`);
     await sleep(250);
   }
 }
