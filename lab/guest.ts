@@ -139,7 +139,11 @@ export class Guest implements Member {
     timeoutMs = 0,
   ): Promise<AgentOps[Op]['result']> {
     if (this.#agent === null) throw new Error(`${this.name} is not up`);
-    return (await this.#agent.rpc.call(op, args, timeoutMs + ANSWER_GRACE_MS * this.#kind.patience)) as AgentOps[Op]['result'];
+    return (await this.#agent.rpc.call(
+      op,
+      args,
+      timeoutMs + ANSWER_GRACE_MS * this.#kind.patience,
+    )) as AgentOps[Op]['result'];
   }
 
   async #connect(ended: Promise<string>): Promise<{ rpc: LineRpc; socket: Socket }> {

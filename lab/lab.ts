@@ -2,11 +2,10 @@ import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Guest } from './guest.ts';
-import type { GuestKind } from './guest-kind.ts';
+import { kind } from './kind.ts';
 import { type Member, mustRun } from './member.ts';
 import { NamespaceMember } from './namespace-member.ts';
 import { Network } from './network.ts';
-import { umlKind } from './uml-kind.ts';
 
 export type LabOptions = {
   guests: readonly {
@@ -25,8 +24,6 @@ export type LabOptions = {
  * lab` does); whatever happens, `close` ends every process and removes every file.
  */
 export class Lab {
-  /** Of the guests of every lab of this process. */
-  static kind: GuestKind = umlKind;
   readonly folder: string;
   readonly network: Network;
   readonly #guests = new Map<string, Guest>();
@@ -37,17 +34,12 @@ export class Lab {
     this.network = network;
   }
 
-  /** A deadline that is right for user-mode-linux, for the guests that there are. */
-  static patient(durationMs: number): number {
-    return durationMs * Lab.kind.patience;
-  }
-
   static async start(options: LabOptions): Promise<Lab> {
     const folder = await mkdtemp(join(tmpdir(), 'godwit-lab-'));
     let lab: Lab | null = null;
     try {
       const network = await Network.create();
-      await Lab.kind.prepare(folder);
+      await kind.prepare(folder);
       lab = new Lab(folder, network);
       let index = 0;
       for (const { name } of options.hosts ?? []) {
@@ -63,7 +55,7 @@ export class Lab {
         for (const [number, path] of disks.entries()) await makeDisk(path, diskBytes[number]!);
         const tap = await network.addTap(index);
         const address = `10.77.0.${index}`;
-        lab.#guests.set(name, new Guest(Lab.kind, { name, address, tap, folder, disks, memoryMib }));
+        lab.#guests.set(name, new Guest(kind, { name, address, tap, folder, disks, memoryMib }));
       }
       await Promise.all([...lab.#guests.values()].map((guest) => guest.boot()));
       return lab;

@@ -6,6 +6,7 @@ import { messageOf } from '../../src/base/errors.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
+import { patient } from '../kind.ts';
 import { Lab } from '../lab.ts';
 import { LabWorker } from '../lab-worker.ts';
 import { type Member, mustRun } from '../member.ts';
@@ -79,16 +80,16 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     const { machineId, volumeId } = await writerMachine(source, collector.port, options);
     const history = collector.history('writer');
-    await history.more(5, Lab.patient(PATIENCE_MS));
+    await history.more(5, patient(PATIENCE_MS));
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
         '-c',
         `cd /data && for i in $(seq ${FILES}); do dd if=/dev/urandom of=file$i bs=1M count=${FILE_MIB} status=none; done; sha256sum file* > sums; sync`,
       ],
-      timeoutMs: Lab.patient(120_000),
+      timeoutMs: patient(120_000),
     });
-    await history.more(5, Lab.patient(PATIENCE_MS));
+    await history.more(5, patient(PATIENCE_MS));
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
 
     if (options.shape)
@@ -120,14 +121,14 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
-    await history.more(10, Lab.patient(PATIENCE_MS));
+    await history.more(10, patient(PATIENCE_MS));
     const check = await target.client.execInMachine(machineId, {
       command: [
         'sh',
         '-c',
         'echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; cd /data && sha256sum --quiet -c sums',
       ],
-      timeoutMs: Lab.patient(120_000),
+      timeoutMs: patient(120_000),
     });
     assert.equal(check.exitCode, 0, check.stdout + check.stderr);
     history.assertSound();
@@ -269,7 +270,7 @@ export async function until<Value>(
   look: () => Promise<Value | null | false>,
   timeoutMs = PATIENCE_MS,
 ): Promise<Value> {
-  const waitMs = Lab.patient(timeoutMs);
+  const waitMs = patient(timeoutMs);
   const deadlineMs = Date.now() + waitMs;
   let last = '';
   for (;;) {

@@ -3,10 +3,10 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { abortFuseConnection } from '../attach/fuse-mount.ts';
 import { FILE_NAME } from '../attach/fuse-protocol.ts';
-import { detachLoop, findLoops } from '../attach/loop.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { detachLoop, findLoops } from '../host/losetup.ts';
 import { PLANE_STATE_FILE } from '../plane/names.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import { mountAt } from './mount-table.ts';
@@ -52,7 +52,7 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
     await (await import('../plane/holder.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
     await withAbort(fuse, logger, () =>
-      detachLoop(device, { clock, timeoutMs: STEP_TIMEOUT_MS }).then(() => true),
+      detachLoop(device, { clock, deadlineMs: STEP_TIMEOUT_MS }).then(() => true),
     );
   }
   await unmount(fuse, fuse, logger);
