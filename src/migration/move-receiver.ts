@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
@@ -5,6 +6,8 @@ import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -24,6 +27,7 @@ import {
 } from './migrate-in.ts';
 import { reached } from './migrate-out.ts';
 import type { HandoffRequest, PrepareRequest, ProofAnswers, TargetFigures, TargetStatus } from './peer.ts';
+import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
@@ -133,6 +137,10 @@ export class MoveReceiver implements ProofAnswers {
 
   async mend(moveId: string, request: MendRequest): Promise<MendReply> {
     return this.#target.mend(this.#hydrated(moveId), request);
+  }
+
+  async compare(moveId: string, request: CompareRequest): Promise<CompareReply> {
+    return this.#target.compare(this.#hydrated(moveId), request);
   }
 
   async figures(moveId: string, query: FiguresQuery): Promise<TargetFigures> {
@@ -248,6 +256,7 @@ export function differenceOf(
     ['number of ranges', body.ranges, figures.ranges],
     ['number of bytes compared', body.bytes.compared, figures.comparedBytes],
     ['number of bytes fetched', body.bytes.fetched, figures.fetchedBytes],
+    ['disk', isDeepStrictEqual(body.disk, figures.disk && diskOf(figures.disk)), true],
     // Not known where it was lost before it was digested (a power cut within seconds of the handoff).
     ['free map', body.freeMapDigest, freeMapDigest === undefined ? body.freeMapDigest : freeMapDigest],
   ];

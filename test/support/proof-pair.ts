@@ -1,4 +1,5 @@
 import { DatabaseSync } from 'node:sqlite';
+import type { VolumeServerOp } from '../../src/attach/server-spec.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { MigrateInOutput } from '../../src/migration/migrate-in.ts';
 import { differenceOf } from '../../src/migration/move-receiver.ts';
@@ -6,15 +7,26 @@ import type { PrepareRequest, TargetFigures } from '../../src/migration/peer.ts'
 import { type Mended, type ProveOptions, proveMove } from '../../src/migration/prove.ts';
 import { ReceiptBook } from '../../src/migration/receipt-book.ts';
 import { countersign, type Receipt, verifyReceipt } from '../../src/receipt/envelope.ts';
-import type { FetchedPage, MendReply, ProofFigures, UnfetchedPage } from '../../src/receipt/proof.ts';
+import type {
+  CompareReply,
+  FetchedPage,
+  MendReply,
+  ProofFigures,
+  UnfetchedPage,
+} from '../../src/receipt/proof.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { MoveWorld } from './move-world.ts';
-import type { Move } from './volume-lab.ts';
 import { newWorkerKey } from './worker-keys.ts';
 
-type ProvableMove = Pick<Move, 'id' | 'sourceStore' | 'source' | 'target'>;
+type Answers = { server: { call: (op: VolumeServerOp, args: unknown) => Promise<unknown> } };
+export type ProvableMove = {
+  id: string;
+  sourceStore: { get: (id: string) => Promise<{ name: string; lengthBytes: number }> };
+  source: Answers;
+  target: Answers;
+};
 
-/** Proves a move of the volume lab: its two volume servers are real, the workers around them are played. */
+/** Proves a move between two volume servers; the workers around them are played. */
 export class ProofPair {
   readonly #move: ProvableMove;
   readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
@@ -52,6 +64,7 @@ export class ProofPair {
       fetched: (_runId, query) => target.server.call('fetched', query) as Promise<FetchedPage>,
       unfetched: (_runId, query) => target.server.call('unfetched', query) as Promise<UnfetchedPage>,
       mend: (_runId, mend) => target.server.call('mend', mend) as Promise<MendReply>,
+      compare: (_runId, request) => target.server.call('compare', request) as Promise<CompareReply>,
       figures: (_runId, query) => figures(query.freeMapDigest),
       countersign: async (_runId, draft: Receipt) => {
         const body = verifyReceipt(draft, { stage: 'draft' });
@@ -74,6 +87,8 @@ export class ProofPair {
       },
       owed: (_runId, range, cursor) =>
         source.server.call('owed', { ...range, cursor }) as ReturnType<ProveOptions['source']['owed']>,
+      stated: (_runId, cursor) =>
+        source.server.call('stated', { cursor }) as ReturnType<ProveOptions['source']['stated']>,
     };
     const options: ProveOptions = {
       moveId: 'run1',
