@@ -172,7 +172,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
 
 /** Of a move, verified offline by the CLI on that worker's host. */
 export async function verifiedReceipt(worker: LabWorker, runId: string): Promise<ReceiptBody> {
-  const path = '/tmp/godwit-receipt.json';
+  const path = worker.logPath.replace(/worker\.log$/, 'receipt.json');
   await worker.member.writeFile(path, await worker.cli('--json', 'receipt', runId));
   return JSON.parse(await worker.cli('--json', 'receipt', '--verify', path)) as ReceiptBody;
 }

@@ -1,5 +1,5 @@
 import { closeSync, constants, openSync } from 'node:fs';
-import { open, readFile, readlink } from 'node:fs/promises';
+import { open, readFile, readlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
@@ -203,6 +203,7 @@ export class KernelVolume {
       try {
         if (this.#isClone) below = await this.#makeClone();
         this.#top = this.#unlocked ? await this.#makeCrypt(below, this.#unlocked) : below;
+        if (this.#isClone) await startStatistics(this.#top);
       } catch (error) {
         // The next attempt finds nothing half made; data file, session and lock stay.
         this.#clone = null;
@@ -808,6 +809,11 @@ async function removeMapper(
 /** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */
 export async function isKernelClone(volumeDir: string): Promise<boolean> {
   return (await readCloneBinding(volumeDir)) !== null;
+}
+
+/** Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is set, and looked at when the counts are. */
+async function startStatistics(device: string): Promise<void> {
+  await writeFile(`/sys/block/${await kernelNode(device)}/queue/iostats`, '1').catch(() => {});
 }
 
 /** Null where the kernel does not count for this device. */
