@@ -1,3 +1,4 @@
+import { corruption } from './corruption.ts';
 import { guests } from './guests.ts';
 import { hydration } from './hydration.ts';
 import { luks2 } from './luks2.ts';
@@ -15,6 +16,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   luks2,
   postgres,
+  corruption,
   hydration,
   refusals,
   ...Object.fromEntries(

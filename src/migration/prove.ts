@@ -274,7 +274,7 @@ async function makeBody(
     );
   }
   const disk = figures.disk && diskOf(figures.disk);
-  if (disk && unexplainedBytes(disk) > 0) throw unexplained(options, disk, compared.disk?.differing[0]);
+  if (disk && unexplainedBytes(disk) > 0) throw unexplained(options, disk, compared.disk?.longest ?? null);
   const notFetched = volume.lengthBytes - figures.fetchedBytes;
   return {
     format: 'godwit-receipt',
@@ -337,20 +337,22 @@ function agree(ours: Comparison | null, theirs: ProofFigures['disk']): boolean {
 function unexplained(
   { worker, peer, subject }: ProveOptions,
   disk: ReceiptDisk,
-  first: BlockRange | undefined,
+  longest: BlockRange | null,
 ): GodwitError {
   const unexplainedAtLeast = unexplainedBytes(disk);
   const { changed, cleared, guest } = disk;
-  const offsetBytes = (first?.first ?? 0) * 4096;
+  const { first, blocks } = longest ?? { first: 0, blocks: 0 };
+  const offsetBytes = first * 4096;
   return new GodwitError(
     'MIGRATION_CONTENT_UNEXPLAINED',
-    `${changed + cleared} bytes of ${subject.volume.name} on ${peer.name} are not what ${worker.name} sealed, the first in MiB ` +
+    `${changed + cleared} bytes of ${subject.volume.name} on ${peer.name} are not what ${worker.name} sealed, most of them in a row in MiB ` +
       `${Math.floor(offsetBytes / REGION_BYTES)}, and ${unexplainedAtLeast} of them are nothing that the guest wrote or discarded`,
     {
       values: {
         source: worker.name,
         target: peer.name,
         offsetBytes,
+        lengthBytes: rangeBytes({ first, blocks }, subject.volume.lengthBytes),
         unexplainedBytes: unexplainedAtLeast,
         changedBytes: changed,
         clearedBytes: cleared,
@@ -359,8 +361,8 @@ function unexplained(
       },
       nextAction:
         `Nothing is released, and it is not tried again: what the guest writes later would hide it. Look at the disks of ${worker.name} and ` +
-        `${peer.name} (kernel log, smartctl), the network and the memory of both hosts. The sealed volume on ${worker.name} is what it was: start the ` +
-        'machine from it (godwit runs force), or compare the files with a backup.',
+        `${peer.name} (kernel log, smartctl), the network and the memory of both hosts. The sealed volume on ${worker.name} is what it was: compare ` +
+        `the files with it, or stop the machine on ${peer.name} and go back (godwit runs force RUN undo).`,
     },
   );
 }

@@ -84,7 +84,7 @@ test('every block is compared, empty, changed, cleared or unused; what is the sa
     clearedBytes: BLOCK,
     unusedBytes: 2 * BLOCK,
   });
-  assert.deepEqual(comparison.differing, [{ first: 5, blocks: 3 }]);
+  assert.deepEqual(comparison.longest, { first: 5, blocks: 3 });
 });
 
 test('the sums are those of the blocks, however the ranges are cut', () => {

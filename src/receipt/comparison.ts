@@ -5,9 +5,6 @@ import type { BlockRange, ComparedFigures } from './proof.ts';
 import { rangeBytes } from './range.ts';
 import { RootHash } from './root.ts';
 
-/** Ranges that a dispute names at most. */
-const NAMED_RANGES_MAX = 8;
-
 /**
  * What the target's disk has, held against what was sealed, where nobody could tell what came over the wire and what the guest wrote (the kernel plane). Both
  * workers do it, from the same digests in the same order, and get the same sums. Ranges come once each, ascending. One that differs as a whole comes again, by
@@ -21,8 +18,8 @@ const NAMED_RANGES_MAX = 8;
  */
 export class Comparison {
   readonly freeMapDigest: string | null;
-  /** Differing blocks from the front, for people. */
-  readonly differing: BlockRange[] = [];
+  /** Most differing blocks in a row, for people: a guest writes here and there. Null: nothing differs. */
+  longest: BlockRange | null = null;
   /** Ranges that were added so far. */
   added = 0;
   readonly #lengthBytes: number;
@@ -37,6 +34,8 @@ export class Comparison {
   #next = 0;
   /** Ranges that differ and wait for their blocks: first block and number. */
   readonly #open = new Map<number, number>();
+  /** The differing blocks that were seen last. */
+  #row: BlockRange = { first: 0, blocks: 0 };
 
   constructor(lengthBytes: number, freeMapDigest: string | null) {
     this.#lengthBytes = lengthBytes;
@@ -112,9 +111,10 @@ export class Comparison {
   }
 
   #name({ first, blocks }: BlockRange): void {
-    const last = this.differing.at(-1);
-    if (last && last.first + last.blocks === first) last.blocks += blocks;
-    else if (this.differing.length < NAMED_RANGES_MAX) this.differing.push({ first, blocks });
+    const row = this.#row;
+    const goesOn = row.first + row.blocks === first;
+    this.#row = goesOn ? { first: row.first, blocks: row.blocks + blocks } : { first, blocks };
+    if (this.#row.blocks > (this.longest?.blocks ?? 0)) this.longest = this.#row;
   }
 }
 
