@@ -139,7 +139,11 @@ export class MoveReceiver implements ProofAnswers {
     return this.#target.mend(this.#hydrated(moveId), request);
   }
 
+  /** Rejects `MIGRATION_PROOF_DIFFERS` for another free map than that of the handoff: what it names is not here. */
   async compare(moveId: string, request: CompareRequest): Promise<CompareReply> {
+    const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
+    if (freeMapDigest !== undefined && freeMapDigest !== request.freeMapDigest)
+      throw this.#differs(moveId, 'free map');
     return this.#target.compare(this.#hydrated(moveId), request);
   }
 
@@ -159,21 +163,25 @@ export class MoveReceiver implements ProofAnswers {
     const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
     const difference = differenceOf(body, request, figures, freeMapDigest);
     if (difference !== null) {
-      throw new GodwitError(
-        'MIGRATION_PROOF_DIFFERS',
-        `${this.#worker} does not sign: it has another ${difference}`,
-        {
-          values: { moveId, field: difference },
-          nextAction:
-            'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
-        },
-      );
+      throw this.#differs(moveId, difference);
     }
     return this.#receipts.keep(countersign(draft, this.#key));
   }
 
   async receipt(moveId: string): Promise<Receipt | null> {
     return this.#receipts.get(moveId);
+  }
+
+  #differs(moveId: string, field: string): GodwitError {
+    return new GodwitError(
+      'MIGRATION_PROOF_DIFFERS',
+      `${this.#worker} does not sign: it has another ${field}`,
+      {
+        values: { moveId, field },
+        nextAction:
+          'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
+      },
+    );
   }
 
   /** The request of a move whose blocks are all here and that is not finished. */

@@ -435,6 +435,11 @@ test('the target does not sign what it finds otherwise', async (t) => {
     pair.receiver.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
     (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
   );
+  const ranges = [{ first: 0, blocks: 1, digests: Buffer.alloc(32).toString('base64') }];
+  await assert.rejects(
+    pair.receiver.compare('run1', { from: 0, freeMapDigest: 'f'.repeat(64), ranges }),
+    (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
+  );
   assert.equal(pair.targetReceipts.get('run1'), null);
   block();
   assert.equal((await pair.sourceEnd()).state, 'done');

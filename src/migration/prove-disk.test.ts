@@ -25,7 +25,7 @@ const NOTHING: GuestWrites = { writes: 0, writeBytes: 0, discards: 0, discardByt
 const written = (writes: number, bytes: number): GuestWrites => ({ ...NOTHING, writes, writeBytes: bytes });
 
 /** 4 MiB of data, holes up to MiB 150, one block of data, holes, three blocks of data at the end. */
-async function moved(t: TestContext) {
+async function moved(t: TestContext, freeMap: string | null = 'bWFw') {
   const sealed = new MemoryDevice({ lengthBytes: LENGTH });
   const stored = new MemoryDevice({ lengthBytes: LENGTH });
   for (const [offset, bytes] of [
@@ -80,6 +80,7 @@ async function moved(t: TestContext) {
     sourceStore: { get: async () => ({ name: 'db', lengthBytes: LENGTH }) },
     source: { server: { call: source } },
     target: { server: { call: target } },
+    ...(freeMap && { freeMap }),
   });
   return { sealed, stored, state, pair };
 }
@@ -181,4 +182,9 @@ test('an attempt that was interrupted is begun anew', async (t) => {
   await assert.rejects(pair.prove(), (error) => isGodwitError(error, 'API_UNREACHABLE'));
   const { bytes } = await pair.prove();
   assert.ok(bytes.compared > 3 * MIB);
+});
+
+test('a free map that the export cannot read is not taken for damage at the target', async (t) => {
+  const { pair } = await moved(t, null);
+  await assert.rejects(pair.prove(), (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'));
 });

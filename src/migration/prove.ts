@@ -149,6 +149,8 @@ class Proof {
       const page = await next;
       // This side reads while the target does.
       if (page.next !== null) next = quietly(source.stated(moveId, page.next));
+      // What the map names is zeros at the target: without it that would be taken for damage.
+      if (page.mapped !== (freeMapDigest !== null)) throw this.#mapUnreadable();
       const regions = page.ranges.map(({ first, blocks, digest }) => ({
         ...{ first, blocks },
         digests: Buffer.from(digest, 'hex'),
@@ -165,6 +167,19 @@ class Proof {
     }
     const { root, ranges, comparedBytes } = disk.sums();
     return { root, ranges, bytes: comparedBytes, readBackBytes: comparedBytes, disk };
+  }
+
+  #mapUnreadable(): GodwitError {
+    const { worker, subject } = this.#options;
+    return new GodwitError(
+      'MIGRATION_PROOF_DIFFERS',
+      `the export of ${subject.volume.name} on ${worker.name} has another free map than the one that was handed over`,
+      {
+        values: { volumeId: subject.volume.volumeId },
+        nextAction:
+          'It is tried again by itself. If it stays, look at free.map of the volume and at its disk.',
+      },
+    );
   }
 
   /** Those that differ as a whole. */

@@ -76,7 +76,12 @@ export const MendReply = Type.Object({
 export type MendReply = Static<typeof MendReply>;
 
 /** All that may be in use at the source, holes too, ascending. From the block `cursor` on. */
-export const StatedPage = Type.Object({ ranges: Type.Array(StatedRange), next: Cursor });
+export const StatedPage = Type.Object({
+  ranges: Type.Array(StatedRange),
+  next: Cursor,
+  /** A free map has been left out. */
+  mapped: Type.Boolean(),
+});
 export type StatedPage = Static<typeof StatedPage>;
 
 /** Base64 of one digest, or of one a block. */

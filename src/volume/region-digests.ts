@@ -134,15 +134,16 @@ export class RegionDigests {
   async stated(cursor: number): Promise<StatedPage> {
     const { device } = this.#options;
     const end = Math.ceil(device.lengthBytes / BLOCK_BYTES);
+    const mapped = this.#options.freeRuns !== null;
     const ranges: StatedRange[] = [];
     for (const part of this.#usedParts(cursor, end)) {
-      if (ranges.length >= PROOF_RANGES_MAX) return { ranges, next: part.first };
+      if (ranges.length >= PROOF_RANGES_MAX) return { ranges, next: part.first, mapped };
       const digest = (await this.#isHole(part))
         ? digestOfZeros(rangeBytes(part, device.lengthBytes)).toString('hex')
         : await this.#exclusively(() => this.#digestOf(part));
       ranges.push({ ...part, digest });
     }
-    return { ranges, next: null };
+    return { ranges, next: null, mapped };
   }
 
   async close(): Promise<void> {

@@ -162,7 +162,10 @@ export class MoveWorld {
       return ranges.map(() => this.sourceDigest);
     },
     owed: async () => ({ ranges: [], next: null }),
-    stated: async () => ({ ranges: [{ first: 0, blocks: 1, digest: this.sourceDigest }], next: null }),
+    stated: async () => ({
+      ranges: [{ first: 0, blocks: 1, digest: this.sourceDigest }],
+      ...{ next: null, mapped: true },
+    }),
     unseal: async () => {
       if (this.source.volume.state === 'sealed') {
         this.source.attached = false;

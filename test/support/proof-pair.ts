@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { DatabaseSync } from 'node:sqlite';
 import type { VolumeServerOp } from '../../src/attach/server-spec.ts';
 import { systemClock } from '../../src/base/clock.ts';
@@ -24,6 +25,8 @@ export type ProvableMove = {
   sourceStore: { get: (id: string) => Promise<{ name: string; lengthBytes: number }> };
   source: Answers;
   target: Answers;
+  /** Base64. */
+  freeMap?: string;
 };
 
 /** Proves a move between two volume servers; the workers around them are played. */
@@ -39,7 +42,7 @@ export class ProofPair {
 
   /** The body of the receipt; rejects as `proveMove`. */
   async prove(): Promise<ReceiptBody> {
-    const { id, sourceStore, source, target } = this.#move;
+    const { id, sourceStore, source, target, freeMap = null } = this.#move;
     const record = await sourceStore.get(id);
     const world = new MoveWorld();
     const { subject } = world;
@@ -68,7 +71,12 @@ export class ProofPair {
       figures: (_runId, query) => figures(query.freeMapDigest),
       countersign: async (_runId, draft: Receipt) => {
         const body = verifyReceipt(draft, { stage: 'draft' });
-        const known: MigrateInOutput = { freeMapDigest: null };
+        const known: MigrateInOutput = {
+          freeMapDigest:
+            freeMap === null
+              ? null
+              : createHash('sha256').update(Buffer.from(freeMap, 'base64')).digest('hex'),
+        };
         const difference = differenceOf(
           body,
           request,
@@ -80,7 +88,7 @@ export class ProofPair {
       },
     };
     const sourceSide: ProveOptions['source'] = {
-      freeMap: async () => null,
+      freeMap: async () => freeMap,
       digests: async (_runId, ranges) => {
         const plain = ranges.map(({ first, blocks }) => ({ first, blocks }));
         return ((await source.server.call('digests', { ranges: plain })) as { digests: string[] }).digests;
