@@ -39,6 +39,8 @@ export type MoveOptions = {
   /** Of what each guest sends. */
   shape?: { delayMs?: number; rateMbit?: number };
   flags?: readonly string[];
+  /** The target loses power, and with it what its kernel has counted. */
+  countsLost?: boolean;
   /** Environment of the target's worker. */
   targetEnvironment?: Record<string, string>;
   /** When the move was asked for, and its machine may be anywhere. */
@@ -127,7 +129,10 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
       bytes.compared >= FILES * FILE_MIB * MIB,
       `the files are among what was compared: ${JSON.stringify(receipt)}`,
     );
-    if (options.to === 'kernel') assert.ok(disk, 'the disk of the kernel plane was compared');
+    if (options.to === 'kernel') {
+      assert.ok(disk, 'the disk of the kernel plane was compared');
+      assert.equal(disk.guest === null, options.countsLost === true, 'what the guest wrote is known');
+    }
     say(
       `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
     );

@@ -3,7 +3,7 @@ import { createHash, generateKeyPairSync, sign } from 'node:crypto';
 import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { receiptBody, receiptOf } from '../../test/support/receipts.ts';
+import { diskReceiptBody, receiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -179,17 +179,6 @@ test('figures that do not add up are refused, though they are signed', () => {
     );
 });
 
-/** A receipt of a move to the kernel plane: 1 MiB, of which the guest has changed a block and discarded another. */
-function diskBody(guest: NonNullable<ReceiptBody['disk']>['guest']): ReceiptBody {
-  const body = receiptBody('run1', keys);
-  const compared = 2 ** 20 - 4 * 4096;
-  const { bytes } = body;
-  Object.assign(bytes, { fetched: compared, notFetched: 4 * 4096, compared, readBack: compared });
-  Object.assign(bytes, { writtenSince: 0, mended: 0 });
-  const disk = { empty: 4096, changed: 4096, cleared: 4096, unused: 4096, guest };
-  return { ...body, version: 2, disk, rangesMended: 0 };
-}
-
 test('a disk that was compared: its parts make up the volume, and what differs has a reason', () => {
   const request = {
     writes: 1,
@@ -198,8 +187,8 @@ test('a disk that was compared: its parts make up the volume, and what differs h
     discardBytes: 4096,
     sectorBytes: 4096,
   } as const;
-  const codeWith = (change: (body: ReceiptBody) => void, guest: Parameters<typeof diskBody>[0] = request) => {
-    const body = diskBody(guest);
+  const codeWith = (change: (body: ReceiptBody) => void, guest: GuestWrites | null = request) => {
+    const body = diskReceiptBody('run1', keys, guest);
     change(body);
     const receipt = countersign(draftReceipt(body, keys.source), keys.target);
     return codeOf(() => verifyReceipt(receipt));
