@@ -4,6 +4,7 @@ import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
+import { sourceGone } from './source-gone.ts';
 import { TROUBLE } from './trouble.ts';
 
 /** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
@@ -17,6 +18,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   postgres,
   hydration,
   refusals,
+  'source-gone': sourceGone,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,

@@ -140,17 +140,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     if (!options.encrypted) await assertClean(target, volumeId, options.to);
     say('nothing lost, nothing left, filesystem clean');
   } catch (error) {
-    for (const worker of workers) {
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
-      const shims = await worker.member
-        .run([
-          'sh',
-          '-c',
-          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
-        ])
-        .catch(() => null);
-      if (shims && isGuest(worker.member)) console.error(shims.stdout);
-    }
+    await tellStates(workers);
     throw error;
   } finally {
     for (const cleanup of cleanups) await cleanup();
@@ -246,6 +236,21 @@ export async function assertNothingLeft(member: Member, plane: Plane, volumeId: 
 async function assertClean(worker: LabWorker, volumeId: string, plane: Plane): Promise<void> {
   const dataDir = plane === 'kernel' ? DATA_DIR : worker.logPath.replace(/\/worker\.log$/, '');
   await mustRun(worker.member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
+}
+
+/** For the person who reads of a failure: ends of logs, what the kernel has, what each process waits for. */
+export async function tellStates(workers: readonly LabWorker[]): Promise<void> {
+  for (const worker of workers) {
+    console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    const shims = await worker.member
+      .run([
+        'sh',
+        '-c',
+        `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+      ])
+      .catch(() => null);
+    if (shims && isGuest(worker.member)) console.error(shims.stdout);
+  }
 }
 
 async function endHostWorker(worker: LabWorker): Promise<void> {

@@ -291,6 +291,16 @@ export class KernelVolume {
   }
 
   /**
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
+   * queue of the others, which may be waiting for the source themselves.
+   */
+  async giveUpSource(): Promise<void> {
+    const source = this.#spec.clone?.source;
+    if (source && 'targetIqn' in source && this.#session !== null)
+      await this.#options.host.iscsi.logout(source);
+  }
+
+  /**
    * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
    * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
    */
