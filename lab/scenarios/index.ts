@@ -14,7 +14,9 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   luks2,
-  postgres,
+  postgres: (say) => postgres({ from: 'kernel', to: 'kernel' }, say),
+  'postgres-userspace-to-kernel': (say) => postgres({ from: 'userspace', to: 'kernel' }, say),
+  'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
   hydration,
   refusals,
   ...Object.fromEntries(

@@ -16,7 +16,7 @@ export async function refusals(say: (line: string) => void): Promise<void> {
   });
   const cleanups: (() => unknown)[] = [];
   try {
-    const options = { from: 'kernel', to: 'kernel' } as const;
+    const options = {};
     const [source, target] = await Promise.all([
       workerOn(lab, 'source', 'target', 'kernel', options),
       workerOn(lab, 'target', 'source', 'kernel', options),
