@@ -193,7 +193,7 @@ export async function workerOn(
 export async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: MoveOptions,
+  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',
