@@ -14,7 +14,9 @@ const MIB = 2 ** 20;
 const BALLAST_MIB = 32;
 const DMSETUP = '/usr/sbin/dmsetup';
 const FILL = `${DATA_DIR}/fill`;
-const STALE = '/root/stale';
+/** On the disk, to be there after a reboot. */
+const STALE = `${DATA_DIR}/stale`;
+const RIGHT = `${DATA_DIR}/right`;
 /** In the volume's folder; neither is believed without the other. */
 const METADATA = ['clone.dm', 'clone.dm.json'] as const;
 
@@ -57,7 +59,12 @@ export async function refusals(say: (line: string) => void): Promise<void> {
       await staleMetadata(world);
     } catch (error) {
       for (const worker of [source, target])
-        console.error(`--- ${worker.name}\n${await worker.logTail().catch(String)}`);
+        console.error(
+          `--- ${worker.name}\n${(await worker.logTail().catch(String))
+            .split('\n')
+            .map((line) => line.slice(0, 400))
+            .join('\n')}`,
+        );
       throw error;
     }
   } finally {
@@ -155,14 +162,16 @@ async function unknownStatus(world: World): Promise<void> {
 async function staleMetadata(world: World): Promise<void> {
   const { lab, source, target, machineId, volumeId, history, say } = world;
   // The roles have changed.
-  const guest = lab.guest('source');
+  const [guest, other] = [lab.guest('source'), lab.guest('target')];
   const folder = `${DATA_DIR}/volumes/${volumeId}`;
-  const binding = JSON.parse(await lab.guest('target').readFile(`${STALE}/clone.dm.json`));
-  const dm = await mustRun(lab.guest('target'), ['base64', '-w0', `${STALE}/clone.dm`]);
-  await mustRun(guest, ['mkdir', '-p', STALE]);
-  await guest.writeFile(`${STALE}/clone.dm.json`, JSON.stringify({ ...binding, volumeId: 'v_another' }));
-  await mustRun(guest, ['sh', '-c', `base64 -d > ${STALE}/clone.dm`], { input: dm });
-  const putStale = () => mustRun(guest, ['cp', ...METADATA.map((name) => `${STALE}/${name}`), folder]);
+  const [metadata, binding] = METADATA;
+  const blocks = await mustRun(other, ['sh', '-c', `gzip -c ${STALE}/${metadata} | base64 -w0`]);
+  const stale = { ...JSON.parse(await other.readFile(`${STALE}/${binding}`)), volumeId: 'v_another' };
+  await mustRun(guest, ['mkdir', STALE, RIGHT]);
+  await mustRun(guest, ['sh', '-c', `base64 -d | gzip -d > ${STALE}/${metadata}`], { input: blocks });
+  await guest.writeFile(`${STALE}/${binding}`, JSON.stringify(stale));
+  const put = (from: string, to: string) =>
+    mustRun(guest, ['cp', '--remove-destination', ...METADATA.map((name) => `${from}/${name}`), to]);
 
   await source.kill();
   await source.start(crashAt('volume'));
@@ -170,29 +179,27 @@ async function staleMetadata(world: World): Promise<void> {
   const lives = history.incarnations.length;
   const { id } = await target.client.moveMachine(machineId, { target: source.name });
   await until('the death of the worker', async () => !(await source.isRunning()));
-  await putStale();
+  await put(STALE, folder);
   await source.start();
   await history.incarnation(lives, PATIENCE_MS);
+  await until('the copy', async () => (await source.client.showRun(targetRunId(id))).step === 'hydrate');
   say('metadata of another volume in a volume that arrives: made anew');
 
   await guest.kill9();
   await guest.boot();
   await prepareGuest(guest);
-  await mustRun(guest, ['mkdir', '-p', STALE, '/root/right']);
-  await mustRun(guest, ['cp', ...METADATA.map((name) => `${folder}/${name}`), '/root/right']);
-  await guest.writeFile(`${STALE}/clone.dm.json`, JSON.stringify({ ...binding, volumeId: 'v_another' }));
-  await mustRun(guest, ['sh', '-c', `base64 -d > ${STALE}/clone.dm`], { input: dm });
-  await putStale();
+  await put(folder, RIGHT);
+  await put(STALE, folder);
   await source.start();
   const before = history.incarnations.length;
   await until('the reason', async () => {
     const { conditions } = await source.client.why(machineId);
-    console.log(conditions);
     return conditions.some(({ message }) => /is of v_another/.test(message));
   });
   assert.deepEqual(await mustRun(guest, ['dmsetup', 'ls']), 'No devices found');
   assert.equal(history.incarnations.length, before, 'it wrote over blocks that are not known');
-  await mustRun(guest, ['cp', ...METADATA.map((name) => `/root/right/${name}`), folder]);
+  await put(RIGHT, folder);
+  await source.client.startMachine(machineId);
   await history.incarnation(before, PATIENCE_MS);
   await mustRun(lab.guest('target'), ['tc', 'qdisc', 'delete', 'dev', 'vec0', 'root']);
   await done(world, target, id);
@@ -212,6 +219,7 @@ async function refused(
 ): Promise<void> {
   const { id } = await source.client.moveMachine(machineId, { target: target.name });
   const repair = await arrange?.();
+  await source.client.nudgeRun(id);
   const run = await ended(source, id);
   assert.equal(run.state, 'undone', what);
   assert.match(run.error?.nextAction ?? '', /\w/);
@@ -229,7 +237,10 @@ async function refused(
     assert.match(run.error.message, expected);
   }
   await repair?.();
-  if (typeof expected === 'string') assert.equal((await ended(target, targetRunId(id))).state, 'undone');
+  if (typeof expected === 'string') {
+    await target.client.nudgeRun(targetRunId(id));
+    assert.equal((await ended(target, targetRunId(id))).state, 'undone');
+  }
   await assertNothingLeft(target, 'kernel', { machineId, volumeId });
   assert.deepEqual([...(await target.client.listMachines()), ...(await target.client.listVolumes())], []);
   await history.more(3, PATIENCE_MS);
