@@ -29,10 +29,9 @@ export async function sourceGone(say: (line: string) => void): Promise<void> {
   const cleanups: (() => unknown)[] = [];
   const workers: LabWorker[] = [];
   try {
-    const options = { from: 'kernel', to: 'kernel' } as const;
     const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', 'kernel', options),
-      workerOn(lab, 'target', 'source', 'kernel', options),
+      workerOn(lab, 'source', 'target', 'kernel', {}),
+      workerOn(lab, 'target', 'source', 'kernel', {}),
     ]);
     workers.push(source, target);
     await Promise.all([source.start(), target.start()]);
@@ -40,7 +39,7 @@ export async function sourceGone(say: (line: string) => void): Promise<void> {
       { after: (work) => void cleanups.push(work as () => unknown) },
       '0.0.0.0',
     );
-    const { machineId, volumeId } = await writerMachine(source, collector.port, options);
+    const { machineId, volumeId } = await writerMachine(source, collector.port, {});
     const history = collector.history('writer');
     await history.more(5, PATIENCE_MS);
     await source.client.execInMachine(machineId, {
@@ -77,7 +76,7 @@ export async function sourceGone(say: (line: string) => void): Promise<void> {
     await target.cli('runs', 'force', inside, 'forget', '--yes');
     await target.client.destroyMachine(machineId, { force: true });
     say(`the machine is given up; its reader: ${await reader}`);
-    await assertNothingLeft(target.member, 'kernel', volumeId);
+    await assertNothingLeft(target, 'kernel', { machineId, volumeId });
     await target.client.destroyVolume(volumeId, { force: true });
     const left = await target.client.listVolumes();
     assert.deepEqual(left, []);

@@ -376,6 +376,9 @@ export class KernelVolume {
     const binding = await requireCloneBinding(volumeDir, identity);
     if (binding.whole) return;
     this.#isClone = true;
+    // What the stack will need when the machine is down.
+    await this.#options.host.mapper.requireTarget('clone');
+    if (this.#unlocked) await this.#options.host.mapper.requireTarget('crypt');
     this.#session = await this.#options.host.iscsi.login(source);
   }
 
@@ -403,7 +406,8 @@ export class KernelVolume {
     });
     this.#clone = { source, session: this.#session, disk, metadataLoop };
     await this.#markUnused(cloneDevice);
-    await this.#readStatus();
+    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
+    await this.#readStatus().catch((error: unknown) => this.#noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
 
@@ -518,9 +522,7 @@ export class KernelVolume {
         void this.#exclusively(async () => {
           if (!stopped) await this.#tick();
         })
-          .catch((error: unknown) => {
-            this.#lastError = messageOf(error);
-          })
+          .catch((error: unknown) => this.#noteError(error))
           .finally(() => {
             if (!stopped) next();
           });
@@ -539,7 +541,11 @@ export class KernelVolume {
     const nowMs = this.#options.clock.monotonicMs();
     const guestBefore = this.#guest;
     this.#lastError = null;
-    await this.#readStatus();
+    await this.#readStatus().catch(async (error: unknown) => {
+      // Nobody would see how the guest fares beside the copy.
+      await this.#pause().catch(() => {});
+      throw error;
+    });
     const state = await this.#options.host.iscsi.state(this.#clone.session);
     if (state === SESSION_UP) this.#lostSinceMs = null;
     else this.#lostSinceMs ??= nowMs;
@@ -591,16 +597,25 @@ export class KernelVolume {
     const { paused } = this.#hydration.settings;
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
-    if (paused && this.#hydration.enabled) {
-      await mapper.message(names.clone, ['disable_hydration']);
-      this.#hydration.enabled = false;
-    }
+    if (paused) await this.#pause();
     if (!paused && !this.#hydration.enabled) {
       await this.#trim();
       await mapper.message(names.clone, ['enable_hydration']);
       this.#hydration.enabled = true;
       this.#hydration.control = null;
     }
+  }
+
+  async #pause(): Promise<void> {
+    if (!this.#hydration.enabled) return;
+    const { clone } = mapperNames(this.#spec.volumeId);
+    await this.#options.host.mapper.message(clone, ['disable_hydration']);
+    this.#hydration.enabled = false;
+  }
+
+  #noteError(error: unknown): void {
+    const { code, message } = toWireError(error);
+    this.#lastError = `${code}: ${message}`;
   }
 
   /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
@@ -647,8 +662,13 @@ export class KernelVolume {
   }
 
   #hydrationStatus(): HydrationStatus | null {
-    const status = this.#status;
-    if (this.#clone === null || status === null) return this.#finalHydration;
+    if (this.#clone === null) return this.#finalHydration;
+    // As long as it is not known what is here, nothing is.
+    const status = this.#status ?? {
+      regionsTotal: this.#spec.lengthBytes / BLOCK_BYTES,
+      regionsHydrated: 0,
+      regionsHydrating: 0,
+    };
     const missing = status.regionsTotal - status.regionsHydrated;
     const first = this.#samples[0];
     const last = this.#samples.at(-1);
