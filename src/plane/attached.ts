@@ -626,10 +626,10 @@ export class KernelVolume {
   async #pulse(): Promise<void> {
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
+    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
+    await this.#setCopies(false);
     try {
       await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
-      // Changing the flag is what wakes its worker; it would look by itself once a second.
-      await this.#setCopies(false);
       await this.#setCopies(true);
     } finally {
       await mapper.resume(names.gate);

@@ -80,7 +80,11 @@ const KIB = 2 ** 10;
 const MIB = 2 ** 20;
 
 /** A copy that brings so much while it runs, under a rate: what came in each tick. */
-function copied(ticks: number, rateBytesPerSecondMax: number, bytesPerMs: (tick: number) => number): number[] {
+function copied(
+  ticks: number,
+  rateBytesPerSecondMax: number,
+  bytesPerMs: (tick: number) => number,
+): number[] {
   let pace = firstPace(0);
   const brought: number[] = [];
   let ranMs = 0;

@@ -158,10 +158,7 @@ export function limitsAtRate(limits: HydrationLimits, rateBytesPerSecondMax: num
   const regionsIn = (spanMs: number) => Math.floor((rateBytesPerSecondMax * spanMs) / 1000 / BLOCK_BYTES);
   return {
     ...limits,
-    thresholdMax: Math.max(
-      limits.thresholdMin,
-      Math.min(limits.thresholdMax, regionsIn(IN_FLIGHT_SPAN_MS)),
-    ),
+    thresholdMax: Math.max(limits.thresholdMin, Math.min(limits.thresholdMax, regionsIn(IN_FLIGHT_SPAN_MS))),
     floorRegions: Math.min(limits.floorRegions, Math.ceil(regionsIn(limits.floorSpanMs) / 2)),
   };
 }
