@@ -145,8 +145,7 @@ class Load {
     await clock.sleep(Math.max(0, this.#startedMs + MEASURED_MS + STATUS_MS - clock.monotonicMs()));
     this.#child.kill('SIGINT');
     const text = await this.#output;
-    const [first] = text.slice(text.indexOf('{')).split(/^(?=\{)/m);
-    const { jobs } = JSON.parse(first!) as {
+    const { jobs } = JSON.parse(/^\{$.*?^\}$/ms.exec(text)![0]) as {
       jobs: { read: { iops: number; clat_ns: { percentile?: Record<string, number> } } }[];
     };
     const read = jobs[0]!.read;
