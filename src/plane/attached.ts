@@ -582,7 +582,7 @@ export class KernelVolume {
     this.#hydration.control = control;
     const names = mapperNames(this.#spec.volumeId);
     if (control.threshold !== status.hydrationThreshold)
-      await this.#options.host.mapper.message(names.clone, [
+      await this.#options.host.control.message(names.clone, [
         'hydration_threshold',
         String(control.threshold),
       ]);
@@ -616,7 +616,7 @@ export class KernelVolume {
 
   async #setCopies(copies: boolean): Promise<void> {
     if (this.#hydration.copies === copies) return;
-    await this.#options.host.mapper.message(mapperNames(this.#spec.volumeId).clone, [
+    await this.#options.host.control.message(mapperNames(this.#spec.volumeId).clone, [
       copies ? 'enable_hydration' : 'disable_hydration',
     ]);
     this.#hydration.copies = copies;
@@ -624,15 +624,27 @@ export class KernelVolume {
 
   /** Holds the guest until none of its I/O is in flight, and lets dm-clone look for what to copy next. */
   async #pulse(): Promise<void> {
-    const { mapper } = this.#options.host;
-    const names = mapperNames(this.#spec.volumeId);
+    const { clock, host } = this.#options;
+    const { gate } = mapperNames(this.#spec.volumeId);
     // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
     await this.#setCopies(false);
+    let ended = false;
+    // A process, which can be killed; it is seen to have done its work before it has ended.
+    const suspending = host.mapper
+      .suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS })
+      .finally(() => {
+        ended = true;
+      });
+    suspending.catch(() => {}); // told below
     try {
-      await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
+      while (!ended && !(await host.control.suspended(gate))) await clock.sleep(1);
       await this.#setCopies(true);
+      await host.control.resume(gate);
+      await suspending;
     } finally {
-      await mapper.resume(names.gate);
+      // Whatever went wrong, the guest is not left held.
+      await suspending.catch(() => {});
+      if (await host.control.suspended(gate)) await host.mapper.resume(gate);
     }
   }
 
@@ -678,9 +690,9 @@ export class KernelVolume {
   }
 
   async #readStatus(): Promise<void> {
-    const { mapper } = this.#options.host;
+    const { control } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
-    const status = parseCloneStatus((await mapper.status(names.clone)).text);
+    const status = parseCloneStatus((await control.status(names.clone)).text);
     if (status.mode === 'failed' || status.mode === 'readonly') {
       this.#lastError = `PLANE_METADATA_FAILED: the metadata of the clone is ${status.mode}`;
       if (status.mode === 'failed') return;
