@@ -66,7 +66,7 @@ test('a device that is in use is not removed, and one that is gone is', async ()
 test('status and table of one target', async () => {
   const mapper = new DeviceMapper(
     new RecordedTools([
-      { argv: ['dmsetup', 'status', 'godwit-x'], stdout: '0 262144 linear \n' },
+      { argv: ['dmsetup', 'status', '--noflush', 'godwit-x'], stdout: '0 262144 linear \n' },
       {
         argv: ['dmsetup', 'table', 'godwit-x-crypt'],
         stdout: `0 262144 crypt aes-xts-plain64 ${'0'.repeat(128)} 0 254:1 0 2 allow_discards sector_size:4096\n`,

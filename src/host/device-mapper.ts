@@ -44,9 +44,12 @@ export class DeviceMapper {
     throw this.#failure(argv as never, output);
   }
 
-  /** The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target: 'clone', text: '8 105/1024 …'}`. */
+  /**
+   * The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target: 'clone', text: '8 105/1024 …'}`. Without
+   * --noflush a target like dm-clone would commit its metadata first, and flush its disks for it, at every look.
+   */
   async status(name: string): Promise<{ sectors: number; target: string; text: string }> {
-    return parseLine('status', await this.#must(['dmsetup', 'status', checkName(name)]));
+    return parseLine('status', await this.#must(['dmsetup', 'status', '--noflush', checkName(name)]));
   }
 
   /** The active table; keys are shown as zeros. */

@@ -407,6 +407,7 @@ export class AttachedVolume {
       ...status,
       lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null,
       transport: transportOf(this.#spec.clone?.source),
+      missesKept: true,
     };
   }
 
