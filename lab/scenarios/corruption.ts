@@ -25,10 +25,9 @@ export async function corruption(say: (line: string) => void): Promise<void> {
     guests: ['source', 'target'].map((name) => ({ name, diskBytes: [2 ** 31] })),
   });
   try {
-    const options = { from: 'kernel', to: 'kernel' } as const;
     const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', 'kernel', options),
-      workerOn(lab, 'target', 'source', 'kernel', options),
+      workerOn(lab, 'source', 'target', 'kernel', {}),
+      workerOn(lab, 'target', 'source', 'kernel', {}),
     ]);
     await Promise.all([source.start(), target.start()]);
     const volume = await source.client.createVolume({

@@ -9,17 +9,18 @@ import { prepareGuest } from '../prepare.ts';
 const PROGRAM = fileURLToPath(new URL('../hydration-program.ts', import.meta.url));
 const PLAN_FILE = '/root/plan.json';
 const ROUND_TRIP_MS = 2;
-const MODES: readonly { mode: Mode; name: string }[] = [
+const WAYS: readonly { mode: Mode; name: string }[] = [
   { mode: 'default', name: 'dm-clone, its defaults (1/1)' },
   { mode: 'tuned', name: 'dm-clone, 64/64' },
-  { mode: 'plane', name: 'kernel plane' },
+  { mode: 'kernel', name: 'kernel plane' },
+  { mode: 'userspace', name: 'userspace plane' },
 ];
 
 /**
  * The table of docs/kernel-plane.md: one sealed volume, one target guest, one load, three ways to clone. Held to: the kernel plane becomes whole under a load with
  * which dm-clone as it comes does not.
  */
-export async function hydration(say: (line: string) => void): Promise<void> {
+export async function hydration(say: (line: string) => void, ways = WAYS): Promise<void> {
   const lab = await Lab.start({
     guests: [
       { name: 'source', diskBytes: [2 ** 31] },
@@ -34,15 +35,23 @@ export async function hydration(say: (line: string) => void): Promise<void> {
     await lab.shape(source, { delayMs: ROUND_TRIP_MS });
     say('a sealed volume is exported');
     const results: Result[] = [];
-    for (const { mode, name } of MODES) {
+    for (const { mode, name } of ways) {
+      // Every one begins with cold caches.
+      for (const guest of [source, target])
+        await mustRun(guest, ['sh', '-c', 'sync; echo 3 > /proc/sys/vm/drop_caches']);
       results.push(JSON.parse(await program(target, 'target', mode, PLAN_FILE)) as Result);
-      say(`${name}: measured`);
+      if (mode === 'kernel')
+        (await import('node:fs')).writeFileSync(
+          '/tmp/urow/prof.json',
+          await target.readFile('/run/prof.json'),
+        );
+      say(`${name}: measured ${JSON.stringify(results.at(-1))}`);
     }
     console.log(
       table(
         ['', 'usable', 'read p50', 'read p99', 'reads/s', 'over the wire', 'source released'],
         results.map((result, index) => [
-          MODES[index]!.name,
+          ways[index]!.name,
           `${Math.round(result.usableMs)} ms`,
           `${result.readP50Ms.toFixed(1)} ms`,
           `${result.readP99Ms.toFixed(1)} ms`,

@@ -86,7 +86,7 @@ export async function mountFuse(options: {
         {
           values: { kernelMinor },
           nextAction:
-            'Use Linux 6.9 or newer, or allow volumes whose server must not die: everything works, but its death is an I/O error for the machine.',
+            'Use Linux 6.9 or newer; or, where the kernel has dm-clone, a worker of the kernel plane. `godwit doctor` says what this host can do.',
         },
       );
     }

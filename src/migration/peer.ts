@@ -192,7 +192,8 @@ export const TargetStatus = Type.Object({
       presentBytes: Type.Integer(),
       exposedBytes: Type.Integer(),
       wireBytes: Type.Integer(),
-      blocksFetchedTwice: Type.Integer(),
+      /** null: not counted. */
+      blocksFetchedTwice: Type.Union([Type.Integer(), Type.Null()]),
       bytesPerSecond: Type.Number(),
       etaMs: Type.Union([Type.Number(), Type.Null()]),
     }),

@@ -56,10 +56,14 @@ import { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
 import {
   decideHydration,
+  decidePace,
   firstControl,
+  firstPace,
   HYDRATION_LIMITS,
   type HydrationControl,
   type HydrationLimits,
+  type HydrationPace,
+  limitsAtRate,
 } from './hydration-control.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames, PLANE_FILES } from './names.ts';
@@ -83,6 +87,15 @@ const COUNT_DEADLINE_MS = 10_000;
 const DISCARDS_MAX = 1024;
 /** sysfs of a session that can carry I/O. */
 const SESSION_UP = 'LOGGED_IN';
+
+/** What the kernel does not tell of a guest. */
+const UNCOUNTED = {
+  misses: null,
+  readLatencyP50Ms: null,
+  readLatencyP99Ms: null,
+  missLatencyP50Ms: null,
+  missLatencyP99Ms: null,
+};
 
 /** What a clone is made of while it is one. */
 type Clone = { source: SourceSpec; session: IscsiSession; disk: string; metadataLoop: string };
@@ -112,7 +125,13 @@ export class KernelVolume {
   #hydration: {
     settings: HydrationSettings;
     control: HydrationControl | null;
+    pace: HydrationPace | null;
+    /** Not paused, and trimmed. */
     enabled: boolean;
+    /** What dm-clone was told last. */
+    copies: boolean;
+    /** In the last tick. */
+    ranMs: number;
     trimmed: boolean;
   };
   #status: CloneStatus | null = null;
@@ -134,7 +153,10 @@ export class KernelVolume {
     this.#hydration = {
       settings: spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 },
       control: null,
+      pace: null,
       enabled: false,
+      copies: false,
+      ranMs: 0,
       trimmed: false,
     };
   }
@@ -310,6 +332,16 @@ export class KernelVolume {
   }
 
   /**
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
+   * queue of the others, which may be waiting for the source themselves.
+   */
+  async giveUpSource(): Promise<void> {
+    const source = this.#spec.clone?.source;
+    if (source && 'targetIqn' in source && this.#session !== null)
+      await this.#options.host.iscsi.logout(source);
+  }
+
+  /**
    * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so the disk itself is
    * held against the source.
    */
@@ -401,6 +433,9 @@ export class KernelVolume {
     const binding = await requireCloneBinding(volumeDir, identity);
     if (binding.whole) return;
     this.#isClone = true;
+    // What the stack will need when the machine is down.
+    await this.#options.host.mapper.requireTarget('clone');
+    if (this.#unlocked) await this.#options.host.mapper.requireTarget('crypt');
     this.#session = await this.#options.host.iscsi.login(source);
   }
 
@@ -428,7 +463,8 @@ export class KernelVolume {
     });
     this.#clone = { source, session: this.#session, disk, metadataLoop };
     await this.#markUnused(cloneDevice);
-    await this.#readStatus();
+    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
+    await this.#readStatus().catch((error: unknown) => this.#noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
 
@@ -554,9 +590,7 @@ export class KernelVolume {
         void this.#exclusively(async () => {
           if (!stopped) await this.#tick();
         })
-          .catch((error: unknown) => {
-            this.#lastError = messageOf(error);
-          })
+          .catch((error: unknown) => this.#noteError(error))
           .finally(() => {
             if (!stopped) next();
           });
@@ -574,8 +608,14 @@ export class KernelVolume {
     if (this.#clone === null) return;
     const nowMs = this.#options.clock.monotonicMs();
     const guestBefore = this.#guest;
+    const statusBefore = this.#status;
+    const wireBytesBefore = this.#wireBytes;
     this.#lastError = null;
-    await this.#readStatus();
+    await this.#readStatus().catch(async (error: unknown) => {
+      // Nobody would see how the guest fares beside the copy.
+      await this.#pause().catch(() => {});
+      throw error;
+    });
     const state = await this.#options.host.iscsi.state(this.#clone.session);
     if (state === SESSION_UP) this.#lostSinceMs = null;
     else this.#lostSinceMs ??= nowMs;
@@ -584,6 +624,10 @@ export class KernelVolume {
     const status = this.#status;
     if (!enabled || settings.paused || status === null || this.#lostSinceMs !== null) return;
     if (status.regionsHydrated >= status.regionsTotal) return;
+    // What the guest writes or discards becomes local too, and what it misses comes over the wire too: the copy is in both.
+    const localBytes = (status.regionsHydrated - (statusBefore?.regionsHydrated ?? 0)) * BLOCK_BYTES;
+    const runMs = this.#runMs(nowMs, Math.min(localBytes, this.#wireBytes - wireBytesBefore));
+    if (runMs === 0) return this.#setCopies(false);
     const limits = this.#limits();
     this.#hydration.control ??= firstControl(status.regionsHydrated, nowMs, limits);
     const guest = this.#guest;
@@ -600,16 +644,49 @@ export class KernelVolume {
     this.#hydration.control = control;
     const names = mapperNames(this.#spec.volumeId);
     if (control.threshold !== status.hydrationThreshold)
-      await this.#options.host.mapper.message(names.clone, [
+      await this.#options.host.control.message(names.clone, [
         'hydration_threshold',
         String(control.threshold),
       ]);
+    const runsFromMs = this.#options.clock.monotonicMs();
     if (pulse) await this.#pulse();
+    else await this.#setCopies(true);
+    if (runMs < TICK_MS) {
+      await this.#options.clock.sleep(runMs);
+      await this.#setCopies(false);
+      this.#hydration.ranMs = this.#options.clock.monotonicMs() - runsFromMs;
+    } else this.#hydration.ranMs = TICK_MS;
+  }
+
+  /** For how long of the next tick the copy runs. */
+  #runMs(nowMs: number, copiedBytes: number): number {
+    const { pace, settings, ranMs } = this.#hydration;
+    this.#hydration.ranMs = 0;
+    if (settings.rateBytesPerSecondMax === 0) {
+      this.#hydration.pace = null;
+      return TICK_MS;
+    }
+    const decided = decidePace(
+      pace ?? firstPace(nowMs - TICK_MS),
+      { atMs: nowMs, copiedBytes: pace === null ? 0 : copiedBytes, ranMs },
+      settings.rateBytesPerSecondMax,
+      TICK_MS,
+    );
+    this.#hydration.pace = decided.pace;
+    return decided.runMs;
+  }
+
+  async #setCopies(copies: boolean): Promise<void> {
+    if (this.#hydration.copies === copies) return;
+    await this.#options.host.control.message(mapperNames(this.#spec.volumeId).clone, [
+      copies ? 'enable_hydration' : 'disable_hydration',
+    ]);
+    this.#hydration.copies = copies;
   }
 
   /** Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null: not known. */
   async #guestWrites(): Promise<GuestWrites | null> {
-    const { mapper } = this.#options.host;
+    const { control, mapper } = this.#options.host;
     const past = (await readCloneBinding(this.#spec.volumeDir))?.guestWrites?.past;
     if (!past || this.#top === null) return null;
     const names = mapperNames(this.#spec.volumeId);
@@ -618,23 +695,37 @@ export class KernelVolume {
     try {
       await mapper.suspend(top, { flush: false, deadlineMs: COUNT_DEADLINE_MS });
       now = await statisticsOf(this.#top);
+      await control.resume(top);
     } finally {
-      await mapper.resume(top);
+      // Whatever went wrong, the guest is not left held.
+      if (await control.suspended(top)) await mapper.resume(top);
     }
     return now && { ...addCounts(past, now), sectorBytes: this.#unlocked ? 4096 : 512 };
   }
 
   /** Holds the guest until none of its I/O is in flight, and lets dm-clone look for what to copy next. */
   async #pulse(): Promise<void> {
-    const { mapper } = this.#options.host;
-    const names = mapperNames(this.#spec.volumeId);
+    const { clock, host } = this.#options;
+    const { gate } = mapperNames(this.#spec.volumeId);
+    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
+    await this.#setCopies(false);
+    let ended = false;
+    // A process, which can be killed; it is seen to have done its work before it has ended.
+    const suspending = host.mapper
+      .suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS })
+      .finally(() => {
+        ended = true;
+      });
+    suspending.catch(() => {}); // told below
     try {
-      await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
-      // Changing the flag is what wakes its worker; it would look by itself once a second.
-      await mapper.message(names.clone, ['disable_hydration']);
-      await mapper.message(names.clone, ['enable_hydration']);
+      while (!ended && !(await host.control.suspended(gate))) await clock.sleep(1);
+      await this.#setCopies(true);
+      await host.control.resume(gate);
+      await suspending;
     } finally {
-      await mapper.resume(names.gate);
+      // Whatever went wrong, the guest is not left held.
+      await suspending.catch(() => {});
+      if (await host.control.suspended(gate)) await host.mapper.resume(gate);
     }
   }
 
@@ -642,18 +733,24 @@ export class KernelVolume {
   async #applySettings(): Promise<void> {
     if (this.#clone === null || this.#access !== 'writable') return;
     const { paused } = this.#hydration.settings;
-    const { mapper } = this.#options.host;
-    const names = mapperNames(this.#spec.volumeId);
-    if (paused && this.#hydration.enabled) {
-      await mapper.message(names.clone, ['disable_hydration']);
-      this.#hydration.enabled = false;
-    }
+    if (paused) await this.#pause();
     if (!paused && !this.#hydration.enabled) {
       await this.#trim();
-      await mapper.message(names.clone, ['enable_hydration']);
       this.#hydration.enabled = true;
       this.#hydration.control = null;
+      this.#hydration.pace = null;
     }
+  }
+
+  async #pause(): Promise<void> {
+    if (!this.#hydration.enabled) return;
+    await this.#setCopies(false);
+    this.#hydration.enabled = false;
+  }
+
+  #noteError(error: unknown): void {
+    const { code, message } = toWireError(error);
+    this.#lastError = `${code}: ${message}`;
   }
 
   /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
@@ -672,13 +769,16 @@ export class KernelVolume {
   }
 
   #limits(): HydrationLimits {
-    return this.#options.limits ?? HYDRATION_LIMITS;
+    return limitsAtRate(
+      this.#options.limits ?? HYDRATION_LIMITS,
+      this.#hydration.settings.rateBytesPerSecondMax,
+    );
   }
 
   async #readStatus(): Promise<void> {
-    const { mapper } = this.#options.host;
+    const { control } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
-    const status = parseCloneStatus((await mapper.status(names.clone)).text);
+    const status = parseCloneStatus((await control.status(names.clone)).text);
     if (status.mode === 'failed' || status.mode === 'readonly') {
       this.#lastError = `PLANE_METADATA_FAILED: the metadata of the clone is ${status.mode}`;
       if (status.mode === 'failed') return;
@@ -700,8 +800,13 @@ export class KernelVolume {
   }
 
   #hydrationStatus(): HydrationStatus | null {
-    const status = this.#status;
-    if (this.#clone === null || status === null) return this.#finalHydration;
+    if (this.#clone === null) return this.#finalHydration;
+    // As long as it is not known what is here, nothing is.
+    const status = this.#status ?? {
+      regionsTotal: this.#spec.lengthBytes / BLOCK_BYTES,
+      regionsHydrated: 0,
+      regionsHydrating: 0,
+    };
     const missing = status.regionsTotal - status.regionsHydrated;
     const first = this.#samples[0];
     const last = this.#samples.at(-1);
@@ -726,8 +831,9 @@ export class KernelVolume {
       blocksPresent: whole ? status.regionsTotal : Math.min(status.regionsHydrated, status.regionsTotal - 1),
       exposedBytes,
       wireBytes: this.#wireBytes,
-      // Not known: a read miss is not kept, and what dm-clone copies afterwards comes again.
-      blocksFetchedTwice: 0,
+      // A read miss comes again, when it is read again and when it is copied; dm-clone counts none of it.
+      blocksFetchedTwice: null,
+      missesKept: false,
       bytesPerSecond,
       etaMs: whole
         ? 0
@@ -742,9 +848,8 @@ export class KernelVolume {
 
   #guestStatistics(): GuestStatistics {
     const guest = this.#guest;
-    if (guest === null) return NO_GUEST;
-    const { reads, readBytes, writes, writeBytes, flushes } = guest;
-    return { ...NO_GUEST, reads, readBytes, writes, writeBytes, flushes };
+    const { reads, readBytes, writes, writeBytes, flushes } = guest ?? NO_GUEST;
+    return { ...UNCOUNTED, reads, readBytes, writes, writeBytes, flushes };
   }
 
   get #sectors(): number {

@@ -95,6 +95,13 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
   return [...conditions, ...hydrationConditions(volume.hydration)];
 }
 
+/** What an operator sees as more bytes over the wire than the volume has. */
+function missesOf({ missesKept }: { missesKept: boolean }): string {
+  return missesKept
+    ? ''
+    : '; what is read of them meanwhile is not kept (kernel plane), so it comes again, and misses are not counted';
+}
+
 function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
   if (!hydration || hydration.exposedBytes === 0) return [];
   const mebibytes = Math.ceil(hydration.exposedBytes / 2 ** 20);
@@ -113,7 +120,7 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       message:
         hydration.state === 'paused'
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
-          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}`,
+          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
       nextAction:
