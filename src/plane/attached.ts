@@ -52,7 +52,7 @@ import {
   requireCloneBinding,
   writeCloneBinding,
 } from './clone-binding.ts';
-import { openDiskProof } from './disk-proof.ts';
+import type { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
 import {
   decideHydration,
@@ -357,9 +357,13 @@ export class KernelVolume {
   compare(request: CompareRequest): Promise<CompareReply> {
     return this.#prove(async () => {
       if (this.#clone !== null) requireWhole(this.#status);
-      this.#proof ??= await openDiskProof(this.#spec.volumeDir, this.#spec.lengthBytes, () =>
-        this.#exclusively(() => this.#guestWrites()),
-      );
+      if (this.#proof === null) {
+        // Code that only the end of a move needs.
+        const { openDiskProof } = await import('./disk-proof.ts');
+        const { volumeDir, lengthBytes } = this.#spec;
+        const guestWrites = () => this.#exclusively(() => this.#guestWrites());
+        this.#proof = await openDiskProof(volumeDir, lengthBytes, guestWrites);
+      }
       return this.#proof.proof.compare(request);
     });
   }
