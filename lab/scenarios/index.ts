@@ -4,6 +4,7 @@ import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
+import { sourceGone } from './source-gone.ts';
 import { TROUBLE } from './trouble.ts';
 
 /** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
@@ -19,6 +20,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
   hydration,
   refusals,
+  'source-gone': sourceGone,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,
@@ -28,4 +30,13 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
 };
 
 /** Those that `npm run lab` runs when it is not told which. */
-export const SHORT = ['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace', 'postgres'];
+export const SHORT: readonly string[] = [
+  'guests',
+  'kernel-to-kernel',
+  'userspace-to-kernel',
+  'kernel-to-userspace',
+  'postgres',
+];
+
+/** Measurements: nothing else runs beside them. */
+export const ALONE: ReadonlySet<string> = new Set(['hydration']);

@@ -143,17 +143,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     if (!options.encrypted) await assertClean(target, volumeId);
     say('nothing lost, nothing left, filesystem clean');
   } catch (error) {
-    for (const worker of workers) {
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
-      const shims = await worker.member
-        .run([
-          'sh',
-          '-c',
-          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
-        ])
-        .catch(() => null);
-      if (shims && isGuest(worker.member)) console.error(shims.stdout);
-    }
+    await tellStates(workers);
     throw error;
   } finally {
     for (const cleanup of cleanups) await cleanup();
@@ -167,7 +157,7 @@ export async function workerOn(
   name: string,
   peer: string,
   plane: Plane,
-  options: Pick<MoveOptions, 'encrypted' | 'flags'>,
+  options: Partial<MoveOptions>,
 ): Promise<LabWorker> {
   const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
   const peers = lab.members.filter((other) => other.name === peer);
@@ -193,7 +183,7 @@ export async function workerOn(
 export async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  options: Partial<MoveOptions>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',
@@ -253,6 +243,21 @@ export async function assertNothingLeft(
 
 async function assertClean({ member, dataDir }: LabWorker, volumeId: string): Promise<void> {
   await mustRun(member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
+}
+
+/** For the person who reads of a failure: ends of logs, what the kernel has, what each process waits for. */
+export async function tellStates(workers: readonly LabWorker[]): Promise<void> {
+  for (const worker of workers) {
+    console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    const shims = await worker.member
+      .run([
+        'sh',
+        '-c',
+        `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+      ])
+      .catch(() => null);
+    if (shims && isGuest(worker.member)) console.error(shims.stdout);
+  }
 }
 
 /** A host's worker is killed with the lab; what its machines have in the kernel of this machine would stay. */

@@ -7,7 +7,7 @@ import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
-import { assertNothingLeft, PATIENCE_MS, until, workerOn, writerMachine } from './move.ts';
+import { assertNothingLeft, PATIENCE_MS, tellStates, until, workerOn, writerMachine } from './move.ts';
 import { crashAt } from './trouble.ts';
 
 const MIB = 2 ** 20;
@@ -58,13 +58,7 @@ export async function refusals(say: (line: string) => void): Promise<void> {
       await unknownStatus(world);
       await staleMetadata(world);
     } catch (error) {
-      for (const worker of [source, target])
-        console.error(
-          `--- ${worker.name}\n${(await worker.logTail().catch(String))
-            .split('\n')
-            .map((line) => line.slice(0, 400))
-            .join('\n')}`,
-        );
+      await tellStates([source, target]);
       throw error;
     }
   } finally {

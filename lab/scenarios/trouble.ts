@@ -25,11 +25,13 @@ const STEPS = [
   'reserve',
   'volume',
   'attach',
+  'await',
   'activate',
   'boot',
   'healthy',
   'settle',
   'hydrate',
+  'prove',
   'finish',
 ] as const;
 

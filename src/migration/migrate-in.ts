@@ -212,7 +212,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
             if (hydration.state === 'source-lost') {
               context.waiting(
                 `${context.input.sourceWorker} does not answer, and some blocks are only there`,
-                `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on.`,
+                `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on. If it never comes back, what was not fetched is lost: ` +
+                  `\`godwit runs force ${context.runId} forget --yes\`, then \`godwit machine destroy ${context.input.machineName} --force\`.`,
               );
             } else {
               context.waiting(

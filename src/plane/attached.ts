@@ -1,7 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { open, readFile, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { attachLoop } from '../attach/loop.ts';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
   Access,
@@ -20,7 +19,9 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
+import { attachLoop } from '../host/losetup.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
 import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
@@ -63,7 +64,6 @@ const RATE_SPAN_MS = 5_000;
 const BATCH_REGIONS = 64;
 /** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
 const PULSE_DEADLINE_MS = 2_000;
-const TRIM_DEADLINE_MS = 300_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
 /** sysfs of a session that can carry I/O. */
@@ -288,6 +288,16 @@ export class KernelVolume {
       });
       await removeFreeMap(this.#spec.volumeDir);
     });
+  }
+
+  /**
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
+   * queue of the others, which may be waiting for the source themselves.
+   */
+  async giveUpSource(): Promise<void> {
+    const source = this.#spec.clone?.source;
+    if (source && 'targetIqn' in source && this.#session !== null)
+      await this.#options.host.iscsi.logout(source);
   }
 
   /**
@@ -616,11 +626,8 @@ export class KernelVolume {
     try {
       const place = await mountPlaceOf(this.#top);
       if (place === null) return;
-      const output = await this.#options.host.tools.run(['fstrim', '--verbose', place], {
-        deadlineMs: TRIM_DEADLINE_MS,
-      });
-      if (output.exitCode !== 0) throw new Error(output.stderr.trim());
-      this.#options.logger.info({ said: output.stdout.trim() }, 'trimmed');
+      const trimmedBytes = await fstrim(this.#options.host.tools, place);
+      this.#options.logger.info({ trimmedBytes }, 'trimmed');
     } catch (error) {
       this.#options.logger.warn({ reason: messageOf(error) }, 'not trimmed; unused blocks are fetched too');
     }

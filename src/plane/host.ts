@@ -20,6 +20,6 @@ export function systemPlaneHost(clock: Clock): PlaneHost {
       databaseDir: DATABASE_DIRS.find((folder) => existsSync(`${folder}/iscsid.conf`)) ?? DATABASE_DIRS[0],
       sysfsDir: SESSION_DIR,
     }),
-    lio: new Lio(systemConfigTree),
+    lio: new Lio(systemConfigTree(clock)),
   };
 }
