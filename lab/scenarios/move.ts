@@ -157,7 +157,7 @@ export async function workerOn(
   name: string,
   peer: string,
   plane: Plane,
-  options: Pick<MoveOptions, 'encrypted' | 'flags'>,
+  options: Partial<MoveOptions>,
 ): Promise<LabWorker> {
   const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
   const peers = lab.members.filter((other) => other.name === peer);
@@ -183,7 +183,7 @@ export async function workerOn(
 export async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  options: Partial<MoveOptions>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',

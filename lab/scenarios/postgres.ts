@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { postgresClient, preparePostgres, readPostgres } from '../../demo/clients.ts';
 import { postgresMachine } from '../../demo/machines.ts';
-import { messageOf } from '../../src/base/errors.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { type Member, mustRun } from '../member.ts';
@@ -16,6 +15,7 @@ import {
   isGuest,
   leftOn,
   type Plane,
+  tellStates,
   until,
   workerOn,
 } from './move.ts';
@@ -109,8 +109,7 @@ export async function postgres(
       `${report.acknowledged.length} commits, none lost; cryptsetup opens the volume and the retained one, and their filesystems are clean`,
     );
   } catch (error) {
-    for (const worker of workers)
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    await tellStates(workers);
     throw error;
   } finally {
     server?.close();

@@ -7,7 +7,7 @@ import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
-import { assertNothingLeft, PATIENCE_MS, until, workerOn, writerMachine } from './move.ts';
+import { assertNothingLeft, PATIENCE_MS, tellStates, until, workerOn, writerMachine } from './move.ts';
 import { crashAt } from './trouble.ts';
 
 const MIB = 2 ** 20;
@@ -58,13 +58,7 @@ export async function refusals(say: (line: string) => void): Promise<void> {
       await unknownStatus(world);
       await staleMetadata(world);
     } catch (error) {
-      for (const worker of [source, target])
-        console.error(
-          `--- ${worker.name}\n${(await worker.logTail().catch(String))
-            .split('\n')
-            .map((line) => line.slice(0, 400))
-            .join('\n')}`,
-        );
+      await tellStates([source, target]);
       throw error;
     }
   } finally {
@@ -170,12 +164,13 @@ async function staleMetadata(world: World): Promise<void> {
   await mustRun(guest, ['mkdir', STALE, RIGHT]);
   await mustRun(guest, ['sh', '-c', `base64 -d | gzip -d > ${STALE}/${metadata}`], { input: blocks });
   await guest.writeFile(`${STALE}/${binding}`, JSON.stringify(stale));
+  await mustRun(guest, ['sync', '-f', STALE]);
   const put = (from: string, to: string) =>
     mustRun(guest, ['cp', '--remove-destination', ...METADATA.map((name) => `${from}/${name}`), to]);
 
   await source.kill();
   await source.start(crashAt('volume'));
-  await lab.shape(lab.guest('target'), { rateMbit: 20 });
+  await lab.shape(other, { rateMbit: 40 });
   const lives = history.incarnations.length;
   const { id } = await target.client.moveMachine(machineId, { target: source.name });
   await until('the death of the worker', async () => !(await source.isRunning()));
@@ -186,6 +181,7 @@ async function staleMetadata(world: World): Promise<void> {
   say('metadata of another volume in a volume that arrives: made anew');
 
   await guest.kill9();
+  await lab.shape(other, {});
   await guest.boot();
   await prepareGuest(guest);
   await put(folder, RIGHT);
@@ -196,12 +192,12 @@ async function staleMetadata(world: World): Promise<void> {
     const { conditions } = await source.client.why(machineId);
     return conditions.some(({ message }) => /is of v_another/.test(message));
   });
+  await mustRun(guest, ['grep', '-q', 'PLANE_METADATA_WRONG', source.logPath]);
   assert.deepEqual(await mustRun(guest, ['dmsetup', 'ls']), 'No devices found');
   assert.equal(history.incarnations.length, before, 'it wrote over blocks that are not known');
   await put(RIGHT, folder);
   await source.client.startMachine(machineId);
   await history.incarnation(before, PATIENCE_MS);
-  await mustRun(lab.guest('target'), ['tc', 'qdisc', 'delete', 'dev', 'vec0', 'root']);
   await done(world, target, id);
   await checkSums(world, source);
   say('metadata of another volume after a reboot: PLANE_METADATA_WRONG, and on with the right one');
