@@ -1,3 +1,4 @@
+import { corruption } from './corruption.ts';
 import { guests } from './guests.ts';
 import { hydration } from './hydration.ts';
 import { luks2 } from './luks2.ts';
@@ -18,6 +19,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   postgres: (say) => postgres({ from: 'kernel', to: 'kernel' }, say),
   'postgres-userspace-to-kernel': (say) => postgres({ from: 'userspace', to: 'kernel' }, say),
   'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
+  corruption,
   hydration,
   refusals,
   'source-gone': sourceGone,

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../src/base/errors.ts';
 import { cgroupName } from '../../src/machine/workload.ts';
+import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
@@ -41,6 +42,8 @@ export type MoveOptions = {
   /** Of what each guest sends. */
   shape?: { delayMs?: number; rateMbit?: number };
   flags?: readonly string[];
+  /** The target loses power, and with it what its kernel has counted. */
+  countsLost?: boolean;
   /** Environment of the target's worker. */
   targetEnvironment?: Record<string, string>;
   /** When the move was asked for, and its machine may be anywhere. */
@@ -123,6 +126,19 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
+    const receipt = await verifiedReceipt(target, runId);
+    const { bytes, disk } = receipt;
+    assert.ok(
+      bytes.compared >= FILES * FILE_MIB * MIB,
+      `the files are among what was compared: ${JSON.stringify(receipt)}`,
+    );
+    if (options.to === 'kernel') {
+      assert.ok(disk, 'the disk of the kernel plane was compared');
+      assert.equal(disk.guest === null, options.countsLost === true, 'what the guest wrote is known');
+    }
+    say(
+      `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
+    );
     await history.more(10, PATIENCE_MS);
     const check = await target.client.execInMachine(machineId, {
       command: [
@@ -150,6 +166,13 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     for (const worker of workers) if (!isGuest(worker.member)) await endHostWorker(worker);
     await lab.close();
   }
+}
+
+/** Of a move, verified offline by the CLI on that worker's host. */
+export async function verifiedReceipt(worker: LabWorker, runId: string): Promise<ReceiptBody> {
+  const path = worker.logPath.replace(/worker\.log$/, 'receipt.json');
+  await worker.member.writeFile(path, await worker.cli('--json', 'receipt', runId));
+  return JSON.parse(await worker.cli('--json', 'receipt', '--verify', path)) as ReceiptBody;
 }
 
 export async function workerOn(
