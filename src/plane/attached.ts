@@ -166,10 +166,10 @@ export class KernelVolume {
    * those of the key. Nothing is left then.
    */
   static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
+    // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
+    await removeStack(spec, options);
     const volume = new KernelVolume(spec, options);
     try {
-      // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
-      await removeStack(spec, options);
       await volume.#prepare();
       if (spec.access === 'writable') await volume.activate('writable');
       return volume;
