@@ -5,7 +5,7 @@ import { verifyReceipt } from '../../src/receipt/envelope.ts';
 import { Lab } from '../lab.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR } from '../prepare.ts';
-import { isGuest, PATIENCE_MS, until, workerOn } from './move.ts';
+import { isGuest, PATIENCE_MS, until, workerPair } from './move.ts';
 
 const PROGRAM = fileURLToPath(new URL('../corrupt-program.ts', import.meta.url));
 const MIB = 2 ** 20;
@@ -25,10 +25,7 @@ export async function corruption(say: (line: string) => void): Promise<void> {
     guests: ['source', 'target'].map((name) => ({ name, diskBytes: [2 ** 31] })),
   });
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', 'kernel', {}),
-      workerOn(lab, 'target', 'source', 'kernel', {}),
-    ]);
+    const [source, target] = await workerPair(lab);
     await Promise.all([source.start(), target.start()]);
     const volume = await source.client.createVolume({
       ...{ name: 'idle-data', lengthBytes: VOLUME_BYTES, filesystem: 'ext4', encrypted: false },

@@ -31,14 +31,8 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   ),
 };
 
-/** Those that `npm run lab` runs when it is not told which. */
-export const SHORT: readonly string[] = [
-  'guests',
-  'kernel-to-kernel',
-  'userspace-to-kernel',
-  'kernel-to-userspace',
-  'postgres',
-];
-
 /** Measurements: nothing else runs beside them. */
 export const ALONE: ReadonlySet<string> = new Set(['hydration']);
+
+/** Those that `npm run lab` runs when it is not told which. */
+export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter((name) => !ALONE.has(name));

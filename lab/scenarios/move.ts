@@ -23,6 +23,8 @@ const FILE_MIB = 4;
 
 export type Plane = 'userspace' | 'kernel';
 
+const KERNEL_TO_KERNEL = { from: 'kernel', to: 'kernel' } as const;
+
 /** A move that has begun, for what a scenario does to it. */
 export type MoveInProgress = {
   lab: Lab;
@@ -72,20 +74,11 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   });
   const workers: LabWorker[] = [];
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, names.source, names.target, options.from, options),
-      workerOn(lab, names.target, names.source, options.to, options),
-    ]);
+    const [source, target] = await workerPair(lab, options);
     workers.push(source, target);
     await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
     say('both workers answer');
-    const collector = await WriterCollector.open(
-      { after: (work) => void cleanups.push(work as () => unknown) },
-      '0.0.0.0',
-    );
-    const { machineId, volumeId } = await writerMachine(source, collector.port, options);
-    const history = collector.history('writer');
-    await history.more(5, PATIENCE_MS);
+    const { machineId, volumeId, history } = await writerOn(source, options, cleanups);
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -175,7 +168,34 @@ export async function verifiedReceipt(worker: LabWorker, runId: string): Promise
   return JSON.parse(await worker.cli('--json', 'receipt', '--verify', path)) as ReceiptBody;
 }
 
-export async function workerOn(
+/** The workers `source` and `target` of a lab with these members, not started yet. */
+export function workerPair(
+  lab: Lab,
+  options: Pick<MoveOptions, 'from' | 'to' | 'encrypted' | 'flags'> = KERNEL_TO_KERNEL,
+): Promise<[source: LabWorker, target: LabWorker]> {
+  return Promise.all([
+    workerOn(lab, 'source', 'target', options.from, options),
+    workerOn(lab, 'target', 'source', options.to, options),
+  ]);
+}
+
+/** A machine on that worker that writes, and has been acknowledged some of it. */
+export async function writerOn(
+  worker: LabWorker,
+  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  cleanups: (() => unknown)[],
+): Promise<{ machineId: string; volumeId: string; history: WriterHistory }> {
+  const collector = await WriterCollector.open(
+    { after: (work) => void cleanups.push(work as () => unknown) },
+    '0.0.0.0',
+  );
+  const ids = await writerMachine(worker, collector.port, options);
+  const history = collector.history('writer');
+  await history.more(5, PATIENCE_MS);
+  return { ...ids, history };
+}
+
+async function workerOn(
   lab: Lab,
   name: string,
   peer: string,
@@ -203,7 +223,7 @@ export async function workerOn(
   });
 }
 
-export async function writerMachine(
+async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
   options: Partial<MoveOptions>,

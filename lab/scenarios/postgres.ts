@@ -17,7 +17,7 @@ import {
   type Plane,
   tellStates,
   until,
-  workerOn,
+  workerPair,
 } from './move.ts';
 
 const POSTGRES_PORT = 5432;
@@ -46,11 +46,7 @@ export async function postgres(
   const workers: LabWorker[] = [];
   let server: Server | null = null;
   try {
-    const options = { encrypted: true };
-    const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', from, options),
-      workerOn(lab, 'target', 'source', to, options),
-    ]);
+    const [source, target] = await workerPair(lab, { from, to, encrypted: true });
     for (const { member } of [source, target])
       await member.spawn([process.execPath, RELAY, String(RELAY_PORT), String(POSTGRES_PORT)], {
         logPath: join(isGuest(member) ? '/tmp' : lab.folder, `${member.name}-relay.log`),

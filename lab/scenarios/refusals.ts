@@ -2,13 +2,13 @@ import assert from 'node:assert/strict';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { type CloneBinding, cloneMetadataBytes, REGION_BYTES } from '../../src/plane/clone-binding.ts';
-import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
+import type { WriterHistory } from '../../test/support/writer-collector.ts';
 import type { Guest } from '../guest.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
-import { assertNothingLeft, PATIENCE_MS, tellStates, until, workerOn, writerMachine } from './move.ts';
+import { assertNothingLeft, PATIENCE_MS, tellStates, until, workerPair, writerOn } from './move.ts';
 import { crashAt } from './trouble.ts';
 
 const MIB = 2 ** 20;
@@ -43,19 +43,10 @@ export async function refusals(say: (line: string) => void): Promise<void> {
   });
   const cleanups: (() => unknown)[] = [];
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', 'kernel', {}),
-      workerOn(lab, 'target', 'source', 'kernel', {}),
-    ]);
+    const [source, target] = await workerPair(lab);
     await Promise.all([source.start(), target.start(crashAt('reserve', 'after'))]);
-    const collector = await WriterCollector.open(
-      { after: (work) => void cleanups.push(work as () => unknown) },
-      '0.0.0.0',
-    );
-    const ids = await writerMachine(source, collector.port, {});
-    const history = collector.history('writer');
-    await history.more(5, PATIENCE_MS);
-    const world = { lab, source, target, ...ids, history, say };
+    const ids = await writerOn(source, {}, cleanups);
+    const world = { lab, source, target, ...ids, say };
     try {
       await undone(world);
       await staleMetadata(world);
