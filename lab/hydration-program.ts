@@ -193,7 +193,6 @@ async function measure(mode: Mode, way: Way): Promise<Result> {
   await mustRun(host.tools, ['umount', MOUNT]);
   await way.remove();
   const { blocksPresent, blocksTotal, wireBytes } = progress;
-  (await import('node:fs')).writeFileSync('/run/prof.json', JSON.stringify({ prof: (globalThis as any).prof, ticks: (globalThis as any).ticks }));
   return { mode, usableMs, releasedMs, localShare: blocksPresent / blocksTotal, wireBytes, ...latencies };
 }
 
