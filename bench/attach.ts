@@ -15,9 +15,9 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { attachLoop, detachLoop } from '../src/attach/loop.ts';
-import { runTool } from '../src/attach/tool.ts';
 import { systemClock } from '../src/base/clock.ts';
+import { attachLoop, detachLoop } from '../src/host/losetup.ts';
+import { mustRun, systemTools } from '../src/host/tools.ts';
 import { attachPlainVolume } from '../test/support/attached-volume.ts';
 import { findProgram } from '../test/support/requires.ts';
 
@@ -108,7 +108,7 @@ export async function run(
     return { rows, rounds, runtimeSeconds, serverResidentBytes };
   } finally {
     for (const stack of stacks.reverse()) {
-      await runTool('umount', [stack.mountPoint], { timeoutMs: 20_000 });
+      await systemTools().run(['umount', stack.mountPoint], { deadlineMs: 20_000 });
       await stack.detach().catch((error: unknown) => console.error(error));
     }
     rmSync(dir, { recursive: true, force: true });
@@ -188,13 +188,14 @@ async function nbdfuseStack(dir: string): Promise<Stack> {
   let loop: string | null = null;
   const detach = async () => {
     if (loop !== null) await detachLoop(loop, { clock: systemClock });
-    await runTool('umount', [fusePath], { timeoutMs: 10_000 });
+    await systemTools().run(['umount', fusePath], { deadlineMs: 10_000 });
     await ended(nbdfuse);
-    await runTool('sh', ['-c', `kill $(cat ${join(dir, 'pid')})`], { timeoutMs: 5_000 });
+    await systemTools().run(['sh', '-c', `kill $(cat ${join(dir, 'pid')})`], { deadlineMs: 5_000 });
   };
   try {
     for (let attempt = 0; ; attempt++) {
-      if ((await runTool('mountpoint', ['-q', fusePath], { timeoutMs: 2_000 })).code === 0) break;
+      if ((await systemTools().run(['mountpoint', '-q', fusePath], { deadlineMs: 2_000 })).exitCode === 0)
+        break;
       if (attempt === 100) throw new Error('nbdfuse does not mount');
       await sleep(50);
     }
@@ -277,8 +278,7 @@ async function evict(filePath: string): Promise<void> {
 }
 
 async function succeed(program: string, argv: string[]): Promise<void> {
-  const result = await runTool(program, argv, { timeoutMs: 60_000 });
-  if (result.code !== 0) throw new Error(`${program}: ${result.stderr}`);
+  await mustRun(systemTools(), [program, ...argv], { deadlineMs: 60_000 });
 }
 
 async function ended(child: ChildProcess): Promise<void> {

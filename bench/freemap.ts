@@ -18,10 +18,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { median } from '../demo/report.ts';
-import { runTool } from '../src/attach/tool.ts';
 import { FileDevice } from '../src/block/file-device.ts';
 import { FreeMapReader } from '../src/freemap/free-map-reader.ts';
 import { encodeSealedMap } from '../src/freemap/sealed-map.ts';
+import { mustRun, systemTools } from '../src/host/tools.ts';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -125,8 +125,7 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
 }
 
 async function tool(program: string, ...argv: string[]): Promise<void> {
-  const { code, stderr } = await runTool(program, argv, { timeoutMs: TOOL_TIMEOUT_MS });
-  if (code !== 0) throw new Error(`${program}: ${stderr}`);
+  await mustRun(systemTools(), [program, ...argv], { deadlineMs: TOOL_TIMEOUT_MS });
 }
 
 if (import.meta.main) {

@@ -1,7 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { attachLoop, detachLoop } from '../src/attach/loop.ts';
 import type {
   HydrationSettings,
   HydrationStatus,
@@ -13,6 +12,7 @@ import { systemClock } from '../src/base/clock.ts';
 import { silentLogger } from '../src/base/logger.ts';
 import { systemRandom } from '../src/base/random.ts';
 import { blockStatistics, kernelNameOf } from '../src/host/block-statistics.ts';
+import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
 import { openVolumeHolder } from '../src/machine/volume-holder.ts';

@@ -8,6 +8,7 @@ import { DEFAULT_KDF_LIMITS } from '../src/crypt/kdf.ts';
 import { unlock } from '../src/crypt/key-slots.ts';
 import { openLuks2 } from '../src/crypt/open.ts';
 import { Secret } from '../src/crypt/secret.ts';
+import { Cryptsetup } from '../src/host/cryptsetup.ts';
 import { mapperEnvironment } from '../src/host/device-mapper.ts';
 import { mustRun, systemTools } from '../src/host/tools.ts';
 
@@ -25,7 +26,8 @@ const keyFile = `${folder}/luks2.key`;
 const KEY = 'a key of the lab';
 
 const digest = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
-const cryptsetup = (...words: string[]) => mustRun(tools, ['cryptsetup', ...words], { deadlineMs: 60_000 });
+const cryptsetup = new Cryptsetup(tools);
+const mapping = { name: MAPPED, device: volume, keyFile };
 const secret = () => Secret.take(Buffer.from(KEY));
 
 for (const sectorBytes of [512, 4096]) {
@@ -45,9 +47,14 @@ for (const sectorBytes of [512, 4096]) {
     await ours.write(0, content);
     await ours.flush();
     await ours.close();
-    await cryptsetup('open', '--type', 'luks2', '--key-file', keyFile, volume, MAPPED);
+    await cryptsetup.open(mapping);
+    const status = await cryptsetup.status(MAPPED);
+    assert.deepEqual(
+      [status?.sectorBytes, status?.offsetBytes, status?.lengthBytes],
+      [sectorBytes, dataOffsetBytes, PLAIN_BYTES],
+    );
     const seen = await mustRun(tools, ['sha256sum', `/dev/mapper/${MAPPED}`]);
-    await cryptsetup('close', MAPPED);
+    await cryptsetup.close(MAPPED);
     assert.equal(
       seen.split(' ')[0],
       digest(content),
@@ -57,12 +64,24 @@ for (const sectorBytes of [512, 4096]) {
     // Theirs, written through dm-crypt.
     await rm(volume, { force: true });
     await mustRun(tools, ['truncate', '-s', String(dataOffsetBytes + PLAIN_BYTES), volume]);
-    await cryptsetup(
-      ...['luksFormat', '-q', '--type', 'luks2', '--sector-size', String(sectorBytes)],
-      ...['--offset', String(dataOffsetBytes / 512), '--pbkdf', 'pbkdf2', '--pbkdf-force-iterations', '1000'],
-      ...['--key-file', keyFile, volume],
+    await mustRun(
+      tools,
+      [
+        'cryptsetup',
+        ...['luksFormat', '-q', '--type', 'luks2', '--sector-size', String(sectorBytes)],
+        ...[
+          '--offset',
+          String(dataOffsetBytes / 512),
+          '--pbkdf',
+          'pbkdf2',
+          '--pbkdf-force-iterations',
+          '1000',
+        ],
+        ...['--key-file', keyFile, volume],
+      ],
+      { deadlineMs: 60_000 },
     );
-    await cryptsetup('open', '--type', 'luks2', '--key-file', keyFile, volume, MAPPED);
+    await cryptsetup.open(mapping);
     const plain = `${folder}/plain`;
     await mustRun(tools, [
       'dd',
@@ -81,7 +100,7 @@ for (const sectorBytes of [512, 4096]) {
       'status=none',
     ]);
     const expected = (await mustRun(tools, ['sha256sum', plain])).split(' ')[0];
-    await cryptsetup('close', MAPPED);
+    await cryptsetup.close(MAPPED);
     const device = await FileDevice.open({ file: volume, lengthBytes: dataOffsetBytes + PLAIN_BYTES });
     const theirs = await readHeader(device);
     using key = (await unlock(device, theirs, secret(), DEFAULT_KDF_LIMITS)).volumeKey;
@@ -95,4 +114,5 @@ for (const sectorBytes of [512, 4096]) {
     );
   }
 }
+assert.equal(await cryptsetup.status(MAPPED), null);
 for (const path of [volume, keyFile, `${folder}/plain`]) await rm(path, { force: true });

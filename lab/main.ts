@@ -1,28 +1,81 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { SCENARIOS, SHORT } from './scenarios/index.ts';
+import { ALONE, SCENARIOS, SHORT } from './scenarios/index.ts';
 
-/** `npm run lab [-- scenario…]`: runs scenarios one after the other, each in a lab of its own. Exit code 1 when one of them fails. `--all`: also those that take long. */
+/**
+ * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
+ * they work. Exit code 1 when one of them fails. `--all`: also those that take long.
+ */
+const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
+const JOBS = '2';
 
-// PID 1 of its own namespace: no signal ends it by default, and with it ends everything that it started.
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
-
-const { positionals, values } = parseArgs({ allowPositionals: true, options: { all: { type: 'boolean' } } });
-const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : SHORT;
-let failures = 0;
-for (const name of names) {
-  const scenario = SCENARIOS[name];
-  if (scenario === undefined) {
-    console.error(`there is no scenario ${name}: ${Object.keys(SCENARIOS).join(', ')}`);
-    process.exit(2);
-  }
-  const startedMs = Date.now();
-  const seconds = () => ((Date.now() - startedMs) / 1000).toFixed(1).padStart(6);
-  try {
-    await scenario((line) => console.log(`${seconds()} s  ${name}: ${line}`));
-    console.log(`${seconds()} s  ${name}: passed`);
-  } catch (error) {
-    failures++;
-    console.error(`${seconds()} s  ${name}: FAILED`, error);
-  }
+const { positionals, values } = parseArgs({
+  allowPositionals: true,
+  options: { all: { type: 'boolean' }, jobs: { type: 'string', default: JOBS } },
+});
+const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...SHORT];
+const unknown = names.filter((name) => SCENARIOS[name] === undefined);
+const jobs = Number(values.jobs);
+if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {
+  console.error(
+    unknown.length > 0
+      ? `there is no scenario ${unknown.join(', ')}: ${Object.keys(SCENARIOS).join(', ')}`
+      : '--jobs is a number from 1 on',
+  );
+  process.exit(2);
 }
-process.exit(failures === 0 ? 0 : 1);
+
+const running = new Set<ChildProcess>();
+for (const signal of ['SIGINT', 'SIGTERM'] as const)
+  process.on(signal, () => {
+    for (const child of running) child.kill('SIGKILL');
+    process.exit(130);
+  });
+
+/** Resolves with whether it passed. What it says is printed a line at a time, so that lines of several do not mix. */
+function run(name: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    // It ends when its standard input does: also when this process dies without a word.
+    const child = spawn(SCRIPT, [name], { stdio: ['pipe', 'pipe', 'pipe'] });
+    running.add(child);
+    child.stdin.on('error', () => {});
+    createInterface(child.stdout).on('line', (line) => console.log(line));
+    createInterface(child.stderr).on('line', (line) => console.error(line));
+    child.once('error', (error) => console.error(`${name}: ${error.message}`));
+    child.once('close', (exitCode) => {
+      running.delete(child);
+      resolve(exitCode === 0);
+    });
+  });
+}
+
+async function runAll(queue: string[], atOnce: number): Promise<string[]> {
+  const failed: string[] = [];
+  const worker = async () => {
+    for (let name = queue.shift(); name !== undefined; name = queue.shift())
+      if (!(await run(name))) failed.push(name);
+  };
+  await Promise.all(Array.from({ length: atOnce }, worker));
+  return failed;
+}
+
+const startedMs = Date.now();
+// Measurements first, while nothing else runs.
+const failed = await runAll(
+  names.filter((name) => ALONE.has(name)),
+  1,
+);
+failed.push(
+  ...(await runAll(
+    names.filter((name) => !ALONE.has(name)),
+    jobs,
+  )),
+);
+const seconds = Math.round((Date.now() - startedMs) / 1000);
+if (names.length > 1)
+  console.log(
+    `${names.length - failed.length} of ${names.length} scenarios passed in ${seconds} s${failed.map((name) => `; FAILED: ${name}`).join('')}`,
+  );
+process.exit(failed.length === 0 ? 0 : 1);

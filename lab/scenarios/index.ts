@@ -4,6 +4,7 @@ import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
+import { sourceGone } from './source-gone.ts';
 import { TROUBLE } from './trouble.ts';
 
 /** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
@@ -14,9 +15,12 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   luks2,
-  postgres,
+  postgres: (say) => postgres({ from: 'kernel', to: 'kernel' }, say),
+  'postgres-userspace-to-kernel': (say) => postgres({ from: 'userspace', to: 'kernel' }, say),
+  'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
   hydration,
   refusals,
+  'source-gone': sourceGone,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,
@@ -26,4 +30,13 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
 };
 
 /** Those that `npm run lab` runs when it is not told which. */
-export const SHORT = ['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace', 'postgres'];
+export const SHORT: readonly string[] = [
+  'guests',
+  'kernel-to-kernel',
+  'userspace-to-kernel',
+  'kernel-to-userspace',
+  'postgres',
+];
+
+/** Measurements: nothing else runs beside them. */
+export const ALONE: ReadonlySet<string> = new Set(['hydration']);

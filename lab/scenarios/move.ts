@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../src/base/errors.ts';
+import { cgroupName } from '../../src/machine/workload.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
@@ -13,6 +14,8 @@ import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
 export const PATIENCE_MS = 120_000;
+/** The same key on every worker of a lab with encrypted volumes. */
+export const GUEST_KEY_FILE = '/etc/godwit-keys/volume';
 /** Random bytes in files beside what the writer writes. */
 const FILES = 12;
 const FILE_MIB = 4;
@@ -131,26 +134,16 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     });
     assert.equal(check.exitCode, 0, check.stdout + check.stderr);
     history.assertSound();
-    await assertNothingLeft(source.member, options.from, volumeId);
+    await assertNothingLeft(source, options.from, { machineId, volumeId });
 
     await target.client.stopMachine(machineId);
     await until('the stop', async () => (await target.client.showMachine(machineId)).state === 'stopped');
     await target.client.destroyMachine(machineId, { force: true });
-    await assertNothingLeft(target.member, options.to, volumeId);
-    if (!options.encrypted) await assertClean(target, volumeId, options.to);
+    await assertNothingLeft(target, options.to, { machineId, volumeId });
+    if (!options.encrypted) await assertClean(target, volumeId);
     say('nothing lost, nothing left, filesystem clean');
   } catch (error) {
-    for (const worker of workers) {
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
-      const shims = await worker.member
-        .run([
-          'sh',
-          '-c',
-          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
-        ])
-        .catch(() => null);
-      if (shims && isGuest(worker.member)) console.error(shims.stdout);
-    }
+    await tellStates(workers);
     throw error;
   } finally {
     for (const cleanup of cleanups) await cleanup();
@@ -164,7 +157,7 @@ export async function workerOn(
   name: string,
   peer: string,
   plane: Plane,
-  options: MoveOptions,
+  options: Pick<MoveOptions, 'encrypted' | 'flags'>,
 ): Promise<LabWorker> {
   const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
   const peers = lab.members.filter((other) => other.name === peer);
@@ -174,11 +167,11 @@ export async function workerOn(
     dataDir = join(lab.folder, `${name}-data`);
     await mkdir(dataDir, { recursive: true });
   }
-  const keyDir = isGuest(member) ? '/etc/godwit-keys' : join(lab.folder, `${name}-keys`);
-  const keys = options.encrypted ? ['--key-file', `${keyDir}/volume`] : [];
+  const keyFile = isGuest(member) ? GUEST_KEY_FILE : join(lab.folder, `${name}-keys`, 'volume');
+  const keys = options.encrypted ? ['--key-file', keyFile] : [];
   if (options.encrypted) {
-    await mustRun(member, ['mkdir', '-m', '700', keyDir]);
-    await member.writeFile(`${keyDir}/volume`, 'a key of the lab', 0o600);
+    await mustRun(member, ['mkdir', '-m', '700', dirname(keyFile)]);
+    await member.writeFile(keyFile, 'a key of the lab', 0o600);
   }
   return new LabWorker(member, {
     dataDir,
@@ -190,7 +183,7 @@ export async function workerOn(
 export async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: MoveOptions,
+  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',
@@ -206,36 +199,41 @@ export async function writerMachine(
   return { machineId: machine.id, volumeId: volume.id };
 }
 
-/** No device-mapper device, loop device, iSCSI session or target of the volume. */
-export async function assertNothingLeft(member: Member, plane: Plane, volumeId: string): Promise<void> {
+/** What a worker's host has of a machine and its volume: control groups, processes, mounts, loop and device-mapper devices, iSCSI sessions, targets of LIO. */
+export async function leftOn(
+  { member, dataDir }: LabWorker,
+  plane: Plane,
+  { machineId, volumeId }: { machineId: string; volumeId: string },
+): Promise<string[]> {
+  const lines = async (...argv: string[]) =>
+    (await mustRun(member, argv)).split('\n').filter((line) => line !== '');
+  const cgroup = cgroupName(join(dataDir, 'run', machineId));
+  const left = await lines('find', '/sys/fs/cgroup', '-type', 'd', '-name', cgroup);
+  const tables = [
+    ...(await lines('ps', '-eo', 'args')),
+    ...(await lines('cat', '/proc/self/mountinfo')),
+    ...(await lines('losetup', '--list', '--noheadings', '--output', 'BACK-FILE')),
+    ...(plane === 'kernel' ? await lines('dmsetup', 'ls') : []),
+  ];
+  left.push(...tables.filter((line) => line.includes(volumeId) || line.includes(machineId)));
+  if (plane === 'kernel') {
+    const sessions = await member.run(['iscsiadm', '-m', 'session']);
+    if (sessions.exitCode !== 21) left.push(sessions.stdout.trim());
+    const targets = '/sys/kernel/config/target';
+    left.push(...(await lines('find', targets, '-maxdepth', '3', '-name', '*godwit*')));
+  }
+  return left;
+}
+
+export async function assertNothingLeft(
+  worker: LabWorker,
+  plane: Plane,
+  ids: { machineId: string; volumeId: string },
+): Promise<void> {
   await until(
-    `nothing of the volume in the kernel of ${member.name}`,
+    `nothing of the volume on ${worker.name}`,
     async () => {
-      const loops = (
-        await mustRun(member, ['losetup', '--list', '--noheadings', '--output', 'BACK-FILE'])
-      ).split('\n');
-      const left = loops.filter((line) => line.includes(volumeId));
-      if (plane === 'kernel') {
-        left.push(
-          ...(await mustRun(member, ['dmsetup', 'ls'])).split('\n').filter((line) => line.includes(volumeId)),
-        );
-        const sessions = await member.run(['iscsiadm', '-m', 'session']);
-        if (sessions.exitCode !== 21) left.push(sessions.stdout.trim());
-        left.push(
-          ...(
-            await mustRun(member, [
-              'find',
-              '/sys/kernel/config/target',
-              '-maxdepth',
-              '3',
-              '-name',
-              '*godwit*',
-            ])
-          )
-            .split('\n')
-            .filter((line) => line !== ''),
-        );
-      }
+      const left = await leftOn(worker, plane, ids);
       if (left.length > 0) throw new Error(left.join(', '));
       return true;
     },
@@ -243,12 +241,27 @@ export async function assertNothingLeft(member: Member, plane: Plane, volumeId: 
   );
 }
 
-async function assertClean(worker: LabWorker, volumeId: string, plane: Plane): Promise<void> {
-  const dataDir = plane === 'kernel' ? DATA_DIR : worker.logPath.replace(/\/worker\.log$/, '');
-  await mustRun(worker.member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
+async function assertClean({ member, dataDir }: LabWorker, volumeId: string): Promise<void> {
+  await mustRun(member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
 }
 
-async function endHostWorker(worker: LabWorker): Promise<void> {
+/** For the person who reads of a failure: ends of logs, what the kernel has, what each process waits for. */
+export async function tellStates(workers: readonly LabWorker[]): Promise<void> {
+  for (const worker of workers) {
+    console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    const shims = await worker.member
+      .run([
+        'sh',
+        '-c',
+        `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+      ])
+      .catch(() => null);
+    if (shims && isGuest(worker.member)) console.error(shims.stdout);
+  }
+}
+
+/** A host's worker is killed with the lab; what its machines have in the kernel of this machine would stay. */
+export async function endHostWorker(worker: LabWorker): Promise<void> {
   try {
     for (const machine of await worker.client.listMachines()) {
       await worker.client.stopMachine(machine.id);

@@ -25,18 +25,20 @@ const STEPS = [
   'reserve',
   'volume',
   'attach',
+  'await',
   'activate',
   'boot',
   'healthy',
   'settle',
   'hydrate',
+  'prove',
   'finish',
 ] as const;
 
-/** The worker kills itself there, once. */
-function crashAt(step: string): Record<string, string> {
+/** The target's worker kills itself at the end of that step, before or after it is noted, once. */
+export function crashAt(step: string, when: 'before' | 'after' = 'before'): Record<string, string> {
   return {
-    GODWIT_CRASH_AT: `migrate-in:${step}:before-done-append`,
+    GODWIT_CRASH_AT: `migrate-in:${step}:${when}-done-append`,
     GODWIT_CRASH_MARKER: `/tmp/crashed-at-${step}`,
   };
 }

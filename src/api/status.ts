@@ -20,7 +20,7 @@ const EXACT: Readonly<Record<string, number>> = {
   MIGRATION_NO_SUBJECT: 404,
   RPC_CLOSED: 502,
   ATTACH_NO_FUSE: 501,
-  ATTACH_NO_LOOP: 501,
+  HOST_NO_LOOP: 501,
   ATTACH_NO_RESEND: 501,
 };
 

@@ -8,16 +8,14 @@ import { attachedVolume } from '../../test/support/attached-volume.ts';
 import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { NodeXts } from '../crypt/xts.ts';
-import { attachLoop, findLoops } from './loop.ts';
-import { runTool } from './tool.ts';
+import { attachLoop, findLoops } from '../host/losetup.ts';
+import { mustRun, systemTools } from '../host/tools.ts';
 
 const skip = requires('root', '/dev/fuse', '/dev/loop-control', 'losetup', 'mkfs.ext4', 'fstrim');
 const MiB = 1024 * 1024;
 
 async function tool(program: string, ...argv: string[]): Promise<string> {
-  const result = await runTool(program, argv, { timeoutMs: 30_000 });
-  assert.equal(result.code, 0, `${program} ${argv.join(' ')}: ${result.stderr}`);
-  return result.stdout;
+  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: 30_000 })).trim();
 }
 
 test('a filesystem on the loop device: files, trim, unmount; the file below is the disk', {
@@ -146,10 +144,13 @@ test('standby holds requests, sealed refuses writes and still reads', { skip }, 
   assert.equal(readFileSync(filePath).subarray(0, 65536).indexOf(Buffer.alloc(4096)), -1);
   await supervisor.call('seal');
   const before = readFileSync(filePath);
-  const refused = await runTool('dd', [`of=${loop}`, 'if=/dev/zero', 'bs=4096', 'count=16', 'oflag=direct'], {
-    timeoutMs: 10_000,
-  });
-  assert.equal(refused.code, 1);
+  const refused = await systemTools().run(
+    ['dd', `of=${loop}`, 'if=/dev/zero', 'bs=4096', 'count=16', 'oflag=direct'],
+    {
+      deadlineMs: 10_000,
+    },
+  );
+  assert.equal(refused.exitCode, 1);
   await tool('dd', `if=${loop}`, 'of=/dev/null', 'bs=4096', 'iflag=direct');
   assert.ok(readFileSync(filePath).equals(before), 'nothing changed after the seal');
   assert.equal(supervisor.spec.access, 'readonly');
@@ -185,6 +186,6 @@ test('under constant writes, the seal is a line: no write reaches the file after
 
 test('a file that is not there is a typed error', { skip }, async () => {
   await assert.rejects(attachLoop({ filePath: '/nonexistent/disk' }), (error) =>
-    isGodwitError(error, 'ATTACH_LOOP_FAILED'),
+    isGodwitError(error, 'HOST_LOOP_FAILED'),
   );
 });

@@ -2,6 +2,7 @@ import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'no
 import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { systemTools } from '../host/tools.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ReadablePoll, rawRead, rawWrite } from '../sys/raw-io.ts';
 import { unmount } from '../sys/unmount.ts';
@@ -16,7 +17,6 @@ import {
   REQUEST_BYTES_MAX,
   SLOT_BYTES,
 } from './fuse-protocol.ts';
-import { runTool } from './tool.ts';
 
 export type FuseMount = {
   /** The open /dev/fuse. Whoever holds it keeps the connection alive, server or no server. */
@@ -55,22 +55,22 @@ export async function mountFuse(options: {
   const fd = openFuseDevice();
   let mounted = false;
   try {
-    const result = await runTool(
-      'mount',
+    const result = await systemTools().run(
       [
+        'mount',
         ...['-i', '-t', 'fuse'],
         ...['-o', `fd=3,rootmode=40000,user_id=0,group_id=0,max_read=${1024 * 1024},nosuid,nodev,noexec`],
         ...[name, dir],
       ],
-      { timeoutMs: TOOL_TIMEOUT_MS, inheritedFd: fd },
+      { deadlineMs: TOOL_TIMEOUT_MS, inheritedFd: fd },
     );
-    if (result.code !== 0) {
+    if (result.exitCode !== 0) {
       const missing = /unknown filesystem type|No such device/.test(result.stderr);
       throw new GodwitError(
         missing ? 'ATTACH_NO_FUSE' : 'ATTACH_MOUNT_FAILED',
-        `mount of the FUSE directory failed: ${result.stderr}`,
+        `mount of the FUSE directory failed: ${result.stderr.trim()}`,
         {
-          values: { dir, exitCode: result.code },
+          values: { dir, exitCode: result.exitCode },
           nextAction: missing
             ? 'Load the fuse module (modprobe fuse) or use a kernel with CONFIG_FUSE_FS.'
             : 'The message of mount says why; check that the directory exists and that this process is root.',
@@ -86,7 +86,7 @@ export async function mountFuse(options: {
         {
           values: { kernelMinor },
           nextAction:
-            'Use Linux 6.9 or newer, or allow volumes whose server must not die: everything works, but its death is an I/O error for the machine.',
+            'Use Linux 6.9 or newer; or, where the kernel has dm-clone, a worker of the kernel plane. `godwit doctor` says what this host can do.',
         },
       );
     }
@@ -139,7 +139,7 @@ export async function unmountFuse(
 /** Ends a connection by force, through fusectl. Everything that waits in it gets an error. False when it is gone already. */
 export async function abortFuseConnection(connectionId: number): Promise<boolean> {
   if (!existsSync(`${FUSECTL}/${connectionId}`)) {
-    await runTool('mount', ['-t', 'fusectl', 'none', FUSECTL], { timeoutMs: TOOL_TIMEOUT_MS });
+    await systemTools().run(['mount', '-t', 'fusectl', 'none', FUSECTL], { deadlineMs: TOOL_TIMEOUT_MS });
   }
   try {
     writeFileSync(`${FUSECTL}/${connectionId}/abort`, '1');

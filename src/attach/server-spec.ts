@@ -255,6 +255,7 @@ export type FreeMapReport = {
  *   free-map   {filesystem}                → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
+ *   give-up-source {}                      → {}      attach only: the source will not come back; reads that wait for it are I/O errors from now on
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
  *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
@@ -276,6 +277,7 @@ export type VolumeServerOp =
   | 'free-map'
   | 'hydration'
   | 'finish'
+  | 'give-up-source'
   | 'heat'
   | 'warm'
   | 'fetched'

@@ -1,6 +1,7 @@
 import { constants } from 'node:fs';
 import { mkdir, open, readdir, readFile, rmdir, symlink, unlink } from 'node:fs/promises';
-import { systemErrorCode } from '../base/errors.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, systemErrorCode } from '../base/errors.ts';
 
 /** configfs, as far as LIO needs it: objects are folders that the kernel fills, attributes are files. Paths are absolute. */
 export interface ConfigTree {
@@ -16,37 +17,67 @@ export interface ConfigTree {
   unlink(path: string): Promise<void>;
 }
 
-/** The host's own. Rejects with Node's errors. */
-export const systemConfigTree: ConfigTree = {
-  async makeObject(path) {
-    await mkdir(path).catch(except('EEXIST'));
-  },
-  async removeObject(path) {
-    await rmdir(path).catch(except('ENOENT'));
-  },
-  async write(path, value) {
-    // One write with the whole value, no truncation before it; some attributes cannot be read.
-    const file = await open(path, constants.O_WRONLY);
-    try {
-      await file.write(value);
-    } finally {
-      await file.close();
-    }
-  },
-  async read(path) {
-    return (await readFile(path, 'utf8')).trim();
-  },
-  async list(path) {
-    const names = await readdir(path).catch(except('ENOENT'));
-    return (names ?? []).sort();
-  },
-  async link(from, to) {
-    await symlink(from, to).catch(except('EEXIST'));
-  },
-  async unlink(path) {
-    await unlink(path).catch(except('ENOENT'));
-  },
-};
+const DEADLINE_MS = 30_000;
+
+/**
+ * The host's own. Rejects with Node's errors, and `HOST_CONFIGFS_STUCK` where the kernel does not come back in time: removing a target waits for
+ * its commands, and so for the device below. The call itself cannot be ended; it keeps a thread of the pool until the kernel answers.
+ */
+export function systemConfigTree(clock: Clock, deadlineMs = DEADLINE_MS): ConfigTree {
+  const inTime = <Args extends [path: string, ...rest: string[]], Value>(
+    work: (...args: Args) => Promise<Value>,
+  ) => {
+    return async (...args: Args): Promise<Value> => {
+      const late = Promise.withResolvers<never>();
+      const cancel = clock.timer(deadlineMs, () => late.reject(stuckError(args[0], deadlineMs)));
+      try {
+        return await Promise.race([work(...args), late.promise]);
+      } finally {
+        cancel();
+      }
+    };
+  };
+  return {
+    makeObject: inTime(async (path) => {
+      await mkdir(path).catch(except('EEXIST'));
+    }),
+    removeObject: inTime(async (path) => {
+      await rmdir(path).catch(except('ENOENT'));
+    }),
+    write: inTime(async (path: string, value: string) => {
+      // One write with the whole value, no truncation before it; some attributes cannot be read.
+      const file = await open(path, constants.O_WRONLY);
+      try {
+        await file.write(value);
+      } finally {
+        await file.close();
+      }
+    }),
+    read: inTime(async (path) => (await readFile(path, 'utf8')).trim()),
+    list: inTime(async (path) => {
+      const names = await readdir(path).catch(except('ENOENT'));
+      return (names ?? []).sort();
+    }),
+    link: inTime(async (from: string, to: string) => {
+      await symlink(from, to).catch(except('EEXIST'));
+    }),
+    unlink: inTime(async (path) => {
+      await unlink(path).catch(except('ENOENT'));
+    }),
+  };
+}
+
+function stuckError(path: string, deadlineMs: number): GodwitError {
+  return new GodwitError(
+    'HOST_CONFIGFS_STUCK',
+    `the kernel did not come back from ${path} within ${deadlineMs} ms`,
+    {
+      values: { path, deadlineMs },
+      nextAction:
+        'A device below the export does not answer, or an initiator does not let go; the kernel log (dmesg) says which.',
+    },
+  );
+}
 
 function except(code: string): (error: unknown) => undefined {
   return (error) => {

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { ConfigTree } from './config-tree.ts';
 
 export const LIO_FOLDER = '/sys/kernel/config/target';
@@ -37,7 +37,8 @@ const HBA_PREFIX = 'iblock_';
  *     iscsi/<iqn>/tpgt_1/acls/<initiator>/{auth/…,lun_0/…}               who may see it, read-only
  *
  * All methods are idempotent. They reject
- * `HOST_LIO_MISSING` where the kernel has no LIO or configfs is not mounted, `HOST_LIO_FAILED` with the attribute that was refused.
+ * `HOST_LIO_MISSING` where the kernel has no LIO or configfs is not mounted, `HOST_LIO_FAILED` with the attribute that was refused,
+ * and as the `ConfigTree` does.
  */
 export class Lio {
   readonly #tree: ConfigTree;
@@ -160,6 +161,7 @@ export class Lio {
     try {
       return await work();
     } catch (cause) {
+      if (isGodwitError(cause)) throw cause;
       const code = systemErrorCode(cause);
       const path = (cause as { path?: string }).path ?? '';
       if (code === 'ENOENT' && (await this.#tree.list(this.#root)).length === 0) {

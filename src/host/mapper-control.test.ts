@@ -5,9 +5,14 @@ import { decodeMapperStatus, encodeMapperRequest } from './mapper-control.ts';
 const HEADER_BYTES = 312;
 
 test('a request names the device, its own length, and where its data begin', () => {
-  const request = encodeMapperRequest('godwit-v', { data: Buffer.from('\0\0\0\0\0\0\0\0enable_hydration\0') });
+  const request = encodeMapperRequest('godwit-v', {
+    data: Buffer.from('\0\0\0\0\0\0\0\0enable_hydration\0'),
+  });
   assert.equal(request.length, HEADER_BYTES + 25);
-  assert.deepEqual([0, 4, 8, 12, 16, 28].map((at) => request.readUInt32LE(at)), [4, 0, 0, HEADER_BYTES + 25, HEADER_BYTES, 0]);
+  assert.deepEqual(
+    [0, 4, 8, 12, 16, 28].map((at) => request.readUInt32LE(at)),
+    [4, 0, 0, HEADER_BYTES + 25, HEADER_BYTES, 0],
+  );
   assert.equal(request.toString('latin1', 48, 57), 'godwit-v\0');
   assert.equal(request.toString('latin1', HEADER_BYTES + 8), 'enable_hydration\0');
   assert.throws(() => encodeMapperRequest('x'.repeat(128), {}), /not a name/);

@@ -37,7 +37,10 @@ const ioctl = libc.func('ioctl', 'int', ['int', 'uint64_t', 'void *']);
 export class MapperControl {
   /** The status of a device with one target, as `DeviceMapper.status`. */
   async status(name: string): Promise<{ sectors: number; target: string; text: string }> {
-    const answer = await call('status', encodeMapperRequest(name, { flags: FLAG.noFlush, dataBytes: ANSWER_BYTES }));
+    const answer = await call(
+      'status',
+      encodeMapperRequest(name, { flags: FLAG.noFlush, dataBytes: ANSWER_BYTES }),
+    );
     return decodeMapperStatus(answer);
   }
 

@@ -7,6 +7,8 @@ export type ToolOptions = {
   deadlineMs?: number;
   /** On standard input: what must not be seen in the process list. */
   input?: string;
+  /** Becomes its descriptor 3. */
+  inheritedFd?: number;
 };
 
 /** Runs the host's programs. Drivers get it by constructor; tests give them recorded runs. */
@@ -36,10 +38,14 @@ export function systemTools(options: SystemToolsOptions = {}): Tools {
     PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin`,
   };
   return {
-    run([program, ...args], { deadlineMs = DEADLINE_MS, input } = {}) {
+    run([program, ...args], { deadlineMs = DEADLINE_MS, input, inheritedFd } = {}) {
       return new Promise((resolve, reject) => {
         const child = spawn(program, args, {
-          stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
+          stdio: [
+            input === undefined ? 'ignore' : 'pipe',
+            ...['pipe' as const, 'pipe' as const],
+            ...(inheritedFd === undefined ? [] : [inheritedFd]),
+          ],
           // A group of its own: what it started is killed with it.
           detached: true,
           env,

@@ -214,6 +214,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         async do(context) {
           if (out(context).target) return;
           const subject = await source.describe(context.input.machineId);
+          if (context.input.rekey) subject.placement.userspaceOnly = 'gets another key on the way';
           const wanted = context.input.targetWorker;
           const offers = await askPeers(
             options.peers(),

@@ -65,6 +65,8 @@ export const PlacementRequest = Type.Object({
   volumeUsedBytes: Type.Integer({ minimum: 0 }),
   /** Of an encrypted volume. */
   encryption: Type.Optional(EncryptionNeeds),
+  /** What only the userspace plane can do for its volume, as the end of a sentence that begins with "it". Left out: either plane can have it. */
+  userspaceOnly: Type.Optional(Type.String()),
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 

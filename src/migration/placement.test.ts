@@ -24,6 +24,8 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
     worker,
     draining: false,
     tls: false,
+    plane: 'userspace',
+    lacks: { userspace: null, kernel: 'dm_clone: this kernel has no dm_clone' },
     encryption: null,
     memoryBytes: 8 * GIB,
     cpus: 4,
@@ -52,6 +54,26 @@ test('a draining worker, the source itself, and a worker without memory or cpus 
   assert.match(evaluateOffer(host('w2', { placed }), request()).reason, /memory: needs 1024 MiB, has 0 MiB/);
   const busy = Array.from({ length: 16 }, (_, index) => machine(`p${index}`, { memoryBytes: 0 }));
   assert.match(evaluateOffer(host('w2', { placed: busy }), request()).reason, /cpus: needs 1, has 0.00/);
+});
+
+test('a worker refuses what its host cannot do in the plane that the volume would have there', () => {
+  const volume = request();
+  const kernelOnly = {
+    plane: 'kernel',
+    lacks: { userspace: 'FUSE resend: Linux 6.1 forgets', kernel: null },
+  } as const;
+  assert.equal(evaluateOffer(host('w2', kernelOnly), volume).accepted, true);
+  const other = request({ machine: machine('m', { userspaceOnly: 'is an NBD socket for its guest' }) });
+  assert.equal(
+    evaluateOffer(host('w2', kernelOnly), other).reason,
+    'cannot do the userspace plane, which the volume needs because it is an NBD socket for its guest: FUSE resend: Linux 6.1 forgets',
+  );
+  assert.equal(evaluateOffer(host('w2', { ...kernelOnly, lacks: host('').lacks }), other).accepted, true);
+  // A module that went away since the worker began.
+  const broken = evaluateOffer(host('w2', { plane: 'kernel' }), volume);
+  assert.equal(broken.reason, 'cannot do the kernel plane: dm_clone: this kernel has no dm_clone');
+  const bare = request({ machine: machine('m', { volumeLengthBytes: 0 }) });
+  assert.equal(evaluateOffer(host('w2', { plane: 'kernel' }), bare).accepted, true);
 });
 
 test('machines that a plan has put there count, the machine itself does not count twice', () => {

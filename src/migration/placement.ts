@@ -1,4 +1,5 @@
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
+import type { Plane } from '../host/capabilities.ts';
 import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
 
 /** What a worker knows about itself when it is asked for an offer. */
@@ -7,6 +8,10 @@ export type HostLoad = {
   draining: boolean;
   /** It has certificates: blocks may come over TLS. */
   tls: boolean;
+  /** The plane that volumes of this worker are in, unless they need the other one. */
+  plane: Plane;
+  /** What its host lacks for each plane; null: nothing. */
+  lacks: Readonly<Record<Plane, string | null>>;
   /** Which encrypted volumes it could open; null: none, it has nobody to ask for keys. */
   encryption: HostCapabilities | null;
   memoryBytes: number;
@@ -68,6 +73,9 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   if (need > freeDiskBytes) {
     return refuse(`disk: needs ${mebibytes(need)}, has ${mebibytes(freeDiskBytes)}`);
   }
+  const plane = request.machine.userspaceOnly === undefined ? host.plane : 'userspace';
+  const lacking = request.machine.volumeLengthBytes === 0 ? null : host.lacks[plane];
+  if (lacking !== null) return refuse(planeProblem(plane, lacking, request.machine));
   const locked = encryptionProblem(host, request.machine);
   if (locked !== null) return refuse(locked);
   const score = Math.min(
@@ -77,6 +85,11 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
     1 / (1 + others.length),
   );
   return { ...facts, accepted: true, reason: `room left: ${Math.round(score * 100)} %`, score };
+}
+
+function planeProblem(plane: Plane, lacking: string, { userspaceOnly }: PlacementRequest): string {
+  const why = userspaceOnly === undefined ? '' : `, which the volume needs because it ${userspaceOnly}`;
+  return `cannot do the ${plane} plane${why}: ${lacking}`;
 }
 
 /** Why the host could not open the machine's volume; null when it could, given its key, or when the volume is not encrypted. */

@@ -31,6 +31,8 @@ function workers(memoryByName: Record<string, number>) {
       worker,
       draining: false,
       tls: false,
+      plane: 'userspace',
+      lacks: { userspace: null, kernel: null },
       encryption: null,
       memoryBytes,
       cpus: 8,

@@ -1,7 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { open, readFile, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { attachLoop } from '../attach/loop.ts';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
   Access,
@@ -20,7 +19,9 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
+import { attachLoop } from '../host/losetup.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
 import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
@@ -69,7 +70,6 @@ const BATCH_REGIONS = 64;
 const PULSE_DEADLINE_MS = 2_000;
 /** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
 const PULSE_BEGIN_MS = 20;
-const TRIM_DEADLINE_MS = 300_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
 /** sysfs of a session that can carry I/O. */
@@ -315,6 +315,16 @@ export class KernelVolume {
   }
 
   /**
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
+   * queue of the others, which may be waiting for the source themselves.
+   */
+  async giveUpSource(): Promise<void> {
+    const source = this.#spec.clone?.source;
+    if (source && 'targetIqn' in source && this.#session !== null)
+      await this.#options.host.iscsi.logout(source);
+  }
+
+  /**
    * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
    * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
    */
@@ -390,6 +400,9 @@ export class KernelVolume {
     const binding = await requireCloneBinding(volumeDir, identity);
     if (binding.whole) return;
     this.#isClone = true;
+    // What the stack will need when the machine is down.
+    await this.#options.host.mapper.requireTarget('clone');
+    if (this.#unlocked) await this.#options.host.mapper.requireTarget('crypt');
     this.#session = await this.#options.host.iscsi.login(source);
   }
 
@@ -417,7 +430,8 @@ export class KernelVolume {
     });
     this.#clone = { source, session: this.#session, disk, metadataLoop };
     await this.#markUnused(cloneDevice);
-    await this.#readStatus();
+    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
+    await this.#readStatus().catch((error: unknown) => this.#noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
 
@@ -532,9 +546,7 @@ export class KernelVolume {
         void this.#exclusively(async () => {
           if (!stopped) await this.#tick();
         })
-          .catch((error: unknown) => {
-            this.#lastError = messageOf(error);
-          })
+          .catch((error: unknown) => this.#noteError(error))
           .finally(() => {
             if (!stopped) next();
           });
@@ -555,7 +567,11 @@ export class KernelVolume {
     const statusBefore = this.#status;
     const wireBytesBefore = this.#wireBytes;
     this.#lastError = null;
-    await this.#readStatus();
+    await this.#readStatus().catch(async (error: unknown) => {
+      // Nobody would see how the guest fares beside the copy.
+      await this.#pause().catch(() => {});
+      throw error;
+    });
     const state = await this.#options.host.iscsi.state(this.#clone.session);
     if (state === SESSION_UP) this.#lostSinceMs = null;
     else this.#lostSinceMs ??= nowMs;
@@ -659,16 +675,24 @@ export class KernelVolume {
   async #applySettings(): Promise<void> {
     if (this.#clone === null || this.#access !== 'writable') return;
     const { paused } = this.#hydration.settings;
-    if (paused && this.#hydration.enabled) {
-      await this.#setCopies(false);
-      this.#hydration.enabled = false;
-    }
+    if (paused) await this.#pause();
     if (!paused && !this.#hydration.enabled) {
       await this.#trim();
       this.#hydration.enabled = true;
       this.#hydration.control = null;
       this.#hydration.pace = null;
     }
+  }
+
+  async #pause(): Promise<void> {
+    if (!this.#hydration.enabled) return;
+    await this.#setCopies(false);
+    this.#hydration.enabled = false;
+  }
+
+  #noteError(error: unknown): void {
+    const { code, message } = toWireError(error);
+    this.#lastError = `${code}: ${message}`;
   }
 
   /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
@@ -679,11 +703,8 @@ export class KernelVolume {
     try {
       const place = await mountPlaceOf(this.#top);
       if (place === null) return;
-      const output = await this.#options.host.tools.run(['fstrim', '--verbose', place], {
-        deadlineMs: TRIM_DEADLINE_MS,
-      });
-      if (output.exitCode !== 0) throw new Error(output.stderr.trim());
-      this.#options.logger.info({ said: output.stdout.trim() }, 'trimmed');
+      const trimmedBytes = await fstrim(this.#options.host.tools, place);
+      this.#options.logger.info({ trimmedBytes }, 'trimmed');
     } catch (error) {
       this.#options.logger.warn({ reason: messageOf(error) }, 'not trimmed; unused blocks are fetched too');
     }
@@ -721,8 +742,13 @@ export class KernelVolume {
   }
 
   #hydrationStatus(): HydrationStatus | null {
-    const status = this.#status;
-    if (this.#clone === null || status === null) return this.#finalHydration;
+    if (this.#clone === null) return this.#finalHydration;
+    // As long as it is not known what is here, nothing is.
+    const status = this.#status ?? {
+      regionsTotal: this.#spec.lengthBytes / BLOCK_BYTES,
+      regionsHydrated: 0,
+      regionsHydrating: 0,
+    };
     const missing = status.regionsTotal - status.regionsHydrated;
     const first = this.#samples[0];
     const last = this.#samples.at(-1);

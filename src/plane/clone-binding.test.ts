@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import {
   cloneMetadataBytes,
@@ -45,6 +47,28 @@ test('metadata of another volume, of another generation, of none', async (t) => 
   await createCloneMetadata(dir, IDENTITY);
   for (const other of [{ volumeId: 'v_2' }, { generation: 4 }, { lengthBytes: 2 ** 20 }]) {
     await assert.rejects(requireCloneBinding(dir, { ...IDENTITY, ...other }), code('PLANE_METADATA_WRONG'));
+  }
+});
+
+test('what lies there of another volume is not believed of one that arrives, but made anew', async (t) => {
+  const dir = await folder(t);
+  await createCloneMetadata(dir, { ...IDENTITY, volumeId: 'v_2' });
+  await writeFile(join(dir, 'clone.dm'), 'what is local', { flag: 'r+' });
+  await createCloneMetadata(dir, IDENTITY);
+  await requireCloneBinding(dir, IDENTITY);
+  assert.ok((await readFile(join(dir, 'clone.dm'))).every((byte) => byte === 0));
+});
+
+test('a full disk is a typed error, and what there was room for is given back', {
+  skip: requires('root', 'mount'),
+}, async (t) => {
+  const dir = await folder(t);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'godwit-test', dir], { timeout: 10_000 });
+  try {
+    await assert.rejects(createCloneMetadata(dir, IDENTITY), code('VOLUME_NO_SPACE'));
+    assert.deepEqual(await readdir(dir), []);
+  } finally {
+    execFileSync('umount', [dir], { timeout: 10_000 });
   }
 });
 

@@ -4,6 +4,7 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
+import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
 
 /**
@@ -42,23 +43,19 @@ export function cloneMetadataBytes(lengthBytes: number): number {
 
 /**
  * Blank metadata with its space reserved, and the binding. A blank file says that nothing is here yet, so it may only be made before
- * anything was written to the volume. Idempotent.
+ * anything was written to the volume; what lies there of another volume is replaced. Idempotent. Rejects `VOLUME_NO_SPACE`.
  */
 export async function createCloneMetadata(volumeDir: string, identity: CloneIdentity): Promise<CloneBinding> {
   const present = await readCloneBinding(volumeDir);
   if (present !== null && isOf(present, identity)) return present;
   const metadataBytes = cloneMetadataBytes(identity.lengthBytes);
   const path = join(volumeDir, PLANE_FILES.cloneMetadata);
-  await rm(path, { force: true });
-  const file = await FileDevice.create(path, { lengthBytes: metadataBytes });
   try {
-    // A commit that meets a full disk would make the clone read-only.
-    await allocate(file.fileDescriptor, 0, metadataBytes).catch((error: unknown) => {
-      if (errnoOf(error) !== 'ENOTSUP') throw error;
-    });
-    await file.flush();
-  } finally {
-    await file.close();
+    await createBlank(path, metadataBytes);
+  } catch (error) {
+    // The part that there was room for: the journal wants some too, to say so.
+    await rm(path, { force: true });
+    throw storageError(error, volumeDir);
   }
   const binding: CloneBinding = {
     formatVersion: 1,
@@ -70,6 +67,20 @@ export async function createCloneMetadata(volumeDir: string, identity: CloneIden
   };
   await writeCloneBinding(volumeDir, binding);
   return binding;
+}
+
+async function createBlank(path: string, lengthBytes: number): Promise<void> {
+  await rm(path, { force: true });
+  const file = await FileDevice.create(path, { lengthBytes });
+  try {
+    // A commit that meets a full disk would make the clone read-only.
+    await allocate(file.fileDescriptor, 0, lengthBytes).catch((error: unknown) => {
+      if (errnoOf(error) !== 'ENOTSUP') throw error;
+    });
+    await file.flush();
+  } finally {
+    await file.close();
+  }
 }
 
 /** Null: this volume is no clone of the kernel plane. Rejects `PLANE_METADATA_CORRUPT`. */

@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { attachLoop } from '../attach/loop.ts';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type { Access, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -7,6 +6,7 @@ import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { LioExport } from '../host/lio.ts';
+import { attachLoop } from '../host/losetup.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
 import type { BlockRange, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';

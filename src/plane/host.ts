@@ -8,7 +8,13 @@ import { MapperControl } from '../host/mapper-control.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 
 /** The drivers of one host that the kernel plane is made of. */
-export type PlaneHost = { tools: Tools; mapper: DeviceMapper; control: MapperControl; iscsi: Iscsiadm; lio: Lio };
+export type PlaneHost = {
+  tools: Tools;
+  mapper: DeviceMapper;
+  control: MapperControl;
+  iscsi: Iscsiadm;
+  lio: Lio;
+};
 
 export function systemPlaneHost(clock: Clock): PlaneHost {
   const tools = systemTools({ environment: mapperEnvironment() });
@@ -22,6 +28,6 @@ export function systemPlaneHost(clock: Clock): PlaneHost {
       databaseDir: DATABASE_DIRS.find((folder) => existsSync(`${folder}/iscsid.conf`)) ?? DATABASE_DIRS[0],
       sysfsDir: SESSION_DIR,
     }),
-    lio: new Lio(systemConfigTree),
+    lio: new Lio(systemConfigTree(clock)),
   };
 }

@@ -1,8 +1,8 @@
 import { readFile, realpath } from 'node:fs/promises';
-import { detachLoop, findLoops } from '../attach/loop.ts';
 import type { Clock } from '../base/clock.ts';
 import { systemErrorCode } from '../base/errors.ts';
 import { kernelNameOf } from '../host/block-statistics.ts';
+import { detachLoop, findLoops } from '../host/losetup.ts';
 
 /**
  * Detaches the loop devices on a file that are read-only, or those that are not: an export and a machine have a data file of their own each, for

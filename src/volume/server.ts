@@ -95,6 +95,7 @@ async function serveAttached(
       'free-map': (args) => volume.sealFreeMap(parseFilesystem(args)),
       hydration: (args) => volume.configureHydration(parseHydration(args)),
       finish: () => volume.finish(),
+      'give-up-source': () => volume.giveUpSource(),
       heat: () => ({ regions: volume.heat() }),
       warm: (args) => volume.warm(parseHeat(args)),
       fetched: (args) => volume.prove((proof) => proof.fetched(parseCursor(args))),

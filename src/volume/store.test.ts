@@ -9,22 +9,23 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
+import type { Tools } from '../host/tools.ts';
 import { lockData } from './data-lock.ts';
 import { readImportSource } from './import-source-file.ts';
-import { type ProgramRunner, VolumeStore } from './store.ts';
+import { VolumeStore } from './store.ts';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
 async function openStore(
   t: TestContext,
-  options: { dataDir?: string; clock?: Clock; run?: ProgramRunner } = {},
+  options: { dataDir?: string; clock?: Clock; tools?: Tools } = {},
 ): Promise<VolumeStore> {
   return VolumeStore.open(options.dataDir ?? scratchDir(t), {
     clock: options.clock ?? systemClock,
     random: seededRandom(1),
     logger: silentLogger,
-    ...(options.run ? { run: options.run } : {}),
+    ...(options.tools && { tools: options.tools }),
   });
 }
 
@@ -80,21 +81,15 @@ test('an xfs volume is sound and takes little more than its log', {
   });
 });
 
-test('a mkfs that fails or is missing leaves nothing behind', async (t) => {
-  const failing = await openStore(t, { run: async () => Promise.reject(new Error('no good')) });
-  await assert.rejects(
-    failing.create({ name: 'data', lengthBytes: MIB, filesystem: 'ext4' }),
-    code('VOLUME_MKFS_FAILED'),
-  );
-  assert.deepEqual(readdirSync(failing.directory), []);
-  const missing = await openStore(t, {
-    run: async () => Promise.reject(Object.assign(new Error('spawn'), { code: 'ENOENT' })),
+test('a mkfs that fails leaves nothing behind', async (t) => {
+  const failing = await openStore(t, {
+    tools: { run: async () => ({ exitCode: 1, stdout: '', stderr: 'no good' }) },
   });
   await assert.rejects(
-    missing.create({ name: 'data', lengthBytes: MIB, filesystem: 'xfs' }),
-    code('VOLUME_MKFS_MISSING'),
+    failing.create({ name: 'data', lengthBytes: MIB, filesystem: 'ext4' }),
+    code('HOST_MKFS_FAILED'),
   );
-  assert.deepEqual(readdirSync(missing.directory), []);
+  assert.deepEqual(readdirSync(failing.directory), []);
 });
 
 test('lengths and ids that cannot be are refused', async (t) => {

@@ -1,7 +1,5 @@
-import { execFile } from 'node:child_process';
 import { link, mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { promisify } from 'node:util';
 import { ulid } from 'ulid';
 import type { KeySource } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -11,6 +9,8 @@ import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
+import { mkfs } from '../host/mkfs.ts';
+import { systemTools, type Tools } from '../host/tools.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
@@ -21,6 +21,7 @@ import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
+import { storageError } from './storage-error.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 
 /**
@@ -46,7 +47,7 @@ export class VolumeStore {
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #logger: Logger;
-  readonly #run: ProgramRunner;
+  readonly #tools: Tools;
   readonly #headerFileBytes: number;
   /** Changes run one after the other: each reads a record, decides and writes. */
   #last: Promise<unknown> = Promise.resolve();
@@ -56,7 +57,7 @@ export class VolumeStore {
     this.#clock = options.clock;
     this.#random = options.random;
     this.#logger = options.logger;
-    this.#run = options.run ?? runProgram;
+    this.#tools = options.tools ?? systemTools();
     this.#headerFileBytes = options.headerFileBytes ?? DEFAULT_HEADER_FILE_BYTES;
   }
 
@@ -74,7 +75,7 @@ export class VolumeStore {
 
   /**
    * A new volume, ready at generation 1, whole and durable. `lengthBytes` is a multiple of 4096.
-   * Rejects `VOLUME_BAD_LENGTH`, `VOLUME_MKFS_FAILED`, `VOLUME_MKFS_MISSING`, `VOLUME_NO_SPACE`.
+   * Rejects `VOLUME_BAD_LENGTH`, `HOST_MKFS_FAILED`, `HOST_MKFS_MISSING`, `VOLUME_NO_SPACE`.
    */
   async create(request: {
     name: string;
@@ -489,29 +490,9 @@ export class VolumeStore {
   async #format(dataPath: string, record: VolumeRecord, encrypted = false): Promise<void> {
     const { filesystem, lengthBytes } = record;
     if (filesystem === 'none') return;
-    // The loop device of an encrypted volume has sectors of 4096 bytes, and XFS keeps to the ones that it was made for.
-    const [program, ...args] = formatCommand(
-      filesystem,
-      lengthBytes,
-      dataPath,
-      encrypted ? ENCRYPTED_SECTOR_BYTES : 512,
-    );
-    try {
-      await this.#run(program, args);
-    } catch (error) {
-      if (systemErrorCode(error) === 'ENOENT') {
-        throw new GodwitError('VOLUME_MKFS_MISSING', `${program} is not on this host`, {
-          values: { program },
-          nextAction: `Install it (Debian: ${filesystem === 'ext4' ? 'e2fsprogs' : 'xfsprogs'}) or choose another filesystem.`,
-        });
-      }
-      throw new GodwitError('VOLUME_MKFS_FAILED', `${program} failed: ${messageOf(error).trim()}`, {
-        values: { program, lengthBytes },
-        nextAction:
-          'The message is the program’s own; a volume too small for the filesystem is the usual cause.',
-        cause: error,
-      });
-    }
+    // The loop device of an encrypted volume has sectors of 4096 bytes.
+    const sectorBytes = encrypted ? ENCRYPTED_SECTOR_BYTES : 512;
+    await mkfs({ filesystem, path: dataPath, lengthBytes, sectorBytes }, this.#tools);
   }
 
   async #write(folder: string, record: VolumeRecord): Promise<void> {
@@ -550,13 +531,10 @@ export type VolumeStoreOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
-  /** Runs a program to its end; rejects when it is missing (ENOENT) or fails. */
-  run?: ProgramRunner;
+  tools?: Tools;
   /** Of the LUKS2 headers that are made here, key slots included. Default `DEFAULT_HEADER_FILE_BYTES`. */
   headerFileBytes?: number;
 };
-
-export type ProgramRunner = (program: string, args: readonly string[]) => Promise<void>;
 
 export type VolumeCapacity = {
   totalBytes: number;
@@ -571,33 +549,6 @@ export type VolumeCapacity = {
 const NEW_PREFIX = '.new-';
 const GONE_PREFIX = '.gone-';
 const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;
-const EXT4_JOURNAL_BYTES_MAX = 64 * 2 ** 20;
-
-/**
- * How a file becomes a filesystem. For ext4:
- * - blocks of 4 KiB, the unit of validity of a clone, whatever the size;
- * - the sparse file reads as zeros, so nothing is zeroed and the inode tables count as done (no background zeroing by the kernel on the
- *   first mount, which would turn into writes on a clone): 100 GiB take 5 MiB and some 10 ms;
- * - no blocks kept back for root: the volume is one machine's, which may be root or not, and gets what it paid for;
- * - a journal of at most 64 MiB instead of up to 1 GiB: the journal is written round and round, so all of it ends up allocated and
- *   has to travel with every move.
- * mkfs.xfs reserves the blocks of its log (64 MiB) without writing them: they are taken on the host and read as a hole, so they do not travel.
- */
-export function formatCommand(
-  filesystem: 'ext4' | 'xfs',
-  lengthBytes: number,
-  path: string,
-  sectorBytes = 512,
-): [program: string, ...args: string[]] {
-  if (filesystem === 'xfs') {
-    const sectors = sectorBytes === 512 ? [] : ['-s', `size=${sectorBytes}`];
-    return ['mkfs.xfs', '-q', '-f', '-K', ...sectors, path];
-  }
-  // mke2fs gives more than 64 MiB from 16 GiB on (e2fsprogs, ext2fs_default_journal_size).
-  const journal = lengthBytes >= 16 * 2 ** 30 ? ['-J', `size=${EXT4_JOURNAL_BYTES_MAX / 2 ** 20}`] : [];
-  const options = ['-b', '4096', '-m', '0', '-E', 'assume_storage_prezeroed=1,nodiscard', ...journal];
-  return ['mkfs.ext4', '-q', '-F', ...options, path];
-}
 
 /**
  * Durable validity bits without any bit set. Their space is reserved: a flush of the guest depends on them, and must not fail because
@@ -709,31 +660,3 @@ async function syncPath(path: string): Promise<void> {
 async function allocatedBytes(path: string): Promise<number> {
   return (await stat(path)).blocks * 512;
 }
-
-function storageError(error: unknown, path: string): unknown {
-  const code = errnoOf(error);
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return new GodwitError('VOLUME_NO_SPACE', `no room left below ${path}`, {
-      values: { path },
-      nextAction: 'Free space on this host or choose another worker.',
-      cause: error,
-    });
-  }
-  if (code === 'EFBIG' || code === 'EINVAL') {
-    return new GodwitError(
-      'VOLUME_BAD_LENGTH',
-      `the filesystem below ${path} cannot hold a file of this length`,
-      {
-        values: { path },
-        nextAction: 'Choose a smaller volume, or another filesystem for the data folder.',
-        cause: error,
-      },
-    );
-  }
-  return error;
-}
-
-const runProgram: ProgramRunner = async (program, args) => {
-  const path = `${process.env.PATH ?? ''}:/usr/sbin:/sbin`;
-  await promisify(execFile)(program, args, { timeout: 120_000, env: { ...process.env, PATH: path } });
-};

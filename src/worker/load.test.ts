@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { MachineConfig } from '../machine/config.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
 import { diskNeedBytes } from '../migration/placement.ts';
-import { hostLoad } from './load.ts';
+import { hostLoad, placementOf } from './load.ts';
 
 const GIB = 2 ** 30;
 const OPTIONS = {
@@ -12,6 +13,8 @@ const OPTIONS = {
   plane: 'userspace' as const,
   keys: null,
 };
+
+const LACKS = { userspace: null, kernel: null };
 
 /** A disk of 100 GiB, of which volumes have taken what `here` says. */
 function volumesOf(here: Record<string, number>) {
@@ -40,7 +43,7 @@ async function freeBytes(
   moves: PrepareRequest[],
   imports: { volumeId: string; usedBytes: number }[],
 ): Promise<number> {
-  const load = await hostLoad(OPTIONS, { records: () => [] }, volumesOf(here), moves, imports, false);
+  const load = await hostLoad(OPTIONS, { records: () => [] }, volumesOf(here), moves, imports, false, LACKS);
   return load.freeDiskBytes;
 }
 
@@ -58,4 +61,17 @@ test('what has arrived is counted once, and more than was promised gives nothing
   const importing = [{ volumeId: 'v_2', usedBytes: 10 * GIB }];
   assert.equal(await freeBytes({ v_2: 4 * GIB }, [], importing), 100 * GIB - need);
   assert.equal(await freeBytes({ v_2: 20 * GIB }, [], importing), 80 * GIB);
+});
+
+test('what only the userspace plane can do for a volume goes into the question', () => {
+  const config = { resources: {}, volume: { volumeId: 'v_1', mountPath: '/data' } } as MachineConfig;
+  const reason = (more: object, volume: object = {}) =>
+    placementOf(
+      { id: 'm_1', name: 'm', config: { ...config, ...more } as MachineConfig },
+      { lengthBytes: GIB, usedBytes: 0, ...volume },
+    ).userspaceOnly;
+  assert.equal(reason({}), undefined);
+  assert.equal(reason({}, { hasHoles: false }), undefined);
+  assert.match(reason({}, { hasHoles: true })!, /--dm-crypt/);
+  assert.match(reason({ volume: { volumeId: 'v_1', nbd: true } })!, /NBD/);
 });

@@ -1,4 +1,6 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
+import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
+import { readHostFacts } from '../host/host-facts.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
@@ -6,11 +8,21 @@ import { diskNeedBytes, type HostLoad } from '../migration/placement.ts';
 import { encryptionCapabilities, type VolumeStore } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
 
+/** What placement looks at in a volume. */
+export type PlacedVolume = {
+  lengthBytes: number;
+  usedBytes: number;
+  encryption?: EncryptionNeeds;
+  /** Its ciphertext has holes, which dm-crypt reads as noise. */
+  hasHoles?: boolean;
+};
+
 /** What a machine needs, from its configuration and its volume. */
 export function placementOf(
   machine: { id: string; name: string; config: MachineConfig },
-  volume: { lengthBytes: number; usedBytes: number; encryption?: EncryptionNeeds } | null,
+  volume: PlacedVolume | null,
 ): PlacementRequest {
+  const userspaceOnly = volume && whyUserspaceOnly(machine.config, volume);
   return {
     machineId: machine.id,
     machineName: machine.name,
@@ -20,7 +32,25 @@ export function placementOf(
     volumeLengthBytes: volume?.lengthBytes ?? 0,
     volumeUsedBytes: volume?.usedBytes ?? 0,
     ...(volume?.encryption && { encryption: volume.encryption }),
+    ...(userspaceOnly && { userspaceOnly }),
   };
+}
+
+/** Pure. The same cases as in volume-access.ts, said for a person. */
+function whyUserspaceOnly(config: MachineConfig, volume: PlacedVolume): string | null {
+  if (config.volume?.nbd) return 'is an NBD socket for its guest';
+  if (volume.hasHoles) return 'was not made for dm-crypt (`volume create --dm-crypt`)';
+  return null;
+}
+
+/** What this host lacks for each plane now: a module may be gone, or iscsid. */
+export function lackingOnThisHost(): HostLoad['lacks'] {
+  const capabilities = assessHost(readHostFacts());
+  const lacks = (plane: Plane) =>
+    missingFor(plane, capabilities)
+      .map(({ what, detail }) => `${what}: ${detail}`)
+      .join('; ') || null;
+  return { userspace: lacks('userspace'), kernel: lacks('kernel') };
 }
 
 /** A volume that is being made of a disk of another system, with what was in use there. */
@@ -37,6 +67,7 @@ export async function hostLoad(
   incoming: readonly PrepareRequest[],
   importing: readonly Importing[],
   draining: boolean,
+  lacks: HostLoad['lacks'],
 ): Promise<HostLoad> {
   const capacity = await volumes.capacity();
   const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
@@ -56,6 +87,8 @@ export async function hostLoad(
     draining,
     // The kernel's initiator speaks no TLS.
     tls: options.tls !== null && options.plane === 'userspace',
+    plane: options.plane,
+    lacks,
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),

@@ -29,7 +29,7 @@ import { VolumeStore } from '../volume/index.ts';
 import { EventBus } from './event-bus.ts';
 import { Imports } from './imports.ts';
 import { requireKernelPlane } from './kernel-plane.ts';
-import { hostLoad } from './load.ts';
+import { hostLoad, lackingOnThisHost } from './load.ts';
 import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { LocalService, ownsMachine } from './service.ts';
@@ -127,7 +127,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   );
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
-  const load = () => hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining());
+  const load = () =>
+    hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining(), lackingOnThisHost());
   const source = new SourceHost({
     machines,
     volumes,

@@ -91,7 +91,11 @@ export class SourceHost implements SourceSide {
       running: record.desired === 'running',
       placement: placementOf(
         record,
-        volume && { lengthBytes: volume.lengthBytes, usedBytes, ...(encryption && { encryption }) },
+        volume && {
+          lengthBytes: volume.lengthBytes,
+          usedBytes,
+          ...(encryption && { encryption, hasHoles: volume.encryption?.holes !== 'none' }),
+        },
       ),
       volume: volume && {
         volumeId: volume.id,

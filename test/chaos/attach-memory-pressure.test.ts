@@ -3,7 +3,7 @@ import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { runTool } from '../../src/attach/tool.ts';
+import { mustRun, systemTools } from '../../src/host/tools.ts';
 import { attachedVolume } from '../support/attached-volume.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
 import { requires } from '../support/requires.ts';
@@ -37,9 +37,7 @@ test(`a workload limited to 64 MiB dirties ${WRITTEN_MIB} MiB on its volume and 
   });
   writeFileSync(join(group, controller.limit), String(LIMIT_BYTES));
   const tool = async (program: string, ...argv: string[]) => {
-    const result = await runTool(program, argv, { timeoutMs: 120_000 });
-    assert.equal(result.code, 0, `${program}: ${result.stderr}`);
-    return result.stdout;
+    return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: 120_000 })).trim();
   };
   await tool('mkfs.ext4', '-q', '-b', '4096', volume.loop);
   await tool('mount', volume.loop, volume.mountPoint);

@@ -3,12 +3,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
-import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
 import type { Access } from '../../src/attach/server-spec.ts';
-import { runTool } from '../../src/attach/tool.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
+import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
+import { systemTools } from '../../src/host/tools.ts';
 
 export type AttachedVolume = {
   mount: FuseMount;
@@ -99,7 +99,7 @@ export async function attachedVolume(
   const steps: (() => void)[] = [];
   t.after(async () => {
     for (const step of steps) step();
-    await runTool('umount', [mountPoint], { timeoutMs: 10_000 });
+    await systemTools().run(['umount', mountPoint], { deadlineMs: 10_000 });
     await volume?.detach();
     rmSync(dir, { recursive: true, force: true });
   });

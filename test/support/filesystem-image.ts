@@ -17,11 +17,11 @@ import {
 import { basename, join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { runTool } from '../../src/attach/tool.ts';
 import { systemErrorCode } from '../../src/base/errors.ts';
 import type { Random } from '../../src/base/random.ts';
 import { BLOCK_BYTES } from '../../src/block/block-device.ts';
 import type { FreeMap } from '../../src/freemap/free-map.ts';
+import { mustRun, systemTools } from '../../src/host/tools.ts';
 import { scratchDir } from './scratch.ts';
 
 const TOOL_TIMEOUT_MS = 60_000;
@@ -53,11 +53,11 @@ export class FilesystemImage {
 
   /** False where this kernel lacks a feature of the filesystem. */
   async mountable(): Promise<boolean> {
-    const { code } = await runTool('mount', ['-o', 'loop', this.path, this.mountDir], {
-      timeoutMs: TOOL_TIMEOUT_MS,
+    const { exitCode } = await systemTools().run(['mount', '-o', 'loop', this.path, this.mountDir], {
+      deadlineMs: TOOL_TIMEOUT_MS,
     });
     await this.unmount();
-    return code === 0;
+    return exitCode === 0;
   }
 
   /** Runs `work` on the mounted filesystem; unmounted afterwards, also when it fails. */
@@ -105,9 +105,7 @@ export class FilesystemImage {
 
 /** Runs a program that has to succeed; its standard output, whole. */
 export async function tool(program: string, argv: readonly string[]): Promise<string> {
-  const result = await runTool(program, argv, { timeoutMs: TOOL_TIMEOUT_MS });
-  assert.equal(result.code, 0, `${program} ${argv.join(' ')}: ${result.stderr} ${result.stdout}`);
-  return result.stdout;
+  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: TOOL_TIMEOUT_MS })).trim();
 }
 
 /** Makes a random tree of files, some with holes, some deleted or cut again, until `budgetBytes` are written or the disk is full. */

@@ -7,7 +7,6 @@ import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
-import { attachLoop, detachLoop } from '../../src/attach/loop.ts';
 import type {
   Access,
   Grant,
@@ -23,6 +22,7 @@ import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/vol
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { systemRandom } from '../../src/base/random.ts';
+import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';

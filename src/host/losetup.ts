@@ -1,9 +1,18 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import { runTool } from './tool.ts';
+import { systemTools, type Tools } from './tools.ts';
 
-const TOOL_TIMEOUT_MS = 5_000;
+const DEADLINE_MS = 5_000;
+
+export type AttachLoopOptions = {
+  filePath: string;
+  readonly?: boolean;
+  sectorBytes?: 512 | 4096;
+  /** A file that does not answer within it (its server is held up) fails the attach. */
+  deadlineMs?: number;
+  tools?: Tools;
+};
 
 /**
  * Puts a loop device on a file, with direct I/O (the file's server is the only cache): its path, `/dev/loop7`. The file must be
@@ -12,61 +21,50 @@ const TOOL_TIMEOUT_MS = 5_000;
  * `sectorBytes`: the logical block size, 512 or 4096. 512 is what a volume made on any disk can be mounted on. With 4096 no write
  * is smaller than the unit of validity, but XFS, LUKS and partition tables that were made on 512 do not open.
  *
- * Throws `ATTACH_NO_LOOP` where the loop driver or losetup is missing, `ATTACH_LOOP_FAILED` for the rest.
+ * Rejects `HOST_NO_LOOP` where the loop driver is missing, `HOST_LOOP_FAILED` with what losetup said, and as `Tools.run` does.
  */
-export async function attachLoop(options: {
-  filePath: string;
-  readonly?: boolean;
-  sectorBytes?: 512 | 4096;
-  /** A file that does not answer within it (its server is held up) fails the attach. */
-  timeoutMs?: number;
-}): Promise<string> {
-  const { filePath, readonly = false, sectorBytes = 512, timeoutMs = TOOL_TIMEOUT_MS } = options;
+export async function attachLoop(options: AttachLoopOptions): Promise<string> {
+  const { filePath, readonly = false, sectorBytes = 512, deadlineMs = DEADLINE_MS } = options;
   if (!existsSync('/dev/loop-control')) {
-    throw new GodwitError('ATTACH_NO_LOOP', 'this kernel has no loop devices: /dev/loop-control is missing', {
+    throw new GodwitError('HOST_NO_LOOP', 'this kernel has no loop devices: /dev/loop-control is missing', {
       nextAction: 'Load the driver (modprobe loop) or use a kernel with CONFIG_BLK_DEV_LOOP.',
     });
   }
-  const result = await runTool(
-    'losetup',
+  const { tools = systemTools() } = options;
+  const { exitCode, stdout, stderr } = await tools.run(
     [
+      'losetup',
       ...['--find', '--show', '--direct-io=on', '--sector-size', String(sectorBytes)],
       ...(readonly ? ['--read-only'] : []),
       filePath,
     ],
-    { timeoutMs },
+    { deadlineMs },
   );
-  if (result.code === 0) return result.stdout;
-  const missing = result.code === null && /ENOENT/.test(result.stderr);
-  throw new GodwitError(
-    missing ? 'ATTACH_NO_LOOP' : 'ATTACH_LOOP_FAILED',
-    missing ? 'the program losetup is missing' : `no loop device for the file: ${result.stderr}`,
-    {
-      values: { filePath, exitCode: result.code },
-      nextAction: missing
-        ? 'Install losetup (Debian: util-linux, mount).'
-        : 'The message of losetup says why; losetup -a lists what is attached.',
-    },
-  );
+  const device = stdout.trim();
+  if (exitCode === 0 && /^\/dev\/loop\d+$/.test(device)) return device;
+  throw new GodwitError('HOST_LOOP_FAILED', `no loop device for the file: ${stderr.trim() || device}`, {
+    values: { filePath, exitCode },
+    nextAction: 'The message of losetup says why; losetup -a lists what is attached.',
+  });
 }
 
 /**
  * Detaches and waits until the kernel has let go of the file. Idempotent. A device that is still open (a mount) is detached by the kernel when its
- * last user closes it: `ATTACH_LOOP_BUSY` after `timeoutMs`.
+ * last user closes it: `HOST_LOOP_BUSY` after `deadlineMs`.
  */
 export async function detachLoop(
   device: string,
-  options: { clock: Clock; timeoutMs?: number },
+  options: { clock: Clock; deadlineMs?: number; tools?: Tools },
 ): Promise<void> {
-  const { clock, timeoutMs = TOOL_TIMEOUT_MS } = options;
-  const deadlineMs = clock.monotonicMs() + timeoutMs;
+  const { clock, deadlineMs = DEADLINE_MS, tools = systemTools() } = options;
+  const endsAtMs = clock.monotonicMs() + deadlineMs;
   if (loopFile(device) === null) return;
-  const result = await runTool('losetup', ['--detach', device], { timeoutMs });
+  const { stderr } = await tools.run(['losetup', '--detach', device], { deadlineMs });
   while (loopFile(device) !== null) {
-    if (clock.monotonicMs() >= deadlineMs) {
+    if (clock.monotonicMs() >= endsAtMs) {
       throw new GodwitError(
-        'ATTACH_LOOP_BUSY',
-        `${device} cannot be detached: ${result.stderr || 'it is in use'}`,
+        'HOST_LOOP_BUSY',
+        `${device} cannot be detached: ${stderr.trim() || 'it is in use'}`,
         {
           values: { device },
           nextAction:
