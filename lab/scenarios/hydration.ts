@@ -51,7 +51,7 @@ export async function hydration(say: (line: string) => void): Promise<void> {
           `${result.readP50Ms.toFixed(1)} ms`,
           `${result.readP99Ms.toFixed(1)} ms`,
           String(Math.round(result.readsPerSecond)),
-          `${Math.round(result.wireBytes / 2 ** 20)} MiB`,
+          `${Math.round(result.wireBytes / 2 ** 20)} MiB${result.releasedMs === null ? ' so far' : ''}`,
           result.releasedMs === null
             ? `never: ${(result.localShare * 100).toFixed(0)} % local after 90 s`
             : `${(result.releasedMs / 1000).toFixed(1)} s`,
