@@ -2,11 +2,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { ALONE, SCENARIOS, SHORT } from './scenarios/index.ts';
+import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
  * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
- * they work. Exit code 1 when one of them fails. `--all`: also those that take long.
+ * they work. Exit code 1 when one of them fails. `--all`: also the measurements.
  */
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
 const JOBS = '2';
@@ -15,7 +15,7 @@ const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: { all: { type: 'boolean' }, jobs: { type: 'string', default: JOBS } },
 });
-const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...SHORT];
+const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...PROOFS];
 const unknown = names.filter((name) => SCENARIOS[name] === undefined);
 const jobs = Number(values.jobs);
 if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {

@@ -1,3 +1,4 @@
+import { corruption } from './corruption.ts';
 import { guests } from './guests.ts';
 import { hydration } from './hydration.ts';
 import { luks2 } from './luks2.ts';
@@ -18,6 +19,7 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   postgres: (say) => postgres({ from: 'kernel', to: 'kernel' }, say),
   'postgres-userspace-to-kernel': (say) => postgres({ from: 'userspace', to: 'kernel' }, say),
   'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
+  corruption,
   hydration,
   refusals,
   'source-gone': sourceGone,
@@ -29,14 +31,8 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   ),
 };
 
-/** Those that `npm run lab` runs when it is not told which. */
-export const SHORT: readonly string[] = [
-  'guests',
-  'kernel-to-kernel',
-  'userspace-to-kernel',
-  'kernel-to-userspace',
-  'postgres',
-];
-
 /** Measurements: nothing else runs beside them. */
 export const ALONE: ReadonlySet<string> = new Set(['hydration']);
+
+/** Those that `npm run lab` runs when it is not told which. */
+export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter((name) => !ALONE.has(name));

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../src/base/errors.ts';
 import { cgroupName } from '../../src/machine/workload.ts';
+import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
@@ -21,6 +22,8 @@ const FILES = 12;
 const FILE_MIB = 4;
 
 export type Plane = 'userspace' | 'kernel';
+
+const KERNEL_TO_KERNEL = { from: 'kernel', to: 'kernel' } as const;
 
 /** A move that has begun, for what a scenario does to it. */
 export type MoveInProgress = {
@@ -41,6 +44,8 @@ export type MoveOptions = {
   /** Of what each guest sends. */
   shape?: { delayMs?: number; rateMbit?: number };
   flags?: readonly string[];
+  /** The target loses power, and with it what its kernel has counted. */
+  countsLost?: boolean;
   /** Environment of the target's worker. */
   targetEnvironment?: Record<string, string>;
   /** When the move was asked for, and its machine may be anywhere. */
@@ -69,20 +74,11 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   });
   const workers: LabWorker[] = [];
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, names.source, names.target, options.from, options),
-      workerOn(lab, names.target, names.source, options.to, options),
-    ]);
+    const [source, target] = await workerPair(lab, options);
     workers.push(source, target);
     await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
     say('both workers answer');
-    const collector = await WriterCollector.open(
-      { after: (work) => void cleanups.push(work as () => unknown) },
-      '0.0.0.0',
-    );
-    const { machineId, volumeId } = await writerMachine(source, collector.port, options);
-    const history = collector.history('writer');
-    await history.more(5, PATIENCE_MS);
+    const { machineId, volumeId, history } = await writerOn(source, options, cleanups);
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -123,6 +119,19 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
+    const receipt = await verifiedReceipt(target, runId);
+    const { bytes, disk } = receipt;
+    assert.ok(
+      bytes.compared >= FILES * FILE_MIB * MIB,
+      `the files are among what was compared: ${JSON.stringify(receipt)}`,
+    );
+    if (options.to === 'kernel') {
+      assert.ok(disk, 'the disk of the kernel plane was compared');
+      assert.equal(disk.guest === null, options.countsLost === true, 'what the guest wrote is known');
+    }
+    say(
+      `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
+    );
     await history.more(10, PATIENCE_MS);
     const check = await target.client.execInMachine(machineId, {
       command: [
@@ -152,12 +161,46 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   }
 }
 
-export async function workerOn(
+/** Of a move, verified offline by the CLI on that worker's host. */
+export async function verifiedReceipt(worker: LabWorker, runId: string): Promise<ReceiptBody> {
+  const path = worker.logPath.replace(/worker\.log$/, 'receipt.json');
+  await worker.member.writeFile(path, await worker.cli('--json', 'receipt', runId));
+  return JSON.parse(await worker.cli('--json', 'receipt', '--verify', path)) as ReceiptBody;
+}
+
+/** The workers `source` and `target` of a lab with these members, not started yet. */
+export function workerPair(
+  lab: Lab,
+  options: Pick<MoveOptions, 'from' | 'to' | 'encrypted' | 'flags'> = KERNEL_TO_KERNEL,
+): Promise<[source: LabWorker, target: LabWorker]> {
+  return Promise.all([
+    workerOn(lab, 'source', 'target', options.from, options),
+    workerOn(lab, 'target', 'source', options.to, options),
+  ]);
+}
+
+/** A machine on that worker that writes, and has been acknowledged some of it. */
+export async function writerOn(
+  worker: LabWorker,
+  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  cleanups: (() => unknown)[],
+): Promise<{ machineId: string; volumeId: string; history: WriterHistory }> {
+  const collector = await WriterCollector.open(
+    { after: (work) => void cleanups.push(work as () => unknown) },
+    '0.0.0.0',
+  );
+  const ids = await writerMachine(worker, collector.port, options);
+  const history = collector.history('writer');
+  await history.more(5, PATIENCE_MS);
+  return { ...ids, history };
+}
+
+async function workerOn(
   lab: Lab,
   name: string,
   peer: string,
   plane: Plane,
-  options: Pick<MoveOptions, 'encrypted' | 'flags'>,
+  options: Partial<MoveOptions>,
 ): Promise<LabWorker> {
   const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
   const peers = lab.members.filter((other) => other.name === peer);
@@ -180,10 +223,10 @@ export async function workerOn(
   });
 }
 
-export async function writerMachine(
+async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  options: Partial<MoveOptions>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',

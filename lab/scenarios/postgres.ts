@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { postgresClient, preparePostgres, readPostgres } from '../../demo/clients.ts';
 import { postgresMachine } from '../../demo/machines.ts';
-import { messageOf } from '../../src/base/errors.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { type Member, mustRun } from '../member.ts';
@@ -16,8 +15,9 @@ import {
   isGuest,
   leftOn,
   type Plane,
+  tellStates,
   until,
-  workerOn,
+  workerPair,
 } from './move.ts';
 
 const POSTGRES_PORT = 5432;
@@ -46,11 +46,7 @@ export async function postgres(
   const workers: LabWorker[] = [];
   let server: Server | null = null;
   try {
-    const options = { encrypted: true };
-    const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', from, options),
-      workerOn(lab, 'target', 'source', to, options),
-    ]);
+    const [source, target] = await workerPair(lab, { from, to, encrypted: true });
     for (const { member } of [source, target])
       await member.spawn([process.execPath, RELAY, String(RELAY_PORT), String(POSTGRES_PORT)], {
         logPath: join(isGuest(member) ? '/tmp' : lab.folder, `${member.name}-relay.log`),
@@ -109,8 +105,7 @@ export async function postgres(
       `${report.acknowledged.length} commits, none lost; cryptsetup opens the volume and the retained one, and their filesystems are clean`,
     );
   } catch (error) {
-    for (const worker of workers)
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    await tellStates(workers);
     throw error;
   } finally {
     server?.close();

@@ -1,18 +1,9 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
-import { WriterCollector } from '../../test/support/writer-collector.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
-import {
-  assertNothingLeft,
-  isGuest,
-  PATIENCE_MS,
-  tellStates,
-  until,
-  workerOn,
-  writerMachine,
-} from './move.ts';
+import { assertNothingLeft, isGuest, PATIENCE_MS, tellStates, until, workerPair, writerOn } from './move.ts';
 
 /** Slow enough that blocks are missing when the source goes. */
 const SLOW = { rateMbit: 40 };
@@ -29,19 +20,10 @@ export async function sourceGone(say: (line: string) => void): Promise<void> {
   const cleanups: (() => unknown)[] = [];
   const workers: LabWorker[] = [];
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, 'source', 'target', 'kernel', {}),
-      workerOn(lab, 'target', 'source', 'kernel', {}),
-    ]);
+    const [source, target] = await workerPair(lab);
     workers.push(source, target);
     await Promise.all([source.start(), target.start()]);
-    const collector = await WriterCollector.open(
-      { after: (work) => void cleanups.push(work as () => unknown) },
-      '0.0.0.0',
-    );
-    const { machineId, volumeId } = await writerMachine(source, collector.port, {});
-    const history = collector.history('writer');
-    await history.more(5, PATIENCE_MS);
+    const { machineId, volumeId, history } = await writerOn(source, {}, cleanups);
     await source.client.execInMachine(machineId, {
       command: ['sh', '-c', 'dd if=/dev/urandom of=/data/file bs=1M count=48 status=none; sync'],
       timeoutMs: 120_000,

@@ -264,6 +264,8 @@ export type FreeMapReport = {
  *   figures    FiguresQuery                → ProofFigures
  *   digests    {ranges: BlockRange[]}      → {digests: string[]}     export only: of the sealed content
  *   owed       BlockRange & {cursor}       → {ranges: StatedRange[], next}   export only: of a range that did not travel, what should have
+ *   stated     {cursor}                    → StatedPage     export only: all that may be in use
+ *   compare    CompareRequest              → CompareReply   attach only, of the kernel plane: what the disk has
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -286,5 +288,7 @@ export type VolumeServerOp =
   | 'figures'
   | 'digests'
   | 'owed'
+  | 'stated'
+  | 'compare'
   | 'grant'
   | 'revoke';

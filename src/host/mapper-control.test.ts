@@ -37,12 +37,12 @@ test('a status is that of the one target, to its final zero', () => {
 });
 
 test('no target, two of them, and a status that did not fit are refused', () => {
-  assert.throws(() => decodeMapperStatus(answerWith('', 0)), /one target/);
-  assert.throws(() => decodeMapperStatus(answerWith('8', 2)), /one target/);
+  assert.throws(() => decodeMapperStatus(answerWith('', 0)), /instead of one/);
+  assert.throws(() => decodeMapperStatus(answerWith('8', 2)), /instead of one/);
   const full = answerWith('8');
   full.writeUInt32LE(1 << 8, 28);
-  assert.throws(() => decodeMapperStatus(full), /one target/);
+  assert.throws(() => decodeMapperStatus(full), /instead of one/);
   const outside = answerWith('8');
   outside.writeUInt32LE(5000, 16);
-  assert.throws(() => decodeMapperStatus(outside), /one target/);
+  assert.throws(() => decodeMapperStatus(outside), /instead of one/);
 });

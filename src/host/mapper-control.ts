@@ -1,5 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { callError, libc } from '../sys/libc.ts';
+import { unknownOutputError } from './tools.ts';
 
 /**
  * The requests to device-mapper that are made many times a second, or while a guest is held for them: the same as dmsetup's, without a process for each. Everything else
@@ -76,13 +77,13 @@ export function encodeMapperRequest(
   return request;
 }
 
-/** Throws unless the device has one target, whose status is whole. */
+/** Throws `HOST_UNKNOWN_OUTPUT` unless the device has one target, whose status is whole. */
 export function decodeMapperStatus(answer: Buffer): { sectors: number; target: string; text: string } {
   const start = answer.readUInt32LE(16);
   const targets = answer.readUInt32LE(20);
   const full = (answer.readUInt32LE(28) & FLAG.bufferFull) !== 0;
   if (targets !== 1 || full || start + TARGET_SPEC_BYTES > answer.length) {
-    throw new Error(`not the status of a device with one target: ${targets} targets`);
+    throw unknownOutputError('device-mapper', 'the status of a device', `${targets} targets instead of one`);
   }
   const spec = answer.subarray(start);
   return {

@@ -76,6 +76,7 @@ class InstantTarget extends MoveWorld implements World {
       fetched: (_runId, query) => this.targetSide.fetched(REQUEST, query),
       unfetched: (_runId, query) => this.targetSide.unfetched(REQUEST, query),
       mend: (_runId, request) => this.targetSide.mend(REQUEST, request),
+      compare: (_runId, request) => this.targetSide.compare(REQUEST, request),
       figures: async (_runId, query) => ({
         ...(await this.targetSide.figures(REQUEST, query)),
         worker: { worker: 'w2', publicKey: this.#key.publicKey, keyFingerprint: this.#key.fingerprint },

@@ -1,5 +1,5 @@
 import { closeSync, constants, openSync } from 'node:fs';
-import { open, readFile, readlink } from 'node:fs/promises';
+import { open, readFile, readlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
@@ -19,11 +19,19 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import { MAPPER_FOLDER } from '../host/device-mapper.ts';
 import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
-import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
+import type {
+  CompareReply,
+  CompareRequest,
+  FetchedPage,
+  GuestWrites,
+  ProofFigures,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { discardRange } from '../sys/discard-range.ts';
 import type { DataLock } from '../volume/data-lock.ts';
@@ -34,12 +42,17 @@ import { readFreeRuns, removeFreeMap, writeFreeMap } from '../volume/free-map-fi
 import { readRecord } from '../volume/record-file.ts';
 import { exportSerial } from '../volume/specs.ts';
 import {
+  addCounts,
+  beginCounting,
+  type CloneBinding,
   createCloneMetadata,
+  endCounting,
   readCloneBinding,
   removeCloneMetadata,
   requireCloneBinding,
   writeCloneBinding,
 } from './clone-binding.ts';
+import type { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
 import {
   decideHydration,
@@ -70,6 +83,8 @@ const BATCH_REGIONS = 64;
 const PULSE_DEADLINE_MS = 2_000;
 /** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
 const PULSE_BEGIN_MS = 20;
+/** The guest's requests are counted when none is in flight. */
+const COUNT_DEADLINE_MS = 10_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
 /** sysfs of a session that can carry I/O. */
@@ -129,6 +144,8 @@ export class KernelVolume {
   #lostSinceMs: number | null = null;
   #lastError: string | null = null;
   #stopTicks: (() => void) | null = null;
+  #proof: Awaited<ReturnType<typeof openDiskProof>> | null = null;
+  #proving: Promise<unknown> = Promise.resolve();
   /** One change of the stack at a time; a tick too. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -151,10 +168,10 @@ export class KernelVolume {
    * those of the key. Nothing is left then.
    */
   static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
+    // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
+    await removeStack(spec, options);
     const volume = new KernelVolume(spec, options);
     try {
-      // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
-      await removeStack(spec, options);
       await volume.#prepare();
       if (spec.access === 'writable') await volume.activate('writable');
       return volume;
@@ -210,6 +227,7 @@ export class KernelVolume {
       try {
         if (this.#isClone) below = await this.#makeClone();
         this.#top = this.#unlocked ? await this.#makeCrypt(below, this.#unlocked) : below;
+        if (this.#isClone) await startStatistics(this.#top);
       } catch (error) {
         // The next attempt finds nothing half made; data file, session and lock stay.
         this.#clone = null;
@@ -300,8 +318,9 @@ export class KernelVolume {
   }
 
   /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
-  finish(): Promise<void> {
-    return this.#exclusively(async () => {
+  async finish(): Promise<void> {
+    await this.#closeProof();
+    await this.#exclusively(async () => {
       if (this.#clone !== null) await this.#collapse();
       if (this.#session === null) return;
       await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
@@ -325,24 +344,44 @@ export class KernelVolume {
   }
 
   /**
-   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
-   * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
+   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so the disk itself is
+   * held against the source.
    */
   fetched(cursor: number): FetchedPage {
-    return { ranges: [], next: cursor, ended: true };
+    return { ranges: [], next: cursor, ended: true, untold: true };
   }
 
   unfetched(): UnfetchedPage {
     return { ranges: [], next: null };
   }
 
-  figures(freeMapDigest: string | null): ProofFigures {
-    const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
-    const root = new RootHash(this.#spec.lengthBytes, digest).hex();
-    return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+  /** Rejects `CLONE_NOT_COMPLETE`, and as DiskProof. */
+  compare(request: CompareRequest): Promise<CompareReply> {
+    return this.#prove(async () => {
+      if (this.#clone !== null) requireWhole(this.#status);
+      if (this.#proof === null) {
+        // Code that only the end of a move needs.
+        const { openDiskProof } = await import('./disk-proof.ts');
+        const { volumeDir, lengthBytes } = this.#spec;
+        const guestWrites = () => this.#exclusively(() => this.#guestWrites());
+        this.#proof = await openDiskProof(volumeDir, lengthBytes, guestWrites);
+      }
+      return this.#proof.proof.compare(request);
+    });
+  }
+
+  figures(freeMapDigest: string | null): Promise<ProofFigures> {
+    return this.#prove(async () => {
+      const figures = (await this.#proof?.proof.figures(freeMapDigest)) ?? null;
+      if (figures !== null) return figures;
+      const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
+      const root = new RootHash(this.#spec.lengthBytes, digest).hex();
+      return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+    });
   }
 
   async close(): Promise<void> {
+    await this.#closeProof();
     await this.#exclusively(async () => {
       this.#stopTicks?.();
       await removeStack(this.#spec, this.#options);
@@ -438,13 +477,7 @@ export class KernelVolume {
   /** Rejects `CLONE_NOT_COMPLETE`. After an error it can be done again. */
   async #collapse(): Promise<void> {
     await this.#readStatus();
-    const status = this.#status;
-    if (status === null || status.regionsHydrated < status.regionsTotal || status.regionsHydrating > 0) {
-      throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
-        values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
-        nextAction: 'Wait for hydration; resume it if it is paused.',
-      });
-    }
+    requireWhole(this.#status);
     this.#stopTicks?.();
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
@@ -462,6 +495,18 @@ export class KernelVolume {
     this.#finalHydration = this.#hydrationStatus();
     this.#clone = null;
     this.#isClone = false;
+  }
+
+  #prove<Reply>(question: () => Promise<Reply>): Promise<Reply> {
+    const answered = this.#proving.then(question);
+    this.#proving = answered.catch(() => {});
+    return answered;
+  }
+
+  async #closeProof(): Promise<void> {
+    await this.#proving;
+    await this.#proof?.close();
+    this.#proof = null;
   }
 
   #makeCrypt(below: string, { header, volumeKey }: UnlockedVolume): Promise<string> {
@@ -506,14 +551,16 @@ export class KernelVolume {
   }
 
   /**
-   * The map that came with the handoff, once: it is noted durably before anything is mounted, because what was free at the seal is soon in use. A
+   * The map that came with the handoff, once: it is noted durably, as is that a guest's writes are counted from now on, before anything is mounted, because what was free at the seal is soon in use. A
    * map that cannot be used is none: past the point of no return nothing may hang on it.
    */
   async #markUnused(cloneDevice: string): Promise<void> {
     const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
     const { logger } = this.#options;
     const binding = await requireCloneBinding(volumeDir, this.#cloneIdentity());
-    if (binding.freeMapTaken) return;
+    const counted: CloneBinding = { ...binding, freeMapTaken: true, guestWrites: beginCounting(binding) };
+    this.#hydration.trimmed = binding.freeMapWhole === true;
+    if (binding.freeMapTaken) return writeCloneBinding(volumeDir, counted);
     try {
       const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
       const longest = [...(runs ?? [])]
@@ -529,11 +576,14 @@ export class KernelVolume {
       } finally {
         closeSync(fd);
       }
+      // Then a trim finds nothing more, and no discard of ours is counted as one of the guest's.
+      counted.freeMapWhole = runs !== null && longest.length === runs.length;
+      this.#hydration.trimmed = counted.freeMapWhole;
       logger.info({ runs: longest.length, blocks }, 'blocks that the filesystem does not use stay behind');
     } catch (error) {
       logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
     }
-    await writeCloneBinding(volumeDir, { ...binding, freeMapTaken: true });
+    await writeCloneBinding(volumeDir, counted);
   }
 
   #startTicks(): void {
@@ -640,6 +690,25 @@ export class KernelVolume {
     this.#hydration.copies = copies;
   }
 
+  /** Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null: not known. */
+  async #guestWrites(): Promise<GuestWrites | null> {
+    const { control, mapper } = this.#options.host;
+    const past = (await readCloneBinding(this.#spec.volumeDir))?.guestWrites?.past;
+    if (!past || this.#top === null) return null;
+    const names = mapperNames(this.#spec.volumeId);
+    const top = this.#unlocked ? names.crypt : names.gate;
+    let now: BlockStatistics | null;
+    try {
+      await mapper.suspend(top, { flush: false, deadlineMs: COUNT_DEADLINE_MS });
+      now = await statisticsOf(this.#top);
+      await control.resume(top);
+    } finally {
+      // Whatever went wrong, the guest is not left held.
+      if (await control.suspended(top)) await mapper.resume(top);
+    }
+    return now && { ...addCounts(past, now), sectorBytes: this.#unlocked ? 4096 : 512 };
+  }
+
   /** Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as the floor wants. */
   async #pulse(limits: HydrationLimits): Promise<void> {
     const { mapper, control } = this.#options.host;
@@ -664,9 +733,10 @@ export class KernelVolume {
     const { clone } = mapperNames(this.#spec.volumeId);
     const deadlineMs = clock.monotonicMs() + PULSE_BEGIN_MS;
     const hydratedBefore = this.#status?.regionsHydrated ?? 0;
+    const wanted = Math.min(regions, (this.#status?.regionsTotal ?? 0) - hydratedBefore);
     while (clock.monotonicMs() < deadlineMs) {
       const { regionsHydrated, regionsHydrating } = parseCloneStatus((await host.control.status(clone)).text);
-      if (regionsHydrated - hydratedBefore + regionsHydrating >= regions) return;
+      if (regionsHydrated - hydratedBefore + regionsHydrating >= wanted) return;
       await clock.sleep(1);
     }
   }
@@ -814,6 +884,16 @@ export class KernelVolume {
   }
 }
 
+/** Throws `CLONE_NOT_COMPLETE`. */
+function requireWhole(status: CloneStatus | null): void {
+  if (status !== null && status.regionsHydrated >= status.regionsTotal && status.regionsHydrating === 0)
+    return;
+  throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
+    values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
+    nextAction: 'Wait for hydration; resume it if it is paused.',
+  });
+}
+
 /**
  * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step finds its device unused. Idempotent. Rejects
  * `HOST_MAPPER_BUSY` while a filesystem is mounted.
@@ -834,13 +914,30 @@ async function removeMapper(
 ): Promise<void> {
   const { crypt, gate, clone } = mapperNames(spec.volumeId);
   const present = await host.mapper.names();
+  const top = [crypt, gate].find((name) => present.includes(name));
+  const counts = top === undefined ? null : await statisticsOf(`${MAPPER_FOLDER}/${top}`).catch(() => null);
   for (const name of [crypt, gate, clone]) if (present.includes(name)) await host.mapper.remove(name);
+  // Where only the clone was there, nothing was written. Where none was there, a power cut took the counts along.
+  if (counts !== null || (top === undefined && present.includes(clone)))
+    await endCounting(spec.volumeDir, counts);
   await detachLoops(join(spec.volumeDir, PLANE_FILES.cloneMetadata), { readonly: false, clock });
 }
 
 /** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */
 export async function isKernelClone(volumeDir: string): Promise<boolean> {
   return (await readCloneBinding(volumeDir)) !== null;
+}
+
+/** Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is set, and looked at when the counts are. */
+async function startStatistics(device: string): Promise<void> {
+  await writeFile(`/sys/block/${await kernelNode(device)}/queue/iostats`, '1').catch(() => {});
+}
+
+/** Null where the kernel does not count for this device. */
+async function statisticsOf(device: string): Promise<BlockStatistics | null> {
+  const name = await kernelNode(device);
+  const counts = (await readFile(`/sys/block/${name}/queue/iostats`, 'utf8')).trim();
+  return counts === '1' ? blockStatistics(name) : null;
 }
 
 /** `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere. */

@@ -7,8 +7,11 @@ import { type TestContext, test } from 'node:test';
 import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import {
+  addCounts,
+  beginCounting,
   cloneMetadataBytes,
   createCloneMetadata,
+  endCounting,
   readCloneBinding,
   removeCloneMetadata,
   requireCloneBinding,
@@ -85,4 +88,40 @@ test('room for the bitmap of dm-clone, whatever the length', () => {
     const bitmap = lengthBytes / 4096 / 8;
     assert.ok(cloneMetadataBytes(lengthBytes) >= 2 * bitmap + 2 ** 20);
   }
+});
+
+test('what the guest wrote is added up over its devices, and not known after a power cut', async (t) => {
+  const dir = await folder(t);
+  const counts = { writes: 3, writeBytes: 12_288, discards: 1, discardBytes: 4096 };
+  await endCounting(dir, counts);
+  assert.equal(await readCloneBinding(dir), null, 'a volume that is no clone');
+  const open = async () => {
+    const binding = await requireCloneBinding(dir, IDENTITY);
+    await writeCloneBinding(dir, { ...binding, freeMapTaken: true, guestWrites: beginCounting(binding) });
+  };
+  const past = async () => (await requireCloneBinding(dir, IDENTITY)).guestWrites?.past;
+  await createCloneMetadata(dir, IDENTITY);
+  await open();
+  await endCounting(dir, counts);
+  await endCounting(dir, counts);
+  assert.deepEqual(await past(), counts, 'once a device');
+  await open();
+  // It was never there.
+  await endCounting(dir, null);
+  await open();
+  await endCounting(dir, counts);
+  assert.deepEqual(await past(), addCounts(counts, counts));
+  await open();
+  await open();
+  await endCounting(dir, counts);
+  assert.equal(await past(), null);
+  await open();
+  assert.equal(await past(), null, 'for good');
+});
+
+test('a clone that was opened by a version that did not count has unknown writes', async (t) => {
+  const dir = await folder(t);
+  const made = await createCloneMetadata(dir, IDENTITY);
+  assert.deepEqual(beginCounting(made), { past: addCounts(null, null), counting: true });
+  assert.deepEqual(beginCounting({ ...made, freeMapTaken: true }), { past: null, counting: true });
 });

@@ -2,6 +2,7 @@ import { open, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { BlockStatistics } from '../host/block-statistics.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { storageError } from '../volume/storage-error.ts';
@@ -20,8 +21,22 @@ export type CloneBinding = {
   metadataBytes: number;
   /** The free map of the handoff has been used, or there was none: later, what was free at the seal may be in use. */
   freeMapTaken: boolean;
+  /** And all of it was used, not the longest runs only. */
+  freeMapWhole?: boolean;
   /** Every block is local, durably, and the clone is taken down: the metadata is not needed any more. */
   whole: boolean;
+  /** What the guest has written, for the receipt. Left out by versions that did not count. */
+  guestWrites?: CountedWrites;
+};
+
+/** What ends with a device of the guest. */
+export type WriteCounts = Pick<BlockStatistics, 'writes' | 'writeBytes' | 'discards' | 'discardBytes'>;
+
+export type CountedWrites = {
+  /** Of all devices that are gone; null: one went without being asked (a power cut). */
+  past: WriteCounts | null;
+  /** There is a device that is not in `past`, or was. */
+  counting: boolean;
 };
 
 export type CloneIdentity = Pick<CloneBinding, 'volumeId' | 'generation' | 'lengthBytes'>;
@@ -156,6 +171,33 @@ export async function writeCloneBinding(volumeDir: string, binding: CloneBinding
   } finally {
     await folder.close();
   }
+}
+
+/** Before the guest's device is there. Pure. */
+export function beginCounting(binding: CloneBinding): CountedWrites {
+  const before = binding.guestWrites;
+  if (before !== undefined) return { past: before.counting ? null : before.past, counting: true };
+  // A version before this one may have opened the volume.
+  return { past: binding.freeMapTaken ? null : addCounts(null, null), counting: true };
+}
+
+/** After the guest's device is gone. Nothing happens where none was counted. */
+export async function endCounting(volumeDir: string, counts: WriteCounts | null): Promise<void> {
+  const binding = await readCloneBinding(volumeDir);
+  if (!binding?.guestWrites?.counting) return;
+  const { past } = binding.guestWrites;
+  const guestWrites = { past: past && addCounts(past, counts), counting: false };
+  await writeCloneBinding(volumeDir, { ...binding, guestWrites });
+}
+
+/** Pure. */
+export function addCounts(one: WriteCounts | null, other: WriteCounts | null): WriteCounts {
+  return {
+    writes: (one?.writes ?? 0) + (other?.writes ?? 0),
+    writeBytes: (one?.writeBytes ?? 0) + (other?.writeBytes ?? 0),
+    discards: (one?.discards ?? 0) + (other?.discards ?? 0),
+    discardBytes: (one?.discardBytes ?? 0) + (other?.discardBytes ?? 0),
+  };
 }
 
 export async function removeCloneMetadata(volumeDir: string): Promise<void> {

@@ -10,7 +10,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
+import type { BlockRange, CompareRequest, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';
@@ -74,7 +74,8 @@ export function openKernelHolder(options: KernelHolderOptions): {
       'give-up-source': (attached) => attached.giveUpSource(),
       fetched: async (attached) => attached.fetched((args as ProofQuery).cursor),
       unfetched: async (attached) => attached.unfetched(),
-      figures: async (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
+      compare: (attached) => attached.compare(args as CompareRequest),
+      figures: (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
       // The kernel does not tell which regions were read.
       heat: async () => ({ regions: [] }),
       // dm-clone does not keep what is read, so there is no bringing something first.
@@ -86,6 +87,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
         const { cursor, ...range } = args as BlockRange & { cursor: number };
         return exported.owed(range, cursor);
       },
+      stated: (exported) => exported.stated((args as ProofQuery).cursor),
     };
     const own =
       volume instanceof KernelVolume

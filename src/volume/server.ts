@@ -123,6 +123,7 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
       revoke: (args) => volume.revoke(parseInitiator(args)),
       digests: (args) => volume.digests(parseRanges(args)),
       owed: (args) => volume.owed(parseRange(args), parseCursor(args)),
+      stated: (args) => volume.stated(parseCursor(args)),
     },
     start: () => {},
     ready: { port: volume.port },

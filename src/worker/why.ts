@@ -1,4 +1,5 @@
 import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
+import type { WireError } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
 import type { DrainView } from '../migration/drain.ts';
 
@@ -33,7 +34,11 @@ export function runConditions(run: RunView): Condition[] {
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
   // Two workers have looked twice: it is the hardware's turn.
-  if (run.output.disputed) return 'an operator; it is tried again by itself';
+  const disputed = run.output.disputed as WireError | null | undefined;
+  if (disputed)
+    return disputed.code === 'MIGRATION_CONTENT_UNEXPLAINED'
+      ? 'an operator'
+      : 'an operator; it is tried again by itself';
   const target = typeof run.output.target === 'string' ? run.output.target : null;
   // From the first handoff on only the target knows, or acts.
   const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
