@@ -169,7 +169,10 @@ async function demo(): Promise<DemoReport> {
       `${row.name}: ${receipt === undefined ? 'no receipt' : `its receipt does not hold: ${receipt.output}`}`,
     );
   }
-  const blocksFetchedTwice = drain.machines.reduce((sum, machine) => sum + machine.blocksFetchedTwice, 0);
+  const blocksFetchedTwice = drain.machines.reduce(
+    (sum, machine) => sum + (machine.blocksFetchedTwice ?? 0),
+    0,
+  );
   if (blocksFetchedTwice > 0) problems.push(`${blocksFetchedTwice} blocks crossed the wire twice`);
 
   const files = drain.machines.find((machine) => machine.name === 'files');

@@ -1,7 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { SourceSpec } from '../src/attach/server-spec.ts';
+import type {
+  HydrationSettings,
+  HydrationStatus,
+  SourceSpec,
+  VolumeServerSpec,
+  VolumeServerStatus,
+} from '../src/attach/server-spec.ts';
 import { systemClock } from '../src/base/clock.ts';
 import { silentLogger } from '../src/base/logger.ts';
 import { systemRandom } from '../src/base/random.ts';
@@ -9,6 +15,7 @@ import { blockStatistics, kernelNameOf } from '../src/host/block-statistics.ts';
 import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
+import { openVolumeHolder } from '../src/machine/volume-holder.ts';
 import { KernelVolume } from '../src/plane/attached.ts';
 import { KernelExport } from '../src/plane/exported.ts';
 import { systemPlaneHost } from '../src/plane/host.ts';
@@ -28,7 +35,7 @@ import {
  *   target MODE PLAN     clones it under load, as MODE has it; prints a Result
  */
 export type Plan = { source: SourceSpec; volumeId: string; lengthBytes: number; freeMap: string };
-export type Mode = 'default' | 'tuned' | 'plane';
+export type Mode = 'default' | 'tuned' | 'kernel' | 'userspace';
 export type Result = {
   mode: Mode;
   /** From the moment that the source may be read to a mounted filesystem. */
@@ -38,6 +45,7 @@ export type Result = {
   /** Of the volume that was local when the time was over, 0 to 1. */
   localShare: number;
   wireBytes: number;
+  /** Of the first 30 s of the load. */
   readP50Ms: number;
   readP99Ms: number;
   readsPerSecond: number;
@@ -49,14 +57,17 @@ const BALLAST_MIB = 96;
 const TIME_MS = 90_000;
 const DATA_DIR = '/var/lib/godwit';
 const MOUNT = '/run/bench';
+const RUNTIME_DIR = '/run/bench-shim';
+/** What the guest felt is taken over the same time of all ways: later, one that starves has overwritten all the files and misses nothing any more. */
+const MEASURED_MS = 30_000;
 const STATUS_MS = 500;
 
 const clock = systemClock;
 const host = systemPlaneHost(clock);
-const open = () => VolumeStore.open(DATA_DIR, { clock, random: systemRandom, logger: silentLogger });
+const openStore = () => VolumeStore.open(DATA_DIR, { clock, random: systemRandom, logger: silentLogger });
 
 async function source(address: string): Promise<Plan> {
-  const volumes = await open();
+  const volumes = await openStore();
   const record = await volumes.create({ name: 'bench', lengthBytes: LENGTH_BYTES, filesystem: 'ext4' });
   const volumeDir = volumes.folder(record.id);
   const volume = await KernelVolume.open(attachSpec(record, { volumeDir, access: 'writable' }), {
@@ -99,6 +110,7 @@ async function source(address: string): Promise<Plan> {
 class Load {
   readonly #child: ChildProcess;
   readonly #output: Promise<string>;
+  readonly #startedMs = clock.monotonicMs();
 
   constructor() {
     this.#child = spawn(
@@ -119,7 +131,7 @@ class Load {
           '--time_based',
           `--runtime=${TIME_MS / 1000}`,
         ],
-        ...['--output-format=json', '--randseed=7'],
+        ...['--output-format=json', `--status-interval=${MEASURED_MS / 1000}`, '--randseed=7'],
       ],
       { stdio: ['ignore', 'pipe', 'inherit'] },
     );
@@ -128,10 +140,12 @@ class Load {
     this.#output = new Promise((resolve) => this.#child.on('close', () => resolve(output)));
   }
 
+  /** Figures of the first `MEASURED_MS`: fio reports its sums in between, each a JSON object of its own. */
   async end(): Promise<Pick<Result, 'readP50Ms' | 'readP99Ms' | 'readsPerSecond'>> {
+    await clock.sleep(Math.max(0, this.#startedMs + MEASURED_MS + STATUS_MS - clock.monotonicMs()));
     this.#child.kill('SIGINT');
     const text = await this.#output;
-    const { jobs } = JSON.parse(text.slice(text.indexOf('{'))) as {
+    const { jobs } = JSON.parse(/^\{$.*?^\}$/ms.exec(text)![0]) as {
       jobs: { read: { iops: number; clat_ns: { percentile?: Record<string, number> } } }[];
     };
     const read = jobs[0]!.read;
@@ -144,69 +158,115 @@ class Load {
   }
 }
 
+/** A way to clone, in the steps that all of them have. */
+type Way = {
+  /** The source may be read from here on: the device that a filesystem is mounted from. */
+  activate(): Promise<string>;
+  /** The filesystem is mounted: the background copy may begin. */
+  hydrate(): Promise<void>;
+  progress(): Promise<Progress>;
+  /** Everything is local: the source is let go. */
+  release(): Promise<void>;
+  /** The filesystem is unmounted: nothing stays. */
+  remove(): Promise<void>;
+};
+type Progress = { blocksTotal: number; blocksPresent: number; whole: boolean; wireBytes: number };
+
+async function measure(mode: Mode, way: Way): Promise<Result> {
+  const startedMs = clock.monotonicMs();
+  const sinceMs = () => clock.monotonicMs() - startedMs;
+  await mustRun(host.tools, ['mount', await way.activate(), MOUNT]);
+  const usableMs = sinceMs();
+  await way.hydrate();
+  const load = new Load();
+  let progress = await way.progress();
+  while (!progress.whole && sinceMs() < TIME_MS) {
+    await clock.sleep(STATUS_MS);
+    progress = await way.progress();
+  }
+  let releasedMs: number | null = null;
+  if (progress.whole) {
+    await way.release();
+    releasedMs = sinceMs();
+  }
+  const latencies = await load.end();
+  await mustRun(host.tools, ['umount', MOUNT]);
+  await way.remove();
+  const { blocksPresent, blocksTotal, wireBytes } = progress;
+  return { mode, usableMs, releasedMs, localShare: blocksPresent / blocksTotal, wireBytes, ...latencies };
+}
+
 /** dm-clone by hand, hydrating from the beginning: as its documentation has it. */
-async function byHand(mode: 'default' | 'tuned', plan: Plan): Promise<Result> {
-  const knobs = mode === 'default' ? 1 : 64;
-  const folder = join(DATA_DIR, `bench-${mode}`);
+async function byHand(knobs: number, plan: Plan): Promise<Way> {
+  const name = 'bench';
+  const folder = join(DATA_DIR, name);
   await mkdir(folder);
-  for (const [name, bytes] of [
+  for (const [file, bytes] of [
     ['data', plan.lengthBytes],
     ['meta', 16 * MIB],
   ] as const) {
-    await writeFile(join(folder, name), '');
-    await truncate(join(folder, name), bytes);
+    await writeFile(join(folder, file), '');
+    await truncate(join(folder, file), bytes);
   }
   const loops = [
     await attachLoop({ filePath: join(folder, 'data') }),
     await attachLoop({ filePath: join(folder, 'meta') }),
   ] as const;
-  const startedMs = clock.monotonicMs();
-  const disk = await host.iscsi.disk(await host.iscsi.login(plan.source));
-  const name = `bench-${mode}`;
   const sectors = plan.lengthBytes / SECTOR_BYTES;
-  const device = await host.mapper.create(name, {
-    target: 'clone',
-    sectors,
-    metadataDevice: loops[1],
-    targetDevice: loops[0],
-    sourceDevice: disk,
-    regionSectors: 8,
-    hydrating: true,
-    hydrationThreshold: knobs,
-    hydrationBatchRegions: knobs,
-  });
-  await mustRun(host.tools, ['mount', device, MOUNT]);
-  const usableMs = clock.monotonicMs() - startedMs;
-  const load = new Load();
-  const look = async () => parseCloneStatus((await host.mapper.status(name)).text);
-  let status = await look();
-  while (status.regionsHydrated < status.regionsTotal && clock.monotonicMs() - startedMs < TIME_MS) {
-    await clock.sleep(STATUS_MS);
-    status = await look();
-  }
-  const whole = status.regionsHydrated === status.regionsTotal;
-  const { readBytes: wireBytes } = await blockStatistics(kernelNameOf(disk));
-  let releasedMs: number | null = null;
-  if (whole) {
-    await host.mapper.suspend(name, { flush: true });
-    await host.mapper.load(name, { target: 'linear', sectors, device: loops[0], startSector: 0 });
-    await host.mapper.resume(name);
-    await host.iscsi.logout(plan.source);
-    releasedMs = clock.monotonicMs() - startedMs;
-  }
-  const latencies = await load.end();
-  await mustRun(host.tools, ['umount', MOUNT]);
-  await host.mapper.remove(name);
-  await host.iscsi.logout(plan.source);
-  for (const loop of loops) await detachLoop(loop, { clock });
-  await rm(folder, { recursive: true });
-  const localShare = status.regionsHydrated / status.regionsTotal;
-  return { mode, usableMs, releasedMs, localShare, wireBytes, ...latencies };
+  let disk = '';
+  return {
+    async activate() {
+      disk = await host.iscsi.disk(await host.iscsi.login(plan.source));
+      return host.mapper.create(name, {
+        target: 'clone',
+        sectors,
+        metadataDevice: loops[1],
+        targetDevice: loops[0],
+        sourceDevice: disk,
+        regionSectors: 8,
+        hydrating: true,
+        hydrationThreshold: knobs,
+        hydrationBatchRegions: knobs,
+      });
+    },
+    async hydrate() {},
+    async progress() {
+      const { regionsHydrated, regionsTotal } = parseCloneStatus((await host.mapper.status(name)).text);
+      const { readBytes } = await blockStatistics(kernelNameOf(disk));
+      return {
+        blocksTotal: regionsTotal,
+        blocksPresent: regionsHydrated,
+        whole: regionsHydrated === regionsTotal,
+        wireBytes: readBytes,
+      };
+    },
+    async release() {
+      await host.mapper.suspend(name, { flush: true });
+      await host.mapper.load(name, { target: 'linear', sectors, device: loops[0], startSector: 0 });
+      await host.mapper.resume(name);
+      await host.iscsi.logout(plan.source);
+    },
+    async remove() {
+      await host.mapper.remove(name);
+      await host.iscsi.logout(plan.source);
+      for (const loop of loops) await detachLoop(loop, { clock });
+      await rm(folder, { recursive: true });
+    },
+  };
 }
 
-/** What a worker's shim does in a move. */
-async function byPlane(plan: Plan): Promise<Result> {
-  const volumes = await open();
+/** What the shim of a target does in a move; `open` is that of the plane. */
+async function byPlane(
+  plan: Plan,
+  open: (spec: VolumeServerSpec) => Promise<{
+    activate(): Promise<string>;
+    configureHydration(settings: HydrationSettings): Promise<unknown>;
+    hydration(): Promise<HydrationStatus>;
+    finish(): Promise<unknown>;
+    close(): Promise<void>;
+  }>,
+): Promise<Way> {
+  const volumes = await openStore();
   const record = await volumes.createIncoming({
     id: plan.volumeId,
     name: 'bench',
@@ -216,47 +276,91 @@ async function byPlane(plan: Plan): Promise<Result> {
   });
   const volumeDir = volumes.folder(record.id);
   await writeFreeMap(volumeDir, Buffer.from(plan.freeMap, 'base64'));
-  const clone = cloneSpec(record, { volumeDir, validityDir: '/dev/shm', source: plan.source });
-  const paused = { paused: true, rateBytesPerSecondMax: 0 };
-  const volume = await KernelVolume.open(
-    attachSpec(record, { volumeDir, access: 'standby', clone: { ...clone, hydration: paused } }),
-    { host, clock, logger: silentLogger },
-  );
-  const startedMs = clock.monotonicMs();
-  await volumes.apply(record.id, { kind: 'activate', generation: 2 });
-  await volume.activate('writable');
-  await mustRun(host.tools, ['mount', volume.device!, MOUNT]);
-  const usableMs = clock.monotonicMs() - startedMs;
-  volume.configureHydration({ paused: false, rateBytesPerSecondMax: 0 });
-  const load = new Load();
-  let hydration = volume.status().hydration!;
-  while (hydration.state !== 'complete' && clock.monotonicMs() - startedMs < TIME_MS) {
-    await clock.sleep(STATUS_MS);
-    hydration = volume.status().hydration!;
-  }
-  let releasedMs: number | null = null;
-  if (hydration.state === 'complete') {
-    await volume.finish();
-    releasedMs = clock.monotonicMs() - startedMs;
-    hydration = volume.status().hydration!;
-  }
-  const latencies = await load.end();
-  await mustRun(host.tools, ['umount', MOUNT]);
-  await volume.close();
-  await volumes.destroy(record.id, { force: true });
-  const localShare = hydration.blocksPresent / hydration.blocksTotal;
-  return { mode: 'plane', usableMs, releasedMs, localShare, wireBytes: hydration.wireBytes, ...latencies };
+  const clone = cloneSpec(record, {
+    volumeDir,
+    validityDir: '/dev/shm',
+    source: plan.source,
+    hydration: { paused: true, rateBytesPerSecondMax: 0 },
+  });
+  const volume = await open(attachSpec(record, { volumeDir, access: 'standby', clone }));
+  return {
+    async activate() {
+      await volumes.apply(record.id, { kind: 'activate', generation: 2 });
+      return volume.activate();
+    },
+    async hydrate() {
+      await volume.configureHydration({ paused: false, rateBytesPerSecondMax: 0 });
+    },
+    async progress() {
+      const { blocksTotal, blocksPresent, state, wireBytes } = await volume.hydration();
+      return { blocksTotal, blocksPresent, whole: state === 'complete', wireBytes };
+    },
+    async release() {
+      await volume.finish();
+    },
+    async remove() {
+      await volume.close();
+      await volumes.destroy(record.id, { force: true });
+    },
+  };
 }
+
+function byKernelPlane(plan: Plan): Promise<Way> {
+  return byPlane(plan, async (spec) => {
+    const volume = await KernelVolume.open(spec, { host, clock, logger: silentLogger });
+    return {
+      async activate() {
+        await volume.activate('writable');
+        return volume.device!;
+      },
+      configureHydration: async (settings) => volume.configureHydration(settings),
+      hydration: async () => volume.status().hydration!,
+      finish: () => volume.finish(),
+      close: () => volume.close(),
+    };
+  });
+}
+
+/** The volume server is a process of its own, as ever: this one holds /dev/fuse and uses the loop device. */
+function byUserspacePlane(plan: Plan): Promise<Way> {
+  return byPlane(plan, async (spec) => {
+    await mkdir(RUNTIME_DIR, { recursive: true });
+    const holder = openVolumeHolder({
+      runtimeDir: RUNTIME_DIR,
+      clock,
+      logger: silentLogger,
+      onChange: () => {},
+      onEvent: () => {},
+      // The guests have Linux 6.1; nobody kills the volume server here.
+      resendRequired: false,
+    });
+    const { loopDevice } = await holder.open(spec);
+    return {
+      async activate() {
+        await holder.command('activate', { access: 'writable' });
+        return loopDevice!;
+      },
+      configureHydration: (settings) => holder.command('hydration', settings),
+      hydration: async () => ((await holder.command('status', {})) as VolumeServerStatus).hydration!,
+      finish: () => holder.command('finish', {}),
+      close: () => holder.close(),
+    };
+  });
+}
+
+const WAYS: Record<Mode, (plan: Plan) => Promise<Way>> = {
+  default: (plan) => byHand(1, plan),
+  tuned: (plan) => byHand(64, plan),
+  kernel: byKernelPlane,
+  userspace: byUserspacePlane,
+};
 
 const [role, first = '', planPath = ''] = process.argv.slice(2);
 if (role === 'source') console.log(JSON.stringify(await source(first)));
 else {
   await mkdir(MOUNT, { recursive: true });
+  const mode = first as Mode;
   const plan = JSON.parse(await readFile(planPath, 'utf8')) as Plan;
-  console.log(
-    JSON.stringify(
-      first === 'plane' ? await byPlane(plan) : await byHand(first as 'default' | 'tuned', plan),
-    ),
-  );
+  console.log(JSON.stringify(await measure(mode, await WAYS[mode](plan))));
 }
 process.exit(0);

@@ -36,8 +36,12 @@ export class LabWorker {
     this.client = new ApiClient({ url: this.url, token: TOKEN, timeoutMs: patient(60_000) });
   }
 
+  get dataDir(): string {
+    return this.#options.dataDir;
+  }
+
   get logPath(): string {
-    return `${this.#options.dataDir}/worker.log`;
+    return `${this.dataDir}/worker.log`;
   }
 
   /** Resolves when its process runs. */

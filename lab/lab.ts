@@ -78,6 +78,10 @@ export class Lab {
     return host;
   }
 
+  get guests(): Guest[] {
+    return [...this.#guests.values()];
+  }
+
   get members(): Member[] {
     return [...this.#hosts.values(), ...this.#guests.values()];
   }

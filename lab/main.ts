@@ -2,12 +2,20 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+<<<<<<< HEAD
 import { KIND_VARIABLE } from './kind.ts';
 import { ALONE, SCENARIOS, SHORT } from './scenarios/index.ts';
 
 /**
  * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
  * they work. Exit code 1 when one of them fails. `--all`: also those that take long. `--qemu`: guests of QEMU, which work more than they wait.
+=======
+import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
+
+/**
+ * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
+ * they work. Exit code 1 when one of them fails. `--all`: also the measurements.
+>>>>>>> main
  */
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
 
@@ -15,7 +23,7 @@ const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: { all: { type: 'boolean' }, jobs: { type: 'string' }, qemu: { type: 'boolean' } },
 });
-const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...SHORT];
+const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...PROOFS];
 const unknown = names.filter((name) => SCENARIOS[name] === undefined);
 const jobs = Number(values.jobs ?? (values.qemu ? 1 : 2));
 if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {

@@ -1,9 +1,11 @@
+import { corruption } from './corruption.ts';
 import { guests } from './guests.ts';
 import { hydration } from './hydration.ts';
 import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
+import { sourceGone } from './source-gone.ts';
 import { TROUBLE } from './trouble.ts';
 
 /** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
@@ -14,9 +16,13 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   'kernel-to-userspace': (say) => move({ from: 'kernel', to: 'userspace' }, say),
   encrypted: (say) => move({ from: 'kernel', to: 'kernel', encrypted: true }, say),
   luks2,
-  postgres,
+  postgres: (say) => postgres({ from: 'kernel', to: 'kernel' }, say),
+  'postgres-userspace-to-kernel': (say) => postgres({ from: 'userspace', to: 'kernel' }, say),
+  'postgres-kernel-to-userspace': (say) => postgres({ from: 'kernel', to: 'userspace' }, say),
+  corruption,
   hydration,
   refusals,
+  'source-gone': sourceGone,
   ...Object.fromEntries(
     Object.entries(TROUBLE).map(([name, options]) => [
       name,
@@ -25,14 +31,8 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   ),
 };
 
-/** Those that `npm run lab` runs when it is not told which. */
-export const SHORT: readonly string[] = [
-  'guests',
-  'kernel-to-kernel',
-  'userspace-to-kernel',
-  'kernel-to-userspace',
-  'postgres',
-];
-
 /** Measurements: nothing else runs beside them. */
 export const ALONE: ReadonlySet<string> = new Set(['hydration']);
+
+/** Those that `npm run lab` runs when it is not told which. */
+export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter((name) => !ALONE.has(name));

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../src/base/errors.ts';
+import { cgroupName } from '../../src/machine/workload.ts';
+import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
@@ -14,11 +16,15 @@ import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
 export const PATIENCE_MS = 120_000;
+/** The same key on every worker of a lab with encrypted volumes. */
+export const GUEST_KEY_FILE = '/etc/godwit-keys/volume';
 /** Random bytes in files beside what the writer writes. */
 const FILES = 12;
 const FILE_MIB = 4;
 
 export type Plane = 'userspace' | 'kernel';
+
+const KERNEL_TO_KERNEL = { from: 'kernel', to: 'kernel' } as const;
 
 /** A move that has begun, for what a scenario does to it. */
 export type MoveInProgress = {
@@ -39,6 +45,8 @@ export type MoveOptions = {
   /** Of what each guest sends. */
   shape?: { delayMs?: number; rateMbit?: number };
   flags?: readonly string[];
+  /** The target loses power, and with it what its kernel has counted. */
+  countsLost?: boolean;
   /** Environment of the target's worker. */
   targetEnvironment?: Record<string, string>;
   /** When the move was asked for, and its machine may be anywhere. */
@@ -67,13 +75,11 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   });
   const workers: LabWorker[] = [];
   try {
-    const [source, target] = await Promise.all([
-      workerOn(lab, names.source, names.target, options.from, options),
-      workerOn(lab, names.target, names.source, options.to, options),
-    ]);
+    const [source, target] = await workerPair(lab, options);
     workers.push(source, target);
     await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
     say('both workers answer');
+<<<<<<< HEAD
     const collector = await WriterCollector.open(
       { after: (work) => void cleanups.push(work as () => unknown) },
       '0.0.0.0',
@@ -81,6 +87,9 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     const { machineId, volumeId } = await writerMachine(source, collector.port, options);
     const history = collector.history('writer');
     await history.more(5, patient(PATIENCE_MS));
+=======
+    const { machineId, volumeId, history } = await writerOn(source, options, cleanups);
+>>>>>>> main
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -121,7 +130,24 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
+<<<<<<< HEAD
     await history.more(10, patient(PATIENCE_MS));
+=======
+    const receipt = await verifiedReceipt(target, runId);
+    const { bytes, disk } = receipt;
+    assert.ok(
+      bytes.compared >= FILES * FILE_MIB * MIB,
+      `the files are among what was compared: ${JSON.stringify(receipt)}`,
+    );
+    if (options.to === 'kernel') {
+      assert.ok(disk, 'the disk of the kernel plane was compared');
+      assert.equal(disk.guest === null, options.countsLost === true, 'what the guest wrote is known');
+    }
+    say(
+      `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
+    );
+    await history.more(10, PATIENCE_MS);
+>>>>>>> main
     const check = await target.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -132,26 +158,16 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     });
     assert.equal(check.exitCode, 0, check.stdout + check.stderr);
     history.assertSound();
-    await assertNothingLeft(source.member, options.from, volumeId);
+    await assertNothingLeft(source, options.from, { machineId, volumeId });
 
     await target.client.stopMachine(machineId);
     await until('the stop', async () => (await target.client.showMachine(machineId)).state === 'stopped');
     await target.client.destroyMachine(machineId, { force: true });
-    await assertNothingLeft(target.member, options.to, volumeId);
-    if (!options.encrypted) await assertClean(target, volumeId, options.to);
+    await assertNothingLeft(target, options.to, { machineId, volumeId });
+    if (!options.encrypted) await assertClean(target, volumeId);
     say('nothing lost, nothing left, filesystem clean');
   } catch (error) {
-    for (const worker of workers) {
-      console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
-      const shims = await worker.member
-        .run([
-          'sh',
-          '-c',
-          `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
-        ])
-        .catch(() => null);
-      if (shims && isGuest(worker.member)) console.error(shims.stdout);
-    }
+    await tellStates(workers);
     throw error;
   } finally {
     for (const cleanup of cleanups) await cleanup();
@@ -160,12 +176,46 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
   }
 }
 
-export async function workerOn(
+/** Of a move, verified offline by the CLI on that worker's host. */
+export async function verifiedReceipt(worker: LabWorker, runId: string): Promise<ReceiptBody> {
+  const path = worker.logPath.replace(/worker\.log$/, 'receipt.json');
+  await worker.member.writeFile(path, await worker.cli('--json', 'receipt', runId));
+  return JSON.parse(await worker.cli('--json', 'receipt', '--verify', path)) as ReceiptBody;
+}
+
+/** The workers `source` and `target` of a lab with these members, not started yet. */
+export function workerPair(
+  lab: Lab,
+  options: Pick<MoveOptions, 'from' | 'to' | 'encrypted' | 'flags'> = KERNEL_TO_KERNEL,
+): Promise<[source: LabWorker, target: LabWorker]> {
+  return Promise.all([
+    workerOn(lab, 'source', 'target', options.from, options),
+    workerOn(lab, 'target', 'source', options.to, options),
+  ]);
+}
+
+/** A machine on that worker that writes, and has been acknowledged some of it. */
+export async function writerOn(
+  worker: LabWorker,
+  options: Pick<MoveOptions, 'encrypted' | 'volumeBytes'>,
+  cleanups: (() => unknown)[],
+): Promise<{ machineId: string; volumeId: string; history: WriterHistory }> {
+  const collector = await WriterCollector.open(
+    { after: (work) => void cleanups.push(work as () => unknown) },
+    '0.0.0.0',
+  );
+  const ids = await writerMachine(worker, collector.port, options);
+  const history = collector.history('writer');
+  await history.more(5, PATIENCE_MS);
+  return { ...ids, history };
+}
+
+async function workerOn(
   lab: Lab,
   name: string,
   peer: string,
   plane: Plane,
-  options: MoveOptions,
+  options: Partial<MoveOptions>,
 ): Promise<LabWorker> {
   const member = plane === 'kernel' ? lab.guest(name) : lab.host(name);
   const peers = lab.members.filter((other) => other.name === peer);
@@ -175,11 +225,11 @@ export async function workerOn(
     dataDir = join(lab.folder, `${name}-data`);
     await mkdir(dataDir, { recursive: true });
   }
-  const keyDir = isGuest(member) ? '/etc/godwit-keys' : join(lab.folder, `${name}-keys`);
-  const keys = options.encrypted ? ['--key-file', `${keyDir}/volume`] : [];
+  const keyFile = isGuest(member) ? GUEST_KEY_FILE : join(lab.folder, `${name}-keys`, 'volume');
+  const keys = options.encrypted ? ['--key-file', keyFile] : [];
   if (options.encrypted) {
-    await mustRun(member, ['mkdir', '-m', '700', keyDir]);
-    await member.writeFile(`${keyDir}/volume`, 'a key of the lab', 0o600);
+    await mustRun(member, ['mkdir', '-m', '700', dirname(keyFile)]);
+    await member.writeFile(keyFile, 'a key of the lab', 0o600);
   }
   return new LabWorker(member, {
     dataDir,
@@ -188,10 +238,10 @@ export async function workerOn(
   });
 }
 
-export async function writerMachine(
+async function writerMachine(
   worker: LabWorker,
   collectorPort: number,
-  options: MoveOptions,
+  options: Partial<MoveOptions>,
 ): Promise<{ machineId: string; volumeId: string }> {
   const volume = await worker.client.createVolume({
     name: 'writer-data',
@@ -207,36 +257,41 @@ export async function writerMachine(
   return { machineId: machine.id, volumeId: volume.id };
 }
 
-/** No device-mapper device, loop device, iSCSI session or target of the volume. */
-export async function assertNothingLeft(member: Member, plane: Plane, volumeId: string): Promise<void> {
+/** What a worker's host has of a machine and its volume: control groups, processes, mounts, loop and device-mapper devices, iSCSI sessions, targets of LIO. */
+export async function leftOn(
+  { member, dataDir }: LabWorker,
+  plane: Plane,
+  { machineId, volumeId }: { machineId: string; volumeId: string },
+): Promise<string[]> {
+  const lines = async (...argv: string[]) =>
+    (await mustRun(member, argv)).split('\n').filter((line) => line !== '');
+  const cgroup = cgroupName(join(dataDir, 'run', machineId));
+  const left = await lines('find', '/sys/fs/cgroup', '-type', 'd', '-name', cgroup);
+  const tables = [
+    ...(await lines('ps', '-eo', 'args')),
+    ...(await lines('cat', '/proc/self/mountinfo')),
+    ...(await lines('losetup', '--list', '--noheadings', '--output', 'BACK-FILE')),
+    ...(plane === 'kernel' ? await lines('dmsetup', 'ls') : []),
+  ];
+  left.push(...tables.filter((line) => line.includes(volumeId) || line.includes(machineId)));
+  if (plane === 'kernel') {
+    const sessions = await member.run(['iscsiadm', '-m', 'session']);
+    if (sessions.exitCode !== 21) left.push(sessions.stdout.trim());
+    const targets = '/sys/kernel/config/target';
+    left.push(...(await lines('find', targets, '-maxdepth', '3', '-name', '*godwit*')));
+  }
+  return left;
+}
+
+export async function assertNothingLeft(
+  worker: LabWorker,
+  plane: Plane,
+  ids: { machineId: string; volumeId: string },
+): Promise<void> {
   await until(
-    `nothing of the volume in the kernel of ${member.name}`,
+    `nothing of the volume on ${worker.name}`,
     async () => {
-      const loops = (
-        await mustRun(member, ['losetup', '--list', '--noheadings', '--output', 'BACK-FILE'])
-      ).split('\n');
-      const left = loops.filter((line) => line.includes(volumeId));
-      if (plane === 'kernel') {
-        left.push(
-          ...(await mustRun(member, ['dmsetup', 'ls'])).split('\n').filter((line) => line.includes(volumeId)),
-        );
-        const sessions = await member.run(['iscsiadm', '-m', 'session']);
-        if (sessions.exitCode !== 21) left.push(sessions.stdout.trim());
-        left.push(
-          ...(
-            await mustRun(member, [
-              'find',
-              '/sys/kernel/config/target',
-              '-maxdepth',
-              '3',
-              '-name',
-              '*godwit*',
-            ])
-          )
-            .split('\n')
-            .filter((line) => line !== ''),
-        );
-      }
+      const left = await leftOn(worker, plane, ids);
       if (left.length > 0) throw new Error(left.join(', '));
       return true;
     },
@@ -244,12 +299,27 @@ export async function assertNothingLeft(member: Member, plane: Plane, volumeId: 
   );
 }
 
-async function assertClean(worker: LabWorker, volumeId: string, plane: Plane): Promise<void> {
-  const dataDir = plane === 'kernel' ? DATA_DIR : worker.logPath.replace(/\/worker\.log$/, '');
-  await mustRun(worker.member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
+async function assertClean({ member, dataDir }: LabWorker, volumeId: string): Promise<void> {
+  await mustRun(member, ['e2fsck', '-f', '-n', `${dataDir}/volumes/${volumeId}/data.raw`]);
 }
 
-async function endHostWorker(worker: LabWorker): Promise<void> {
+/** For the person who reads of a failure: ends of logs, what the kernel has, what each process waits for. */
+export async function tellStates(workers: readonly LabWorker[]): Promise<void> {
+  for (const worker of workers) {
+    console.error(`--- ${worker.name}\n${await worker.logTail().catch(messageOf)}`);
+    const shims = await worker.member
+      .run([
+        'sh',
+        '-c',
+        `tail -n 15 ${DATA_DIR}/run/*/*.log; dmesg | tail -n 12; dmsetup status; ps -eo pid,stat,wchan:24,args | grep -v '\\['`,
+      ])
+      .catch(() => null);
+    if (shims && isGuest(worker.member)) console.error(shims.stdout);
+  }
+}
+
+/** A host's worker is killed with the lab; what its machines have in the kernel of this machine would stay. */
+export async function endHostWorker(worker: LabWorker): Promise<void> {
   try {
     for (const machine of await worker.client.listMachines()) {
       await worker.client.stopMachine(machine.id);

@@ -11,7 +11,12 @@ export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
   'cut-5s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 5_000) },
   'cut-60s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 60_000) },
   'source-reboots': { from: 'kernel', to: 'kernel', shape: SLOW, during: sourceReboots },
-  'target-reboots': { from: 'kernel', to: 'kernel', shape: SLOW, during: targetReboots },
+  'target-reboots': {
+    ...{ from: 'kernel', to: 'kernel', shape: SLOW },
+    during: targetReboots,
+    countsLost: true,
+  },
+  'target-shim-dies': { from: 'kernel', to: 'kernel', shape: SLOW, during: targetShimDies },
   'target-worker-dies': {
     from: 'kernel',
     to: 'kernel',
@@ -25,18 +30,20 @@ const STEPS = [
   'reserve',
   'volume',
   'attach',
+  'await',
   'activate',
   'boot',
   'healthy',
   'settle',
   'hydrate',
+  'prove',
   'finish',
 ] as const;
 
-/** The worker kills itself there, once. */
-function crashAt(step: string): Record<string, string> {
+/** The target's worker kills itself at the end of that step, before or after it is noted, once. */
+export function crashAt(step: string, when: 'before' | 'after' = 'before'): Record<string, string> {
   return {
-    GODWIT_CRASH_AT: `migrate-in:${step}:before-done-append`,
+    GODWIT_CRASH_AT: `migrate-in:${step}:${when}-done-append`,
     GODWIT_CRASH_MARKER: `/tmp/crashed-at-${step}`,
   };
 }
@@ -85,6 +92,18 @@ async function targetReboots({ target, machineId, history, say, lab }: MoveInPro
   await target.start();
   await history.incarnation(lives);
   say('the target was killed and booted again; its machine writes');
+}
+
+/** With it goes nothing but the process: the next one finds the devices and what they have counted. */
+async function targetShimDies({ target, machineId, history, say }: MoveInProgress): Promise<void> {
+  await assertMissing(target, machineId);
+  const lives = history.incarnations.length;
+  const { stdout } = await target.member.run(['pgrep', '-f', `machine/shim.ts .*${machineId}`]);
+  const pid = Number(stdout.trim());
+  assert.ok(pid > 0, `one shim of the machine: ${stdout}`);
+  await target.member.kill(pid, 'SIGKILL');
+  await history.incarnation(lives);
+  say("the target's shim was killed; its machine writes again");
 }
 
 async function targetWorkerDies({ target, say }: MoveInProgress): Promise<void> {

@@ -21,6 +21,8 @@ import type {
 } from '../migration/peer.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -292,6 +294,9 @@ export class ApiClient {
   }
   mendMove(runId: string, body: MendRequest, signal?: AbortSignal): Promise<MendReply> {
     return this.#prove(runId, 'mend', body, signal);
+  }
+  compareMove(runId: string, body: CompareRequest, signal?: AbortSignal): Promise<CompareReply> {
+    return this.#prove(runId, 'compare', body, signal);
   }
   figuresOf(runId: string, body: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {
     return this.#prove(runId, 'figures', body, signal);

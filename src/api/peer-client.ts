@@ -12,6 +12,8 @@ import type {
 } from '../migration/peer.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -93,6 +95,10 @@ export class HttpPeer implements Peer {
 
   mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply> {
     return this.#client.mendMove(runId, request, signal);
+  }
+
+  compare(runId: string, request: CompareRequest, signal?: AbortSignal): Promise<CompareReply> {
+    return this.#client.compareMove(runId, request, signal);
   }
 
   figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {

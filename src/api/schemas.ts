@@ -41,7 +41,8 @@ export const HydrationView = Type.Object({
   blocksPresent: Type.Integer(),
   exposedBytes: Type.Integer(),
   wireBytes: Type.Integer(),
-  blocksFetchedTwice: Type.Integer(),
+  blocksFetchedTwice: Nullable(Type.Integer()),
+  missesKept: Type.Boolean(),
   bytesPerSecond: Type.Number(),
   etaMs: Nullable(Type.Number()),
   sourceLostForMs: Nullable(Type.Number()),
@@ -55,11 +56,11 @@ export const GuestView = Type.Object({
   writes: Type.Integer(),
   writeBytes: Type.Integer(),
   flushes: Type.Integer(),
-  misses: Type.Integer(),
-  readLatencyP50Ms: Type.Number(),
-  readLatencyP99Ms: Type.Number(),
-  missLatencyP50Ms: Type.Number(),
-  missLatencyP99Ms: Type.Number(),
+  misses: Nullable(Type.Integer()),
+  readLatencyP50Ms: Nullable(Type.Number()),
+  readLatencyP99Ms: Nullable(Type.Number()),
+  missLatencyP50Ms: Nullable(Type.Number()),
+  missLatencyP99Ms: Nullable(Type.Number()),
 });
 
 const Capacity = Type.Object({
@@ -298,7 +299,8 @@ export const DrainMachine = Type.Object({
   volumeBytes: Type.Integer(),
   usedBytes: Type.Integer(),
   hydrationMs: Nullable(Type.Number()),
-  blocksFetchedTwice: Type.Integer(),
+  /** null: not known, or not counted (kernel plane). */
+  blocksFetchedTwice: Nullable(Type.Integer()),
   /** Data that did not have to travel, because the filesystem no longer used it; null until it is known. */
   bytesAvoided: Nullable(Type.Integer()),
   /** Root of the receipt, once both workers have signed it. */

@@ -286,6 +286,7 @@ const ROUTES = [
   'POST /v1/machines/{ref}/start',
   'POST /v1/machines/{ref}/stop',
   'POST /v1/rpc/moves/{runId}/cancel',
+  'POST /v1/rpc/moves/{runId}/compare',
   'POST /v1/rpc/moves/{runId}/countersign',
   'POST /v1/rpc/moves/{runId}/fetched',
   'POST /v1/rpc/moves/{runId}/figures',

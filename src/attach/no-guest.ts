@@ -1,6 +1,6 @@
 import type { GuestStatistics } from './server-spec.ts';
 
-/** Of a volume that no guest has, and the beginning of what the kernel tells of one that has. It does not tell single latencies, nor which reads missed. */
+/** Of a volume that no guest has. */
 export const NO_GUEST: GuestStatistics = {
   reads: 0,
   readBytes: 0,

@@ -2,7 +2,11 @@ import { type Static, Type } from 'typebox';
 import type { WireError } from '../base/errors.ts';
 import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
 
-export type HydrationStatus = CloneProgress & {
+export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
+  /** null: not counted (kernel plane). */
+  blocksFetchedTwice: number | null;
+  /** What the guest reads of missing blocks is stored, and so comes once. Not in the kernel plane: dm-clone passes it on and forgets it. */
+  missesKept: boolean;
   /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
   transport: 'tls' | 'tcp' | 'foreign';
 };
@@ -210,6 +214,7 @@ export type VolumeServerStatus = {
   served?: { location: string; connections: number };
 };
 
+/** null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane). */
 export type GuestStatistics = {
   reads: number;
   readBytes: number;
@@ -217,11 +222,11 @@ export type GuestStatistics = {
   writeBytes: number;
   flushes: number;
   /** Reads and writes that had to wait for the source. */
-  misses: number;
-  readLatencyP50Ms: number;
-  readLatencyP99Ms: number;
-  missLatencyP50Ms: number;
-  missLatencyP99Ms: number;
+  misses: number | null;
+  readLatencyP50Ms: number | null;
+  readLatencyP99Ms: number | null;
+  missLatencyP50Ms: number | null;
+  missLatencyP99Ms: number | null;
 };
 
 /** What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB (`HEAT_REGION_BYTES` of heat.ts). */
@@ -250,6 +255,7 @@ export type FreeMapReport = {
  *   free-map   {filesystem}                → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
+ *   give-up-source {}                      → {}      attach only: the source will not come back; reads that wait for it are I/O errors from now on
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
  *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
@@ -258,6 +264,8 @@ export type FreeMapReport = {
  *   figures    FiguresQuery                → ProofFigures
  *   digests    {ranges: BlockRange[]}      → {digests: string[]}     export only: of the sealed content
  *   owed       BlockRange & {cursor}       → {ranges: StatedRange[], next}   export only: of a range that did not travel, what should have
+ *   stated     {cursor}                    → StatedPage     export only: all that may be in use
+ *   compare    CompareRequest              → CompareReply   attach only, of the kernel plane: what the disk has
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
  * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
@@ -271,6 +279,7 @@ export type VolumeServerOp =
   | 'free-map'
   | 'hydration'
   | 'finish'
+  | 'give-up-source'
   | 'heat'
   | 'warm'
   | 'fetched'
@@ -279,5 +288,7 @@ export type VolumeServerOp =
   | 'figures'
   | 'digests'
   | 'owed'
+  | 'stated'
+  | 'compare'
   | 'grant'
   | 'revoke';

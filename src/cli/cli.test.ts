@@ -4,7 +4,7 @@ import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
-import { receiptOf } from '../../test/support/receipts.ts';
+import { diskReceiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import type { DrainStatus } from '../api/schemas.ts';
 import { createApiServer } from '../api/server.ts';
@@ -418,6 +418,18 @@ test('a receipt: asked for, saved, verified offline, and refused when it was cha
   const file = join(alone.dir, 'receipt.json');
   writeFileSync(file, json.stdout);
   assert.equal((await alone.godwit('receipt', '--verify', file)).code, 0);
+  const guest = { writes: 3, writeBytes: 8192, discards: 0, discardBytes: 0, sectorBytes: 4096 } as const;
+  for (const known of [guest, null]) {
+    writeFileSync(file, JSON.stringify(receiptOf('run2', (id, keys) => diskReceiptBody(id, keys, known))));
+    const { code, stdout } = await alone.godwit('receipt', '--verify', file);
+    assert.equal(code, 0);
+    assert.match(stdout, /\ncleared +4 KiB +4096 /);
+    assert.match(
+      stdout,
+      known ? /\nguest wrote +8 KiB +8192 +3 requests/ : /\nguest +- +- +what it wrote is not known/,
+    );
+  }
+  writeFileSync(file, json.stdout);
   const { source, target } = verifyReceipt(made);
   const keys = ['--key', source.keyFingerprint, '--key', target.keyFingerprint];
   const verified = await alone.godwit('receipt', '--verify', file, ...keys, '--json');

@@ -298,6 +298,33 @@ test('the policy can pass errors of the source on', async () => {
   await clone.close();
 });
 
+test('a source that is given up: what waits for it fails, also between two attempts; what is local, and whole blocks, go on', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  await clone.write(9 * BLOCK, filled(BLOCK, 1));
+  const refused = (work: Promise<unknown>) =>
+    assert.rejects(work, (error) => isGodwitError(error, 'CLONE_SOURCE_FAILED'));
+  const betweenAttempts = refused(readOf(clone, 0, BLOCK));
+  await settle();
+  await source.fail();
+  const onTheWire = refused(readOf(clone, 32 * BLOCK, BLOCK));
+  await settle();
+  clone.giveUpSource();
+  await settle();
+  // Its owner closes it.
+  await source.fail();
+  await Promise.all([betweenAttempts, onTheWire]);
+  const later = refused(clone.write(48 * BLOCK + 512, filled(512, 1)));
+  await settle();
+  await source.fail();
+  await later;
+  assert.deepEqual(await readOf(clone, 9 * BLOCK, BLOCK), filled(BLOCK, 1));
+  await clone.write(0, filled(BLOCK, 2));
+  assert.deepEqual(await readOf(clone, 0, BLOCK), filled(BLOCK, 2));
+  await clone.flush();
+  await clone.close();
+});
+
 test('paused: nothing but misses; resumed: everything', async () => {
   const source = new HeldSource(false);
   const { clone, clock } = await cloneOf(source);

@@ -101,7 +101,7 @@ type Change = {
  *   that others write to present blocks, and then every flush makes every bit durable.
  * - Flush: data durable, then bits, then the answer (bit-committer.ts).
  *
- * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error` only), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE`
+ * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error`, or when the source was given up), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE`
  * from `finish`, and what `CloneMetadata.load` rejects with.
  */
 export class CloneDevice implements BlockDevice {
@@ -240,6 +240,15 @@ export class CloneDevice implements BlockDevice {
   }
 
   /** Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back. */
+  /**
+   * The source will not come back: reads that wait for it, and those that will, fail with `CLONE_SOURCE_FAILED` when the source device
+   * rejects. Nothing more is hydrated. What is local stays as it is.
+   */
+  giveUpSource(): void {
+    this.#hydrator.configure({ paused: true, rateBytesPerSecondMax: 0 });
+    this.#fetcher.stopWaiting();
+  }
+
   configureHydration(settings: HydrationSettings): void {
     this.#hydrator.configure(settings);
   }

@@ -65,6 +65,7 @@ export class Fetcher {
   readonly #fetched: ValidityMap;
   readonly #storing = new Set<Promise<void>>();
   #closed = false;
+  #policy: SourceErrorPolicy;
   #wireBytes = 0;
   #blocksFetchedTwice = 0;
   #backgroundBytes = 0;
@@ -78,6 +79,7 @@ export class Fetcher {
 
   constructor(options: FetcherOptions) {
     this.#options = options;
+    this.#policy = options.policy;
     const { blockCount } = options.validity;
     this.#fetched = new ValidityMap(new Uint32Array(wordCountOf(blockCount)), blockCount, { counted: false });
   }
@@ -163,6 +165,13 @@ export class Fetcher {
     fetch.retryNow?.();
   }
 
+  /** From now on a fetch that the source does not answer fails with `CLONE_SOURCE_FAILED`; those that wait for their next attempt make it now. */
+  stopWaiting(): void {
+    this.#policy = 'error';
+    for (const entry of [...this.#options.inFlight.entries])
+      if (entry.kind === 'fetch' && entry.state === 'fetching') entry.retryNow?.();
+  }
+
   /** Fails who waits with `BLOCK_CLOSED`; resolves when nothing writes to the local device any more. */
   async close(): Promise<void> {
     this.#closed = true;
@@ -200,7 +209,7 @@ export class Fetcher {
 
   /** An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not be asked for again. */
   async #readSource(fetch: Fetch, into: Uint8Array): Promise<'arrived' | 'again' | Error> {
-    const { source, policy } = this.#options;
+    const { source } = this.#options;
     const ownedByMutation = fetch.released !== null;
     for (;;) {
       try {
@@ -209,7 +218,7 @@ export class Fetcher {
       } catch (error) {
         if (this.#closed) return 'again';
         this.#countFailure(error);
-        if (policy === 'error') return sourceFailedError(fetch, error);
+        if (this.#policy === 'error') return sourceFailedError(fetch, error);
       }
       await this.#waitBeforeRetry(fetch, this.backoffMs);
       if (this.#closed || (fetch.released !== null && !ownedByMutation)) return 'again';

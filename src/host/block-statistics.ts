@@ -11,6 +11,9 @@ export type BlockStatistics = {
   readTimeMs: number;
   writes: number;
   writeBytes: number;
+  /** 0 before Linux 4.18, as are flushes before 5.5. */
+  discards: number;
+  discardBytes: number;
   flushes: number;
   inFlight: number;
 };
@@ -32,6 +35,8 @@ export function parseBlockStatistics(text: string): BlockStatistics {
     readTimeMs: number(3),
     writes: number(4),
     writeBytes: number(6) * SECTOR_BYTES,
+    discards: number(11),
+    discardBytes: number(13) * SECTOR_BYTES,
     flushes: number(15),
     inFlight: number(8),
   };

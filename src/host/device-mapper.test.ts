@@ -66,7 +66,7 @@ test('a device that is in use is not removed, and one that is gone is', async ()
 test('status and table of one target', async () => {
   const mapper = new DeviceMapper(
     new RecordedTools([
-      { argv: ['dmsetup', 'status', 'godwit-x'], stdout: '0 262144 linear \n' },
+      { argv: ['dmsetup', 'status', '--noflush', 'godwit-x'], stdout: '0 262144 linear \n' },
       {
         argv: ['dmsetup', 'table', 'godwit-x-crypt'],
         stdout: `0 262144 crypt aes-xts-plain64 ${'0'.repeat(128)} 0 254:1 0 2 allow_discards sector_size:4096\n`,
@@ -98,6 +98,28 @@ test('a kernel without device-mapper, or without a target', async () => {
   );
   await assert.rejects(mapper.names(), code('HOST_MAPPER_MISSING'));
   await assert.rejects(mapper.create('godwit-x', linear), code('HOST_MAPPER_NO_TARGET'));
+});
+
+test('a target that is there, that comes with its module, that does not come, that is of another version', async () => {
+  const targets = (more: string) => ({
+    argv: ['dmsetup', 'targets'] as const,
+    stdout: `${more}crypt            v1.24.0\nlinear           v1.4.0\nerror            v1.5.0\n`,
+  });
+  const modprobe = (more: object) => ({ argv: ['modprobe', 'dm-clone'] as const, ...more });
+  const requireClone = (...runs: ConstructorParameters<typeof RecordedTools>[0]) =>
+    new DeviceMapper(new RecordedTools(runs)).requireTarget('clone');
+  await requireClone(targets('clone            v1.0.0\n'));
+  await requireClone(targets(''), modprobe({}), targets('clone            v1.0.0\n'));
+  await assert.rejects(
+    requireClone(
+      targets(''),
+      modprobe({ exitCode: 1, stderr: "modprobe: ERROR: could not insert 'dm_clone': Exec format error\n" }),
+      targets(''),
+    ),
+    code('HOST_MAPPER_NO_TARGET'),
+  );
+  await assert.rejects(requireClone(targets('clone            v2.0.0\n')), code('HOST_UNKNOWN_OUTPUT'));
+  await assert.rejects(requireClone(targets('clone            v10.0.0\n')), code('HOST_UNKNOWN_OUTPUT'));
 });
 
 test('no name that dmsetup could take for something else', async () => {

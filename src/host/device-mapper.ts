@@ -2,13 +2,16 @@ import { existsSync } from 'node:fs';
 import { GodwitError } from '../base/errors.ts';
 import type { MapperTable } from './mapper-table.ts';
 import { encodeMapperTable } from './mapper-table.ts';
-import { failedError, mustRun, type ToolOutput, type Tools } from './tools.ts';
+import { failedError, mustRun, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
 
 /** Kernel folder of the nodes; /dev/mapper/control is there when the driver is. */
 export const MAPPER_FOLDER = '/dev/mapper';
 
 /** A suspend waits for what is in flight, which may wait for a source that is away. */
 const SUSPEND_DEADLINE_MS = 60_000;
+
+/** First number of the versions of linear, clone and crypt, since each of them is there. */
+const TARGET_VERSION = 1;
 
 /** Longest name (DM_NAME_LEN of include/uapi/linux/dm-ioctl.h, with its final zero). */
 const NAME_CHARACTERS_MAX = 127;
@@ -41,9 +44,12 @@ export class DeviceMapper {
     throw this.#failure(argv as never, output);
   }
 
-  /** The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target: 'clone', text: '8 105/1024 …'}`. */
+  /**
+   * The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target: 'clone', text: '8 105/1024 …'}`. Without
+   * --noflush a target like dm-clone would commit its metadata first, and flush its disks for it, at every look.
+   */
   async status(name: string): Promise<{ sectors: number; target: string; text: string }> {
-    return parseLine('status', await this.#must(['dmsetup', 'status', checkName(name)]));
+    return parseLine('status', await this.#must(['dmsetup', 'status', '--noflush', checkName(name)]));
   }
 
   /** The active table; keys are shown as zeros. */
@@ -94,6 +100,35 @@ export class DeviceMapper {
 
   async exists(name: string): Promise<boolean> {
     return (await this.names()).includes(name);
+  }
+
+  /**
+   * That the kernel has a target (`clone`), and of the one version whose tables and status lines are known here: another first number means that they are others.
+   * Rejects `HOST_MAPPER_NO_TARGET`, `HOST_UNKNOWN_OUTPUT`.
+   */
+  async requireTarget(target: string): Promise<void> {
+    let version = await this.#targetVersion(target);
+    if (version === null) {
+      // The kernel itself loads it for the first table; whether it can is better known before.
+      await this.#tools.run(['modprobe', `dm-${target}`]);
+      version = await this.#targetVersion(target);
+    }
+    if (version === null) {
+      throw new GodwitError('HOST_MAPPER_NO_TARGET', `the device-mapper of this kernel has no ${target}`, {
+        values: { target },
+        nextAction: `Load its module (modprobe dm-${target}); \`godwit doctor\` says what is missing.`,
+      });
+    }
+    if (!version.startsWith(`${TARGET_VERSION}.`))
+      throw unknownOutputError('dmsetup', `the version of ${target}`, version);
+  }
+
+  /** `1.0.0`; null: the kernel does not have it. */
+  async #targetVersion(target: string): Promise<string | null> {
+    // `clone            v1.0.0` a line.
+    const lines = (await this.#must(['dmsetup', 'targets'])).split('\n');
+    const [, version] = lines.map((line) => line.trim().split(/\s+/)).find(([name]) => name === target) ?? [];
+    return version === undefined ? null : version.replace(/^v/, '');
   }
 
   /** Of all devices of the host. */

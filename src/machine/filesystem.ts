@@ -132,7 +132,7 @@ export class Filesystem {
     throw new GodwitError(code, `${kind} at ${this.directory}: ${why}`, {
       values: { place: this.directory, errno: errnoNameOf(cause), timedOut },
       nextAction: timedOut
-        ? 'The device underneath does not answer; look at the volume of the machine.'
+        ? 'The device underneath does not answer. Where blocks are still at a source that is away, bring that back; if it never comes back, `godwit machine destroy --force` gives the machine up.'
         : 'The kernel log (dmesg) says why.',
       cause,
     });

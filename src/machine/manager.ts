@@ -225,7 +225,10 @@ export class MachineManager {
     });
   }
 
-  /** Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that runs, without `force`. */
+  /**
+   * Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that runs, without `force`. With it the
+   * machine also goes when its volume waits for a source that does not answer.
+   */
   async destroy(ref: string, options: { force?: boolean } = {}): Promise<void> {
     const record = this.get(ref);
     await this.#exclusively(record.id, async () => {
@@ -239,7 +242,7 @@ export class MachineManager {
         });
       }
       await this.#write({ ...record, desired: 'stopped' });
-      await this.shutdownShim(record.id);
+      await this.shutdownShim(record.id, { giveUpSource: options.force === true });
       if (record.config.volume !== undefined) {
         await this.#options.volumes.assignMachine(record.config.volume.volumeId, null);
       }
@@ -305,13 +308,13 @@ export class MachineManager {
   }
 
   /** Ends the shim and all that it holds, also of a dead one. Idempotent. */
-  async shutdownShim(machineId: string): Promise<void> {
+  async shutdownShim(machineId: string, options: ShimOps['shutdown']['args'] = {}): Promise<void> {
     const runtimeDir = this.runtimeDir(machineId);
     const client = await this.client(machineId);
     const shim = readShimState(runtimeDir)?.shim;
     if (client !== null) {
       try {
-        await client.call('shutdown', {});
+        await client.call('shutdown', options);
       } catch (error) {
         // It died on the way: the clean-up below does the rest.
         if (!isGodwitError(error, 'RPC_CLOSED') && !isGodwitError(error, 'MACHINE_SHIM_GONE')) throw error;

@@ -16,7 +16,7 @@ import { SHIM_FILES } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 import { cgroupName } from './workload.ts';
 
-/** For one step that goes well. A step that does not is helped along by aborting the FUSE connection. */
+/** For one step that goes well. A step that does not is helped along by ending what it waits for in errors. */
 const STEP_TIMEOUT_MS = 10_000;
 const KILL_TIMEOUT_MS = 30_000;
 
@@ -43,19 +43,18 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   const cgroup = new Cgroup(cgroupName(runtimeDir), { layout: readCgroupLayout(), clock });
   const filesystem = join(runtimeDir, SHIM_FILES.filesystem);
   const fuse = join(runtimeDir, SHIM_FILES.fuse);
+  const abort = abortOf(runtimeDir, clock, logger);
 
-  await withAbort(fuse, logger, () => cgroup.killAll(KILL_TIMEOUT_MS).then(() => true));
-  await unmount(filesystem, fuse, logger);
+  await withAbort(abort, () => cgroup.killAll(KILL_TIMEOUT_MS).then(() => true));
+  await unmount(filesystem, abort);
   // What the filesystem was mounted on, where the machine came by a move.
-  await unmount(filesystem, fuse, logger);
+  await unmount(filesystem, abort);
   if (existsSync(join(runtimeDir, PLANE_STATE_FILE)))
     await (await import('../plane/holder.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
-    await withAbort(fuse, logger, () =>
-      detachLoop(device, { clock, deadlineMs: STEP_TIMEOUT_MS }).then(() => true),
-    );
+    await withAbort(abort, () => detachLoop(device, { clock, deadlineMs: STEP_TIMEOUT_MS }).then(() => true));
   }
-  await unmount(fuse, fuse, logger);
+  await unmount(fuse, abort);
   if (state?.volumeServer) await endProcess(state.volumeServer, clock);
   await cgroup.remove();
 
@@ -71,27 +70,41 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   logger.info({ runtimeDir }, 'cleaned up after a dead shim');
 }
 
-async function unmount(place: string, fuse: string, logger: Logger): Promise<void> {
+async function unmount(place: string, abort: Abort): Promise<void> {
   if (mountAt(place) === undefined) return;
-  if (await withAbort(fuse, logger, () => succeeds('umount', ['-n', place]))) return;
+  if (await withAbort(abort, () => succeeds('umount', ['-n', place]))) return;
   // Somebody's working directory, most likely: gone from view now, and for good when they leave.
   await succeeds('umount', ['-n', '-l', place]);
 }
 
-/** Does a step; when it does not go, aborts the FUSE connection (requests that nobody answers end in errors) and does it again. */
-async function withAbort(fuse: string, logger: Logger, step: () => Promise<boolean>): Promise<boolean> {
+/** Ends in errors what nobody will answer any more. False: there is nothing that could be waited for. */
+type Abort = () => Promise<boolean>;
+
+function abortOf(runtimeDir: string, clock: Clock, logger: Logger): Abort {
+  const fuse = join(runtimeDir, SHIM_FILES.fuse);
+  return async () => {
+    const connection = mountAt(fuse)?.device.split(':')[1];
+    if (connection !== undefined) {
+      logger.warn({ fuse, connection }, 'aborting a FUSE connection that holds up the clean-up');
+      await abortFuseConnection(Number(connection));
+      return true;
+    }
+    if (!existsSync(join(runtimeDir, PLANE_STATE_FILE))) return false;
+    logger.warn({ runtimeDir }, 'logging out of a source that holds up the clean-up');
+    await (await import('../plane/holder.ts')).giveUpKernelSource(runtimeDir, clock);
+    return true;
+  };
+}
+
+/** Does a step; when it does not go, aborts what it waits for and does it again. */
+async function withAbort(abort: Abort, step: () => Promise<boolean>): Promise<boolean> {
   let failure: unknown;
   const done = await step().catch((error: unknown) => {
     failure = error;
     return false;
   });
   if (done) return true;
-  const connection = mountAt(fuse)?.device.split(':')[1];
-  if (connection !== undefined) {
-    logger.warn({ fuse, connection }, 'aborting a FUSE connection that holds up the clean-up');
-    await abortFuseConnection(Number(connection));
-    return step();
-  }
+  if (await abort()) return step();
   if (failure !== undefined) throw failure;
   return false;
 }

@@ -51,8 +51,11 @@ export type ShimOps = {
   /** Resolves when the machine is healthy (at once without a health check, when it runs), rejects `MACHINE_NOT_HEALTHY` at the deadline. */
   'workload.awaitHealthy': { args: { timeoutMs: number }; result: { healthyAtMs: number } };
 
-  /** Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. */
-  shutdown: { args: Record<string, never>; result: Record<string, never> };
+  /**
+   * Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. An unmount may wait for a source that does not answer;
+   * with `giveUpSource` it waits no longer than some seconds for that. May be asked again with it while the first is under way.
+   */
+  shutdown: { args: { giveUpSource?: boolean }; result: Record<string, never> };
 };
 
 export type ShimStatus = {

@@ -39,6 +39,9 @@ export type ShimServiceOptions = {
   onShutdown: () => void;
 };
 
+/** For an unmount that writes what is dirty; one that waits for a source takes longer. */
+const GIVE_UP_AFTER_MS = 10_000;
+
 type Handlers = { [Op in keyof ShimOps]: (args: ShimOps[Op]['args']) => Promise<ShimOps[Op]['result']> };
 
 /** The operations of a shim, without its process and its socket. */
@@ -50,6 +53,7 @@ export class ShimService {
   /** Operations that change the volume or its filesystem, one after the other. */
   #lastVolumeOp: Promise<unknown> = Promise.resolve();
   #shutdown: Promise<void> | undefined;
+  readonly #sourceGivenUp = Promise.withResolvers<void>();
   #stateText = '';
   #lastWrite: Promise<void> = Promise.resolve();
 
@@ -122,8 +126,8 @@ export class ShimService {
     'workload.stop': (args) => this.#options.workload.stop(args),
     'workload.exec': ({ command, timeoutMs }) => this.#options.workload.exec(command, timeoutMs),
     'workload.awaitHealthy': ({ timeoutMs }) => this.#options.workload.awaitHealthy(timeoutMs),
-    shutdown: async () => {
-      await this.shutdown();
+    shutdown: async (options) => {
+      await this.shutdown(options);
       return {};
     },
   };
@@ -175,7 +179,8 @@ export class ShimService {
   }
 
   /** Stop, unmount, close, in this order. Rejects with the first thing that did not go; may be asked again then. */
-  shutdown(): Promise<void> {
+  shutdown({ giveUpSource = false }: ShimOps['shutdown']['args'] = {}): Promise<void> {
+    if (giveUpSource) this.#sourceGivenUp.resolve();
     this.#shutdown ??= this.#release().catch((error: unknown) => {
       this.#shutdown = undefined;
       throw error;
@@ -186,15 +191,38 @@ export class ShimService {
   async #release(): Promise<void> {
     await this.#options.workload.stop();
     await this.#options.workload.close();
-    await this.#volumeOp(async () => {
+    const released = this.#volumeOp(async () => {
       await this.#filesystem.unmount();
       await this.#filesystem.removePlace();
       await this.#volume?.close();
     });
+    this.#pressOn(released);
+    await released;
     // A write of shim.json that is under way would bring the file back after it was removed.
     await this.#lastVolumeOp;
     await this.#lastWrite.catch(() => {});
     this.#options.onShutdown();
+  }
+
+  /** The machine is dead, so that errors harm nobody: reads that its page cache still waits for must not keep its volume for ever. */
+  #pressOn(released: Promise<void>): void {
+    const { clock, logger } = this.#options;
+    let cancel = () => {};
+    let over = false;
+    const end = () => {
+      over = true;
+      cancel();
+    };
+    released.then(end, end);
+    void this.#sourceGivenUp.promise.then(() => {
+      if (over) return;
+      cancel = clock.timer(GIVE_UP_AFTER_MS, () => {
+        logger.warn({}, 'the volume waits for a source that was given up: what it waits for ends in errors');
+        this.#volume?.command('give-up-source', {}).catch((error: unknown) => {
+          logger.error({ reason: messageOf(error) }, 'the source could not be given up');
+        });
+      });
+    });
   }
 
   #state(): ShimState {

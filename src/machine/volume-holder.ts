@@ -23,6 +23,8 @@ export type VolumeHolderOptions = {
   onEvent: (event: string, data: unknown) => void;
   /** Program of the volume server; for tests. */
   command?: readonly [string, ...string[]];
+  /** Default true. false: also on a kernel before 6.9, where the death of the volume server is the machine's; for measurements. */
+  resendRequired?: boolean;
 };
 
 type Opened = { supervisor: VolumeSupervisor; fuse: FuseMount | null; loopDevice: string | null };
@@ -58,7 +60,11 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     }
     if (spec.role === 'attach' && spec.nbd?.client !== 'guest') {
       await mkdir(fuseDir, { recursive: true });
-      fuse = await mountFuse({ dir: fuseDir, name: `godwit-${spec.volumeId}` });
+      fuse = await mountFuse({
+        dir: fuseDir,
+        name: `godwit-${spec.volumeId}`,
+        resendRequired: options.resendRequired ?? true,
+      });
     }
     const supervisor = new VolumeSupervisor({
       command,

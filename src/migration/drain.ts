@@ -28,7 +28,7 @@ export type DrainMachineView = {
   volumeBytes: number;
   usedBytes: number;
   hydrationMs: number | null;
-  blocksFetchedTwice: number;
+  blocksFetchedTwice: number | null;
   bytesAvoided: number | null;
   root: string | null;
   reason: string | null;
@@ -118,7 +118,7 @@ export function machineView(
     volumeBytes: output.subject?.volume?.lengthBytes ?? machine.volumeBytes,
     usedBytes: output.subject?.volume?.usedBytes ?? machine.usedBytes,
     hydrationMs: activated !== null && hydrated !== null ? hydrated - activated : null,
-    blocksFetchedTwice: hydration?.blocksFetchedTwice ?? 0,
+    blocksFetchedTwice: hydration?.blocksFetchedTwice ?? null,
     bytesAvoided: output.bytesAvoided ?? null,
     root: output.root ?? null,
     reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),

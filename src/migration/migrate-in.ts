@@ -66,6 +66,16 @@ const CERTIFICATE_TROUBLE = new Set([
 ]);
 /** And every error of crypt/: keys, headers, key slots. */
 const ENCRYPTION_TROUBLE = new Set(['VOLUME_NO_KEYS', 'VOLUME_WRONG_HEADER']);
+/** What a host lacks does not come within a minute: room, a program, a module, a daemon, a name. And every error of plane/. */
+const HOST_TROUBLE = new Set([
+  'VOLUME_NO_SPACE',
+  'HOST_TOOL_MISSING',
+  'HOST_UNKNOWN_OUTPUT',
+  'HOST_MAPPER_MISSING',
+  'HOST_MAPPER_NO_TARGET',
+  'HOST_MAPPER_BUSY',
+  'HOST_ISCSI_NO_DAEMON',
+]);
 const DAY_MS = 24 * 3_600_000;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
@@ -202,7 +212,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
             if (hydration.state === 'source-lost') {
               context.waiting(
                 `${context.input.sourceWorker} does not answer, and some blocks are only there`,
-                `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on.`,
+                `Bring ${context.input.sourceWorker} back; what is missing waits, all else goes on. If it never comes back, what was not fetched is lost: ` +
+                  `\`godwit runs force ${context.runId} forget --yes\`, then \`godwit machine destroy ${context.input.machineName} --force\`.`,
               );
             } else {
               context.waiting(
@@ -262,7 +273,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   }
 }
 
-/** The machine still runs at the source: no use in trying for a minute what certificates or keys do not allow. A drain asks again by itself. */
+/** The machine still runs at the source: no use in trying for a minute what certificates, keys or this host do not allow. A drain asks again by itself. */
 async function nowOrNever(work: Promise<void>): Promise<void> {
   try {
     await work;
@@ -270,7 +281,8 @@ async function nowOrNever(work: Promise<void>): Promise<void> {
     if (!isGodwitError(error)) throw error;
     const { code } = error;
     const hopeless =
-      CERTIFICATE_TROUBLE.has(code) || ENCRYPTION_TROUBLE.has(code) || code.startsWith('CRYPT_');
+      [CERTIFICATE_TROUBLE, ENCRYPTION_TROUBLE, HOST_TROUBLE].some((codes) => codes.has(code)) ||
+      /^(CRYPT|PLANE)_/.test(code);
     throw hopeless ? new Abort(error) : error;
   }
 }

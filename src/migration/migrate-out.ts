@@ -143,8 +143,9 @@ const WARM_TIMEOUT_MS = 2_000;
 const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
 
+const UNEXPLAINED = 'MIGRATION_CONTENT_UNEXPLAINED';
 /** Somebody has to look at a disk. */
-const DISPUTES = new Set(['MIGRATION_CONTENT_DIFFERS', 'VOLUME_REGION_CHANGED']);
+const DISPUTES = new Set([UNEXPLAINED, 'MIGRATION_CONTENT_DIFFERS', 'VOLUME_REGION_CHANGED']);
 
 const PHASES_IN_ORDER: readonly TargetPhase[] = [
   'preparing',
@@ -462,7 +463,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           // Nothing was fetched: there is nothing to prove.
           if (volume === null) return { bytesAvoided: 0 };
           await keepExport(context, subject);
-          const { handedOverAtMs, stopStartedAtMs, mended } = out(context);
+          const { handedOverAtMs, stopStartedAtMs, mended, disputed } = out(context);
+          // Once is for good: the guest writes on, and its writes would soon seem to explain it.
+          if (disputed?.code === UNEXPLAINED) throw GodwitError.fromWire(disputed);
           const bytesAvoided =
             out(context).bytesAvoided ?? (await source.bytesAvoided(volume.volumeId, volume.generation));
           const proving = proveMove({

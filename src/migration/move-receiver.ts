@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
@@ -5,6 +6,8 @@ import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -24,6 +27,7 @@ import {
 } from './migrate-in.ts';
 import { reached } from './migrate-out.ts';
 import type { HandoffRequest, PrepareRequest, ProofAnswers, TargetFigures, TargetStatus } from './peer.ts';
+import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
@@ -135,6 +139,14 @@ export class MoveReceiver implements ProofAnswers {
     return this.#target.mend(this.#hydrated(moveId), request);
   }
 
+  /** Rejects `MIGRATION_PROOF_DIFFERS` for another free map than that of the handoff: what it names is not here. */
+  async compare(moveId: string, request: CompareRequest): Promise<CompareReply> {
+    const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
+    if (freeMapDigest !== undefined && freeMapDigest !== request.freeMapDigest)
+      throw this.#differs(moveId, 'free map');
+    return this.#target.compare(this.#hydrated(moveId), request);
+  }
+
   async figures(moveId: string, query: FiguresQuery): Promise<TargetFigures> {
     const { publicKey, fingerprint } = this.#key;
     const figures = await this.#target.figures(this.#hydrated(moveId), query);
@@ -151,21 +163,25 @@ export class MoveReceiver implements ProofAnswers {
     const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
     const difference = differenceOf(body, request, figures, freeMapDigest);
     if (difference !== null) {
-      throw new GodwitError(
-        'MIGRATION_PROOF_DIFFERS',
-        `${this.#worker} does not sign: it has another ${difference}`,
-        {
-          values: { moveId, field: difference },
-          nextAction:
-            'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
-        },
-      );
+      throw this.#differs(moveId, difference);
     }
     return this.#receipts.keep(countersign(draft, this.#key));
   }
 
   async receipt(moveId: string): Promise<Receipt | null> {
     return this.#receipts.get(moveId);
+  }
+
+  #differs(moveId: string, field: string): GodwitError {
+    return new GodwitError(
+      'MIGRATION_PROOF_DIFFERS',
+      `${this.#worker} does not sign: it has another ${field}`,
+      {
+        values: { moveId, field },
+        nextAction:
+          'It is tried again by itself. If it stays, both workers must be of the same godwit version.',
+      },
+    );
   }
 
   /** The request of a move whose blocks are all here and that is not finished. */
@@ -248,6 +264,7 @@ export function differenceOf(
     ['number of ranges', body.ranges, figures.ranges],
     ['number of bytes compared', body.bytes.compared, figures.comparedBytes],
     ['number of bytes fetched', body.bytes.fetched, figures.fetchedBytes],
+    ['disk', isDeepStrictEqual(body.disk, figures.disk && diskOf(figures.disk)), true],
     // Not known where it was lost before it was digested (a power cut within seconds of the handoff).
     ['free map', body.freeMapDigest, freeMapDigest === undefined ? body.freeMapDigest : freeMapDigest],
   ];

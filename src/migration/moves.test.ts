@@ -13,7 +13,9 @@ import { seededRandom } from '../base/random.ts';
 import { Crash, type CrashPoints, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
+import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, verifyReceipt } from '../receipt/envelope.ts';
+import type { GuestWrites } from '../receipt/proof.ts';
 import { machineView } from './drain.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
@@ -347,6 +349,74 @@ test('what is wrong twice stops the release and says where; it goes on when it i
   assert.equal((pair.source.get('run1').output as MigrateOutOutput).disputed, null);
 });
 
+/** The target's kernel has fetched, and has `digest` in the one block that may be in use. */
+function copyByKernel({ world }: Pair, digest: string, guest: GuestWrites): void {
+  let comparison: Comparison | null = null;
+  world.targetSide.fetched = async () => ({ ranges: [], next: 0, ended: true, untold: true });
+  world.targetSide.compare = async (_request, { from, freeMapDigest, ranges }) => {
+    if (from === 0) comparison = new Comparison(2 ** 20, freeMapDigest);
+    const found = Buffer.from(digest, 'hex');
+    for (const { digests, ...range } of ranges) comparison!.add(range, Buffer.from(digests, 'base64'), found);
+    return { found: ranges.map(() => found.toString('base64')) };
+  };
+  world.targetSide.figures = async () => {
+    const { root, ranges, comparedBytes, ...disk } = comparison!.sums();
+    return {
+      root,
+      ranges,
+      comparedBytes,
+      fetchedBytes: comparedBytes,
+      disk: { ...disk, guest: { ...guest } },
+    };
+  };
+}
+
+test('where the kernel has fetched, the disk is compared, and the receipt says what differs', async (t) => {
+  for (const digest of ['a', 'b']) {
+    const pair = new Pair(t);
+    copyByKernel(pair, digest.repeat(64), {
+      ...{ writes: 1, writeBytes: 4096, discards: 0, discardBytes: 0 },
+      sectorBytes: 4096,
+    });
+    pair.start();
+    assert.equal((await pair.sourceEnd()).state, 'done');
+    const receipt = pair.sourceReceipts.get('run1');
+    assert.deepEqual(receipt, pair.targetReceipts.get('run1'));
+    const { version, bytes, disk } = verifyReceipt(receipt);
+    const same = digest === 'a' ? 4096 : 0;
+    assert.deepEqual([version, bytes.compared, bytes.fetched], [2, same, same]);
+    assert.deepEqual([disk?.changed, disk?.unused, disk?.guest?.writes], [4096 - same, 2 ** 20 - 4096, 1]);
+  }
+});
+
+test('more that differs than the guest wrote stops the release for good', async (t) => {
+  const pair = new Pair(t);
+  const guest: GuestWrites = { writes: 0, writeBytes: 0, discards: 0, discardBytes: 0, sectorBytes: 512 };
+  copyByKernel(pair, 'b'.repeat(64), guest);
+  pair.start();
+  const prove = () => pair.source.get('run1').steps.find(({ name }) => name === 'prove');
+  const disputed = () => (pair.source.get('run1').output as MigrateOutOutput).disputed;
+  await until(() => disputed() != null);
+  assert.equal(disputed()?.code, 'MIGRATION_CONTENT_UNEXPLAINED');
+  assert.match(
+    disputed()?.message ?? '',
+    /^4096 bytes of db on w2 .*w1 sealed, most of them in a row in MiB 0,/,
+  );
+  // What the guest writes later would explain it.
+  Object.assign(guest, { writes: 100, writeBytes: 409_600 });
+  const attempts = prove()?.attempts ?? 0;
+  await until(() => (prove()?.attempts ?? 0) >= attempts + 2);
+  const run = pair.source.get('run1');
+  assert.equal(disputed()?.code, 'MIGRATION_CONTENT_UNEXPLAINED');
+  const row = machineView({ machineId: 'm_1', name: 'db', volumeBytes: 0, usedBytes: 0 }, run, null, null);
+  assert.equal(row.state, 'waiting');
+  assert.match(row.reason ?? '', /nothing that the guest wrote/);
+  assert.equal(pair.world.source.volume.state, 'sealed');
+  assert.equal(pair.world.source.exported, 'open');
+  assert.equal(pair.sourceReceipts.get('run1'), null);
+  assert.equal(pair.targetReceipts.get('run1'), null);
+});
+
 test('the target does not sign what it finds otherwise', async (t) => {
   const pair = new Pair(t);
   const { fetched } = pair.world.targetSide;
@@ -363,6 +433,11 @@ test('the target does not sign what it finds otherwise', async (t) => {
   const keys = { source: newWorkerKey(), target: newWorkerKey() };
   await assert.rejects(
     pair.receiver.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
+    (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
+  );
+  const ranges = [{ first: 0, blocks: 1, digests: Buffer.alloc(32).toString('base64') }];
+  await assert.rejects(
+    pair.receiver.compare('run1', { from: 0, freeMapDigest: 'f'.repeat(64), ranges }),
     (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
   );
   assert.equal(pair.targetReceipts.get('run1'), null);

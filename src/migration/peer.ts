@@ -4,6 +4,8 @@ import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MachineConfig } from '../machine/config.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import {
+  type CompareReply,
+  type CompareRequest,
   type FetchedPage,
   type FiguresQuery,
   type MendReply,
@@ -190,7 +192,8 @@ export const TargetStatus = Type.Object({
       presentBytes: Type.Integer(),
       exposedBytes: Type.Integer(),
       wireBytes: Type.Integer(),
-      blocksFetchedTwice: Type.Integer(),
+      /** null: not counted. */
+      blocksFetchedTwice: Type.Union([Type.Integer(), Type.Null()]),
       bytesPerSecond: Type.Number(),
       etaMs: Type.Union([Type.Number(), Type.Null()]),
     }),
@@ -208,6 +211,7 @@ export interface ProofAnswers {
   fetched(runId: string, query: ProofQuery): Promise<FetchedPage>;
   unfetched(runId: string, query: ProofQuery): Promise<UnfetchedPage>;
   mend(runId: string, request: MendRequest): Promise<MendReply>;
+  compare(runId: string, request: CompareRequest): Promise<CompareReply>;
   figures(runId: string, query: FiguresQuery): Promise<TargetFigures>;
   countersign(runId: string, draft: Receipt): Promise<Receipt>;
   receipt(runId: string): Promise<Receipt | null>;
@@ -229,6 +233,7 @@ export interface Peer {
   fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage>;
   unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage>;
   mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply>;
+  compare(runId: string, request: CompareRequest, signal?: AbortSignal): Promise<CompareReply>;
   figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures>;
   /** The receipt with both signatures, which the target keeps; of the same move always the same. */
   countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt>;

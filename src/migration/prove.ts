@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
-import type { FetchedRange, StatedRange } from '../receipt/proof.ts';
-import { REGION_BYTES, rangeBytes } from '../receipt/range.ts';
-import type { ReceiptBody } from '../receipt/receipt.ts';
+import type { BlockRange, ProofFigures, StatedRange } from '../receipt/proof.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts';
+import { type ReceiptBody, type ReceiptDisk, unexplainedBytes } from '../receipt/receipt.ts';
 import { RootHash } from '../receipt/root.ts';
 import type { Peer, ProofAnswers } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -20,7 +21,7 @@ export type ProveOptions = {
   worker: { name: string };
   key: WorkerKey;
   peer: Pick<Peer, 'name' | keyof ProofAnswers>;
-  source: Pick<SourceSide, 'freeMap' | 'digests' | 'owed'>;
+  source: Pick<SourceSide, 'freeMap' | 'digests' | 'owed' | 'stated'>;
   receipts: ReceiptBook;
   bytesAvoided: number;
   times: { stopped: number | null; handedOver: number };
@@ -33,14 +34,26 @@ export type ProveOptions = {
   signal: AbortSignal;
 };
 
-type Compared = { root: RootHash; ranges: number; bytes: number; readBackBytes: number };
+type Compared = {
+  root: string;
+  ranges: number;
+  bytes: number;
+  readBackBytes: number;
+  /** Where all of the target's disk was compared. */
+  disk: Comparison | null;
+};
+/** One digest, or one a block. */
+type Digested = BlockRange & { digests: Buffer };
+
+/** Ranges that are asked for block by block in one question: 11 KiB of digests each. */
+const BY_BLOCKS_MAX = 32;
 type ToMend = StatedRange & { position: number | null };
 
 /**
  * The source's part of proving a move whose target is whole: holds what the target fetched against the sealed content, has mended what differs, and signs
  * with the target what was found. Only the source asks. Idempotent: a receipt that either side has is the one.
  *
- * Rejects `MIGRATION_CONTENT_DIFFERS` where something was wrong twice, `MIGRATION_PROOF_DIFFERS` when the two workers do not get the same sums, and with
+ * Rejects `MIGRATION_CONTENT_DIFFERS` where something was wrong twice, `MIGRATION_CONTENT_UNEXPLAINED` where more differs than the guest has written, `MIGRATION_PROOF_DIFFERS` when the two workers do not get the same sums, and with
  * what the two volume servers reject.
  */
 export async function proveMove(options: ProveOptions): Promise<Receipt> {
@@ -92,20 +105,17 @@ class Proof {
 
   async compareFetched(freeMapDigest: string | null): Promise<Compared> {
     const { peer, source, moveId, signal, onProgress } = this.#options;
-    const compared: Compared = {
-      root: new RootHash(
-        this.#lengthBytes,
-        freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'),
-      ),
-      ranges: 0,
-      bytes: 0,
-      readBackBytes: 0,
-    };
+    const root = new RootHash(
+      this.#lengthBytes,
+      freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'),
+    );
+    const sums = { ranges: 0, bytes: 0, readBackBytes: 0 };
     let wrong: ToMend[];
     let ended = false;
     let next = peer.fetched(moveId, { cursor: 0 }, signal);
     do {
       const page = await next;
+      if (page.untold) return this.#compareDisk(freeMapDigest);
       const following = { cursor: page.next };
       // The target reads its disk while this side digests.
       if (!page.ended) next = quietly(peer.fetched(moveId, following, signal));
@@ -113,16 +123,89 @@ class Proof {
       wrong = [];
       for (const [index, range] of page.ranges.entries()) {
         const digest = stated[index]!;
-        if (digest === range.digest && range.stored !== 'differs') add(compared, range, this.#lengthBytes);
-        else wrong.push({ first: range.first, blocks: range.blocks, digest, position: range.position });
+        if (digest === range.digest && range.stored !== 'differs') {
+          const bytes = rangeBytes(range, this.#lengthBytes);
+          root.add({ first: range.first, blocks: range.blocks, digest: Buffer.from(digest, 'hex') });
+          sums.ranges++;
+          sums.bytes += bytes;
+          if (range.stored === 'same') sums.readBackBytes += bytes;
+        } else wrong.push({ first: range.first, blocks: range.blocks, digest, position: range.position });
       }
       // Mended ranges come again, at the end of the log.
       await this.#mend(wrong);
-      onProgress(compared.bytes);
+      onProgress(sums.bytes);
       ended = page.ended && wrong.length === 0;
       if (page.ended && !ended) next = peer.fetched(moveId, following, signal);
     } while (!ended);
-    return compared;
+    return { ...sums, root: root.hex(), disk: null };
+  }
+
+  /** Holds all that may be in use against the target's disk: by regions, and by blocks where a region differs. */
+  async #compareDisk(freeMapDigest: string | null): Promise<Compared> {
+    const { source, moveId, onProgress } = this.#options;
+    const disk = new Comparison(this.#lengthBytes, freeMapDigest);
+    let next = source.stated(moveId, 0);
+    for (let cursor: number | null = 0; cursor !== null; ) {
+      const page = await next;
+      // This side reads while the target does.
+      if (page.next !== null) next = quietly(source.stated(moveId, page.next));
+      // What the map names is zeros at the target: without it that would be taken for damage.
+      if (page.mapped !== (freeMapDigest !== null)) throw this.#mapUnreadable();
+      const regions = page.ranges.map(({ first, blocks, digest }) => ({
+        ...{ first, blocks },
+        digests: Buffer.from(digest, 'hex'),
+      }));
+      const differing = await this.#compare(disk, regions);
+      for (let at = 0; at < differing.length; at += BY_BLOCKS_MAX) {
+        const byBlocks: Digested[] = [];
+        for (const { first, blocks } of differing.slice(at, at + BY_BLOCKS_MAX))
+          byBlocks.push({ first, blocks, digests: await this.#blockDigests({ first, blocks }) });
+        await this.#compare(disk, byBlocks);
+      }
+      onProgress(disk.sums().comparedBytes);
+      cursor = page.next;
+    }
+    const { root, ranges, comparedBytes } = disk.sums();
+    return { root, ranges, bytes: comparedBytes, readBackBytes: comparedBytes, disk };
+  }
+
+  #mapUnreadable(): GodwitError {
+    const { worker, subject } = this.#options;
+    return new GodwitError(
+      'MIGRATION_PROOF_DIFFERS',
+      `the export of ${subject.volume.name} on ${worker.name} has another free map than the one that was handed over`,
+      {
+        values: { volumeId: subject.volume.volumeId },
+        nextAction:
+          'It is tried again by itself. If it stays, look at free.map of the volume and at its disk.',
+      },
+    );
+  }
+
+  /** Those that differ as a whole. */
+  async #compare(disk: Comparison, ranges: readonly Digested[]): Promise<BlockRange[]> {
+    const { peer, moveId, signal } = this.#options;
+    if (ranges.length === 0) return [];
+    const request = {
+      from: disk.added,
+      freeMapDigest: disk.freeMapDigest,
+      ranges: ranges.map(({ digests, ...range }) => ({ ...range, digests: digests.toString('base64') })),
+    };
+    const { found } = await peer.compare(moveId, request, signal);
+    return ranges.filter(
+      ({ digests, ...range }, index) => !disk.add(range, digests, Buffer.from(found[index] ?? '', 'base64')),
+    );
+  }
+
+  async #blockDigests({ first, blocks }: BlockRange): Promise<Buffer> {
+    const { source, moveId } = this.#options;
+    const digests: string[] = [];
+    for (let done = 0; done < blocks; done += PROOF_RANGES_MAX) {
+      const count = Math.min(PROOF_RANGES_MAX, blocks - done);
+      const asked = Array.from({ length: count }, (_, index) => ({ first: first + done + index, blocks: 1 }));
+      digests.push(...(await source.digests(moveId, asked)));
+    }
+    return Buffer.from(digests.join(''), 'hex');
   }
 
   async #mend(ranges: readonly ToMend[]): Promise<void> {
@@ -179,14 +262,6 @@ function quietly<T>(promise: Promise<T>): Promise<T> {
   return promise;
 }
 
-function add(compared: Compared, range: FetchedRange, lengthBytes: number): void {
-  const bytes = rangeBytes(range, lengthBytes);
-  compared.root.add({ first: range.first, blocks: range.blocks, digest: Buffer.from(range.digest, 'hex') });
-  compared.ranges++;
-  compared.bytes += bytes;
-  if (range.stored === 'same') compared.readBackBytes += bytes;
-}
-
 async function makeBody(
   options: ProveOptions,
   compared: Compared,
@@ -196,11 +271,12 @@ async function makeBody(
   const { moveId, subject, worker, key, peer, times, clock, signal } = options;
   const { volume } = subject;
   const figures = await peer.figures(moveId, { freeMapDigest }, signal);
-  const root = compared.root.hex();
+  const { root } = compared;
   if (
     figures.root !== root ||
     figures.ranges !== compared.ranges ||
-    figures.comparedBytes !== compared.bytes
+    figures.comparedBytes !== compared.bytes ||
+    !agree(compared.disk, figures.disk)
   ) {
     throw new GodwitError(
       'MIGRATION_PROOF_DIFFERS',
@@ -212,10 +288,12 @@ async function makeBody(
       },
     );
   }
+  const disk = figures.disk && diskOf(figures.disk);
+  if (disk && unexplainedBytes(disk) > 0) throw unexplained(options, disk, compared.disk?.longest ?? null);
   const notFetched = volume.lengthBytes - figures.fetchedBytes;
   return {
     format: 'godwit-receipt',
-    version: 1,
+    version: disk ? 2 : 1,
     moveId,
     machine: { id: subject.machineId, name: subject.machineName },
     volume: {
@@ -239,6 +317,7 @@ async function makeBody(
       mended: mended.bytes,
       mendedLeft: mended.leftBytes,
     },
+    ...(disk && { disk }),
     ranges: compared.ranges,
     rangesMended: mended.ranges,
     freeMapDigest,
@@ -249,6 +328,58 @@ async function makeBody(
       proven: Math.round(clock.wallMs()),
     },
   };
+}
+
+/** What the receipt says of a disk that was compared. */
+export function diskOf(figures: NonNullable<ProofFigures['disk']>): ReceiptDisk {
+  const { emptyBytes, changedBytes, clearedBytes, unusedBytes, guest } = figures;
+  return { empty: emptyBytes, changed: changedBytes, cleared: clearedBytes, unused: unusedBytes, guest };
+}
+
+/** Both sides have put all that differs down as the same. */
+function agree(ours: Comparison | null, theirs: ProofFigures['disk']): boolean {
+  // Nothing may be in use: nothing was asked for.
+  if (ours === null || ours.added === 0) return theirs === undefined;
+  const { emptyBytes, changedBytes, clearedBytes, unusedBytes } = ours.sums();
+  return (
+    theirs?.emptyBytes === emptyBytes &&
+    theirs.changedBytes === changedBytes &&
+    theirs.clearedBytes === clearedBytes &&
+    theirs.unusedBytes === unusedBytes
+  );
+}
+
+function unexplained(
+  { worker, peer, subject }: ProveOptions,
+  disk: ReceiptDisk,
+  longest: BlockRange | null,
+): GodwitError {
+  const unexplainedAtLeast = unexplainedBytes(disk);
+  const { changed, cleared, guest } = disk;
+  const { first, blocks } = longest ?? { first: 0, blocks: 0 };
+  const offsetBytes = first * 4096;
+  return new GodwitError(
+    'MIGRATION_CONTENT_UNEXPLAINED',
+    `${changed + cleared} bytes of ${subject.volume.name} on ${peer.name} are not what ${worker.name} sealed, most of them in a row in MiB ` +
+      `${Math.floor(offsetBytes / REGION_BYTES)}, and ${unexplainedAtLeast} of them are nothing that the guest wrote or discarded`,
+    {
+      values: {
+        source: worker.name,
+        target: peer.name,
+        offsetBytes,
+        lengthBytes: rangeBytes({ first, blocks }, subject.volume.lengthBytes),
+        unexplainedBytes: unexplainedAtLeast,
+        changedBytes: changed,
+        clearedBytes: cleared,
+        guestWriteBytes: guest?.writeBytes ?? null,
+        guestDiscardBytes: guest?.discardBytes ?? null,
+      },
+      nextAction:
+        `Nothing is released, and it is not tried again: what the guest writes later would hide it. Look at the disks of ${worker.name} and ` +
+        `${peer.name} (kernel log, smartctl), the network and the memory of both hosts. The sealed volume on ${worker.name} is what it was: compare ` +
+        `the files with it, or stop the machine on ${peer.name} and go back (godwit runs force RUN undo).`,
+    },
+  );
 }
 
 /** A receipt of this move that this worker signed. */

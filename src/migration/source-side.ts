@@ -1,6 +1,6 @@
 import type { FreeMapReport, HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import type { MachineConfig } from '../machine/config.ts';
-import type { BlockRange, StatedRange } from '../receipt/proof.ts';
+import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { PlacementRequest } from './peer.ts';
 
 /** The machine that is to move, as it is now. */
@@ -66,6 +66,8 @@ export interface SourceSide {
     range: BlockRange,
     cursor: number,
   ): Promise<{ ranges: StatedRange[]; next: number | null }>;
+  /** All of the sealed content that may be in use, from the block `cursor` on. */
+  stated(runId: string, cursor: number): Promise<StatedPage>;
   /** The way back: the volume is this worker's again, at generation + 2, and not attached. */
   unseal(machineId: string, volumeId: string, generation: number): Promise<void>;
   /** Starts the machine here as it was before the move. */

@@ -1,5 +1,7 @@
 import type { HeatHint } from '../attach/server-spec.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -48,6 +50,7 @@ export interface TargetSide {
   fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage>;
   unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage>;
   mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply>;
+  compare(request: PrepareRequest, ranges: CompareRequest): Promise<CompareReply>;
   figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures>;
   /** All blocks are here: drops the clone layer, logs out of the source, the record becomes `ready`. */
   finish(request: PrepareRequest): Promise<void>;

@@ -1,5 +1,5 @@
 import { closeSync, constants, openSync } from 'node:fs';
-import { open, readFile, readlink } from 'node:fs/promises';
+import { open, readFile, readlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
@@ -19,11 +19,19 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import { MAPPER_FOLDER } from '../host/device-mapper.ts';
 import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
-import type { FetchedPage, ProofFigures, UnfetchedPage } from '../receipt/proof.ts';
+import type {
+  CompareReply,
+  CompareRequest,
+  FetchedPage,
+  GuestWrites,
+  ProofFigures,
+  UnfetchedPage,
+} from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { discardRange } from '../sys/discard-range.ts';
 import type { DataLock } from '../volume/data-lock.ts';
@@ -34,19 +42,29 @@ import { readFreeRuns, removeFreeMap, writeFreeMap } from '../volume/free-map-fi
 import { readRecord } from '../volume/record-file.ts';
 import { exportSerial } from '../volume/specs.ts';
 import {
+  addCounts,
+  beginCounting,
+  type CloneBinding,
   createCloneMetadata,
+  endCounting,
   readCloneBinding,
   removeCloneMetadata,
   requireCloneBinding,
   writeCloneBinding,
 } from './clone-binding.ts';
+import { cloneHydration } from './clone-hydration.ts';
+import type { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
 import {
   decideHydration,
+  decidePace,
   firstControl,
+  firstPace,
   HYDRATION_LIMITS,
   type HydrationControl,
   type HydrationLimits,
+  type HydrationPace,
+  limitsAtRate,
 } from './hydration-control.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames, PLANE_FILES } from './names.ts';
@@ -64,10 +82,23 @@ const RATE_SPAN_MS = 5_000;
 const BATCH_REGIONS = 64;
 /** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
 const PULSE_DEADLINE_MS = 2_000;
+/** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
+const PULSE_BEGIN_MS = 20;
+/** The guest's requests are counted when none is in flight. */
+const COUNT_DEADLINE_MS = 10_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
 /** sysfs of a session that can carry I/O. */
 const SESSION_UP = 'LOGGED_IN';
+
+/** What the kernel does not tell of a guest. */
+const UNCOUNTED = {
+  misses: null,
+  readLatencyP50Ms: null,
+  readLatencyP99Ms: null,
+  missLatencyP50Ms: null,
+  missLatencyP99Ms: null,
+};
 
 /** What a clone is made of while it is one. */
 type Clone = { source: SourceSpec; session: IscsiSession; disk: string; metadataLoop: string };
@@ -97,7 +128,13 @@ export class KernelVolume {
   #hydration: {
     settings: HydrationSettings;
     control: HydrationControl | null;
+    pace: HydrationPace | null;
+    /** Not paused, and trimmed. */
     enabled: boolean;
+    /** What dm-clone was told last. */
+    copies: boolean;
+    /** In the last tick. */
+    ranMs: number;
     trimmed: boolean;
   };
   #status: CloneStatus | null = null;
@@ -108,6 +145,8 @@ export class KernelVolume {
   #lostSinceMs: number | null = null;
   #lastError: string | null = null;
   #stopTicks: (() => void) | null = null;
+  #proof: Awaited<ReturnType<typeof openDiskProof>> | null = null;
+  #proving: Promise<unknown> = Promise.resolve();
   /** One change of the stack at a time; a tick too. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -117,7 +156,10 @@ export class KernelVolume {
     this.#hydration = {
       settings: spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 },
       control: null,
+      pace: null,
       enabled: false,
+      copies: false,
+      ranMs: 0,
       trimmed: false,
     };
   }
@@ -127,10 +169,10 @@ export class KernelVolume {
    * those of the key. Nothing is left then.
    */
   static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
+    // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
+    await removeStack(spec, options);
     const volume = new KernelVolume(spec, options);
     try {
-      // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
-      await removeStack(spec, options);
       await volume.#prepare();
       if (spec.access === 'writable') await volume.activate('writable');
       return volume;
@@ -186,6 +228,7 @@ export class KernelVolume {
       try {
         if (this.#isClone) below = await this.#makeClone();
         this.#top = this.#unlocked ? await this.#makeCrypt(below, this.#unlocked) : below;
+        if (this.#isClone) await startStatistics(this.#top);
       } catch (error) {
         // The next attempt finds nothing half made; data file, session and lock stay.
         this.#clone = null;
@@ -276,8 +319,9 @@ export class KernelVolume {
   }
 
   /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
-  finish(): Promise<void> {
-    return this.#exclusively(async () => {
+  async finish(): Promise<void> {
+    await this.#closeProof();
+    await this.#exclusively(async () => {
       if (this.#clone !== null) await this.#collapse();
       if (this.#session === null) return;
       await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
@@ -291,24 +335,54 @@ export class KernelVolume {
   }
 
   /**
-   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so all counts as written by the
-   * guest, as after a reboot of a target of the userspace plane: nothing is compared, and the receipt says so.
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
+   * queue of the others, which may be waiting for the source themselves.
+   */
+  async giveUpSource(): Promise<void> {
+    const source = this.#spec.clone?.source;
+    if (source && 'targetIqn' in source && this.#session !== null)
+      await this.#options.host.iscsi.logout(source);
+  }
+
+  /**
+   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so the disk itself is
+   * held against the source.
    */
   fetched(cursor: number): FetchedPage {
-    return { ranges: [], next: cursor, ended: true };
+    return { ranges: [], next: cursor, ended: true, untold: true };
   }
 
   unfetched(): UnfetchedPage {
     return { ranges: [], next: null };
   }
 
-  figures(freeMapDigest: string | null): ProofFigures {
-    const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
-    const root = new RootHash(this.#spec.lengthBytes, digest).hex();
-    return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+  /** Rejects `CLONE_NOT_COMPLETE`, and as DiskProof. */
+  compare(request: CompareRequest): Promise<CompareReply> {
+    return this.#prove(async () => {
+      if (this.#clone !== null) requireWhole(this.#status);
+      if (this.#proof === null) {
+        // Code that only the end of a move needs.
+        const { openDiskProof } = await import('./disk-proof.ts');
+        const { volumeDir, lengthBytes } = this.#spec;
+        const guestWrites = () => this.#exclusively(() => this.#guestWrites());
+        this.#proof = await openDiskProof(volumeDir, lengthBytes, guestWrites);
+      }
+      return this.#proof.proof.compare(request);
+    });
+  }
+
+  figures(freeMapDigest: string | null): Promise<ProofFigures> {
+    return this.#prove(async () => {
+      const figures = (await this.#proof?.proof.figures(freeMapDigest)) ?? null;
+      if (figures !== null) return figures;
+      const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
+      const root = new RootHash(this.#spec.lengthBytes, digest).hex();
+      return { root, ranges: 0, comparedBytes: 0, fetchedBytes: 0 };
+    });
   }
 
   async close(): Promise<void> {
+    await this.#closeProof();
     await this.#exclusively(async () => {
       this.#stopTicks?.();
       await removeStack(this.#spec, this.#options);
@@ -366,6 +440,9 @@ export class KernelVolume {
     const binding = await requireCloneBinding(volumeDir, identity);
     if (binding.whole) return;
     this.#isClone = true;
+    // What the stack will need when the machine is down.
+    await this.#options.host.mapper.requireTarget('clone');
+    if (this.#unlocked) await this.#options.host.mapper.requireTarget('crypt');
     this.#session = await this.#options.host.iscsi.login(source);
   }
 
@@ -393,20 +470,15 @@ export class KernelVolume {
     });
     this.#clone = { source, session: this.#session, disk, metadataLoop };
     await this.#markUnused(cloneDevice);
-    await this.#readStatus();
+    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
+    await this.#readStatus().catch((error: unknown) => this.#noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
 
   /** Rejects `CLONE_NOT_COMPLETE`. After an error it can be done again. */
   async #collapse(): Promise<void> {
     await this.#readStatus();
-    const status = this.#status;
-    if (status === null || status.regionsHydrated < status.regionsTotal || status.regionsHydrating > 0) {
-      throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
-        values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
-        nextAction: 'Wait for hydration; resume it if it is paused.',
-      });
-    }
+    requireWhole(this.#status);
     this.#stopTicks?.();
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
@@ -424,6 +496,18 @@ export class KernelVolume {
     this.#finalHydration = this.#hydrationStatus();
     this.#clone = null;
     this.#isClone = false;
+  }
+
+  #prove<Reply>(question: () => Promise<Reply>): Promise<Reply> {
+    const answered = this.#proving.then(question);
+    this.#proving = answered.catch(() => {});
+    return answered;
+  }
+
+  async #closeProof(): Promise<void> {
+    await this.#proving;
+    await this.#proof?.close();
+    this.#proof = null;
   }
 
   #makeCrypt(below: string, { header, volumeKey }: UnlockedVolume): Promise<string> {
@@ -468,14 +552,16 @@ export class KernelVolume {
   }
 
   /**
-   * The map that came with the handoff, once: it is noted durably before anything is mounted, because what was free at the seal is soon in use. A
+   * The map that came with the handoff, once: it is noted durably, as is that a guest's writes are counted from now on, before anything is mounted, because what was free at the seal is soon in use. A
    * map that cannot be used is none: past the point of no return nothing may hang on it.
    */
   async #markUnused(cloneDevice: string): Promise<void> {
     const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
     const { logger } = this.#options;
     const binding = await requireCloneBinding(volumeDir, this.#cloneIdentity());
-    if (binding.freeMapTaken) return;
+    const counted: CloneBinding = { ...binding, freeMapTaken: true, guestWrites: beginCounting(binding) };
+    this.#hydration.trimmed = binding.freeMapWhole === true;
+    if (binding.freeMapTaken) return writeCloneBinding(volumeDir, counted);
     try {
       const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
       const longest = [...(runs ?? [])]
@@ -491,11 +577,14 @@ export class KernelVolume {
       } finally {
         closeSync(fd);
       }
+      // Then a trim finds nothing more, and no discard of ours is counted as one of the guest's.
+      counted.freeMapWhole = runs !== null && longest.length === runs.length;
+      this.#hydration.trimmed = counted.freeMapWhole;
       logger.info({ runs: longest.length, blocks }, 'blocks that the filesystem does not use stay behind');
     } catch (error) {
       logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
     }
-    await writeCloneBinding(volumeDir, { ...binding, freeMapTaken: true });
+    await writeCloneBinding(volumeDir, counted);
   }
 
   #startTicks(): void {
@@ -508,9 +597,7 @@ export class KernelVolume {
         void this.#exclusively(async () => {
           if (!stopped) await this.#tick();
         })
-          .catch((error: unknown) => {
-            this.#lastError = messageOf(error);
-          })
+          .catch((error: unknown) => this.#noteError(error))
           .finally(() => {
             if (!stopped) next();
           });
@@ -528,8 +615,14 @@ export class KernelVolume {
     if (this.#clone === null) return;
     const nowMs = this.#options.clock.monotonicMs();
     const guestBefore = this.#guest;
+    const statusBefore = this.#status;
+    const wireBytesBefore = this.#wireBytes;
     this.#lastError = null;
-    await this.#readStatus();
+    await this.#readStatus().catch(async (error: unknown) => {
+      // Nobody would see how the guest fares beside the copy.
+      await this.#pause().catch(() => {});
+      throw error;
+    });
     const state = await this.#options.host.iscsi.state(this.#clone.session);
     if (state === SESSION_UP) this.#lostSinceMs = null;
     else this.#lostSinceMs ??= nowMs;
@@ -538,6 +631,10 @@ export class KernelVolume {
     const status = this.#status;
     if (!enabled || settings.paused || status === null || this.#lostSinceMs !== null) return;
     if (status.regionsHydrated >= status.regionsTotal) return;
+    // What the guest writes or discards becomes local too, and what it misses comes over the wire too: the copy is in both.
+    const localBytes = (status.regionsHydrated - (statusBefore?.regionsHydrated ?? 0)) * BLOCK_BYTES;
+    const runMs = this.#runMs(nowMs, Math.min(localBytes, this.#wireBytes - wireBytesBefore));
+    if (runMs === 0) return this.#setCopies(false);
     const limits = this.#limits();
     this.#hydration.control ??= firstControl(status.regionsHydrated, nowMs, limits);
     const guest = this.#guest;
@@ -554,24 +651,94 @@ export class KernelVolume {
     this.#hydration.control = control;
     const names = mapperNames(this.#spec.volumeId);
     if (control.threshold !== status.hydrationThreshold)
-      await this.#options.host.mapper.message(names.clone, [
+      await this.#options.host.control.message(names.clone, [
         'hydration_threshold',
         String(control.threshold),
       ]);
-    if (pulse) await this.#pulse();
+    const runsFromMs = this.#options.clock.monotonicMs();
+    if (pulse) await this.#pulse(limits);
+    else await this.#setCopies(true);
+    if (runMs < TICK_MS) {
+      await this.#options.clock.sleep(runMs);
+      await this.#setCopies(false);
+      this.#hydration.ranMs = this.#options.clock.monotonicMs() - runsFromMs;
+    } else this.#hydration.ranMs = TICK_MS;
   }
 
-  /** Holds the guest until none of its I/O is in flight, and lets dm-clone look for what to copy next. */
-  async #pulse(): Promise<void> {
-    const { mapper } = this.#options.host;
+  /** For how long of the next tick the copy runs. */
+  #runMs(nowMs: number, copiedBytes: number): number {
+    const { pace, settings, ranMs } = this.#hydration;
+    this.#hydration.ranMs = 0;
+    if (settings.rateBytesPerSecondMax === 0) {
+      this.#hydration.pace = null;
+      return TICK_MS;
+    }
+    const decided = decidePace(
+      pace ?? firstPace(nowMs - TICK_MS),
+      { atMs: nowMs, copiedBytes: pace === null ? 0 : copiedBytes, ranMs },
+      settings.rateBytesPerSecondMax,
+      TICK_MS,
+    );
+    this.#hydration.pace = decided.pace;
+    return decided.runMs;
+  }
+
+  async #setCopies(copies: boolean): Promise<void> {
+    if (this.#hydration.copies === copies) return;
+    await this.#options.host.control.message(mapperNames(this.#spec.volumeId).clone, [
+      copies ? 'enable_hydration' : 'disable_hydration',
+    ]);
+    this.#hydration.copies = copies;
+  }
+
+  /** Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null: not known. */
+  async #guestWrites(): Promise<GuestWrites | null> {
+    const { control, mapper } = this.#options.host;
+    const past = (await readCloneBinding(this.#spec.volumeDir))?.guestWrites?.past;
+    if (!past || this.#top === null) return null;
     const names = mapperNames(this.#spec.volumeId);
+    const top = this.#unlocked ? names.crypt : names.gate;
+    let now: BlockStatistics | null;
     try {
-      await mapper.suspend(names.gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
-      // Changing the flag is what wakes its worker; it would look by itself once a second.
-      await mapper.message(names.clone, ['disable_hydration']);
-      await mapper.message(names.clone, ['enable_hydration']);
+      await mapper.suspend(top, { flush: false, deadlineMs: COUNT_DEADLINE_MS });
+      now = await statisticsOf(this.#top);
+      await control.resume(top);
     } finally {
-      await mapper.resume(names.gate);
+      // Whatever went wrong, the guest is not left held.
+      if (await control.suspended(top)) await mapper.resume(top);
+    }
+    return now && { ...addCounts(past, now), sectorBytes: this.#unlocked ? 4096 : 512 };
+  }
+
+  /** Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as the floor wants. */
+  async #pulse(limits: HydrationLimits): Promise<void> {
+    const { mapper, control } = this.#options.host;
+    const { gate, clone } = mapperNames(this.#spec.volumeId);
+    const threshold = Math.max(limits.floorRegions, this.#hydration.control?.threshold ?? 0);
+    await control.message(clone, ['hydration_threshold', String(threshold)]);
+    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
+    await this.#setCopies(false);
+    try {
+      // A process, which can be killed when the source does not answer.
+      await mapper.suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
+      await this.#setCopies(true);
+      await this.#begun(limits.floorRegions);
+    } finally {
+      await control.resume(gate);
+    }
+  }
+
+  /** Its worker stops at the first I/O of the guest, and is not there at once. */
+  async #begun(regions: number): Promise<void> {
+    const { clock, host } = this.#options;
+    const { clone } = mapperNames(this.#spec.volumeId);
+    const deadlineMs = clock.monotonicMs() + PULSE_BEGIN_MS;
+    const hydratedBefore = this.#status?.regionsHydrated ?? 0;
+    const wanted = Math.min(regions, (this.#status?.regionsTotal ?? 0) - hydratedBefore);
+    while (clock.monotonicMs() < deadlineMs) {
+      const { regionsHydrated, regionsHydrating } = parseCloneStatus((await host.control.status(clone)).text);
+      if (regionsHydrated - hydratedBefore + regionsHydrating >= wanted) return;
+      await clock.sleep(1);
     }
   }
 
@@ -579,18 +746,24 @@ export class KernelVolume {
   async #applySettings(): Promise<void> {
     if (this.#clone === null || this.#access !== 'writable') return;
     const { paused } = this.#hydration.settings;
-    const { mapper } = this.#options.host;
-    const names = mapperNames(this.#spec.volumeId);
-    if (paused && this.#hydration.enabled) {
-      await mapper.message(names.clone, ['disable_hydration']);
-      this.#hydration.enabled = false;
-    }
+    if (paused) await this.#pause();
     if (!paused && !this.#hydration.enabled) {
       await this.#trim();
-      await mapper.message(names.clone, ['enable_hydration']);
       this.#hydration.enabled = true;
       this.#hydration.control = null;
+      this.#hydration.pace = null;
     }
+  }
+
+  async #pause(): Promise<void> {
+    if (!this.#hydration.enabled) return;
+    await this.#setCopies(false);
+    this.#hydration.enabled = false;
+  }
+
+  #noteError(error: unknown): void {
+    const { code, message } = toWireError(error);
+    this.#lastError = `${code}: ${message}`;
   }
 
   /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
@@ -609,13 +782,16 @@ export class KernelVolume {
   }
 
   #limits(): HydrationLimits {
-    return this.#options.limits ?? HYDRATION_LIMITS;
+    return limitsAtRate(
+      this.#options.limits ?? HYDRATION_LIMITS,
+      this.#hydration.settings.rateBytesPerSecondMax,
+    );
   }
 
   async #readStatus(): Promise<void> {
-    const { mapper } = this.#options.host;
+    const { control } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
-    const status = parseCloneStatus((await mapper.status(names.clone)).text);
+    const status = parseCloneStatus((await control.status(names.clone)).text);
     if (status.mode === 'failed' || status.mode === 'readonly') {
       this.#lastError = `PLANE_METADATA_FAILED: the metadata of the clone is ${status.mode}`;
       if (status.mode === 'failed') return;
@@ -637,51 +813,24 @@ export class KernelVolume {
   }
 
   #hydrationStatus(): HydrationStatus | null {
-    const status = this.#status;
-    if (this.#clone === null || status === null) return this.#finalHydration;
-    const missing = status.regionsTotal - status.regionsHydrated;
-    const first = this.#samples[0];
-    const last = this.#samples.at(-1);
-    const spanMs = first && last ? last.atMs - first.atMs : 0;
-    const bytesPerSecond =
-      first && last && spanMs > 0
-        ? Math.round(((last.regions - first.regions) * BLOCK_BYTES * 1000) / spanMs)
-        : 0;
-    const whole = missing === 0 && status.regionsHydrating === 0;
-    const lostForMs =
-      this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs);
-    const exposedBytes = missing * BLOCK_BYTES;
-    return {
-      state: whole
-        ? 'complete'
-        : lostForMs !== null
-          ? 'source-lost'
-          : this.#hydration.enabled && !this.#hydration.settings.paused
-            ? 'running'
-            : 'paused',
-      blocksTotal: status.regionsTotal,
-      blocksPresent: whole ? status.regionsTotal : Math.min(status.regionsHydrated, status.regionsTotal - 1),
-      exposedBytes,
+    if (this.#clone === null) return this.#finalHydration;
+    const { enabled, settings } = this.#hydration;
+    return cloneHydration({
+      status: this.#status,
+      lengthBytes: this.#spec.lengthBytes,
+      samples: this.#samples,
+      copies: enabled && !settings.paused,
+      lostForMs:
+        this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs),
       wireBytes: this.#wireBytes,
-      // Not known: a read miss is not kept, and what dm-clone copies afterwards comes again.
-      blocksFetchedTwice: 0,
-      bytesPerSecond,
-      etaMs: whole
-        ? 0
-        : bytesPerSecond > 0 && lostForMs === null
-          ? Math.round((exposedBytes / bytesPerSecond) * 1000)
-          : null,
-      sourceLostForMs: lostForMs,
       lastError: this.#lastError,
-      transport: 'tcp',
-    };
+    });
   }
 
   #guestStatistics(): GuestStatistics {
     const guest = this.#guest;
-    if (guest === null) return NO_GUEST;
-    const { reads, readBytes, writes, writeBytes, flushes } = guest;
-    return { ...NO_GUEST, reads, readBytes, writes, writeBytes, flushes };
+    const { reads, readBytes, writes, writeBytes, flushes } = guest ?? NO_GUEST;
+    return { ...UNCOUNTED, reads, readBytes, writes, writeBytes, flushes };
   }
 
   get #sectors(): number {
@@ -704,6 +853,16 @@ export class KernelVolume {
   }
 }
 
+/** Throws `CLONE_NOT_COMPLETE`. */
+function requireWhole(status: CloneStatus | null): void {
+  if (status !== null && status.regionsHydrated >= status.regionsTotal && status.regionsHydrating === 0)
+    return;
+  throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
+    values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
+    nextAction: 'Wait for hydration; resume it if it is paused.',
+  });
+}
+
 /**
  * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step finds its device unused. Idempotent. Rejects
  * `HOST_MAPPER_BUSY` while a filesystem is mounted.
@@ -724,13 +883,30 @@ async function removeMapper(
 ): Promise<void> {
   const { crypt, gate, clone } = mapperNames(spec.volumeId);
   const present = await host.mapper.names();
+  const top = [crypt, gate].find((name) => present.includes(name));
+  const counts = top === undefined ? null : await statisticsOf(`${MAPPER_FOLDER}/${top}`).catch(() => null);
   for (const name of [crypt, gate, clone]) if (present.includes(name)) await host.mapper.remove(name);
+  // Where only the clone was there, nothing was written. Where none was there, a power cut took the counts along.
+  if (counts !== null || (top === undefined && present.includes(clone)))
+    await endCounting(spec.volumeDir, counts);
   await detachLoops(join(spec.volumeDir, PLANE_FILES.cloneMetadata), { readonly: false, clock });
 }
 
 /** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */
 export async function isKernelClone(volumeDir: string): Promise<boolean> {
   return (await readCloneBinding(volumeDir)) !== null;
+}
+
+/** Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is set, and looked at when the counts are. */
+async function startStatistics(device: string): Promise<void> {
+  await writeFile(`/sys/block/${await kernelNode(device)}/queue/iostats`, '1').catch(() => {});
+}
+
+/** Null where the kernel does not count for this device. */
+async function statisticsOf(device: string): Promise<BlockStatistics | null> {
+  const name = await kernelNode(device);
+  const counts = (await readFile(`/sys/block/${name}/queue/iostats`, 'utf8')).trim();
+  return counts === '1' ? blockStatistics(name) : null;
 }
 
 /** `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere. */

@@ -1,12 +1,17 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import {
+  addCounts,
+  beginCounting,
   cloneMetadataBytes,
   createCloneMetadata,
+  endCounting,
   readCloneBinding,
   removeCloneMetadata,
   requireCloneBinding,
@@ -48,6 +53,28 @@ test('metadata of another volume, of another generation, of none', async (t) => 
   }
 });
 
+test('what lies there of another volume is not believed of one that arrives, but made anew', async (t) => {
+  const dir = await folder(t);
+  await createCloneMetadata(dir, { ...IDENTITY, volumeId: 'v_2' });
+  await writeFile(join(dir, 'clone.dm'), 'what is local', { flag: 'r+' });
+  await createCloneMetadata(dir, IDENTITY);
+  await requireCloneBinding(dir, IDENTITY);
+  assert.ok((await readFile(join(dir, 'clone.dm'))).every((byte) => byte === 0));
+});
+
+test('a full disk is a typed error, and what there was room for is given back', {
+  skip: requires('root', 'mount'),
+}, async (t) => {
+  const dir = await folder(t);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'godwit-test', dir], { timeout: 10_000 });
+  try {
+    await assert.rejects(createCloneMetadata(dir, IDENTITY), code('VOLUME_NO_SPACE'));
+    assert.deepEqual(await readdir(dir), []);
+  } finally {
+    execFileSync('umount', [dir], { timeout: 10_000 });
+  }
+});
+
 test('a binding that cannot be read is not taken for none', async (t) => {
   const dir = await folder(t);
   for (const text of ['', '{', 'null', '{"formatVersion":2}', '{"formatVersion":1,"volumeId":"v"}']) {
@@ -61,4 +88,40 @@ test('room for the bitmap of dm-clone, whatever the length', () => {
     const bitmap = lengthBytes / 4096 / 8;
     assert.ok(cloneMetadataBytes(lengthBytes) >= 2 * bitmap + 2 ** 20);
   }
+});
+
+test('what the guest wrote is added up over its devices, and not known after a power cut', async (t) => {
+  const dir = await folder(t);
+  const counts = { writes: 3, writeBytes: 12_288, discards: 1, discardBytes: 4096 };
+  await endCounting(dir, counts);
+  assert.equal(await readCloneBinding(dir), null, 'a volume that is no clone');
+  const open = async () => {
+    const binding = await requireCloneBinding(dir, IDENTITY);
+    await writeCloneBinding(dir, { ...binding, freeMapTaken: true, guestWrites: beginCounting(binding) });
+  };
+  const past = async () => (await requireCloneBinding(dir, IDENTITY)).guestWrites?.past;
+  await createCloneMetadata(dir, IDENTITY);
+  await open();
+  await endCounting(dir, counts);
+  await endCounting(dir, counts);
+  assert.deepEqual(await past(), counts, 'once a device');
+  await open();
+  // It was never there.
+  await endCounting(dir, null);
+  await open();
+  await endCounting(dir, counts);
+  assert.deepEqual(await past(), addCounts(counts, counts));
+  await open();
+  await open();
+  await endCounting(dir, counts);
+  assert.equal(await past(), null);
+  await open();
+  assert.equal(await past(), null, 'for good');
+});
+
+test('a clone that was opened by a version that did not count has unknown writes', async (t) => {
+  const dir = await folder(t);
+  const made = await createCloneMetadata(dir, IDENTITY);
+  assert.deepEqual(beginCounting(made), { past: addCounts(null, null), counting: true });
+  assert.deepEqual(beginCounting({ ...made, freeMapTaken: true }), { past: null, counting: true });
 });

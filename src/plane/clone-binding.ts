@@ -2,8 +2,10 @@ import { open, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
+import type { BlockStatistics } from '../host/block-statistics.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { errnoOf } from '../sys/libc.ts';
+import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
 
 /**
@@ -19,8 +21,22 @@ export type CloneBinding = {
   metadataBytes: number;
   /** The free map of the handoff has been used, or there was none: later, what was free at the seal may be in use. */
   freeMapTaken: boolean;
+  /** And all of it was used, not the longest runs only. */
+  freeMapWhole?: boolean;
   /** Every block is local, durably, and the clone is taken down: the metadata is not needed any more. */
   whole: boolean;
+  /** What the guest has written, for the receipt. Left out by versions that did not count. */
+  guestWrites?: CountedWrites;
+};
+
+/** What ends with a device of the guest. */
+export type WriteCounts = Pick<BlockStatistics, 'writes' | 'writeBytes' | 'discards' | 'discardBytes'>;
+
+export type CountedWrites = {
+  /** Of all devices that are gone; null: one went without being asked (a power cut). */
+  past: WriteCounts | null;
+  /** There is a device that is not in `past`, or was. */
+  counting: boolean;
 };
 
 export type CloneIdentity = Pick<CloneBinding, 'volumeId' | 'generation' | 'lengthBytes'>;
@@ -42,23 +58,19 @@ export function cloneMetadataBytes(lengthBytes: number): number {
 
 /**
  * Blank metadata with its space reserved, and the binding. A blank file says that nothing is here yet, so it may only be made before
- * anything was written to the volume. Idempotent.
+ * anything was written to the volume; what lies there of another volume is replaced. Idempotent. Rejects `VOLUME_NO_SPACE`.
  */
 export async function createCloneMetadata(volumeDir: string, identity: CloneIdentity): Promise<CloneBinding> {
   const present = await readCloneBinding(volumeDir);
   if (present !== null && isOf(present, identity)) return present;
   const metadataBytes = cloneMetadataBytes(identity.lengthBytes);
   const path = join(volumeDir, PLANE_FILES.cloneMetadata);
-  await rm(path, { force: true });
-  const file = await FileDevice.create(path, { lengthBytes: metadataBytes });
   try {
-    // A commit that meets a full disk would make the clone read-only.
-    await allocate(file.fileDescriptor, 0, metadataBytes).catch((error: unknown) => {
-      if (errnoOf(error) !== 'ENOTSUP') throw error;
-    });
-    await file.flush();
-  } finally {
-    await file.close();
+    await createBlank(path, metadataBytes);
+  } catch (error) {
+    // The part that there was room for: the journal wants some too, to say so.
+    await rm(path, { force: true });
+    throw storageError(error, volumeDir);
   }
   const binding: CloneBinding = {
     formatVersion: 1,
@@ -70,6 +82,20 @@ export async function createCloneMetadata(volumeDir: string, identity: CloneIden
   };
   await writeCloneBinding(volumeDir, binding);
   return binding;
+}
+
+async function createBlank(path: string, lengthBytes: number): Promise<void> {
+  await rm(path, { force: true });
+  const file = await FileDevice.create(path, { lengthBytes });
+  try {
+    // A commit that meets a full disk would make the clone read-only.
+    await allocate(file.fileDescriptor, 0, lengthBytes).catch((error: unknown) => {
+      if (errnoOf(error) !== 'ENOTSUP') throw error;
+    });
+    await file.flush();
+  } finally {
+    await file.close();
+  }
 }
 
 /** Null: this volume is no clone of the kernel plane. Rejects `PLANE_METADATA_CORRUPT`. */
@@ -145,6 +171,33 @@ export async function writeCloneBinding(volumeDir: string, binding: CloneBinding
   } finally {
     await folder.close();
   }
+}
+
+/** Before the guest's device is there. Pure. */
+export function beginCounting(binding: CloneBinding): CountedWrites {
+  const before = binding.guestWrites;
+  if (before !== undefined) return { past: before.counting ? null : before.past, counting: true };
+  // A version before this one may have opened the volume.
+  return { past: binding.freeMapTaken ? null : addCounts(null, null), counting: true };
+}
+
+/** After the guest's device is gone. Nothing happens where none was counted. */
+export async function endCounting(volumeDir: string, counts: WriteCounts | null): Promise<void> {
+  const binding = await readCloneBinding(volumeDir);
+  if (!binding?.guestWrites?.counting) return;
+  const { past } = binding.guestWrites;
+  const guestWrites = { past: past && addCounts(past, counts), counting: false };
+  await writeCloneBinding(volumeDir, { ...binding, guestWrites });
+}
+
+/** Pure. */
+export function addCounts(one: WriteCounts | null, other: WriteCounts | null): WriteCounts {
+  return {
+    writes: (one?.writes ?? 0) + (other?.writes ?? 0),
+    writeBytes: (one?.writeBytes ?? 0) + (other?.writeBytes ?? 0),
+    discards: (one?.discards ?? 0) + (other?.discards ?? 0),
+    discardBytes: (one?.discardBytes ?? 0) + (other?.discardBytes ?? 0),
+  };
 }
 
 export async function removeCloneMetadata(volumeDir: string): Promise<void> {

@@ -8,7 +8,7 @@ import { FileDevice } from '../block/file-device.ts';
 import type { LioExport } from '../host/lio.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
-import type { BlockRange, StatedRange } from '../receipt/proof.ts';
+import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import { exportAccessError } from '../volume/export-access.ts';
 import { passFence } from '../volume/fence.ts';
@@ -141,6 +141,11 @@ export class KernelExport {
   /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
   async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
     return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
+  }
+
+  /** All that may be in use, from the block `cursor` on. */
+  async stated(cursor: number): Promise<StatedPage> {
+    return (await this.#regionDigests()).stated(cursor);
   }
 
   /** Of a range that did not travel, what should have. */

@@ -10,7 +10,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
+import type { BlockRange, CompareRequest, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';
@@ -71,9 +71,11 @@ export function openKernelHolder(options: KernelHolderOptions): {
       'free-map': (attached) => attached.sealFreeMap((args as { filesystem: FreeMapFilesystem }).filesystem),
       hydration: async (attached) => attached.configureHydration(args as HydrationSettings),
       finish: (attached) => attached.finish(),
+      'give-up-source': (attached) => attached.giveUpSource(),
       fetched: async (attached) => attached.fetched((args as ProofQuery).cursor),
       unfetched: async (attached) => attached.unfetched(),
-      figures: async (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
+      compare: (attached) => attached.compare(args as CompareRequest),
+      figures: (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
       // The kernel does not tell which regions were read.
       heat: async () => ({ regions: [] }),
       // dm-clone does not keep what is read, so there is no bringing something first.
@@ -85,6 +87,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
         const { cursor, ...range } = args as BlockRange & { cursor: number };
         return exported.owed(range, cursor);
       },
+      stated: (exported) => exported.stated((args as ProofQuery).cursor),
     };
     const own =
       volume instanceof KernelVolume
@@ -166,25 +169,37 @@ export function openKernelHolder(options: KernelHolderOptions): {
 
 /** Takes down what a dead shim has left in the kernel. The filesystem is unmounted. Nothing to do where it had nothing there. */
 export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Promise<void> {
+  const left = await readLeft(runtimeDir);
+  if (left !== null) {
+    const { volumeId, volumeDir, source, targetIqn } = left;
+    const host = systemPlaneHost(clock);
+    if (targetIqn !== null) {
+      const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
+      await removeExport({ volumeId, volumeDir, export: share }, host, clock);
+    } else {
+      await removeStack({ volumeId, volumeDir }, { host, clock });
+      if (source) await host.iscsi.logout(source);
+    }
+  }
+  await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+}
+
+/** Reads that wait for the source of a dead shim's clone end in errors. */
+export async function giveUpKernelSource(runtimeDir: string, clock: Clock): Promise<void> {
+  const source = (await readLeft(runtimeDir))?.source;
+  if (source) await systemPlaneHost(clock).iscsi.logout(source);
+}
+
+async function readLeft(runtimeDir: string): Promise<Left | null> {
   let text: string;
   try {
     text = await readFile(join(runtimeDir, PLANE_STATE_FILE), 'utf8');
   } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return;
+    if (systemErrorCode(error) === 'ENOENT') return null;
     throw error;
   }
   // Not made durable: a power cut leaves it empty, and nothing of what it named.
-  if (text.replaceAll('\0', '') === '') return rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
-  const { volumeId, volumeDir, source, targetIqn } = JSON.parse(text) as Left;
-  const host = systemPlaneHost(clock);
-  if (targetIqn !== null) {
-    const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
-    await removeExport({ volumeId, volumeDir, export: share }, host, clock);
-  } else {
-    await removeStack({ volumeId, volumeDir }, { host, clock });
-    if (source) await host.iscsi.logout(source);
-  }
-  await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+  return text.replaceAll('\0', '') === '' ? null : (JSON.parse(text) as Left);
 }
 
 async function noteLeft(runtimeDir: string, spec: VolumeServerSpec): Promise<void> {

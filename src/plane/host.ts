@@ -4,16 +4,24 @@ import { systemConfigTree } from '../host/config-tree.ts';
 import { DeviceMapper, mapperEnvironment } from '../host/device-mapper.ts';
 import { DATABASE_DIRS, Iscsiadm, SESSION_DIR } from '../host/iscsiadm.ts';
 import { Lio } from '../host/lio.ts';
+import { MapperControl } from '../host/mapper-control.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 
 /** The drivers of one host that the kernel plane is made of. */
-export type PlaneHost = { tools: Tools; mapper: DeviceMapper; iscsi: Iscsiadm; lio: Lio };
+export type PlaneHost = {
+  tools: Tools;
+  mapper: DeviceMapper;
+  control: MapperControl;
+  iscsi: Iscsiadm;
+  lio: Lio;
+};
 
 export function systemPlaneHost(clock: Clock): PlaneHost {
   const tools = systemTools({ environment: mapperEnvironment() });
   return {
     tools,
     mapper: new DeviceMapper(tools),
+    control: new MapperControl(),
     iscsi: new Iscsiadm({
       tools,
       clock,

@@ -3,7 +3,7 @@ import { createHash, generateKeyPairSync, sign } from 'node:crypto';
 import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { receiptBody, receiptOf } from '../../test/support/receipts.ts';
+import { diskReceiptBody, receiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -15,7 +15,8 @@ import {
   verifyReceipt,
   WorkerKey,
 } from './envelope.ts';
-import type { ReceiptBody } from './receipt.ts';
+import type { GuestWrites } from './proof.ts';
+import { type ReceiptBody, unexplainedBytes } from './receipt.ts';
 import { openWorkerKey } from './worker-key.ts';
 
 const keys = { source: newWorkerKey(), target: newWorkerKey() };
@@ -176,6 +177,72 @@ test('figures that do not add up are refused, though they are signed', () => {
       'RECEIPT_FIGURES',
       String(change),
     );
+});
+
+test('a disk that was compared: its parts make up the volume, and what differs has a reason', () => {
+  const request = {
+    writes: 1,
+    writeBytes: 4096,
+    discards: 1,
+    discardBytes: 4096,
+    sectorBytes: 4096,
+  } as const;
+  const codeWith = (change: (body: ReceiptBody) => void, guest: GuestWrites | null = request) => {
+    const body = diskReceiptBody('run1', keys, guest);
+    change(body);
+    const receipt = countersign(draftReceipt(body, keys.source), keys.target);
+    return codeOf(() => verifyReceipt(receipt));
+  };
+  assert.equal(
+    codeWith(() => {}),
+    'accepted',
+  );
+  assert.equal(
+    codeWith(() => {}, null),
+    'accepted',
+    'not known',
+  );
+  const wrong: ((body: ReceiptBody) => void)[] = [
+    (body) => {
+      body.version = 1;
+    },
+    (body) => {
+      delete body.disk;
+    },
+    (body) => body.disk!.unused++,
+    (body) => {
+      body.bytes.readBack -= 4096;
+      body.bytes.writtenSince += 4096;
+    },
+    (body) => {
+      body.disk!.guest = { ...request, writes: 0, writeBytes: 0 };
+    },
+    (body) => {
+      body.disk!.guest = { ...request, discards: 0, discardBytes: 0 };
+    },
+  ];
+  for (const change of wrong) assert.equal(codeWith(change), 'RECEIPT_FIGURES', String(change));
+});
+
+test('what differs is explained by the blocks that requests may have touched, and by no more', () => {
+  const nothing = { writes: 0, writeBytes: 0, discards: 0, discardBytes: 0, sectorBytes: 512 } as const;
+  const blocks = (changed: number, cleared: number, guest: Partial<GuestWrites>) => {
+    const disk = { empty: 0, changed: changed * 4096, cleared: cleared * 4096, unused: 0 };
+    return unexplainedBytes({ ...disk, guest: { ...nothing, ...guest } }) / 4096;
+  };
+  assert.equal(blocks(1, 0, {}), 1);
+  assert.equal(blocks(1, 0, { writes: 1, writeBytes: 512 }), 0);
+  assert.equal(blocks(2, 0, { writes: 1, writeBytes: 512 }), 1);
+  assert.equal(blocks(2, 0, { writes: 1, writeBytes: 1024 }), 0, 'over a border');
+  assert.equal(blocks(3, 0, { writes: 1, writeBytes: 4096 }), 1);
+  assert.equal(blocks(10, 0, { writes: 1, writeBytes: 8 * 4096 }), 1);
+  assert.equal(blocks(9, 0, { writes: 1, writeBytes: 8 * 4096, sectorBytes: 4096 }), 1);
+  assert.equal(blocks(1, 0, { discards: 1, discardBytes: 4096 }), 1, 'a discard leaves zeros');
+  assert.equal(blocks(1, 2, { discards: 1, discardBytes: 2 * 4096, sectorBytes: 4096 }), 1);
+  assert.equal(
+    blocks(0, 3, { writes: 1, writeBytes: 4096, discards: 1, discardBytes: 8192, sectorBytes: 4096 }),
+    0,
+  );
 });
 
 test('what is no receipt is refused in bounded time', () => {

@@ -7,6 +7,7 @@ import { PROOF_RANGES_MAX } from './range.ts';
  */
 const Block = Type.Integer({ minimum: 0, maximum: 2 ** 48 });
 const Digest = Type.String({ pattern: '^[0-9a-f]{64}$' });
+const Count = Type.Integer({ minimum: 0 });
 const Cursor = Type.Union([Type.Integer({ minimum: 0 }), Type.Null()]);
 
 export const BlockRange = Type.Object({ first: Block, blocks: Type.Integer({ minimum: 1 }) });
@@ -29,6 +30,8 @@ export const FetchedPage = Type.Object({
   /** Cursor of what follows, also of what is appended after the end. */
   next: Type.Integer({ minimum: 0 }),
   ended: Type.Boolean(),
+  /** Nobody can tell what came (the kernel fetched it): all of the disk is to be held against the source (`compare`). */
+  untold: Type.Optional(Type.Boolean()),
 });
 export type FetchedPage = Static<typeof FetchedPage>;
 
@@ -72,15 +75,84 @@ export const MendReply = Type.Object({
 });
 export type MendReply = Static<typeof MendReply>;
 
+/** All that may be in use at the source, holes too, ascending. From the block `cursor` on. */
+export const StatedPage = Type.Object({
+  ranges: Type.Array(StatedRange),
+  next: Cursor,
+  /** A free map has been left out. */
+  mapped: Type.Boolean(),
+});
+export type StatedPage = Static<typeof StatedPage>;
+
+/** Base64 of one digest, or of one a block. */
+const Digests = Type.String({ pattern: '^[0-9A-Za-z+/]+=*$', maxLength: 4 * Math.ceil((256 * 32) / 3) });
+
+/** The next ranges to compare (comparison.ts). The same question again has the same answer. */
+export const CompareRequest = Type.Object({
+  /** Ranges that were asked for before; 0: begins anew. */
+  from: Type.Integer({ minimum: 0 }),
+  freeMapDigest: Type.Union([Digest, Type.Null()]),
+  ranges: Type.Array(
+    Type.Object({
+      first: Block,
+      blocks: Type.Integer({ minimum: 1, maximum: 256 }),
+      /** What the source states; the answer has as many of each range. */
+      digests: Digests,
+    }),
+    { minItems: 1, maxItems: PROOF_RANGES_MAX },
+  ),
+});
+export type CompareRequest = Static<typeof CompareRequest>;
+
+export const CompareReply = Type.Object({ found: Type.Array(Digests) });
+export type CompareReply = Static<typeof CompareReply>;
+
+/** What a comparison adds up to; bytes (comparison.ts). */
+export const ComparedFigures = Type.Object({
+  root: Digest,
+  ranges: Count,
+  comparedBytes: Count,
+  emptyBytes: Count,
+  changedBytes: Count,
+  clearedBytes: Count,
+  /** Not looked at: the source's free map has it. */
+  unusedBytes: Count,
+});
+export type ComparedFigures = Static<typeof ComparedFigures>;
+
+/** Requests that a guest's device has carried out since its volume was opened. */
+export const GuestWrites = Type.Object(
+  {
+    writes: Count,
+    writeBytes: Count,
+    discards: Count,
+    discardBytes: Count,
+    /** Requests begin and end at multiples of this. */
+    sectorBytes: Type.Union([Type.Literal(512), Type.Literal(4096)]),
+  },
+  { additionalProperties: false },
+);
+export type GuestWrites = Static<typeof GuestWrites>;
+
 export const FiguresQuery = Type.Object({ freeMapDigest: Type.Union([Digest, Type.Null()]) });
 export type FiguresQuery = Static<typeof FiguresQuery>;
 
-/** The target's own sums, over all of its fetch log (root.ts). */
+/** The target's own sums, over all of its fetch log (root.ts), or over what was compared. */
 export const ProofFigures = Type.Object({
   root: Digest,
   ranges: Type.Integer({ minimum: 0 }),
   comparedBytes: Type.Integer({ minimum: 0 }),
   /** The same with each block counted once. */
   fetchedBytes: Type.Integer({ minimum: 0 }),
+  /** There when the disk was compared. `guest`: until the comparison had ended; null: not known. */
+  disk: Type.Optional(
+    Type.Object({
+      emptyBytes: Count,
+      changedBytes: Count,
+      clearedBytes: Count,
+      unusedBytes: Count,
+      guest: Type.Union([GuestWrites, Type.Null()]),
+    }),
+  ),
 });
 export type ProofFigures = Static<typeof ProofFigures>;

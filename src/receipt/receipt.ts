@@ -1,6 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { GodwitError } from '../base/errors.ts';
+import { GuestWrites } from './proof.ts';
 
 /**
  * What a receipt says: one move of one volume. All of it is signed by both workers (envelope.ts). Sizes in bytes, times in milliseconds since 1970 by
@@ -23,10 +24,32 @@ export const ReceiptWorker = Type.Object(
 );
 export type ReceiptWorker = Static<typeof ReceiptWorker>;
 
+/**
+ * Of a target that could not tell what came (the kernel plane): all of its disk was held against the sealed content (comparison.ts). Bytes; with
+ * `compared` they make up the volume.
+ */
+export const ReceiptDisk = Type.Object(
+  {
+    /** Zeros on both sides. */
+    empty: Count,
+    /** Something else than at the source, and not zeros. */
+    changed: Count,
+    /** Zeros, where the source has data. */
+    cleared: Count,
+    /** Not looked at: the filesystem did not use it when the volume was sealed. */
+    unused: Count,
+    /** What the guest had written and discarded at the end of the comparison: it explains `changed` and `cleared`. Null: not known. */
+    guest: Type.Union([GuestWrites, Type.Null()]),
+  },
+  closed,
+);
+export type ReceiptDisk = Static<typeof ReceiptDisk>;
+
 export const ReceiptBody = Type.Object(
   {
     format: Type.Literal('godwit-receipt'),
-    version: Type.Literal(1),
+    /** 2: with `disk`. */
+    version: Type.Union([Type.Literal(1), Type.Literal(2)]),
     moveId: Name,
     machine: Type.Object({ id: Name, name: Name }, closed),
     volume: Type.Object({ id: Name, name: Name, lengthBytes: Count, encrypted: Type.Boolean() }, closed),
@@ -56,6 +79,7 @@ export const ReceiptBody = Type.Object(
       },
       closed,
     ),
+    disk: Type.Optional(ReceiptDisk),
     /** Ranges in `compared`. */
     ranges: Count,
     rangesMended: Count,
@@ -91,7 +115,7 @@ export function parseBody(bytes: Uint8Array): ReceiptBody {
 
 /** The sums that every receipt keeps. Throws `RECEIPT_FIGURES`. */
 export function checkFigures(body: ReceiptBody): void {
-  const { bytes, volume, generations, ranges, rangesMended } = body;
+  const { bytes, disk, volume, generations, ranges, rangesMended } = body;
   const rules: [boolean, string][] = [
     [bytes.total === volume.lengthBytes, 'the total is the length of the volume'],
     [bytes.fetched + bytes.notFetched === bytes.total, 'fetched and not fetched make up the total'],
@@ -106,7 +130,16 @@ export function checkFigures(body: ReceiptBody): void {
     [(ranges === 0) === (bytes.compared === 0), 'what was compared has ranges'],
     [generations.opened === generations.sealed + 1, 'the target opened the generation after the sealed one'],
     [body.source.worker !== body.target.worker, 'source and target are two workers'],
+    [(body.version === 2) === (disk !== undefined), 'version 2 is that of a disk that was compared'],
   ];
+  if (disk) {
+    const whole = bytes.compared + disk.empty + disk.changed + disk.cleared + disk.unused;
+    rules.push(
+      [whole === bytes.total, 'what was compared, empty, changed, cleared and unused make up the total'],
+      [bytes.fetched === bytes.compared && bytes.readBack === bytes.compared, 'what is there was compared'],
+      [unexplainedBytes(disk) === 0, 'what the guest wrote and discarded explains what differs'],
+    );
+  }
   const broken = rules.find(([holds]) => !holds);
   if (!broken) return;
   throw new GodwitError('RECEIPT_FIGURES', `the figures do not add up: it does not hold that ${broken[1]}`, {
@@ -114,6 +147,27 @@ export function checkFigures(body: ReceiptBody): void {
     nextAction:
       'Do not rely on this receipt, whoever signed it. Ask both workers for it: godwit receipt MOVE.',
   });
+}
+
+/**
+ * Bytes that differ beyond what the guest's requests can have changed; 0 where these are not known. A request touches each block of 4 KiB that it has a
+ * part of; zeros are from writes or discards, everything else is from writes. Pure.
+ */
+export function unexplainedBytes({ changed, cleared, guest }: ReceiptDisk): number {
+  if (guest === null) return 0;
+  const written = touchedBlocksMax(guest.writes, guest.writeBytes, guest.sectorBytes);
+  const discarded = touchedBlocksMax(guest.discards, guest.discardBytes, guest.sectorBytes);
+  const changedBlocks = Math.ceil(changed / 4096);
+  const differingBlocks = Math.ceil((changed + cleared) / 4096);
+  return 4096 * Math.max(0, changedBlocks - written, differingBlocks - written - discarded);
+}
+
+/** With n sectors in a block, k sectors in a row touch (k + n - 2) / n + 1 blocks at most, rounded down; and no more than k. */
+function touchedBlocksMax(requests: number, bytes: number, sectorBytes: number): number {
+  const sectors = Math.ceil(bytes / sectorBytes);
+  const sectorsInBlock = 4096 / sectorBytes;
+  const atMost = Math.floor((sectors + (2 * sectorsInBlock - 2) * requests) / sectorsInBlock);
+  return Math.min(sectors, atMost);
 }
 
 export function malformed(why: string, cause?: unknown): GodwitError {

@@ -269,6 +269,13 @@ export class AttachedVolume {
     this.#clone?.device.configureHydration(settings);
   }
 
+  /** Ends the wait for a source that will not come back: reads of what is only there are I/O errors from now on. Idempotent. */
+  async giveUpSource(): Promise<void> {
+    if (this.#clone === null) return;
+    this.#clone.device.giveUpSource();
+    await this.#clone.source.close();
+  }
+
   /** Drops the clone layer under the running guest. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
   async finish(): Promise<void> {
     const clone = this.#clone;
@@ -400,6 +407,7 @@ export class AttachedVolume {
       ...status,
       lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null,
       transport: transportOf(this.#spec.clone?.source),
+      missesKept: true,
     };
   }
 

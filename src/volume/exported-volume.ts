@@ -7,7 +7,7 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
-import type { BlockRange, StatedRange } from '../receipt/proof.ts';
+import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
 import { exportAccessError } from './export-access.ts';
 import { passFence } from './fence.ts';
@@ -126,6 +126,11 @@ export class ExportedVolume {
   /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
   async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
     return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
+  }
+
+  /** All that may be in use, from the block `cursor` on. */
+  async stated(cursor: number): Promise<StatedPage> {
+    return (await this.#regionDigests()).stated(cursor);
   }
 
   /** Of a range that did not travel, what should have. */

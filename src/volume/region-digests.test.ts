@@ -123,3 +123,31 @@ test('what did not travel is owed where the file has data that the free map does
   assert.equal(owed.next, null);
   assert.deepEqual(await digests.owed({ first: 128, blocks: 384 }, 0), { ranges: [], next: null });
 });
+
+test('all that may be in use is stated in order, holes as zeros', async (t) => {
+  const { digests, path, content } = await open(t);
+  const stated = await digests.stated(0);
+  assert.deepEqual(
+    stated.ranges.map(({ first, blocks }) => [first, blocks]),
+    [
+      [0, 128],
+      [256, 256],
+      [512, 256],
+      [768, 256],
+      [1024, 256],
+      [1280, 3],
+    ],
+  );
+  for (const { first, blocks, digest } of stated.ranges)
+    assert.equal(digest, sha(await content(first, blocks)));
+  assert.equal(stated.next, null);
+  for (const hole of [1, 3, 4])
+    assert.ok(
+      entry(path, hole).every((byte) => byte === 0),
+      'was not read',
+    );
+  assert.deepEqual((await digests.stated(700)).ranges[0], {
+    ...{ first: 700, blocks: 68 },
+    digest: sha(await content(700, 68)),
+  });
+});

@@ -6,7 +6,8 @@ import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
-import type { BlockRange, StatedRange } from '../receipt/proof.ts';
+import { digestOfZeros } from '../receipt/comparison.ts';
+import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts';
 import { SHA256_BYTES, sha256 } from '../sys/sha256.ts';
 
@@ -129,6 +130,22 @@ export class RegionDigests {
     return { ranges, next: block < end ? block : null };
   }
 
+  /** All that is not in the free map, from the block `cursor` on; each range in one region. Holes are not read. */
+  async stated(cursor: number): Promise<StatedPage> {
+    const { device } = this.#options;
+    const end = Math.ceil(device.lengthBytes / BLOCK_BYTES);
+    const mapped = this.#options.freeRuns !== null;
+    const ranges: StatedRange[] = [];
+    for (const part of this.#usedParts(cursor, end)) {
+      if (ranges.length >= PROOF_RANGES_MAX) return { ranges, next: part.first, mapped };
+      const digest = (await this.#isHole(part))
+        ? digestOfZeros(rangeBytes(part, device.lengthBytes)).toString('hex')
+        : await this.#exclusively(() => this.#digestOf(part));
+      ranges.push({ ...part, digest });
+    }
+    return { ranges, next: null, mapped };
+  }
+
   async close(): Promise<void> {
     this.#ending.abort();
     await this.#pass;
@@ -155,12 +172,19 @@ export class RegionDigests {
     const { device } = this.#options;
     const offsetBytes = region * REGION_BYTES;
     const lengthBytes = Math.min(REGION_BYTES, device.lengthBytes - offsetBytes);
-    const extents = await device.extents!(offsetBytes, lengthBytes, EXTENTS_LIMIT);
-    if (extents.every(({ kind }) => kind === 'hole') && extents.length < EXTENTS_LIMIT) return false;
+    const blocks = Math.ceil(lengthBytes / BLOCK_BYTES);
+    if (await this.#isHole({ first: region * REGION_BLOCKS, blocks })) return false;
     return (
       [...this.#usedParts(region * REGION_BLOCKS, Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES))]
         .length > 0
     );
+  }
+
+  async #isHole(range: BlockRange): Promise<boolean> {
+    const { device } = this.#options;
+    const lengthBytes = rangeBytes(range, device.lengthBytes);
+    const extents = await device.extents!(range.first * BLOCK_BYTES, lengthBytes, EXTENTS_LIMIT);
+    return extents.every(({ kind }) => kind === 'hole') && extents.length < EXTENTS_LIMIT;
   }
 
   /** The parts of [first, end) that are not in the free map, cut at the borders of regions. */

@@ -27,7 +27,7 @@ export class SourceDevice extends ReadOnlyDevice implements CloneSource {
   readonly blockBytes: number;
   readonly #options: SourceDeviceOptions;
   #connection: Connection | null = null;
-  #closed = false;
+  #closing: Promise<void> | null = null;
 
   constructor(options: SourceDeviceOptions) {
     super();
@@ -52,22 +52,22 @@ export class SourceDevice extends ReadOnlyDevice implements CloneSource {
     into: Uint8Array,
     options?: { priority?: 'guest' | 'background' },
   ): Promise<void> {
-    if (this.#closed) return Promise.reject(closedError());
+    if (this.#closing !== null) return Promise.reject(closedError());
     return this.#connected().read(offsetBytes, into, options);
   }
 
   /** All data where the source cannot tell. */
   async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
-    if (this.#closed) throw closedError();
+    if (this.#closing !== null) throw closedError();
     const connection = this.#connected();
     if (connection.extents) return connection.extents(offsetBytes, lengthBytes, limitExtents);
     return [{ offsetBytes, lengthBytes, kind: 'data' }];
   }
 
-  /** Logs out. */
-  async close(): Promise<void> {
-    this.#closed = true;
-    await this.#connection?.close();
+  /** Logs out; reads that wait reject. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#connection?.close() ?? Promise.resolve();
+    return this.#closing;
   }
 
   #connected(): Connection {

@@ -21,6 +21,7 @@ import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
+import { storageError } from './storage-error.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 
 /**
@@ -658,27 +659,4 @@ async function syncPath(path: string): Promise<void> {
 
 async function allocatedBytes(path: string): Promise<number> {
   return (await stat(path)).blocks * 512;
-}
-
-function storageError(error: unknown, path: string): unknown {
-  const code = errnoOf(error);
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return new GodwitError('VOLUME_NO_SPACE', `no room left below ${path}`, {
-      values: { path },
-      nextAction: 'Free space on this host or choose another worker.',
-      cause: error,
-    });
-  }
-  if (code === 'EFBIG' || code === 'EINVAL') {
-    return new GodwitError(
-      'VOLUME_BAD_LENGTH',
-      `the filesystem below ${path} cannot hold a file of this length`,
-      {
-        values: { path },
-        nextAction: 'Choose a smaller volume, or another filesystem for the data folder.',
-        cause: error,
-      },
-    );
-  }
-  return error;
 }

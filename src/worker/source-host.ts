@@ -7,7 +7,7 @@ import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
-import type { BlockRange, StatedRange } from '../receipt/proof.ts';
+import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   bytesAvoided,
@@ -269,6 +269,10 @@ export class SourceHost implements SourceSide {
     cursor: number,
   ): Promise<{ ranges: StatedRange[]; next: number | null }> {
     return this.#askExport(runId, 'owed', { ...range, cursor });
+  }
+
+  stated(runId: string, cursor: number): Promise<StatedPage> {
+    return this.#askExport(runId, 'stated', { cursor });
   }
 
   async #askExport<Reply>(runId: string, op: VolumeServerOp, args: unknown): Promise<Reply> {

@@ -12,6 +12,8 @@ import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/pee
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
 import type {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -222,6 +224,10 @@ export class TargetHost implements TargetSide {
 
   mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply> {
     return this.#prove(request, 'mend', mend);
+  }
+
+  compare(request: PrepareRequest, ranges: CompareRequest): Promise<CompareReply> {
+    return this.#prove(request, 'compare', ranges);
   }
 
   figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures> {

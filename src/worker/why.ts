@@ -1,4 +1,5 @@
 import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
+import type { WireError } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
 import type { DrainView } from '../migration/drain.ts';
 
@@ -33,7 +34,11 @@ export function runConditions(run: RunView): Condition[] {
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
   // Two workers have looked twice: it is the hardware's turn.
-  if (run.output.disputed) return 'an operator; it is tried again by itself';
+  const disputed = run.output.disputed as WireError | null | undefined;
+  if (disputed)
+    return disputed.code === 'MIGRATION_CONTENT_UNEXPLAINED'
+      ? 'an operator'
+      : 'an operator; it is tried again by itself';
   const target = typeof run.output.target === 'string' ? run.output.target : null;
   // From the first handoff on only the target knows, or acts.
   const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
@@ -90,6 +95,13 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
   return [...conditions, ...hydrationConditions(volume.hydration)];
 }
 
+/** What an operator sees as more bytes over the wire than the volume has. */
+function missesOf({ missesKept }: { missesKept: boolean }): string {
+  return missesKept
+    ? ''
+    : '; what is read of them meanwhile is not kept (kernel plane), so it comes again, and misses are not counted';
+}
+
 function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
   if (!hydration || hydration.exposedBytes === 0) return [];
   const mebibytes = Math.ceil(hydration.exposedBytes / 2 ** 20);
@@ -108,7 +120,7 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       message:
         hydration.state === 'paused'
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
-          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}`,
+          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
       nextAction:

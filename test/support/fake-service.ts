@@ -340,6 +340,7 @@ export class FakeWorkerService implements WorkerService {
     fetched: async () => ({ ranges: [], next: 0, ended: true }),
     unfetched: async () => ({ ranges: [], next: null }),
     mend: async () => ({ results: [] }),
+    compare: async () => ({ found: [] }),
     figures: async () => {
       throw new Error('this worker has fetched nothing');
     },

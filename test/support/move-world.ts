@@ -162,6 +162,10 @@ export class MoveWorld {
       return ranges.map(() => this.sourceDigest);
     },
     owed: async () => ({ ranges: [], next: null }),
+    stated: async () => ({
+      ranges: [{ first: 0, blocks: 1, digest: this.sourceDigest }],
+      ...{ next: null, mapped: true },
+    }),
     unseal: async () => {
       if (this.source.volume.state === 'sealed') {
         this.source.attached = false;
@@ -249,6 +253,7 @@ export class MoveWorld {
       }
       return { results: ranges.map(() => ({ mended: this.mendable, storedBytes: 4096, leftBytes: 0 })) };
     },
+    compare: async () => assert.fail('this target knows what it fetched'),
     figures: async (_request, { freeMapDigest }) => {
       const root = new RootHash(2 ** 20, freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'));
       const digests = this.fetchLog.filter((digest) => digest !== '');
@@ -310,6 +315,7 @@ export class MoveWorld {
       fetched: (runId, query) => call('fetched', () => receiver().fetched(runId, query)),
       unfetched: (runId, query) => call('unfetched', () => receiver().unfetched(runId, query)),
       mend: (runId, request) => call('mend', () => receiver().mend(runId, request)),
+      compare: (runId, request) => call('compare', () => receiver().compare(runId, request)),
       figures: (runId, query) => call('figures', () => receiver().figures(runId, query)),
       countersign: (runId, draft) => call('countersign', () => receiver().countersign(runId, draft)),
       receipt: (runId) => call('receipt', () => receiver().receipt(runId)),

@@ -1,4 +1,6 @@
+import { createHash } from 'node:crypto';
 import { DatabaseSync } from 'node:sqlite';
+import type { VolumeServerOp } from '../../src/attach/server-spec.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { MigrateInOutput } from '../../src/migration/migrate-in.ts';
 import { differenceOf } from '../../src/migration/move-receiver.ts';
@@ -6,15 +8,28 @@ import type { PrepareRequest, TargetFigures } from '../../src/migration/peer.ts'
 import { type Mended, type ProveOptions, proveMove } from '../../src/migration/prove.ts';
 import { ReceiptBook } from '../../src/migration/receipt-book.ts';
 import { countersign, type Receipt, verifyReceipt } from '../../src/receipt/envelope.ts';
-import type { FetchedPage, MendReply, ProofFigures, UnfetchedPage } from '../../src/receipt/proof.ts';
+import type {
+  CompareReply,
+  FetchedPage,
+  MendReply,
+  ProofFigures,
+  UnfetchedPage,
+} from '../../src/receipt/proof.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { MoveWorld } from './move-world.ts';
-import type { Move } from './volume-lab.ts';
 import { newWorkerKey } from './worker-keys.ts';
 
-type ProvableMove = Pick<Move, 'id' | 'sourceStore' | 'source' | 'target'>;
+type Answers = { server: { call: (op: VolumeServerOp, args: unknown) => Promise<unknown> } };
+export type ProvableMove = {
+  id: string;
+  sourceStore: { get: (id: string) => Promise<{ name: string; lengthBytes: number }> };
+  source: Answers;
+  target: Answers;
+  /** Base64. */
+  freeMap?: string;
+};
 
-/** Proves a move of the volume lab: its two volume servers are real, the workers around them are played. */
+/** Proves a move between two volume servers; the workers around them are played. */
 export class ProofPair {
   readonly #move: ProvableMove;
   readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
@@ -27,7 +42,7 @@ export class ProofPair {
 
   /** The body of the receipt; rejects as `proveMove`. */
   async prove(): Promise<ReceiptBody> {
-    const { id, sourceStore, source, target } = this.#move;
+    const { id, sourceStore, source, target, freeMap = null } = this.#move;
     const record = await sourceStore.get(id);
     const world = new MoveWorld();
     const { subject } = world;
@@ -52,10 +67,16 @@ export class ProofPair {
       fetched: (_runId, query) => target.server.call('fetched', query) as Promise<FetchedPage>,
       unfetched: (_runId, query) => target.server.call('unfetched', query) as Promise<UnfetchedPage>,
       mend: (_runId, mend) => target.server.call('mend', mend) as Promise<MendReply>,
+      compare: (_runId, request) => target.server.call('compare', request) as Promise<CompareReply>,
       figures: (_runId, query) => figures(query.freeMapDigest),
       countersign: async (_runId, draft: Receipt) => {
         const body = verifyReceipt(draft, { stage: 'draft' });
-        const known: MigrateInOutput = { freeMapDigest: null };
+        const known: MigrateInOutput = {
+          freeMapDigest:
+            freeMap === null
+              ? null
+              : createHash('sha256').update(Buffer.from(freeMap, 'base64')).digest('hex'),
+        };
         const difference = differenceOf(
           body,
           request,
@@ -67,13 +88,15 @@ export class ProofPair {
       },
     };
     const sourceSide: ProveOptions['source'] = {
-      freeMap: async () => null,
+      freeMap: async () => freeMap,
       digests: async (_runId, ranges) => {
         const plain = ranges.map(({ first, blocks }) => ({ first, blocks }));
         return ((await source.server.call('digests', { ranges: plain })) as { digests: string[] }).digests;
       },
       owed: (_runId, range, cursor) =>
         source.server.call('owed', { ...range, cursor }) as ReturnType<ProveOptions['source']['owed']>,
+      stated: (_runId, cursor) =>
+        source.server.call('stated', { cursor }) as ReturnType<ProveOptions['source']['stated']>,
     };
     const options: ProveOptions = {
       moveId: 'run1',

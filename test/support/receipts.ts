@@ -1,4 +1,5 @@
 import { countersign, draftReceipt, type Receipt, type WorkerKey } from '../../src/receipt/envelope.ts';
+import type { GuestWrites } from '../../src/receipt/proof.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { newWorkerKey } from './worker-keys.ts';
 
@@ -36,8 +37,26 @@ export function receiptBody(moveId: string, keys: { source: WorkerKey; target: W
   };
 }
 
+/** Of a move to the kernel plane: 1 MiB, of which the guest has changed a block and cleared another. */
+export function diskReceiptBody(
+  moveId: string,
+  keys: { source: WorkerKey; target: WorkerKey },
+  guest: GuestWrites | null,
+): ReceiptBody {
+  const body = receiptBody(moveId, keys);
+  const compared = 2 ** 20 - 4 * 4096;
+  const bytes = { fetched: compared, notFetched: 4 * 4096, compared, readBack: compared };
+  return {
+    ...body,
+    version: 2,
+    bytes: { ...body.bytes, ...bytes, writtenSince: 0, mended: 0 },
+    disk: { empty: 4096, changed: 4096, cleared: 4096, unused: 4096, guest },
+    rangesMended: 0,
+  };
+}
+
 /** A receipt that holds. */
-export function receiptOf(moveId: string): Receipt {
+export function receiptOf(moveId: string, bodyOf = receiptBody): Receipt {
   const keys = { source: newWorkerKey(), target: newWorkerKey() };
-  return countersign(draftReceipt(receiptBody(moveId, keys), keys.source), keys.target);
+  return countersign(draftReceipt(bodyOf(moveId, keys), keys.source), keys.target);
 }

@@ -11,6 +11,8 @@ import {
 } from '../../migration/peer.ts';
 import { Receipt } from '../../receipt/envelope.ts';
 import {
+  CompareReply,
+  CompareRequest,
   FetchedPage,
   FiguresQuery,
   MendReply,
@@ -170,6 +172,21 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
       },
     },
     (request) => proofs.mend(request.params.runId, request.body),
+  );
+
+  app.post(
+    '/v1/rpc/moves/:runId/compare',
+    {
+      schema: {
+        operationId: 'compareMove',
+        summary: 'What the disk has in these ranges, where nobody can tell what came',
+        tags,
+        params,
+        body: strict(CompareRequest),
+        response: { 200: CompareReply },
+      },
+    },
+    (request) => proofs.compare(request.params.runId, request.body),
   );
 
   app.post(

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import type { DrainStatus } from '../../api/schemas.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import { parseReceipt, verifyReceipt } from '../../receipt/envelope.ts';
-import type { ReceiptBody, ReceiptWorker } from '../../receipt/receipt.ts';
+import type { ReceiptBody, ReceiptDisk, ReceiptWorker } from '../../receipt/receipt.ts';
 import type { Context } from '../context.ts';
 import { printable, table } from '../table.ts';
 import { formatSize } from '../units.ts';
@@ -61,12 +61,34 @@ function readReceipt(path: string): unknown {
   return parseReceipt(text);
 }
 
+/** Of a target that cannot tell what came. */
+function diskRows({ bytes, ranges }: ReceiptBody, disk: ReceiptDisk): string[][] {
+  const { guest } = disk;
+  const size = (value: number) => [formatSize(value), String(value)];
+  const rows = [
+    ['volume', ...size(bytes.total), 'all of it'],
+    ['compared', ...size(bytes.compared), `${ranges} ranges: the disk of the target has what was sealed`],
+    ['empty', ...size(disk.empty), 'zeros on both sides'],
+    ['changed', ...size(disk.changed), 'written by the guest, as far as can be told'],
+    ['cleared', ...size(disk.cleared), 'zeros now: written or discarded by the guest'],
+    ['unused', ...size(disk.unused), 'not compared: the sealed filesystem did not use it'],
+    ['avoided', ...size(bytes.avoided), 'of that: data that the filesystem no longer used'],
+  ];
+  if (guest === null)
+    return [...rows, ['guest', '-', '-', 'what it wrote is not known: nothing bounds what differs']];
+  return [
+    ...rows,
+    ['guest wrote', ...size(guest.writeBytes), `${guest.writes} requests: no more than that differs`],
+    ['guest discarded', ...size(guest.discardBytes), `${guest.discards} requests`],
+  ];
+}
+
 function receiptText(body: ReceiptBody, keysKnown: boolean): string {
-  const { bytes, volume, machine, generations, timesMs } = body;
+  const { bytes, disk, volume, machine, generations, timesMs } = body;
   const worker = ({ worker, keyFingerprint }: ReceiptWorker, generation: number) =>
     `${printable(worker)}, generation ${generation}, key ${keyFingerprint}`;
   const size = (value: number) => [formatSize(value), String(value)];
-  const rows = [
+  const fetchedRows = [
     ['volume', ...size(bytes.total), 'all of it'],
     ['fetched', ...size(bytes.fetched), 'came over the wire'],
     ['not fetched', ...size(bytes.notFetched), 'holes, unused, or written before it came'],
@@ -77,6 +99,7 @@ function receiptText(body: ReceiptBody, keysKnown: boolean): string {
     ['mended', ...size(bytes.mended), `${body.rangesMended} ranges were wrong and fetched again`],
     ['left as it was', ...size(bytes.mendedLeft), 'of that: the guest had written there meanwhile'],
   ];
+  const rows = disk ? diskRows(body, disk) : fetchedRows;
   return [
     `move ${body.moveId} of ${printable(machine.name)} (${machine.id})`,
     `volume ${printable(volume.name)} (${volume.id})${volume.encrypted ? ', encrypted' : ''}`,

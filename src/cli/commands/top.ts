@@ -105,7 +105,7 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
         volume ? `${formatSize(volume.usedBytes)} of ${formatSize(volume.lengthBytes)}` : '-',
         rate('reads'),
         rate('writes'),
-        guest ? `${round(guest.readLatencyP99Ms)} ms` : '-',
+        guest && guest.readLatencyP99Ms !== null ? `${round(guest.readLatencyP99Ms)} ms` : '-',
         hydration && hydration.state !== 'complete'
           ? percent(hydration.blocksPresent, hydration.blocksTotal)
           : '-',

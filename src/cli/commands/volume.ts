@@ -143,6 +143,9 @@ export async function show(context: Context, ref: string): Promise<void> {
             ['eta', hydration.etaMs === null ? '-' : formatDuration(hydration.etaMs)],
             ['only at the source', formatSize(hydration.exposedBytes)],
             ['over the wire', `${formatSize(hydration.wireBytes)} ${transportWords(hydration)}`],
+            ...(hydration.missesKept
+              ? []
+              : [['read misses', 'not kept: each comes again when read again or copied; not counted']]),
           ]),
     ];
     return table(['', ''], rows).trimStart();
