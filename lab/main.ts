@@ -2,20 +2,13 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-<<<<<<< HEAD
 import { KIND_VARIABLE } from './kind.ts';
-import { ALONE, SCENARIOS, SHORT } from './scenarios/index.ts';
-
-/**
- * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
- * they work. Exit code 1 when one of them fails. `--all`: also those that take long. `--qemu`: guests of QEMU, which work more than they wait.
-=======
 import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
  * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
  * they work. Exit code 1 when one of them fails. `--all`: also the measurements.
->>>>>>> main
+ * `--qemu`: guests of QEMU, which work more than they wait.
  */
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
 

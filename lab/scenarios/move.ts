@@ -15,7 +15,7 @@ import { type Member, mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
-export const PATIENCE_MS = 120_000;
+export const PATIENCE_MS = patient(120_000);
 /** The same key on every worker of a lab with encrypted volumes. */
 export const GUEST_KEY_FILE = '/etc/godwit-keys/volume';
 /** Random bytes in files beside what the writer writes. */
@@ -79,17 +79,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     workers.push(source, target);
     await Promise.all([source.start(), target.start(options.targetEnvironment ?? {})]);
     say('both workers answer');
-<<<<<<< HEAD
-    const collector = await WriterCollector.open(
-      { after: (work) => void cleanups.push(work as () => unknown) },
-      '0.0.0.0',
-    );
-    const { machineId, volumeId } = await writerMachine(source, collector.port, options);
-    const history = collector.history('writer');
-    await history.more(5, patient(PATIENCE_MS));
-=======
     const { machineId, volumeId, history } = await writerOn(source, options, cleanups);
->>>>>>> main
     await source.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -98,7 +88,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
       ],
       timeoutMs: patient(120_000),
     });
-    await history.more(5, patient(PATIENCE_MS));
+    await history.more(5, PATIENCE_MS);
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
 
     if (options.shape)
@@ -130,9 +120,6 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
-<<<<<<< HEAD
-    await history.more(10, patient(PATIENCE_MS));
-=======
     const receipt = await verifiedReceipt(target, runId);
     const { bytes, disk } = receipt;
     assert.ok(
@@ -147,7 +134,6 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
       `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
     );
     await history.more(10, PATIENCE_MS);
->>>>>>> main
     const check = await target.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -295,7 +281,7 @@ export async function assertNothingLeft(
       if (left.length > 0) throw new Error(left.join(', '));
       return true;
     },
-    30_000,
+    patient(30_000),
   );
 }
 
@@ -334,14 +320,13 @@ export async function endHostWorker(worker: LabWorker): Promise<void> {
 /** Thrown in a `look` for what will not change any more. */
 export class Fatal extends Error {}
 
-/** The first value that is neither null nor false, within `timeoutMs` and the patience of the guests. Errors count as "not yet"; the last one is told. */
+/** The first value that is neither null nor false, within `timeoutMs`. Errors count as "not yet"; the last one is told. */
 export async function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,
   timeoutMs = PATIENCE_MS,
 ): Promise<Value> {
-  const waitMs = patient(timeoutMs);
-  const deadlineMs = Date.now() + waitMs;
+  const deadlineMs = Date.now() + timeoutMs;
   let last = '';
   for (;;) {
     try {
@@ -352,7 +337,7 @@ export async function until<Value>(
       if (error instanceof Fatal) throw error;
       last = `; last: ${messageOf(error)}`;
     }
-    if (Date.now() > deadlineMs) throw new Error(`waited ${waitMs / 1000} s for ${what}${last}`);
+    if (Date.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
     await sleep(250);
   }
 }
