@@ -7,6 +7,7 @@ import { requires } from '../support/requires.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../scripts/lab', import.meta.url));
 const TIMEOUT_MS = 800_000;
+const QEMU_TIMEOUT_MS = 1_800_000;
 /** Measurements, and the two that take longest. */
 const LONG = new Set([...ALONE, 'cut-60s', 'target-worker-dies']);
 
@@ -37,18 +38,18 @@ const skipQemu = notAsked || requires(...COMMON, 'qemu-system-x86_64', QEMU_KERN
 /** They wait more than they work: two at a time. Each is in namespaces of its own. */
 describe('the lab', { concurrency: 2 }, () => {
   for (const scenario of Object.keys(SCENARIOS)) {
-    it(scenario, { skip: LONG.has(scenario) ? skipLong : skip }, () => passes(scenario));
+    it(scenario, { skip: LONG.has(scenario) ? skipLong : skip }, () => passes([scenario], TIMEOUT_MS));
   }
 });
 
 describe('the lab under QEMU', () => {
   for (const scenario of QEMU) {
-    it(scenario, { skip: skipQemu }, () => passes('--qemu', scenario));
+    it(scenario, { skip: skipQemu }, () => passes(['--qemu', scenario], QEMU_TIMEOUT_MS));
   }
 });
 
-async function passes(...words: string[]): Promise<void> {
-  const child = spawn(SCRIPT, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: TIMEOUT_MS });
+async function passes(words: string[], timeoutMs: number): Promise<void> {
+  const child = spawn(SCRIPT, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: timeoutMs });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += chunk));
   const exitCode = await new Promise((resolve, reject) => {
