@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { type CloneBinding, cloneMetadataBytes, REGION_BYTES } from '../../src/plane/clone-binding.ts';
 import type { WriterHistory } from '../../test/support/writer-collector.ts';
 import type { Guest } from '../guest.ts';
 import { Lab } from '../lab.ts';
@@ -17,6 +18,8 @@ const FILL = `${DATA_DIR}/fill`;
 /** On the disk, to be there after a reboot. */
 const STALE = `${DATA_DIR}/stale`;
 const RIGHT = `${DATA_DIR}/right`;
+/** Whose the stale metadata is. */
+const ANOTHER = 'v_another';
 /** In the volume's folder; neither is believed without the other. */
 const METADATA = ['clone.dm', 'clone.dm.json'] as const;
 
@@ -46,7 +49,6 @@ export async function refusals(say: (line: string) => void): Promise<void> {
     const world = { lab, source, target, ...ids, say };
     try {
       await undone(world);
-      await moved(world);
       await staleMetadata(world);
     } catch (error) {
       await tellStates([source, target]);
@@ -83,13 +85,7 @@ async function undone(world: World): Promise<void> {
   await mustRun(guest, ['mount', '--bind', '/dev/null', module]);
   await refused(world, 'the module of dm-clone cannot be loaded', 'HOST_MAPPER_NO_TARGET');
   await mustRun(guest, ['umount', module]);
-  await mustRun(guest, ['mount', '-t', 'tmpfs', 'none', folder]);
-  await refused(world, 'its kernel has no dm-clone', /kernel plane: dm_clone: this kernel has no dm_clone/);
-  await target.kill();
-  await assert.rejects(target.start(), /WORKER_NO_KERNEL_PLANE/);
-  say('its kernel has no dm-clone: WORKER_NO_KERNEL_PLANE when its worker starts');
-  await mustRun(guest, ['umount', folder]);
-  await target.start();
+  await mustRun(guest, ['modprobe', 'dm-clone']);
 
   const name = `godwit-${volumeId}`;
   await mustRun(guest, ['dmsetup', 'create', name], { input: '0 8 error\n' });
@@ -106,80 +102,104 @@ async function undone(world: World): Promise<void> {
   await wrapDmsetup(guest, 'targets', 's/^clone .*/clone            v2.0.0/');
   await refused(world, 'a dm-clone of another version', 'HOST_UNKNOWN_OUTPUT');
   await mustRun(guest, ['umount', DMSETUP]);
+
+  await mustRun(guest, ['rmmod', 'dm-clone']);
+  await mustRun(guest, ['mount', '-t', 'tmpfs', 'none', folder]);
+  await refused(world, 'its kernel has no dm-clone', /kernel plane: dm_clone: this kernel has no dm_clone/);
+  await target.kill();
+  await assert.rejects(target.start(), /WORKER_NO_KERNEL_PLANE/);
+  say('its kernel has no dm-clone: WORKER_NO_KERNEL_PLANE when its worker starts');
+  await mustRun(guest, ['umount', folder]);
+  await target.start(crashAt('volume'));
 }
 
-/** A move that comes to its end, and for the next one metadata as dm-clone wrote it. */
-async function moved(world: World): Promise<void> {
-  const { lab, source, target, machineId, volumeId, history } = world;
+/** The metadata of another clone is not believed, before the move hands over nor after a reboot. */
+async function staleMetadata(world: World): Promise<void> {
+  const { lab, source, target, machineId, volumeId, history, say } = world;
   const guest = lab.guest('target');
+  const folder = `${DATA_DIR}/volumes/${volumeId}`;
+  const put = (from: string, to: string) =>
+    mustRun(guest, ['cp', '--remove-destination', ...METADATA.map((name) => `${from}/${name}`), to]);
+  await makeStale(guest, (await source.client.showVolume(volumeId)).lengthBytes);
   await source.client.execInMachine(machineId, {
     command: [
       'sh',
       '-c',
-      `dd if=/dev/urandom of=/data/ballast bs=1M count=${BALLAST_MIB} status=none; sync; cd /data && sha256sum ballast > sums`,
+      `cd /data && dd if=/dev/urandom of=ballast bs=1M count=${BALLAST_MIB} status=none && sha256sum ballast > sums && sync`,
     ],
     timeoutMs: 120_000,
   });
-  await lab.shape(lab.guest('source'), { rateMbit: 20 });
+
+  // The target's worker dies when the volume is there.
+  await lab.shape(lab.guest('source'), { rateMbit: 40 });
   const { id } = await source.client.moveMachine(machineId, { target: target.name });
-  await history.incarnation(1, PATIENCE_MS);
-  const folder = `${DATA_DIR}/volumes/${volumeId}`;
-  await mustRun(guest, ['mkdir', '-p', STALE]);
-  await mustRun(guest, ['cp', ...METADATA.map((name) => `${folder}/${name}`), STALE]);
-  await mustRun(lab.guest('source'), ['tc', 'qdisc', 'delete', 'dev', 'vec0', 'root']);
-  await done(world, source, id);
-  await checkSums(world, target);
-}
-
-/** On the way back: the metadata of another clone is not believed, before the move hands over nor after a reboot. */
-async function staleMetadata(world: World): Promise<void> {
-  const { lab, source, target, machineId, volumeId, history, say } = world;
-  // The roles have changed.
-  const [guest, other] = [lab.guest('source'), lab.guest('target')];
-  const folder = `${DATA_DIR}/volumes/${volumeId}`;
-  const [metadata, binding] = METADATA;
-  const blocks = await mustRun(other, ['sh', '-c', `gzip -c ${STALE}/${metadata} | base64 -w0`]);
-  const stale = { ...JSON.parse(await other.readFile(`${STALE}/${binding}`)), volumeId: 'v_another' };
-  await mustRun(guest, ['mkdir', STALE, RIGHT]);
-  await mustRun(guest, ['sh', '-c', `base64 -d | gzip -d > ${STALE}/${metadata}`], { input: blocks });
-  await guest.writeFile(`${STALE}/${binding}`, JSON.stringify(stale));
-  await mustRun(guest, ['sync', '-f', STALE]);
-  const put = (from: string, to: string) =>
-    mustRun(guest, ['cp', '--remove-destination', ...METADATA.map((name) => `${from}/${name}`), to]);
-
-  await source.kill();
-  await source.start(crashAt('volume'));
-  await lab.shape(other, { rateMbit: 40 });
-  const lives = history.incarnations.length;
-  const { id } = await target.client.moveMachine(machineId, { target: source.name });
-  await until('the death of the worker', async () => !(await source.isRunning()));
+  await until('the death of the worker', async () => !(await target.isRunning()));
   await put(STALE, folder);
-  await source.start();
-  await history.incarnation(lives, PATIENCE_MS);
-  await until('the copy', async () => (await source.client.showRun(targetRunId(id))).step === 'hydrate');
-  say('metadata of another volume in a volume that arrives: made anew');
+  await target.start();
+  await source.client.nudgeRun(id);
+  await history.incarnation(1, PATIENCE_MS);
+  await until('the copy', async () => (await target.client.showRun(targetRunId(id))).step === 'hydrate');
+  say('metadata of another clone in a volume that arrives: made anew');
 
   await guest.kill9();
-  await lab.shape(other, {});
+  await lab.shape(lab.guest('source'), {});
   await guest.boot();
   await prepareGuest(guest);
+  await mustRun(guest, ['mkdir', RIGHT]);
   await put(folder, RIGHT);
   await put(STALE, folder);
-  await source.start();
   const before = history.incarnations.length;
+  await target.start();
   await until('the reason', async () => {
-    const { conditions } = await source.client.why(machineId);
-    return conditions.some(({ message }) => /is of v_another/.test(message));
+    const { conditions } = await target.client.why(machineId);
+    return conditions.some(({ message }) => message.includes(`is of ${ANOTHER}`));
   });
-  await mustRun(guest, ['grep', '-q', 'PLANE_METADATA_WRONG', source.logPath]);
+  await mustRun(guest, ['grep', '-q', 'PLANE_METADATA_WRONG', target.logPath]);
   assert.deepEqual(await mustRun(guest, ['dmsetup', 'ls']), 'No devices found');
   assert.equal(history.incarnations.length, before, 'it wrote over blocks that are not known');
   await put(RIGHT, folder);
-  await source.client.startMachine(machineId);
+  await target.client.startMachine(machineId);
   await history.incarnation(before, PATIENCE_MS);
-  await done(world, target, id);
-  await checkSums(world, source);
-  say('metadata of another volume after a reboot: PLANE_METADATA_WRONG, and on with the right one');
+  const run = await ended(source, id);
+  assert.equal(run.state, 'done', JSON.stringify(run));
+  const { exitCode, stdout, stderr } = await target.client.execInMachine(machineId, {
+    command: ['sh', '-c', 'cd /data && sha256sum --quiet -c sums'],
+    timeoutMs: 120_000,
+  });
+  assert.equal(exitCode, 0, stdout + stderr);
+  await history.more(3, PATIENCE_MS);
+  history.assertSound();
+  say('metadata of another clone after a reboot: PLANE_METADATA_WRONG, and on with the right one');
+}
+
+/** Metadata as dm-clone writes it, of a clone of the same length in which much is local. */
+async function makeStale(guest: Guest, lengthBytes: number): Promise<void> {
+  const metadataBytes = cloneMetadataBytes(lengthBytes);
+  const script = `
+    set -e
+    mkdir ${STALE}
+    cd ${STALE}
+    truncate -s ${metadataBytes} clone.dm
+    truncate -s ${lengthBytes} data source
+    metadata=$(losetup --find --show clone.dm) data=$(losetup --find --show data) source=$(losetup --find --show source)
+    echo "0 ${lengthBytes / 512} clone $metadata $data $source ${REGION_BYTES / 512} 1 no_hydration" | dmsetup create stale
+    dd if=/dev/zero of=/dev/mapper/stale bs=1M count=64 oflag=direct conv=fsync status=none
+    dmsetup remove stale
+    losetup --detach $metadata $data $source
+    rm data source`;
+  await mustRun(guest, ['sh', '-c', script]);
+  const binding: CloneBinding = {
+    formatVersion: 1,
+    volumeId: ANOTHER,
+    generation: 2,
+    lengthBytes,
+    regionBytes: REGION_BYTES,
+    metadataBytes,
+    freeMapTaken: true,
+    whole: false,
+  };
+  await guest.writeFile(`${STALE}/clone.dm.json`, JSON.stringify(binding));
+  await mustRun(guest, ['sync', '-f', STALE]);
 }
 
 /**
@@ -249,19 +269,4 @@ async function ended(worker: LabWorker, runId: string): Promise<RunView> {
     const run = await worker.client.showRun(runId);
     return run.endedAtMs === null ? null : run;
   });
-}
-
-async function done({ history }: World, worker: LabWorker, runId: string): Promise<void> {
-  const run = await ended(worker, runId);
-  assert.equal(run.state, 'done', JSON.stringify(run));
-  await history.more(3, PATIENCE_MS);
-  history.assertSound();
-}
-
-async function checkSums({ machineId }: World, worker: LabWorker): Promise<void> {
-  const { exitCode, stdout, stderr } = await worker.client.execInMachine(machineId, {
-    command: ['sh', '-c', 'cd /data && sha256sum --quiet -c sums'],
-    timeoutMs: 120_000,
-  });
-  assert.equal(exitCode, 0, stdout + stderr);
 }

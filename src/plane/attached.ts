@@ -52,6 +52,7 @@ import {
   requireCloneBinding,
   writeCloneBinding,
 } from './clone-binding.ts';
+import { cloneHydration } from './clone-hydration.ts';
 import type { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
 import {
@@ -813,49 +814,17 @@ export class KernelVolume {
 
   #hydrationStatus(): HydrationStatus | null {
     if (this.#clone === null) return this.#finalHydration;
-    // As long as it is not known what is here, nothing is.
-    const status = this.#status ?? {
-      regionsTotal: this.#spec.lengthBytes / BLOCK_BYTES,
-      regionsHydrated: 0,
-      regionsHydrating: 0,
-    };
-    const missing = status.regionsTotal - status.regionsHydrated;
-    const first = this.#samples[0];
-    const last = this.#samples.at(-1);
-    const spanMs = first && last ? last.atMs - first.atMs : 0;
-    const bytesPerSecond =
-      first && last && spanMs > 0
-        ? Math.round(((last.regions - first.regions) * BLOCK_BYTES * 1000) / spanMs)
-        : 0;
-    const whole = missing === 0 && status.regionsHydrating === 0;
-    const lostForMs =
-      this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs);
-    const exposedBytes = missing * BLOCK_BYTES;
-    return {
-      state: whole
-        ? 'complete'
-        : lostForMs !== null
-          ? 'source-lost'
-          : this.#hydration.enabled && !this.#hydration.settings.paused
-            ? 'running'
-            : 'paused',
-      blocksTotal: status.regionsTotal,
-      blocksPresent: whole ? status.regionsTotal : Math.min(status.regionsHydrated, status.regionsTotal - 1),
-      exposedBytes,
+    const { enabled, settings } = this.#hydration;
+    return cloneHydration({
+      status: this.#status,
+      lengthBytes: this.#spec.lengthBytes,
+      samples: this.#samples,
+      copies: enabled && !settings.paused,
+      lostForMs:
+        this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs),
       wireBytes: this.#wireBytes,
-      // A read miss comes again, when it is read again and when it is copied; dm-clone counts none of it.
-      blocksFetchedTwice: null,
-      missesKept: false,
-      bytesPerSecond,
-      etaMs: whole
-        ? 0
-        : bytesPerSecond > 0 && lostForMs === null
-          ? Math.round((exposedBytes / bytesPerSecond) * 1000)
-          : null,
-      sourceLostForMs: lostForMs,
       lastError: this.#lastError,
-      transport: 'tcp',
-    };
+    });
   }
 
   #guestStatistics(): GuestStatistics {
