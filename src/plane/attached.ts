@@ -82,6 +82,8 @@ const RATE_SPAN_MS = 5_000;
 const BATCH_REGIONS = 64;
 /** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
 const PULSE_DEADLINE_MS = 2_000;
+/** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
+const PULSE_BEGIN_MS = 20;
 /** The guest's requests are counted when none is in flight. */
 const COUNT_DEADLINE_MS = 10_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
@@ -654,7 +656,7 @@ export class KernelVolume {
         String(control.threshold),
       ]);
     const runsFromMs = this.#options.clock.monotonicMs();
-    if (pulse) await this.#pulse();
+    if (pulse) await this.#pulse(limits);
     else await this.#setCopies(true);
     if (runMs < TICK_MS) {
       await this.#options.clock.sleep(runMs);
@@ -708,29 +710,35 @@ export class KernelVolume {
     return now && { ...addCounts(past, now), sectorBytes: this.#unlocked ? 4096 : 512 };
   }
 
-  /** Holds the guest until none of its I/O is in flight, and lets dm-clone look for what to copy next. */
-  async #pulse(): Promise<void> {
-    const { clock, host } = this.#options;
-    const { gate } = mapperNames(this.#spec.volumeId);
+  /** Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as the floor wants. */
+  async #pulse(limits: HydrationLimits): Promise<void> {
+    const { mapper, control } = this.#options.host;
+    const { gate, clone } = mapperNames(this.#spec.volumeId);
+    const threshold = Math.max(limits.floorRegions, this.#hydration.control?.threshold ?? 0);
+    await control.message(clone, ['hydration_threshold', String(threshold)]);
     // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
     await this.#setCopies(false);
-    let ended = false;
-    // A process, which can be killed; it is seen to have done its work before it has ended.
-    const suspending = host.mapper
-      .suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS })
-      .finally(() => {
-        ended = true;
-      });
-    suspending.catch(() => {}); // told below
     try {
-      while (!ended && !(await host.control.suspended(gate))) await clock.sleep(1);
+      // A process, which can be killed when the source does not answer.
+      await mapper.suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
       await this.#setCopies(true);
-      await host.control.resume(gate);
-      await suspending;
+      await this.#begun(limits.floorRegions);
     } finally {
-      // Whatever went wrong, the guest is not left held.
-      await suspending.catch(() => {});
-      if (await host.control.suspended(gate)) await host.mapper.resume(gate);
+      await control.resume(gate);
+    }
+  }
+
+  /** Its worker stops at the first I/O of the guest, and is not there at once. */
+  async #begun(regions: number): Promise<void> {
+    const { clock, host } = this.#options;
+    const { clone } = mapperNames(this.#spec.volumeId);
+    const deadlineMs = clock.monotonicMs() + PULSE_BEGIN_MS;
+    const hydratedBefore = this.#status?.regionsHydrated ?? 0;
+    const wanted = Math.min(regions, (this.#status?.regionsTotal ?? 0) - hydratedBefore);
+    while (clock.monotonicMs() < deadlineMs) {
+      const { regionsHydrated, regionsHydrating } = parseCloneStatus((await host.control.status(clone)).text);
+      if (regionsHydrated - hydratedBefore + regionsHydrating >= wanted) return;
+      await clock.sleep(1);
     }
   }
 
