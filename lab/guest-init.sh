@@ -1,10 +1,10 @@
 #!/bin/sh
-# PID 1 of a guest of the lab. Its root is the host's root, read-only (hostfs); this lays a tmpfs over it, brings the network up and
-# becomes the agent. LAB_ADDRESS, LAB_CHECKOUT, LAB_NODE and LAB_AGENT come from the kernel's command line.
+# PID 1 of a guest of the lab. Its root is the host's root, read-only (hostfs, 9p); this lays a tmpfs over it, brings the network up and
+# becomes the agent. LAB_NAME, LAB_ADDRESS, LAB_CARD, LAB_MODULES, LAB_CHECKOUT, LAB_NODE and LAB_AGENT come from the kernel's command line.
 set -e
 fail() { echo "lab: guest init failed: $*"; exec sleep 1; }
 release=$(uname -r)
-modules=/usr/lib/uml/modules/$release
+modules=$LAB_MODULES/$release
 mount -n -t proc proc /proc || fail proc
 mount -n -t sysfs sysfs /sys || fail sysfs
 insmod "$modules/kernel/fs/overlayfs/overlay.ko" || fail overlay
@@ -39,7 +39,7 @@ exec chroot . /bin/sh -c '
   mount -n -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || true
   hostname "$LAB_NAME"
   ip link set lo up
-  ip address add "$LAB_ADDRESS/24" dev vec0
-  ip link set vec0 up
+  ip address add "$LAB_ADDRESS/24" dev "$LAB_CARD"
+  ip link set "$LAB_CARD" up
   exec tini -s -- "$LAB_NODE" "$LAB_AGENT"
 ' </dev/null

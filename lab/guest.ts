@@ -6,79 +6,66 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { LineRpc } from '../src/base/line-rpc.ts';
 import { AGENT_PORT, type AgentOps, type CommandResult } from './agent-protocol.ts';
+import type { GuestKind, GuestOptions } from './guest-kind.ts';
 import type { Member, RunOptions } from './member.ts';
 
 const BOOT_TIMEOUT_MS = 90_000;
 const CONNECT_TIMEOUT_MS = 2_000;
 const CONNECT_PAUSE_MS = 100;
+const REACH_TIMEOUT_MS = 3_000;
 const LOG_TAIL_CHARACTERS = 6_000;
 /** What the agent itself may take on top of what it runs. */
 const ANSWER_GRACE_MS = 30_000;
 
-export type GuestOptions = {
-  name: string;
-  address: string;
-  tap: string;
-  /** Of the lab: log, uml's own files. */
-  folder: string;
-  /** Files that the guest has as /dev/ubda, /dev/ubdb … */
-  disks: readonly string[];
-  memoryMib: number;
-  /** A preload for processors that this UML does not know (ptrace-xstate.c). */
-  preload: string | null;
-};
-
-/** One guest of user-mode-linux: a kernel of its own, the root of this machine read-only under a tmpfs, one network card. */
+/** A kernel of its own, the root of this machine read-only under a tmpfs, one network card, disks that survive its reboot. */
 export class Guest implements Member {
   readonly name: string;
   readonly address: string;
+  /** Name of its network card. */
+  readonly card: string;
+  /** Its disks' devices. */
+  readonly disks: readonly string[];
   readonly logPath: string;
+  readonly #kind: GuestKind;
   readonly #options: GuestOptions;
   #process: ChildProcess | null = null;
   #agent: { rpc: LineRpc; socket: Socket } | null = null;
 
-  constructor(options: GuestOptions) {
+  constructor(kind: GuestKind, options: GuestOptions) {
+    this.#kind = kind;
     this.#options = options;
     this.name = options.name;
     this.address = options.address;
+    this.card = kind.card;
+    this.disks = options.disks.map((_path, index) => kind.disk(index));
     this.logPath = join(options.folder, `${options.name}.log`);
   }
 
   /** Resolves when its agent answers; rejects with the end of its log when it does not boot. */
   async boot(): Promise<void> {
-    const { folder, tap, disks, memoryMib, preload } = this.#options;
-    const log = openSync(this.logPath, 'a');
-    const child = spawn(
-      'linux.uml',
-      [
-        `mem=${memoryMib}M`,
-        `umid=${this.name}`,
-        `uml_dir=${join(folder, 'uml')}`,
-        ...disks.map((path, index) => `ubd${index}=${path}`),
-        // A fixed address: the others would take a booted guest for the one before, until their neighbour tables forget.
-        `vec0:transport=tap,ifname=${tap},mac=${macOf(this.address)},depth=128,gro=1`,
-        ...['root=/dev/root', 'rootfstype=hostfs', 'rootflags=/', 'ro'],
-        `init=${fileURLToPath(new URL('guest-init.sh', import.meta.url))}`,
-        ...['con=null', 'con0=null,fd:1', 'ssl=null', 'quiet', 'panic=-1'],
+    const { argv, env } = this.#kind.command({
+      ...this.#options,
+      // A fixed address: the others would take a booted guest for the one before, until their neighbour tables forget.
+      mac: macOf(this.address),
+      init: fileURLToPath(new URL('guest-init.sh', import.meta.url)),
+      environment: [
         `LAB_NAME=${this.name}`,
         `LAB_ADDRESS=${this.address}`,
+        `LAB_CARD=${this.card}`,
+        `LAB_MODULES=${this.#kind.modulesDir}`,
         `LAB_CHECKOUT=${fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')}`,
         `LAB_NODE=${process.execPath}`,
         `LAB_AGENT=${fileURLToPath(new URL('agent.ts', import.meta.url))}`,
       ],
-      {
-        stdio: ['ignore', log, log],
-        // Its helpers are in its process group, and end with it.
-        detached: true,
-        env: {
-          PATH: '/usr/sbin:/usr/bin:/sbin:/bin',
-          HOME: folder,
-          // Its memory is a file there, mapped executable.
-          TMPDIR: '/dev/shm',
-          ...(preload === null ? {} : { LD_PRELOAD: preload }),
-        },
-      },
-    );
+    });
+    const [program, ...args] = argv;
+    const log = openSync(this.logPath, 'a');
+    const child = spawn(program, args, {
+      stdio: ['ignore', log, log],
+      // Its helpers are in its process group, and end with it.
+      detached: true,
+      env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', ...env },
+    });
     closeSync(log);
     this.#process = child;
     const ended = new Promise<string>((resolve) => {
@@ -111,7 +98,8 @@ export class Guest implements Member {
   }
 
   async run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
-    const { timeoutMs = 60_000, input } = options;
+    const { input } = options;
+    const timeoutMs = (options.timeoutMs ?? 60_000) * this.#kind.patience;
     return this.#call('run', { argv, timeoutMs, ...(input === undefined ? {} : { input }) }, timeoutMs);
   }
 
@@ -127,7 +115,8 @@ export class Guest implements Member {
   }
 
   /** Whether something takes a TCP connection there. */
-  async reaches(host: string, port: number, timeoutMs = 3_000): Promise<boolean> {
+  async reaches(host: string, port: number): Promise<boolean> {
+    const timeoutMs = REACH_TIMEOUT_MS * this.#kind.patience;
     return (await this.#call('reaches', { host, port, timeoutMs })).reached;
   }
 
@@ -150,7 +139,11 @@ export class Guest implements Member {
     timeoutMs = 0,
   ): Promise<AgentOps[Op]['result']> {
     if (this.#agent === null) throw new Error(`${this.name} is not up`);
-    return (await this.#agent.rpc.call(op, args, timeoutMs + ANSWER_GRACE_MS)) as AgentOps[Op]['result'];
+    return (await this.#agent.rpc.call(
+      op,
+      args,
+      timeoutMs + ANSWER_GRACE_MS * this.#kind.patience,
+    )) as AgentOps[Op]['result'];
   }
 
   async #connect(ended: Promise<string>): Promise<{ rpc: LineRpc; socket: Socket }> {
@@ -158,14 +151,15 @@ export class Guest implements Member {
     void ended.then((text) => {
       why = text;
     });
-    const deadlineMs = Date.now() + BOOT_TIMEOUT_MS;
+    const timeoutMs = BOOT_TIMEOUT_MS * this.#kind.patience;
+    const deadlineMs = Date.now() + timeoutMs;
     while (why === null && Date.now() < deadlineMs) {
       const agent = await connectAgent(this.address);
       if (agent !== null) return agent;
       await sleep(CONNECT_PAUSE_MS);
     }
     throw new Error(
-      `guest ${this.name} did not boot: ${why ?? `no answer within ${BOOT_TIMEOUT_MS} ms`}\n${this.logTail()}`,
+      `guest ${this.name} did not boot: ${why ?? `no answer within ${timeoutMs} ms`}\n${this.logTail()}`,
     );
   }
 }

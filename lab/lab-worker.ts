@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../src/api/client.ts';
 import { messageOf } from '../src/base/errors.ts';
+import { patient } from './kind.ts';
 import type { Member } from './member.ts';
 import { mustRun } from './member.ts';
 
@@ -32,7 +33,7 @@ export class LabWorker {
     this.name = member.name;
     this.#options = options;
     this.url = urlOf(member);
-    this.client = new ApiClient({ url: this.url, token: TOKEN, timeoutMs: 60_000 });
+    this.client = new ApiClient({ url: this.url, token: TOKEN, timeoutMs: patient(60_000) });
   }
 
   get dataDir(): string {
@@ -62,10 +63,10 @@ export class LabWorker {
   /** Resolves when its API answers; rejects with the end of its log. */
   async start(env: Record<string, string> = {}): Promise<void> {
     await this.spawn(env);
-    const deadlineMs = Date.now() + START_TIMEOUT_MS;
+    const deadlineMs = Date.now() + patient(START_TIMEOUT_MS);
     for (;;) {
       try {
-        await this.client.worker(5_000);
+        await this.client.worker(patient(5_000));
         return;
       } catch (error) {
         if (Date.now() > deadlineMs || !(await this.isRunning()))

@@ -1,10 +1,8 @@
-import { readFileSync } from 'node:fs';
 import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { Guest } from './guest.ts';
-import { mustRunHere } from './host-program.ts';
+import { kind } from './kind.ts';
 import { type Member, mustRun } from './member.ts';
 import { NamespaceMember } from './namespace-member.ts';
 import { Network } from './network.ts';
@@ -12,7 +10,7 @@ import { Network } from './network.ts';
 export type LabOptions = {
   guests: readonly {
     name: string;
-    /** Of its disks, /dev/ubda first; sparse files. */
+    /** Of its disks; sparse files. */
     diskBytes: readonly number[];
     /** Default 512. */
     memoryMib?: number;
@@ -41,7 +39,7 @@ export class Lab {
     let lab: Lab | null = null;
     try {
       const network = await Network.create();
-      const preload = hasAmx() ? await buildPreload(folder) : null;
+      await kind.prepare(folder);
       lab = new Lab(folder, network);
       let index = 0;
       for (const { name } of options.hosts ?? []) {
@@ -57,7 +55,7 @@ export class Lab {
         for (const [number, path] of disks.entries()) await makeDisk(path, diskBytes[number]!);
         const tap = await network.addTap(index);
         const address = `10.77.0.${index}`;
-        lab.#guests.set(name, new Guest({ name, address, tap, folder, disks, memoryMib, preload }));
+        lab.#guests.set(name, new Guest(kind, { name, address, tap, folder, disks, memoryMib }));
       }
       await Promise.all([...lab.#guests.values()].map((guest) => guest.boot()));
       return lab;
@@ -93,7 +91,7 @@ export class Lab {
     const { delayMs = 0, rateMbit } = shape;
     const rate = rateMbit === undefined ? [] : ['rate', `${rateMbit}mbit`];
     await mustRun(guest, [
-      ...['tc', 'qdisc', 'replace', 'dev', 'vec0', 'root', 'netem'],
+      ...['tc', 'qdisc', 'replace', 'dev', guest.card, 'root', 'netem'],
       ...['delay', `${delayMs}ms`, 'limit', '100000', ...rate],
     ]);
   }
@@ -110,15 +108,4 @@ async function makeDisk(path: string, bytes: number): Promise<void> {
   const file = await open(path, 'w');
   await file.truncate(bytes);
   await file.close();
-}
-
-function hasAmx(): boolean {
-  return /\bamx_tile\b/.test(readFileSync('/proc/cpuinfo', 'utf8'));
-}
-
-async function buildPreload(folder: string): Promise<string> {
-  const library = join(folder, 'ptrace-xstate.so');
-  const source = fileURLToPath(new URL('ptrace-xstate.c', import.meta.url));
-  await mustRunHere(['gcc', '-O2', '-shared', '-fPIC', '-o', library, source]);
-  return library;
 }

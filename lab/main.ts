@@ -2,22 +2,23 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { KIND_VARIABLE } from './kind.ts';
 import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
  * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
  * they work. Exit code 1 when one of them fails. `--all`: also the measurements.
+ * `--qemu`: guests of QEMU, which work more than they wait.
  */
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
-const JOBS = '2';
 
 const { positionals, values } = parseArgs({
   allowPositionals: true,
-  options: { all: { type: 'boolean' }, jobs: { type: 'string', default: JOBS } },
+  options: { all: { type: 'boolean' }, jobs: { type: 'string' }, qemu: { type: 'boolean' } },
 });
 const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...PROOFS];
 const unknown = names.filter((name) => SCENARIOS[name] === undefined);
-const jobs = Number(values.jobs);
+const jobs = Number(values.jobs ?? (values.qemu ? 1 : 2));
 if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {
   console.error(
     unknown.length > 0
@@ -27,6 +28,7 @@ if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {
   process.exit(2);
 }
 
+const env = { ...process.env, [KIND_VARIABLE]: values.qemu ? 'qemu' : 'uml' };
 const running = new Set<ChildProcess>();
 for (const signal of ['SIGINT', 'SIGTERM'] as const)
   process.on(signal, () => {
@@ -38,7 +40,7 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
 function run(name: string): Promise<boolean> {
   return new Promise((resolve) => {
     // It ends when its standard input does: also when this process dies without a word.
-    const child = spawn(SCRIPT, [name], { stdio: ['pipe', 'pipe', 'pipe'] });
+    const child = spawn(SCRIPT, [name], { stdio: ['pipe', 'pipe', 'pipe'], env });
     running.add(child);
     child.stdin.on('error', () => {});
     createInterface(child.stdout).on('line', (line) => console.log(line));

@@ -8,13 +8,14 @@ import type { ReceiptBody } from '../../src/receipt/receipt.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
+import { patient } from '../kind.ts';
 import { Lab } from '../lab.ts';
 import { LabWorker } from '../lab-worker.ts';
 import { type Member, mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
-export const PATIENCE_MS = 120_000;
+export const PATIENCE_MS = patient(120_000);
 /** The same key on every worker of a lab with encrypted volumes. */
 export const GUEST_KEY_FILE = '/etc/godwit-keys/volume';
 /** Random bytes in files beside what the writer writes. */
@@ -85,7 +86,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
         '-c',
         `cd /data && for i in $(seq ${FILES}); do dd if=/dev/urandom of=file$i bs=1M count=${FILE_MIB} status=none; done; sha256sum file* > sums; sync`,
       ],
-      timeoutMs: 120_000,
+      timeoutMs: patient(120_000),
     });
     await history.more(5, PATIENCE_MS);
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
@@ -139,7 +140,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
         '-c',
         'echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; cd /data && sha256sum --quiet -c sums',
       ],
-      timeoutMs: 120_000,
+      timeoutMs: patient(120_000),
     });
     assert.equal(check.exitCode, 0, check.stdout + check.stderr);
     history.assertSound();
@@ -280,7 +281,7 @@ export async function assertNothingLeft(
       if (left.length > 0) throw new Error(left.join(', '));
       return true;
     },
-    30_000,
+    patient(30_000),
   );
 }
 
@@ -319,7 +320,7 @@ export async function endHostWorker(worker: LabWorker): Promise<void> {
 /** Thrown in a `look` for what will not change any more. */
 export class Fatal extends Error {}
 
-/** The first value that is neither null nor false. Errors count as "not yet"; the last one is told. */
+/** The first value that is neither null nor false, within `timeoutMs`. Errors count as "not yet"; the last one is told. */
 export async function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,
