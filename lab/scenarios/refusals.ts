@@ -160,6 +160,11 @@ async function staleMetadata(world: World): Promise<void> {
   await put(RIGHT, folder);
   await target.client.startMachine(machineId);
   await history.incarnation(before, PATIENCE_MS);
+  for (const [worker, run] of [
+    [target, targetRunId(id)],
+    [source, id],
+  ] as const)
+    await worker.client.nudgeRun(run);
   const run = await ended(source, id);
   assert.equal(run.state, 'done', JSON.stringify(run));
   const { exitCode, stdout, stderr } = await target.client.execInMachine(machineId, {

@@ -1,5 +1,5 @@
 import { closeSync, constants, openSync } from 'node:fs';
-import { open, readFile, readlink, writeFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { NO_GUEST } from '../attach/no-guest.ts';
 import type {
@@ -13,17 +13,16 @@ import type {
   VolumeServerStatus,
 } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf, toWireError } from '../base/errors.ts';
+import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
+import { type BlockStatistics, kernelNameOf } from '../host/block-statistics.ts';
 import { MAPPER_FOLDER } from '../host/device-mapper.ts';
-import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
-import { type CloneStatus, type MapperTable, parseCloneStatus, SECTOR_BYTES } from '../host/mapper-table.ts';
+import { type MapperTable, SECTOR_BYTES } from '../host/mapper-table.ts';
 import type {
   CompareReply,
   CompareRequest,
@@ -52,22 +51,13 @@ import {
   requireCloneBinding,
   writeCloneBinding,
 } from './clone-binding.ts';
-import { cloneHydration } from './clone-hydration.ts';
+import { CloneCopy } from './clone-copy.ts';
 import type { openDiskProof } from './disk-proof.ts';
 import type { PlaneHost } from './host.ts';
-import {
-  decideHydration,
-  decidePace,
-  firstControl,
-  firstPace,
-  HYDRATION_LIMITS,
-  type HydrationControl,
-  type HydrationLimits,
-  type HydrationPace,
-  limitsAtRate,
-} from './hydration-control.ts';
+import { HYDRATION_LIMITS, type HydrationLimits } from './hydration-control.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames, PLANE_FILES } from './names.ts';
+import { startStatistics, statisticsOf } from './nodes.ts';
 
 export type KernelVolumeOptions = {
   host: PlaneHost;
@@ -76,20 +66,12 @@ export type KernelVolumeOptions = {
   limits?: HydrationLimits;
 };
 
-const TICK_MS = 250;
-const RATE_SPAN_MS = 5_000;
 /** Contiguous regions that one copy takes: 256 KiB. */
 const BATCH_REGIONS = 64;
-/** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
-const PULSE_DEADLINE_MS = 2_000;
-/** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
-const PULSE_BEGIN_MS = 20;
 /** The guest's requests are counted when none is in flight. */
 const COUNT_DEADLINE_MS = 10_000;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
-/** sysfs of a session that can carry I/O. */
-const SESSION_UP = 'LOGGED_IN';
 
 /** What the kernel does not tell of a guest. */
 const UNCOUNTED = {
@@ -99,9 +81,6 @@ const UNCOUNTED = {
   missLatencyP50Ms: null,
   missLatencyP99Ms: null,
 };
-
-/** What a clone is made of while it is one. */
-type Clone = { source: SourceSpec; session: IscsiSession; disk: string; metadataLoop: string };
 
 /**
  * Role `attach` in the kernel plane:
@@ -121,30 +100,15 @@ export class KernelVolume {
   #access: Access = 'standby';
   #dataLoop: string | null = null;
   #session: IscsiSession | null = null;
-  #clone: Clone | null = null;
+  #clone: CloneCopy | null = null;
   #top: string | null = null;
   #unlocked: UnlockedVolume | null = null;
   #isClone = false;
-  #hydration: {
-    settings: HydrationSettings;
-    control: HydrationControl | null;
-    pace: HydrationPace | null;
-    /** Not paused, and trimmed. */
-    enabled: boolean;
-    /** What dm-clone was told last. */
-    copies: boolean;
-    /** In the last tick. */
-    ranMs: number;
-    trimmed: boolean;
-  };
-  #status: CloneStatus | null = null;
-  #finalHydration: HydrationStatus | null = null;
-  #samples: { atMs: number; regions: number }[] = [];
-  #guest: BlockStatistics | null = null;
-  #wireBytes = 0;
-  #lostSinceMs: number | null = null;
-  #lastError: string | null = null;
-  #stopTicks: (() => void) | null = null;
+  /** What its filesystem did not use at the seal was told to dm-clone, all of it. */
+  #trimmed = false;
+  #settings: HydrationSettings;
+  /** Of a clone that has become whole here. */
+  #final: { hydration: HydrationStatus; guest: BlockStatistics | null } | null = null;
   #proof: Awaited<ReturnType<typeof openDiskProof>> | null = null;
   #proving: Promise<unknown> = Promise.resolve();
   /** One change of the stack at a time; a tick too. */
@@ -153,15 +117,7 @@ export class KernelVolume {
   private constructor(spec: VolumeServerSpec, options: KernelVolumeOptions) {
     this.#spec = spec;
     this.#options = options;
-    this.#hydration = {
-      settings: spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 },
-      control: null,
-      pace: null,
-      enabled: false,
-      copies: false,
-      ranMs: 0,
-      trimmed: false,
-    };
+    this.#settings = spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 };
   }
 
   /**
@@ -197,7 +153,7 @@ export class KernelVolume {
   }
 
   status(): VolumeServerStatus {
-    const hydration = this.#hydrationStatus();
+    const hydration = this.#clone?.hydration() ?? this.#final?.hydration;
     return {
       role: 'attach',
       volumeId: this.#spec.volumeId,
@@ -236,7 +192,12 @@ export class KernelVolume {
         throw error;
       }
       this.#access = 'writable';
-      if (this.#clone) this.#startTicks();
+      this.#clone?.start({
+        top: this.#top,
+        // dm-crypt passes no discards on.
+        trim: !this.#trimmed && this.#unlocked === null,
+        exclusively: (tick) => this.#exclusively(tick),
+      });
     });
   }
 
@@ -244,7 +205,7 @@ export class KernelVolume {
   seal(): Promise<void> {
     return this.#exclusively(async () => {
       if (this.#access === 'writable') {
-        this.#stopTicks?.();
+        this.#clone?.stop();
         await removeStack(this.#spec, this.#options);
         this.#top = null;
         this.#dataLoop = null;
@@ -315,14 +276,15 @@ export class KernelVolume {
 
   /** In force at the next tick: the trim that comes before the copy may take long. */
   configureHydration(settings: HydrationSettings): void {
-    this.#hydration.settings = settings;
+    this.#settings = settings;
+    this.#clone?.configure(settings);
   }
 
   /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
   async finish(): Promise<void> {
     await this.#closeProof();
     await this.#exclusively(async () => {
-      if (this.#clone !== null) await this.#collapse();
+      if (this.#clone !== null) await this.#collapse(this.#clone);
       if (this.#session === null) return;
       await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
       this.#session = null;
@@ -359,7 +321,7 @@ export class KernelVolume {
   /** Rejects `CLONE_NOT_COMPLETE`, and as DiskProof. */
   compare(request: CompareRequest): Promise<CompareReply> {
     return this.#prove(async () => {
-      if (this.#clone !== null) requireWhole(this.#status);
+      this.#clone?.requireWhole();
       if (this.#proof === null) {
         // Code that only the end of a move needs.
         const { openDiskProof } = await import('./disk-proof.ts');
@@ -384,7 +346,7 @@ export class KernelVolume {
   async close(): Promise<void> {
     await this.#closeProof();
     await this.#exclusively(async () => {
-      this.#stopTicks?.();
+      this.#clone?.stop();
       await removeStack(this.#spec, this.#options);
       this.#top = null;
       this.#clone = null;
@@ -468,18 +430,27 @@ export class KernelVolume {
       hydrationThreshold: HYDRATION_LIMITS.thresholdMin,
       hydrationBatchRegions: BATCH_REGIONS,
     });
-    this.#clone = { source, session: this.#session, disk, metadataLoop };
+    const clone = new CloneCopy({
+      ...this.#options,
+      limits: this.#options.limits ?? HYDRATION_LIMITS,
+      volumeId: this.#spec.volumeId,
+      lengthBytes: this.#spec.lengthBytes,
+      disk,
+      session: this.#session,
+      settings: this.#settings,
+    });
+    this.#clone = clone;
     await this.#markUnused(cloneDevice);
     // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
-    await this.#readStatus().catch((error: unknown) => this.#noteError(error));
+    await clone.look().catch((error: unknown) => clone.noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
 
   /** Rejects `CLONE_NOT_COMPLETE`. After an error it can be done again. */
-  async #collapse(): Promise<void> {
-    await this.#readStatus();
-    requireWhole(this.#status);
-    this.#stopTicks?.();
+  async #collapse(clone: CloneCopy): Promise<void> {
+    await clone.look();
+    clone.requireWhole();
+    clone.stop();
     const { mapper } = this.#options.host;
     const names = mapperNames(this.#spec.volumeId);
     await this.flush();
@@ -493,7 +464,7 @@ export class KernelVolume {
       await mapper.resume(names.gate);
     }
     await mapper.remove(names.clone);
-    this.#finalHydration = this.#hydrationStatus();
+    this.#final = { hydration: clone.hydration(), guest: clone.guest };
     this.#clone = null;
     this.#isClone = false;
   }
@@ -560,7 +531,7 @@ export class KernelVolume {
     const { logger } = this.#options;
     const binding = await requireCloneBinding(volumeDir, this.#cloneIdentity());
     const counted: CloneBinding = { ...binding, freeMapTaken: true, guestWrites: beginCounting(binding) };
-    this.#hydration.trimmed = binding.freeMapWhole === true;
+    this.#trimmed = binding.freeMapWhole === true;
     if (binding.freeMapTaken) return writeCloneBinding(volumeDir, counted);
     try {
       const runs = await readFreeRuns(volumeDir, { volumeId, generation: generation - 1, lengthBytes });
@@ -579,116 +550,12 @@ export class KernelVolume {
       }
       // Then a trim finds nothing more, and no discard of ours is counted as one of the guest's.
       counted.freeMapWhole = runs !== null && longest.length === runs.length;
-      this.#hydration.trimmed = counted.freeMapWhole;
+      this.#trimmed = counted.freeMapWhole;
       logger.info({ runs: longest.length, blocks }, 'blocks that the filesystem does not use stay behind');
     } catch (error) {
       logger.warn({ error: toWireError(error) }, 'the free map cannot be used; everything is fetched');
     }
     await writeCloneBinding(volumeDir, counted);
-  }
-
-  #startTicks(): void {
-    if (this.#stopTicks !== null) return;
-    const { clock } = this.#options;
-    let stopped = false;
-    let cancel = () => {};
-    const next = () => {
-      cancel = clock.timer(TICK_MS, () => {
-        void this.#exclusively(async () => {
-          if (!stopped) await this.#tick();
-        })
-          .catch((error: unknown) => this.#noteError(error))
-          .finally(() => {
-            if (!stopped) next();
-          });
-      });
-    };
-    this.#stopTicks = () => {
-      stopped = true;
-      cancel();
-      this.#stopTicks = null;
-    };
-    next();
-  }
-
-  async #tick(): Promise<void> {
-    if (this.#clone === null) return;
-    const nowMs = this.#options.clock.monotonicMs();
-    const guestBefore = this.#guest;
-    const statusBefore = this.#status;
-    const wireBytesBefore = this.#wireBytes;
-    this.#lastError = null;
-    await this.#readStatus().catch(async (error: unknown) => {
-      // Nobody would see how the guest fares beside the copy.
-      await this.#pause().catch(() => {});
-      throw error;
-    });
-    const state = await this.#options.host.iscsi.state(this.#clone.session);
-    if (state === SESSION_UP) this.#lostSinceMs = null;
-    else this.#lostSinceMs ??= nowMs;
-    await this.#applySettings();
-    const { settings, enabled } = this.#hydration;
-    const status = this.#status;
-    if (!enabled || settings.paused || status === null || this.#lostSinceMs !== null) return;
-    if (status.regionsHydrated >= status.regionsTotal) return;
-    // What the guest writes or discards becomes local too, and what it misses comes over the wire too: the copy is in both.
-    const localBytes = (status.regionsHydrated - (statusBefore?.regionsHydrated ?? 0)) * BLOCK_BYTES;
-    const runMs = this.#runMs(nowMs, Math.min(localBytes, this.#wireBytes - wireBytesBefore));
-    if (runMs === 0) return this.#setCopies(false);
-    const limits = this.#limits();
-    this.#hydration.control ??= firstControl(status.regionsHydrated, nowMs, limits);
-    const guest = this.#guest;
-    const { control, pulse } = decideHydration(
-      this.#hydration.control,
-      {
-        atMs: nowMs,
-        regionsHydrated: status.regionsHydrated,
-        reads: (guest?.reads ?? 0) - (guestBefore?.reads ?? 0),
-        readTimeMs: (guest?.readTimeMs ?? 0) - (guestBefore?.readTimeMs ?? 0),
-      },
-      limits,
-    );
-    this.#hydration.control = control;
-    const names = mapperNames(this.#spec.volumeId);
-    if (control.threshold !== status.hydrationThreshold)
-      await this.#options.host.control.message(names.clone, [
-        'hydration_threshold',
-        String(control.threshold),
-      ]);
-    const runsFromMs = this.#options.clock.monotonicMs();
-    if (pulse) await this.#pulse(limits);
-    else await this.#setCopies(true);
-    if (runMs < TICK_MS) {
-      await this.#options.clock.sleep(runMs);
-      await this.#setCopies(false);
-      this.#hydration.ranMs = this.#options.clock.monotonicMs() - runsFromMs;
-    } else this.#hydration.ranMs = TICK_MS;
-  }
-
-  /** For how long of the next tick the copy runs. */
-  #runMs(nowMs: number, copiedBytes: number): number {
-    const { pace, settings, ranMs } = this.#hydration;
-    this.#hydration.ranMs = 0;
-    if (settings.rateBytesPerSecondMax === 0) {
-      this.#hydration.pace = null;
-      return TICK_MS;
-    }
-    const decided = decidePace(
-      pace ?? firstPace(nowMs - TICK_MS),
-      { atMs: nowMs, copiedBytes: pace === null ? 0 : copiedBytes, ranMs },
-      settings.rateBytesPerSecondMax,
-      TICK_MS,
-    );
-    this.#hydration.pace = decided.pace;
-    return decided.runMs;
-  }
-
-  async #setCopies(copies: boolean): Promise<void> {
-    if (this.#hydration.copies === copies) return;
-    await this.#options.host.control.message(mapperNames(this.#spec.volumeId).clone, [
-      copies ? 'enable_hydration' : 'disable_hydration',
-    ]);
-    this.#hydration.copies = copies;
   }
 
   /** Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null: not known. */
@@ -710,125 +577,8 @@ export class KernelVolume {
     return now && { ...addCounts(past, now), sectorBytes: this.#unlocked ? 4096 : 512 };
   }
 
-  /** Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as the floor wants. */
-  async #pulse(limits: HydrationLimits): Promise<void> {
-    const { mapper, control } = this.#options.host;
-    const { gate, clone } = mapperNames(this.#spec.volumeId);
-    const threshold = Math.max(limits.floorRegions, this.#hydration.control?.threshold ?? 0);
-    await control.message(clone, ['hydration_threshold', String(threshold)]);
-    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
-    await this.#setCopies(false);
-    try {
-      // A process, which can be killed when the source does not answer.
-      await mapper.suspend(gate, { flush: false, deadlineMs: PULSE_DEADLINE_MS });
-      await this.#setCopies(true);
-      await this.#begun(limits.floorRegions);
-    } finally {
-      await control.resume(gate);
-    }
-  }
-
-  /** Its worker stops at the first I/O of the guest, and is not there at once. */
-  async #begun(regions: number): Promise<void> {
-    const { clock, host } = this.#options;
-    const { clone } = mapperNames(this.#spec.volumeId);
-    const deadlineMs = clock.monotonicMs() + PULSE_BEGIN_MS;
-    const hydratedBefore = this.#status?.regionsHydrated ?? 0;
-    const wanted = Math.min(regions, (this.#status?.regionsTotal ?? 0) - hydratedBefore);
-    while (clock.monotonicMs() < deadlineMs) {
-      const { regionsHydrated, regionsHydrating } = parseCloneStatus((await host.control.status(clone)).text);
-      if (regionsHydrated - hydratedBefore + regionsHydrating >= wanted) return;
-      await clock.sleep(1);
-    }
-  }
-
-  /** Brings dm-clone to what was asked for. The first time it may copy, what the filesystem does not use is trimmed away before. */
-  async #applySettings(): Promise<void> {
-    if (this.#clone === null || this.#access !== 'writable') return;
-    const { paused } = this.#hydration.settings;
-    if (paused) await this.#pause();
-    if (!paused && !this.#hydration.enabled) {
-      await this.#trim();
-      this.#hydration.enabled = true;
-      this.#hydration.control = null;
-      this.#hydration.pace = null;
-    }
-  }
-
-  async #pause(): Promise<void> {
-    if (!this.#hydration.enabled) return;
-    await this.#setCopies(false);
-    this.#hydration.enabled = false;
-  }
-
-  #noteError(error: unknown): void {
-    const { code, message } = toWireError(error);
-    this.#lastError = `${code}: ${message}`;
-  }
-
-  /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
-  async #trim(): Promise<void> {
-    // dm-crypt passes no discards on.
-    if (this.#hydration.trimmed || this.#top === null || this.#unlocked !== null) return;
-    this.#hydration.trimmed = true;
-    try {
-      const place = await mountPlaceOf(this.#top);
-      if (place === null) return;
-      const trimmedBytes = await fstrim(this.#options.host.tools, place);
-      this.#options.logger.info({ trimmedBytes }, 'trimmed');
-    } catch (error) {
-      this.#options.logger.warn({ reason: messageOf(error) }, 'not trimmed; unused blocks are fetched too');
-    }
-  }
-
-  #limits(): HydrationLimits {
-    return limitsAtRate(
-      this.#options.limits ?? HYDRATION_LIMITS,
-      this.#hydration.settings.rateBytesPerSecondMax,
-    );
-  }
-
-  async #readStatus(): Promise<void> {
-    const { control } = this.#options.host;
-    const names = mapperNames(this.#spec.volumeId);
-    const status = parseCloneStatus((await control.status(names.clone)).text);
-    if (status.mode === 'failed' || status.mode === 'readonly') {
-      this.#lastError = `PLANE_METADATA_FAILED: the metadata of the clone is ${status.mode}`;
-      if (status.mode === 'failed') return;
-    }
-    this.#status = status;
-    await this.#notePresent();
-  }
-
-  async #notePresent(): Promise<void> {
-    const { clock } = this.#options;
-    const nowMs = clock.monotonicMs();
-    if (this.#status) this.#samples.push({ atMs: nowMs, regions: this.#status.regionsHydrated });
-    while (this.#samples.length > 1 && this.#samples[0]!.atMs < nowMs - RATE_SPAN_MS) this.#samples.shift();
-    if (this.#clone) {
-      const disk = await blockStatistics(kernelNameOf(this.#clone.disk)).catch(() => null);
-      if (disk) this.#wireBytes = disk.readBytes;
-    }
-    if (this.#top) this.#guest = await blockStatistics(await kernelNode(this.#top)).catch(() => this.#guest);
-  }
-
-  #hydrationStatus(): HydrationStatus | null {
-    if (this.#clone === null) return this.#finalHydration;
-    const { enabled, settings } = this.#hydration;
-    return cloneHydration({
-      status: this.#status,
-      lengthBytes: this.#spec.lengthBytes,
-      samples: this.#samples,
-      copies: enabled && !settings.paused,
-      lostForMs:
-        this.#lostSinceMs === null ? null : Math.round(this.#options.clock.monotonicMs() - this.#lostSinceMs),
-      wireBytes: this.#wireBytes,
-      lastError: this.#lastError,
-    });
-  }
-
   #guestStatistics(): GuestStatistics {
-    const guest = this.#guest;
+    const guest = this.#clone?.guest ?? this.#final?.guest;
     const { reads, readBytes, writes, writeBytes, flushes } = guest ?? NO_GUEST;
     return { ...UNCOUNTED, reads, readBytes, writes, writeBytes, flushes };
   }
@@ -851,16 +601,6 @@ export class KernelVolume {
     this.#last = result.catch(() => {});
     return result;
   }
-}
-
-/** Throws `CLONE_NOT_COMPLETE`. */
-function requireWhole(status: CloneStatus | null): void {
-  if (status !== null && status.regionsHydrated >= status.regionsTotal && status.regionsHydrating === 0)
-    return;
-  throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks of the volume are still only at the source', {
-    values: { regionsMissing: (status?.regionsTotal ?? 0) - (status?.regionsHydrated ?? 0) },
-    nextAction: 'Wait for hydration; resume it if it is paused.',
-  });
 }
 
 /**
@@ -895,36 +635,4 @@ async function removeMapper(
 /** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */
 export async function isKernelClone(volumeDir: string): Promise<boolean> {
   return (await readCloneBinding(volumeDir)) !== null;
-}
-
-/** Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is set, and looked at when the counts are. */
-async function startStatistics(device: string): Promise<void> {
-  await writeFile(`/sys/block/${await kernelNode(device)}/queue/iostats`, '1').catch(() => {});
-}
-
-/** Null where the kernel does not count for this device. */
-async function statisticsOf(device: string): Promise<BlockStatistics | null> {
-  const name = await kernelNode(device);
-  const counts = (await readFile(`/sys/block/${name}/queue/iostats`, 'utf8')).trim();
-  return counts === '1' ? blockStatistics(name) : null;
-}
-
-/** `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere. */
-async function kernelNode(device: string): Promise<string> {
-  if (!device.startsWith('/dev/mapper/')) return kernelNameOf(device);
-  const target = await readlink(device).catch(() => null);
-  if (target !== null) return kernelNameOf(target);
-  const { stat } = await import('node:fs/promises');
-  const { rdev } = await stat(device);
-  // makedev(3): the minor number is in bits 0 to 7 and 20 to 31.
-  return `dm-${(rdev & 0xff) | ((rdev >>> 12) & ~0xff)}`;
-}
-
-/** Where a device is mounted; never touches what is mounted. */
-async function mountPlaceOf(device: string): Promise<string | null> {
-  for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) {
-    const [before, after] = line.split(' - ');
-    if (after?.split(' ')[1] === device) return before?.split(' ')[4] ?? null;
-  }
-  return null;
 }

@@ -123,8 +123,14 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
           : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
-      nextAction:
-        hydration.state === 'paused' ? 'Make room on this worker if its disk is full.' : 'godwit top',
+      nextAction: hydration.state === 'paused' ? afterPause(hydration.lastError) : 'godwit top',
     },
   ];
+}
+
+/** A copy that is paused without an error waits for a move to let it go on, and then for its worker's disk. */
+function afterPause(lastError: string | null): string {
+  if (lastError === null)
+    return 'Nothing to do while its move goes on; make room on this worker if its disk is full.';
+  return 'Look at the error: it goes on by itself when that is over.';
 }
