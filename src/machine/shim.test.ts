@@ -65,7 +65,15 @@ test('a shim runs a machine, tells its status and events, and leaves nothing', {
   assert.equal(await findShim(runtimeDir), 'absent');
   for (const name of groupOf(runtimeDir).folders) assert.equal(existsSync(name), false, name);
   assert.match(readFileSync(join(runtimeDir, 'machine.log'), 'utf8'), /^hello$/m);
-  await assert.rejects(client.call('status', {}), (error) => isGodwitError(error, 'MACHINE_SHIM_GONE'));
+  // The connection may not have heard of its end yet; who asks again is told.
+  const refusal = (): Promise<unknown> =>
+    client.call('status', {}).then(
+      () => null,
+      (error: unknown) => error,
+    );
+  let error = await refusal();
+  if (isGodwitError(error, 'RPC_CLOSED')) error = await refusal();
+  assert.ok(isGodwitError(error, 'MACHINE_SHIM_GONE'), String(error));
 });
 
 test('wrong questions get typed errors', { skip }, async (t) => {
