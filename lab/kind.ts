@@ -5,6 +5,9 @@ import { umlKind } from './uml-kind.ts';
 /** In the environment of a process that runs a scenario: `qemu`, or user-mode-linux. */
 export const KIND_VARIABLE = 'GODWIT_LAB_GUESTS';
 
+/** The same for the folder that the scenario may use; who made it removes it, however the scenario ends. */
+export const FOLDER_VARIABLE = 'GODWIT_LAB_FOLDER';
+
 /** Of all guests of this process. */
 export const kind: GuestKind = process.env[KIND_VARIABLE] === 'qemu' ? qemuKind : umlKind;
 

@@ -2,7 +2,7 @@ import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Guest } from './guest.ts';
-import { kind } from './kind.ts';
+import { FOLDER_VARIABLE, kind } from './kind.ts';
 import { type Member, mustRun } from './member.ts';
 import { NamespaceMember } from './namespace-member.ts';
 import { Network } from './network.ts';
@@ -35,7 +35,7 @@ export class Lab {
   }
 
   static async start(options: LabOptions): Promise<Lab> {
-    const folder = await mkdtemp(join(tmpdir(), 'godwit-lab-'));
+    const folder = process.env[FOLDER_VARIABLE] ?? (await mkdtemp(join(tmpdir(), 'godwit-lab-')));
     let lab: Lab | null = null;
     try {
       const network = await Network.create();

@@ -1,8 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { KIND_VARIABLE } from './kind.ts';
+import { FOLDER_VARIABLE, KIND_VARIABLE } from './kind.ts';
 import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
@@ -29,10 +32,13 @@ if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {
 }
 
 const env = { ...process.env, [KIND_VARIABLE]: values.qemu ? 'qemu' : 'uml' };
-const running = new Set<ChildProcess>();
+const running = new Map<ChildProcess, { folder: string }>();
 for (const signal of ['SIGINT', 'SIGTERM'] as const)
   process.on(signal, () => {
-    for (const child of running) child.kill('SIGKILL');
+    for (const [child, { folder }] of running) {
+      child.kill('SIGKILL');
+      rmSync(folder, { recursive: true, force: true });
+    }
     process.exit(130);
   });
 
@@ -40,14 +46,19 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
 function run(name: string): Promise<boolean> {
   return new Promise((resolve) => {
     // It ends when its standard input does: also when this process dies without a word.
-    const child = spawn(SCRIPT, [name], { stdio: ['pipe', 'pipe', 'pipe'], env });
-    running.add(child);
+    const folder = mkdtempSync(join(tmpdir(), 'godwit-lab-'));
+    const child = spawn(SCRIPT, [name], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      env: { ...env, [FOLDER_VARIABLE]: folder },
+    });
+    running.set(child, { folder });
     child.stdin.on('error', () => {});
     createInterface(child.stdout).on('line', (line) => console.log(line));
     createInterface(child.stderr).on('line', (line) => console.error(line));
     child.once('error', (error) => console.error(`${name}: ${error.message}`));
     child.once('close', (exitCode) => {
       running.delete(child);
+      rmSync(folder, { recursive: true, force: true });
       resolve(exitCode === 0);
     });
   });
