@@ -10,7 +10,7 @@ import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
  * `npm run lab [-- scenario…] [--jobs N]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), N of them at a time. They wait more than
- * they work. Exit code 1 when one of them fails. `--all`: also the measurements.
+ * they work. Exit code 1 when one of them fails. `--all`: also what takes long, and the measurements.
  * `--qemu`: guests of QEMU, which work more than they wait.
  */
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
@@ -21,7 +21,7 @@ const { positionals, values } = parseArgs({
 });
 const names = positionals.length > 0 ? positionals : values.all ? Object.keys(SCENARIOS) : [...PROOFS];
 const unknown = names.filter((name) => SCENARIOS[name] === undefined);
-const jobs = Number(values.jobs ?? (values.qemu ? 1 : 2));
+const jobs = Number(values.jobs ?? (values.qemu ? 1 : 3));
 if (unknown.length > 0 || !Number.isInteger(jobs) || jobs < 1) {
   console.error(
     unknown.length > 0

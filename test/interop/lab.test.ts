@@ -2,14 +2,12 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { ALONE, SCENARIOS } from '../../lab/scenarios/index.ts';
+import { PROOFS, SCENARIOS } from '../../lab/scenarios/index.ts';
 import { requires } from '../support/requires.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../scripts/lab', import.meta.url));
 const TIMEOUT_MS = 800_000;
 const QEMU_TIMEOUT_MS = 1_800_000;
-/** Measurements, and the two that take longest. */
-const LONG = new Set([...ALONE, 'cut-60s', 'target-worker-dies']);
 
 /** Under QEMU, where all take minutes: the guests themselves, and dm-clone, iSCSI and dm-crypt of Debian's kernel at work. */
 const QEMU = ['guests', 'kernel-to-kernel', 'luks2'];
@@ -38,7 +36,7 @@ const skipQemu = notAsked || requires(...COMMON, 'qemu-system-x86_64', QEMU_KERN
 /** They wait more than they work: two at a time. Each is in namespaces of its own. */
 describe('the lab', { concurrency: 2 }, () => {
   for (const scenario of Object.keys(SCENARIOS)) {
-    it(scenario, { skip: LONG.has(scenario) ? skipLong : skip }, () => passes([scenario], TIMEOUT_MS));
+    it(scenario, { skip: PROOFS.includes(scenario) ? skip : skipLong }, () => passes([scenario], TIMEOUT_MS));
   }
 });
 
