@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
-import { assertNothingLeft, isGuest, PATIENCE_MS, tellStates, until, workerPair, writerOn } from './move.ts';
+import { assertNothingLeft, isGuest, tellStates, until, workerPair, writerOn } from './move.ts';
 
 /** Slow enough that blocks are missing when the source goes. */
 const SLOW = { rateMbit: 40 };
