@@ -4,6 +4,7 @@ import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { isGodwitError } from '../src/base/errors.ts';
 import { LineRpc } from '../src/base/line-rpc.ts';
 import { AGENT_PORT, type AgentOps, type CommandResult } from './agent-protocol.ts';
 import type { GuestKind, GuestOptions } from './guest-kind.ts';
@@ -16,6 +17,9 @@ const REACH_TIMEOUT_MS = 3_000;
 const LOG_TAIL_CHARACTERS = 6_000;
 /** What the agent itself may take on top of what it runs. */
 const ANSWER_GRACE_MS = 30_000;
+
+/** Guests of this process that were silent. Now and then user-mode-linux does not come back on a busy machine, also when it has nothing to do with a volume. */
+export const frozenGuests = new Set<string>();
 
 /** A kernel of its own, the root of this machine read-only under a tmpfs, one network card, disks that survive its reboot. */
 export class Guest implements Member {
@@ -139,11 +143,17 @@ export class Guest implements Member {
     timeoutMs = 0,
   ): Promise<AgentOps[Op]['result']> {
     if (this.#agent === null) throw new Error(`${this.name} is not up`);
-    return (await this.#agent.rpc.call(
-      op,
-      args,
-      timeoutMs + ANSWER_GRACE_MS * this.#kind.patience,
-    )) as AgentOps[Op]['result'];
+    try {
+      return (await this.#agent.rpc.call(
+        op,
+        args,
+        timeoutMs + ANSWER_GRACE_MS * this.#kind.patience,
+      )) as AgentOps[Op]['result'];
+    } catch (error) {
+      // Its agent ends what takes too long, and answers: only a guest that does not run at all is silent.
+      if (isGodwitError(error, 'RPC_TIMEOUT')) frozenGuests.add(this.name);
+      throw error;
+    }
   }
 
   async #connect(ended: Promise<string>): Promise<{ rpc: LineRpc; socket: Socket }> {

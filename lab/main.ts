@@ -13,6 +13,8 @@ import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
  * they work. Exit code 1 when one of them fails. `--all`: also what takes long, and the measurements.
  * `--qemu`: guests of QEMU, which work more than they wait.
  */
+/** Of scripts/lab-scenario. */
+const EXIT_FROZEN = 75;
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
 
 const { positionals, values } = parseArgs({
@@ -42,8 +44,8 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
     process.exit(130);
   });
 
-/** Resolves with whether it passed. What it says is printed a line at a time, so that lines of several do not mix. */
-function run(name: string): Promise<boolean> {
+/** Resolves with its exit code. What it says is printed a line at a time, so that lines of several do not mix. */
+function run(name: string): Promise<number | null> {
   return new Promise((resolve) => {
     // It ends when its standard input does: also when this process dies without a word.
     const folder = mkdtempSync(join(tmpdir(), 'godwit-lab-'));
@@ -59,16 +61,26 @@ function run(name: string): Promise<boolean> {
     child.once('close', (exitCode) => {
       running.delete(child);
       rmSync(folder, { recursive: true, force: true });
-      resolve(exitCode === 0);
+      resolve(exitCode);
     });
   });
+}
+
+/** A guest that froze proves nothing, for or against: once more. */
+async function passes(name: string): Promise<boolean> {
+  let exitCode = await run(name);
+  if (exitCode === EXIT_FROZEN) {
+    console.error(`          ${name}: a guest froze; once more`);
+    exitCode = await run(name);
+  }
+  return exitCode === 0;
 }
 
 async function runAll(queue: string[], atOnce: number): Promise<string[]> {
   const failed: string[] = [];
   const worker = async () => {
     for (let name = queue.shift(); name !== undefined; name = queue.shift())
-      if (!(await run(name))) failed.push(name);
+      if (!(await passes(name))) failed.push(name);
   };
   await Promise.all(Array.from({ length: atOnce }, worker));
   return failed;

@@ -1,6 +1,7 @@
+import { frozenGuests } from './guest.ts';
 import { SCENARIOS } from './scenarios/index.ts';
 
-/** One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends everything that it started. Exit code 1: it failed. */
+/** One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends everything that it started. Exit code 1: it failed; 75 (EX_TEMPFAIL): because a guest froze. */
 const [name = ''] = process.argv.slice(2);
 
 // PID 1 of its own namespace: no signal ends it by default.
@@ -15,5 +16,5 @@ try {
   process.exit(0);
 } catch (error) {
   console.error(`${seconds()} s  ${name}: FAILED`, error);
-  process.exit(1);
+  process.exit(frozenGuests.size > 0 ? 75 : 1);
 }
