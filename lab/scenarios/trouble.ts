@@ -7,9 +7,15 @@ import { isGuest, type MoveInProgress, type MoveOptions, until } from './move.ts
 const SLOW = { rateMbit: 40 };
 
 export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
+  'target-worker-dies': {
+    from: 'kernel',
+    to: 'kernel',
+    targetEnvironment: crashAt('reserve'),
+    early: targetWorkerDies,
+  },
+  'cut-60s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 60_000) },
   'delay-20ms': { from: 'kernel', to: 'kernel', shape: { delayMs: 10 } },
   'cut-5s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 5_000) },
-  'cut-60s': { from: 'kernel', to: 'kernel', shape: SLOW, during: (move) => cut(move, 60_000) },
   'source-reboots': { from: 'kernel', to: 'kernel', shape: SLOW, during: sourceReboots },
   'target-reboots': {
     ...{ from: 'kernel', to: 'kernel', shape: SLOW },
@@ -17,12 +23,6 @@ export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
     countsLost: true,
   },
   'target-shim-dies': { from: 'kernel', to: 'kernel', shape: SLOW, during: targetShimDies },
-  'target-worker-dies': {
-    from: 'kernel',
-    to: 'kernel',
-    targetEnvironment: crashAt('reserve'),
-    early: targetWorkerDies,
-  },
 };
 
 /** Of migrate-in, in order. */
