@@ -188,6 +188,11 @@ export class TargetHost implements TargetSide {
   }
 
   async settle(request: PrepareRequest): Promise<void> {
+    // As in awaitHealthy: until the claim is gone, a host that comes up again leaves the machine to the move.
+    if (request.startMachine) {
+      const { status } = await this.#open(request, 'writable');
+      if (status.workload === null) await this.boot(request, () => {});
+    }
     await this.#options.machines.update(request.machineId, { claimedBy: null });
   }
 
