@@ -38,7 +38,7 @@ export const ALONE: ReadonlySet<string> = new Set(['hydration']);
 /** Show what others show as well, or what the tests show in the userspace plane. */
 const LONG: ReadonlySet<string> = new Set([...['encrypted', 'source-gone', 'target-shim-dies']]);
 
-/** Those that `npm run lab` runs when it is not told which, and the tests. */
+/** Those that `npm run lab` runs when it is not told which. */
 export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter(
   (name) => !ALONE.has(name) && !LONG.has(name),
 );

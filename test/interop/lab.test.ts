@@ -7,6 +7,8 @@ import { requires } from '../support/requires.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../scripts/lab', import.meta.url));
 const TIMEOUT_MS = 800_000;
+/** What the drains of PostgreSQL show as well; `npm run lab` has them. */
+const COVERED = new Set(['guests', 'kernel-to-kernel', 'userspace-to-kernel', 'kernel-to-userspace']);
 const QEMU_TIMEOUT_MS = 1_800_000;
 
 /** Under QEMU, where all take minutes: the guests themselves, and dm-clone, iSCSI and dm-crypt of Debian's kernel at work. */
@@ -36,7 +38,9 @@ const skipQemu = notAsked || requires(...COMMON, 'qemu-system-x86_64', QEMU_KERN
 /** They wait more than they work: two at a time. Each is in namespaces of its own. */
 describe('the lab', { concurrency: 2 }, () => {
   for (const scenario of Object.keys(SCENARIOS)) {
-    it(scenario, { skip: PROOFS.includes(scenario) ? skip : skipLong }, () => passes([scenario], TIMEOUT_MS));
+    it(scenario, { skip: PROOFS.includes(scenario) && !COVERED.has(scenario) ? skip : skipLong }, () =>
+      passes([scenario], TIMEOUT_MS),
+    );
   }
 });
 
