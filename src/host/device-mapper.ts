@@ -173,7 +173,8 @@ export function mapperEnvironment(): Record<string, string> {
   return existsSync('/run/udev/control') ? {} : { DM_DISABLE_UDEV: '1' };
 }
 
-function checkName(name: string): string {
+/** Throws for what is no name, or would be taken for something else. */
+export function checkName(name: string): string {
   if (/^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(name) && name.length <= NAME_CHARACTERS_MAX) return name;
   throw new Error(`not a name of a device-mapper device: ${name}`);
 }

@@ -1,5 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { callError, libc } from '../sys/libc.ts';
+import { checkName } from './device-mapper.ts';
 import { unknownOutputError } from './tools.ts';
 
 /**
@@ -20,7 +21,6 @@ import { unknownOutputError } from './tools.ts';
  */
 const HEADER_BYTES = 312;
 const NAME_AT = 48;
-const NAME_BYTES = 128;
 const TARGET_SPEC_BYTES = 40;
 const TARGET_TYPE_AT = 24;
 /** Of a status of one target. */
@@ -66,13 +66,12 @@ export function encodeMapperRequest(
   name: string,
   { flags = 0, data, dataBytes = 0 }: { flags?: number; data?: Uint8Array; dataBytes?: number },
 ): Buffer {
-  if (Buffer.byteLength(name) >= NAME_BYTES) throw new Error(`not a name of a device-mapper device: ${name}`);
   const request = Buffer.alloc(HEADER_BYTES + Math.max(dataBytes, data?.length ?? 0));
   request.writeUInt32LE(4, 0);
   request.writeUInt32LE(request.length, 12);
   request.writeUInt32LE(HEADER_BYTES, 16);
   request.writeUInt32LE(flags, 28);
-  request.write(name, NAME_AT);
+  request.write(checkName(name), NAME_AT);
   if (data) request.set(data, HEADER_BYTES);
   return request;
 }

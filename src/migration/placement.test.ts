@@ -25,7 +25,7 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
     draining: false,
     tls: false,
     plane: 'userspace',
-    lacks: { userspace: null, kernel: 'dm_clone: this kernel has no dm_clone' },
+    lacks: (plane) => (plane === 'kernel' ? 'dm_clone: this kernel has no dm_clone' : null),
     encryption: null,
     memoryBytes: 8 * GIB,
     cpus: 4,
@@ -58,10 +58,10 @@ test('a draining worker, the source itself, and a worker without memory or cpus 
 
 test('a worker refuses what its host cannot do in the plane that the volume would have there', () => {
   const volume = request();
-  const kernelOnly = {
+  const kernelOnly: Partial<HostLoad> = {
     plane: 'kernel',
-    lacks: { userspace: 'FUSE resend: Linux 6.1 forgets', kernel: null },
-  } as const;
+    lacks: (plane) => (plane === 'userspace' ? 'FUSE resend: Linux 6.1 forgets' : null),
+  };
   assert.equal(evaluateOffer(host('w2', kernelOnly), volume).accepted, true);
   const other = request({ machine: machine('m', { userspaceOnly: 'is an NBD socket for its guest' }) });
   assert.equal(

@@ -10,8 +10,8 @@ export type HostLoad = {
   tls: boolean;
   /** The plane that volumes of this worker are in, unless they need the other one. */
   plane: Plane;
-  /** What its host lacks for each plane; null: nothing. */
-  lacks: Readonly<Record<Plane, string | null>>;
+  /** What its host lacks for a plane; null: nothing. Looks at the host when it is asked. */
+  lacks: (plane: Plane) => string | null;
   /** Which encrypted volumes it could open; null: none, it has nobody to ask for keys. */
   encryption: HostCapabilities | null;
   memoryBytes: number;
@@ -74,7 +74,7 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
     return refuse(`disk: needs ${mebibytes(need)}, has ${mebibytes(freeDiskBytes)}`);
   }
   const plane = request.machine.userspaceOnly === undefined ? host.plane : 'userspace';
-  const lacking = request.machine.volumeLengthBytes === 0 ? null : host.lacks[plane];
+  const lacking = request.machine.volumeLengthBytes === 0 ? null : host.lacks(plane);
   if (lacking !== null) return refuse(planeProblem(plane, lacking, request.machine));
   const locked = encryptionProblem(host, request.machine);
   if (locked !== null) return refuse(locked);

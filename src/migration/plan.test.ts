@@ -32,7 +32,7 @@ function workers(memoryByName: Record<string, number>) {
       draining: false,
       tls: false,
       plane: 'userspace',
-      lacks: { userspace: null, kernel: null },
+      lacks: () => null,
       encryption: null,
       memoryBytes,
       cpus: 8,

@@ -3,8 +3,7 @@ import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { BlockStatistics } from '../host/block-statistics.ts';
-import { allocate } from '../sys/fallocate.ts';
-import { errnoOf } from '../sys/libc.ts';
+import { reserve } from '../volume/reserve.ts';
 import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
 
@@ -89,10 +88,7 @@ async function createBlank(path: string, lengthBytes: number): Promise<void> {
   const file = await FileDevice.create(path, { lengthBytes });
   try {
     // A commit that meets a full disk would make the clone read-only.
-    await allocate(file.fileDescriptor, 0, lengthBytes).catch((error: unknown) => {
-      if (errnoOf(error) !== 'ENOTSUP') throw error;
-    });
-    await file.flush();
+    await reserve(file);
   } finally {
     await file.close();
   }

@@ -11,8 +11,6 @@ import { FileDevice } from '../block/file-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
-import { allocate } from '../sys/fallocate.ts';
-import { errnoOf } from '../sys/libc.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { createFetchLog } from './fetch-log-file.ts';
@@ -21,6 +19,7 @@ import { DEFAULT_HEADER_FILE_BYTES } from './header-size.ts';
 import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
+import { reserve } from './reserve.ts';
 import { storageError } from './storage-error.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
 
@@ -563,16 +562,6 @@ async function createCloneMetadata(folder: string, record: VolumeRecord): Promis
     await reserve(device);
   } finally {
     await device.close();
-  }
-}
-
-async function reserve(device: FileDevice): Promise<void> {
-  try {
-    await allocate(device.fileDescriptor, 0, device.lengthBytes);
-    await device.flush();
-  } catch (error) {
-    // A filesystem that cannot reserve space (tmpfs can, NFS 4.1 cannot) takes it when the bits are written.
-    if (errnoOf(error) !== 'ENOTSUP') throw error;
   }
 }
 

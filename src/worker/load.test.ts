@@ -14,7 +14,7 @@ const OPTIONS = {
   keys: null,
 };
 
-const LACKS = { userspace: null, kernel: null };
+const LACKS = () => null;
 
 /** A disk of 100 GiB, of which volumes have taken what `here` says. */
 function volumesOf(here: Record<string, number>) {

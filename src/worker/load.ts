@@ -43,14 +43,10 @@ function whyUserspaceOnly(config: MachineConfig, volume: PlacedVolume): string |
   return null;
 }
 
-/** What this host lacks for each plane now: a module may be gone, or iscsid. */
-export function lackingOnThisHost(): HostLoad['lacks'] {
-  const capabilities = assessHost(readHostFacts());
-  const lacks = (plane: Plane) =>
-    missingFor(plane, capabilities)
-      .map(({ what, detail }) => `${what}: ${detail}`)
-      .join('; ') || null;
-  return { userspace: lacks('userspace'), kernel: lacks('kernel') };
+/** What this host lacks for a plane now, when a module may be gone, or iscsid; null: nothing. */
+export function lackingOnThisHost(plane: Plane): string | null {
+  const missing = missingFor(plane, assessHost(readHostFacts()));
+  return missing.map(({ what, detail }) => `${what}: ${detail}`).join('; ') || null;
 }
 
 /** A volume that is being made of a disk of another system, with what was in use there. */

@@ -128,7 +128,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () =>
-    hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining(), lackingOnThisHost());
+    hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining(), lackingOnThisHost);
   const source = new SourceHost({
     machines,
     volumes,

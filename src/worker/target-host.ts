@@ -174,9 +174,7 @@ export class TargetHost implements TargetSide {
   }
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
-    // A host that went down since the boot took the machine along, and nobody else starts it while the move has it.
-    const { status } = await this.#open(request, 'writable');
-    if (status.workload === null) await this.boot(request, () => {});
+    await this.#bootAgain(request);
     await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
   }
 
@@ -188,11 +186,7 @@ export class TargetHost implements TargetSide {
   }
 
   async settle(request: PrepareRequest): Promise<void> {
-    // As in awaitHealthy: until the claim is gone, a host that comes up again leaves the machine to the move.
-    if (request.startMachine) {
-      const { status } = await this.#open(request, 'writable');
-      if (status.workload === null) await this.boot(request, () => {});
-    }
+    if (request.startMachine) await this.#bootAgain(request);
     await this.#options.machines.update(request.machineId, { claimedBy: null });
   }
 
@@ -261,6 +255,12 @@ export class TargetHost implements TargetSide {
     const peer = this.#options.peers().find(({ name }) => name === request.sourceWorker);
     if (!peer) throw new Error(`worker ${request.sourceWorker} is not among the peers of this worker`);
     return peer.run(request.runId, signal);
+  }
+
+  /** A host that went down since the boot took the machine along, and nobody else starts it while the move has it. */
+  async #bootAgain(request: PrepareRequest): Promise<void> {
+    const { status } = await this.#open(request, 'writable');
+    if (status.workload === null) await this.boot(request, () => {});
   }
 
   /** The machine's shim with its volume open; opened again when the host or the shim went down in between. */
