@@ -167,14 +167,11 @@ async function assertNoSecrets(
       Buffer.from(key.toString('base64url')),
     ]),
   ];
-  let searched = 0;
-  for (const path of filesBelow(fleet.dir)) {
-    searched++;
-    const bytes = readFileSync(path);
+  const files = forEachFileBelow(fleet.dir, (path, bytes) => {
     for (const [index, secret] of secrets.entries())
       assert.ok(!bytes.includes(secret), `secret ${index} is in ${path}`);
-  }
-  assert.ok(searched > 10, `${searched} files`);
+  });
+  assert.ok(files > 10, `${files} files`);
   for (const worker of workers) {
     const runs = await worker.client.listRuns({ state: 'all', limit: 100 });
     const answers = JSON.stringify([
@@ -253,9 +250,25 @@ function killVolumeServer(worker: FleetWorker, machineId: string): void {
   process.kill(shim!.state.volumeServer!.pid, 'SIGKILL');
 }
 
-function filesBelow(folder: string): string[] {
-  return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name))
-    .filter((path) => statSync(path).size > 0);
+/**
+ * Shows `visit` every file below the folder that is not empty; their number. The workers go on replacing theirs meanwhile:
+ * after a pass in which one was gone before it could be read, all of them are read again, so that what it became is not missed.
+ */
+function forEachFileBelow(folder: string, visit: (path: string, bytes: Buffer) => void): number {
+  for (let pass = 1; ; pass++) {
+    try {
+      let files = 0;
+      for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
+        if (!entry.isFile()) continue;
+        const path = join(entry.parentPath, entry.name);
+        const bytes = readFileSync(path);
+        if (bytes.length === 0) continue;
+        visit(path, bytes);
+        files++;
+      }
+      return files;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || pass === 20) throw error;
+    }
+  }
 }
