@@ -5,7 +5,7 @@ import { luks2 } from './luks2.ts';
 import { move } from './move.ts';
 import { postgres } from './postgres.ts';
 import { refusals } from './refusals.ts';
-import { sourceGone } from './source-gone.ts';
+import { sourceGone, sourceGoneUnproven } from './source-gone.ts';
 import { TROUBLE } from './trouble.ts';
 
 /** All there are, by name. Each has a lab of its own, and throws when something does not hold. */
@@ -30,13 +30,16 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
   corruption,
   hydration,
   'source-gone': sourceGone,
+  'source-gone-unproven': sourceGoneUnproven,
 };
 
 /** Measurements: nothing else runs beside them. */
 export const ALONE: ReadonlySet<string> = new Set(['hydration']);
 
 /** Show what others show as well, or what the tests show in the userspace plane. */
-const LONG: ReadonlySet<string> = new Set([...['encrypted', 'source-gone', 'target-shim-dies']]);
+const LONG: ReadonlySet<string> = new Set([
+  ...['encrypted', 'source-gone', 'source-gone-unproven', 'target-shim-dies'],
+]);
 
 /** Those that `npm run lab` runs when it is not told which. */
 export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter(

@@ -305,6 +305,8 @@ export const DrainMachine = Type.Object({
   bytesAvoided: Nullable(Type.Integer()),
   /** Root of the receipt, once both workers have signed it. */
   root: Nullable(Type.String()),
+  /** When an operator did without the receipt, and there is none; the target's clock. */
+  waivedAtMs: Nullable(Type.Number()),
   /** Why it waits or failed. */
   reason: Nullable(Type.String()),
   nextAction: Nullable(Type.String()),
@@ -422,9 +424,15 @@ export type RunsQuery = Static<typeof RunsQuery>;
 export const ForceRunRequest = Type.Object({
   /**
    * undo: undo it now, also past its point of no return. forward: its step's deadline begins anew, and a run that failed
-   * past its point of no return goes on. forget: it ends as it stands, and what it left behind is for a person to clear.
+   * past its point of no return goes on. forget: it ends as it stands, and what it left behind is for a person to clear. unproven: the target's
+   * run of a move that has all its blocks no longer waits for the receipt, which a source that is lost can never sign.
    */
-  how: Type.Union([Type.Literal('undo'), Type.Literal('forward'), Type.Literal('forget')]),
+  how: Type.Union([
+    Type.Literal('undo'),
+    Type.Literal('forward'),
+    Type.Literal('forget'),
+    Type.Literal('unproven'),
+  ]),
 });
 export type ForceRunRequest = Static<typeof ForceRunRequest>;
 

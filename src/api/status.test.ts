@@ -25,6 +25,8 @@ test('the family of a code gives its status', () => {
     MACHINE_RUNNING: 409,
     VOLUME_KEPT: 409,
     JOURNAL_RUN_OVER: 409,
+    MIGRATION_NOTHING_TO_WAIVE: 409,
+    WORKER_RECEIPT_WAIVED: 409,
     API_BAD_REPLY: 502,
     INTERNAL: 500,
     SOMETHING_ELSE: 500,

@@ -152,13 +152,15 @@ test('the summary has every phase', () => {
         status.machines[0]!,
         status.machines[3]!,
         { ...status.machines[4]!, bytesAvoided: 3 * 2 ** 20, root: '0123456789abcdef'.repeat(4) },
+        { ...status.machines[4]!, name: 'lost', waivedAtMs: 1 },
       ],
     }),
     `
 MACHINE  STATE      TARGET    VOLUME   USED   WIRE   AVOIDED  STOP    SEAL   HANDOFF  ATTACH  BOOT    TOTAL   HYDRATION  RECEIPT
 pg       hydrating  worker-2  100 GiB  5 MiB  5 MiB  -        120 ms  20 ms  2 ms     30 ms   240 ms  412 ms  -          -
 cache    queued     -         100 GiB  5 MiB  0 B    -        -       -      -        -       -       -       -          -
-web      moved      worker-2  -        -      0 B    3 MiB    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -          0123456789abcdef`.slice(
+web      moved      worker-2  -        -      0 B    3 MiB    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -          0123456789abcdef
+lost     moved      worker-2  -        -      0 B    7 MiB    9 ms    0 ms   2 ms     0 ms    14 ms   25 ms   -          waived`.slice(
       1,
     ),
   );

@@ -200,6 +200,11 @@ function describeMachine(machine: DrainMachine): string {
   }
 }
 
+function receiptCell({ root, waivedAtMs }: DrainMachine): string {
+  if (root !== null) return shortDigest(root);
+  return waivedAtMs === null ? '-' : 'waived';
+}
+
 /** The finished drain as a table. */
 export function renderSummary(status: DrainStatus): string {
   const phase = (value: number | null | undefined) =>
@@ -218,7 +223,7 @@ export function renderSummary(status: DrainStatus): string {
         phase(interruption?.[name]),
       ),
       phase(machine.hydrationMs),
-      machine.root === null ? '-' : shortDigest(machine.root),
+      receiptCell(machine),
     ];
   });
   const header = [

@@ -1,4 +1,5 @@
 import { Argument, Command, Option } from 'commander';
+import type { ForceRunRequest } from '../api/schemas.ts';
 import type { Context, GlobalOptions } from './context.ts';
 import { EXIT_HELP } from './exit.ts';
 
@@ -344,14 +345,13 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('override a run that nobody can help any more: the last resort')
     .argument('<RUN>')
     .addArgument(
-      new Argument('<HOW>', 'undo it, let it try again from here, or forget it as it stands').choices([
-        'undo',
-        'forward',
-        'forget',
-      ]),
+      new Argument(
+        '<HOW>',
+        'undo it, let it try again from here, forget it as it stands, or (an arrived move whose source is lost for good) end it without a receipt',
+      ).choices(['undo', 'forward', 'forget', 'unproven']),
     )
     .option('--yes', 'yes, what it left half done is mine to clear')
-    .action((id: string, how: 'undo' | 'forward' | 'forget', options, command: Command) =>
+    .action((id: string, how: ForceRunRequest['how'], options, command: Command) =>
       withContext(command, async (context) => (await runCommands()).force(context, id, how, options)),
     );
 

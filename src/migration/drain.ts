@@ -31,6 +31,7 @@ export type DrainMachineView = {
   blocksFetchedTwice: number | null;
   bytesAvoided: number | null;
   root: string | null;
+  waivedAtMs: number | null;
   reason: string | null;
   nextAction: string | null;
 };
@@ -121,6 +122,7 @@ export function machineView(
     blocksFetchedTwice: hydration?.blocksFetchedTwice ?? null,
     bytesAvoided: output.bytesAvoided ?? null,
     root: output.root ?? null,
+    waivedAtMs: output.waivedAtMs ?? null,
     reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),
     nextAction: reason?.nextAction ?? (ended ? null : (run?.reason?.nextAction ?? null)),
   };

@@ -13,7 +13,8 @@ import type { TargetSide } from './target-side.ts';
  *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → settle → hydrate → prove → finish
  *      the      sparse   shim,    the     the fence  │   mount,                              the      drop the
  *      offer    file,    FUSE,    hand-   moves: g+1 │   start                               receipt  clone layer,
- *      again    bits     login    off     the point of no return                             is here  log out
+ *      again    bits     login    off     the point of no return                             is here, log out
+ *                                                                                            or waived
  *
  * Before `activate` the run unwinds when the source says so, when the source's run is gone, or when the handoff does not come; each
  * is first written to the inbox as `forgotten`, so that a handoff that arrives later is refused. After it nothing goes back.
@@ -28,6 +29,8 @@ export type MigrateInOutput = {
   bootedAtMs?: number;
   healthyAtMs?: number;
   hydratedAtMs?: number;
+  /** An operator did without the receipt, and there is none. */
+  waivedAtMs?: number;
   /** Of the free map that came with the handoff, SHA-256 in hex; null: none came. */
   freeMapDigest?: string | null;
   /** The machine did not become healthy in time; the move went on, because there is no way back. */
@@ -234,12 +237,16 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           if (!volume) return;
           // The source asks, through the receiver (move-receiver.ts); this side stays connected until both have signed.
           for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {
+            const waivedAtMs = receipts.waivedAtMs(runId);
+            if (waivedAtMs !== null) return { waivedAtMs };
             context.waiting(
               `${sourceWorker} holds what came against its sealed volume`,
-              `Keep that worker up until then; \`godwit why ${runId}\` there says whether it waits for anything.`,
+              `Keep that worker up until then; \`godwit why ${runId}\` there says whether it waits for anything. If it never comes back, nothing is ` +
+                `missing here, but nobody can prove it: \`godwit runs force ${context.runId} unproven --yes\` does without the receipt.`,
             );
             await clock.sleep(pauseMs, context.signal);
           }
+          return;
         },
       },
       {
@@ -310,6 +317,7 @@ export function targetStatus(
       hydrated: output.hydratedAtMs ?? null,
     },
     hydration: output.hydration ?? live,
+    waivedAtMs: output.waivedAtMs ?? null,
   };
 }
 

@@ -68,6 +68,8 @@ export type MigrateOutOutput = {
   disputed?: WireError | null;
   /** Root of the receipt. */
   root?: string;
+  /** There will be none: an operator had the target do without it. The target's clock. */
+  waivedAtMs?: number;
   /** Last status that the target gave. */
   last?: TargetStatus;
   destroyAfterMs?: number;
@@ -462,6 +464,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const { volume } = subject;
           // Nothing was fetched: there is nothing to prove.
           if (volume === null) return { bytesAvoided: 0 };
+          const { waivedAtMs } = await watch(targetOf(context), context, 'has all blocks');
+          if (waivedAtMs !== null) {
+            options.receipts.waive(context.runId, waivedAtMs);
+            return { waivedAtMs, disputed: null };
+          }
           await keepExport(context, subject);
           const { handedOverAtMs, stopStartedAtMs, mended, disputed } = out(context);
           // Once is for good: the guest writes on, and its writes would soon seem to explain it.
@@ -512,7 +519,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             }
             context.waiting(
               `${peer.name} takes the volume as its own`,
-              'Nothing to do; the receipt is signed.',
+              out(context).waivedAtMs === undefined
+                ? 'Nothing to do; the receipt is signed.'
+                : 'Nothing to do; an operator had it do without the receipt.',
             );
             await clock.sleep(pauseMs, context.signal);
             pauseMs = Math.min(pauseMs * 2, 500);

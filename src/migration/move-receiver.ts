@@ -25,7 +25,7 @@ import {
   targetRunId,
   targetStatus,
 } from './migrate-in.ts';
-import { reached } from './migrate-out.ts';
+import { MIGRATE_OUT, reached } from './migrate-out.ts';
 import type { HandoffRequest, PrepareRequest, ProofAnswers, TargetFigures, TargetStatus } from './peer.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -172,6 +172,19 @@ export class MoveReceiver implements ProofAnswers {
     return this.#receipts.get(moveId);
   }
 
+  /**
+   * An operator's word, for a source that can never sign: `run`, this side's run of a move that has all its blocks, goes on without the receipt.
+   * Throws `MIGRATION_NOTHING_TO_WAIVE` for any other run, and as `Journal.force`.
+   */
+  waiveReceipt(run: RunView, by: string): RunView {
+    const waits = run.kind === MIGRATE_IN && run.endedAtMs === null && phaseOf(run) === 'hydrated';
+    const { runId } = run.input as PrepareRequest;
+    if (!waits || this.#receipts.get(runId) !== null) throw nothingToWaive(run);
+    this.#receipts.waive(runId, this.#clock.wallMs());
+    // It looks at once, and its log says who wanted it.
+    return this.#journal.force(run.id, 'forward', `${by}, without a receipt`);
+  }
+
   #differs(moveId: string, field: string): GodwitError {
     return new GodwitError(
       'MIGRATION_PROOF_DIFFERS',
@@ -237,6 +250,17 @@ export class MoveReceiver implements ProofAnswers {
       throw error;
     }
   }
+}
+
+function nothingToWaive(run: RunView): GodwitError {
+  const nextAction =
+    run.kind === MIGRATE_OUT
+      ? `It is for the target to do without the receipt: godwit runs force ${targetRunId(run.id)} unproven --yes.`
+      : `godwit why ${run.id} says what it waits for; without a receipt only a move ends that has all its blocks.`;
+  return new GodwitError('MIGRATION_NOTHING_TO_WAIVE', `run ${run.id} does not wait for a receipt`, {
+    values: { runId: run.id, kind: run.kind, state: run.state, step: run.step },
+    nextAction,
+  });
 }
 
 /** What a receipt says otherwise than this side knows it; null: nothing. Pure. */

@@ -349,6 +349,72 @@ test('what is wrong twice stops the release and says where; it goes on when it i
   assert.equal((pair.source.get('run1').output as MigrateOutOutput).disputed, null);
 });
 
+test('the source is lost when all blocks are there: an operator does without the receipt, and the source comes to know', async (t) => {
+  const crash = crashAt('migrate-out:serve:after-done-append');
+  const pair = new Pair(t, { source: crash.points });
+  pair.start();
+  await crash.died;
+  const id = targetRunId('run1');
+  const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
+  const waiting = await pair.target.wait(id, { timeoutMs: 20_000, until: waits });
+  assert.match(waiting.reason!.nextAction, /godwit runs force run1.in unproven --yes/);
+  pair.receiver.waiveReceipt(waiting, 'a test');
+  const { state, output } = await pair.targetEnd();
+  assert.equal(state, 'done');
+  const waivedAtMs = pair.targetReceipts.waivedAtMs('run1');
+  assert.ok(waivedAtMs !== null);
+  assert.equal(output.waivedAtMs, waivedAtMs);
+  assert.match(JSON.stringify(pair.target.events(id)), /"by":"a test, without a receipt"/);
+
+  await pair.reopen('source', crash.died);
+  const end = await pair.sourceEnd();
+  assert.equal(end.state, 'done');
+  pair.world.assertMoved();
+  const row = machineView({ machineId: 'm_1', name: 'db', volumeBytes: 0, usedBytes: 0 }, end, null, null);
+  assert.deepEqual([row.state, row.root, row.waivedAtMs], ['moved', null, waivedAtMs]);
+  assert.equal(pair.sourceReceipts.waivedAtMs('run1'), waivedAtMs);
+  assert.equal(pair.sourceReceipts.get('run1'), null);
+  assert.equal(pair.targetReceipts.get('run1'), null);
+});
+
+test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {
+  const pair = new Pair(t);
+  pair.world.fetchLog = ['f'.repeat(64)];
+  pair.world.mendable = false;
+  pair.start();
+  await until(() => (pair.source.get('run1').output as MigrateOutOutput).disputed != null);
+  pair.receiver.waiveReceipt(pair.target.get(targetRunId('run1')), 'a test');
+  assert.equal((await pair.targetEnd()).state, 'done');
+  const { state, output } = await pair.sourceEnd();
+  assert.deepEqual([state, output.disputed], ['done', null]);
+  assert.equal(pair.sourceReceipts.get('run1'), null);
+  pair.world.assertMoved();
+});
+
+test('only a move that waits for its receipt can do without it', async (t) => {
+  const pair = new Pair(t);
+  const refuses = (run: RunView, nextAction: RegExp) =>
+    assert.throws(
+      () => pair.receiver.waiveReceipt(run, 'a test'),
+      (error) => isGodwitError(error, 'MIGRATION_NOTHING_TO_WAIVE') && nextAction.test(error.nextAction),
+    );
+  let whole = false;
+  const hydration = pair.world.targetSide.hydration;
+  pair.world.targetSide.hydration = async (request) => {
+    const status = await hydration(request);
+    return status && !whole ? { ...status, exposedBytes: 4096 } : status;
+  };
+  refuses(pair.start(), /force run1.in unproven/);
+  const id = targetRunId('run1');
+  await until(() => pair.source.get('run1').step === 'serve' && pair.target.get(id).step === 'hydrate');
+  refuses(pair.target.get(id), /godwit why run1.in/);
+  assert.equal(pair.targetReceipts.waivedAtMs('run1'), null);
+  whole = true;
+  await pair.sourceEnd();
+  refuses(await pair.targetEnd(), /godwit why run1.in/);
+  assert.ok(pair.targetReceipts.get('run1'));
+});
+
 /** The target's kernel has fetched, and has `digest` in the one block that may be in use. */
 function copyByKernel({ world }: Pair, digest: string, guest: GuestWrites): void {
   let comparison: Comparison | null = null;

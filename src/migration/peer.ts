@@ -157,7 +157,7 @@ export const TargetPhase = Type.Union([
   Type.Literal('healthy'),
   /** All blocks are there; what came can be held against the source. */
   Type.Literal('hydrated'),
-  /** Both workers have signed the receipt. */
+  /** Both workers have signed the receipt, or an operator did without it (`waivedAtMs`). */
   Type.Literal('proven'),
   /** Whole, and logged out of the source: the source may be released. */
   Type.Literal('released'),
@@ -199,6 +199,8 @@ export const TargetStatus = Type.Object({
     }),
     Type.Null(),
   ]),
+  /** When an operator said that the target need not wait for the receipt, and it did not. */
+  waivedAtMs: Type.Union([Type.Number(), Type.Null()]),
 });
 export type TargetStatus = Static<typeof TargetStatus>;
 

@@ -1,7 +1,10 @@
 import type { DatabaseSync } from 'node:sqlite';
 import { type Receipt, verifyReceipt } from '../receipt/envelope.ts';
 
-/** The receipts of this worker's moves, to and fro. Kept for ever: some 3 KiB each. */
+/**
+ * The receipts of this worker's moves, to and fro, and which moves an operator ended without one at their target. Kept for ever: some 3 KiB
+ * each.
+ */
 export class ReceiptBook {
   readonly #database: DatabaseSync;
 
@@ -14,8 +17,27 @@ export class ReceiptBook {
          machine_name TEXT NOT NULL,
          proven_at_ms INTEGER NOT NULL,
          receipt TEXT NOT NULL
+       ) STRICT;
+       CREATE TABLE IF NOT EXISTS waived_receipts (
+         move_id TEXT PRIMARY KEY,
+         waived_at_ms INTEGER NOT NULL
        ) STRICT`,
     );
+  }
+
+  /** Durably: this worker, the target, does without the receipt of the move. The first time counts. */
+  waive(moveId: string, nowMs: number): void {
+    this.#database
+      .prepare('INSERT OR IGNORE INTO waived_receipts (move_id, waived_at_ms) VALUES (?, ?)')
+      .run(moveId, Math.round(nowMs));
+  }
+
+  /** When the receipt of the move was waived, wall clock; null: it was not. */
+  waivedAtMs(moveId: string): number | null {
+    const row = this.#database
+      .prepare('SELECT waived_at_ms FROM waived_receipts WHERE move_id = ?')
+      .get(moveId) as { waived_at_ms: number } | undefined;
+    return row?.waived_at_ms ?? null;
   }
 
   /** Durably, unless there is one of this move; answers the one that stands. The receipt is complete and holds. */

@@ -56,6 +56,7 @@ class InstantTarget extends MoveWorld implements World {
           hydrated: 6,
         },
         hydration: null,
+        waivedAtMs: null,
       };
     };
     return {

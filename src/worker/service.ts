@@ -388,7 +388,8 @@ export class LocalService implements WorkerService {
   }
 
   async forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView> {
-    return this.#o.journal.force(id, how, 'the API');
+    if (how !== 'unproven') return this.#o.journal.force(id, how, 'the API');
+    return this.#o.receiver.waiveReceipt(this.#o.journal.get(id), 'the API');
   }
 
   async why(ref: string): Promise<Why> {
@@ -478,9 +479,22 @@ export class LocalService implements WorkerService {
   }
 
   async showReceipt(ref: string): Promise<Receipt> {
-    const receipt = this.#o.receipts.find(ref);
+    const { name, receipts } = this.#o;
+    const receipt = receipts.find(ref);
     if (receipt) return receipt;
-    throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `${this.#o.name} has no receipt of ${ref}`, {
+    const waivedAtMs = receipts.waivedAtMs(ref);
+    if (waivedAtMs !== null) {
+      throw new GodwitError(
+        'WORKER_RECEIPT_WAIVED',
+        `${ref} ended without a receipt: an operator said so at ${new Date(waivedAtMs).toISOString()}`,
+        {
+          values: { ref, waivedAtMs },
+          nextAction:
+            'There will be none. While the source keeps the sealed volume, files can be compared with it: godwit volume recover.',
+        },
+      );
+    }
+    throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `${name} has no receipt of ${ref}`, {
       values: { ref },
       nextAction:
         'A receipt is there when all blocks have come and were compared (godwit top), and only for a move with a volume. Source and target have it.',

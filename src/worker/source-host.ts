@@ -59,12 +59,12 @@ export class SourceHost implements SourceSide {
       throw new GodwitError(
         'MIGRATION_NOT_MOVABLE',
         arriving
-          ? `${record.name} cannot move yet: some blocks of its volume are still only at ${origin}`
+          ? `${record.name} cannot move yet: its volume still arrives from ${origin}`
           : `${record.name} cannot move: its volume is ${volume.state} at generation ${volume.generation}`,
         {
           values: { machineId, volumeId: volume.id, state: volume.state },
           nextAction: arriving
-            ? 'Nothing to do: it goes when its volume is whole. `godwit top` shows how far it is.'
+            ? `Nothing to do: it goes when its volume is whole. \`godwit why ${record.name}\` says how far that is, and whether it waits for anything.`
             : '`godwit why` on the machine says which move holds it.',
         },
       );

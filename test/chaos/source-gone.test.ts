@@ -63,3 +63,48 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   assert.deepEqual(await target.client.listVolumes(), []);
   assert.deepEqual(target.shims(), []);
 });
+
+test('the source goes when all blocks have come and before it has signed: an operator does without the receipt, and the machine can move on', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const collector = await WriterCollector.open(t);
+  const fleet = await Fleet.start(t, ['source', 'target']);
+  const [source, target] = [fleet.worker('source'), fleet.worker('target')];
+  const machine = await fleet.writerMachine(source, collector, { name: 'writer', lengthBytes: 128 * MIB });
+  const history = collector.history('writer');
+  await source.kill();
+  await source.start({ crashAt: 'migrate-out:serve:after-done-append' });
+  const { id: runId } = await source.client.moveMachine(machine.id, { target: target.name });
+  const moveId = targetRunId(runId);
+  await source.crashed();
+  await source.powerOff();
+  const why = await fleet.until('a reason', async () => {
+    const { conditions } = await target.client.why(machine.id);
+    return conditions.find(({ message }) => /source holds what came/.test(message)) ?? null;
+  });
+  assert.match(why.nextAction, new RegExp(`runs force ${moveId} unproven --yes`));
+  const refused = await fleet.run('runs', 'force', moveId, 'unproven');
+  assert.match(refused.stderr, /nobody can show that what arrived is what left/);
+  assert.equal(target.volumeRecord(machine.volumeId!)?.state, 'clone');
+
+  const forced = await fleet.run('runs', 'force', moveId, 'unproven', '--yes');
+  assert.equal(forced.exitCode, 0, forced.stderr);
+  await fleet.until(
+    'the volume to be whole',
+    () => target.volumeRecord(machine.volumeId!)?.state === 'ready',
+  );
+  assert.equal((await target.client.showRun(moveId)).state, 'done');
+  await history.more(5);
+
+  await source.start();
+  assert.equal((await fleet.ended(source, target, runId)).state, 'done');
+  assert.equal(source.volumeRecord(machine.volumeId!)?.state, 'retained');
+  const receipt = await fleet.run('receipt', runId);
+  assert.match(receipt.stderr, /WORKER_RECEIPT_WAIVED.*an operator said so/);
+  const back = await target.client.moveMachine(machine.id, { target: source.name });
+  assert.equal((await fleet.ended(target, source, back.id)).state, 'done');
+  await history.incarnation(2);
+  await history.more(5);
+  history.assertSound();
+  assert.equal((await fleet.run('receipt', back.id)).exitCode, 0);
+});

@@ -435,6 +435,7 @@ export function drainMachine(some: Partial<DrainMachine>): DrainMachine {
     hydrationMs: null,
     bytesAvoided: null,
     root: null,
+    waivedAtMs: null,
     blocksFetchedTwice: 0,
     reason: null,
     nextAction: null,
@@ -458,5 +459,6 @@ function targetStatus(runId: string, phase: TargetStatus['phase']): TargetStatus
       hydrated: null,
     },
     hydration: null,
+    waivedAtMs: null,
   };
 }

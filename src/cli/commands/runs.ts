@@ -1,3 +1,4 @@
+import type { ForceRunRequest } from '../../api/schemas.ts';
 import { GodwitError } from '../../base/errors.ts';
 import type { RunView } from '../../journal/run.ts';
 import type { Context } from '../context.ts';
@@ -72,14 +73,20 @@ export async function act(context: Context, verb: 'cancel' | 'nudge', id: string
 export async function force(
   context: Context,
   id: string,
-  how: 'undo' | 'forward' | 'forget',
+  how: ForceRunRequest['how'],
   options: { yes?: boolean },
 ): Promise<void> {
   if (!options.yes) {
-    throw new GodwitError('CLI_INVALID_OPTIONS', 'forcing a run may leave what it was doing half done', {
-      values: { id },
-      nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} ${how} --yes`,
-    });
+    throw new GodwitError(
+      'CLI_INVALID_OPTIONS',
+      how === 'unproven'
+        ? 'without a receipt nobody can show that what arrived is what left'
+        : 'forcing a run may leave what it was doing half done',
+      {
+        values: { id },
+        nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} ${how} --yes`,
+      },
+    );
   }
   const { worker, run } = await context.fleet().run(id);
   const after = await worker.client.forceRun(run.id, how);
