@@ -1,3 +1,5 @@
+import { availableParallelism } from 'node:os';
+
 /**
  * Keeps the event loop looking for the next request for a moment instead of sleeping at once: waking a sleeping processor takes longer than the
  * work of a small request. Nothing waits for it: each look is a turn of the loop that does whatever else there is.
@@ -7,6 +9,8 @@
 const LOOK_MS = 0.05;
 const VAIN_LOOKS_MAX = 4;
 const REST_REQUESTS = 64;
+/** The only processor is the one that the client needs. */
+const PAYS = availableParallelism() > 1;
 
 export class LookOut {
   #until = 0;
@@ -16,6 +20,7 @@ export class LookOut {
 
   /** Something arrived. */
   seen(): void {
+    if (!PAYS) return;
     if (this.#rest > 0) {
       this.#rest -= 1;
       return;
