@@ -112,7 +112,7 @@ test('a buffer whose parts are big and small is given back when all of them are 
     });
   };
   // Big, then one so small that it is copied.
-  send(buffer.subarray(0, 80 * 1024), buffer.subarray(128 * 1024, 132 * 1024));
+  send(buffer.subarray(0, 20 * 1024), buffer.subarray(128 * 1024, 132 * 1024));
   assert.equal(released, 0);
   writer.flush();
   assert.equal(released, 0);
@@ -127,7 +127,7 @@ test('a buffer whose parts are big and small is given back when all of them are 
     released += 1;
   });
   assert.equal(released, 3, 'nothing is on its way');
-  send(buffer.subarray(0, 80 * 1024));
+  send(buffer.subarray(0, 20 * 1024));
   writer.close();
   assert.equal(released, 4, 'a connection that is gone holds nothing');
 });

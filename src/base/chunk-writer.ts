@@ -8,7 +8,7 @@ export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
 export const ROOM_BYTES_MAX = 33 * 1024;
 const SLAB_BYTES = 128 * 1024;
 /** From here on a batch goes out at once, so that the receiver works while we make the next one. */
-const EAGER_BYTES = 256 * 1024;
+const EAGER_BYTES = 32 * 1024;
 /** Payloads up to here are cheaper to copy than to hand on as a chunk of their own. */
 const COPY_BYTES_MAX = 4 * 1024;
 const NO_SLAB = Buffer.alloc(0);
