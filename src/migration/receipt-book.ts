@@ -25,7 +25,7 @@ export class ReceiptBook {
     );
   }
 
-  /** Durably: this worker, the target, does without the receipt of the move. The first time counts. */
+  /** Durably: the move ends without a receipt. The first time counts. */
   waive(moveId: string, nowMs: number): void {
     this.#database
       .prepare('INSERT OR IGNORE INTO waived_receipts (move_id, waived_at_ms) VALUES (?, ?)')
