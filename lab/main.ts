@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { FOLDER_VARIABLE, KIND_VARIABLE } from './kind.ts';
+import { EXIT_FROZEN, FOLDER_VARIABLE, KIND_VARIABLE } from './kind.ts';
 import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
 
 /**
@@ -13,8 +13,6 @@ import { ALONE, PROOFS, SCENARIOS } from './scenarios/index.ts';
  * they work. Exit code 1 when one of them fails. `--all`: also what takes long, and the measurements.
  * `--qemu`: guests of QEMU, which work more than they wait.
  */
-/** Of scripts/lab-scenario. */
-const EXIT_FROZEN = 75;
 const SCRIPT = fileURLToPath(new URL('../scripts/lab-scenario', import.meta.url));
 
 const { positionals, values } = parseArgs({

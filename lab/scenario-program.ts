@@ -1,7 +1,8 @@
 import { frozenGuests } from './guest.ts';
+import { EXIT_FROZEN } from './kind.ts';
 import { SCENARIOS } from './scenarios/index.ts';
 
-/** One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends everything that it started. Exit code 1: it failed; 75 (EX_TEMPFAIL): because a guest froze. */
+/** One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends everything that it started. Exit code 1: it failed; EXIT_FROZEN: and a guest had frozen. */
 const [name = ''] = process.argv.slice(2);
 
 // PID 1 of its own namespace: no signal ends it by default.
@@ -16,5 +17,5 @@ try {
   process.exit(0);
 } catch (error) {
   console.error(`${seconds()} s  ${name}: FAILED`, error);
-  process.exit(frozenGuests.size > 0 ? 75 : 1);
+  process.exit(frozenGuests.size > 0 ? EXIT_FROZEN : 1);
 }

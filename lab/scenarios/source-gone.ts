@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import { patient } from '../kind.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
@@ -13,6 +14,7 @@ import {
   workerPair,
   writerOn,
 } from './move.ts';
+import { crashAt } from './trouble.ts';
 
 /** Slow enough that blocks are missing when the source goes. */
 const SLOW = { rateMbit: 40 };
@@ -68,10 +70,7 @@ export function sourceGone(say: (line: string) => void): Promise<void> {
  * receipt gets a volume that is whole, under a machine that writes all the time, with neither clone nor session left.
  */
 export function sourceGoneUnproven(say: (line: string) => void): Promise<void> {
-  const environment = {
-    GODWIT_CRASH_AT: 'migrate-out:serve:after-done-append',
-    GODWIT_CRASH_MARKER: '/tmp/crashed-at-serve',
-  };
+  const environment = crashAt('serve', 'after', MIGRATE_OUT);
   return moving({ environment }, async ({ source, target, machineId, volumeId, runId, history }) => {
     const inside = targetRunId(runId);
     await until('the death of the worker', async () => !(await source.isRunning()));

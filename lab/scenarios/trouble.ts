@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { MIGRATE_IN } from '../../src/migration/migrate-in.ts';
+import type { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import { prepareGuest } from '../prepare.ts';
 import { isGuest, type MoveInProgress, type MoveOptions, until } from './move.ts';
 
@@ -40,10 +42,14 @@ const STEPS = [
   'finish',
 ] as const;
 
-/** The target's worker kills itself at the end of that step, before or after it is noted, once. */
-export function crashAt(step: string, when: 'before' | 'after' = 'before'): Record<string, string> {
+/** The worker of that side of a move kills itself at the end of that step, before or after it is noted, once. */
+export function crashAt(
+  step: string,
+  when: 'before' | 'after' = 'before',
+  side: typeof MIGRATE_IN | typeof MIGRATE_OUT = MIGRATE_IN,
+): Record<string, string> {
   return {
-    GODWIT_CRASH_AT: `migrate-in:${step}:${when}-done-append`,
+    GODWIT_CRASH_AT: `${side}:${step}:${when}-done-append`,
     GODWIT_CRASH_MARKER: `/tmp/crashed-at-${step}`,
   };
 }

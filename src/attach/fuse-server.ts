@@ -1,5 +1,5 @@
 import { closeSync } from 'node:fs';
-import { availableParallelism, constants } from 'node:os';
+import { constants } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
@@ -8,6 +8,7 @@ import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/logger.ts';
+import { LOOKING_PAYS } from '../base/look-out.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import { ValidityMap } from '../clone/validity-map.ts';
 import { errnoName } from '../sys/libc.ts';
@@ -115,7 +116,7 @@ export class FuseServer {
       lengthBytes: device.lengthBytes,
       blockBytes: device.blockBytes,
       hot,
-      spinMicroseconds: availableParallelism() > 1 ? SPIN_MICROSECONDS : 0,
+      spinMicroseconds: LOOKING_PAYS ? SPIN_MICROSECONDS : 0,
     };
     this.#worker = new Worker(entryPoint('./hot-thread.ts', import.meta.url), {
       workerData,

@@ -9,8 +9,8 @@ import { availableParallelism } from 'node:os';
 const LOOK_MS = 0.05;
 const VAIN_LOOKS_MAX = 4;
 const REST_REQUESTS = 64;
-/** The only processor is the one that the client needs. */
-const PAYS = availableParallelism() > 1;
+/** Whoever looks on the only processor keeps it from the client that is to be seen. */
+export const LOOKING_PAYS = availableParallelism() > 1;
 
 export class LookOut {
   #until = 0;
@@ -20,7 +20,7 @@ export class LookOut {
 
   /** Something arrived. */
   seen(): void {
-    if (!PAYS) return;
+    if (!LOOKING_PAYS) return;
     if (this.#rest > 0) {
       this.#rest -= 1;
       return;
