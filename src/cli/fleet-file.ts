@@ -1,7 +1,8 @@
-import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { GodwitError, messageOf } from '../base/errors.ts';
+import { replaceFileNow } from '../sys/durable-file.ts';
 
 /**
  * `fleet.json`: which workers there are and where the token is. Written by `godwit dev`, or by hand:
@@ -113,8 +114,7 @@ export function readFleetFile(path: string): FleetFile {
 
 /** Replaces the file in one step: a reader never sees half of it. */
 export function writeFleetFile(path: string, file: FleetFile): void {
-  writeFileSync(`${path}.new`, `${JSON.stringify(file, null, 2)}\n`, { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  replaceFileNow(path, `${JSON.stringify(file, null, 2)}\n`);
 }
 
 /** First line of a token file. Throws `CLI_INVALID_TOKEN_FILE`. */

@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { access, link, open, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { access, open } from 'node:fs/promises';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { createFile } from '../sys/durable-file.ts';
 import { Secret } from './secret.ts';
 
 /** For which volume a key is wanted. */
@@ -219,30 +219,13 @@ async function makeKeyFile(path: string): Promise<void> {
     )
   )
     return;
-  const temporary = `${path}.new-${randomBytes(6).toString('hex')}`;
   // Never a string, which could not be overwritten.
   const text = randomBytes(NEW_KEY_CHARACTERS);
   for (const [index, byte] of text.entries()) text[index] = BASE64URL[byte % 64]!;
   try {
-    const file = await open(temporary, 'wx', 0o600);
-    try {
-      await file.writeFile(text);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await link(temporary, path).catch((error: unknown) => {
-      if (systemErrorCode(error) !== 'EEXIST') throw error;
-    });
+    await createFile(path, text, { token: randomBytes(6).toString('hex') });
   } finally {
     text.fill(0);
-    await rm(temporary, { force: true });
-  }
-  const folder = await open(dirname(path), 'r');
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
   }
 }
 

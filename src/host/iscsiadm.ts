@@ -1,7 +1,8 @@
-import { readdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { replaceFile } from '../sys/durable-file.ts';
 import { failedError, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
 
 /** A source as the kernel's initiator logs in to it. */
@@ -153,8 +154,7 @@ export class Iscsiadm {
       interfaceName(login.initiatorIqn),
     );
     const text = withSettings(await readFile(path, 'utf8'), settings);
-    await writeFile(`${path}.new`, text, { mode: 0o600 });
-    await rename(`${path}.new`, path);
+    await replaceFile(path, text);
   }
 
   async #findDisk(sessionId: number): Promise<string | null> {

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { open, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
 import type { ProcessIdentity } from './process-identity.ts';
 import { SHIM_FILES } from './shim-protocol.ts';
 
@@ -19,17 +19,12 @@ export type ShimState = {
   machineInit: ProcessIdentity | null;
 };
 
-/** Writes the file so that a reader sees the old or the new one, never half. Readable by root only. */
-export async function writeShimState(runtimeDir: string, state: ShimState): Promise<void> {
-  const path = join(runtimeDir, SHIM_FILES.state);
-  const file = await open(`${path}.new`, 'w', 0o600);
-  try {
-    await file.writeFile(`${JSON.stringify(state, null, 2)}\n`);
-  } finally {
-    await file.close();
-  }
-  // No fsync: after a reboot nothing of what it names is there any more.
-  await rename(`${path}.new`, path);
+/**
+ * Writes the file so that a reader sees the old or the new one, never half. Readable by root only. Not durable: after a reboot nothing of what it names is there
+ * any more.
+ */
+export function writeShimState(runtimeDir: string, state: ShimState): Promise<void> {
+  return replaceFileOfThisBoot(join(runtimeDir, SHIM_FILES.state), `${JSON.stringify(state, null, 2)}\n`);
 }
 
 /**

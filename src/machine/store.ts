@@ -1,8 +1,9 @@
-import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { removeFile, replaceFile } from '../sys/durable-file.ts';
 import { MachineConfig } from './config.ts';
 
 /** What a worker knows of one of its machines: `<dataDir>/machines/<id>.json`. */
@@ -61,18 +62,9 @@ export class MachineStore {
   async write(record: MachineRecord): Promise<void> {
     const path = this.#path(record.id);
     try {
-      const file = await open(`${path}.new`, 'w', 0o600);
-      try {
-        await file.writeFile(`${JSON.stringify(record, null, 2)}\n`);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(`${path}.new`, path);
-      await this.#syncDirectory();
+      await replaceFile(path, `${JSON.stringify(record, null, 2)}\n`);
     } catch (cause) {
       if (systemErrorCode(cause) !== 'ENOSPC') throw cause;
-      await rm(`${path}.new`, { force: true });
       throw new GodwitError('MACHINE_NO_SPACE', `no space to write the record of machine ${record.id}`, {
         values: { path },
         nextAction: 'Free space on the disk of the data folder.',
@@ -82,22 +74,12 @@ export class MachineStore {
   }
 
   /** Idempotent; durable when it resolves. */
-  async remove(id: string): Promise<void> {
-    await rm(this.#path(id), { force: true });
-    await this.#syncDirectory();
+  remove(id: string): Promise<void> {
+    return removeFile(this.#path(id));
   }
 
   #path(id: string): string {
     return join(this.directory, `${id}.json`);
-  }
-
-  async #syncDirectory(): Promise<void> {
-    const directory = await open(this.directory, 'r');
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
   }
 }
 

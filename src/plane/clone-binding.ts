@@ -1,8 +1,9 @@
-import { open, readFile, rename, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { BlockStatistics } from '../host/block-statistics.ts';
+import { replaceFile } from '../sys/durable-file.ts';
 import { reserve } from '../volume/reserve.ts';
 import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
@@ -151,22 +152,8 @@ export async function requireCloneBinding(volumeDir: string, identity: CloneIden
 }
 
 /** Durable when it resolves. */
-export async function writeCloneBinding(volumeDir: string, binding: CloneBinding): Promise<void> {
-  const path = join(volumeDir, PLANE_FILES.cloneBinding);
-  const file = await open(`${path}.new`, 'w', 0o600);
-  try {
-    await file.writeFile(`${JSON.stringify(binding, null, 2)}\n`);
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-  await rename(`${path}.new`, path);
-  const folder = await open(volumeDir, 'r');
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
+export function writeCloneBinding(volumeDir: string, binding: CloneBinding): Promise<void> {
+  return replaceFile(join(volumeDir, PLANE_FILES.cloneBinding), `${JSON.stringify(binding, null, 2)}\n`);
 }
 
 /** Before the guest's device is there. Pure. */

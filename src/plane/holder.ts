@@ -1,4 +1,4 @@
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type {
   Access,
@@ -11,6 +11,7 @@ import { GodwitError, systemErrorCode, toWireError, type WireError } from '../ba
 import type { Logger } from '../base/logger.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import type { BlockRange, CompareRequest, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
+import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';
@@ -217,8 +218,7 @@ async function noteLeft(runtimeDir: string, spec: VolumeServerSpec): Promise<voi
   };
   await mkdir(runtimeDir, { recursive: true });
   const path = join(runtimeDir, PLANE_STATE_FILE);
-  await writeFile(`${path}.new`, `${JSON.stringify(left)}\n`, { mode: 0o600 });
-  await rename(`${path}.new`, path);
+  await replaceFileOfThisBoot(path, `${JSON.stringify(left)}\n`);
 }
 
 function isSame(one: VolumeServerSpec, other: VolumeServerSpec): boolean {

@@ -1,16 +1,7 @@
 import { generateKeyPairSync } from 'node:crypto';
-import {
-  closeSync,
-  constants,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from 'node:fs';
-import { dirname } from 'node:path';
+import { readFileSync } from 'node:fs';
 import { systemErrorCode } from '../base/errors.ts';
+import { replaceFileNow } from '../sys/durable-file.ts';
 import { WorkerKey } from './envelope.ts';
 
 /**
@@ -24,21 +15,6 @@ export function openWorkerKey(path: string): WorkerKey {
     if (systemErrorCode(error) !== 'ENOENT') throw error;
   }
   const pem = generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
-  const temporary = `${path}.new`;
-  rmSync(temporary, { force: true });
-  const fd = openSync(temporary, 'wx', 0o600);
-  try {
-    writeSync(fd, pem);
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-  renameSync(temporary, path);
-  const folder = openSync(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY);
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
+  replaceFileNow(path, pem);
   return new WorkerKey(pem);
 }

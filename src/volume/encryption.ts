@@ -1,4 +1,4 @@
-import { rm, stat, writeFile } from 'node:fs/promises';
+import { rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { KeySource, VolumeServerSpec } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -29,6 +29,7 @@ import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
 import { createXts } from '../crypt/xts.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
+import { replaceFile } from '../sys/durable-file.ts';
 import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';
 import { BINARY_AND_JSON_BYTES, HEADER_BYTES_MAX } from './header-size.ts';
@@ -217,7 +218,7 @@ export async function rekeyIncoming(
   try {
     const { header, volumeKey } = await formatHeader(headerFile, passphrase, volumeId);
     volumeKey.dispose();
-    await writeFile(join(folder, VOLUME_FILES.sourceHeader), bytes, { mode: 0o600 });
+    await replaceFile(join(folder, VOLUME_FILES.sourceHeader), bytes);
     return {
       uuid: header.binary.uuid,
       keyGeneration: generation,

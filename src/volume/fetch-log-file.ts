@@ -1,4 +1,5 @@
 import { rename, rm, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { FileDevice } from '../block/file-device.ts';
 import {
   type FetchDigest,
@@ -6,6 +7,7 @@ import {
   type FetchLogIdentity,
   fetchLogLengthBytes,
 } from '../clone/fetch-log.ts';
+import { syncFolder } from '../sys/durable-file.ts';
 
 const BLOCK_BYTES = 512;
 
@@ -21,6 +23,7 @@ export async function createFetchLog(path: string, identity: FetchLogIdentity): 
     await device.close();
   }
   await rename(temporary, path);
+  await syncFolder(dirname(path));
 }
 
 /** Makes one where it was moved away. Errors: those of `FetchLog.open` and of the disk. */

@@ -1,32 +1,48 @@
-import { open, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import { allocatedBytes } from '../freemap/run-extents.ts';
 import { decodeSealedMap, type SealedMapIdentity } from '../freemap/sealed-map.ts';
+import { replaceFile, replaceFileOfThisBoot, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { VOLUME_FILES } from './files.ts';
 
+/** How often, and how far apart, a disk that refuses is asked to keep the map. */
+const DURABLE_TRIES = 10;
+const DURABLE_RETRY_MS = 500;
+
 /**
- * `free.map` beside the data of a volume. Whoever writes it does not wait until it is durable, because a machine is stopped; it is soon after: when the move is proved, both
- * sides must still have the same (receipt/root.ts). It names its volume and generation under a checksum.
+ * `free.map` beside the data of a volume. Whoever writes it does not wait until it is durable, because a machine is stopped; it is soon after, also when the disk
+ * refuses at first: when the move is proved, both sides must still have the same (receipt/root.ts). It names its volume and generation under a checksum.
+ * `lasting` resolves with whether it is durable.
  */
-export async function writeFreeMap(volumeDir: string, bytes: Uint8Array): Promise<void> {
+export async function writeFreeMap(
+  volumeDir: string,
+  bytes: Uint8Array,
+  clock: Clock = systemClock,
+): Promise<{ lasting: Promise<boolean> }> {
   const path = join(volumeDir, VOLUME_FILES.freeMap);
-  await writeFile(`${path}.new`, bytes);
-  await rename(`${path}.new`, path);
-  void makeDurable([path, volumeDir]).catch(() => {});
+  await replaceFileOfThisBoot(path, bytes);
+  return { lasting: makeDurable(path, bytes, clock) };
 }
 
-async function makeDurable(paths: readonly string[]): Promise<void> {
-  for (const path of paths) {
-    const file = await open(path, 'r');
+/** Where a write-back failed, from the memory that the map was made in: of the file there may be nothing left to sync. Never rejects. */
+async function makeDurable(path: string, bytes: Uint8Array, clock: Clock): Promise<boolean> {
+  for (let tries = 0; tries < DURABLE_TRIES; tries++) {
+    if (tries > 0) await clock.sleep(DURABLE_RETRY_MS);
     try {
-      await file.sync();
-    } finally {
-      await file.close();
+      if (!(await readFile(path)).equals(bytes)) return false; // another generation's by now
+      if (tries > 0) await replaceFile(path, bytes);
+      else await syncPath(path);
+      await syncFolder(dirname(path));
+      return true;
+    } catch (error) {
+      if (systemErrorCode(error) === 'ENOENT') return false; // removed meanwhile: with its volume, or for the next seal
     }
   }
+  return false;
 }
 
 /** Null: there is none. */

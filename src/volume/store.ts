@@ -1,4 +1,4 @@
-import { link, mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { link, mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { ulid } from 'ulid';
 import type { KeySource } from '../attach/server-spec.ts';
@@ -11,6 +11,7 @@ import { FileDevice } from '../block/file-device.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
+import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { createFetchLog } from './fetch-log-file.ts';
@@ -117,9 +118,7 @@ export class VolumeStore {
     return this.#exclusively(() =>
       this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
-        await writeFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source), {
-          mode: 0o600,
-        });
+        await replaceFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source));
       }),
     );
   }
@@ -191,6 +190,7 @@ export class VolumeStore {
             this.folder(existing.id),
             join(this.directory, `${existing.id}.g${existing.generation}`),
           );
+          await syncFolder(this.directory);
         }
       }
       return this.#build(record, async (folder) => {
@@ -205,7 +205,7 @@ export class VolumeStore {
             source: { ...source, keyGeneration },
           });
         } else if (luks2) {
-          await writeFile(join(folder, VOLUME_FILES.header), luks2.header, { mode: 0o600 });
+          await replaceFile(join(folder, VOLUME_FILES.header), luks2.header);
         }
       });
     });
@@ -470,7 +470,7 @@ export class VolumeStore {
         await data.close();
       }
       await fill(temporary);
-      await writeDurably(join(temporary, VOLUME_FILES.record), encodeRecord(record));
+      await replaceFile(join(temporary, VOLUME_FILES.record), encodeRecord(record));
       for (const name of await readdir(temporary)) await syncPath(join(temporary, name));
       await syncPath(temporary);
       await rename(temporary, this.folder(record.id));
@@ -497,9 +497,7 @@ export class VolumeStore {
   async #write(folder: string, record: VolumeRecord): Promise<void> {
     const path = join(folder, VOLUME_FILES.record);
     try {
-      await writeDurably(`${path}.new`, encodeRecord(record));
-      await rename(`${path}.new`, path);
-      await syncPath(folder);
+      await replaceFile(path, encodeRecord(record));
     } catch (error) {
       throw storageError(error, folder);
     }
@@ -624,26 +622,6 @@ function attached(id: string): GodwitError {
     values: { volumeId: id },
     nextAction: 'Stop the machine (or end the move) that uses it, then ask again.',
   });
-}
-
-async function writeDurably(path: string, text: string): Promise<void> {
-  const file = await open(path, 'w', 0o600);
-  try {
-    await file.writeFile(text);
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-}
-
-/** fsync of a file or folder by path. */
-async function syncPath(path: string): Promise<void> {
-  const handle = await open(path, 'r');
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
 }
 
 async function allocatedBytes(path: string): Promise<number> {
