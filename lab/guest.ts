@@ -8,11 +8,14 @@ import { isGodwitError } from '../src/base/errors.ts';
 import { LineRpc } from '../src/base/line-rpc.ts';
 import { AGENT_PORT, type AgentOps, type CommandResult } from './agent-protocol.ts';
 import type { GuestKind, GuestOptions } from './guest-kind.ts';
+import { noteBoot, patient } from './kind.ts';
 import type { Member, RunOptions } from './member.ts';
 
-const BOOT_TIMEOUT_MS = 90_000;
+/** Before there is a measure of the machine. */
+const BOOT_TIMEOUT_MS = 600_000;
 const CONNECT_TIMEOUT_MS = 2_000;
 const CONNECT_PAUSE_MS = 100;
+/** What does not answer by then is cut off. */
 const REACH_TIMEOUT_MS = 3_000;
 const LOG_TAIL_CHARACTERS = 6_000;
 /** What the agent itself may take on top of what it runs. */
@@ -76,8 +79,10 @@ export class Guest implements Member {
       child.on('error', (error) => resolve(error.message));
       child.on('exit', (code, signal) => resolve(`ended with ${code ?? signal}`));
     });
+    const startedMs = performance.now();
     try {
       this.#agent = await this.#connect(ended);
+      noteBoot(performance.now() - startedMs);
     } catch (error) {
       await this.kill9();
       throw error;
@@ -103,7 +108,7 @@ export class Guest implements Member {
 
   async run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
     const { input } = options;
-    const timeoutMs = (options.timeoutMs ?? 60_000) * this.#kind.patience;
+    const timeoutMs = patient(options.timeoutMs ?? 60_000);
     return this.#call('run', { argv, timeoutMs, ...(input === undefined ? {} : { input }) }, timeoutMs);
   }
 
@@ -147,7 +152,7 @@ export class Guest implements Member {
       return (await this.#agent.rpc.call(
         op,
         args,
-        timeoutMs + ANSWER_GRACE_MS * this.#kind.patience,
+        timeoutMs + patient(ANSWER_GRACE_MS),
       )) as AgentOps[Op]['result'];
     } catch (error) {
       // Its agent ends what takes too long, and answers: only a guest that does not run at all is silent.

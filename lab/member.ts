@@ -1,7 +1,7 @@
 import type { CommandResult } from './agent-protocol.ts';
 
 export type RunOptions = {
-  /** Default 60 s. */
+  /** On a quiet machine; on a slow one it is longer (kind.ts). Default 60 s. */
   timeoutMs?: number;
   /** On standard input. */
   input?: string;

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import type { CommandResult } from './agent-protocol.ts';
 import { runHere, spawnHere } from './host-program.ts';
+import { patient } from './kind.ts';
 import type { Member, RunOptions } from './member.ts';
 import type { Network } from './network.ts';
 
@@ -42,7 +43,8 @@ export class NamespaceMember implements Member {
   }
 
   run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {
-    return runHere([...this.#enter, ...argv], options);
+    const timeoutMs = patient(options.timeoutMs ?? 60_000);
+    return runHere([...this.#enter, ...argv], { ...options, timeoutMs });
   }
 
   async spawn(

@@ -12,6 +12,7 @@ const KERNEL_DIR = fileURLToPath(new URL('../.cache/lab-kernel', import.meta.url
  */
 export const qemuKind: GuestKind = {
   patience: 4,
+  bootMs: 6_500,
   card: 'eth0',
   modulesDir: join(KERNEL_DIR, 'modules'),
   disk: (index) => `/dev/vd${diskLetter(index)}`,

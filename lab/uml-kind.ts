@@ -7,6 +7,7 @@ import { mustRunHere } from './host-program.ts';
 /** User-mode-linux: a kernel that is a program. Debian's package has every module. */
 export const umlKind: GuestKind = {
   patience: 1,
+  bootMs: 2_500,
   card: 'vec0',
   modulesDir: '/usr/lib/uml/modules',
   disk: (index) => `/dev/ubd${diskLetter(index)}`,

@@ -2,10 +2,11 @@ import assert from 'node:assert/strict';
 import { fileURLToPath } from 'node:url';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
 import { verifyReceipt } from '../../src/receipt/envelope.ts';
+import { patient } from '../kind.ts';
 import { Lab } from '../lab.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR } from '../prepare.ts';
-import { isGuest, PATIENCE_MS, until, workerPair } from './move.ts';
+import { isGuest, patienceMs, until, workerPair } from './move.ts';
 
 const PROGRAM = fileURLToPath(new URL('../corrupt-program.ts', import.meta.url));
 const MIB = 2 ** 20;
@@ -46,7 +47,7 @@ export async function corruption(say: (line: string) => void): Promise<void> {
     });
     const written = await source.client.execInMachine(machine.id, {
       command: ['sh', '-c', `yes '${MARK}' | head -c ${FILE_MIB * MIB} > /data/marked; sync`],
-      timeoutMs: 120_000,
+      timeoutMs: patient(120_000),
     });
     assert.equal(written.exitCode, 0, written.stderr);
     say(`a machine that does nothing, with ${FILE_MIB} MiB on its volume`);
@@ -62,7 +63,7 @@ export async function corruption(say: (line: string) => void): Promise<void> {
         ...[process.execPath, '--disable-warning=ExperimentalWarning', PROGRAM],
         ...[`${DATA_DIR}/volumes/${volume.id}/data.raw`, String(VOLUME_BYTES), MARK, String(BLOCKS)],
       ],
-      { timeoutMs: 2 * PATIENCE_MS },
+      { timeoutMs: 2 * patienceMs() },
     );
     const [first, last] = changed.split(' ').map(Number) as [number, number];
     say(`${BLOCKS} blocks are changed behind dm-clone, from byte ${first} to ${last}`);
@@ -74,7 +75,7 @@ export async function corruption(say: (line: string) => void): Promise<void> {
         if (run.endedAtMs !== null) throw new Error(`the move ended ${run.state}`);
         return (run.output as MigrateOutOutput).disputed ?? null;
       },
-      2 * PATIENCE_MS,
+      2 * patienceMs(),
     );
     assert.equal(disputed.code, CODE, JSON.stringify(disputed));
     const { offsetBytes, changedBytes } = disputed.values;

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Lab } from '../lab.ts';
 import { cliFrom, LabWorker } from '../lab-worker.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
+import { until } from './move.ts';
 
 /** The lab itself: guests boot, have device-mapper's targets, see one another, are parted and joined; a worker of this repository runs in one. */
 export async function guests(say: (line: string) => void): Promise<void> {
@@ -33,8 +33,7 @@ export async function guests(say: (line: string) => void): Promise<void> {
     await lab.network.cut();
     assert.ok(!(await reaches()), 'a cut network');
     await lab.network.heal();
-    await sleep(1_000);
-    assert.ok(await reaches(), 'a healed network');
+    await until('a healed network', reaches);
     say('cut and healed');
 
     await mustRun(two, ['sh', '-c', `echo kept > ${DATA_DIR}/kept; sync -f ${DATA_DIR}/kept`]);

@@ -35,13 +35,3 @@ export const SCENARIOS: Readonly<Record<string, (say: (line: string) => void) =>
 
 /** Measurements: nothing else runs beside them. */
 export const ALONE: ReadonlySet<string> = new Set(['hydration']);
-
-/** Show what others show as well, or what the tests show in the userspace plane. */
-const LONG: ReadonlySet<string> = new Set([
-  ...['encrypted', 'source-gone', 'source-gone-unproven', 'target-shim-dies'],
-]);
-
-/** Those that `npm run lab` runs when it is not told which. */
-export const PROOFS: readonly string[] = Object.keys(SCENARIOS).filter(
-  (name) => !ALONE.has(name) && !LONG.has(name),
-);

@@ -15,7 +15,8 @@ import { type Member, mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
 
 const MIB = 2 ** 20;
-export const PATIENCE_MS = patient(120_000);
+/** For what a scenario waits for. */
+export const patienceMs = () => patient(120_000);
 /** The same key on every worker of a lab with encrypted volumes. */
 export const GUEST_KEY_FILE = '/etc/godwit-keys/volume';
 /** Random bytes in files beside what the writer writes. */
@@ -88,7 +89,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
       ],
       timeoutMs: patient(120_000),
     });
-    await history.more(5, PATIENCE_MS);
+    await history.more(5, patienceMs());
     say(`a machine writes; ${FILES * FILE_MIB} MiB of files on its volume`);
 
     if (options.shape)
@@ -116,7 +117,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
         const now = await source.client.showRun(runId);
         return now.endedAtMs === null ? null : now;
       },
-      2 * PATIENCE_MS,
+      2 * patienceMs(),
     );
     assert.equal(run.state, 'done', JSON.stringify(run));
     say(`source released after ${Date.now() - startedMs} ms`);
@@ -133,7 +134,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     say(
       `compared ${bytes.compared >> 20} MiB${disk ? `; differs ${(disk.changed + disk.cleared) >> 10} KiB, the guest wrote ${disk.guest === null ? 'nobody knows what' : `${disk.guest.writeBytes >> 10} KiB in ${disk.guest.writes} requests`}` : ''}`,
     );
-    await history.more(10, PATIENCE_MS);
+    await history.more(10, patienceMs());
     const check = await target.client.execInMachine(machineId, {
       command: [
         'sh',
@@ -192,7 +193,7 @@ export async function writerOn(
   );
   const ids = await writerMachine(worker, collector.port, options);
   const history = collector.history('writer');
-  await history.more(5, PATIENCE_MS);
+  await history.more(5, patienceMs());
   return { ...ids, history };
 }
 
@@ -324,7 +325,7 @@ export class Fatal extends Error {}
 export async function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,
-  timeoutMs = PATIENCE_MS,
+  timeoutMs = patienceMs(),
 ): Promise<Value> {
   const deadlineMs = Date.now() + timeoutMs;
   let last = '';

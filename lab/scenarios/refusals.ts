@@ -4,11 +4,12 @@ import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { type CloneBinding, cloneMetadataBytes, REGION_BYTES } from '../../src/plane/clone-binding.ts';
 import type { WriterHistory } from '../../test/support/writer-collector.ts';
 import type { Guest } from '../guest.ts';
+import { patient } from '../kind.ts';
 import { Lab } from '../lab.ts';
 import type { LabWorker } from '../lab-worker.ts';
 import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
-import { assertNothingLeft, PATIENCE_MS, tellStates, until, workerPair, writerOn } from './move.ts';
+import { assertNothingLeft, patienceMs, tellStates, until, workerPair, writerOn } from './move.ts';
 import { crashAt } from './trouble.ts';
 
 const MIB = 2 ** 20;
@@ -127,7 +128,7 @@ async function staleMetadata(world: World): Promise<void> {
       '-c',
       `cd /data && dd if=/dev/urandom of=ballast bs=1M count=${BALLAST_MIB} status=none && sha256sum ballast > sums && sync`,
     ],
-    timeoutMs: 120_000,
+    timeoutMs: patient(120_000),
   });
 
   // The target's worker dies when the volume is there.
@@ -137,7 +138,7 @@ async function staleMetadata(world: World): Promise<void> {
   await put(STALE, folder);
   await target.start();
   await source.client.nudgeRun(id);
-  await history.incarnation(1, PATIENCE_MS);
+  await history.incarnation(1, patienceMs());
   await until('the copy', async () => (await target.client.showRun(targetRunId(id))).step === 'hydrate');
   say('metadata of another clone in a volume that arrives: made anew');
 
@@ -159,7 +160,7 @@ async function staleMetadata(world: World): Promise<void> {
   assert.equal(history.incarnations.length, before, 'it wrote over blocks that are not known');
   await put(RIGHT, folder);
   await target.client.startMachine(machineId);
-  await history.incarnation(before, PATIENCE_MS);
+  await history.incarnation(before, patienceMs());
   for (const [worker, run] of [
     [target, targetRunId(id)],
     [source, id],
@@ -169,10 +170,10 @@ async function staleMetadata(world: World): Promise<void> {
   assert.equal(run.state, 'done', JSON.stringify(run));
   const { exitCode, stdout, stderr } = await target.client.execInMachine(machineId, {
     command: ['sh', '-c', 'cd /data && sha256sum --quiet -c sums'],
-    timeoutMs: 120_000,
+    timeoutMs: patient(120_000),
   });
   assert.equal(exitCode, 0, stdout + stderr);
-  await history.more(3, PATIENCE_MS);
+  await history.more(3, patienceMs());
   history.assertSound();
   say('metadata of another clone after a reboot: PLANE_METADATA_WRONG, and on with the right one');
 }
@@ -243,7 +244,7 @@ async function refused(
   }
   await assertNothingLeft(target, 'kernel', { machineId, volumeId });
   assert.deepEqual([...(await target.client.listMachines()), ...(await target.client.listVolumes())], []);
-  await history.more(3, PATIENCE_MS);
+  await history.more(3, patienceMs());
   history.assertSound();
   assert.equal(history.incarnations.length, 1, 'the machine was stopped for it');
   say(`${what}: ${typeof expected === 'string' ? expected : run.error.code}, and the machine runs on`);

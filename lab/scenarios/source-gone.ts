@@ -38,7 +38,10 @@ export function sourceGone(say: (line: string) => void): Promise<void> {
 
     // A reader that cannot be answered, as many as the guest likes.
     const reader = target.client
-      .execInMachine(machineId, { command: ['sh', '-c', 'cat /data/file > /dev/null'], timeoutMs: 600_000 })
+      .execInMachine(machineId, {
+        command: ['sh', '-c', 'cat /data/file > /dev/null'],
+        timeoutMs: patient(600_000),
+      })
       .then(
         (reply) => `exit code ${reply.exitCode}`,
         () => 'ended with the machine',
@@ -123,7 +126,7 @@ async function moving(
     const { machineId, volumeId, history } = await writerOn(source, {}, cleanups);
     await source.client.execInMachine(machineId, {
       command: ['sh', '-c', 'dd if=/dev/urandom of=/data/file bs=1M count=48 status=none; sync'],
-      timeoutMs: 120_000,
+      timeoutMs: patient(120_000),
     });
     if (options.slow)
       for (const { member } of [source, target]) if (isGuest(member)) await lab.shape(member, SLOW);

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { MIGRATE_IN } from '../../src/migration/migrate-in.ts';
 import type { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import { prepareGuest } from '../prepare.ts';
-import { isGuest, type MoveInProgress, type MoveOptions, until } from './move.ts';
+import { isGuest, type MoveInProgress, type MoveOptions, patienceMs, until } from './move.ts';
 
 /** What goes wrong while the blocks are on their way. Slow enough a network that they still are when it does. */
 const SLOW = { rateMbit: 40 };
@@ -63,7 +63,7 @@ async function cut(
   await sleep(durationMs);
   await lab.network.heal();
   say(`the network was cut for ${durationMs / 1000} s`);
-  await history.more(3);
+  await history.more(3, patienceMs());
 }
 
 async function sourceReboots({
@@ -83,7 +83,7 @@ async function sourceReboots({
   await lab.shape(guest, SLOW);
   await source.start();
   say('the source was killed and booted again');
-  await history.more(3);
+  await history.more(3, patienceMs());
 }
 
 async function targetReboots({ target, machineId, history, say, lab }: MoveInProgress): Promise<void> {
@@ -96,7 +96,7 @@ async function targetReboots({ target, machineId, history, say, lab }: MoveInPro
   await prepareGuest(guest);
   await lab.shape(guest, SLOW);
   await target.start();
-  await history.incarnation(lives);
+  await history.incarnation(lives, patienceMs());
   say('the target was killed and booted again; its machine writes');
 }
 
@@ -108,7 +108,7 @@ async function targetShimDies({ target, machineId, history, say }: MoveInProgres
   const pid = Number(stdout.trim());
   assert.ok(pid > 0, `one shim of the machine: ${stdout}`);
   await target.member.kill(pid, 'SIGKILL');
-  await history.incarnation(lives);
+  await history.incarnation(lives, patienceMs());
   say("the target's shim was killed; its machine writes again");
 }
 
