@@ -3,6 +3,8 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { BufferPool } from './buffer-pool.ts';
 import { ChunkWriter } from './chunk-writer.ts';
+import { FakeClock } from './fake-clock.ts';
+import { PeerBook } from './peer-account.ts';
 
 /** A pool that knows what is out. */
 class CountingPool extends BufferPool {
@@ -130,4 +132,37 @@ test('a buffer whose parts are big and small is given back when all of them are 
   send(buffer.subarray(0, 20 * 1024));
   writer.close();
   assert.equal(released, 4, 'a connection that is gone holds nothing');
+});
+
+test('a peer that takes nothing costs bytes, not batches: what comes later gathers and follows', () => {
+  const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
+  const clock = new FakeClock();
+  const account = new PeerBook(clock).open({
+    address: 'here',
+    debt: () => 'nothing',
+    movedBytes: () => 0,
+    onRoom: () => {},
+    drop: () => {},
+  });
+  const pool = new CountingPool(1024 * 1024);
+  const writer = new ChunkWriter((chunks, done) => waiting.push({ chunks, done }), pool, account);
+  const sent: Buffer[] = [];
+  const expected: Buffer[] = [];
+  for (let reply = 0; reply < 50_000; reply += 1) {
+    const at = writer.room(16);
+    writer.slab.fill(reply & 0xff, at, at + 16);
+    writer.filled(at + 16);
+    expected.push(Buffer.alloc(16, reply & 0xff));
+    writer.flush();
+  }
+  assert.equal(waiting.length, 16);
+  assert.equal(writer.queuedBytes, 800_000);
+  assert.equal(account.heldBytes, pool.out.size * 128 * 1024, 'whole slabs are charged');
+  while (waiting.length > 0) {
+    const { chunks, done } = waiting.shift()!;
+    sent.push(...chunks.map((chunk) => Buffer.from(chunk)));
+    done();
+  }
+  assert.ok(Buffer.concat(sent).equals(Buffer.concat(expected)));
+  assert.deepEqual([writer.queuedBytes, account.heldBytes, pool.out.size], [0, 0, 0]);
 });

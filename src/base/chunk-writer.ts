@@ -1,5 +1,6 @@
 import { assert } from './assert.ts';
 import type { BufferPool } from './buffer-pool.ts';
+import type { PeerAccount } from './peer-account.ts';
 
 /** Takes a batch of chunks; calls `done` when they are written. */
 export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
@@ -11,17 +12,21 @@ const SLAB_BYTES = 128 * 1024;
 const EAGER_BYTES = 32 * 1024;
 /** Payloads up to here are cheaper to copy than to hand on as a chunk of their own. */
 const COPY_BYTES_MAX = 4 * 1024;
+/** Batches on their way to a kernel that takes nothing. Each costs objects whatever its size, so what comes after these gathers in the slab. */
+const BATCHES_MAX = 16;
 const NO_SLAB = Buffer.alloc(0);
 
 /**
  * Gathers what a connection sends for one write. Headers and small payloads lie side by side in a slab; big payloads are handed on by reference, uncopied.
- * What one turn of the event loop produced goes out together. A writer with nothing to send holds no slab.
+ * What one turn of the event loop produced goes out together, unless `BATCHES_MAX` are on their way already. A writer with nothing to send holds no slab.
+ * Slabs are charged to the peer's account, where there is one; payloads are their owners' to charge.
  *
  *   const at = writer.room(length);  fill writer.slab from `at`;  writer.filled(end);  writer.payload(data, release);
  */
 export class ChunkWriter {
   readonly #sink: ChunkSink;
   readonly #pool: BufferPool;
+  readonly #account: PeerAccount | null;
   #slab: Buffer = NO_SLAB;
   #position = 0;
   /** Start of the part of the slab that belongs to the batch and is not in `#chunks` yet. */
@@ -37,9 +42,10 @@ export class ChunkWriter {
   /** Called when bytes have left for the kernel. */
   onDrain: (() => void) | null = null;
 
-  constructor(sink: ChunkSink, pool: BufferPool) {
+  constructor(sink: ChunkSink, pool: BufferPool, account: PeerAccount | null = null) {
     this.#sink = sink;
     this.#pool = pool;
+    this.#account = account;
   }
 
   /** Bytes that the kernel has not taken yet. */
@@ -99,8 +105,13 @@ export class ChunkWriter {
     else last.releases.push(release);
   }
 
-  /** Hands on what there is. */
+  /** Hands on what there is, unless too many batches are on their way: then it follows as soon as one of them has been taken. */
   flush(): void {
+    if (this.#batches.length < BATCHES_MAX || this.#closed) this.finish();
+  }
+
+  /** Hands on what there is: the end of the connection comes after it. */
+  finish(): void {
     this.#closeChunk();
     if (this.#chunks.length === 0) return;
     const chunks = this.#chunks;
@@ -129,6 +140,8 @@ export class ChunkWriter {
     this.#writtenBytes += batch.bytes;
     for (const release of batch.releases) release();
     if (this.queuedBytes === 0) this.#dropSlab();
+    // What was held back while this one was on its way.
+    else if (this.#batches.length === BATCHES_MAX - 1) this.flush();
     this.onDrain?.();
   }
 
@@ -161,9 +174,10 @@ export class ChunkWriter {
     this.#closeChunk();
     if (this.#slab !== NO_SLAB) {
       const old = this.#slab;
-      this.#releases.push(() => this.#pool.give(old));
+      this.#releases.push(() => this.#giveSlab(old));
     }
     this.#slab = this.#pool.take(SLAB_BYTES);
+    this.#account?.charge(SLAB_BYTES);
     this.#position = 0;
     this.#chunkStart = 0;
   }
@@ -171,9 +185,14 @@ export class ChunkWriter {
   /** Everything in it has been sent. */
   #dropSlab(): void {
     if (this.#slab === NO_SLAB) return;
-    this.#pool.give(this.#slab);
+    this.#giveSlab(this.#slab);
     this.#slab = NO_SLAB;
     this.#position = 0;
     this.#chunkStart = 0;
+  }
+
+  #giveSlab(slab: Buffer): void {
+    this.#pool.give(slab);
+    this.#account?.release(SLAB_BYTES);
   }
 }

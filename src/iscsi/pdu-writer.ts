@@ -107,6 +107,11 @@ export class PduWriter {
     this.#writer.flush();
   }
 
+  /** Hands on what there is, all of it: the end of the connection comes after it. */
+  finish(): void {
+    this.#writer.finish();
+  }
+
   /** The connection is gone: what is queued is forgotten, and nothing more is sent. */
   close(): void {
     this.#writer.close();

@@ -148,7 +148,7 @@ export class TargetConnection {
     this.#closed = true;
     this.#logger.info({ reason }, 'iSCSI: connection ends');
     this.#cancelDeadline();
-    this.#writer.flush();
+    this.#writer.finish();
     // Nothing that comes from now on is looked at.
     this.#socket.end();
     const cancel = this.#clock.timer(LINGER_MS, () => this.#socket.destroy());

@@ -97,7 +97,7 @@ export class NbdConnection<Result> {
   /** Ends the connection when what was written has left; resolves when it is closed. Nothing is called any more. */
   end(): Promise<void> {
     this.#over = true;
-    this.#writer?.flush();
+    this.#writer?.finish();
     return new Promise((resolve) => {
       if (this.#stream.destroyed) {
         resolve();

@@ -21,6 +21,11 @@ export class RequestWriter {
     this.#writer.flush();
   }
 
+  /** All of it: the end of the connection comes after it. */
+  finish(): void {
+    this.#writer.finish();
+  }
+
   /** The connection is gone: what is queued is forgotten, and nothing more is sent. */
   close(): void {
     this.#writer.close();

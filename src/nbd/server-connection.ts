@@ -278,7 +278,7 @@ export class ServerConnection {
     this.#ending = true;
     this.#logger.info({ reason }, 'NBD: connection ends');
     this.#cancelTimer();
-    this.#writer?.flush();
+    this.#writer?.finish();
     this.#socket.end();
     // What still comes is not looked at, but has to be read for the end of it to be seen.
     this.#socket.resume();

@@ -1,0 +1,80 @@
+/**
+ * A bounded number of places, with a share for each key (an address, a grant). Whoever comes gets one where somebody can be asked to leave for it: of the
+ * key that has the most, the one that is worth least, of these the one that came first. So a crowd that sits there in silence keeps nobody out who has
+ * something to say, and a crowd from one address nobody from another.
+ */
+export type Seat = {
+  readonly key: string;
+  /** What it has to show for itself: those with less go first. null: it stays. Asked when a place is needed. */
+  worth: () => number | null;
+  /** It has lost its place. */
+  evict: (reason: string) => void;
+};
+
+export class Seats {
+  readonly #max: number;
+  readonly #keyMax: number;
+  readonly #byKey = new Map<string, Set<Seat>>();
+  #size = 0;
+
+  /** `keyMax`: the share of one key; less than `max`, so that one alone cannot take all. */
+  constructor(options: { max: number; keyMax: number }) {
+    this.#max = options.max;
+    this.#keyMax = options.keyMax;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  /** True: it has a place, another may have lost one. False: there is none to be had. */
+  take(seat: Seat): boolean {
+    if ((this.#byKey.get(seat.key)?.size ?? 0) >= this.#keyMax) {
+      if (!this.#evictOf(seat.key)) return false;
+    } else if (this.#size >= this.#max && !this.#evictOf(this.#largest())) {
+      return false;
+    }
+    let seats = this.#byKey.get(seat.key);
+    if (seats === undefined) {
+      seats = new Set();
+      this.#byKey.set(seat.key, seats);
+    }
+    seats.add(seat);
+    this.#size += 1;
+    return true;
+  }
+
+  /** Idempotent. */
+  leave(seat: Seat): void {
+    const seats = this.#byKey.get(seat.key);
+    if (seats?.delete(seat) !== true) return;
+    this.#size -= 1;
+    if (seats.size === 0) this.#byKey.delete(seat.key);
+  }
+
+  #largest(): string {
+    let largest = '';
+    let size = 0;
+    for (const [key, seats] of this.#byKey) {
+      if (seats.size <= size) continue;
+      size = seats.size;
+      largest = key;
+    }
+    return largest;
+  }
+
+  #evictOf(key: string): boolean {
+    let least: Seat | null = null;
+    let leastWorth = Number.POSITIVE_INFINITY;
+    for (const seat of this.#byKey.get(key) ?? []) {
+      const worth = seat.worth();
+      if (worth === null || worth >= leastWorth) continue;
+      least = seat;
+      leastWorth = worth;
+    }
+    if (least === null) return false;
+    this.leave(least);
+    least.evict('others need the place');
+    return true;
+  }
+}
