@@ -73,7 +73,7 @@ async function runGodwit(dir: string): Promise<SuiteResult[]> {
 async function runTgt(dir: string): Promise<SuiteResult[]> {
   const tgt = await startTgt({ file: sparse(dir, 'tgt.raw') });
   try {
-    return await runSuite(`iscsi://127.0.0.1:${tgt.port}/${TARGET_IQN}/1`, { cwd: dir, timeoutMs: 600_000 });
+    return await runSuite(`iscsi://127.0.0.1:${tgt.port}/${TARGET_IQN}/1`, { cwd: dir, patienceMs: 600_000 });
   } finally {
     await tgt.close();
   }

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -81,7 +82,7 @@ for (const variant of ['as the host has it', 'with the freezer only'] as const) 
     const cgroup = new Cgroup(`test-${process.pid}`, { layout, clock: systemClock });
     await cgroup.create({ processesMax: 30 });
     t.after(async () => {
-      await cgroup.killAll(10_000);
+      await cgroup.killAll(patient(10_000));
       await cgroup.remove();
     });
     const join = cgroup.procsFiles.map((file) => `echo 0 > ${file}`).join('; ');
@@ -91,7 +92,7 @@ for (const variant of ['as the host has it', 'with the freezer only'] as const) 
     const ended = once(child, 'exit');
     await once(child.stdout, 'data');
     assert.ok(cgroup.processes().includes(child.pid!));
-    await cgroup.killAll(10_000);
+    await cgroup.killAll(patient(10_000));
     await ended;
     assert.deepEqual(cgroup.processes(), []);
     assert.equal(existsSync(cgroup.folders[0]!), true);

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { createServer as createHttp } from 'node:http';
 import { type AddressInfo, createServer } from 'node:net';
 import { test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import type { HealthCheck } from './config.ts';
@@ -90,7 +91,7 @@ test('a probe that throws is a failure, not the end of the checks', async () => 
   let calls = 0;
   const healthy = Promise.withResolvers<void>();
   const monitor = new HealthMonitor({
-    check: { ...check, intervalMs: 10, timeoutMs: 1_000, kind: 'tcp', port: 1 },
+    check: { ...check, intervalMs: 10, timeoutMs: patient(1_000), kind: 'tcp', port: 1 },
     clock: systemClock,
     onChange: () => healthy.resolve(),
     probe: async () => {
@@ -120,8 +121,8 @@ test('tcp and http probes tell yes from no', async (t) => {
   });
   const port = (listener.address() as AddressInfo).port;
   const base = `http://127.0.0.1:${(http.address() as AddressInfo).port}`;
-  const probe = (kind: object, signal = AbortSignal.timeout(10_000)) =>
-    makeProbe({ ...check, timeoutMs: 1_000, ...kind } as HealthCheck, target)(signal);
+  const probe = (kind: object, signal = AbortSignal.timeout(patient(10_000))) =>
+    makeProbe({ ...check, timeoutMs: patient(1_000), ...kind } as HealthCheck, target)(signal);
 
   assert.equal((await probe({ kind: 'tcp', port })).ok, true);
   assert.equal((await probe({ kind: 'http', url: `${base}/ok` })).ok, true);

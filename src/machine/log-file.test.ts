@@ -3,6 +3,7 @@ import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import { test } from 'node:test';
+import { NotYet, until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
 import { type LogReadOptions, LogWriter, readLog } from './log-file.ts';
@@ -62,7 +63,10 @@ test('following sees every byte across rotations and ends with the signal', asyn
     log.write(Buffer.from(text));
     await log.flush();
     // One rotation may happen between two looks; a second one would lose what nobody read.
-    for (let wait = 0; seen.length < expected.length && wait < 200; wait++) await systemClock.sleep(20);
+    await until(
+      `round ${round} to be read`,
+      () => seen.length >= expected.length || new NotYet(seen.slice(-30)),
+    );
   }
   abort.abort();
   await reader;

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -78,14 +79,16 @@ test('create, start, look, stop, start again, destroy', { skip }, async (t) => {
 
   await manager.start('web');
   await manager.start(record.id);
-  await manager.awaitHealthy('web', 10_000);
+  await manager.awaitHealthy('web', patient(10_000));
   const { shim, record: running } = await manager.show('web');
   assert.equal(running.desired, 'running');
   assert.equal(shim?.workload?.state, 'running');
-  assert.equal((await manager.exec('web', ['hostname'], 10_000)).stdout, 'web\n');
+  assert.equal((await manager.exec('web', ['hostname'], patient(10_000))).stdout, 'web\n');
   await refuses(manager.destroy('web'), 'MACHINE_RUNNING');
   await manager.restart('web');
-  await until(async () => (await readAll(manager.logs('web'))).match(/^up$/gm)?.length === 2);
+  await until('it to say up again', () => readAll(manager.logs('web')), {
+    is: (log) => log.match(/^up$/gm)?.length === 2,
+  });
   assert.match(await readAll(manager.logs('web', { tailLines: 1 })), /up\n$/);
 
   await manager.stop('web');
@@ -165,7 +168,9 @@ test('a new worker finds what runs, starts what should run, leaves the rest', { 
   await refuses(first.destroy('moving', { force: true }), 'MACHINE_MOVING');
   first.close();
   for (const name of ['dead', 'moving']) process.kill(pids.get(name)!, 'SIGKILL');
-  await until(() => ['dead', 'moving'].every((name) => identifyProcess(pids.get(name)!) === null));
+  await until('the two shims to end', () =>
+    ['dead', 'moving'].every((name) => identifyProcess(pids.get(name)!) === null),
+  );
   writeFileSync(join(dir, 'machines', 'm_broken.json'), '{');
 
   const second = await open();

@@ -4,7 +4,8 @@ import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
+import { NotYet, patient, until } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -35,6 +36,14 @@ function start(runtimeDir: string): Promise<ShimClient> {
   return startShim({ runtimeDir, hidden: [], clock: systemClock });
 }
 
+/** Resolves when the machine has said that line so many times: what its script does before that is done. */
+async function saysAgain(runtimeDir: string, line: string, times: number): Promise<void> {
+  await until(`the machine to say ${line}`, () => {
+    const log = readFileSync(join(runtimeDir, 'machine.log'), 'utf8');
+    return log.split('\n').filter((said) => said === line).length >= times || new NotYet(log);
+  });
+}
+
 function groupOf(runtimeDir: string): Cgroup {
   return new Cgroup(cgroupName(runtimeDir), { layout: readCgroupLayout(), clock: systemClock });
 }
@@ -52,15 +61,17 @@ test('a shim runs a machine, tells its status and events, and leaves nothing', {
   assert.equal(status.volume, null);
   assert.equal(statSync(join(runtimeDir, 'shim.sock')).mode & 0o777, 0o600);
   assert.equal(statSync(join(runtimeDir, 'shim.json')).mode & 0o777, 0o600);
-  await until(() => readShimState(runtimeDir)?.machineInit?.pid === status.workload?.pid);
+  await until('its init to be written down', () => readShimState(runtimeDir)?.machineInit?.pid, {
+    is: (pid) => pid === status.workload?.pid,
+  });
   assert.equal(
-    (await client.call('workload.exec', { command: ['echo', 'x'], timeoutMs: 10_000 })).stdout,
+    (await client.call('workload.exec', { command: ['echo', 'x'], timeoutMs: patient(10_000) })).stdout,
     'x\n',
   );
-  assert.ok((await client.call('workload.awaitHealthy', { timeoutMs: 1_000 })).healthyAtMs > 0);
+  assert.ok((await client.call('workload.awaitHealthy', { timeoutMs: patient(1_000) })).healthyAtMs > 0);
 
   await client.call('shutdown', {});
-  await until(() => identifyProcess(status.shimPid) === null);
+  await until('the shim to end', () => identifyProcess(status.shimPid) === null);
   assert.ok(states.includes('running') && states.includes('stopped'), states.join());
   assert.equal(await findShim(runtimeDir), 'absent');
   for (const name of groupOf(runtimeDir).folders) assert.equal(existsSync(name), false, name);
@@ -79,7 +90,11 @@ test('a shim runs a machine, tells its status and events, and leaves nothing', {
 test('wrong questions get typed errors', { skip }, async (t) => {
   const client = await start(folder(t));
   const refused = (op: never, args: object, code: string) =>
-    assert.rejects(client.call(op, args as never, 20_000), (error) => isGodwitError(error, code), code);
+    assert.rejects(
+      client.call(op, args as never, patient(20_000)),
+      (error) => isGodwitError(error, code),
+      code,
+    );
   await refused('nonsense' as never, {}, 'RPC_UNKNOWN_OP');
   await refused('constructor' as never, {}, 'RPC_UNKNOWN_OP');
   await refused('volume.command' as never, { op: 'status', args: {} }, 'MACHINE_NO_VOLUME');
@@ -106,7 +121,7 @@ test('the machine survives its worker, killed with all that it can take along', 
       `const { startShim } = await import('${modules}shim-client.ts');
        const { systemClock } = await import('${new URL('../base/clock.ts', import.meta.url).href}');
        const client = await startShim({ runtimeDir: ${JSON.stringify(runtimeDir)}, hidden: [], clock: systemClock });
-       await client.call('workload.start', ${JSON.stringify(machine(`echo up; trap 'exit 5' TERM; ${SLEEP}`, { restart: { policy: 'always', retriesMax: 0 } }))});
+       await client.call('workload.start', ${JSON.stringify(machine(`trap 'exit 5' TERM; echo up; ${SLEEP}`, { restart: { policy: 'always', retriesMax: 0 } }))});
        console.log('started');
        setInterval(() => {}, 1000);`,
     ],
@@ -121,9 +136,11 @@ test('the machine survives its worker, killed with all that it can take along', 
   assert.equal(before.state, 'running');
   // The restart policy works without a worker: this client only watches.
   process.kill(before.pid!, 'SIGKILL');
-  await until(async () => (await client.call('status', {})).workload?.restarts === 1);
-  await until(async () => (await client.call('status', {})).workload?.state === 'running');
-  await systemClock.sleep(100);
+  const workload = async () => (await client.call('status', {})).workload;
+  await until('the restart', workload, {
+    is: ({ restarts, state }) => restarts === 1 && state === 'running',
+  });
+  await saysAgain(runtimeDir, 'up', 2);
   const stopped = await client.call('workload.stop', {});
   assert.deepEqual([stopped.exitCode, stopped.killed], [5, false]);
   client.close();
@@ -143,11 +160,11 @@ test('a client connects again by itself; a second start takes the shim that runs
 test('SIGTERM is an orderly shutdown', { skip }, async (t) => {
   const runtimeDir = folder(t);
   const client = await start(runtimeDir);
-  await client.call('workload.start', machine(`trap 'echo bye; exit 0' TERM; ${SLEEP}`));
-  await systemClock.sleep(100);
+  await client.call('workload.start', machine(`trap 'echo bye; exit 0' TERM; echo up; ${SLEEP}`));
+  await saysAgain(runtimeDir, 'up', 1);
   const { shimPid } = await client.call('status', {});
   process.kill(shimPid, 'SIGTERM');
-  await until(() => identifyProcess(shimPid) === null);
+  await until('the shim to end', () => identifyProcess(shimPid) === null);
   assert.match(readFileSync(join(runtimeDir, 'machine.log'), 'utf8'), /^bye$/m);
   assert.equal(await findShim(runtimeDir), 'absent');
   client.close();
@@ -165,7 +182,7 @@ test('what a killed shim leaves is found and ended; a live one is left alone', {
     isGodwitError(error, 'MACHINE_SHIM_ALIVE'),
   );
   process.kill(shimPid, 'SIGKILL');
-  await until(async () => (await findShim(runtimeDir)) === 'dead');
+  await until('the shim to be dead', () => findShim(runtimeDir), { is: (found) => found === 'dead' });
   assert.ok(identifyProcess(workload!.pid!) !== null, 'the machine is still there');
   await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
   assert.equal(identifyProcess(workload!.pid!), null);
@@ -192,8 +209,10 @@ test('a jail that stands by ends with its shim, living or killed', { skip }, asy
     isGodwitError(error, 'MACHINE_FS_NOT_MOUNTED'),
   );
   process.kill(shimPid, 'SIGKILL');
-  await until(() => groupOf(runtimeDir).processes().length === 0, 'the end of the jail');
-  await until(async () => (await findShim(runtimeDir)) === 'dead');
+  await until('the end of the jail', () => groupOf(runtimeDir).processes(), {
+    is: ({ length }) => length === 0,
+  });
+  await until('the shim to be dead', () => findShim(runtimeDir), { is: (found) => found === 'dead' });
   await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
   assert.equal(mountAt(place), undefined);
   client.close();
@@ -211,7 +230,7 @@ test('mounts of a dead shim are taken away too', { skip }, async (t) => {
   const runtimeDir = folder(t);
   for (const name of ['fs', 'fuse']) {
     mkdirSync(join(runtimeDir, name), { recursive: true });
-    await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', join(runtimeDir, name)], 10_000);
+    await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', join(runtimeDir, name)], patient(10_000));
   }
   await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
   for (const name of ['fs', 'fuse']) assert.equal(mountAt(join(runtimeDir, name)), undefined);

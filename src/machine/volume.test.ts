@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { endShim, machineConfig, machineNeeds, runtimeFolder, until } from '../../test/support/machine.ts';
+import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -88,7 +89,7 @@ for (const filesystem of ['ext4', 'xfs'] as const) {
     const written = await manager.exec(
       'db',
       ['sh', '-c', 'mount | grep /data; echo precious > /data/x'],
-      20_000,
+      patient(20_000),
     );
     assert.match(written.stdout, new RegExp(`/dev/loop[0-9]+ on /data type ${filesystem}`));
     const { shim } = await manager.show('db');
@@ -101,7 +102,7 @@ for (const filesystem of ['ext4', 'xfs'] as const) {
     assertNothingHeld(dir);
     assert.equal(isLocked(store, volume.id), false);
     await manager.start('db');
-    assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'precious\n');
+    assert.equal((await manager.exec('db', ['cat', '/data/x'], patient(20_000))).stdout, 'precious\n');
     await manager.destroy('db', { force: true });
     assertNothingHeld(dir);
     assert.equal((await store.get(volume.id)).machineId, null);
@@ -115,20 +116,30 @@ test('the machine does not notice that its volume server is killed', { skip }, a
   const { machine } = await create('db');
   await manager.start('db');
   const script =
-    'for i in $(seq 60); do dd if=/dev/urandom of=/data/f bs=64k count=8 conv=fsync status=none && cp /data/f /data/g && sync -f /data && cmp /data/f /data/g || exit 1; done; echo ok';
-  const working = manager.exec('db', ['sh', '-c', script], 60_000);
+    'until [ -e /data/enough ]; do dd if=/dev/urandom of=/data/f bs=64k count=8 conv=fsync status=none && cp /data/f /data/g && sync -f /data && cmp /data/f /data/g && echo >> /tmp/rounds || exit 1; done; echo ok';
+  const roundsDone = async () => {
+    const { stdout } = await manager.exec(
+      'db',
+      ['sh', '-c', 'wc -l < /tmp/rounds || echo 0'],
+      patient(60_000),
+    );
+    return { rounds: Number(stdout) };
+  };
+  const working = manager.exec('db', ['sh', '-c', script], patient(60_000));
   const client = (await manager.client(machine.id))!;
   const pids = new Set<number>();
   for (let kill = 0; kill < 3; kill++) {
-    await systemClock.sleep(200);
+    const { rounds } = await roundsDone();
+    await until('the machine to write', roundsDone, { is: (now) => now.rounds > rounds });
     const pid = (await client.call('status', {})).volume?.serverPid;
-    if (pid && !pids.has(pid)) process.kill(pid, 'SIGKILL');
-    pids.add(pid ?? 0);
-    await until(async () => {
-      const now = (await client.call('status', {})).volume?.serverPid;
-      return now !== null && now !== pid;
+    assert.ok(pid && !pids.has(pid));
+    process.kill(pid, 'SIGKILL');
+    pids.add(pid);
+    await until('the next volume server', async () => (await client.call('status', {})).volume, {
+      is: ({ serverPid }) => serverPid !== null && serverPid !== pid,
     });
   }
+  await manager.exec('db', ['touch', '/data/enough'], patient(60_000));
   assert.deepEqual(await working, { exitCode: 0, stdout: 'ok\n', stderr: '', timedOut: false });
   assert.equal((await client.call('status', {})).volume?.serverRestarts, 3);
 });
@@ -138,7 +149,7 @@ test('the steps of a move, one by one: sync, stop, unmount, seal, close', { skip
   const { volume, machine } = await create('db');
   await manager.start('db');
   const client = (await manager.client(machine.id))!;
-  await manager.exec('db', ['sh', '-c', 'echo 1 > /data/x'], 20_000);
+  await manager.exec('db', ['sh', '-c', 'echo 1 > /data/x'], patient(20_000));
   await client.call('fs.sync', {});
   await assert.rejects(client.call('volume.close', {}), (error) =>
     isGodwitError(error, 'MACHINE_FS_MOUNTED'),
@@ -176,7 +187,7 @@ test('a target opens in standby, and mounts once it is activated', { skip }, asy
   await client.call('fs.mount', { filesystem: 'ext4' });
   await client.call('workload.start', subject);
   assert.equal(
-    (await manager.exec('db', ['sh', '-c', 'echo y > /data/y && cat /data/y'], 20_000)).stdout,
+    (await manager.exec('db', ['sh', '-c', 'echo y > /data/y && cat /data/y'], patient(20_000))).stdout,
     'y\n',
   );
 });
@@ -207,17 +218,17 @@ test('a killed shim with a volume in use: all of it is ended, and the machine st
   await manager.exec(
     'db',
     ['sh', '-c', 'echo synced > /data/x; sync -f /data; echo dirty > /data/y'],
-    20_000,
+    patient(20_000),
   );
   const { shim } = await manager.show('db');
   process.kill(shim!.shimPid, 'SIGKILL');
-  await until(async () => (await manager.client(machine.id)) === null);
+  await until('the shim to be gone', async () => (await manager.client(machine.id)) === null);
   await manager.shutdownShim(machine.id);
   assertNothingHeld(dir);
   assert.equal(identifyProcess(shim!.volume!.serverPid!), null);
   assert.equal(identifyProcess(shim!.workload!.pid!), null);
   await manager.start('db');
-  assert.equal((await manager.exec('db', ['cat', '/data/x'], 20_000)).stdout, 'synced\n');
+  assert.equal((await manager.exec('db', ['cat', '/data/x'], patient(20_000))).stdout, 'synced\n');
 });
 
 const URI = 'nbd+unix:///disk?socket=/run/godwit/disk.sock';
@@ -233,7 +244,7 @@ test('a machine has its volume as a socket, for reading and writing, and nothing
   const { volume, machine } = await create('vm', 'none', 64, { nbd: true });
   await manager.start('vm');
   const run = async (...command: string[]) => {
-    const { exitCode, stdout, stderr } = await manager.exec('vm', command, 20_000);
+    const { exitCode, stdout, stderr } = await manager.exec('vm', command, patient(20_000));
     assert.equal(exitCode, 0, stdout + stderr);
     return stdout;
   };
@@ -255,7 +266,7 @@ test('a machine has its volume as a socket, for reading and writing, and nothing
   await run(...qemuIo('read -P 7 0 1M', 'write -P 8 0 1M'));
   const running = (await manager.show('vm')).shim!;
   process.kill(running.shimPid, 'SIGKILL');
-  await until(async () => (await manager.client(machine.id)) === null);
+  await until('the shim to be gone', async () => (await manager.client(machine.id)) === null);
   await manager.shutdownShim(machine.id);
   for (const pid of [running.volume!.serverPid!, running.workload!.pid!])
     assert.equal(identifyProcess(pid), null);
@@ -271,7 +282,7 @@ test('what a guest uses of its disk is not read from a filesystem that may have 
   const { volume, machine } = await create('vm', 'ext4', 64, { nbd: true });
   await manager.start('vm');
   // As a partition table and the start of a partition would, it leaves the old filesystem as it is.
-  const written = await manager.exec('vm', qemuIo('write -P 7 0 512', 'write -P 7 48M 1M'), 20_000);
+  const written = await manager.exec('vm', qemuIo('write -P 7 0 512', 'write -P 7 48M 1M'), patient(20_000));
   assert.equal(written.exitCode, 0, written.stderr);
   const client = (await manager.client(machine.id))!;
   await client.call('workload.stop', {});
@@ -289,11 +300,17 @@ test('beside its mounted filesystem a machine has its volume as a socket for rea
   const { dir, manager, create } = await fixture(t);
   await create('db', 'ext4', 64, { mountPath: '/data', nbd: true });
   await manager.start('db');
-  const [info] = JSON.parse((await manager.exec('db', ['nbdinfo', '--json', URI], 20_000)).stdout).exports;
+  const [info] = JSON.parse(
+    (await manager.exec('db', ['nbdinfo', '--json', URI], patient(20_000))).stdout,
+  ).exports;
   assert.equal(info.is_read_only, true);
-  assert.notEqual((await manager.exec('db', qemuIo('write -P 7 0 1M'), 20_000)).exitCode, 0);
+  assert.notEqual((await manager.exec('db', qemuIo('write -P 7 0 1M'), patient(20_000))).exitCode, 0);
   // The kernel writes the mount's time and counts to the superblock at once, at byte 1024.
-  const magic = await manager.exec('db', ['sh', '-c', `nbdcopy ${URI} - | od -An -tx2 -j1080 -N2`], 20_000);
+  const magic = await manager.exec(
+    'db',
+    ['sh', '-c', `nbdcopy ${URI} - | od -An -tx2 -j1080 -N2`],
+    patient(20_000),
+  );
   assert.equal(magic.stdout.trim(), 'ef53', magic.stderr);
   await manager.destroy('db', { force: true });
   assertNothingHeld(dir);

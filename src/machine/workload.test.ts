@@ -13,7 +13,8 @@ import { type AddressInfo, createServer } from 'node:net';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { machineConfig, machineNeeds, testWorkload, until } from '../../test/support/machine.ts';
+import { machineConfig, machineNeeds, testWorkload } from '../../test/support/machine.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -30,12 +31,18 @@ function start(workload: Workload, config: ReturnType<typeof machineConfig>) {
 }
 
 async function run(workload: Workload, script: string) {
-  return workload.exec(['sh', '-c', script], 20_000);
+  return workload.exec(['sh', '-c', script], patient(20_000));
 }
 
 function logOf(runtimeDir: string): string {
   const path = join(runtimeDir, 'machine.log');
   return existsSync(path) ? readFileSync(path, 'utf8') : '';
+}
+
+/** Resolves when the machine has said so many whole lines: what its script does before them is done. */
+async function hasSaid(runtimeDir: string, lines: number): Promise<void> {
+  const log = () => logOf(runtimeDir);
+  await until(`${lines} lines of the machine`, log, { is: (text) => text.split('\n').length > lines });
 }
 
 test('a machine has namespaces, a host name and a process tree of its own', { skip }, async (t) => {
@@ -105,7 +112,7 @@ test('a machine keeps no copy of the mounts of its host', { skip }, async (t) =>
   const { workload, runtimeDir } = testWorkload(t);
   const other = join(runtimeDir, 'other');
   mkdirSync(other);
-  await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', other], 10_000);
+  await mustRun('TEST', 'mount', ['-t', 'tmpfs', 'tmpfs', other], patient(10_000));
   await start(workload, machineConfig(SLEEP));
   const mounts = readFileSync(`/proc/${workload.initPid}/mountinfo`, 'utf8');
   assert.ok(!mounts.includes(other), mounts);
@@ -120,7 +127,7 @@ test('environment, user and working directory, for the command and for exec', { 
   const script = `id -un; id -gn; pwd; echo "$GREETING"; env | grep -c LEAK; ${SLEEP}`;
   const overrides = { env: { GREETING: 'a "b"\n $c' }, user: 'www-data', workingDirectory: '/usr/share' };
   await start(workload, machineConfig(script, overrides));
-  await until(() => logOf(runtimeDir).split('\n').length > 6);
+  await hasSaid(runtimeDir, 6);
   assert.equal(logOf(runtimeDir), 'www-data\nwww-data\n/usr/share\na "b"\n $c\n0\n');
   const seen = await run(
     workload,
@@ -145,17 +152,20 @@ test('exec tells exit code and both outputs, cuts them, and ends at its timeout'
   assert.equal((await run(workload, 'yes | head -c 5000000')).stdout.length <= 1024 * 1024, true);
   const late = await workload.exec(['sh', '-c', 'echo begun; sleep 1000'], 300);
   assert.deepEqual([late.timedOut, late.stdout], [true, 'begun\n']);
-  await until(async () => (await run(workload, 'pgrep -f "sleep 1000" | wc -l')).stdout.trim() !== '2');
-  assert.equal((await workload.exec(['no-such-program'], 5_000)).exitCode, 127);
+  await until(
+    'what ran to end',
+    async () => (await run(workload, 'pgrep -f "sleep 1000" | wc -l')).stdout.trim() !== '2',
+  );
+  assert.equal((await workload.exec(['no-such-program'], patient(5_000))).exitCode, 127);
 });
 
 test('a stop is the signal that was configured, and the exit code is kept', { skip }, async (t) => {
-  const { workload } = testWorkload(t);
+  const { workload, runtimeDir } = testWorkload(t);
   const config = machineConfig(`trap 'exit 42' USR1; echo up; ${SLEEP}`, {
-    stop: { signal: 'SIGUSR1', timeoutMs: 20_000 },
+    stop: { signal: 'SIGUSR1', timeoutMs: patient(20_000) },
   });
   await start(workload, config);
-  await systemClock.sleep(100);
+  await hasSaid(runtimeDir, 1);
   const { durationMs: _, ...stopped } = await workload.stop();
   assert.deepEqual(stopped, { exitCode: 42, signal: null, killed: false });
   assert.equal(workload.status?.state, 'stopped');
@@ -166,9 +176,10 @@ test('a stop is the signal that was configured, and the exit code is kept', { sk
 });
 
 test('what does not end in time is killed with all of its children', { skip }, async (t) => {
-  const { workload } = testWorkload(t);
-  await start(workload, machineConfig(`trap '' TERM; setsid sh -c "trap '' TERM; ${SLEEP}" & ${SLEEP}`));
-  await systemClock.sleep(100);
+  const { workload, runtimeDir } = testWorkload(t);
+  const stubborn = `trap '' TERM; setsid sh -c "trap '' TERM; echo child; ${SLEEP}" & echo parent; ${SLEEP}`;
+  await start(workload, machineConfig(stubborn));
+  await hasSaid(runtimeDir, 2);
   assert.ok(workload.cgroup.processes().length >= 3);
   const stopped = await workload.stop({ timeoutMs: 50 });
   assert.equal(stopped.killed, true);
@@ -196,24 +207,26 @@ test('restart policy: on-failure starts again and gives up; the log tells', { sk
     workload,
     machineConfig('echo try; exit 3', { restart: { policy: 'on-failure', retriesMax: 2 } }),
   );
-  await until(() => workload.status?.state === 'failed');
+  await until('it to give up', () => workload.status, { is: ({ state }) => state === 'failed' });
   assert.equal(workload.status?.restarts, 2);
   assert.equal(workload.status?.exitCode, 3);
   assert.equal(logOf(runtimeDir).match(/^try$/gm)?.length, 3);
   assert.match(logOf(runtimeDir), /ended \(exit code 3\), starts again in 100 ms/);
-  await assert.rejects(workload.awaitHealthy(60_000), (error) => isGodwitError(error, 'MACHINE_NOT_HEALTHY'));
+  await assert.rejects(workload.awaitHealthy(patient(60_000)), (error) =>
+    isGodwitError(error, 'MACHINE_NOT_HEALTHY'),
+  );
 });
 
 test('a stop between two restarts is the end; a good end under on-failure too', { skip }, async (t) => {
   const { workload, runtimeDir } = testWorkload(t);
   await start(workload, machineConfig('echo try; exit 0', { restart: { policy: 'always', retriesMax: 0 } }));
-  await until(() => workload.status?.state === 'restarting');
+  await until('the pause', () => workload.status, { is: ({ state }) => state === 'restarting' });
   await workload.stop();
   const tries = logOf(runtimeDir).match(/^try$/gm)?.length;
   await systemClock.sleep(400);
   assert.equal(logOf(runtimeDir).match(/^try$/gm)?.length, tries);
   await start(workload, machineConfig('exit 0', { restart: { policy: 'on-failure', retriesMax: 9 } }));
-  await until(() => workload.status?.state === 'exited');
+  await until('its end', () => workload.status, { is: ({ state }) => state === 'exited' });
   assert.equal(workload.status?.exitCode, 0);
 });
 
@@ -223,7 +236,7 @@ test('a machine over its memory limit loses a process, which is counted and told
     resources: { memoryBytes: 32 * 1024 * 1024 },
   });
   await start(workload, config);
-  await until(() => workload.status?.state === 'exited');
+  await until('its end', () => workload.status, { is: ({ state }) => state === 'exited' });
   assert.ok(workload.status!.outOfMemoryKills >= 1);
   assert.match(logOf(runtimeDir), /out of memory/);
 });
@@ -249,50 +262,55 @@ test('limits of processes and what a bad configuration says', { skip }, async (t
     await refused({ devices: [device] }, 'MACHINE_BAD_DEVICE');
   assert.match(logOf(runtimeDir), /entering the working directory/);
   await start(workload, { ...machineConfig(''), command: ['no-such-program'] });
-  await until(() => workload.status?.state === 'exited');
+  await until('its end', () => workload.status, { is: ({ state }) => state === 'exited' });
   assert.equal(workload.status?.exitCode, 127);
   assert.match(logOf(runtimeDir), /no-such-program/);
 });
 
 test('health: exec inside the machine, from starting to healthy to unhealthy', { skip }, async (t) => {
   const { workload } = testWorkload(t);
-  const health = { intervalMs: 20, timeoutMs: 5_000, retries: 2, startPeriodMs: 60_000 };
+  const health = { intervalMs: 20, timeoutMs: patient(5_000), retries: 2, startPeriodMs: patient(60_000) };
   await start(
     workload,
-    machineConfig(`sleep 0.3; touch /tmp/ready; ${SLEEP}`, {
+    machineConfig(`until [ -e /tmp/go ]; do sleep 0.05; done; touch /tmp/ready; ${SLEEP}`, {
       health: { ...health, kind: 'exec', command: ['test', '-e', '/tmp/ready'] },
     }),
   );
   assert.equal(workload.status?.health.state, 'starting');
   await assert.rejects(workload.awaitHealthy(1), (error) => isGodwitError(error, 'MACHINE_NOT_HEALTHY'));
-  const { healthyAtMs } = await workload.awaitHealthy(20_000);
+  await run(workload, 'touch /tmp/go');
+  const { healthyAtMs } = await workload.awaitHealthy(patient(20_000));
   assert.ok(healthyAtMs >= workload.status!.startedAtMs!);
   assert.equal(workload.status?.health.state, 'healthy');
   await run(workload, 'rm /tmp/ready');
-  await until(() => workload.status?.health.state === 'unhealthy');
+  await until('it to be unhealthy', () => workload.status, {
+    is: ({ health }) => health.state === 'unhealthy',
+  });
   assert.equal(workload.status?.state, 'running');
 });
 
 test('health: tcp and http, in the host network and in a network of its own', { skip }, async (t) => {
   const { workload } = testWorkload(t);
-  const health = { intervalMs: 1_000, timeoutMs: 5_000, retries: 3, startPeriodMs: 60_000 };
+  const health = { intervalMs: 1_000, timeoutMs: patient(5_000), retries: 3, startPeriodMs: patient(60_000) };
   const server = `require('http').createServer((q, s) => s.writeHead(q.url === '/ok' ? 200 : 500).end()).listen(8123, '127.0.0.1')`;
   const command = [process.execPath, '-e', server];
   const inside = { command, network: 'none' as const };
   await start(workload, machineConfig('', { ...inside, health: { ...health, kind: 'tcp', port: 8123 } }));
-  await workload.awaitHealthy(20_000);
+  await workload.awaitHealthy(patient(20_000));
   await workload.stop({ timeoutMs: 0 });
   await start(
     workload,
     machineConfig('', { ...inside, health: { ...health, kind: 'http', url: 'http://127.0.0.1:8123/ok' } }),
   );
-  await workload.awaitHealthy(20_000);
+  await workload.awaitHealthy(patient(20_000));
   await workload.stop({ timeoutMs: 0 });
   await start(
     workload,
     machineConfig('', { ...inside, health: { ...health, kind: 'http', url: 'http://127.0.0.1:8123/bad' } }),
   );
-  await until(() => workload.status?.health.message === 'HTTP status 500');
+  await until('the answer 500', () => workload.status, {
+    is: ({ health }) => health.message === 'HTTP status 500',
+  });
   await workload.stop({ timeoutMs: 0 });
 
   const listener = createServer((socket) => socket.destroy()).listen(0, '127.0.0.1');
@@ -300,7 +318,7 @@ test('health: tcp and http, in the host network and in a network of its own', { 
   t.after(() => listener.close());
   const { port } = listener.address() as AddressInfo;
   await start(workload, machineConfig(SLEEP, { health: { ...health, kind: 'tcp', port } }));
-  await workload.awaitHealthy(20_000);
+  await workload.awaitHealthy(patient(20_000));
 });
 
 test('output as JSON is cut to its bound', () => {
@@ -334,9 +352,11 @@ test('a prepared jail sees the filesystem that is mounted after it was built, an
   const image = join(runtimeDir, 'image');
   writeFileSync(image, '');
   truncateSync(image, 16 * 1024 * 1024);
-  await mustRun('TEST', 'mkfs.ext4', ['-q', image], 20_000);
-  const device = (await mustRun('TEST', 'losetup', ['--find', '--show', image], 10_000)).stdout.trim();
-  t.after(() => mustRun('TEST', 'losetup', ['--detach', device], 10_000));
+  await mustRun('TEST', 'mkfs.ext4', ['-q', image], patient(20_000));
+  const device = (
+    await mustRun('TEST', 'losetup', ['--find', '--show', image], patient(10_000))
+  ).stdout.trim();
+  t.after(() => mustRun('TEST', 'losetup', ['--detach', device], patient(10_000)));
   const filesystem = new Filesystem(join(runtimeDir, 'fs'), systemClock);
   await filesystem.makePlace();
   await filesystem.makePlace();
@@ -352,7 +372,7 @@ test('a prepared jail sees the filesystem that is mounted after it was built, an
   await filesystem.mount(device, 'ext4');
   await start(workload, config);
   assert.equal(workload.initPid, jail, 'the jail that was prepared is the one that runs');
-  await until(() => existsSync(join(runtimeDir, 'fs', 'up')));
+  await until('its file on the volume', () => existsSync(join(runtimeDir, 'fs', 'up')));
   const seen = await run(
     workload,
     `grep -c ${device} /proc/self/mountinfo; grep -c godwit-place /proc/self/mountinfo`,
@@ -386,7 +406,7 @@ test('a prepared jail that died, or is of another configuration, is built again'
   assert.notEqual(second, first);
   assert.equal(waiting(workload).includes(first!), false, 'the other one is gone');
   process.kill(second!, 'SIGKILL');
-  await until(() => waiting(workload).length === 0);
+  await until('the end of the jail', () => waiting(workload), { is: ({ length }) => length === 0 });
   await start(workload, changed);
   assert.equal((await run(workload, 'echo $CHANGED')).stdout, 'yes\n');
   await workload.stop();

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { assertSameContent, moveRawVolume, patiently } from '../support/raw-clone.ts';
+import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import {
   digestFiles,
@@ -94,7 +94,7 @@ test('nothing fits from the first block on: reads come from the source, writes g
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   await untilNoRoom(move);
   const first = await target.hydration();
-  await patiently('cmp', target.loop, expectedPath);
+  await tool('cmp', target.loop, expectedPath);
   const second = await target.hydration();
   assert.equal(second.state, 'running');
   assert.ok(second.exposedBytes > 40 * MIB, 'next to nothing could be stored');
@@ -111,7 +111,7 @@ test('nothing fits from the first block on: reads come from the source, writes g
   await assert.rejects(write, /No space left on device/);
   await target.killServer();
   await untilNoRoom(move);
-  await patiently('cmp', '--bytes', String(48 * MIB), target.loop, expectedPath);
+  await tool('cmp', '--bytes', String(48 * MIB), target.loop, expectedPath);
 
   makeRoom();
   const payload = join(lab.dir, 'payload');

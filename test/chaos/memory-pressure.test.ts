@@ -20,7 +20,7 @@ import { findShim, type ShimClient, startShim } from '../../src/machine/shim-cli
 import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
 import { machineConfig, machineNeeds } from '../support/machine.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
-import { moveRawVolume, patiently, Running } from '../support/raw-clone.ts';
+import { moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
@@ -196,7 +196,7 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   const whole = await target.until('hydrated', (hydration) => hydration.state === 'complete');
   assert.equal(whole.blocksFetchedTwice, 0);
-  await patiently('cmp', '--ignore-initial', String(96 * MIB), target.loop, expectedPath);
+  await tool('cmp', '--ignore-initial', String(96 * MIB), target.loop, expectedPath);
   assertSameServer(target.server.state, serverPid);
 });
 

@@ -60,7 +60,6 @@ async function move(t: Parameters<typeof Fleet.start>[0], options: Parameters<ty
   await fleet.until(
     'the files',
     async () => (await source.client.showMachine(machineId)).health.state === 'healthy',
-    60_000,
   );
   const run = await source.client.moveMachine(machineId, { target: target.name });
   const end = await fleet.ended(source, target, run.id);

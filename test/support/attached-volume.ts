@@ -9,6 +9,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import { systemTools } from '../../src/host/tools.ts';
+import { patient } from './patience.ts';
 
 export type AttachedVolume = {
   mount: FuseMount;
@@ -99,7 +100,7 @@ export async function attachedVolume(
   const steps: (() => void)[] = [];
   t.after(async () => {
     for (const step of steps) step();
-    await systemTools().run(['umount', mountPoint], { deadlineMs: 10_000 });
+    await systemTools().run(['umount', mountPoint], { deadlineMs: patient(10_000) });
     await volume?.detach();
     rmSync(dir, { recursive: true, force: true });
   });

@@ -1,4 +1,3 @@
-import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import {
   closeSync,
@@ -16,15 +15,15 @@ import {
 } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { systemErrorCode } from '../../src/base/errors.ts';
 import type { Random } from '../../src/base/random.ts';
 import { BLOCK_BYTES } from '../../src/block/block-device.ts';
 import type { FreeMap } from '../../src/freemap/free-map.ts';
 import { mustRun, systemTools } from '../../src/host/tools.ts';
+import { patient, until } from './patience.ts';
 import { scratchDir } from './scratch.ts';
 
-const TOOL_TIMEOUT_MS = 60_000;
+const toolDeadlineMs = () => patient(60_000);
 
 /** A sparse file with a real filesystem, and a folder to mount it on; unmounted and removed after the test, whatever happens. */
 export class FilesystemImage {
@@ -54,7 +53,7 @@ export class FilesystemImage {
   /** False where this kernel lacks a feature of the filesystem. */
   async mountable(): Promise<boolean> {
     const { exitCode } = await systemTools().run(['mount', '-o', 'loop', this.path, this.mountDir], {
-      deadlineMs: TOOL_TIMEOUT_MS,
+      deadlineMs: toolDeadlineMs(),
     });
     await this.unmount();
     return exitCode === 0;
@@ -80,10 +79,7 @@ export class FilesystemImage {
     await tool('umount', [this.mountDir]);
     // A machine of another test that starts just now has a copy of every mount for a moment, and the filesystem ends with the last of them.
     const inUse = `/sys/fs/${entry[2]}/${basename(entry[0]!)}`;
-    for (let waitedMs = 0; existsSync(inUse); waitedMs += 10) {
-      assert.ok(waitedMs < TOOL_TIMEOUT_MS, `${inUse} is still there`);
-      await sleep(10);
-    }
+    await until(`${inUse} to go`, () => !existsSync(inUse));
   }
 
   /** Fills every block of the map with garbage. */
@@ -105,7 +101,7 @@ export class FilesystemImage {
 
 /** Runs a program that has to succeed; its standard output, whole. */
 export async function tool(program: string, argv: readonly string[]): Promise<string> {
-  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: TOOL_TIMEOUT_MS })).trim();
+  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: toolDeadlineMs() })).trim();
 }
 
 /** Makes a random tree of files, some with holes, some deleted or cut again, until `budgetBytes` are written or the disk is full. */

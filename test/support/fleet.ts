@@ -10,15 +10,13 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.ts';
 import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { isGodwitError, messageOf } from '../../src/base/errors.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { readMountTable } from '../../src/machine/mount-table.ts';
@@ -30,6 +28,8 @@ import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { type TlsFiles, TlsTrust } from '../../src/sys/tls-identity.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
+import { type Look, NotWorthWaiting, patient, runToEnd, type UntilOptions, until } from './patience.ts';
+import { reservePorts } from './ports.ts';
 import { requires } from './requires.ts';
 import type { WriterCollector } from './writer-collector.ts';
 import { writerConfig } from './writer-config.ts';
@@ -40,8 +40,6 @@ const TOKEN = 'a-token-of-a-test-fleet';
 const MARK = 'GODWIT_TEST_WORKER';
 
 const MIB = 2 ** 20;
-/** The hosts that run this may be slow and busy; a wait that is over sooner costs nothing. */
-export const PATIENCE_MS = 180_000;
 const SHUTDOWN_TIMEOUT_MS = 20_000;
 
 /** Skip value for tests with whole workers. */
@@ -49,35 +47,6 @@ export const fleetNeeds = requires(
   ...['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'],
   ...['unshare', 'nsenter', 'setpriv', 'mount', 'tini'],
 );
-
-type Look<Value> = () => Promise<Value | null | undefined | false> | Value | null | undefined | false;
-
-/** Resolves with the first value that is neither null, undefined nor false. Errors of `look` count as "not yet"; the last one is told. */
-async function until<Value>(
-  what: string,
-  look: Look<Value>,
-  options: { timeoutMs?: number; signal?: AbortSignal } = {},
-): Promise<Value> {
-  const { timeoutMs = PATIENCE_MS, signal } = options;
-  const deadlineMs = performance.now() + timeoutMs;
-  let last = '';
-  for (;;) {
-    signal?.throwIfAborted();
-    try {
-      const value = await look();
-      if (value !== null && value !== undefined && value !== false) return value;
-      last = '';
-    } catch (error) {
-      if (error instanceof NotWorthWaiting) throw error;
-      last = `; last: ${messageOf(error)}`;
-    }
-    if (performance.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
-    await sleep(25);
-  }
-}
-
-/** Thrown in a `look` for what will not change any more. */
-export class NotWorthWaiting extends Error {}
 
 /** Worker processes on this host, each with a data folder of its own. All that they started is gone when the test ends, however it ends. */
 export class Fleet {
@@ -112,7 +81,7 @@ export class Fleet {
     const dir = realpathSync(mkdtempSync('/tmp/gw-f-'));
     const tokenFile = join(dir, 'token');
     writeFileSync(tokenFile, TOKEN, { mode: 0o600 });
-    const ports = await freePorts(names.length);
+    const ports = await reservePorts(t, names.length, options.host);
     const closing = new AbortController();
     const { tls = {}, host = '127.0.0.1' } = options;
     const places = names.map((name, index) => ({
@@ -147,8 +116,8 @@ export class Fleet {
   }
 
   /** Resolves with the first value that is neither null, undefined nor false; errors of `look` count as "not yet". */
-  until<Value>(what: string, look: Look<Value>, timeoutMs = PATIENCE_MS): Promise<Value> {
-    return until(what, look, { timeoutMs, signal: this.#closing.signal });
+  until<Value>(what: string, look: Look<Value>, options: UntilOptions<Value> = {}): Promise<Value> {
+    return until(what, look, { ...options, signal: this.#closing.signal });
   }
 
   worker(name: string): FleetWorker {
@@ -198,18 +167,11 @@ export class Fleet {
 
   /** Runs a godwit command to its end, without a terminal. */
   run(...words: string[]): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
-    const child = spawn(
+    return runToEnd(
       process.execPath,
       ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
-      { stdio: ['ignore', 'pipe', 'pipe'], timeout: PATIENCE_MS, signal: this.#closing.signal },
+      { signal: this.#closing.signal },
     );
-    const output = { stdout: '', stderr: '' };
-    child.stdout.on('data', (chunk) => (output.stdout += chunk));
-    child.stderr.on('data', (chunk) => (output.stderr += chunk));
-    return new Promise((resolve, reject) => {
-      child.once('error', reject);
-      child.once('close', (exitCode) => resolve({ exitCode, ...output }));
-    });
   }
 
   /** Starts a godwit command that goes on until it is interrupted. */
@@ -222,7 +184,7 @@ export class Fleet {
     const child = spawn(
       process.execPath,
       ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
-      { stdio: ['ignore', 'pipe', 'pipe'], timeout: PATIENCE_MS, signal: this.#closing.signal },
+      { stdio: ['ignore', 'pipe', 'pipe'], signal: this.#closing.signal },
     );
     const output = { stdout: '', stderr: '' };
     child.stdout.on('data', (chunk) => (output.stdout += chunk));
@@ -323,7 +285,7 @@ export class FleetWorker {
     mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
     this.dataDir = realpathSync(options.dataDir);
     const tls = options.caFile === null ? undefined : new TlsTrust(options.caFile);
-    this.client = new ApiClient({ url: options.url, token: TOKEN, tls, timeoutMs: 60_000 });
+    this.client = new ApiClient({ url: options.url, token: TOKEN, tls, timeoutMs: patient(60_000) });
   }
 
   /** It was started with a place where keys come from. */
@@ -379,9 +341,9 @@ export class FleetWorker {
       async () => {
         if (!this.isRunning)
           throw new NotWorthWaiting(`${this.name} ended while it started:\n${this.logTail()}`);
-        return (await this.client.worker(5_000)).name === this.name;
+        return (await this.client.worker(patient(5_000))).name === this.name;
       },
-      this.#options,
+      { signal: this.#options.signal, state: () => this.logTail() },
     );
   }
 
@@ -392,9 +354,10 @@ export class FleetWorker {
   }
 
   /** Resolves when the control process has killed itself at its crash point. */
-  async crashed(timeoutMs = PATIENCE_MS): Promise<void> {
-    const what = `${this.name} to come to its crash point`;
-    await until(what, () => !this.isRunning, { timeoutMs, signal: this.#options.signal });
+  async crashed(): Promise<void> {
+    const { signal } = this.#options;
+    const state = async () => (await this.client.listRuns({ state: 'unfinished', limit: 10 })) as unknown;
+    await until(`${this.name} to come to its crash point`, () => !this.isRunning, { signal, state });
     const end = await this.#exited;
     if (end.signal !== 'SIGKILL') {
       throw new Error(`${this.name} ended with ${end.code ?? end.signal}:\n${this.logTail()}`);
@@ -454,14 +417,10 @@ export class FleetWorker {
 
   /** Resolves with the run when it is over; goes on asking while this worker is away. */
   async ended(runId: string): Promise<RunView> {
-    return until(
-      `the end of run ${runId} at ${this.name}`,
-      async () => {
-        const run = await this.client.showRun(runId);
-        return run.endedAtMs === null ? null : run;
-      },
-      this.#options,
-    );
+    return until(`the end of run ${runId} at ${this.name}`, () => this.client.showRun(runId), {
+      is: ({ endedAtMs }) => endedAtMs !== null,
+      signal: this.#options.signal,
+    });
   }
 
   logTail(): string {
@@ -496,7 +455,7 @@ export class FleetWorker {
         .filter((pid) => environmentOf(pid).includes(mark))
         .map(Number);
     for (const pid of alive()) killPid(pid);
-    await until(`the processes of ${this.name} to end`, () => alive().length === 0);
+    await until(`the processes of ${this.name} to end`, alive, { is: (pids) => pids.length === 0 });
   }
 }
 
@@ -504,12 +463,12 @@ export class FleetWorker {
 async function endShim(runtimeDir: string): Promise<void> {
   const client = await ShimClient.connect(runtimeDir).catch(() => null);
   if (client !== null) {
-    await client.call('shutdown', {}, SHUTDOWN_TIMEOUT_MS).catch(() => {});
+    await client.call('shutdown', {}, patient(SHUTDOWN_TIMEOUT_MS)).catch(() => {});
     client.close();
   }
   const state = readShimState(runtimeDir);
   if (state !== null && isAlive(state.shim)) {
-    for (let waitedMs = 0; waitedMs < 1_000 && isAlive(state.shim); waitedMs += 10) await sleep(10);
+    await until('the shim to end', () => !isAlive(state.shim), { patienceMs: 1_000 }).catch(() => {});
     killProcess(state.shim);
     await until(`shim ${state.shim.pid} to end`, () => !isAlive(state.shim));
   }
@@ -561,22 +520,4 @@ function loopFiles(): string[] {
         return '';
       }
     });
-}
-
-/** Ports below those that the system gives to outgoing connections, so that none of these takes a worker's while it is down. */
-async function freePorts(count: number): Promise<number[]> {
-  const ports: number[] = [];
-  while (ports.length < count) {
-    const port = 10_000 + Math.floor(Math.random() * 20_000);
-    if (!ports.includes(port) && (await isFree(port))) ports.push(port);
-  }
-  return ports;
-}
-
-function isFree(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const server = createServer();
-    server.once('error', () => resolve(false));
-    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
-  });
 }

@@ -1,5 +1,4 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { runToEnd } from './patience.ts';
 import { findProgram } from './requires.ts';
 
 /* libiscsi's conformance suite. */
@@ -24,18 +23,15 @@ export type SuiteResult = {
  */
 export async function runSuite(
   url: string,
-  options: { tests?: string; timeoutMs?: number; cwd: string },
+  options: { tests?: string; patienceMs?: number; cwd: string },
 ): Promise<SuiteResult[]> {
-  const { tests = 'ALL', timeoutMs = 240_000, cwd } = options;
-  const child = spawn(
-    findProgram('iscsi-test-cu')!,
-    ['--dataloss', '--verbose', '--Verbose-scsi', '-t', tests, url, url],
-    { cwd, stdio: ['ignore', 'pipe', 'ignore'], timeout: timeoutMs, killSignal: 'SIGKILL' },
-  );
-  const parts: Buffer[] = [];
-  child.stdout.on('data', (bytes: Buffer) => parts.push(bytes));
-  const [code, signal] = (await once(child, 'close')) as [number | null, string | null];
-  const output = Buffer.concat(parts).toString('latin1');
+  const { tests = 'ALL', patienceMs = 240_000, cwd } = options;
+  const words = ['--dataloss', '--verbose', '--Verbose-scsi', '-t', tests, url, url];
+  const {
+    exitCode: code,
+    signal,
+    stdout: output,
+  } = await runToEnd(findProgram('iscsi-test-cu')!, words, { cwd, patienceMs });
   if (!output.includes('Run Summary')) {
     throw new Error(`iscsi-test-cu did not finish (exit ${code}, ${signal}): ${output.slice(-2000)}`);
   }

@@ -13,6 +13,7 @@ import { runProgram } from '../../src/machine/program.ts';
 import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { findShim, ShimClient } from '../../src/machine/shim-client.ts';
 import { Workload } from '../../src/machine/workload.ts';
+import { patient, until } from './patience.ts';
 import { requires } from './requires.ts';
 
 // Shims of all tests share what was compiled; a folder of the test's own would make each start cold.
@@ -51,7 +52,7 @@ export function runtimeFolder(t: TestContext, end: (dir: string) => Promise<void
     } finally {
       for (const { mountPoint } of readMountTable().reverse()) {
         if (mountPoint.startsWith(`${dir}/`))
-          await runProgram('umount', ['-l', mountPoint], { timeoutMs: 10_000 });
+          await runProgram('umount', ['-l', mountPoint], { timeoutMs: patient(10_000) });
       }
       rmSync(dir, { recursive: true, force: true });
     }
@@ -86,19 +87,7 @@ export async function endShim(runtimeDir: string): Promise<void> {
     const client = await ShimClient.connect(runtimeDir);
     await client.call('shutdown', {}).catch(() => {});
     client.close();
-    await until(async () => (await findShim(runtimeDir)) !== 'running');
+    await until('the shim to end', () => findShim(runtimeDir), { is: (found) => found !== 'running' });
   }
   await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
-}
-
-/** Waits, generously, until it is so. */
-export async function until(
-  condition: () => boolean | Promise<boolean>,
-  what = 'the condition',
-): Promise<void> {
-  for (let attempt = 0; attempt < 1_000; attempt++) {
-    if (await condition()) return;
-    await systemClock.sleep(20);
-  }
-  throw new Error(`${what} did not come true`);
 }

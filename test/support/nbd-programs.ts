@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { existsSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import type { TestContext } from 'node:test';
-import { systemClock } from '../../src/base/clock.ts';
+import { NotWorthWaiting, NotYet, until } from './patience.ts';
 import { findProgram } from './requires.ts';
 
 /** Other people's NBD servers on Unix sockets. */
@@ -36,12 +36,11 @@ async function start(t: TestContext, path: string, name: string, args: string[])
     await exited;
   };
   t.after(() => stop('SIGKILL'));
-  for (let round = 0; round < 500; round += 1) {
-    if (child.exitCode !== null) throw new Error(`${name} ended: ${said}`);
-    if (existsSync(path) && (await answers(path))) return { path, process: child, stop };
-    await systemClock.sleep(20);
-  }
-  throw new Error(`${name} does not listen: ${said}`);
+  await until(`${name} to listen`, async () => {
+    if (child.exitCode !== null) throw new NotWorthWaiting(`${name} ended: ${said}`);
+    return (existsSync(path) && (await answers(path))) || new NotYet(`it says: ${said}`);
+  });
+  return { path, process: child, stop };
 }
 
 function answers(path: string): Promise<boolean> {

@@ -1,18 +1,15 @@
-import assert from 'node:assert/strict';
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import type { NbdSocketSpec, SourceSpec } from '../../src/attach/server-spec.ts';
-import { systemClock } from '../../src/base/clock.ts';
 import { type BlockRange, blockWrites } from './block-writer.ts';
+import { inPatience, NotWorthWaiting, NotYet, until } from './patience.ts';
 import { type Move, moveVolume, tool, type VolumeLab } from './volume-lab.ts';
 
 const MIB = 2 ** 20;
 const writerPath = fileURLToPath(new URL('./block-writer.ts', import.meta.url));
-const WAIT_MS = 120_000;
 
 /**
  * A clone without a filesystem: random bytes at the source at a known place, and beside it a plain file that is kept as the device has
@@ -48,18 +45,7 @@ export async function moveRawVolume(
 
 /** Every byte of the device is that of the file. */
 export async function assertSameContent(device: string, expectedPath: string): Promise<void> {
-  await patiently('cmp', device, expectedPath);
-}
-
-/** Like `tool`, for what may take its time on a busy machine. Rejects with what the program said. */
-export async function patiently(program: string, ...args: string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)(program, args, {
-    timeout: WAIT_MS,
-    killSignal: 'SIGKILL',
-    maxBuffer: 64 * MIB,
-    env: { ...process.env, LC_ALL: 'C' },
-  });
-  return stdout;
+  await tool('cmp', device, expectedPath);
 }
 
 /** A running program whose end can be asked for. Killed when the lab closes. */
@@ -88,11 +74,12 @@ export class Running {
     lab.onClose(async () => {
       if (this.over) return;
       this.#child.kill('SIGKILL');
-      const late = new AbortController();
       // One that waits in the kernel for a volume server does not die; closing the lab frees it.
-      await Promise.race([this.ended.catch(() => {}), systemClock.sleep(2_000, late.signal).catch(() => {})]);
-      late.abort();
-      if (!this.over) throw new Error(`${program} ${args.join(' ')} does not end`);
+      await inPatience(
+        `${program} ${args.join(' ')} to end`,
+        this.ended.catch(() => {}),
+        { patienceMs: 2_000 },
+      );
     });
   }
 
@@ -135,13 +122,12 @@ export class BlockWriter {
   /** Waits for so many more writes. */
   async more(count: number): Promise<void> {
     const goal = this.acknowledged + count;
-    const deadlineMs = performance.now() + WAIT_MS;
-    while (this.acknowledged < goal) {
-      if (this.#running.over) await this.#running.ended;
-      assert.ok(!this.#running.over, 'the writer goes on');
-      assert.ok(performance.now() < deadlineMs, `waited for write ${goal}, have ${this.acknowledged}`);
-      await systemClock.sleep(10);
-    }
+    await until(`write ${goal}`, async () => {
+      if (this.acknowledged >= goal) return true;
+      if (!this.#running.over) return new NotYet(`${this.acknowledged} are acknowledged`);
+      const how = await this.#running.ended.catch((error: Error) => error.message);
+      throw new NotWorthWaiting(`the writer does not go on: ${how ?? 'it ended'}`);
+    });
   }
 
   /** Ends it, and does to the file what it has done to the device. */

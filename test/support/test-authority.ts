@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TlsFiles } from '../../src/sys/tls-identity.ts';
+import { patient } from './patience.ts';
 
 /**
  * A certificate authority of a test, by the openssl program. Its folder has the files under the names that nbdkit, qemu and libnbd look for:
@@ -49,5 +50,5 @@ export function readPems(files: TlsFiles): { ca: Buffer; certificate: Buffer; ke
 const NEW_KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
 
 function openssl(...words: string[]): void {
-  execFileSync('openssl', words, { stdio: ['ignore', 'ignore', 'pipe'], timeout: 20_000 });
+  execFileSync('openssl', words, { stdio: ['ignore', 'ignore', 'pipe'], timeout: patient(20_000) });
 }

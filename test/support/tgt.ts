@@ -1,10 +1,8 @@
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createServer } from 'node:net';
-import { promisify } from 'node:util';
-import { systemClock } from '../../src/base/clock.ts';
-import { messageOf } from '../../src/base/errors.ts';
 import { TARGET_IQN } from './iscsi-pair.ts';
+import { mustEndWell, NotWorthWaiting, until } from './patience.ts';
+import { reservePorts } from './ports.ts';
 import { findProgram } from './requires.ts';
 
 export type Tgt = { port: number; pid: number; close: () => Promise<void> };
@@ -18,9 +16,10 @@ export async function startTgt(options: {
   /** UNMAP and WRITE SAME punch holes. Default true, as ours does. */
   thin?: boolean;
 }): Promise<Tgt> {
-  const port = await freePort();
-  // Control sockets are numbered and global to the host; the port makes ours unlikely to be anybody else's.
-  const control = String(port & 0x7fff);
+  let giveBack = () => {};
+  const [port] = (await reservePorts({ after: (work) => (giveBack = work as () => void) }, 1)) as [number];
+  // Control sockets are numbered up to 32767 and global to the host; who has the port has its number too.
+  const control = String(port);
   const daemon: ChildProcess = spawn(
     findProgram('tgtd')!,
     ['-f', '-C', control, '--iscsi', `portal=127.0.0.1:${port}`],
@@ -29,21 +28,16 @@ export async function startTgt(options: {
   const close = async (): Promise<void> => {
     daemon.kill('SIGKILL');
     if (daemon.exitCode === null && daemon.signalCode === null) await once(daemon, 'exit');
+    giveBack();
   };
-  const admin = (...args: string[]): Promise<unknown> =>
-    promisify(execFile)(findProgram('tgtadm')!, ['-C', control, '--lld', 'iscsi', ...args], {
-      timeout: 20_000,
-    });
+  const admin = (...args: string[]): Promise<string> =>
+    mustEndWell(findProgram('tgtadm')!, ['-C', control, '--lld', 'iscsi', ...args]);
   try {
-    for (let attempt = 0; ; attempt += 1) {
-      try {
-        await admin('--op', 'new', '--mode', 'target', '--tid', '1', '-T', TARGET_IQN);
-        break;
-      } catch (error) {
-        if (attempt === 50) throw new Error(`tgtd does not come up: ${messageOf(error)}`);
-        await systemClock.sleep(100);
-      }
-    }
+    await until('tgtd to come up', async () => {
+      if (daemon.exitCode !== null) throw new NotWorthWaiting(`tgtd ended with ${daemon.exitCode}`);
+      await admin('--op', 'new', '--mode', 'target', '--tid', '1', '-T', TARGET_IQN);
+      return true;
+    });
     const unit = ['--mode', 'logicalunit', '--tid', '1', '--lun', '1'];
     await admin('--op', 'new', ...unit, '-b', options.file);
     if (options.thin ?? true) await admin('--op', 'update', ...unit, '--params', 'thin_provisioning=1');
@@ -63,14 +57,4 @@ export async function startTgt(options: {
     await close();
     throw error;
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as import('node:net').AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }

@@ -1,11 +1,9 @@
-import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
 import type {
   Access,
@@ -26,21 +24,17 @@ import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
+import { mustEndWell, NotYet, until } from './patience.ts';
 
 const serverPath = fileURLToPath(new URL('../../src/volume/server.ts', import.meta.url));
-const TOOL_TIMEOUT_MS = 60_000;
 
 /** What a volume test needs of the kernel. */
 export const LAB_NEEDS = ['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'] as const;
 
-export async function tool(program: string, ...args: string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)(program, args, {
-    timeout: TOOL_TIMEOUT_MS,
-    killSignal: 'SIGKILL',
-    maxBuffer: 64 * 2 ** 20,
-    env: { ...process.env, PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` },
-  });
-  return stdout;
+/** What a program says; rejects with what it said when it failed, or outlived all patience. */
+export function tool(program: string, ...args: string[]): Promise<string> {
+  const env = { ...process.env, LC_ALL: 'C', PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` };
+  return mustEndWell(program, args, { env });
 }
 
 /** Two workers' volume stores on one host and what serves them, as the shims of a move would. All of it goes when the test ends. */
@@ -315,28 +309,19 @@ export class Attachment {
     return this.mount();
   }
 
-  /** Waits until the condition holds for what the server says; fails after a minute. */
-  async until(what: string, condition: (hydration: HydrationStatus) => boolean): Promise<HydrationStatus> {
-    const deadlineMs = performance.now() + 60_000;
-    for (;;) {
-      const hydration = await this.hydration();
-      if (condition(hydration)) return hydration;
-      if (performance.now() > deadlineMs) {
-        throw new Error(`waited a minute for: ${what}; the clone says ${JSON.stringify(hydration)}`);
-      }
-      await systemClock.sleep(20);
-    }
+  /** Waits until the condition holds for what the server says. */
+  until(what: string, condition: (hydration: HydrationStatus) => boolean): Promise<HydrationStatus> {
+    return until(what, () => this.hydration(), { is: condition });
   }
 
   /** SIGKILL for the volume server; resolves when the supervisor has another one that answers. */
   async killServer(): Promise<void> {
     const { serverPid, restarts } = this.server.state;
     if (serverPid !== null) process.kill(serverPid, 'SIGKILL');
-    const deadlineMs = performance.now() + 60_000;
-    while (this.server.state.restarts === restarts || !this.server.state.ready) {
-      if (performance.now() > deadlineMs) throw new Error('waited a minute for the next volume server');
-      await systemClock.sleep(5);
-    }
+    await until('the next volume server', () => {
+      const { state } = this.server;
+      return (state.restarts > restarts && state.ready) || new NotYet(state);
+    });
   }
 }
 

@@ -1,6 +1,7 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import type { TestContext } from 'node:test';
+import { NotWorthWaiting, NotYet, until } from './patience.ts';
 import type { WriterAck, WriterHello } from './writer.ts';
 
 /** One life of a writer: from the start of its process to the last number that it acknowledged. */
@@ -14,7 +15,6 @@ export class WriterHistory {
   /** Highest acknowledged number. */
   acknowledged = 0;
   readonly faults: string[] = [];
-  readonly #waiters = new Set<() => void>();
 
   constructor(name: string) {
     this.name = name;
@@ -22,26 +22,29 @@ export class WriterHistory {
 
   /** Throws what is wrong: a lost write, two writers at the same time, content that was never written. */
   assertSound(): void {
-    if (this.faults.length === 0) return;
-    throw new Error(`${this.name}: ${this.faults.slice(0, 10).join('; ')}`);
+    if (this.faults.length > 0) throw new Error(this.#faultsTold());
+  }
+
+  #faultsTold(): string {
+    return `${this.name}: ${this.faults.slice(0, 10).join('; ')}`;
   }
 
   /** Resolves when so many more numbers are acknowledged, by whichever incarnation. Rejects with the first fault. */
-  async more(count: number, timeoutMs = 120_000): Promise<void> {
+  async more(count: number, patienceMs = 120_000): Promise<void> {
     const until = this.acknowledged + count;
     await this.#until(
       `${count} more writes of ${this.name}, which has acknowledged ${this.acknowledged}`,
       () => this.acknowledged >= until,
-      timeoutMs,
+      patienceMs,
     );
   }
 
   /** Resolves when a later incarnation than the first `count` has acknowledged a write. */
-  async incarnation(count: number, timeoutMs = 120_000): Promise<void> {
+  async incarnation(count: number, patienceMs = 120_000): Promise<void> {
     await this.#until(
       `a write of incarnation ${count + 1} of ${this.name}, which has had ${this.incarnations.length}`,
       () => this.incarnations.slice(count).some(({ acks }) => acks > 0),
-      timeoutMs,
+      patienceMs,
     );
   }
 
@@ -62,7 +65,6 @@ export class WriterHistory {
       else this.#compare(incarnation, earlier);
     }
     this.incarnations.push(incarnation);
-    this.#wake();
     return incarnation;
   }
 
@@ -74,7 +76,6 @@ export class WriterHistory {
     for (const other of this.incarnations) {
       if (other.openedAtNs > incarnation.openedAtNs) this.#compare(incarnation, other);
     }
-    this.#wake();
   }
 
   #compare(older: Incarnation, newer: Incarnation): void {
@@ -82,27 +83,12 @@ export class WriterHistory {
     this.faults.push(`two writers: ${older.id} wrote after ${newer.id} had opened the volume`);
   }
 
-  async #until(what: string, condition: () => boolean, timeoutMs: number): Promise<void> {
-    const deadlineMs = performance.now() + timeoutMs;
-    for (;;) {
-      this.assertSound();
-      if (condition()) return;
-      const leftMs = deadlineMs - performance.now();
-      if (leftMs <= 0) throw new Error(`waited ${timeoutMs / 1000} s for ${what}`);
-      await new Promise<void>((resolve) => {
-        const done = () => {
-          clearTimeout(timeout);
-          this.#waiters.delete(done);
-          resolve();
-        };
-        const timeout = setTimeout(done, Math.min(leftMs, 1_000));
-        this.#waiters.add(done);
-      });
-    }
-  }
-
-  #wake(): void {
-    for (const wake of [...this.#waiters]) wake();
+  async #until(what: string, condition: () => boolean, patienceMs: number): Promise<void> {
+    const look = () => {
+      if (this.faults.length > 0) throw new NotWorthWaiting(this.#faultsTold());
+      return condition() || new NotYet(`acknowledged is ${this.acknowledged}`);
+    };
+    await until(what, look, { patienceMs });
   }
 }
 
