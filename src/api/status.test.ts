@@ -5,7 +5,6 @@ import { statusOf } from './status.ts';
 test('the family of a code gives its status', () => {
   const expected: Record<string, number> = {
     MACHINE_NOT_FOUND: 404,
-    JOURNAL_RUN_NOT_FOUND: 404,
     JOURNAL_UNKNOWN_RUN: 404,
     VOLUME_UNKNOWN: 404,
     JOURNAL_RESOURCE_BUSY: 409,

@@ -90,7 +90,8 @@ export class FleetClient {
       try {
         return [{ worker, run: await worker.client.showRun(id) }];
       } catch (error) {
-        if (isGodwitError(error) && error.code.includes('NOT_FOUND')) return [];
+        // Every other worker of the fleet: a run is in one journal.
+        if (isGodwitError(error, 'JOURNAL_UNKNOWN_RUN')) return [];
         throw error;
       }
     });

@@ -1,4 +1,5 @@
 import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { constants } from 'node:os';
 import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { GodwitError } from '../base/errors.ts';
@@ -325,6 +326,19 @@ export function checkHostCanRun(config: MachineConfig): void {
   }
   resolveHostFolders(config.hostFolders ?? []);
   resolveDevices(config.devices ?? []);
+}
+
+/** Throws `MACHINE_BAD_SIGNAL` for a name that this host does not know. */
+export function checkStopSignal(signal: string): void {
+  if (isSignal(signal)) return;
+  throw new GodwitError('MACHINE_BAD_SIGNAL', `there is no signal ${signal}`, {
+    values: { signal },
+    nextAction: 'Use a name of signal(7), such as SIGTERM, SIGINT or SIGQUIT.',
+  });
+}
+
+export function isSignal(name: string): name is NodeJS.Signals {
+  return Object.hasOwn(constants.signals, name);
 }
 
 /** Rejects `MACHINE_BAD_DEVICE` for what is not a character device of this host. */

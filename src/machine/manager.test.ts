@@ -8,7 +8,7 @@ import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { MachineManager, type VolumeProvider } from './manager.ts';
+import { MachineManager, STOP_SLACK_MS, type VolumeProvider } from './manager.ts';
 import { identifyProcess } from './process-identity.ts';
 import { MachineStore } from './store.ts';
 
@@ -215,4 +215,64 @@ test('a machine taken in by a move, and forgotten after one', { skip }, async (t
   await manager.forget(record.id);
   await manager.forget(record.id);
   assert.deepEqual(manager.records(), []);
+});
+
+/** Ignores its stop signal, and says when it does. */
+const DEAF = `trap 'echo asked' TERM; echo deaf; ${SLEEP}`;
+
+test('a stop signal that does not exist is refused; a machine that has one since before can be stopped all the same', {
+  skip,
+}, async (t) => {
+  const { dir, open } = await fixture(t);
+  const first = await open();
+  const bad = machineConfig(DEAF, { stop: { signal: 'SIGNOPE', timeoutMs: 300 } });
+  await refuses(first.create({ name: 'bad', config: bad }), 'MACHINE_BAD_SIGNAL');
+  const { id } = await first.create({ name: 'old', config: machineConfig(DEAF) });
+  first.close();
+  // As a version wrote it that did not look.
+  const store = await MachineStore.open(dir);
+  const { machines } = await store.load();
+  await store.write({ ...machines[0]!, config: bad });
+
+  const manager = await open();
+  await manager.start('old');
+  await until(async () => (await readAll(manager.logs(id))).includes('deaf'));
+  await manager.stop('old');
+  assert.equal((await manager.show(id)).shim?.workload?.state, 'stopped');
+  assert.match(await readAll(manager.logs(id)), /asked[\s\S]*killed, since it did not end within 300 ms/);
+  await manager.destroy('old');
+});
+
+test('a forced destruction does not wait for a stop that gives the machine its time', { skip }, async (t) => {
+  const { open } = await fixture(t);
+  const manager = await open();
+  const config = machineConfig(DEAF, { stop: { signal: 'SIGTERM', timeoutMs: 3_600_000 } });
+  const { id } = await manager.create({ name: 'stubborn', config });
+  await manager.start(id);
+  await until(async () => (await readAll(manager.logs(id))).includes('deaf'));
+  const stopping = manager.stop(id);
+  await until(async () => (await readAll(manager.logs(id))).includes('asked'));
+  await manager.destroy(id, { force: true });
+  await stopping;
+  assert.deepEqual(manager.records(), []);
+});
+
+test('a machine whose shim has died or hangs is stopped by its worker, with all that it holds', {
+  skip,
+}, async (t) => {
+  const { open } = await fixture(t);
+  const manager = await open();
+  for (const how of ['SIGKILL', 'SIGSTOP'] as const) {
+    const config = machineConfig(`echo up; ${SLEEP}`, { stop: { signal: 'SIGTERM', timeoutMs: 100 } });
+    const { id } = await manager.create({ name: 'web', config });
+    await manager.start(id);
+    const { shim } = await manager.show(id);
+    const inside = identifyProcess(shim!.workload!.pid!);
+    process.kill(shim!.shimPid, how);
+    if (how === 'SIGKILL') await until(() => identifyProcess(shim!.shimPid) === null);
+    await manager.stopWorkload(id, { timeoutMs: how === 'SIGSTOP' ? -STOP_SLACK_MS + 500 : 100 });
+    assert.notDeepEqual(identifyProcess(shim!.workload!.pid!), inside, how);
+    assert.equal((await manager.show(id)).shim, null);
+    await manager.destroy(id);
+  }
 });

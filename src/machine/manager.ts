@@ -7,8 +7,9 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
-import { checkHostCanRun } from './jail.ts';
+import { checkHostCanRun, checkStopSignal, isSignal } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';
 import { nbdSocketPath, withNbdSocket } from './nbd-socket.ts';
 import { isAlive } from './process-identity.ts';
@@ -17,6 +18,12 @@ import { findShim, ShimClient, startShim } from './shim-client.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 import type { MachineRecord, MachineStore } from './store.ts';
+import { cgroupName } from './workload.ts';
+
+/** For processes to end after SIGKILL; longer only when a device hangs. */
+const KILL_TIMEOUT_MS = 30_000;
+/** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
+export const STOP_SLACK_MS = 90_000;
 
 /** What machines need of the volumes of their worker. */
 export interface VolumeProvider {
@@ -96,7 +103,7 @@ export class MachineManager {
   }
 
   /**
-   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, with what `checkHostCanRun` rejects, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`,
+   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_SIGNAL`, with what `checkHostCanRun` rejects, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`,
    * and what the volume room says of the volume.
    */
   async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
@@ -105,6 +112,7 @@ export class MachineManager {
     return this.#exclusively(`name:${name}`, async () => {
       this.#refuseTakenName(name);
       const id = `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`;
+      checkStopSignal(config.stop.signal);
       this.checkHostCanRun(id, config);
       if (config.volume?.mountPath !== undefined) await this.#filesystemOf(config.volume.volumeId);
       const record: MachineRecord = {
@@ -205,9 +213,40 @@ export class MachineManager {
     await this.#exclusively(id, async () => {
       this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'stopped' });
-      const client = await this.client(id);
-      await client?.call('workload.stop', how);
+      await this.stopWorkload(id, how);
     });
+  }
+
+  /**
+   * Ends the workload: its signal, its time, then SIGKILL. Resolves when no process of it is left, also where its shim has died (all that it left is
+   * cleaned up then) or hangs (it is ended, at the end of that time). For the move that has the machine; others call `stop`.
+   */
+  async stopWorkload(machineId: string, how: { signal?: string; timeoutMs?: number } = {}): Promise<void> {
+    const { stop } = this.get(machineId).config;
+    const client = await this.client(machineId);
+    // Its processes may run on without it, with the volume in their hands.
+    if (client === null) return this.shutdownShim(machineId);
+    const timeoutMs = how.timeoutMs ?? stop.timeoutMs;
+    // A shim of an earlier version refuses a configuration whose signal does not exist.
+    const signal = how.signal ?? (isSignal(stop.signal) ? undefined : 'SIGTERM');
+    const args = signal === undefined ? how : { ...how, signal, timeoutMs };
+    try {
+      await client.call('workload.stop', args, timeoutMs + STOP_SLACK_MS);
+    } catch (error) {
+      if (isGodwitError(error, 'RPC_CLOSED') || isGodwitError(error, 'MACHINE_SHIM_GONE'))
+        return this.shutdownShim(machineId);
+      if (!isGodwitError(error, 'RPC_TIMEOUT')) throw error;
+      this.#options.logger.error({ machineId }, 'the shim does not answer: it is ended, and its machine');
+      await this.kill(machineId);
+      await this.#endHungShim(machineId);
+    }
+  }
+
+  /** SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on at once. Rejects `MACHINE_KILL_STUCK`. */
+  async kill(machineId: string): Promise<void> {
+    const { clock } = this.#options;
+    const cgroup = new Cgroup(cgroupName(this.runtimeDir(machineId)), { layout: readCgroupLayout(), clock });
+    await cgroup.killAll(KILL_TIMEOUT_MS);
   }
 
   async restart(ref: string): Promise<void> {
@@ -227,10 +266,15 @@ export class MachineManager {
 
   /**
    * Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that runs, without `force`. With it the
-   * machine also goes when its volume waits for a source that does not answer.
+   * machine also goes when its volume waits for a source that does not answer, and is killed at once, also where a stop gives it its time just now.
    */
   async destroy(ref: string, options: { force?: boolean } = {}): Promise<void> {
     const record = this.get(ref);
+    if (options.force === true) {
+      this.#refuseClaimed(record.id);
+      await this.#write({ ...record, desired: 'stopped' });
+      await this.kill(record.id);
+    }
     await this.#exclusively(record.id, async () => {
       this.#refuseClaimed(record.id);
       const { shim } = await this.#show(record);
@@ -242,6 +286,9 @@ export class MachineManager {
         });
       }
       await this.#write({ ...record, desired: 'stopped' });
+      // Its policy may have started it again meanwhile.
+      if (options.force === true && (await this.client(record.id)) !== null)
+        await this.stopWorkload(record.id, { signal: 'SIGKILL', timeoutMs: 0 });
       await this.shutdownShim(record.id, { giveUpSource: options.force === true });
       if (record.config.volume !== undefined) {
         await this.#options.volumes.assignMachine(record.config.volume.volumeId, null);
@@ -316,8 +363,11 @@ export class MachineManager {
       try {
         await client.call('shutdown', options);
       } catch (error) {
+        // A shim of an earlier version, whose machine has a signal that does not exist, cannot stop it by itself.
+        if (isGodwitError(error, 'MACHINE_BAD_SIGNAL')) await this.#endHungShim(machineId);
         // It died on the way: the clean-up below does the rest.
-        if (!isGodwitError(error, 'RPC_CLOSED') && !isGodwitError(error, 'MACHINE_SHIM_GONE')) throw error;
+        else if (!isGodwitError(error, 'RPC_CLOSED') && !isGodwitError(error, 'MACHINE_SHIM_GONE'))
+          throw error;
       }
       this.#clients.delete(machineId);
       client.close();
@@ -327,6 +377,19 @@ export class MachineManager {
       await this.#options.clock.sleep(10);
     }
     await cleanUpAfterDeadShim(runtimeDir, this.#options.clock, this.#options.logger);
+  }
+
+  /** A shim that is of no use any more; the volume server outlives it until the clean-up has unmounted what it serves. */
+  async #endHungShim(machineId: string): Promise<void> {
+    const runtimeDir = this.runtimeDir(machineId);
+    const { clock, logger } = this.#options;
+    const shim = readShimState(runtimeDir)?.shim;
+    this.#clients.get(machineId)?.close();
+    this.#clients.delete(machineId);
+    if (shim !== undefined && isAlive(shim)) process.kill(shim.pid, 'SIGKILL');
+    for (let attempt = 0; shim !== undefined && isAlive(shim) && attempt < 500; attempt++)
+      await clock.sleep(10);
+    await cleanUpAfterDeadShim(runtimeDir, clock, logger);
   }
 
   /**

@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto';
 import { mkdir, writeFile } from 'node:fs/promises';
-import { constants } from 'node:os';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
@@ -10,8 +9,10 @@ import type { MachineConfig } from './config.ts';
 import { type Health, HealthMonitor } from './health.ts';
 import {
   type Account,
+  checkStopSignal,
   enterCommand,
   hostnameOf,
+  isSignal,
   type JailPlan,
   type JailTools,
   jailArguments,
@@ -195,20 +196,16 @@ export class Workload {
   }
 
   /**
-   * Signal, at most `timeoutMs`, then SIGKILL to the whole cgroup. Resolves when no process is left; at once when none runs.
-   * Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
+   * Signal, at most `timeoutMs`, then SIGKILL to the whole cgroup. Resolves when no process is left; at once when none runs. A configuration whose
+   * signal does not exist is asked with SIGTERM: it must be possible to end every machine. Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
    */
   stop(how: { signal?: string; timeoutMs?: number } = {}): Promise<StopResult> {
     return this.#exclusively(async () => {
       const stop = this.#subject?.config.stop;
-      const signal = how.signal ?? stop?.signal ?? 'SIGTERM';
+      const usual = stop !== undefined && isSignal(stop.signal) ? stop.signal : 'SIGTERM';
+      const signal = how.signal ?? usual;
       const timeoutMs = how.timeoutMs ?? stop?.timeoutMs ?? 10_000;
-      if (!Object.hasOwn(constants.signals, signal)) {
-        throw new GodwitError('MACHINE_BAD_SIGNAL', `there is no signal ${signal}`, {
-          values: { signal },
-          nextAction: 'Use a name of signal(7), such as SIGTERM, SIGINT or SIGQUIT.',
-        });
-      }
+      checkStopSignal(signal);
       const startedMs = this.#options.clock.monotonicMs();
       this.#wanted = false;
       this.#cancelRestart?.();

@@ -141,6 +141,8 @@ const PREPARE_DEADLINE_MS = 60_000;
 const HANDOFF_PATIENCE_MS = 15_000;
 const SIGN_OF_LIFE_TIMEOUT_MS = 5_000;
 const WARM_TIMEOUT_MS = 2_000;
+/** A stop that takes longer says so. */
+const STOP_SILENCE_MS = 1_000;
 /** The target holds its answer until the volume is open. */
 const HANDOFF_TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3_600_000;
@@ -340,7 +342,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         deadlineMs: DAY_MS,
         async do(context) {
           const startedMs = clock.monotonicMs();
-          await source.stop(context.input.machineId);
+          const cancelSaying = sayLater(context);
+          try {
+            await source.stop(context.input.machineId, killWhenUndone(context.signal));
+          } finally {
+            cancelSaying();
+          }
           return { stopMs: out(context).stopMs ?? clock.monotonicMs() - startedMs };
         },
         async undo(context) {
@@ -539,6 +546,21 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     ],
   };
 
+  /** A machine that takes its time to stop: each word in the log costs a write, and most are gone before. */
+  function sayLater(context: Context): () => void {
+    return clock.timer(STOP_SILENCE_MS, () => {
+      const { machineName, config } = subjectOf(context);
+      try {
+        context.waiting(
+          `${machineName} is stopping: it has ${config.stop.timeoutMs / 1000} s from ${config.stop.signal} on, then it is killed`,
+          `Nothing to do. \`godwit runs cancel ${context.runId}\` kills it now and starts it again here.`,
+        );
+      } catch {
+        // The attempt knows by itself that its journal could not be written.
+      }
+    });
+  }
+
   /** The export is there and may be read, also when its shim has ended meanwhile. */
   async function keepExport(context: Context, subject: MoveSubject): Promise<void> {
     if (!subject.volume) return;
@@ -657,6 +679,17 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     options.onProgress?.(context.runId, status);
     return status;
   }
+}
+
+/** Aborts when the run is told to go back; not when this process ends, since the next one takes the stop up where it is. */
+function killWhenUndone(signal: AbortSignal): AbortSignal {
+  const kill = new AbortController();
+  const look = () => {
+    if (!isGodwitError(signal.reason, 'JOURNAL_CLOSED')) kill.abort(signal.reason);
+  };
+  if (signal.aborted) look();
+  else signal.addEventListener('abort', look, { once: true });
+  return kill.signal;
 }
 
 function forgotten(target: string, status: TargetStatus): GodwitError {

@@ -579,8 +579,8 @@ test('nobody takes the machine: it stays untouched, with the reason', async (t) 
 test('a cancel before the handoff brings everything back', async (t) => {
   const pair = new Pair(t);
   const stop = pair.world.sourceSide.stop;
-  pair.world.sourceSide.stop = async (machineId) => {
-    await stop(machineId);
+  pair.world.sourceSide.stop = async (...args) => {
+    await stop(...args);
     pair.source.cancel('run1', 'changed my mind');
   };
   pair.start();

@@ -50,8 +50,8 @@ export interface SourceSide {
   syncEarly(machineId: string): Promise<void>;
   /** What the machine will read first when it starts elsewhere. */
   heat(machineId: string): Promise<HeatHint>;
-  /** Stops the workload; its volume stays attached. */
-  stop(machineId: string): Promise<void>;
+  /** Stops the workload; its volume stays attached. `kill`: when it aborts, the workload is given no more time. */
+  stop(machineId: string, kill: AbortSignal): Promise<void>;
   /** Unmounts, makes all data durable, makes this generation read-only for ever, and notes the blocks that its filesystem does not use. */
   seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport>;
   /** The sealed generation's free map in base64; null where there is none. */

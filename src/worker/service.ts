@@ -64,7 +64,7 @@ import type { Imports } from './imports.ts';
 import type { WorkerOptions } from './options.ts';
 import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
-import { machineConditions, runConditions, volumeConditions } from './why.ts';
+import { machineConditions, runConditions, stoppingConditions, volumeConditions } from './why.ts';
 
 const BLOCK_BYTES = 4096;
 /** How long a restart over the API waits for the machine to be healthy again. */
@@ -421,7 +421,7 @@ export class LocalService implements WorkerService {
       return {
         subject: `machine ${machine.name}`,
         state: view.state,
-        conditions: machineConditions(view, runs, drain),
+        conditions: [...stoppingConditions(view, machine.desired), ...machineConditions(view, runs, drain)],
         runs,
       };
     }

@@ -212,9 +212,20 @@ export class SourceHost implements SourceSide {
     return (await client.call('volume.command', { op: 'heat', args: {} })) as HeatHint;
   }
 
-  async stop(machineId: string): Promise<void> {
-    const client = await this.#options.machines.client(machineId);
-    await client?.call('workload.stop', {});
+  async stop(machineId: string, kill: AbortSignal): Promise<void> {
+    const { machines, logger } = this.#options;
+    const killed = () => {
+      machines
+        .kill(machineId)
+        .catch((error: unknown) => logger.warn({ machineId, error: toWireError(error) }, 'not killed'));
+    };
+    if (kill.aborted) killed();
+    kill.addEventListener('abort', killed, { once: true });
+    try {
+      await machines.stopWorkload(machineId);
+    } finally {
+      kill.removeEventListener('abort', killed);
+    }
   }
 
   async seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport> {

@@ -7,6 +7,8 @@ const TRANSPORTS = { tls: 'over TLS', tcp: 'in the clear', foreign: 'from a disk
 
 type Condition = Why['conditions'][number];
 
+const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']);
+
 /** Why a run is not over: its own reason, or that it works. */
 export function runConditions(run: RunView): Condition[] {
   if (run.endedAtMs !== null && run.state !== 'failed') return [];
@@ -79,6 +81,20 @@ export function machineConditions(
     });
   }
   return [...conditions, ...hydrationConditions(machine.hydration)];
+}
+
+/** Its owner wants it stopped, and it still runs. */
+export function stoppingConditions(machine: MachineView, desired: 'running' | 'stopped'): Condition[] {
+  if (desired === 'running' || machine.move !== null || !RUNS.has(machine.state)) return [];
+  const { signal, timeoutMs } = machine.config.stop;
+  return [
+    {
+      message: `it was asked to stop (${signal}) and is killed ${timeoutMs / 1000} s after that`,
+      sinceMs: null,
+      whoCanClearIt: 'time; its owner',
+      nextAction: `godwit machine destroy ${machine.name} --force kills it now, and gives the machine up; its volume stays`,
+    },
+  ];
 }
 
 /** Why a volume is not whole. */

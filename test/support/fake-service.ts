@@ -262,7 +262,7 @@ export class FakeWorkerService implements WorkerService {
   async showRun(id: string): Promise<RunView> {
     const run = this.runs.find((candidate) => candidate.id === id);
     if (run) return run;
-    throw new GodwitError('JOURNAL_RUN_NOT_FOUND', `no run ${id} on ${this.name}`, {
+    throw new GodwitError('JOURNAL_UNKNOWN_RUN', `no run ${id} on ${this.name}`, {
       values: { id },
       nextAction: 'godwit runs list --all',
     });
