@@ -294,9 +294,10 @@ async function nowOrNever(work: Promise<void>): Promise<void> {
   }
 }
 
-/** The target's answer to "where are you with this move?", from its journal. `live` is the hydration as of now, if it is known. */
+/** The target's answer to "where are you with this move?". `live` is the hydration as of now, if it is known. Pure. */
 export function targetStatus(
   moveId: string,
+  phase: TargetPhase,
   run: RunView | null,
   live: TargetStatus['hydration'] | null,
   nowMs: number,
@@ -304,7 +305,7 @@ export function targetStatus(
   const output = (run?.output ?? {}) as MigrateInOutput;
   return {
     runId: moveId,
-    phase: run === null ? 'forgotten' : phaseOf(run),
+    phase,
     reason: run?.error?.message ?? run?.reason?.message ?? null,
     nextAction: run?.error?.nextAction ?? run?.reason?.nextAction ?? null,
     timesMs: {

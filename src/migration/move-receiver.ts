@@ -26,7 +26,14 @@ import {
   targetStatus,
 } from './migrate-in.ts';
 import { MIGRATE_OUT, reached } from './migrate-out.ts';
-import type { HandoffRequest, PrepareRequest, ProofAnswers, TargetFigures, TargetStatus } from './peer.ts';
+import type {
+  HandoffRequest,
+  PrepareRequest,
+  ProofAnswers,
+  TargetFigures,
+  TargetPhase,
+  TargetStatus,
+} from './peer.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
@@ -68,9 +75,9 @@ export class MoveReceiver implements ProofAnswers {
 
   async prepare(request: PrepareRequest): Promise<TargetStatus> {
     if (this.#run(request.runId) === null) {
-      if (this.#inbox.verdict(request.runId)) {
-        throw refusal(request, this.#worker, 'this move was already given up here');
-      }
+      const decided = this.#inbox.verdict(request.runId);
+      if (decided?.verdict === 'handed-over') return this.status(request.runId);
+      if (decided) throw refusal(request, this.#worker, 'this move was already given up here');
       const offer = await this.#target.offer(request);
       if (!offer.accepted) throw refusal(request, this.#worker, offer.reason);
       try {
@@ -86,9 +93,74 @@ export class MoveReceiver implements ProofAnswers {
 
   async status(moveId: string): Promise<TargetStatus> {
     const run = this.#run(moveId);
-    // A move that this side does not know can never be activated here; say so for good before saying so at all.
-    if (run === null) this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
-    return targetStatus(moveId, run, run === null ? null : await this.#live(run), this.#clock.wallMs());
+    const { phase, gone } = await this.#phase(moveId, run);
+    const live = run === null || phase === 'forgotten' ? null : await this.#live(run);
+    const status = targetStatus(moveId, phase, run, live, this.#clock.wallMs());
+    status.waivedAtMs ??= this.#receipts.waivedAtMs(moveId);
+    if (run === null && phase === 'activated' && !gone) {
+      status.reason = `${this.#worker} took the volume, and its journal does not know the run any more`;
+      status.nextAction = `\`godwit machine list\` says whether the machine is on ${this.#worker}.`;
+    }
+    if (gone) {
+      status.gone = true;
+      status.reason = `${this.#worker} had the volume open, and it is not there any more: it was destroyed`;
+      status.nextAction = `\`godwit runs force ${moveId} undo --yes\` brings the sealed volume back at the source.`;
+    }
+    return status;
+  }
+
+  /**
+   * Writes down how a run of this side ended: the journal forgets it. Called at its end, and for `unended` ones at the start, since the process may
+   * die between the two.
+   */
+  async noteEnd(run: RunView): Promise<void> {
+    if (run.kind !== MIGRATE_IN || run.endedAtMs === null) return;
+    const { runId, volume } = run.input as PrepareRequest;
+    const { phase } = await this.#phase(runId, run);
+    this.#inbox.end(runId, {
+      phase: phase === 'released' || phase === 'forgotten' ? phase : 'activated',
+      volume: volume && { volumeId: volume.volumeId, generation: volume.sealedGeneration + 1 },
+    });
+  }
+
+  /** `noteEnd` for what ended without it: the process had died, or it was of an earlier version. */
+  async noteEnds(): Promise<void> {
+    for (const moveId of this.#inbox.unended()) {
+      const run = this.#run(moveId);
+      // A record that cannot be read now may be readable at the next start; until then the run itself is there.
+      if (run !== null) await this.noteEnd(run).catch(() => {});
+    }
+  }
+
+  /**
+   * Where the move is. The word that was given counts before all else, then the volume's record, then the run: a run may be damaged, forced to its
+   * end, or forgotten by the journal, and "forgotten" has the source start the machine. `gone`: what was opened here is not here any more.
+   */
+  async #phase(moveId: string, run: RunView | null): Promise<{ phase: TargetPhase; gone: boolean }> {
+    const decided = this.#inbox.verdict(moveId);
+    const told = run === null ? null : phaseOf(run);
+    const is = (phase: TargetPhase, gone = false) => ({ phase, gone });
+    if (decided?.verdict !== 'handed-over') {
+      if (told !== null && told !== 'forgotten') return is(told);
+      // A move that this side does not know can never be activated here; say so for good before saying so at all.
+      const stands = this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
+      return stands === 'forgotten' ? is('forgotten') : this.#phase(moveId, run);
+    }
+    if (told !== null && told !== 'forgotten' && run!.endedAtMs === null) return is(told);
+    if (told === 'released') return is(told);
+    const { ending } = decided;
+    if (ending && ending.phase !== 'activated') return is(ending.phase);
+    const request = run === null ? null : (run.input as PrepareRequest);
+    const volume = request?.volume
+      ? { volumeId: request.volume.volumeId, generation: request.volume.sealedGeneration + 1 }
+      : (ending?.volume ?? null);
+    // Begun is enough: nobody can say how far it came.
+    const tried = ending !== null || run === null || run.steps.some(isBegunActivation);
+    if (volume === null) return is(tried ? 'activated' : 'forgotten');
+    const state = await this.#target.volumeState(volume.volumeId, volume.generation);
+    if (state === 'opened') return is(atLeastActivated(told));
+    if (state === 'absent' && tried) return is('activated', true);
+    return is('forgotten');
   }
 
   /** Only for a move that is prepared; else the hint has no use. */
@@ -99,14 +171,11 @@ export class MoveReceiver implements ProofAnswers {
   }
 
   async handoff(moveId: string, { freeMap }: HandoffRequest): Promise<TargetStatus> {
-    const run = this.#run(moveId);
-    if (run === null || phaseOf(run) === 'forgotten') {
-      this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
-      return this.status(moveId);
-    }
-    if (phaseOf(run) !== 'preparing' && this.#inbox.verdict(moveId) === null) {
+    const { phase } = await this.#phase(moveId, this.#run(moveId));
+    if (phase === 'prepared' && this.#inbox.verdict(moveId) === null) {
+      const request = this.#run(moveId)!.input as PrepareRequest;
       // Before the verdict: the volume may be activated as soon as that is written.
-      if (freeMap !== null) await this.#target.keepFreeMap(run.input as PrepareRequest, freeMap);
+      if (freeMap !== null) await this.#target.keepFreeMap(request, freeMap);
       this.#inbox.decide(moveId, 'handed-over', this.#clock.wallMs());
     }
     return this.#until(moveId, (status) => reached(status, 'activated') || status.phase === 'forgotten');
@@ -250,6 +319,17 @@ export class MoveReceiver implements ProofAnswers {
       throw error;
     }
   }
+}
+
+function isBegunActivation({ name, attempts }: RunView['steps'][number]): boolean {
+  return name === 'activate' && attempts > 0;
+}
+
+/** A run that was ended by force, or is damaged, may say less than its volume does. */
+function atLeastActivated(told: TargetPhase | null): TargetPhase {
+  return told === 'booted' || told === 'healthy' || told === 'hydrated' || told === 'proven'
+    ? told
+    : 'activated';
 }
 
 function nothingToWaive(run: RunView): GodwitError {

@@ -35,6 +35,7 @@ class Pair {
   readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
   sourceReceipts!: ReceiptBook;
   targetReceipts!: ReceiptBook;
+  inbox!: MoveInbox;
   /** Calls to the target whose answer gets lost, once each. */
   readonly loseAnswersOf = new Set<string>();
 
@@ -71,7 +72,7 @@ class Pair {
     this.source = this.#open('source', quick(definition), crashPoints);
   }
 
-  openTarget(crashPoints: CrashPoints = noCrashPoints): void {
+  openTarget(crashPoints: CrashPoints = noCrashPoints, keepMs?: number): void {
     const inbox = new MoveInbox(this.#inboxDatabase);
     const definition = migrateIn({
       target: this.world.targetSide,
@@ -80,8 +81,17 @@ class Pair {
       clock: systemClock,
       sourceProbeMs: 20,
     });
-    this.target = this.#open('target', quick(definition), crashPoints);
-    this.#receiver = new MoveReceiver({
+    const kept = quick(definition);
+    const target = this.#open('target', keepMs === undefined ? kept : { ...kept, keepMs }, crashPoints);
+    this.target = target;
+    this.inbox = inbox;
+    const receiver = this.receiverOf(inbox);
+    target.subscribe((run) => void receiver.noteEnd(run));
+    this.#receiver = receiver;
+  }
+
+  receiverOf(inbox: MoveInbox): MoveReceiver {
+    return new MoveReceiver({
       journal: this.target,
       inbox,
       target: this.world.targetSide,
@@ -91,6 +101,12 @@ class Pair {
       receipts: this.targetReceipts,
       handoffHoldMs: 100,
     });
+  }
+
+  /** The target's journal forgets all that is over, as it does after 30 days or 10,000 runs. */
+  async forgetTargetRuns(): Promise<void> {
+    await this.target.close({ graceMs: 100 });
+    this.openTarget(noCrashPoints, -60_000);
   }
 
   get receiver(): MoveReceiver {
@@ -375,6 +391,66 @@ test('the source is lost when all blocks are there: an operator does without the
   assert.equal(pair.sourceReceipts.waivedAtMs('run1'), waivedAtMs);
   assert.equal(pair.sourceReceipts.get('run1'), null);
   assert.equal(pair.targetReceipts.get('run1'), null);
+});
+
+for (const asks of ['handoff', 'serve'] as const) {
+  test(`a source that comes back in step ${asks} when the target's journal has forgotten the run: it never starts the machine`, async (t) => {
+    const crash = crashAt(`migrate-out:${asks}:${asks === 'handoff' ? 'before' : 'after'}-done-append`);
+    const pair = new Pair(t, { source: crash.points });
+    pair.start();
+    await crash.died;
+    const id = targetRunId('run1');
+    const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
+    pair.receiver.waiveReceipt(await pair.target.wait(id, { timeoutMs: 20_000, until: waits }), 'a test');
+    await pair.targetEnd();
+    await until(() => pair.inbox.unended().length === 0);
+    await pair.forgetTargetRuns();
+    assert.throws(() => pair.target.get(id), { code: 'JOURNAL_UNKNOWN_RUN' });
+    assert.equal((await pair.receiver.handoff('run1', { freeMap: null })).phase, 'released');
+
+    await pair.reopen('source', crash.died);
+    assert.equal((await pair.sourceEnd()).state, 'done');
+    pair.world.assertMoved();
+  });
+}
+
+test('what an operator ended at the target is answered by the record of its volume', async (t) => {
+  const crash = crashAt('migrate-out:handoff:before-done-append');
+  const pair = new Pair(t, { source: crash.points });
+  pair.world.targetSide.boot = async () => {
+    throw new Error('it does not boot');
+  };
+  pair.start();
+  await crash.died;
+  const id = targetRunId('run1');
+  await pair.target.wait(id, { timeoutMs: 20_000, until: ({ step }) => step === 'boot' });
+  pair.target.force(id, 'forget', 'a test');
+  await pair.targetEnd();
+  for (const look of ['at once', 'pruned']) {
+    const { phase, gone } = await pair.receiver.status('run1');
+    assert.deepEqual([phase, gone], ['activated', undefined], look);
+    await until(() => pair.inbox.unended().length === 0);
+    await pair.forgetTargetRuns();
+  }
+  pair.world.target.volume = null;
+  const { phase, gone, nextAction } = await pair.receiver.status('run1');
+  assert.deepEqual([phase, gone], ['activated', true]);
+  assert.match(nextAction ?? '', /godwit runs force run1 undo --yes/);
+});
+
+test('a verdict of an earlier version, whose run nobody knows any more, still keeps the source from starting the machine', async (t) => {
+  const database = new DatabaseSync(join(scratchDir(t), 'old.sqlite'));
+  t.after(() => database.close());
+  database.exec(`CREATE TABLE move_verdicts (run_id TEXT PRIMARY KEY, verdict TEXT NOT NULL, decided_at_ms INTEGER NOT NULL) STRICT;
+    INSERT INTO move_verdicts VALUES ('run1', 'handed-over', 1), ('run2', 'forgotten', 1)`);
+  const pair = new Pair(t);
+  const inbox = new MoveInbox(database);
+  inbox.prune(2);
+  const receiver = pair.receiverOf(inbox);
+  assert.equal((await receiver.status('run1')).phase, 'activated');
+  assert.equal((await receiver.handoff('run1', { freeMap: null })).phase, 'activated');
+  assert.equal(inbox.verdict('run2'), null, 'what was forgotten need not be remembered');
+  assert.equal((await receiver.handoff('run2', { freeMap: null })).phase, 'forgotten');
 });
 
 test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {

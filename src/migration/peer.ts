@@ -201,6 +201,8 @@ export const TargetStatus = Type.Object({
   ]),
   /** When an operator said that the target need not wait for the receipt, and it did not. */
   waivedAtMs: Type.Union([Type.Number(), Type.Null()]),
+  /** The volume was opened there, and is not there any more: an operator destroyed it. The source may have the machine back. */
+  gone: Type.Optional(Type.Boolean()),
 });
 export type TargetStatus = Static<typeof TargetStatus>;
 

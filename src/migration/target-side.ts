@@ -20,6 +20,11 @@ export interface TargetSide {
   createVolume(request: PrepareRequest): Promise<void>;
   destroyVolume(request: PrepareRequest): Promise<void>;
   /**
+   * What this worker's record says of that generation. `waits`: never opened for writing. `opened`: it was, or a later one was. `absent`: there is
+   * no volume, or only an earlier generation of it.
+   */
+  volumeState(volumeId: string, generation: number): Promise<'waits' | 'opened' | 'absent'>;
+  /**
    * The machine's record, in the hands of the move; shim, FUSE mount, volume server in standby, login at the source, loop device: all that
    * needs no sealed volume.
    */

@@ -236,6 +236,21 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     if (event === 'shim-closed') void recoverLater(machineId);
   });
 
+  const receiver = new MoveReceiver({
+    journal: runs,
+    inbox,
+    target,
+    clock,
+    worker: options.name,
+    key,
+    receipts,
+  });
+  runs.subscribe((run) => {
+    // One that is not noted now is at the next start.
+    receiver.noteEnd(run).catch((error: unknown) => {
+      logger.error({ runId: run.id, error: toWireError(error) }, 'the end of a move was not written down');
+    });
+  });
   const service = new LocalService({
     name: options.name,
     url: () => url,
@@ -249,7 +264,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     serving,
     journal: runs,
     drain,
-    receiver: new MoveReceiver({ journal: runs, inbox, target, clock, worker: options.name, key, receipts }),
+    receiver,
     source,
     peers: () => peers,
     keys: options.keys,
@@ -276,6 +291,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const listenUrl = `${scheme}://${options.listenHost.includes(':') ? `[${options.listenHost}]` : options.listenHost}:${port}`;
   url = options.advertiseUrl ?? listenUrl;
   if (identity) warnOfFlaws(identity, [new URL(url).hostname, options.iscsiHost], logger);
+  // Before the journal drops old runs.
+  await receiver.noteEnds();
   runs.resume();
   await imports.start();
   drain.wake();

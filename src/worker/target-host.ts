@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { messageOf } from '../base/errors.ts';
+import { isGodwitError, messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
@@ -27,6 +27,7 @@ import {
   noKeysError,
   readFreeMapFile,
   removeValidityFile,
+  type VolumeRecord,
   type VolumeServerStatus,
   type VolumeStore,
   validityPath,
@@ -116,6 +117,18 @@ export class TargetHost implements TargetSide {
     if (!ours) return;
     await volumes.destroy(ours.id, { force: true });
     removeValidityFile(validityPath(validityDir, ours.id));
+  }
+
+  async volumeState(volumeId: string, generation: number): Promise<'waits' | 'opened' | 'absent'> {
+    let record: VolumeRecord;
+    try {
+      record = await this.#options.volumes.get(volumeId);
+    } catch (error) {
+      if (isGodwitError(error, 'VOLUME_NOT_FOUND')) return 'absent';
+      throw error;
+    }
+    if (record.generation < generation) return 'absent';
+    return record.generation === generation && record.state === 'incoming' ? 'waits' : 'opened';
   }
 
   async attachStandby(request: PrepareRequest): Promise<void> {

@@ -200,6 +200,11 @@ export class MoveWorld {
       this.target.volume = null;
       this.#changed('destroyVolume');
     },
+    volumeState: async (_volumeId, generation) => {
+      const { volume } = this.target;
+      if (volume === null || volume.generation < generation) return 'absent';
+      return volume.state === 'incoming' ? 'waits' : 'opened';
+    },
     attachStandby: async () => {
       this.target.attached ??= 'standby';
       this.#changed('attachStandby');
