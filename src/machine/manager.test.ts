@@ -236,7 +236,7 @@ test('a stop signal that does not exist is refused; a machine that has one since
 
   const manager = await open();
   await manager.start('old');
-  await until(async () => (await readAll(manager.logs(id))).includes('deaf'));
+  await until('the machine', async () => (await readAll(manager.logs(id))).includes('deaf'));
   await manager.stop('old');
   assert.equal((await manager.show(id)).shim?.workload?.state, 'stopped');
   assert.match(await readAll(manager.logs(id)), /asked[\s\S]*killed, since it did not end within 300 ms/);
@@ -249,9 +249,9 @@ test('a forced destruction does not wait for a stop that gives the machine its t
   const config = machineConfig(DEAF, { stop: { signal: 'SIGTERM', timeoutMs: 3_600_000 } });
   const { id } = await manager.create({ name: 'stubborn', config });
   await manager.start(id);
-  await until(async () => (await readAll(manager.logs(id))).includes('deaf'));
+  await until('the machine', async () => (await readAll(manager.logs(id))).includes('deaf'));
   const stopping = manager.stop(id);
-  await until(async () => (await readAll(manager.logs(id))).includes('asked'));
+  await until('the signal', async () => (await readAll(manager.logs(id))).includes('asked'));
   await manager.destroy(id, { force: true });
   await stopping;
   assert.deepEqual(manager.records(), []);
@@ -269,7 +269,7 @@ test('a machine whose shim has died or hangs is stopped by its worker, with all 
     const { shim } = await manager.show(id);
     const inside = identifyProcess(shim!.workload!.pid!);
     process.kill(shim!.shimPid, how);
-    if (how === 'SIGKILL') await until(() => identifyProcess(shim!.shimPid) === null);
+    if (how === 'SIGKILL') await until('the end of the shim', () => identifyProcess(shim!.shimPid) === null);
     await manager.stopWorkload(id, { timeoutMs: how === 'SIGSTOP' ? -STOP_SLACK_MS + 500 : 100 });
     assert.notDeepEqual(identifyProcess(shim!.workload!.pid!), inside, how);
     assert.equal((await manager.show(id)).shim, null);
