@@ -1,5 +1,5 @@
 import { assert } from './assert.ts';
-import type { BufferPool } from './buffer-pool.ts';
+import type { BufferLease, BufferPool } from './buffer-pool.ts';
 import type { PeerAccount } from './peer-account.ts';
 
 /** Takes a batch of chunks; calls `done` when they are written. */
@@ -28,6 +28,7 @@ export class ChunkWriter {
   readonly #pool: BufferPool;
   readonly #account: PeerAccount | null;
   #slab: Buffer = NO_SLAB;
+  #slabLease: BufferLease | null = null;
   #position = 0;
   /** Start of the part of the slab that belongs to the batch and is not in `#chunks` yet. */
   #chunkStart = 0;
@@ -172,11 +173,10 @@ export class ChunkWriter {
   /** The old slab is used again once the batch that holds its last bytes is written: writes end in order. */
   #newSlab(): void {
     this.#closeChunk();
-    if (this.#slab !== NO_SLAB) {
-      const old = this.#slab;
-      this.#releases.push(() => this.#giveSlab(old));
-    }
-    this.#slab = this.#pool.take(SLAB_BYTES);
+    const old = this.#slabLease;
+    if (old !== null) this.#releases.push(() => this.#giveSlab(old));
+    this.#slabLease = this.#pool.lease(SLAB_BYTES);
+    this.#slab = this.#slabLease.bytes;
     this.#account?.charge(SLAB_BYTES);
     this.#position = 0;
     this.#chunkStart = 0;
@@ -184,15 +184,16 @@ export class ChunkWriter {
 
   /** Everything in it has been sent. */
   #dropSlab(): void {
-    if (this.#slab === NO_SLAB) return;
-    this.#giveSlab(this.#slab);
+    if (this.#slabLease === null) return;
+    this.#giveSlab(this.#slabLease);
+    this.#slabLease = null;
     this.#slab = NO_SLAB;
     this.#position = 0;
     this.#chunkStart = 0;
   }
 
-  #giveSlab(slab: Buffer): void {
-    this.#pool.give(slab);
+  #giveSlab(slab: BufferLease): void {
+    slab.release();
     this.#account?.release(SLAB_BYTES);
   }
 }

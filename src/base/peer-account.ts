@@ -48,8 +48,9 @@ export const PEER_LIMITS: PeerLimits = {
 /** What a queued reply, task or list entry costs beside its bytes: some objects of V8 with their closures. */
 export const OBJECT_BYTES = 512;
 
-/** What a peer owes: the rest of something that it began to send, or the taking of what is queued for it. */
-export type Debt = 'nothing' | 'input' | 'output';
+/** What a peer owes: the rest of something that it began to send, the taking of what is queued for it, or both. */
+export type Debt = 'nothing' | 'input' | 'output' | 'both';
+const DIRECTIONS = ['input', 'output'] as const;
 
 export type PeerAccountOptions = {
   /** Peers of one address share a bound. Of a unix socket: `unix`. */
@@ -69,19 +70,19 @@ export class PeerAccount {
   readonly options: PeerAccountOptions;
   #heldBytes = 0;
   #closed = false;
-  /** Of the watch: since when it owes without moving enough. */
-  debt: Debt = 'nothing';
-  sinceMs: number;
-  sinceBytes = 0;
+  /** Of the watch: since when it owes without moving enough, in each direction. */
+  readonly owing: Record<'input' | 'output', { sinceMs: number | null; sinceBytes: number }> = {
+    input: { sinceMs: null, sinceBytes: 0 },
+    output: { sinceMs: null, sinceBytes: 0 },
+  };
   /** Of the row: since when it has been waiting for room. */
   waitingSinceMs: number | null = null;
   wantedBytes = 0;
 
   /** By `PeerBook.open`. */
-  constructor(book: PeerBook, options: PeerAccountOptions, nowMs: number) {
+  constructor(book: PeerBook, options: PeerAccountOptions) {
     this.#book = book;
     this.options = options;
-    this.sinceMs = nowMs;
   }
 
   get heldBytes(): number {
@@ -168,7 +169,7 @@ export class PeerBook {
   }
 
   open(options: PeerAccountOptions): PeerAccount {
-    const account = new PeerAccount(this, options, this.#clock.monotonicMs());
+    const account = new PeerAccount(this, options);
     this.#accounts.add(account);
     this.#arm();
     return account;
@@ -283,29 +284,43 @@ export class PeerBook {
   }
 
   #watch(): void {
-    const nowMs = this.#clock.monotonicMs();
-    const { stallTimeoutMs, pressureTimeoutMs, progressBytesMin, connectionBytesReserved } = this.limits;
+    const { stallTimeoutMs, pressureTimeoutMs, connectionBytesReserved } = this.limits;
     for (const account of [...this.#accounts]) {
       const debt = account.options.debt();
-      const moved = debt === 'nothing' ? 0 : account.options.movedBytes(debt);
-      if (debt === 'nothing' || debt !== account.debt || moved - account.sinceBytes >= progressBytesMin) {
-        account.debt = debt;
-        account.sinceMs = nowMs;
-        account.sinceBytes = moved;
-        continue;
-      }
-      const stalledMs = nowMs - account.sinceMs;
-      const inTheWay =
-        stalledMs >= pressureTimeoutMs &&
-        account.heldBytes > connectionBytesReserved &&
-        this.#isInTheWay(account);
-      if (stalledMs >= stallTimeoutMs || inTheWay) {
-        account.options.drop(debt === 'input' ? 'the peer does not finish what it began' : REASON_OUTPUT);
+      for (const direction of DIRECTIONS) {
+        const stalledMs = this.#stalledMs(account, direction, debt === direction || debt === 'both');
+        const inTheWay =
+          stalledMs >= pressureTimeoutMs &&
+          account.heldBytes > connectionBytesReserved &&
+          this.#isInTheWay(account);
+        if (stalledMs < stallTimeoutMs && !inTheWay) continue;
+        account.options.drop(REASONS[direction]);
+        break;
       }
     }
+  }
+
+  /** For how long it has owed without moving enough. */
+  #stalledMs(account: PeerAccount, direction: 'input' | 'output', owes: boolean): number {
+    const owing = account.owing[direction];
+    if (!owes) {
+      owing.sinceMs = null;
+      return 0;
+    }
+    const nowMs = this.#clock.monotonicMs();
+    const movedBytes = account.options.movedBytes(direction);
+    const more = movedBytes - owing.sinceBytes;
+    if (owing.sinceMs === null || more < 0 || more >= this.limits.progressBytesMin) {
+      owing.sinceMs = nowMs;
+      owing.sinceBytes = movedBytes;
+    }
+    return nowMs - owing.sinceMs;
   }
 }
 
 /** From so long a wait on, the row is kept. */
 const ROW_AFTER_MS = 1_000;
-const REASON_OUTPUT = 'the peer does not take what it asked for';
+const REASONS = {
+  input: 'the peer does not finish what it began',
+  output: 'the peer does not take what it asked for',
+};
