@@ -6,8 +6,8 @@ import { systemClock } from '../src/base/clock.ts';
 import { FileDevice } from '../src/block/file-device.ts';
 import { MemoryDevice } from '../src/block/memory-device.ts';
 import { CloneDevice } from '../src/clone/clone-device.ts';
+import { heapLiveMap } from '../src/clone/live-map.ts';
 import { CloneMetadata, metadataLengthBytes } from '../src/clone/metadata.ts';
-import { blockCountOf, wordCountOf } from '../src/clone/validity-map.ts';
 
 const MIB = 2 ** 20;
 
@@ -47,7 +47,7 @@ export async function measureCloneMemory(volumeBytes: number): Promise<CloneMemo
         local: await openFile(fresh, 'data.raw', volumeBytes),
         source,
         metadata,
-        validityWords: new Uint32Array(wordCountOf(blockCountOf(volumeBytes))),
+        ...heapLiveMap(volumeBytes),
         validityIsCurrent: false,
         clock: systemClock,
         onHydrated: hydrated.resolve,

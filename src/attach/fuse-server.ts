@@ -9,11 +9,11 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/logger.ts';
 import { LOOKING_PAYS } from '../base/look-out.ts';
-import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
-import { ValidityMap } from '../clone/validity-map.ts';
+import type { BlockDevice } from '../block/block-device.ts';
+import { sharedMapMemory } from '../clone/map-memory.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
-import { viewAt } from '../sys/shared-mapping.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
@@ -96,7 +96,9 @@ export class FuseServer {
     this.#device = device;
     this.#access = options.access;
     this.#slots.access = accessNumbers[options.access];
-    this.#validity = hot?.validity ? validityMapAt(hot.validity, device.lengthBytes) : null;
+    this.#validity = hot?.validity
+      ? new ValidityMap(sharedMapMemory(hot.validity), blockCountOf(device.lengthBytes), { counted: false })
+      : null;
     const data = this.#slots.shared.data;
     this.#dataAddress = addressOf(new Uint8Array(data));
     this.#fuseSlots = Array.from(
@@ -362,12 +364,6 @@ export class FuseServer {
 }
 
 const wakeCount = new BigUint64Array([1n]);
-
-function validityMapAt(validity: { address: bigint; words: number }, lengthBytes: number): ValidityMap {
-  const bytes = viewAt(validity.address, validity.words * 4);
-  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, validity.words);
-  return new ValidityMap(words, Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
-}
 
 /** What the guest's kernel is told. Anything without a better word is EIO. */
 function errnoFor(error: unknown): number {

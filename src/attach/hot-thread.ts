@@ -2,7 +2,8 @@ import { flushCompileCache } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
-import { ValidityMap } from '../clone/validity-map.ts';
+import { type MapPlace, sharedMapMemory } from '../clone/map-memory.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { decryptSectors } from '../crypt/luks2-device.ts';
 import { createXts, TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
 import {
@@ -19,7 +20,6 @@ import {
   rawWrite,
   rawWriteAt,
 } from '../sys/raw-io.ts';
-import { viewAt } from '../sys/shared-mapping.ts';
 import { answerMetadata } from './fuse-metadata.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, REQUEST_AT, REQUEST_BYTES_MAX } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
@@ -50,9 +50,9 @@ export type HotThreadData = {
 /** The local file that the hot path reads and writes. */
 export type HotPath = {
   dataFd: number;
-  validity: { address: bigint; words: number } | null;
+  validity: MapPlace | null;
   /** Where the blocks are marked that are written to (volume/validity-file.ts), before they are. */
-  written?: { address: bigint; words: number } | null;
+  written?: MapPlace | null;
   /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
   encryption?: { key: Uint8Array; sectorBytes: number };
 };
@@ -91,14 +91,8 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   const fuseSlots = slotOffsets.map((offsetBytes) => new FuseSlot(data.slots.data, offsetBytes));
   const poll = new ReadablePoll(fuseFd, data.wakeFd);
   const dataFd = hot?.dataFd ?? -1;
-  const validity =
-    hot?.validity == null
-      ? null
-      : new ValidityMap(wordsAt(hot.validity), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
-  const written =
-    hot?.written == null
-      ? null
-      : new ValidityMap(wordsAt(hot.written), Math.ceil(lengthBytes / BLOCK_BYTES), { counted: false });
+  const validity = mapAt(hot?.validity, lengthBytes);
+  const written = mapAt(hot?.written, lengthBytes);
   const cipherText = new Uint8Array(cipher === null ? 0 : WRITE_PIECE_BYTES);
   const cipherAddress = addressOf(cipherText);
   let readWithoutWaiting = rawReadNow;
@@ -190,11 +184,14 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     return replyBytes;
   }
 
-  /** Mostly a look at one word: what is written once is written often. */
-  function markWritten(offsetBytes: number, endBytes: number): void {
+  /**
+   * Mostly a look at one word: what is written once is written often. False: the map needs memory for that, which is the main thread's to reserve; once
+   * in 128 MiB.
+   */
+  function markWritten(offsetBytes: number, endBytes: number): boolean {
     const first = Math.floor(offsetBytes / BLOCK_BYTES);
     const end = Math.ceil(endBytes / BLOCK_BYTES);
-    if (!written!.hasAll(first, end)) written!.setRange(first, end);
+    return written!.hasAll(first, end) || written!.trySetRange(first, end);
   }
 
   function tryWrite(slot: FuseSlot, address: number): number {
@@ -202,7 +199,7 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     const sizeBytes = slot.sizeBytes;
     if (dataFd < 0 || slots.access !== ACCESS_WRITABLE || !isLocal(offsetBytes, sizeBytes)) return 0;
     const startMs = performance.now();
-    if (written !== null && !slots.whole) markWritten(offsetBytes, offsetBytes + sizeBytes);
+    if (written !== null && !slots.whole && !markWritten(offsetBytes, offsetBytes + sizeBytes)) return 0;
     for (let done = 0; done < sizeBytes; ) {
       const pieceBytes = Math.min(WRITE_PIECE_BYTES, sizeBytes - done);
       let from = address + PAYLOAD_AT + done;
@@ -265,9 +262,10 @@ function cipherOf({ hot }: HotThreadData): XtsCipher | null {
   return made;
 }
 
-function wordsAt(validity: { address: bigint; words: number }): Uint32Array {
-  const bytes = viewAt(validity.address, validity.words * 4);
-  return new Uint32Array(bytes.buffer, bytes.byteOffset, validity.words);
+function mapAt(place: MapPlace | null | undefined, lengthBytes: number): ValidityMap | null {
+  return place == null
+    ? null
+    : new ValidityMap(sharedMapMemory(place), blockCountOf(lengthBytes), { counted: false });
 }
 
 assert(parentPort !== null, 'the hot thread is a worker of the FUSE server');

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { BitCommitter } from './bit-committer.ts';
+import { heapLiveMap } from './live-map.ts';
 import { CloneMetadata, metadataLengthBytes, SECTOR_BLOCKS } from './metadata.ts';
-import { blockCountOf, ValidityMap, wordCountOf } from './validity-map.ts';
+import { blockCountOf, ValidityMap } from './validity-map.ts';
 
 const LENGTH = 2 ** 30;
 
@@ -26,24 +27,25 @@ async function setUp(lengthBytes = LENGTH) {
     return new Promise<void>((proceed, fail) => held.push({ proceed, fail }));
   };
   const blocks = blockCountOf(lengthBytes);
-  const validity = new ValidityMap(new Uint32Array(wordCountOf(blocks)), blocks);
-  const committer = new BitCommitter(local, metadata, validity);
+  const liveMap = heapLiveMap(lengthBytes);
+  const validity = new ValidityMap(liveMap.validity, blocks);
+  const committer = new BitCommitter(local, metadata, validity, liveMap.owed);
   const settle = () => new Promise((resolve) => setImmediate(resolve));
   const letGo = async () => {
     held.shift()!.proceed();
     await settle();
   };
-  return { steps, held, validity, committer, letGo, settle, metadata };
+  return { steps, held, validity, committer, letGo, settle, metadata, local, liveMap };
 }
 
 test('data, then bits, then the answer; and flushes that come meanwhile share the next commit', async () => {
   const { steps, held, validity, committer, letGo } = await setUp();
-  validity.setRange(0, 1);
   committer.written(0, 1);
+  validity.setRange(0, 1);
   const answers: string[] = [];
   const first = committer.flush().then(() => answers.push('first'));
-  validity.setRange(SECTOR_BLOCKS, SECTOR_BLOCKS + 1);
   committer.written(SECTOR_BLOCKS, SECTOR_BLOCKS + 1);
+  validity.setRange(SECTOR_BLOCKS, SECTOR_BLOCKS + 1);
   const others = [committer.flush(), committer.flush(), committer.flush()];
   assert.deepEqual(steps, ['flush data']);
   await letGo();
@@ -57,11 +59,11 @@ test('data, then bits, then the answer; and flushes that come meanwhile share th
 
 test('bits that are set while the data is flushed are not in that round', async () => {
   const { validity, committer, letGo, metadata } = await setUp();
-  validity.setRange(0, 1);
   committer.written(0, 1);
+  validity.setRange(0, 1);
   const flushing = committer.flush();
-  validity.setRange(1, 2);
   committer.written(1, 2);
+  validity.setRange(1, 2);
   await letGo();
   await flushing;
   let bits = 0;
@@ -74,8 +76,8 @@ test('bits that are set while the data is flushed are not in that round', async 
 
 test('a failed commit is told to those who waited, and its bits are owed to the next', async () => {
   const { steps, held, validity, committer, settle, letGo } = await setUp();
-  validity.setRange(0, 1);
   committer.hydrated(0, 1);
+  validity.setRange(0, 1);
   const failing = assert.rejects(committer.commitAll(), /disk gone/);
   await settle();
   const next = committer.flush();
@@ -89,15 +91,19 @@ test('a failed commit is told to those who waited, and its bits are owed to the 
 });
 
 test('more sectors than a round holds are committed in rounds', async () => {
-  const { steps, validity, committer, letGo, held } = await setUp(300 * 2 ** 30);
-  validity.setRange(0, validity.blockCount);
+  const { steps, validity, committer, letGo, held, settle } = await setUp(300 * 2 ** 30);
   committer.written(0, validity.blockCount);
+  validity.setRange(0, validity.blockCount);
   let done = false;
   const flushing = committer.flush().then(() => {
     done = true;
   });
   let rounds = 0;
-  while (!done && held.length > 0) {
+  while (!done) {
+    if (held.length === 0) {
+      await settle();
+      continue;
+    }
     rounds++;
     await letGo();
   }
@@ -105,4 +111,39 @@ test('more sectors than a round holds are committed in rounds', async () => {
   assert.equal(rounds, 3);
   assert.equal(steps.filter((step) => step === 'flush bits').length, 3);
   assert.ok(!committer.dirty);
+});
+
+test('what a dead process owed is owed to the first flush of the next one, wherever it died', async () => {
+  const lengthBytes = 64 * 2 ** 40;
+  const { committer, validity, held, letGo, settle, metadata, local, liveMap, steps } =
+    await setUp(lengthBytes);
+  const far = (16 * 2 ** 40) / 4096 + 5;
+  const hydrated = [0, far + 3 * SECTOR_BLOCKS];
+  for (const block of [far, validity.blockCount - 1]) {
+    committer.written(block, block + 1);
+    validity.setRange(block, block + 1);
+  }
+  const flushing = committer.flush();
+  await letGo();
+  await flushing;
+  assert.deepEqual([...liveMap.owed.filter((byte) => byte !== 0)], [], 'nothing is owed after a flush');
+  for (const block of hydrated) {
+    committer.hydrated(block, block + 1);
+    validity.setRange(block, block + 1);
+  }
+  committer.written(far, far + 2);
+  validity.setRange(far + 1, far + 2);
+  void committer.flush(); // dies in the middle
+  await settle();
+  held.length = 0;
+  steps.length = 0;
+  const next = new BitCommitter(local, metadata, validity, liveMap.owed);
+  assert.ok(next.dirty);
+  const flushed = next.flush();
+  await letGo();
+  await flushed;
+  const sectors = [0, far, far + 3 * SECTOR_BLOCKS].map((block) => Math.floor(block / SECTOR_BLOCKS));
+  assert.deepEqual(steps, ['flush data', `write ${sectors}`, 'flush bits']);
+  assert.ok(!next.dirty);
+  assert.ok(!new BitCommitter(local, metadata, validity, liveMap.owed).dirty);
 });

@@ -1,3 +1,5 @@
+import { assert } from '../base/assert.ts';
+import { Slice } from '../base/slice.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
@@ -8,8 +10,13 @@ const ROUND_SECTORS = 8192;
 const CLEAN = 0;
 /** ...stand for hydrated blocks: losing them costs a second fetch, so no flush of the guest waits for them; or which... */
 const LAZY = 1;
-/** ...stand for writes of the guest: its next flush must not end before they are durable. */
+/** ...stand for writes of the guest: its next flush must not end before they are durable; or which... */
 const URGENT = 2;
+/** ...are in the round that runs. */
+const TAKEN = 3;
+const STATES = 4;
+/** Sectors that are looked at together when nothing of them is dirty. */
+const GROUP_SECTORS = 1024;
 
 /** The two steps of a round in the order that keeps the promise. A test puts another order in, to see that it would be noticed. */
 export type CommitOrder = (
@@ -32,6 +39,9 @@ type Scope = 'urgent' | 'all';
  * Bits that are set meanwhile are the next round's.
  *
  * One commit runs at a time. The flushes that arrive while it runs share the next one (group commit).
+ *
+ * What is owed outlives the process beside the bits: a sector is noted before a bit of it is set, and is clean when its round has ended. So whoever
+ * opens the map of a dead process knows what is not durable without comparing anything.
  */
 export class BitCommitter {
   readonly #local: Flushable;
@@ -40,18 +50,23 @@ export class BitCommitter {
   readonly #validity: ValidityMap;
   readonly #order: CommitOrder;
   readonly #states: Uint8Array;
+  /** How many sectors of a group are in a state, at `group * STATES + state`. */
+  readonly #inGroup: Uint16Array;
+  #dirtySectors = 0;
   /** The bits of a round, used again by the next: one round runs at a time. */
   #words = new Uint32Array(0);
-  #urgent: number[] = [];
-  #lazy: number[] = [];
   #running: Promise<void> | null = null;
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
-  /** `local` has the content that bits vouch for, `log` the digests of what was fetched. */
+  /**
+   * `local` has the content that bits vouch for, `log` the digests of what was fetched. `owed` has `owedBytes(metadata.sectorCount)`: zeros, or what the
+   * committer of a dead process left in it.
+   */
   constructor(
     local: Flushable,
     metadata: CloneMetadata,
     validity: ValidityMap,
+    owed: Uint8Array,
     log: Flushable | null = null,
     order: CommitOrder = DATA_BEFORE_BITS,
   ) {
@@ -60,26 +75,34 @@ export class BitCommitter {
     this.#metadata = metadata;
     this.#validity = validity;
     this.#order = order;
-    this.#states = new Uint8Array(metadata.sectorCount);
+    assert(owed.length === owedBytes(metadata.sectorCount), 'every sector and every group has its byte');
+    this.#states = owed;
+    this.#inGroup = new Uint16Array((owed.length - metadata.sectorCount) * STATES);
+    this.#takeOver();
+  }
+
+  /** Notes in the `owed` of a map that no committer has yet that nothing of the blocks [first, end) is durable. */
+  static owe(owed: Uint8Array, sectorCount: number, first: number, end: number): void {
+    owed.fill(URGENT, sectorOf(first), sectorOf(end - 1) + 1);
+    owed.fill(1, sectorCount + groupOf(sectorOf(first)), sectorCount + groupOf(sectorOf(end - 1)) + 1);
   }
 
   /** True while some bit is set and not durable. */
   get dirty(): boolean {
-    return this.#urgent.length > 0 || this.#lazy.length > 0 || this.#running !== null;
+    return this.#dirtySectors > 0 || this.#running !== null;
   }
 
-  /** Blocks [first, end) came over from the source and their bits are set. */
+  /** Blocks [first, end) came over from the source. Call it before their bits are set, in the same turn. */
   hydrated(first: number, end: number): void {
     for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) {
-      if (this.#states[sector] !== CLEAN) continue;
-      this.#states[sector] = LAZY;
-      this.#lazy.push(sector);
+      const state = this.#states[sector];
+      if (state === CLEAN || state === TAKEN) this.#become(sector, LAZY);
     }
   }
 
-  /** The guest wrote to the blocks [first, end) and their bits were set by that. */
+  /** The guest wrote to the blocks [first, end). Call it before their bits are set by that, in the same turn. */
   written(first: number, end: number): void {
-    for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) this.#urge(sector);
+    for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) this.#become(sector, URGENT);
   }
 
   /**
@@ -88,7 +111,7 @@ export class BitCommitter {
    */
   overwritten(first: number, end: number): void {
     for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) {
-      if (this.#states[sector] === LAZY) this.#urge(sector);
+      if (this.#states[sector] === LAZY) this.#become(sector, URGENT);
     }
   }
 
@@ -109,10 +132,39 @@ export class BitCommitter {
     }
   }
 
-  #urge(sector: number): void {
-    if (this.#states[sector] === URGENT) return;
-    this.#states[sector] = URGENT; // an entry that it leaves in the lazy list is skipped there
-    this.#urgent.push(sector);
+  #become(sector: number, state: number): void {
+    const group = groupOf(sector);
+    const { sectorCount } = this.#metadata;
+    const before = this.#states[sector]!;
+    if (before === state) return;
+    // The group is marked for longer than any of its sectors.
+    if (state !== CLEAN) this.#states[sectorCount + group] = 1;
+    this.#states[sector] = state;
+    if (state !== CLEAN) this.#inGroup[group * STATES + state]!++;
+    if (before !== CLEAN) this.#inGroup[group * STATES + before]!--;
+    if (this.#sectorsIn(group, LAZY, URGENT, TAKEN) === 0) this.#states[sectorCount + group] = 0;
+    this.#dirtySectors += Number(isDirty(state)) - Number(isDirty(before));
+  }
+
+  #sectorsIn(group: number, ...states: number[]): number {
+    let sectors = 0;
+    for (const state of states) sectors += this.#inGroup[group * STATES + state]!;
+    return sectors;
+  }
+
+  /** What a dead process had not made durable is owed to the next flush. */
+  #takeOver(): void {
+    const { sectorCount } = this.#metadata;
+    for (let group = 0; sectorCount + group < this.#states.length; group++) {
+      if (this.#states[sectorCount + group] === 0) continue;
+      const end = Math.min(sectorCount, (group + 1) * GROUP_SECTORS);
+      for (let sector = group * GROUP_SECTORS; sector < end; sector++) {
+        if (this.#states[sector] === CLEAN) continue;
+        this.#states[sector] = URGENT;
+        this.#inGroup[group * STATES + URGENT]!++;
+        this.#dirtySectors++;
+      }
+    }
   }
 
   #join(scope: Scope): Promise<void> {
@@ -140,39 +192,45 @@ export class BitCommitter {
     return running;
   }
 
+  /** Takes what is dirty from front to back, once: what is added behind that meanwhile could go on for ever. */
   async #commit(scope: Scope): Promise<void> {
-    // Only what is dirty now is owed; what is added meanwhile could go on for ever.
-    let owed = this.#urgent.length;
-    if (scope === 'all') owed += this.#lazy.length;
-    do {
-      const sectors = this.#take(Math.min(owed, ROUND_SECTORS), scope);
-      owed -= Math.min(owed, ROUND_SECTORS);
+    for (let from = 0; ; ) {
+      const sectors = this.#take(from, scope);
+      if (from > 0 && sectors.length === 0) return;
       await this.#round(sectors);
-    } while (owed > 0);
+      if (sectors.length < ROUND_SECTORS) return;
+      from = sectors.at(-1)! + 1;
+    }
   }
 
-  /** Removes up to `limit` entries from the lists, urgent ones first; the sectors in ascending order. */
-  #take(limit: number, scope: Scope): number[] {
+  /** The sectors from `from` on that are due, in ascending order, `ROUND_SECTORS` at most. */
+  #take(from: number, scope: Scope): number[] {
+    const { sectorCount } = this.#metadata;
     const taken: number[] = [];
-    const take = (list: number[], state: number) => {
-      for (const sector of list.splice(0, limit - taken.length)) {
-        if (this.#states[sector] !== state) continue; // became urgent after it was listed as lazy
-        this.#states[sector] = CLEAN;
+    for (let sector = from; sector < sectorCount && taken.length < ROUND_SECTORS; ) {
+      const group = groupOf(sector);
+      const groupEnd = Math.min(sectorCount, (group + 1) * GROUP_SECTORS);
+      const due = scope === 'all' ? this.#sectorsIn(group, URGENT, LAZY) : this.#sectorsIn(group, URGENT);
+      for (; due > 0 && sector < groupEnd && taken.length < ROUND_SECTORS; sector++) {
+        const state = this.#states[sector];
+        if (state !== URGENT && (state !== LAZY || scope === 'urgent')) continue;
+        this.#become(sector, TAKEN);
         taken.push(sector);
       }
-    };
-    take(this.#urgent, URGENT);
-    if (scope === 'all') take(this.#lazy, LAZY);
-    return taken.sort((left, right) => left - right);
+      if (due === 0) sector = groupEnd;
+    }
+    return taken;
   }
 
   async #round(sectors: readonly number[]): Promise<void> {
     const wordCount = sectors.length * SECTOR_WORDS;
     if (this.#words.length < wordCount) this.#words = new Uint32Array(wordCount);
     const words = this.#words.subarray(0, wordCount);
+    const slice = new Slice();
     for (const [position, sector] of sectors.entries()) {
       const into = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
       this.#validity.copyWords(sector * SECTOR_WORDS, into);
+      if (slice.over) await slice.rest();
     }
     try {
       await this.#order(
@@ -187,10 +245,24 @@ export class BitCommitter {
         },
       );
     } catch (error) {
-      for (const sector of sectors) this.#urge(sector);
+      for (const sector of sectors) this.#become(sector, URGENT);
       throw error;
     }
+    for (const sector of sectors) if (this.#states[sector] === TAKEN) this.#become(sector, CLEAN);
   }
+}
+
+/** Length of what a committer keeps of `sectorCount` sectors: a state for each, and for each group whether one of them is not clean. */
+export function owedBytes(sectorCount: number): number {
+  return sectorCount + Math.ceil(sectorCount / GROUP_SECTORS);
+}
+
+function isDirty(state: number): boolean {
+  return state === LAZY || state === URGENT;
+}
+
+function groupOf(sector: number): number {
+  return Math.floor(sector / GROUP_SECTORS);
 }
 
 function sectorOf(block: number): number {

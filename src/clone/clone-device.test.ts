@@ -10,8 +10,10 @@ import { PowerSupply } from '../block/power-supply.ts';
 import { sha256 } from '../sys/sha256.ts';
 import { CloneDevice, type CloneDeviceOptions } from './clone-device.ts';
 import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
+import { heapLiveMap } from './live-map.ts';
+import { HeapMapMemory } from './map-memory.ts';
 import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
-import { blockCountOf, wordCountOf } from './validity-map.ts';
+import { ValidityMap } from './validity-map.ts';
 
 const BLOCK = 4096;
 const BLOCKS = 64;
@@ -91,19 +93,19 @@ async function cloneOf(source: BlockDevice, options: Partial<CloneDeviceOptions>
   const metadataDevice = new MemoryDevice({ lengthBytes: metadataLengthBytes(source.lengthBytes) });
   const identity = { volumeId: 'v', generation: 2, lengthBytes: source.lengthBytes };
   const local = new FaultDevice({ lengthBytes: source.lengthBytes });
-  const validityWords = new Uint32Array(wordCountOf(blockCountOf(source.lengthBytes)));
+  const liveMap = heapLiveMap(source.lengthBytes);
   const clone = await CloneDevice.open({
     local,
     source,
     metadata: await CloneMetadata.create(metadataDevice, identity),
-    validityWords,
+    ...liveMap,
     validityIsCurrent: false,
     clock,
     hydration: PAUSED,
     ...options,
   });
   clone.start();
-  return { clone, local, clock, validityWords, metadataDevice, identity };
+  return { clone, local, clock, liveMap, metadataDevice, identity };
 }
 
 async function readOf(device: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<Uint8Array> {
@@ -416,7 +418,7 @@ test('reopened with the live map, and with the durable one', async () => {
       local: first.local,
       source,
       metadata: await CloneMetadata.open(first.metadataDevice, first.identity),
-      validityWords: current ? first.validityWords : new Uint32Array(first.validityWords.length),
+      ...(current ? first.liveMap : heapLiveMap(source.lengthBytes)),
       validityIsCurrent: current,
       clock: new StoppedClock(),
     });
@@ -532,13 +534,13 @@ test('bits that a dead process wrote and did not flush are durable before a flus
     const local = new FaultDevice({ lengthBytes: LENGTH, power });
     const metadataDevice = new FaultDevice({ lengthBytes: metadataLengthBytes(LENGTH), power });
     await CloneMetadata.create(metadataDevice, identity);
-    const validityWords = new Uint32Array(wordCountOf(BLOCKS));
+    const liveMap = heapLiveMap(LENGTH);
     const open = async (disk: FaultDevice, current: boolean) =>
       CloneDevice.open({
         local,
         source,
         metadata: await CloneMetadata.open(disk, identity),
-        validityWords: current ? validityWords : new Uint32Array(validityWords.length),
+        ...(current ? liveMap : heapLiveMap(LENGTH)),
         validityIsCurrent: current,
         clock: new StoppedClock(),
       });
@@ -569,7 +571,7 @@ test('unused blocks read as zeros, are never fetched, and last from the next flu
       local,
       source,
       metadata,
-      validityWords: new Uint32Array(wordCountOf(BLOCKS)),
+      ...heapLiveMap(LENGTH),
       validityIsCurrent: false,
       clock: new StoppedClock(),
       hydration: PAUSED,
@@ -606,10 +608,12 @@ test('what is fetched is logged, what the guest changes is marked before it chan
   await FetchLog.create(logDevice, identity);
   const openLog = () => FetchLog.open(logDevice, identity, (_offset, bytes) => sha256(bytes));
   const fetchLog = await openLog();
-  const writtenWords = new Uint32Array(wordCountOf(BLOCKS));
-  const { clone, local, metadataDevice } = await cloneOf(source, { fetchLog, writtenWords });
-  const marked = () =>
-    [...Array(BLOCKS).keys()].filter((block) => (writtenWords[block >>> 5]! >>> (block & 31)) & 1);
+  let written = new HeapMapMemory(BLOCKS);
+  const { clone, local, metadataDevice } = await cloneOf(source, { fetchLog, written });
+  const marked = () => {
+    const map = new ValidityMap(written, BLOCKS, { counted: false });
+    return [...Array(BLOCKS).keys()].filter((block) => map.has(block));
+  };
   await readOf(clone, 0, 4 * BLOCK);
   await settle();
   assert.deepEqual(marked(), []);
@@ -629,14 +633,15 @@ test('what is fetched is logged, what the guest changes is marked before it chan
   );
   await clone.flush();
 
+  written = new HeapMapMemory(BLOCKS);
   const again = await CloneDevice.open({
     local,
     source,
     metadata: await CloneMetadata.open(metadataDevice, identity),
-    validityWords: new Uint32Array(wordCountOf(BLOCKS)),
+    ...heapLiveMap(LENGTH),
     validityIsCurrent: false,
     fetchLog: await openLog(),
-    writtenWords: writtenWords.fill(0),
+    written,
     writtenIsCurrent: false,
     clock: new StoppedClock(),
     hydration: PAUSED,

@@ -2,6 +2,7 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
+import { Slice } from '../base/slice.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
@@ -12,33 +13,30 @@ import type { FetchLog } from './fetch-log.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
 import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
-import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
+import type { LiveMap } from './live-map.ts';
+import { type MapMemory, PAGE_BLOCKS } from './map-memory.ts';
+import { type CloneMetadata, SECTOR_WORDS } from './metadata.ts';
 import { MissLatency, type MissStatistics } from './miss-latency.ts';
 import { ReadAhead } from './read-ahead.ts';
 import { blockCountOf, ValidityMap } from './validity-map.ts';
 
-export type CloneDeviceOptions = {
+export type CloneDeviceOptions = LiveMap & {
   /** A sparse file that was fresh (all zeros) when the clone was made. */
   local: BlockDevice;
   /** The sealed volume. Only read. A read may take as long as an outage does. */
   source: CloneSource;
   /** Opened or created for this clone. */
   metadata: CloneMetadata;
-  /**
-   * The validity bits, `wordCountOf(blockCountOf(lengthBytes))` words. Other threads may read them; none but this device may set any.
-   * Where the process can die while the host goes on, they have to be in a mapping that outlives it.
-   */
-  validityWords: Uint32Array;
-  /** True: the bits are those of an earlier process of this boot. False: the words are zeros, and what is durable counts. */
+  /** True: the live map is that of an earlier process of this boot. False: it is fresh, and what is durable counts. */
   validityIsCurrent: boolean;
   /** Opened or created for this clone: the digest of all that is fetched. */
   fetchLog?: FetchLog;
   /**
-   * As many words: blocks that a guest overwrote, or may have. Set before the data changes, here and by whoever else writes to present blocks; so a block
+   * Of as many blocks: those that a guest overwrote, or may have. Set before the data changes, here and by whoever else writes to present blocks; so a block
    * whose bit is clear after it was read has the content that was fetched.
    */
-  writtenWords?: Uint32Array;
-  /** True: `writtenWords` are those of an earlier process of this boot. False: who wrote what is not known, and every present block may have been overwritten. */
+  written?: MapMemory;
+  /** True: `written` is that of an earlier process of this boot. False: who wrote what is not known, and every present block may have been overwritten. */
   writtenIsCurrent?: boolean;
   clock: Clock;
   logger?: Logger;
@@ -75,6 +73,8 @@ const WINDOW_FLOOR_BYTES = 4 * 1024;
 const WINDOW_MAX_BYTES = 8 * 2 ** 20;
 const COMMIT_INTERVAL_MS = 2_000;
 const UNCOMMITTED_BYTES_MAX = 512 * 2 ** 20;
+/** Pages of the map of written blocks that are looked at between two commits. */
+const COMPACTED_PAGES = 256;
 /** After a full local disk or a failing source. */
 const HOLD_AFTER_FAILURE_MS = 1_000;
 
@@ -138,8 +138,8 @@ export class CloneDevice implements BlockDevice {
     this.#logger = options.logger ?? silentLogger;
     this.#validity = validity;
     this.#committer = committer;
-    this.#written = options.writtenWords
-      ? new ValidityMap(options.writtenWords, validity.blockCount, { counted: false })
+    this.#written = options.written
+      ? new ValidityMap(options.written, validity.blockCount, { counted: false })
       : null;
     this.#readAhead = new ReadAhead(validity.blockCount);
     this.#fetcher = new Fetcher({
@@ -192,22 +192,20 @@ export class CloneDevice implements BlockDevice {
     }
     const blockBytes = options.blockBytes ?? DEFAULT_BLOCK_BYTES;
     assert(local.blockBytes <= blockBytes, 'the local device can address what the clone can');
-    const validity = new ValidityMap(options.validityWords, blockCountOf(lengthBytes), {
-      counted: options.validityIsCurrent,
-    });
+    const validity = new ValidityMap(options.validity, blockCountOf(lengthBytes));
     const committer = new BitCommitter(
       local,
       metadata,
       validity,
+      options.owed,
       options.fetchLog ?? null,
       seams.commitOrder,
     );
-    const { writtenWords } = options;
     const written =
-      writtenWords && !options.writtenIsCurrent
-        ? new ValidityMap(writtenWords, validity.blockCount, { counted: false })
+      options.written && !options.writtenIsCurrent
+        ? new ValidityMap(options.written, validity.blockCount, { counted: false })
         : null;
-    await loadDurableBits(metadata, validity, committer, options.validityIsCurrent, written);
+    await loadDurableBits(metadata, validity, options.validityIsCurrent, written);
     return new CloneDevice(options, validity, committer);
   }
 
@@ -223,9 +221,9 @@ export class CloneDevice implements BlockDevice {
     let marked = 0;
     for await (const { first, end, kind } of extentsOfRuns(this.#local, runs)) {
       if (kind === 'data') continue;
-      const added = this.#validity.setRange(first, end);
-      if (added > 0) this.#committer.written(first, end);
-      marked += added;
+      if (this.#validity.hasAll(first, end)) continue;
+      this.#committer.written(first, end);
+      marked += this.#validity.setRange(first, end);
     }
     return marked;
   }
@@ -512,8 +510,8 @@ export class CloneDevice implements BlockDevice {
       if (this.#closed) throw closedError();
       touchedLocal = true;
       await this.#tracked(this.#applyWithEdges(change, edges, contents));
-      this.#validity.setRange(first, end);
       this.#committer.written(first, end);
+      this.#validity.setRange(first, end);
     } catch (error) {
       if (touchedLocal) this.#hydrator.distrustHoles();
       throw error;
@@ -655,6 +653,7 @@ export class CloneDevice implements BlockDevice {
     this.#cancelCommitTimer = this.#clock.timer(this.#options.commitIntervalMs ?? COMMIT_INTERVAL_MS, () => {
       if (this.#closed || this.#finished) return;
       if (this.#committer.dirty) void this.#commitInBackground();
+      this.#written?.compact(COMPACTED_PAGES);
       this.#noteCompletion();
       this.#armCommitTimer();
     });
@@ -665,37 +664,32 @@ export class CloneDevice implements BlockDevice {
 type Edge = { start: number; stop: number; content: Promise<Uint8Array> };
 
 /**
- * Takes over what is durable. In a map of this boot, bits that are not durable yet are owed to the next flush. What is local goes into `written` too, where there
- * is one. A fresh map is not read as a whole: every page of it would become resident.
+ * Takes over what is durable, where the map does not have it from an earlier process of this boot; such a map has all that is durable, and `owed` says what
+ * of it is not. What is local goes into `written` too, where there is one.
  */
 async function loadDurableBits(
   metadata: CloneMetadata,
   validity: ValidityMap,
-  committer: BitCommitter,
   validityIsCurrent: boolean,
   written: ValidityMap | null,
 ): Promise<void> {
   // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
   await metadata.flush();
-  const equal = new Uint8Array(metadata.sectorCount);
-  const live = new Uint32Array(SECTOR_WORDS);
-  await metadata.load((sector, durable) => {
-    validity.orWords(sector * SECTOR_WORDS, durable);
-    if (!validityIsCurrent) {
+  if (!validityIsCurrent) {
+    await metadata.load((sector, durable) => {
+      validity.orWords(sector * SECTOR_WORDS, durable);
       written?.orWords(sector * SECTOR_WORDS, durable);
-      return;
-    }
-    validity.copyWords(sector * SECTOR_WORDS, live);
-    equal[sector] = live.every((word, index) => word === durable[index]) ? 1 : 0;
-  });
-  if (!validityIsCurrent) return;
-  for (let sector = 0; sector < metadata.sectorCount; sector++) {
-    const first = sector * SECTOR_BLOCKS;
-    const end = Math.min(first + SECTOR_BLOCKS, validity.blockCount);
-    if (equal[sector] === 0 && validity.firstPresent(first, end) < end) committer.written(first, end);
-    if (written === null) continue;
-    validity.copyWords(sector * SECTOR_WORDS, live);
-    written.orWords(sector * SECTOR_WORDS, live);
+    });
+    return;
+  }
+  if (written === null) return;
+  const slice = new Slice();
+  const { blockCount } = validity;
+  for (let block = validity.firstPresent(0, blockCount); block < blockCount; ) {
+    const end = validity.firstAbsent(block, Math.min(blockCount, block + PAGE_BLOCKS));
+    written.setRange(block, end);
+    block = validity.firstPresent(end, blockCount);
+    if (slice.over) await slice.rest();
   }
 }
 

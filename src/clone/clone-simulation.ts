@@ -11,8 +11,10 @@ import { PowerSupply } from '../block/power-supply.ts';
 import type { CommitOrder } from './bit-committer.ts';
 import { CloneDevice } from './clone-device.ts';
 import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
-import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
-import { wordCountOf } from './validity-map.ts';
+import { heapLiveMap, type LiveMap } from './live-map.ts';
+import { HeapMapMemory, type MapMemory } from './map-memory.ts';
+import { CloneMetadata, metadataLengthBytes, SECTOR_WORDS } from './metadata.ts';
+import { ValidityMap } from './validity-map.ts';
 
 /**
  * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed decides everything. Each
@@ -123,8 +125,8 @@ class Simulation {
   #fetchedByProcess: Uint8Array;
   /** Blocks that need no record: holes of the source, unused ones, and those that the guest ever changed. */
   readonly #excused: Uint8Array;
-  #words: Uint32Array;
-  #written: Uint32Array;
+  #liveMap: LiveMap;
+  #writtenMemory: MapMemory;
   #process = 0;
   #clone!: CloneDevice;
   #pending: PendingOperation[] = [];
@@ -164,8 +166,16 @@ class Simulation {
     this.#settledBlocks = new Uint8Array(blocksTotal);
     this.#fetchedByProcess = new Uint8Array(blocksTotal);
     this.#excused = new Uint8Array(blocksTotal).fill(1);
-    this.#words = new Uint32Array(wordCountOf(blocksTotal));
-    this.#written = new Uint32Array(this.#words.length);
+    this.#liveMap = heapLiveMap(this.#lengthBytes);
+    this.#writtenMemory = new HeapMapMemory(blocksTotal);
+  }
+
+  get #blocksTotal(): number {
+    return this.#excused.length;
+  }
+
+  get #validity(): ValidityMap {
+    return new ValidityMap(this.#liveMap.validity, this.#blocksTotal, { counted: false });
   }
 
   get #firstByte(): number {
@@ -240,8 +250,8 @@ class Simulation {
     this.#clock.timers = [];
     this.#fetchedByProcess.fill(0);
     if (!validityIsCurrent) {
-      this.#words = new Uint32Array(this.#words.length);
-      this.#written = new Uint32Array(this.#words.length);
+      this.#liveMap = heapLiveMap(this.#lengthBytes);
+      this.#writtenMemory = new HeapMapMemory(this.#blocksTotal);
     }
     const seams = this.#options.commitOrder ? { commitOrder: this.#options.commitOrder } : {};
     const metadata = await this.#drained(
@@ -256,10 +266,10 @@ class Simulation {
           local: this.#scheduled(this.#local, 'local'),
           source: this.#scheduled(this.#source, 'source'),
           metadata,
-          validityWords: this.#words,
+          ...this.#liveMap,
           validityIsCurrent,
           fetchLog,
-          writtenWords: this.#written,
+          written: this.#writtenMemory,
           writtenIsCurrent: validityIsCurrent,
           clock: this.#clock,
           windowFloorBytes: 8192,
@@ -498,11 +508,9 @@ class Simulation {
 
   /** What is durable after a power cut, or (at the end) what the process has: each local block has a record that fits, or an excuse. */
   async #checkAccounted(): Promise<void> {
-    const words = new Uint32Array(this.#words.length);
+    const durableBits = new ValidityMap(new HeapMapMemory(this.#blocksTotal), this.#blocksTotal);
     const metadata = await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity);
-    await metadata.load((sector, durable) =>
-      words.set(durable.subarray(0, words.length - sector * 126), sector * 126),
-    );
+    await metadata.load((sector, durable) => durableBits.orWords(sector * SECTOR_WORDS, durable));
     const recorded = new Uint8Array(this.#excused.length);
     const log = await FetchLog.open(withoutTrace(this.#logDisk), this.#identity, digestNow);
     for (let cursor = 0, ended = false; !ended; ) {
@@ -519,19 +527,17 @@ class Simulation {
       ({ next: cursor, ended } = page);
     }
     for (const [block, excused] of this.#excused.entries()) {
-      const local = ((words[block >>> 5]! >>> (block & 31)) & 1) === 1;
-      if (local && excused === 0 && recorded[block] === 0)
+      if (durableBits.has(block) && excused === 0 && recorded[block] === 0)
         throw new Violation(`block ${block} is local, and nothing says where from`);
     }
   }
 
   /** A block that is not marked as written has what the source has, unless it is zeros on purpose. */
   async #checkUnwritten(): Promise<void> {
+    const written = new ValidityMap(this.#writtenMemory, this.#blocksTotal, { counted: false });
     for (let block = 0; block < this.#blocks; block++) {
       const at = this.#firstBlock + block;
-      const written = ((this.#written[at >>> 5]! >>> (at & 31)) & 1) === 1;
-      const local = ((this.#words[at >>> 5]! >>> (at & 31)) & 1) === 1;
-      if (written || !local) continue;
+      if (written.has(at) || !this.#validity.has(at)) continue;
       const contents = [this.#local, this.#source].map(async (device) => {
         const content = new Uint8Array(Math.min(BLOCK_BYTES, this.#lengthBytes - at * BLOCK_BYTES));
         await device.read(at * BLOCK_BYTES, content);
@@ -549,7 +555,7 @@ class Simulation {
       local: withoutTrace(this.#local),
       source: this.#source,
       metadata: await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity),
-      validityWords: new Uint32Array(this.#words.length),
+      ...heapLiveMap(this.#lengthBytes),
       validityIsCurrent: false,
       clock: new ManualClock(),
       hydration: { paused: true, rateBytesPerSecondMax: 0 },
@@ -616,8 +622,7 @@ class Simulation {
   #checkFetch(offsetBytes: number, lengthBytes: number): void {
     const end = Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES);
     for (let block = offsetBytes / BLOCK_BYTES; block < end; block++) {
-      if (((this.#words[block >>> 5]! >>> (block & 31)) & 1) === 1)
-        this.#report(`block ${block} is local and fetched`);
+      if (this.#validity.has(block)) this.#report(`block ${block} is local and fetched`);
       if (this.#settledBlocks[block]! > 0) this.#report(`block ${block} is overwritten and fetched`);
     }
   }

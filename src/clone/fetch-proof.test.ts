@@ -7,7 +7,8 @@ import { RootHash } from '../receipt/root.ts';
 import { sha256 } from '../sys/sha256.ts';
 import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
 import { FetchProof } from './fetch-proof.ts';
-import { ValidityMap, wordCountOf } from './validity-map.ts';
+import { HeapMapMemory } from './map-memory.ts';
+import { ValidityMap } from './validity-map.ts';
 
 const BLOCK = 4096;
 const BLOCKS = 520;
@@ -21,15 +22,15 @@ async function makeClone() {
   const identity = { volumeId: 'v_1', generation: 2, lengthBytes: LENGTH };
   await FetchLog.create(logDevice, identity);
   const log = await FetchLog.open(logDevice, identity, (_offset, bytes) => sha256(bytes));
-  const writtenWords = new Uint32Array(wordCountOf(BLOCKS));
-  const written = new ValidityMap(writtenWords, BLOCKS, { counted: false });
+  const writtenMemory = new HeapMapMemory(BLOCKS);
+  const written = new ValidityMap(writtenMemory, BLOCKS, { counted: false });
   const held: string[] = [];
   const proof = new FetchProof({
     local,
     stored: local,
     source,
     log,
-    writtenWords,
+    written: writtenMemory,
     exclusively: async (work) => {
       held.push('held');
       await work();

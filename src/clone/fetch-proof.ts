@@ -12,7 +12,8 @@ import { PROOF_RANGES_MAX, rangeBytes } from '../receipt/range.ts';
 import { RootHash } from '../receipt/root.ts';
 import type { FetchLog, FetchRecord } from './fetch-log.ts';
 import type { CloneSource } from './fetcher.ts';
-import { blockCountOf, ValidityMap, wordCountOf } from './validity-map.ts';
+import { HeapMapMemory, type MapMemory } from './map-memory.ts';
+import { blockCountOf, ValidityMap } from './validity-map.ts';
 
 export type FetchProofOptions = {
   /** Where fetched content is stored. */
@@ -21,8 +22,8 @@ export type FetchProofOptions = {
   stored: Pick<BlockDevice, 'read'>;
   source: CloneSource;
   log: FetchLog;
-  /** Blocks that the guest overwrote, or may have (`CloneDeviceOptions.writtenWords`). */
-  writtenWords: Uint32Array;
+  /** Blocks that the guest overwrote, or may have (`CloneDeviceOptions.written`). */
+  written: MapMemory;
   /** Does the work while nobody writes to `local`, and nobody begins to. */
   exclusively: (work: () => Promise<void>) => Promise<void>;
 };
@@ -41,7 +42,7 @@ export class FetchProof {
   constructor(options: FetchProofOptions) {
     this.#options = options;
     this.#lengthBytes = options.log.identity.lengthBytes;
-    this.#written = new ValidityMap(options.writtenWords, blockCountOf(this.#lengthBytes), {
+    this.#written = new ValidityMap(options.written, blockCountOf(this.#lengthBytes), {
       counted: false,
     });
   }
@@ -179,9 +180,7 @@ export class FetchProof {
   async #recordedBlocks(): Promise<ValidityMap> {
     if (this.#recorded) return this.#recorded;
     const { blockCount } = this.#written;
-    const recorded = new ValidityMap(new Uint32Array(wordCountOf(blockCount)), blockCount, {
-      counted: false,
-    });
+    const recorded = new ValidityMap(new HeapMapMemory(blockCount), blockCount);
     for await (const { first, blocks } of this.#records()) recorded.setRange(first, first + blocks);
     this.#recorded = recorded;
     return recorded;

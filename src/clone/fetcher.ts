@@ -17,7 +17,7 @@ import {
   owns,
   release,
 } from './in-flight.ts';
-import { ValidityMap, wordCountOf } from './validity-map.ts';
+import type { ValidityMap } from './validity-map.ts';
 
 /** Largest fetch; longer ranges are several. */
 export const FETCH_BLOCKS_MAX = REGION_BYTES_MAX / BLOCK_BYTES;
@@ -29,6 +29,7 @@ const RETRY_MAX_MS = 5_000;
 const STORE_RETRY_MS = 1_000;
 /** Content that could not be stored is kept up to this much: the window of the background copy, and some misses. */
 const KEPT_BYTES_MAX = 16 * 2 ** 20;
+const UNSTORED_MAX = 65_536;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
@@ -61,8 +62,8 @@ export class Fetcher {
   readonly #options: FetcherOptions;
   readonly #smallBuffers = new BufferPool(SMALL_FETCH_BYTES, SMALL_BUFFERS_KEPT);
   readonly #largeBuffers = new BufferPool(REGION_BYTES_MAX, LARGE_BUFFERS_KEPT);
-  /** Every block that this process fetched, to count the ones that came twice. Memory is used where blocks were fetched. */
-  readonly #fetched: ValidityMap;
+  /** Blocks that came and are not local, to count the ones that come twice: the latest `UNSTORED_MAX`. */
+  readonly #unstored = new Set<number>();
   readonly #storing = new Set<Promise<void>>();
   #closed = false;
   #policy: SourceErrorPolicy;
@@ -80,8 +81,6 @@ export class Fetcher {
   constructor(options: FetcherOptions) {
     this.#options = options;
     this.#policy = options.policy;
-    const { blockCount } = options.validity;
-    this.#fetched = new ValidityMap(new Uint32Array(wordCountOf(blockCount)), blockCount, { counted: false });
   }
 
   get wireBytes(): number {
@@ -255,6 +254,7 @@ export class Fetcher {
       }
       this.#keptBytes -= fetch.buffer.length;
     }
+    this.#noteUnstored(fetch);
     this.#end(fetch, () => {}); // nobody waits for content: it was there before
     this.#recycle(fetch);
     this.#options.onEnded(fetch, stored);
@@ -269,8 +269,8 @@ export class Fetcher {
       ...ownedRuns(fetch).map(async ({ first, end }) => {
         await local.write(first * BLOCK_BYTES, this.#content(fetch, first, end));
         await logged;
-        validity.setRange(first, end);
         committer.hydrated(first, end);
+        validity.setRange(first, end);
         // Local from here on: the guest may write there, and a second try for the others must not.
         release(fetch, first, end);
       }),
@@ -316,8 +316,10 @@ export class Fetcher {
   #countArrival(fetch: Fetch, bytes: number): void {
     const { clock, logger } = this.#options;
     this.#wireBytes += bytes;
-    const blocks = fetch.end - fetch.first;
-    this.#blocksFetchedTwice += blocks - this.#fetched.setRange(fetch.first, fetch.end);
+    if (this.#unstored.size > 0) {
+      for (let block = fetch.first; block < fetch.end; block++)
+        if (this.#unstored.has(block)) this.#blocksFetchedTwice++;
+    }
     this.#lastSuccessAtMs = clock.monotonicMs();
     this.#consecutiveFailures = 0;
     if (this.#failingSinceMs === null) return;
@@ -327,6 +329,19 @@ export class Fetcher {
     );
     this.#failingSinceMs = null;
     this.#lastError = null;
+  }
+
+  /** What is local is never fetched again, so only the rest is remembered. */
+  #noteUnstored({ first, end }: Fetch): void {
+    const { validity } = this.#options;
+    for (let block = validity.firstAbsent(first, end); block < end; ) {
+      this.#unstored.add(block);
+      block = validity.firstAbsent(block + 1, end);
+    }
+    for (const oldest of this.#unstored) {
+      if (this.#unstored.size <= UNSTORED_MAX) break;
+      this.#unstored.delete(oldest);
+    }
   }
 
   #countFailure(error: unknown): void {

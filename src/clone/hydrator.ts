@@ -409,8 +409,8 @@ export class Hydrator {
       const first = inFlight.firstFree(block, absentEnd);
       const end = inFlight.firstOwned(first, absentEnd);
       if (first < end) {
-        validity.setRange(first, end);
         committer.hydrated(first, end);
+        validity.setRange(first, end);
       }
       block = validity.firstAbsent(end, limit);
     }

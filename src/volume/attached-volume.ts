@@ -32,7 +32,7 @@ import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
 import type { NbdAttachment } from './nbd-attachment.ts';
 import { readRecord } from './record-file.ts';
 import { exportSerial } from './specs.ts';
-import { removeValidityFile, type ValidityFile } from './validity-file.ts';
+import { removeValidityFile } from './validity-file.ts';
 
 export type AttachedVolumeOptions = {
   /** An open FUSE connection (attach/fuse-mount.ts); not looked at where the guest comes through NBD. */
@@ -129,8 +129,8 @@ export class AttachedVolume {
         device,
         hot: {
           dataFd: local.fileDescriptor,
-          validity: clone && wordsOf(clone.validity),
-          written: clone?.proof ? wordsOf(clone.proof.written) : null,
+          validity: clone?.validity.place ?? null,
+          written: clone?.proof ? clone.proof.written.place : null,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
@@ -331,7 +331,7 @@ export class AttachedVolume {
       stored: parts.stored(stored),
       source: parts.source,
       log: parts.log,
-      writtenWords: parts.written.words,
+      written: parts.written.memory,
       exclusively: (work) => this.#exclusively(work),
     });
     return { proof, stored };
@@ -426,10 +426,6 @@ function noFetchLog(volumeId: string): GodwitError {
 }
 
 type OpenProof = { proof: FetchProof; stored: DirectFile };
-
-function wordsOf({ address, words }: ValidityFile): { address: bigint; words: number } {
-  return { address, words: words.length };
-}
 
 function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
   if (source === undefined || 'location' in source) return 'foreign';
@@ -527,7 +523,7 @@ async function openNbd(
     device,
     access: spec.access,
     validity:
-      clone && new ValidityMap(clone.validity.words, blockCountOf(spec.lengthBytes), { counted: false }),
+      clone && new ValidityMap(clone.validity.memory, blockCountOf(spec.lengthBytes), { counted: false }),
     writeBack: () => startWriteBack(local.fileDescriptor),
     clock,
     logger,

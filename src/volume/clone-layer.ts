@@ -113,10 +113,11 @@ export async function openClone(
     const device = await CloneDevice.open({
       ...sides,
       metadata,
-      validityWords: validity.words,
+      validity: validity.memory,
+      owed: validity.owed,
       validityIsCurrent: validity.current,
       ...(log && { fetchLog: log }),
-      ...(written && { writtenWords: written.words, writtenIsCurrent: written.current && written.tellsAll }),
+      ...(written && { written: written.memory, writtenIsCurrent: written.current && written.tellsAll }),
       clock,
       logger,
       blockBytes: rekeyed ? PLAINTEXT_BLOCK_BYTES : BLOCK_BYTES,

@@ -5,7 +5,8 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { testConformance } from '../block/conformance.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { blockCountOf, ValidityMap, wordCountOf } from '../clone/validity-map.ts';
+import { HeapMapMemory } from '../clone/map-memory.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { GuestDevice, type GuestDeviceOptions } from './guest-device.ts';
 
 const LENGTH_BYTES = 64 * 4096;
@@ -35,7 +36,7 @@ class HeldDevice extends MemoryDevice {
 
 function mapOf(present: readonly (readonly [first: number, end: number])[]): ValidityMap {
   const blockCount = blockCountOf(LENGTH_BYTES);
-  const validity = new ValidityMap(new Uint32Array(wordCountOf(blockCount)), blockCount);
+  const validity = new ValidityMap(new HeapMapMemory(blockCount), blockCount);
   for (const [first, end] of present) validity.setRange(first, end);
   return validity;
 }

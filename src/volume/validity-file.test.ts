@@ -1,11 +1,30 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, statSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { crc32 } from 'node:zlib';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { PAGE_BLOCKS, sharedMapMemory } from '../clone/map-memory.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { bootId } from '../sys/boot-id.ts';
-import { openValidityFile, removeValidityFile, type ValidityFileRequest } from './validity-file.ts';
+import {
+  openValidityFile,
+  removeValidityFile,
+  type ValidityFile,
+  type ValidityFileRequest,
+} from './validity-file.ts';
 
 const BOOT = '01234567-89ab-cdef-0123-456789abcdef';
 const OTHER_BOOT = 'ffffffff-89ab-cdef-0123-456789abcdef';
@@ -22,15 +41,16 @@ function request(dir: string, changes: Partial<ValidityFileRequest> = {}): Valid
   };
 }
 
-/** Opens, sets the word, closes; says whether the content was current and what the word was before. */
-function visit(
-  wanted: ValidityFileRequest,
-  word: number,
-  value: number,
-): { current: boolean; before: number } {
+function mapOf(file: ValidityFile, { lengthBytes }: ValidityFileRequest): ValidityMap {
+  return new ValidityMap(file.memory, blockCountOf(lengthBytes));
+}
+
+/** Opens, sets the bit of a block, closes; says whether the content was current and what the bit was before. */
+function visit(wanted: ValidityFileRequest, block: number): { current: boolean; before: boolean } {
   const file = openValidityFile(wanted);
-  const before = file.words[word]!;
-  file.words[word] = value;
+  const map = mapOf(file, wanted);
+  const before = map.has(block);
+  map.setRange(block, block + 1);
   const { current } = file;
   file.close();
   return { current, before };
@@ -38,18 +58,24 @@ function visit(
 
 test('bits outlive the mapping within one boot', (t) => {
   const dir = scratchDir(t);
-  assert.deepEqual(visit(request(dir), 8191, 0xdeadbeef), { current: false, before: 0 });
-  assert.deepEqual(visit(request(dir), 8191, 1), { current: true, before: 0xdeadbeef });
-  assert.equal(openValidityFile(request(dir)).words.length, 2 ** 30 / 4096 / 32);
+  assert.deepEqual(visit(request(dir), 262_143), { current: false, before: false });
+  assert.deepEqual(visit(request(dir), 262_143), { current: true, before: true });
+  assert.deepEqual(visit(request(dir), 262_142), { current: true, before: false });
 });
 
 test('two mappings see one memory', (t) => {
   const dir = scratchDir(t);
   const first = openValidityFile(request(dir));
   const second = openValidityFile(request(dir));
-  assert.notEqual(first.address, second.address);
-  Atomics.or(first.words, 5, 1 << 7);
-  assert.equal(second.words[5], 1 << 7);
+  assert.notEqual(first.place.bitsAddress, second.place.bitsAddress);
+  const owner = mapOf(first, request(dir));
+  const beside = new ValidityMap(sharedMapMemory(second.place), owner.blockCount, { counted: false });
+  owner.setRange(167, 168);
+  assert.ok(beside.has(167) && !beside.has(168));
+  owner.setRange(0, PAGE_BLOCKS);
+  assert.ok(beside.hasAll(0, PAGE_BLOCKS));
+  first.owed[3] = 2;
+  assert.equal(second.owed[3], 2);
   first.wireBytes = 2 ** 40 + 1;
   assert.equal(second.wireBytes, 2 ** 40 + 1);
   first.close();
@@ -59,17 +85,15 @@ test('two mappings see one memory', (t) => {
 
 test('another boot and an earlier generation start from zero', (t) => {
   const dir = scratchDir(t);
-  visit(request(dir), 0, 7);
-  assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT }), 0, 9), { current: false, before: 0 });
-  assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT, generation: 5 }), 0, 9), {
-    current: false,
-    before: 0,
-  });
+  visit(request(dir), 0);
+  const fresh = { current: false, before: false };
+  assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT }), 0), fresh);
+  assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT, generation: 5 }), 0), fresh);
 });
 
 test('what is not this map is refused and stays as it is', (t) => {
   const dir = scratchDir(t);
-  visit(request(dir), 0, 7);
+  visit(request(dir), 0);
   const foreign = [
     request(dir, { volumeId: 'v_2' }),
     request(dir, { generation: 2 }),
@@ -81,7 +105,7 @@ test('what is not this map is refused and stays as it is', (t) => {
       (error) => isGodwitError(error, 'VOLUME_VALIDITY_FOREIGN'),
     );
   }
-  assert.deepEqual(visit(request(dir), 0, 7), { current: true, before: 7 });
+  assert.deepEqual(visit(request(dir), 0), { current: true, before: true });
   const path = join(dir, 'other');
   writeFileSync(path, 'not a map');
   assert.throws(
@@ -100,7 +124,7 @@ test('what is not this map is refused and stays as it is', (t) => {
 test('a damaged header or a cut file of this boot is an error, at every byte', (t) => {
   const dir = scratchDir(t);
   const wanted = request(dir);
-  visit(wanted, 0, 7);
+  visit(wanted, 0);
   const good = readFileSync(wanted.path);
   for (const offset of [8, 12, 16, 20, 52, 56, 64, 72, 200, 2047]) {
     const bad = Buffer.from(good);
@@ -122,16 +146,82 @@ test('a damaged header or a cut file of this boot is an error, at every byte', (
   }
 });
 
-test('the map of 1 TiB takes no space before it has bits, and goes with the clone', (t) => {
+test('a map of 64 TiB takes space for what differs only: empty, with a bit here and there, and whole', (t) => {
   const dir = scratchDir(t);
-  const wanted = request(dir, { lengthBytes: TIB, bootId: bootId() });
+  const wanted = request(dir, { lengthBytes: 64 * TIB, bootId: bootId() });
   const file = openValidityFile(wanted);
-  assert.equal(file.words.length, TIB / 4096 / 32);
-  const status = statSync(wanted.path);
-  assert.equal(status.size, 4096 + 32 * 2 ** 20);
-  assert.ok(status.blocks * 512 <= 64 * 1024);
+  const map = mapOf(file, wanted);
+  const takenBytes = () => statSync(wanted.path).blocks * 512;
+  const emptyBytes = takenBytes();
+  assert.ok(emptyBytes <= 64 * 128 * 1024, `${emptyBytes} bytes: 128 KiB for each TiB`);
+  const far = [2 ** 31 - 1, 2 ** 32, 2 ** 32 + 2 ** 31, map.blockCount - 1];
+  for (const block of far) map.setRange(block, block + 1);
+  assert.ok(takenBytes() - emptyBytes <= far.length * 64 * 1024);
+  const beside = new ValidityMap(sharedMapMemory(file.place), map.blockCount, { counted: false });
+  for (const block of far)
+    assert.ok(beside.has(block) && !beside.has(block - 2 ** 30) && !beside.has(block % 2 ** 30));
+  map.setRange(0, map.blockCount - 1);
+  assert.ok(map.complete);
+  assert.ok(takenBytes() <= emptyBytes + 64 * 1024, 'what is full takes none');
   file.close();
+  const again = openValidityFile(wanted);
+  assert.ok(again.current && mapOf(again, wanted).complete);
+  again.close();
   removeValidityFile(wanted.path);
   removeValidityFile(wanted.path);
   assert.ok(!existsSync(wanted.path));
+});
+
+/** A map as version 1 had it: all bits from byte 4096 on, and nothing else. */
+function writeFlat(wanted: ValidityFileRequest, blocks: readonly number[]): void {
+  const bytes = Buffer.alloc(4096);
+  bytes.write('GODWITVM', 0, 'latin1');
+  bytes.writeUInt32LE(1, 8);
+  bytes.write(wanted.bootId, 16, 'latin1');
+  bytes.writeUInt32LE(wanted.volumeId.length, 52);
+  bytes.writeBigUInt64LE(BigInt(wanted.generation), 56);
+  bytes.writeBigUInt64LE(BigInt(wanted.lengthBytes), 64);
+  bytes.write(wanted.volumeId, 72, 'latin1');
+  bytes.writeUInt32LE(crc32(bytes.subarray(16, 2048)), 12);
+  bytes.writeDoubleLE(123_456_789, 2048);
+  bytes.writeUInt32LE(1, 2056);
+  writeFileSync(wanted.path, bytes);
+  truncateSync(wanted.path, 4096 + Math.ceil(Math.ceil(wanted.lengthBytes / 4096) / 32) * 4);
+  const file = openSync(wanted.path, 'r+');
+  for (const block of blocks) {
+    const at = 4096 + Math.floor(block / 8);
+    const byte = Buffer.alloc(1);
+    readSync(file, byte, 0, 1, at);
+    byte[0]! |= 1 << (block % 8);
+    writeSync(file, byte, 0, 1, at);
+  }
+  closeSync(file);
+}
+
+test('a map that an older version left is taken over with every bit, and all of them are owed', (t) => {
+  const dir = scratchDir(t);
+  const wanted = request(dir, { lengthBytes: 4 * TIB - 3 * 4096, bootId: BOOT });
+  const last = blockCountOf(wanted.lengthBytes) - 1;
+  const whole = Array.from({ length: PAGE_BLOCKS }, (_, index) => 7 * PAGE_BLOCKS + index);
+  const blocks = [0, 31, 32, 4031, 4032, 100_000, 2 ** 29, last, ...whole];
+  writeFlat(wanted, blocks);
+  const file = openValidityFile(wanted);
+  assert.ok(file.current && file.tellsAll);
+  assert.equal(file.wireBytes, 123_456_789);
+  const map = mapOf(file, wanted);
+  assert.equal(map.presentCount, blocks.length);
+  for (const block of blocks) assert.ok(map.has(block), `block ${block}`);
+  for (const block of blocks.slice(0, 8))
+    assert.notEqual(file.owed[Math.floor(block / 4032)], 0, `block ${block}`);
+  assert.equal(file.owed[2], 0, 'nothing of this sector is local');
+  file.close();
+  const again = openValidityFile(wanted);
+  assert.ok(again.current);
+  assert.equal(mapOf(again, wanted).presentCount, blocks.length);
+  again.close();
+  writeFlat({ ...wanted, bootId: OTHER_BOOT }, blocks);
+  const fresh = openValidityFile(wanted);
+  assert.ok(!fresh.current);
+  assert.equal(mapOf(fresh, wanted).presentCount, 0);
+  fresh.close();
 });

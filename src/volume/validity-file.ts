@@ -12,7 +12,20 @@ import {
 import { crc32 } from 'node:zlib';
 import { assert } from '../base/assert.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
-import { blockCountOf, wordCountOf } from '../clone/validity-map.ts';
+import { BitCommitter, owedBytes } from '../clone/bit-committer.ts';
+import {
+  type MapMemory,
+  type MapPlace,
+  PAGE_BYTES,
+  PAGE_WORDS,
+  pageCountOf,
+  sharedMapMemory,
+} from '../clone/map-memory.ts';
+import { metadataSectorCount } from '../clone/metadata.ts';
+import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
+import { allocateNow, punchHoleNow } from '../sys/fallocate.ts';
+import { fileExtents } from '../sys/file-extents.ts';
+import { errnoOf } from '../sys/libc.ts';
 import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
 
 /**
@@ -23,7 +36,7 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *
  *   bytes      content (little endian)
  *   0..7       magic 'GODWITVM'
- *   8..11      format version, 1
+ *   8..11      format version, 2
  *   12..15     CRC-32 (zlib) of bytes 16..2047
  *   16..51     boot id, as /proc/sys/kernel/random/boot_id prints it (ASCII)
  *   52..55     length of the volume id
@@ -33,21 +46,32 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   200..2047  zero
  *   2048..2055 payload that crossed the wire for this clone so far, as a float64: for reports only, so not under the CRC
  *   2056..2059 1: the map of written blocks tells all of them
- *   2060..4095 zero
- *   4096..     the bits: words of 32 bits in the byte order of this host, block 0 in the lowest bit of word 0
+ *   2060..2063 zero
+ *   2064..2071 how many bits are set, as a float64; NaN while that changes
+ *   2072..4095 zero
+ *   4096..     a word for each page of 32,768 blocks: all of its bits are the same, or they are below (clone/validity-map.ts)
+ *   ...        what of the metadata is not durable, a byte a sector and more (`owedBytes` of clone/bit-committer.ts)
+ *   ...        the bits: a page of 4096 bytes for each word above, block 0 in the lowest bit of its first word. A page that no word points to is a hole.
+ *
+ * Each part begins at a multiple of 4096. Words are in the byte order of this host. Pages are reserved in the file before anything is put there, so a full
+ * filesystem is an error and no SIGBUS.
+ *
+ * Version 1 had all bits from byte 4096 on and nothing else; one of this boot is rewritten when it is opened.
  */
 export type ValidityFile = {
   /** True: the bits are what the last server of this boot left. False: they are all zero and the durable ones count. */
   readonly current: boolean;
   /** The bits. Valid until `close`. */
-  readonly words: Uint32Array;
-  /** Address of the first word in this process, for a thread that reads the bits without a copy. */
-  readonly address: bigint;
+  readonly memory: MapMemory;
+  /** For `CloneDeviceOptions.owed`; valid until `close`. */
+  readonly owed: Uint8Array;
+  /** For a thread that sees the bits without a copy (`sharedMapMemory`). */
+  readonly place: MapPlace;
   /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
   wireBytes: number;
   /** For a map of written blocks (`writtenPath`): that it tells all of them. False in a new file. */
   tellsAll: boolean;
-  /** Unmaps; the file stays for the next server. Nobody may touch `words` or `address` afterwards. */
+  /** Unmaps; the file stays for the next server. Nobody may touch what views it afterwards. */
   close(): void;
 };
 
@@ -62,11 +86,28 @@ export type ValidityFileRequest = {
 };
 
 const MAGIC = Buffer.from('GODWITVM', 'latin1');
-const FORMAT_VERSION = 1;
+const FORMAT_VERSION = 2;
+const FLAT_VERSION = 1;
 const HEADER_BYTES = 4096;
 const CHECKED_BYTES = 2048;
+const COUNT_AT = 2064;
 const BOOT_ID_BYTES = 36;
 const VOLUME_ID_BYTES_MAX = 128;
+
+/** Where in the file what is, in bytes. */
+type Layout = { owedAt: number; owedLengthBytes: number; bitsAt: number; lengthBytes: number; pages: number };
+
+function layoutOf(lengthBytes: number): Layout {
+  const pages = pageCountOf(blockCountOf(lengthBytes));
+  const owedLengthBytes = owedBytes(metadataSectorCount(lengthBytes));
+  const owedAt = HEADER_BYTES + roundUp(pages * 4);
+  const bitsAt = owedAt + roundUp(owedLengthBytes);
+  return { owedAt, bitsAt, lengthBytes: bitsAt + pages * PAGE_BYTES, pages, owedLengthBytes };
+}
+
+function roundUp(bytes: number): number {
+  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+}
 
 /**
  * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is replaced by an empty
@@ -74,23 +115,41 @@ const VOLUME_ID_BYTES_MAX = 128;
  * `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is damaged, `VOLUME_NO_SPACE`.
  */
 export function openValidityFile(request: ValidityFileRequest): ValidityFile {
-  const lengthBytes = HEADER_BYTES + wordCountOf(blockCountOf(request.lengthBytes)) * 4;
-  const current = inspect(request, lengthBytes) === 'current';
-  if (!current) create(request, lengthBytes);
-  const fd = openSync(request.path, constants.O_RDWR | constants.O_NOFOLLOW);
+  const found = inspect(request);
+  if (found === 'flat') rewriteFlat(request);
+  else if (found !== 'current') replaceWith(request, () => {});
+  return mapFile(request, request.path, found === 'current' || found === 'flat');
+}
+
+function mapFile(request: ValidityFileRequest, path: string, current: boolean): ValidityFile {
+  const layout = layoutOf(request.lengthBytes);
+  const fd = openSync(path, constants.O_RDWR | constants.O_NOFOLLOW);
   let mapping: SharedMapping;
   try {
-    mapping = mapShared(fd, lengthBytes);
-  } finally {
+    // What every opening looks at; the pages of the bits are reserved one by one.
+    reserve(request, fd, 0, layout.bitsAt);
+    mapping = mapShared(fd, layout.lengthBytes);
+  } catch (error) {
     closeSync(fd);
+    throw error;
   }
   const { buffer, byteOffset } = mapping.view;
   const wireBytes = new Float64Array(buffer, byteOffset + CHECKED_BYTES, 1);
   const tellsAll = new Uint32Array(buffer, byteOffset + CHECKED_BYTES + 8, 1);
+  const place = {
+    countAddress: mapping.address + BigInt(COUNT_AT),
+    entriesAddress: mapping.address + BigInt(HEADER_BYTES),
+    bitsAddress: mapping.address + BigInt(layout.bitsAt),
+    pages: layout.pages,
+  };
   return {
     current,
-    words: new Uint32Array(buffer, byteOffset + HEADER_BYTES, wordCountOf(blockCountOf(request.lengthBytes))),
-    address: mapping.address + BigInt(HEADER_BYTES),
+    memory: sharedMapMemory(place, {
+      reserve: (page) => reserve(request, fd, layout.bitsAt + page * PAGE_BYTES, PAGE_BYTES),
+      release: (page) => punchHoleNow(fd, layout.bitsAt + page * PAGE_BYTES, PAGE_BYTES),
+    }),
+    owed: new Uint8Array(buffer, byteOffset + layout.owedAt, layout.owedLengthBytes),
+    place,
     get wireBytes() {
       return wireBytes[0]!;
     },
@@ -103,8 +162,21 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
     set tellsAll(tells) {
       tellsAll[0] = tells ? 1 : 0;
     },
-    close: () => unmap(mapping.address, lengthBytes),
+    close: () => {
+      unmap(mapping.address, layout.lengthBytes);
+      closeSync(fd);
+    },
   };
+}
+
+function reserve(request: ValidityFileRequest, fd: number, offsetBytes: number, lengthBytes: number): void {
+  try {
+    allocateNow(fd, offsetBytes, lengthBytes);
+  } catch (error) {
+    if (errnoOf(error) === 'ENOSPC') throw noSpace(request, error);
+    // A filesystem that cannot reserve: its pages come when they are touched.
+    if (errnoOf(error) !== 'ENOTSUP') throw error;
+  }
 }
 
 /** The map goes with the clone. Nothing to do where there is none. */
@@ -121,7 +193,7 @@ export function writtenPath(validityPath: string): string {
   return `${validityPath}.written`;
 }
 
-function inspect(request: ValidityFileRequest, lengthBytes: number): 'absent' | 'stale' | 'current' {
+function inspect(request: ValidityFileRequest): 'absent' | 'stale' | 'current' | 'flat' {
   let fd: number;
   try {
     fd = openSync(request.path, constants.O_RDONLY | constants.O_NOFOLLOW);
@@ -150,36 +222,92 @@ function inspect(request: ValidityFileRequest, lengthBytes: number): 'absent' | 
     if (found.lengthBytes !== request.lengthBytes) {
       throw foreign(request, `it is of a clone of ${found.lengthBytes} bytes`);
     }
+    const flat = found.version === FLAT_VERSION;
+    const lengthBytes = flat
+      ? HEADER_BYTES + flatWordCount(request) * 4
+      : layoutOf(request.lengthBytes).lengthBytes;
     if (status.size !== lengthBytes)
       throw corrupt(request, `it has ${status.size} bytes instead of ${lengthBytes}`);
-    return 'current';
+    return flat ? 'flat' : 'current';
   } finally {
     closeSync(fd);
   }
 }
 
-/** Built beside its place and renamed, so that a killed server leaves either no map or a whole one. */
-function create(request: ValidityFileRequest, lengthBytes: number): void {
+function flatWordCount({ lengthBytes }: ValidityFileRequest): number {
+  return Math.ceil(blockCountOf(lengthBytes) / 32);
+}
+
+/** Built beside its place and renamed, so that a killed server leaves either what was there or a whole new map. */
+function replaceWith(request: ValidityFileRequest, fill: (path: string) => void): void {
   const temporary = `${request.path}.new`;
   try {
     rmSync(temporary, { force: true });
     const fd = openSync(temporary, 'wx', 0o600);
     try {
-      ftruncateSync(fd, lengthBytes);
+      ftruncateSync(fd, layoutOf(request.lengthBytes).lengthBytes);
       writeSync(fd, encodeHeader(request), 0, HEADER_BYTES, 0);
     } finally {
       closeSync(fd);
     }
+    fill(temporary);
     renameSync(temporary, request.path);
   } catch (error) {
     rmSync(temporary, { force: true });
-    if (systemErrorCode(error) !== 'ENOSPC') throw error;
-    throw new GodwitError('VOLUME_NO_SPACE', `no room for the validity map ${request.path}`, {
-      values: { path: request.path, lengthBytes },
-      nextAction: 'Free memory or space on the filesystem that holds it.',
-      cause: error,
-    });
+    throw systemErrorCode(error) === 'ENOSPC' ? noSpace(request, error) : error;
   }
+}
+
+/** Takes a map of version 1 over: which of its bits are durable is not known, so all of them are owed. */
+function rewriteFlat(request: ValidityFileRequest): void {
+  const from = openSync(request.path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  try {
+    replaceWith(request, (path) => copyFlat(request, from, path));
+  } finally {
+    closeSync(from);
+  }
+}
+
+function copyFlat(request: ValidityFileRequest, from: number, path: string): void {
+  const into = mapFile(request, path, true);
+  try {
+    const blockCount = blockCountOf(request.lengthBytes);
+    const map = new ValidityMap(into.memory, blockCount);
+    const words = new Uint32Array(PAGE_WORDS);
+    const endBytes = HEADER_BYTES + flatWordCount(request) * 4;
+    for (const extent of fileExtents(from, HEADER_BYTES, endBytes - HEADER_BYTES)) {
+      if (extent.kind === 'hole') continue;
+      const extentEnd = extent.offsetBytes + extent.lengthBytes;
+      for (
+        let at = Math.floor(extent.offsetBytes / PAGE_BYTES) * PAGE_BYTES;
+        at < extentEnd;
+        at += PAGE_BYTES
+      ) {
+        words.fill(0);
+        readSync(from, words, 0, Math.min(PAGE_BYTES, endBytes - at), at);
+        map.orWords((at - HEADER_BYTES) / 4, words);
+      }
+    }
+    for (let block = map.firstPresent(0, blockCount); block < blockCount; ) {
+      const end = map.firstAbsent(block, blockCount);
+      BitCommitter.owe(into.owed, metadataSectorCount(request.lengthBytes), block, end);
+      block = map.firstPresent(end, blockCount);
+    }
+    const tail = new DataView(new ArrayBuffer(12));
+    readSync(from, tail, 0, tail.byteLength, CHECKED_BYTES);
+    into.wireBytes = tail.getFloat64(0, true);
+    into.tellsAll = tail.getUint32(8, true) === 1;
+  } finally {
+    into.close();
+  }
+}
+
+function noSpace({ path, lengthBytes }: ValidityFileRequest, cause: unknown): GodwitError {
+  return new GodwitError('VOLUME_NO_SPACE', `no room for the validity map ${path}`, {
+    values: { path, lengthBytes },
+    nextAction: 'Free memory or space on the filesystem that holds it.',
+    cause,
+  });
 }
 
 type Header = Pick<ValidityFileRequest, 'bootId' | 'volumeId' | 'generation' | 'lengthBytes'>;
@@ -200,12 +328,14 @@ function encodeHeader(header: Header): Buffer {
 }
 
 /** Undefined for a header that this version did not write or that is damaged. */
-function decodeHeader(bytes: Buffer): Header | undefined {
-  if (bytes.readUInt32LE(8) !== FORMAT_VERSION) return undefined;
+function decodeHeader(bytes: Buffer): (Header & { version: number }) | undefined {
+  const version = bytes.readUInt32LE(8);
+  if (version !== FORMAT_VERSION && version !== FLAT_VERSION) return undefined;
   if (bytes.readUInt32LE(12) !== crc32(bytes.subarray(16, CHECKED_BYTES))) return undefined;
   const idLength = bytes.readUInt32LE(52);
   if (idLength < 1 || idLength > VOLUME_ID_BYTES_MAX) return undefined;
   return {
+    version,
     bootId: bytes.toString('latin1', 16, 16 + BOOT_ID_BYTES),
     volumeId: bytes.toString('latin1', 72, 72 + idLength),
     generation: Number(bytes.readBigUInt64LE(56)),
