@@ -244,6 +244,10 @@ export const ServeVolumeRequest = Type.Object({
   /** `ADDRESS:PORT` of the worker, port 0 for any; for NBD also `unix:PATH`. */
   listen: Type.String({ minLength: 1, maxLength: 256 }),
   writable: Type.Boolean({ default: false }),
+  /**
+   * NBD on loopback without TLS: every process of the host may read it (and write, with `writable`), machines with the network of the host too.
+   */
+  openToHost: Type.Optional(Type.Boolean()),
   /** Of iSCSI; left out: made up. */
   chap: Type.Optional(Chap),
 });

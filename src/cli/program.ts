@@ -263,6 +263,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     )
     .addOption(new Option('--iscsi <ADDRESS>', 'HOST:PORT on its worker').conflicts('stop'))
     .option('--writable', 'clients may write (else they may only read)')
+    .option(
+      '--open-to-host',
+      'NBD on loopback without TLS: every process of the host may connect, and every machine with its network',
+    )
     .addOption(
       new Option('--chap-user <USER>', 'what iSCSI clients log in as (default: the name of the volume)'),
     )

@@ -1,8 +1,10 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { access, open } from 'node:fs/promises';
-import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { closeSync, fstatSync, readSync } from 'node:fs';
+import { access } from 'node:fs/promises';
+import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
 import { createFile } from '../sys/durable-file.ts';
+import { openNamedFile } from '../sys/named-path.ts';
 import { Secret } from './secret.ts';
 
 /** For which volume a key is wanted. */
@@ -71,17 +73,15 @@ export class FileKeyProvider implements KeyProvider {
   async keyOf(request: KeyRequest): Promise<Secret> {
     checkVolumeId(request);
     const path = this.#pathOf(request);
-    let file: Awaited<ReturnType<typeof open>>;
+    let fd: number;
     try {
-      file = await open(path, 'r');
+      ({ fd } = openNamedFile(path, { own: true }));
     } catch (error) {
-      throw unavailableError(
-        request,
-        `its key file cannot be opened (${systemErrorCode(error) ?? 'unknown'})`,
-      );
+      const reason = isGodwitError(error) ? 'it is not a file' : (systemErrorCode(error) ?? 'unknown');
+      throw unavailableError(request, `its key file cannot be opened (${reason})`);
     }
     try {
-      const { mode } = await file.stat();
+      const { mode } = fstatSync(fd);
       if ((mode & 0o077) !== 0) {
         throw new GodwitError(
           'CRYPT_KEY_EXPOSED',
@@ -95,12 +95,12 @@ export class FileKeyProvider implements KeyProvider {
       const collector = new KeyCollector();
       const piece = Buffer.allocUnsafeSlow(MAX_KEY_BYTES + 1);
       for (;;) {
-        const { bytesRead } = await file.read(piece, 0, piece.length, null);
+        const bytesRead = readSync(fd, piece, 0, piece.length, null);
         if (bytesRead === 0 || !collector.add(piece.subarray(0, bytesRead))) break;
       }
       return collector.finish(request);
     } finally {
-      await file.close();
+      closeSync(fd);
     }
   }
 }

@@ -7,6 +7,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { ownPath } from '../sys/named-path.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
 import { checkHostCanRun, checkStopSignal, isSignal } from './jail.ts';
@@ -93,7 +94,7 @@ export class MachineManager {
 
   /** Folder of a machine's shim; the move starts and drives shims there itself. */
   runtimeDir(machineId: string): string {
-    return join(this.#runtimeRoot, machineId);
+    return ownPath(this.#runtimeRoot, machineId);
   }
 
   /** Events of all shims that this worker is connected to. The returned function ends it. */

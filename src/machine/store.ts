@@ -4,6 +4,7 @@ import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { removeFile, replaceFile } from '../sys/durable-file.ts';
+import { ownPath } from '../sys/named-path.ts';
 import { MachineConfig } from './config.ts';
 
 /** What a worker knows of one of its machines: `<dataDir>/machines/<id>.json`. */
@@ -79,7 +80,7 @@ export class MachineStore {
   }
 
   #path(id: string): string {
-    return join(this.directory, `${id}.json`);
+    return ownPath(this.directory, `${id}.json`);
   }
 }
 

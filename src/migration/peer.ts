@@ -55,9 +55,12 @@ export const EncryptionNeeds = Type.Object({
 });
 export type EncryptionNeeds = Static<typeof EncryptionNeeds>;
 
+/** Names something in the folders of the worker that is asked: one plain name. */
+const Id = Type.String({ pattern: '^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$' });
+
 /** What a machine needs; all that placement looks at. */
 export const PlacementRequest = Type.Object({
-  machineId: Type.String(),
+  machineId: Id,
   machineName: Type.String(),
   group: Type.Union([Type.String(), Type.Null()]),
   memoryBytes: Type.Integer({ minimum: 0 }),
@@ -98,17 +101,17 @@ export const Offer = Type.Object({
 export type Offer = Static<typeof Offer>;
 
 export const PrepareRequest = Type.Object({
-  runId: Type.String(),
+  runId: Id,
   sourceWorker: Type.String(),
   sourceUrl: Type.String(),
-  machineId: Type.String(),
+  machineId: Id,
   machineName: Type.String(),
   config: MachineConfig,
   placement: PlacementRequest,
   /** Null: the machine has no volume and only its configuration moves. */
   volume: Type.Union([
     Type.Object({
-      volumeId: Type.String(),
+      volumeId: Id,
       name: Type.String(),
       lengthBytes: Type.Integer({ minimum: 4096 }),
       filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),

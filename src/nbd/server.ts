@@ -1,10 +1,10 @@
-import { chmodSync, rmSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Server, type Socket } from 'node:net';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
+import { listenAt, type NamedSocket } from '../sys/named-path.ts';
 import { ByteBudget } from './byte-budget.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
@@ -26,6 +26,11 @@ export type NbdServerTls = {
 export type NbdServerOptions = {
   /** TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to. */
   address: NbdAddress;
+  /**
+   * Of a unix socket: its owner, if not the user of this process; `own`: the path is in a folder that the caller keeps for this, and only what is there is
+   * looked at (`NamedPathOptions`).
+   */
+  socket?: { owner?: { uid: number; gid: number }; own?: boolean };
   tls?: NbdServerTls;
   clock: Clock;
   logger: Logger;
@@ -54,6 +59,7 @@ export class NbdServer {
   readonly #exports = new Map<string, NbdExport>();
   readonly #connections = new Set<ServerConnection>();
   readonly #statistics: SessionStatistics = { requests: 0, bytesRead: 0, bytesWritten: 0 };
+  #named: NamedSocket | null = null;
   #closed: Promise<void> | null = null;
 
   private constructor(options: NbdServerOptions) {
@@ -64,7 +70,9 @@ export class NbdServer {
     this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
   }
 
-  /** Rejects with `NBD_LISTEN_FAILED`, or `NBD_PATH_TOO_LONG`. A unix socket that a dead process left behind is replaced. */
+  /**
+   * Rejects with `NBD_LISTEN_FAILED`, `NBD_PATH_TOO_LONG`, `SYS_PATH_REFUSED`. A unix socket that a dead process left behind is replaced; nothing else is.
+   */
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
     const server = new NbdServer(options);
     const path = 'path' in options.address ? options.address.path : '';
@@ -77,6 +85,8 @@ export class NbdServer {
     try {
       await server.#listen();
     } catch (error) {
+      server.#server.close();
+      if (isGodwitError(error, 'SYS_PATH_REFUSED')) throw error;
       throw new GodwitError('NBD_LISTEN_FAILED', `Cannot listen for NBD: ${messageOf(error)}`, {
         values: { ...options.address, systemCode: systemErrorCode(error) ?? null },
         nextAction: 'Choose an address of this host and a port, or a path, that is free.',
@@ -137,6 +147,7 @@ export class NbdServer {
       const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
       await Promise.all([...this.#connections].map((connection) => connection.gone()));
       await closed;
+      this.#named?.remove();
     })();
     return this.#closed;
   }
@@ -147,15 +158,9 @@ export class NbdServer {
       await this.#tryListen(() => this.#server.listen(address.port, address.host));
       return;
     }
-    const listen = () => this.#tryListen(() => this.#server.listen(address.path));
-    try {
-      await listen();
-    } catch (error) {
-      if (systemErrorCode(error) !== 'EADDRINUSE' || (await isAlive(address.path))) throw error;
-      rmSync(address.path);
-      await listen();
-    }
-    chmodSync(address.path, 0o600);
+    this.#named = await listenAt(address.path, this.#options.socket ?? {}, (path) =>
+      this.#tryListen(() => this.#server.listen(path)),
+    );
   }
 
   #tryListen(listen: () => void): Promise<void> {
@@ -211,16 +216,4 @@ export class NbdServer {
       }),
     );
   }
-}
-
-/** True when somebody listens on a unix socket. */
-function isAlive(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    socket.once('connect', () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', (error) => resolve(systemErrorCode(error) !== 'ECONNREFUSED'));
-  });
 }

@@ -1,4 +1,4 @@
-import { readFileSync, statSync } from 'node:fs';
+import { closeSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
@@ -10,6 +10,7 @@ import { checkRange } from '../block/range.ts';
 import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
 import { isNbdUri, NbdClient, type NbdClientOptions, type NbdUri, parseNbdUri } from '../nbd/index.ts';
+import { openNamedFile } from '../sys/named-path.ts';
 import type { Connection } from './source-device.ts';
 
 /** A disk of another system that a clone can be made of: read, and never written. */
@@ -328,23 +329,29 @@ function expectedOf(options: ImportSourceOptions): { expected?: { lengthBytes: n
   return sourceLengthBytes === undefined ? {} : { expected: { lengthBytes: sourceLengthBytes } };
 }
 
+/** The open file is what is looked at: its name may lead elsewhere by the time that it is opened again, into the data of another volume too. */
 async function openFile(path: string, expectedBytes: number | null): Promise<FileDevice> {
-  let lengthBytes: number;
+  let file: ReturnType<typeof openNamedFile>;
   try {
-    lengthBytes = statSync(path).size;
+    file = openNamedFile(path);
   } catch (error) {
     throw badSource(`the file cannot be read: ${messageOf(error)}`, {
       path,
       systemCode: systemErrorCode(error) ?? null,
     });
   }
-  if (lengthBytes === 0 || lengthBytes % FILE_BLOCK_BYTES !== 0) {
-    throw badSource('the file is not made of whole blocks of 512 bytes', { path, lengthBytes });
+  const { fd, lengthBytes } = file;
+  const refusal =
+    lengthBytes === 0 || lengthBytes % FILE_BLOCK_BYTES !== 0
+      ? 'the file is not made of whole blocks of 512 bytes'
+      : expectedBytes !== null && lengthBytes !== expectedBytes
+        ? 'the file has another length than before'
+        : null;
+  if (refusal !== null) {
+    closeSync(fd);
+    throw badSource(refusal, { path, lengthBytes, expectedBytes });
   }
-  if (expectedBytes !== null && lengthBytes !== expectedBytes) {
-    throw badSource('the file has another length than before', { path, lengthBytes, expectedBytes });
-  }
-  return FileDevice.open({ file: path, lengthBytes, blockBytes: FILE_BLOCK_BYTES, writable: false });
+  return FileDevice.open({ file: fd, lengthBytes, blockBytes: FILE_BLOCK_BYTES, writable: false });
 }
 
 function readOptional(path: string): Buffer | null {

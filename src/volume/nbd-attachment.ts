@@ -1,4 +1,3 @@
-import { chownSync } from 'node:fs';
 import type { Access, GuestStatistics, NbdSocketSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
@@ -41,13 +40,16 @@ export class NbdAttachment {
     this.#server = server;
   }
 
-  /** Rejects `NBD_PATH_TOO_LONG`, `NBD_LISTEN_FAILED`. */
+  /** Rejects `NBD_PATH_TOO_LONG`, `NBD_LISTEN_FAILED`, `SYS_PATH_REFUSED`. */
   static async open(options: NbdAttachmentOptions): Promise<NbdAttachment> {
     const { socket, clock, logger } = options;
     const guest = new GuestDevice({ ...options, access: allowed(options.access, socket) });
-    const server = await NbdServer.listen({ address: { path: socket.path }, clock, logger });
-    // As `NbdServer` makes it, it is for root alone.
-    chownSync(socket.path, socket.owner.uid, socket.owner.gid);
+    const server = await NbdServer.listen({
+      address: { path: socket.path },
+      socket: { owner: socket.owner, own: true },
+      clock,
+      logger,
+    });
     const attachment = new NbdAttachment(options, guest, server);
     if (options.access !== 'standby') attachment.#offer();
     return attachment;

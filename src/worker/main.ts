@@ -108,7 +108,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   for (const { file, error } of machines.broken)
     logger.error({ file, error: error.toWire() }, 'a record cannot be read');
 
-  const serving: Serving = new Serving({ machines, volumes, keys: options.keys, tls: options.tls, random });
+  const serving: Serving = new Serving({
+    machines,
+    volumes,
+    keys: options.keys,
+    tls: options.tls,
+    hidden,
+    random,
+    logger,
+  });
   const imports: Imports = new Imports({
     machines,
     volumes,

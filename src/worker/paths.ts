@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { mkdirSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
+import { DATA_FOLDER_MARK, namedFolder } from '../sys/named-path.ts';
 
 /** Where a worker keeps what. */
 export type WorkerPaths = {
@@ -28,7 +29,7 @@ export function workerPaths(dataDir: string): WorkerPaths {
     journal: join(dataDir, 'journal.sqlite'),
     state: join(dataDir, 'state.sqlite'),
     key: join(dataDir, 'worker.key'),
-    lock: join(dataDir, 'worker.lock'),
+    lock: join(dataDir, DATA_FOLDER_MARK),
     runtimeRoot,
     validityDir: isTmpfs(SHARED_MEMORY)
       ? join(SHARED_MEMORY, `godwit-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`)
@@ -36,10 +37,11 @@ export function workerPaths(dataDir: string): WorkerPaths {
   };
 }
 
+/** Throws `SYS_PATH_REFUSED` for a data folder that others could change, or that lies in the one of another worker. */
 export function makeFolders(paths: WorkerPaths): void {
-  for (const folder of [paths.dataDir, paths.runtimeRoot, paths.validityDir]) {
+  namedFolder(paths.dataDir, 0o700, { isData: true });
+  for (const folder of [paths.runtimeRoot, paths.validityDir])
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-  }
 }
 
 function isTmpfs(path: string): boolean {

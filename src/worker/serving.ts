@@ -2,9 +2,11 @@ import { rm } from 'node:fs/promises';
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../api/schemas.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import { namedPlace } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   type KeySource,
@@ -22,7 +24,10 @@ export type ServingOptions = {
   volumes: VolumeStore;
   keys: KeySource | null;
   tls: TlsFiles | null;
+  /** Folders that machines do not see: nothing is made in them either. */
+  hidden: readonly string[];
   random: Random;
+  logger: Logger;
 };
 
 /** sun_path of unix(7), without its closing zero byte. */
@@ -39,7 +44,7 @@ export class Serving {
 
   /**
    * Serves a whole volume that no running machine has, until `stop`; a stopped one gives it back. Rejects `WORKER_VOLUME_SERVED`,
-   * `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`, `WORKER_BAD_LISTEN`, `MACHINE_MOVING` and with the errors of
+   * `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`, `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of
    * `ServedVolume.open`.
    */
   async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
@@ -72,6 +77,13 @@ export class Serving {
         timeoutMs: STATUS_TIMEOUT_MS,
       })) as VolumeServerStatus;
       if (!served) throw new Error('a served volume says where');
+      if (listen.kind === 'nbd' && !listen.tls) {
+        const { location } = served;
+        this.#options.logger.warn(
+          { volumeId: id, location },
+          'a volume is open to every process and machine of this host: --open-to-host',
+        );
+      }
       return { location: served.location, writable: request.writable, chap };
     } catch (error) {
       await this.stop(id);
@@ -111,6 +123,13 @@ export class Serving {
     await machines.release(machine.id);
   }
 
+  /** Before anything is taken from a machine. The volume server looks again, when it makes the socket. */
+  #checkPlace(path: string): void {
+    const { machines, hidden } = this.#options;
+    const shown = machines.records().flatMap(({ config }) => config.hostFolders ?? []);
+    namedPlace(path, { closed: [...hidden, ...shown] });
+  }
+
   #listen(record: VolumeRecord, request: ServeVolumeRequest, chap: ServeReply['chap']): ServeListen {
     const { tls } = this.#options;
     const { protocol, listen } = request;
@@ -119,14 +138,20 @@ export class Serving {
       const fits = path.startsWith('/') && Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX;
       if (!fits || path.includes('\0'))
         throw badListen(listen, 'a socket has an absolute path of at most 107 bytes');
+      this.#checkPlace(path);
       return { kind: 'nbd-unix', path };
     }
     const { host, port } = parseListen(listen);
     const loopback = isLoopback(host);
     if (protocol === 'nbd') {
-      if (loopback) return { kind: 'nbd', host, port };
+      if (loopback && request.openToHost === true) return { kind: 'nbd', host, port };
       if (tls) return { kind: 'nbd', host, port, tls };
-      throw inClear(host, 'NBD asks nobody for a secret, and this worker has no certificate for TLS');
+      throw inClear(
+        host,
+        loopback
+          ? 'NBD asks nobody for a secret: every user of this host, and every machine with the network of the host, could read it'
+          : 'NBD asks nobody for a secret, and this worker has no certificate for TLS',
+      );
     }
     if (!chap) throw new Error('iSCSI has a secret');
     if (!loopback && record.encryption) throw inClear(host, 'the volume is encrypted');
@@ -198,7 +223,7 @@ function inClear(host: string, reason: string): GodwitError {
     {
       values: { host },
       nextAction:
-        'Serve it on loopback or a unix socket; or over NBD on a worker with --tls-cert, --tls-key and --tls-ca.',
+        'Serve it on a unix socket (--nbd unix:/run/NAME.sock); over NBD with TLS, on a worker with --tls-cert, --tls-key and --tls-ca; over iSCSI, which asks for a secret; or on loopback to all of the host with --open-to-host.',
     },
   );
 }
@@ -206,6 +231,6 @@ function inClear(host: string, reason: string): GodwitError {
 function badListen(listen: string, reason: string): GodwitError {
   return new GodwitError('WORKER_BAD_LISTEN', `a volume cannot be served there: ${reason}`, {
     values: { listen },
-    nextAction: 'Give HOST:PORT, e.g. 127.0.0.1:10809, or for NBD unix:/run/disk.sock.',
+    nextAction: 'Give HOST:PORT, e.g. 10.0.0.1:10809, or for NBD unix:/run/disk.sock.',
   });
 }

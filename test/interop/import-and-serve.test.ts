@@ -175,7 +175,7 @@ async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: Vol
   const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
   assert.equal((await worker.client.execInMachine(machine.id, { command, timeoutMs: 60_000 })).exitCode, 0);
 
-  const held = await fleet.run('volume', 'serve', 'disk', '--nbd', '127.0.0.1:0');
+  const held = await fleet.run('volume', 'serve', 'disk', '--nbd', '127.0.0.1:0', '--open-to-host');
   assert.equal(held.exitCode, 6, held.stderr);
   await worker.client.stopMachine(machine.id);
   return { volume, data: join(worker.dataDir, 'volumes', volume.id, 'data.raw') };
@@ -210,7 +210,7 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   const isServed = (error: unknown) => isGodwitError(error, 'WORKER_VOLUME_SERVED');
   await assert.rejects(client.startMachine('m'), isServed);
   await assert.rejects(
-    client.serveVolume(volume.id, { protocol: 'nbd', listen: '127.0.0.1:0', writable: false }),
+    client.serveVolume(volume.id, { protocol: 'iscsi', listen: '127.0.0.1:0', writable: false }),
     isServed,
   );
   // The data path is no child of the control process.
@@ -350,6 +350,8 @@ test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, a
   const refusals = [
     ['nbd', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
     ['nbd', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['nbd', '127.0.0.1:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['nbd', '[::1]:0', 'WORKER_SERVE_IN_CLEAR'],
     ['iscsi', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
     ['iscsi', '[2001:db8::1]:0', 'WORKER_SERVE_IN_CLEAR'],
     ['iscsi', 'unix:/tmp/x', 'WORKER_BAD_LISTEN'],

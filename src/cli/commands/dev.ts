@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../api/client.ts';
 import { entryPoint } from '../../base/entry-point.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
+import { namedFolder, ownPath, removeDataFolder } from '../../sys/named-path.ts';
 import type { Context } from '../context.ts';
 import { FleetClient, owned } from '../fleet-client.ts';
 import { type FleetFile, readFleetFile, readToken, writeFleetFile } from '../fleet-file.ts';
@@ -39,7 +40,7 @@ export async function dev(context: Context, options: DevOptions): Promise<void> 
     });
   }
   const dataDir = resolve(context.cwd, options.data);
-  mkdirSync(join(dataDir, KEYS_FOLDER), { recursive: true, mode: 0o700 });
+  namedFolder(join(dataDir, KEYS_FOLDER), 0o700);
   const fleetPath = join(dataDir, 'fleet.json');
   const before = existsSync(fleetPath) ? readFleetFile(fleetPath) : null;
   if (before?.devPid !== undefined && isGodwitProcess(before.devPid, 'dev')) {
@@ -138,7 +139,7 @@ export async function down(context: Context, options: { data: string }): Promise
       nextAction: `Unmount it, then remove ${dataDir}.`,
     });
   }
-  for (const { dataDir: folder } of workers) rmSync(folder, { recursive: true, force: true });
+  for (const { name } of workers) removeDataFolder(ownPath(dataDir, name));
   for (const name of ['fleet.json', 'token', KEYS_FOLDER])
     rmSync(join(dataDir, name), { recursive: true, force: true });
   context.result(

@@ -1,9 +1,9 @@
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { readFileSync } from 'node:fs';
 import type { DrainStatus } from '../../api/schemas.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import { parseReceipt, verifyReceipt } from '../../receipt/envelope.ts';
 import type { ReceiptBody, ReceiptDisk, ReceiptWorker } from '../../receipt/receipt.ts';
+import { namedFolder, ownPath, writeNamedFile } from '../../sys/named-path.ts';
 import type { Context } from '../context.ts';
 import { printable, table } from '../table.ts';
 import { formatSize } from '../units.ts';
@@ -36,12 +36,13 @@ export async function receipt(
 
 /** A file for each machine that has moved; answers how many. */
 export async function saveReceipts(context: Context, status: DrainStatus, folder: string): Promise<number> {
-  mkdirSync(folder, { recursive: true });
+  const real = namedFolder(folder, 0o755);
   let saved = 0;
   for (const { name, runId, root } of status.machines) {
     if (runId === null || root === null) continue;
     const found = await context.fleet().receipt(runId);
-    writeFileSync(join(folder, `${name}-${runId}.json`), `${JSON.stringify(found, null, 2)}\n`);
+    // Both names are what a worker says.
+    writeNamedFile(ownPath(real, `${name}-${runId}.json`), `${JSON.stringify(found, null, 2)}\n`, 0o644);
     saved++;
   }
   return saved;

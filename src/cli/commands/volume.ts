@@ -159,6 +159,7 @@ type ServeOptions = {
   nbd?: string;
   iscsi?: string;
   writable?: boolean;
+  openToHost?: boolean;
   chapUser?: string;
   chapSecretFile?: string;
   detach?: boolean;
@@ -211,9 +212,12 @@ function serveRequest(volume: VolumeView, options: ServeOptions): ServeVolumeReq
   const writable = options.writable === true;
   if (protocol === 'nbd' && (chapUser ?? chapSecretFile) !== undefined)
     throw badServe('NBD has no users; --chap-… is for --iscsi');
+  if (protocol === 'iscsi' && options.openToHost === true)
+    throw badServe('iSCSI asks everybody for a secret; --open-to-host is for --nbd');
   if (chapUser !== undefined && chapSecretFile === undefined)
     throw badServe('--chap-user needs --chap-secret-file');
-  if (chapSecretFile === undefined) return { protocol, listen, writable };
+  if (chapSecretFile === undefined)
+    return { protocol, listen, writable, ...(options.openToHost === true && { openToHost: true }) };
   let secret: string;
   try {
     secret = readFileSync(chapSecretFile, 'utf8').trim();
