@@ -2,6 +2,7 @@ import { createServer as createPlainServer, type RequestListener } from 'node:ht
 import { createServer, type Server } from 'node:https';
 import type { Socket } from 'node:net';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
+import type { ConnectionGuard } from './connection-guard.ts';
 
 export type SecureServerOptions = {
   identity: TlsIdentity;
@@ -9,6 +10,7 @@ export type SecureServerOptions = {
   /** For requests that come in the clear: to refuse them in words, or to answer them. Their connections end with the answer. */
   plainHandler: RequestListener;
   keepAliveTimeoutMs: number;
+  guard: ConnectionGuard;
   /** When it aborts, connections on which nothing was asked yet are dropped, so that the server can close. */
   closing: AbortSignal;
 };
@@ -55,6 +57,7 @@ export function createSecureServer(options: SecureServerOptions): Server {
     plainHandler(request, response);
   });
 
+  options.guard.follow(plain);
   server.on('connection', (socket: Socket) => {
     waiting.set(
       socket,

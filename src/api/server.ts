@@ -1,16 +1,24 @@
 import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
-import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  type RequestListener,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import fastifySwagger from '@fastify/swagger';
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
 import fastify, { type FastifyError, type FastifyRequest, type RouteOptions } from 'fastify';
 import { Type } from 'typebox';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ApiApp } from './app.ts';
+import { API_LIMITS, type ApiExhaustion, type ApiLimits, ConnectionGuard } from './connection-guard.ts';
 import { drainRoutes } from './routes/drain.ts';
 import { eventRoutes } from './routes/events.ts';
 import { machineRoutes } from './routes/machines.ts';
@@ -37,6 +45,10 @@ export type ApiServerOptions = {
   tls?: { identity: TlsIdentity; optional: boolean } | null;
   /** Largest request body. Default 1 MiB. */
   bodyBytesMax?: number;
+  limits?: Partial<ApiLimits>;
+  clock?: Clock;
+  /** Connections were dropped or refused because there were too many: at most once in ten seconds. It is in the log already. */
+  onExhausted?: (what: ApiExhaustion) => void;
 };
 
 /** Routes that answer without a token: they say nothing about machines. */
@@ -47,6 +59,9 @@ const PEER_ROUTES = '/v1/rpc/';
 
 /** Longer than any pause between two polls of a peer, so that a move does not pay for a new connection. */
 const KEEP_ALIVE_TIMEOUT_MS = 75_000;
+
+/** A request that is refused may send the rest of its body for so long. */
+const REFUSED_BODY_MS = 1_000;
 
 const NOTED_ADDRESSES_MAX = 1_000;
 
@@ -61,8 +76,23 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   const { service, logger } = options;
   const tokenDigest = digest(options.token);
   const closing = new AbortController();
+  const clock = options.clock ?? systemClock;
+  const limits = { ...API_LIMITS, ...options.limits };
 
   const tls = options.tls ?? null;
+
+  const guard = new ConnectionGuard({
+    limits,
+    clock,
+    logger,
+    onExhausted: options.onExhausted ?? (() => {}),
+  });
+  /** Connections and requests pass the guard first. */
+  const guarded = (server: Server): Server => {
+    guard.guard(server);
+    guard.follow(server);
+    return server;
+  };
 
   const secureServer = (handler: RequestListener, { identity, optional }: NonNullable<typeof tls>): Server =>
     createSecureServer({
@@ -73,6 +103,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
         else refusePlain(request, response);
       },
       keepAliveTimeoutMs: KEEP_ALIVE_TIMEOUT_MS,
+      guard,
       closing: closing.signal,
     });
 
@@ -94,8 +125,12 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
 
   const app = fastify({
     bodyLimit: options.bodyBytesMax ?? 1024 * 1024,
-    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-    ...(tls !== null && { serverFactory: (handler: RequestListener) => secureServer(handler, tls) }),
+    serverFactory: (handler: RequestListener) =>
+      guarded(
+        tls === null
+          ? createServer({ keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS }, handler)
+          : secureServer(handler, tls),
+      ),
     genReqId: (request) => safeId(request.headers['x-request-id']) ?? randomUUID(),
     logger: false,
     // A HEAD of a stream would never end.
@@ -134,12 +169,19 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     if (runId !== undefined) reply.header(RUN_ID_HEADER, runId);
     if (PUBLIC_ROUTES.includes(request.routeOptions.url ?? '')) return;
     if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
+    guard.proven(request.raw.socket);
     // By the route and not by the URL, which may be written in many ways.
     const isForPeers = request.routeOptions.url?.startsWith(PEER_ROUTES) === true;
     if (tls !== null && isForPeers) checkCertificate(request.raw.socket);
   });
 
-  app.addHook('onSend', async (_request, reply) => {
+  app.addHook('onSend', async (request, reply) => {
+    // Refused while its body still comes. Who sends it in one piece reads the answer and may go on; who drips does not keep the connection.
+    if (
+      reply.statusCode >= 400 &&
+      !(await isWhole(request.raw, Math.min(REFUSED_BODY_MS, limits.bodyTimeoutMs / 2), clock))
+    )
+      reply.header('connection', 'close');
     // A connection that goes idle after close() began would hold up its end until the keep-alive timeout.
     if (closing.signal.aborted) reply.header('connection', 'close');
   });
@@ -182,6 +224,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   });
 
   app.addHook('preClose', (done) => {
+    guard.close();
     closing.abort(new Error('the server closes'));
     done();
   });
@@ -225,6 +268,21 @@ function knownError(error: FastifyError | GodwitError): Error {
     });
   }
   return error;
+}
+
+/** Reads the body of a request on, for nobody. True when it ends within `timeoutMs`. */
+function isWhole(request: IncomingMessage, timeoutMs: number, clock: Clock): Promise<boolean> {
+  if (request.complete) return Promise.resolve(true);
+  return new Promise((resolve) => {
+    const cancel = clock.timer(timeoutMs, () => resolve(request.complete));
+    const done = () => {
+      cancel();
+      resolve(request.complete);
+    };
+    request.once('end', done);
+    request.once('close', done);
+    request.resume();
+  });
 }
 
 function digest(text: string): Buffer {

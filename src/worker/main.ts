@@ -287,6 +287,9 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     logger,
     version: packageVersion(),
     tls: identity && { identity, optional: options.tlsOptional },
+    clock,
+    onExhausted: (what) =>
+      events.emit('worker', options.name, 'the API has no room for more connections', what),
   });
 
   for (const { machineId, outcome, error } of await machines.recover()) {
