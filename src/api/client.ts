@@ -228,8 +228,10 @@ export class ApiClient {
   nudgeRun(id: string): Promise<RunView> {
     return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/nudge`);
   }
-  forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView> {
-    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`, { body: { how } });
+  /** `targetIsDestroyed` goes only where it is stated: workers of earlier versions refuse what they do not know. */
+  forceRun(id: string, how: ForceRunRequest['how'], targetIsDestroyed = false): Promise<RunView> {
+    const body = { how, ...(targetIsDestroyed && { targetIsDestroyed }) };
+    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`, { body });
   }
   why(ref: string): Promise<Why> {
     return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`);

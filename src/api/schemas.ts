@@ -437,6 +437,11 @@ export const ForceRunRequest = Type.Object({
     Type.Literal('forget'),
     Type.Literal('unproven'),
   ]),
+  /**
+   * For undo and forget of a move that was handed over, when its target cannot be asked: its host is lost for good, and with it what the machine
+   * wrote there.
+   */
+  targetIsDestroyed: Type.Optional(Type.Boolean()),
 });
 export type ForceRunRequest = Static<typeof ForceRunRequest>;
 

@@ -85,7 +85,7 @@ export interface WorkerService {
   /** Tries a step that waits for its next attempt now. */
   nudgeRun(id: string): Promise<RunView>;
   /** Overrides a run that nobody can help any more. The last resort: see docs/api.md. */
-  forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView>;
+  forceRun(id: string, request: ForceRunRequest): Promise<RunView>;
 
   /** Of a move by its id, or of the latest move of a machine. */
   showReceipt(ref: string): Promise<Receipt>;

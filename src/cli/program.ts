@@ -355,6 +355,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       ).choices(['undo', 'forward', 'forget', 'unproven']),
     )
     .option('--yes', 'yes, what it left half done is mine to clear')
+    .option(
+      '--target-is-destroyed',
+      'for undo and forget after the handoff: the target host, and what the machine wrote there, will never come back',
+    )
     .action((id: string, how: ForceRunRequest['how'], options, command: Command) =>
       withContext(command, async (context) => (await runCommands()).force(context, id, how, options)),
     );

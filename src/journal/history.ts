@@ -136,7 +136,12 @@ export type History = {
   readonly output: Readonly<Record<string, unknown>>;
   readonly cancelReason: string | null;
   readonly forced: { readonly how: 'undo' | 'forget'; readonly by: string } | null;
-  readonly undoing: { readonly endState: 'undone' | 'failed'; readonly error: WireError } | null;
+  readonly undoing: {
+    readonly endState: 'undone' | 'failed';
+    readonly error: WireError;
+    /** Where it stood, for turning round; null once an undo has ended. */
+    readonly from: { readonly steps: readonly StepHistory[]; readonly cursor: number } | null;
+  } | null;
   readonly end: {
     readonly state: 'done' | 'undone' | 'failed';
     readonly error: WireError | null;
@@ -298,7 +303,12 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
 
     case 'forced': {
       legal(history.phase !== 'ended' || history.end!.holdsResource, 'the run is over');
-      legal(body.how === 'forget' || history.phase !== 'undoing', 'the run goes backwards');
+      const turned = body.how === 'forward' && history.phase === 'undoing';
+      legal(
+        body.how === 'forget' || history.phase !== 'undoing' || (turned && canTurnRound(history)),
+        'the run goes backwards',
+      );
+      if (turned) return turnedRound(base);
       const phase = history.phase === 'ended' ? 'forward' : history.phase;
       if (body.how !== 'forward') {
         return { ...base, phase, end: null, forced: { how: body.how, by: body.by } };
@@ -329,7 +339,11 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
         ...undone,
         forced: null,
         phase: 'undoing',
-        undoing: { endState: body.endState, error: body.error },
+        undoing: {
+          endState: body.endState,
+          error: body.error,
+          from: { steps: history.steps, cursor },
+        },
       };
     }
 
@@ -348,7 +362,12 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
       legal(history.phase === 'undoing', 'the run goes forward');
       legal(history.inFlight?.attempt === body.attempt, 'this attempt is not running');
       const steps = withStep({ state: 'undone', endedAtMs: atMs });
-      return { ...base, ...cleared, ...passedOver(header, steps, cursor - 1, atMs) };
+      return {
+        ...base,
+        ...cleared,
+        ...passedOver(header, steps, cursor - 1, atMs),
+        undoing: { ...history.undoing!, from: null },
+      };
     }
 
     case 'undo-failed':
@@ -389,6 +408,25 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
       };
     }
   }
+}
+
+/** An operator had it go back, and nothing has been undone. An undo that is under way ends first. */
+export function canTurnRound({ phase, undoing, inFlight, cancelReason }: History): boolean {
+  const forced = undoing?.error.code === 'JOURNAL_FORCED_UNDO' && undoing.from !== null;
+  return phase === 'undoing' && forced && inFlight === null && cancelReason === null;
+}
+
+/** Forward again from where it stood, with its step's deadline anew. */
+function turnedRound(history: History): History {
+  const { steps, cursor } = history.undoing!.from!;
+  return {
+    ...history,
+    phase: 'forward',
+    steps: steps.map((each, index) => (index === cursor ? { ...each, deadlineAtMs: null } : each)),
+    cursor,
+    undoing: null,
+    ...{ forced: null, inFlight: null, failure: null, overdueSinceMs: null, reason: null },
+  };
 }
 
 /** Goes down from `from` to the next step that has something to undo; the started ones on the way have nothing and count as undone. */

@@ -650,6 +650,52 @@ test('force undo goes back even past the point of no return; forget ends without
   assert.equal(journal.start('move', { machine: 'a' }).state, 'running');
 });
 
+test('an undo that was forced can be called off until the first undo has ended, over a restart too; a cancel cannot', async (t) => {
+  const bench = new Bench(t);
+  let undoable = false;
+  let holds = true;
+  const { undo: _none, ...after } = bench.step('after', async (context) =>
+    holds ? hang(context) : undefined,
+  );
+  const move = {
+    ...kindOf(
+      'move',
+      bench.step('one'),
+      bench.step('pivot', undefined, {
+        pointOfNoReturn: true,
+        undo: async () => (undoable ? undefined : never()),
+      }),
+      after,
+    ),
+    turnsRound: true,
+  };
+  let journal = bench.journal([move]);
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(10);
+  journal.force(id, 'undo', 'ann', { because: 'destroyed' });
+  await bench.clock.run(10_000);
+  assert.deepEqual([journal.get(id).state, journal.get(id).output.because], ['undoing', 'destroyed']);
+  await bench.clock.runUntil(journal.close());
+  journal = bench.journal([move]);
+  journal.resume();
+  holds = false;
+  journal.force(id, 'forward', 'ann');
+  assert.equal((await bench.end(journal, id)).state, 'done');
+  assert.deepEqual(bench.did.splice(0), ['one', 'pivot', 'after', 'after']);
+
+  holds = true;
+  undoable = true;
+  const back = journal.start('move', { machine: 'b' });
+  await bench.clock.run(10);
+  journal.force(back.id, 'undo', 'ann');
+  assert.equal((await bench.end(journal, back.id)).state, 'undone');
+
+  const early = journal.start('move', { machine: 'c' }, { runId: 'c' });
+  journal.cancel(early.id, 'x');
+  assert.throws(() => journal.force('c', 'forward', 'ann'), code('JOURNAL_FORCE_REFUSED'));
+  await bench.end(journal, 'c');
+});
+
 test('cancel: aborts the step and undoes; twice is once; over is over', async (t) => {
   const bench = new Bench(t);
   const journal = bench.journal([

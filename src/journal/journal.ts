@@ -9,6 +9,7 @@ import { CRASH_POINT_OF_EVENT, Crash, type CrashPoints, noCrashPoints } from './
 import { type Action, backoffMs, decide } from './decide.ts';
 import {
   applyEvent,
+  canTurnRound,
   type EventBody,
   type History,
   type JournalEvent,
@@ -309,11 +310,17 @@ export class Journal {
 
   /**
    * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return. `forward`: the step's deadline begins anew;
-   * a run that failed past its point of no return goes on. `forget`: end as `failed` and free the resource; neither steps nor undos
+   * a run that failed past its point of no return goes on, and one that was forced to go back, and whose kind turns round, goes forward again until
+   * its first undo has ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither steps nor undos
    * are run any more. What is running is told to stop, and the run follows when it has. Throws JOURNAL_FORCE_REFUSED where it makes no sense,
    * JOURNAL_RUN_PARKED (a parked run can only be forgotten), JOURNAL_RUN_OVER, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
    */
-  force(id: string, how: 'undo' | 'forward' | 'forget', by: string): RunView {
+  force(
+    id: string,
+    how: 'undo' | 'forward' | 'forget',
+    by: string,
+    values: Record<string, unknown> = {},
+  ): RunView {
     const run = this.#mustBeLive(id);
     if (run.damage) {
       this.#mustBeForget(run, how);
@@ -333,14 +340,23 @@ export class Journal {
       this.#append(run, [action.body]);
       return this.get(id);
     }
-    if (how === 'forward' && (run.history.phase === 'undoing' || run.history.cancelReason !== null)) {
+    const backwards = run.history.phase === 'undoing' || run.history.cancelReason !== null;
+    const turns = run.definition?.turnsRound === true && canTurnRound(run.history);
+    if (how === 'forward' && backwards && !turns) {
       throw new GodwitError('JOURNAL_FORCE_REFUSED', `run ${id} goes backwards and cannot be turned round`, {
         values: { runId: id, how },
         nextAction: 'Remove what its undo waits for, or force it with "forget".',
       });
     }
-    if (how === 'undo' && run.history.phase === 'undoing') return this.nudge(id);
-    this.#append(run, [{ type: 'forced', how, by }]);
+    const put: EventBody[] =
+      how === 'forget' || isIn(run.history.output, values)
+        ? []
+        : [{ type: 'put', step: run.history.cursor, values: jsonCopy(values) as Record<string, unknown> }];
+    if (how === 'undo' && run.history.phase === 'undoing') {
+      if (put.length > 0) this.#append(run, put);
+      return this.nudge(id);
+    }
+    this.#append(run, [{ type: 'forced', how, by }, ...put]);
     run.driven = true;
     this.#schedule(run);
     return this.#view(run);

@@ -77,6 +77,8 @@ export type RunDefinition<Input> = {
   kind: string;
   resource: (input: Input) => string;
   steps: readonly StepDefinition<Input>[];
+  /** An undo that an operator forced may be called off (`forward`) until its first undo has ended. */
+  turnsRound?: boolean;
   /** Finished runs older than this are pruned. Default 30 days. */
   keepMs?: number;
 };

@@ -225,7 +225,7 @@ test('a stop signal that does not exist is refused; a machine that has one since
 }, async (t) => {
   const { dir, open } = await fixture(t);
   const first = await open();
-  const bad = machineConfig(DEAF, { stop: { signal: 'SIGNOPE', timeoutMs: 300 } });
+  const bad = machineConfig(DEAF, { stop: { signal: 'SIGNOPE', timeoutMs: patient(2_000) } });
   await refuses(first.create({ name: 'bad', config: bad }), 'MACHINE_BAD_SIGNAL');
   const { id } = await first.create({ name: 'old', config: machineConfig(DEAF) });
   first.close();
@@ -239,7 +239,7 @@ test('a stop signal that does not exist is refused; a machine that has one since
   await until('the machine', async () => (await readAll(manager.logs(id))).includes('deaf'));
   await manager.stop('old');
   assert.equal((await manager.show(id)).shim?.workload?.state, 'stopped');
-  assert.match(await readAll(manager.logs(id)), /asked[\s\S]*killed, since it did not end within 300 ms/);
+  assert.match(await readAll(manager.logs(id)), /asked[\s\S]*killed, since it did not end within \d+ ms/);
   await manager.destroy('old');
 });
 

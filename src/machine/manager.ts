@@ -432,10 +432,14 @@ export class MachineManager {
   async #recover(record: MachineRecord): Promise<Recovery['outcome']> {
     const client = await this.client(record.id);
     if (record.claimedBy !== null) return client === null ? 'left' : 'found';
-    if (client !== null) {
+    const status = await client?.call('status', {}).catch((error: unknown) => {
+      // It was dying when it was found.
+      if (isGodwitError(error, 'RPC_CLOSED') || isGodwitError(error, 'MACHINE_SHIM_GONE')) return null;
+      throw error;
+    });
+    if (client !== null && status) {
       // The worker may have died between the shim's start and the workload's.
-      const { workload } = await client.call('status', {});
-      if (record.desired === 'running' && workload === null) {
+      if (record.desired === 'running' && status.workload === null) {
         await this.#bringUp(record);
         return 'restarted';
       }

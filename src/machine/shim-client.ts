@@ -215,6 +215,8 @@ export class ShimClient {
   }
 }
 
+const NOBODY = new Set(['ENOENT', 'ECONNREFUSED', 'ECONNRESET', 'ENOTDIR']);
+
 /** Null when nobody listens there. */
 function tryConnect(runtimeDir: string): Promise<Socket | null> {
   return new Promise((resolve, reject) => {
@@ -225,7 +227,8 @@ function tryConnect(runtimeDir: string): Promise<Socket | null> {
     });
     socket.once('error', (error) => {
       const code = systemErrorCode(error);
-      if (code === 'ENOENT' || code === 'ECONNREFUSED' || code === 'ENOTDIR') resolve(null);
+      // Reset: it was taken in, and the shim died before it was looked at.
+      if (code !== undefined && NOBODY.has(code)) resolve(null);
       else reject(error);
     });
   });

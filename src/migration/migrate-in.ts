@@ -3,6 +3,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
 import type { MoveInbox } from './inbox.ts';
+import type { OverrideNote } from './override-note.ts';
 import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
@@ -36,6 +37,8 @@ export type MigrateInOutput = {
   /** The machine did not become healthy in time; the move went on, because there is no way back. */
   unhealthy?: string;
   hydration?: TargetStatus['hydration'];
+  /** On whose word an operator had the run go back though the volume was open here. */
+  override?: OverrideNote;
 };
 
 export type MigrateInOptions = {
@@ -58,6 +61,8 @@ export function targetRunId(moveId: string): string {
 
 const HANDOFF_WAIT_MS = 3_600_000;
 const SOURCE_PROBE_MS = 2_000;
+/** How often a target whose source should be serving it asks whether it still is the machine's owner. */
+const SOURCE_WATCH_MS = 5_000;
 const HEALTH_PATIENCE_MS = 600_000;
 /** A machine that takes longer to become healthy shares the host with its hydration. */
 const HEALTH_ROUND_MS = 10_000;
@@ -110,7 +115,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           if (context.input.volume) await nowOrNever(target.createVolume(context.input));
         },
         async undo(context) {
-          if (context.input.volume) await target.destroyVolume(context.input);
+          const opened = out(context).override === 'source-took-back';
+          if (context.input.volume) await target.destroyVolume(context.input, { opened });
         },
       },
       {
@@ -205,9 +211,12 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         retry: { initialMs: 100, maxMs: 5_000 },
         async do(context) {
           if (!context.input.volume) return;
+          const yieldToSource = watchSource(context);
+          await yieldToSource();
           await target.hydrate(context.input);
           let pauseMs = 20;
           for (;;) {
+            await yieldToSource();
             const hydration = await target.hydration(context.input);
             if (!hydration || hydration.exposedBytes === 0) {
               return { hydration, hydratedAtMs: clock.wallMs() };
@@ -236,7 +245,9 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           const { runId, sourceWorker, volume } = context.input;
           if (!volume) return;
           // The source asks, through the receiver (move-receiver.ts); this side stays connected until both have signed.
+          const yieldToSource = watchSource(context);
           for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {
+            await yieldToSource();
             const waivedAtMs = receipts.waivedAtMs(runId);
             if (waivedAtMs !== null) return { waivedAtMs };
             context.waiting(
@@ -259,6 +270,24 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
     ],
   };
+
+  /**
+   * A source that was told that this host is destroyed runs the machine again. When this host is back all the same, it hears so, and stops its own:
+   * `MIGRATION_SOURCE_TOOK_BACK`. Asks once in `SOURCE_WATCH_MS`.
+   */
+  function watchSource(context: Context): () => Promise<void> {
+    let askAtMs = 0;
+    return async () => {
+      if (clock.monotonicMs() < askAtMs) return;
+      askAtMs = clock.monotonicMs() + SOURCE_WATCH_MS;
+      const signal = AbortSignal.any([context.signal, AbortSignal.timeout(SOURCE_WATCH_MS)]);
+      const run = await target.sourceRun(context.input, signal).catch(() => null);
+      context.signal.throwIfAborted();
+      if (run?.state !== 'undone') return;
+      await target.standDown(context.input);
+      throw tookBack(context.input, context.runId);
+    };
+  }
 
   /** Why the source no longer means this move, or null. A source that cannot be asked may still mean it. */
   async function sourceGaveUp(context: Context): Promise<string | null> {
@@ -344,6 +373,17 @@ export function refusal(input: PrepareRequest, worker: string, reason: string): 
     nextAction:
       'The drain asks the other workers; make room on this one or undrain it to let it take machines.',
   });
+}
+
+function tookBack({ machineName, sourceWorker }: PrepareRequest, runId: string): GodwitError {
+  return new GodwitError(
+    'MIGRATION_SOURCE_TOOK_BACK',
+    `an operator of ${sourceWorker} said that this host is destroyed, and ${machineName} runs there again: it was stopped here`,
+    {
+      values: { machine: machineName, source: sourceWorker },
+      nextAction: `What it wrote here is still here. \`godwit runs force ${runId} undo --yes\` throws it away.`,
+    },
+  );
 }
 
 function abandoned(input: PrepareRequest, why: string): GodwitError {

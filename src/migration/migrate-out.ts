@@ -5,6 +5,7 @@ import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { askPeers, noCapacity } from './offers.ts';
+import { hasIt, type OverrideNote } from './override-note.ts';
 import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';
 import { type Mended, proveMove } from './prove.ts';
@@ -73,6 +74,8 @@ export type MigrateOutOutput = {
   /** Last status that the target gave. */
   last?: TargetStatus;
   destroyAfterMs?: number;
+  /** On whose word an operator had the run go back after the handoff. */
+  override?: OverrideNote;
 };
 
 /** From the stop signal to the first healthy answer, by phase. Each host times its own phases, so skewed clocks do not matter. */
@@ -188,9 +191,13 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       });
     return subject;
   };
+  const peerOf = (context: Context): Peer | undefined => {
+    const name = out(context).target;
+    return options.peers().find((candidate) => candidate.name === name);
+  };
   const targetOf = (context: Context): Peer => {
     const name = out(context).target;
-    const peer = options.peers().find((candidate) => candidate.name === name);
+    const peer = peerOf(context);
     if (!peer) {
       throw new GodwitError(
         'MIGRATION_UNKNOWN_PEER',
@@ -212,6 +219,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   return {
     kind: MIGRATE_OUT,
     resource: (input) => `machine:${input.machineId}`,
+    turnsRound: true,
     steps: [
       {
         name: 'choose',
@@ -307,11 +315,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         },
         async undo(context) {
           // Best effort on purpose: the target was never told that the volume is its own, it asks for this run itself, and it
-          // forgets when it hears that the run was undone. A dead target must not keep the machine locked.
-          const status = await targetOf(context)
-            .cancel(context.runId, AbortSignal.timeout(5_000))
+          // forgets when it hears that the run was undone. A target that is dead, or no peer any more, must not keep the machine locked.
+          const status = await peerOf(context)
+            ?.cancel(context.runId, AbortSignal.timeout(5_000))
             .catch(() => null);
-          if (status && reached(status, 'activated')) {
+          // What an operator took back was made sure of before anything was undone.
+          if (status && reached(status, 'activated') && out(context).override === undefined) {
             throw new GodwitError(
               'MIGRATION_ALREADY_ACTIVATED',
               `${out(context).target} has opened the volume although this run is being undone`,
@@ -351,7 +360,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           return { stopMs: out(context).stopMs ?? clock.monotonicMs() - startedMs };
         },
         async undo(context) {
-          if (out(context).subject?.running) await source.start(context.input.machineId);
+          const { subject } = out(context);
+          if (subject?.running) await source.start(subject);
         },
       },
       {
@@ -382,6 +392,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           ]);
         },
         async undo(context) {
+          await refuseWhenItAnswers(context);
           await source.closeExport(context.runId);
         },
       },
@@ -561,6 +572,16 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     });
   }
 
+  /** A target that was said to be destroyed and answers is asked once more before its blocks go. Rejects `MIGRATION_TARGET_HAS_IT`. */
+  async function refuseWhenItAnswers(context: Context): Promise<void> {
+    if (out(context).override !== 'target-is-destroyed') return;
+    const status = await peerOf(context)
+      ?.cancel(context.runId, AbortSignal.timeout(SIGN_OF_LIFE_TIMEOUT_MS))
+      .catch(() => null);
+    if (status && status.phase !== 'forgotten' && status.gone !== true)
+      throw hasIt({ id: context.runId }, out(context).target ?? 'the target', status);
+  }
+
   /** The export is there and may be read, also when its shim has ended meanwhile. */
   async function keepExport(context: Context, subject: MoveSubject): Promise<void> {
     if (!subject.volume) return;
@@ -625,7 +646,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             values: { target: peer.name },
             nextAction:
               `Bring ${peer.name} back: it goes on by itself. If that host is lost for good, ` +
-              `\`godwit runs force ${context.runId} undo --yes\` starts the machine here from the sealed volume.`,
+              `\`godwit runs force ${context.runId} undo --target-is-destroyed --yes\` starts the machine here from the sealed volume.`,
             cause: error,
           },
         );

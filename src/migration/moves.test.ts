@@ -21,6 +21,8 @@ import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
+import { type Override, Overrides } from './overrides.ts';
+import type { Peer } from './peer.ts';
 import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
@@ -55,10 +57,7 @@ class Pair {
   }
 
   openSource(crashPoints: CrashPoints = noCrashPoints, source: SourceSide = this.world.sourceSide): void {
-    const peer = this.world.peer(
-      () => this.#receiver,
-      (call) => this.loseAnswersOf.delete(call),
-    );
+    const { peer } = this;
     const definition = migrateOut({
       source,
       peers: () => [peer],
@@ -108,6 +107,37 @@ class Pair {
     await this.target.close({ graceMs: 100 });
     this.openTarget(noCrashPoints, -60_000);
   }
+
+  get peer(): Peer {
+    return this.world.peer(
+      () => this.#receiver,
+      (call) => this.loseAnswersOf.delete(call),
+    );
+  }
+
+  /** An operator's override at the source. */
+  force(how: Override['how'], targetIsDestroyed = false): Promise<RunView> {
+    const { source: journal, receiver, peer } = this;
+    const overrides = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
+    return overrides.force('run1', { how, targetIsDestroyed, by: 'a test' });
+  }
+
+  /** Resolves when the source has handed over and the target, which has the volume open, goes on no further. */
+  async heldAtTheTarget(): Promise<void> {
+    let boots = false;
+    const { boot } = this.world.targetSide;
+    this.world.targetSide.boot = async (...args) => {
+      if (!boots) throw new Error('it does not boot yet');
+      await boot(...args);
+    };
+    this.letBoot = () => {
+      boots = true;
+    };
+    this.start();
+    await this.source.wait('run1', { timeoutMs: 20_000, until: ({ step }) => step === 'settle' });
+  }
+
+  letBoot: () => void = () => {};
 
   get receiver(): MoveReceiver {
     return this.#receiver;
@@ -451,6 +481,132 @@ test('a verdict of an earlier version, whose run nobody knows any more, still ke
   assert.equal((await receiver.handoff('run1', { freeMap: null })).phase, 'activated');
   assert.equal(inbox.verdict('run2'), null, 'what was forgotten need not be remembered');
   assert.equal((await receiver.handoff('run2', { freeMap: null })).phase, 'forgotten');
+});
+
+test('what a live target has is not taken back, and its blocks are not taken away, whatever is stated', async (t) => {
+  const pair = new Pair(t);
+  await pair.heldAtTheTarget();
+  for (const how of ['undo', 'forget'] as const) {
+    for (const destroyed of [false, true]) {
+      const code = how === 'undo' ? 'MIGRATION_TARGET_HAS_IT' : 'MIGRATION_TARGET_NEEDS_BLOCKS';
+      await assert.rejects(pair.force(how, destroyed), { code });
+    }
+  }
+  assert.equal(pair.world.source.exported, 'open');
+  pair.letBoot();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
+test('a target that cannot be asked is given up only by a statement that names the loss', async (t) => {
+  const pair = new Pair(t);
+  await pair.heldAtTheTarget();
+  pair.world.connected = false;
+  for (const how of ['undo', 'forget'] as const) {
+    await assert.rejects(
+      pair.force(how),
+      (error) =>
+        isGodwitError(error, 'MIGRATION_TARGET_UNASKED') &&
+        error.nextAction.includes(`godwit runs force run1 ${how} --target-is-destroyed --yes`) &&
+        /would be (lost|taken away)/.test(error.message),
+    );
+  }
+  await pair.target.close({ graceMs: 100 });
+  pair.world.target.attached = null;
+  await pair.force('undo', true);
+  assert.equal((await pair.sourceEnd()).state, 'undone');
+  pair.world.assertUndone();
+  assert.match(JSON.stringify(pair.source.events('run1')), /a test, who says that the target is destroyed/);
+});
+
+test('a target that was said to be destroyed and answers keeps what it has; the undo can be turned round', async (t) => {
+  const pair = new Pair(t);
+  await pair.heldAtTheTarget();
+  pair.world.connected = false;
+  let asked = 0;
+  pair.world.onCall = (call) => {
+    if (call === 'cancel' && ++asked === 2) pair.world.connected = true;
+  };
+  await pair.force('undo', true);
+  const waiting = await pair.source.wait('run1', {
+    timeoutMs: 20_000,
+    until: ({ reason }) => /has the volume \(activated\)/.test(reason?.message ?? ''),
+  });
+  assert.equal(waiting.state, 'undoing');
+  assert.match(waiting.reason!.nextAction, /godwit runs force run1 forward --yes/);
+  assert.equal(pair.world.source.exported, 'open', 'nothing was undone');
+  await until(() => {
+    try {
+      pair.source.force('run1', 'forward', 'a test');
+      return true;
+    } catch (error) {
+      // An undo that is under way ends first.
+      return !isGodwitError(error, 'JOURNAL_FORCE_REFUSED');
+    }
+  });
+  pair.letBoot();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
+test('what was destroyed at the target may come back; what the target runs is not undone there', async (t) => {
+  const pair = new Pair(t);
+  await pair.heldAtTheTarget();
+  const { target: journal, receiver, peer } = pair;
+  const atTarget = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
+  const id = targetRunId('run1');
+  const by = 'a test';
+  await assert.rejects(atTarget.force(id, { how: 'undo', targetIsDestroyed: false, by }), {
+    code: 'MIGRATION_TARGET_HAS_IT',
+  });
+  await atTarget.force(id, { how: 'forget', targetIsDestroyed: false, by });
+  await pair.targetEnd();
+  await assert.rejects(pair.force('undo'), { code: 'MIGRATION_TARGET_HAS_IT' });
+  pair.world.target.volume = null;
+  pair.world.target.attached = null;
+  await pair.force('undo');
+  assert.equal((await pair.sourceEnd()).state, 'undone');
+  pair.world.assertUndone();
+});
+
+test('a target that comes back after it was said to be destroyed stops its machine, and an operator throws away what it wrote', async (t) => {
+  const pair = new Pair(t);
+  const { hydration } = pair.world.targetSide;
+  pair.world.targetSide.hydration = async (request) => {
+    const status = await hydration(request);
+    return status && { ...status, exposedBytes: 4096 };
+  };
+  pair.start();
+  await pair.source.wait('run1', { timeoutMs: 20_000, until: ({ step }) => step === 'serve' });
+  await pair.target.close({ graceMs: 100 });
+  const lost = { ...pair.world.target };
+  Object.assign(pair.world.target, { running: false, attached: null });
+  pair.world.connected = false;
+  await pair.force('undo', true);
+  assert.equal((await pair.sourceEnd()).state, 'undone');
+
+  pair.world.connected = true;
+  // Its machine is not up yet, which the model could not tell from two writers.
+  Object.assign(pair.world.target, { volume: lost.volume });
+  pair.openTarget();
+  const id = targetRunId('run1');
+  const stopped = await pair.target.wait(id, {
+    timeoutMs: 20_000,
+    until: ({ reason }) => /runs there again/.test(reason?.message ?? ''),
+  });
+  assert.ok(pair.world.calls.includes('standDown'));
+  assert.match(stopped.reason!.nextAction, new RegExp(`godwit runs force ${id} undo --yes`));
+  const peer: Peer = { ...pair.peer, run: async () => ({ state: 'undone', step: null }) };
+  const { target: journal, receiver } = pair;
+  const overrides = new Overrides({
+    journal,
+    receiver,
+    peers: () => [{ ...peer, name: 'w1' }],
+    clock: systemClock,
+  });
+  await overrides.force(id, { how: 'undo', targetIsDestroyed: false, by: 'a test' });
+  assert.equal((await pair.targetEnd()).state, 'undone');
+  assert.equal(pair.world.target.volume, null);
 });
 
 test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {

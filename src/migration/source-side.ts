@@ -70,8 +70,8 @@ export interface SourceSide {
   stated(runId: string, cursor: number): Promise<StatedPage>;
   /** The way back: the volume is this worker's again, at generation + 2, and not attached. */
   unseal(machineId: string, volumeId: string, generation: number): Promise<void>;
-  /** Starts the machine here as it was before the move. */
-  start(machineId: string): Promise<void>;
+  /** Starts the machine here as it was before the move, also where it was this worker's no more (`detach`). */
+  start(subject: MoveSubject): Promise<void>;
 
   /** After the handoff: the machine is no longer this worker's; its shim ends (loop, FUSE, processes). The sealed file stays. */
   detach(machineId: string): Promise<void>;

@@ -18,7 +18,10 @@ export interface TargetSide {
   offer(request: PrepareRequest): Promise<Offer>;
   /** Sparse file, clone metadata and the record (`incoming`). */
   createVolume(request: PrepareRequest): Promise<void>;
-  destroyVolume(request: PrepareRequest): Promise<void>;
+  /** `opened`: also one that was opened for writing, with what was written. Without it only a volume that still waits. */
+  destroyVolume(request: PrepareRequest, options: { opened: boolean }): Promise<void>;
+  /** The machine is the source's again, by an operator's word: it stops here, and nobody starts it. Its volume stays. */
+  standDown(request: PrepareRequest): Promise<void>;
   /**
    * What this worker's record says of that generation. `waits`: never opened for writing. `opened`: it was, or a later one was. `absent`: there is
    * no volume, or only an earlier generation of it.

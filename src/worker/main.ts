@@ -18,6 +18,7 @@ import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers, noCapacity } from '../migration/offers.ts';
+import { Overrides } from '../migration/overrides.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
@@ -141,6 +142,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     machines,
     volumes,
     random,
+    clock,
     iscsiHost: options.iscsiHost,
     tls: options.tls,
     plane: options.plane,
@@ -273,6 +275,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     journal: runs,
     drain,
     receiver,
+    overrides: new Overrides({ journal: runs, receiver, peers: () => peers, clock }),
     source,
     peers: () => peers,
     keys: options.keys,

@@ -37,6 +37,7 @@ import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { MoveReceiver } from '../migration/move-receiver.ts';
 import { askPeers } from '../migration/offers.ts';
+import type { Overrides } from '../migration/overrides.ts';
 import type {
   HandoffRequest,
   Offer,
@@ -85,6 +86,7 @@ export type ServiceOptions = {
   journal: Journal;
   drain: DrainController;
   receiver: MoveReceiver;
+  overrides: Overrides;
   source: SourceSide;
   peers: () => readonly Peer[];
   /** Of encrypted volumes; null: none. */
@@ -387,9 +389,8 @@ export class LocalService implements WorkerService {
     return this.#o.journal.nudge(id);
   }
 
-  async forceRun(id: string, how: ForceRunRequest['how']): Promise<RunView> {
-    if (how !== 'unproven') return this.#o.journal.force(id, how, 'the API');
-    return this.#o.receiver.waiveReceipt(this.#o.journal.get(id), 'the API');
+  async forceRun(id: string, { how, targetIsDestroyed = false }: ForceRunRequest): Promise<RunView> {
+    return this.#o.overrides.force(id, { how, targetIsDestroyed, by: 'the API' });
   }
 
   async why(ref: string): Promise<Why> {

@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises';
 import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
+import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
@@ -29,6 +30,7 @@ export type SourceHostOptions = {
   machines: MachineManager;
   volumes: VolumeStore;
   random: Random;
+  clock: Clock;
   /** Where exports listen, and where targets reach them. */
   iscsiHost: string;
   logger: Logger;
@@ -300,9 +302,23 @@ export class SourceHost implements SourceSide {
     if (record.state === 'sealed') await volumes.apply(volumeId, { kind: 'unseal', generation });
   }
 
-  async start(machineId: string): Promise<void> {
-    const { machines } = this.#options;
-    await machines.update(machineId, { claimedBy: null });
+  async start({ machineId, machineName, config, volume }: MoveSubject): Promise<void> {
+    const { machines, volumes, clock } = this.#options;
+    if (machines.records().some(({ id }) => id === machineId)) {
+      await machines.update(machineId, { claimedBy: null });
+    } else {
+      // An operator has it back after the target had taken it over.
+      await machines.adopt({
+        formatVersion: 1,
+        id: machineId,
+        name: machineName,
+        config,
+        desired: 'running',
+        createdAtMs: clock.wallMs(),
+        claimedBy: null,
+      });
+      if (volume) await volumes.assignMachine(volume.volumeId, machineId);
+    }
     await machines.start(machineId);
   }
 

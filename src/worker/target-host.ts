@@ -104,14 +104,20 @@ export class TargetHost implements TargetSide {
     });
   }
 
-  async destroyVolume(request: PrepareRequest): Promise<void> {
+  async standDown(request: PrepareRequest): Promise<void> {
+    const { machines } = this.#options;
+    await machines.update(request.machineId, { claimedBy: request.runId });
+    await machines.stopWorkload(request.machineId);
+  }
+
+  async destroyVolume(request: PrepareRequest, { opened }: { opened: boolean }): Promise<void> {
     const volume = volumeOf(request);
     const { volumes, validityDir } = this.#options;
     const { volumes: all } = await volumes.list();
     const ours = all.find(
       (record) =>
         record.id === volume.volumeId &&
-        record.state === 'incoming' &&
+        (opened || record.state === 'incoming') &&
         record.generation === volume.sealedGeneration + 1,
     );
     if (!ours) return;

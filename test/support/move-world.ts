@@ -36,6 +36,8 @@ export class MoveWorld {
   /** False: every call from one worker to the other fails before it is delivered. */
   connected = true;
   accepts = true;
+  /** Before each call of the source. */
+  onCall: (call: string) => void = () => {};
   /** The free map of the handoff arrived before the volume was opened. */
   keptFreeMap = false;
   /** What the source has of the one block that came, and what came; '' was fetched again. */
@@ -175,6 +177,7 @@ export class MoveWorld {
     },
     start: async () => {
       assert.equal(this.source.volume.state, 'ready', 'started on a sealed volume');
+      this.source.owned = true;
       this.source.attached = true;
       this.source.running = true;
       this.#changed('start');
@@ -199,6 +202,10 @@ export class MoveWorld {
     destroyVolume: async () => {
       this.target.volume = null;
       this.#changed('destroyVolume');
+    },
+    standDown: async () => {
+      this.target.running = false;
+      this.#changed('standDown');
     },
     volumeState: async (_volumeId, generation) => {
       const { volume } = this.target;
@@ -303,6 +310,7 @@ export class MoveWorld {
   /** The target as the source sees it; `lose` says whether a call that was carried out gets no answer. */
   peer(receiver: () => Receiver, lose: (call: string) => boolean = () => false): Peer {
     const call = async <Result>(name: string, act: () => Promise<Result>): Promise<Result> => {
+      this.onCall(name);
       this.assertConnected();
       const result = await act();
       if (lose(name)) throw unreachable('unknown');

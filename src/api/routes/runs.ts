@@ -85,6 +85,6 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
         response: { 200: RunReply },
       },
     },
-    async (request) => publicRun(await service.forceRun(request.params.id, request.body.how)),
+    async (request) => publicRun(await service.forceRun(request.params.id, request.body)),
   );
 }

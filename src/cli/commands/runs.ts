@@ -74,7 +74,7 @@ export async function force(
   context: Context,
   id: string,
   how: ForceRunRequest['how'],
-  options: { yes?: boolean },
+  options: { yes?: boolean; targetIsDestroyed?: boolean },
 ): Promise<void> {
   if (!options.yes) {
     throw new GodwitError(
@@ -84,11 +84,11 @@ export async function force(
         : 'forcing a run may leave what it was doing half done',
       {
         values: { id },
-        nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} ${how} --yes`,
+        nextAction: `Look at it first (godwit why ${id}), then: godwit runs force ${id} ${how}${options.targetIsDestroyed ? ' --target-is-destroyed' : ''} --yes`,
       },
     );
   }
   const { worker, run } = await context.fleet().run(id);
-  const after = await worker.client.forceRun(run.id, how);
+  const after = await worker.client.forceRun(run.id, how, options.targetIsDestroyed === true);
   context.result({ worker: worker.name, ...after }, () => runText(after, worker.name));
 }
