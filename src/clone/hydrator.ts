@@ -1,6 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { Slice } from '../base/slice.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BitCommitter } from './bit-committer.ts';
@@ -65,8 +66,9 @@ const READ_AHEAD_RANGES_MAX = 8;
 const EXTENTS_LIMIT = 1024;
 /** Answers of so many extents each that are looked at while the copy is paused. */
 const NOTING_LOOKS_MAX = 8;
-/** Marked in one go without letting other work in: some milliseconds. */
-const MARK_BYTES_MAX = 32 * 2 ** 30;
+/** Marked in one go without letting other work in: some milliseconds. So are as many extents of the local file as are asked for. */
+const MARK_BYTES_MAX = 64 * 2 ** 30;
+const LOCAL_EXTENTS_LIMIT = 128;
 const MAP_FAILURES_MAX = 8;
 const MAP_RETRY_MS = 500;
 /** A burst of the rate limit, as time at the full rate. */
@@ -361,13 +363,14 @@ export class Hydrator {
   async #readMap(): Promise<void> {
     const { source, validity, clock, logger } = this.#options;
     let failures = 0;
+    const slice = new Slice();
     let offsetBytes = validity.firstAbsent(0, validity.blockCount) * BLOCK_BYTES;
     while (offsetBytes < source.lengthBytes && !this.#stopped && this.#holesTrusted) {
       try {
         const extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
         for (const extent of extents) {
           const endBytes = extent.offsetBytes + extent.lengthBytes;
-          if (extent.kind === 'hole') await this.#markHole(extent.offsetBytes, endBytes);
+          if (extent.kind === 'hole') await this.#markHole(extent.offsetBytes, endBytes, slice);
           offsetBytes = endBytes;
           this.#mappedEnd = Math.floor(endBytes / BLOCK_BYTES);
         }
@@ -384,10 +387,12 @@ export class Hydrator {
     this.pump();
   }
 
-  async #markHole(startBytes: number, endBytes: number): Promise<void> {
+  async #markHole(startBytes: number, endBytes: number, slice: Slice): Promise<void> {
     for (let start = startBytes; start < endBytes; ) {
+      if (slice.over) await slice.rest();
+      if (this.#stopped) return;
       const end = Math.min(endBytes, start + MARK_BYTES_MAX);
-      const extents = await this.#options.local.extents!(start, end - start, EXTENTS_LIMIT);
+      const extents = await this.#options.local.extents!(start, end - start, LOCAL_EXTENTS_LIMIT);
       // Nothing else runs from here on until the bits are set, so no mutation can have begun on what is free.
       for (const extent of extents) {
         start = extent.offsetBytes + extent.lengthBytes;
@@ -395,7 +400,6 @@ export class Hydrator {
         if (extent.kind === 'hole') this.#markZero(extent.offsetBytes, start);
       }
       this.#options.onMarked();
-      if (this.#stopped) return;
     }
   }
 

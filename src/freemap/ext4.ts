@@ -1,5 +1,6 @@
 import { assert } from '../base/assert.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { Slice } from '../base/slice.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { readBytes } from './device-bytes.ts';
@@ -19,8 +20,10 @@ import {
 } from './ext4-layout.ts';
 import { FreeMap, lowestBit } from './free-map.ts';
 
-/** Read at most this much at once; bounds the memory that a table or a row of bitmaps takes. */
+/** Read at most this much at once; bounds the memory that a row of bitmaps takes. */
 const CHUNK_BYTES = 2 ** 20;
+/** Of the descriptor table: a thousand groups, whose bitmaps are 4 MiB. */
+const TABLE_CHUNK_BYTES = 64 * 1024;
 const READS_IN_FLIGHT_MAX = 8;
 
 /** A block bitmap: bits of clusters, 1 for used, ones beyond the group's last cluster. */
@@ -76,6 +79,7 @@ export class Ext4Reader {
     const free = new FreeRuns(layout, map);
     /** Of each group its two bitmaps and its inode table: with flex_bg they lie in other groups, before or after it. */
     const metadata = new Float64Array(layout.groupCount * 3);
+    const slice = new Slice();
     for await (const groups of this.#descriptors(layout, { lenient: false })) {
       const bitmaps = await this.#bitmapsOf(layout, groups);
       for (const { group, descriptor } of groups) {
@@ -83,6 +87,7 @@ export class Ext4Reader {
         const bitmap = bitmaps.get(group);
         if (descriptor.uninitialised) free.addAll(group);
         else if (bitmap && isSound(layout, descriptor, group, bitmap)) free.add(group, bitmap.words);
+        if (slice.over) await slice.rest();
       }
     }
     free.end();
@@ -95,6 +100,7 @@ export class Ext4Reader {
       markUsed(layout, map, blockBitmap!, blockBitmap! + 1);
       markUsed(layout, map, inodeBitmap!, inodeBitmap! + 1);
       markUsed(layout, map, inodeTable!, inodeTable! + layout.inodeTableBlocks);
+      if (slice.over) await slice.rest();
     }
     return map;
   }
@@ -112,7 +118,7 @@ export class Ext4Reader {
 
   /** All groups in order, a chunk of the descriptor table at a time. `lenient` leaves out the blocks that do not parse. */
   async *#descriptors(layout: Ext4Layout, options: { lenient: boolean }): AsyncGenerator<Group[]> {
-    const chunkBlocks = CHUNK_BYTES / layout.blockBytes;
+    const chunkBlocks = Math.max(1, TABLE_CHUNK_BYTES / layout.blockBytes);
     const perBlock = descriptorsPerBlock(layout);
     for (let index = 0; index < layout.tableBlocks; ) {
       // Contiguous up to the first meta block group; from there on each block lies in a group of its own.

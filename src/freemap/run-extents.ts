@@ -1,13 +1,15 @@
 import { assert } from '../base/assert.ts';
+import { Slice } from '../base/slice.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BlockRun } from './free-map.ts';
 
-const EXTENTS_AT_ONCE = 1024;
+const EXTENTS_AT_ONCE = 256;
 
 /**
  * Cuts ascending runs where a device changes between data and holes. A block that is a hole in part only is data. A device that cannot tell has
- * data everywhere, and so has what lies behind the first `extentsMax` extents (and up to 1024 more): a machine may be waiting.
+ * data everywhere, and so has what lies behind the first `extentsMax` extents (and up to 256 more): a machine may be waiting. Between two runs others get
+ * their turn.
  */
 export async function* extentsOfRuns(
   device: BlockDevice,
@@ -17,6 +19,7 @@ export async function* extentsOfRuns(
   let extents: Extent[] = [];
   let at = 0;
   let looked = 0;
+  const slice = new Slice();
   for (const run of runs) {
     for (let first = run.first; first < run.end; ) {
       const offsetBytes = first * BLOCK_BYTES;
@@ -32,6 +35,7 @@ export async function* extentsOfRuns(
       const end = Math.min(run.end, Math.max(first + 1, wholeEnd));
       yield { first, end, kind: wholeEnd > first ? (extent?.kind ?? 'data') : 'data' };
       first = end;
+      if (slice.over) await slice.rest();
     }
   }
 }

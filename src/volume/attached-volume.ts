@@ -15,11 +15,13 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { Slice } from '../base/slice.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FetchProof } from '../clone/fetch-proof.ts';
 import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
+import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
@@ -257,7 +259,12 @@ export class AttachedVolume {
     const { encodeSealedMap } = await import('../freemap/sealed-map.ts');
     const { volumeId, generation, lengthBytes } = this.#spec;
     // Holes of the file are seen by the target itself, one by one and without anybody waiting.
-    const unused = [...result.map.runs()];
+    const unused: BlockRun[] = [];
+    const slice = new Slice();
+    for (const run of result.map.runs()) {
+      unused.push(run);
+      if (slice.over) await slice.rest();
+    }
     const runs = await allocatedRuns(this.#local, unused, MAP_EXTENTS_MAX);
     const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => runs);
     await writeFreeMap(this.#spec.volumeDir, bytes);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { scratchDir } from '../../test/support/scratch.ts';
@@ -54,8 +54,15 @@ async function until(condition: () => boolean): Promise<void> {
   }
 }
 
-const entry = (path: string, region: number) =>
-  readFileSync(path).subarray(32 * (region + 1), 32 * (region + 2));
+function entry(path: string, region: number): Buffer {
+  const bytes = Buffer.alloc(32);
+  const file = openSync(path, 'r');
+  try {
+    return bytes.subarray(0, readSync(file, bytes, 0, 32, 32 * (region + 1)));
+  } finally {
+    closeSync(file);
+  }
+}
 
 test('regions with data are digested in the background, and the table outlives the process', async (t) => {
   const { digests, device, path, content } = await open(t);
@@ -75,6 +82,35 @@ test('regions with data are digested in the background, and the table outlives t
   await again.digests.close();
   const next = await open(t, { device, path, generation: 5 });
   assert.deepEqual(await next.digests.digestsOf([{ first: 0, blocks: 1 }]), [sha(await content(0, 1))]);
+});
+
+test('of 64 TiB that are nearly empty only what is there is looked at', async (t) => {
+  const device = new MemoryDevice({ lengthBytes: 64 * 2 ** 40 });
+  const at = [0, 16 * 2 ** 40 - 4096, 16 * 2 ** 40, 40 * 2 ** 40 + 3 * 4096, 64 * 2 ** 40 - 4096];
+  for (const offset of at) await device.write(offset, randomBytes(4096));
+  let looks = 0;
+  const extents = device.extents.bind(device);
+  device.extents = (...range) => {
+    looks++;
+    return extents(...range);
+  };
+  const { digests, path } = await open(t, { device });
+  digests.start();
+  const last = 64 * 2 ** 20 - 1;
+  await until(() => entry(path, last).length === 32);
+  assert.ok(looks <= 2 * at.length, `${looks} looks`);
+  for (const offset of at) {
+    const region = Math.floor(offset / MIB);
+    const bytes = new Uint8Array(MIB);
+    await device.read(region * MIB, bytes);
+    assert.equal(entry(path, region).toString('hex'), sha(bytes), `MiB ${region}`);
+  }
+  const owed = await digests.owed({ first: 0, blocks: 64 * 2 ** 28 }, 0);
+  assert.deepEqual(
+    owed.ranges.map(({ first }) => Math.floor((first * 4096) / MIB)),
+    at.map((offset) => Math.floor(offset / MIB)),
+  );
+  assert.equal(owed.next, null);
 });
 
 test('a part of a region is digested after the region was found unchanged', async (t) => {

@@ -4,6 +4,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { Slice } from '../base/slice.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import { digestOfZeros } from '../receipt/comparison.ts';
@@ -44,17 +45,19 @@ export type RegionDigestsOptions = {
 export class RegionDigests {
   readonly #options: RegionDigestsOptions;
   readonly #file: FileHandle;
-  readonly #regionCount: number;
   readonly #ending = new AbortController();
   #pass: Promise<void> | null = null;
   /** The region that was read last and found to be what its digest says: questions come in the order of the volume, mostly. */
   #checked: { region: number; content: Buffer } | null = null;
   #working: Promise<unknown> = Promise.resolve();
+  #servedBefore: number;
+  /** The hole that was seen last: sealed content keeps its holes. */
+  #hole = { startBytes: 0, endBytes: 0 };
 
   private constructor(options: RegionDigestsOptions, file: FileHandle) {
     this.#options = options;
     this.#file = file;
-    this.#regionCount = Math.ceil(options.device.lengthBytes / REGION_BYTES);
+    this.#servedBefore = options.bytesServed();
   }
 
   /** A table of another generation is begun anew. */
@@ -105,7 +108,9 @@ export class RegionDigests {
     const end = range.first + range.blocks;
     const ranges: StatedRange[] = [];
     let block = Math.max(range.first, cursor);
+    const slice = new Slice();
     while (block < end && ranges.length < PROOF_RANGES_MAX) {
+      if (slice.over) await slice.rest();
       const offset = block * BLOCK_BYTES;
       const extents = await device.extents!(
         offset,
@@ -153,38 +158,57 @@ export class RegionDigests {
     await this.#file.close();
   }
 
+  /** By extents: what the volume does not have costs nothing, whatever its size. */
   async #takeAll(): Promise<void> {
-    const { clock, bytesServed } = this.#options;
-    let servedBefore = bytesServed();
-    for (let region = 0; region < this.#regionCount; region++) {
-      if (!(await this.#hasData(region)) || (await this.#known(region)) !== null) continue;
-      const startedMs = clock.monotonicMs();
-      await this.#exclusively(() => this.#read(region));
-      const tookMs = clock.monotonicMs() - startedMs;
-      const share = bytesServed() === servedBefore ? IDLE_SHARE : BUSY_SHARE;
-      servedBefore = bytesServed();
-      await clock.sleep(Math.max(REST_MS_MIN, (tookMs * (1 - share)) / share), this.#ending.signal);
+    const { device } = this.#options;
+    const slice = new Slice();
+    let next = 0;
+    for (let offset = 0; offset < device.lengthBytes; ) {
+      const extents = await device.extents!(offset, device.lengthBytes - offset, EXTENTS_LIMIT);
+      for (const extent of extents) {
+        offset = extent.offsetBytes + extent.lengthBytes;
+        if (extent.kind === 'hole') continue;
+        const end = Math.ceil(offset / REGION_BYTES);
+        next = Math.max(next, Math.floor(extent.offsetBytes / REGION_BYTES));
+        for (; next < end; next++) {
+          if (this.#isUsed(next)) await this.#takeUnlessKnown(next);
+          if (slice.over) await slice.rest();
+          this.#ending.signal.throwIfAborted();
+        }
+      }
+      if (slice.over) await slice.rest();
+      this.#ending.signal.throwIfAborted();
     }
   }
 
+  async #takeUnlessKnown(region: number): Promise<void> {
+    if ((await this.#known(region)) !== null) return;
+    const { clock, bytesServed } = this.#options;
+    const startedMs = clock.monotonicMs();
+    await this.#exclusively(() => this.#read(region));
+    const tookMs = clock.monotonicMs() - startedMs;
+    const share = bytesServed() === this.#servedBefore ? IDLE_SHARE : BUSY_SHARE;
+    this.#servedBefore = bytesServed();
+    await clock.sleep(Math.max(REST_MS_MIN, (tookMs * (1 - share)) / share), this.#ending.signal);
+  }
+
   /** False: nothing of the region travels. */
-  async #hasData(region: number): Promise<boolean> {
-    const { device } = this.#options;
-    const offsetBytes = region * REGION_BYTES;
-    const lengthBytes = Math.min(REGION_BYTES, device.lengthBytes - offsetBytes);
-    const blocks = Math.ceil(lengthBytes / BLOCK_BYTES);
-    if (await this.#isHole({ first: region * REGION_BLOCKS, blocks })) return false;
-    return (
-      [...this.#usedParts(region * REGION_BLOCKS, Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES))]
-        .length > 0
-    );
+  #isUsed(region: number): boolean {
+    const { lengthBytes } = this.#options.device;
+    const end = Math.ceil(Math.min((region + 1) * REGION_BYTES, lengthBytes) / BLOCK_BYTES);
+    return !this.#usedParts(region * REGION_BLOCKS, end).next().done;
   }
 
   async #isHole(range: BlockRange): Promise<boolean> {
     const { device } = this.#options;
-    const lengthBytes = rangeBytes(range, device.lengthBytes);
-    const extents = await device.extents!(range.first * BLOCK_BYTES, lengthBytes, EXTENTS_LIMIT);
-    return extents.every(({ kind }) => kind === 'hole') && extents.length < EXTENTS_LIMIT;
+    const startBytes = range.first * BLOCK_BYTES;
+    const endBytes = startBytes + rangeBytes(range, device.lengthBytes);
+    if (startBytes < this.#hole.startBytes || endBytes > this.#hole.endBytes) {
+      const [extent] = await device.extents!(startBytes, device.lengthBytes - startBytes, 1);
+      if (extent?.kind !== 'hole') return false;
+      this.#hole = { startBytes, endBytes: startBytes + extent.lengthBytes };
+    }
+    return endBytes <= this.#hole.endBytes;
   }
 
   /** The parts of [first, end) that are not in the free map, cut at the borders of regions. */
