@@ -15,7 +15,7 @@ import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrat
 import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
 import type { LiveMap } from './live-map.ts';
 import { type MapMemory, PAGE_BLOCKS } from './map-memory.ts';
-import { type CloneMetadata, SECTOR_WORDS } from './metadata.ts';
+import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import { MissLatency, type MissStatistics } from './miss-latency.ts';
 import { ReadAhead } from './read-ahead.ts';
 import { blockCountOf, ValidityMap } from './validity-map.ts';
@@ -676,10 +676,18 @@ async function loadDurableBits(
   // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
   await metadata.flush();
   if (!validityIsCurrent) {
-    await metadata.load((sector, durable) => {
-      validity.orWords(sector * SECTOR_WORDS, durable);
-      written?.orWords(sector * SECTOR_WORDS, durable);
-    });
+    const { blockCount } = validity;
+    await metadata.load(
+      (sector, durable) => {
+        validity.orWords(sector * SECTOR_WORDS, durable);
+        written?.orWords(sector * SECTOR_WORDS, durable);
+      },
+      (first, end) => {
+        const range = [first * SECTOR_BLOCKS, Math.min(blockCount, end * SECTOR_BLOCKS)] as const;
+        validity.setRange(...range);
+        written?.setRange(...range);
+      },
+    );
     return;
   }
   if (written === null) return;

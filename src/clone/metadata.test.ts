@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { crc32c } from '@node-rs/crc32';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -58,7 +59,14 @@ test('metadata of something else is refused, each with its own code', async () =
   await refused({ volumeId: 'vol-2' }, 'CLONE_WRONG_VOLUME');
   await refused({ generation: 8 }, 'CLONE_WRONG_GENERATION');
   await refused({ lengthBytes: GIB - 4096 }, 'CLONE_WRONG_LENGTH');
-  await refused({ lengthBytes: 2 * GIB }, 'CLONE_METADATA_SHORT');
+  await refused({ lengthBytes: 2 * GIB }, 'CLONE_WRONG_LENGTH');
+  const bytes = new Uint8Array(file.lengthBytes - 512);
+  await file.read(0, bytes);
+  const cut = new MemoryDevice({ lengthBytes: bytes.length });
+  await cut.write(0, bytes);
+  await assert.rejects(CloneMetadata.open(cut, identity), (error) =>
+    isGodwitError(error, 'CLONE_METADATA_SHORT'),
+  );
   await assert.rejects(CloneMetadata.open(device(), identity), (error) =>
     isGodwitError(error, 'CLONE_METADATA_BLANK'),
   );
@@ -176,4 +184,123 @@ test('a sparse device is read only where it has data', async () => {
   assert.deepEqual([...(await sectorsOf(metadata)).keys()], [60_000]);
   assert.ok(readBytes <= 8192, `${readBytes} bytes read`);
   assert.equal(SECTOR_BLOCKS, 4032);
+});
+
+const ONES = 0xffffffff;
+const TIB = 2 ** 40;
+
+test('sectors that are whole cost a bit each, and come back as runs', async () => {
+  const large = { ...identity, lengthBytes: 64 * TIB - 7 * 4096 };
+  const file = new MemoryDevice({ lengthBytes: metadataLengthBytes(large.lengthBytes) });
+  const metadata = await CloneMetadata.create(file, large);
+  const last = metadata.sectorCount - 1;
+  const tail = Math.ceil(large.lengthBytes / 4096) - last * SECTOR_BLOCKS;
+  // Across the end of a summary sector, behind 16 TiB, and the last one, which has fewer blocks.
+  const behind = Math.floor((16 * TIB) / 4096 / SECTOR_BLOCKS) + 1;
+  const runs = [
+    [4030, 4034],
+    [behind, behind + 2],
+    [last, last + 1],
+  ] as const;
+  const sectors = runs.flatMap(([first, end]) =>
+    Array.from({ length: end - first }, (_, index) => first + index),
+  );
+  const words = new Uint32Array(sectors.length * SECTOR_WORDS).fill(ONES);
+  const ofLast = words.subarray(-SECTOR_WORDS);
+  ofLast.fill(0);
+  for (let bit = 0; bit < tail; bit++) ofLast[bit >>> 5]! |= 1 << (bit & 31);
+  await metadata.write(sectors, words);
+  assert.ok(file.allocatedBytes <= 8192 + 4 * 4096, `${file.allocatedBytes} bytes`);
+  const found: (readonly [number, number])[] = [];
+  const mixed: number[] = [];
+  const opened = await CloneMetadata.open(file, large);
+  const load = () =>
+    opened.load(
+      (sector) => mixed.push(sector),
+      (first, end) => found.push([first, end]),
+    );
+  await load();
+  assert.deepEqual(found, runs);
+  assert.deepEqual(mixed, []);
+  // One that becomes whole later has its old sector still.
+  await opened.write([5], new Uint32Array(SECTOR_WORDS).fill(1));
+  await opened.write([5], new Uint32Array(SECTOR_WORDS).fill(ONES));
+  const everything = await sectorsOf(await CloneMetadata.open(file, large));
+  assert.deepEqual(
+    [...everything.keys()].toSorted((a, b) => a - b),
+    [5, ...sectors],
+  );
+  assert.ok(everything.get(5)!.every((word) => word === ONES));
+  assert.deepEqual(everything.get(last), ofLast);
+});
+
+test('any flipped bit of a summary sector is an error, and so is one beyond the end', async () => {
+  const summaryAt = metadataLengthBytes(GIB) - 4096;
+  for (const offset of [0, 4, 8, 300, 511]) {
+    const file = device();
+    const metadata = await CloneMetadata.create(file, identity);
+    await metadata.write([4], new Uint32Array(SECTOR_WORDS).fill(ONES));
+    await flip(file, summaryAt + offset);
+    await assert.rejects(CloneMetadata.open(file, identity), (error) => {
+      return isGodwitError(error, 'CLONE_METADATA_CORRUPT') && error.values.summary === true;
+    });
+  }
+});
+
+test('a power cut at any point of becoming whole leaves old bits or new ones', async () => {
+  for (let cutAt = 1; ; cutAt++) {
+    const power = new PowerSupply(seededRandom(cutAt));
+    const file = new FaultDevice({ lengthBytes: metadataLengthBytes(GIB), power });
+    const metadata = await CloneMetadata.create(file, identity);
+    await metadata.write([7, 8], new Uint32Array(2 * SECTOR_WORDS).fill(1));
+    await metadata.flush();
+    power.cutAt = power.operations + cutAt;
+    const words = new Uint32Array(3 * SECTOR_WORDS).fill(ONES);
+    words.fill(3, 0, SECTOR_WORDS);
+    await metadata
+      .write([7, 8, 9], words)
+      .then(() => metadata.flush())
+      .catch(() => {});
+    const survived = power.on;
+    power.cut();
+    power.restore();
+    const found = await sectorsOf(await CloneMetadata.open(file.reopen(), identity));
+    assert.ok([1, 3].includes(found.get(7)![0]!));
+    assert.ok([1, ONES].includes(found.get(8)![0]!));
+    assert.ok([undefined, ONES].includes(found.get(9)?.[0]));
+    if (survived) {
+      assert.deepEqual([found.get(7)![0], found.get(8)![0], found.get(9)![0]], [3, ONES, ONES]);
+      return;
+    }
+  }
+});
+
+/** Turns fresh metadata into that of version 1, which had no summary. */
+async function withoutSummary(): Promise<MemoryDevice> {
+  const made = device();
+  await CloneMetadata.create(made, identity);
+  const header = new Uint8Array(512);
+  await made.read(0, header);
+  const view = new DataView(header.buffer);
+  view.setUint32(8, 1, true);
+  view.setUint32(508, crc32c(header.subarray(0, 508)), true);
+  const file = new MemoryDevice({ lengthBytes: metadataLengthBytes(GIB) - 4096 });
+  await file.write(0, header);
+  await file.write(4096, header);
+  return file;
+}
+
+test('metadata that an older version made is read and written as it is', async () => {
+  const file = await withoutSummary();
+  const metadata = await CloneMetadata.open(file, identity);
+  const words = new Uint32Array(2 * SECTOR_WORDS).fill(ONES);
+  words[0] = 5;
+  await metadata.write([3, 4], words);
+  const found = await sectorsOf(await CloneMetadata.open(file, identity));
+  assert.deepEqual([...found.keys()], [3, 4]);
+  assert.equal(found.get(3)![0], 5);
+  assert.ok(found.get(4)!.every((word) => word === ONES));
+  const sector = new Uint8Array(512);
+  await file.read(8192 + 4 * 512, sector);
+  assert.equal(new Uint32Array(sector.buffer)[2], ONES, 'where that version looks for it');
 });

@@ -2,6 +2,7 @@ import { endianness } from 'node:os';
 import { crc32c } from '@node-rs/crc32';
 import { assert } from '../base/assert.ts';
 import { GodwitError } from '../base/errors.ts';
+import { Slice } from '../base/slice.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { blockCountOf } from './validity-map.ts';
@@ -12,10 +13,12 @@ import { blockCountOf } from './validity-map.ts';
  *   byte 0       header, 512 bytes
  *   byte 4096    the same header again
  *   byte 8192    bitmap sectors of 512 bytes, one for each 4032 blocks (15.75 MiB of the volume)
+ *   then, at a multiple of 4096, summary sectors of 512 bytes, one for each 4032 bitmap sectors (62 GiB of the volume): a bit says that all blocks of its
+ *                bitmap sector are local, whatever that sector has. So holes and what is whole cost a bit for 15.75 MiB.
  *
  * Header (little-endian):
  *     0  8  magic "GWCLONE\0"
- *     8  4  format version, 1
+ *     8  4  format version: 2; 1 is without summary sectors
  *    12  4  bytes in a block, 4096
  *    16  8  length of the volume in bytes
  *    24  8  generation of the volume
@@ -23,10 +26,10 @@ import { blockCountOf } from './validity-map.ts';
  *    34  .  volume id, UTF-8; zeros up to 508
  *   508  4  CRC32C of bytes 0 to 507
  *
- * Bitmap sector (little-endian):
+ * Bitmap or summary sector (little-endian):
  *     0  4  CRC32C of bytes 4 to 511, begun with the header's CRC: a sector of another clone does not pass
- *     4  4  index of the sector
- *     8  504 bits, block 0 of the sector in the lowest bit of the first byte
+ *     4  4  index of the sector; of a summary sector 2^31 more
+ *     8  504 bits, block (or bitmap sector) 0 of the sector in the lowest bit of the first byte
  *
  * A disk writes a sector of 512 bytes whole or not at all, and bits only go from 0 to 1. So a write of several
  * sectors that is torn leaves each of them old or new, and old only means that a block is fetched again. A sector that is
@@ -37,16 +40,19 @@ import { blockCountOf } from './validity-map.ts';
 export const METADATA_SECTOR_BYTES = 512;
 const HEADER_COPY_OFFSETS = [0, 4096] as const;
 const BITMAP_OFFSET_BYTES = 8192;
-const FORMAT_VERSION = 1;
+const FORMAT_VERSION = 2;
+const VERSION_WITHOUT_SUMMARY = 1;
+const SUMMARY_INDEX = 2 ** 31;
 const MAGIC = 'GWCLONE\0';
 const VOLUME_ID_BYTES_MAX = 256;
 /** Words of 32 bits of bitmap in one sector. */
 export const SECTOR_WORDS = 126;
 /** Blocks that one bitmap sector covers. */
 export const SECTOR_BLOCKS = SECTOR_WORDS * 32;
-/** Read and write at most this much at once. */
+/** Read and written at most at once. */
 const CHUNK_SECTORS = 2048;
-const EXTENTS_LIMIT = 1024;
+const EXTENTS_LIMIT = 256;
+const ALL_ONES = 0xffffffff;
 
 assert(endianness() === 'LE', 'bitmap words are used in place, which needs a little-endian machine');
 
@@ -60,20 +66,39 @@ export function metadataSectorCount(lengthBytes: number): number {
 
 /** Length of the metadata of a volume of `lengthBytes`, in bytes: a multiple of 4096. 1 TiB needs 32.5 MiB. */
 export function metadataLengthBytes(lengthBytes: number): number {
-  const bytes = BITMAP_OFFSET_BYTES + metadataSectorCount(lengthBytes) * METADATA_SECTOR_BYTES;
+  return summaryOffsetBytes(lengthBytes) + roundUp(summarySectorCount(lengthBytes) * METADATA_SECTOR_BYTES);
+}
+
+/** Where the summary is; also the length of what an older version made. */
+function summaryOffsetBytes(lengthBytes: number): number {
+  return roundUp(BITMAP_OFFSET_BYTES + metadataSectorCount(lengthBytes) * METADATA_SECTOR_BYTES);
+}
+
+function summarySectorCount(lengthBytes: number): number {
+  return Math.ceil(metadataSectorCount(lengthBytes) / SECTOR_BLOCKS);
+}
+
+function roundUp(bytes: number): number {
   return Math.ceil(bytes / BLOCK_BYTES) * BLOCK_BYTES;
 }
+
+type Sector = { index: number; bits: Uint32Array };
 
 export class CloneMetadata {
   readonly identity: CloneIdentity;
   readonly sectorCount: number;
   readonly #device: BlockDevice;
   readonly #checksumSeed: number;
+  /** The bits of the summary sectors, one after the other; null where there are none. */
+  readonly #summary: Uint32Array | null;
   /** The sectors of a write, used again by the next. */
-  #image = new Uint8Array(0);
+  readonly #image = new Uint8Array(CHUNK_SECTORS * METADATA_SECTOR_BYTES);
 
-  private constructor(device: BlockDevice, identity: CloneIdentity, checksumSeed: number) {
+  private constructor(device: BlockDevice, identity: CloneIdentity, header: Uint8Array, summarized: boolean) {
     this.#device = device;
+    const checksumSeed = headerChecksum(header);
+    const summarySectors = summarySectorCount(identity.lengthBytes);
+    this.#summary = summarized ? new Uint32Array(summarySectors * SECTOR_WORDS) : null;
     this.identity = identity;
     this.sectorCount = metadataSectorCount(identity.lengthBytes);
     this.#checksumSeed = checksumSeed;
@@ -84,7 +109,7 @@ export class CloneMetadata {
    * either no header or a valid one over an empty bitmap. Errors: `CLONE_METADATA_SHORT` and the device's own.
    */
   static async create(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
-    checkDevice(device, identity.lengthBytes);
+    checkDevice(device, metadataLengthBytes(identity.lengthBytes));
     const header = encodeHeader(identity);
     await device.writeZeroes(0, BITMAP_OFFSET_BYTES);
     await device.flush();
@@ -92,7 +117,7 @@ export class CloneMetadata {
     await device.flush();
     for (const offsetBytes of HEADER_COPY_OFFSETS) await device.write(offsetBytes, header);
     await device.flush();
-    return new CloneMetadata(device, identity, headerChecksum(header));
+    return new CloneMetadata(device, identity, header, true);
   }
 
   /**
@@ -101,7 +126,7 @@ export class CloneMetadata {
    * `CLONE_WRONG_LENGTH` and the device's own.
    */
   static async open(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
-    checkDevice(device, identity.lengthBytes);
+    checkDevice(device, BITMAP_OFFSET_BYTES);
     const copies: Uint8Array[] = [];
     for (const offsetBytes of HEADER_COPY_OFFSETS) {
       const copy = new Uint8Array(METADATA_SECTOR_BYTES);
@@ -109,19 +134,29 @@ export class CloneMetadata {
       copies.push(copy);
     }
     const { header, damaged } = chooseHeader(copies);
-    checkIdentity(decodeHeader(header), identity);
+    const found = decodeHeader(header);
+    checkIdentity(found, identity);
+    const summarized = found.version !== VERSION_WITHOUT_SUMMARY;
+    checkDevice(device, (summarized ? metadataLengthBytes : summaryOffsetBytes)(identity.lengthBytes));
     if (damaged !== null && device.writable) {
       await device.write(HEADER_COPY_OFFSETS[damaged]!, header);
       await device.flush();
     }
-    return new CloneMetadata(device, identity, headerChecksum(header));
+    const metadata = new CloneMetadata(device, identity, header, summarized);
+    await metadata.#loadSummary();
+    return metadata;
   }
 
   /**
-   * Calls `visit` with every sector that was ever written, in order; `words` (126 of them) is valid during the call only. Reads only what the
-   * device has data for, 1 MiB at a time. Error: `CLONE_METADATA_CORRUPT` with the sector.
+   * Calls `full` with the runs of sectors [first, end) that are known to be all ones (by default that is a visit to each of them), then `visit` with every
+   * other sector that was ever written, in order; `words` (126 of them) is valid during the call only. Reads only what the device has data for, 1 MiB at a time. Error: `CLONE_METADATA_CORRUPT` with the
+   * sector.
    */
-  async load(visit: (sector: number, words: Uint32Array) => void): Promise<void> {
+  async load(
+    visit: (sector: number, words: Uint32Array) => void,
+    full: (first: number, end: number) => void = (first, end) => this.#visitEach(first, end, visit),
+  ): Promise<void> {
+    await this.#visitFull(full);
     const endBytes = BITMAP_OFFSET_BYTES + this.sectorCount * METADATA_SECTOR_BYTES;
     const chunk = new Uint8Array(Math.min(CHUNK_SECTORS, this.sectorCount) * METADATA_SECTOR_BYTES);
     for (let offsetBytes = BITMAP_OFFSET_BYTES; offsetBytes < endBytes; ) {
@@ -138,27 +173,127 @@ export class CloneMetadata {
   }
 
   /**
-   * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each.
-   * Durable after `flush`. One write at a time.
+   * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each. One that is all ones is
+   * a bit of the summary. Durable after `flush`. One write at a time.
    */
   async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
     assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
-    const imageBytes = sectors.length * METADATA_SECTOR_BYTES;
-    if (this.#image.length < imageBytes) this.#image = new Uint8Array(imageBytes);
-    const image = this.#image;
+    const slice = new Slice();
+    const mixed: Sector[] = [];
+    const summaries = new Set<number>();
     for (const [position, sector] of sectors.entries()) {
       const bits = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
-      this.#encodeSector(sector, bits, image.subarray(position * METADATA_SECTOR_BYTES));
+      if (this.#summary === null || !this.#isFull(sector, bits)) mixed.push({ index: sector, bits });
+      // Also where it is set already: the write that should have made it durable may have failed.
+      else summaries.add(this.#setInSummary(sector));
+      if (slice.over) await slice.rest();
     }
+    await this.#put(BITMAP_OFFSET_BYTES, 0, mixed, slice);
+    const summarySectors = [...summaries].map((index) => ({ index, bits: this.#summaryBits(index) }));
+    await this.#put(summaryOffsetBytes(this.identity.lengthBytes), SUMMARY_INDEX, summarySectors, slice);
+  }
+
+  /** Writes sectors, ascending, of which number 0 is at `offsetBytes`. */
+  async #put(
+    offsetBytes: number,
+    indexBase: number,
+    sectors: readonly Sector[],
+    slice: Slice,
+  ): Promise<void> {
     for (let start = 0; start < sectors.length; ) {
-      let end = start + 1;
-      while (end < sectors.length && sectors[end] === sectors[end - 1]! + 1) end++;
+      let end = start;
+      do {
+        const image = this.#image.subarray((end - start) * METADATA_SECTOR_BYTES);
+        this.#encodeSector(indexBase + sectors[end]!.index, sectors[end]!.bits, image);
+        end++;
+        if (slice.over) await slice.rest();
+      } while (
+        end < sectors.length &&
+        end - start < CHUNK_SECTORS &&
+        sectors[end]!.index === sectors[end - 1]!.index + 1
+      );
       await this.#device.write(
-        BITMAP_OFFSET_BYTES + sectors[start]! * METADATA_SECTOR_BYTES,
-        image.subarray(start * METADATA_SECTOR_BYTES, end * METADATA_SECTOR_BYTES),
+        offsetBytes + sectors[start]!.index * METADATA_SECTOR_BYTES,
+        this.#image.subarray(0, (end - start) * METADATA_SECTOR_BYTES),
       );
       start = end;
     }
+  }
+
+  #isFull(sector: number, bits: Uint32Array): boolean {
+    const used = blockCountOf(this.identity.lengthBytes) - sector * SECTOR_BLOCKS;
+    if (used >= SECTOR_BLOCKS) return bits.every((word) => word === ALL_ONES);
+    const whole = Math.floor(used / 32);
+    return (
+      bits.every((word, index) => index >= whole || word === ALL_ONES) &&
+      (used % 32 === 0 || bits[whole] === 2 ** (used % 32) - 1)
+    );
+  }
+
+  /** Returns which summary sector that is in. */
+  #setInSummary(sector: number): number {
+    const index = Math.floor(sector / SECTOR_BLOCKS);
+    const bit = sector - index * SECTOR_BLOCKS;
+    this.#summaryBits(index)[bit >>> 5]! |= 1 << (bit & 31);
+    return index;
+  }
+
+  #summaryBits(index: number): Uint32Array {
+    return this.#summary!.subarray(index * SECTOR_WORDS, (index + 1) * SECTOR_WORDS);
+  }
+
+  #inSummary(sector: number): boolean {
+    if (this.#summary === null) return false;
+    const index = Math.floor(sector / SECTOR_BLOCKS);
+    const bit = sector - index * SECTOR_BLOCKS;
+    return ((this.#summary[index * SECTOR_WORDS + (bit >>> 5)]! >>> (bit & 31)) & 1) === 1;
+  }
+
+  async #loadSummary(): Promise<void> {
+    if (this.#summary === null) return;
+    const count = summarySectorCount(this.identity.lengthBytes);
+    const at = summaryOffsetBytes(this.identity.lengthBytes);
+    const image = new Uint8Array(Math.min(count, CHUNK_SECTORS) * METADATA_SECTOR_BYTES);
+    for (let first = 0; first < count; first += CHUNK_SECTORS) {
+      const sectors = Math.min(CHUNK_SECTORS, count - first);
+      const part = image.subarray(0, sectors * METADATA_SECTOR_BYTES);
+      await this.#device.read(at + first * METADATA_SECTOR_BYTES, part);
+      for (let index = first; index < first + sectors; index++) {
+        const bits = this.#decode(
+          SUMMARY_INDEX + index,
+          part.subarray((index - first) * METADATA_SECTOR_BYTES),
+        );
+        if (bits === null) continue;
+        checkTail(SUMMARY_INDEX + index, bits, this.sectorCount - index * SECTOR_BLOCKS);
+        this.#summaryBits(index).set(bits);
+      }
+    }
+  }
+
+  #visitEach(first: number, end: number, visit: (sector: number, words: Uint32Array) => void): void {
+    for (let sector = first; sector < end; sector++) {
+      const words = new Uint32Array(SECTOR_WORDS);
+      const used = Math.min(SECTOR_BLOCKS, blockCountOf(this.identity.lengthBytes) - sector * SECTOR_BLOCKS);
+      words.fill(ALL_ONES, 0, Math.floor(used / 32));
+      if (used % 32 !== 0) words[Math.floor(used / 32)] = 2 ** (used % 32) - 1;
+      visit(sector, words);
+    }
+  }
+
+  async #visitFull(full: (first: number, end: number) => void): Promise<void> {
+    if (this.#summary === null) return;
+    const slice = new Slice();
+    let first = -1;
+    for (let sector = 0; sector < this.sectorCount; sector++) {
+      const isFull = this.#inSummary(sector);
+      if (isFull && first === -1) first = sector;
+      else if (!isFull && first !== -1) {
+        full(first, sector);
+        first = -1;
+      }
+      if (sector % 256 === 0 && slice.over) await slice.rest();
+    }
+    if (first !== -1) full(first, this.sectorCount);
   }
 
   flush(): Promise<void> {
@@ -183,8 +318,15 @@ export class CloneMetadata {
       const image = chunk.subarray(0, count * METADATA_SECTOR_BYTES);
       await this.#device.read(BITMAP_OFFSET_BYTES + sector * METADATA_SECTOR_BYTES, image);
       for (let index = 0; index < count; index++) {
-        const words = this.#decodeSector(sector + index, image.subarray(index * METADATA_SECTOR_BYTES));
-        if (words !== null) visit(sector + index, words);
+        if (sector + index >= this.sectorCount || this.#inSummary(sector + index)) continue;
+        const words = this.#decode(sector + index, image.subarray(index * METADATA_SECTOR_BYTES));
+        if (words === null) continue;
+        checkTail(
+          sector + index,
+          words,
+          blockCountOf(this.identity.lengthBytes) - (sector + index) * SECTOR_BLOCKS,
+        );
+        visit(sector + index, words);
       }
       sector += count;
     }
@@ -198,26 +340,21 @@ export class CloneMetadata {
   }
 
   /** null: never written. */
-  #decodeSector(sector: number, from: Uint8Array): Uint32Array | null {
+  #decode(index: number, from: Uint8Array): Uint32Array | null {
     const words = new Uint32Array(from.buffer, from.byteOffset, SECTOR_WORDS + 2);
     if (words.every((word) => word === 0)) return null;
     const checksum = crc32c(from.subarray(4, METADATA_SECTOR_BYTES), this.#checksumSeed);
-    if (words[0] !== checksum) throw corruptError(sector, 'its checksum is wrong');
-    if (words[1] !== sector)
-      throw corruptError(sector, `it is sector ${words[1]}, written to the wrong place`);
-    const bits = words.subarray(2);
-    if (sector === this.sectorCount - 1) this.#checkTail(sector, bits);
-    return bits;
+    if (words[0] !== checksum) throw corruptError(index, 'its checksum is wrong');
+    if (words[1] !== index) throw corruptError(index, `it is sector ${words[1]}, written to the wrong place`);
+    return words.subarray(2);
   }
+}
 
-  /** Bits beyond the last block would make the count of local blocks wrong. */
-  #checkTail(sector: number, bits: Uint32Array): void {
-    const used = blockCountOf(this.identity.lengthBytes) - sector * SECTOR_BLOCKS;
-    for (let bit = used; bit < SECTOR_BLOCKS; bit++) {
-      if (((bits[bit >>> 5]! >>> (bit & 31)) & 1) === 1) {
-        throw corruptError(sector, 'it has bits beyond the end of the volume');
-      }
-    }
+/** Bits beyond the last block would make the count of local blocks wrong. */
+function checkTail(index: number, bits: Uint32Array, used: number): void {
+  for (let bit = Math.max(0, used); bit < SECTOR_BLOCKS; bit++) {
+    if (((bits[bit >>> 5]! >>> (bit & 31)) & 1) === 1)
+      throw corruptError(index, 'it has bits beyond the end of the volume');
   }
 }
 
@@ -283,7 +420,8 @@ function chooseHeader(copies: readonly Uint8Array[]): { header: Uint8Array; dama
 }
 
 function checkIdentity(found: ReturnType<typeof decodeHeader>, expected: CloneIdentity): void {
-  if (found.version !== FORMAT_VERSION || found.blockBytes !== BLOCK_BYTES) {
+  const known = found.version === FORMAT_VERSION || found.version === VERSION_WITHOUT_SUMMARY;
+  if (!known || found.blockBytes !== BLOCK_BYTES) {
     throw new GodwitError(
       'CLONE_METADATA_VERSION',
       `clone metadata of version ${found.version} is unknown here`,
@@ -311,9 +449,8 @@ function checkIdentity(found: ReturnType<typeof decodeHeader>, expected: CloneId
   }
 }
 
-function checkDevice(device: BlockDevice, lengthBytes: number): void {
+function checkDevice(device: BlockDevice, neededBytes: number): void {
   assert(device.blockBytes === METADATA_SECTOR_BYTES, 'metadata is addressed by sectors of 512 bytes');
-  const neededBytes = metadataLengthBytes(lengthBytes);
   if (device.lengthBytes >= neededBytes) return;
   throw new GodwitError(
     'CLONE_METADATA_SHORT',
@@ -325,13 +462,15 @@ function checkDevice(device: BlockDevice, lengthBytes: number): void {
   );
 }
 
-function corruptError(sector: number, why: string): GodwitError {
-  const firstBlock = sector * SECTOR_BLOCKS;
+function corruptError(index: number, why: string): GodwitError {
+  const summary = index >= SUMMARY_INDEX;
+  const sector = summary ? index - SUMMARY_INDEX : index;
+  const blocks = summary ? SECTOR_BLOCKS * SECTOR_BLOCKS : SECTOR_BLOCKS;
   return new GodwitError(
     'CLONE_METADATA_CORRUPT',
-    `sector ${sector} of the clone metadata is damaged: ${why}`,
+    `${summary ? 'summary sector' : 'sector'} ${sector} of the clone metadata is damaged: ${why}`,
     {
-      values: { sector, firstBlock, blocks: SECTOR_BLOCKS, offsetBytes: BITMAP_OFFSET_BYTES + sector * 512 },
+      values: { sector, summary, firstBlock: sector * blocks, blocks },
       nextAction:
         'Do not start the machine: blocks of this range may be newer than the source. Check the disk, then restore the metadata file.',
     },

@@ -1,3 +1,4 @@
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -71,11 +72,7 @@ export async function openClone(
 ): Promise<CloneLayer> {
   const { clock, logger } = options;
   const { volumeId, generation, lengthBytes } = spec;
-  const metadataDevice = await FileDevice.open({
-    file: cloneSpec.metadataPath,
-    lengthBytes: metadataLengthBytes(lengthBytes),
-    blockBytes: BLOCK_BYTES,
-  });
+  const metadataDevice = await openMetadataFile(cloneSpec.metadataPath, lengthBytes);
   let validity: ValidityFile | undefined;
   let written: ValidityFile | undefined;
   let log: FetchLog | undefined;
@@ -145,6 +142,16 @@ export async function openClone(
     await metadataDevice.close();
     throw error;
   }
+}
+
+/** As long as the version that made it wanted it to be. */
+async function openMetadataFile(path: string, lengthBytes: number): Promise<FileDevice> {
+  const fileBytes = (await stat(path).catch(() => null))?.size ?? Number.POSITIVE_INFINITY;
+  return FileDevice.open({
+    file: path,
+    lengthBytes: Math.min(metadataLengthBytes(lengthBytes), fileBytes - (fileBytes % BLOCK_BYTES)),
+    blockBytes: BLOCK_BYTES,
+  });
 }
 
 /** How the source is opened in the background, and with somebody waiting for it. Calls nobody yet. */
