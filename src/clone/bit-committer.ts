@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
@@ -226,11 +226,10 @@ export class BitCommitter {
     const wordCount = sectors.length * SECTOR_WORDS;
     if (this.#words.length < wordCount) this.#words = new Uint32Array(wordCount);
     const words = this.#words.subarray(0, wordCount);
-    const slice = new Slice();
     for (const [position, sector] of sectors.entries()) {
       const into = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
       this.#validity.copyWords(sector * SECTOR_WORDS, into);
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
     }
     try {
       await this.#order(

@@ -2,7 +2,7 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
@@ -691,13 +691,12 @@ async function loadDurableBits(
     return;
   }
   if (written === null) return;
-  const slice = new Slice();
   const { blockCount } = validity;
   for (let block = validity.firstPresent(0, blockCount); block < blockCount; ) {
     const end = validity.firstAbsent(block, Math.min(blockCount, block + PAGE_BLOCKS));
     written.setRange(block, end);
     block = validity.firstPresent(end, blockCount);
-    if (slice.over) await slice.rest();
+    if (turnIsLong()) await nextTurn();
   }
 }
 

@@ -1,7 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BitCommitter } from './bit-committer.ts';
@@ -363,14 +363,13 @@ export class Hydrator {
   async #readMap(): Promise<void> {
     const { source, validity, clock, logger } = this.#options;
     let failures = 0;
-    const slice = new Slice();
     let offsetBytes = validity.firstAbsent(0, validity.blockCount) * BLOCK_BYTES;
     while (offsetBytes < source.lengthBytes && !this.#stopped && this.#holesTrusted) {
       try {
         const extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
         for (const extent of extents) {
           const endBytes = extent.offsetBytes + extent.lengthBytes;
-          if (extent.kind === 'hole') await this.#markHole(extent.offsetBytes, endBytes, slice);
+          if (extent.kind === 'hole') await this.#markHole(extent.offsetBytes, endBytes);
           offsetBytes = endBytes;
           this.#mappedEnd = Math.floor(endBytes / BLOCK_BYTES);
         }
@@ -387,9 +386,9 @@ export class Hydrator {
     this.pump();
   }
 
-  async #markHole(startBytes: number, endBytes: number, slice: Slice): Promise<void> {
+  async #markHole(startBytes: number, endBytes: number): Promise<void> {
     for (let start = startBytes; start < endBytes; ) {
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
       if (this.#stopped) return;
       const end = Math.min(endBytes, start + MARK_BYTES_MAX);
       const extents = await this.#options.local.extents!(start, end - start, LOCAL_EXTENTS_LIMIT);

@@ -2,7 +2,7 @@ import { endianness } from 'node:os';
 import { crc32c } from '@node-rs/crc32';
 import { assert } from '../base/assert.ts';
 import { GodwitError } from '../base/errors.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { blockCountOf } from './validity-map.ts';
@@ -178,7 +178,6 @@ export class CloneMetadata {
    */
   async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
     assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
-    const slice = new Slice();
     const mixed: Sector[] = [];
     const summaries = new Set<number>();
     for (const [position, sector] of sectors.entries()) {
@@ -186,27 +185,22 @@ export class CloneMetadata {
       if (this.#summary === null || !this.#isFull(sector, bits)) mixed.push({ index: sector, bits });
       // Also where it is set already: the write that should have made it durable may have failed.
       else summaries.add(this.#setInSummary(sector));
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
     }
-    await this.#put(BITMAP_OFFSET_BYTES, 0, mixed, slice);
+    await this.#put(BITMAP_OFFSET_BYTES, 0, mixed);
     const summarySectors = [...summaries].map((index) => ({ index, bits: this.#summaryBits(index) }));
-    await this.#put(summaryOffsetBytes(this.identity.lengthBytes), SUMMARY_INDEX, summarySectors, slice);
+    await this.#put(summaryOffsetBytes(this.identity.lengthBytes), SUMMARY_INDEX, summarySectors);
   }
 
   /** Writes sectors, ascending, of which number 0 is at `offsetBytes`. */
-  async #put(
-    offsetBytes: number,
-    indexBase: number,
-    sectors: readonly Sector[],
-    slice: Slice,
-  ): Promise<void> {
+  async #put(offsetBytes: number, indexBase: number, sectors: readonly Sector[]): Promise<void> {
     for (let start = 0; start < sectors.length; ) {
       let end = start;
       do {
         const image = this.#image.subarray((end - start) * METADATA_SECTOR_BYTES);
         this.#encodeSector(indexBase + sectors[end]!.index, sectors[end]!.bits, image);
         end++;
-        if (slice.over) await slice.rest();
+        if (turnIsLong()) await nextTurn();
       } while (
         end < sectors.length &&
         end - start < CHUNK_SECTORS &&
@@ -282,7 +276,6 @@ export class CloneMetadata {
 
   async #visitFull(full: (first: number, end: number) => void): Promise<void> {
     if (this.#summary === null) return;
-    const slice = new Slice();
     let first = -1;
     for (let sector = 0; sector < this.sectorCount; sector++) {
       const isFull = this.#inSummary(sector);
@@ -291,7 +284,7 @@ export class CloneMetadata {
         full(first, sector);
         first = -1;
       }
-      if (sector % 256 === 0 && slice.over) await slice.rest();
+      if (sector % 256 === 0 && turnIsLong()) await nextTurn();
     }
     if (first !== -1) full(first, this.sectorCount);
   }

@@ -1,6 +1,6 @@
 import { assert } from '../base/assert.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { readBytes } from './device-bytes.ts';
@@ -79,7 +79,6 @@ export class Ext4Reader {
     const free = new FreeRuns(layout, map);
     /** Of each group its two bitmaps and its inode table: with flex_bg they lie in other groups, before or after it. */
     const metadata = new Float64Array(layout.groupCount * 3);
-    const slice = new Slice();
     for await (const groups of this.#descriptors(layout, { lenient: false })) {
       const bitmaps = await this.#bitmapsOf(layout, groups);
       for (const { group, descriptor } of groups) {
@@ -87,7 +86,7 @@ export class Ext4Reader {
         const bitmap = bitmaps.get(group);
         if (descriptor.uninitialised) free.addAll(group);
         else if (bitmap && isSound(layout, descriptor, group, bitmap)) free.add(group, bitmap.words);
-        if (slice.over) await slice.rest();
+        if (turnIsLong()) await nextTurn();
       }
     }
     free.end();
@@ -100,7 +99,7 @@ export class Ext4Reader {
       markUsed(layout, map, blockBitmap!, blockBitmap! + 1);
       markUsed(layout, map, inodeBitmap!, inodeBitmap! + 1);
       markUsed(layout, map, inodeTable!, inodeTable! + layout.inodeTableBlocks);
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
     }
     return map;
   }

@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BlockRun } from './free-map.ts';
@@ -19,7 +19,6 @@ export async function* extentsOfRuns(
   let extents: Extent[] = [];
   let at = 0;
   let looked = 0;
-  const slice = new Slice();
   for (const run of runs) {
     for (let first = run.first; first < run.end; ) {
       const offsetBytes = first * BLOCK_BYTES;
@@ -35,7 +34,7 @@ export async function* extentsOfRuns(
       const end = Math.min(run.end, Math.max(first + 1, wholeEnd));
       yield { first, end, kind: wholeEnd > first ? (extent?.kind ?? 'data') : 'data' };
       first = end;
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
     }
   }
 }

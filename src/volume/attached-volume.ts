@@ -15,7 +15,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FetchProof } from '../clone/fetch-proof.ts';
@@ -260,10 +260,9 @@ export class AttachedVolume {
     const { volumeId, generation, lengthBytes } = this.#spec;
     // Holes of the file are seen by the target itself, one by one and without anybody waiting.
     const unused: BlockRun[] = [];
-    const slice = new Slice();
     for (const run of result.map.runs()) {
       unused.push(run);
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
     }
     const runs = await allocatedRuns(this.#local, unused, MAP_EXTENTS_MAX);
     const bytes = encodeSealedMap({ volumeId, generation, lengthBytes }, () => runs);

@@ -4,7 +4,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { Slice } from '../base/slice.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import { digestOfZeros } from '../receipt/comparison.ts';
@@ -108,9 +108,8 @@ export class RegionDigests {
     const end = range.first + range.blocks;
     const ranges: StatedRange[] = [];
     let block = Math.max(range.first, cursor);
-    const slice = new Slice();
     while (block < end && ranges.length < PROOF_RANGES_MAX) {
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
       const offset = block * BLOCK_BYTES;
       const extents = await device.extents!(
         offset,
@@ -161,7 +160,6 @@ export class RegionDigests {
   /** By extents: what the volume does not have costs nothing, whatever its size. */
   async #takeAll(): Promise<void> {
     const { device } = this.#options;
-    const slice = new Slice();
     let next = 0;
     for (let offset = 0; offset < device.lengthBytes; ) {
       const extents = await device.extents!(offset, device.lengthBytes - offset, EXTENTS_LIMIT);
@@ -172,11 +170,11 @@ export class RegionDigests {
         next = Math.max(next, Math.floor(extent.offsetBytes / REGION_BYTES));
         for (; next < end; next++) {
           if (this.#isUsed(next)) await this.#takeUnlessKnown(next);
-          if (slice.over) await slice.rest();
+          if (turnIsLong()) await nextTurn();
           this.#ending.signal.throwIfAborted();
         }
       }
-      if (slice.over) await slice.rest();
+      if (turnIsLong()) await nextTurn();
       this.#ending.signal.throwIfAborted();
     }
   }
