@@ -1,10 +1,12 @@
-import { globSync, readFileSync, statSync } from 'node:fs';
+import { globSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { relative } from 'node:path';
-import { run } from 'node:test';
+import { join, relative } from 'node:path';
+import { run as runTests } from 'node:test';
 import { spec } from 'node:test/reporters';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { ulid } from 'ulid';
+import { describeLeftBehind, endLeftBehind, isNothing, leftBehind, RUN_VARIABLE } from './left-behind.ts';
 import { clock, folderOf, line, longestFirst, type Suite, table } from './suites.ts';
 
 /**
@@ -12,6 +14,8 @@ import { clock, folderOf, line, longestFirst, type Suite, table } from './suites
  * ends, what a failing one printed, the time of each folder, and at the end node:test's own summary. Exit code 1 when something failed, or when no test ran.
  */
 const TIMEOUT_MS = 3_600_000;
+const LOOK_MS = 250;
+const LOOKS_MAX = 40;
 /** Of what one suite prints; the end is what tells. */
 const OUTPUT_CHARACTERS_MAX = 64 * 1024;
 
@@ -34,7 +38,12 @@ if (files.length === 0 || !Number.isInteger(jobs) || jobs < 1) {
   process.exit(2);
 }
 // Of this run: by it the tests of one run know their own from those of another beside it.
-process.env.GODWIT_TEST_RUN ??= ulid();
+const run = ulid();
+process.env[RUN_VARIABLE] = run;
+// All that tests make is below it: what is left is seen and ended, also after Ctrl-C. Short: the path of a socket has at most 107 bytes. Without links: mount
+// tables have none.
+const folder = realpathSync(mkdtempSync(join(process.env.TMPDIR ?? '/tmp', 'gw-')));
+process.env.TMPDIR = folder;
 
 const startedMs = performance.now();
 const suites = new Map<string, Suite>();
@@ -79,7 +88,7 @@ console.log(
 );
 const summary = new spec();
 summary.pipe(process.stdout);
-const events = run({
+const events = runTests({
   files,
   concurrency: jobs,
   timeout: TIMEOUT_MS,
@@ -110,6 +119,22 @@ for await (const { type, data } of events as AsyncIterable<{ type: string; data:
   ran += data.counts?.tests ?? 0;
   if (suite !== null && !suite.isOver) over(suite, data.counts ?? {}, data.duration_ms ?? 0);
 }
+
+// Of the last ones, a process may just be ending.
+let left = leftBehind(run, folder);
+for (let look = 0; look < LOOKS_MAX && !isNothing(left) && !abort.signal.aborted; look++) {
+  await sleep(LOOK_MS);
+  left = leftBehind(run, folder);
+}
+if (!isNothing(left)) {
+  console.log(`\nleft behind, and ended now:\n  ${describeLeftBehind(left).join('\n  ')}`);
+  hasFailed = true;
+  const still = endLeftBehind(run, folder);
+  if (!isNothing(still)) console.log(`not ended:\n  ${describeLeftBehind(still).join('\n  ')}`);
+}
+const kept = readdirSync(folder);
+if (!hasFailed || abort.signal.aborted || kept.length === 0) rmSync(folder, { recursive: true, force: true });
+else console.log(`\nwhat tests kept is in ${folder}: ${kept.join(', ')}`);
 console.log(`\n${table([...suites.values()])}`);
 console.log(
   `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, in ${folderOf(files).join(', ')}\n`,

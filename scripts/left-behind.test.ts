@@ -1,0 +1,32 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { realpathSync } from 'node:fs';
+import { it } from 'node:test';
+import { scratchDir } from '../test/support/scratch.ts';
+import { describeLeftBehind, endLeftBehind, isNothing, leftBehind, RUN_VARIABLE } from './left-behind.ts';
+
+it('what a run of tests left is found by its mark, told and ended; what is of another run stays', async (t) => {
+  const run = `a-run-of-${process.pid}`;
+  const folder = realpathSync(scratchDir(t));
+  const start = async (mark: string) => {
+    const child = spawn('sleep', ['1000'], {
+      stdio: 'ignore',
+      env: { ...process.env, [RUN_VARIABLE]: mark },
+    });
+    t.after(() => child.kill('SIGKILL'));
+    await once(child, 'spawn');
+    return child;
+  };
+  assert.ok(isNothing(leftBehind(run, folder)));
+  const mine = await start(run);
+  const others = await start(`${run}-not`);
+  const left = leftBehind(run, folder);
+  assert.deepEqual(left, { processes: [mine.pid], mounts: [], loops: [] });
+  assert.deepEqual(describeLeftBehind(left), [`process ${mine.pid}: sleep 1000`]);
+  const ended = once(mine, 'exit');
+  // It looks until nothing is left, and a zombie of this process is none of it: it has no environment any more.
+  assert.ok(isNothing(endLeftBehind(run, folder)));
+  assert.deepEqual(await ended, [null, 'SIGKILL']);
+  assert.equal(others.exitCode ?? others.signalCode, null);
+});

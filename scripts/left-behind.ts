@@ -1,0 +1,135 @@
+import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { basename } from 'node:path';
+
+/** In the environment of all processes of a run of tests: its id. */
+export const RUN_VARIABLE = 'GODWIT_TEST_RUN';
+
+const STEP_TIMEOUT_MS = 20_000;
+const ROUNDS_MAX = 200;
+
+/** What processes, mounts and loop devices there are of a run of tests that is over or was ended. Each is told by what a person would see of it. */
+export type LeftBehind = { processes: number[]; mounts: string[]; loops: string[] };
+
+/** `folder`: where the run had its temporary files. Not this process, nor those that it came from. */
+export function leftBehind(run: string, folder: string): LeftBehind {
+  const own = ancestors();
+  return {
+    processes: processesOf(run).filter((pid) => !own.has(pid)),
+    mounts: mountsBelow(folder),
+    loops: loopsBelow(folder),
+  };
+}
+
+export function isNothing({ processes, mounts, loops }: LeftBehind): boolean {
+  return processes.length + mounts.length + loops.length === 0;
+}
+
+/** For people: a line each. */
+export function describeLeftBehind({ processes, mounts, loops }: LeftBehind): string[] {
+  return [
+    ...processes.map((pid) => `process ${pid}: ${commandOf(pid)}`),
+    ...mounts.map((place) => `mount ${place}`),
+    ...loops.map((device) => `loop device ${device}`),
+  ];
+}
+
+/**
+ * Ends all of it, by id and path. Processes first: a killed FUSE server leaves requests that wait for nobody, which the end of its connection answers. Then
+ * mounts, deepest first, and loop devices, round by round, because each may hold the next.
+ */
+export function endLeftBehind(run: string, folder: string): LeftBehind {
+  let left = leftBehind(run, folder);
+  for (let round = 0; round < ROUNDS_MAX && !isNothing(left); round++) {
+    for (const pid of left.processes) {
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // It ended in between.
+      }
+    }
+    if (left.processes.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    else {
+      abortFuseBelow(folder);
+      for (const place of left.mounts.toReversed()) command('umount', '-n', place);
+      for (const device of left.loops) command('losetup', '--detach', device);
+    }
+    left = leftBehind(run, folder);
+  }
+  return left;
+}
+
+function command(...[program, ...words]: [string, ...string[]]): void {
+  spawnSync(program, words, { stdio: 'ignore', timeout: STEP_TIMEOUT_MS, killSignal: 'SIGKILL' });
+}
+
+function processesOf(run: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => read(`/proc/${pid}/environ`).split('\0').includes(`${RUN_VARIABLE}=${run}`))
+    .map(Number);
+}
+
+/** This process and those that it came from. */
+function ancestors(): Set<number> {
+  const found = new Set<number>();
+  for (let pid = process.pid; pid > 1 && !found.has(pid); ) {
+    found.add(pid);
+    pid = Number(read(`/proc/${pid}/stat`).split(') ').at(-1)?.split(' ')[1] ?? 0);
+  }
+  return found;
+}
+
+/** A zombie has no command any more. */
+function commandOf(pid: number): string {
+  return read(`/proc/${pid}/cmdline`).replaceAll('\0', ' ').trim().slice(0, 200) || 'ended meanwhile';
+}
+
+type Mount = { device: string; place: string };
+
+function mounts(): Mount[] {
+  return read('/proc/self/mountinfo')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => line.split(' '))
+    .map((words) => ({
+      device: words[2]!,
+      place: words[4]!.replace(/\\(\d{3})/g, (_all, octal: string) =>
+        String.fromCharCode(Number.parseInt(octal, 8)),
+      ),
+    }));
+}
+
+function mountsBelow(folder: string): string[] {
+  return mounts()
+    .map(({ place }) => place)
+    .filter((place) => place.startsWith(`${folder}/`));
+}
+
+/** By the control files of FUSE, where they are mounted: /sys/fs/fuse/connections/MINOR/abort. */
+function abortFuseBelow(folder: string): void {
+  for (const { device, place } of mounts()) {
+    const [major, minor] = device.split(':');
+    if (major !== '0' || !place.startsWith(`${folder}/`)) continue;
+    try {
+      writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1');
+    } catch {
+      // Not of FUSE, or no control files: its server is dead, and what waits for it ends by itself.
+    }
+  }
+}
+
+function loopsBelow(folder: string): string[] {
+  return readdirSync('/sys/block')
+    .filter((name) => name.startsWith('loop'))
+    .filter((name) => read(`/sys/block/${name}/loop/backing_file`).startsWith(`${folder}/`))
+    .map((name) => `/dev/${basename(name)}`);
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+}
