@@ -14,7 +14,7 @@ const target = await IscsiTarget.listen({
   clock: systemClock,
   random: systemRandom,
   logger: silentLogger,
-  limits: { connectionsMax: 128 },
+  limits: { connectionsMax: 128, grantSessionsMax: 128, halfOpenMax: 128, halfOpenAddressMax: 128 },
 });
 const share = target.addExport({
   targetIqn: targetIqn!,

@@ -38,8 +38,9 @@ export type PeerLimits = {
 export const PEER_LIMITS: PeerLimits = {
   sharedBytesMax: 128 * 1024 * 1024,
   addressBytesMax: 96 * 1024 * 1024,
-  connectionBytesMax: 32 * 1024 * 1024,
-  connectionBytesReserved: 1024 * 1024,
+  connectionBytesMax: 40 * 1024 * 1024,
+  // A request of 1 MiB and what belongs to it.
+  connectionBytesReserved: 1280 * 1024,
   stallTimeoutMs: 60_000,
   pressureTimeoutMs: 5_000,
   progressBytesMin: 64 * 1024,

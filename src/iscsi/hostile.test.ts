@@ -15,6 +15,7 @@ import { reset } from '../../test/support/reset.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import { PeerBook } from '../base/peer-account.ts';
 import { seededRandom, systemRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { OPCODE, STAGE } from './constants.ts';
@@ -563,6 +564,7 @@ test('wrong secret, wrong name, expired grant, replayed login: refused, logged, 
     random: systemRandom,
     logger,
     limits: { loginDelayMs: 100, loginDelayMsMax: 1600 },
+    book: new PeerBook(systemClock),
     // The clock stands still, and login delays pass at once and are written down.
     clock: {
       ...systemClock,
@@ -621,7 +623,7 @@ test('wrong secret, wrong name, expired grant, replayed login: refused, logged, 
     ],
   );
   assert.equal(refusals[2]!.initiator, 'iqn.2026-01.dev.godwit:worker-9');
-  assert.equal(delaysMs.length, 4);
+  assert.equal(delaysMs.length, 5);
   for (const [index, delayMs] of delaysMs.entries()) {
     assert.ok(
       delayMs >= 100 && (index === 0 || delayMs > delaysMs[index - 1]! || delayMs === 1600),

@@ -1,9 +1,19 @@
 /** Upper bounds of a target. Every one has a default; memory and time of a peer's doing are bounded by them. */
 export type TargetLimits = {
-  /** Connections at once, logged in or not. More are closed at once. */
+  /** Sessions at once. One more gets the place of one that is idle, or is refused. */
   connectionsMax: number;
+  /** Of these one grant, or all discovery, has at most so many. */
+  grantSessionsMax: number;
+  /** Connections that have not logged in yet. One more gets the place of the one that has shown the least, of these the oldest. */
+  halfOpenMax: number;
+  /** Of these one address has at most so many. */
+  halfOpenAddressMax: number;
   /** From accept to the full feature phase. */
   loginTimeoutMs: number;
+  /** Requests of one login. */
+  loginRequestsMax: number;
+  /** Answers of a login that the peer has not taken. Above it, it is not read from. */
+  loginOutputBytesMax: number;
   /** Text of one negotiation step (login or SendTargets), all continuations together. */
   textBytesMax: number;
   /** Our MaxRecvDataSegmentLength: the largest data segment that is taken. */
@@ -26,7 +36,7 @@ export type TargetLimits = {
   nopIntervalMs: number;
   /** … and is dropped when nothing came for so long after it. */
   nopTimeoutMs: number;
-  /** Delay after the first failed login from an address; doubles with each further one, up to the maximum. */
+  /** For so long the refusal of the first failed login from an address is held back; doubles with each further one, up to the maximum. */
   loginDelayMs: number;
   loginDelayMsMax: number;
   /** Addresses with failed logins that are remembered. */
@@ -35,6 +45,11 @@ export type TargetLimits = {
 
 export const TARGET_LIMITS: TargetLimits = {
   connectionsMax: 64,
+  grantSessionsMax: 48,
+  halfOpenMax: 64,
+  halfOpenAddressMax: 48,
+  loginRequestsMax: 64,
+  loginOutputBytesMax: 64 * 1024,
   loginTimeoutMs: 15_000,
   textBytesMax: 16 * 1024,
   dataSegmentBytesMax: 256 * 1024,

@@ -73,6 +73,7 @@ export class TargetLogin {
   readonly #admit: (names: LoginNames) => Admission;
   readonly #random: Random;
   readonly #textBytesMax: number;
+  readonly #requestsMax: number;
   readonly #algorithms: readonly ChapAlgorithmName[];
   readonly #declaredDataSegmentBytes: number;
   readonly #negotiation: Negotiation;
@@ -85,6 +86,7 @@ export class TargetLogin {
   #algorithm = 0;
   #identifier = 0;
   #challenge: Buffer = Buffer.alloc(0);
+  #requests = 0;
   #text: Buffer[] = [];
   #textBytes = 0;
   #declared = false;
@@ -95,6 +97,8 @@ export class TargetLogin {
     random: Random;
     /** Largest text of one negotiation step, all continuations together. */
     textBytesMax: number;
+    /** Requests of the whole login. Default 64. */
+    requestsMax?: number;
     algorithms?: readonly ChapAlgorithmName[];
     proposal: Proposal;
     /** Our MaxRecvDataSegmentLength. */
@@ -103,6 +107,7 @@ export class TargetLogin {
     this.#admit = options.admit;
     this.#random = options.random;
     this.#textBytesMax = options.textBytesMax;
+    this.#requestsMax = options.requestsMax ?? 64;
     this.#algorithms = options.algorithms ?? CHAP_ALGORITHMS_DEFAULT;
     this.#declaredDataSegmentBytes = options.dataSegmentBytes;
     this.#negotiation = new Negotiation(options.proposal);
@@ -115,6 +120,10 @@ export class TargetLogin {
   /** One step. Throws `ISCSI_PROTOCOL` where no sensible response is possible. */
   step(request: LoginRequestPdu, data: Uint8Array): LoginStep {
     this.#first ??= request;
+    this.#requests += 1;
+    if (this.#requests > this.#requestsMax) {
+      return this.#refuse(request, LOGIN_STATUS.initiatorError, 'the login has no end');
+    }
     if (
       request.cid !== this.#first.cid ||
       request.tsih !== this.#first.tsih ||
@@ -129,7 +138,7 @@ export class TargetLogin {
     if (this.#textBytes > this.#textBytesMax) {
       return this.#refuse(request, LOGIN_STATUS.initiatorError, 'login text is too long');
     }
-    this.#text.push(Buffer.from(data));
+    if (data.length > 0) this.#text.push(Buffer.from(data));
     if (request.continues) {
       if (request.transit) {
         return this.#refuse(request, LOGIN_STATUS.initiatorError, 'T and C bits together');

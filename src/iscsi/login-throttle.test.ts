@@ -14,31 +14,29 @@ function throttle(): { throttle: LoginThrottle; advance: (ms: number) => void } 
   };
 }
 
-test('each failure doubles the delay, up to the maximum; a success clears it', () => {
+test('each failure doubles the delay of its refusal, up to the maximum; a success clears it', () => {
   const { throttle: it, advance } = throttle();
-  assert.equal(it.delayMs('a'), 0);
   const seen: number[] = [];
   for (let round = 0; round < 6; round += 1) {
-    it.failed('a');
-    seen.push(it.delayMs('a'));
+    seen.push(it.failed('a'));
     advance(10_000);
   }
   assert.deepEqual(seen, [100, 200, 400, 800, 1_000, 1_000]);
-  assert.equal(it.delayMs('b'), 0);
+  assert.equal(it.failed('b'), 100);
   it.succeeded('a');
-  assert.equal(it.delayMs('a'), 0);
+  assert.equal(it.failed('a'), 100);
 });
 
-test('parallel attempts queue up behind each other', () => {
+test('parallel failures queue up behind each other, and none waits longer than the longest delay', () => {
   const { throttle: it } = throttle();
-  it.failed('a');
-  assert.deepEqual([it.delayMs('a'), it.delayMs('a'), it.delayMs('a')], [100, 200, 300]);
+  assert.deepEqual([it.failed('a'), it.failed('a'), it.failed('a'), it.failed('a')], [100, 300, 700, 1_000]);
 });
 
 test('the table is bounded; the address that failed longest ago goes first', () => {
-  const { throttle: it } = throttle();
+  const { throttle: it, advance } = throttle();
   for (const address of ['a', 'b', 'c', 'a', 'd']) it.failed(address);
   assert.equal(it.size, 3);
-  assert.equal(it.delayMs('b'), 0);
-  assert.notEqual(it.delayMs('a'), 0);
+  advance(10_000);
+  assert.equal(it.failed('b'), 100);
+  assert.notEqual(it.failed('a'), 100);
 });

@@ -1,8 +1,10 @@
 import type { Clock } from '../base/clock.ts';
 
 /**
- * Slows down guessing: after a failed login the next ones from that address wait, each behind the other, twice as long with each
- * failure. A success clears the address. The table is bounded: the address that failed longest ago is forgotten first.
+ * Slows down guessing: the refusal of a wrong login is held back, each behind the last one of its address, twice as long with each failure. A login that
+ * is right is never held back: who guesses from the same address cannot keep the one who knows out. So a guesser who does not wait for refusals is
+ * slowed down by nothing but its connections, and it is the length of the secret that keeps it out.
+ * A success clears the address. The table is bounded: the address that failed longest ago is forgotten first.
  */
 export class LoginThrottle {
   readonly #clock: Clock;
@@ -18,26 +20,23 @@ export class LoginThrottle {
     this.#addressesMax = options.addressesMax;
   }
 
-  /** How long a login that begins now has to wait. Takes a place in the row. */
-  delayMs(address: string): number {
-    const entry = this.#entries.get(address);
-    if (entry === undefined) return 0;
+  /** A login from this address was wrong. Returns for how long its refusal is to be held back. */
+  failed(address: string): number {
     const nowMs = this.#clock.monotonicMs();
-    const startMs = Math.max(nowMs, entry.freeAtMs);
-    // Parallel attempts queue up, so that many connections are not a way round.
-    entry.freeAtMs = startMs + this.#stepMs(entry.failures);
-    return startMs - nowMs;
-  }
-
-  failed(address: string): void {
-    const failures = (this.#entries.get(address)?.failures ?? 0) + 1;
-    const freeAtMs = this.#clock.monotonicMs() + this.#stepMs(failures);
+    const entry = this.#entries.get(address);
+    const failures = (entry?.failures ?? 0) + 1;
+    // Parallel attempts queue up, so that many connections are not a way round; nobody waits longer than the longest delay for it.
+    const freeAtMs = Math.min(
+      Math.max(nowMs, entry?.freeAtMs ?? 0) + this.#stepMs(failures),
+      nowMs + this.#delayMsMax,
+    );
     this.#entries.delete(address);
     this.#entries.set(address, { failures, freeAtMs });
     if (this.#entries.size > this.#addressesMax) {
       const [oldest] = this.#entries.keys();
       this.#entries.delete(oldest!);
     }
+    return freeAtMs - nowMs;
   }
 
   succeeded(address: string): void {

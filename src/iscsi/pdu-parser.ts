@@ -24,6 +24,8 @@ export interface PduSink {
   destination(header: Buffer, lengthBytes: number): Uint8Array | null;
   /** A whole PDU, digests checked. `header` and `ahs` are valid only during the call; `data` belongs to the sink. */
   pdu(header: Buffer, ahs: Buffer, data: Uint8Array): void;
+  /** False: no other PDU is begun now, and `push` stops before it. Asked before each. Default: always true. */
+  takesMore?(): boolean;
 }
 
 /** From this size on the rest of a payload is read straight into its destination; below, one read for many PDUs is cheaper. */
@@ -79,15 +81,27 @@ export class PduParser {
       this.push(this.#staging!.subarray(0, count));
       return;
     }
+    this.landedInPlace(count);
+  }
+
+  /** True when `space` returned last a place in a payload, not the staging buffer. */
+  get isDirect(): boolean {
+    return this.#direct;
+  }
+
+  /** `landed`, when `isDirect`. */
+  landedInPlace(count: number): void {
     this.#dataBytes += count;
     if (this.#dataBytes === this.#data.length) this.#endOfData();
   }
 
-  push(bytes: Uint8Array): void {
-    let at = 0;
+  /** Takes the bytes from `from` on. Returns the position up to which: their end, unless the sink takes no more. */
+  push(bytes: Uint8Array, from = 0): number {
+    let at = from;
     while (at < bytes.length) {
       switch (this.#state) {
         case 'header': {
+          if (this.#headBytes === 0 && this.#sink.takesMore?.() === false) return at;
           const count = Math.min(this.#headNeeded - this.#headBytes, bytes.length - at);
           this.#head.set(bytes.subarray(at, at + count), this.#headBytes);
           at += count;
@@ -115,6 +129,7 @@ export class PduParser {
           throw protocolError('bytes after a protocol error');
       }
     }
+    return at;
   }
 
   /** Reached twice for a PDU with AHS or header digest: after the BHS, and after the rest of the head. */

@@ -6,6 +6,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
+import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { socketSink } from '../base/socket-sink.ts';
@@ -36,9 +37,10 @@ export type ConnectionHost = {
     outcome: LoginOutcome,
     wiring: SessionWiring,
   ) => Promise<{ session: TargetSession; tsih: number } | { refuse: number }>;
-  /** Milliseconds to wait before a login from this address is looked at. */
-  loginDelayMs: (address: string) => number;
-  loginFailed: (address: string) => void;
+  /** For how long the refusal is to be held back. */
+  loginFailed: (address: string) => number;
+  /** A first request of a login came: the connection is more than an open socket. */
+  loginBegins: () => void;
   loginSucceeded: (address: string) => void;
   onClose: (connection: TargetConnection) => void;
 };
@@ -48,15 +50,20 @@ export type SessionWiring = {
   logger: Logger;
   expCmdSn: number;
   statSn: number;
+  account: PeerAccount;
+  isReading: () => boolean;
   onEnd: (reason: string) => void;
   connection: TargetConnection;
 };
 
+const NOTHING = Buffer.alloc(0);
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
 
 /**
  * One TCP connection to the target: login first, then the PDUs go to its session. Whatever goes wrong on it ends it, and only it.
+ *
+ * Nothing more is read while the session takes no more, and in a login while the peer leaves our answers lying: `#rest` is what was read and not looked at.
  */
 export class TargetConnection {
   readonly address: string;
@@ -68,13 +75,19 @@ export class TargetConnection {
   readonly #writer: PduWriter;
   readonly #parser: PduParser;
   readonly #lookOut: LookOut;
+  readonly #account: PeerAccount;
+  readonly #staging: Buffer;
   readonly #login: TargetLogin;
   #session: TargetSession | null = null;
   #statSn: number | null = null;
   #cancelDeadline: () => void;
   /** A request is being worked on; the initiator has to wait for the response before it sends another. */
   #busy = false;
-  #delayed = false;
+  /** What could not be taken yet. */
+  #rest: Buffer = NOTHING;
+  #paused = false;
+  #pumping = false;
+  #receivedBytes = 0;
   #closed = false;
   #gone: Promise<void> | null = null;
 
@@ -83,6 +96,7 @@ export class TargetConnection {
     host: ConnectionHost;
     limits: TargetLimits;
     pool: BufferPool;
+    book: PeerBook;
     /** Shared by the connections of one target: nothing stays in it. */
     staging: Buffer;
     lookOut: LookOut;
@@ -99,21 +113,37 @@ export class TargetConnection {
           if (this.#session !== null) this.#session.pdu(header, ahs, data);
           else this.#loginPdu(header, data);
         },
+        takesMore: () =>
+          this.#session?.takesMore() ?? this.#writer.queuedBytes <= this.#limits.loginOutputBytesMax,
       },
       { dataSegmentBytesMax: limits.dataSegmentBytesMax, staging: options.staging },
     );
-    const { socket, address } = this.#adopt(options.socket, options.staging);
-    this.#socket = socket;
+    this.#staging = options.staging;
     this.#host = options.host;
     this.#limits = limits;
     this.#clock = options.clock;
-    this.address = address;
+    // Asked for before the handle moves.
+    this.address = options.socket.remoteAddress ?? 'unknown';
+    const socket = this.#adopt(options.socket, options.staging);
+    this.#socket = socket;
+    this.#account = options.book.open({
+      address: this.address,
+      debt: () => this.#debt(),
+      movedBytes: (direction) => this.#movedBytes(direction),
+      onRoom: () => this.#roomAgain(),
+      drop: (reason) => {
+        this.#logger.warn({ reason }, 'iSCSI: connection dropped');
+        this.destroy();
+      },
+    });
     this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
-    this.#writer = new PduWriter(new ChunkWriter(socketSink(socket), options.pool));
+    this.#writer = new PduWriter(new ChunkWriter(socketSink(socket), options.pool, this.#account));
+    this.#writer.onDrain = () => this.#roomAgain();
     this.#login = new TargetLogin({
       admit: options.host.admit,
       random: options.random,
       textBytesMax: limits.textBytesMax,
+      requestsMax: limits.loginRequestsMax,
       dataSegmentBytes: limits.dataSegmentBytesMax,
       proposal: {
         HeaderDigest: 'None,CRC32C',
@@ -142,6 +172,10 @@ export class TargetConnection {
     return this.#session;
   }
 
+  get closed(): boolean {
+    return this.#closed;
+  }
+
   /** Closes once what is queued has been sent, or after a short while. */
   end(reason: string): void {
     if (this.#closed) return;
@@ -149,8 +183,9 @@ export class TargetConnection {
     this.#logger.info({ reason }, 'iSCSI: connection ends');
     this.#cancelDeadline();
     this.#writer.finish();
-    // Nothing that comes from now on is looked at.
+    // Nothing that comes from now on is looked at, but it has to be read for the end of it to be seen.
     this.#socket.end();
+    this.#socket.resume();
     const cancel = this.#clock.timer(LINGER_MS, () => this.#socket.destroy());
     this.#socket.once('close', cancel);
   }
@@ -165,33 +200,108 @@ export class TargetConnection {
   gone(): Promise<void> {
     this.#gone ??= (async () => {
       this.destroy();
+      // The kernel reads from our buffers and writes to them until then.
+      if (!this.#socket.closed) await new Promise<void>((resolve) => this.#socket.once('close', resolve));
       this.#writer.close();
+      this.#rest = NOTHING;
       await this.#session?.close();
+      this.#session?.disconnected();
+      this.#account.close();
       this.#host.onClose(this);
     })();
     return this.#gone;
   }
 
   /** Bytes land where the parser wants them: a payload in the buffer that is written from. TLS decrypts into buffers of its own. */
-  #adopt(accepted: Socket, staging: Buffer): { socket: Socket; address: string } {
-    // Asked for before the handle moves.
-    const address = accepted.remoteAddress ?? 'unknown';
+  #adopt(accepted: Socket, staging: Buffer): Socket {
     if (accepted instanceof TLSSocket) {
-      accepted.on('data', (bytes: Buffer) => this.#received(() => this.#parser.push(bytes)));
-      return { socket: accepted, address };
+      accepted.on('data', (bytes: Buffer) => this.#received(bytes, false));
+      return accepted;
     }
-    const socket = withReadBuffer(
+    return withReadBuffer(
       accepted,
-      () => this.#parser.space(),
-      (count) => this.#received(() => this.#parser.landed(count)),
+      // Of a connection that is ending nothing lands in anybody's buffer any more.
+      () => (this.#closed ? staging : this.#parser.space()),
+      (count, buffer) => {
+        if (buffer === staging) this.#received(staging.subarray(0, count), true);
+        else this.#landed(count);
+      },
       staging,
     );
-    return { socket, address };
   }
 
-  #received(parse: () => void): void {
+  #landed(count: number): void {
+    if (this.#closed) return;
     this.#lookOut.seen();
-    this.#guard(parse);
+    this.#receivedBytes += count;
+    this.#session?.landed(count);
+    this.#guard(() => this.#parser.landedInPlace(count));
+  }
+
+  /** `borrowed`: the bytes are in the staging buffer, and others land there next. */
+  #received(bytes: Buffer, borrowed: boolean): void {
+    if (this.#closed) return;
+    this.#lookOut.seen();
+    this.#receivedBytes += bytes.length;
+    if (this.#rest.length > 0) {
+      // A paused stream may still have had a chunk in hand.
+      this.#setRest(Buffer.concat([this.#rest, bytes]));
+      return;
+    }
+    let at = bytes.length;
+    this.#pumping = true;
+    this.#guard(() => {
+      at = this.#parser.push(bytes);
+    });
+    this.#pumping = false;
+    if (at === bytes.length) return;
+    const rest = bytes.subarray(at);
+    this.#setRest(borrowed ? Buffer.from(rest) : rest);
+    this.#setPaused(true);
+  }
+
+  /** What waited may go on. */
+  #roomAgain(): void {
+    if (this.#closed) return;
+    this.#session?.pump();
+    if (this.#pumping || this.#rest.length === 0) return;
+    this.#pumping = true;
+    this.#guard(() => {
+      const rest = this.#rest;
+      const at = this.#parser.push(rest);
+      if (at > 0) this.#setRest(rest.subarray(at));
+    });
+    this.#pumping = false;
+    if (!this.#closed) this.#setPaused(this.#rest.length > 0);
+  }
+
+  #setRest(rest: Buffer): void {
+    this.#account.release(this.#rest.length);
+    this.#rest = rest.length === 0 ? NOTHING : rest;
+    this.#account.charge(this.#rest.length);
+  }
+
+  #setPaused(paused: boolean): void {
+    if (this.#closed || paused === this.#paused) return;
+    this.#paused = paused;
+    if (paused) this.#socket.pause();
+    else this.#socket.resume();
+  }
+
+  /** What the peer owes us. In a login its deadline is enough. */
+  #debt(): Debt {
+    const session = this.#session;
+    if (session === null || this.#closed) return 'nothing';
+    const output = this.#writer.queuedBytes > 0;
+    const input = !this.#paused && (session.collects || !this.#parser.atBoundary);
+    if (input) return output ? 'both' : 'input';
+    return output ? 'output' : 'nothing';
+  }
+
+  #movedBytes(direction: 'input' | 'output'): number {
+    if (direction === 'output') return this.#writer.writtenBytes;
+    const session = this.#session;
+    return session?.collects === true ? session.dataOutBytes : this.#receivedBytes;
   }
 
   #loginPdu(header: Buffer, data: Uint8Array): void {
@@ -201,11 +311,8 @@ export class TargetConnection {
     }
     if (this.#busy) throw protocolError('login request before the last one was answered');
     this.#busy = true;
-    const request = decodeLoginRequest(header);
-    const delayMs = this.#delayed ? 0 : this.#host.loginDelayMs(this.address);
-    this.#delayed = true;
-    if (delayMs === 0) this.#loginStep(request, data);
-    else this.#clock.timer(delayMs, () => this.#guard(() => this.#loginStep(request, data)));
+    this.#host.loginBegins();
+    this.#loginStep(decodeLoginRequest(header), data);
   }
 
   #guard(work: () => void): void {
@@ -241,6 +348,8 @@ export class TargetConnection {
       logger: this.#logger.child({ initiator: outcome.names.initiatorName }),
       expCmdSn: request.cmdSn,
       statSn: serialAdd(this.#statSn!, 1),
+      account: this.#account,
+      isReading: () => !this.#paused,
       onEnd: (reason) => this.end(reason),
       connection: this,
     };
@@ -279,13 +388,11 @@ export class TargetConnection {
   #refuse(request: LoginRequestPdu, step: LoginStep): void {
     const { status } = step.response;
     // Only refusals that a guesser would get count against the address.
-    if (
+    const guessed =
       status === LOGIN_STATUS.authenticationFailure ||
       status === LOGIN_STATUS.authorizationFailure ||
-      status === LOGIN_STATUS.notFound
-    ) {
-      this.#host.loginFailed(this.address);
-    }
+      status === LOGIN_STATUS.notFound;
+    const delayMs = guessed ? this.#host.loginFailed(this.address) : 0;
     this.#logger.warn(
       {
         initiator: this.#login.names?.initiatorName ?? null,
@@ -295,8 +402,13 @@ export class TargetConnection {
       },
       'iSCSI: login refused',
     );
-    this.#respond(request, { ...step, data: Buffer.alloc(0) }, 0);
-    this.end('login refused');
+    const tell = (): void => {
+      if (this.#closed) return;
+      this.#respond(request, { ...step, data: Buffer.alloc(0) }, 0);
+      this.end('login refused');
+    };
+    if (delayMs === 0) tell();
+    else this.#clock.timer(delayMs, tell);
   }
 
   #respond(request: LoginRequestPdu, step: LoginStep, tsih: number): void {

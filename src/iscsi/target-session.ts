@@ -1,8 +1,9 @@
 import { assert } from '../base/assert.ts';
-import type { BufferPool } from '../base/buffer-pool.ts';
+import { type BufferLease, BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
 import {
   ASYNC_EVENT,
   LOGOUT_REASON,
@@ -58,6 +59,10 @@ import { formatTextKeys, parseTextKeys, type TextPair } from './text-keys.ts';
  *                           └─ other:  [held in standby] ─ running ───────────────────────────→ response
  *
  * A task is in `#tasks` from arrival to response; an aborted one leaves without a response, once its device call has settled.
+ *
+ * The buffer of a transfer is the task's, who holds its lease, from the R2T to the end of the device call, or from the device call to the last byte on the
+ * socket. A task that ends while the parser is in the middle of a payload for it leaves the buffer to `#landing`, and that gives it back when
+ * the payload is over or the connection is gone: nobody else's data may be where its rest will land.
  */
 type Task = {
   readonly initiatorTaskTag: number;
@@ -73,7 +78,11 @@ type Task = {
   transferBytes: number;
   // Writes only.
   buffer: Buffer;
-  pooled: Buffer | null;
+  lease: BufferLease | null;
+  /** The peer has data to send for it: announced, or asked for. */
+  owed: boolean;
+  /** What the task makes us hold, as the account of the peer counts it. */
+  chargedBytes: number;
   receivedBytes: number;
   /** Number of the next Data-Out in its sequence: from 0 for unsolicited data and for each R2T. */
   dataSn: number;
@@ -88,6 +97,7 @@ export type SendTargetsAnswer = (which: string) => TextPair[];
 export type TargetSessionOptions = {
   writer: PduWriter;
   pool: BufferPool;
+  account: PeerAccount;
   parameters: SessionParameters;
   /** null: a discovery session, which has no logical unit. */
   unit: { lun: number; unit: LogicalUnit } | null;
@@ -103,6 +113,8 @@ export type TargetSessionOptions = {
   logger: Logger;
   /** Closes the connection after what is queued has been sent. */
   onEnd: (reason: string) => void;
+  /** False while we do not read from the peer: its silence is ours then. */
+  isReading: () => boolean;
 };
 
 const NOTHING = Buffer.alloc(0);
@@ -110,6 +122,7 @@ const NOTHING = Buffer.alloc(0);
 export class TargetSession implements PduSink {
   readonly #writer: PduWriter;
   readonly #pool: BufferPool;
+  readonly #account: PeerAccount;
   readonly #parameters: SessionParameters;
   readonly #unit: LogicalUnit | null;
   readonly #nexus: Nexus;
@@ -129,6 +142,10 @@ export class TargetSession implements PduSink {
   /** Writes that wait for a buffer. */
   #waitingWrites: Task[] = [];
   #readBytesRunning = 0;
+  /** Where the parser puts the payload that it is in the middle of. `orphan`: its task is gone meanwhile, and the buffer is ours to give back. */
+  #landing: { lease: BufferLease; orphanBytes: number | null } | null = null;
+  #collecting = 0;
+  #dataOutBytes = 0;
   #writeBytesHeld = 0;
   #nextTransferTag = 1;
   #text: { parts: Buffer[]; bytes: number } = { parts: [], bytes: 0 };
@@ -136,6 +153,8 @@ export class TargetSession implements PduSink {
   #ended = false;
   #logoutStarted = false;
   #lastReceivedMs: number;
+  #lastCommandMs: number;
+  #writtenBytes = 0;
   #nopSentMs: number | null = null;
   #cancelTimer: (() => void) | null = null;
   /** Payload bytes sent for reads. */
@@ -145,6 +164,7 @@ export class TargetSession implements PduSink {
     this.#options = options;
     this.#writer = options.writer;
     this.#pool = options.pool;
+    this.#account = options.account;
     this.#parameters = options.parameters;
     this.#unit = options.unit?.unit ?? null;
     this.#lun = options.unit?.lun ?? -1;
@@ -159,7 +179,7 @@ export class TargetSession implements PduSink {
     this.#statSn = options.statSn;
     this.#segmentBytes = Math.min(options.parameters.peerDataSegmentBytes, options.parameters.maxBurstBytes);
     this.#lastReceivedMs = options.clock.monotonicMs();
-    this.#writer.onDrain = () => this.#pumpReads();
+    this.#lastCommandMs = this.#lastReceivedMs;
     this.#armTimer();
   }
 
@@ -168,7 +188,28 @@ export class TargetSession implements PduSink {
     return this.#tasks.size;
   }
 
+  /** The peer has data to send that we asked for, or that it announced. */
+  get collects(): boolean {
+    return this.#collecting > 0;
+  }
+
+  /** Bytes of such data that came, since the beginning. */
+  get dataOutBytes(): number {
+    return this.#dataOutBytes;
+  }
+
+  /** When the last command came, on the monotonic clock; null: some are under way. */
+  get idleSinceMs(): number | null {
+    return this.#tasks.size === 0 ? this.#lastCommandMs : null;
+  }
+
   // --- PduSink -------------------------------------------------------------------------------------------------------
+
+  /** What is queued for the peer has a bound; so has what it holds, but data that it owes us is always taken: it fills what is held already. */
+  takesMore(): boolean {
+    if (this.#writer.queuedBytes > this.#limits.outputBytesMax + this.#limits.transferBytesMax) return false;
+    return this.collects || !this.#account.full;
+  }
 
   destination(header: Buffer, lengthBytes: number): Uint8Array | null {
     if (opcodeOf(header) !== OPCODE.dataOut) return null;
@@ -177,11 +218,18 @@ export class TargetSession implements PduSink {
     if (task === undefined || task.state !== 'collecting') return null;
     const start = pdu.bufferOffset;
     if (start !== task.receivedBytes || start + lengthBytes > task.buffer.length) return null;
+    if (task.lease !== null) this.#landing = { lease: task.lease, orphanBytes: null };
     return task.buffer.subarray(start, start + lengthBytes);
+  }
+
+  /** `count` bytes of a payload landed in place. */
+  landed(count: number): void {
+    if (this.#landing !== null) this.#dataOutBytes += count;
   }
 
   /** Throws `ISCSI_PROTOCOL` when the peer breaks the rules; the connection is to be dropped then. */
   pdu(header: Buffer, ahs: Buffer, data: Uint8Array): void {
+    this.#landingEnds();
     if (this.#ended) return;
     this.#lastReceivedMs = this.#options.clock.monotonicMs();
     this.#nopSentMs = null;
@@ -225,6 +273,17 @@ export class TargetSession implements PduSink {
     for (const task of held) this.#start(task);
   }
 
+  /** There may be room in the writer, or in the account. */
+  pump(): void {
+    this.#pumpWrites();
+    this.#pumpReads();
+  }
+
+  /** The socket is closed: nothing lands any more. After `close`. */
+  disconnected(): void {
+    this.#landingEnds();
+  }
+
   /** Tells the initiator that the session is over, and closes it. */
   drop(reason: string): void {
     if (this.#ended) return;
@@ -246,7 +305,6 @@ export class TargetSession implements PduSink {
   async close(): Promise<void> {
     this.#ended = true;
     this.#cancelTimer?.();
-    this.#writer.onDrain = null;
     await this.#abortAll();
     // Not before: what it held by RESERVE(6) is free for others when none of its writes is under way.
     this.#unit?.leave(this.#nexus);
@@ -278,6 +336,7 @@ export class TargetSession implements PduSink {
     if (!pdu.final && (!pdu.writes || this.#parameters.initialR2t)) {
       throw protocolError('unsolicited data that was not agreed on');
     }
+    this.#lastCommandMs = this.#lastReceivedMs;
     const task: Task = {
       initiatorTaskTag: pdu.initiatorTaskTag,
       lun: pdu.lun,
@@ -289,7 +348,9 @@ export class TargetSession implements PduSink {
       residualBytes: 0,
       transferBytes: 0,
       buffer: NOTHING,
-      pooled: null,
+      lease: null,
+      owed: false,
+      chargedBytes: OBJECT_BYTES,
       receivedBytes: 0,
       dataSn: 0,
       r2tSn: 0,
@@ -297,10 +358,22 @@ export class TargetSession implements PduSink {
       waiters: [],
     };
     this.#tasks.set(task.initiatorTaskTag, task);
+    this.#account.charge(OBJECT_BYTES);
     if (pdu.immediate) this.#immediateTasks += 1;
     // An additional header is an extended CDB or a bidirectional read length; neither kind of command is supported.
     task.plan = ahs.length > 0 ? refuse('invalidOpcode') : this.#plan(pdu.lun, header.subarray(32, 48));
+    const sentBytes = pdu.final ? data.length : Math.min(pdu.expectedBytes, this.#parameters.firstBurstBytes);
+    if (sentBytes > 0 && !this.#charge(task, sentBytes)) {
+      task.plan = { kind: 'status', status: STATUS.taskSetFull };
+    }
     this.#begin(task, pdu, data);
+  }
+
+  /** Counts what a task makes us hold. False: not now. */
+  #charge(task: Task, bytes: number): boolean {
+    if (!this.#account.take(bytes)) return false;
+    task.chargedBytes += bytes;
+    return true;
   }
 
   #plan(lun: number, cdb: Buffer): Plan {
@@ -342,6 +415,7 @@ export class TargetSession implements PduSink {
         return;
       }
       // More unsolicited data follows, at most the first burst.
+      this.#owed(task, true);
       task.buffer = Buffer.allocUnsafe(Math.min(pdu.expectedBytes, this.#parameters.firstBurstBytes));
       task.buffer.set(data);
       task.receivedBytes = data.length;
@@ -350,6 +424,7 @@ export class TargetSession implements PduSink {
     if (!pdu.final) {
       // Refused already, but the data is on its way.
       task.state = 'swallowing';
+      this.#owed(task, true);
       return;
     }
     if (plan.kind === 'read') {
@@ -377,11 +452,9 @@ export class TargetSession implements PduSink {
         this.#sendResult(task, plan);
         return;
       case 'read':
-        if (this.#outputIsFull() || this.#waitingReads.length > 0) {
+        if (this.#outputIsFull() || this.#waitingReads.length > 0 || !this.#read(task, plan.offsetBytes)) {
           task.state = 'waiting';
           this.#waitingReads.push(task);
-        } else {
-          this.#read(task, plan.offsetBytes);
         }
         return;
       case 'write':
@@ -424,78 +497,96 @@ export class TargetSession implements PduSink {
 
   #pumpReads(): void {
     while (this.#waitingReads.length > 0 && !this.#outputIsFull() && !this.#ended) {
-      const task = this.#waitingReads.shift()!;
+      const task = this.#waitingReads[0]!;
       assert(task.plan.kind === 'read', 'only reads wait for output');
-      this.#read(task, task.plan.offsetBytes);
+      if (!this.#read(task, task.plan.offsetBytes)) return;
+      this.#waitingReads.shift();
     }
   }
 
-  #read(task: Task, offsetBytes: number): void {
-    task.state = 'running';
+  /** False: there is no room for it in the account now. */
+  #read(task: Task, offsetBytes: number): boolean {
     const { device, blockBytes } = this.#unit!;
     const bytes = task.transferBytes;
     if (bytes === 0) {
       this.#sendStatus(task, STATUS.good);
-      return;
+      return true;
     }
-    if (
-      bytes <= INLINE_BYTES_MAX &&
-      bytes <= this.#segmentBytes &&
-      bytes % blockBytes === 0 &&
-      device.readNow !== undefined
-    ) {
-      const header = this.#writer.begin();
-      let done: boolean;
-      try {
-        done = device.readNow(offsetBytes, this.#writer.inline(bytes));
-      } catch (error) {
-        this.#writer.cancel();
-        this.#readFailed(task, error);
-        return;
-      }
-      if (done) {
-        this.#remove(task);
-        this.#encodeDataIn(header, task, 0, 0, true, true);
-        this.#writer.end();
-        this.bytesServed += bytes;
-        return;
-      }
-      this.#writer.cancel();
-    }
+    if (this.#readInline(task, offsetBytes)) return true;
     // The initiator may expect less than whole blocks; the device gives whole ones.
     const readBytes = Math.ceil(bytes / blockBytes) * blockBytes;
-    const pooled = this.#pool.take(readBytes);
-    const into = pooled.subarray(0, readBytes);
+    const heldBytes = BufferPool.sizeOf(readBytes);
+    if (!this.#account.take(heldBytes)) return false;
+    task.state = 'running';
+    const lease = this.#pool.lease(readBytes);
+    const into = lease.bytes.subarray(0, readBytes);
+    const release = (): void => {
+      lease.release();
+      this.#account.release(heldBytes);
+    };
     try {
       if (device.readNow?.(offsetBytes, into) === true) {
-        this.#sendRead(task, into, pooled);
-        return;
+        this.#sendRead(task, into, release);
+        return true;
       }
     } catch (error) {
-      this.#pool.give(pooled);
+      release();
       this.#readFailed(task, error);
-      return;
+      return true;
     }
     this.#readBytesRunning += readBytes;
     device.read(offsetBytes, into).then(
       () => {
         this.#readBytesRunning -= readBytes;
         if (task.aborted || this.#ended) {
-          this.#pool.give(pooled);
+          release();
           this.#remove(task);
         } else {
-          this.#sendRead(task, into, pooled);
+          this.#sendRead(task, into, release);
         }
         this.#pumpReads();
       },
       (error) => {
         this.#readBytesRunning -= readBytes;
-        this.#pool.give(pooled);
+        release();
         if (task.aborted || this.#ended) this.#remove(task);
         else this.#readFailed(task, error);
         this.#pumpReads();
       },
     );
+    return true;
+  }
+
+  /** The read of what is at hand: header and data side by side in the slab, done at once. False: not possible. */
+  #readInline(task: Task, offsetBytes: number): boolean {
+    const { device, blockBytes } = this.#unit!;
+    const bytes = task.transferBytes;
+    if (
+      bytes > INLINE_BYTES_MAX ||
+      bytes > this.#segmentBytes ||
+      bytes % blockBytes !== 0 ||
+      device.readNow === undefined
+    ) {
+      return false;
+    }
+    const header = this.#writer.begin();
+    let done: boolean;
+    try {
+      done = device.readNow(offsetBytes, this.#writer.inline(bytes));
+    } catch (error) {
+      this.#writer.cancel();
+      this.#readFailed(task, error);
+      return true;
+    }
+    if (!done) {
+      this.#writer.cancel();
+      return false;
+    }
+    this.#remove(task);
+    this.#encodeDataIn(header, task, 0, 0, true, true);
+    this.#writer.end();
+    this.bytesServed += bytes;
+    return true;
   }
 
   #readFailed(task: Task, error: unknown): void {
@@ -504,7 +595,7 @@ export class TargetSession implements PduSink {
   }
 
   /** Sends a read as Data-In PDUs of at most the peer's segment size, in bursts; the last one carries the status. */
-  #sendRead(task: Task, data: Buffer, pooled: Buffer | null): void {
+  #sendRead(task: Task, data: Buffer, release: () => void): void {
     const bytes = task.transferBytes;
     const burstBytes = this.#parameters.maxBurstBytes;
     this.#remove(task);
@@ -515,8 +606,7 @@ export class TargetSession implements PduSink {
       const end = Math.min(offset + this.#segmentBytes, burstEnd);
       const last = end === bytes;
       this.#encodeDataIn(this.#writer.begin(), task, dataSn, offset, end === burstEnd, last);
-      const release = last && pooled !== null ? () => this.#pool.give(pooled) : undefined;
-      this.#writer.end(data.subarray(offset, end), release);
+      this.#writer.end(data.subarray(offset, end), last ? release : undefined);
       dataSn += 1;
       offset = end;
     }
@@ -550,20 +640,34 @@ export class TargetSession implements PduSink {
 
   /** Asks for the next burst of a write, when there is a buffer for it. */
   #solicit(task: Task): void {
-    if (task.pooled === null) {
-      if (
-        this.#writeBytesHeld > 0 &&
-        this.#writeBytesHeld + task.transferBytes > this.#limits.writeBytesMax
-      ) {
-        this.#waitingWrites.push(task);
-        return;
-      }
-      task.pooled = this.#pool.take(task.transferBytes);
-      this.#writeBytesHeld += task.pooled.length;
-      const buffer = task.pooled.subarray(0, task.transferBytes);
-      buffer.set(task.buffer.subarray(0, task.receivedBytes));
-      task.buffer = buffer;
+    if (task.lease === null && (this.#waitingWrites.length > 0 || !this.#hasBuffer(task))) {
+      this.#waitingWrites.push(task);
+      return;
     }
+    this.#sendReadyToTransfer(task);
+  }
+
+  #pumpWrites(): void {
+    while (this.#waitingWrites.length > 0 && !this.#ended && this.#hasBuffer(this.#waitingWrites[0]!)) {
+      this.#sendReadyToTransfer(this.#waitingWrites.shift()!);
+    }
+  }
+
+  /** The buffer for all that the write transfers. False: there is no room for it now. */
+  #hasBuffer(task: Task): boolean {
+    const bytes = BufferPool.sizeOf(task.transferBytes);
+    if (this.#writeBytesHeld > 0 && this.#writeBytesHeld + bytes > this.#limits.writeBytesMax) return false;
+    if (!this.#charge(task, bytes)) return false;
+    task.lease = this.#pool.lease(task.transferBytes);
+    this.#writeBytesHeld += bytes;
+    this.#owed(task, true);
+    const buffer = task.lease.bytes.subarray(0, task.transferBytes);
+    buffer.set(task.buffer.subarray(0, task.receivedBytes));
+    task.buffer = buffer;
+    return true;
+  }
+
+  #sendReadyToTransfer(task: Task): void {
     const desiredBytes = Math.min(task.transferBytes - task.receivedBytes, this.#parameters.maxBurstBytes);
     const tag = this.#transferTag();
     task.r2t = { tag, endBytes: task.receivedBytes + desiredBytes };
@@ -586,8 +690,9 @@ export class TargetSession implements PduSink {
     const task = this.#tasks.get(pdu.initiatorTaskTag);
     // Data for a task that was aborted or refused meanwhile.
     if (task === undefined) return;
+    this.#dataOutBytes += data.length;
     if (task.state === 'swallowing') {
-      if (pdu.final) this.#start(task);
+      if (pdu.final) this.#collected(task);
       return;
     }
     if (task.state !== 'collecting') throw protocolError('data for a command that takes none');
@@ -598,7 +703,7 @@ export class TargetSession implements PduSink {
       // A data PDU is missing (RFC 7143 section 7.8). What is left of the sequence is swallowed, then the command fails.
       task.plan = refuse('protocolServiceCrcError');
       task.state = 'swallowing';
-      if (pdu.final) this.#start(task);
+      if (pdu.final) this.#collected(task);
       return;
     }
     task.dataSn += 1;
@@ -611,8 +716,9 @@ export class TargetSession implements PduSink {
       task.transferBytes = Math.min(task.transferBytes, task.expectedBytes);
       if (task.receivedBytes >= task.transferBytes) {
         task.buffer = task.buffer.subarray(0, task.transferBytes);
-        this.#start(task);
+        this.#collected(task);
       } else {
+        this.#owed(task, false);
         this.#solicit(task);
       }
       return;
@@ -626,8 +732,20 @@ export class TargetSession implements PduSink {
     this.#store(task, data);
     if (end < r2t.endBytes) return;
     task.r2t = null;
-    if (task.receivedBytes < task.transferBytes) this.#solicit(task);
-    else this.#start(task);
+    if (task.receivedBytes < task.transferBytes) this.#sendReadyToTransfer(task);
+    else this.#collected(task);
+  }
+
+  /** All that the peer owed for it has come. */
+  #collected(task: Task): void {
+    this.#owed(task, false);
+    this.#start(task);
+  }
+
+  #owed(task: Task, owed: boolean): void {
+    if (task.owed === owed) return;
+    task.owed = owed;
+    this.#collecting += owed ? 1 : -1;
   }
 
   /** The parser has put it in place already, unless the buffer was not known then. */
@@ -662,8 +780,13 @@ export class TargetSession implements PduSink {
     } else {
       task.residualBytes = result.data.length - task.expectedBytes;
       task.transferBytes = Math.min(result.data.length, task.expectedBytes);
-      if (task.transferBytes === 0) this.#sendStatus(task, STATUS.good);
-      else this.#sendRead(task, result.data, null);
+      if (task.transferBytes === 0) {
+        this.#sendStatus(task, STATUS.good);
+        return;
+      }
+      const bytes = result.data.length;
+      this.#account.charge(bytes);
+      this.#sendRead(task, result.data, () => this.#account.release(bytes));
     }
   }
 
@@ -699,15 +822,32 @@ export class TargetSession implements PduSink {
   #remove(task: Task): void {
     if (!this.#tasks.delete(task.initiatorTaskTag)) return;
     if (task.immediate) this.#immediateTasks -= 1;
-    if (task.pooled !== null) {
-      this.#writeBytesHeld -= task.pooled.length;
-      this.#pool.give(task.pooled);
-      task.pooled = null;
-      task.buffer = NOTHING;
-      const next = this.#waitingWrites.shift();
-      if (next !== undefined) this.#solicit(next);
+    this.#owed(task, false);
+    const { lease } = task;
+    if (lease !== null) {
+      const bytes = lease.bytes.length;
+      this.#writeBytesHeld -= bytes;
+      task.lease = null;
+      if (this.#landing?.lease === lease) {
+        this.#landing.orphanBytes = bytes;
+        task.chargedBytes -= bytes;
+      } else {
+        lease.release();
+      }
     }
+    task.buffer = NOTHING;
+    this.#account.release(task.chargedBytes);
+    if (lease !== null) this.#pumpWrites();
     for (const waiter of task.waiters) waiter();
+  }
+
+  /** The parser writes there no more. */
+  #landingEnds(): void {
+    const landing = this.#landing;
+    this.#landing = null;
+    if (landing === null || landing.orphanBytes === null) return;
+    landing.lease.release();
+    this.#account.release(landing.orphanBytes);
   }
 
   // --- numbers -------------------------------------------------------------------------------------------------------
@@ -769,7 +909,14 @@ export class TargetSession implements PduSink {
       targetTransferTag: RESERVED_TAG,
       ...this.#countersWithStatus(),
     });
-    this.#writer.end(data.subarray(0, this.#parameters.peerDataSegmentBytes));
+    if (data.length === 0) {
+      this.#writer.end();
+      return;
+    }
+    this.#account.charge(data.length);
+    this.#writer.end(data.subarray(0, this.#parameters.peerDataSegmentBytes), () =>
+      this.#account.release(data.length),
+    );
   }
 
   #taskManagement(header: Buffer): void {
@@ -932,6 +1079,14 @@ export class TargetSession implements PduSink {
     this.#cancelTimer = clock.timer(waitMs, () => {
       if (this.#ended) return;
       const nowMs = clock.monotonicMs();
+      // Taking what is queued is a sign of life too: a ping at the end of it has not arrived. And that we do not read is no sign of death.
+      const { queuedBytes, writtenBytes } = this.#writer;
+      const takes = queuedBytes > 0 && writtenBytes !== this.#writtenBytes;
+      this.#writtenBytes = writtenBytes;
+      if (takes || !this.#options.isReading()) {
+        this.#lastReceivedMs = nowMs;
+        this.#nopSentMs = null;
+      }
       if (this.#nopSentMs !== null && nowMs - this.#nopSentMs >= this.#limits.nopTimeoutMs) {
         this.#end('peer does not answer');
         return;

@@ -6,7 +6,9 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
+import { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
+import { type Seat, Seats } from '../base/seats.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { LOGIN_STATUS } from './constants.ts';
@@ -56,10 +58,52 @@ type SessionRecord = {
   initiatorIqn: string;
   /** null: a discovery session. */
   share: TargetExport | null;
+  seat: Seat;
 };
 
 /** In place of an initiator name in a grant. No name of an initiator is this (RFC 7143 section 4.2.7). */
 export const ANY_INITIATOR = '*';
+
+/** From so long on a session without a command may lose its place to one that begins. */
+const IDLE_MS = 30_000;
+/** What a connection that has not logged in has to show for itself, from least to most. */
+const REFUSED = 0;
+const SILENT = 1;
+const TALKS = 2;
+const PROVEN = 3;
+
+/** The place of a connection that has not logged in. */
+class HalfOpen implements Seat {
+  readonly key: string;
+  connection: TargetConnection | null = null;
+  readonly #socket: Socket;
+  readonly #port: number | undefined;
+  #shown: number | null = null;
+
+  constructor(socket: Socket) {
+    this.#socket = socket;
+    this.key = socket.remoteAddress ?? 'unknown';
+    this.#port = socket.remotePort;
+  }
+
+  worth(): number {
+    return this.#shown ?? (this.#socket.bytesRead > 0 ? TALKS : SILENT);
+  }
+
+  shows(worth: number): void {
+    if (worth === REFUSED || worth > (this.#shown ?? SILENT)) this.#shown = worth;
+  }
+
+  /** True for the TLS socket over this one. */
+  isOf(socket: Socket): boolean {
+    return socket.remotePort === this.#port && socket.remoteAddress === this.key;
+  }
+
+  evict(): void {
+    if (this.connection === null) this.#socket.destroy();
+    else this.connection.destroy();
+  }
+}
 
 const POOL_BYTES = 32 * 1024 * 1024;
 /** How long a login waits for the device calls of the session that it replaces. */
@@ -135,6 +179,11 @@ export class TargetExport {
     return grant !== undefined && grant.generation === this.generation ? grant : null;
   }
 
+  /** The name under which the grant of this initiator is kept. */
+  grantNameOf(initiatorIqn: string): string {
+    return this.#grants.has(initiatorIqn) ? initiatorIqn : ANY_INITIATOR;
+  }
+
   #drop(initiatorIqn: string, reason: string): void {
     for (const record of this.#target.sessionsOf(this)) {
       const named = this.#grants.has(record.initiatorIqn);
@@ -156,6 +205,10 @@ export type TargetOptions = {
   random: Random;
   logger: Logger;
   limits?: Partial<TargetLimits>;
+  /** What peers make the process hold. Servers of one process share it. Default: one of its own. */
+  book?: PeerBook;
+  /** Default: one of its own. */
+  pool?: BufferPool;
 };
 
 /** An iSCSI target: a server with exports, on a port in the clear, a port with TLS, or both. docs/iscsi.md says what it supports. */
@@ -164,13 +217,17 @@ export class IscsiTarget {
   readonly #plain: Server | null;
   readonly #secure: Server | null;
   /** TCP connections of the TLS port, in the handshake or past it. */
-  readonly #raw = new Set<Socket>();
+  readonly #raw = new Map<Socket, HalfOpen>();
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #logger: Logger;
   readonly #limits: TargetLimits;
   readonly #throttle: LoginThrottle;
-  readonly #pool = new BufferPool(POOL_BYTES);
+  readonly #pool: BufferPool;
+  readonly #book: PeerBook;
+  /** Connections that have not logged in, and sessions. */
+  readonly #halfOpen: Seats;
+  readonly #seats: Seats;
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #lookOut = new LookOut();
   readonly #exports = new Map<string, TargetExport>();
@@ -186,6 +243,10 @@ export class IscsiTarget {
     this.#random = options.random;
     this.#logger = options.logger;
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
+    this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
+    this.#book = options.book ?? new PeerBook(options.clock);
+    this.#halfOpen = new Seats({ max: this.#limits.halfOpenMax, keyMax: this.#limits.halfOpenAddressMax });
+    this.#seats = new Seats({ max: this.#limits.connectionsMax, keyMax: this.#limits.grantSessionsMax });
     this.#throttle = new LoginThrottle({
       clock: options.clock,
       delayMs: this.#limits.loginDelayMs,
@@ -266,7 +327,7 @@ export class IscsiTarget {
       const servers = [this.#plain, this.#secure].filter((server) => server !== null);
       const ended = servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
       void Promise.all([...this.#connections].map((connection) => connection.gone()));
-      for (const socket of this.#raw) socket.destroy();
+      for (const socket of this.#raw.keys()) socket.destroy();
       await Promise.all(ended);
     }
     await Promise.all([...this.#connections].map((connection) => connection.gone()));
@@ -279,13 +340,17 @@ export class IscsiTarget {
   #secureServer(identity: TlsIdentity): Server {
     const server = createTlsServer(
       { ...identity.serverOptions(), handshakeTimeout: this.#limits.loginTimeoutMs },
-      (socket) => this.#accept(socket),
+      (socket) => this.#acceptSecure(socket),
     );
-    // Before the handshake: it costs more than a login, and #connections does not know of it yet.
-    server.maxConnections = this.#limits.connectionsMax;
+    // Before the handshake: it costs more than a login.
     server.on('connection', (socket: Socket) => {
-      this.#raw.add(socket);
-      socket.once('close', () => this.#raw.delete(socket));
+      const seat = new HalfOpen(socket);
+      if (!this.#takesIn(seat)) return;
+      this.#raw.set(socket, seat);
+      socket.once('close', () => {
+        this.#raw.delete(socket);
+        this.#halfOpen.leave(seat);
+      });
     });
     server.on('tlsClientError', (error, socket) => {
       const peer = socket.remoteAddress ?? null;
@@ -297,34 +362,60 @@ export class IscsiTarget {
     return server;
   }
 
+  /** False: it was refused. */
+  #takesIn(seat: HalfOpen): boolean {
+    if (!this.#closed && this.#halfOpen.take(seat)) return true;
+    this.#logger.warn({ peer: seat.key }, 'iSCSI: too many connections');
+    seat.evict();
+    return false;
+  }
+
   #accept(socket: Socket): void {
-    if (this.#closed || this.#connections.size >= this.#limits.connectionsMax) {
-      this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'iSCSI: too many connections');
+    const seat = new HalfOpen(socket);
+    if (this.#takesIn(seat)) this.#connect(socket, seat);
+  }
+
+  /** Its handshake is done: it holds a certificate that our authority signed, and loses its place to nobody who has none. */
+  #acceptSecure(socket: Socket): void {
+    const seat = [...this.#raw.values()].find((one) => one.isOf(socket));
+    if (seat === undefined || this.#closed) {
       socket.destroy();
       return;
     }
+    seat.shows(PROVEN);
+    this.#connect(socket, seat);
+  }
+
+  #connect(socket: Socket, seat: HalfOpen): void {
     const localPort = socket.localPort ?? 0; // asked for before the connection takes the handle
     const host: ConnectionHost = {
       admit: (names) => this.#admit(names),
-      begin: (outcome, wiring) => this.#begin(outcome, wiring, localPort),
-      loginDelayMs: (address) => this.#throttle.delayMs(address),
-      loginFailed: (address) => this.#throttle.failed(address),
+      begin: (outcome, wiring) => this.#begin(outcome, wiring, localPort, seat),
+      loginFailed: (address) => {
+        seat.shows(REFUSED);
+        return this.#throttle.failed(address);
+      },
+      loginBegins: () => seat.shows(TALKS),
       loginSucceeded: (address) => this.#throttle.succeeded(address),
-      onClose: (connection) => this.#forget(connection),
+      onClose: (gone) => {
+        this.#halfOpen.leave(seat);
+        this.#forget(gone);
+      },
     };
-    this.#connections.add(
-      new TargetConnection({
-        socket,
-        host,
-        limits: this.#limits,
-        pool: this.#pool,
-        staging: this.#staging,
-        lookOut: this.#lookOut,
-        clock: this.#clock,
-        random: this.#random,
-        logger: this.#logger,
-      }),
-    );
+    const connection = new TargetConnection({
+      socket,
+      host,
+      limits: this.#limits,
+      pool: this.#pool,
+      book: this.#book,
+      staging: this.#staging,
+      lookOut: this.#lookOut,
+      clock: this.#clock,
+      random: this.#random,
+      logger: this.#logger,
+    });
+    seat.connection = connection;
+    this.#connections.add(connection);
   }
 
   #forget(connection: TargetConnection): void {
@@ -332,6 +423,7 @@ export class IscsiTarget {
     for (const [key, record] of this.#sessions) {
       if (record.connection !== connection) continue;
       this.#bytesServedByGone += record.session.bytesServed;
+      this.#seats.leave(record.seat);
       this.#sessions.delete(key);
     }
   }
@@ -364,6 +456,7 @@ export class IscsiTarget {
     outcome: LoginOutcome,
     wiring: SessionWiring,
     localPort: number,
+    halfOpen: HalfOpen,
   ): Promise<{ session: TargetSession; tsih: number } | { refuse: number }> {
     const { names } = outcome;
     if (outcome.tsih !== 0) {
@@ -381,11 +474,17 @@ export class IscsiTarget {
     // While that was awaited the grant may have gone, or another login may have been quicker.
     const admission = this.#admit(names);
     if ('refuse' in admission) return { refuse: admission.refuse };
-    if (this.#sessions.has(key) || this.#closed) return { refuse: LOGIN_STATUS.serviceUnavailable };
+    if (this.#sessions.has(key) || this.#closed || wiring.connection.closed)
+      return { refuse: LOGIN_STATUS.serviceUnavailable };
     const share = names.sessionType === 'Normal' ? this.#exports.get(names.targetName!)! : null;
+    const { connection } = wiring;
+    const seat = this.#sessionSeat(names, share, connection);
+    if (!this.#seats.take(seat)) return { refuse: LOGIN_STATUS.outOfResources };
+    this.#halfOpen.leave(halfOpen);
     const session = new TargetSession({
       writer: wiring.writer,
       pool: this.#pool,
+      account: wiring.account,
       parameters: outcome.parameters,
       unit: share === null ? null : { lun: share.lun, unit: share.unit },
       port: `${names.initiatorName},i,0x${outcome.isid.toString('hex')}`,
@@ -397,17 +496,34 @@ export class IscsiTarget {
       clock: this.#clock,
       logger: wiring.logger,
       onEnd: wiring.onEnd,
+      isReading: wiring.isReading,
     });
     this.#sessions.set(key, {
       key,
       session,
-      connection: wiring.connection,
+      connection,
       initiatorIqn: names.initiatorName,
       share,
+      seat,
     });
     const tsih = this.#nextTsih;
     this.#nextTsih = tsih === 0xffff ? 1 : tsih + 1;
     return { session, tsih };
+  }
+
+  /** Sessions of one grant share a bound; of those that are idle, the one that has been so for the longest goes first. */
+  #sessionSeat(names: LoginNames, share: TargetExport | null, connection: TargetConnection): Seat {
+    const key =
+      share === null ? 'discovery' : `${share.targetIqn}\n${share.grantNameOf(names.initiatorName)}`;
+    return {
+      key,
+      worth: () => {
+        const idleSinceMs = connection.session?.idleSinceMs ?? null;
+        const idle = idleSinceMs !== null && this.#clock.monotonicMs() - idleSinceMs >= IDLE_MS;
+        return idle ? idleSinceMs : null;
+      },
+      evict: (reason) => connection.session?.drop(reason),
+    };
   }
 
   /** Session reinstatement (RFC 7143 section 6.3.5). False: the old session's device calls do not end. */

@@ -1,0 +1,51 @@
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { PeerBook, type PeerLimits } from '../../src/base/peer-account.ts';
+import { systemRandom } from '../../src/base/random.ts';
+import { DelayDevice } from '../../src/block/delay-device.ts';
+import { MemoryDevice } from '../../src/block/memory-device.ts';
+import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
+import { type TlsFiles, TlsIdentity } from '../../src/sys/tls-identity.ts';
+import { GRANT, TARGET_IQN } from './iscsi-pair.ts';
+
+/* A target in a process of its own, whose memory can be measured: one argument, `HostileTarget` as JSON. Prints its port when it listens. */
+
+export type HostileTarget = {
+  lengthBytes: number;
+  /** Each call of the device takes so long. */
+  latencyMs?: number;
+  tls?: TlsFiles;
+  limits?: Partial<TargetLimits>;
+  book?: Partial<PeerLimits>;
+};
+
+const options = JSON.parse(process.argv[2]!) as HostileTarget;
+const memory = new MemoryDevice({ lengthBytes: options.lengthBytes });
+const device =
+  options.latencyMs === undefined
+    ? memory
+    : new DelayDevice(memory, systemClock, { latencyMs: options.latencyMs });
+const { tls } = options;
+const target = await IscsiTarget.listen({
+  host: '127.0.0.1',
+  port: tls === undefined ? 0 : null,
+  ...(tls === undefined ? {} : { tls: { port: 0, identity: new TlsIdentity(tls, silentLogger) } }),
+  clock: systemClock,
+  random: systemRandom,
+  logger: silentLogger,
+  book: new PeerBook(systemClock, options.book),
+  ...(options.limits === undefined ? {} : { limits: options.limits }),
+});
+const share = target.addExport({
+  targetIqn: TARGET_IQN,
+  device,
+  serial: 'volume-1',
+  generation: 3,
+  readOnly: false,
+});
+share.grant({
+  ...GRANT,
+  initiatorIqn: ANY_INITIATOR,
+  mutualChap: { user: 'target', secret: 'another fine secret' },
+});
+process.stdout.write(`${tls === undefined ? target.port : target.tlsPort}\n`);
