@@ -17,6 +17,7 @@ import {
   REQUEST_BYTES_MAX,
   SLOT_BYTES,
 } from './fuse-protocol.ts';
+import { BACKGROUND_REQUESTS_MAX } from './slots.ts';
 
 export type FuseMount = {
   /** The open /dev/fuse. Whoever holds it keeps the connection alive, server or no server. */
@@ -31,8 +32,6 @@ export type FuseMount = {
   canResend: boolean;
 };
 
-/** Requests that the kernel keeps in flight at once: as many as a loop device has (128). */
-const MAX_BACKGROUND = 128;
 const FUSECTL = '/sys/fs/fuse/connections';
 const TOOL_TIMEOUT_MS = 5_000;
 
@@ -187,7 +186,7 @@ function answerInit(fd: number): { kernelMinor: number; canResend: boolean } {
   const replyBytes = slot.replyInit({
     flags: (wanted | INIT_FLAG.hasResend) & offered.flags,
     maxReadahead: offered.maxReadahead,
-    maxBackground: MAX_BACKGROUND,
+    maxBackground: BACKGROUND_REQUESTS_MAX,
   });
   const written = rawWrite(fd, address + REPLY_AT, replyBytes);
   if (written < 0) throw failed(`reply: ${errnoName(-written)}`);

@@ -8,10 +8,14 @@ import { PAYLOAD_BYTES_MAX, SLOT_BYTES } from './fuse-protocol.ts';
  */
 
 /**
- * More than a loop device can have in flight (128: LOOP_DEFAULT_HW_Q_DEPTH in drivers/block/loop.c), so that reads that wait for a lost source
- * never take the last slot and keep local requests from passing. Address space only: a page that was never used costs nothing.
+ * What the kernel sends at once at most (`max_background` of the handshake). A loop device has 128 requests of at most 1280 KiB (LOOP_DEFAULT_HW_Q_DEPTH in
+ * drivers/block/loop.c, max_sectors_kb), each of which is two of FUSE's 1 MiB: 256, when all of them wait for a source. At its limit the kernel makes the loop
+ * device's only thread wait, and with it every request behind; so there is room for a loop device of twice the depth.
  */
-export const SLOT_COUNT = 160;
+export const BACKGROUND_REQUESTS_MAX = 512;
+/** Flushes, discards and metadata are not counted there: one for each thread that sends some. Address space only: a page that was never used costs nothing. */
+const FOREGROUND_SLOTS = 64;
+export const SLOT_COUNT = BACKGROUND_REQUESTS_MAX + FOREGROUND_SLOTS;
 
 /** Slots from this one on give the pages of a large request back when it is done. */
 const RETAINED_SLOTS = 8;
@@ -35,7 +39,7 @@ const FREED = 5;
 const WHOLE = 6;
 const RING = 8;
 /** A power of two above SLOT_COUNT. */
-const RING_LENGTH = 256;
+const RING_LENGTH = 1024;
 const TAKEN = RING + RING_LENGTH;
 const CONTROL_WORDS = TAKEN + SLOT_COUNT;
 

@@ -14,6 +14,7 @@ import { heapLiveMap } from './live-map.ts';
 import { HeapMapMemory } from './map-memory.ts';
 import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
 import { ValidityMap } from './validity-map.ts';
+import { ZeroLog } from './zero-log.ts';
 
 const BLOCK = 4096;
 const BLOCKS = 64;
@@ -220,6 +221,96 @@ test('two sub-block writes to one absent block both last', async () => {
   expected.fill(7, 0, 512);
   expected.fill(8, 1024, 1536);
   assert.deepEqual(await readOf(clone, 0, BLOCK), expected);
+  await clone.close();
+});
+
+test('the source is silent: discards and zeroes that cut absent blocks have their answer, and the blocks get their zeros when they come', async () => {
+  const source = new HeldSource();
+  const log = new MemoryDevice({ lengthBytes: 64 * 1024 });
+  const identity = { volumeId: 'v', generation: 2, lengthBytes: LENGTH };
+  await ZeroLog.create(log, identity);
+  const writtenBits = new HeapMapMemory(BLOCKS);
+  const { clone } = await cloneOf(source, {
+    zeroLog: await ZeroLog.open(log, identity),
+    written: writtenBits,
+    writtenIsCurrent: false,
+  });
+  const expected = sourceContent(0, LENGTH);
+  const reading = readOf(clone, 3 * BLOCK, BLOCK); // its fetch is on the wire when the zeros come
+  for (const [call, from, to] of [
+    ['discard', 3.5, 6.25],
+    ['writeZeroes', 10.125, 10.25],
+    ['discard', 20.5, 40.5],
+    ['writeZeroes', 50, 50.5],
+    ['discard', 50.5, 51], // the other half: nothing of block 50 is needed any more
+  ] as const) {
+    await clone[call](from * BLOCK, (to - from) * BLOCK);
+    expected.fill(0, from * BLOCK, to * BLOCK);
+  }
+  assert.deepEqual(await readOf(clone, 21 * BLOCK, 19 * BLOCK), expected.slice(21 * BLOCK, 40 * BLOCK));
+  assert.deepEqual(await readOf(clone, 50 * BLOCK, BLOCK), expected.slice(50 * BLOCK, 51 * BLOCK));
+  await clone.flush();
+  assert.deepEqual([...(await ZeroLog.open(log, identity)).blocks], [3, 6, 10, 20, 40, 50]);
+  await source.letGo();
+  assert.deepEqual(await reading, expected.slice(3 * BLOCK, 4 * BLOCK));
+  assert.deepEqual(await readOf(clone, 0, LENGTH), expected);
+  const written = new ValidityMap(writtenBits, BLOCKS);
+  for (const block of [3, 6, 10, 20, 40, 50]) assert.ok(written.has(block));
+  await clone.close();
+});
+
+test('the source is silent: what is zeroed in an absent block lasts over a restart, and the proof knows that the block differs', async () => {
+  const log = new MemoryDevice({ lengthBytes: 64 * 1024 });
+  const identity = { volumeId: 'v', generation: 2, lengthBytes: LENGTH };
+  await ZeroLog.create(log, identity);
+  const first = await cloneOf(new HeldSource(), { zeroLog: await ZeroLog.open(log, identity) });
+  await first.clone.discard(7 * BLOCK + 512, 1024);
+  await first.clone.flush();
+  const writtenBits = new HeapMapMemory(BLOCKS);
+  const again = await cloneOf(new HeldSource(false), {
+    zeroLog: await ZeroLog.open(log, identity),
+    written: writtenBits,
+    writtenIsCurrent: false,
+  });
+  const expected = sourceContent(7 * BLOCK, BLOCK);
+  expected.fill(0, 512, 1536);
+  assert.deepEqual(await readOf(again.clone, 7 * BLOCK, BLOCK), expected);
+  assert.ok(new ValidityMap(writtenBits, BLOCKS).has(7));
+  await first.clone.close();
+  await again.clone.close();
+});
+
+test('the source is silent: a write of a part of a block waits, and nothing waits for it', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const expected = sourceContent(0, LENGTH);
+  const cut = clone.write(10.5 * BLOCK, filled(20 * BLOCK, 7)); // the ends are blocks 10 and 30
+  await settle();
+  // What it covers whole is here already.
+  assert.deepEqual(await readOf(clone, 11 * BLOCK, 19 * BLOCK), filled(19 * BLOCK, 7));
+  await clone.discard(12 * BLOCK, 2 * BLOCK);
+  // Also the block that it waits for.
+  await clone.write(10 * BLOCK, filled(BLOCK, 8));
+  assert.deepEqual((await readOf(clone, 10 * BLOCK, BLOCK)).slice(0, 2048), filled(2048, 8));
+  await clone.flush();
+  await source.letGo();
+  await cut;
+  expected
+    .fill(8, 10 * BLOCK, 10.5 * BLOCK)
+    .fill(7, 10.5 * BLOCK, 30.5 * BLOCK)
+    .fill(0, 12 * BLOCK, 14 * BLOCK);
+  assert.deepEqual(await readOf(clone, 0, LENGTH), expected);
+  await clone.close();
+});
+
+test('the source is silent: a read that waits for a block has what the guest writes there meanwhile', async () => {
+  const source = new HeldSource();
+  const { clone } = await cloneOf(source);
+  const reading = readOf(clone, 5 * BLOCK, BLOCK);
+  await settle();
+  await clone.write(5 * BLOCK, filled(BLOCK, 9));
+  assert.deepEqual(await reading, filled(BLOCK, 9));
+  await source.letGo();
   await clone.close();
 });
 

@@ -12,13 +12,14 @@ import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
-import { ended, type Fetch, InFlight, type Mutation } from './in-flight.ts';
+import { ended, type Fetch, InFlight, type Mutation, owns, release } from './in-flight.ts';
 import type { LiveMap } from './live-map.ts';
 import { type MapMemory, PAGE_BLOCKS } from './map-memory.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import { MissLatency, type MissStatistics } from './miss-latency.ts';
 import { ReadAhead } from './read-ahead.ts';
 import { blockCountOf, ValidityMap } from './validity-map.ts';
+import type { ZeroLog } from './zero-log.ts';
 
 export type CloneDeviceOptions = LiveMap & {
   /** A sparse file that was fresh (all zeros) when the clone was made. */
@@ -31,6 +32,8 @@ export type CloneDeviceOptions = LiveMap & {
   validityIsCurrent: boolean;
   /** Opened or created for this clone: the digest of all that is fetched. */
   fetchLog?: FetchLog;
+  /** Opened or created for this clone: discards and zeroing that cut absent blocks need no source. Without it they wait, as writes do. */
+  zeroLog?: ZeroLog;
   /**
    * Of as many blocks: those that a guest overwrote, or may have. Set before the data changes, here and by whoever else writes to present blocks; so a block
    * whose bit is clear after it was read has the content that was fetched.
@@ -68,7 +71,8 @@ export type CloneDeviceOptions = LiveMap & {
 /** Only for tests of the tests. */
 export type CloneDeviceSeams = { commitOrder?: CommitOrder };
 
-const DEFAULT_BLOCK_BYTES = 512;
+const SECTOR_BYTES = 512;
+const DEFAULT_BLOCK_BYTES = SECTOR_BYTES;
 const WINDOW_FLOOR_BYTES = 4 * 1024;
 const WINDOW_MAX_BYTES = 8 * 2 ** 20;
 const COMMIT_INTERVAL_MS = 2_000;
@@ -84,6 +88,8 @@ type Change = {
   lengthBytes: number;
   /** Does it to a part of the local device. */
   apply: (offsetBytes: number, lengthBytes: number) => Promise<void>;
+  /** It makes its range zeros. */
+  zeroes: boolean;
   /** Does it to a part of the content of one block: bytes [from, to) of the device, the block's content beginning at `blockStart`. */
   merge: (content: Uint8Array, blockStart: number, from: number, to: number) => void;
 };
@@ -141,6 +147,8 @@ export class CloneDevice implements BlockDevice {
     this.#written = options.written
       ? new ValidityMap(options.written, validity.blockCount, { counted: false })
       : null;
+    // They have not the content that will be fetched, and after a power cut nothing else says so.
+    for (const block of options.zeroLog?.blocks ?? []) this.#written?.setRange(block, block + 1);
     this.#readAhead = new ReadAhead(validity.blockCount);
     this.#fetcher = new Fetcher({
       local: options.local,
@@ -149,6 +157,7 @@ export class CloneDevice implements BlockDevice {
       inFlight: this.#inFlight,
       committer,
       log: options.fetchLog ?? null,
+      zeros: options.zeroLog ?? null,
       clock: options.clock,
       logger: this.#logger,
       policy: options.sourceErrorPolicy ?? 'wait',
@@ -310,6 +319,7 @@ export class CloneDevice implements BlockDevice {
     await this.#mutate({
       offsetBytes,
       lengthBytes: from.length,
+      zeroes: false,
       apply: (start, length) =>
         this.#local.write(start, from.subarray(start - offsetBytes, start - offsetBytes + length)),
       merge: (content, blockStart, start, end) =>
@@ -322,6 +332,7 @@ export class CloneDevice implements BlockDevice {
     await this.#mutate({
       offsetBytes,
       lengthBytes,
+      zeroes: true,
       apply: (start, length) => this.#local.discard(start, length),
       merge: (content, blockStart, start, end) => content.fill(0, start - blockStart, end - blockStart),
     });
@@ -332,6 +343,7 @@ export class CloneDevice implements BlockDevice {
     await this.#mutate({
       offsetBytes,
       lengthBytes,
+      zeroes: true,
       apply: (start, length) => this.#local.writeZeroes(start, length),
       merge: (content, blockStart, start, end) => content.fill(0, start - blockStart, end - blockStart),
     });
@@ -339,7 +351,10 @@ export class CloneDevice implements BlockDevice {
 
   async flush(): Promise<void> {
     this.#check(0, 0);
-    await (this.#options.localWrittenByOthers ? this.#commitEverything() : this.#committer.flush());
+    await Promise.all([
+      this.#options.localWrittenByOthers ? this.#commitEverything() : this.#committer.flush(),
+      this.#options.zeroLog?.flush(),
+    ]);
   }
 
   /**
@@ -385,6 +400,7 @@ export class CloneDevice implements BlockDevice {
     await this.#local.close();
     await this.#options.metadata.close();
     await this.#options.fetchLog?.close();
+    await this.#options.zeroLog?.close();
   }
 
   #check(offsetBytes: number, lengthBytes: number): void {
@@ -482,101 +498,152 @@ export class CloneDevice implements BlockDevice {
 
   // --- mutations -----------------------------------------------------------------------------------------------------
 
+  /**
+   * What waits for the source is only a block that is absent and covered in part, and it owns nothing while it waits. The whole blocks between two such
+   * ends are changed at once.
+   */
   async #mutate(change: Change): Promise<void> {
     if (change.lengthBytes === 0) return;
-    const first = firstBlockOf(change.offsetBytes);
-    const end = endBlockOf(change.offsetBytes + change.lengthBytes);
+    const { offsetBytes } = change;
+    const endBytes = offsetBytes + change.lengthBytes;
+    const first = firstBlockOf(offsetBytes);
+    const end = endBlockOf(endBytes);
     this.#written?.setRange(first, end);
+    const parts: Promise<void>[] = [];
+    let wholeFirst = first;
+    let wholeEnd = end;
+    for (const block of first === end - 1 ? [first] : [first, end - 1]) {
+      const start = block * BLOCK_BYTES;
+      const stop = Math.min(start + BLOCK_BYTES, this.lengthBytes);
+      if ((offsetBytes <= start && endBytes >= stop) || this.#validity.has(block)) continue;
+      parts.push(this.#changePart(change, block, Math.max(start, offsetBytes), Math.min(stop, endBytes)));
+      if (block === first) wholeFirst = first + 1;
+      if (block === end - 1) wholeEnd = end - 1;
+    }
+    if (wholeFirst < wholeEnd) parts.push(this.#changeWhole(change, wholeFirst, wholeEnd));
+    if (parts.length === 1) return parts[0];
+    // All of them, also when one failed: the buffer is the caller's again afterwards.
+    const results = await Promise.allSettled(parts);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  /** The blocks [first, end): each is covered by the change, or local. */
+  async #changeWhole(change: Change, first: number, end: number): Promise<void> {
+    const start = Math.max(first * BLOCK_BYTES, change.offsetBytes);
+    const lengthBytes = Math.min(end * BLOCK_BYTES, change.offsetBytes + change.lengthBytes) - start;
     while (!this.#validity.hasAll(first, end)) {
       const blocker = this.#inFlight.blockerOf(first, end);
-      if (blocker === null) return this.#mutateAbsent(change, first, end);
+      if (blocker === null) {
+        this.#inFlight.takeOver(first, end);
+        return this.#makeLocal(first, end, () => change.apply(start, lengthBytes));
+      }
       await ended(blocker);
       if (this.#closed) throw closedError();
     }
-    await this.#tracked(change.apply(change.offsetBytes, change.lengthBytes));
+    await this.#tracked(change.apply(start, lengthBytes));
     this.#committer.overwritten(first, end);
   }
 
-  /** A mutation of a range in which some blocks are absent and none has an owner that could not be taken over from. */
-  async #mutateAbsent(change: Change, first: number, end: number): Promise<void> {
-    const mutation: Mutation = { kind: 'mutation', first, end, waiters: [] };
-    // Content of cut blocks is asked for before they are taken over, so that a fetch on the wire can still give it.
-    const edges = this.#edgesOf(change, first, end);
-    this.#inFlight.takeOver(first, end);
-    this.#inFlight.add(mutation);
-    let touchedLocal = false;
-    try {
-      const contents = await Promise.all(edges.map((edge) => edge.content));
+  /** The bytes [from, to) of a block that the change does not cover. */
+  async #changePart(change: Change, block: number, from: number, to: number): Promise<void> {
+    const startedAtMs = this.#clock.monotonicMs();
+    const { backgroundBytes } = this.#fetcher;
+    while (!this.#validity.has(block)) {
+      const owner = this.#inFlight.ownerOf(block);
+      if (owner !== null && (owner.kind === 'mutation' || owner.state === 'storing')) {
+        await ended(owner); // nothing of this is at the source
+      } else if (change.zeroes && (await this.#zeroPart(block, from, to, owner))) {
+        return;
+      } else {
+        const content = await this.#takeContent(block, owner);
+        if (content !== null) {
+          this.#noteMiss(startedAtMs, backgroundBytes);
+          return this.#storeMerged(change, content, block, from, to);
+        }
+      }
       if (this.#closed) throw closedError();
-      touchedLocal = true;
-      await this.#tracked(this.#applyWithEdges(change, edges, contents));
+    }
+    await this.#tracked(change.apply(from, to - from));
+    this.#committer.overwritten(block, block + 1);
+  }
+
+  /**
+   * Zeroes a part of an absent block without its content, which gets the zeros when it arrives. False: that cannot be, and nothing was done. A block that has no
+   * other content left is local.
+   */
+  async #zeroPart(block: number, from: number, to: number, owner: Fetch | null): Promise<boolean> {
+    const zeros = this.#options.zeroLog;
+    if (!zeros || zeros.full) return false;
+    const start = block * BLOCK_BYTES;
+    const stop = Math.min(start + BLOCK_BYTES, this.lengthBytes);
+    const mask = sectorMask(from - start, to - start);
+    const before = zeros.maskOf(block);
+    const whole = sectorMask(0, stop - start);
+    if (((before | mask) & whole) === whole) {
+      this.#inFlight.takeOver(block, block + 1);
+      await this.#makeLocal(block, block + 1, () => this.#local.writeZeroes(start, stop - start));
+      return true;
+    }
+    const added = zeros.add(block, mask);
+    if (owner?.state === 'kept') this.#fetcher.applyZeros(owner);
+    await added;
+    return true;
+  }
+
+  /**
+   * The content of an absent block, from the fetch that brings it or (owner null) by one of its own. From then on a mutation owns the block, and the caller has to
+   * store it. Null: the block has come, or has another owner.
+   */
+  #takeContent(
+    block: number,
+    owner: Fetch | null,
+  ): Promise<{ bytes: Uint8Array; mutation: Mutation } | null> {
+    const fetch = owner ?? this.#fetcher.start(block, block + 1, 'miss');
+    const lengthBytes = Math.min(BLOCK_BYTES, this.lengthBytes - block * BLOCK_BYTES);
+    return new Promise((resolve, reject) => {
+      this.#fetcher.whenArrived(fetch, {
+        arrived: () => {
+          if (!owns(fetch, block)) return resolve(null);
+          const from = (block - fetch.first) * BLOCK_BYTES;
+          release(fetch, block, block + 1);
+          const mutation: Mutation = { kind: 'mutation', first: block, end: block + 1, waiters: [] };
+          this.#inFlight.add(mutation);
+          resolve({ bytes: fetch.buffer.slice(from, from + lengthBytes), mutation });
+        },
+        failed: reject,
+        again: () => resolve(null),
+      });
+    });
+  }
+
+  async #storeMerged(
+    change: Change,
+    { bytes, mutation }: { bytes: Uint8Array; mutation: Mutation },
+    block: number,
+    from: number,
+    to: number,
+  ): Promise<void> {
+    const start = block * BLOCK_BYTES;
+    change.merge(bytes, start, from, to);
+    await this.#makeLocal(block, block + 1, () => this.#local.write(start, bytes), mutation);
+  }
+
+  /** Blocks [first, end), some of them absent and none with another owner, get content that needs no source. */
+  async #makeLocal(first: number, end: number, store: () => Promise<void>, owning?: Mutation): Promise<void> {
+    const mutation: Mutation = owning ?? { kind: 'mutation', first, end, waiters: [] };
+    if (owning === undefined) this.#inFlight.add(mutation);
+    try {
+      if (this.#closed) throw closedError();
+      await this.#tracked(store());
       this.#committer.written(first, end);
       this.#validity.setRange(first, end);
     } catch (error) {
-      if (touchedLocal) this.#hydrator.distrustHoles();
+      this.#hydrator.distrustHoles();
       throw error;
     } finally {
       this.#inFlight.remove(mutation);
     }
     this.#noteCompletion();
-  }
-
-  /** The absent blocks that the change covers in part: none, the first, the last, or both. */
-  #edgesOf(change: Change, first: number, end: number): Edge[] {
-    const changeEnd = change.offsetBytes + change.lengthBytes;
-    const edges: Edge[] = [];
-    for (const block of first === end - 1 ? [first] : [first, end - 1]) {
-      const start = block * BLOCK_BYTES;
-      const stop = Math.min(start + BLOCK_BYTES, this.lengthBytes);
-      const whole = change.offsetBytes <= start && changeEnd >= stop;
-      if (whole || this.#validity.has(block)) continue;
-      const owner = this.#inFlight.ownerOf(block);
-      assert(owner?.kind !== 'mutation', 'a mutation begins when no other owns its blocks');
-      edges.push({ start, stop, content: this.#contentOf(block, stop - start, owner) });
-    }
-    return edges;
-  }
-
-  /** Asks for the content of one block now, from the fetch that brings it or (owner null) by one of its own. */
-  #contentOf(block: number, lengthBytes: number, owner: Fetch | null): Promise<Uint8Array> {
-    const startedAtMs = this.#clock.monotonicMs();
-    const backgroundBytes = this.#fetcher.backgroundBytes;
-    const fetch = owner ?? this.#fetcher.start(block, block + 1, 'miss', { store: false });
-    return new Promise((resolve, reject) => {
-      this.#fetcher.whenArrived(fetch, {
-        arrived: () => {
-          const from = (block - fetch.first) * BLOCK_BYTES;
-          this.#noteMiss(startedAtMs, backgroundBytes);
-          resolve(fetch.buffer.slice(from, from + lengthBytes));
-        },
-        failed: reject,
-        again: () => resolve(this.#contentOf(block, lengthBytes, null)),
-      });
-    });
-  }
-
-  async #applyWithEdges(
-    change: Change,
-    edges: readonly Edge[],
-    contents: readonly Uint8Array[],
-  ): Promise<void> {
-    const changeEnd = change.offsetBytes + change.lengthBytes;
-    let straightStart = change.offsetBytes;
-    let straightEnd = changeEnd;
-    const parts: Promise<void>[] = [];
-    for (const [index, edge] of edges.entries()) {
-      const content = contents[index]!;
-      const from = Math.max(edge.start, change.offsetBytes);
-      const to = Math.min(edge.stop, changeEnd);
-      change.merge(content, edge.start, from, to);
-      parts.push(this.#local.write(edge.start, content));
-      if (edge.start <= change.offsetBytes) straightStart = Math.min(edge.stop, changeEnd);
-      else straightEnd = edge.start;
-    }
-    if (straightStart < straightEnd) parts.push(change.apply(straightStart, straightEnd - straightStart));
-    // All of them, also when one failed: nobody may begin on these blocks while one is still being written.
-    const results = await Promise.allSettled(parts);
-    for (const result of results) if (result.status === 'rejected') throw result.reason;
   }
 
   /** Remembers a local mutation until it has settled, for `close`. */
@@ -660,8 +727,10 @@ export class CloneDevice implements BlockDevice {
   }
 }
 
-/** An absent block that a change covers in part: its bytes [start, stop) of the device, and the content it has at the source. */
-type Edge = { start: number; stop: number; content: Promise<Uint8Array> };
+/** The sectors of a block that the bytes [from, to) of it are, one bit each: whole ones, for a zero log is for devices of 512-byte blocks. */
+function sectorMask(from: number, to: number): number {
+  return ((1 << (to / SECTOR_BYTES)) - 1) & ~((1 << (from / SECTOR_BYTES)) - 1);
+}
 
 /**
  * Takes over what is durable, where the map does not have it from an earlier process of this boot; such a map has all that is durable, and `owed` says what

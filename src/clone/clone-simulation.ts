@@ -15,6 +15,7 @@ import { heapLiveMap, type LiveMap } from './live-map.ts';
 import { HeapMapMemory, type MapMemory } from './map-memory.ts';
 import { CloneMetadata, metadataLengthBytes, SECTOR_WORDS } from './metadata.ts';
 import { ValidityMap } from './validity-map.ts';
+import { ZeroLog } from './zero-log.ts';
 
 /**
  * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed decides everything. Each
@@ -53,6 +54,8 @@ const SECTOR_BYTES = 512;
 const SECTORS_A_BLOCK = BLOCK_BYTES / SECTOR_BYTES;
 const GUEST_DEPTH = 4;
 const STEPS_MAX = 20_000;
+/** Few, so that it is full in some lives: discards that cut blocks wait for the source then. */
+const ZERO_LOG_SECTORS = 12;
 
 /** A broken promise of the clone, as opposed to a defect of the simulation. */
 export class Violation extends Error {}
@@ -118,6 +121,7 @@ class Simulation {
   readonly #local: FaultDevice;
   readonly #metadataDisk: FaultDevice;
   readonly #logDisk: FaultDevice;
+  readonly #zeroLogDisk: FaultDevice;
   readonly #source: MemoryDevice;
   readonly #sectors: Version[][] = [];
   /** Blocks of the volume that must not be fetched any more: written or discarded whole. 2: and flushed. */
@@ -162,6 +166,7 @@ class Simulation {
       lengthBytes: fetchLogLengthBytes(this.#lengthBytes),
       power: this.#power,
     });
+    this.#zeroLogDisk = new FaultDevice({ lengthBytes: ZERO_LOG_SECTORS * SECTOR_BYTES, power: this.#power });
     this.#source = new MemoryDevice({ lengthBytes: this.#lengthBytes });
     this.#settledBlocks = new Uint8Array(blocksTotal);
     this.#fetchedByProcess = new Uint8Array(blocksTotal);
@@ -191,6 +196,7 @@ class Simulation {
     await this.#fillSource();
     await CloneMetadata.create(this.#metadataDisk, this.#identity);
     await FetchLog.create(this.#logDisk, this.#identity);
+    await ZeroLog.create(this.#zeroLogDisk, this.#identity);
     if (this.#options.cutAt !== null) this.#power.cutAt = this.#power.operations + this.#options.cutAt;
     const operationsBefore = this.#power.operations;
     await this.#open(false);
@@ -260,6 +266,9 @@ class Simulation {
     const fetchLog = await this.#drained(
       FetchLog.open(this.#scheduled(this.#logDisk, 'metadata'), this.#identity, digestNow),
     );
+    const zeroLog = await this.#drained(
+      ZeroLog.open(this.#scheduled(this.#zeroLogDisk, 'metadata'), this.#identity),
+    );
     this.#clone = await this.#drained(
       CloneDevice.open(
         {
@@ -269,6 +278,7 @@ class Simulation {
           ...this.#liveMap,
           validityIsCurrent,
           fetchLog,
+          zeroLog,
           written: this.#writtenMemory,
           writtenIsCurrent: validityIsCurrent,
           clock: this.#clock,
@@ -557,6 +567,7 @@ class Simulation {
       local: withoutTrace(this.#local),
       source: this.#source,
       metadata: await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity),
+      zeroLog: await ZeroLog.open(withoutTrace(this.#zeroLogDisk), this.#identity),
       ...heapLiveMap(this.#lengthBytes),
       validityIsCurrent: false,
       clock: new ManualClock(),

@@ -18,6 +18,7 @@ import {
   release,
 } from './in-flight.ts';
 import type { ValidityMap } from './validity-map.ts';
+import type { ZeroLog } from './zero-log.ts';
 
 /** Largest fetch; longer ranges are several. */
 export const FETCH_BLOCKS_MAX = REGION_BYTES_MAX / BLOCK_BYTES;
@@ -49,6 +50,8 @@ export type FetcherOptions = {
   committer: BitCommitter;
   /** Where the digests of what arrived are kept, before any bit rests on it; null: nowhere. */
   log: FetchLog | null;
+  /** Sectors that the guest zeroed before they came; null: never. */
+  zeros: ZeroLog | null;
   clock: Clock;
   logger: Logger;
   /** What a fetch does whose read of the source failed: try again for as long as it takes, or pass the error on. */
@@ -123,26 +126,21 @@ export class Fetcher {
     return nowMs - Math.max(oldestMs, Math.min(this.#lastSuccessAtMs, nowMs));
   }
 
-  /**
-   * Starts to bring [first, end), which is absent and has no owner; at most FETCH_BLOCKS_MAX blocks. With `store: false` a mutation
-   * owns the blocks and only wants their content.
-   */
-  start(
-    first: number,
-    end: number,
-    purpose: FetchPurpose,
-    options: { store: boolean } = { store: true },
-  ): Fetch {
+  /** Starts to bring [first, end), which is absent and has no owner; at most FETCH_BLOCKS_MAX blocks. */
+  start(first: number, end: number, purpose: FetchPurpose): Fetch {
     assert(end > first && end - first <= FETCH_BLOCKS_MAX, 'a fetch has 1 to FETCH_BLOCKS_MAX blocks');
     const blocks = end - first;
+    const pool = blocks * BLOCK_BYTES <= SMALL_FETCH_BYTES ? this.#smallBuffers : this.#largeBuffers;
+    const buffer = pool.take();
     const fetch: Fetch = {
       kind: 'fetch',
       first,
       end,
       purpose,
-      released: options.store ? null : new Uint8Array(blocks).fill(1),
+      released: null,
       state: 'fetching',
-      buffer: (blocks * BLOCK_BYTES <= SMALL_FETCH_BYTES ? this.#smallBuffers : this.#largeBuffers).take(),
+      buffer,
+      asArrived: buffer,
       contentWaiters: [],
       waiters: [],
       startedAtMs: this.#options.clock.monotonicMs(),
@@ -162,6 +160,15 @@ export class Fetcher {
     }
     fetch.contentWaiters.push(waiter);
     fetch.retryNow?.();
+  }
+
+  /** The guest zeroed sectors of a fetch whose content is here and not being stored, or is about to be. */
+  applyZeros(fetch: Fetch): void {
+    const { zeros } = this.#options;
+    if (zeros === null) return;
+    const content = fetch.buffer.subarray(0, this.#byteLength(fetch));
+    const applied = zeros.applied(fetch.first, content);
+    if (applied !== content) fetch.buffer = applied;
   }
 
   /** From now on a fetch that the source does not answer fails with `CLONE_SOURCE_FAILED`; those that wait for their next attempt make it now. */
@@ -196,6 +203,7 @@ export class Fetcher {
       return;
     }
     this.#countArrival(fetch, bytes.length);
+    this.applyZeros(fetch);
     fetch.state = 'storing';
     const waiters = fetch.contentWaiters;
     fetch.contentWaiters = [];
@@ -209,7 +217,6 @@ export class Fetcher {
   /** An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not be asked for again. */
   async #readSource(fetch: Fetch, into: Uint8Array): Promise<'arrived' | 'again' | Error> {
     const { source } = this.#options;
-    const ownedByMutation = fetch.released !== null;
     for (;;) {
       try {
         await source.read(fetch.first * BLOCK_BYTES, into, fetch.purpose === 'miss' ? GUEST : BACKGROUND);
@@ -220,7 +227,7 @@ export class Fetcher {
         if (this.#policy === 'error') return sourceFailedError(fetch, error);
       }
       await this.#waitBeforeRetry(fetch, this.backoffMs);
-      if (this.#closed || (fetch.released !== null && !ownedByMutation)) return 'again';
+      if (this.#closed || fetch.released !== null) return 'again';
     }
   }
 
@@ -243,8 +250,8 @@ export class Fetcher {
    */
   async #store(fetch: Fetch): Promise<void> {
     let stored = await this.#tryStore(fetch);
-    if (!stored && this.#keptBytes + fetch.buffer.length <= KEPT_BYTES_MAX) {
-      this.#keptBytes += fetch.buffer.length;
+    if (!stored && this.#keptBytes + fetch.asArrived.length <= KEPT_BYTES_MAX) {
+      this.#keptBytes += fetch.asArrived.length;
       while (!stored && !this.#closed) {
         fetch.state = 'kept';
         await this.#waitBeforeRetry(fetch, STORE_RETRY_MS);
@@ -252,7 +259,7 @@ export class Fetcher {
         fetch.state = 'storing';
         stored = await this.#tryStore(fetch);
       }
-      this.#keptBytes -= fetch.buffer.length;
+      this.#keptBytes -= fetch.asArrived.length;
     }
     this.#noteUnstored(fetch);
     this.#end(fetch, () => {}); // nobody waits for content: it was there before
@@ -263,7 +270,7 @@ export class Fetcher {
   async #tryStore(fetch: Fetch): Promise<boolean> {
     const { local, validity, committer, log, logger } = this.#options;
     // All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the rest.
-    const logged = log?.record(fetch.first, this.#content(fetch, fetch.first, fetch.end));
+    const logged = log?.record(fetch.first, fetch.asArrived.subarray(0, this.#byteLength(fetch)));
     const results = await Promise.allSettled([
       logged,
       ...ownedRuns(fetch).map(async ({ first, end }) => {
@@ -309,8 +316,8 @@ export class Fetcher {
   }
 
   #recycle(fetch: Fetch): void {
-    const small = fetch.buffer.length === SMALL_FETCH_BYTES;
-    (small ? this.#smallBuffers : this.#largeBuffers).give(fetch.buffer);
+    const small = fetch.asArrived.length === SMALL_FETCH_BYTES;
+    (small ? this.#smallBuffers : this.#largeBuffers).give(fetch.asArrived);
   }
 
   #countArrival(fetch: Fetch, bytes: number): void {

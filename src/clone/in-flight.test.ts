@@ -10,6 +10,7 @@ const fetchOf = (first: number, end: number): Fetch => ({
   released: null,
   state: 'fetching',
   buffer: new Uint8Array(0),
+  asArrived: new Uint8Array(0),
   contentWaiters: [],
   waiters: [],
   startedAtMs: 0,

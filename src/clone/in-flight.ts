@@ -14,7 +14,7 @@ export type FetchWaiter = {
   /** The content is in `fetch.buffer`, and only during the call. */
   arrived(fetch: Fetch): void;
   failed(error: Error): void;
-  /** The fetch gave up before any content came, because some of its blocks need not be fetched any more: look again. */
+  /** Some of the fetch's blocks need not be fetched any more, and no content has come yet: look again. */
   again(): void;
 };
 
@@ -33,7 +33,10 @@ export type Fetch = {
    * is there and could not be written yet; blocks can be taken over.
    */
   state: 'fetching' | 'storing' | 'kept';
+  /** The content for the guest and the local device: as it arrived, but for sectors that the guest zeroed meanwhile. */
   buffer: Uint8Array;
+  /** Where the source's content is read to, and stays as it came. */
+  asArrived: Uint8Array;
   contentWaiters: FetchWaiter[];
   /** Called when the fetch has ended, whatever the end. */
   waiters: (() => void)[];
@@ -106,12 +109,19 @@ export class InFlight {
     return null;
   }
 
-  /** Takes [first, end) away from the fetches that do not store it now: what they bring for it is not stored. */
+  /**
+   * Takes [first, end) away from the fetches that do not store it now: what they bring for it is not stored. Whoever waits for such a fetch looks again, because
+   * what it needs may be local before the source says anything.
+   */
   takeOver(first: number, end: number): void {
     for (const entry of this.#entries) {
       if (entry.kind !== 'fetch' || entry.end <= first || entry.first >= end) continue;
       if (entry.state === 'storing') continue; // owns nothing here any more, else it would have been waited for
       release(entry, Math.max(first, entry.first), Math.min(end, entry.end));
+      if (entry.state !== 'fetching') continue;
+      const waiters = entry.contentWaiters;
+      entry.contentWaiters = [];
+      for (const waiter of waiters) queueMicrotask(() => waiter.again());
     }
   }
 }

@@ -7,7 +7,7 @@ export const SHA256_BYTES = 32;
 /** Up to here a digest costs less than handing it to another thread does (measured: 19 us for 16 KiB, 21 us for the hand-over). */
 const SYNCHRONOUS_BYTES_MAX = 16 * 1024;
 
-/** Of the thread pool's four threads: the others are for the disk, whose reads a guest waits for. One makes more than 1 GiB/s. */
+/** Of the thread pool's threads: the others are for the disk, whose reads a guest waits for. One makes more than 1 GiB/s. */
 const PARALLEL_MAX = 1;
 
 /**

@@ -11,6 +11,7 @@ import { CloneDevice } from '../clone/clone-device.ts';
 import type { FetchDigest, FetchLog } from '../clone/fetch-log.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
+import type { ZeroLog } from '../clone/zero-log.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { sha256 } from '../sys/sha256.ts';
@@ -22,6 +23,7 @@ import type { RekeyedFile } from './rekeyed-file.ts';
 import { SourceDevice, type SourceDeviceOptions } from './source-device.ts';
 import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile, writtenPath } from './validity-file.ts';
+import { openZeroLog } from './zero-log-file.ts';
 
 /** The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code and its memory. */
 export type CloneLayer = {
@@ -76,6 +78,7 @@ export async function openClone(
   let validity: ValidityFile | undefined;
   let written: ValidityFile | undefined;
   let log: FetchLog | undefined;
+  let zeroLog: ZeroLog | undefined;
   let local: BlockDevice | undefined;
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
@@ -107,6 +110,8 @@ export async function openClone(
         sha256(rekeyed ? rekeyed.source.ciphertextUnderOldKey(offsetBytes, bytes) : bytes);
       log = await openFetchLog(join(spec.volumeDir, VOLUME_FILES.fetchLog), identity, digest);
     }
+    // Under another key all is in blocks of 4096 bytes, and none is ever cut.
+    if (!rekeyed) zeroLog = await openZeroLog(join(spec.volumeDir, VOLUME_FILES.zeroLog), identity);
     const device = await CloneDevice.open({
       ...sides,
       metadata,
@@ -114,6 +119,7 @@ export async function openClone(
       owed: validity.owed,
       validityIsCurrent: validity.current,
       ...(log && { fetchLog: log }),
+      ...(zeroLog && { zeroLog }),
       ...(written && { written: written.memory, writtenIsCurrent: written.current && written.tellsAll }),
       clock,
       logger,
@@ -138,6 +144,7 @@ export async function openClone(
     validity?.close();
     written?.close();
     await log?.close();
+    await zeroLog?.close();
     await local?.close();
     await metadataDevice.close();
     throw error;

@@ -14,6 +14,8 @@ export const VOLUME_FILES = {
   sourceHeader: 'source-header.luks2',
   /** Digests of what was fetched, until the clone is whole (clone/fetch-log.ts). */
   fetchLog: 'fetch.log',
+  /** Sectors that were zeroed in blocks that are still at the source, until the clone is whole (clone/zero-log.ts). */
+  zeroLog: 'zero.log',
   /** Digests of the sealed content (region-digests.ts). */
   regionDigests: 'region.digests',
 } as const;

@@ -1,3 +1,5 @@
+// First: see there.
+import '../sys/thread-pool.ts';
 import { flushCompileCache } from 'node:module';
 import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { systemClock } from '../base/clock.ts';

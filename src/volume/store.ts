@@ -271,7 +271,7 @@ export class VolumeStore {
       if (event.kind === 'complete') {
         const ended = [
           ...[VOLUME_FILES.importSource, VOLUME_FILES.cloneMetadata],
-          ...[VOLUME_FILES.fetchLog, VOLUME_FILES.sourceHeader],
+          ...[VOLUME_FILES.fetchLog, VOLUME_FILES.zeroLog, VOLUME_FILES.sourceHeader],
         ];
         for (const name of ended) await rm(join(this.folder(id), name), { force: true });
       }
