@@ -3,6 +3,7 @@ import test from 'node:test';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { BitCommitter } from './bit-committer.ts';
 import { heapLiveMap } from './live-map.ts';
+import { HeapMapMemory } from './map-memory.ts';
 import { CloneMetadata, metadataLengthBytes, SECTOR_BLOCKS } from './metadata.ts';
 import { blockCountOf, ValidityMap } from './validity-map.ts';
 
@@ -146,4 +147,47 @@ test('what a dead process owed is owed to the first flush of the next one, where
   assert.deepEqual(steps, ['flush data', `write ${sectors}`, 'flush bits']);
   assert.ok(!next.dirty);
   assert.ok(!new BitCommitter(local, metadata, validity, liveMap.owed).dirty);
+});
+
+test('a guest whose writes others make waits for bits of fetched blocks only where it wrote', async () => {
+  const { steps, held, validity, committer, letGo, settle } = await setUp();
+  const written = new ValidityMap(new HeapMapMemory(validity.blockCount), validity.blockCount);
+  const fetched = (sector: number) => {
+    committer.hydrated(sector * SECTOR_BLOCKS, sector * SECTOR_BLOCKS + 10);
+    validity.setRange(sector * SECTOR_BLOCKS, sector * SECTOR_BLOCKS + 10);
+  };
+  fetched(0);
+  fetched(1);
+  written.setRange(5 * SECTOR_BLOCKS, 5 * SECTOR_BLOCKS + 1);
+  const elsewhere = committer.flushWritten(written);
+  await letGo();
+  await elsewhere;
+  assert.deepEqual(steps, ['flush data']);
+  written.setRange(SECTOR_BLOCKS + 3, SECTOR_BLOCKS + 4);
+  const there = committer.flushWritten(written);
+  await letGo();
+  await there;
+  assert.deepEqual(steps.splice(0), ['flush data', 'flush data', 'write 1', 'flush bits']);
+  // While a commit runs: only whoever wrote to what it has waits for its end.
+  fetched(2);
+  const commit = committer.commitAll();
+  const aside = committer.flushWritten(written);
+  assert.equal(held.length, 2);
+  held.pop()!.proceed();
+  await aside;
+  written.setRange(2 * SECTOR_BLOCKS, 2 * SECTOR_BLOCKS + 1);
+  let answered = false;
+  const behind = committer.flushWritten(written).then(() => {
+    answered = true;
+  });
+  await settle();
+  assert.equal(held.length, 1);
+  held[0]!.fail(new Error('the disk'));
+  held.shift();
+  await assert.rejects(commit, /the disk/);
+  await settle();
+  assert.equal(answered, false, 'the bits are not durable yet');
+  await letGo();
+  await behind;
+  assert.deepEqual(steps.slice(-2), ['write 0,2', 'flush bits']);
 });

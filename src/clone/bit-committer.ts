@@ -56,6 +56,8 @@ export class BitCommitter {
   /** The bits of a round, used again by the next: one round runs at a time. */
   #words = new Uint32Array(0);
   #running: Promise<void> | null = null;
+  /** The commit that runs has bits of the guest's. */
+  #runningUrgent = false;
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
   /**
@@ -120,6 +122,19 @@ export class BitCommitter {
     return this.#join('urgent');
   }
 
+  /**
+   * The same where others write over local blocks without a word. `written` has every block that was ever written to, marked before it was. Bits of fetched
+   * blocks are waited for only in sectors that hold such a block: a flush of a guest that wrote elsewhere costs one flush of the data, also while a commit runs.
+   */
+  flushWritten(written: ValidityMap): Promise<void> {
+    let waits = this.#runningUrgent;
+    for (let group = 0; group * STATES < this.#inGroup.length; group++) {
+      if (this.#sectorsIn(group, LAZY, TAKEN) > 0) waits = this.#urgeWritten(group, written) || waits;
+      waits ||= this.#sectorsIn(group, URGENT) > 0;
+    }
+    return waits ? this.#join('urgent') : this.#local.flush();
+  }
+
   /** The same with the bits of hydrated blocks. */
   commitAll(): Promise<void> {
     return this.#join('all');
@@ -167,6 +182,21 @@ export class BitCommitter {
     }
   }
 
+  /** True when a sector of the group holds a written block whose bit may not be durable. */
+  #urgeWritten(group: number, written: ValidityMap): boolean {
+    let found = false;
+    const endSector = Math.min(this.#metadata.sectorCount, (group + 1) * GROUP_SECTORS);
+    for (let sector = group * GROUP_SECTORS; sector < endSector; sector++) {
+      const state = this.#states[sector];
+      if (state !== LAZY && state !== TAKEN) continue;
+      const end = Math.min((sector + 1) * SECTOR_BLOCKS, written.blockCount);
+      if (written.firstPresent(sector * SECTOR_BLOCKS, end) === end) continue;
+      found = true;
+      if (state === LAZY) this.#become(sector, URGENT);
+    }
+    return found;
+  }
+
   #join(scope: Scope): Promise<void> {
     if (this.#next !== null) {
       if (scope === 'all') this.#next.scope = 'all';
@@ -186,6 +216,7 @@ export class BitCommitter {
 
   #start(scope: Scope): Promise<void> {
     const running = this.#commit(scope).finally(() => {
+      this.#runningUrgent = false;
       if (this.#running === running) this.#running = null;
     });
     this.#running = running;
@@ -214,6 +245,7 @@ export class BitCommitter {
       for (; due > 0 && sector < groupEnd && taken.length < ROUND_SECTORS; sector++) {
         const state = this.#states[sector];
         if (state !== URGENT && (state !== LAZY || scope === 'urgent')) continue;
+        if (state === URGENT) this.#runningUrgent = true;
         this.#become(sector, TAKEN);
         taken.push(sector);
       }

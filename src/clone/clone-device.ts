@@ -58,8 +58,8 @@ export type CloneDeviceOptions = LiveMap & {
   /** Hydrated bytes that may be written and not durable; then hydration waits for a commit. Default 512 MiB. */
   uncommittedBytesMax?: number;
   /**
-   * True: others write to local blocks past this device (attach/hot-thread.ts). Which of those writes stand on bits that are not durable
-   * cannot be known then, so every flush makes all bits durable. Default false.
+   * True: others write to local blocks past this device (attach/hot-thread.ts). Which of those writes stand on bits that are not durable is known
+   * from `written`; without it every flush makes all bits durable. Default false.
    */
   localWrittenByOthers?: boolean;
   /** Payload that earlier processes counted for this clone. */
@@ -351,10 +351,7 @@ export class CloneDevice implements BlockDevice {
 
   async flush(): Promise<void> {
     this.#check(0, 0);
-    await Promise.all([
-      this.#options.localWrittenByOthers ? this.#commitEverything() : this.#committer.flush(),
-      this.#options.zeroLog?.flush(),
-    ]);
+    await Promise.all([this.#flushData(), this.#options.zeroLog?.flush()]);
   }
 
   /**
@@ -694,6 +691,12 @@ export class CloneDevice implements BlockDevice {
       return;
     }
     if (!this.#closed) this.#options.onHydrated?.();
+  }
+
+  /** With the bits that what the guest wrote rests on. */
+  #flushData(): Promise<void> {
+    if (!this.#options.localWrittenByOthers) return this.#committer.flush();
+    return this.#written === null ? this.#commitEverything() : this.#committer.flushWritten(this.#written);
   }
 
   async #commitEverything(): Promise<void> {

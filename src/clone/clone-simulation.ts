@@ -142,6 +142,8 @@ class Simulation {
   #sourceStalled = false;
   #quiet = false;
   #flushedAt = 0;
+  /** Writes to blocks that are here go past the clone. */
+  readonly #others: boolean;
   readonly #readsStartedAt = new Set<number>();
   #violation: Violation | null = null;
 
@@ -155,6 +157,7 @@ class Simulation {
     this.#firstBlock = small ? 0 : 4032 - this.#random.below(this.#blocks);
     // A length that ends within a block is as good as any.
     const tailBytes = this.#random.below(3) === 0 ? SECTOR_BYTES * (1 + this.#random.below(7)) : 0;
+    this.#others = this.#random.below(2) === 0;
     const blocksTotal = small ? this.#blocks : 8064;
     this.#lengthBytes = blocksTotal * BLOCK_BYTES - tailBytes;
     this.#local = new FaultDevice({ lengthBytes: this.#lengthBytes, power: this.#power });
@@ -281,6 +284,7 @@ class Simulation {
           zeroLog,
           written: this.#writtenMemory,
           writtenIsCurrent: validityIsCurrent,
+          localWrittenByOthers: this.#others,
           clock: this.#clock,
           windowFloorBytes: 8192,
           windowMaxBytes: 8192 * (1 + this.#random.below(8)),
@@ -440,7 +444,9 @@ class Simulation {
       for (let index = 0; index < sectors; index++) {
         content.fill(writeTag(tag, firstSector + index), index * 128, (index + 1) * 128);
       }
-      work = this.#clone.write(offsetBytes, new Uint8Array(content.buffer));
+      const bytes = new Uint8Array(content.buffer);
+      const local = this.#others && this.#allLocal(firstBlock, endBlock);
+      work = local ? this.#writePast(offsetBytes, bytes) : this.#clone.write(offsetBytes, bytes);
     } else {
       work = this.#clone[op](offsetBytes, sectors * SECTOR_BYTES);
     }
@@ -454,6 +460,19 @@ class Simulation {
         if (whole) this.#settledBlocks[this.#firstBlock + block] ||= 1;
       }
     });
+  }
+
+  #allLocal(firstBlock: number, endBlock: number): boolean {
+    const validity = new ValidityMap(this.#liveMap.validity, this.#settledBlocks.length, { counted: false });
+    return validity.hasAll(this.#firstBlock + firstBlock, this.#firstBlock + endBlock);
+  }
+
+  /** As the hot thread does: marked, then written, and the clone never hears of it. */
+  #writePast(offsetBytes: number, bytes: Uint8Array): Promise<void> {
+    const written = new ValidityMap(this.#writtenMemory, this.#settledBlocks.length, { counted: false });
+    const endBytes = offsetBytes + bytes.length;
+    written.setRange(Math.floor(offsetBytes / BLOCK_BYTES), Math.ceil(endBytes / BLOCK_BYTES));
+    return this.#scheduled(this.#local, 'local').write(offsetBytes, bytes);
   }
 
   #follow(work: Promise<void>, done: () => void): void {
