@@ -776,6 +776,20 @@ test('a wall clock that is set back by a year delays no retry beyond its backoff
   assert.equal(journal.get('a').state, 'done');
 });
 
+test('a wall clock that is set back while a retry waits delays it no further, and nobody is asked again and again', async (t) => {
+  const bench = new Bench(t);
+  const step = bench.step('one', ({ attempt }) => (attempt === 1 ? never() : undefined), {
+    retry: { initialMs: 4_000, maxMs: 4_000 },
+  });
+  const journal = bench.journal([kindOf('move', step)]);
+  journal.start('move', { machine: 'a' }, { runId: 'a' });
+  await bench.clock.run(1_000);
+  bench.clock.stepWall(-2 * 3_600_000);
+  await bench.clock.run(8_000);
+  assert.equal(journal.get('a').state, 'done');
+  assert.ok(journal.events('a').length < 10);
+});
+
 test('handoff: the run ends done and the next one starts in the same transaction', async (t) => {
   const bench = new Bench(t);
   let target = 'nobody';

@@ -84,6 +84,8 @@ type LiveRun = {
   /** Why the journal cannot be written at present. */
   trouble: RunView['reason'];
   cancelTimer: (() => void) | null;
+  /** The failure whose backoff is slept out, and when that is over, on the monotonic clock: whatever is done to the wall clock meanwhile. */
+  backoff: { failure: History['failure']; dueMs: number } | null;
   scheduled: boolean;
   driven: boolean;
 };
@@ -449,6 +451,7 @@ export class Journal {
       pendingEnd: null,
       trouble: null,
       cancelTimer: null,
+      backoff: null,
       scheduled: false,
       driven: false,
     };
@@ -487,9 +490,22 @@ export class Journal {
     switch (action.type) {
       case 'rest':
         return false;
-      case 'sleep':
+      case 'sleep': {
+        const { failure, cursor } = run.history;
+        if (
+          failure !== null &&
+          run.backoff?.failure === failure &&
+          this.#clock.monotonicMs() >= run.backoff.dueMs
+        )
+          return this.#tryAppend(run, [{ type: 'nudged', step: cursor }]);
         this.#wakeAt(run, action.untilMs);
+        if (run.backoff?.failure !== failure)
+          run.backoff = {
+            failure,
+            dueMs: this.#clock.monotonicMs() + Math.max(0, action.untilMs - this.#clock.wallMs()),
+          };
         return false;
+      }
       case 'await':
         if (action.stop) run.attempt?.controller.abort(GodwitError.fromWire(action.stop));
         if (action.wakeAtMs !== null) this.#wakeAt(run, action.wakeAtMs);

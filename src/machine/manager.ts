@@ -10,8 +10,10 @@ import type { Random } from '../base/random.ts';
 import { ownPath } from '../sys/named-path.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
+import { findHolders, frozenError, heldError, isFrozen } from './holders.ts';
 import { checkHostCanRun, checkStopSignal, isSignal } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';
+import { mountAt } from './mount-table.ts';
 import { nbdSocketPath, withNbdSocket } from './nbd-socket.ts';
 import { isAlive } from './process-identity.ts';
 import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
@@ -243,11 +245,32 @@ export class MachineManager {
     }
   }
 
+  /**
+   * What would keep the machine's filesystem from being unmounted, named; null: nothing that can be seen. `frozen`: it is looked for that too, by
+   * a write, which a frozen filesystem does not answer.
+   */
+  async obstacle(machineId: string, options: { frozen: boolean }): Promise<GodwitError | null> {
+    const { clock } = this.#options;
+    const runtimeDir = this.runtimeDir(machineId);
+    const place = join(runtimeDir, SHIM_FILES.filesystem);
+    if (mountAt(place) === undefined) return null;
+    const state = readShimState(runtimeDir);
+    const own = new Set([...this.#cgroup(machineId).processes(), process.pid]);
+    for (const identity of [state?.shim, state?.volumeServer, state?.machineInit])
+      if (identity) own.add(identity.pid);
+    const held = heldError(place, await findHolders(place, own));
+    if (held !== null || !options.frozen) return held;
+    return (await isFrozen(place, clock)) ? frozenError(place) : null;
+  }
+
   /** SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on at once. Rejects `MACHINE_KILL_STUCK`. */
   async kill(machineId: string): Promise<void> {
+    await this.#cgroup(machineId).killAll(KILL_TIMEOUT_MS);
+  }
+
+  #cgroup(machineId: string): Cgroup {
     const { clock } = this.#options;
-    const cgroup = new Cgroup(cgroupName(this.runtimeDir(machineId)), { layout: readCgroupLayout(), clock });
-    await cgroup.killAll(KILL_TIMEOUT_MS);
+    return new Cgroup(cgroupName(this.runtimeDir(machineId)), { layout: readCgroupLayout(), clock });
   }
 
   async restart(ref: string): Promise<void> {

@@ -58,7 +58,7 @@ test('not more than so many volumes arrive at once', () => {
 
 test('a machine with an obstacle is passed over until its time comes; the others go', () => {
   const error = new GodwitError('MIGRATION_NO_CAPACITY', 'full', { nextAction: 'make room' }).toWire();
-  const obstacles = new Map([['stuck', { error, sinceMs: 0, attempts: 1, retryAtMs: 500 }]]);
+  const obstacles = new Map([['stuck', { error, sinceMs: 0, attempts: 1, retryAtMs: 500, runId: null }]]);
   const machines = [machine('stuck', 1), machine('free', 2)];
   assert.deepEqual(names(nextMoves(machines, [], obstacles, DRAIN_LIMITS, 100)), ['free']);
   assert.deepEqual(names(nextMoves(machines, [], obstacles, DRAIN_LIMITS, 500)), ['stuck']);

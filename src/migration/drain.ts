@@ -49,7 +49,16 @@ export type DrainView = {
 export type LocalMachine = { machineId: string; name: string; volumeBytes: number; usedBytes: number };
 
 /** Why a machine could not be started on its way, and when it is tried again. */
-export type Obstacle = { error: WireError; sinceMs: number; attempts: number; retryAtMs: number };
+export type Obstacle = {
+  error: WireError;
+  /** Wall clock, for people. */
+  sinceMs: number;
+  attempts: number;
+  /** Monotonic clock. */
+  retryAtMs: number;
+  /** The move that ended so, if it was one. */
+  runId: string | null;
+};
 
 export type DrainLimits = {
   /** Machines between their stop and their first healthy answer. */
@@ -69,7 +78,7 @@ export function retryDelayMs(attempts: number): number {
   return Math.min(RETRY_FIRST_MS * 2 ** Math.max(0, attempts - 1), RETRY_MAX_MS);
 }
 
-/** Which machines start their move now. Smallest first, so that most of the worker is free soonest. Pure. */
+/** Which machines start their move now, at `nowMs` of the monotonic clock. Smallest first, so that most of the worker is free soonest. Pure. */
 export function nextMoves(
   machines: readonly LocalMachine[],
   runs: readonly RunView[],
@@ -160,6 +169,8 @@ export type DrainOptions = {
 export class DrainController {
   readonly #options: DrainOptions;
   readonly #obstacles = new Map<string, Obstacle>();
+  /** Moves that ended undone and are known for it. */
+  readonly #learned = new Set<string>();
   /** What the machines looked like when they were last here: their rows stay after they have gone. */
   readonly #seen = new Map<string, LocalMachine>();
   #cancelTimer: (() => void) | null = null;
@@ -199,6 +210,7 @@ export class DrainController {
         .run(target, rekey);
     } else {
       this.#obstacles.clear();
+      this.#learned.clear();
       this.#seen.clear();
       database
         .prepare(
@@ -297,7 +309,13 @@ export class DrainController {
     const machines = await this.#options.machines();
     for (const machine of machines) this.#seen.set(machine.machineId, machine);
     this.#learnFromRuns(runs);
-    for (const machine of nextMoves(machines, runs, this.#obstacles, this.#options.limits, clock.wallMs())) {
+    for (const machine of nextMoves(
+      machines,
+      runs,
+      this.#obstacles,
+      this.#options.limits,
+      clock.monotonicMs(),
+    )) {
       try {
         await this.#options.precheck(machine.machineId, row.target);
         if (!this.desired) return;
@@ -326,7 +344,7 @@ export class DrainController {
       if (run.endedAtMs === null || run.state === 'done' || !run.error) continue;
       const { machineId } = run.input as MigrateOutInput;
       const known = this.#obstacles.get(machineId);
-      if (known && known.sinceMs >= run.endedAtMs) continue;
+      if (known?.runId === run.id || this.#learned.has(run.id)) continue;
       const newer = runs.some(
         (other) =>
           other !== run &&
@@ -337,9 +355,20 @@ export class DrainController {
       const attempts = runs.filter(
         (other) => (other.input as MigrateOutInput).machineId === machineId,
       ).length;
-      const retryAtMs = run.endedAtMs + retryDelayMs(attempts);
-      if (retryAtMs <= this.#options.clock.wallMs()) continue;
-      this.#obstacles.set(machineId, { error: run.error, sinceMs: run.endedAtMs, attempts, retryAtMs });
+      this.#learned.add(run.id);
+      const delayMs = retryDelayMs(attempts);
+      const { clock } = this.#options;
+      // The clock may have been set since: no wait is longer than it was meant to be.
+      const leftMs = Math.min(delayMs, run.endedAtMs + delayMs - clock.wallMs());
+      if (leftMs <= 0) continue;
+      const retryAtMs = clock.monotonicMs() + leftMs;
+      this.#obstacles.set(machineId, {
+        error: run.error,
+        sinceMs: run.endedAtMs,
+        attempts,
+        retryAtMs,
+        runId: run.id,
+      });
     }
   }
 
@@ -351,7 +380,8 @@ export class DrainController {
       error,
       sinceMs: known?.error.code === error.code ? known.sinceMs : nowMs,
       attempts,
-      retryAtMs: nowMs + retryDelayMs(attempts),
+      retryAtMs: this.#options.clock.monotonicMs() + retryDelayMs(attempts),
+      runId: null,
     });
   }
 

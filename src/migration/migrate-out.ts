@@ -340,7 +340,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const subject = subjectOf(context);
           let warmedRegions = 0;
           if (subject.running) {
-            await source.syncEarly(context.input.machineId);
+            await orObstacle(source.syncEarly(context.input.machineId));
             if (subject.volume) warmedRegions = await warmTarget(context);
           }
           return { warmedRegions, stopStartedAtMs: clock.wallMs() };
@@ -357,7 +357,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           } finally {
             cancelSaying();
           }
-          return { stopMs: out(context).stopMs ?? clock.monotonicMs() - startedMs };
+          return {
+            stopMs: out(context).stopMs ?? Math.max(clock.monotonicMs() - startedMs, sinceTheStop(context)),
+          };
         },
         async undo(context) {
           const { subject } = out(context);
@@ -371,9 +373,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const { volume } = subjectOf(context);
           const startedMs = clock.monotonicMs();
           const report =
-            volume && (await source.seal(context.input.machineId, volume.volumeId, volume.generation));
+            volume &&
+            (await orObstacle(source.seal(context.input.machineId, volume.volumeId, volume.generation)));
+          const thisTryMs = clock.monotonicMs() - startedMs;
           return {
-            sealMs: out(context).sealMs ?? clock.monotonicMs() - startedMs,
+            sealMs:
+              out(context).sealMs ?? Math.max(thisTryMs, sinceTheStop(context) - (out(context).stopMs ?? 0)),
             ...(report ? { unusedBytes: report.unusedBytes, freeMapReason: report.reason } : {}),
           };
         },
@@ -557,6 +562,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     ],
   };
 
+  /** Since the first stop signal, over all attempts: the machine has been down for so long, whichever of them did it. */
+  function sinceTheStop(context: Context): number {
+    return clock.wallMs() - (out(context).stopStartedAtMs ?? clock.wallMs());
+  }
+
   /** A machine that takes its time to stop: each word in the log costs a write, and most are gone before. */
   function sayLater(context: Context): () => void {
     return clock.timer(STOP_SILENCE_MS, () => {
@@ -699,6 +709,17 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     }
     options.onProgress?.(context.runId, status);
     return status;
+  }
+}
+
+/** What somebody holds is not let go by trying again, and the machine may be stopped: back at once. What is only slow is tried again. */
+const OBSTACLES = new Set(['MACHINE_FS_HELD', 'MACHINE_FS_FROZEN', 'MACHINE_DEVICE_HELD']);
+
+async function orObstacle<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    throw isGodwitError(error) && OBSTACLES.has(error.code) ? new Abort(error) : error;
   }
 }
 

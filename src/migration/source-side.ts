@@ -46,13 +46,15 @@ export interface SourceSide {
   releaseExport(runId: string): Promise<void>;
   closeExport(runId: string): Promise<void>;
 
-  /** Writes dirty pages out, and looks which blocks are not in use, while the machine still runs: the seal then has less to do. */
+  /**
+   * Rejects `MACHINE_FS_HELD` and `MACHINE_FS_FROZEN` for what would keep the filesystem from being unmounted. Writes dirty pages out, and looks which blocks are not in use, while the machine still runs: the seal then has less to do. */
   syncEarly(machineId: string): Promise<void>;
   /** What the machine will read first when it starts elsewhere. */
   heat(machineId: string): Promise<HeatHint>;
   /** Stops the workload; its volume stays attached. `kill`: when it aborts, the workload is given no more time. */
   stop(machineId: string, kill: AbortSignal): Promise<void>;
-  /** Unmounts, makes all data durable, makes this generation read-only for ever, and notes the blocks that its filesystem does not use. */
+  /**
+   * Rejects `MACHINE_FS_HELD`, `MACHINE_DEVICE_HELD` when somebody holds the filesystem. Unmounts, makes all data durable, makes this generation read-only for ever, and notes the blocks that its filesystem does not use. */
   seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport>;
   /** The sealed generation's free map in base64; null where there is none. */
   freeMap(volumeId: string): Promise<string | null>;

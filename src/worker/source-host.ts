@@ -195,6 +195,9 @@ export class SourceHost implements SourceSide {
       await client.call('volume.command', { op: 'flush', args: {} });
       return;
     }
+    // Whoever holds it now holds it after the stop, when the machine waits for that.
+    const obstacle = await machines.obstacle(machineId, { frozen: true });
+    if (obstacle !== null) throw obstacle;
     // The second pass has only what was written during the first.
     await client.call('fs.sync', {});
     await client.call('fs.sync', {});
@@ -236,7 +239,7 @@ export class SourceHost implements SourceSide {
     if (client) {
       const { volume } = await client.call('status', {});
       if (volume) {
-        await client.call('fs.unmount', {});
+        await unmountOrName(machines, machineId, client);
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });
         await client.call('volume.command', { op: 'seal', args: {} });
@@ -296,10 +299,12 @@ export class SourceHost implements SourceSide {
 
   async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
     const { machines, volumes } = this.#options;
+    const record = await volumes.get(volumeId);
+    // What the seal could not unmount is not unmounted for going back: the machine starts on it as it is.
+    if (record.state !== 'sealed') return;
     // The open volume is of the sealed generation: it is opened anew at the next start.
     await machines.shutdownShim(machineId);
-    const record = await volumes.get(volumeId);
-    if (record.state === 'sealed') await volumes.apply(volumeId, { kind: 'unseal', generation });
+    await volumes.apply(volumeId, { kind: 'unseal', generation });
   }
 
   async start({ machineId, machineName, config, volume }: MoveSubject): Promise<void> {
@@ -334,6 +339,15 @@ export class SourceHost implements SourceSide {
     const record = await volumes.get(volumeId);
     await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
     await volumes.assignMachine(volumeId, null);
+  }
+}
+
+/** Rejects with who holds it, where somebody does. */
+async function unmountOrName(machines: MachineManager, machineId: string, client: ShimClient): Promise<void> {
+  try {
+    await client.call('fs.unmount', {});
+  } catch (error) {
+    throw (await machines.obstacle(machineId, { frozen: false }).catch(() => null)) ?? error;
   }
 }
 
