@@ -1,7 +1,7 @@
 import { crc32c } from '@node-rs/crc32';
 import { assert } from '../base/assert.ts';
 import { GodwitError } from '../base/errors.ts';
-import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
+import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import { type RangeDigest, REGION_BYTES } from '../receipt/range.ts';
 import { SHA256_BYTES } from '../sys/sha256.ts';
 import { blockCountOf } from './validity-map.ts';
@@ -301,30 +301,32 @@ function decodeSector(bytes: Buffer, sector: number): FetchRecord[] | null {
   });
 }
 
-/** The last sector that is not zeros, whole or torn. */
+/** The last sector that is not zeros, whole or torn. Looks from the end: what was written earlier does not matter, however much it is. */
 async function lastUsedSector(device: BlockDevice): Promise<number> {
-  let last = 0;
+  const data = await dataExtents(device);
   const bytes = Buffer.alloc(READ_SECTORS_MAX * SECTOR_BYTES);
-  const look = async (start: number, end: number) => {
-    for (let at = start; at < end; at += bytes.length) {
-      const part = bytes.subarray(0, Math.min(bytes.length, end - at));
-      await device.read(at, part);
-      for (let offset = part.length - SECTOR_BYTES; offset >= 0; offset -= SECTOR_BYTES) {
-        if (part.compare(ZEROS, 0, SECTOR_BYTES, offset, offset + SECTOR_BYTES) === 0) continue;
-        last = (at + offset) / SECTOR_BYTES;
-        break;
-      }
+  for (const { offsetBytes, lengthBytes } of data.toReversed()) {
+    for (let end = offsetBytes + lengthBytes; end > offsetBytes; ) {
+      const start = Math.max(offsetBytes, end - bytes.length);
+      const part = bytes.subarray(0, end - start);
+      await device.read(start, part);
+      for (let at = part.length - SECTOR_BYTES; at >= 0; at -= SECTOR_BYTES)
+        if (part.compare(ZEROS, 0, SECTOR_BYTES, at, at + SECTOR_BYTES) !== 0)
+          return (start + at) / SECTOR_BYTES;
+      end = start;
     }
-  };
-  if (!device.extents) {
-    await look(0, device.lengthBytes);
-    return last;
   }
+  return 0;
+}
+
+async function dataExtents(device: BlockDevice): Promise<Pick<Extent, 'offsetBytes' | 'lengthBytes'>[]> {
+  if (!device.extents) return [{ offsetBytes: 0, lengthBytes: device.lengthBytes }];
+  const data: Extent[] = [];
   for (let offset = 0; offset < device.lengthBytes; ) {
     for (const extent of await device.extents(offset, device.lengthBytes - offset, EXTENTS_LIMIT)) {
       offset = extent.offsetBytes + extent.lengthBytes;
-      if (extent.kind === 'data') await look(extent.offsetBytes, offset);
+      if (extent.kind === 'data') data.push(extent);
     }
   }
-  return last;
+  return data;
 }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { RootHash } from '../receipt/root.ts';
@@ -15,7 +16,7 @@ const BLOCKS = 520;
 const LENGTH = BLOCKS * BLOCK - 512;
 
 /** A clone that is whole: blocks 0 to 63 and the last two came, 64 to 79 were written by the guest, the rest is zeros. */
-async function makeClone() {
+async function makeClone(clock: Clock = systemClock) {
   const source = new MemoryDevice({ lengthBytes: LENGTH });
   const local = new MemoryDevice({ lengthBytes: LENGTH });
   const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(LENGTH) });
@@ -31,6 +32,8 @@ async function makeClone() {
     source,
     log,
     written: writtenMemory,
+    freeMapDigest: null,
+    clock,
     exclusively: async (work) => {
       held.push('held');
       await work();
@@ -54,7 +57,7 @@ async function makeClone() {
     await source.read(first * BLOCK, content);
     return Buffer.from(await sha256(content)).toString('hex');
   };
-  return { source, local, log, written, proof, held, digestAt };
+  return { source, local, log, written, proof, held, digestAt, fetch };
 }
 
 test('what came is told with its digest, and whether it is still there', async () => {
@@ -150,4 +153,51 @@ test('the figures are those of the log', async () => {
     fetchedBytes: bytes,
   });
   assert.notEqual((await proof.figures(null)).root, root.hex());
+});
+
+test('a log that takes longer than one question may is added up over several, once', async () => {
+  // Every look at the clock is a minute later.
+  let nowMs = 0;
+  const slow: Clock = {
+    ...systemClock,
+    monotonicMs: () => {
+      nowMs += 60_000;
+      return nowMs;
+    },
+  };
+  const { proof, log, fetch } = await makeClone(slow);
+  for (let record = 0; record < 2500; record++)
+    await log.append({ first: record % 32, blocks: 1, digest: new Uint8Array(32).fill(record) });
+  let reads = 0;
+  const read = log.read.bind(log);
+  log.read = (...range) => {
+    reads++;
+    return read(...range);
+  };
+  const ask = async <T>(question: () => Promise<T>): Promise<{ answer: T; refusals: number }> => {
+    for (let refusals = 0; ; refusals++) {
+      try {
+        return { answer: await question(), refusals };
+      } catch (error) {
+        assert.ok(isGodwitError(error, 'CLONE_PROOF_GOES_ON'), String(error));
+      }
+    }
+  };
+  const { refusals } = await ask(() => proof.unfetched(0));
+  assert.ok(refusals >= 2, `${refusals} refusals`);
+  const readsBefore = reads;
+  const { answer, refusals: none } = await ask(() => proof.figures(null));
+  assert.equal(none, 0);
+  assert.equal(reads, readsBefore + 1, 'only what came since');
+  assert.equal(answer.ranges, 2504);
+  await fetch(40, 44);
+  const more = await ask(() => proof.figures(null));
+  assert.equal(more.answer.ranges, 2505);
+  assert.notEqual(more.answer.root, answer.root);
+  // The same as somebody gets who reads all of it at once, also under another map.
+  for (const digest of [null, '07'.repeat(32)]) {
+    const root = new RootHash(log.identity.lengthBytes, digest === null ? null : Buffer.from(digest, 'hex'));
+    for (const record of (await read(0, 10_000)).records) root.add(record);
+    assert.equal((await ask(() => proof.figures(digest))).answer.root, root.hex());
+  }
 });

@@ -1,4 +1,6 @@
+import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type {
   FetchedPage,
@@ -24,20 +26,39 @@ export type FetchProofOptions = {
   log: FetchLog;
   /** Blocks that the guest overwrote, or may have (`CloneDeviceOptions.written`). */
   written: MapMemory;
+  /** SHA-256 in hex of the free map that came with the handoff, as far as it is known; null: there was none. */
+  freeMapDigest: string | null;
+  clock: Clock;
   /** Does the work while nobody writes to `local`, and nobody begins to. */
   exclusively: (work: () => Promise<void>) => Promise<void>;
 };
 
+/** How long one question may read the log, in milliseconds; then it says `CLONE_PROOF_GOES_ON`. */
+const SUMMING_MS = 10_000;
+const SUMMED_AT_ONCE = 1024;
+
+/** What the log adds up to, as far as it was read. */
+type Sums = {
+  freeMapDigest: string | null;
+  root: RootHash;
+  ranges: number;
+  comparedBytes: number;
+  /** Blocks with a record. */
+  recorded: ValidityMap;
+  /** The log goes on here. */
+  cursor: number;
+};
+
 /**
  * The target's part of proving a move, for a clone that is whole: says what was fetched and whether the disk still has it, fetches again what was wrong,
- * and adds up. Bounded memory: a page of ranges, one region, and two bits a block.
+ * and adds up. The log is read once, as far as a question has time, and from there on by the next. Bounded memory: a page of ranges, one region, and two bits
+ * a block at most.
  */
 export class FetchProof {
   readonly #options: FetchProofOptions;
   readonly #lengthBytes: number;
   readonly #written: ValidityMap;
-  /** Blocks with a record; made when it is asked for first. */
-  #recorded: ValidityMap | null = null;
+  #sums: Sums | null = null;
 
   constructor(options: FetchProofOptions) {
     this.#options = options;
@@ -65,10 +86,13 @@ export class FetchProof {
     return { ranges, next, ended };
   }
 
-  /** What is local without having been fetched or written: holes and unused blocks, if all is well. From the block `cursor` on. */
+  /**
+   * What is local without having been fetched or written: holes and unused blocks, if all is well. From the block `cursor` on. Rejects `CLONE_PROOF_GOES_ON`
+   * where the log takes longer to read: ask again.
+   */
   async unfetched(cursor: number): Promise<UnfetchedPage> {
     const { blockCount } = this.#written;
-    const explained = await this.#recordedBlocks();
+    const { recorded: explained } = await this.#sum(this.#sums?.freeMapDigest ?? this.#options.freeMapDigest);
     const ranges: UnfetchedPage['ranges'] = [];
     let block = cursor;
     while (block < blockCount && ranges.length < PROOF_RANGES_MAX) {
@@ -93,20 +117,9 @@ export class FetchProof {
     return { results };
   }
 
-  /** `freeMapDigest`: SHA-256 in hex, null where there was no map. */
+  /** `freeMapDigest`: SHA-256 in hex, null where there was no map. Rejects `CLONE_PROOF_GOES_ON` where the log takes longer to read: ask again. */
   async figures(freeMapDigest: string | null): Promise<ProofFigures> {
-    const root = new RootHash(
-      this.#lengthBytes,
-      freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'),
-    );
-    let ranges = 0;
-    let comparedBytes = 0;
-    for await (const record of this.#records()) {
-      root.add(record);
-      ranges++;
-      comparedBytes += rangeBytes(record, this.#lengthBytes);
-    }
-    const recorded = await this.#recordedBlocks();
+    const { root, ranges, comparedBytes, recorded } = await this.#sum(freeMapDigest);
     const lastBlock = recorded.blockCount - 1;
     const cutBytes = recorded.has(lastBlock) ? recorded.blockCount * BLOCK_BYTES - this.#lengthBytes : 0;
     return {
@@ -171,28 +184,55 @@ export class FetchProof {
     await local.flush();
     await log.append({ first, blocks, digest: found });
     await log.flush();
-    if (range.position !== null) await log.retire(range.position);
+    if (range.position !== null) {
+      await log.retire(range.position);
+      // It may have been added up.
+      this.#sums = null;
+    }
     await log.flush();
-    this.#recorded?.setRange(first, first + blocks);
     return { mended: true, storedBytes, leftBytes: content.length - storedBytes };
   }
 
-  async #recordedBlocks(): Promise<ValidityMap> {
-    if (this.#recorded) return this.#recorded;
-    const { blockCount } = this.#written;
-    const recorded = new ValidityMap(new HeapMapMemory(blockCount), blockCount);
-    for await (const { first, blocks } of this.#records()) recorded.setRange(first, first + blocks);
-    this.#recorded = recorded;
-    return recorded;
-  }
-
-  async *#records(): AsyncGenerator<FetchRecord> {
-    for (let cursor = 0, ended = false; !ended; ) {
-      const page = await this.#options.log.read(cursor, 4096);
-      yield* page.records;
-      ({ next: cursor, ended } = page);
+  /** Goes on to the end of the log. */
+  async #sum(freeMapDigest: string | null): Promise<Sums> {
+    const { log, clock } = this.#options;
+    if (this.#sums?.freeMapDigest !== freeMapDigest) this.#sums = this.#noSums(freeMapDigest);
+    const sums = this.#sums;
+    const startedMs = clock.monotonicMs();
+    for (;;) {
+      const page = await log.read(sums.cursor, SUMMED_AT_ONCE);
+      sums.cursor = page.next;
+      for (const record of page.records) {
+        sums.root.add(record);
+        sums.ranges++;
+        sums.comparedBytes += rangeBytes(record, this.#lengthBytes);
+        sums.recorded.setRange(record.first, record.first + record.blocks);
+      }
+      if (page.ended) return sums;
+      if (clock.monotonicMs() - startedMs >= SUMMING_MS) throw goesOn(sums);
+      if (turnIsLong()) await nextTurn();
     }
   }
+
+  #noSums(freeMapDigest: string | null): Sums {
+    const { blockCount } = this.#written;
+    const digest = freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex');
+    return {
+      freeMapDigest,
+      root: new RootHash(this.#lengthBytes, digest),
+      ranges: 0,
+      comparedBytes: 0,
+      recorded: new ValidityMap(new HeapMapMemory(blockCount), blockCount),
+      cursor: 0,
+    };
+  }
+}
+
+function goesOn({ ranges, comparedBytes }: Sums): GodwitError {
+  return new GodwitError('CLONE_PROOF_GOES_ON', 'the log of what was fetched is still being added up', {
+    values: { ranges, addedUpBytes: comparedBytes },
+    nextAction: 'Nothing to do: it is asked again by itself, and goes on where it was.',
+  });
 }
 
 function hex(digest: Uint8Array): string {

@@ -25,6 +25,7 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
     draining: false,
     tls: false,
     plane: 'userspace',
+    holdsFileOf: () => true,
     lacks: (plane) => (plane === 'kernel' ? 'dm_clone: this kernel has no dm_clone' : null),
     encryption: null,
     memoryBytes: 8 * GIB,
@@ -39,6 +40,23 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
 function request(more: Partial<OfferRequest> = {}): OfferRequest {
   return { sourceWorker: 'w1', machine: machine('m'), planned: [], ...more };
 }
+
+test('a volume that the filesystem of a host cannot hold goes to another', () => {
+  const asked: number[] = [];
+  const short = host('w2', {
+    holdsFileOf: (lengthBytes) => {
+      asked.push(lengthBytes);
+      return lengthBytes < 16 * 1024 * GIB;
+    },
+  });
+  assert.equal(evaluateOffer(short, request()).accepted, true);
+  const large = request({ machine: machine('m', { volumeLengthBytes: 16 * 1024 * GIB }) });
+  const offer = evaluateOffer(short, large);
+  assert.equal(offer.accepted, false);
+  assert.match(offer.reason, /filesystem of its volumes cannot hold a file of 16777216 MiB/);
+  assert.deepEqual(asked, [100 * GIB, 16 * 1024 * GIB]);
+  assert.equal(evaluateOffer(host('w3'), large).accepted, true);
+});
 
 test('a sparse volume counts by what it holds, not by its length', () => {
   assert.equal(evaluateOffer(host('w2', { freeDiskBytes: 2 * GIB }), request()).accepted, true);

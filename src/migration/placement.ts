@@ -12,6 +12,8 @@ export type HostLoad = {
   plane: Plane;
   /** What its host lacks for a plane; null: nothing. Looks at the host when it is asked. */
   lacks: (plane: Plane) => string | null;
+  /** Its filesystem can hold a file of this length. Looks at the host when it is asked. */
+  holdsFileOf: (lengthBytes: number) => boolean;
   /** Which encrypted volumes it could open; null: none, it has nobody to ask for keys. */
   encryption: HostCapabilities | null;
   memoryBytes: number;
@@ -73,8 +75,14 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   if (need > freeDiskBytes) {
     return refuse(`disk: needs ${mebibytes(need)}, has ${mebibytes(freeDiskBytes)}`);
   }
+  const { volumeLengthBytes } = request.machine;
+  if (!host.holdsFileOf(volumeLengthBytes)) {
+    return refuse(
+      `disk: the filesystem of its volumes cannot hold a file of ${mebibytes(volumeLengthBytes)}`,
+    );
+  }
   const plane = request.machine.userspaceOnly === undefined ? host.plane : 'userspace';
-  const lacking = request.machine.volumeLengthBytes === 0 ? null : host.lacks(plane);
+  const lacking = volumeLengthBytes === 0 ? null : host.lacks(plane);
   if (lacking !== null) return refuse(planeProblem(plane, lacking, request.machine));
   const locked = encryptionProblem(host, request.machine);
   if (locked !== null) return refuse(locked);

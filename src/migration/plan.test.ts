@@ -33,6 +33,7 @@ function workers(memoryByName: Record<string, number>) {
       tls: false,
       plane: 'userspace',
       lacks: () => null,
+      holdsFileOf: () => true,
       encryption: null,
       memoryBytes,
       cpus: 8,

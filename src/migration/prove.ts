@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type { BlockRange, ProofFigures, StatedRange } from '../receipt/proof.ts';
@@ -47,6 +47,8 @@ type Digested = BlockRange & { digests: Buffer };
 
 /** Ranges that are asked for block by block in one question: 11 KiB of digests each. */
 const BY_BLOCKS_MAX = 32;
+/** A target that is still adding up is left alone for so long. */
+const ASK_AGAIN_MS = 1_000;
 type ToMend = StatedRange & { position: number | null };
 
 /**
@@ -70,7 +72,8 @@ export async function proveMove(options: ProveOptions): Promise<Receipt> {
   await proof.checkUnfetched();
   const compared = await proof.compareFetched(freeMapDigest);
   const body = await makeBody(options, compared, proof.mended, freeMapDigest);
-  const receipt = await peer.countersign(moveId, draftReceipt(body, options.key), signal);
+  const draft = draftReceipt(body, options.key);
+  const receipt = await goingOn(options, () => peer.countersign(moveId, draft, signal));
   return receipts.keep(ownReceipt(options, receipt));
 }
 
@@ -91,7 +94,9 @@ class Proof {
   async checkUnfetched(): Promise<void> {
     const { peer, source, moveId, signal } = this.#options;
     for (let cursor: number | null = 0; cursor !== null; ) {
-      const page: Awaited<ReturnType<Peer['unfetched']>> = await peer.unfetched(moveId, { cursor }, signal);
+      const page: Awaited<ReturnType<Peer['unfetched']>> = await goingOn(this.#options, () =>
+        peer.unfetched(moveId, { cursor: cursor ?? 0 }, signal),
+      );
       for (const range of page.ranges) {
         for (let block: number | null = range.first; block !== null; ) {
           const owed: Awaited<ReturnType<SourceSide['owed']>> = await source.owed(moveId, range, block);
@@ -256,6 +261,21 @@ class Proof {
   }
 }
 
+/** Asks for as long as the target says that it is still adding up; each question brings it on. */
+async function goingOn<T>(
+  { clock, signal }: Pick<ProveOptions, 'clock' | 'signal'>,
+  ask: () => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!isGodwitError(error, 'CLONE_PROOF_GOES_ON')) throw error;
+    }
+    await clock.sleep(ASK_AGAIN_MS, signal);
+  }
+}
+
 /** Its rejection is for whoever waits for it, if anybody still does. */
 function quietly<T>(promise: Promise<T>): Promise<T> {
   promise.catch(() => {});
@@ -270,7 +290,7 @@ async function makeBody(
 ): Promise<ReceiptBody> {
   const { moveId, subject, worker, key, peer, times, clock, signal } = options;
   const { volume } = subject;
-  const figures = await peer.figures(moveId, { freeMapDigest }, signal);
+  const figures = await goingOn(options, () => peer.figures(moveId, { freeMapDigest }, signal));
   const { root } = compared;
   if (
     figures.root !== root ||

@@ -1,4 +1,6 @@
+import { closeSync, constants, ftruncateSync, openSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
+import { errnoOf } from './libc.ts';
 
 /** Magic numbers of include/uapi/linux/magic.h, and of filesystems that keep theirs in their own headers. */
 const names = new Map<number, string>([
@@ -31,4 +33,28 @@ export async function fileSystemOf(path: string): Promise<FileSystem> {
     totalBytes: stats.blocks * stats.bsize,
     availableBytes: stats.bavail * stats.bsize,
   };
+}
+
+/** __O_TMPFILE of include/uapi/asm-generic/fcntl.h: a file without a name. */
+const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
+
+/**
+ * Whether the filesystem of a folder can hold a file of this length, full of holes. True where it cannot be tried: whoever makes the file meets the
+ * answer then.
+ */
+export function holdsFileOf(directory: string, lengthBytes: number): boolean {
+  let fd: number;
+  try {
+    fd = openSync(directory, O_TMPFILE | constants.O_RDWR, 0o600);
+  } catch {
+    return true;
+  }
+  try {
+    ftruncateSync(fd, lengthBytes);
+    return true;
+  } catch (error) {
+    return errnoOf(error) !== 'EFBIG' && errnoOf(error) !== 'EINVAL';
+  } finally {
+    closeSync(fd);
+  }
 }

@@ -30,7 +30,7 @@ import type { DecryptedSource } from './decrypted-source.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
-import { readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
+import { freeMapDigest, readFreeRuns, removeFreeMap, writeFreeMap } from './free-map-file.ts';
 import type { NbdAttachment } from './nbd-attachment.ts';
 import { readRecord } from './record-file.ts';
 import { exportSerial } from './specs.ts';
@@ -338,6 +338,8 @@ export class AttachedVolume {
       source: parts.source,
       log: parts.log,
       written: parts.written.memory,
+      freeMapDigest: await freeMapDigest(this.#spec.volumeDir),
+      clock: this.#options.clock,
       exclusively: (work) => this.#exclusively(work),
     });
     return { proof, stored };

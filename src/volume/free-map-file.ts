@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -53,6 +54,12 @@ export async function readFreeMapFile(volumeDir: string): Promise<Buffer | null>
     if (systemErrorCode(error) === 'ENOENT') return null;
     throw error;
   }
+}
+
+/** SHA-256 of the map as it travelled, in hex. Null: there is none. */
+export async function freeMapDigest(volumeDir: string): Promise<string | null> {
+  const bytes = await readFreeMapFile(volumeDir);
+  return bytes === null ? null : createHash('sha256').update(bytes).digest('hex');
 }
 
 export async function removeFreeMap(volumeDir: string): Promise<void> {

@@ -4,7 +4,7 @@ export * from '../attach/server-spec.ts';
 export { isDataLocked } from './data-lock.ts';
 export { encryptionCapabilities, readGeometry, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
-export { bytesAvoided, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
+export { bytesAvoided, freeMapDigest, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
 export { readImportSource } from './import-source-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';

@@ -12,6 +12,7 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
+import { holdsFileOf } from '../sys/file-system.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { createFetchLog } from './fetch-log-file.ts';
@@ -394,6 +395,11 @@ export class VolumeStore {
       }
       return swept;
     });
+  }
+
+  /** False: the filesystem of the volumes cannot hold a file of this length (ext4 ends below 16 TiB). Looks by making one that nobody sees. */
+  holdsFileOf(lengthBytes: number): boolean {
+    return holdsFileOf(this.directory, lengthBytes);
   }
 
   /** Of the filesystem that holds the volumes, and of the volumes on it. */

@@ -22,6 +22,7 @@ function volumesOf(here: Record<string, number>) {
   const freeBytes = 100 * GIB - usedBytes;
   return {
     capacity: async () => ({ totalBytes: 100 * GIB, freeBytes, usedBytes, logicalBytes: 0 }),
+    holdsFileOf: () => true,
     usedBytes: async (id: string) => {
       if (here[id] === undefined) throw new Error('no such volume');
       return here[id];

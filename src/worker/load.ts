@@ -59,7 +59,7 @@ export type Importing = { volumeId: string; usedBytes: number };
 export async function hostLoad(
   options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'>,
   machines: Pick<MachineManager, 'records'>,
-  volumes: Pick<VolumeStore, 'capacity' | 'usedBytes'>,
+  volumes: Pick<VolumeStore, 'capacity' | 'usedBytes' | 'holdsFileOf'>,
   incoming: readonly PrepareRequest[],
   importing: readonly Importing[],
   draining: boolean,
@@ -85,6 +85,7 @@ export async function hostLoad(
     tls: options.tls !== null && options.plane === 'userspace',
     plane: options.plane,
     lacks,
+    holdsFileOf: (lengthBytes) => volumes.holdsFileOf(lengthBytes),
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
@@ -23,9 +22,9 @@ import type {
   UnfetchedPage,
 } from '../receipt/proof.ts';
 import {
+  freeMapDigest,
   type KeySource,
   noKeysError,
-  readFreeMapFile,
   removeValidityFile,
   type VolumeRecord,
   type VolumeServerStatus,
@@ -228,8 +227,7 @@ export class TargetHost implements TargetSide {
   }
 
   async freeMapDigest(request: PrepareRequest): Promise<string | null> {
-    const freeMap = await readFreeMapFile(this.#options.volumes.folder(volumeOf(request).volumeId));
-    return freeMap === null ? null : createHash('sha256').update(freeMap).digest('hex');
+    return freeMapDigest(this.#options.volumes.folder(volumeOf(request).volumeId));
   }
 
   fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage> {
