@@ -45,7 +45,16 @@ export interface BlockDevice {
    * one may end before the range does. A hole reads as zeros. Devices that cannot tell leave the method out.
    */
   extents?(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]>;
+
+  /**
+   * Resolves when what had been written to the ranges has left every cache that forgets it where the disk refuses it. Not durable: that is `flush`. Rejects when
+   * something that was written through any handle on the same data was refused since the last call on this one that told: what, is not known; so
+   * whoever rests on it writes again all that this call has not confirmed. Devices without such a cache leave the method out.
+   */
+  writeBack?(ranges: readonly ByteRange[]): Promise<void>;
 }
+
+export type ByteRange = { offsetBytes: number; lengthBytes: number };
 
 export type Extent = {
   offsetBytes: number;

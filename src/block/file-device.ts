@@ -6,7 +6,8 @@ import { punchHole } from '../sys/fallocate.ts';
 import { fileExtents } from '../sys/file-extents.ts';
 import { errnoOf } from '../sys/libc.ts';
 import { readNow } from '../sys/read-now.ts';
-import type { BlockDevice, Extent } from './block-device.ts';
+import { startWriteBackOf, writeBackAndWait } from '../sys/sync-file-range.ts';
+import type { BlockDevice, ByteRange, Extent } from './block-device.ts';
 import { checkGeometry, checkRange, closedError, ExtentList, rangeFits, readOnlyError } from './range.ts';
 
 export type FileDeviceOptions = {
@@ -17,6 +18,10 @@ export type FileDeviceOptions = {
   blockBytes?: number;
   /** Default true. False opens a path O_RDONLY. */
   writable?: boolean;
+  /**
+   * Default true: see the class. False is for a caller that keeps all that it wrote since the last flush that succeeded, and writes it again when one fails.
+   */
+  flushFailureStays?: boolean;
 };
 
 /**
@@ -32,6 +37,7 @@ export class FileDevice implements BlockDevice {
   readonly writable: boolean;
   /** For callers that do their own positional I/O on the file. Valid until `close`. */
   readonly fileDescriptor: number;
+  readonly #flushFailureStays: boolean;
   #closed = false;
   /** Calls that use the descriptor. It is closed after the last one, so that no late call hits whatever gets its number next. */
   #inFlight = 0;
@@ -44,6 +50,7 @@ export class FileDevice implements BlockDevice {
     this.lengthBytes = options.lengthBytes;
     this.blockBytes = options.blockBytes ?? 512;
     this.writable = options.writable ?? true;
+    this.#flushFailureStays = options.flushFailureStays ?? true;
     this.fileDescriptor = fileDescriptor;
   }
 
@@ -161,6 +168,18 @@ export class FileDevice implements BlockDevice {
     }
   }
 
+  /** Of all ranges at once, so that the disk has them side by side. */
+  async writeBack(ranges: readonly ByteRange[]): Promise<void> {
+    for (const { offsetBytes, lengthBytes } of ranges) this.#checkMutation(offsetBytes, lengthBytes);
+    this.#enter();
+    try {
+      if (ranges.length > 1) await this.#settled(ranges, startWriteBackOf);
+      await this.#settled(ranges, writeBackAndWait);
+    } finally {
+      this.#leave();
+    }
+  }
+
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
     await this.writeZeroes(offsetBytes, lengthBytes);
   }
@@ -253,8 +272,9 @@ export class FileDevice implements BlockDevice {
     return new Promise((resolve, reject) => {
       fdatasync(this.fileDescriptor, (error) => {
         if (!error) return resolve();
-        this.#flushFailure = ioError('flush', 0, this.lengthBytes, error);
-        reject(this.#flushFailure);
+        const failure = ioError('flush', 0, this.lengthBytes, error);
+        if (this.#flushFailureStays) this.#flushFailure = failure;
+        reject(failure);
       });
     });
   }
@@ -265,6 +285,17 @@ export class FileDevice implements BlockDevice {
       const piece = zeros.subarray(0, Math.min(zeros.length, lengthBytes - done));
       done += await this.#writeSome(offsetBytes + done, piece, 0);
     }
+  }
+
+  /** One call after the other, because each holds a thread of the pool; all of them, also when one failed. */
+  async #settled(ranges: readonly ByteRange[], call: typeof writeBackAndWait): Promise<void> {
+    let failure: GodwitError | null = null;
+    for (const { offsetBytes, lengthBytes } of ranges) {
+      await call(this.fileDescriptor, offsetBytes, lengthBytes).catch((error: unknown) => {
+        failure ??= ioError('write-back', offsetBytes, lengthBytes, error);
+      });
+    }
+    if (failure !== null) throw failure;
   }
 
   #stat(): Promise<{ size: number; blocks: number }> {

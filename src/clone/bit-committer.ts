@@ -46,6 +46,7 @@ type Scope = 'urgent' | 'all';
 export class BitCommitter {
   readonly #local: Flushable;
   readonly #log: Flushable | null;
+  readonly #written: ValidityMap | null;
   readonly #metadata: CloneMetadata;
   readonly #validity: ValidityMap;
   readonly #order: CommitOrder;
@@ -55,25 +56,29 @@ export class BitCommitter {
   #dirtySectors = 0;
   /** The bits of a round, used again by the next: one round runs at a time. */
   #words = new Uint32Array(0);
+  #logFailure: Error | null = null;
   #running: Promise<void> | null = null;
   /** The commit that runs has bits of the guest's. */
   #runningUrgent = false;
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
   /**
-   * `local` has the content that bits vouch for, `log` the digests of what was fetched. `owed` has `owedBytes(metadata.sectorCount)`: zeros, or what the
-   * committer of a dead process left in it.
+   * `local` has the content that bits vouch for, `log` the digests of what was fetched; `written` tells which blocks need none, because the guest wrote them. `owed`
+   * has `owedBytes(metadata.sectorCount)`: zeros, or what the committer of a dead process left in it.
    */
   constructor(
     local: Flushable,
     metadata: CloneMetadata,
     validity: ValidityMap,
     owed: Uint8Array,
-    log: Flushable | null = null,
+    { log, written }: { log: Flushable; written: ValidityMap | null } | { log: null; written?: null } = {
+      log: null,
+    },
     order: CommitOrder = DATA_BEFORE_BITS,
   ) {
     this.#local = local;
     this.#log = log;
+    this.#written = written ?? null;
     this.#metadata = metadata;
     this.#validity = validity;
     this.#order = order;
@@ -87,6 +92,14 @@ export class BitCommitter {
   static owe(owed: Uint8Array, sectorCount: number, first: number, end: number): void {
     owed.fill(URGENT, sectorOf(first), sectorOf(end - 1) + 1);
     owed.fill(1, sectorCount + groupOf(sectorOf(first)), sectorCount + groupOf(sectorOf(end - 1)) + 1);
+  }
+
+  /**
+   * Why bits of fetched blocks are held back though their data is durable: their digests could not be made durable. Null: none is. What the guest wrote
+   * does not wait for that.
+   */
+  get logFailure(): Error | null {
+    return this.#logFailure;
   }
 
   /** True while some bit is set and not durable. */
@@ -263,14 +276,18 @@ export class BitCommitter {
       this.#validity.copyWords(sector * SECTOR_WORDS, into);
       if (turnIsLong()) await nextTurn();
     }
+    let logFailure: Error | null = null;
     try {
       await this.#order(
         async () => {
           // Without bits nothing rests on the log.
-          await Promise.all([this.#local.flush(), sectors.length === 0 ? null : this.#log?.flush()]);
+          const log = sectors.length === 0 ? null : this.#log;
+          const [, failure] = await Promise.all([this.#local.flush(), log?.flush().then(nothing, asError)]);
+          logFailure = failure ?? null;
         },
         async () => {
           if (sectors.length === 0) return;
+          if (logFailure !== null) await this.#withoutFetched(sectors, words, logFailure);
           await this.#metadata.write(sectors, words);
           await this.#metadata.flush();
         },
@@ -279,8 +296,33 @@ export class BitCommitter {
       for (const sector of sectors) this.#become(sector, URGENT);
       throw error;
     }
-    for (const sector of sectors) if (this.#states[sector] === TAKEN) this.#become(sector, CLEAN);
+    for (const sector of sectors) {
+      if (this.#states[sector] === TAKEN) this.#become(sector, logFailure === null ? CLEAN : LAZY);
+    }
+    if (sectors.length > 0) this.#logFailure = logFailure;
   }
+
+  /** Takes the bits out that rest on the log: all but those that are durable and those of blocks that the guest wrote. */
+  async #withoutFetched(sectors: readonly number[], words: Uint32Array, failure: Error): Promise<void> {
+    const written = this.#written;
+    if (written === null) throw failure;
+    const own = new Uint32Array(SECTOR_WORDS);
+    for (const [position, sector] of sectors.entries()) {
+      const durable = await this.#metadata.readSector(sector);
+      written.copyWords(sector * SECTOR_WORDS, own);
+      const bits = words.subarray(position * SECTOR_WORDS, (position + 1) * SECTOR_WORDS);
+      for (let index = 0; index < SECTOR_WORDS; index++)
+        bits[index]! &= own[index]! | (durable?.[index] ?? 0);
+    }
+  }
+}
+
+function nothing(): null {
+  return null;
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
 }
 
 /** Length of what a committer keeps of `sectorCount` sectors: a state for each, and for each group whether one of them is not clean. */

@@ -546,6 +546,7 @@ test('a sequential reader is read ahead for, a random one gets the 64 KiB around
   for (let index = 0; index < 20; index++) {
     await readOf(random.clone, ((index * 7919 * 16) % 262_144) * BLOCK, BLOCK);
   }
+  await settle(); // what was brought around the last miss
   assert.equal(random.clone.hydrationStatus().wireBytes, 20 * 16 * BLOCK);
   await random.clone.close();
 });

@@ -8,6 +8,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import { extentsOfRuns } from '../freemap/run-extents.ts';
+import type { ArrivalStore } from './arrival.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
@@ -24,6 +25,11 @@ import type { ZeroLog } from './zero-log.ts';
 export type CloneDeviceOptions = LiveMap & {
   /** A sparse file that was fresh (all zeros) when the clone was made. */
   local: BlockDevice;
+  /**
+   * The same file on a handle of its own, for what is fetched (arrival.ts). Where the file has a page cache it is told of each failed write-back
+   * once a handle: what a fetched block needs to know must not be taken from the guest's flush, nor the other way round. Default `local`; the owner closes it.
+   */
+  arrivals?: ArrivalStore;
   /** The sealed volume. Only read. A read may take as long as an outage does. */
   source: CloneSource;
   /** Opened or created for this clone. */
@@ -62,6 +68,10 @@ export type CloneDeviceOptions = LiveMap & {
    * from `written`; without it every flush makes all bits durable. Default false.
    */
   localWrittenByOthers?: boolean;
+  /** Fetched bytes between the wire and their place at most; then misses wait too. Default 64 MiB. */
+  heldBytesMax?: number;
+  /** Told whenever it changes: fetched bytes that a SIGKILL would make the next process fetch again. */
+  onUnplaced?: (bytes: number) => void;
   /** Payload that earlier processes counted for this clone. */
   wireBytesBefore?: number;
   /** All blocks are local, durably. Called once, also for a clone that is opened whole. */
@@ -79,6 +89,8 @@ const COMMIT_INTERVAL_MS = 2_000;
 const UNCOMMITTED_BYTES_MAX = 512 * 2 ** 20;
 /** Pages of the map of written blocks that are looked at between two commits. */
 const COMPACTED_PAGES = 256;
+/** The background copy rests while so much that arrived is on its way to the disk: the guest's own writes queue behind it there. */
+const UNPLACED_BACKGROUND_BYTES_MAX = 16 * 2 ** 20;
 /** After a full local disk or a failing source. */
 const HOLD_AFTER_FAILURE_MS = 1_000;
 
@@ -99,8 +111,8 @@ type Change = {
  * when somebody needs it or the hydrator gets to it, is stored locally, and never read there again. Writes stay local.
  *
  * What holds, and why:
- * - A block is present when its bit is set. The bit is set after its bytes are in the local device, so reads of
- *   present blocks (also by other threads) need only the local device, and it never goes back.
+ * - A block is present when its bit is set. The bit of a fetched block is set after the disk has its bytes (arrival.ts), that of a written one after
+ *   the write. So reads of present blocks (also by other threads) need only the local device, and it never goes back.
  * - An absent block has at most one owner (in-flight.ts). Fetches of a block, and mutations of it, so happen one
  *   after the other; a mutation of whole blocks takes them over from a fetch that is on the wire.
  * - All mutations go through this object (it has to know which of them stand on bits that are not durable yet), or it is told
@@ -129,6 +141,8 @@ export class CloneDevice implements BlockDevice {
   readonly #localMutations = new Set<Promise<void>>();
   #uncommittedBytes = 0;
   #committing = false;
+  /** Why bits could not be made durable at the last try; null: they could. */
+  #commitError: string | null = null;
   #cancelCommitTimer: () => void = () => {};
   #completeNoted = false;
   #started = false;
@@ -151,7 +165,7 @@ export class CloneDevice implements BlockDevice {
     for (const block of options.zeroLog?.blocks ?? []) this.#written?.setRange(block, block + 1);
     this.#readAhead = new ReadAhead(validity.blockCount);
     this.#fetcher = new Fetcher({
-      local: options.local,
+      store: options.arrivals ?? options.local,
       source: options.source,
       validity,
       inFlight: this.#inFlight,
@@ -162,6 +176,8 @@ export class CloneDevice implements BlockDevice {
       logger: this.#logger,
       policy: options.sourceErrorPolicy ?? 'wait',
       onEnded: (fetch, stored) => this.#fetchEnded(fetch, stored),
+      ...(options.onUnplaced && { onUnplaced: options.onUnplaced }),
+      ...(options.heldBytesMax !== undefined && { heldBytesMax: options.heldBytesMax }),
     });
     const uncommittedBytesMax = options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX;
     this.#hydrator = new Hydrator({
@@ -178,7 +194,9 @@ export class CloneDevice implements BlockDevice {
         floorBytes: options.windowFloorBytes ?? WINDOW_FLOOR_BYTES,
         maxBytes: options.windowMaxBytes ?? WINDOW_MAX_BYTES,
       },
-      mayStore: () => this.#uncommittedBytes < uncommittedBytesMax,
+      mayStore: () =>
+        this.#uncommittedBytes < uncommittedBytesMax &&
+        this.#fetcher.unplacedBytes < UNPLACED_BACKGROUND_BYTES_MAX,
       onMarked: () => this.#noteCompletion(),
     });
   }
@@ -202,19 +220,22 @@ export class CloneDevice implements BlockDevice {
     const blockBytes = options.blockBytes ?? DEFAULT_BLOCK_BYTES;
     assert(local.blockBytes <= blockBytes, 'the local device can address what the clone can');
     const validity = new ValidityMap(options.validity, blockCountOf(lengthBytes));
+    const { fetchLog } = options;
+    const written = options.written ? new ValidityMap(options.written, validity.blockCount) : null;
     const committer = new BitCommitter(
       local,
       metadata,
       validity,
       options.owed,
-      options.fetchLog ?? null,
+      fetchLog ? { log: fetchLog, written } : { log: null },
       seams.commitOrder,
     );
-    const written =
-      options.written && !options.writtenIsCurrent
-        ? new ValidityMap(options.written, validity.blockCount, { counted: false })
-        : null;
-    await loadDurableBits(metadata, validity, options.validityIsCurrent, written);
+    await loadDurableBits(
+      metadata,
+      validity,
+      options.validityIsCurrent,
+      options.writtenIsCurrent ? null : written,
+    );
     return new CloneDevice(options, validity, committer);
   }
 
@@ -285,7 +306,8 @@ export class CloneDevice implements BlockDevice {
   }
 
   hydrationStatus(): HydrationStatus {
-    return this.#hydrator.status(this.#options.wireBytesBefore ?? 0);
+    const status = this.#hydrator.status(this.#options.wireBytesBefore ?? 0);
+    return { ...status, lastError: this.#commitError ?? status.lastError };
   }
 
   missStatistics(): MissStatistics {
@@ -363,6 +385,7 @@ export class CloneDevice implements BlockDevice {
     this.checkComplete();
     this.#hydrator.stop();
     await this.#commitEverything();
+    if (this.#committer.logFailure !== null) throw this.#committer.logFailure;
     this.#finished = true;
     this.#cancelCommitTimer();
   }
@@ -549,7 +572,7 @@ export class CloneDevice implements BlockDevice {
       const owner = this.#inFlight.ownerOf(block);
       if (owner !== null && (owner.kind === 'mutation' || owner.state === 'storing')) {
         await ended(owner); // nothing of this is at the source
-      } else if (change.zeroes && (await this.#zeroPart(block, from, to, owner))) {
+      } else if (change.zeroes && owner?.state !== 'stored' && (await this.#zeroPart(block, from, to))) {
         return;
       } else {
         const content = await this.#takeContent(block, owner);
@@ -568,7 +591,7 @@ export class CloneDevice implements BlockDevice {
    * Zeroes a part of an absent block without its content, which gets the zeros when it arrives. False: that cannot be, and nothing was done. A block that has no
    * other content left is local.
    */
-  async #zeroPart(block: number, from: number, to: number, owner: Fetch | null): Promise<boolean> {
+  async #zeroPart(block: number, from: number, to: number): Promise<boolean> {
     const zeros = this.#options.zeroLog;
     if (!zeros || zeros.full) return false;
     const start = block * BLOCK_BYTES;
@@ -581,9 +604,7 @@ export class CloneDevice implements BlockDevice {
       await this.#makeLocal(block, block + 1, () => this.#local.writeZeroes(start, stop - start));
       return true;
     }
-    const added = zeros.add(block, mask);
-    if (owner?.state === 'kept') this.#fetcher.applyZeros(owner);
-    await added;
+    await zeros.add(block, mask);
     return true;
   }
 
@@ -605,7 +626,7 @@ export class CloneDevice implements BlockDevice {
           release(fetch, block, block + 1);
           const mutation: Mutation = { kind: 'mutation', first: block, end: block + 1, waiters: [] };
           this.#inFlight.add(mutation);
-          resolve({ bytes: fetch.buffer.slice(from, from + lengthBytes), mutation });
+          resolve({ bytes: new Uint8Array(fetch.buffer.subarray(from, from + lengthBytes)), mutation });
         },
         failed: reject,
         again: () => resolve(null),
@@ -661,7 +682,8 @@ export class CloneDevice implements BlockDevice {
     if (this.#uncommittedBytes >= (this.#options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX) / 2) {
       void this.#commitInBackground();
     }
-    if (fetch.purpose !== 'miss') this.#hydrator.fetched(this.#clock.monotonicMs() - fetch.startedAtMs);
+    if (fetch.purpose !== 'miss')
+      this.#hydrator.fetched(Math.max(0, this.#clock.monotonicMs() - fetch.startedAtMs));
     this.#noteCompletion();
     this.#hydrator.pump();
   }
@@ -682,6 +704,7 @@ export class CloneDevice implements BlockDevice {
   async #tellHydrated(): Promise<void> {
     try {
       await this.#commitEverything();
+      if (this.#committer.logFailure !== null) throw this.#committer.logFailure;
     } catch (error) {
       this.#logger.warn(
         { error: messageOf(error) },
@@ -701,7 +724,15 @@ export class CloneDevice implements BlockDevice {
 
   async #commitEverything(): Promise<void> {
     const owedBytes = this.#uncommittedBytes;
-    await this.#committer.commitAll();
+    try {
+      await this.#committer.commitAll();
+    } catch (error) {
+      this.#commitError = `making validity bits durable: ${messageOf(error)}`;
+      throw error;
+    }
+    const { logFailure } = this.#committer;
+    this.#commitError =
+      logFailure && `making the digests of fetched blocks durable: ${messageOf(logFailure)}`;
     this.#uncommittedBytes -= Math.min(owedBytes, this.#uncommittedBytes);
   }
 
@@ -745,9 +776,9 @@ async function loadDurableBits(
   validityIsCurrent: boolean,
   written: ValidityMap | null,
 ): Promise<void> {
-  // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
-  await metadata.flush();
   if (!validityIsCurrent) {
+    // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
+    await metadata.flush();
     const { blockCount } = validity;
     await metadata.load(
       (sector, durable) => {

@@ -19,8 +19,9 @@ import { blockCountOf } from './validity-map.ts';
  *   record       0  6  first block                8  32  SHA-256 of the content
  *                6  2  blocks; 0: the record does not count any more (its range was fetched again)
  *
- * All integers are little-endian. A sector is filled up by writing it again. After a crash a new one is begun; one that is torn was never durable, and no
- * validity bit rests on it.
+ * All integers are little-endian. A sector is filled up by writing it again, which must not tear the records that are durable in it: a page is changed only when the
+ * last write of it has been written back, so that what is on its way to the disk is never half of one and half of the other. After a crash a new sector is begun;
+ * one that is torn was never durable, and no validity bit rests on it.
  */
 const MAGIC = Buffer.from('GWFETCH\0', 'latin1');
 const FORMAT_VERSION = 1;
@@ -65,6 +66,9 @@ export class FetchLog {
   #working: Promise<void> = Promise.resolve();
   #writing = false;
   #dirty = true;
+  /** Sectors that were written since the last flush that succeeded, as they are now: where one fails, they are written again before the next. */
+  readonly #unflushed = new Map<number, Buffer>();
+  #mustRewrite = false;
   #flushing: Promise<void> | null = null;
 
   private constructor(
@@ -137,16 +141,31 @@ export class FetchLog {
     while (this.#flushing !== null) await this.#flushing;
     if (!this.#dirty) return;
     this.#dirty = false;
-    const flushed = this.#device.flush();
+    const flushed = this.#flushOnce();
     const settled = flushed
       .catch(() => {
         this.#dirty = true;
+        this.#mustRewrite = true;
       })
       .then(() => {
         this.#flushing = null;
       });
     this.#flushing = settled;
     await flushed;
+  }
+
+  async #flushOnce(): Promise<void> {
+    if (this.#mustRewrite) {
+      await this.#exclusively(async () => {
+        for (const [sector, bytes] of this.#unflushed) await this.#put(sector, bytes);
+        this.#mustRewrite = false;
+      });
+      this.#dirty = false;
+    }
+    const covered = new Map(this.#unflushed);
+    await this.#device.flush();
+    for (const [sector, bytes] of covered)
+      if (this.#unflushed.get(sector) === bytes) this.#unflushed.delete(sector);
   }
 
   /** The record does not count any more. */
@@ -222,30 +241,39 @@ export class FetchLog {
     this.#writing = false;
   }
 
+  /** The sectors of a batch follow each other, and are written as one. */
   async #write(ranges: readonly RangeDigest[]): Promise<void> {
-    let done = 0;
-    while (done < ranges.length) {
+    const sectors: Buffer[] = [];
+    let first = 0;
+    for (let done = 0; done < ranges.length; ) {
       this.#open ??= this.#begin();
       const { bytes, sector } = this.#open;
+      if (sectors.length === 0) first = sector;
       const count = Math.min(ranges.length - done, RECORDS_A_SECTOR - this.#open.records);
       for (let index = 0; index < count; index++) {
-        const { first, blocks, digest } = ranges[done + index]!;
+        const { first: firstBlock, blocks, digest } = ranges[done + index]!;
         const at = SECTOR_HEADER_BYTES + (this.#open.records + index) * RECORD_BYTES;
-        bytes.writeUIntLE(first, at, 6);
+        bytes.writeUIntLE(firstBlock, at, 6);
         bytes.writeUInt16LE(blocks, at + 6);
         bytes.set(digest, at + 8);
       }
       this.#open.records += count;
       done += count;
       seal(bytes, sector, this.#open.records);
-      await this.#put(sector, bytes);
+      sectors.push(bytes);
       if (this.#open.records === RECORDS_A_SECTOR) this.#open = null;
     }
+    await this.#put(first, Buffer.concat(sectors));
   }
 
+  /** Whole sectors from `sector` on. Written back when it resolves: nothing of their pages is on its way to the disk when they are changed the next time. */
   async #put(sector: number, bytes: Buffer): Promise<void> {
+    const offsetBytes = sector * SECTOR_BYTES;
+    for (let at = 0; at < bytes.length; at += SECTOR_BYTES)
+      this.#unflushed.set(sector + at / SECTOR_BYTES, Buffer.from(bytes.subarray(at, at + SECTOR_BYTES)));
     try {
-      await this.#device.write(sector * SECTOR_BYTES, bytes);
+      await this.#device.write(offsetBytes, bytes);
+      await this.#device.writeBack?.([{ offsetBytes, lengthBytes: bytes.length }]);
     } finally {
       // Not before the write: a flush that began meanwhile did not cover it. Also when it failed: some of it may be there.
       this.#dirty = true;

@@ -1,35 +1,25 @@
 import { assert } from '../base/assert.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { closedError } from '../block/range.ts';
+import { type ArrivalStore, Arrivals } from './arrival.ts';
 import type { BitCommitter } from './bit-committer.ts';
-import { BufferPool } from './buffer-pool.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
-import {
-  type Fetch,
-  type FetchPurpose,
-  type FetchWaiter,
-  type InFlight,
-  owns,
-  release,
-} from './in-flight.ts';
+import type { Fetch, FetchPurpose, FetchWaiter, InFlight } from './in-flight.ts';
 import type { ValidityMap } from './validity-map.ts';
 import type { ZeroLog } from './zero-log.ts';
 
 /** Largest fetch; longer ranges are several. */
 export const FETCH_BLOCKS_MAX = REGION_BYTES_MAX / BLOCK_BYTES;
-const SMALL_FETCH_BYTES = 64 * 1024;
-const SMALL_BUFFERS_KEPT = 64;
-const LARGE_BUFFERS_KEPT = 16;
+const BUFFER_BYTES_KEPT = 16 * 2 ** 20;
+const NO_BYTES = new Uint8Array(0);
 const RETRY_FIRST_MS = 100;
 const RETRY_MAX_MS = 5_000;
-const STORE_RETRY_MS = 1_000;
-/** Content that could not be stored is kept up to this much: the window of the background copy, and some misses. */
-const KEPT_BYTES_MAX = 16 * 2 ** 20;
 const UNSTORED_MAX = 65_536;
 
 export type SourceErrorPolicy = 'wait' | 'error';
@@ -43,7 +33,8 @@ const GUEST = { priority: 'guest' } as const;
 const BACKGROUND = { priority: 'background' } as const;
 
 export type FetcherOptions = {
-  local: BlockDevice;
+  /** Where fetched content goes. */
+  store: ArrivalStore;
   source: CloneSource;
   validity: ValidityMap;
   inFlight: InFlight;
@@ -58,13 +49,17 @@ export type FetcherOptions = {
   policy: SourceErrorPolicy;
   /** A fetch has ended; `stored`: its blocks are local now. */
   onEnded: (fetch: Fetch, stored: boolean) => void;
+  /** Bytes that arrived and are not in place for certain, whenever that changes. */
+  onUnplaced?: (bytes: number) => void;
+  /** Bytes between the wire and their place at most. Default 64 MiB. */
+  heldBytesMax?: number;
 };
 
-/** Brings blocks from the source and stores them: the only place that reads the source's content. */
+/** Brings blocks from the source: the only place that reads its content. What becomes of it then is in arrival.ts. */
 export class Fetcher {
   readonly #options: FetcherOptions;
-  readonly #smallBuffers = new BufferPool(SMALL_FETCH_BYTES, SMALL_BUFFERS_KEPT);
-  readonly #largeBuffers = new BufferPool(REGION_BYTES_MAX, LARGE_BUFFERS_KEPT);
+  readonly #arrivals: Arrivals;
+  readonly #buffers = new BufferPool(BUFFER_BYTES_KEPT);
   /** Blocks that came and are not local, to count the ones that come twice: the latest `UNSTORED_MAX`. */
   readonly #unstored = new Set<number>();
   readonly #storing = new Set<Promise<void>>();
@@ -77,12 +72,10 @@ export class Fetcher {
   #failingSinceMs: number | null = null;
   #consecutiveFailures = 0;
   #lastError: string | null = null;
-  #storeError: string | null = null;
-  /** Buffers of fetches whose content is here and could not be stored yet. */
-  #keptBytes = 0;
 
   constructor(options: FetcherOptions) {
     this.#options = options;
+    this.#arrivals = new Arrivals(options);
     this.#policy = options.policy;
   }
 
@@ -101,7 +94,12 @@ export class Fetcher {
 
   /** The last failure of the source or of storing what it sent; null when all is well again. */
   get lastError(): string | null {
-    return this.#storeError ?? this.#lastError;
+    return this.#arrivals.error ?? this.#lastError;
+  }
+
+  /** Bytes that arrived and whose bits are not set yet. */
+  get unplacedBytes(): number {
+    return this.#arrivals.unplacedBytes;
   }
 
   /** Since when the source has been failing; null when its last answer was good. */
@@ -130,8 +128,6 @@ export class Fetcher {
   start(first: number, end: number, purpose: FetchPurpose): Fetch {
     assert(end > first && end - first <= FETCH_BLOCKS_MAX, 'a fetch has 1 to FETCH_BLOCKS_MAX blocks');
     const blocks = end - first;
-    const pool = blocks * BLOCK_BYTES <= SMALL_FETCH_BYTES ? this.#smallBuffers : this.#largeBuffers;
-    const buffer = pool.take();
     const fetch: Fetch = {
       kind: 'fetch',
       first,
@@ -139,11 +135,12 @@ export class Fetcher {
       purpose,
       released: null,
       state: 'fetching',
-      buffer,
-      asArrived: buffer,
+      buffer: NO_BYTES,
+      asArrived: NO_BYTES,
+      contentBytes: Math.min(end * BLOCK_BYTES, this.#options.source.lengthBytes) - first * BLOCK_BYTES,
       contentWaiters: [],
       waiters: [],
-      startedAtMs: this.#options.clock.monotonicMs(),
+      startedAtMs: Number.POSITIVE_INFINITY,
       retryNow: null,
     };
     this.#options.inFlight.add(fetch);
@@ -162,11 +159,11 @@ export class Fetcher {
     fetch.retryNow?.();
   }
 
-  /** The guest zeroed sectors of a fetch whose content is here and not being stored, or is about to be. */
-  applyZeros(fetch: Fetch): void {
+  /** The guest zeroed sectors of it while it was on the wire, or before. */
+  #applyZeros(fetch: Fetch): void {
     const { zeros } = this.#options;
     if (zeros === null) return;
-    const content = fetch.buffer.subarray(0, this.#byteLength(fetch));
+    const content = fetch.buffer.subarray(0, fetch.contentBytes);
     const applied = zeros.applied(fetch.first, content);
     if (applied !== content) fetch.buffer = applied;
   }
@@ -181,42 +178,59 @@ export class Fetcher {
   /** Fails who waits with `BLOCK_CLOSED`; resolves when nothing writes to the local device any more. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#arrivals.close();
     for (const entry of [...this.#options.inFlight.entries]) {
       if (entry.kind !== 'fetch') continue;
       const wake = entry.retryNow;
-      if (entry.state === 'kept') wake?.();
-      if (entry.state !== 'fetching') continue;
-      this.#end(entry, (waiter) => waiter.failed(closedError()));
+      if (entry.state === 'fetching') this.#end(entry, (waiter) => waiter.failed(closedError()));
       wake?.();
     }
     await Promise.all(this.#storing);
   }
 
   async #run(fetch: Fetch): Promise<void> {
-    const bytes = fetch.buffer.subarray(0, this.#byteLength(fetch));
-    const outcome = await this.#readSource(fetch, bytes);
-    if (this.#closed) return; // `close` has ended the fetch; its buffer is not used again
+    const lengthBytes = (fetch.end - fetch.first) * BLOCK_BYTES;
+    const room = this.#arrivals.admit(lengthBytes);
+    if (room !== null) await room;
+    try {
+      await this.#bring(fetch);
+    } finally {
+      this.#arrivals.leave(lengthBytes);
+    }
+  }
+
+  async #bring(fetch: Fetch): Promise<void> {
+    if (this.#closed) return; // `close` has ended the fetch
+    // Whoever took blocks over while this waited for room must not have them asked for.
+    const outcome = fetch.released !== null ? 'again' : await this.#readSource(fetch);
+    if (this.#closed) return; // the same; its buffer is not used again
     if (outcome !== 'arrived') {
       this.#end(fetch, (waiter) => (outcome === 'again' ? waiter.again() : waiter.failed(outcome)));
       this.#recycle(fetch);
       this.#options.onEnded(fetch, false);
       return;
     }
-    this.#countArrival(fetch, bytes.length);
-    this.applyZeros(fetch);
+    this.#countArrival(fetch);
+    this.#applyZeros(fetch);
     fetch.state = 'storing';
     const waiters = fetch.contentWaiters;
     fetch.contentWaiters = [];
     for (const waiter of waiters) waiter.arrived(fetch);
-    const storing = this.#store(fetch);
+    const storing = this.#place(fetch);
     this.#storing.add(storing);
     await storing;
     this.#storing.delete(storing);
   }
 
   /** An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not be asked for again. */
-  async #readSource(fetch: Fetch, into: Uint8Array): Promise<'arrived' | 'again' | Error> {
-    const { source } = this.#options;
+  async #readSource(fetch: Fetch): Promise<'arrived' | 'again' | Error> {
+    const { source, clock } = this.#options;
+    fetch.startedAtMs = clock.monotonicMs();
+    const { buffer, byteOffset, length } = this.#buffers.take(fetch.contentBytes);
+    // Not as a Buffer, whose `slice` is no copy.
+    fetch.asArrived = new Uint8Array(buffer, byteOffset, length);
+    fetch.buffer = fetch.asArrived;
+    const into = fetch.buffer.subarray(0, fetch.contentBytes);
     for (;;) {
       try {
         await source.read(fetch.first * BLOCK_BYTES, into, fetch.purpose === 'miss' ? GUEST : BACKGROUND);
@@ -244,56 +258,13 @@ export class Fetcher {
     });
   }
 
-  /**
-   * Writes what the fetch still owns to the local device, then sets the bits. Where that fails (a full disk), the content is kept and
-   * tried again, so that it need not cross the wire twice; it counts in the window, so the background copy comes to rest by itself. Never rejects.
-   */
-  async #store(fetch: Fetch): Promise<void> {
-    let stored = await this.#tryStore(fetch);
-    if (!stored && this.#keptBytes + fetch.asArrived.length <= KEPT_BYTES_MAX) {
-      this.#keptBytes += fetch.asArrived.length;
-      while (!stored && !this.#closed) {
-        fetch.state = 'kept';
-        await this.#waitBeforeRetry(fetch, STORE_RETRY_MS);
-        if (this.#closed) break;
-        fetch.state = 'storing';
-        stored = await this.#tryStore(fetch);
-      }
-      this.#keptBytes -= fetch.asArrived.length;
-    }
+  /** Never rejects. */
+  async #place(fetch: Fetch): Promise<void> {
+    const placed = await this.#arrivals.place(fetch);
     this.#noteUnstored(fetch);
     this.#end(fetch, () => {}); // nobody waits for content: it was there before
     this.#recycle(fetch);
-    this.#options.onEnded(fetch, stored);
-  }
-
-  async #tryStore(fetch: Fetch): Promise<boolean> {
-    const { local, validity, committer, log, logger } = this.#options;
-    // All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the rest.
-    const logged = log?.record(fetch.first, fetch.asArrived.subarray(0, this.#byteLength(fetch)));
-    const results = await Promise.allSettled([
-      logged,
-      ...ownedRuns(fetch).map(async ({ first, end }) => {
-        await local.write(first * BLOCK_BYTES, this.#content(fetch, first, end));
-        await logged;
-        committer.hydrated(first, end);
-        validity.setRange(first, end);
-        // Local from here on: the guest may write there, and a second try for the others must not.
-        release(fetch, first, end);
-      }),
-    ]);
-    const failed = results.find((result) => result.status === 'rejected');
-    if (failed === undefined) {
-      this.#storeError = null;
-      return true;
-    }
-    const { reason } = failed;
-    if (this.#storeError === null) {
-      logger.warn({ error: messageOf(reason), firstBlock: fetch.first }, 'cannot store hydrated blocks');
-    }
-    const code = isGodwitError(reason) ? `${reason.code}: ` : '';
-    this.#storeError = `storing hydrated blocks: ${code}${messageOf(reason)}`;
-    return false;
+    this.#options.onEnded(fetch, placed);
   }
 
   #end(fetch: Fetch, tell: (waiter: FetchWaiter) => void): void {
@@ -304,25 +275,14 @@ export class Fetcher {
     for (const waiter of waiters) tell(waiter);
   }
 
-  #content(fetch: Fetch, first: number, end: number): Uint8Array {
-    const lastByte = Math.min((end - fetch.first) * BLOCK_BYTES, this.#byteLength(fetch));
-    return fetch.buffer.subarray((first - fetch.first) * BLOCK_BYTES, lastByte);
-  }
-
-  /** The last block of a device may be cut short by its end. */
-  #byteLength(fetch: Fetch): number {
-    const endBytes = Math.min(fetch.end * BLOCK_BYTES, this.#options.source.lengthBytes);
-    return endBytes - fetch.first * BLOCK_BYTES;
-  }
-
   #recycle(fetch: Fetch): void {
-    const small = fetch.asArrived.length === SMALL_FETCH_BYTES;
-    (small ? this.#smallBuffers : this.#largeBuffers).give(fetch.asArrived);
+    const { buffer, byteOffset, length } = fetch.asArrived;
+    if (length > 0) this.#buffers.give(Buffer.from(buffer, byteOffset, length));
   }
 
-  #countArrival(fetch: Fetch, bytes: number): void {
+  #countArrival(fetch: Fetch): void {
     const { clock, logger } = this.#options;
-    this.#wireBytes += bytes;
+    this.#wireBytes += fetch.contentBytes;
     if (this.#unstored.size > 0) {
       for (let block = fetch.first; block < fetch.end; block++)
         if (this.#unstored.has(block)) this.#blocksFetchedTwice++;
@@ -366,19 +326,6 @@ export class Fetcher {
   #countEnd(fetch: Fetch): void {
     if (fetch.purpose !== 'miss') this.#backgroundBytes -= (fetch.end - fetch.first) * BLOCK_BYTES;
   }
-}
-
-/** The runs of blocks that no mutation has taken over. */
-function ownedRuns(fetch: Fetch): { first: number; end: number }[] {
-  if (fetch.released === null) return [{ first: fetch.first, end: fetch.end }];
-  const runs: { first: number; end: number }[] = [];
-  for (let block = fetch.first; block < fetch.end; block++) {
-    if (!owns(fetch, block)) continue;
-    const last = runs.at(-1);
-    if (last?.end === block) last.end++;
-    else runs.push({ first: block, end: block + 1 });
-  }
-  return runs;
 }
 
 function sourceFailedError(fetch: Fetch, cause: unknown): GodwitError {

@@ -11,6 +11,7 @@ const fetchOf = (first: number, end: number): Fetch => ({
   state: 'fetching',
   buffer: new Uint8Array(0),
   asArrived: new Uint8Array(0),
+  contentBytes: 0,
   contentWaiters: [],
   waiters: [],
   startedAtMs: 0,

@@ -29,17 +29,20 @@ export type Fetch = {
   /** Blocks of the fetch that it no longer owns: a mutation took them over while it was on the wire. null: none. */
   released: Uint8Array | null;
   /**
-   * `fetching`: on the wire, blocks can still be taken over. `storing`: content is there and being written to the local device. `kept`: content
-   * is there and could not be written yet; blocks can be taken over.
+   * `fetching`: on the wire or waiting for room, blocks can still be taken over. `storing`: content is there and being written to the local device. `stored`:
+   * content is there, and was written or refused; the disk may not have it yet. Blocks can be taken over again.
    */
-  state: 'fetching' | 'storing' | 'kept';
+  state: 'fetching' | 'storing' | 'stored';
   /** The content for the guest and the local device: as it arrived, but for sectors that the guest zeroed meanwhile. */
   buffer: Uint8Array;
-  /** Where the source's content is read to, and stays as it came. */
+  /** Where the source's content is read to, and stays as it came. Empty until there is room for what comes. */
   asArrived: Uint8Array;
+  /** What of the buffers is content: the last block of a device may be cut short by its end. */
+  contentBytes: number;
   contentWaiters: FetchWaiter[];
-  /** Called when the fetch has ended, whatever the end. */
+  /** Called when the fetch has ended, whatever the end, and when its blocks can be taken over. */
   waiters: (() => void)[];
+  /** When the source was asked first; infinite before. */
   startedAtMs: number;
   /** Wakes the fetch from its wait before the next attempt; null while it does not wait. */
   retryNow: (() => void) | null;
@@ -62,6 +65,11 @@ export class InFlight {
     assert(index !== -1, 'an entry is removed once');
     const last = this.#entries.pop()!;
     if (last !== entry) this.#entries[index] = last;
+    this.wake(entry);
+  }
+
+  /** Lets those look again who wait for the entry. */
+  wake(entry: Mutation | Fetch): void {
     const waiters = entry.waiters;
     entry.waiters = [];
     for (const wake of waiters) wake();
@@ -136,7 +144,7 @@ export function owns(entry: Mutation | Fetch, block: number): boolean {
   return entry.kind === 'mutation' || entry.released === null || entry.released[block - entry.first] === 0;
 }
 
-/** Resolves when the entry has ended. */
+/** Resolves when the entry has ended, or let go of its blocks. */
 export function ended(entry: Mutation | Fetch): Promise<void> {
   return new Promise((resolve) => entry.waiters.push(resolve));
 }

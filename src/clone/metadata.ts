@@ -32,7 +32,9 @@ import { blockCountOf } from './validity-map.ts';
  *     8  504 bits, block (or bitmap sector) 0 of the sector in the lowest bit of the first byte
  *
  * A disk writes a sector of 512 bytes whole or not at all, and bits only go from 0 to 1. So a write of several
- * sectors that is torn leaves each of them old or new, and old only means that a block is fetched again. A sector that is
+ * sectors that is torn leaves each of them old or new, and old only means that a block is fetched again. The kernel does not keep that promise for a page that
+ * is changed while it is on its way to the disk: half of a sector may be old then. So pages of 4096 bytes are written whole, each once between two flushes.
+ * A sector that is
  * all zeros was never written (a written one has a bit and an index under its CRC): it has no bits, which makes the
  * metadata of a fresh clone of any size an empty sparse file. Every other sector with a wrong CRC is corruption, and never taken for
  * "no bits": that would bring old content back from the source over newer writes.
@@ -49,7 +51,9 @@ const VOLUME_ID_BYTES_MAX = 256;
 export const SECTOR_WORDS = 126;
 /** Blocks that one bitmap sector covers. */
 export const SECTOR_BLOCKS = SECTOR_WORDS * 32;
-/** Read and written at most at once. */
+/** Sectors of a page of 4096 bytes. Bitmap and summary begin with one and end with one. */
+const PAGE_SECTORS = 8;
+/** Read and written at most at once: whole pages. */
 const CHUNK_SECTORS = 2048;
 const EXTENTS_LIMIT = 256;
 const ALL_ONES = 0xffffffff;
@@ -174,7 +178,7 @@ export class CloneMetadata {
 
   /**
    * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each. One that is all ones is
-   * a bit of the summary. Durable after `flush`. One write at a time.
+   * a bit of the summary. Durable after `flush`. One write at a time, and none after it before the flush has ended, well or not.
    */
   async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
     assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
@@ -192,26 +196,40 @@ export class CloneMetadata {
     await this.#put(summaryOffsetBytes(this.identity.lengthBytes), SUMMARY_INDEX, summarySectors);
   }
 
-  /** Writes sectors, ascending, of which number 0 is at `offsetBytes`. */
+  /** What is durable of one sector, or on its way there; null: it was never written. Error: `CLONE_METADATA_CORRUPT`. */
+  async readSector(sector: number): Promise<Uint32Array | null> {
+    if (this.#inSummary(sector)) return new Uint32Array(SECTOR_WORDS).fill(ALL_ONES);
+    const image = new Uint8Array(METADATA_SECTOR_BYTES);
+    await this.#device.read(BITMAP_OFFSET_BYTES + sector * METADATA_SECTOR_BYTES, image);
+    return this.#decode(sector, image);
+  }
+
+  /** Writes sectors, ascending, of which number 0 is at `offsetBytes`: their pages. */
   async #put(offsetBytes: number, indexBase: number, sectors: readonly Sector[]): Promise<void> {
     for (let start = 0; start < sectors.length; ) {
-      let end = start;
-      do {
-        const image = this.#image.subarray((end - start) * METADATA_SECTOR_BYTES);
-        this.#encodeSector(indexBase + sectors[end]!.index, sectors[end]!.bits, image);
+      const limit = pageOf(sectors[start]!) + CHUNK_SECTORS / PAGE_SECTORS;
+      let end = start + 1;
+      while (end < sectors.length && pageOf(sectors[end]!) < limit) {
+        if (pageOf(sectors[end]!) - pageOf(sectors[end - 1]!) > 1) break;
         end++;
-        if (turnIsLong()) await nextTurn();
-      } while (
-        end < sectors.length &&
-        end - start < CHUNK_SECTORS &&
-        sectors[end]!.index === sectors[end - 1]!.index + 1
-      );
-      await this.#device.write(
-        offsetBytes + sectors[start]!.index * METADATA_SECTOR_BYTES,
-        this.#image.subarray(0, (end - start) * METADATA_SECTOR_BYTES),
-      );
+      }
+      await this.#putPages(offsetBytes, indexBase, sectors.slice(start, end));
       start = end;
     }
+  }
+
+  /** In one write the pages of `sectors`, which are adjacent; the other sectors of these pages stay as they are. */
+  async #putPages(offsetBytes: number, indexBase: number, sectors: readonly Sector[]): Promise<void> {
+    const first = pageOf(sectors[0]!) * PAGE_SECTORS;
+    const end = (pageOf(sectors.at(-1)!) + 1) * PAGE_SECTORS;
+    const image = this.#image.subarray(0, (end - first) * METADATA_SECTOR_BYTES);
+    const atBytes = offsetBytes + first * METADATA_SECTOR_BYTES;
+    if (sectors.length < end - first) await this.#device.read(atBytes, image);
+    for (const { index, bits } of sectors) {
+      this.#encodeSector(indexBase + index, bits, image.subarray((index - first) * METADATA_SECTOR_BYTES));
+      if (turnIsLong()) await nextTurn();
+    }
+    await this.#device.write(atBytes, image);
   }
 
   #isFull(sector: number, bits: Uint32Array): boolean {
@@ -349,6 +367,10 @@ function checkTail(index: number, bits: Uint32Array, used: number): void {
     if (((bits[bit >>> 5]! >>> (bit & 31)) & 1) === 1)
       throw corruptError(index, 'it has bits beyond the end of the volume');
   }
+}
+
+function pageOf({ index }: Sector): number {
+  return Math.floor(index / PAGE_SECTORS);
 }
 
 function encodeHeader(identity: CloneIdentity): Uint8Array {

@@ -145,6 +145,7 @@ export class AttachedVolume {
       encryption?.forget();
       await clone?.source.close();
       await clone?.device.close();
+      await clone?.arrivals.close();
       await local?.close();
       lock?.release();
       throw error;
@@ -294,6 +295,7 @@ export class AttachedVolume {
     if (this.#nbd !== this.#front) await this.#nbd?.becomeWhole(device);
     this.#clone = null;
     await clone.device.close();
+    await clone.arrivals.close();
     await clone.source.close();
     this.#encryption?.forgetSource();
     clone.validity.close();
@@ -366,6 +368,7 @@ export class AttachedVolume {
     this.#noteWireBytes();
     await this.#clone?.source.close();
     await this.#clone?.device.close();
+    await this.#clone?.arrivals.close();
     await dropped;
     await this.#local.close();
     this.#encryption?.forget();

@@ -33,6 +33,8 @@ export type CloneLayer = {
   source: SourceDevice;
   validity: ValidityFile;
   validityPath: string;
+  /** What is fetched goes through this; closed after `device`. */
+  arrivals: { close(): Promise<void> };
   /** What proving the move needs; null for a clone of a disk of another system. */
   proof: {
     log: FetchLog;
@@ -80,6 +82,7 @@ export async function openClone(
   let log: FetchLog | undefined;
   let zeroLog: ZeroLog | undefined;
   let local: BlockDevice | undefined;
+  let arrivals: FileDevice | undefined;
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
     const identity = { volumeId, generation, lengthBytes };
@@ -92,6 +95,12 @@ export async function openClone(
       });
     }
     local = await FileDevice.open({
+      file: join(spec.volumeDir, VOLUME_FILES.data),
+      lengthBytes,
+      blockBytes: BLOCK_BYTES,
+    });
+    // A descriptor of its own: the kernel says once to each what it could not write.
+    arrivals = await FileDevice.open({
       file: join(spec.volumeDir, VOLUME_FILES.data),
       lengthBytes,
       blockBytes: BLOCK_BYTES,
@@ -112,8 +121,13 @@ export async function openClone(
     }
     // Under another key all is in blocks of 4096 bytes, and none is ever cut.
     if (!rekeyed) zeroLog = await openZeroLog(join(spec.volumeDir, VOLUME_FILES.zeroLog), identity);
+    const live = validity;
     const device = await CloneDevice.open({
       ...sides,
+      arrivals: rekeyed?.local.over(arrivals) ?? arrivals,
+      onUnplaced: (bytes) => {
+        live.unplacedBytes = bytes;
+      },
       metadata,
       validity: validity.memory,
       owed: validity.owed,
@@ -139,6 +153,7 @@ export async function openClone(
       validity,
       validityPath: cloneSpec.validityPath,
       proof,
+      arrivals,
     };
   } catch (error) {
     validity?.close();
@@ -146,6 +161,7 @@ export async function openClone(
     await log?.close();
     await zeroLog?.close();
     await local?.close();
+    await arrivals?.close();
     await metadataDevice.close();
     throw error;
   }
@@ -158,6 +174,8 @@ async function openMetadataFile(path: string, lengthBytes: number): Promise<File
     file: path,
     lengthBytes: Math.min(metadataLengthBytes(lengthBytes), fileBytes - (fileBytes % BLOCK_BYTES)),
     blockBytes: BLOCK_BYTES,
+    // The committer writes the sectors of a round again that failed.
+    flushFailureStays: false,
   });
 }
 

@@ -34,7 +34,13 @@ export async function openFetchLog(
 ): Promise<FetchLog> {
   if ((await stat(path).catch(() => null)) === null) await createFetchLog(path, identity);
   const lengthBytes = fetchLogLengthBytes(identity.lengthBytes);
-  const device = await FileDevice.open({ file: path, lengthBytes, blockBytes: BLOCK_BYTES });
+  // The log writes again what a flush that failed may have lost.
+  const device = await FileDevice.open({
+    file: path,
+    lengthBytes,
+    blockBytes: BLOCK_BYTES,
+    flushFailureStays: false,
+  });
   try {
     return await FetchLog.open(device, identity, digest);
   } catch (error) {

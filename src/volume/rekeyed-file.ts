@@ -14,6 +14,7 @@ export class RekeyedFile extends Luks2Device {
   readonly #source: DecryptedSource;
   readonly #cipher: XtsCipher;
   readonly #tweakOffset: number;
+  readonly #holes: HolePolicy;
 
   /** `cipher` is that of the file, in sectors of 4 KiB. */
   constructor(
@@ -26,6 +27,17 @@ export class RekeyedFile extends Luks2Device {
     this.#source = source;
     this.#cipher = own.cipher;
     this.#tweakOffset = own.tweakOffset;
+    this.#holes = own.holes;
+  }
+
+  /** The same plaintext written through another handle on the file, which its owner closes. */
+  over(file: BlockDevice): Pick<BlockDevice, 'write' | 'writeBack'> {
+    const own = { cipher: this.#cipher, tweakOffset: this.#tweakOffset, holes: this.#holes };
+    const written = new RekeyedFile(file, this.#source, own);
+    return {
+      write: (offsetBytes, from) => written.write(offsetBytes, from),
+      ...(file.writeBack && { writeBack: (ranges) => file.writeBack!(ranges) }),
+    };
   }
 
   override async write(offsetBytes: number, from: Uint8Array): Promise<void> {

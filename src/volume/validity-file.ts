@@ -48,7 +48,9 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   2056..2059 1: the map of written blocks tells all of them
  *   2060..2063 zero
  *   2064..2071 how many bits are set, as a float64; NaN while that changes
- *   2072..4095 zero
+ *   2072..2079 bytes that arrived and are not in place for certain, as a float64: what the next server fetches again when this one is killed
+ *   2080..2087 the sum of that over the servers that were killed, as a float64: for reports only
+ *   2088..4095 zero
  *   4096..     a word for each page of 32,768 blocks: all of its bits are the same, or they are below (clone/validity-map.ts)
  *   ...        what of the metadata is not durable, a byte a sector and more (`owedBytes` of clone/bit-committer.ts)
  *   ...        the bits: a page of 4096 bytes for each word above, block 0 in the lowest bit of its first word. A page that no word points to is a hole.
@@ -69,6 +71,10 @@ export type ValidityFile = {
   readonly place: MapPlace;
   /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
   wireBytes: number;
+  /** Bytes that arrived and are not in place for certain. */
+  unplacedBytes: number;
+  /** Bytes that earlier servers of this clone and boot left so when they were killed: they were fetched again. */
+  refetchedBytes: number;
   /** For a map of written blocks (`writtenPath`): that it tells all of them. False in a new file. */
   tellsAll: boolean;
   /** Unmaps; the file stays for the next server. Nobody may touch what views it afterwards. */
@@ -91,6 +97,7 @@ const FLAT_VERSION = 1;
 const HEADER_BYTES = 4096;
 const CHECKED_BYTES = 2048;
 const COUNT_AT = 2064;
+const ARRIVALS_AT = 2072;
 const BOOT_ID_BYTES = 36;
 const VOLUME_ID_BYTES_MAX = 128;
 
@@ -136,6 +143,9 @@ function mapFile(request: ValidityFileRequest, path: string, current: boolean): 
   const { buffer, byteOffset } = mapping.view;
   const wireBytes = new Float64Array(buffer, byteOffset + CHECKED_BYTES, 1);
   const tellsAll = new Uint32Array(buffer, byteOffset + CHECKED_BYTES + 8, 1);
+  const arrivals = new Float64Array(buffer, byteOffset + ARRIVALS_AT, 2);
+  arrivals[1]! += arrivals[0]!;
+  arrivals[0] = 0;
   const place = {
     countAddress: mapping.address + BigInt(COUNT_AT),
     entriesAddress: mapping.address + BigInt(HEADER_BYTES),
@@ -155,6 +165,18 @@ function mapFile(request: ValidityFileRequest, path: string, current: boolean): 
     },
     set wireBytes(bytes) {
       wireBytes[0] = bytes;
+    },
+    get unplacedBytes() {
+      return arrivals[0]!;
+    },
+    set unplacedBytes(bytes) {
+      arrivals[0] = bytes;
+    },
+    get refetchedBytes() {
+      return arrivals[1]!;
+    },
+    set refetchedBytes(bytes) {
+      arrivals[1] = bytes;
     },
     get tellsAll() {
       return tellsAll[0] === 1;
