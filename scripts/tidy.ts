@@ -49,6 +49,20 @@ for (const file of sources) {
     problems.push(`${file}: leftover reminder`);
 }
 
+/** A test is left out for what it needs (requires.ts) or for a reason on the list (skips.ts), and the list has no other reasons. */
+const reasons = new Set<string>();
+for (const file of sources.filter((name) => name.endsWith('.test.ts'))) {
+  const text = readFileSync(file, 'utf8');
+  for (const match of text.matchAll(/\bmayLack\(\s*'([^']+)'/g)) reasons.add(match[1]!);
+  for (const match of text.matchAll(/(?:\.skip\(|\bskip:)[^;\n]*['"`][^\n]*/g))
+    if (!/\b(?:mayLack|requires)\(/.test(match[0]))
+      problems.push(`${file}: left out without the list: ${match[0]}`);
+}
+for (const match of readFileSync('test/support/skips.ts', 'utf8').matchAll(/^ {2}(?:'([^']+)'|(\w+)): '/gm)) {
+  const reason = match[1] ?? match[2]!;
+  if (!reasons.has(reason)) problems.push(`test/support/skips.ts: no test lacks ${reason} any more`);
+}
+
 /** Every code that the product can show a person is explained in docs/errors.md. */
 const documented = new Set(
   [...readFileSync('docs/errors.md', 'utf8').matchAll(/`([A-Z][A-Z0-9]*_[A-Z0-9_]+)`/g)].map(

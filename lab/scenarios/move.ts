@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../src/base/errors.ts';
 import { cgroupName } from '../../src/machine/workload.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
+import { NotWorthWaiting, until as untilSeen } from '../../test/support/patience.ts';
 import { WriterCollector, type WriterHistory } from '../../test/support/writer-collector.ts';
 import { writerConfig } from '../../test/support/writer-config.ts';
 import type { Guest } from '../guest.ts';
@@ -103,7 +103,7 @@ export async function move(options: MoveOptions, say: (line: string) => void): P
     await until('the machine to run at the target', async () => {
       const run = await source.client.showRun(runId);
       if (run.endedAtMs !== null && run.state !== 'done')
-        throw new Fatal(`the move ended ${run.state}: ${JSON.stringify(run.error ?? run)}`);
+        throw new NotWorthWaiting(`the move ended ${run.state}: ${JSON.stringify(run.error ?? run)}`);
       return history.incarnations.length > 1 && history.incarnations.at(-1)!.acks > 0;
     });
     say(
@@ -318,29 +318,13 @@ export async function endHostWorker(worker: LabWorker): Promise<void> {
   await worker.kill();
 }
 
-/** Thrown in a `look` for what will not change any more. */
-export class Fatal extends Error {}
-
-/** The first value that is neither null nor false, within `timeoutMs`. Errors count as "not yet"; the last one is told. */
-export async function until<Value>(
+/** The first value that is neither null nor false, in the lab's patience, on a machine that may become slower meanwhile. */
+export function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,
-  timeoutMs = patienceMs(),
+  baseMs = patienceMs(),
 ): Promise<Value> {
-  const deadlineMs = Date.now() + timeoutMs;
-  let last = '';
-  for (;;) {
-    try {
-      const value = await look();
-      if (value !== null && value !== false) return value;
-      last = '';
-    } catch (error) {
-      if (error instanceof Fatal) throw error;
-      last = `; last: ${messageOf(error)}`;
-    }
-    if (Date.now() > deadlineMs) throw new Error(`waited ${timeoutMs / 1000} s for ${what}${last}`);
-    await sleep(250);
-  }
+  return untilSeen(what, look, { patienceMs: baseMs });
 }
 
 export function isGuest(member: Member): member is Guest {

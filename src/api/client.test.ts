@@ -3,6 +3,7 @@ import { createServer as createHttpServer } from 'node:http';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { patient } from '../../test/support/patience.ts';
 import { reset } from '../../test/support/reset.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -134,7 +135,7 @@ test('the connection breaks, or the time is up, after the request was sent: outc
     socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"state"')),
   );
   for (const url of [cutter, silent, halfway]) {
-    const client = new ApiClient({ url, token: 'x', timeoutMs: 300 });
+    const client = new ApiClient({ url, token: 'x', timeoutMs: patient(300) });
     t.after(() => client.close());
     const error = await rejection(client.handoffMove('run1', { freeMap: null }));
     assert.equal(error.code, 'API_UNREACHABLE', url);

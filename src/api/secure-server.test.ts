@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { connect as tlsConnect } from 'node:tls';
 import { FakeWorkerService, machineView } from '../../test/support/fake-service.ts';
+import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
@@ -39,7 +40,7 @@ function clientOf(t: TestContext, port: number, tls: TlsClient | undefined, sche
     url: `${scheme}://127.0.0.1:${port}`,
     token: TOKEN,
     tls,
-    timeoutMs: 20_000,
+    timeoutMs: patient(20_000),
   });
   t.after(() => client.close());
   return client;

@@ -5,6 +5,7 @@ import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { attachedVolume } from '../../test/support/attached-volume.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { NodeXts } from '../crypt/xts.ts';
@@ -15,7 +16,7 @@ const skip = requires('root', '/dev/fuse', '/dev/loop-control', 'losetup', 'mkfs
 const MiB = 1024 * 1024;
 
 async function tool(program: string, ...argv: string[]): Promise<string> {
-  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: 30_000 })).trim();
+  return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: patient(30_000) })).trim();
 }
 
 test('a filesystem on the loop device: files, trim, unmount; the file below is the disk', {
@@ -147,7 +148,7 @@ test('standby holds requests, sealed refuses writes and still reads', { skip }, 
   const refused = await systemTools().run(
     ['dd', `of=${loop}`, 'if=/dev/zero', 'bs=4096', 'count=16', 'oflag=direct'],
     {
-      deadlineMs: 10_000,
+      deadlineMs: patient(10_000),
     },
   );
   assert.equal(refused.exitCode, 1);
@@ -175,7 +176,7 @@ test('under constant writes, the seal is a line: no write reaches the file after
       }
     }
   });
-  await sleep(200);
+  await until('writes', () => written > 50);
   await supervisor.call('seal');
   const atSeal = readFileSync(filePath);
   await Promise.all(writers);

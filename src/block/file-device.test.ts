@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -133,7 +134,7 @@ test('after a flush failed no later one claims success', async (t) => {
 test('without holes in the filesystem, zeros are written', { skip: requires('root', 'mount') }, async (t) => {
   const folder = join(scratchDir(t), 'ramfs');
   mkdirSync(folder);
-  execFileSync('mount', ['-t', 'ramfs', 'ramfs', folder], { timeout: 30_000 });
+  execFileSync('mount', ['-t', 'ramfs', 'ramfs', folder], { timeout: patient(30_000) });
   try {
     const device = await FileDevice.create(join(folder, 'data.raw'), { lengthBytes: 4 * MIB });
     try {
@@ -154,7 +155,7 @@ test('without holes in the filesystem, zeros are written', { skip: requires('roo
     }
   } finally {
     // Here and not in t.after: those run in the order in which they were registered, so the folder would go first.
-    execFileSync('umount', [folder], { timeout: 30_000 });
+    execFileSync('umount', [folder], { timeout: patient(30_000) });
   }
 });
 
@@ -163,7 +164,7 @@ test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', {
 }, async (t) => {
   const folder = join(scratchDir(t), 'small');
   mkdirSync(folder);
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder], { timeout: 30_000 });
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder], { timeout: patient(30_000) });
   try {
     const device = await FileDevice.create(join(folder, 'data.raw'), { lengthBytes: 16 * MIB });
     try {
@@ -176,7 +177,7 @@ test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', {
     }
   } finally {
     // Here and not in t.after: those run in the order in which they were registered, so the folder would go first.
-    execFileSync('umount', [folder], { timeout: 30_000 });
+    execFileSync('umount', [folder], { timeout: patient(30_000) });
   }
 });
 

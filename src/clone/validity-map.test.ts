@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { testSeed } from '../../test/support/seed.ts';
 import { seededRandom } from '../base/random.ts';
 import { HeapMapMemory, type MapMemory, PAGE_BLOCKS } from './map-memory.ts';
 import { blockCountOf, popcount, ValidityMap } from './validity-map.ts';
 
-const seed = Number(process.env.GODWIT_SEED ?? Date.now() % 1_000_000);
+const seed = testSeed();
 
-test(`a map answers as an array of booleans would (GODWIT_SEED=${seed})`, () => {
+test('a map answers as an array of booleans would', () => {
   const random = seededRandom(seed);
   for (let round = 0; round < 60; round++) {
     const blockCount = 1 + random.below(300);

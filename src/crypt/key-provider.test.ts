@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { inspect } from 'node:util';
+import { patient, until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import { ExecKeyProvider, FileKeyProvider, MAX_KEY_BYTES } from './key-provider.ts';
@@ -89,21 +90,18 @@ test('a key program that fails says why and never what it printed', async () => 
 
 test('a key program that does not end is killed with what it started', async (t) => {
   const pidFile = join(scratchDir(t), 'pid');
-  const provider = shell(`sleep 600 & echo $! > ${pidFile}; wait`, 300);
-  await assert.rejects(provider.keyOf(REQUEST), unavailable('300 ms'));
-  await untilGone(t, Number(readFileSync(pidFile, 'utf8')));
+  const deadlineMs = patient(300);
+  const provider = shell(`sleep 600 & echo $! > ${pidFile}; wait`, deadlineMs);
+  await assert.rejects(provider.keyOf(REQUEST), unavailable(`${deadlineMs} ms`));
+  const pid = Number(readFileSync(pidFile, 'utf8'));
+  assert.ok(pid > 1);
+  // A zombie that waits for init counts as gone.
+  const stat = () => (existsSync(`/proc/${pid}/stat`) ? readFileSync(`/proc/${pid}/stat`, 'utf8') : 'gone');
+  await until('what it started to end', stat, { is: (line) => line === 'gone' || /\) Z /.test(line) });
 });
 
 function shell(script: string, deadlineMs?: number): ExecKeyProvider {
   return new ExecKeyProvider({ argv: ['sh', '-c', script], ...(deadlineMs !== undefined && { deadlineMs }) });
-}
-
-async function untilGone(t: TestContext, pid: number): Promise<void> {
-  assert.ok(pid > 1);
-  const path = `/proc/${pid}/stat`;
-  // A zombie that waits for init counts as gone.
-  while (!t.signal.aborted && existsSync(path) && !/\) Z /.test(readFileSync(path, 'utf8')))
-    await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 test('a key file that is made: once, durably, for its owner alone, and beside the earlier keys', async (t) => {

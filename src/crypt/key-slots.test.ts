@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { testSeed } from '../../test/support/seed.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -201,9 +202,8 @@ test('a header backup puts keys back, and only onto its own volume', async () =>
 
 const SEEDS = process.env.GODWIT_LONG === '1' ? 200 : 3;
 
-test('power may go at any point of an update: the header opens, and each key does or does not', async (t) => {
-  const seed = Date.now() >>> 0;
-  t.diagnostic(`seed ${seed}`);
+test('power may go at any point of an update: the header opens, and each key does or does not', async (_t) => {
+  const seed = testSeed();
   type Step = (device: BlockDevice, header: Luks2Header, volumeKey: Secret) => Promise<unknown>;
   const steps: { name: string; step: Step; always: string[] }[] = [
     {

@@ -2,13 +2,14 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { crc32c } from '@node-rs/crc32';
 import fc from 'fast-check';
+import { testSeed } from '../../test/support/seed.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BlockRun } from './free-map.ts';
 import { FreeMap } from './free-map.ts';
 import { decodeSealedMap, encodeSealedMap, SEALED_MAP_BYTES_MAX } from './sealed-map.ts';
 
-const seed = Number(process.env.GODWIT_SEED ?? Date.now() % 1_000_000);
+const seed = testSeed();
 const identity = { volumeId: 'v_1', generation: 7, lengthBytes: 2 ** 45 };
 
 /** Runs from alternating lengths of used and free blocks. */
@@ -36,7 +37,7 @@ function sealed(bytes: Buffer): Buffer {
   return bytes;
 }
 
-test(`what is encoded comes back (seed ${seed})`, () => {
+test('what is encoded comes back', () => {
   const length = fc.integer({ min: 1, max: 2 ** 30 });
   fc.assert(
     fc.property(fc.array(fc.tuple(length, length), { maxLength: 40 }), fc.boolean(), (lengths, fromZero) => {
@@ -104,7 +105,7 @@ test('runs that lie, under a right checksum, are refused', () => {
   assert.equal(code(body(1, 0, 0x85), small), 'FREEMAP_BAD_MAP');
 });
 
-test(`any bytes end in runs or a typed error; every flipped bit is noticed (seed ${seed})`, () => {
+test('any bytes end in runs or a typed error; every flipped bit is noticed', () => {
   const good = encodeSealedMap(identity, () =>
     runsOf([
       [3, 4],
@@ -127,7 +128,7 @@ test(`any bytes end in runs or a typed error; every flipped bit is noticed (seed
   );
 });
 
-test(`a map answers as an array of booleans would (seed ${seed})`, () => {
+test('a map answers as an array of booleans would', () => {
   const op = fc.record({ free: fc.boolean(), from: fc.nat({ max: 200 }), length: fc.nat({ max: 130 }) });
   fc.assert(
     fc.property(fc.nat({ max: 200 }), fc.array(op, { maxLength: 12 }), (blocks, ops) => {

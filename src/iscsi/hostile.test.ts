@@ -12,6 +12,7 @@ import {
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
 import { reset } from '../../test/support/reset.ts';
+import { testSeed } from '../../test/support/seed.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -37,7 +38,7 @@ import { parseBinary, parseTextKeys } from './text-keys.ts';
  */
 const INPUTS = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;
 const PARSER_RUNS = Math.floor(INPUTS / 2 / 6);
-const SEED = Number(process.env.GODWIT_SEED ?? Date.now() % 1_000_000_000);
+const SEED = testSeed();
 const MIB = 2 ** 20;
 const SEGMENT_BYTES_MAX = 64 * 1024;
 

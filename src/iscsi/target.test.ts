@@ -10,6 +10,7 @@ import {
   startTarget,
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
@@ -284,7 +285,9 @@ test('broken logins are refused with their status', async (t) => {
 });
 
 test('garbage, half a login and too many connections are dropped', async (t) => {
-  const { target } = await startTarget(t, memory(), { limits: { connectionsMax: 3, loginTimeoutMs: 300 } });
+  const { target } = await startTarget(t, memory(), {
+    limits: { connectionsMax: 3, loginTimeoutMs: patient(300) },
+  });
   const garbage = new RawPeer(t, target.port);
   garbage.socket.write(seededRandom(3).bytes(4096));
   await garbage.closed;
@@ -409,7 +412,15 @@ test('a silent initiator is pinged and then dropped', async (t) => {
 });
 
 test('an aborted read is never answered, and the abort is answered when it is gone', async (t) => {
-  const peer = await loggedIn(t, new DelayDevice(memory(), systemClock, { latencyMs: 100 }));
+  const held = Promise.withResolvers<void>();
+  const inner = memory();
+  const read = inner.read.bind(inner);
+  inner.read = async (...words) => {
+    await held.promise;
+    await read(...words);
+  };
+  // Behind a device that cannot answer at once.
+  const peer = await loggedIn(t, new DelayDevice(inner, systemClock, { latencyMs: 0 }));
   peer.read(1, 100, 0, 8);
   const abort = (tag: number, referencedTaskTag: number): void =>
     peer.send((header) =>
@@ -426,15 +437,15 @@ test('an aborted read is never answered, and the abort is answered when it is go
     );
   abort(2, 1);
   abort(3, 55);
-  const answers = [(await peer.next())!, (await peer.next())!].map(({ header }) => {
+  const answer = async () => {
+    const { header } = (await peer.next())!;
     assert.equal(opcodeOf(header), OPCODE.taskManagementResponse);
     const { initiatorTaskTag, response } = decodeTaskManagementResponse(header);
     return [initiatorTaskTag, response];
-  });
-  assert.deepEqual(answers, [
-    [3, TASK_RESPONSE.taskDoesNotExist],
-    [2, TASK_RESPONSE.complete],
-  ]);
+  };
+  assert.deepEqual(await answer(), [3, TASK_RESPONSE.taskDoesNotExist]);
+  held.resolve();
+  assert.deepEqual(await answer(), [2, TASK_RESPONSE.complete]);
   peer.read(4, 101, 0, 1);
   assert.equal((await peer.next())!.header.readUInt32BE(16), 4);
 });
@@ -495,8 +506,15 @@ test('a login with the same name and ISID replaces the session, another ISID is 
 
 test('a replaced session waits for the writes that are under way', async (t) => {
   const inner = memory();
-  const slow = new DelayDevice(inner, systemClock, { latencyMs: 150 });
-  const { target } = await startTarget(t, slow, { grant: { chap: null } });
+  const write = inner.write.bind(inner);
+  const begun = Promise.withResolvers<void>();
+  const held = Promise.withResolvers<void>();
+  inner.write = async (...words) => {
+    begun.resolve();
+    await held.promise;
+    await write(...words);
+  };
+  const { target } = await startTarget(t, inner, { grant: { chap: null } });
   const first = new RawPeer(t, target.port);
   first.login(NAMES);
   await first.loginStatus();
@@ -518,10 +536,17 @@ test('a replaced session waits for the writes that are under way', async (t) => 
     Buffer.alloc(512, 0xee),
   );
   // The write is at the device before the other login comes.
-  await systemClock.sleep(30);
+  await begun.promise;
   const second = new RawPeer(t, target.port);
   second.login(NAMES);
-  assert.equal(await second.loginStatus(), LOGIN_STATUS.success);
+  let isLoggedIn = false;
+  const login = second.loginStatus().finally(() => {
+    isLoggedIn = true;
+  });
+  await first.closed;
+  assert.equal(isLoggedIn, false);
+  held.resolve();
+  assert.equal(await login, LOGIN_STATUS.success);
   const block = Buffer.alloc(512);
   await inner.read(0, block);
   assert.equal(
@@ -607,7 +632,7 @@ test('a cold reset is answered and ends every session; the unit is free again', 
   );
   assert.equal(decodeTaskManagementResponse((await first.next())!.header).response, TASK_RESPONSE.complete);
   await Promise.all([first.closed, second.closed]);
-  while (share.sessions > 0) await systemClock.sleep(1);
+  await until('the end of every session', () => share.sessions === 0);
   const third = new RawPeer(t, target.port);
   third.login(NAMES);
   assert.equal(await third.loginStatus(), LOGIN_STATUS.success);

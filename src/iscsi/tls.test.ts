@@ -10,6 +10,7 @@ import {
   startInitiator,
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
+import { patient } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
@@ -117,7 +118,7 @@ test('who cannot prove itself is refused at the first connection, on either side
   const strangers = new TestAuthority(join(scratchDir(t), 'strangers'));
   const target = await listen(t, new MemoryDevice({ lengthBytes: MIB }), server);
   const attempt = (tls: TlsIdentity, port = target.tlsPort): Promise<IscsiInitiator> =>
-    IscsiInitiator.connect(initiatorOptions(0, portals(port, tls)), { timeoutMs: 20_000 });
+    IscsiInitiator.connect(initiatorOptions(0, portals(port, tls)), { timeoutMs: patient(20_000) });
   // Does not trust the target's authority.
   await assert.rejects(attempt(new TlsIdentity(strangers.issue('one'), silentLogger)), refused);
   // Trusts it, and is not trusted.
@@ -139,17 +140,17 @@ test('in the clear to a TLS port, and TLS to a port in the clear, end in a typed
   const { server, client } = identities(t);
   const target = await listen(t, new MemoryDevice({ lengthBytes: MIB }), server);
   await assert.rejects(
-    IscsiInitiator.connect(initiatorOptions(target.tlsPort), { timeoutMs: 300 }),
+    IscsiInitiator.connect(initiatorOptions(target.tlsPort), { timeoutMs: patient(300) }),
     (error) => isGodwitError(error, 'ISCSI_PROTOCOL') || isGodwitError(error, 'ISCSI_CONNECTION_LOST'),
   );
   const plain = await IscsiTarget.listen({
     ...{ host: HOST, port: 0, clock: systemClock, random: systemRandom, logger: silentLogger },
   });
   t.after(() => plain.close());
-  const patience = { loginTimeoutMs: 200 };
+  const patience = { loginTimeoutMs: patient(200) };
   await assert.rejects(
     IscsiInitiator.connect(initiatorOptions(0, { ...portals(plain.port, client), ...patience }), {
-      timeoutMs: 500,
+      timeoutMs: patient(500),
     }),
     // The target waits for the rest of what it takes for a long PDU.
     (error) => isGodwitError(error, 'ISCSI_LOGIN_TIMEOUT'),
@@ -182,7 +183,9 @@ test('one target on both kinds of port; a new certificate is shown to the next c
 
 test('connections that never finish the handshake are few, and end', { skip }, async (t) => {
   const { server, client } = identities(t);
-  const target = await listen(t, new MemoryDevice({ lengthBytes: MIB }), server, { loginTimeoutMs: 200 });
+  const target = await listen(t, new MemoryDevice({ lengthBytes: MIB }), server, {
+    loginTimeoutMs: patient(200),
+  });
   const idle = Array.from({ length: 80 }, () => connect(target.tlsPort, HOST));
   await Promise.all(
     idle.map(

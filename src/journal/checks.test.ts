@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import fc from 'fast-check';
 import { scratchDir } from '../../test/support/scratch.ts';
+import { testSeed } from '../../test/support/seed.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
@@ -114,8 +115,7 @@ test('whatever steps do and wherever the process dies, a run ends and its world 
     crashes: fc.array(fc.integer({ min: 1, max: 25 }), { maxLength: 4 }),
     cancelAfterMs: fc.option(fc.integer({ min: 0, max: 40_000 })),
   });
-  const seed = Date.now() & 0x7fffffff;
-  console.log(`seed ${seed}`);
+  const seed = testSeed();
   await fc.assert(
     fc.asyncProperty(plan, async ({ steps, pivot, crashes, cancelAfterMs }) => {
       const clock = new FakeClock();

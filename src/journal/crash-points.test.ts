@@ -4,6 +4,7 @@ import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { pathToFileURL } from 'node:url';
+import { patient } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { crashPointNames } from './crash-points.ts';
 import type { RunDefinition } from './run.ts';
@@ -86,7 +87,11 @@ for (const [point, did] of [
       GODWIT_CRASH_MARKER: join(folder, 'marker'),
     };
     const start = () =>
-      spawnSync(process.execPath, [program], { env: environment, encoding: 'utf8', timeout: 60_000 });
+      spawnSync(process.execPath, [program], {
+        env: environment,
+        encoding: 'utf8',
+        timeout: patient(60_000),
+      });
     const first = start();
     assert.equal(first.signal, 'SIGKILL', first.stderr);
     assert.ok(existsSync(environment.GODWIT_CRASH_MARKER));

@@ -5,6 +5,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
+import { mayLack } from '../../test/support/skips.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { Cgroup, cgroupLayout, parseOutOfMemoryKills, planCgroup, readCgroupLayout } from './cgroup.ts';
@@ -77,7 +78,7 @@ for (const variant of ['as the host has it', 'with the freezer only'] as const) 
   const host = readCgroupLayout();
   const layout = variant === 'as the host has it' ? host : { ...host, unified: null };
   const skip =
-    requires('root') || (variant !== 'as the host has it' && host.freezer === null ? 'no freezer' : false);
+    requires('root') || mayLack('freezer', variant === 'as the host has it' || host.freezer !== null);
   test(`kills all of a forking tree and goes away (${variant})`, { skip }, async (t) => {
     const cgroup = new Cgroup(`test-${process.pid}`, { layout, clock: systemClock });
     await cgroup.create({ processesMax: 30 });

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
+import { until } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -110,13 +111,6 @@ function controller(t: { after(fn: () => void): void }, machineNames: string[]) 
   return { drain, make, machines, runs, refused };
 }
 
-async function until(condition: () => boolean): Promise<void> {
-  for (let waitedMs = 0; !condition(); waitedMs += 5) {
-    assert.ok(waitedMs < 10_000, 'waited too long');
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}
-
 function finish(machines: Map<string, LocalMachine>, view: RunView, output: MigrateOutOutput = {}): void {
   Object.assign(view, { state: 'done', endedAtMs: Date.now(), output });
   machines.delete((view.input as { machineId: string }).machineId);
@@ -126,18 +120,18 @@ test('a drain moves all machines, ends as drained, and asking twice adds nothing
   const { drain, machines, runs } = controller(t, ['a', 'b']);
   drain.request(null);
   drain.request(null);
-  await until(() => runs.length === 1);
+  await until('run 1', () => runs, { is: ({ length }) => length === 1 });
   drain.request(null);
   finish(machines, runs[0]!);
   drain.wake();
-  await until(() => runs.length === 2);
+  await until('run 2', () => runs, { is: ({ length }) => length === 2 });
   assert.equal((await drain.status()).state, 'draining');
   finish(machines, runs[1]!);
   drain.wake();
-  await until(() => machines.size === 0);
-  await new Promise((resolve) => setTimeout(resolve, 50));
-  const status = await drain.status();
-  assert.equal(status.state, 'drained');
+  assert.equal(machines.size, 0);
+  const status = await until('the end', () => drain.status(), {
+    is: ({ state, endedAtMs }) => state === 'drained' && endedAtMs !== null,
+  });
   assert.notEqual(status.endedAtMs, null);
   assert.deepEqual(
     status.machines.map(({ state }) => state),
@@ -150,12 +144,10 @@ test('a machine that nobody takes waits with the reason while the others go', as
   const { drain, machines, runs, refused } = controller(t, ['stuck', 'free']);
   refused.add('stuck');
   drain.request(null);
-  await until(() => runs.length === 1);
+  await until('run 1', () => runs, { is: ({ length }) => length === 1 });
   finish(machines, runs[0]!);
   drain.wake();
-  await new Promise((resolve) => setTimeout(resolve, 50));
-  const status = await drain.status();
-  assert.equal(status.state, 'waiting');
+  const status = await until('the wait', () => drain.status(), { is: ({ state }) => state === 'waiting' });
   const stuck = status.machines.find(({ name }) => name === 'stuck');
   assert.equal(stuck?.state, 'waiting');
   assert.equal(stuck?.reason, 'no worker takes stuck');
@@ -165,14 +157,14 @@ test('a machine that nobody takes waits with the reason while the others go', as
 test('a drain survives its process; undrain stops before the next machine', async (t) => {
   const { drain, make, machines, runs } = controller(t, ['a', 'b', 'c']);
   drain.request(null);
-  await until(() => runs.length === 1);
+  await until('run 1', () => runs, { is: ({ length }) => length === 1 });
   drain.close();
   const next = make();
   t.after(() => next.close());
   assert.equal(next.desired, true);
   finish(machines, runs[0]!);
   next.wake();
-  await until(() => runs.length === 2);
+  await until('run 2', () => runs, { is: ({ length }) => length === 2 });
   next.withdraw();
   finish(machines, runs[1]!);
   next.wake();
@@ -185,15 +177,16 @@ test('a drain survives its process; undrain stops before the next machine', asyn
 test('a move that was undone is an obstacle with its error, not tried again at once', async (t) => {
   const { drain, runs } = controller(t, ['a']);
   drain.request(null);
-  await until(() => runs.length === 1);
+  await until('run 1', () => runs, { is: ({ length }) => length === 1 });
   const error = new GodwitError('MIGRATION_TARGET_LOST', 'w2 does not answer', {
     nextAction: 'look at w2',
   }).toWire();
   Object.assign(runs[0]!, { state: 'undone', endedAtMs: Date.now(), error });
   drain.wake();
-  await new Promise((resolve) => setTimeout(resolve, 50));
+  const { machines } = await until('the obstacle', () => drain.status(), {
+    is: (status) => status.machines[0]?.state === 'waiting',
+  });
   assert.equal(runs.length, 1);
-  const [view] = (await drain.status()).machines;
-  assert.equal(view?.state, 'waiting');
+  const [view] = machines;
   assert.equal(view?.reason, 'w2 does not answer');
 });

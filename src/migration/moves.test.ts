@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
 import { MoveWorld } from '../../test/support/move-world.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { receiptBody } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
@@ -152,11 +153,11 @@ class Pair {
   }
 
   async sourceEnd(): Promise<RunView> {
-    return this.source.wait('run1', { timeoutMs: 20_000 });
+    return this.source.wait('run1', { timeoutMs: patient(20_000) });
   }
 
   async targetEnd(): Promise<RunView> {
-    return this.target.wait(targetRunId('run1'), { timeoutMs: 20_000 });
+    return this.target.wait(targetRunId('run1'), { timeoutMs: patient(20_000) });
   }
 
   /** Waits until the journal has died of a Crash, then opens it again and lets it go on. */
@@ -376,7 +377,7 @@ test('what is wrong twice stops the release and says where; it goes on when it i
   pair.world.fetchLog = ['f'.repeat(64)];
   pair.world.mendable = false;
   pair.start();
-  await until(() => {
+  await until('a dispute', () => {
     const run = pair.source.get('run1');
     return run.step === 'prove' && (run.output as MigrateOutOutput).disputed != null;
   });
@@ -402,7 +403,7 @@ test('the source is lost when all blocks are there: an operator does without the
   await crash.died;
   const id = targetRunId('run1');
   const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
-  const waiting = await pair.target.wait(id, { timeoutMs: 20_000, until: waits });
+  const waiting = await pair.target.wait(id, { timeoutMs: patient(20_000), until: waits });
   assert.match(waiting.reason!.nextAction, /godwit runs force run1.in unproven --yes/);
   pair.receiver.waiveReceipt(waiting, 'a test');
   const { state, output } = await pair.targetEnd();
@@ -614,7 +615,7 @@ test('a dispute that nobody can settle ends without a receipt when an operator s
   pair.world.fetchLog = ['f'.repeat(64)];
   pair.world.mendable = false;
   pair.start();
-  await until(() => (pair.source.get('run1').output as MigrateOutOutput).disputed != null);
+  await until('a dispute', () => (pair.source.get('run1').output as MigrateOutOutput).disputed != null);
   pair.receiver.waiveReceipt(pair.target.get(targetRunId('run1')), 'a test');
   assert.equal((await pair.targetEnd()).state, 'done');
   const { state, output } = await pair.sourceEnd();
@@ -638,7 +639,10 @@ test('only a move that waits for its receipt can do without it', async (t) => {
   };
   refuses(pair.start(), /force run1.in unproven/);
   const id = targetRunId('run1');
-  await until(() => pair.source.get('run1').step === 'serve' && pair.target.get(id).step === 'hydrate');
+  await until(
+    'the copy',
+    () => pair.source.get('run1').step === 'serve' && pair.target.get(id).step === 'hydrate',
+  );
   refuses(pair.target.get(id), /godwit why run1.in/);
   assert.equal(pair.targetReceipts.waivedAtMs('run1'), null);
   whole = true;
@@ -694,7 +698,7 @@ test('more that differs than the guest wrote stops the release for good', async 
   pair.start();
   const prove = () => pair.source.get('run1').steps.find(({ name }) => name === 'prove');
   const disputed = () => (pair.source.get('run1').output as MigrateOutOutput).disputed;
-  await until(() => disputed() != null);
+  await until('a dispute', () => disputed() != null);
   assert.equal(disputed()?.code, 'MIGRATION_CONTENT_UNEXPLAINED');
   assert.match(
     disputed()?.message ?? '',
@@ -703,7 +707,7 @@ test('more that differs than the guest wrote stops the release for good', async 
   // What the guest writes later would explain it.
   Object.assign(guest, { writes: 100, writeBytes: 409_600 });
   const attempts = prove()?.attempts ?? 0;
-  await until(() => (prove()?.attempts ?? 0) >= attempts + 2);
+  await until('two more attempts', () => (prove()?.attempts ?? 0) >= attempts + 2);
   const run = pair.source.get('run1');
   assert.equal(disputed()?.code, 'MIGRATION_CONTENT_UNEXPLAINED');
   const row = machineView({ machineId: 'm_1', name: 'db', volumeBytes: 0, usedBytes: 0 }, run, null, null);
@@ -727,7 +731,7 @@ test('the target does not sign what it finds otherwise', async (t) => {
     return fetched(request, query);
   };
   pair.start();
-  await until(() => pair.source.get('run1').step === 'prove');
+  await until('the proof', () => pair.source.get('run1'), { is: ({ step }) => step === 'prove' });
   const keys = { source: newWorkerKey(), target: newWorkerKey() };
   await assert.rejects(
     pair.receiver.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
@@ -771,7 +775,7 @@ test('the target dies when the handoff has or may have reached it: the source wa
       if (answer === 'lost') pair.loseAnswersOf.add('handoff');
       pair.start();
       await pair.source.wait('run1', {
-        timeoutMs: 20_000,
+        timeoutMs: patient(20_000),
         until: (run) =>
           answer === 'lost'
             ? run.steps.some((step) => step.name === 'handoff' && step.attempts > 1)
@@ -779,15 +783,16 @@ test('the target dies when the handoff has or may have reached it: the source wa
       });
       pair.world.connected = false;
       await pair.source.wait('run1', {
-        timeoutMs: 20_000,
+        timeoutMs: patient(20_000),
         until: (run) => run.reason !== null && /does not answer/.test(run.reason.message),
       });
       assert.throws(() => pair.source.cancel('run1', 'impatient'), /may have gone over/);
       await new Promise((resolve) => setTimeout(resolve, 500));
       assert.equal(pair.world.source.running, false);
       assert.equal(pair.world.source.volume.state, 'sealed');
-      const waiting = pair.source.get('run1');
-      assert.match(waiting.reason?.nextAction ?? '', /godwit runs force run1 undo/);
+      await until('the way out to be told', () => pair.source.get('run1'), {
+        is: ({ reason }) => /godwit runs force run1 undo/.test(reason?.nextAction ?? ''),
+      });
       blocked = false;
       pair.world.connected = true;
       assert.equal((await pair.sourceEnd()).state, 'done');
@@ -852,10 +857,3 @@ test('phases follow the steps that are done', () => {
   assert.equal(phaseOf(run(['attach', 'await', 'activate'], 'waiting')), 'activated');
   assert.equal(phaseOf(run(['activate', 'boot', 'healthy', 'finish'], 'done')), 'released');
 });
-
-async function until(condition: () => boolean): Promise<void> {
-  for (let waits = 0; !condition(); waits++) {
-    assert.ok(waits < 2000, 'waited too long');
-    await systemClock.sleep(5);
-  }
-}

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { assertInBatches } from '../../test/support/fuzz.ts';
+import { patient } from '../../test/support/patience.ts';
+import { testSeed } from '../../test/support/seed.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -33,7 +35,7 @@ import { RequestWriter } from './request-writer.ts';
  * of the buffer that was asked for, and a read that succeeds has every byte that the server sent for it.
  */
 const RUNS = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;
-const SEED = Number(process.env.GODWIT_SEED ?? Math.floor(Math.random() * 2 ** 31));
+const SEED = testSeed();
 console.log(`seed ${SEED} (GODWIT_SEED), ${RUNS} inputs`);
 const parameters = (share: number) => ({ numRuns: Math.ceil(RUNS * share), seed: SEED });
 
@@ -61,9 +63,9 @@ function world(replyStyle: RemoteExport['replyStyle']) {
     export: { ...EXPORT, replyStyle },
     writer: new RequestWriter(new ChunkWriter(() => {}, pool)),
     clock: new FakeClock(),
-    keepAliveIntervalMs: 1000,
-    keepAliveTimeoutMs: 1000,
-    requestTimeoutMs: 1000,
+    keepAliveIntervalMs: patient(1000),
+    keepAliveTimeoutMs: patient(1000),
+    requestTimeoutMs: patient(1000),
     onRoom: () => {},
     onOver: (error) => {
       assert.equal(over, null, 'over once');

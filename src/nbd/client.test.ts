@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { createServer, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { nbdClientOptions, reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -182,7 +183,7 @@ test('refusals reject at once; a server that is away is waited for', async (t) =
   const allowing = await startNbdClient(t, address, { tls: { mode: 'allow' } });
   await allowing.read(0, Buffer.alloc(512));
   await assert.rejects(
-    NbdClient.connect(nbdClientOptions({ host: '127.0.0.1', port: 1 }), { timeoutMs: 100 }),
+    NbdClient.connect(nbdClientOptions({ host: '127.0.0.1', port: 1 }), { timeoutMs: patient(100) }),
     code('NBD_CONNECTION_LOST'),
   );
   const odd = await oldServer(t, { lengthBytes: () => 1000, answer: zeros });
@@ -239,9 +240,9 @@ test('a request that is never answered ends its connection and is sent again; an
     },
   });
   const client = await startNbdClient(t, address, {
-    keepAliveIntervalMs: 20,
-    keepAliveTimeoutMs: 20,
-    requestTimeoutMs: 60,
+    keepAliveIntervalMs: patient(20),
+    keepAliveTimeoutMs: patient(20),
+    requestTimeoutMs: patient(60),
   });
   const read = client.read(4096, Buffer.alloc(4096));
   await reachedNbd(client, 'lost');
@@ -250,7 +251,7 @@ test('a request that is never answered ends its connection and is sent again; an
   await read;
   assert.ok(client.statistics.replayed > 0);
   const before = reads;
-  while (reads === before) await systemClock.sleep(10);
+  await until('another read', () => reads > before);
   deaf = true;
   await reachedNbd(client, 'lost');
   assert.equal(client.lastError?.code, 'NBD_SILENT');

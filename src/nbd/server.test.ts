@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
+import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
@@ -422,7 +423,7 @@ test('a disconnect answers what came before it', async (t) => {
   raw.send({ type: COMMAND.disconnect });
   while (cookies.size > 0) cookies.delete((await raw.reply()).cookie);
   assert.ok(await raw.closed());
-  while (server.connections > 0) await systemClock.sleep(5);
+  await until('no connection', () => server.connections === 0);
 });
 
 test('connections are limited, and so is the time of a handshake', async (t) => {
@@ -440,7 +441,7 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   clock.advance(1001);
   assert.ok(await second.closed());
   assert.equal((await first.read(0, 512)).data.length, 512);
-  while (server.connections > 1) await systemClock.sleep(5);
+  await until('one connection', () => server.connections === 1);
 });
 
 test('a peer that stalls within a request or does not take its answers is dropped; an idle one is not', async (t) => {

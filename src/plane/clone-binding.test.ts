@@ -4,6 +4,7 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { isGodwitError } from '../base/errors.ts';
 import {
@@ -66,12 +67,12 @@ test('a full disk is a typed error, and what there was room for is given back', 
   skip: requires('root', 'mount'),
 }, async (t) => {
   const dir = await folder(t);
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'godwit-test', dir], { timeout: 10_000 });
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'godwit-test', dir], { timeout: patient(10_000) });
   try {
     await assert.rejects(createCloneMetadata(dir, IDENTITY), code('VOLUME_NO_SPACE'));
     assert.deepEqual(await readdir(dir), []);
   } finally {
-    execFileSync('umount', [dir], { timeout: 10_000 });
+    execFileSync('umount', [dir], { timeout: patient(10_000) });
   }
 });
 

@@ -2,14 +2,16 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
+import { mayLack } from '../../test/support/skips.ts';
 
 const MODULE = new URL('./secret-memory.ts', import.meta.url).href;
 /** The name of a file in the working directory; a program that takes dumps would have to be asked. */
 const plainCores = /^core[^/|]*$/.test(readFileSync('/proc/sys/kernel/core_pattern', 'utf8').trim());
 
 test('a process that asked for it leaves no core, and its threads do not either', {
-  skip: plainCores ? false : 'core dumps of this host do not go into the working directory',
+  skip: mayLack('core dumps in the working directory', plainCores),
 }, (t) => {
   const die = (protect: string) => {
     const cwd = scratchDir(t);
@@ -18,7 +20,7 @@ test('a process that asked for it leaves no core, and its threads do not either'
       new Worker("process.kill(process.pid, 'SIGSEGV'); setInterval(() => {}, 1000)", { eval: true });`;
     // A start of a core is one.
     const words = ['-c', 'ulimit -c 1024 && exec "$0" --input-type=module -e "$1"', process.execPath, script];
-    const { signal } = spawnSync('bash', words, { cwd, timeout: 60_000 });
+    const { signal } = spawnSync('bash', words, { cwd, timeout: patient(60_000) });
     assert.equal(signal, 'SIGSEGV');
     return readdirSync(cwd);
   };

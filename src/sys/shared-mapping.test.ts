@@ -4,6 +4,7 @@ import { closeSync, ftruncateSync, openSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
+import { patient } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { errnoOf } from './libc.ts';
 import { mapShared, syncMapping, unmap, viewAt } from './shared-mapping.ts';
@@ -41,7 +42,7 @@ test('a mapping is the file, in this thread, in another, and in another process'
     mapShared(fd, ${LENGTH_BYTES}).view[100] = 42;
     process.kill(process.pid, 'SIGKILL');`;
   assert.throws(() =>
-    execFileSync(process.execPath, ['--input-type=module', '-e', script, path], { timeout: 60_000 }),
+    execFileSync(process.execPath, ['--input-type=module', '-e', script, path], { timeout: patient(60_000) }),
   );
   assert.equal(view[100], 42, 'what a killed process stored is there');
 

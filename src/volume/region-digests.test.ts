@@ -3,6 +3,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { closeSync, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
@@ -47,13 +48,6 @@ async function open(
   return { digests, device, path, content };
 }
 
-async function until(condition: () => boolean): Promise<void> {
-  for (let waits = 0; !condition(); waits++) {
-    assert.ok(waits < 1000, 'waited too long');
-    await systemClock.sleep(5);
-  }
-}
-
 function entry(path: string, region: number): Buffer {
   const bytes = Buffer.alloc(32);
   const file = openSync(path, 'r');
@@ -67,7 +61,7 @@ function entry(path: string, region: number): Buffer {
 test('regions with data are digested in the background, and the table outlives the process', async (t) => {
   const { digests, device, path, content } = await open(t);
   digests.start();
-  await until(() => entry(path, 5).length === 32);
+  await until('the last region', () => entry(path, 5).length === 32);
   assert.equal(entry(path, 0).toString('hex'), sha(await content(0, 256)));
   assert.equal(entry(path, 2).toString('hex'), sha(await content(512, 256)));
   assert.equal(entry(path, 5).toString('hex'), sha(await content(1280, 3)));

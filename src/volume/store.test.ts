@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -240,7 +241,9 @@ test('a full disk is a typed error and leaves nothing behind', {
   skip: requires('root', 'mount'),
 }, async (t) => {
   const dataDir = scratchDir(t);
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'godwit-test', dataDir], { timeout: 10_000 });
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'godwit-test', dataDir], {
+    timeout: patient(10_000),
+  });
   try {
     const store = await openStore(t, { dataDir });
     const incoming = {
@@ -253,7 +256,7 @@ test('a full disk is a typed error and leaves nothing behind', {
     await assert.rejects(store.createIncoming(incoming), code('VOLUME_NO_SPACE'));
     assert.deepEqual(readdirSync(store.directory), []);
   } finally {
-    execFileSync('umount', [dataDir], { timeout: 10_000 });
+    execFileSync('umount', [dataDir], { timeout: patient(10_000) });
   }
 });
 

@@ -2,11 +2,12 @@ import assert from 'node:assert/strict';
 import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { mustRun, systemTools } from '../../src/host/tools.ts';
 import { attachedVolume } from '../support/attached-volume.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
+import { patient, until } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
+import { mayLack } from '../support/skips.ts';
 
 const MiB = 1024 * 1024;
 const LIMIT_BYTES = 64 * MiB;
@@ -15,29 +16,24 @@ const WRITTEN_MIB = 800;
 const controller = memoryController();
 const skip =
   requires('root', '/dev/fuse', '/dev/loop-control', 'losetup', 'mkfs.ext4', 'dd') ||
-  (controller === null && 'no memory controller');
+  mayLack('memory controller', controller !== null);
 
 test(`a workload limited to 64 MiB dirties ${WRITTEN_MIB} MiB on its volume and gets through`, {
   skip,
-  timeout: 180_000,
 }, async (t) => {
   assert.ok(controller !== null);
   const group = join(controller.dir, `gw-test-${process.pid}`);
   mkdirSync(group);
   const volume = await attachedVolume(t, { lengthBytes: 2048 * MiB });
   t.after(async () => {
-    // Empty as soon as the last process of it is reaped.
-    for (let attempt = 0; attempt < 100; attempt++) {
-      try {
-        return rmdirSync(group);
-      } catch {
-        await sleep(50);
-      }
-    }
+    await until('its last process to be reaped', () => {
+      rmdirSync(group);
+      return true;
+    });
   });
   writeFileSync(join(group, controller.limit), String(LIMIT_BYTES));
   const tool = async (program: string, ...argv: string[]) => {
-    return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: 120_000 })).trim();
+    return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: patient(120_000) })).trim();
   };
   await tool('mkfs.ext4', '-q', '-b', '4096', volume.loop);
   await tool('mount', volume.loop, volume.mountPoint);

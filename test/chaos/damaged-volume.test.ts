@@ -8,6 +8,7 @@ import { VOLUME_FILES } from '../../src/volume/files.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
+import { testSeed } from '../support/seed.ts';
 import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 const MIB = 2 ** 20;
@@ -19,12 +20,9 @@ const skip = requires(...LAB_NEEDS);
 
 test('a clone whose files are damaged, cut short, or of another volume: refused by name, nothing destroyed, and good again when they are', {
   skip,
-  timeout: 180_000,
 }, async (t) => {
   const lab = new VolumeLab(t);
-  const seed = Math.floor(Math.random() * 2 ** 32);
-  t.diagnostic(`seed ${seed}`);
-  const random = seededRandom(seed);
+  const random = seededRandom(testSeed());
   const { move, expectedPath } = await moveRawVolume(lab, {
     lengthBytes: LENGTH_BYTES,
     content: { offsetBytes: 0, lengthBytes: 24 * MIB },

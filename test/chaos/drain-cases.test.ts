@@ -11,7 +11,7 @@ import { WriterCollector } from '../support/writer-collector.ts';
 
 const MIB = 2 ** 20;
 /** The writer ignores this signal: a stop takes until the collector hangs up. */
-const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 600_000 };
+const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 3_600_000 };
 
 async function drainState(
   fleet: Fleet,

@@ -7,6 +7,7 @@ import { verifyReceipt } from '../../src/receipt/envelope.ts';
 import { unlockVolume } from '../../src/volume/encryption.ts';
 import { readRecord } from '../../src/volume/record-file.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
@@ -90,7 +91,7 @@ test('an encrypted volume moves to another key under its machine, and on from th
   const [a, b] = [fleet.worker('a'), fleet.worker('b')];
   const machine = await fleet.writerMachine(a, collector, { name: 'writer' });
   const fill = ['sh', '-c', 'head -c 6000000 /dev/urandom > /data/bulk && sync -f /data'];
-  await a.client.execInMachine(machine.id, { command: fill, timeoutMs: 60_000 });
+  await a.client.execInMachine(machine.id, { command: fill, timeoutMs: patient(60_000) });
   const history = collector.history('writer');
   const { id } = (await a.client.listVolumes())[0]!;
   const header = (worker: FleetWorker) => join(worker.dataDir, 'volumes', id, 'header.luks2');

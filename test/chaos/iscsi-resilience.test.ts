@@ -2,10 +2,8 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { truncateSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
@@ -21,7 +19,10 @@ import {
   type RecordedPdu,
 } from '../support/iscsi-fault-relay.ts';
 import { GRANT, initiatorOptions, reached, startInitiator, TARGET_IQN } from '../support/iscsi-pair.ts';
+import { inPatience, letPass, NotYet, until } from '../support/patience.ts';
+import { reservePorts } from '../support/ports.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { testSeed } from '../support/seed.ts';
 
 /**
  * Initiator and target with a bad network between them. A short exchange with every kind of PDU is recorded once; then it is made again and
@@ -36,12 +37,12 @@ const LANES = LONG ? 4 : 2;
 const LENGTH_BYTES = LANES * STRIPE_BYTES;
 /** Runs side by side: most of a run with a stall is waiting. */
 const PARALLEL = 8;
-/** Nothing here takes a second; this long, on the slowest host, means stuck. */
+/** Nothing here takes a second; this long means stuck. */
 const STUCK_MS = 60_000;
 /** Small, so that small transfers have all kinds of PDUs: immediate data, R2T, several Data-Out and Data-In. */
 const LIMITS = {
   ...{ dataSegmentBytesMax: 4 * KIB, burstBytesMax: 8 * KIB, firstBurstBytesMax: 1 * KIB },
-  ...{ loginDelayMs: 1, loginDelayMsMax: 1, loginTimeoutMs: 2_000 },
+  ...{ loginDelayMs: 1, loginDelayMsMax: 1, loginTimeoutMs: letPass(2_000) },
 };
 /** Found only where a digest covers them. */
 const NEED_DIGESTS: readonly FaultKind[] = ['duplicate', 'garbage'];
@@ -99,7 +100,11 @@ async function exchange({ fault, digests, seed }: Exchange): Promise<Outcome> {
   const port = await relay.listen();
   const initiator = IscsiInitiator.open({
     ...initiatorOptions(port, { digests, queueDepth: 8, chap: { ...GRANT.chap!, algorithms: ['md5'] } }),
-    ...{ keepAliveIntervalMs: 40, keepAliveTimeoutMs: 80, loginTimeoutMs: 250 },
+    ...{
+      keepAliveIntervalMs: letPass(40),
+      keepAliveTimeoutMs: letPass(80),
+      loginTimeoutMs: letPass(250),
+    },
     ...{ backoffMs: 2, backoffMsMax: 10 },
     expected: { lengthBytes: LENGTH_BYTES, serial: 'v' },
   });
@@ -107,7 +112,6 @@ async function exchange({ fault, digests, seed }: Exchange): Promise<Outcome> {
   initiator.onStateChange((state) => {
     if (state === 'connected' && relay.firedAtMs !== null) recoveryMs ??= performance.now() - relay.firedAtMs;
   });
-  const stuck = new AbortController();
   try {
     const work = async (): Promise<void> => {
       await Promise.all(
@@ -122,14 +126,15 @@ async function exchange({ fault, digests, seed }: Exchange): Promise<Outcome> {
       await memory.read(0, stored);
       assert.ok(stored.equals(expected), 'the device behind the target holds what it should');
     };
-    const deadline = sleep(STUCK_MS, 'stuck' as const, { signal: stuck.signal }).catch(() => 'over' as const);
-    const end = await Promise.race([work(), deadline]);
-    const { state, lastError, statistics } = initiator;
-    assert.notEqual(end, 'stuck', `stuck: ${state} ${lastError} ${JSON.stringify(statistics)}`);
+    const state = () => ({
+      state: initiator.state,
+      lastError: `${initiator.lastError}`,
+      ...initiator.statistics,
+    });
+    await inPatience('the exchange to end', work(), { patienceMs: STUCK_MS, state });
   } catch (error) {
     throw new Error(`${JSON.stringify({ fault, digests, seed })}: ${error}`, { cause: error });
   } finally {
-    stuck.abort();
     await initiator.close();
     await relay.close();
     await target.close();
@@ -163,8 +168,7 @@ function quantile(sorted: readonly number[], fraction: number): string {
 
 for (const digests of [true, false]) {
   test(`a fault at every place of an exchange, digests ${digests ? 'on' : 'off'}`, async (t) => {
-    const seed = LONG ? systemRandom.below(2 ** 31) : 4711;
-    t.diagnostic(`seed ${seed}`);
+    const seed = testSeed();
     const { recorded } = await exchange({ fault: null, digests, seed });
     const opcodes = new Set([...recorded.out, ...recorded.in].map(({ opcode }) => opcode));
     // SCSI command, login, Data-Out; SCSI response, login response, Data-In, R2T.
@@ -226,28 +230,13 @@ async function kill(child: ChildProcess): Promise<void> {
   if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
 }
 
-/** Below the ports that the system gives to outgoing connections: nobody takes it while the target is down. */
-async function quietPort(): Promise<number> {
-  for (;;) {
-    const port = 10_000 + systemRandom.below(20_000);
-    const server = createServer();
-    const free = await new Promise<boolean>((resolve) => {
-      server.once('error', () => resolve(false));
-      server.listen(port, '127.0.0.1', () => resolve(true));
-    });
-    if (!free) continue;
-    await new Promise<void>((resolve) => server.close(() => resolve()));
-    return port;
-  }
-}
-
 test('the target process is killed and started again under load; then another unit answers in its place', async (t) => {
   const MIB = KIB * KIB;
   const lengthBytes = 8 * MIB;
   const file = join(scratchDir(t), 'unit.raw');
   writeFileSync(file, '');
   truncateSync(file, lengthBytes);
-  const port = await quietPort();
+  const [port] = (await reservePorts(t, 1)) as [number];
   let { child } = await startProcess(t, file, lengthBytes, port, 'unit-1');
   const initiator = await startInitiator(t, port, { digests: true, backoffMs: 5, backoffMsMax: 50 });
   const expected = Buffer.alloc(lengthBytes);
@@ -273,12 +262,15 @@ test('the target process is killed and started again under load; then another un
   load.catch(() => {});
   for (let round = 0; round < (LONG ? 30 : 4); round += 1) {
     const before = rounds;
-    while (rounds < before + 20) await sleep(5);
+    await Promise.race([
+      load,
+      until('20 rounds', () => rounds >= before + 20 || new NotYet(initiator.state)),
+    ]);
     const killedMs = performance.now();
     await kill(child);
     ({ child } = await startProcess(t, file, lengthBytes, port, 'unit-1'));
     const done = rounds;
-    while (rounds === done) await sleep(1);
+    await Promise.race([load, until('a round', () => rounds > done || new NotYet(initiator.state))]);
     outages.push(performance.now() - killedMs);
   }
   running = false;

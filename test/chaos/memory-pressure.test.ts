@@ -20,20 +20,20 @@ import { findShim, type ShimClient, startShim } from '../../src/machine/shim-cli
 import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
 import { machineConfig, machineNeeds } from '../support/machine.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
+import { patient, slowness, until } from '../support/patience.ts';
 import { moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
+import { mayLack } from '../support/skips.ts';
 import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 const MIB = 2 ** 20;
-const WAIT_MS = 240_000;
 const MACHINE_BYTES = 64 * MIB;
 
 const machineSkip =
-  requires(...LAB_NEEDS) || machineNeeds || (memoryController() === null && 'no memory controller');
+  requires(...LAB_NEEDS) || machineNeeds || mayLack('memory controller', memoryController() !== null);
 
 test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets through, and its volume server too', {
   skip: machineSkip,
-  timeout: 500_000,
 }, async (t) => {
   const lab = new VolumeLab(t);
   const sourceStore = await lab.store('source');
@@ -51,7 +51,13 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
     spec: attachSpec(incoming, {
       volumeDir,
       access: 'standby',
-      clone: cloneSpec(incoming, { volumeDir, validityDir: lab.validityDir, source: source.source }),
+      clone: cloneSpec(incoming, {
+        volumeDir,
+        validityDir: lab.validityDir,
+        source: source.source,
+        // So slow that there is something left to hydrate while the machine writes.
+        hydration: { paused: false, rateBytesPerSecondMax: Math.ceil((16 * MIB) / slowness()) },
+      }),
     }),
   });
   await sourceStore.apply(made.id, { kind: 'seal', generation: 1 });
@@ -61,8 +67,6 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   const command = (op: string, args: unknown) => shim.call('volume.command', { op, args });
   const volumeStatus = async () => (await command('status', {})) as VolumeServerStatus;
   await shim.call('fs.mount', { filesystem: 'ext4' });
-  // So slow that there is something left to hydrate while the machine writes.
-  await command('hydration', { paused: false, rateBytesPerSecondMax: 16 * MIB });
   const before = await shim.call('status', {});
   const serverPid = before.volume!.serverPid!;
 
@@ -75,19 +79,18 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
         volume: { volumeId: made.id, mountPath: '/data' },
       }),
     });
-    const deadlineMs = performance.now() + WAIT_MS;
     let memoryBytesMax = 0;
-    for (;;) {
-      const { workload } = await shim.call('status', {});
-      memoryBytesMax = Math.max(memoryBytesMax, workload!.memoryBytes ?? 0);
-      if (workload!.state === 'exited') {
-        assert.equal(workload!.exitCode, 0, readFileSync(join(runtimeDir, 'machine.log'), 'utf8'));
-        assert.equal(workload!.outOfMemoryKills, 0);
-        break;
-      }
-      assert.ok(performance.now() < deadlineMs, `the machine does not end: ${JSON.stringify(workload)}`);
-      await systemClock.sleep(100);
-    }
+    const end = await until(
+      'the machine to end',
+      async () => {
+        const { workload } = await shim.call('status', {});
+        memoryBytesMax = Math.max(memoryBytesMax, workload!.memoryBytes ?? 0);
+        return workload;
+      },
+      { is: ({ state }) => state === 'exited', patienceMs: 240_000 },
+    );
+    assert.equal(end.exitCode, 0, readFileSync(join(runtimeDir, 'machine.log'), 'utf8'));
+    assert.equal(end.outOfMemoryKills, 0);
     assert.ok(memoryBytesMax <= MACHINE_BYTES, `the limit holds: ${memoryBytesMax} bytes`);
     await shim.call('workload.stop', {});
     return readFileSync(join(runtimeDir, 'machine.log'), 'utf8');
@@ -100,7 +103,10 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   assert.ok(start.exposedBytes > 0, 'it hydrated when the machine began');
   assert.ok(end.blocksPresent > start.blocksPresent, 'and went on meanwhile');
   await command('hydration', { paused: false, rateBytesPerSecondMax: 0 });
-  await untilComplete(volumeStatus);
+  await until('hydrated', async () => (await volumeStatus()).hydration, {
+    is: ({ state }) => state === 'complete',
+    patienceMs: 240_000,
+  });
   await command('finish', {});
 
   await shim.call('fs.unmount', {});
@@ -119,7 +125,6 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
 
 test('the host is short of memory while fio writes files on a clone that hydrates: no I/O error, every block right', {
   skip: requires(...LAB_NEEDS, 'fio', 'stress-ng'),
-  timeout: 300_000,
 }, async (t) => {
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
@@ -140,7 +145,7 @@ test('the host is short of memory while fio writes files on a clone that hydrate
     lab,
     'fio',
     ...['--name=verify', `--filename=${join(dir, 'fio')}`, '--ioengine=psync', '--rw=randwrite', '--bs=4k'],
-    ...['--size=160m', '--rate=10m', '--end_fsync=1', '--randseed=1', ...VERIFY],
+    ...['--size=100m', '--rate=10m', '--end_fsync=1', '--randseed=1', ...VERIFY],
   );
   await fio.ended;
   assert.match(fio.stdout, /err= 0/);
@@ -163,8 +168,8 @@ test('the host is short of memory while fio writes files on a clone that hydrate
 const SMALL_HOST_BYTES = 640 * MIB;
 
 test('a host of 640 MiB runs out of memory while fio writes on a clone that hydrates: the same', {
-  skip: requires(...LAB_NEEDS, 'fio', 'stress-ng') || (memoryController() === null && 'no memory controller'),
-  timeout: 300_000,
+  skip:
+    requires(...LAB_NEEDS, 'fio', 'stress-ng') || mayLack('memory controller', memoryController() !== null),
 }, async (t) => {
   const lab = new VolumeLab(t);
   const group = memoryGroup(lab, SMALL_HOST_BYTES);
@@ -183,12 +188,12 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
   }
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 16 * MIB });
   const stress = stressMemory(lab, SMALL_HOST_BYTES);
-  // All of the first 96 MiB, on blocks that are here, on their way, or missing, and read back.
+  // All of the first 64 MiB, on blocks that are here, on their way, or missing, and read back.
   const fio = new Running(
     lab,
     'fio',
     ...['--name=verify', `--filename=${target.loop}`, '--ioengine=libaio', '--iodepth=16', '--direct=1'],
-    ...['--rw=randwrite', '--bs=4k', '--size=96m', '--rate=6m', '--randseed=1', ...VERIFY],
+    ...['--rw=randwrite', '--bs=4k', '--size=64m', '--rate=6m', '--randseed=1', ...VERIFY],
   );
   await fio.ended;
   assert.match(fio.stdout, /err= 0/);
@@ -196,19 +201,19 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   const whole = await target.until('hydrated', (hydration) => hydration.state === 'complete');
   assert.equal(whole.blocksFetchedTwice, 0);
-  await tool('cmp', '--ignore-initial', String(96 * MIB), target.loop, expectedPath);
+  await tool('cmp', '--ignore-initial', String(64 * MIB), target.loop, expectedPath);
   assertSameServer(target.server.state, serverPid);
 });
 
 const VERIFY = ['--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'];
 
-/** Two processes that write all over so many bytes for 20 s, the first ones for the OOM killer to take. */
+/** Two processes that write all over so many bytes for 12 s, the first ones for the OOM killer to take. */
 function stressMemory(lab: VolumeLab, lengthBytes: number): Running {
   return new Running(
     lab,
     'stress-ng',
     ...['--vm', '2', '--vm-bytes', String(lengthBytes), '--vm-populate'],
-    ...['--timeout', '20s', '--temp-path', lab.scratch()],
+    ...['--timeout', '12s', '--temp-path', lab.scratch()],
   );
 }
 
@@ -221,14 +226,10 @@ function memoryGroup(lab: VolumeLab, limitBytes: number): string {
   mkdirSync(group);
   lab.onClose(async () => {
     writeFileSync(join(dir, own, 'cgroup.procs'), String(process.pid));
-    for (let attempt = 0; attempt < 100; attempt++) {
-      try {
-        return rmdirSync(group);
-      } catch {
-        await systemClock.sleep(50); // empty as soon as the last process of it is reaped
-      }
-    }
-    rmdirSync(group);
+    await until('its last process to be reaped', () => {
+      rmdirSync(group);
+      return true;
+    });
   });
   writeFileSync(join(group, limit), String(limitBytes));
   writeFileSync(join(group, 'cgroup.procs'), String(process.pid));
@@ -248,27 +249,15 @@ async function shimOf(lab: VolumeLab): Promise<{ shim: ShimClient; runtimeDir: s
   const runtimeDir = join(dir, 'shim');
   const shim = await startShim({ runtimeDir, hidden: [], clock: systemClock });
   lab.onClose(async () => {
-    await shim.call('shutdown', {}, 60_000).catch(() => {});
+    await shim.call('shutdown', {}, patient(60_000)).catch(() => {});
     shim.close();
-    for (let attempt = 0; attempt < 500 && (await findShim(runtimeDir)) === 'running'; attempt++) {
-      await systemClock.sleep(20);
-    }
-    const found = await findShim(runtimeDir);
+    const ended = until('the shim to end', () => findShim(runtimeDir), { is: (now) => now !== 'running' });
+    const found = await ended.catch(() => 'running' as const);
     if (found !== 'absent') await cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger);
     rmSync(dir, { recursive: true, force: true });
     assert.equal(found, 'absent', 'the shim ended in good order');
   });
   return { shim, runtimeDir };
-}
-
-async function untilComplete(status: () => Promise<VolumeServerStatus>): Promise<void> {
-  const deadlineMs = performance.now() + WAIT_MS;
-  for (;;) {
-    const { hydration } = await status();
-    if (hydration?.state === 'complete') return;
-    assert.ok(performance.now() < deadlineMs, `waited for the hydration: ${JSON.stringify(hydration)}`);
-    await systemClock.sleep(50);
-  }
 }
 
 /** Where the right is missing (containers without CAP_SYS_RESOURCE) there must at least be a word about it. */

@@ -11,6 +11,8 @@ import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { Fleet, type FleetWorker, fleetNeeds, tlsFlags } from '../support/fleet.ts';
 import { capturePackets } from '../support/packet-capture.ts';
+import { patient } from '../support/patience.ts';
+import { reserveAddress } from '../support/ports.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
@@ -53,12 +55,6 @@ async function secretOf(source: FleetWorker, runId: string): Promise<string> {
   }
 }
 
-/** An address of loopback that no other test on this host uses. */
-function ownAddress(): string {
-  const part = () => 1 + Math.floor(Math.random() * 250);
-  return `127.${part()}.${part()}.${part()}`;
-}
-
 /** Moves a machine from a to b, on an address of their own, and answers with the secret of the move and all that went over the wire meanwhile. */
 async function movedUnderWatch(t: TestContext, host: string, certificates: Record<string, TlsFiles>) {
   const collector = await WriterCollector.open(t);
@@ -73,7 +69,7 @@ async function movedUnderWatch(t: TestContext, host: string, certificates: Recor
     '-c',
     'yes "$(printf "%s-of-the-%s" plaintext volume)" | head -c 1000000 > /data/known; sync /data/known',
   ];
-  const written = await a.client.execInMachine(machine.id, { command: known, timeoutMs: 60_000 });
+  const written = await a.client.execInMachine(machine.id, { command: known, timeoutMs: patient(60_000) });
   assert.equal(written.exitCode, 0, written.stderr);
 
   const capture = await capturePackets(t, host);
@@ -106,7 +102,7 @@ test('two workers with certificates: API and blocks are under TLS, and nothing c
   skip: skipWatched,
 }, async (t) => {
   const fleetAuthority = authority(t, 'fleet');
-  const host = ownAddress();
+  const host = await reserveAddress(t);
   const issue = (name: string) => fleetAuthority.issue(name, { addresses: `IP:${host}` });
   const { packets, secret, shown, warnings } = await movedUnderWatch(t, host, {
     a: issue('a'),
@@ -124,7 +120,7 @@ test('two workers with certificates: API and blocks are under TLS, and nothing c
 test('the control: without certificates the same watch sees the secret and the volume', {
   skip: skipWatched,
 }, async (t) => {
-  const { packets, secret } = await movedUnderWatch(t, ownAddress(), {});
+  const { packets, secret } = await movedUnderWatch(t, await reserveAddress(t), {});
   for (const word of [secret, PLAINTEXT, TOKEN, 'writer-data', 'HTTP/1.1']) {
     assert.equal(packets.includes(word), true, word);
   }

@@ -10,6 +10,7 @@ import { startNbdClient } from '../support/nbd-pair.ts';
 import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';
 import { moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
+import { testSeed } from '../support/seed.ts';
 import { type Attachment, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
@@ -17,8 +18,7 @@ import { type Attachment, LAB_NEEDS, tool, VolumeLab } from '../support/volume-l
  * volume server is killed, the volume sealed, and its blocks come from a source, under load.
  */
 const MIB = 2 ** 20;
-const SEED = Number(process.env.GODWIT_SEED ?? Math.floor(Math.random() * 2 ** 31));
-console.log(`seed ${SEED} (GODWIT_SEED)`);
+const SEED = testSeed();
 const LONG = process.env.GODWIT_LONG === '1';
 
 const skip = requires('root');

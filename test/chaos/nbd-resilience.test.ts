@@ -9,9 +9,11 @@ import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { type NbdProgram, startQemuNbd } from '../support/nbd-programs.ts';
 import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';
+import { letPass, NotYet, until } from '../support/patience.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { testSeed } from '../support/seed.ts';
 import { readPems, TestAuthority } from '../support/test-authority.ts';
 
 /**
@@ -22,15 +24,14 @@ import { readPems, TestAuthority } from '../support/test-authority.ts';
 const QEMU = requires('qemu-nbd');
 const LONG = process.env.GODWIT_LONG === '1';
 const ROUNDS = LONG ? 40 : 6;
-const SEED = Number(process.env.GODWIT_SEED ?? Math.floor(Math.random() * 2 ** 31));
-console.log(`seed ${SEED} (GODWIT_SEED)`);
+const SEED = testSeed();
 
 /** Short times, so that what is silent is noticed while the test runs. */
 const IMPATIENT = {
-  keepAliveIntervalMs: 40,
-  keepAliveTimeoutMs: 80,
-  requestTimeoutMs: 160,
-  handshakeTimeoutMs: 500,
+  keepAliveIntervalMs: letPass(40),
+  keepAliveTimeoutMs: letPass(80),
+  requestTimeoutMs: letPass(160),
+  handshakeTimeoutMs: letPass(500),
 };
 
 async function setUp(
@@ -53,16 +54,18 @@ function fileServer(t: TestContext, dir: string): Promise<NbdProgram> {
 const troubles: Record<string, (relay: TcpRelay) => Promise<void>> = {
   cut: async (relay) => relay.cut(),
   'reset of every new connection': async (relay) => {
+    const { accepted } = relay;
     relay.refuse();
-    await systemClock.sleep(60);
+    await until('two connections that are reset', () => relay.accepted >= accepted + 2);
   },
   'stall, shorter than the time-outs': async (relay) => {
     relay.stall();
-    await systemClock.sleep(60);
+    await systemClock.sleep(letPass(40));
   },
   'half-open connections, given up and made anew': async (relay) => {
+    const { accepted } = relay;
     relay.stall();
-    await systemClock.sleep(700);
+    await until('the next connections', () => relay.accepted >= accepted + 2);
     // What hung stays behind: only connections from now on go through.
     relay.cut();
   },
@@ -148,7 +151,7 @@ test('a server that is killed and started again: nothing lost, nothing stuck', {
   for (let round = 0; round < ROUNDS; round += 1) {
     await workload.progress(20);
     await server.stop(round % 3 === 2 ? 'SIGTERM' : 'SIGKILL');
-    await systemClock.sleep(50);
+    await until('the client to miss it', () => client.state !== 'connected' || new NotYet(client.state));
     assert.notEqual(client.state, 'failed');
     server = await fileServer(t, dir);
     await workload.progress(1);

@@ -4,8 +4,8 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, writeSync } fr
 import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import test, { type TestContext } from 'node:test';
-import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
+import { until } from '../support/patience.ts';
 import { ProofPair } from '../support/proof-pair.ts';
 import { requires } from '../support/requires.ts';
 import { LAB_NEEDS, type Move, moveVolume, tool, VolumeLab } from '../support/volume-lab.ts';
@@ -175,10 +175,7 @@ test('a bit that changes on the source after its digests were taken stops the re
     );
     return digests.every((digest) => digest.length === 32 && digest.some((byte) => byte !== 0));
   };
-  for (let waits = 0; !taken(); waits++) {
-    assert.ok(waits < 600, 'the digests were not taken');
-    await systemClock.sleep(100);
-  }
+  await until('the digests to be taken', taken);
   flipBit(sourceData(moved), 3 * MIB + 777);
   await moved.target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   await moved.target.until('whole', ({ state }) => state === 'complete');

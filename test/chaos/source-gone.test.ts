@@ -1,14 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
 const MIB = 2 ** 20;
 const BALLAST_BYTES = 48 * MIB;
 /** Longer than the target needs to notice. */
-const AWAY_MS = 5_000;
 
 test('the source goes in mid-hydration and never comes back: no error before an operator gives the machine up, and nothing left after it', {
   skip: fleetNeeds,
@@ -23,7 +22,7 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   const fill = `dd if=/dev/urandom of=/data/file bs=1M count=${BALLAST_BYTES / MIB} status=none; sync`;
   const filled = await source.client.execInMachine(machine.id, {
     command: ['sh', '-c', fill],
-    timeoutMs: 60_000,
+    timeoutMs: patient(60_000),
   });
   assert.equal(filled.exitCode, 0, filled.stderr);
   const { id: runId } = await source.client.moveMachine(machine.id, { target: target.name });
@@ -33,7 +32,7 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   await source.powerOff();
 
   const reading = target.client
-    .execInMachine(machine.id, { command: ['sh', '-c', 'cat /data/file > /dev/null'], timeoutMs: 600_000 })
+    .execInMachine(machine.id, { command: ['sh', '-c', 'cat /data/file > /dev/null'], timeoutMs: 3_600_000 })
     .then(
       ({ exitCode }) => exitCode,
       () => null,
@@ -42,15 +41,14 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   void reading.then(() => {
     isReading = false;
   });
-  await sleep(AWAY_MS);
-  // It writes on as long as what it needs of its filesystem is here; then it waits as well.
-  history.assertSound();
-  assert.ok(isReading, 'a read of what only the source has waits, and gets no error');
-  assert.equal(history.incarnations.length, 2);
   const why = await fleet.until('a reason', async () => {
     const { conditions } = await target.client.why(machine.id);
     return conditions.find(({ message }) => /source does not answer/.test(message)) ?? null;
   });
+  // It writes on as long as what it needs of its filesystem is here; then it waits as well.
+  history.assertSound();
+  assert.ok(isReading, 'a read of what only the source has waits, and gets no error');
+  assert.equal(history.incarnations.length, 2);
   assert.match(why.nextAction, new RegExp(`runs force ${moveId} forget`));
   assert.match(why.nextAction, /machine destroy writer --force/);
 

@@ -6,6 +6,7 @@ import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 import { WriterCollector, type WriterHistory } from '../support/writer-collector.ts';
 
 /** One of the two hosts of a move dies and stays dead for a while. */
@@ -16,7 +17,7 @@ const BALLAST_BYTES = 48 * MIB;
 const SLOW = ['--hydration-rate', '1MiB'];
 
 /** The writer ignores this signal, so a stop takes until it is hung up on: time to do things to a move just before its stop. */
-const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 600_000 };
+const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 3_600_000 };
 
 type Scene = {
   fleet: Fleet;
@@ -140,7 +141,7 @@ async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; diges
         `head -c ${BALLAST_BYTES} /dev/urandom >/data/ballast; sync /data/ballast; sha256sum </data/ballast`,
       ],
     ],
-    timeoutMs: 120_000,
+    timeoutMs: patient(120_000),
   });
   assert.equal(made.exitCode, 0, made.stderr);
   const run = await moveUpToTheStop(stage);
@@ -163,7 +164,7 @@ async function hydration(worker: FleetWorker, machine: MachineView): Promise<Hyd
 }
 
 const GO_ON = { paused: false, rateBytesPerSecondMax: 0 };
-const READ_BALLAST = { command: ['sh', '-c', 'sha256sum </data/ballast'], timeoutMs: 170_000 };
+const READ_BALLAST = { command: ['sh', '-c', 'sha256sum </data/ballast'], timeoutMs: patient(60_000) };
 
 test('a source whose control dies in mid-hydration: its export serves on, and the volume becomes whole', {
   skip: fleetNeeds,

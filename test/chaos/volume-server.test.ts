@@ -1,19 +1,31 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
+import { truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { systemClock } from '../../src/base/clock.ts';
-import { lockData } from '../../src/volume/data-lock.ts';
+import { inPatience, NotWorthWaiting, NotYet, slowness, until } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
-import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
+import {
+  digestFiles,
+  killServer,
+  LAB_NEEDS,
+  moveVolume,
+  tool,
+  VolumeLab,
+  writeFiles,
+} from '../support/volume-lab.ts';
 
 const MIB = 2 ** 20;
-const GIB = 2 ** 30;
+const _GIB = 2 ** 30;
 const skip = requires(...LAB_NEEDS);
 const ledgerPath = fileURLToPath(new URL('../support/ledger-writer.ts', import.meta.url));
+
+/** So slow that the copy of 128 MiB is not over before the last kill, on this machine. */
+function leisurely(): number {
+  return Math.ceil((8 * MIB) / slowness());
+}
 
 /** A process that appends numbered lines, each fsynced before it is told. */
 class Ledger {
@@ -36,24 +48,21 @@ class Ledger {
   }
 
   async reach(count: number): Promise<void> {
-    const deadlineMs = performance.now() + 60_000;
-    while (this.acknowledged < count) {
-      assert.ok(
-        performance.now() < deadlineMs,
-        `waited a minute for line ${count}, have ${this.acknowledged}`,
-      );
-      assert.equal(this.#child.exitCode, null, 'the writer goes on');
-      await systemClock.sleep(5);
-    }
+    await until(`line ${count}`, () => {
+      if (this.acknowledged >= count) return true;
+      if (this.#child.exitCode !== null) throw new NotWorthWaiting('the writer does not go on');
+      return new NotYet(`${this.acknowledged} are acknowledged`);
+    });
   }
 
   async stop(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const exited = once(this.#child, 'exit');
     this.#child.stdin!.end();
-    const timeout = setTimeout(() => this.#child.kill('SIGKILL'), 20_000);
-    await exited;
-    clearTimeout(timeout);
+    await inPatience('the writer to end', exited, { patienceMs: 20_000 }).catch((error: unknown) => {
+      this.#child.kill('SIGKILL');
+      throw error;
+    });
   }
 
   /** The numbers of the file are 1 to at least the last one that was told. */
@@ -73,16 +82,16 @@ test('the target server dies again and again while it hydrates and the guest wri
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { target } = await moveVolume(lab, {
-    lengthBytes: GIB,
+    lengthBytes: 512 * MIB,
+    paused: true,
     fill: async (dir) => {
-      written = writeFiles(dir, 'source', 16, 16 * MIB);
+      written = writeFiles(dir, 'source', 16, 8 * MIB);
     },
   });
-  // Slow enough that the copy is not over before the last kill.
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 64 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely() });
   let dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
-  for (let kill = 1; kill <= 6; kill++) {
+  for (let kill = 1; kill <= 4; kill++) {
     await ledger.reach(ledger.acknowledged + 20);
     await target.killServer();
   }
@@ -106,21 +115,23 @@ test('the export server dies while the clone hydrates: the next one takes its po
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { source, target } = await moveVolume(lab, {
-    lengthBytes: GIB,
+    lengthBytes: 512 * MIB,
+    paused: true,
     fill: async (dir) => {
-      written = writeFiles(dir, 'source', 16, 16 * MIB);
+      written = writeFiles(dir, 'source', 16, 8 * MIB);
     },
   });
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 64 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely() });
   const dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
   for (let kill = 1; kill <= 3; kill++) {
+    await killServer(source.server);
     const before = await target.hydration();
-    process.kill(source.server.state.serverPid!, 'SIGKILL');
+    assert.notEqual(before.state, 'complete');
     await ledger.reach(ledger.acknowledged + 20);
     await target.until('more blocks', (now) => now.blocksPresent > before.blocksPresent + 256);
   }
-  assert.ok(source.server.state.restarts >= 3);
+  assert.equal(source.server.state.restarts, 3);
   await ledger.stop();
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   const whole = await target.until('hydrated', (hydration) => hydration.state === 'complete');
@@ -221,44 +232,7 @@ test('an initiator that finds another generation behind the address refuses it',
   });
 });
 
-test('a full disk at the target: the guest is told, hydration waits and goes on when there is room', {
-  skip,
-}, async (t) => {
-  const lab = new VolumeLab(t);
-  const small = await lab.smallDisk(96 * MIB);
-  let written = new Map<string, string>();
-  const { target } = await moveVolume(lab, {
-    lengthBytes: 512 * MIB,
-    targetDir: 'small-disk',
-    fill: async (dir) => {
-      written = writeFiles(dir, 'source', 60, MIB);
-    },
-  });
-  const ballast = join(small, 'ballast');
-  await tool('sh', '-c', `dd if=/dev/zero of=${ballast} bs=1M 2>/dev/null || true`);
-  const full = await target.until(
-    'no room',
-    (hydration) => hydration.lastError?.includes('VOLUME_NO_SPACE') ?? false,
-  );
-  assert.notEqual(full.state, 'complete');
-  // A raw write by the guest into blocks that are not there: no room for them.
-  const write = tool(
-    'dd',
-    'if=/dev/urandom',
-    `of=${target.loop}`,
-    'bs=1M',
-    'seek=300',
-    'count=64',
-    'oflag=direct',
-  );
-  await assert.rejects(write, /No space left|Input\/output error/);
-  await tool('rm', ballast);
-  await target.until('hydrated', (hydration) => hydration.state === 'complete');
-  await target.server.call('finish');
-  assert.deepEqual(await digestFiles(await target.mount()), written);
-});
-
-test('a data file cut short and metadata with flipped bits are refused by name', { skip }, async (t) => {
+test('a data file cut short is refused by name, for a machine and for a target', { skip }, async (t) => {
   const lab = new VolumeLab(t);
   const store = await lab.store('source');
   const made = await store.create({ name: 'data', lengthBytes: 64 * MIB, filesystem: 'ext4' });
@@ -266,37 +240,4 @@ test('a data file cut short and metadata with flipped bits are refused by name',
   truncateSync(dataPath, 32 * MIB);
   await assert.rejects(lab.attach(store, made, { access: 'writable' }), { code: 'BLOCK_SHORT_FILE' });
   await assert.rejects(lab.export(store, made.id, 'standby'), { code: 'BLOCK_SHORT_FILE' });
-
-  const move = await moveVolume(lab, {
-    lengthBytes: 64 * MIB,
-    fill: async (dir) => void writeFiles(dir, 'source', 4, MIB),
-  });
-  await move.target.until('hydrated', (hydration) => hydration.state === 'complete');
-  await move.target.server.stop();
-  const record = await move.targetStore.get(move.id);
-  const metadataPath = join(move.targetStore.folder(move.id), 'clone.meta');
-  const good = readFileSync(metadataPath);
-  for (const [offset, code] of [
-    [8192 + 20, 'CLONE_METADATA_CORRUPT'],
-    [8192 + 100, 'CLONE_METADATA_CORRUPT'],
-  ] as const) {
-    const file = openSync(metadataPath, 'r+');
-    writeSync(file, Buffer.from([good[offset]! ^ 0x10]), 0, 1, offset);
-    closeSync(file);
-    await assert.rejects(
-      lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }),
-      { code },
-    );
-    writeFileSync(metadataPath, good);
-  }
-  truncateSync(metadataPath, 4096);
-  await assert.rejects(
-    lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source }),
-    {
-      code: 'BLOCK_SHORT_FILE',
-    },
-  );
-  writeFileSync(metadataPath, good);
-  lockData(join(move.targetStore.folder(move.id), 'data.raw')).release();
-  await lab.attach(move.targetStore, record, { access: 'writable', source: move.source.source });
 });

@@ -16,6 +16,7 @@ import { DEFAULT_KDF_LIMITS } from '../../src/crypt/kdf.ts';
 import { addKey, changeKey, removeKey, unlock } from '../../src/crypt/key-slots.ts';
 import { openLuks2 } from '../../src/crypt/open.ts';
 import { Secret } from '../../src/crypt/secret.ts';
+import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
@@ -265,7 +266,7 @@ class Lab {
   }
 
   async cryptsetup(...args: string[]): Promise<string> {
-    return (await run(findProgram('cryptsetup')!, args, { timeout: 120_000 })).stdout;
+    return (await run(findProgram('cryptsetup')!, args, { timeout: patient(120_000) })).stdout;
   }
 
   #own(device: FileDevice): FileDevice {

@@ -8,10 +8,11 @@ import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { type FreeMapFilesystem, readFreeMap } from '../../src/freemap/free-map-reader.ts';
 import { FilesystemImage, unitsOf } from '../support/filesystem-image.ts';
 import { requires } from '../support/requires.ts';
+import { testSeed } from '../support/seed.ts';
 
 /** Images that lie: every one ends in a map or a typed reason, after a bounded number of reads. */
 
-const seed = Number(process.env.GODWIT_SEED ?? Date.now() % 1_000_000);
+const seed = testSeed();
 const IMAGES = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;
 const MIB = 2 ** 20;
 const READS_MAX = 20_000;
@@ -143,7 +144,7 @@ const EXT4 = {
   'meta_bg and bigalloc': ['-O', 'bigalloc,meta_bg,^resize_inode,^metadata_csum', '-C', '4096'],
 };
 for (const [name, argv] of Object.entries(EXT4)) {
-  test(`hostile ext4, ${name}: a map or a typed reason, in bounded time (GODWIT_SEED=${seed})`, {
+  test(`hostile ext4, ${name}: a map or a typed reason, in bounded time`, {
     skip: requires('mkfs.ext4'),
   }, async (t) => {
     const image = await FilesystemImage.make(t, 8 * MIB, [
@@ -157,7 +158,7 @@ for (const [name, argv] of Object.entries(EXT4)) {
   });
 }
 
-test(`hostile xfs: a map or a typed reason, in bounded time (GODWIT_SEED=${seed})`, {
+test('hostile xfs: a map or a typed reason, in bounded time', {
   skip: requires('mkfs.xfs'),
 }, async (t) => {
   const image = await FilesystemImage.make(t, 320 * MIB, [
@@ -179,7 +180,7 @@ test(`hostile xfs: a map or a typed reason, in bounded time (GODWIT_SEED=${seed}
   });
 });
 
-test(`a flipped bit in any checksummed structure of an ext4 never makes a used block free (GODWIT_SEED=${seed})`, {
+test('a flipped bit in any checksummed structure of an ext4 never makes a used block free', {
   skip: requires('mkfs.ext4'),
 }, async (t) => {
   const image = await FilesystemImage.make(t, 8 * MIB, [

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
 import { tool } from '../support/filesystem-image.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 
 /** A whole move with the free map: what was deleted on the source does not travel, and what was not is all there. */
@@ -43,7 +44,8 @@ async function machineWithFiles(
       health: {
         kind: 'exec',
         command: ['sh', '-c', 'cd /data && sha256sum --quiet -c sums'],
-        ...{ intervalMs: 60_000, timeoutMs: 60_000, retries: 3, startPeriodMs: 120_000 },
+        ...{ intervalMs: 60_000, timeoutMs: Math.min(600_000, patient(60_000)), retries: 3 },
+        startPeriodMs: Math.min(3_600_000, patient(120_000)),
       },
       resources: {},
       network: 'host',

@@ -10,6 +10,7 @@ import { seededRandom } from '../../src/base/random.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { TARGET_IQN } from '../support/iscsi-pair.ts';
 import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
+import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
@@ -119,7 +120,10 @@ test('a machine starts at once on a qcow2 image', { skip: NEEDS_QEMU }, async (t
 
   const machine = await alpha.client.createMachine({ name: 'reader', start: true, config: sleeper(volume) });
   const sum = () =>
-    alpha.client.execInMachine(machine.id, { command: ['sha256sum', '/data/content'], timeoutMs: 60_000 });
+    alpha.client.execInMachine(machine.id, {
+      command: ['sha256sum', '/data/content'],
+      timeoutMs: patient(60_000),
+    });
   const expected = createHash('sha256').update(image.content).digest('hex');
   assert.equal((await sum()).stdout.split(' ')[0], expected);
   assert.equal((await alpha.client.showVolume(volume.id)).state, 'clone');
@@ -173,7 +177,10 @@ async function written(fleet: Fleet, worker: FleetWorker): Promise<{ volume: Vol
   });
   const machine = await worker.client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
   const command = ['sh', '-c', 'head -c 3000000 /dev/urandom > /data/content'];
-  assert.equal((await worker.client.execInMachine(machine.id, { command, timeoutMs: 60_000 })).exitCode, 0);
+  assert.equal(
+    (await worker.client.execInMachine(machine.id, { command, timeoutMs: patient(60_000) })).exitCode,
+    0,
+  );
 
   const held = await fleet.run('volume', 'serve', 'disk', '--nbd', '127.0.0.1:0', '--open-to-host');
   assert.equal(held.exitCode, 6, held.stderr);
@@ -191,7 +198,7 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   const run = (program: string, ...args: string[]) =>
     execFileSync(findProgram(program)!, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: 60_000,
+      timeout: patient(60_000),
     }).toString();
 
   // Until Ctrl-C.
@@ -233,7 +240,7 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   assert.equal(stop.exitCode, 0, stop.stderr);
   await client.startMachine('m');
   const command = ['sha256sum', '/data/content'];
-  const { stdout } = await client.execInMachine('m', { command, timeoutMs: 60_000 });
+  const { stdout } = await client.execInMachine('m', { command, timeoutMs: patient(60_000) });
   assert.equal(stdout.split(' ')[0], createHash('sha256').update(image.content).digest('hex'));
   await client.stopMachine('m');
 
@@ -273,12 +280,12 @@ test('beyond the host a volume is served over NBD with TLS, to clients of the sa
   const place = `127.0.0.1:${port}/disk`;
   const copy = join(scratchDir(t), 'copy.raw');
   execFileSync(findProgram('nbdcopy')!, [`nbds://${place}?tls-certificates=${authority.dir}`, copy], {
-    timeout: 60_000,
+    timeout: patient(60_000),
   });
   assert.ok(readFileSync(copy).equals(readFileSync(data)));
   const refused = (uri: string) =>
     assert.throws(
-      () => execFileSync(findProgram('nbdinfo')!, [uri], { stdio: 'pipe', timeout: 20_000 }),
+      () => execFileSync(findProgram('nbdinfo')!, [uri], { stdio: 'pipe', timeout: patient(20_000) }),
       (error: Error) => /nbdinfo: /.test(error.message),
       uri,
     );
@@ -301,7 +308,7 @@ test('clients of an encrypted volume see the plaintext, and what they write is e
   assert.equal(volume.encrypted, true);
   const data = join(dataDir, 'volumes', volume.id, 'data.raw');
   const run = (program: string, ...args: string[]) =>
-    execFileSync(findProgram(program)!, args, { stdio: 'pipe', timeout: 60_000 }).toString();
+    execFileSync(findProgram(program)!, args, { stdio: 'pipe', timeout: patient(60_000) }).toString();
   const serve = (writable: boolean) =>
     client.serveVolume(volume.id, {
       protocol: 'nbd',
@@ -327,7 +334,7 @@ test('clients of an encrypted volume see the plaintext, and what they write is e
   // A machine reads what the client wrote.
   const machine = await client.createMachine({ name: 'm', start: true, config: sleeper(volume) });
   const command = ['sha256sum', '/data/content'];
-  const { stdout } = await client.execInMachine(machine.id, { command, timeoutMs: 60_000 });
+  const { stdout } = await client.execInMachine(machine.id, { command, timeoutMs: patient(60_000) });
   assert.equal(stdout.split(' ')[0], createHash('sha256').update(image.content).digest('hex'));
   await client.stopMachine('m');
   // iSCSI does not encrypt: not even with a secret does the plaintext leave the host.

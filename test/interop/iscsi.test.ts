@@ -8,6 +8,7 @@ import { seededRandom } from '../../src/base/random.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { startInitiator, startTarget, TARGET_IQN } from '../support/iscsi-pair.ts';
+import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { startTgt } from '../support/tgt.ts';
@@ -22,7 +23,7 @@ const CHAP = { user: 'worker-2', secret: 'correct-horse' };
 
 async function run(program: string, ...args: string[]): Promise<string> {
   const { stdout } = await promisify(execFile)(findProgram(program) ?? program, args, {
-    timeout: 60_000,
+    timeout: patient(60_000),
     maxBuffer: 64 * MIB,
   });
   return stdout;

@@ -12,6 +12,7 @@ import { NbdClient } from '../../src/nbd/client.ts';
 import { parseNbdUri } from '../../src/nbd/client-uri.ts';
 import { nbdClientOptions, startNbdClient } from '../support/nbd-pair.ts';
 import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
+import { patient, until } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { readPems, TestAuthority } from '../support/test-authority.ts';
@@ -23,7 +24,9 @@ const NBDKIT = requires('nbdkit');
 const QEMU = requires('qemu-nbd', 'qemu-img');
 
 async function run(program: string, ...args: string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)(findProgram(program) ?? program, args, { timeout: 60_000 });
+  const { stdout } = await promisify(execFile)(findProgram(program) ?? program, args, {
+    timeout: patient(60_000),
+  });
   return stdout;
 }
 
@@ -69,7 +72,7 @@ test('nbdkit memory: what is written is read, holes are holes, over four connect
   assert.deepEqual(await client.extents(0, client.lengthBytes, 9), [
     { offsetBytes: 0, lengthBytes: 64 * MIB, kind: 'hole' },
   ]);
-  while (client.statistics.connections < 4) await systemClock.sleep(5);
+  await until('four connections', () => client.statistics, { is: ({ connections }) => connections >= 4 });
 });
 
 test('nbdkit --filter=log: the requests are those that they should be', { skip: NBDKIT }, async (t) => {

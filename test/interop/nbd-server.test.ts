@@ -10,6 +10,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { NbdServer, type NbdServerTls } from '../../src/nbd/server.ts';
+import { NotYet, patient, until } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
@@ -20,10 +21,15 @@ const LENGTH_BYTES = 64 * MIB;
 
 async function run(program: string, ...args: string[]): Promise<string> {
   const { stdout } = await promisify(execFile)(findProgram(program) ?? program, args, {
-    timeout: 60_000,
+    timeout: patient(60_000),
     maxBuffer: 64 * MIB,
   });
   return stdout;
+}
+
+/** For timeout(1). */
+function seconds(base: number): string {
+  return String(patient(base * 1_000) / 1_000);
 }
 
 type Served = { server: NbdServer; uri: string; unixUri: string; file: string; dir: string; data: Buffer };
@@ -237,18 +243,17 @@ test('nbdfuse shows our export as a file', {
   const mount = join(dir, 'mount');
   mkdirSync(mount);
   const nbdfuse = spawn(findProgram('nbdfuse')!, [join(mount, 'nbd'), unixUri]);
-  const unmount = () => run('timeout', '10', 'fusermount3', '-u', '-z', mount).catch(() => {});
+  const unmount = () => run('timeout', seconds(10), 'fusermount3', '-u', '-z', mount).catch(() => {});
   t.after(async () => {
     await unmount();
     await stop(nbdfuse);
   });
   // The file is read by another process: this one serves what is under the mount.
-  for (;;) {
-    const list = await run('timeout', '10', 'ls', mount);
-    if (list.includes('nbd')) break;
-    await systemClock.sleep(50);
-  }
-  await run('timeout', '30', 'cmp', join(mount, 'nbd'), file);
+  await until('the file', async () => {
+    const list = await run('timeout', seconds(10), 'ls', mount);
+    return list.includes('nbd') || new NotYet(list);
+  });
+  await run('timeout', seconds(30), 'cmp', join(mount, 'nbd'), file);
   await unmount();
 });
 
@@ -377,15 +382,11 @@ async function stop(child: ChildProcess): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const ended = new Promise((resolve) => child.once('exit', resolve));
   child.kill('SIGTERM');
-  const cancel = systemClock.timer(5_000, () => child.kill('SIGKILL'));
+  const cancel = systemClock.timer(patient(5_000), () => child.kill('SIGKILL'));
   await ended;
   cancel();
 }
 
 async function listening(socket: string): Promise<void> {
-  for (;;) {
-    const found = await run('nbdinfo', '--size', `nbd+unix:///?socket=${socket}`).catch(() => null);
-    if (found !== null) return;
-    await systemClock.sleep(50);
-  }
+  await until('it to listen', () => run('nbdinfo', '--size', `nbd+unix:///?socket=${socket}`));
 }

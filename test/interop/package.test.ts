@@ -14,10 +14,11 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { patient } from '../support/patience.ts';
 
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-const TIMEOUT = { timeout: 60_000 };
+const TIMEOUT = { timeout: patient(60_000) };
 
 /** What docs/iscsi.md and docs/nbd.md show, as a program of somebody else. */
 const CONSUMER = `

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -9,6 +9,8 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import { systemTools } from '../../src/host/tools.ts';
+import './compile-cache.ts';
+import { leaveFolder } from './failure.ts';
 import { patient } from './patience.ts';
 
 export type AttachedVolume = {
@@ -38,11 +40,7 @@ export async function attachPlainVolume(options: {
       ...VOLUME_SERVER_NODE_FLAGS,
       new URL('./plain-volume-server.ts', import.meta.url).pathname,
     ],
-    env: {
-      ...process.env,
-      NODE_COMPILE_CACHE: join(tmpdir(), 'godwit-compile-cache'),
-      ...options.env,
-    },
+    env: { ...process.env, ...options.env },
     spec: {
       role: 'attach',
       volumeId: 'plain',
@@ -102,7 +100,7 @@ export async function attachedVolume(
     for (const step of steps) step();
     await systemTools().run(['umount', mountPoint], { deadlineMs: patient(10_000) });
     await volume?.detach();
-    rmSync(dir, { recursive: true, force: true });
+    leaveFolder(t, dir);
   });
   volume = await attachPlainVolume({ ...options, dir, filePath });
   return { ...volume, dir, filePath, mountPoint, beforeDetach: (step) => steps.push(step) };

@@ -11,7 +11,6 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.ts';
 import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
@@ -28,7 +27,17 @@ import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { type TlsFiles, TlsTrust } from '../../src/sys/tls-identity.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
-import { type Look, NotWorthWaiting, patient, runToEnd, type UntilOptions, until } from './patience.ts';
+import './compile-cache.ts';
+import { type Ending, hasFailed, leaveFolder, tellState } from './failure.ts';
+import {
+  inPatience,
+  type Look,
+  NotWorthWaiting,
+  patient,
+  runToEnd,
+  type UntilOptions,
+  until,
+} from './patience.ts';
 import { reservePorts } from './ports.ts';
 import { requires } from './requires.ts';
 import type { WriterCollector } from './writer-collector.ts';
@@ -55,8 +64,10 @@ export class Fleet {
 
   /** Ends all waiting when the test is over: one of two things that are waited for may have failed. */
   readonly #closing: AbortController;
+  readonly #test: Ending;
 
-  private constructor(dir: string, workers: readonly FleetWorker[], closing: AbortController) {
+  private constructor(test: Ending, dir: string, workers: readonly FleetWorker[], closing: AbortController) {
+    this.#test = test;
     this.dir = dir;
     this.workers = workers;
     this.#closing = closing;
@@ -68,7 +79,7 @@ export class Fleet {
    * API is then https. `host`: the address of all of them, of loopback.
    */
   static async start(
-    t: Pick<TestContext, 'after'>,
+    t: Ending,
     names: readonly string[],
     options: {
       flags?: Readonly<Record<string, readonly string[]>>;
@@ -109,7 +120,7 @@ export class Fleet {
     );
     const caFile = Object.values(tls)[0]?.caFile;
     writeFileSync(join(dir, 'fleet.json'), JSON.stringify({ tokenFile: 'token', caFile, workers: places }));
-    const fleet = new Fleet(dir, workers, closing);
+    const fleet = new Fleet(t, dir, workers, closing);
     t.after(() => fleet.close());
     await Promise.all(workers.map((worker) => worker.start()));
     return fleet;
@@ -240,6 +251,7 @@ export class Fleet {
   /** Ends every process of every worker, and gives back all that they held. Rejects when something is left. */
   async close(): Promise<void> {
     const errors: unknown[] = [];
+    if (hasFailed(this.#test)) await Promise.all(this.workers.map((worker) => worker.tell()));
     this.#closing.abort(new Error('the test is over'));
     for (const worker of this.workers) worker.client.close();
     await Promise.all(this.workers.map((worker) => worker.kill()));
@@ -247,7 +259,7 @@ export class Fleet {
       this.workers.map((worker) => worker.cleanUp().catch((error: unknown) => errors.push(error))),
     );
     if (errors.length > 0) throw errors[0];
-    rmSync(this.dir, { recursive: true, force: true });
+    leaveFolder(this.#test, this.dir);
   }
 }
 
@@ -420,6 +432,16 @@ export class FleetWorker {
     return until(`the end of run ${runId} at ${this.name}`, () => this.client.showRun(runId), {
       is: ({ endedAtMs }) => endedAtMs !== null,
       signal: this.#options.signal,
+    });
+  }
+
+  /** For the person who reads of a failure: its machines, and what its runs wait for. */
+  async tell(): Promise<void> {
+    if (!this.isRunning) return tellState(`${this.name} does not run`, async () => []);
+    await tellState(`what ${this.name} says`, async () => {
+      const asked = Promise.all([this.client.listMachines(), this.client.listRuns({ state: 'unfinished' })]);
+      const [machines, runs] = await inPatience(`an answer of ${this.name}`, asked, { patienceMs: 3_000 });
+      return [...machines, ...runs].map((one) => JSON.stringify(one));
     });
   }
 

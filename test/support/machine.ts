@@ -1,4 +1,4 @@
-import { mkdtempSync, realpathSync, rmSync } from 'node:fs';
+import { mkdtempSync, realpathSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -13,13 +13,10 @@ import { runProgram } from '../../src/machine/program.ts';
 import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { findShim, ShimClient } from '../../src/machine/shim-client.ts';
 import { Workload } from '../../src/machine/workload.ts';
+import './compile-cache.ts';
+import { type Ending, leaveFolder } from './failure.ts';
 import { patient, until } from './patience.ts';
 import { requires } from './requires.ts';
-
-// Shims of all tests share what was compiled; a folder of the test's own would make each start cold.
-process.env.NODE_COMPILE_CACHE ??= fileURLToPath(
-  new URL('../../node_modules/.cache/compile', import.meta.url),
-);
 
 /** Skip value for tests that start machines. */
 export const machineNeeds = requires('root', 'unshare', 'nsenter', 'setpriv', 'mount', 'tini');
@@ -30,7 +27,7 @@ export function machineConfig(script: string, overrides: Partial<MachineConfig> 
     command: ['sh', '-c', script],
     env: {},
     restart: { policy: 'no', retriesMax: 0 },
-    stop: { signal: 'SIGTERM', timeoutMs: 5_000 },
+    stop: { signal: 'SIGTERM', timeoutMs: patient(5_000) },
     resources: {},
     network: 'host',
     // Node is in there, and the checkout may lie below /tmp, which a machine has of its own.
@@ -44,7 +41,7 @@ export function machineConfig(script: string, overrides: Partial<MachineConfig> 
  * A folder whose path is short enough for unix sockets, without symbolic links. Afterwards `end` runs, what is mounted below goes, and the
  * folder too; in one hook, since node:test runs hooks in the order in which they were set and stops at the first that fails.
  */
-export function runtimeFolder(t: TestContext, end: (dir: string) => Promise<void> = async () => {}): string {
+export function runtimeFolder(t: Ending, end: (dir: string) => Promise<void> = async () => {}): string {
   const dir = realpathSync(mkdtempSync(join(tmpdir(), 'gw-m-')));
   t.after(async () => {
     try {
@@ -54,7 +51,7 @@ export function runtimeFolder(t: TestContext, end: (dir: string) => Promise<void
         if (mountPoint.startsWith(`${dir}/`))
           await runProgram('umount', ['-l', mountPoint], { timeoutMs: patient(10_000) });
       }
-      rmSync(dir, { recursive: true, force: true });
+      leaveFolder(t, dir);
     }
   });
   return dir;

@@ -32,7 +32,8 @@ const MEASURE_AGE_MS_MAX = 3_600_000;
 /** On the quiet machine that the base patience was found on: 2 cores, 24 GiB, a virtual disk. */
 const USUAL = { processMs: 70, programMs: 3, fsyncMs: 2 } as const;
 /** A measure that says more says that something else is wrong. */
-const SLOWNESS_MAX = 100;
+const SLOWNESS_MAX = 50;
+const LET_PASS_SLOWNESS_MAX = 5;
 /** Of a wait: after so long it looks how slow the machine has become, and then again each time. */
 const PROBE_EVERY_MS = 5_000;
 const TURN_MS = 20;
@@ -63,6 +64,14 @@ export function measure(): Measure {
 /** That time on a quiet machine, in milliseconds, here and now: for programs, options and guards whose end nobody can ask about. */
 export function patient(baseMs: number): number {
   return Math.ceil(baseMs * slowness());
+}
+
+/**
+ * A time-out of what is tested that the test lets pass, again and again: so much longer here that answers come before it, and never so much that the test waits
+ * for nothing else.
+ */
+export function letPass(baseMs: number): number {
+  return Math.ceil(baseMs * Math.min(LET_PASS_SLOWNESS_MAX, slowness()));
 }
 
 /** How many times as slow as the machine on which tests were written: the measure of the run, or what this process has seen since. */

@@ -49,3 +49,16 @@ function listening(place: { path: string } | { port: number; host: string }): Pr
     server.listen(place, () => resolve(server));
   });
 }
+
+/** An address of loopback that no other test on this host uses, until the test is over. */
+export async function reserveAddress(t: Pick<TestContext, 'after'>): Promise<string> {
+  for (let tried = 0; ; tried += 1) {
+    const number = ((process.pid + tried) * 40_503) % 2 ** 23;
+    const host = `127.${128 + (number >> 16)}.${(number >> 8) & 0xff}.${number & 0xff}`;
+    const reservation = await listening({ path: `\0godwit-test-address-${host}` });
+    if (reservation === null) continue;
+    reservation.unref();
+    t.after(() => reservation.close());
+    return host;
+  }
+}

@@ -2,7 +2,6 @@ import { createHash, randomBytes } from 'node:crypto';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
 import type {
@@ -24,6 +23,8 @@ import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
+import './compile-cache.ts';
+import { type Ending, leaveFolder } from './failure.ts';
 import { mustEndWell, NotYet, until } from './patience.ts';
 
 const serverPath = fileURLToPath(new URL('../../src/volume/server.ts', import.meta.url));
@@ -41,11 +42,13 @@ export function tool(program: string, ...args: string[]): Promise<string> {
 export class VolumeLab {
   readonly dir: string;
   readonly validityDir: string;
+  readonly #test: Ending | null;
   readonly #cleanups: (() => Promise<unknown>)[] = [];
   readonly #fuseMounts: FuseMount[] = [];
 
   /** Without a test, the caller closes it. */
-  constructor(t?: Pick<TestContext, 'after'>) {
+  constructor(t?: Ending) {
+    this.#test = t ?? null;
     this.dir = mkdtempSync(join(tmpdir(), 'gw-lab-'));
     this.validityDir = mkdtempSync('/dev/shm/gw-lab-');
     t?.after(() => this.close());
@@ -64,7 +67,7 @@ export class VolumeLab {
         await cleanup().catch((again) => errors.push(again));
       });
     }
-    if (errors.length === 0) rmSync(this.dir, { recursive: true, force: true });
+    if (errors.length === 0) leaveFolder(this.#test, this.dir);
     rmSync(this.validityDir, { recursive: true, force: true });
     if (errors.length > 0) throw errors[0];
   }
@@ -315,14 +318,19 @@ export class Attachment {
   }
 
   /** SIGKILL for the volume server; resolves when the supervisor has another one that answers. */
-  async killServer(): Promise<void> {
-    const { serverPid, restarts } = this.server.state;
-    if (serverPid !== null) process.kill(serverPid, 'SIGKILL');
-    await until('the next volume server', () => {
-      const { state } = this.server;
-      return (state.restarts > restarts && state.ready) || new NotYet(state);
-    });
+  killServer(): Promise<void> {
+    return killServer(this.server);
   }
+}
+
+/** SIGKILL for a volume server; resolves when its supervisor has another one that answers. */
+export async function killServer(server: VolumeSupervisor): Promise<void> {
+  const { serverPid, restarts } = server.state;
+  if (serverPid !== null) process.kill(serverPid, 'SIGKILL');
+  await until('the next volume server', () => {
+    const { state } = server;
+    return (state.restarts > restarts && state.ready) || new NotYet(state);
+  });
 }
 
 /** Writes `count` files of random bytes, `fileBytes` each; their digests by name. */

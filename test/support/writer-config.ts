@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import type { MachineConfig } from '../../src/machine/config.ts';
+import { patient } from './patience.ts';
 
 const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
 /** Machines have a /tmp of their own, and the checkout may be below that of the host. */
@@ -16,11 +17,12 @@ export function writerConfig(volumeId: string, collector: string, name: string):
     env: {},
     volume: { volumeId, mountPath: '/data' },
     restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+    stop: { signal: 'SIGTERM', timeoutMs: patient(10_000) },
     health: {
       kind: 'exec',
       command: ['test', '-e', '/run/ready'],
-      ...{ intervalMs: 2_000, timeoutMs: 20_000, retries: 3, startPeriodMs: 60_000 },
+      ...{ intervalMs: 2_000, timeoutMs: Math.min(600_000, patient(20_000)), retries: 3 },
+      startPeriodMs: patient(60_000),
     },
     resources: {},
     network: 'host',

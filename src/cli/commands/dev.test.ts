@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { until } from '../../../test/support/patience.ts';
 import { requires } from '../../../test/support/requires.ts';
 import { scratchDir } from '../../../test/support/scratch.ts';
 import { readFleetFile } from '../fleet-file.ts';
@@ -11,13 +11,6 @@ import { readFleetFile } from '../fleet-file.ts';
 /** A fleet without machines: what the keeper of local workers does. Machines on it are the business of test/. */
 
 const BIN = join(import.meta.dirname, '..', '..', '..', 'bin', 'godwit');
-
-async function until(what: string, condition: () => boolean): Promise<void> {
-  for (let turn = 0; !condition(); turn++) {
-    if (turn > 1200) assert.fail(`still not: ${what}`);
-    await sleep(50);
-  }
-}
 
 function ended(child: ChildProcess): Promise<number | null> {
   return new Promise((resolve) => child.once('close', resolve));
