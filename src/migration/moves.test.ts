@@ -135,7 +135,7 @@ class Pair {
       boots = true;
     };
     this.start();
-    await this.source.wait('run1', { timeoutMs: 20_000, until: ({ step }) => step === 'settle' });
+    await this.source.wait('run1', { timeoutMs: patient(20_000), until: ({ step }) => step === 'settle' });
   }
 
   letBoot: () => void = () => {};
@@ -432,9 +432,12 @@ for (const asks of ['handoff', 'serve'] as const) {
     await crash.died;
     const id = targetRunId('run1');
     const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
-    pair.receiver.waiveReceipt(await pair.target.wait(id, { timeoutMs: 20_000, until: waits }), 'a test');
+    pair.receiver.waiveReceipt(
+      await pair.target.wait(id, { timeoutMs: patient(20_000), until: waits }),
+      'a test',
+    );
     await pair.targetEnd();
-    await until(() => pair.inbox.unended().length === 0);
+    await until('the end of what came in', () => pair.inbox.unended().length === 0);
     await pair.forgetTargetRuns();
     assert.throws(() => pair.target.get(id), { code: 'JOURNAL_UNKNOWN_RUN' });
     assert.equal((await pair.receiver.handoff('run1', { freeMap: null })).phase, 'released');
@@ -454,13 +457,13 @@ test('what an operator ended at the target is answered by the record of its volu
   pair.start();
   await crash.died;
   const id = targetRunId('run1');
-  await pair.target.wait(id, { timeoutMs: 20_000, until: ({ step }) => step === 'boot' });
+  await pair.target.wait(id, { timeoutMs: patient(20_000), until: ({ step }) => step === 'boot' });
   pair.target.force(id, 'forget', 'a test');
   await pair.targetEnd();
   for (const look of ['at once', 'pruned']) {
     const { phase, gone } = await pair.receiver.status('run1');
     assert.deepEqual([phase, gone], ['activated', undefined], look);
-    await until(() => pair.inbox.unended().length === 0);
+    await until('the end of what came in', () => pair.inbox.unended().length === 0);
     await pair.forgetTargetRuns();
   }
   pair.world.target.volume = null;
@@ -530,13 +533,13 @@ test('a target that was said to be destroyed and answers keeps what it has; the 
   };
   await pair.force('undo', true);
   const waiting = await pair.source.wait('run1', {
-    timeoutMs: 20_000,
+    timeoutMs: patient(20_000),
     until: ({ reason }) => /has the volume \(activated\)/.test(reason?.message ?? ''),
   });
   assert.equal(waiting.state, 'undoing');
   assert.match(waiting.reason!.nextAction, /godwit runs force run1 forward --yes/);
   assert.equal(pair.world.source.exported, 'open', 'nothing was undone');
-  await until(() => {
+  await until('the force to be taken', () => {
     try {
       pair.source.force('run1', 'forward', 'a test');
       return true;
@@ -578,7 +581,7 @@ test('a target that comes back after it was said to be destroyed stops its machi
     return status && { ...status, exposedBytes: 4096 };
   };
   pair.start();
-  await pair.source.wait('run1', { timeoutMs: 20_000, until: ({ step }) => step === 'serve' });
+  await pair.source.wait('run1', { timeoutMs: patient(20_000), until: ({ step }) => step === 'serve' });
   await pair.target.close({ graceMs: 100 });
   const lost = { ...pair.world.target };
   Object.assign(pair.world.target, { running: false, attached: null });
@@ -592,7 +595,7 @@ test('a target that comes back after it was said to be destroyed stops its machi
   pair.openTarget();
   const id = targetRunId('run1');
   const stopped = await pair.target.wait(id, {
-    timeoutMs: 20_000,
+    timeoutMs: patient(20_000),
     until: ({ reason }) => /runs there again/.test(reason?.message ?? ''),
   });
   assert.ok(pair.world.calls.includes('standDown'));
