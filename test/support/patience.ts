@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import {
   closeSync,
   fsyncSync,
@@ -52,8 +52,20 @@ export type Measure = {
 };
 
 let known: Measure | null = null;
-/** The latest look of this process at how slow the machine has become. */
+/** The latest look of this process at how slow the machine has become; one for all that wait in it. */
 let lately = 1;
+let probe: Probe | null = null;
+let probedMs = Number.NEGATIVE_INFINITY;
+
+/** Called by every wait that has become long. */
+function lookAgain(): void {
+  if (probe === null && performance.now() - probedMs > PROBE_EVERY_MS) probe = new Probe();
+  if (probe === null) return;
+  lately = probe.slowness;
+  if (!probe.ended) return;
+  probe = null;
+  probedMs = performance.now();
+}
 
 /** Of this run; taken by whoever asks first, which takes half a second. */
 export function measure(): Measure {
@@ -164,8 +176,6 @@ export class Patience {
   readonly #startedMs = performance.now();
   #countedMs = 0;
   #lookedMs = this.#startedMs;
-  #probe: Probe | null = null;
-  #probedMs = this.#startedMs;
 
   /** `baseMs`: before scaling. */
   constructor(baseMs = PATIENCE_MS) {
@@ -182,17 +192,8 @@ export class Patience {
     const sleptMs = Math.min(nowMs - beforeMs, turnMs * TURN_COUNTS_MAX);
     this.#countedMs += (beforeMs - this.#lookedMs + sleptMs) / slowness();
     this.#lookedMs = nowMs;
-    if (nowMs - this.#probedMs > PROBE_EVERY_MS) {
-      this.#probe ??= new Probe();
-      lately = this.#probe.slowness;
-      if (this.#probe.ended) {
-        this.#probe = null;
-        this.#probedMs = nowMs;
-      }
-    }
-    if (this.#countedMs < this.#baseMs) return true;
-    this.#probe?.end();
-    return false;
+    if (nowMs - this.#startedMs > PROBE_EVERY_MS) lookAgain();
+    return this.#countedMs < this.#baseMs;
   }
 
   /** The error of a wait that is given up. `state`: what there was instead. */
@@ -277,17 +278,16 @@ export async function mustEndWell(
 /** A start of a process, while something waits: one that has not ended yet is as slow as it is old. */
 class Probe {
   readonly #startedMs = performance.now();
-  readonly #child: ChildProcess;
   #tookMs: number | null = null;
 
   constructor() {
-    this.#child = spawn(process.execPath, ['-e', '0'], { stdio: 'ignore', env: {} });
+    const child = spawn(process.execPath, ['-e', '0'], { stdio: 'ignore', env: {} });
     const done = () => {
       this.#tookMs ??= performance.now() - this.#startedMs;
     };
-    this.#child.once('exit', done);
-    this.#child.once('error', done);
-    this.#child.unref();
+    child.once('exit', done);
+    child.once('error', done);
+    child.unref();
   }
 
   get ended(): boolean {
@@ -296,10 +296,6 @@ class Probe {
 
   get slowness(): number {
     return within((this.#tookMs ?? performance.now() - this.#startedMs) / USUAL.processMs);
-  }
-
-  end(): void {
-    this.#child.kill('SIGKILL');
   }
 }
 
