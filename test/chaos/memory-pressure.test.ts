@@ -8,7 +8,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { totalmem } from 'node:os';
+import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
@@ -245,7 +245,7 @@ function assertSameServer(state: VolumeSupervisorState, serverPid: number): void
 
 async function shimOf(lab: VolumeLab): Promise<{ shim: ShimClient; runtimeDir: string }> {
   // Unix sockets have short paths.
-  const dir = realpathSync(mkdtempSync('/tmp/gw-s-'));
+  const dir = realpathSync(mkdtempSync(join(tmpdir(), 'gw-s-')));
   const runtimeDir = join(dir, 'shim');
   const shim = await startShim({ runtimeDir, hidden: [], clock: systemClock });
   lab.onClose(async () => {

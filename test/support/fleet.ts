@@ -10,6 +10,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.ts';
@@ -89,7 +90,7 @@ export class Fleet {
     } = {},
   ): Promise<Fleet> {
     // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
-    const dir = realpathSync(mkdtempSync('/tmp/gw-f-'));
+    const dir = realpathSync(mkdtempSync(join(tmpdir(), 'gw-f-')));
     const tokenFile = join(dir, 'token');
     writeFileSync(tokenFile, TOKEN, { mode: 0o600 });
     const ports = await reservePorts(t, names.length, options.host);
