@@ -351,7 +351,7 @@ export class Journal {
       });
     }
     const put: EventBody[] =
-      how === 'forget' || isIn(run.history.output, values)
+      isIn(run.history.output, values) || !run.history.steps[run.history.cursor]?.attempts
         ? []
         : [{ type: 'put', step: run.history.cursor, values: jsonCopy(values) as Record<string, unknown> }];
     if (how === 'undo' && run.history.phase === 'undoing') {

@@ -28,6 +28,10 @@ const KILL_TIMEOUT_MS = 30_000;
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
 export const STOP_SLACK_MS = 90_000;
 
+/** Who holds a filesystem holds it that often, with that pause, before it counts. */
+const HOLDER_LOOKS = 4;
+const HOLDER_PAUSE_MS = 500;
+
 /** What machines need of the volumes of their worker. */
 export interface VolumeProvider {
   /** How to open the volume for writing, at its present generation. Rejects when it is sealed, incoming, or another machine's. */
@@ -92,6 +96,11 @@ export class MachineManager {
 
   get broken(): readonly { file: string; error: GodwitError }[] {
     return this.#broken;
+  }
+
+  /** Has a folder for each shim, of machines and of others. */
+  get runtimeRoot(): string {
+    return this.#runtimeRoot;
   }
 
   /** Folder of a machine's shim; the move starts and drives shims there itself. */
@@ -205,8 +214,15 @@ export class MachineManager {
     const { id } = this.get(ref);
     await this.#exclusively(id, async () => {
       this.#refuseClaimed(id);
-      await this.#write({ ...this.get(id), desired: 'running' });
-      await this.#bringUp(this.get(id));
+      const before = this.get(id);
+      await this.#write({ ...before, desired: 'running' });
+      try {
+        await this.#bringUp(this.get(id));
+      } catch (error) {
+        // Who asked is told. What did not run before is not wanted because of that.
+        await this.#write(before);
+        throw error;
+      }
     });
   }
 
@@ -258,7 +274,14 @@ export class MachineManager {
     const own = new Set([...this.#cgroup(machineId).processes(), process.pid]);
     for (const identity of [state?.shim, state?.volumeServer, state?.machineInit])
       if (identity) own.add(identity.pid);
-    const held = heldError(place, await findHolders(place, own));
+    let holders = await findHolders(place, own);
+    // A jail that is just being made has a copy of every mount of the host for a moment.
+    for (let look = 0; look < HOLDER_LOOKS && holders.length > 0; look++) {
+      await clock.sleep(HOLDER_PAUSE_MS);
+      const before = new Set(holders.map(({ pid }) => pid));
+      holders = (await findHolders(place, own)).filter(({ pid }) => before.has(pid));
+    }
+    const held = heldError(place, holders);
     if (held !== null || !options.frozen) return held;
     return (await isFrozen(place, clock)) ? frozenError(place) : null;
   }
@@ -421,29 +444,32 @@ export class MachineManager {
    * after it), leaves all others; machines in the hands of a move are left to it. One that fails does not hold up the others.
    */
   async recover(): Promise<Recovery[]> {
-    return Promise.all(
-      this.records().map((record) =>
-        this.#exclusively(record.id, async (): Promise<Recovery> => {
-          try {
-            return { machineId: record.id, outcome: await this.#recover(record), error: null };
-          } catch (error) {
-            this.#options.logger.error(
-              { machineId: record.id, reason: messageOf(error) },
-              'machine not recovered',
-            );
-            const typed =
-              error instanceof GodwitError
-                ? error
-                : new GodwitError('MACHINE_RECOVERY_FAILED', messageOf(error), {
-                    values: { machineId: record.id },
-                    nextAction: 'Start the machine by hand: godwit machine start.',
-                    cause: error,
-                  });
-            return { machineId: record.id, outcome: 'failed', error: typed };
-          }
-        }),
-      ),
-    );
+    return Promise.all(this.records().map(({ id }) => this.recoverOne(id)));
+  }
+
+  /** `recover` for one machine; also when what kept it from running may have passed. */
+  recoverOne(machineId: string): Promise<Recovery> {
+    return this.#exclusively(machineId, async (): Promise<Recovery> => {
+      const record = this.#records.get(machineId);
+      if (record === undefined) return { machineId, outcome: 'left', error: null };
+      try {
+        return { machineId: record.id, outcome: await this.#recover(record), error: null };
+      } catch (error) {
+        this.#options.logger.error(
+          { machineId: record.id, reason: messageOf(error) },
+          'machine not recovered',
+        );
+        const typed =
+          error instanceof GodwitError
+            ? error
+            : new GodwitError('MACHINE_RECOVERY_FAILED', messageOf(error), {
+                values: { machineId: record.id },
+                nextAction: 'Start the machine by hand: godwit machine start.',
+                cause: error,
+              });
+        return { machineId: record.id, outcome: 'failed', error: typed };
+      }
+    });
   }
 
   /** Ends the connections of this process; the machines go on. */
@@ -462,7 +488,10 @@ export class MachineManager {
     });
     if (client !== null && status) {
       // The worker may have died between the shim's start and the workload's.
-      if (record.desired === 'running' && status.workload === null) {
+      // Or it did not come about there, or a run that was forgotten had stopped it.
+      const { workload } = status;
+      const isUp = workload !== null && workload.startedAtMs !== null && workload.state !== 'stopped';
+      if (record.desired === 'running' && !isUp) {
         await this.#bringUp(record);
         return 'restarted';
       }

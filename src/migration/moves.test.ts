@@ -61,7 +61,7 @@ class Pair {
     const { peer } = this;
     const definition = migrateOut({
       source,
-      peers: () => [peer],
+      peers: () => (this.peerIsRemoved ? [] : [peer]),
       clock: systemClock,
       key: this.#keys.source,
       receipts: this.sourceReceipts,
@@ -139,6 +139,8 @@ class Pair {
   }
 
   letBoot: () => void = () => {};
+  /** The source's worker was started without the target among its peers. */
+  peerIsRemoved = false;
 
   get receiver(): MoveReceiver {
     return this.#receiver;
@@ -802,6 +804,20 @@ test('the target dies when the handoff has or may have reached it: the source wa
       pair.world.assertMoved();
     });
   }
+});
+
+test('a peer that was removed does not keep a machine from coming back', async (t) => {
+  const pair = new Pair(t);
+  const { seal } = pair.world.sourceSide;
+  pair.world.sourceSide.seal = async (...args) => {
+    const report = await seal(...args);
+    pair.peerIsRemoved = true;
+    pair.source.cancel('run1', 'another fleet');
+    return report;
+  };
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'undone');
+  pair.world.assertUndone();
 });
 
 test('nobody takes the machine: it stays untouched, with the reason', async (t) => {

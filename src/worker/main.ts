@@ -33,6 +33,7 @@ import { requireKernelPlane } from './kernel-plane.ts';
 import { hostLoad, lackingOnThisHost } from './load.ts';
 import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
+import { MachineRecovery } from './recovery.ts';
 import { LocalService, ownsMachine } from './service.ts';
 import { Serving } from './serving.ts';
 import { SourceHost } from './source-host.ts';
@@ -261,7 +262,24 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       logger.error({ runId: run.id, error: toWireError(error) }, 'the end of a move was not written down');
     });
   });
+  const recovery = new MachineRecovery({
+    machines,
+    volumes,
+    run: (id) => {
+      try {
+        return runs.get(id);
+      } catch (error) {
+        if (isGodwitError(error, 'JOURNAL_UNKNOWN_RUN')) return null;
+        throw error;
+      }
+    },
+    closeExport: (runId) => source.closeExport(runId),
+    retentionMs: options.retainMs,
+    clock,
+    logger,
+  });
   const service = new LocalService({
+    recovery,
     name: options.name,
     url: () => url,
     version: packageVersion(),
@@ -295,7 +313,9 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       events.emit('worker', options.name, 'the API has no room for more connections', what),
   });
 
-  for (const { machineId, outcome, error } of await machines.recover()) {
+  for (const recovered of await machines.recover()) {
+    const { machineId, outcome, error } = recovered;
+    recovery.note(recovered);
     logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
   }
   await api.listen({ host: options.listenHost, port: options.listenPort });
@@ -308,6 +328,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   // Before the journal drops old runs.
   await receiver.noteEnds();
   runs.resume();
+  recovery.start();
   await imports.start();
   drain.wake();
 
@@ -331,6 +352,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   async function close(): Promise<void> {
     clearInterval(sweep);
     imports.close();
+    recovery.close();
     drain.close();
     await api.close();
     await runs.close({ graceMs: CLOSE_GRACE_MS });
@@ -352,8 +374,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     await machines
       .recover()
       .then((all) => {
-        for (const { error } of all)
+        for (const recovered of all) {
+          recovery.note(recovered);
+          const { error } = recovered;
           if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
+        }
       })
       .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
   }

@@ -63,13 +63,23 @@ import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
 import type { Imports } from './imports.ts';
 import type { WorkerOptions } from './options.ts';
+import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
-import { machineConditions, runConditions, stoppingConditions, volumeConditions } from './why.ts';
+import {
+  machineConditions,
+  recoveryConditions,
+  runConditions,
+  stoppingConditions,
+  volumeConditions,
+} from './why.ts';
 
 const BLOCK_BYTES = 4096;
 /** How long a restart over the API waits for the machine to be healthy again. */
 const RESTART_HEALTHY_MS = 60_000;
+
+/** How long an answer to a forced end is held back for what the run leaves behind to be given back. */
+const FORGET_WAIT_MS = 10_000;
 
 export type ServiceOptions = {
   name: string;
@@ -87,6 +97,7 @@ export type ServiceOptions = {
   drain: DrainController;
   receiver: MoveReceiver;
   overrides: Overrides;
+  recovery: MachineRecovery;
   source: SourceSide;
   peers: () => readonly Peer[];
   /** Of encrypted volumes; null: none. */
@@ -138,8 +149,34 @@ export class LocalService implements WorkerService {
     const { machines } = this.#o;
     const record = await machines.create({ name: request.name, config: request.config });
     this.#o.events.emit('machine', record.id, `created ${record.name}`);
-    if (request.start) await machines.start(record.id);
+    if (request.start) {
+      try {
+        await machines.start(record.id);
+      } catch (error) {
+        throw await this.#unmade(record, error);
+      }
+    }
     return this.showMachine(record.id);
+  }
+
+  /** A machine that could not be started is not made. The error of that; or, where something is left, what, and how it goes. */
+  async #unmade(record: MachineRecord, error: unknown): Promise<unknown> {
+    const { machines, events } = this.#o;
+    try {
+      await machines.destroy(record.id, { force: true });
+      events.emit('machine', record.id, `${record.name} could not be started, and was destroyed`);
+      return error;
+    } catch (left) {
+      return new GodwitError(
+        isGodwitError(error) ? error.code : 'MACHINE_START_FAILED',
+        `${messageOf(error)}; the machine ${record.name} is left behind: ${messageOf(left)}`,
+        {
+          values: { machineId: record.id },
+          nextAction: `Clear that away, then: godwit machine destroy ${record.name} --force.`,
+          cause: error,
+        },
+      );
+    }
   }
 
   async showMachine(ref: string): Promise<MachineView> {
@@ -390,7 +427,13 @@ export class LocalService implements WorkerService {
   }
 
   async forceRun(id: string, { how, targetIsDestroyed = false }: ForceRunRequest): Promise<RunView> {
-    return this.#o.overrides.force(id, { how, targetIsDestroyed, by: 'the API' });
+    const run = await this.#o.overrides.force(id, { how, targetIsDestroyed, by: 'the API' });
+    if (how !== 'forget') return run;
+    // What runs is told to stop. One that does not within that time is tidied up after when it has.
+    const over = await this.#o.journal.wait(id, { timeoutMs: FORGET_WAIT_MS }).catch(() => null);
+    if (over === null) return this.#o.journal.get(id);
+    await this.#o.recovery.tidy();
+    return over;
   }
 
   async why(ref: string): Promise<Why> {
@@ -422,7 +465,11 @@ export class LocalService implements WorkerService {
       return {
         subject: `machine ${machine.name}`,
         state: view.state,
-        conditions: [...stoppingConditions(view, machine.desired), ...machineConditions(view, runs, drain)],
+        conditions: [
+          ...stoppingConditions(view, machine.desired),
+          ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
+          ...machineConditions(view, runs, drain),
+        ],
         runs,
       };
     }
@@ -540,7 +587,9 @@ export class LocalService implements WorkerService {
       `the machine is part of a move that is not over (${run.kind}, step ${run.step})`,
       {
         values: { machineId, runId: run.id },
-        nextAction: `Wait for it (godwit why ${machineId}), or cancel it: godwit runs cancel ${run.id}.`,
+        nextAction: ownsMachine(run)
+          ? `Wait for it (godwit why ${machineId}). To give the machine up: \`godwit runs force ${run.id} forget --yes\`, then destroy it.`
+          : `Wait for it (godwit why ${machineId}), or cancel it: \`godwit runs cancel ${run.id}\`.`,
       },
     );
   }

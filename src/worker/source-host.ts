@@ -372,3 +372,9 @@ function exportGone(runId: string): GodwitError {
 function exportShimId(runId: string): string {
   return `x_${runId.toLowerCase()}`;
 }
+
+/** The move whose export has a shim of that name; null: it is not one of an export. */
+export function runOfExport(shimId: string): string | null {
+  const ulid = /^x_r_([0-9a-z]{26})$/.exec(shimId)?.[1];
+  return ulid === undefined ? null : `r_${ulid.toUpperCase()}`;
+}

@@ -2,6 +2,7 @@ import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
 import type { WireError } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
 import type { DrainView } from '../migration/drain.ts';
+import type { Trouble } from './recovery.ts';
 
 const TRANSPORTS = { tls: 'over TLS', tcp: 'in the clear', foreign: 'from a disk of another system' };
 
@@ -81,6 +82,20 @@ export function machineConditions(
     });
   }
   return [...conditions, ...hydrationConditions(machine.hydration)];
+}
+
+/** It should run, and could not be started. */
+export function recoveryConditions(trouble: Trouble | null): Condition[] {
+  if (trouble === null) return [];
+  const { error, sinceMs, attempts } = trouble;
+  return [
+    {
+      message: `it could not be started (${attempts} ${attempts === 1 ? 'try' : 'tries'}; it is tried again by itself): ${error.message}`,
+      sinceMs,
+      whoCanClearIt: 'an operator; it is tried again by itself',
+      nextAction: error.nextAction,
+    },
+  ];
 }
 
 /** Its owner wants it stopped, and it still runs. */

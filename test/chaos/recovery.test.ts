@@ -1,0 +1,96 @@
+import assert from 'node:assert/strict';
+import { chmodSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'node:test';
+import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { Fleet, fleetNeeds } from '../support/fleet.ts';
+
+/** What should be there comes back by itself, and says why it is not there yet. */
+
+const DEAF = 'trap "echo asked" TERM; echo up; while :; do sleep 0.1; done';
+
+test('a key program that is away for a moment keeps a machine down only for that moment, and why says so', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'gw-k-'));
+  const program = join(dir, 'key');
+  writeFileSync(program, '#!/bin/sh\nprintf "a key of %s" "$GODWIT_VOLUME_ID"\n');
+  chmodSync(program, 0o755);
+  const fleet = await Fleet.start(t, ['a', 'b', 'c'], { flags: { a: ['--key-exec', program] } });
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const worker = fleet.worker('a');
+  const made = await fleet.run(
+    ...[
+      'machine',
+      'run',
+      '--name',
+      'm',
+      '--worker',
+      'a',
+      '--volume',
+      'm',
+      '--size',
+      '32MiB',
+      '--',
+      'sleep',
+      'infinity',
+    ],
+  );
+  assert.equal(made.exitCode, 0, made.stderr);
+  await worker.powerOff();
+  renameSync(program, `${program}.away`);
+  await worker.start();
+  const why = await fleet.until('a second try', async () => {
+    const { stdout } = await fleet.run('why', 'm');
+    return /could not be started \((?!1 try)/.test(stdout) ? stdout : null;
+  });
+  assert.match(why, /tried again by itself\): .*key/);
+  assert.notEqual((await worker.client.showMachine('m')).state, 'running');
+  renameSync(`${program}.away`, program);
+  await fleet.until('the machine', async () => (await worker.client.showMachine('m')).state === 'running');
+  assert.doesNotMatch((await fleet.run('why', 'm')).stdout, /could not be started/);
+});
+
+test('a run that was forgotten leaves no claim, no export, no half of a volume; its machine runs', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const fleet = await Fleet.start(t, ['a', 'b', 'c']);
+  const [source, target] = [fleet.worker('a'), fleet.worker('b')];
+  const made = await fleet.run(
+    ...[
+      'machine',
+      'run',
+      '--name',
+      'm',
+      '--worker',
+      'a',
+      '--volume',
+      'm',
+      '--size',
+      '32MiB',
+      '--no-encryption',
+    ],
+    ...['--stop-timeout', '1h', '--', 'sh', '-c', DEAF],
+  );
+  assert.equal(made.exitCode, 0, made.stderr);
+  const { id, volumeId } = await source.client.showMachine('m');
+  const { id: runId } = await source.client.moveMachine(id, { target: 'b' });
+  await fleet.until('the stop', async () => (await source.client.showRun(runId)).step === 'stop');
+  const inside = targetRunId(runId);
+  for (const run of [inside, runId]) {
+    const forced = await fleet.run('runs', 'force', run, 'forget', '--yes');
+    assert.equal(forced.exitCode, 0, forced.stderr);
+  }
+  await fleet.until('the machine to run', async () => {
+    const machine = await source.client.showMachine(id);
+    return machine.state === 'running' && machine.move === null;
+  });
+  await fleet.until('the export to go', () => source.exports().length === 0);
+  await fleet.until('the target to have nothing', async () => {
+    const here = await target.client.listMachines();
+    return here.length === 0 && target.volumeRecord(volumeId!) === null && target.shims().length === 0;
+  });
+  const stopped = await fleet.run('machine', 'destroy', 'm', '--force', '--volume');
+  assert.equal(stopped.exitCode, 0, stopped.stderr);
+});
