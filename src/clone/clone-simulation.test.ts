@@ -4,14 +4,22 @@ import { testSeed } from '../../test/support/seed.ts';
 import { simulateClone, Violation } from './clone-simulation.ts';
 
 const seed = testSeed();
-const CRASH_POINTS_MIN = Number(process.env.GODWIT_CRASH_POINTS ?? 5_000);
+const LONG = process.env.GODWIT_LONG === '1';
+const CRASH_POINTS_MIN = Number(process.env.GODWIT_CRASH_POINTS ?? (LONG ? 50_000 : 5_000));
+const FAULT_POINTS_MIN = Number(process.env.GODWIT_FAULT_POINTS ?? (LONG ? 50_000 : 5_000));
 
 /** The run's own seed is in the message, so that GODWIT_SEED can repeat it alone. */
-async function life(lifeSeed: number, cutAt: number | null, cutsAfterwards: number, guestOperations: number) {
+async function life(
+  lifeSeed: number,
+  cutAt: number | null,
+  cutsAfterwards: number,
+  guestOperations: number,
+  failingDisk = false,
+) {
   try {
     // Most lives with a power cut are judged by it; some go on to the end of hydration.
     const toTheEnd = cutAt === null || cutAt % 8 === 0;
-    return await simulateClone({ seed: lifeSeed, cutAt, cutsAfterwards, guestOperations, toTheEnd });
+    return await simulateClone({ seed: lifeSeed, cutAt, cutsAfterwards, guestOperations, toTheEnd, failingDisk });
   } catch (error) {
     throw new Error(`GODWIT_SEED=${lifeSeed} cutAt=${cutAt}: ${(error as Error).message}`, { cause: error });
   }
@@ -62,5 +70,40 @@ test('the simulation notices bits that are durable before their data', async () 
       }
     },
     (error) => error instanceof Violation && /after a power cut|nothing says where from/.test(error.message),
+  );
+});
+
+test(`a disk that refuses fetched blocks, and metadata, makes no block present that it does not have (GODWIT_SEED=${seed})`, async (t) => {
+  let faultPoints = 0;
+  let crashPoints = 0;
+  let deaths = 0;
+  let lives = 0;
+  for (let index = 0; faultPoints < FAULT_POINTS_MIN; index++) {
+    const cutAt = index % 3 === 0 ? 1 + (index % 97) : null;
+    const result = await life(seed + index, cutAt, cutAt === null ? 0 : 4, 60, true);
+    faultPoints += result.faultPoints;
+    crashPoints += result.crashPoints;
+    deaths += result.processDeaths;
+    lives++;
+  }
+  t.diagnostic(`${faultPoints} refusals, ${crashPoints} power cuts, ${deaths} deaths of the process in ${lives} lives`);
+});
+
+test('the simulation notices blocks that are present because the page cache has them', async () => {
+  await assert.rejects(
+    async () => {
+      for (let index = 0; index < 100; index++) {
+        await simulateClone({
+          seed: seed + index,
+          cutAt: null,
+          cutsAfterwards: 0,
+          guestOperations: 60,
+          toTheEnd: true,
+          failingDisk: true,
+          trustPageCache: true,
+        });
+      }
+    },
+    (error) => error instanceof Violation && /a read of sector|is not what was fetched/.test(error.message),
   );
 });

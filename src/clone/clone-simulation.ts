@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { type Random, seededRandom } from '../base/random.ts';
-import type { BlockDevice, Extent } from '../block/block-device.ts';
+import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
@@ -39,13 +39,22 @@ export type SimulationOptions = {
   guestOperations: number;
   /** Hydrate to the end afterwards, finish, and compare everything. */
   toTheEnd: boolean;
+  /**
+   * Writes and write-backs of fetched blocks fail now and then, flushes of metadata and log too; what was refused is gone from the page cache, at once or
+   * later, and each handle is told once.
+   */
+  failingDisk?: boolean;
   commitOrder?: CommitOrder;
+  /** Fetched blocks count as stored when they are in the page cache: what the simulation has to notice on a failing disk. */
+  trustPageCache?: boolean;
 };
 
 export type SimulationResult = {
   /** Operations that a power cut could have hit. */
   powerOperations: number;
   crashPoints: number;
+  /** What a disk refused. */
+  faultPoints: number;
   processDeaths: number;
   steps: number;
 };
@@ -63,7 +72,7 @@ export class Violation extends Error {}
 /** One value that a sector was given, and when. */
 type Version = { tag: number; issuedAt: number; ackedAt: number };
 
-type PendingOperation = { kind: 'local' | 'metadata' | 'source'; run: () => Promise<void> };
+type PendingOperation = { kind: 'local' | 'arrivals' | 'metadata' | 'source'; run: () => Promise<void> };
 
 type GuestMutation = {
   op: 'write' | 'discard' | 'writeZeroes';
@@ -109,7 +118,7 @@ class ManualClock implements Clock {
 }
 
 class Simulation {
-  readonly result: SimulationResult = { powerOperations: 0, crashPoints: 0, processDeaths: 0, steps: 0 };
+  readonly result: SimulationResult = { powerOperations: 0, crashPoints: 0, faultPoints: 0, processDeaths: 0, steps: 0 };
   readonly #options: SimulationOptions;
   readonly #random: Random;
   readonly #power: PowerSupply;
@@ -146,6 +155,11 @@ class Simulation {
   readonly #others: boolean;
   readonly #readsStartedAt = new Set<number>();
   #violation: Violation | null = null;
+  /** Sectors that were fetched and written, and that the disk does not have yet. */
+  readonly #cached = new Set<number>();
+  /** A write-back failed, and the handle of what is fetched has not been told. */
+  #untold = false;
+  #opening = false;
 
   constructor(options: SimulationOptions) {
     this.#options = options;
@@ -253,6 +267,7 @@ class Simulation {
   }
 
   async #openClone(validityIsCurrent: boolean): Promise<void> {
+    this.#opening = true;
     this.#process++;
     this.#readsStartedAt.clear();
     this.#pending = [];
@@ -276,6 +291,7 @@ class Simulation {
       CloneDevice.open(
         {
           local: this.#scheduled(this.#local, 'local'),
+          ...(this.#options.failingDisk && { arrivals: this.#scheduled(this.#local, 'arrivals') }),
           source: this.#scheduled(this.#source, 'source'),
           metadata,
           ...this.#liveMap,
@@ -293,6 +309,7 @@ class Simulation {
       ),
     );
     if (this.#process === 1 && this.#random.below(2) === 0) await this.#markUnused();
+    this.#opening = false;
     this.#clone.start();
   }
 
@@ -341,6 +358,7 @@ class Simulation {
     }
     const dice = this.#quiet ? 50 + this.#random.below(50) : this.#random.below(100);
     const mayBegin = this.#guestOperations < this.#options.guestOperations && this.#inFlight < GUEST_DEPTH;
+    if (this.#options.failingDisk && !this.#quiet && this.#random.below(20) === 0) this.#losePages();
     if (dice < 2) this.#sourceStalled = !this.#sourceStalled;
     else if (dice < 4) await this.#killProcess();
     else if (dice < 30 && mayBegin) this.#beginGuestOperation();
@@ -410,7 +428,7 @@ class Simulation {
       this.#flushedAt = Math.max(this.#flushedAt, startedAt);
       this.#forget();
       for (const [block, settled] of settledBefore.entries()) if (settled > 0) this.#settledBlocks[block] = 2;
-    });
+    }, this.#options.failingDisk);
   }
 
   #beginMutation(op: GuestMutation['op']): void {
@@ -475,7 +493,7 @@ class Simulation {
     return this.#scheduled(this.#local, 'local').write(offsetBytes, bytes);
   }
 
-  #follow(work: Promise<void>, done: () => void): void {
+  #follow(work: Promise<void>, done: () => void, mayFail = false): void {
     const process = this.#process;
     this.#inFlight++;
     work.then(
@@ -486,6 +504,10 @@ class Simulation {
       },
       (error: Error) => {
         if (process !== this.#process || !this.#power.on) return;
+        if (mayFail && isGodwitError(error, 'BLOCK_IO')) {
+          this.#inFlight--;
+          return;
+        }
         this.#report(`a guest operation failed: ${error.stack}`);
       },
     );
@@ -641,6 +663,57 @@ class Simulation {
     this.#violation ??= new Violation(message);
   }
 
+  // --- a disk that fails ---------------------------------------------------------------------------------------------
+
+  #refuses(): boolean {
+    // An opening that fails is tried again by the supervisor: nothing of interest.
+    if (this.#options.failingDisk !== true || this.#quiet || this.#opening || this.#random.below(6) > 0) return false;
+    this.result.faultPoints++;
+    return true;
+  }
+
+  /** What is fetched is in the page cache only, until it was written back; what the guest writes over it is the guest's. */
+  #noteCached(kind: PendingOperation['kind'], range: ByteRange): void {
+    if (kind !== 'local' && kind !== 'arrivals') return;
+    const endBytes = range.offsetBytes + range.lengthBytes;
+    for (let at = range.offsetBytes; at < endBytes; at += SECTOR_BYTES) {
+      if (kind === 'arrivals') this.#cached.add(at);
+      else this.#cached.delete(at);
+    }
+  }
+
+  /** The kernel calls some pages clean that the disk refused, and forgets them. */
+  #losePages(): void {
+    if (this.#cached.size === 0) return;
+    this.#untold = true;
+    this.result.faultPoints++;
+    for (const at of [...this.#cached]) {
+      if (this.#random.below(2) === 0) continue;
+      this.#local.corrupt(at, new Uint8Array(SECTOR_BYTES));
+      this.#cached.delete(at);
+    }
+  }
+
+  async #writeBack(ranges: readonly ByteRange[]): Promise<void> {
+    if (this.#refuses()) this.#losePages();
+    if (this.#untold) {
+      this.#untold = false;
+      throw refusedError('write-back');
+    }
+    for (const { offsetBytes, lengthBytes } of ranges)
+      for (let at = offsetBytes; at < offsetBytes + lengthBytes; at += SECTOR_BYTES) this.#cached.delete(at);
+  }
+
+  async #flush(device: BlockDevice, kind: PendingOperation['kind']): Promise<void> {
+    if (kind === 'metadata' && this.#refuses()) {
+      // As after a power cut, on this disk alone: of what was not flushed some is there.
+      if (device instanceof FaultDevice && device !== this.#zeroLogDisk) device.powerCut(this.#random);
+      throw refusedError('flush');
+    }
+    await device.flush();
+    if (kind === 'local') this.#cached.clear();
+  }
+
   // --- devices -------------------------------------------------------------------------------------------------------
 
   #countFetch(offsetBytes: number, lengthBytes: number): void {
@@ -667,10 +740,12 @@ class Simulation {
         if (process !== this.#process) return;
         this.#pending.push({ kind, run: () => work().then(resolve, reject) });
       });
+    const settles = kind === 'arrivals' && this.#options.trustPageCache !== true;
     return {
       lengthBytes: device.lengthBytes,
       blockBytes: device.blockBytes,
       writable: device.writable,
+      ...(settles && { writeBack: (ranges) => schedule(() => this.#writeBack(ranges)) }),
       read: (offsetBytes, into) => {
         if (kind !== 'source') return schedule(() => device.read(offsetBytes, into));
         if (process === this.#process) this.#checkFetch(offsetBytes, into.length);
@@ -682,15 +757,32 @@ class Simulation {
           await device.read(offsetBytes, into);
         });
       },
-      write: (offsetBytes, from) => schedule(() => device.write(offsetBytes, from)),
-      flush: () => schedule(() => device.flush()),
-      discard: (offsetBytes, lengthBytes) => schedule(() => device.discard(offsetBytes, lengthBytes)),
-      writeZeroes: (offsetBytes, lengthBytes) => schedule(() => device.writeZeroes(offsetBytes, lengthBytes)),
+      write: (offsetBytes, from) =>
+        schedule(async () => {
+          if (kind === 'arrivals' && this.#refuses()) throw refusedError('write');
+          await device.write(offsetBytes, from);
+          this.#noteCached(kind, { offsetBytes, lengthBytes: from.length });
+        }),
+      flush: () => schedule(() => this.#flush(device, kind)),
+      discard: (offsetBytes, lengthBytes) =>
+        schedule(async () => {
+          await device.discard(offsetBytes, lengthBytes);
+          this.#noteCached(kind, { offsetBytes, lengthBytes });
+        }),
+      writeZeroes: (offsetBytes, lengthBytes) =>
+        schedule(async () => {
+          await device.writeZeroes(offsetBytes, lengthBytes);
+          this.#noteCached(kind, { offsetBytes, lengthBytes });
+        }),
       extents: (offsetBytes, lengthBytes, limit) =>
         schedule<Extent[]>(() => device.extents!(offsetBytes, lengthBytes, limit)),
       close: () => device.close(),
     };
   }
+}
+
+function refusedError(operation: string): GodwitError {
+  return new GodwitError('BLOCK_IO', `the disk refused a ${operation}`, { nextAction: 'Try again.' });
 }
 
 async function digestNow(_offsetBytes: number, bytes: Uint8Array): Promise<Uint8Array> {
