@@ -19,7 +19,14 @@ async function life(
   try {
     // Most lives with a power cut are judged by it; some go on to the end of hydration.
     const toTheEnd = cutAt === null || cutAt % 8 === 0;
-    return await simulateClone({ seed: lifeSeed, cutAt, cutsAfterwards, guestOperations, toTheEnd, failingDisk });
+    return await simulateClone({
+      seed: lifeSeed,
+      cutAt,
+      cutsAfterwards,
+      guestOperations,
+      toTheEnd,
+      failingDisk,
+    });
   } catch (error) {
     throw new Error(`GODWIT_SEED=${lifeSeed} cutAt=${cutAt}: ${(error as Error).message}`, { cause: error });
   }
@@ -86,7 +93,9 @@ test(`a disk that refuses fetched blocks, and metadata, makes no block present t
     deaths += result.processDeaths;
     lives++;
   }
-  t.diagnostic(`${faultPoints} refusals, ${crashPoints} power cuts, ${deaths} deaths of the process in ${lives} lives`);
+  t.diagnostic(
+    `${faultPoints} refusals, ${crashPoints} power cuts, ${deaths} deaths of the process in ${lives} lives`,
+  );
 });
 
 test('the simulation notices blocks that are present because the page cache has them', async () => {

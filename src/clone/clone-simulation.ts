@@ -118,7 +118,13 @@ class ManualClock implements Clock {
 }
 
 class Simulation {
-  readonly result: SimulationResult = { powerOperations: 0, crashPoints: 0, faultPoints: 0, processDeaths: 0, steps: 0 };
+  readonly result: SimulationResult = {
+    powerOperations: 0,
+    crashPoints: 0,
+    faultPoints: 0,
+    processDeaths: 0,
+    steps: 0,
+  };
   readonly #options: SimulationOptions;
   readonly #random: Random;
   readonly #power: PowerSupply;
@@ -424,11 +430,16 @@ class Simulation {
     const startedAt = this.#now++;
     const flushing = this.#clone.flush();
     const settledBefore = this.#settledBlocks.slice();
-    this.#follow(flushing, () => {
-      this.#flushedAt = Math.max(this.#flushedAt, startedAt);
-      this.#forget();
-      for (const [block, settled] of settledBefore.entries()) if (settled > 0) this.#settledBlocks[block] = 2;
-    }, this.#options.failingDisk);
+    this.#follow(
+      flushing,
+      () => {
+        this.#flushedAt = Math.max(this.#flushedAt, startedAt);
+        this.#forget();
+        for (const [block, settled] of settledBefore.entries())
+          if (settled > 0) this.#settledBlocks[block] = 2;
+      },
+      this.#options.failingDisk,
+    );
   }
 
   #beginMutation(op: GuestMutation['op']): void {
@@ -667,7 +678,8 @@ class Simulation {
 
   #refuses(): boolean {
     // An opening that fails is tried again by the supervisor: nothing of interest.
-    if (this.#options.failingDisk !== true || this.#quiet || this.#opening || this.#random.below(6) > 0) return false;
+    if (this.#options.failingDisk !== true || this.#quiet || this.#opening || this.#random.below(6) > 0)
+      return false;
     this.result.faultPoints++;
     return true;
   }

@@ -14,6 +14,8 @@ import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import type { ZeroLog } from '../clone/zero-log.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
 import { bootId } from '../sys/boot-id.ts';
+import { filesystemInstance } from '../sys/filesystem-instance.ts';
+import { parentProcess } from '../sys/parent-process.ts';
 import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
@@ -86,12 +88,17 @@ export async function openClone(
   try {
     const metadata = await CloneMetadata.open(metadataDevice, { volumeId, generation, lengthBytes });
     const identity = { volumeId, generation, lengthBytes };
-    validity = openValidityFile({ path: cloneSpec.validityPath, ...identity, bootId: bootId() });
+    const holder = {
+      bootId: bootId(),
+      instance: filesystemInstance(spec.volumeDir),
+      supervisor: parentProcess(),
+    };
+    validity = openValidityFile({ path: cloneSpec.validityPath, ...identity, ...holder });
     if (!('location' in cloneSpec.source)) {
       written = openValidityFile({
         path: writtenPath(cloneSpec.validityPath),
         ...identity,
-        bootId: bootId(),
+        ...holder,
       });
     }
     local = await FileDevice.open({

@@ -212,6 +212,16 @@ export class VolumeStore {
     });
   }
 
+  /** Of a volume that no server has open: what its last one wrote is on the disk, or this rejects; `VOLUME_NO_SPACE`, or the error of the disk. */
+  async makeDataDurable(id: string): Promise<void> {
+    const folder = this.folder(id);
+    try {
+      await syncPath(join(folder, VOLUME_FILES.data));
+    } catch (error) {
+      throw storageError(error, folder);
+    }
+  }
+
   /** All volumes that can be read, retained generations among them, oldest id first; and the folders that cannot be read, with the reason. */
   async list(): Promise<{ volumes: VolumeRecord[]; broken: { folder: string; error: GodwitError }[] }> {
     const volumes: VolumeRecord[] = [];

@@ -91,6 +91,53 @@ test('another boot and an earlier generation start from zero', (t) => {
   assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT, generation: 5 }), 0), fresh);
 });
 
+test('a filesystem that was mounted again starts from zero; one that is not known on either side drops nothing', (t) => {
+  const dir = scratchDir(t);
+  const shim = { supervisor: '17.4711' };
+  visit(request(dir), 0);
+  // Of an older version, which named no instance; then from where it cannot be told.
+  assert.deepEqual(visit(request(dir, { instance: 'ext4:1', ...shim }), 0), { current: true, before: true });
+  assert.deepEqual(visit(request(dir, { instance: null, supervisor: null }), 0), {
+    current: true,
+    before: true,
+  });
+  assert.deepEqual(visit(request(dir, { instance: 'ext4:1', ...shim }), 0), { current: true, before: true });
+  assert.deepEqual(visit(request(dir, { instance: 'ext4:2', ...shim }), 0), {
+    current: false,
+    before: false,
+  });
+});
+
+test('what a guest had not flushed is gone with the instance, if it is still the same guest', (t) => {
+  const dir = scratchDir(t);
+  const open = (instance: string, supervisor: string) => {
+    const file = openValidityFile(request(dir, { instance, supervisor }));
+    t.after(() => file.close());
+    return file;
+  };
+  open('ext4:1', '17.4711').unflushed[0] = 1;
+  assert.equal(open('ext4:1', '17.4711').guestLost, false);
+  assert.equal(open('ext4:2', '17.4711').guestLost, true);
+  open('ext4:2', '17.4711').unflushed[1] = 1; // in the middle of a flush
+  assert.equal(open('ext4:3', '17.4711').guestLost, true);
+  assert.equal(open('ext4:4', '17.4711').guestLost, false, 'all was flushed');
+  open('ext4:4', '17.4711').unflushed[0] = 1;
+  const { guestLost, current } = open('ext4:5', '18.1');
+  assert.deepEqual({ guestLost, current }, { guestLost: false, current: false }, 'as after a power cut');
+});
+
+test('bytes that arrived and were not in place when a server was killed are added up', (t) => {
+  const dir = scratchDir(t);
+  for (const unplaced of [4096, 8192, 0]) {
+    const file = openValidityFile(request(dir));
+    file.unplacedBytes = unplaced;
+    file.close();
+  }
+  const file = openValidityFile(request(dir));
+  t.after(() => file.close());
+  assert.deepEqual([file.unplacedBytes, file.refetchedBytes], [0, 12_288]);
+});
+
 test('what is not this map is refused and stays as it is', (t) => {
   const dir = scratchDir(t);
   visit(request(dir), 0);

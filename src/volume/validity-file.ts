@@ -30,9 +30,10 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
 
 /**
  * The live validity bits of a clone in a file that processes share by mmap. It outlives the volume server, so that a write that was
- * acknowledged (its data in the page cache, its bit here) survives a server that was killed. It does not outlive the
- * boot: after a power cut only the bits of clone/metadata.ts count, because only those were written after their data was durable. The
- * header therefore carries the id of the boot, and content of another boot is thrown away.
+ * acknowledged (its data in the page cache, its bit here) survives a server that was killed. It does not outlive the page cache: after a power cut, and
+ * when the filesystem of the data was taken down and mounted again, only the bits of clone/metadata.ts count, because only those were written after their data
+ * was durable. The header therefore carries the id of the boot and of the mounted instance, and content of another is thrown away. Of an instance that is not known
+ * on either side nothing is concluded: what was acknowledged must not be dropped by mistake.
  *
  *   bytes      content (little endian)
  *   0..7       magic 'GODWITVM'
@@ -43,14 +44,18 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   56..63     generation
  *   64..71     length of the clone in bytes
  *   72..199    volume id (ASCII, zero padded)
- *   200..2047  zero
+ *   200..263   mounted instance of the filesystem that has the data (sys/filesystem-instance.ts; ASCII, zero padded); zeros: not known
+ *   264..327   process that started the server, and so has the guest (`<pid>.<start time>`; ASCII, zero padded); zeros: not known
+ *   328..2047  zero
  *   2048..2055 payload that crossed the wire for this clone so far, as a float64: for reports only, so not under the CRC
  *   2056..2059 1: the map of written blocks tells all of them
  *   2060..2063 zero
  *   2064..2071 how many bits are set, as a float64; NaN while that changes
  *   2072..2079 bytes that arrived and are not in place for certain, as a float64: what the next server fetches again when this one is killed
  *   2080..2087 the sum of that over the servers that were killed, as a float64: for reports only
- *   2088..4095 zero
+ *   2088..2091 1: the guest wrote something since the last flush of the data began
+ *   2092..2095 1: a flush of the data is under way
+ *   2096..4095 zero
  *   4096..     a word for each page of 32,768 blocks: all of its bits are the same, or they are below (clone/validity-map.ts)
  *   ...        what of the metadata is not durable, a byte a sector and more (`owedBytes` of clone/bit-committer.ts)
  *   ...        the bits: a page of 4096 bytes for each word above, block 0 in the lowest bit of its first word. A page that no word points to is a hole.
@@ -71,6 +76,12 @@ export type ValidityFile = {
   readonly place: MapPlace;
   /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
   wireBytes: number;
+  /** The guest is the one of the last server, and what it wrote and had not flushed is gone with the filesystem that it was in. */
+  readonly guestLost: boolean;
+  /** Whether the guest wrote since a flush of the data began, and whether one is under way: [0] and [1], 1 for yes. Shared like the bits. */
+  readonly unflushed: Uint32Array;
+  /** Address of the same. */
+  readonly unflushedAddress: bigint;
   /** Bytes that arrived and are not in place for certain. */
   unplacedBytes: number;
   /** Bytes that earlier servers of this clone and boot left so when they were killed: they were fetched again. */
@@ -89,6 +100,10 @@ export type ValidityFileRequest = {
   lengthBytes: number;
   /** Of the running kernel (sys/boot-id.ts). */
   bootId: string;
+  /** Of the filesystem that has the data (sys/filesystem-instance.ts); null or left out: not known. */
+  instance?: string | null;
+  /** Who started this server, and so has the guest; null or left out: not known. */
+  supervisor?: string | null;
 };
 
 const MAGIC = Buffer.from('GODWITVM', 'latin1');
@@ -98,6 +113,10 @@ const HEADER_BYTES = 4096;
 const CHECKED_BYTES = 2048;
 const COUNT_AT = 2064;
 const ARRIVALS_AT = 2072;
+const UNFLUSHED_AT = 2088;
+const INSTANCE_AT = 200;
+const SUPERVISOR_AT = 264;
+const NAME_BYTES_MAX = 64;
 const BOOT_ID_BYTES = 36;
 const VOLUME_ID_BYTES_MAX = 128;
 
@@ -124,8 +143,21 @@ function roundUp(bytes: number): number {
 export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   const found = inspect(request);
   if (found === 'flat') rewriteFlat(request);
-  else if (found !== 'current') replaceWith(request, () => {});
-  return mapFile(request, request.path, found === 'current' || found === 'flat');
+  else if (found === 'current') nameHolder(request);
+  else replaceWith(request, () => {});
+  const file = mapFile(request, request.path, found === 'current' || found === 'flat');
+  return Object.assign(file, { guestLost: found === 'lost' });
+}
+
+/** Writes down who has the map now, where that is known. */
+function nameHolder(request: ValidityFileRequest): void {
+  if (!request.instance || !request.supervisor) return;
+  const fd = openSync(request.path, constants.O_RDWR | constants.O_NOFOLLOW);
+  try {
+    writeSync(fd, encodeHeader(request), 0, CHECKED_BYTES, 0);
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function mapFile(request: ValidityFileRequest, path: string, current: boolean): ValidityFile {
@@ -154,6 +186,9 @@ function mapFile(request: ValidityFileRequest, path: string, current: boolean): 
   };
   return {
     current,
+    guestLost: false,
+    unflushed: new Uint32Array(buffer, byteOffset + UNFLUSHED_AT, 2),
+    unflushedAddress: mapping.address + BigInt(UNFLUSHED_AT),
     memory: sharedMapMemory(place, {
       reserve: (page) => reserve(request, fd, layout.bitsAt + page * PAGE_BYTES, PAGE_BYTES),
       release: (page) => punchHoleNow(fd, layout.bitsAt + page * PAGE_BYTES, PAGE_BYTES),
@@ -215,7 +250,8 @@ export function writtenPath(validityPath: string): string {
   return `${validityPath}.written`;
 }
 
-function inspect(request: ValidityFileRequest): 'absent' | 'stale' | 'current' | 'flat' {
+/** `lost`: stale, and with it what a guest wrote that is still there. */
+function inspect(request: ValidityFileRequest): 'absent' | 'stale' | 'lost' | 'current' | 'flat' {
   let fd: number;
   try {
     fd = openSync(request.path, constants.O_RDONLY | constants.O_NOFOLLOW);
@@ -248,6 +284,11 @@ function inspect(request: ValidityFileRequest): 'absent' | 'stale' | 'current' |
     const lengthBytes = flat
       ? HEADER_BYTES + flatWordCount(request) * 4
       : layoutOf(request.lengthBytes).lengthBytes;
+    if (request.instance && found.instance && found.instance !== request.instance) {
+      const unflushed = header.readUInt32LE(UNFLUSHED_AT) + header.readUInt32LE(UNFLUSHED_AT + 4) > 0;
+      const sameGuest = request.supervisor != null && found.supervisor === request.supervisor;
+      return unflushed && sameGuest ? 'lost' : 'stale';
+    }
     if (status.size !== lengthBytes)
       throw corrupt(request, `it has ${status.size} bytes instead of ${lengthBytes}`);
     return flat ? 'flat' : 'current';
@@ -332,7 +373,10 @@ function noSpace({ path, lengthBytes }: ValidityFileRequest, cause: unknown): Go
   });
 }
 
-type Header = Pick<ValidityFileRequest, 'bootId' | 'volumeId' | 'generation' | 'lengthBytes'>;
+type Header = Pick<
+  ValidityFileRequest,
+  'bootId' | 'volumeId' | 'generation' | 'lengthBytes' | 'instance' | 'supervisor'
+>;
 
 function encodeHeader(header: Header): Buffer {
   assert(/^[\x21-\x7e]{1,128}$/.test(header.volumeId), 'a volume id is short ASCII');
@@ -345,6 +389,10 @@ function encodeHeader(header: Header): Buffer {
   bytes.writeBigUInt64LE(BigInt(header.generation), 56);
   bytes.writeBigUInt64LE(BigInt(header.lengthBytes), 64);
   bytes.write(header.volumeId, 72, 'latin1');
+  for (const name of [header.instance, header.supervisor])
+    assert(!name || /^[\x21-\x7e]{1,64}$/.test(name), 'a name is short ASCII');
+  bytes.write(header.instance ?? '', INSTANCE_AT, 'latin1');
+  bytes.write(header.supervisor ?? '', SUPERVISOR_AT, 'latin1');
   bytes.writeUInt32LE(crc32(bytes.subarray(16, CHECKED_BYTES)), 12);
   return bytes;
 }
@@ -362,7 +410,14 @@ function decodeHeader(bytes: Buffer): (Header & { version: number }) | undefined
     volumeId: bytes.toString('latin1', 72, 72 + idLength),
     generation: Number(bytes.readBigUInt64LE(56)),
     lengthBytes: Number(bytes.readBigUInt64LE(64)),
+    instance: nameAt(bytes, INSTANCE_AT),
+    supervisor: nameAt(bytes, SUPERVISOR_AT),
   };
+}
+
+/** Null: not known. */
+function nameAt(bytes: Buffer, offsetBytes: number): string | null {
+  return bytes.toString('latin1', offsetBytes, offsetBytes + NAME_BYTES_MAX).replace(/\0+$/, '') || null;
 }
 
 function foreign(request: ValidityFileRequest, reason: string): GodwitError {

@@ -250,6 +250,8 @@ export class SourceHost implements SourceSide {
     }
     // A server of other systems that came up since the move began: the record must not be sealed under its writes.
     if (await servedVolume(machines, volumeId)) throw servedError(await volumes.get(volumeId));
+    // What a server wrote that died is in the page cache, or the disk refused it: then nothing is sealed.
+    await volumes.makeDataDurable(volumeId);
     await volumes.apply(volumeId, { kind: 'seal', generation });
     // Nothing has it open, so there is nobody to read the map. Its holes stay behind.
     return { unusedBytes: 0, reason: null };
