@@ -13,7 +13,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { TestAuthority } from '../../test/support/test-authority.ts';
 import { silentLogger } from '../base/logger.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
-import { type ApiExhaustion, type ApiLimits, shareOf } from './connection-guard.ts';
+import type { ApiExhaustion, ApiLimits } from './connection-guard.ts';
 import { createApiServer } from './server.ts';
 
 /* Peers that know HTTP and want to stay, at a real socket. */
@@ -255,13 +255,4 @@ test('connections leave descriptors to the process, whoever wants them', { skip:
   const answer = await fetch(`http://127.0.0.1:${controlPort}/`);
   const { descriptors } = (await answer.json()) as { descriptors: number };
   assert.ok(descriptors <= 160, `${descriptors} of 200 are in use`);
-});
-
-test('a peer is its address, and of IPv6 its network', () => {
-  assert.equal(shareOf('10.0.0.1'), '10.0.0.1');
-  assert.equal(shareOf('::ffff:10.0.0.1'), '10.0.0.1');
-  assert.equal(shareOf('2001:db8:1:2:3:4:5:6'), '2001:db8:1:2::/64');
-  assert.equal(shareOf('2001:db8:1:2::6'), '2001:db8:1:2::/64');
-  assert.equal(shareOf('2001:db8::6'), '2001:db8:0:0::/64');
-  assert.equal(shareOf('::1'), '0:0:0:0::/64');
 });

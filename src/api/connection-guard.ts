@@ -3,6 +3,7 @@ import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'n
 import type { Socket } from 'node:net';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
+import { peerAddressOf } from '../base/peer-address.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
 export type ApiLimits = {
@@ -165,7 +166,7 @@ export class ConnectionGuard {
       socket.destroy();
       return;
     }
-    const address = shareOf(remoteAddress);
+    const address = peerAddressOf(remoteAddress);
     if (this.#hasRoom(address)) {
       this.#enterRoom(socket, address, accept);
       return;
@@ -380,20 +381,6 @@ function keyOf({ remoteAddress, remotePort, localAddress }: Socket): string {
 function queuedBytesOf(socket: Socket): number {
   const { _handle } = socket as unknown as { _handle?: { writeQueueSize?: number } | null };
   return _handle?.writeQueueSize ?? 0;
-}
-
-/** What counts as one peer: an address, of IPv6 the network that one host has. */
-export function shareOf(remoteAddress: string): string {
-  if (!remoteAddress.includes(':')) return remoteAddress;
-  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(remoteAddress);
-  if (mapped !== null) return mapped[1]!;
-  const [head = '', tail] = remoteAddress.split('::');
-  const groups = head === '' ? [] : head.split(':');
-  if (tail !== undefined) {
-    const after = tail === '' ? [] : tail.split(':');
-    while (groups.length + after.length < 8) groups.push('0');
-  }
-  return `${groups.slice(0, 4).join(':')}::/64`;
 }
 
 /** Descriptors that this process may have open (getrlimit(2), RLIMIT_NOFILE). */

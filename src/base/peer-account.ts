@@ -210,7 +210,10 @@ export class PeerBook {
     // Who is over the bound of its own address or connection holds up nobody else.
     const first = this.#inRow().find((waiting) => this.#fitsItsShares(waiting, waiting.wantedBytes));
     if (first === undefined || first === account) return false;
-    return this.#clock.monotonicMs() - first.waitingSinceMs! >= ROW_AFTER_MS;
+    // Nobody gives way to who came later: two that have waited long would give way to each other for ever.
+    const nowMs = this.#clock.monotonicMs();
+    if (first.waitingSinceMs! >= (account.waitingSinceMs ?? nowMs)) return false;
+    return nowMs - first.waitingSinceMs! >= ROW_AFTER_MS;
   }
 
   moved(address: string, beforeBytes: number, afterBytes: number): void {

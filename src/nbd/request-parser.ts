@@ -56,6 +56,20 @@ export class RequestParser {
     return this.#state === 'header' && this.#headerCount === 0;
   }
 
+  /** In the middle of a request, of which the peer has the rest. */
+  get owed(): boolean {
+    return (
+      this.#state === 'payload' ||
+      this.#state === 'skip' ||
+      (this.#state === 'header' && this.#headerCount > 0)
+    );
+  }
+
+  /** The sink did not admit the request; nothing is read before it does. */
+  get waits(): boolean {
+    return this.#state === 'waiting';
+  }
+
   /**
    * Takes `bytes` from `at` on and returns the position up to which it did: short of the end only when the sink does not admit a request.
    * `borrowed`: the chunk is used again afterwards; else it must not be written to. Throws `NBD_PROTOCOL`, and refuses everything from then on.

@@ -6,9 +6,10 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
+import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
+import { takenBytes } from '../base/socket-progress.ts';
 import { socketSink } from '../base/socket-sink.ts';
-import type { ByteBudget } from './byte-budget.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
@@ -18,6 +19,8 @@ import { ServerSession, type SessionStatistics } from './server-session.ts';
 
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
+/** A client that nothing came from for so long may lose its place to another. */
+const IDLE_AFTER_MS = 10_000;
 const NOTHING = Buffer.alloc(0);
 
 /**
@@ -28,7 +31,7 @@ export class ServerConnection {
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #pool: BufferPool;
-  readonly #budget: ByteBudget;
+  readonly #account: PeerAccount;
   readonly #statistics: SessionStatistics;
   readonly #lookOut: LookOut;
   readonly #staging: Buffer;
@@ -48,7 +51,9 @@ export class ServerConnection {
   #paused = false;
   #pumping = false;
   #receivedBytes = 0;
-  #progress = -1;
+  #movedAtMs: number;
+  /** Bytes of `#rest` that are charged. */
+  #restBytes = 0;
   #cancelTimer: () => void;
   #ending = false;
   #gone: Promise<void> | null = null;
@@ -59,7 +64,9 @@ export class ServerConnection {
     tls: TlsOptions | null;
     limits: ServerLimits;
     pool: BufferPool;
-    budget: ByteBudget;
+    peers: PeerBook;
+    /** What the connection counts under: an address, or `unix`. */
+    address: string;
     clock: Clock;
     logger: Logger;
     statistics: SessionStatistics;
@@ -72,7 +79,6 @@ export class ServerConnection {
     this.#limits = options.limits;
     this.#clock = options.clock;
     this.#pool = options.pool;
-    this.#budget = options.budget;
     this.#statistics = options.statistics;
     this.#lookOut = options.lookOut;
     this.#tls = options.tls;
@@ -84,10 +90,23 @@ export class ServerConnection {
     this.#handshake = new ServerHandshake({
       host: options.host,
       limits: options.limits,
-      reply: (bytes) => this.#socket.write(bytes),
+      reply: (bytes) => {
+        this.#socket.write(bytes);
+        if (this.#socket.writableLength > options.limits.connectionBytesReserved)
+          this.drop('the client does not read what it asks for');
+      },
+    });
+    this.#movedAtMs = options.clock.monotonicMs();
+    this.#account = options.peers.open({
+      address: options.address,
+      debt: () => this.#debt(),
+      movedBytes: (debt) =>
+        debt === 'input' ? this.#receivedBytes : takenBytes(this.#rawSocket, this.#writer?.writtenBytes ?? 0),
+      onRoom: () => this.#session?.room(),
+      drop: (reason) => this.drop(reason),
     });
     this.#cancelTimer = options.clock.timer(options.limits.handshakeTimeoutMs, () =>
-      this.#drop('the handshake took too long'),
+      this.drop('the handshake took too long'),
     );
     this.#rawSocket = withReadBuffer(
       options.socket,
@@ -107,6 +126,22 @@ export class ServerConnection {
     return this.#export;
   }
 
+  /**
+   * What it has to show when places are rare, for `Seats`: null while it works. In the handshake how far it is; afterwards since when nothing moves.
+   */
+  worth(): number | null {
+    if (this.#session === null) return this.#socket !== this.#rawSocket ? 2 : this.#receivedBytes > 0 ? 1 : 0;
+    if (this.#session.deviceCalls > 0) return null;
+    return this.#clock.monotonicMs() - this.#movedAtMs < IDLE_AFTER_MS ? null : 2 + this.#movedAtMs;
+  }
+
+  /** Ends the connection at once, and says why in the log. */
+  drop(reason: string): void {
+    if (this.#gone !== null) return;
+    this.#logger.warn({ reason }, 'NBD: connection dropped');
+    void this.gone();
+  }
+
   /** Drops the connection; resolves when none of its device calls is under way any more. */
   gone(): Promise<void> {
     this.#gone ??= (async () => {
@@ -120,6 +155,7 @@ export class ServerConnection {
       }
       this.#writer?.close();
       await this.#session?.close();
+      this.#account.close();
       this.#onClose(this);
     })();
     return this.#gone;
@@ -138,6 +174,7 @@ export class ServerConnection {
       return;
     }
     this.#receivedBytes += count;
+    this.#movedAtMs = this.#clock.monotonicMs();
     this.#lookOut.seen();
     this.#parser!.landed(count);
   }
@@ -145,6 +182,7 @@ export class ServerConnection {
   #received(bytes: Buffer, borrowed = false): void {
     if (this.#ending) return;
     this.#receivedBytes += bytes.length;
+    this.#movedAtMs = this.#clock.monotonicMs();
     this.#lookOut.seen();
     if (this.#restAt < this.#rest.length) {
       // A paused stream may still have had a chunk in hand.
@@ -160,6 +198,15 @@ export class ServerConnection {
       this.#rest = Buffer.from(this.#rest.subarray(this.#restAt));
       this.#restAt = 0;
     }
+    this.#chargeRest();
+  }
+
+  /** What waits is input that the peer makes us hold. */
+  #chargeRest(): void {
+    if (this.#rest.length === this.#restBytes) return;
+    this.#account.release(this.#restBytes);
+    this.#restBytes = this.#rest.length;
+    this.#account.charge(this.#restBytes);
   }
 
   /** Takes of what was received as much as there is room for. */
@@ -170,16 +217,18 @@ export class ServerConnection {
       if (this.#parser === null) this.#shakeHands();
       if (this.#parser !== null) this.#restAt = this.#parser.push(this.#rest, this.#restAt, borrowed);
     } catch (error) {
-      this.#drop(messageOf(error));
+      this.drop(messageOf(error));
     } finally {
       this.#pumping = false;
     }
-    const full = this.#restAt < this.#rest.length;
+    const left = this.#restAt < this.#rest.length;
+    const full = left || this.#parser?.waits === true;
     // What was answered at once goes out at once.
     this.#writer?.flush();
-    if (!full) {
+    if (!left) {
       this.#rest = NOTHING;
       this.#restAt = 0;
+      this.#chargeRest();
     }
     if (full !== this.#paused && !this.#ending) {
       this.#paused = full;
@@ -216,7 +265,7 @@ export class ServerConnection {
     raw.write(NOTHING, () => {
       if (this.#ending) return;
       const tls = createTlsServer({ minVersion: 'TLSv1.3', ...this.#tls });
-      tls.once('tlsClientError', (error) => this.#drop(`TLS failed: ${messageOf(error)}`));
+      tls.once('tlsClientError', (error) => this.drop(`TLS failed: ${messageOf(error)}`));
       tls.once('secureConnection', (socket) => {
         if (this.#ending) {
           socket.destroy();
@@ -234,12 +283,12 @@ export class ServerConnection {
   #begin(agreement: Agreement): void {
     this.#cancelTimer();
     this.#export = agreement.export;
-    this.#writer = new ChunkWriter(socketSink(this.#socket), this.#pool);
+    this.#writer = new ChunkWriter(socketSink(this.#socket), this.#pool, this.#account);
     const session = new ServerSession({
       agreement,
       writer: this.#writer,
       pool: this.#pool,
-      budget: this.#budget,
+      account: this.#account,
       limits: this.#limits,
       logger: this.#logger,
       statistics: this.#statistics,
@@ -255,21 +304,14 @@ export class ServerConnection {
       { export: agreement.export.name, mode: agreement.mode, tls: this.#socket !== this.#rawSocket },
       'NBD: transmission begins',
     );
-    this.#watch();
   }
 
-  /** Drops a peer that owes us something (the rest of a request, taking its answers) and does not move. */
-  #watch(): void {
-    this.#cancelTimer = this.#clock.timer(this.#limits.stallTimeoutMs, () => {
-      const progress = this.#receivedBytes + this.#writer!.writtenBytes;
-      const owes = (!this.#paused && !this.#parser!.atBoundary) || this.#writer!.queuedBytes > 0;
-      if (owes && progress === this.#progress) {
-        this.#drop('the peer stalls');
-        return;
-      }
-      this.#progress = progress;
-      this.#watch();
-    });
+  /** The rest of a request that we read, the taking of answers. Not a request that waits for room, nor one that the device has. */
+  #debt(): Debt {
+    if (this.#ending || this.#parser === null) return 'nothing';
+    const input = !this.#paused && this.#parser.owed;
+    if (this.#writer!.queuedBytes > 0) return input ? 'both' : 'output';
+    return input ? 'input' : 'nothing';
   }
 
   /** Closes once what is queued has been sent, or after a short while. */
@@ -283,11 +325,5 @@ export class ServerConnection {
     // What still comes is not looked at, but has to be read for the end of it to be seen.
     this.#socket.resume();
     this.#cancelTimer = this.#clock.timer(LINGER_MS, () => void this.gone());
-  }
-
-  #drop(reason: string): void {
-    if (this.#gone !== null) return;
-    this.#logger.warn({ reason }, 'NBD: connection dropped');
-    void this.gone();
   }
 }

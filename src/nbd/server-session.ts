@@ -1,8 +1,9 @@
-import type { BufferPool } from '../base/buffer-pool.ts';
+import { type BufferLease, BufferPool } from '../base/buffer-pool.ts';
 import type { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { ByteBudget } from './byte-budget.ts';
+import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { ReplyMode } from './export.ts';
 import type { Agreement } from './handshake-server.ts';
 import type { ServerLimits } from './limits.ts';
@@ -37,6 +38,8 @@ const INLINE_BYTES_MAX = 32 * 1024;
 /** Reads from here on are asked for holes. Below, the question costs more than the zeros. */
 const SPARSE_BYTES_MIN = 64 * 1024;
 const SPARSE_EXTENTS_MAX = 64;
+/** An extent in memory, from the device to the wire. */
+const EXTENT_BYTES = 128;
 /** A cache request reads in pieces of this size, and zeroes that must take space are written in such. */
 const PIECE_BYTES = 256 * 1024;
 const ZEROES = Buffer.alloc(PIECE_BYTES);
@@ -48,15 +51,16 @@ export type SessionStatistics = { requests: number; bytesRead: number; bytesWrit
 /**
  * The transmission phase of one connection: requests in, device calls, replies out. Requests run side by side and are answered as they finish.
  *
- * Memory: every buffer is counted in `limits.connectionBytesMax` and in the budget of the server before it is taken; when there is no more
- * room `admit` says no, the connection stops reading, and `onRoom` says when to ask again.
+ * Memory: a request is charged to the peer's account, with its buffers as they are allocated, before anything is taken for it; when there is no more room `admit` says
+ * no, the connection stops reading, and `onRoom` says when to ask again. Buffers: the session holds the lease of a payload from `payloadBuffer` on, while the parser fills
+ * it and while the device writes it; that of a read until the kernel has taken it. What was begun when the connection ends is given back when nobody works on it any more.
  */
 export class ServerSession implements RequestSink {
   readonly #agreement: Agreement;
   readonly #mode: ReplyMode;
   readonly #writer: ChunkWriter;
   readonly #pool: BufferPool;
-  readonly #budget: ByteBudget;
+  readonly #account: PeerAccount;
   readonly #limits: ServerLimits;
   readonly #logger: Logger;
   readonly #onRoom: () => void;
@@ -66,13 +70,12 @@ export class ServerSession implements RequestSink {
   readonly statistics: SessionStatistics;
 
   #requests = 0;
-  #bytes = 0;
   /** An `admit` was refused. */
   #starved = false;
   /** Of the request that was admitted last: it is delivered before another one is. */
   #refusal: Refusal | null = null;
   #cost = 0;
-  #backing: Buffer | null = null;
+  #backing: BufferLease | null = null;
   #deviceCalls = 0;
   #disconnecting = false;
   #closed = false;
@@ -82,7 +85,7 @@ export class ServerSession implements RequestSink {
     agreement: Agreement;
     writer: ChunkWriter;
     pool: BufferPool;
-    budget: ByteBudget;
+    account: PeerAccount;
     limits: ServerLimits;
     logger: Logger;
     statistics: SessionStatistics;
@@ -95,7 +98,7 @@ export class ServerSession implements RequestSink {
     this.#mode = options.agreement.mode;
     this.#writer = options.writer;
     this.#pool = options.pool;
-    this.#budget = options.budget;
+    this.#account = options.account;
     this.#limits = options.limits;
     this.#logger = options.logger;
     this.statistics = options.statistics;
@@ -103,11 +106,15 @@ export class ServerSession implements RequestSink {
     this.#onEnd = options.onEnd;
     this.#readHeaderBytes =
       this.#mode === 'simple' ? SIMPLE_REPLY_BYTES : this.#chunkHeaderBytes + OFFSET_BYTES;
-    this.#writer.onDrain = () => this.#room();
   }
 
   get #chunkHeaderBytes(): number {
     return this.#mode === 'extended' ? EXTENDED_REPLY_BYTES : STRUCTURED_REPLY_BYTES;
+  }
+
+  /** Device calls that are under way. */
+  get deviceCalls(): number {
+    return this.#deviceCalls;
   }
 
   /** Requests that are not answered yet. */
@@ -117,13 +124,8 @@ export class ServerSession implements RequestSink {
 
   admit(request: Request, payloadBytes: number): boolean {
     const refusal = this.#check(request, payloadBytes);
-    const cost = refusal === null ? bufferBytesOf(request) : 0;
-    if (
-      this.#requests >= this.#limits.requestsMax ||
-      this.#writer.queuedBytes >= this.#limits.connectionBytesMax ||
-      (this.#bytes > 0 && this.#bytes + cost > this.#limits.connectionBytesMax) ||
-      !this.#take(cost)
-    ) {
+    const cost = OBJECT_BYTES + (refusal === null ? this.#bufferBytesOf(request) : 0);
+    if (this.#requests >= this.#limits.requestsMax || !this.#account.take(cost)) {
       this.#starved = true;
       return false;
     }
@@ -139,15 +141,21 @@ export class ServerSession implements RequestSink {
 
   payloadBuffer(payloadBytes: number): Uint8Array {
     if (payloadBytes <= INLINE_BYTES_MAX) return Buffer.allocUnsafe(payloadBytes);
-    this.#backing = this.#pool.take(payloadBytes);
-    return this.#backing.subarray(0, payloadBytes);
+    this.#backing = this.#pool.lease(payloadBytes);
+    return this.#backing.bytes.subarray(0, payloadBytes);
   }
 
   request(request: Request, payload: Uint8Array | null, borrowed: boolean): void {
     const cost = this.#cost;
     let backing = this.#backing;
     this.#backing = null;
-    if (this.#disconnecting) return; // nothing may follow a disconnect; it is not looked at
+    if (this.#disconnecting) {
+      // Nothing may follow a disconnect; it is not looked at.
+      backing?.release();
+      this.#requests -= 1;
+      this.#account.release(cost);
+      return;
+    }
     this.statistics.requests += 1;
     if (this.#refusal !== null) {
       this.#fail(request, this.#refusal, cost);
@@ -161,7 +169,7 @@ export class ServerSession implements RequestSink {
         break;
       case COMMAND.write:
         if (this.#writeNow(request, payload!, cost)) {
-          if (backing !== null) this.#pool.give(backing);
+          backing?.release();
           break;
         }
         if (borrowed) {
@@ -173,11 +181,12 @@ export class ServerSession implements RequestSink {
         }
         this.#run(request, cost, device.write(offsetBytes, payload!), () => {
           this.statistics.bytesWritten += lengthBytes;
-          if (backing !== null) this.#pool.give(backing);
+          backing?.release();
         });
         break;
       case COMMAND.disconnect:
         this.#requests -= 1;
+        this.#account.release(cost);
         this.#disconnecting = true;
         this.#endWhenDone();
         break;
@@ -209,35 +218,31 @@ export class ServerSession implements RequestSink {
   async close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true;
-      this.#writer.onDrain = null;
-      this.#budget.forget(this.#room);
-      // A payload that never came whole.
-      if (this.#backing !== null) this.#pool.give(this.#backing);
+      // A payload that never came whole: the socket is closed, nobody fills it any more.
+      this.#backing?.release();
       this.#backing = null;
     }
     if (this.#deviceCalls > 0) {
       this.#idle ??= Promise.withResolvers();
       await this.#idle.promise;
     }
-    this.#give(this.#bytes);
   }
 
-  /** Counts buffers, in the budget of the server too as far as they go beyond what is the connection's own. */
-  #take(cost: number): boolean {
-    const shared = this.#sharedBytes(this.#bytes + cost) - this.#sharedBytes(this.#bytes);
-    if (shared > 0 && !this.#budget.take(shared, this.#room)) return false;
-    this.#bytes += cost;
-    return true;
-  }
-
-  #give(cost: number): void {
-    const shared = this.#sharedBytes(this.#bytes) - this.#sharedBytes(this.#bytes - cost);
-    this.#bytes -= cost;
-    this.#budget.give(shared);
-  }
-
-  #sharedBytes(bytes: number): number {
-    return Math.max(0, bytes - this.#limits.connectionBytesReserved);
+  /** What a request makes the server allocate while it is under way. */
+  #bufferBytesOf({ type, flags, lengthBytes }: Request): number {
+    switch (type) {
+      case COMMAND.read:
+      case COMMAND.write:
+        return lengthBytes > INLINE_BYTES_MAX ? BufferPool.sizeOf(lengthBytes) : lengthBytes;
+      case COMMAND.cache:
+        return BufferPool.sizeOf(Math.min(PIECE_BYTES, lengthBytes));
+      case COMMAND.blockStatus: {
+        const limit = (flags & COMMAND_FLAG.reqOne) !== 0 ? 1 : this.#limits.extentsMax;
+        return this.#agreement.contextIds.length * limit * EXTENT_BYTES;
+      }
+      default:
+        return 0;
+    }
   }
 
   /** What is wrong with a request, if anything: the checks that need no device. */
@@ -340,15 +345,16 @@ export class ServerSession implements RequestSink {
   #read(request: Request, cost: number): void {
     const { device } = this.#agreement.export;
     const { offsetBytes, lengthBytes } = request;
-    const backing = lengthBytes > INLINE_BYTES_MAX ? this.#pool.take(lengthBytes) : null;
-    const buffer = backing === null ? Buffer.allocUnsafe(lengthBytes) : backing.subarray(0, lengthBytes);
+    const backing = lengthBytes > INLINE_BYTES_MAX ? this.#pool.lease(lengthBytes) : null;
+    const buffer =
+      backing === null ? Buffer.allocUnsafe(lengthBytes) : backing.bytes.subarray(0, lengthBytes);
     const sparse =
       this.#mode !== 'simple' &&
       (request.flags & COMMAND_FLAG.dontFragment) === 0 &&
       lengthBytes >= SPARSE_BYTES_MIN &&
       device.extents !== undefined;
     const release = () => {
-      if (backing !== null) this.#pool.give(backing);
+      backing?.release();
       this.#finish(cost);
     };
     this.#deviceCalls += 1;
@@ -369,7 +375,7 @@ export class ServerSession implements RequestSink {
       },
       (error: unknown) => {
         this.#called();
-        if (backing !== null) this.#pool.give(backing);
+        backing?.release();
         this.#fail(request, this.#refusalOf(error), cost);
       },
     );
@@ -455,7 +461,8 @@ export class ServerSession implements RequestSink {
 
   /** Reading is what brings bytes near: into the page cache, or, in a clone, from its source. */
   async #cache(offsetBytes: number, lengthBytes: number): Promise<void> {
-    const buffer = this.#pool.take(Math.min(PIECE_BYTES, lengthBytes));
+    const lease = this.#pool.lease(Math.min(PIECE_BYTES, lengthBytes));
+    const buffer = lease.bytes;
     try {
       for (let done = 0; done < lengthBytes; ) {
         const count = Math.min(PIECE_BYTES, lengthBytes - done);
@@ -463,7 +470,7 @@ export class ServerSession implements RequestSink {
         done += count;
       }
     } finally {
-      this.#pool.give(buffer);
+      lease.release();
     }
   }
 
@@ -496,13 +503,14 @@ export class ServerSession implements RequestSink {
       (lists) => {
         this.#called();
         const extended = this.#mode === 'extended';
+        // What is queued of it is a fraction of what was counted for it.
+        const release = countdown(lists.length, () => this.#finish(cost));
         for (const [index, extents] of lists.entries()) {
           const status = encodeBlockStatus(extended, contextIds[index]!, extents);
           const type = extended ? CHUNK.blockStatusExtended : CHUNK.blockStatus;
           this.#writer.filled(this.#chunk(request, type, status.length, index === lists.length - 1));
-          this.#writer.payload(status, nothing);
+          this.#writer.payload(status, release);
         }
-        this.#finish(cost);
         this.#endWhenDone();
       },
       (error: unknown) => {
@@ -519,6 +527,8 @@ export class ServerSession implements RequestSink {
     limit: number,
   ): Promise<StatusExtent[]> {
     const { device, hydration, contexts } = this.#agreement.export;
+    // Looking for thousands of extents takes milliseconds, and a peer may ask for that again and again.
+    while (turnIsLong()) await nextTurn();
     if (contexts[contextId] === ALLOCATION_CONTEXT) {
       if (device.extents === undefined) return [{ lengthBytes, state: 0 }];
       const extents = await device.extents(offsetBytes, lengthBytes, limit);
@@ -588,15 +598,16 @@ export class ServerSession implements RequestSink {
 
   #finish(cost: number): void {
     this.#requests -= 1;
-    if (cost > 0 && !this.#closed) this.#give(cost);
-    if (this.#starved) this.#room();
+    this.#account.release(cost);
+    if (this.#starved && this.#requests === this.#limits.requestsMax - 1) this.room();
   }
 
-  readonly #room = (): void => {
+  /** What was refused for want of room may be admitted now. */
+  room(): void {
     if (!this.#starved || this.#closed) return;
     this.#starved = false;
     this.#onRoom();
-  };
+  }
 
   #endWhenDone(): void {
     if (this.#disconnecting && this.#deviceCalls === 0 && !this.#closed)
@@ -630,11 +641,13 @@ const ERROR_OF_CODE: ReadonlyMap<string, number> = new Map([
   ['BLOCK_CLOSED', NBD_ERROR.ESHUTDOWN],
 ]);
 
-/** Bytes of buffers that a request needs while it is under way. Small ones are not counted: `requestsMax` bounds them. */
-function bufferBytesOf({ type, lengthBytes }: Request): number {
-  if (type === COMMAND.read) return lengthBytes > INLINE_BYTES_MAX ? lengthBytes : 0;
-  if (type === COMMAND.write) return lengthBytes;
-  return type === COMMAND.cache ? Math.min(PIECE_BYTES, lengthBytes) : 0;
+/** Calls `last` when it was called so many times itself. */
+function countdown(count: number, last: () => void): () => void {
+  let left = count;
+  return () => {
+    left -= 1;
+    if (left === 0) last();
+  };
 }
 
 function invalid(message: string): Refusal {

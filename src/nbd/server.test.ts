@@ -10,12 +10,16 @@ import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
+import { BufferPool } from '../base/buffer-pool.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import type { BlockDevice } from '../block/block-device.ts';
+import { seededRandom } from '../base/random.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
+import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
+import { PowerSupply } from '../block/power-supply.ts';
 import type { NbdExportOptions } from './export.ts';
 import * as protocol from './protocol.ts';
 import { NbdServer, type NbdServerOptions } from './server.ts';
@@ -436,11 +440,23 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   await first.begin();
   const second = client();
   await second.greet();
+  // Who is not through with the handshake goes for who comes.
   const third = client();
-  assert.ok(await third.closed());
-  clock.advance(1001);
+  await third.begin();
   assert.ok(await second.closed());
+  // Two clients that work keep their places.
+  assert.ok(await client().closed());
   assert.equal((await first.read(0, 512)).data.length, 512);
+  // One that nothing came from for long does not.
+  clock.advance(5_000);
+  await third.read(0, 512);
+  clock.advance(6_000);
+  const fourth = client();
+  await fourth.greet();
+  assert.ok(await first.closed());
+  clock.advance(1001);
+  assert.ok(await fourth.closed());
+  assert.equal((await third.read(0, 512)).data.length, 512);
   await until('one connection', () => server.connections === 1);
 });
 
@@ -631,5 +647,193 @@ test('bytes in the clear behind STARTTLS end the connection', { skip: requires('
     if (pieces.length > 1) raw.write(pieces[1]!);
     // TLS may still send an alert.
     await assert.rejects(raw.take(1024), /closed/);
+  }
+});
+
+test('a device that is slow is not the debt of its client', async (t) => {
+  for (const { count, lengthBytes } of [
+    { count: 40, lengthBytes: MIB },
+    { count: 300, lengthBytes: 4 * KIB },
+  ]) {
+    const clock = new FakeClock();
+    const gate = Promise.withResolvers<void>();
+    const inner = memory(8 * MIB);
+    let asked = 0;
+    const device: BlockDevice = {
+      lengthBytes: inner.lengthBytes,
+      blockBytes: 512,
+      writable: false,
+      async read(offset, into) {
+        asked += 1;
+        await gate.promise;
+        await inner.read(offset, into);
+      },
+      write: () => assert.fail(),
+      flush: async () => {},
+      discard: () => assert.fail(),
+      writeZeroes: () => assert.fail(),
+      close: async () => {},
+    };
+    const { server, client } = await start(t, [{ name: '', device }], { clock });
+    const raw = client();
+    await raw.begin();
+    for (let index = 0; index < count; index += 1) raw.send({ type: COMMAND.read, lengthBytes });
+    // More than the server takes at once: the rest waits for room.
+    await until('the device to be asked', () => asked >= 12);
+    for (let turn = 0; turn < 34; turn += 1) {
+      clock.advance(5_000);
+      await systemClock.sleep(0);
+    }
+    assert.equal(server.connections, 1);
+    gate.resolve();
+    for (let index = 0; index < count; index += 1) assert.equal((await raw.reply()).error, 0);
+  }
+});
+
+test('peers that drip do not cost a stranger his large request', async (t) => {
+  const clock = new FakeClock();
+  const device = memory(64 * MIB);
+  const deviceRead = device.read.bind(device);
+  let begun = false;
+  device.read = (offset, into) => {
+    begun = true;
+    return deviceRead(offset, into);
+  };
+  const { client } = await start(t, [{ name: '', device, readOnly: false }], { clock });
+  const drippers = Array.from({ length: 14 }, () => client());
+  for (const raw of drippers) {
+    await raw.begin();
+    raw.send({ type: COMMAND.write, lengthBytes: 9 * MIB });
+    raw.write(Buffer.alloc(MIB));
+  }
+  const stranger = client();
+  await stranger.begin();
+  const read = stranger.read(0, 32 * MIB);
+  // Each sends a byte now and then, for as long as it takes.
+  while (!begun) {
+    for (const raw of drippers) raw.write(Buffer.alloc(1));
+    clock.advance(500);
+    await systemClock.sleep(2);
+  }
+  assert.equal((await read).data.length, 32 * MIB);
+});
+
+test('a buffer of a request that is cut off goes to nobody else before it is whole or gone', async (t) => {
+  const pool = new BufferPool(32 * MIB, { checked: true });
+  const random = seededRandom(12);
+  const device = memory(8 * MIB);
+  const { server, client } = await start(t, [{ name: '', device, readOnly: false }], { pool });
+  const live = client();
+  await live.begin();
+  for (let round = 0; round < 60; round += 1) {
+    const address = server.address;
+    assert.ok('port' in address);
+    const socket = connect(address.port, address.host);
+    const cut = new RawNbdClient(socket);
+    await cut.begin();
+    const lengthBytes = (1 + random.below(8)) * 64 * KIB;
+    if (random.below(3) === 0) {
+      // It asks, and goes without its answer.
+      for (let index = 0; index < 8; index += 1) cut.send({ type: COMMAND.read, lengthBytes });
+    } else {
+      cut.send({ type: COMMAND.write, offsetBytes: 4 * MIB, lengthBytes });
+      cut.write(Buffer.alloc(1 + random.below(lengthBytes - 1), 0xaa));
+    }
+    if (random.below(2) === 0) await systemClock.sleep(1);
+    // What is written by others meanwhile is theirs, whatever still arrives.
+    const data = Buffer.from(random.bytes(lengthBytes));
+    const writing = live.call({ type: COMMAND.write, offsetBytes: 0 }, data);
+    socket.destroy();
+    assert.equal((await writing).error, 0);
+    assert.ok((await live.read(0, lengthBytes)).data.equals(data), `round ${round}`);
+    pool.check();
+  }
+  await until('one connection', () => server.connections === 1);
+  pool.check();
+});
+
+test('the status of 64 TiB is told in every mode', async (t) => {
+  const TIB = 2 ** 40;
+  const inner = memory();
+  const lengthBytes = 64 * TIB;
+  // Data at the very end, and in the middle.
+  const extents: Extent[] = [
+    { offsetBytes: 0, lengthBytes: 32 * TIB, kind: 'hole' },
+    { offsetBytes: 32 * TIB, lengthBytes: MIB, kind: 'data' },
+    { offsetBytes: 32 * TIB + MIB, lengthBytes: 32 * TIB - 2 * MIB, kind: 'hole' },
+    { offsetBytes: 64 * TIB - MIB, lengthBytes: MIB, kind: 'data' },
+  ];
+  const device: BlockDevice = {
+    lengthBytes,
+    blockBytes: 512,
+    writable: false,
+    read: async (_offset, into) => void into.fill(0),
+    write: () => assert.fail(),
+    flush: async () => {},
+    discard: () => assert.fail(),
+    writeZeroes: () => assert.fail(),
+    close: () => inner.close(),
+    async extents(offset, length, limit) {
+      const end = offset + length;
+      return extents
+        .filter((one) => one.offsetBytes < end && one.offsetBytes + one.lengthBytes > offset)
+        .slice(0, limit)
+        .map((one) => {
+          const from = Math.max(one.offsetBytes, offset);
+          const to = Math.min(one.offsetBytes + one.lengthBytes, end);
+          return { offsetBytes: from, lengthBytes: to - from, kind: one.kind };
+        });
+    },
+  };
+  const { client } = await start(t, [{ name: '', device }]);
+  const status = async (mode: 'structured' | 'extended', offsetBytes: number, length: number) => {
+    const raw = client();
+    await raw.begin({ mode, contexts: ['base:allocation'] });
+    const { chunks, error } = await raw.call({ type: COMMAND.blockStatus, offsetBytes, lengthBytes: length });
+    assert.equal(error, 0);
+    const [{ payload } = assert.fail()] = chunks;
+    const found: [lengthBytes: number, state: number][] = [];
+    // Context and, extended, the count; then pairs of 32 or 64 bits (doc/proto.md, NBD_REPLY_TYPE_BLOCK_STATUS).
+    if (mode === 'structured') {
+      for (let at = 4; at < payload.length; at += 8)
+        found.push([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)]);
+    } else {
+      for (let at = 8; at < payload.length; at += 16)
+        found.push([Number(payload.readBigUInt64BE(at)), Number(payload.readBigUInt64BE(at + 8))]);
+    }
+    return found;
+  };
+  assert.deepEqual(await status('extended', 0, lengthBytes), [
+    [32 * TIB, 3],
+    [MIB, 0],
+    [32 * TIB - 2 * MIB, 3],
+    [MIB, 0],
+  ]);
+  const most = 2 ** 32 - 512;
+  assert.deepEqual(await status('structured', 0, most), [[most, 3]]);
+  assert.deepEqual(await status('structured', lengthBytes - most, most), [
+    [most - MIB, 3],
+    [MIB, 0],
+  ]);
+});
+
+test('a flush over one connection is one for all', async (t) => {
+  const power = new PowerSupply(seededRandom(5));
+  const supply = new FaultDevice({ lengthBytes: 4 * MIB, power });
+  const { client } = await start(t, [{ name: '', device: supply, readOnly: false }]);
+  const raws = Array.from({ length: 4 }, () => client());
+  for (const raw of raws) await raw.begin();
+  const written = raws.map(() => randomBytes(64 * KIB));
+  for (const [index, raw] of raws.entries()) {
+    const call = { type: COMMAND.write, offsetBytes: index * 64 * KIB };
+    assert.equal((await raw.call(call, written[index]!)).error, 0);
+  }
+  assert.equal((await raws[3]!.call({ type: COMMAND.flush, lengthBytes: 0 })).error, 0);
+  power.cut();
+  power.restore();
+  for (const [index, bytes] of written.entries()) {
+    const found = Buffer.alloc(bytes.length);
+    await supply.read(index * 64 * KIB, found);
+    assert.ok(found.equals(bytes), `what connection ${index} wrote`);
   }
 });

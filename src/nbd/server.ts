@@ -1,11 +1,14 @@
 import { createServer, type Server, type Socket } from 'node:net';
+import type { TlsOptions } from 'node:tls';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
+import { PeerBook } from '../base/peer-account.ts';
+import { peerAddressOf } from '../base/peer-address.ts';
+import { type Seat, Seats } from '../base/seats.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
-import { ByteBudget } from './byte-budget.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
 import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
@@ -35,6 +38,10 @@ export type NbdServerOptions = {
   clock: Clock;
   logger: Logger;
   limits?: Partial<ServerLimits>;
+  /** What peers make this process hold, shared with its other servers. Else a book of its own, with `limits`. */
+  peers?: PeerBook;
+  /** For tests that look into it. */
+  pool?: BufferPool;
 };
 
 export type NbdServerStatistics = SessionStatistics & { connections: number };
@@ -52,8 +59,9 @@ export class NbdServer {
   readonly #limits: ServerLimits;
   readonly #logger: Logger;
   readonly #server: Server;
-  readonly #pool = new BufferPool(POOL_BYTES);
-  readonly #budget: ByteBudget;
+  readonly #pool: BufferPool;
+  readonly #peers: PeerBook;
+  readonly #seats: Seats;
   readonly #lookOut = new LookOut();
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #exports = new Map<string, NbdExport>();
@@ -66,7 +74,13 @@ export class NbdServer {
     this.#options = options;
     this.#limits = { ...SERVER_LIMITS, ...options.limits };
     this.#logger = options.logger;
-    this.#budget = new ByteBudget(this.#limits.serverBytesMax);
+    const { serverBytesMax: sharedBytesMax, connectionsMax, connectionsPerAddressMax } = this.#limits;
+    this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
+    this.#peers = options.peers ?? new PeerBook(options.clock, { ...this.#limits, sharedBytesMax });
+    this.#seats = new Seats({
+      max: connectionsMax,
+      keyMax: 'path' in options.address ? connectionsMax : Math.min(connectionsMax, connectionsPerAddressMax),
+    });
     this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
   }
 
@@ -180,40 +194,54 @@ export class NbdServer {
   }
 
   #accept(socket: Socket): void {
-    if (this.#closed !== null || this.#connections.size >= this.#limits.connectionsMax) {
-      this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'NBD: too many connections');
+    const { remoteAddress } = socket;
+    const isUnix = 'path' in this.#options.address;
+    // Of TCP without an address: gone already.
+    if (this.#closed !== null || (!isUnix && remoteAddress === undefined)) {
+      socket.destroy();
+      return;
+    }
+    const key = isUnix ? 'unix' : peerAddressOf(remoteAddress!);
+    let connection: ServerConnection | null = null;
+    const seat: Seat = {
+      key,
+      worth: () => connection?.worth() ?? null,
+      evict: (reason) => connection?.drop(reason),
+    };
+    if (!this.#seats.take(seat)) {
+      this.#logger.warn({ peer: remoteAddress ?? null }, 'NBD: too many connections, and all of them work');
       socket.destroy();
       return;
     }
     const { tls } = this.#options;
-    this.#connections.add(
-      new ServerConnection({
-        socket,
-        host: {
-          exports: () => [...this.#exports.values()],
-          isClosing: () => this.#closed !== null,
-          tls: tls === undefined ? 'none' : (tls.required ?? true) ? 'required' : 'optional',
-        },
-        tls:
-          tls === undefined
-            ? null
-            : {
-                cert: tls.certificate,
-                key: tls.privateKey,
-                ...(tls.clientAuthority === undefined
-                  ? {}
-                  : { ca: tls.clientAuthority, requestCert: true, rejectUnauthorized: true }),
-              },
-        limits: this.#limits,
-        pool: this.#pool,
-        budget: this.#budget,
-        clock: this.#options.clock,
-        logger: this.#logger,
-        statistics: this.#statistics,
-        lookOut: this.#lookOut,
-        staging: this.#staging,
-        onClose: (connection) => this.#connections.delete(connection),
-      }),
-    );
+    connection = new ServerConnection({
+      socket,
+      host: {
+        exports: () => [...this.#exports.values()],
+        isClosing: () => this.#closed !== null,
+        tls: tls === undefined ? 'none' : (tls.required ?? true) ? 'required' : 'optional',
+      },
+      tls: tls === undefined ? null : tlsOptionsOf(tls),
+      limits: this.#limits,
+      pool: this.#pool,
+      peers: this.#peers,
+      address: key,
+      clock: this.#options.clock,
+      logger: this.#logger,
+      statistics: this.#statistics,
+      lookOut: this.#lookOut,
+      staging: this.#staging,
+      onClose: (closed) => {
+        this.#seats.leave(seat);
+        this.#connections.delete(closed);
+      },
+    });
+    this.#connections.add(connection);
   }
+}
+
+function tlsOptionsOf({ certificate, privateKey, clientAuthority }: NbdServerTls): TlsOptions {
+  const own = { cert: certificate, key: privateKey };
+  if (clientAuthority === undefined) return own;
+  return { ...own, ca: clientAuthority, requestCert: true, rejectUnauthorized: true };
 }

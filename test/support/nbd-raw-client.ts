@@ -30,7 +30,9 @@ export type RawMode = 'simple' | 'structured' | 'extended';
 export class RawNbdClient {
   mode: RawMode = 'simple';
   #stream: Duplex;
-  #buffer = Buffer.alloc(0);
+  /** What came and was not taken yet: many pieces are put together once. */
+  #pieces: Buffer[] = [];
+  #waitingBytes = 0;
   #wake: (() => void) | null = null;
   #ended = false;
   #nextCookie = 1;
@@ -50,7 +52,8 @@ export class RawNbdClient {
 
   #listen(stream: Duplex): void {
     stream.on('data', (bytes: Buffer) => {
-      this.#buffer = Buffer.concat([this.#buffer, bytes]);
+      this.#pieces.push(bytes);
+      this.#waitingBytes += bytes.length;
       this.#wake?.();
     });
     stream.on('error', () => {});
@@ -67,17 +70,19 @@ export class RawNbdClient {
 
   /** Resolves when the server has closed the connection; false when bytes came instead. */
   async closed(): Promise<boolean> {
-    while (!this.#ended && this.#buffer.length === 0) await this.#more();
+    while (!this.#ended && this.#waitingBytes === 0) await this.#more();
     return this.#ended;
   }
 
   async take(count: number): Promise<Buffer> {
-    while (this.#buffer.length < count) {
+    while (this.#waitingBytes < count) {
       if (this.#ended) throw new Error('connection closed');
       await this.#more();
     }
-    const bytes = this.#buffer.subarray(0, count);
-    this.#buffer = this.#buffer.subarray(count);
+    const all = this.#pieces.length === 1 ? this.#pieces[0]! : Buffer.concat(this.#pieces);
+    const bytes = all.subarray(0, count);
+    this.#pieces = [all.subarray(count)];
+    this.#waitingBytes -= count;
     return bytes;
   }
 

@@ -1,10 +1,11 @@
+import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { NbdServer } from '../../src/nbd/server.ts';
 
-/* A process that exports one file over NBD, writable: --file F --bytes N (--socket PATH | --port N). Prints its address once it listens. */
+/* A process that exports one file over NBD, writable: --file F --bytes N (--socket PATH | --port N) [--tls CERT --tls KEY --tls CA]. Prints its address once it listens. */
 
 const { values } = parseArgs({
   options: {
@@ -12,12 +13,21 @@ const { values } = parseArgs({
     bytes: { type: 'string' },
     socket: { type: 'string' },
     port: { type: 'string', default: '0' },
+    /** PEM files: certificate, key, authority of the clients. */
+    tls: { type: 'string', multiple: true },
   },
 });
 const device = await FileDevice.open({ file: values.file!, lengthBytes: Number(values.bytes) });
 const server = await NbdServer.listen({
   address:
     values.socket === undefined ? { host: '127.0.0.1', port: Number(values.port) } : { path: values.socket },
+  ...(values.tls && {
+    tls: {
+      certificate: readFileSync(values.tls[0]!),
+      privateKey: readFileSync(values.tls[1]!),
+      clientAuthority: readFileSync(values.tls[2]!),
+    },
+  }),
   clock: systemClock,
   logger: silentLogger,
 });
