@@ -1,4 +1,5 @@
 import pg from 'pg';
+import { patient } from '../test/support/patience.ts';
 
 /**
  * The clients of the demo. Each commits numbers one after the other, remembers every number whose commit was acknowledged, and
@@ -82,7 +83,7 @@ export function postgresClient(port: number): CommitClient {
       user: 'postgres',
       database: 'postgres',
       connectionTimeoutMillis: 2_000,
-      query_timeout: 10_000,
+      query_timeout: patient(10_000),
     });
     fresh.on('error', () => {
       client = null;
@@ -154,7 +155,7 @@ export function ledgerClient(port: number): CommitClient {
     commit: async (number) => {
       const response = await fetch(`http://127.0.0.1:${port}/${number}`, {
         method: 'POST',
-        signal: AbortSignal.timeout(10_000),
+        signal: AbortSignal.timeout(patient(10_000)),
       });
       if (!response.ok || (await response.text()) !== 'ok') throw new Error(`status ${response.status}`);
     },
@@ -163,7 +164,9 @@ export function ledgerClient(port: number): CommitClient {
 }
 
 export async function getJson<Value>(port: number, path: string, timeoutMs = 120_000): Promise<Value> {
-  const response = await fetch(`http://127.0.0.1:${port}${path}`, { signal: AbortSignal.timeout(timeoutMs) });
+  const response = await fetch(`http://127.0.0.1:${port}${path}`, {
+    signal: AbortSignal.timeout(patient(timeoutMs)),
+  });
   return (await response.json()) as Value;
 }
 

@@ -1,11 +1,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../src/api/client.ts';
 import { findFleet } from '../src/cli/fleet-file.ts';
+import { NotWorthWaiting, until } from '../test/support/patience.ts';
+import { reservePorts } from '../test/support/ports.ts';
 
 const GODWIT = join(dirname(fileURLToPath(import.meta.url)), '../bin/godwit');
 
@@ -31,13 +32,16 @@ export class DemoFleet {
     dev.on('exit', () => {
       exited = true;
     });
-    for (let waitedMs = 0; ; waitedMs += 50) {
-      if (exited || waitedMs > 60_000) {
-        throw new Error(`the fleet did not start:\n${readFileSync(join(dir, 'dev.log'), 'utf8')}`);
-      }
-      if (await fleet.#ready(workers)) return fleet;
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
+    const said = () => readFileSync(join(dir, 'dev.log'), 'utf8');
+    await until(
+      'the fleet to start',
+      () => {
+        if (exited) throw new NotWorthWaiting(`the fleet did not start:\n${said()}`);
+        return fleet.#ready(workers);
+      },
+      { state: said },
+    );
+    return fleet;
   }
 
   get fleetFile(): string {
@@ -99,23 +103,7 @@ export class DemoFleet {
   }
 }
 
-/** Ports that nobody listens on right now. */
-export async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from(
-      { length: count },
-      () =>
-        new Promise<ReturnType<typeof createServer>>((resolve, reject) => {
-          const server = createServer();
-          server.on('error', reject);
-          server.listen(0, '127.0.0.1', () => resolve(server));
-        }),
-    ),
-  );
-  const ports = servers.map((server) => {
-    const address = server.address();
-    return typeof address === 'object' && address !== null ? address.port : 0;
-  });
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
+/** Ports that nobody else takes until this process ends, also while nobody listens there. */
+export function freePorts(count: number): Promise<number[]> {
+  return reservePorts({ after: () => {} }, count);
 }

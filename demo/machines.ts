@@ -1,6 +1,7 @@
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { CreateMachineRequest, CreateVolumeRequest } from '../src/api/schemas.ts';
+import { patient } from '../test/support/patience.ts';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
 const CHECKOUT = dirname(HERE);
@@ -27,7 +28,7 @@ function config(
     env: {},
     volume: { volumeId, mountPath: '/data' },
     restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGTERM', timeoutMs: 10_000 },
+    stop: { signal: 'SIGTERM', timeoutMs: patient(10_000) },
     resources: { memoryBytes: 512 * MIB },
     network: 'host',
     // The checkout may lie below /tmp, which a machine has of its own.
@@ -38,7 +39,13 @@ function config(
 }
 
 function health(check: { kind: 'exec'; command: string[] } | { kind: 'http'; url: string }) {
-  return { ...check, intervalMs: 2_000, timeoutMs: 2_000, retries: 3, startPeriodMs: 60_000 };
+  return {
+    ...check,
+    intervalMs: 2_000,
+    timeoutMs: patient(2_000),
+    retries: 3,
+    startPeriodMs: patient(60_000),
+  };
 }
 
 /** The four machines of the demo. */
@@ -85,7 +92,7 @@ export function postgresMachine(name: string, lengthBytes: number, port: number)
       name,
       start: true,
       config: config(volumeId, [join(HERE, 'machines/postgres.sh'), '/data', `${port}`, POSTGRES_BIN], {
-        stop: { signal: 'SIGINT', timeoutMs: 30_000 },
+        stop: { signal: 'SIGINT', timeoutMs: patient(30_000) },
         health: health({
           kind: 'exec',
           command: [join(POSTGRES_BIN, 'pg_isready'), '-q', '-h', '/tmp', '-p', `${port}`],

@@ -10,6 +10,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { MachineView } from '../src/api/schemas.ts';
+import { until } from '../test/support/patience.ts';
 import { getJson, ledgerClient, postgresClient, preparePostgres, readPostgres } from './clients.ts';
 import { DemoFleet, freePorts } from './fleet.ts';
 import { demoMachines } from './machines.ts';
@@ -227,11 +228,7 @@ function ms(value: number | null): string {
 }
 
 async function untilHealthy(worker: string, name: string): Promise<MachineView> {
-  for (let waitedMs = 0; ; waitedMs += 20) {
-    const machine = await fleet.client(worker).showMachine(name);
-    if (machine.health.state === 'healthy') return machine;
-    if (waitedMs > 60_000)
-      throw new Error(`${name} is ${machine.state}, ${machine.health.state}: ${machine.health.message}`);
-    await sleep(20);
-  }
+  return until(`${name} to be healthy`, () => fleet.client(worker).showMachine(name), {
+    is: ({ health }) => health.state === 'healthy',
+  });
 }

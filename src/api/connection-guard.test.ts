@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type TLSSocket, connect as tlsConnect } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { FakeWorkerService } from '../../test/support/fake-service.ts';
+import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { TestAuthority } from '../../test/support/test-authority.ts';
@@ -173,7 +174,7 @@ async function friendsGetIn(t: TestContext, authority: TestAuthority | null, wor
   const place = await start(t, { connectionsPerAddressMax: 64, admissionsPerSecond: 50 }, authority);
   const { exhausted } = place;
   hold(t, place, 100, words);
-  while (exhausted.length === 0) await sleep(20);
+  await until('somebody to be dropped', () => exhausted.length > 0);
   for (let round = 0; round < 3; round += 1) assert.match(await ask(place), / 200 /, `round ${round}`);
   assert.ok(exhausted[0]!.evicted > 0);
   assert.equal(exhausted[0]!.busiestAddress, '127.0.0.1');

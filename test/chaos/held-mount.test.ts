@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import test from 'node:test';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 
 /** Somebody else on the host has the machine's filesystem. */
 
@@ -61,7 +62,7 @@ test('a filesystem that is held is found before the stop; one that is taken in b
     await fleet.until('the stop', async () => /asked/.test((await fleet.run('machine', 'logs', 'm')).stdout));
     holders.push(spawn('sh', ['-c', `exec 9<${fs}/beats; exec sleep 1000`], { stdio: 'ignore' }));
     await fleet.until('the holder', async () => (await source.client.why(id)).conditions.length > 0);
-    await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: 60_000 });
+    await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: patient(60_000) });
     const end = await source.ended(runId);
     assert.equal(end.state, 'undone');
     assert.equal(end.error?.code, 'MACHINE_FS_HELD');
@@ -79,6 +80,6 @@ test('a filesystem that is held is found before the stop; one that is taken in b
   await fleet.until('the stop', async () =>
     /asked[\s\S]*asked/.test((await fleet.run('machine', 'logs', 'm')).stdout),
   );
-  await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: 60_000 });
+  await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: patient(60_000) });
   assert.equal((await fleet.ended(source, fleet.worker('b'), last.id)).state, 'done');
 });

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import type { CreateMachineRequest } from '../../src/api/schemas.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
@@ -99,7 +100,7 @@ test('a machine with the network of the host does not get at a volume that is se
   await client.createMachine({ name: 'intruder', start: true, config: ofRoot(null) });
   const tries = async (kind: 'unix' | 'tcp', place: string) => {
     const command = ['python3', '-c', READER, kind, place];
-    return (await client.execInMachine('intruder', { command, timeoutMs: 60_000 })).exitCode === 0;
+    return (await client.execInMachine('intruder', { command, timeoutMs: patient(60_000) })).exitCode === 0;
   };
   const serve = (listen: string, openToHost?: boolean) =>
     client.serveVolume(id, { protocol: 'nbd', listen, writable: true, ...(openToHost && { openToHost }) });

@@ -5,6 +5,7 @@ import test from 'node:test';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { patient } from '../support/patience.ts';
 
 /** The commands for emergencies, typed at three workers that are real. */
 
@@ -47,7 +48,7 @@ const beats = async (worker: FleetWorker, id: string) =>
     (
       await worker.client.execInMachine(id, {
         command: ['sh', '-c', 'wc -l </data/beats'],
-        timeoutMs: 60_000,
+        timeoutMs: patient(60_000),
       })
     ).stdout,
   );
