@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { leisurely } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import {
@@ -144,7 +145,7 @@ test('the disk fills up under a filesystem in mid-hydration: what was synced sta
   const scratch = lab.scratch();
   const synced = writeFiles(scratch, 'synced', 4, MIB);
   await tool('sh', '-c', `cp ${scratch}/synced-* ${dir} && sync -f ${dir}`);
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 16 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(16 * MIB) });
   await target.until('some of it', (hydration) => hydration.wireBytes > 8 * MIB);
   const makeRoom = await fill(small);
   await untilNoRoom(move);

@@ -20,7 +20,7 @@ import { findShim, type ShimClient, startShim } from '../../src/machine/shim-cli
 import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
 import { machineConfig, machineNeeds } from '../support/machine.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
-import { patient, slowness, until } from '../support/patience.ts';
+import { leisurely, patient, until } from '../support/patience.ts';
 import { moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { mayLack } from '../support/skips.ts';
@@ -56,7 +56,7 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
         validityDir: lab.validityDir,
         source: source.source,
         // So slow that there is something left to hydrate while the machine writes.
-        hydration: { paused: false, rateBytesPerSecondMax: Math.ceil((16 * MIB) / slowness()) },
+        hydration: { paused: false, rateBytesPerSecondMax: leisurely(16 * MIB) },
       }),
     }),
   });

@@ -3,11 +3,11 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, readFileSync, readSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';
+import { leisurely, NotWorthWaiting, NotYet, until } from '../support/patience.ts';
 import { moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { testSeed } from '../support/seed.ts';
@@ -81,7 +81,7 @@ test('the same on a clone that hydrates; what the guest did not touch is as at t
   const writers = new StripedWriters(client, SEED, content);
   await writers.progress(200);
   const kills = LONG ? 30 : 3;
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 4 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(4 * MIB) });
   for (let kill = 0; kill < kills; kill++) {
     await writers.progress(150);
     await target.killServer();
@@ -116,10 +116,11 @@ test('QEMU with reconnect-delay writes on while the volume server is killed', {
   );
   // QEMU tries to connect again after a second, after two more, after four more…
   for (let kill = 0; kill < (LONG ? 5 : 2); kill++) {
-    while ((await volume.status()).guest.writes < 3_000) {
-      assert.ok(!bench.over, 'it is at work when the server is killed');
-      await systemClock.sleep(10);
-    }
+    await until('3,000 writes', async () => {
+      if (bench.over) throw new NotWorthWaiting('it is not at work when the server is to be killed');
+      const { guest } = await volume.status();
+      return guest.writes >= 3_000 || new NotYet(guest);
+    });
     await volume.killServer();
   }
   await bench.ended;
@@ -170,7 +171,7 @@ test('godwit:hydration tells what is here: paused, running, whole', { skip: NEED
   await target.killServer();
   assert.equal(await remoteBytes(), exposedBytes);
 
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 2 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(2 * MIB) });
   await target.until('some of it', (hydration) => hydration.exposedBytes < exposedBytes - 16 * MIB);
   const before = await target.hydration();
   const between = await remoteBytes();

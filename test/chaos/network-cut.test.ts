@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
-import { until } from '../support/patience.ts';
+import { leisurely, until } from '../support/patience.ts';
 import { assertSameContent, BlockWriter, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
@@ -61,7 +61,7 @@ async function outage(
   const { loop } = target;
   const writer = new BlockWriter(lab, loop, WRITTEN, seed);
   await writer.more(50);
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 4 * MIB });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(4 * MIB) });
   await target.until('some of it', (hydration) => hydration.wireBytes > 2 * MIB);
 
   if (kind === 'refused') relay.refuse();

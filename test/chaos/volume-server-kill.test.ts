@@ -4,7 +4,7 @@ import test from 'node:test';
 import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import type { VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { attachedVolume } from '../support/attached-volume.ts';
-import { mustEndWell, NotYet, patient, slowness, until } from '../support/patience.ts';
+import { leisurely, mustEndWell, NotYet, patient, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
@@ -83,7 +83,7 @@ test('the same on a clone that hydrates, while another reads what is still at th
   // So slow that it goes on as long as servers are killed, on this machine.
   await target.server.call('hydration', {
     paused: false,
-    rateBytesPerSecondMax: Math.ceil(MIB / slowness()),
+    rateBytesPerSecondMax: leisurely(MIB),
   });
   const writtenBytes = 64 * MIB;
   const readAt = 80 * MIB;

@@ -5,7 +5,7 @@ import { truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { inPatience, NotWorthWaiting, NotYet, slowness, until } from '../support/patience.ts';
+import { inPatience, leisurely, NotWorthWaiting, NotYet, until } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 import {
   digestFiles,
@@ -21,11 +21,6 @@ const MIB = 2 ** 20;
 const _GIB = 2 ** 30;
 const skip = requires(...LAB_NEEDS);
 const ledgerPath = fileURLToPath(new URL('../support/ledger-writer.ts', import.meta.url));
-
-/** So slow that the copy of 128 MiB is not over before the last kill, on this machine. */
-function leisurely(): number {
-  return Math.ceil((8 * MIB) / slowness());
-}
 
 /** A process that appends numbered lines, each fsynced before it is told. */
 class Ledger {
@@ -88,7 +83,7 @@ test('the target server dies again and again while it hydrates and the guest wri
       written = writeFiles(dir, 'source', 16, 8 * MIB);
     },
   });
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely() });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(8 * MIB) });
   let dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
   for (let kill = 1; kill <= 4; kill++) {
@@ -121,7 +116,7 @@ test('the export server dies while the clone hydrates: the next one takes its po
       written = writeFiles(dir, 'source', 16, 8 * MIB);
     },
   });
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely() });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(8 * MIB) });
   const dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
   for (let kill = 1; kill <= 3; kill++) {

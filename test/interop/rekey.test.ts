@@ -19,6 +19,7 @@ import { plaintextOf, readHeaderFile, unlockVolume } from '../../src/volume/encr
 import { type KeySource, VOLUME_FILES } from '../../src/volume/index.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import type { VolumeStore } from '../../src/volume/store.ts';
+import { leisurely } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 import { type Attachment, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
@@ -91,7 +92,7 @@ for (const { name, from, to } of MOVES) {
     expected.fill(0, 7 * MIB, 8 * MIB);
 
     // A server that is killed half-way opens both sides again.
-    await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 8 * MIB });
+    await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(8 * MIB) });
     await target.until('some of it', ({ wireBytes }) => wireBytes > 4 * MIB);
     const { exposedBytes } = await target.hydration();
     assert.ok(exposedBytes > 0, 'the server is killed while blocks are missing');

@@ -86,6 +86,11 @@ export function letPass(baseMs: number): number {
   return Math.ceil(baseMs * Math.min(LET_PASS_SLOWNESS_MAX, slowness()));
 }
 
+/** A rate at which something is still under way on this machine when what the test does meanwhile is done. */
+export function leisurely(bytesPerSecond: number): number {
+  return Math.ceil(bytesPerSecond / slowness());
+}
+
 /** How many times as slow as the machine on which tests were written: the measure of the run, or what this process has seen since. */
 export function slowness(): number {
   return Math.max(measure().slowness, lately);
