@@ -57,11 +57,17 @@ export const SourceSpec = Type.Object({
 export type SourceSpec = Static<typeof SourceSpec>;
 
 /** A disk of another system that a clone is made of (volume/import-source.ts). */
+/** What tells a logical unit from another: its serial number, and its designators in hexadecimal (VPD pages 80 and 83). Empty where it has none. */
+export const ImportedUnit = Type.Object({ serial: Type.String(), designators: Type.String() });
+export type ImportedUnit = Static<typeof ImportedUnit>;
+
 export const ImportedSourceSpec = Type.Object({
   /** NBD or iSCSI URI, which may hold a secret, or the path of a file on this host. */
   location: Type.String({ minLength: 1 }),
   /** What it was when it was looked at first; the clone is longer by less than a block. */
   sourceLengthBytes: Type.Integer({ minimum: 512 }),
+  /** There where the source said which unit it is. */
+  unit: Type.Optional(ImportedUnit),
 });
 export type ImportedSourceSpec = Static<typeof ImportedSourceSpec>;
 

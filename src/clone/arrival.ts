@@ -2,6 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { BLOCK_BYTES, type BlockDevice, type ByteRange } from '../block/block-device.ts';
+import { closedError } from '../block/range.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { type Fetch, type InFlight, owns, release } from './in-flight.ts';
@@ -26,6 +27,8 @@ export type ArrivalsOptions = {
   committer: BitCommitter;
   /** Where the digests of what arrived are kept, before any bit rests on it; null: nowhere. */
   log: FetchLog | null;
+  /** `CloneSource.vouch`. Absent: nobody can tell one source from another. */
+  vouch?: () => Promise<void>;
   clock: Clock;
   logger: Logger;
   /** Default `HELD_BYTES_MAX`. */
@@ -47,7 +50,7 @@ type Run = { first: number; end: number };
 /**
  * The write path of fetched bytes, the only one: from the buffer that they arrived in to their bit.
  *
- *   write to the local file (page cache) → write-back, waited for and checked → record in the log → bit
+ *   write to the local file (page cache) → write-back, waited for and checked → record in the log → source vouched for → bit
  *
  * A bit in the live map is believed by every later process, and the page cache does not keep what a disk refused: it calls the page clean and
  * forgets it, and says so once. So no bit is set before the disk has the bytes. Until then the buffer answers who reads the blocks, and a write of the guest takes
@@ -66,6 +69,8 @@ export class Arrivals {
   #refusals = 0;
   #queue: Confirmation[] = [];
   #confirming = false;
+  /** Ends the waits of `vouched`. */
+  readonly #vouching = new Set<(error: Error) => void>();
   #closed = false;
   #error: string | null = null;
   #confirmedAtMs = Number.NEGATIVE_INFINITY;
@@ -145,10 +150,24 @@ export class Arrivals {
   /** Lets go of those that wait for room or for their next try. */
   close(): void {
     this.#closed = true;
+    for (const end of [...this.#vouching]) end(closedError());
     for (const { bytes, proceed } of this.#waiting.splice(0)) {
       this.#admittedBytes += bytes;
       proceed();
     }
+  }
+
+  /** Resolves when a look that began after this call found the source to be what it was; rejects when it is another, or on `close`. */
+  vouched(): Promise<void> {
+    const { vouch } = this.#options;
+    if (vouch === undefined) return Promise.resolve();
+    if (this.#closed) return Promise.reject(closedError());
+    return new Promise((resolve, reject) => {
+      this.#vouching.add(reject);
+      vouch()
+        .then(resolve, reject)
+        .finally(() => this.#vouching.delete(reject));
+    });
   }
 
   #fits(bytes: number): boolean {
@@ -160,6 +179,9 @@ export class Arrivals {
     const refusals = this.#refusals;
     const recorded = record();
     recorded.catch(() => {}); // looked at below
+    // A look that begins now: what came before it, came from the source that it finds.
+    const vouched = this.vouched();
+    vouched.catch(() => {}); // the same
     try {
       const runs = ownedRuns(fetch);
       fetch.state = 'storing';
@@ -171,6 +193,7 @@ export class Arrivals {
       for (const result of results) if (result.status === 'rejected') throw result.reason;
       await this.#confirmed(runs, refusals);
       await recorded;
+      await vouched;
       for (const { first, end } of ownedRuns(fetch)) {
         committer.hydrated(first, end);
         validity.setRange(first, end);

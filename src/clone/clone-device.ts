@@ -643,7 +643,11 @@ export class CloneDevice implements BlockDevice {
   ): Promise<void> {
     const start = block * BLOCK_BYTES;
     change.merge(bytes, start, from, to);
-    await this.#makeLocal(block, block + 1, () => this.#local.write(start, bytes), mutation);
+    const store = async () => {
+      await this.#fetcher.vouched();
+      await this.#local.write(start, bytes);
+    };
+    await this.#makeLocal(block, block + 1, store, mutation);
   }
 
   /** Blocks [first, end), some of them absent and none with another owner, get content that needs no source. */

@@ -27,6 +27,11 @@ export type SourceErrorPolicy = 'wait' | 'error';
 /** Where absent blocks come from. One that knows priorities (iscsi/initiator.ts) lets reads that the guest waits for pass the others. */
 export type CloneSource = Omit<BlockDevice, 'read'> & {
   read(offsetBytes: number, into: Uint8Array, options?: { priority?: 'guest' | 'background' }): Promise<void>;
+  /**
+   * Resolves when a look at the source that began after this call found it to be what it was when the clone was made; rejects when it is another. Nothing
+   * that was read is taken for the clone's own before. Absent where nobody can tell.
+   */
+  vouch?(): Promise<void>;
 };
 
 const GUEST = { priority: 'guest' } as const;
@@ -75,7 +80,10 @@ export class Fetcher {
 
   constructor(options: FetcherOptions) {
     this.#options = options;
-    this.#arrivals = new Arrivals(options);
+    const { source } = options;
+    this.#arrivals = new Arrivals(
+      source.vouch === undefined ? options : { ...options, vouch: () => source.vouch!() },
+    );
     this.#policy = options.policy;
   }
 
@@ -173,6 +181,11 @@ export class Fetcher {
     this.#policy = 'error';
     for (const entry of [...this.#options.inFlight.entries])
       if (entry.kind === 'fetch' && entry.state === 'fetching') entry.retryNow?.();
+  }
+
+  /** Resolves when what was read by now may be taken for the clone's own: a look at the source that began after this call was good. */
+  vouched(): Promise<void> {
+    return this.#arrivals.vouched();
   }
 
   /** Fails who waits with `BLOCK_CLOSED`; resolves when nothing writes to the local device any more. */

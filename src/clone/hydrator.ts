@@ -367,6 +367,8 @@ export class Hydrator {
     while (offsetBytes < source.lengthBytes && !this.#stopped && this.#holesTrusted) {
       try {
         const extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
+        // Of which disk they are the holes.
+        await this.#options.fetcher.vouched();
         for (const extent of extents) {
           const endBytes = extent.offsetBytes + extent.lengthBytes;
           if (extent.kind === 'hole') await this.#markHole(extent.offsetBytes, endBytes);

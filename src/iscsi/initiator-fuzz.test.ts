@@ -14,7 +14,7 @@ import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import { OPCODE } from './constants.ts';
 import { IscsiInitiator } from './initiator.ts';
-import { InitiatorSession, type InitiatorTask } from './initiator-session.ts';
+import { InitiatorSession, type InitiatorTask, UNSENT } from './initiator-session.ts';
 import {
   emptyHeader,
   encodeDataIn,
@@ -231,7 +231,7 @@ test('full feature phase: every input ends in order, in bounded memory, inside t
         direction: InitiatorTask['direction'],
         buffer: Uint8Array,
       ): InitiatorTask => ({
-        ...{ cdb: Buffer.alloc(16), direction, buffer, receivedBytes: 0, sentBytes: 0 },
+        ...{ cdb: Buffer.alloc(16), direction, buffer, ...UNSENT },
         finish: () => {
           finished[index]! += 1;
         },

@@ -51,9 +51,16 @@ export type InitiatorTask = {
   receivedBytes: number;
   /** Bytes that have gone out, unasked or asked for, on this session. */
   sentBytes: number;
-  /** `sense` is there with status CHECK CONDITION only. */
-  finish: (status: number, sense: Sense | null) => void;
+  /** Payloads that the kernel has not taken yet: until then the buffer is not the caller's again. */
+  unsentPayloads: number;
+  /** The answer came before they were all taken. */
+  whenSent: (() => void) | null;
+  /** `sense` is there with status CHECK CONDITION only. `residualBytes`: more (positive) or less (negative) than expected, as the target counts. */
+  finish: (status: number, sense: Sense | null, residualBytes: number) => void;
 };
+
+/** Of a task that is new. */
+export const UNSENT = { receivedBytes: 0, sentBytes: 0, unsentPayloads: 0, whenSent: null };
 
 export type InitiatorSessionOptions = {
   writer: PduWriter;
@@ -78,6 +85,7 @@ export type InitiatorSessionOptions = {
 /** Commands on the wire at the very most, whatever window the target opens. */
 const WINDOW_MAX = 1024;
 const PINGS_QUEUED_MAX = 4096;
+const SCRATCH_BYTES = 64 * 1024;
 
 export class InitiatorSession implements PduSink {
   readonly parser: PduParser;
@@ -86,6 +94,7 @@ export class InitiatorSession implements PduSink {
   readonly #login: InitiatorLogin;
   #parameters: SessionParameters | null = null;
   #over = false;
+  #scratch: Buffer | null = null;
   #cmdSn = 1;
   #maxCmdSn = 1;
   #expStatSn = 0;
@@ -137,8 +146,7 @@ export class InitiatorSession implements PduSink {
     assert(this.hasRoom, 'the command window is open');
     const parameters = this.#parameters!;
     const tag = this.#takeTag();
-    task.receivedBytes = 0;
-    task.sentBytes = 0;
+    Object.assign(task, UNSENT);
     this.#tasks.set(tag, task);
     const out = task.direction === 'out';
     const immediateBytes =
@@ -162,7 +170,7 @@ export class InitiatorSession implements PduSink {
     task.cdb.copy(header, 32);
     this.#cmdSn = serialAdd(this.#cmdSn, 1);
     if (immediateBytes === 0) this.#writer.end();
-    else this.#writer.end(task.buffer.subarray(0, immediateBytes));
+    else this.#payload(task, 0, immediateBytes);
   }
 
   /** What was sent and not answered, in the order of sending. */
@@ -193,7 +201,14 @@ export class InitiatorSession implements PduSink {
     this.#options.onOver(error);
   }
 
-  /** Bytes have landed in `parser.space()`. */
+  /** Where the next bytes should land. Of a session that is over nothing lands in a caller's buffer any more. */
+  space(): Uint8Array {
+    if (!this.#over) return this.parser.space();
+    this.#scratch ??= Buffer.allocUnsafeSlow(SCRATCH_BYTES);
+    return this.#scratch;
+  }
+
+  /** Bytes have landed in `space()`. */
   landed(count: number): void {
     if (this.#over) return;
     this.#heard = true;
@@ -312,8 +327,7 @@ export class InitiatorSession implements PduSink {
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     if (!pdu.hasStatus) return;
     this.#status(pdu.statSn);
-    this.#tasks.delete(pdu.initiatorTaskTag);
-    task.finish(pdu.status, null);
+    this.#answered(pdu.initiatorTaskTag, task, () => task.finish(pdu.status, null, pdu.residualBytes));
   }
 
   #scsiResponse(header: Buffer, data: Uint8Array): void {
@@ -325,9 +339,37 @@ export class InitiatorSession implements PduSink {
     if (pdu.response !== RESPONSE.commandCompleted) {
       throw protocolError('command was not completed by the target', { response: pdu.response });
     }
-    this.#tasks.delete(pdu.initiatorTaskTag);
     const senseBytes = data.length >= 2 ? (data[0]! << 8) | data[1]! : 0;
-    task.finish(pdu.status, senseBytes === 0 ? null : decodeSense(data.subarray(2, 2 + senseBytes)));
+    const sense = senseBytes === 0 ? null : decodeSense(data.subarray(2, 2 + senseBytes));
+    this.#answered(pdu.initiatorTaskTag, task, () => task.finish(pdu.status, sense, pdu.residualBytes));
+  }
+
+  /** A target may answer before it has taken what we send: the kernel still reads from the caller's buffer then. */
+  #answered(tag: number, task: InitiatorTask, finish: () => void): void {
+    const settle = (): void => {
+      if (this.#over) return; // it goes to the next session, as all that has no answer
+      this.#tasks.delete(tag);
+      finish();
+    };
+    if (task.unsentPayloads === 0) {
+      settle();
+      return;
+    }
+    task.whenSent = () => {
+      settle();
+      if (this.hasRoom) this.#options.onRoom();
+    };
+  }
+
+  #payload(task: InitiatorTask, from: number, to: number): void {
+    task.unsentPayloads += 1;
+    this.#writer.end(task.buffer.subarray(from, to), () => {
+      task.unsentPayloads -= 1;
+      if (task.unsentPayloads > 0) return;
+      const settle = task.whenSent;
+      task.whenSent = null;
+      settle?.();
+    });
   }
 
   #readyToTransfer(header: Buffer): void {
@@ -361,7 +403,7 @@ export class InitiatorSession implements PduSink {
         dataSn,
         bufferOffset: offset,
       });
-      this.#writer.end(task.buffer.subarray(offset, next));
+      this.#payload(task, offset, next);
       offset = next;
     }
   }

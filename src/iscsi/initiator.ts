@@ -13,7 +13,7 @@ import { checkRange, closedError, ExtentList, readOnlyError } from '../block/ran
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { nameOf } from './constants.ts';
 import { protocolError } from './errors.ts';
-import { InitiatorSession, type InitiatorTask } from './initiator-session.ts';
+import { InitiatorSession, type InitiatorTask, UNSENT } from './initiator-session.ts';
 import type { ChapCredentials } from './login-initiator.ts';
 import { PduWriter } from './pdu-writer.ts';
 import {
@@ -66,7 +66,7 @@ export type InitiatorOptions = {
   random: Random;
   logger: Logger;
   /** What the unit must be; anything else is `ISCSI_TARGET_CHANGED`. */
-  expected?: { lengthBytes: number; blockBytes?: number; serial?: string };
+  expected?: { lengthBytes: number; blockBytes?: number; serial?: string; designators?: string };
   /** Default true: refuses writes, whatever the target would take. */
   readOnly?: boolean;
   /** CRC32C on headers and data. TCP's own checksum is weak; on a path with TLS or on loopback they only cost. Default false. */
@@ -102,6 +102,11 @@ type Task = InitiatorTask & {
   readonly background: boolean;
   readonly startedMs: number;
   attempts: number;
+  /** Part of a look at the unit. */
+  readonly looks: boolean;
+  /** Connections that ended while it was under way; of these the target ended so many while nothing else was. */
+  losses: number;
+  lossesAlone: number;
   resolve: () => void;
   reject: (error: unknown) => void;
 };
@@ -130,6 +135,12 @@ const BURST_BYTES = 1024 * 1024;
 /** A command that the target aborts again and again is given up; one that it is too busy for is not. */
 const ATTEMPTS_MAX = 16;
 const RETRY_MS = 100;
+/** The unit is looked at so often while it is used, whether the target has said that something changed or not. */
+const LOOK_EVERY_MS = 5_000;
+/** A command that lost so many connections is sent alone … */
+const LOSSES_MAX = 3;
+/** … and given up when the target has ended so many while it was alone. */
+const LOSSES_ALONE_MAX = 6;
 const LOGOUT_TIMEOUT_MS = 1_000;
 const LBA_STATUS_DESCRIPTORS_MAX = 512;
 const WRITE_SAME_BYTES_MAX = 32 * 1024 * 1024;
@@ -152,7 +163,14 @@ export class IscsiInitiator implements BlockDevice {
   #session: InitiatorSession | null = null;
   #socket: Socket | null = null;
   #portal = 0;
-  #delayedRetries = 0;
+  /** Commands that the target has put off: they are sent again after a while, or after a look at the unit. */
+  readonly #putOff = new Set<Task>();
+  #trouble: GodwitError | null = null;
+  /** Sent when nothing else is under way: it may be what the target ends connections for. */
+  #suspect: Task | null = null;
+  #look: Promise<void> = Promise.resolve();
+  #nextLook: Promise<void> | null = null;
+  #lookedAtMs = 0;
   #answers = 0;
   #failure: GodwitError | null = null;
   #loop: Promise<void> | null = null;
@@ -236,13 +254,22 @@ export class IscsiInitiator implements BlockDevice {
   get lastError(): GodwitError | null {
     return this.#lastError;
   }
+  /** Why commands wait although there is a connection: the target puts them off. null: they do not. */
+  get trouble(): GodwitError | null {
+    return this.#trouble;
+  }
   get statistics(): InitiatorStatistics {
-    const waiting = [...((this.#session?.unanswered() ?? []) as Task[]), ...this.#queue.waiting()];
+    const waiting = [
+      ...((this.#session?.unanswered() ?? []) as Task[]),
+      ...this.#queue.waiting(),
+      ...this.#putOff,
+      ...(this.#suspect === null ? [] : [this.#suspect]),
+    ];
     let oldestMs = Number.POSITIVE_INFINITY;
     for (const task of waiting) oldestMs = Math.min(oldestMs, task.startedMs);
     return {
       inFlight: this.#session?.inFlight ?? 0,
-      queued: this.#queue.length + this.#delayedRetries,
+      queued: this.#queue.length + this.#putOff.size,
       oldestWaitMs: waiting.length === 0 ? 0 : this.#clock.monotonicMs() - oldestMs,
       ...this.#statistics,
     };
@@ -251,6 +278,53 @@ export class IscsiInitiator implements BlockDevice {
   onStateChange(listener: (state: InitiatorState) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  /**
+   * Looks at the unit: resolves when a look that began after this call found the unit that it was. What was read before this call came from that unit
+   * then. Many calls share a look. Rejects with `ISCSI_TARGET_CHANGED`, after which nothing is read any more, or `BLOCK_CLOSED`.
+   */
+  vouch(): Promise<void> {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
+    this.#nextLook ??= this.#look.then(() => {
+      this.#nextLook = null;
+      const look = this.#lookNow();
+      this.#look = look.catch(() => {});
+      return look;
+    });
+    return this.#nextLook;
+  }
+
+  async #lookNow(): Promise<void> {
+    this.#lookedAtMs = this.#clock.monotonicMs();
+    const identity = await Promise.all(
+      IDENTITY_QUESTIONS.map(async ([encode, bytes]) => {
+        const cdb = Buffer.alloc(16);
+        encode(cdb, bytes);
+        const into = Buffer.alloc(bytes);
+        try {
+          return into.subarray(0, await this.#answer(cdb, into, true));
+        } catch (error) {
+          if (isIllegalRequest(error)) return null;
+          throw error;
+        }
+      }),
+    );
+    try {
+      this.#checkUnit(identityOf(identity[0]!, identity[1]!, identity[2]!));
+    } catch (error) {
+      if (!isGodwitError(error, 'ISCSI_TARGET_CHANGED')) {
+        // A unit that does not say what it is: the next connection asks again, and the waiting goes on.
+        this.#session?.fail(error instanceof GodwitError ? error : internalError(error));
+        await this.#clock.sleep(RETRY_MS, this.#closing.signal).catch(() => {});
+        if (this.#failure !== null) throw this.#failure;
+        return this.#lookNow();
+      }
+      // The socket first: nothing may land in a buffer after its read has been rejected.
+      this.#socket?.destroy();
+      this.#fail(error);
+      throw error;
+    }
   }
 
   // --- BlockDevice ---------------------------------------------------------------------------------------------------
@@ -442,10 +516,10 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /** A command that answers with as much as it likes, up to the size of `into`. */
-  #answer(cdb: Buffer, into: Buffer): Promise<number> {
+  #answer(cdb: Buffer, into: Buffer, looks = false): Promise<number> {
     return new Promise((resolve, reject) => {
-      const task = this.#task(cdb, 'in', into, false, () => resolve(task.receivedBytes), reject);
-      task.finish = (status, sense) => this.#finish(task, status, sense, true);
+      const task = this.#task(cdb, 'in', into, false, () => resolve(task.receivedBytes), reject, looks);
+      task.finish = (status, sense, residual) => this.#finish(task, status, sense, residual, true);
       this.#enqueue(task);
     });
   }
@@ -459,7 +533,7 @@ export class IscsiInitiator implements BlockDevice {
     return new Promise((resolve, reject) => {
       const background = options?.priority === 'background';
       const task = this.#task(cdb, direction, buffer, background, resolve, reject);
-      task.finish = (status, sense) => this.#finish(task, status, sense, false);
+      task.finish = (status, sense, residual) => this.#finish(task, status, sense, residual, false);
       if (options?.signal !== undefined) this.#queue.withdrawOnAbort(task, options.signal);
       this.#enqueue(task);
     });
@@ -472,17 +546,20 @@ export class IscsiInitiator implements BlockDevice {
     background: boolean,
     resolve: () => void,
     reject: (error: unknown) => void,
+    looks = false,
   ): Task {
     return {
       cdb,
       direction,
       buffer,
-      receivedBytes: 0,
-      sentBytes: 0,
+      ...UNSENT,
       finish: () => {},
       background,
+      looks,
       startedMs: this.#clock.monotonicMs(),
       attempts: 0,
+      losses: 0,
+      lossesAlone: 0,
       resolve,
       reject,
     };
@@ -501,54 +578,96 @@ export class IscsiInitiator implements BlockDevice {
     const session = this.#session;
     if (session === null) return;
     while (session.hasRoom && session.inFlight < this.#options.queueDepth) {
+      if (this.#suspect !== null) {
+        // It goes alone, and nothing goes before it has been answered.
+        if (session.inFlight > 0) return;
+        session.send(this.#suspect);
+        return;
+      }
       const task = this.#queue.take();
       if (task === null) return;
-      session.send(task);
+      if (task.losses >= LOSSES_MAX) this.#suspect = task;
+      else session.send(task);
     }
   }
 
-  #finish(task: Task, status: number, sense: Sense | null, shortIsFine: boolean): void {
+  #finish(
+    task: Task,
+    status: number,
+    sense: Sense | null,
+    residualBytes: number,
+    shortIsFine: boolean,
+  ): void {
     this.#answers += 1;
     this.#queue.ended(task);
-    if (status === STATUS.good) {
-      if (task.direction === 'in') {
-        if (!shortIsFine && task.receivedBytes !== task.buffer.length) {
-          task.reject(
-            commandError(task, 'The iSCSI target sent less than was asked for', {
-              received: task.receivedBytes,
-            }),
-          );
-          return;
-        }
-        this.#statistics.bytesRead += task.receivedBytes;
-      } else if (task.direction === 'out') {
-        this.#statistics.bytesWritten += task.buffer.length;
-      }
-      task.resolve();
+    if (this.#suspect === task) this.#suspect = null;
+    task.losses = 0;
+    task.lossesAlone = 0;
+    // What the target could mend is data: it moved, and is right.
+    const recovered = status === STATUS.checkCondition && sense?.key === SENSE_KEY.recoveredError;
+    if (recovered) this.#logger.warn({ sense: describeSense(sense) }, 'iSCSI: the target recovered an error');
+    if (status === STATUS.good || recovered) {
+      const short = this.#shortfall(task, residualBytes, shortIsFine);
+      if (short === null) this.#succeeded(task);
+      else task.reject(short);
       return;
     }
     const verdict = judge(status, sense);
-    if (verdict === 'verify') {
-      // Something about the unit changed: look at it again before anything else is read.
-      this.#queue.putBack([task]);
-      this.#session?.fail(protocolError('the target says that its capacity changed'));
-      return;
-    }
     task.attempts += 1;
-    if (verdict === 'wait' || (verdict === 'retry' && task.attempts < ATTEMPTS_MAX)) {
-      this.#delayedRetries += 1;
-      this.#clock.timer(verdict === 'wait' ? RETRY_MS : 0, () => {
-        this.#delayedRetries -= 1;
-        this.#enqueue(task);
-      });
+    if (verdict === 'wait' || (verdict !== 'fail' && task.attempts < ATTEMPTS_MAX)) {
+      this.#putAside(task, verdict, status, sense);
       return;
     }
     task.reject(errorOf(task, status, sense));
   }
 
+  #succeeded(task: Task): void {
+    if (this.#putOff.size === 0) this.#trouble = null;
+    if (task.direction === 'in') this.#statistics.bytesRead += task.receivedBytes;
+    else if (task.direction === 'out') this.#statistics.bytesWritten += task.buffer.length;
+    task.resolve();
+    if (!task.looks && this.#clock.monotonicMs() - this.#lookedAtMs >= LOOK_EVERY_MS) {
+      this.#lookedAtMs = this.#clock.monotonicMs();
+      void this.vouch().catch(() => {}); // it fails the device, and says so there
+    }
+  }
+
+  /** Every byte has to have moved, as we count and as the target does. */
+  #shortfall(task: Task, residualBytes: number, shortIsFine: boolean): GodwitError | null {
+    if (task.direction === 'in' && !shortIsFine && task.receivedBytes !== task.buffer.length) {
+      return commandError(task, 'The iSCSI target sent less than was asked for', {
+        received: task.receivedBytes,
+      });
+    }
+    if (task.direction === 'out' && (task.sentBytes !== task.buffer.length || residualBytes !== 0)) {
+      return commandError(task, 'The iSCSI target acknowledged a write of which it did not take every byte', {
+        taken: task.sentBytes,
+        residual: residualBytes,
+      });
+    }
+    return null;
+  }
+
+  /** It is sent again: at once, after a pause, or when the unit has been looked at. */
+  #putAside(task: Task, verdict: 'retry' | 'wait' | 'verify', status: number, sense: Sense | null): void {
+    this.#putOff.add(task);
+    const again = (): void => {
+      if (this.#putOff.delete(task)) this.#enqueue(task);
+    };
+    if (verdict === 'verify' && !task.looks) {
+      this.vouch().then(again, () => {}); // a device that failed has rejected it
+      return;
+    }
+    if (verdict === 'wait') this.#trouble = busyError(task, status, sense);
+    this.#clock.timer(verdict === 'wait' ? RETRY_MS : 0, again);
+  }
+
   #rejectAll(error: GodwitError): void {
     const tasks = [...((this.#session?.unanswered() ?? []) as Task[])];
-    tasks.push(...this.#queue.drain());
+    tasks.push(...this.#queue.drain(), ...this.#putOff);
+    if (this.#suspect !== null) tasks.push(this.#suspect);
+    this.#putOff.clear();
+    this.#suspect = null;
     for (const task of tasks) task.reject(error);
   }
 
@@ -664,12 +783,33 @@ export class IscsiInitiator implements BlockDevice {
         this.#session = null;
         this.#queue.allEnded();
         if (this.#failure === null) {
-          const unanswered = session.unanswered() as Task[];
-          this.#statistics.replayed += unanswered.length;
-          this.#queue.putBack(unanswered);
+          this.#putBack(session.unanswered() as Task[]);
           this.#setState('lost');
         }
       }
+    }
+  }
+
+  /** Commands without an answer go again, but for one that the target ends each connection for: that one fails, by name, and the others go on. */
+  #putBack(unanswered: Task[]): void {
+    const alone = unanswered.length === 1 && isGodwitError(this.#lastError, 'ISCSI_CONNECTION_LOST');
+    this.#statistics.replayed += unanswered.length;
+    for (const task of unanswered) {
+      task.losses += 1;
+      if (alone) task.lossesAlone += 1;
+    }
+    const again = unanswered.filter((task) => task.lossesAlone < LOSSES_ALONE_MAX);
+    // A suspect that was not sent yet has its place before all that waits.
+    if (this.#suspect !== null && !unanswered.includes(this.#suspect)) again.push(this.#suspect);
+    this.#suspect = null;
+    this.#queue.putBack(again);
+    for (const task of unanswered) {
+      if (task.lossesAlone < LOSSES_ALONE_MAX) continue;
+      task.reject(
+        commandError(task, 'The iSCSI target ends the connection whenever it gets this command', {
+          connections: task.losses,
+        }),
+      );
     }
   }
 
@@ -719,7 +859,7 @@ export class IscsiInitiator implements BlockDevice {
     });
     const onread = {
       // Bytes land where the parser wants them: a payload in the caller's buffer, with no copy in between.
-      buffer: () => session.parser.space(),
+      buffer: () => session.space(),
       callback: (count: number) => {
         session.landed(count);
         return true;
@@ -742,10 +882,8 @@ export class IscsiInitiator implements BlockDevice {
 
   /** Asks for everything that tells the unit. A reconnection waits for it, so the questions go side by side. */
   async #probe(session: InitiatorSession): Promise<Unit> {
-    const questions: [(cdb: Buffer, bytes: number) => void, number][] = [
-      [encodeReadCapacity16, 32],
-      [(cdb, bytes) => encodeInquiry(cdb, PAGE.serialNumber, bytes), 255],
-      [(cdb, bytes) => encodeInquiry(cdb, PAGE.identification, bytes), 1024],
+    const questions: Question[] = [
+      ...IDENTITY_QUESTIONS,
       [(cdb, bytes) => encodeInquiry(cdb, PAGE.blockLimits, bytes), 64],
       [(cdb, bytes) => encodeInquiry(cdb, PAGE.logicalBlockProvisioning, bytes), 8],
       [encodeModeSense6, 255],
@@ -769,24 +907,16 @@ export class IscsiInitiator implements BlockDevice {
       Buffer | null,
       Buffer | null,
     ];
-    if (capacity === null || capacity.length < 12) throw protocolError('target does not tell its capacity');
-    const blockBytes = capacity.readUInt32BE(8);
-    const blocks = Number(capacity.readBigUInt64BE(0)) + 1;
-    const lengthBytes = blocks * blockBytes;
-    if (![512, 1024, 2048, 4096].includes(blockBytes) || !Number.isSafeInteger(lengthBytes)) {
-      throw protocolError('target has an unsupported geometry', { blockBytes, blocks });
-    }
+    const identity = identityOf(capacity, serial, designators);
+    const { blockBytes } = identity;
     const transferBlocks = limits !== null && limits.length >= 12 ? limits.readUInt32BE(8) : 0;
     const writeSameBlocks = limits !== null && limits.length >= 44 ? Number(limits.readBigUInt64BE(36)) : 0;
     const wholeBlocks = (bytes: number): number => Math.max(blockBytes, bytes - (bytes % blockBytes));
+    this.#lookedAtMs = this.#clock.monotonicMs();
     return {
-      lengthBytes,
-      blockBytes,
-      // LIO counts a final zero byte.
-      serial: pageOf(serial).toString('latin1').replaceAll('\0', '').trim(),
-      designators: unitDesignators(pageOf(designators)),
+      ...identity,
       writeProtected: mode !== null && mode.length >= 4 && (mode[2]! & 0x80) !== 0,
-      zeroesUnmapped: capacity.length >= 15 && (capacity[14]! & 0xc0) === 0xc0,
+      zeroesUnmapped: capacity!.length >= 15 && (capacity![14]! & 0xc0) === 0xc0,
       unmapsByWriteSame: provisioning !== null && provisioning.length >= 6 && (provisioning[5]! & 0x40) !== 0,
       transferBytesMax: wholeBlocks(
         Math.min(
@@ -822,8 +952,7 @@ export class IscsiInitiator implements BlockDevice {
         cdb,
         direction: 'in',
         buffer,
-        receivedBytes: 0,
-        sentBytes: 0,
+        ...UNSENT,
         finish: (status, sense) => {
           if (status === STATUS.good) resolve(buffer.subarray(0, task.receivedBytes));
           else if (sense?.key === SENSE_KEY.illegalRequest) resolve(null);
@@ -839,7 +968,7 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /** Throws `ISCSI_TARGET_CHANGED` unless the unit is the one that we know or expect. */
-  #checkUnit(unit: Unit): void {
+  #checkUnit(unit: UnitIdentity): void {
     const known = this.#unit;
     const { expected } = this.#options;
     const wantedLength = known?.lengthBytes ?? expected?.lengthBytes ?? unit.lengthBytes;
@@ -848,7 +977,7 @@ export class IscsiInitiator implements BlockDevice {
       expected?.blockBytes ??
       (expected === undefined ? unit.blockBytes : this.blockBytes);
     const wantedSerial = known?.serial ?? expected?.serial ?? unit.serial;
-    const wantedDesignators = known?.designators ?? unit.designators;
+    const wantedDesignators = known?.designators ?? expected?.designators ?? unit.designators;
     if (
       unit.lengthBytes === wantedLength &&
       unit.blockBytes === wantedBlock &&
@@ -865,6 +994,8 @@ export class IscsiInitiator implements BlockDevice {
         blockBytes: unit.blockBytes,
         expectedSerial: wantedSerial,
         serial: unit.serial,
+        expectedDesignators: wantedDesignators,
+        designators: unit.designators,
       },
       nextAction:
         'Nothing is read from it. Find out what is served under this name now, and connect again to the right one.',
@@ -873,6 +1004,41 @@ export class IscsiInitiator implements BlockDevice {
 }
 
 const NOTHING = new Uint8Array(0);
+
+type Question = [encode: (cdb: Buffer, bytes: number) => void, bytes: number];
+
+/** What tells the unit from another. */
+const IDENTITY_QUESTIONS: readonly Question[] = [
+  [encodeReadCapacity16, 32],
+  [(cdb, bytes) => encodeInquiry(cdb, PAGE.serialNumber, bytes), 255],
+  [(cdb, bytes) => encodeInquiry(cdb, PAGE.identification, bytes), 1024],
+];
+
+/** Throws `ISCSI_PROTOCOL` where the unit does not say what it is. */
+function identityOf(
+  capacity: Buffer | null,
+  serial: Buffer | null,
+  designators: Buffer | null,
+): UnitIdentity {
+  if (capacity === null || capacity.length < 12) throw protocolError('target does not tell its capacity');
+  for (const page of [serial, designators]) {
+    // SPC-4 section 6.5.2: a peripheral qualifier that is not zero says that no unit is there.
+    if (page !== null && page.length > 0 && page[0]! >> 5 !== 0) throw protocolError('no unit is there');
+  }
+  const blockBytes = capacity.readUInt32BE(8);
+  const blocks = Number(capacity.readBigUInt64BE(0)) + 1;
+  const lengthBytes = blocks * blockBytes;
+  if (![512, 1024, 2048, 4096].includes(blockBytes) || !Number.isSafeInteger(lengthBytes)) {
+    throw protocolError('target has an unsupported geometry', { blockBytes, blocks });
+  }
+  return {
+    lengthBytes,
+    blockBytes,
+    // LIO counts a final zero byte.
+    serial: pageOf(serial).toString('latin1').replaceAll('\0', '').trim(),
+    designators: unitDesignators(pageOf(designators)),
+  };
+}
 
 function endOf(extent: Extent): number {
   return extent.offsetBytes + extent.lengthBytes;
@@ -903,7 +1069,7 @@ function unitDesignators(page: Buffer): string {
 
 /**
  * What to do about a command that did not succeed. retry: at once, a bounded number of times. wait: after a pause, for as long as it
- * takes. verify: check the unit again first. fail: tell the caller.
+ * takes. verify: when the unit has been looked at, a bounded number of times. fail: tell the caller.
  */
 function judge(status: number, sense: Sense | null): 'retry' | 'wait' | 'verify' | 'fail' {
   if (status === STATUS.busy || status === STATUS.taskSetFull) return 'wait';
@@ -911,14 +1077,40 @@ function judge(status: number, sense: Sense | null): 'retry' | 'wait' | 'verify'
   if (status !== STATUS.checkCondition || sense === null) return 'fail';
   switch (sense.key) {
     case SENSE_KEY.unitAttention:
-      return sense.asc === SENSE.capacityChanged.asc ? 'verify' : 'retry';
+      return mayBeAnother(sense) ? 'verify' : 'retry';
     case SENSE_KEY.notReady:
       return sense.asc === SENSE.becomingReady.asc ? 'wait' : 'fail';
     case SENSE_KEY.abortedCommand:
       return 'retry';
+    case SENSE_KEY.illegalRequest:
+      return sense.asc === SENSE.logicalUnitNotSupported.asc ? 'verify' : 'fail';
     default:
       return 'fail';
   }
+}
+
+/** Unit attentions after which it may be another disk: power on or reset (29/xx), operating conditions or inquiry data changed (3F/xx), capacity (2A/09). */
+function mayBeAnother({ asc }: Sense): boolean {
+  const code = asc >> 8;
+  return (
+    code === SENSE.powerOnOrReset.asc >> 8 ||
+    code === SENSE.targetOperatingConditionsChanged.asc >> 8 ||
+    asc === SENSE.capacityChanged.asc
+  );
+}
+
+function busyError(task: Task, status: number, sense: Sense | null): GodwitError {
+  const why = sense === null ? nameOf(STATUS, status) : describeSense(sense);
+  return new GodwitError('ISCSI_TARGET_BUSY', `The iSCSI target puts commands off: ${why}`, {
+    values: {
+      operation: nameOf(OPERATION, task.cdb[0]!),
+      status: nameOf(STATUS, status),
+      sense: sense === null ? null : describeSense(sense),
+      tries: task.attempts,
+    },
+    nextAction:
+      'The commands are sent again until it takes them. Look at the load and the log of the target; it says itself that it cannot.',
+  });
 }
 
 function errorOf(task: Task, status: number, sense: Sense | null): GodwitError {

@@ -196,7 +196,8 @@ async function reach(
     // Code of its own, which the clones of moves do without.
     const { connectImportSource, openImportSource, parseImportSource } = await import('./import-source.ts');
     const imported = parseImportSource(source.location);
-    const expected = { sourceLengthBytes: source.sourceLengthBytes };
+    const { sourceLengthBytes, unit } = source;
+    const expected = { sourceLengthBytes, ...(unit === undefined ? {} : { unit }) };
     return {
       open: () => openImportSource(imported, { ...options, ...expected }),
       connect: () => connectImportSource(imported, { ...options, ...expected }, LOGIN_TIMEOUT_MS),

@@ -42,6 +42,10 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
     this.#zeroSectors = new Uint32Array(Math.ceil(this.lengthBytes / cipher.sectorBytes / 32));
   }
 
+  async vouch(): Promise<void> {
+    await this.#inner.vouch?.();
+  }
+
   async read(
     offsetBytes: number,
     into: Uint8Array,

@@ -1,13 +1,16 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ImportedSourceSpec } from '../attach/server-spec.ts';
+import type { ImportedSourceSpec, ImportedUnit } from '../attach/server-spec.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { VOLUME_FILES } from './files.ts';
 
 /*
  * `source.json` in the folder of an imported volume, mode 0600, there until the volume is whole:
  *
- *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824, "usedBytes": 5242880}
+ *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824, "usedBytes": 5242880,
+ *    "unit": {"serial": "…", "designators": "…"}}
+ *
+ * `unit` is there of iSCSI, of volumes that were imported since it is kept: the disk behind the address must be that one for as long as the volume is not whole.
  */
 
 export type ImportRecord = ImportedSourceSpec & {
@@ -44,8 +47,20 @@ function parse(text: string): ImportRecord | null {
     if (formatVersion !== 1 || typeof location !== 'string' || location === '') return null;
     if (!Number.isSafeInteger(sourceLengthBytes) || (sourceLengthBytes as number) < 512) return null;
     if (!Number.isSafeInteger(usedBytes) || (usedBytes as number) < 0) return null;
-    return { location, sourceLengthBytes: sourceLengthBytes as number, usedBytes: usedBytes as number };
+    const unit = value?.unit === undefined ? undefined : parseUnit(value.unit);
+    if (unit === null) return null;
+    return {
+      location,
+      sourceLengthBytes: sourceLengthBytes as number,
+      usedBytes: usedBytes as number,
+      ...(unit === undefined ? {} : { unit }),
+    };
   } catch {
     return null;
   }
+}
+
+function parseUnit(value: unknown): ImportedUnit | null {
+  const { serial, designators } = (value ?? {}) as Record<string, unknown>;
+  return typeof serial === 'string' && typeof designators === 'string' ? { serial, designators } : null;
 }

@@ -1,5 +1,6 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { ImportedUnit } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,7 +9,7 @@ import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-devic
 import { FileDevice } from '../block/file-device.ts';
 import { checkRange } from '../block/range.ts';
 import { ReadOnlyDevice } from '../block/read-only-device.ts';
-import { type InitiatorOptions, IscsiInitiator } from '../iscsi/index.ts';
+import { type InitiatorOptions, IscsiInitiator, type UnitIdentity } from '../iscsi/index.ts';
 import { isNbdUri, NbdClient, type NbdClientOptions, type NbdUri, parseNbdUri } from '../nbd/index.ts';
 import { openNamedFile } from '../sys/named-path.ts';
 import type { Connection } from './source-device.ts';
@@ -32,6 +33,8 @@ export type ImportSourceOptions = {
   logger: Logger;
   /** What the source must be; another length is refused. */
   sourceLengthBytes?: number;
+  /** The unit that it must be, where that is known. */
+  unit?: ImportedUnit;
 };
 type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
 
@@ -159,7 +162,7 @@ export function openImportSource(source: ImportSource, options: Expecting): Impo
       );
     case 'iscsi':
       return new ImportedDevice(
-        IscsiInitiator.open({ ...iscsiOptions(source, options), expected: { lengthBytes } }),
+        IscsiInitiator.open({ ...iscsiOptions(source, options), expected: { lengthBytes, ...options.unit } }),
       );
     case 'file':
       return new ImportedDevice(new LateFile(source.path, lengthBytes));
@@ -167,7 +170,9 @@ export function openImportSource(source: ImportSource, options: Expecting): Impo
 }
 
 type Inner = Pick<BlockDevice, 'lengthBytes' | 'read' | 'extents' | 'close'> &
-  Partial<Pick<Connection, 'state' | 'lastError'>>;
+  Partial<Pick<Connection, 'state' | 'lastError' | 'trouble' | 'vouch'>> & {
+    readonly identity?: object | null;
+  };
 
 /** The device that is read, in blocks that a clone takes, and with a tail of zeros up to a whole one. */
 export class ImportedDevice extends ReadOnlyDevice implements Connection {
@@ -190,6 +195,19 @@ export class ImportedDevice extends ReadOnlyDevice implements Connection {
   }
   get lastError(): GodwitError | null {
     return this.#inner.lastError ?? null;
+  }
+  get trouble(): GodwitError | null {
+    return this.#inner.trouble ?? null;
+  }
+  /** What tells it from another, beside its length: of iSCSI only. */
+  get unit(): ImportedUnit | null {
+    const identity = this.#inner.identity as Partial<UnitIdentity> | null | undefined;
+    if (identity?.serial === undefined || identity.designators === undefined) return null;
+    return { serial: identity.serial, designators: identity.designators };
+  }
+
+  async vouch(): Promise<void> {
+    await this.#inner.vouch?.();
   }
 
   async read(
@@ -310,7 +328,7 @@ function iscsiOptions(
   source: Extract<ImportSource, { kind: 'iscsi' }>,
   options: ImportSourceOptions,
 ): InitiatorOptions {
-  const { clock, random, logger } = options;
+  const { clock, random, logger, sourceLengthBytes, unit } = options;
   return {
     portals: [{ host: source.host, port: source.port }],
     targetIqn: source.targetIqn,
@@ -320,7 +338,7 @@ function iscsiOptions(
     clock,
     random,
     logger,
-    ...expectedOf(options),
+    ...(sourceLengthBytes === undefined ? {} : { expected: { lengthBytes: sourceLengthBytes, ...unit } }),
   };
 }
 

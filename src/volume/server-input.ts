@@ -5,6 +5,7 @@ import type {
   Grant,
   HydrationSettings,
   ImportedSourceSpec,
+  ImportedUnit,
   NbdSocketSpec,
   ServeListen,
   SourceSpec,
@@ -188,6 +189,7 @@ function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
     return {
       location: text(source.location, 'source.location', 1),
       sourceLengthBytes: integer(source.sourceLengthBytes, 512, 'source.sourceLengthBytes'),
+      ...(source.unit === undefined ? {} : { unit: parseUnit(source.unit) }),
     };
   }
   return {
@@ -199,6 +201,14 @@ function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
     chapUser: text(source.chapUser, 'source.chapUser'),
     chapSecret: text(source.chapSecret, 'source.chapSecret'),
     ...(source.tls === undefined ? {} : { tls: flag(source.tls, 'source.tls') }),
+  };
+}
+
+function parseUnit(value: unknown): ImportedUnit {
+  const unit = object(value, 'source.unit');
+  return {
+    serial: text(unit.serial, 'unit.serial'),
+    designators: text(unit.designators, 'unit.designators'),
   };
 }
 

@@ -10,6 +10,8 @@ export type Connection = CloneSource & {
   readonly state: string;
   /** Why the last login or connection ended; stays when there is a connection again. */
   readonly lastError: GodwitError | null;
+  /** Why reads wait although there is a connection. */
+  readonly trouble?: GodwitError | null;
 };
 
 export type SourceDeviceOptions = {
@@ -36,9 +38,10 @@ export class SourceDevice extends ReadOnlyDevice implements CloneSource {
     this.#options = options;
   }
 
-  /** Why there is no connection; null when there is one, or none was needed. */
+  /** Why there is no connection, or why reads wait although there is one; null when they do not, or none was needed. */
   get lastError(): string | null {
-    if (this.#connection === null || this.#connection.state === 'connected') return null;
+    if (this.#connection === null) return null;
+    if (this.#connection.state === 'connected') return this.#connection.trouble?.message ?? null;
     return this.#connection.lastError?.message ?? null;
   }
 
@@ -62,6 +65,12 @@ export class SourceDevice extends ReadOnlyDevice implements CloneSource {
     const connection = this.#connected();
     if (connection.extents) return connection.extents(offsetBytes, lengthBytes, limitExtents);
     return [{ offsetBytes, lengthBytes, kind: 'data' }];
+  }
+
+  /** Resolves at once where the connection cannot tell one source from another. */
+  async vouch(): Promise<void> {
+    if (this.#closing !== null) throw closedError();
+    await this.#connected().vouch?.();
   }
 
   /** Logs out; reads that wait reject. Idempotent. */

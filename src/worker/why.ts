@@ -151,7 +151,7 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
       message:
         hydration.state === 'paused'
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
-          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}`,
+          : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}${hydration.lastError ? `; the last that went wrong: ${hydration.lastError}` : ''}`,
       sinceMs: null,
       whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
       nextAction: hydration.state === 'paused' ? afterPause(hydration.lastError) : 'godwit top',
