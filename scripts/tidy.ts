@@ -1,6 +1,7 @@
 /** House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden content. */
-import { globSync, readFileSync } from 'node:fs';
+import { existsSync, globSync, readFileSync } from 'node:fs';
 import { dirname, normalize, relative } from 'node:path';
+import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
 
 /** The house from the ground to the roof. A file imports from its own room or from rooms below it. */
 const ROOMS = [
@@ -80,6 +81,45 @@ for (const file of sources.filter((name) => name.startsWith('src/') && !name.end
 for (const [code, file] of used) {
   if (!documented.has(code)) problems.push(`${file}: error code ${code} is missing in docs/errors.md`);
 }
+
+/** Every time that the control path waits for is in one table, and the page that is made from it is that table. */
+const WAITING_ROOMS = ['base', 'host', 'journal', 'migration', 'machine', 'api', 'worker'];
+const WAITING_FILES = [
+  'src/volume/fence.ts',
+  'src/volume/import-source.ts',
+  'src/volume/clone-layer.ts',
+  'src/attach/volume-supervisor.ts',
+  'src/attach/fuse-mount.ts',
+];
+const RAW_WAITS = [
+  /\b[A-Z_]*(?:TIMEOUT|DEADLINE|PATIENCE|GRACE|SLACK|QUIET|WAIT|WITHIN)[A-Z_]*_MS\b[^=\n]*= *[\d(]/,
+  /\b(?:timeout|deadline|quiet|grace|patience|budget)Ms\??(?:: number)? *[:=] *\d[\d_]{2,}/,
+  /AbortSignal\.timeout\( *\d/,
+  /\btimer\( *\d[\d_]{3,}/,
+];
+/** Defaults and bounds of what people configure, and numbers that are no waiting; each with its reason. */
+const NOT_WAITING: Readonly<Record<string, string>> = {
+  'src/base/patience.ts': 'the table itself',
+  'src/base/peer-account.ts': 'limits of connections of foreign peers (docs/iscsi.md, docs/nbd.md)',
+  'src/base/histogram.ts': 'a unit',
+  'src/machine/config.ts': "a machine's own times",
+  'src/machine/restart-policy.ts': 'the restart policy of machines (docs/machines.md)',
+  'src/api/schemas.ts': 'bounds and defaults of requests',
+  'src/migration/plan.ts': 'a prediction',
+};
+for (const file of sources) {
+  const inRoom = WAITING_ROOMS.includes(file.split('/')[1] ?? '') && file.startsWith('src/');
+  if (!(inRoom || WAITING_FILES.includes(file)) || file.endsWith('.test.ts') || file in NOT_WAITING) continue;
+  for (const [index, line] of readFileSync(file, 'utf8').split('\n').entries()) {
+    if (RAW_WAITS.some((pattern) => pattern.test(line)))
+      problems.push(
+        `${file}:${index + 1}: a time to wait belongs in the table of src/base/patience.ts (then: npm run patience)`,
+      );
+  }
+}
+const page = existsSync(PATIENCE_PAGE) ? readFileSync(PATIENCE_PAGE, 'utf8') : '';
+if (page !== patiencePage())
+  problems.push(`${PATIENCE_PAGE} is not what src/base/patience.ts says: npm run patience`);
 
 for (const problem of problems) console.error(problem);
 process.exitCode = problems.length === 0 ? 0 : 1;

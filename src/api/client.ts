@@ -2,6 +2,8 @@ import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
 import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { TLSSocket } from 'node:tls';
 import type { HeatHint } from '../attach/server-spec.ts';
+import type { AnswerTime } from '../base/answer-time.ts';
+import type { Clock } from '../base/clock.ts';
 import {
   type ErrorValues,
   GodwitError,
@@ -10,6 +12,8 @@ import {
   systemErrorCode,
   type WireError,
 } from '../base/errors.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { whileAlive } from '../base/while-alive.ts';
 import type { RunView } from '../journal/run.ts';
 import type {
   HandoffRequest,
@@ -57,8 +61,11 @@ const RUN_ID_HEADER = 'godwit-run-id';
 /** Longest accepted reply. A worker with a thousand machines stays far below. */
 export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
 
+/** Of the questions whether a worker lives. */
+export const SILENT_AFTER_QUESTIONS = 3;
+
 /** Of a question of a proof. */
-const PROOF_TIMEOUT_MS = 120_000;
+const PROOF_TIMEOUT_MS = PATIENCE.personProof.ms;
 
 export type ApiClientOptions = {
   /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
@@ -68,6 +75,8 @@ export type ApiClientOptions = {
   tls?: TlsClient | undefined;
   /** For the connection and the whole reply. Default 30 s. */
   timeoutMs?: number;
+  /** Instead: calls end when the worker answers nothing at all, and never for taking long. For calls between workers. */
+  lives?: { name: string; clock: Clock; times: AnswerTime };
 };
 
 type Call = {
@@ -96,8 +105,10 @@ export class ApiClient {
   readonly #timeoutMs: number;
   readonly #tls: TlsClient | undefined;
   readonly #agent: Agent;
+  readonly #lives: ApiClientOptions['lives'];
 
   constructor(options: ApiClientOptions) {
+    this.#lives = options.lives;
     this.url = options.url.replace(/\/+$/, '');
     const base = URL.parse(this.url);
     if (base?.protocol !== 'http:' && base?.protocol !== 'https:') {
@@ -111,7 +122,7 @@ export class ApiClient {
     const keep = { keepAlive: true, maxFreeSockets: 4 };
     this.#agent = base.protocol === 'https:' ? new SecureAgent(keep) : new Agent(keep);
     this.#token = options.token;
-    this.#timeoutMs = options.timeoutMs ?? 30_000;
+    this.#timeoutMs = options.timeoutMs ?? PATIENCE.personAnswer.ms;
   }
 
   /** Closes idle connections, so that the process can end. */
@@ -130,7 +141,7 @@ export class ApiClient {
     return (await this.#json<{ machines: MachineView[] }>('GET', '/v1/machines')).machines;
   }
   createMachine(body: CreateMachineRequest): Promise<MachineView> {
-    return this.#json('POST', '/v1/machines', { body, timeoutMs: 120_000 });
+    return this.#json('POST', '/v1/machines', { body, timeoutMs: PATIENCE.personOperation.ms });
   }
   showMachine(ref: string): Promise<MachineView> {
     return this.#json('GET', `/v1/machines/${encodeURIComponent(ref)}`);
@@ -138,17 +149,19 @@ export class ApiClient {
   async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
     await this.#json('DELETE', `/v1/machines/${encodeURIComponent(ref)}`, {
       query: { force: options.force },
-      timeoutMs: 120_000,
+      timeoutMs: PATIENCE.personOperation.ms,
     });
   }
   startMachine(ref: string): Promise<MachineView> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/start`, { timeoutMs: 120_000 });
+    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/start`, {
+      timeoutMs: PATIENCE.personOperation.ms,
+    });
   }
   /** `timeoutMs` must be above the machine's own stop timeout. */
-  stopMachine(ref: string, timeoutMs = 120_000): Promise<MachineView> {
+  stopMachine(ref: string, timeoutMs: number = PATIENCE.personOperation.ms): Promise<MachineView> {
     return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/stop`, { timeoutMs });
   }
-  restartMachine(ref: string, timeoutMs = 120_000): Promise<MachineView> {
+  restartMachine(ref: string, timeoutMs: number = PATIENCE.personOperation.ms): Promise<MachineView> {
     return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/restart`, { timeoutMs });
   }
   execInMachine(ref: string, body: { command: string[]; timeoutMs: number }): Promise<ExecReply> {
@@ -176,13 +189,16 @@ export class ApiClient {
     return (await this.#json<{ volumes: VolumeView[] }>('GET', '/v1/volumes')).volumes;
   }
   createVolume(body: CreateVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', '/v1/volumes', { body, timeoutMs: 300_000 });
+    return this.#json('POST', '/v1/volumes', { body, timeoutMs: PATIENCE.personVolume.ms });
   }
   importVolume(body: ImportVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: 120_000 });
+    return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: PATIENCE.personOperation.ms });
   }
   recoverVolume(ref: string, body: RecoverVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/recover`, { body, timeoutMs: 120_000 });
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/recover`, {
+      body,
+      timeoutMs: PATIENCE.personOperation.ms,
+    });
   }
   showReceipt(ref: string): Promise<Receipt> {
     return this.#json('GET', `/v1/receipts/${encodeURIComponent(ref)}`);
@@ -191,15 +207,20 @@ export class ApiClient {
     return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
   }
   serveVolume(ref: string, body: ServeVolumeRequest): Promise<ServeReply> {
-    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { body, timeoutMs: 120_000 });
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/serve`, {
+      body,
+      timeoutMs: PATIENCE.personOperation.ms,
+    });
   }
   async stopServing(ref: string): Promise<void> {
-    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}/serve`, { timeoutMs: 120_000 });
+    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}/serve`, {
+      timeoutMs: PATIENCE.personOperation.ms,
+    });
   }
   async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
     await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {
       query: { force: options.force },
-      timeoutMs: 120_000,
+      timeoutMs: PATIENCE.personOperation.ms,
     });
   }
 
@@ -324,18 +345,45 @@ export class ApiClient {
   }
 
   async #json<Reply>(method: string, path: string, call: Call = {}): Promise<Reply> {
+    if (this.#lives) return this.#whileAlive(this.#lives, method, path, call);
     const timeoutMs = call.timeoutMs ?? this.#timeoutMs;
     const deadline = new AbortController();
-    const timeout = setTimeout(() => deadline.abort(new DeadlineError(timeoutMs)), timeoutMs);
+    const timeout = setTimeout(
+      () => deadline.abort(new DeadlineError(`nothing within ${timeoutMs} ms`)),
+      timeoutMs,
+    );
     const signal = call.signal ? AbortSignal.any([call.signal, deadline.signal]) : deadline.signal;
     try {
-      const response = await this.#send(method, path, { ...call, signal });
-      const status = response.statusCode ?? 0;
-      if (status < 200 || status > 299) throw await this.#failure(response, signal);
-      return this.#parse(await this.#text(response, signal)) as Reply;
+      return await this.#exchange(method, path, { ...call, signal });
     } finally {
       clearTimeout(timeout);
     }
+  }
+
+  async #exchange<Reply>(method: string, path: string, call: Call): Promise<Reply> {
+    const response = await this.#send(method, path, call);
+    const status = response.statusCode ?? 0;
+    if (status < 200 || status > 299) throw await this.#failure(response, call.signal);
+    return this.#parse(await this.#text(response, call.signal)) as Reply;
+  }
+
+  /** A call that takes as long as it takes, to a worker that answers meanwhile whether it lives. */
+  #whileAlive<Reply>(
+    { name, clock, times }: NonNullable<ApiClientOptions['lives']>,
+    method: string,
+    path: string,
+    call: Call,
+  ): Promise<Reply> {
+    return whileAlive((signal) => this.#exchange<Reply>(method, path, { ...call, signal }), {
+      what: `answers of ${name}`,
+      ask: (signal) => this.#exchange('GET', '/healthz', { signal }),
+      times,
+      questionsMax: SILENT_AFTER_QUESTIONS,
+      pauseMs: PAUSE.peerQuestion.ms,
+      silent: (ms) => new DeadlineError(`it has answered nothing for ${(ms / 1000).toFixed(1)} s`),
+      clock,
+      signal: call.signal,
+    });
   }
 
   /** Resolves with the head of the response. */
@@ -385,6 +433,8 @@ export class ApiClient {
       });
       signal?.addEventListener('abort', onAbort, { once: true });
       request.once('socket', (socket) => {
+        // A call that takes long sends nothing: only so does the kernel find out that the host on the other side has started anew.
+        if (this.#lives) socket.setKeepAlive(true, PAUSE.tcpKeepAlive.ms);
         // The connection stands when the worker has proved itself.
         const isPending = secure ? !(socket as TLSSocket).authorized : socket.connecting;
         if (!isPending) connected = true;
@@ -417,7 +467,7 @@ export class ApiClient {
     }
   }
 
-  async #text(response: IncomingMessage, signal?: AbortSignal): Promise<string> {
+  async #text(response: IncomingMessage, signal?: AbortSignal | undefined): Promise<string> {
     const chunks: Buffer[] = [];
     let length = 0;
     for await (const chunk of this.#body(response, signal)) {
@@ -436,7 +486,7 @@ export class ApiClient {
     }
   }
 
-  async #failure(response: IncomingMessage, signal?: AbortSignal): Promise<GodwitError> {
+  async #failure(response: IncomingMessage, signal?: AbortSignal | undefined): Promise<GodwitError> {
     const status = response.statusCode ?? 0;
     const wire = wireErrorOf(this.#parse(await this.#text(response, signal)));
     return wire ? GodwitError.fromWire(wire) : this.#badReply(`status ${status} without a godwit error`);
@@ -504,11 +554,7 @@ function isNotTls(error: Error): boolean {
   );
 }
 
-class DeadlineError extends Error {
-  constructor(timeoutMs: number) {
-    super(`nothing within ${timeoutMs} ms`);
-  }
-}
+class DeadlineError extends Error {}
 
 function wireErrorOf(reply: unknown): WireError | null {
   if (typeof reply !== 'object' || reply === null || !('error' in reply)) return null;

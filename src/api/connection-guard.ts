@@ -3,6 +3,7 @@ import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'n
 import type { Socket } from 'node:net';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
+import { PAUSE } from '../base/patience.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
@@ -76,8 +77,8 @@ type Entry = {
 /** Requests of one connection that are not answered yet. Ours send one at a time; each costs some kilobytes before anybody asks for a token. */
 const PIPELINED_MAX = 8;
 const ADMISSION_MS = 20;
-const LOOK_MS = 1_000;
-const REPORT_MS = 10_000;
+const LOOK_MS = PAUSE.connectionLook.ms;
+const REPORT_MS = PAUSE.connectionReport.ms;
 
 /**
  * Keeps the API's connections within their limits. A connection proves itself by a request with the token; when there is no room those go that have

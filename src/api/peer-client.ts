@@ -1,6 +1,9 @@
 import type { HeatHint } from '../attach/server-spec.ts';
+import { AnswerTime } from '../base/answer-time.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type {
   HandoffRequest,
   Offer,
@@ -34,16 +37,27 @@ export class HttpPeer implements Peer {
   readonly url: string;
   readonly #client: ApiClient;
   readonly #logger: Logger;
+  readonly #clock: Clock;
+  readonly #times: AnswerTime;
 
-  /** `timeoutMs` is for each call; default 10 s. */
+  /**
+   * `floorMs`: how long an answer to "do you live?" is waited for at least. A call ends with `API_UNREACHABLE` when several of them in a row
+   * stay without an answer (base/while-alive.ts), and never for taking long.
+   */
   constructor(options: {
     name: string;
     url: string;
     token: string;
     tls?: TlsClient | undefined;
     logger: Logger;
-    timeoutMs?: number;
+    clock?: Clock;
+    floorMs?: number;
   }) {
+    this.#clock = options.clock ?? systemClock;
+    this.#times = new AnswerTime({
+      floorMs: options.floorMs ?? PATIENCE.peerAnswer.ms,
+      ceilingMs: PATIENCE.peerAnswerMax.ms,
+    });
     this.name = options.name;
     this.url = options.url;
     this.#logger = options.logger;
@@ -51,7 +65,7 @@ export class HttpPeer implements Peer {
       url: options.url,
       token: options.token,
       tls: options.tls,
-      timeoutMs: options.timeoutMs ?? 10_000,
+      lives: { name: options.name, clock: this.#clock, times: this.#times },
     });
   }
 
@@ -69,8 +83,12 @@ export class HttpPeer implements Peer {
     return this.#client.prepareMove(request, signal);
   }
 
-  status(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#client.moveStatus(runId, signal);
+  async status(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+    const askedMs = this.#clock.monotonicMs();
+    const status = await this.#client.moveStatus(runId, signal);
+    // Asked all the time, and answered from memory: what it takes is what an answer takes.
+    this.#times.answered(this.#clock.monotonicMs() - askedMs);
+    return status;
   }
 
   warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void> {

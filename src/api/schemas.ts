@@ -409,6 +409,23 @@ export const RunReply = Type.Object({
   reason: Nullable(
     Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
   ),
+  /** What advances in the step that runs, since when, and when it did last. Left out: nothing was heard yet. */
+  progress: Type.Optional(
+    Nullable(
+      Type.Object({
+        what: Type.String(),
+        unit: Type.Union([
+          Type.Literal('bytes'),
+          Type.Literal('answers'),
+          Type.Literal('processor ms'),
+          Type.Literal('steps'),
+        ]),
+        count: Type.Number(),
+        sinceMs: Type.Number(),
+        lastAtMs: Type.Number(),
+      }),
+    ),
+  ),
   error: Nullable(ErrorReply.properties.error),
   createdAtMs: Type.Number(),
   endedAtMs: Nullable(Type.Number()),

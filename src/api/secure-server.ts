@@ -1,6 +1,7 @@
 import { createServer as createPlainServer, type RequestListener } from 'node:http';
 import { createServer, type Server } from 'node:https';
 import type { Socket } from 'node:net';
+import { PATIENCE } from '../base/patience.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ConnectionGuard } from './connection-guard.ts';
 
@@ -18,7 +19,7 @@ export type SecureServerOptions = {
 /** ContentType of a TLS record that begins a handshake (RFC 8446, section 5.1). No HTTP request begins with it. */
 const TLS_HANDSHAKE = 0x16;
 /** A client has so long for its first byte, then for its handshake; one in the clear for the head of its request. */
-const GREETING_TIMEOUT_MS = 15_000;
+const GREETING_TIMEOUT_MS = PATIENCE.greeting.ms;
 
 /**
  * An HTTPS server, TLS 1.3, that asks for a client certificate and leaves it to the handler whether one is needed (`certificateFlaw`): a refusal

@@ -16,6 +16,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ApiApp } from './app.ts';
 import { API_LIMITS, type ApiExhaustion, type ApiLimits, ConnectionGuard } from './connection-guard.ts';
@@ -58,10 +59,10 @@ const PUBLIC_ROUTES: readonly string[] = ['/healthz', '/openapi.json'];
 const PEER_ROUTES = '/v1/rpc/';
 
 /** Longer than any pause between two polls of a peer, so that a move does not pay for a new connection. */
-const KEEP_ALIVE_TIMEOUT_MS = 75_000;
+const KEEP_ALIVE_TIMEOUT_MS = PATIENCE.idleConnection.ms;
 
 /** A request that is refused may send the rest of its body for so long. */
-const REFUSED_BODY_MS = 1_000;
+const REFUSED_BODY_MS = PATIENCE.refusedBody.ms;
 
 const NOTED_ADDRESSES_MAX = 1_000;
 

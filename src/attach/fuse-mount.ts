@@ -2,6 +2,7 @@ import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'no
 import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { systemTools } from '../host/tools.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ReadablePoll, rawRead, rawWrite } from '../sys/raw-io.ts';
@@ -33,7 +34,7 @@ export type FuseMount = {
 };
 
 const FUSECTL = '/sys/fs/fuse/connections';
-const TOOL_TIMEOUT_MS = 5_000;
+const TOOL_TIMEOUT_MS = PATIENCE.fuseUnmount.ms;
 
 /**
  * Mounts a FUSE directory with one file (`FILE_NAME`) at `dir`, which must exist, and answers the INIT handshake. After that

@@ -2,10 +2,14 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
+import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
-import { LineRpc } from '../base/line-rpc.ts';
+import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { ProcessPace } from '../base/process-pace.ts';
+import { whileAlive } from '../base/while-alive.ts';
 import { setIoFlusher } from '../sys/io-flusher.ts';
 import type {
   Access,
@@ -26,14 +30,18 @@ export const VOLUME_SERVER_NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-s
 const WELL_AFTER_MS = 250;
 /** The first restart is at once; then each waits twice as long, from and up to. */
 const BACKOFF_FIRST_MS = 50;
-const BACKOFF_MAX_MS = 2_000;
+const BACKOFF_MAX_MS = PAUSE.serverRestartMax.ms;
 /**
  * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every processor busy must not hold up its own
  * reads. It sleeps whenever nothing is asked of it.
  */
 const SERVER_NICE = -10;
-/** How long a server that was asked to end may take before it is killed. */
-const STOP_TIMEOUT_MS = 3_000;
+/** Of the questions whether a server lives. */
+const SILENT_AFTER_QUESTIONS = 3;
+/** Servers in a row that ended soon after their start, without saying why. */
+const QUICK_DEATHS_MAX = 20;
+/** Between looks at what a server that starts does. */
+const LOOK_MS = PAUSE.serverLook.ms;
 
 export type VolumeSupervisorOptions = {
   /** Program and arguments of the volume server; it reads the spec as the first line of its standard input. */
@@ -90,6 +98,10 @@ export class VolumeSupervisor {
   #lastStatus: VolumeServerStatus | null = null;
   #protection: VolumeSupervisorState['protection'] = null;
   #stopping = false;
+  readonly #times = new AnswerTime({
+    floorMs: PATIENCE.serverAnswer.ms,
+    ceilingMs: PATIENCE.serverAnswerMax.ms,
+  });
   #cancelRestart: () => void = () => {};
   #ended: PromiseWithResolvers<void> | null = null;
 
@@ -116,21 +128,21 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Starts the first server and resolves at its `ready` event. Rejects with what the server says in a `failed` event, or
-   * `ATTACH_SERVER_NOT_READY` after `timeoutMs`; it goes on trying.
+   * Starts the first server and resolves at its `ready` event, however long that takes while it does something. Rejects with what the server says
+   * in a `failed` event, or `ATTACH_SERVER_NOT_READY` when it does nothing for `quietMs`, or servers end again and again; it goes on trying.
    */
-  async start(timeoutMs = 15_000): Promise<void> {
+  async start(quietMs: number = PATIENCE.serverReady.ms): Promise<void> {
     this.#spawn();
-    await this.#whenReady(this.#options.clock.monotonicMs() + timeoutMs);
+    await this.#whenReady(null, quietMs);
   }
 
   /**
    * Passes one operation to the server (attach/server-spec.ts lists them) and returns its result. Waits for a server while there is none. Rejects
-   * with the server's own error, or `ATTACH_SERVER_NOT_READY` after `timeoutMs`.
+   * with the server's own error, or `ATTACH_SERVER_NOT_READY` or `RPC_TIMEOUT` after `timeoutMs`; null: when the server answers nothing at all.
    */
-  async call(op: VolumeServerOp, args: unknown = {}, timeoutMs = 30_000): Promise<unknown> {
+  async call(op: VolumeServerOp, args: unknown = {}, timeoutMs: number | null = null): Promise<unknown> {
     const { clock } = this.#options;
-    const deadlineMs = clock.monotonicMs() + timeoutMs;
+    const deadlineMs = timeoutMs === null ? null : clock.monotonicMs() + timeoutMs;
     // From here on no server may be started writable, whatever becomes of this call.
     if (op === 'seal') this.#spec = { ...this.#spec, access: 'readonly' };
     for (;;) {
@@ -138,7 +150,7 @@ export class VolumeSupervisor {
       const rpc = this.#rpc;
       if (rpc === null) continue;
       try {
-        const result = await rpc.call(op, args, Math.max(1, deadlineMs - clock.monotonicMs()));
+        const result = await this.#ask(rpc, op, args, deadlineMs);
         this.#remember(op, args);
         if (op === 'status') this.#lastStatus = result as VolumeServerStatus;
         return result;
@@ -148,6 +160,20 @@ export class VolumeSupervisor {
         if (this.#rpc === rpc) this.#serverIsGone();
       }
     }
+  }
+
+  #ask(rpc: LineRpc, op: VolumeServerOp, args: unknown, deadlineMs: number | null): Promise<unknown> {
+    const { clock } = this.#options;
+    if (deadlineMs !== null) return rpc.call(op, args, Math.max(1, deadlineMs - clock.monotonicMs()));
+    return whileAlive((signal) => rpc.call(op, args, null, signal), {
+      what: 'answers of the volume server',
+      ask: (signal) => rpc.call('status', {}, null, signal),
+      times: this.#times,
+      questionsMax: SILENT_AFTER_QUESTIONS,
+      pauseMs: PAUSE.shimQuestion.ms,
+      silent: (ms) => rpcTimeout(`${op}, nor to any other question,`, ms),
+      clock,
+    });
   }
 
   /**
@@ -164,7 +190,7 @@ export class VolumeSupervisor {
     // A server of a guest outlives the loss of its supervisor, so the end of its input alone does not end it.
     child.kill('SIGTERM');
     this.#rpc?.close();
-    const cancelKill = this.#options.clock.timer(STOP_TIMEOUT_MS, () => child.kill('SIGKILL'));
+    const cancelKill = this.#options.clock.timer(PATIENCE.serverStop.ms, () => child.kill('SIGKILL'));
     await ended.promise;
     cancelKill();
   }
@@ -316,25 +342,46 @@ export class VolumeSupervisor {
     });
   }
 
-  async #whenReady(deadlineMs: number): Promise<void> {
-    const { clock, logPath } = this.#options;
+  /** `deadlineMs` null: as long as a server that starts does something, for `quietMs` at most without. */
+  async #whenReady(deadlineMs: number | null, quietMs: number = PATIENCE.serverReady.ms): Promise<void> {
+    const { clock } = this.#options;
     if (this.#stopping) throw stoppedError();
     if (this.#isReady) return;
     const late = Promise.withResolvers<never>();
-    const cancel = clock.timer(Math.max(1, deadlineMs - clock.monotonicMs()), () => {
-      late.reject(
-        new GodwitError('ATTACH_SERVER_NOT_READY', 'the volume server does not get ready', {
-          values: { restarts: this.#restarts, lastError: this.#lastError?.message ?? null },
-          nextAction: `Its log says why: ${logPath}`,
-          ...(this.#lastError === null ? {} : { cause: this.#lastError }),
-        }),
-      );
-    });
+    let cancel = () => {};
+    let pace: ProcessPace | null = null;
+    let quietSinceMs = clock.monotonicMs();
+    const look = (): void => {
+      const pid = this.#child?.pid ?? null;
+      if (pid === null) pace = null;
+      else if (pace?.pid !== pid) pace = new ProcessPace(pid, clock, { quietMs });
+      // Between two servers there is nobody who could do something.
+      const quiet = pace === null ? clock.monotonicMs() - quietSinceMs >= quietMs : pace.isQuiet();
+      if (pace !== null && !quiet) quietSinceMs = clock.monotonicMs();
+      if (deadlineMs === null) {
+        if (quiet || this.#quickDeaths >= QUICK_DEATHS_MAX) late.reject(this.#notReady(pace?.text() ?? null));
+      } else if (clock.monotonicMs() >= deadlineMs) late.reject(this.#notReady(null));
+      const leftMs = deadlineMs === null ? LOOK_MS : Math.min(LOOK_MS, deadlineMs - clock.monotonicMs());
+      cancel = clock.timer(Math.max(1, leftMs), look);
+    };
+    look();
     try {
       await Promise.race([this.#ready.promise, late.promise]);
     } finally {
       cancel();
     }
+  }
+
+  #notReady(what: string | null): GodwitError {
+    return new GodwitError(
+      'ATTACH_SERVER_NOT_READY',
+      `the volume server does not get ready${what === null ? '' : `: ${what}`}`,
+      {
+        values: { restarts: this.#restarts, lastError: this.#lastError?.message ?? null },
+        nextAction: `Its log says why: ${this.#options.logPath}`,
+        ...(this.#lastError === null ? {} : { cause: this.#lastError }),
+      },
+    );
   }
 }
 

@@ -18,6 +18,9 @@ export type LineMessage =
 /** Longest accepted line. A peer that sends more is broken: the connection ends with `RPC_LINE_TOO_LONG`. */
 export const LINE_BYTES_MAX = 4 * 1024 * 1024;
 
+/** Longest time of setTimeout. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+
 export type LineHandler = (op: string, args: unknown) => Promise<unknown>;
 
 /** One end of a line-JSON conversation; both ends may ask. */
@@ -64,27 +67,44 @@ export class LineRpc {
     output.on('error', end);
   }
 
-  /** Rejects with the peer's error, with `RPC_CLOSED` when the connection ends, with `RPC_TIMEOUT` after `timeoutMs`. */
-  call(op: string, args: unknown = {}, timeoutMs = 30_000): Promise<unknown> {
+  /**
+   * Rejects with the peer's error, with `RPC_CLOSED` when the connection ends, with `RPC_TIMEOUT` after `timeoutMs` (null: never), and with the
+   * reason of `signal`.
+   */
+  call(
+    op: string,
+    args: unknown = {},
+    timeoutMs: number | null = 30_000,
+    signal?: AbortSignal,
+  ): Promise<unknown> {
     if (this.#closed) return Promise.reject(this.#closed);
+    if (signal?.aborted) return Promise.reject(signal.reason);
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
-      const timeout = setTimeout(() => {
+      const giveUp = (reason: unknown) => {
+        const pending = this.#pending.get(id);
         this.#pending.delete(id);
-        reject(
-          new GodwitError('RPC_TIMEOUT', `no answer to ${op} within ${timeoutMs} ms`, {
-            values: { op, timeoutMs },
-            nextAction: 'The process on the other side hangs or the machine is overloaded; ask again.',
-          }),
-        );
-      }, timeoutMs);
+        pending?.reject(reason as Error);
+      };
+      const late = () => giveUp(rpcTimeout(op, timeoutMs ?? 0));
+      const onAbort = () => giveUp(signal?.reason);
+      // When this process was stopped, or had no processor, its timers are due before the answers are read that came meanwhile.
+      const timeout =
+        timeoutMs === null
+          ? undefined
+          : setTimeout(() => setImmediate(() => setImmediate(late)), Math.min(timeoutMs, TIMER_MS_MAX));
+      signal?.addEventListener('abort', onAbort, { once: true });
+      const over = () => {
+        clearTimeout(timeout);
+        signal?.removeEventListener('abort', onAbort);
+      };
       this.#pending.set(id, {
         resolve: (value) => {
-          clearTimeout(timeout);
+          over();
           resolve(value);
         },
         reject: (error) => {
-          clearTimeout(timeout);
+          over();
           reject(error);
         },
       });
@@ -164,4 +184,12 @@ export class LineRpc {
     this.#pending.clear();
     this.#resolveClosed();
   }
+}
+
+/** No answer in time, or from a process that answers nothing else either. */
+export function rpcTimeout(op: string, timeoutMs: number): GodwitError {
+  return new GodwitError('RPC_TIMEOUT', `no answer to ${op} within ${Math.round(timeoutMs)} ms`, {
+    values: { op, timeoutMs: Math.round(timeoutMs) },
+    nextAction: 'The process on the other side hangs or the machine is overloaded; ask again.',
+  });
 }

@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { mkdir, open, readdir, readFile, rmdir, symlink, unlink } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 
 /** configfs, as far as LIO needs it: objects are folders that the kernel fills, attributes are files. Paths are absolute. */
 export interface ConfigTree {
@@ -17,7 +18,7 @@ export interface ConfigTree {
   unlink(path: string): Promise<void>;
 }
 
-const DEADLINE_MS = 30_000;
+const DEADLINE_MS = PATIENCE.configTree.ms;
 
 /**
  * The host's own. Rejects with Node's errors, and `HOST_CONFIGFS_STUCK` where the kernel does not come back in time: removing a target waits for

@@ -1,7 +1,8 @@
+import { PATIENCE } from '../base/patience.ts';
 import { failedError, mustRun, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
 
 /** argon2id takes seconds by design, and longer on a slow machine. */
-const UNLOCK_DEADLINE_MS = 60_000;
+const UNLOCK_DEADLINE_MS = PATIENCE.unlock.ms;
 /** cryptsetup(8), RETURN CODES: wrong device, which `status` ends with for a name that is not active. */
 const EXIT_NO_DEVICE = 4;
 

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { GodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { MapperTable } from './mapper-table.ts';
 import { encodeMapperTable } from './mapper-table.ts';
 import { failedError, mustRun, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
@@ -8,7 +9,7 @@ import { failedError, mustRun, type ToolOutput, type Tools, unknownOutputError }
 export const MAPPER_FOLDER = '/dev/mapper';
 
 /** A suspend waits for what is in flight, which may wait for a source that is away. */
-const SUSPEND_DEADLINE_MS = 60_000;
+const SUSPEND_DEADLINE_MS = PATIENCE.suspend.ms;
 
 /** First number of the versions of linear, clone and crypt, since each of them is there. */
 const TARGET_VERSION = 1;

@@ -1,6 +1,7 @@
+import { PATIENCE } from '../base/patience.ts';
 import { failedError, type Tools, unknownOutputError } from './tools.ts';
 
-const DEADLINE_MS = 300_000;
+const DEADLINE_MS = PATIENCE.trim.ms;
 
 /**
  * Discards what the mounted filesystem does not use; the bytes that it told the device. ext4 tells each free range once for a mount. Rejects

@@ -2,6 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { replaceFile } from '../sys/durable-file.ts';
 import { failedError, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
 
@@ -21,8 +22,8 @@ export type IscsiSession = { sessionId: number; host: string; port: number; targ
 const EXIT = { sessionExists: 15, noRecords: 21, noDaemon: 20 } as const;
 /** Of every export of godwit. Named, so that the place of the record is known. */
 const PORTAL_GROUP = 1;
-const LOGIN_DEADLINE_MS = 60_000;
-const DISK_TIMEOUT_MS = 30_000;
+const LOGIN_DEADLINE_MS = PATIENCE.kernelLogin.ms;
+const DISK_TIMEOUT_MS = PATIENCE.kernelDisk.ms;
 const DISK_POLL_MS = 20;
 
 export type IscsiadmOptions = {

@@ -1,9 +1,10 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { systemTools, type Tools } from './tools.ts';
 
-const DEADLINE_MS = 5_000;
+const DEADLINE_MS = PATIENCE.loop.ms;
 
 export type AttachLoopOptions = {
   filePath: string;

@@ -1,8 +1,9 @@
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { systemTools, type Tools } from './tools.ts';
 
 const EXT4_JOURNAL_BYTES_MAX = 64 * 2 ** 20;
-const DEADLINE_MS = 120_000;
+const DEADLINE_MS = PATIENCE.makeFilesystem.ms;
 const PACKAGES = { ext4: 'e2fsprogs', xfs: 'xfsprogs' } as const;
 
 export type MkfsOptions = {

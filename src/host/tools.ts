@@ -1,9 +1,13 @@
 import { spawn } from 'node:child_process';
+import { systemClock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+import { ProcessPace } from '../base/process-pace.ts';
 
 export type ToolOutput = { exitCode: number | null; stdout: string; stderr: string };
 
 export type ToolOptions = {
+  /** How long it may run without using a processor, or reading from a disk. */
   deadlineMs?: number;
   /** On standard input: what must not be seen in the process list. */
   input?: string;
@@ -15,12 +19,14 @@ export type ToolOptions = {
 export interface Tools {
   /**
    * The exit code and output of a program that ended by itself. Rejects `HOST_TOOL_MISSING` when there is no such program, and `HOST_TOOL_STUCK` when it
-   * did not end in time: it is killed then, and not waited for, because a process in an uninterruptible wait does not die.
+   * did nothing for its deadline: it is killed then, and not waited for, because a process in an uninterruptible wait does not die.
    */
   run(argv: readonly [string, ...string[]], options?: ToolOptions): Promise<ToolOutput>;
 }
 
-const DEADLINE_MS = 15_000;
+const DEADLINE_MS = PATIENCE.hostProgram.ms;
+/** At what it does, within its deadline. */
+const LOOKS = 10;
 /** More than any of them has to say. */
 const OUTPUT_CHARACTERS_MAX = 1024 * 1024;
 
@@ -52,13 +58,16 @@ export function systemTools(options: SystemToolsOptions = {}): Tools {
         });
         let stdout = '';
         let stderr = '';
-        const timeout = setTimeout(() => {
+        const pace = new ProcessPace(child.pid ?? 0, systemClock, { quietMs: deadlineMs });
+        const timeout = setInterval(() => {
+          if (!pace.isQuiet()) return;
+          clearInterval(timeout);
           if (child.pid !== undefined) killGroup(child.pid);
           child.stdout?.destroy();
           child.stderr?.destroy();
           child.unref();
           reject(stuckError(program, args, deadlineMs));
-        }, deadlineMs);
+        }, deadlineMs / LOOKS);
         child.stdout?.on('data', (chunk: Buffer) => {
           if (stdout.length < OUTPUT_CHARACTERS_MAX) stdout += chunk.toString('utf8');
         });
@@ -68,11 +77,11 @@ export function systemTools(options: SystemToolsOptions = {}): Tools {
         child.stdin?.on('error', () => {});
         child.stdin?.end(input);
         child.on('error', (cause) => {
-          clearTimeout(timeout);
+          clearInterval(timeout);
           reject(missingError(program, cause));
         });
         child.on('close', (exitCode) => {
-          clearTimeout(timeout);
+          clearInterval(timeout);
           resolve({ exitCode, stdout, stderr });
         });
       });
@@ -127,7 +136,7 @@ function missingError(program: string, cause: Error): GodwitError {
 function stuckError(program: string, args: readonly string[], deadlineMs: number): GodwitError {
   return new GodwitError(
     'HOST_TOOL_STUCK',
-    `${[program, ...args].join(' ')} did not end within ${deadlineMs} ms and was killed`,
+    `${[program, ...args].join(' ')} did nothing for ${deadlineMs} ms and was killed`,
     {
       values: { program, deadlineMs },
       nextAction: 'A device underneath does not answer; the kernel log (dmesg) says which.',

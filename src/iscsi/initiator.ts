@@ -130,6 +130,9 @@ const DEFAULTS = {
 };
 /** What a target says, or turns out to be, that another try would not change. */
 const REFUSALS = new Set(['ISCSI_LOGIN_REFUSED', 'ISCSI_TARGET_NOT_AUTHENTIC', 'ISCSI_TLS_REFUSED']);
+/** Ends that a target which is only slow brings about as well. */
+const SILENCE = new Set(['ISCSI_SILENT', 'ISCSI_LOGIN_TIMEOUT']);
+const PATIENCE_MAX = 8;
 const DATA_SEGMENT_BYTES = 1024 * 1024;
 const BURST_BYTES = 1024 * 1024;
 /** A command that the target aborts again and again is given up; one that it is too busy for is not. */
@@ -172,6 +175,8 @@ export class IscsiInitiator implements BlockDevice {
   #nextLook: Promise<void> | null = null;
   #lookedAtMs = 0;
   #answers = 0;
+  /** Doubles with each connection that ended because the target was silent, so that one that is only slow gets its word in; halves with each other end. */
+  #patience = 1;
   #failure: GodwitError | null = null;
   #loop: Promise<void> | null = null;
   readonly #statistics = { bytesRead: 0, bytesWritten: 0, reconnects: 0, replayed: 0 };
@@ -696,6 +701,10 @@ export class IscsiInitiator implements BlockDevice {
       } catch (error) {
         if (this.#failure !== null) return;
         const known = error as GodwitError;
+        const silent = SILENCE.has(known.code);
+        this.#patience = silent
+          ? Math.min(this.#patience * 2, PATIENCE_MAX)
+          : Math.max(1, this.#patience / 2);
         const refused = REFUSALS.has(known.code);
         if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
           this.#fail(known);
@@ -744,10 +753,11 @@ export class IscsiInitiator implements BlockDevice {
     });
     const { session, socket, writer } = this.#dial(portal, ready, over);
     this.#socket = socket;
-    const cancel = this.#clock.timer(this.#options.loginTimeoutMs, () =>
+    const timeoutMs = this.#options.loginTimeoutMs * this.#patience;
+    const cancel = this.#clock.timer(timeoutMs, () =>
       session.fail(
         new GodwitError('ISCSI_LOGIN_TIMEOUT', 'The iSCSI target did not complete the login in time', {
-          values: { host: portal.host, port: portal.port, timeoutMs: this.#options.loginTimeoutMs },
+          values: { host: portal.host, port: portal.port, timeoutMs },
           nextAction: 'Check the network and the host of the target; the login is tried again.',
         }),
       ),
@@ -848,7 +858,7 @@ export class IscsiInitiator implements BlockDevice {
       lun: this.#options.lun,
       dataSegmentBytesMax: DATA_SEGMENT_BYTES,
       keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
-      keepAliveTimeoutMs: this.#options.keepAliveTimeoutMs,
+      keepAliveTimeoutMs: this.#options.keepAliveTimeoutMs * this.#patience,
       clock: this.#clock,
       logger: this.#logger,
       onReady,

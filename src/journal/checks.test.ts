@@ -40,7 +40,7 @@ type Flaw = 'none' | 'undo forgets' | 'undo is not repeatable' | 'step is not re
 function moveIn(world: SetWorld, flaw: Flaw): RunDefinition<string> {
   const step = (name: string, more: Partial<StepDefinition<string>> = {}): StepDefinition<string> => ({
     name,
-    deadlineMs: 60_000,
+    quietMs: 60_000,
     do: async ({ put }) => {
       if (flaw === 'step is not repeatable') assert.ok(!world.names.has(name), 'once only');
       world.names.add(name);
@@ -141,7 +141,7 @@ test('whatever steps do and wherever the process dies, a run ends and its world 
         resource: (machine) => machine,
         steps: steps.map((_step, index) => ({
           name: `s${index}`,
-          deadlineMs: 15_000,
+          quietMs: 15_000,
           pointOfNoReturn: index === pivot,
           do: async ({ signal }) => {
             for (let before = 0; before < index; before++)

@@ -13,9 +13,9 @@ const definition: RunDefinition<string> = {
   kind: 'move',
   resource: (machine) => machine,
   steps: [
-    { name: 'one', deadlineMs: 1, do: async () => {}, undo: async () => {} },
-    { name: 'pivot', deadlineMs: 1, do: async () => {}, pointOfNoReturn: true },
-    { name: 'after', deadlineMs: 1, do: async () => {}, undo: async () => {} },
+    { name: 'one', quietMs: 1, do: async () => {}, undo: async () => {} },
+    { name: 'pivot', quietMs: 1, do: async () => {}, pointOfNoReturn: true },
+    { name: 'after', quietMs: 1, do: async () => {}, undo: async () => {} },
   ],
 };
 
@@ -50,7 +50,7 @@ const { systemClock } = await import(at + '../base/clock.ts');
 const { systemRandom } = await import(at + '../base/random.ts');
 const { silentLogger } = await import(at + '../base/logger.ts');
 const { appendFileSync } = await import('node:fs');
-const step = (name) => ({ name, deadlineMs: 60000, do: async () => appendFileSync(process.env.DID, name + '\\n') });
+const step = (name) => ({ name, quietMs: 60000, do: async () => appendFileSync(process.env.DID, name + '\\n') });
 const journal = new Journal({
   database: process.env.DATABASE, clock: systemClock, random: systemRandom, logger: silentLogger,
   crashPoints: crashPointsFromEnvironment(process.env),

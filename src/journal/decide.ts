@@ -3,8 +3,8 @@ import type { Random } from '../base/random.ts';
 import { type EventBody, type History, type StoredStep, sideOf } from './history.ts';
 
 /*
- * What a run does next, from its history and the time alone. The journal asks after everything that happens, does the one thing
- * that it is told, and asks again.
+ * What a run does next, from its history and from how long nothing in it has advanced. The journal asks after everything that happens, does the
+ * one thing that it is told, and asks again.
  */
 
 export type Action =
@@ -16,18 +16,29 @@ export type Action =
   /** The run is over. */
   | { type: 'rest' };
 
-/** Pure. `nowMs` is wall clock. */
-export function decide(history: History, nowMs: number): Action {
+/** The time, for a decision. The two durations are of the monotonic clock: a wall clock that is set makes no step late. */
+export type Now = {
+  wallMs: number;
+  /** Since anything in the step at the cursor advanced last; since its first attempt began, where nothing has. */
+  quietMs: number;
+  /** The same for the attempt that is in progress. */
+  attemptQuietMs: number;
+};
+
+/** Pure. */
+export function decide(history: History, now: Now): Action {
   if (history.phase === 'ended' || history.phase === 'new') return { type: 'rest' };
-  if (history.inFlight) return decideInFlight(history, history.inFlight.limitAtMs, nowMs);
+  if (history.inFlight) return decideInFlight(history, now);
   if (history.forced?.how === 'forget') {
     return finish('failed', history.undoing?.error ?? forgotten(history.forced.by));
   }
-  return history.phase === 'undoing' ? decideBackward(history, nowMs) : decideForward(history, nowMs);
+  return history.phase === 'undoing' ? decideBackward(history, now) : decideForward(history, now);
 }
 
-function decideInFlight(history: History, limitAtMs: number, nowMs: number): Action {
-  if (nowMs >= limitAtMs && history.overdueSinceMs === null) {
+function decideInFlight(history: History, now: Now): Action {
+  const { deadlineMs } = history.header.steps[history.cursor]!;
+  const leftMs = deadlineMs - (ownLimit(history) ? now.attemptQuietMs : now.quietMs);
+  if (leftMs <= 0 && history.overdueSinceMs === null) {
     return { type: 'append', body: { type: 'overdue', step: history.cursor } };
   }
   let stop: WireError | null = null;
@@ -35,11 +46,16 @@ function decideInFlight(history: History, limitAtMs: number, nowMs: number): Act
   else if (history.forced) stop = forgotten(history.forced.by);
   else if (history.phase === 'forward' && history.cancelReason !== null)
     stop = cancelled(history.cancelReason);
-  else if (nowMs >= limitAtMs) stop = pastDeadline(history);
-  return { type: 'await', stop, wakeAtMs: nowMs < limitAtMs ? limitAtMs : null };
+  else if (leftMs <= 0) stop = nothingAdvances(history);
+  return { type: 'await', stop, wakeAtMs: leftMs > 0 ? now.wallMs + leftMs : null };
 }
 
-function decideForward(history: History, nowMs: number): Action {
+/** True for an undo, and for a step that is tried again although it was quiet for too long: such attempts have a patience of their own. */
+function ownLimit({ phase, steps, cursor, inFlight }: History): boolean {
+  return phase === 'undoing' || inFlight!.limitAtMs > (steps[cursor]?.deadlineAtMs ?? 0);
+}
+
+function decideForward(history: History, { wallMs: nowMs, quietMs }: Now): Action {
   const { cursor, failure } = history;
   const side = sideOf(history);
   if (history.forced?.how === 'undo') return undo('undone', forcedUndo(history.forced.by));
@@ -53,10 +69,10 @@ function decideForward(history: History, nowMs: number): Action {
   const current = history.steps[cursor];
   if (!stored || !current) return finish('done', null);
 
-  const deadlineAtMs = current.deadlineAtMs ?? nowMs + stored.deadlineMs;
-  const undoable = side === 'before';
-  const late = nowMs >= deadlineAtMs;
-  if (late && undoable) return undo('undone', pastDeadline(history));
+  const late = quietMs >= stored.deadlineMs;
+  const deadlineAtMs = nowMs + stored.deadlineMs - quietMs;
+  if (late && side === 'before' && stored.whenQuiet !== 'wait')
+    return undo('undone', nothingAdvances(history));
   if (late && history.overdueSinceMs === null)
     return { type: 'append', body: { type: 'overdue', step: cursor } };
   const untilMs = backoffUntil(history, nowMs);
@@ -68,13 +84,13 @@ function decideForward(history: History, nowMs: number): Action {
       step: cursor,
       attempt: current.attempts + 1,
       deadlineAtMs,
-      // Past its deadline a step that cannot be undone is tried again; each attempt has the same time once more.
+      // A step that was quiet for too long and is not undone is tried again; each attempt may be quiet for as long once more.
       limitAtMs: late ? nowMs + stored.deadlineMs : deadlineAtMs,
     },
   };
 }
 
-function decideBackward(history: History, nowMs: number): Action {
+function decideBackward(history: History, { wallMs: nowMs }: Now): Action {
   const { cursor, undoing } = history;
   if (cursor === -1) return finish(undoing!.endState, undoing!.error);
   const untilMs = backoffUntil(history, nowMs);
@@ -133,15 +149,15 @@ function forgotten(by: string): WireError {
   );
 }
 
-function pastDeadline(history: History): WireError {
+function nothingAdvances(history: History): WireError {
   const stored = history.header.steps[history.cursor]!;
   const last = history.failure?.error ?? (history.reason && { ...history.reason, code: null });
   const seconds = Math.round(stored.deadlineMs / 100) / 10;
   const what = history.phase === 'undoing' ? `the undo of step ${stored.name}` : `step ${stored.name}`;
   return wire(
-    'JOURNAL_STEP_DEADLINE',
-    `${what} did not end within ${seconds} s${last ? `; last: ${last.message}` : ''}`,
-    { step: stored.name, deadlineMs: stored.deadlineMs, ...(last?.code ? { lastCode: last.code } : {}) },
+    'JOURNAL_STEP_QUIET',
+    `nothing advanced in ${what} for ${seconds} s${last ? `; last: ${last.message}` : ''}`,
+    { step: stored.name, quietMs: stored.deadlineMs, ...(last?.code ? { lastCode: last.code } : {}) },
     last?.nextAction ?? 'Look for what the step waited for, then start again.',
   );
 }

@@ -1,6 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, type WireError } from '../base/errors.ts';
+import type { Progress } from '../base/progress.ts';
 import type { RunState, RunView, StepView } from './run.ts';
 
 /*
@@ -14,7 +15,10 @@ export const StoredStep = Type.Object({
   name: Type.String(),
   pointOfNoReturn: Type.Boolean(),
   undo: Type.Boolean(),
+  /** `quietMs` of its definition. Of a run that this code carries on, today's holds, not that of the start (journal.ts). */
   deadlineMs: Type.Number({ exclusiveMinimum: 0 }),
+  /** Left out: `undo`, as all steps were once. */
+  whenQuiet: Type.Optional(Type.Union([Type.Literal('undo'), Type.Literal('wait')])),
   retryInitialMs: Type.Number({ minimum: 0 }),
   retryMaxMs: Type.Number({ minimum: 0 }),
 });
@@ -42,7 +46,7 @@ const attempt = Type.Integer({ minimum: 1 });
 /** The kinds of event, in the order in which a run meets them. Times are wall clock, ms since the epoch. */
 export const EventBody = Type.Union([
   Type.Object({ type: Type.Literal('started') }),
-  /** `deadlineAtMs`: of the step, counted from its first attempt. `limitAtMs`: when this attempt is told to stop. */
+  /** When the step, and this attempt of it, are over if nothing advances from here on. What advances later is not in the log. */
   Type.Object({
     type: Type.Literal('step-started'),
     step,
@@ -62,7 +66,7 @@ export const EventBody = Type.Union([
   }),
   Type.Object({ type: Type.Literal('put'), step, values: Type.Record(Type.String(), Type.Unknown()) }),
   Type.Object({ type: Type.Literal('waiting'), step, message: Type.String(), nextAction: Type.String() }),
-  /** The step (or undo) has passed its limit and goes on. */
+  /** Nothing in the step (or undo) has advanced for as long as it may, and it goes on. */
   Type.Object({ type: Type.Literal('overdue'), step }),
   /** The process died or ended during the attempt that had started last. */
   Type.Object({ type: Type.Literal('resumed'), step }),
@@ -106,7 +110,7 @@ export const storedStepsSchema = Compile(Type.Array(StoredStep, { minItems: 1 })
 
 export type StepHistory = Omit<StepView, 'name' | 'pointOfNoReturn'> & {
   undoAttempts: number;
-  /** Counted from the first attempt; null before it. */
+  /** Of its latest attempt; null before the first. */
   deadlineAtMs: number | null;
 };
 
@@ -450,7 +454,11 @@ function passedOver(
 }
 
 /** The run as others see it. `parked`: a reason outside the log for which it cannot go on now. */
-export function viewOf(history: History, parked: RunView['reason'] = null): RunView {
+export function viewOf(
+  history: History,
+  parked: RunView['reason'] = null,
+  progress: Progress | null = null,
+): RunView {
   const { header, end } = history;
   const reason = end ? null : (parked ?? reasonOf(history));
   let state: RunState;
@@ -477,6 +485,7 @@ export function viewOf(history: History, parked: RunView['reason'] = null): RunV
     pastPointOfNoReturn: sideOf(history) === 'past',
     cancelRequested: history.cancelReason !== null,
     reason,
+    ...(progress !== null && !end && { progress }),
     error: end ? end.error : (history.undoing?.error ?? null),
     createdAtMs: header.createdAtMs,
     endedAtMs: end?.atMs ?? null,
@@ -490,7 +499,7 @@ function reasonOf(history: History): RunView['reason'] {
   const what = history.phase === 'undoing' ? `the undo of step ${name}` : `step ${name}`;
   const doing = history.inFlight ? 'was told to stop and has not ended yet' : 'is tried again and again';
   return {
-    message: `${what} is past its deadline and ${doing}${history.reason ? `: ${history.reason.message}` : ''}`,
+    message: `nothing advances in ${what}, which ${doing}${history.reason ? `: ${history.reason.message}` : ''}`,
     nextAction:
       history.reason?.nextAction ??
       'Look for what the step waits for; it goes on by itself when that is there.',

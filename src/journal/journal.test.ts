@@ -6,6 +6,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { advanced, progressText } from '../base/progress.ts';
 import { seededRandom } from '../base/random.ts';
 import { Crash, type CrashPoints } from './crash-points.ts';
 import { Journal } from './journal.ts';
@@ -50,7 +51,7 @@ class Bench {
   step(name: string, work: Do = () => {}, more: Partial<StepDefinition<Input>> = {}): StepDefinition<Input> {
     return {
       name,
-      deadlineMs: 60_000,
+      quietMs: 60_000,
       do: async (context) => {
         this.did.push(name);
         await work(context);
@@ -198,7 +199,7 @@ test('defect 2: kinds do not resume each other; unknown kinds and steps wait and
   const third = bench.journal([stop('halt'), kindOf('move', bench.step('go'))]);
   third.resume();
   // The deadline ran on while nobody knew the kind: 60 s of it are over.
-  assert.equal((await bench.end(third, 'b')).error?.code, 'JOURNAL_STEP_DEADLINE');
+  assert.equal((await bench.end(third, 'b')).error?.code, 'JOURNAL_STEP_QUIET');
   assert.deepEqual(bench.did, ['undo go']);
 });
 
@@ -270,7 +271,7 @@ test('defect 4: attempts and deadline survive restarts, a step has a deadline, a
         attempts.push(attempt);
         throw new Error('always the same text');
       },
-      { deadlineMs: 30_000, retry: { initialMs: 4_000, maxMs: 4_000 } },
+      { quietMs: 30_000, retry: { initialMs: 4_000, maxMs: 4_000 } },
     ),
   );
   const atMs = bench.clock.wallMs();
@@ -293,7 +294,7 @@ test('defect 4: attempts and deadline survive restarts, a step has a deadline, a
   );
   const run = bench.journal([definition]).get('a');
   assert.equal(run.state, 'undone');
-  assert.equal(run.error?.code, 'JOURNAL_STEP_DEADLINE');
+  assert.equal(run.error?.code, 'JOURNAL_STEP_QUIET');
   assert.equal(run.endedAtMs, atMs + 30_000);
   assert.deepEqual(bench.did.slice(-2), ['undo two', 'undo one']);
 });
@@ -441,7 +442,7 @@ test('a step that is tried for days keeps its first and latest attempts in the l
         waiting(`attempt ${attempt}`, 'wait');
         throw new Retry(`still ${attempt}`, { afterMs: 1_000 });
       },
-      { deadlineMs: 10_000_000 },
+      { quietMs: 10_000_000 },
     ),
   );
   const journal = bench.journal([definition]);
@@ -479,7 +480,7 @@ test('deadline before the point of no return: the step is told to stop and the r
             throw error;
           }
         },
-        { deadlineMs: 5_000 },
+        { quietMs: 5_000 },
       ),
       bench.step('pivot', undefined, { pointOfNoReturn: true }),
     ),
@@ -494,10 +495,146 @@ test('deadline before the point of no return: the step is told to stop and the r
   assert.equal(journal.get(id).state, 'waiting');
   const run = await bench.end(journal, id);
   assert.equal(run.state, 'undone');
-  assert.ok(isGodwitError(told, 'JOURNAL_STEP_DEADLINE'));
-  assert.equal(run.error?.code, 'JOURNAL_STEP_DEADLINE');
+  assert.ok(isGodwitError(told, 'JOURNAL_STEP_QUIET'));
+  assert.equal(run.error?.code, 'JOURNAL_STEP_QUIET');
   assert.equal(run.endedAtMs! - run.createdAtMs, 5_000);
   assert.deepEqual(bench.did, ['one', 'two', 'undo two', 'undo one']);
+});
+
+test('a step in which something advances is not ended for its length, and the run says how fast it is', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([
+    kindOf(
+      'move',
+      bench.step(
+        'slow',
+        async ({ signal }) => {
+          for (let part = 0; part < 1_000; part++) {
+            await bench.clock.sleep(4_900, signal);
+            advanced('dirty pages', 1_048_576, 'bytes');
+          }
+        },
+        { quietMs: 5_000 },
+      ),
+    ),
+  ]);
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(3_600_000);
+  const { state, progress, steps } = journal.get(id);
+  assert.deepEqual([state, steps[0]!.attempts, journal.events(id).length], ['running', 1, 2]);
+  assert.match(
+    progressText(progress!, bench.clock.wallMs()),
+    /^dirty pages: 734\.0 MiB in 3595\.1 s, 0\.2 MiB a second, the last 3\.\d s ago$/,
+  );
+  const run = await bench.end(journal, id);
+  assert.deepEqual([run.state, run.progress, bench.did], ['done', undefined, ['slow']]);
+});
+
+test('work that goes on after its attempt has ended does not keep the next one', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([
+    kindOf(
+      'move',
+      bench.step(
+        'one',
+        ({ signal, attempt }) => {
+          if (attempt > 1) return hang({ signal } as StepContext<Input>);
+          const tick = () => {
+            advanced('a thing of the past');
+            bench.clock.timer(1_000, tick);
+          };
+          tick();
+          throw new Error('left something behind');
+        },
+        { quietMs: 30_000 },
+      ),
+    ),
+  ]);
+  const { id } = journal.start('move', { machine: 'a' });
+  const run = await bench.end(journal, id);
+  assert.equal(run.error?.code, 'JOURNAL_STEP_QUIET');
+  assert.equal(run.endedAtMs! - run.createdAtMs, 30_000);
+});
+
+test('a worker that is away in the middle of a step costs it no patience, and one that sets its clock neither', async (t) => {
+  const bench = new Bench(t);
+  const definition = kindOf('move', bench.step('one', hang, { quietMs: 60_000 }));
+  const first = bench.journal([definition]);
+  first.start('move', { machine: 'a' }, { runId: 'a' });
+  await bench.clock.run(50_000);
+  bench.clock.stepWall(7_200_000);
+  await bench.clock.run(5_000);
+  assert.equal(first.get('a').state, 'running');
+  await bench.clock.runUntil(first.close());
+  await bench.clock.run(3_600_000);
+
+  const second = bench.journal([definition]);
+  second.resume();
+  await bench.clock.run(59_000);
+  assert.equal(second.get('a').state, 'running');
+  bench.clock.stepWall(-7_200_000);
+  await bench.clock.run(2_000);
+  assert.equal(second.get('a').state, 'undone');
+});
+
+test('a process that was stopped itself (SIGSTOP) holds the time against no step', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([kindOf('move', bench.step('one', hang, { quietMs: 60_000 }))]);
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(50_000);
+  bench.clock.skip(3_600_000);
+  await bench.clock.run(9_000);
+  assert.equal(journal.get(id).state, 'running');
+  await bench.clock.run(61_000);
+  assert.equal(journal.get(id).error?.code, 'JOURNAL_STEP_QUIET');
+});
+
+test('once the machine is stopped, silence undoes nothing: it is tried again, and a cancel still goes back', async (t) => {
+  const bench = new Bench(t);
+  const journal = bench.journal([
+    kindOf('move', bench.step('seal', hang, { quietMs: 10_000, whenQuiet: 'wait' })),
+  ]);
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(3_600_000);
+  const { state, reason, steps } = journal.get(id);
+  assert.equal(state, 'waiting');
+  assert.match(reason!.message, /nothing advances? in step seal/);
+  assert.ok(steps[0]!.attempts > 100);
+  journal.cancel(id, 'enough');
+  assert.equal((await bench.end(journal, id)).error?.code, 'JOURNAL_CANCELLED');
+  assert.deepEqual(bench.did.slice(-1), ['undo seal']);
+});
+
+test('a run of an earlier version goes on with the patience of today: its stored deadline is none any more', async (t) => {
+  const bench = new Bench(t);
+  const old = kindOf('move', bench.step('prepare', hang, { quietMs: 1_000 }), bench.step('stop'));
+  const first = bench.journal([old]);
+  first.start('move', { machine: 'a' }, { runId: 'a' });
+  await bench.clock.settle();
+  await bench.clock.runUntil(first.close());
+  // As 917665f wrote it: a deadline of one second from the first attempt, and no word on silence.
+  const database = new DatabaseSync(bench.path);
+  const steps = database.prepare("SELECT steps FROM runs WHERE id = 'a'").get()?.steps as string;
+  database.close();
+  assert.match(steps, /"deadlineMs":1000/);
+  assert.doesNotMatch(steps, /whenQuiet/);
+  await bench.clock.run(100_000);
+
+  const slow: Do = async ({ signal }) => {
+    for (let part = 0; part < 10; part++) {
+      await bench.clock.sleep(4_000, signal);
+      advanced('answers of worker-2');
+    }
+  };
+  const second = bench.journal([
+    kindOf(
+      'move',
+      bench.step('prepare', slow, { quietMs: 5_000 }),
+      bench.step('stop', undefined, { whenQuiet: 'wait' }),
+    ),
+  ]);
+  second.resume();
+  assert.equal((await bench.end(second, 'a')).state, 'done');
 });
 
 test('a step that ignores its signal delays its undo and says so; the two never run together', async (t) => {
@@ -506,13 +643,13 @@ test('a step that ignores its signal delays its undo and says so; the two never 
   const journal = bench.journal([
     kindOf(
       'move',
-      bench.step('deaf', () => promise, { deadlineMs: 1_000 }),
+      bench.step('deaf', () => promise, { quietMs: 1_000 }),
     ),
   ]);
   const { id } = journal.start('move', { machine: 'a' });
   await bench.clock.run(3_600_000);
   assert.deepEqual(bench.did, ['deaf']);
-  assert.match(journal.get(id).reason!.message, /deaf is past its deadline and was told to stop/);
+  assert.match(journal.get(id).reason!.message, /nothing advances in step deaf, which was told to stop/);
   reject(new Error('at last'));
   assert.equal((await bench.end(journal, id)).state, 'undone');
   assert.deepEqual(bench.did, ['deaf', 'undo deaf']);
@@ -541,7 +678,7 @@ for (const [where, steps] of [
                   });
                 }
               : undefined,
-            { deadlineMs: 10_000, pointOfNoReturn: name.endsWith('!') },
+            { quietMs: 10_000, pointOfNoReturn: name.endsWith('!') },
           ),
         ),
       ),
@@ -551,7 +688,10 @@ for (const [where, steps] of [
     assert.equal(journal.get(id).state, 'running');
     assert.throws(() => journal.cancel(id, 'too late'), code('JOURNAL_CANCEL_TOO_LATE'));
     await bench.clock.run(1_200);
-    assert.match(journal.get(id).reason!.message, /pivot is past its deadline and .*: worker-2 is silent/);
+    assert.match(
+      journal.get(id).reason!.message,
+      /nothing advances in step pivot, which .*: worker-2 is silent/,
+    );
     assert.equal(journal.get(id).reason!.nextAction, 'Look at worker-2.');
     const tried = journal.get(id).steps.find((step) => step.name === 'pivot')!.attempts;
     await bench.clock.run(120_000);
@@ -744,7 +884,7 @@ test('nudge tries again now', async (t) => {
         ({ attempt }) => {
           if (attempt === 1) throw new Retry('in an hour', { afterMs: 3_600_000, nextAction: 'Wait.' });
         },
-        { deadlineMs: 7_200_000 },
+        { quietMs: 7_200_000 },
       ),
     ),
   ]);

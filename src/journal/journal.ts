@@ -4,9 +4,11 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { type Advance, addAdvance, listening, type Progress } from '../base/progress.ts';
 import type { Random } from '../base/random.ts';
 import { CRASH_POINT_OF_EVENT, Crash, type CrashPoints, noCrashPoints } from './crash-points.ts';
-import { type Action, backoffMs, decide } from './decide.ts';
+import { type Action, backoffMs, decide, type Now } from './decide.ts';
 import {
   applyEvent,
   canTurnRound,
@@ -40,10 +42,14 @@ const RETRY_DEFAULT = { initialMs: 100, maxMs: 5_000 };
 const KEEP_MS_DEFAULT = 30 * 24 * 60 * 60 * 1000;
 const KEEP_RUNS_DEFAULT = 10_000;
 /** Between attempts to write a journal that cannot be written. */
-const APPEND_RETRY_MS = 1_000;
+const APPEND_RETRY_MS = PAUSE.appendRetry.ms;
 /** Longest single timer (setTimeout takes 2^31-1 ms); `decide` is asked again after it. */
 const TIMER_MAX_MS = 24 * 60 * 60 * 1000;
-const CLOSE_GRACE_MS = 10_000;
+const CLOSE_GRACE_MS = PATIENCE.journalClose.ms;
+/** A timer that is later than this says that this process did not run. */
+const LATE_MS = PAUSE.late.ms;
+/** What such a process has left, to hear what it did not. */
+const CATCH_UP_MS = PATIENCE.catchUp.ms;
 
 export type RunListener = (run: RunView, event: JournalEvent) => void;
 
@@ -70,6 +76,16 @@ type Attempt = {
   appendError: GodwitError | null;
 };
 
+/** When something last advanced in the step (or undo) at the cursor. On the monotonic clock, since the log and the wall clock may be set. */
+type Pace = {
+  readonly phase: History['phase'];
+  readonly cursor: number;
+  advancedMs: number;
+  /** Beginning of the attempt, or what advanced in it. */
+  attemptMs: number;
+  progress: Progress | null;
+};
+
 /** A run that holds its resource, in memory. */
 type LiveRun = {
   readonly header: RunHeader;
@@ -79,6 +95,7 @@ type LiveRun = {
   parked: RunView['reason'];
   damage: GodwitError | null;
   attempt: Attempt | null;
+  pace: Pace | null;
   /** An attempt has ended and the log does not know yet. */
   pendingEnd: AttemptEnd | null;
   /** Why the journal cannot be written at present. */
@@ -311,7 +328,7 @@ export class Journal {
   }
 
   /**
-   * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return. `forward`: the step's deadline begins anew;
+   * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return. `forward`: the step's patience begins anew;
    * a run that failed past its point of no return goes on, and one that was forced to go back, and whose kind turns round, goes forward again until
    * its first undo has ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither steps nor undos
    * are run any more. What is running is told to stop, and the run follows when it has. Throws JOURNAL_FORCE_REFUSED where it makes no sense,
@@ -337,7 +354,7 @@ export class Journal {
       this.#mustBeForget(run, how);
       if (run.history.inFlight) this.#append(run, [{ type: 'resumed', step: run.history.cursor }]);
       this.#append(run, [{ type: 'forced', how, by }]);
-      const action = decide(run.history, this.#clock.wallMs());
+      const action = decide(run.history, this.#now(run));
       assert(action.type === 'append', 'a forgotten run ends');
       this.#append(run, [action.body]);
       return this.get(id);
@@ -359,6 +376,7 @@ export class Journal {
       return this.nudge(id);
     }
     this.#append(run, [{ type: 'forced', how, by }, ...put]);
+    if (how === 'forward') run.pace = null;
     run.driven = true;
     this.#schedule(run);
     return this.#view(run);
@@ -434,12 +452,12 @@ export class Journal {
   }
 
   #adopt(loaded: LoadedRun): LiveRun {
-    const { header } = loaded;
-    const definition = this.#definitions.get(header.kind) ?? null;
-    const misfit = loaded.damage ? loaded.damage : misfitOf(header, definition);
+    const definition = this.#definitions.get(loaded.header.kind) ?? null;
+    const misfit = loaded.damage ? loaded.damage : misfitOf(loaded.header, definition);
+    const header = misfit || !definition ? loaded.header : withPatienceOf(definition, loaded.header);
     return {
       header,
-      history: loaded.history ?? newHistory(header),
+      history: loaded.history ? { ...loaded.history, header } : newHistory(header),
       definition,
       parked: misfit && {
         message: misfit.message,
@@ -448,6 +466,7 @@ export class Journal {
       },
       damage: loaded.damage,
       attempt: null,
+      pace: null,
       pendingEnd: null,
       trouble: null,
       cancelTimer: null,
@@ -480,7 +499,7 @@ export class Journal {
       if (run.history.inFlight && !run.attempt) {
         if (!this.#tryAppend(run, [{ type: 'resumed', step: run.history.cursor }])) return;
       }
-      const action = decide(run.history, this.#clock.wallMs());
+      const action = decide(run.history, this.#now(run));
       if (!this.#apply(run, action)) return;
     }
   }
@@ -518,9 +537,59 @@ export class Journal {
     }
   }
 
+  #now(run: LiveRun): Now {
+    const pace = this.#paceOf(run);
+    const monotonicMs = this.#clock.monotonicMs();
+    return {
+      wallMs: this.#clock.wallMs(),
+      quietMs: monotonicMs - pace.advancedMs,
+      attemptQuietMs: monotonicMs - pace.attemptMs,
+    };
+  }
+
+  #paceOf(run: LiveRun): Pace {
+    const { phase, cursor } = run.history;
+    if (run.pace?.phase === phase && run.pace.cursor === cursor) return run.pace;
+    const nowMs = this.#clock.monotonicMs();
+    const advancedMs = nowMs - this.#quietBefore(run);
+    run.pace = { phase, cursor, advancedMs, attemptMs: nowMs, progress: null };
+    return run.pace;
+  }
+
+  /**
+   * How long the step at the cursor was quiet before this process looks at it for the first time. An attempt that died with its process may have
+   * been about to end: it begins anew. A step whose attempts failed has had its time.
+   */
+  #quietBefore({ history }: LiveRun): number {
+    const since = history.steps[history.cursor]?.startedAtMs ?? null;
+    const inAttempt = history.failure === null;
+    if (history.phase !== 'forward' || since === null || inAttempt) return 0;
+    return Math.max(0, this.#clock.wallMs() - since);
+  }
+
+  #advanced(run: LiveRun, attempt: Attempt, pace: Pace, advance: Advance): void {
+    // Work that a step left behind, or another one's.
+    if (run.attempt !== attempt || run.pace !== pace) return;
+    const nowMs = this.#clock.monotonicMs();
+    pace.advancedMs = nowMs;
+    pace.attemptMs = nowMs;
+    pace.progress = addAdvance(pace.progress, advance, this.#clock.wallMs());
+  }
+
   #wakeAt(run: LiveRun, atMs: number): void {
     const delayMs = Math.min(TIMER_MAX_MS, Math.max(1, atMs - this.#clock.wallMs()));
-    run.cancelTimer = this.#clock.timer(delayMs, () => this.#schedule(run));
+    const dueMs = this.#clock.monotonicMs() + delayMs;
+    run.cancelTimer = this.#clock.timer(delayMs, () => {
+      // This process was stopped, or had no processor: what advanced meanwhile is about to be read, and is not held against the step.
+      const lateMs = this.#clock.monotonicMs() - dueMs;
+      if (lateMs > LATE_MS && run.pace) {
+        const nowMs = this.#clock.monotonicMs();
+        const asleepMs = lateMs + Math.min(delayMs, CATCH_UP_MS);
+        run.pace.advancedMs = Math.min(nowMs, run.pace.advancedMs + asleepMs);
+        run.pace.attemptMs = Math.min(nowMs, run.pace.attemptMs + asleepMs);
+      }
+      this.#schedule(run);
+    });
   }
 
   /** Calls `do` or `undo`. */
@@ -531,6 +600,9 @@ export class Journal {
     const { promise: settled, resolve } = Promise.withResolvers<void>();
     const attempt: Attempt = { controller, settled, appendError: null };
     run.attempt = attempt;
+    const pace = this.#paceOf(run);
+    pace.attemptMs = this.#clock.monotonicMs();
+    const listener = (advance: Advance) => this.#advanced(run, attempt, pace, advance);
     const context = this.#context(run, attempt, started);
     const ended = (thrown: { error: unknown } | null, values?: Record<string, unknown>) => {
       resolve();
@@ -549,7 +621,7 @@ export class Journal {
         }
       }
     };
-    (async () => work(context))().then(
+    listening(listener, async () => work(context)).then(
       (values) => ended(null, started.type === 'step-started' ? (values ?? undefined) : undefined),
       (error: unknown) => ended({ error }),
     );
@@ -648,7 +720,7 @@ export class Journal {
         run.pendingEnd = null;
       } else {
         const put = this.#putOf(run, end);
-        const next = this.#state === 'open' ? startAfter(run, [...put, body], this.#clock.wallMs()) : null;
+        const next = this.#state === 'open' ? startAfter(run, [...put, body], this.#now(run)) : null;
         this.#append(run, [...put, body, ...(next ? [next] : [])]);
         run.pendingEnd = null;
         if (next) this.#launch(run, next);
@@ -799,7 +871,7 @@ export class Journal {
   #view(run: LiveRun): RunView {
     return run.damage
       ? viewOfDamaged(run.header, run.damage, 'waiting', null)
-      : viewOf(run.history, run.parked ?? run.trouble);
+      : viewOf(run.history, run.parked ?? run.trouble, run.attempt ? (run.pace?.progress ?? null) : null);
   }
 
   #find(id: string): RunView | null {
@@ -891,8 +963,8 @@ function checkDefinition({ kind, steps }: RunDefinition<never>): void {
   for (const step of steps) {
     assert(name.test(step.name) && step.name !== 'run', `step ${kind}:${step.name} has no proper name`);
     assert(
-      step.deadlineMs > 0 && Number.isFinite(step.deadlineMs),
-      `step ${kind}:${step.name} has no deadline`,
+      step.quietMs > 0 && Number.isFinite(step.quietMs),
+      `step ${kind}:${step.name} may be quiet for ever`,
     );
   }
 }
@@ -902,13 +974,24 @@ function storedSteps({ steps }: RunDefinition<unknown>): StoredStep[] {
     name: step.name,
     pointOfNoReturn: step.pointOfNoReturn ?? false,
     undo: step.undo !== undefined,
-    deadlineMs: step.deadlineMs,
+    deadlineMs: step.quietMs,
+    ...(step.whenQuiet === 'wait' && { whenQuiet: step.whenQuiet }),
     retryInitialMs: step.retry?.initialMs ?? RETRY_DEFAULT.initialMs,
     retryMaxMs: step.retry?.maxMs ?? RETRY_DEFAULT.maxMs,
   }));
 }
 
-/** Why a stored run cannot be carried on with this code, or null. Deadlines and backoffs may differ: those of the start hold. */
+/** A run waits as long as the code that carries it on says: what an earlier version called the deadline of a step ended also one that advanced. */
+function withPatienceOf(definition: RunDefinition<unknown>, header: RunHeader): RunHeader {
+  const today = storedSteps(definition);
+  const steps = header.steps.map(({ whenQuiet: _then, ...step }, index) => {
+    const { deadlineMs, whenQuiet } = today[index]!;
+    return { ...step, deadlineMs, ...(whenQuiet && { whenQuiet }) };
+  });
+  return { ...header, steps };
+}
+
+/** Why a stored run cannot be carried on with this code, or null. Backoffs may differ: those of the start hold. */
 function misfitOf(header: RunHeader, definition: RunDefinition<unknown> | null): GodwitError | null {
   const nextAction = `Run the version of godwit that started run ${header.id} until it has ended, or put its resource in order by hand and force it with "forget".`;
   if (!definition) {
@@ -987,13 +1070,15 @@ function isIn(output: Readonly<Record<string, unknown>>, values: Readonly<Record
 function startAfter(
   run: LiveRun,
   bodies: readonly EventBody[],
-  nowMs: number,
+  now: Now,
 ): Extract<EventBody, { type: 'step-started' | 'undo-started' }> | null {
   let history = run.history;
   for (const body of bodies) {
-    history = applyEvent(history, { sequence: history.lastSequence + 1, atMs: nowMs, body });
+    history = applyEvent(history, { sequence: history.lastSequence + 1, atMs: now.wallMs, body });
   }
-  const action = decide(history, nowMs);
+  // The next step has not been quiet for a moment.
+  const quiet = history.cursor === run.history.cursor ? now : { ...now, quietMs: 0, attemptQuietMs: 0 };
+  const action = decide(history, quiet);
   if (action.type !== 'append') return null;
   return action.body.type === 'step-started' || action.body.type === 'undo-started' ? action.body : null;
 }

@@ -1,3 +1,4 @@
+import { progressText } from '../base/progress.ts';
 import type { RunView, StepView } from './run.ts';
 
 /*
@@ -35,6 +36,7 @@ export function printRun(run: RunView, nowMs: number): string {
     lines.push(`  why   ${run.reason.message} (for ${duration(nowMs - run.reason.sinceMs)})`);
     lines.push(`  do    ${run.reason.nextAction}`);
   }
+  if (run.progress) lines.push(`  pace  ${progressText(run.progress, nowMs)}`);
   if (run.error) {
     lines.push(`  error ${run.error.code}: ${run.error.message}`);
     if (!run.reason) lines.push(`  do    ${run.error.nextAction}`);

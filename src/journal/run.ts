@@ -1,4 +1,5 @@
 import type { WireError } from '../base/errors.ts';
+import type { Progress } from '../base/progress.ts';
 
 /** States of a run. `waiting` is running with a reason that a person should know (`godwit why`). */
 export type RunState = 'running' | 'waiting' | 'undoing' | 'done' | 'undone' | 'failed';
@@ -20,6 +21,8 @@ export type RunView = {
   pastPointOfNoReturn: boolean;
   cancelRequested: boolean;
   reason: { message: string; nextAction: string; sinceMs: number } | null;
+  /** What advances in the step that runs, as far as this process has heard of it. Left out: nothing yet. */
+  progress?: Progress | null;
   error: WireError | null;
   createdAtMs: number;
   endedAtMs: number | null;
@@ -44,7 +47,7 @@ export type StepContext<Input> = {
   readonly output: Readonly<Record<string, unknown>>;
   /** 1 for the first try of this step over all restarts. */
   readonly attempt: number;
-  /** Aborts at the step's deadline, at a cancel before the point of no return, and when the process ends in good order. */
+  /** Aborts when nothing has advanced for the step's `quietMs`, at a cancel before the point of no return, and when the process ends in good order. */
   readonly signal: AbortSignal;
   /** Puts values into `output`, durably before it returns. */
   put(values: Record<string, unknown>): void;
@@ -62,12 +65,18 @@ export type StepDefinition<Input> = {
   do: (context: StepContext<Input>) => Promise<StepResult>;
   /** Must be idempotent, and safe when `do` never ran or ran half. A step without one has nothing to undo. */
   undo?: (context: StepContext<Input>) => Promise<void>;
-  /** From the first attempt; past it the run is undone (before the point of no return) or waits with a reason (after it). */
-  deadlineMs: number;
+  /**
+   * How long nothing in it may advance (base/progress.ts; an attempt that fails is no advance, however often). Then the attempt is told to end, and
+   * the run is undone (before the point of no return), or waits with a reason and tries again (after it). However long a step takes in which
+   * something advances, it is not ended for that.
+   */
+  quietMs: number;
+  /** `wait`: not undone for being quiet before the point of no return either, because its machine is stopped. Default: `undo`. */
+  whenQuiet?: 'undo' | 'wait';
   retry?: { initialMs: number; maxMs: number };
   /**
    * The step at which the run changes sides. While it runs nobody can know from here whether the other side has gone over, so
-   * neither its deadline nor a cancel undoes it (it waits with a reason): only an Abort that it throws itself, meaning "certainly
+   * neither silence nor a cancel undoes it (it waits with a reason): only an Abort that it throws itself, meaning "certainly
    * not gone over", does. Once it is done the run only goes forward.
    */
   pointOfNoReturn?: boolean;

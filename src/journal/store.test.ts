@@ -15,10 +15,10 @@ const definition: RunDefinition<string> = {
   kind: 'move',
   resource: (machine) => `machine:${machine}`,
   steps: [
-    { name: 'one', deadlineMs: 60_000, do: async ({ put }) => put({ x: 1 }) },
+    { name: 'one', quietMs: 60_000, do: async ({ put }) => put({ x: 1 }) },
     {
       name: 'two',
-      deadlineMs: 60_000,
+      quietMs: 60_000,
       do: async () => {
         throw new Error('not yet');
       },

@@ -2,16 +2,16 @@ import { constants } from 'node:fs';
 import { mkdir, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+import { readDeviceCounters, whileDeviceMoves } from './device-pace.ts';
 import { type MountEntry, mountAt } from './mount-table.ts';
 import { mustRun } from './program.ts';
 
-/** A clone may have to fetch what the mount reads (superblock, journal) from a slow source. */
-const MOUNT_TIMEOUT_MS = 120_000;
-/** Dirty pages of a whole host may have to be written. */
-const SYNC_TIMEOUT_MS = 600_000;
-const UNMOUNT_TIMEOUT_MS = 120_000;
-/** For another namespace to let go of its copy of the mount. */
-const RELEASE_TIMEOUT_MS = 10_000;
+/** For a program that nobody ends. */
+const FOR_EVER_MS = 2 ** 31 - 1;
+
+type Call = 'mount' | 'unmount' | 'sync';
+
 /** What the mount table shows as the source of a place. */
 const PLACE_SOURCE = 'godwit-place';
 
@@ -27,7 +27,7 @@ export class Filesystem {
   readonly #clock: Clock;
   #device: string | null = null;
   /** Calls that the kernel has not answered; asked for again, they are waited for again instead of keeping another thread. */
-  readonly #calls = new Map<'mount' | 'unmount', Promise<void>>();
+  readonly #calls = new Map<Call, Promise<void>>();
 
   constructor(directory: string, clock: Clock) {
     this.directory = directory;
@@ -46,7 +46,7 @@ export class Filesystem {
     const { readOnly, noSuid, noDev, noExec, shared } = MOUNT_FLAG;
     const at = { source: PLACE_SOURCE, place: this.directory };
     await mkdir(this.directory, { recursive: true });
-    await this.#call('MACHINE_MOUNT_FAILED', 'mount', MOUNT_TIMEOUT_MS, async () => {
+    await this.#call('MACHINE_MOUNT_FAILED', 'mount', null, async () => {
       if (entry === undefined) {
         const flags = readOnly | noSuid | noDev | noExec;
         await mount({ ...at, type: 'tmpfs', flags, data: 'size=4k,mode=755' });
@@ -58,7 +58,7 @@ export class Filesystem {
   /** Takes the place away; the filesystem must be unmounted. Idempotent. Rejects `MACHINE_UNMOUNT_FAILED`. */
   async removePlace(): Promise<void> {
     const entry = mountAt(this.directory);
-    if (entry !== undefined && isPlace(entry)) await this.#unmountTop();
+    if (entry !== undefined && isPlace(entry)) await this.#unmountTop(null);
   }
 
   /** Idempotent. Rejects `MACHINE_MOUNT_FAILED`. */
@@ -66,7 +66,7 @@ export class Filesystem {
     if (this.mounted) return;
     await mkdir(this.directory, { recursive: true });
     const { MOUNT_FLAG, mount } = await import('../sys/mount.ts');
-    await this.#call('MACHINE_MOUNT_FAILED', 'mount', MOUNT_TIMEOUT_MS, () =>
+    await this.#call('MACHINE_MOUNT_FAILED', 'mount', device, () =>
       mount({ source: device, place: this.directory, type: filesystem, flags: MOUNT_FLAG.noDev }),
     );
     this.#device = device;
@@ -75,7 +75,11 @@ export class Filesystem {
   /** Writes all dirty pages out (syncfs(2)); nothing to do when it is not mounted. Rejects `MACHINE_SYNC_FAILED`. */
   async sync(): Promise<void> {
     if (!this.mounted) return;
-    await mustRun('MACHINE_SYNC_FAILED', 'sync', ['-f', this.directory], SYNC_TIMEOUT_MS);
+    const device = this.#entry()?.source ?? this.#device;
+    await this.#call('MACHINE_SYNC_FAILED', 'sync', device, async () => {
+      // Ends when the kernel says so: whoever waits for it looks whether the device still writes.
+      await mustRun('MACHINE_SYNC_FAILED', 'sync', ['-f', this.directory], FOR_EVER_MS);
+    });
   }
 
   /**
@@ -85,7 +89,7 @@ export class Filesystem {
   async unmount(): Promise<void> {
     const entry = this.#entry();
     const device = entry?.source ?? this.#device;
-    if (entry !== undefined) await this.#unmountTop();
+    if (entry !== undefined) await this.#unmountTop(device);
     if (device?.startsWith('/dev/')) await this.#released(device);
     this.#device = null;
   }
@@ -95,40 +99,26 @@ export class Filesystem {
     return entry !== undefined && isPlace(entry) ? undefined : entry;
   }
 
-  async #unmountTop(): Promise<void> {
+  async #unmountTop(device: string | null): Promise<void> {
     const { mustUnmount } = await import('../sys/unmount.ts');
-    await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', UNMOUNT_TIMEOUT_MS, () =>
-      mustUnmount(this.directory),
-    );
+    await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', device, () => mustUnmount(this.directory));
   }
 
-  /** One system call, or the one that is under way, for at most `timeoutMs`. */
-  async #call(
-    code: string,
-    kind: 'mount' | 'unmount',
-    timeoutMs: number,
-    start: () => Promise<void>,
-  ): Promise<void> {
+  /** One system call, or the one that is under way, as long as its device does something. */
+  async #call(code: string, kind: Call, device: string | null, start: () => Promise<void>): Promise<void> {
+    const quietMs = PATIENCE.fileSystemCall.ms;
     const call = this.#calls.get(kind) ?? start();
     this.#calls.set(kind, call);
     const settled = call.finally(() => this.#calls.delete(kind));
-    settled.catch(() => {});
-    const late = new AbortController();
-    const timeout = this.#clock.sleep(timeoutMs, late.signal).then(
-      () => true,
-      () => false,
-    );
     let timedOut = false;
     let cause: unknown;
     try {
-      timedOut = await Promise.race([settled.then(() => false), timeout]);
+      timedOut = (await whileDeviceMoves(settled, { device, quietMs, clock: this.#clock })) === 'late';
       if (!timedOut) return;
     } catch (error) {
       cause = error;
-    } finally {
-      late.abort();
     }
-    const why = timedOut ? `no end within ${timeoutMs} ms` : messageOf(cause);
+    const why = timedOut ? `its device did nothing for ${quietMs} ms` : messageOf(cause);
     throw new GodwitError(code, `${kind} at ${this.directory}: ${why}`, {
       values: { place: this.directory, errno: errnoNameOf(cause), timedOut },
       nextAction: timedOut
@@ -143,7 +133,8 @@ export class Filesystem {
    * filesystem alive after umount(2). It claims its device exclusively until its last write is done, so an exclusive open says when.
    */
   async #released(device: string): Promise<void> {
-    const deadlineMs = this.#clock.monotonicMs() + RELEASE_TIMEOUT_MS;
+    let counters = readDeviceCounters(device);
+    let movedMs = this.#clock.monotonicMs();
     for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
       try {
         const handle = await open(device, constants.O_RDONLY | constants.O_EXCL);
@@ -153,7 +144,10 @@ export class Filesystem {
         // The device is gone altogether, or another one has its number: nobody has ours.
         if (systemErrorCode(error) !== 'EBUSY') return;
       }
-      if (this.#clock.monotonicMs() >= deadlineMs) {
+      const now = readDeviceCounters(device);
+      if (now !== counters) movedMs = this.#clock.monotonicMs();
+      counters = now;
+      if (this.#clock.monotonicMs() - movedMs >= PATIENCE.deviceRelease.ms) {
         throw new GodwitError(
           'MACHINE_DEVICE_HELD',
           `${device} is unmounted here, but something still holds it`,

@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { readdir, readFile, readlink } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import { PAUSE } from '../base/patience.ts';
 import { mountAt, parseMountTable } from './mount-table.ts';
 
 /*
@@ -18,7 +19,7 @@ export type Holder = { pid: number; program: string; how: 'mount' | 'file' | 'fo
 /** Host processes looked at side by side. */
 const AT_ONCE = 16;
 /** A touch that takes longer is looked at: it may be slow, or wait for a thaw. */
-const PROBE_LOOK_MS = 1_000;
+const PROBE_LOOK_MS = PAUSE.frozenLook.ms;
 /** Kernel functions in which a write waits for a frozen filesystem (sb_start_write). */
 const FROZEN_IN = /percpu_rwsem|percpu_down_read|sb_start_write/;
 

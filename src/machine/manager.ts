@@ -6,6 +6,7 @@ import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { ownPath } from '../sys/named-path.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
@@ -23,10 +24,8 @@ import { readShimState } from './shim-state.ts';
 import type { MachineRecord, MachineStore } from './store.ts';
 import { cgroupName } from './workload.ts';
 
-/** For processes to end after SIGKILL; longer only when a device hangs. */
-const KILL_TIMEOUT_MS = 30_000;
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
-export const STOP_SLACK_MS = 90_000;
+export const STOP_SLACK_MS = PATIENCE.stopSlack.ms;
 
 /** Who holds a filesystem holds it that often, with that pause, before it counts. */
 const HOLDER_LOOKS = 4;
@@ -288,7 +287,7 @@ export class MachineManager {
 
   /** SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on at once. Rejects `MACHINE_KILL_STUCK`. */
   async kill(machineId: string): Promise<void> {
-    await this.#cgroup(machineId).killAll(KILL_TIMEOUT_MS);
+    await this.#cgroup(machineId).killAll(PATIENCE.kill.ms);
   }
 
   #cgroup(machineId: string): Cgroup {

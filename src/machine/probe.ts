@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { PATIENCE } from '../base/patience.ts';
 import type { HealthCheck, MachineConfig } from './config.ts';
 import type { Probe, ProbeResult } from './health.ts';
 import { runProgram } from './program.ts';
@@ -14,7 +15,7 @@ export type ProbeTarget = {
 };
 
 /** Longest time for which a probe program may run; the monitor's timeout aborts it before. */
-const PROGRAM_TIMEOUT_MS = 600_000;
+const PROGRAM_TIMEOUT_MS = PATIENCE.probe.ms;
 const MESSAGE_LENGTH_MAX = 500;
 
 /** The asking side of a health check; thin, decisions are in health.ts. */

@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { GodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 
 /** What became of a host program. `timedOut`: it was killed at the deadline, or could not even be killed. */
 export type ProgramResult = {
@@ -21,9 +22,9 @@ export type ProgramOptions = {
 };
 
 /** After the program ended: how long its output is awaited when a child of its own holds the pipes open. */
-const OUTPUT_GRACE_MS = 50;
+const OUTPUT_GRACE_MS = PATIENCE.programOutput.ms;
 /** After SIGKILL: how long a process that hangs in the kernel is awaited. */
-const KILL_GRACE_MS = 1_000;
+const KILL_GRACE_MS = PATIENCE.programKill.ms;
 
 /**
  * Runs a program in a process group of its own, kills the whole group at the deadline or when `signal` aborts, and always

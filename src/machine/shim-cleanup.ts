@@ -6,9 +6,11 @@ import { FILE_NAME } from '../attach/fuse-protocol.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { detachLoop, findLoops } from '../host/losetup.ts';
 import { PLANE_STATE_FILE } from '../plane/names.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
+import { whileDeviceMoves } from './device-pace.ts';
 import { mountAt } from './mount-table.ts';
 import { isAlive, type ProcessIdentity } from './process-identity.ts';
 import { runProgram } from './program.ts';
@@ -16,9 +18,8 @@ import { SHIM_FILES } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 import { cgroupName } from './workload.ts';
 
-/** For one step that goes well. A step that does not is helped along by ending what it waits for in errors. */
-const STEP_TIMEOUT_MS = 10_000;
-const KILL_TIMEOUT_MS = 30_000;
+/** For a program that is ended by its signal only. */
+const FOR_EVER_MS = 2 ** 31 - 1;
 
 /**
  * Ends everything that a dead shim has left on this host: the machine's processes, the mounted filesystem, the loop device, the FUSE mount,
@@ -45,16 +46,18 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   const fuse = join(runtimeDir, SHIM_FILES.fuse);
   const abort = abortOf(runtimeDir, clock, logger);
 
-  await withAbort(abort, () => cgroup.killAll(KILL_TIMEOUT_MS).then(() => true));
-  await unmount(filesystem, abort);
+  await withAbort(abort, () => cgroup.killAll(PATIENCE.kill.ms).then(() => true));
+  await unmount(filesystem, abort, clock);
   // What the filesystem was mounted on, where the machine came by a move.
-  await unmount(filesystem, abort);
+  await unmount(filesystem, abort, clock);
   if (existsSync(join(runtimeDir, PLANE_STATE_FILE)))
     await (await import('../plane/holder.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
-    await withAbort(abort, () => detachLoop(device, { clock, deadlineMs: STEP_TIMEOUT_MS }).then(() => true));
+    await withAbort(abort, () =>
+      detachLoop(device, { clock, deadlineMs: PATIENCE.cleanUpStep.ms }).then(() => true),
+    );
   }
-  await unmount(fuse, abort);
+  await unmount(fuse, abort, clock);
   if (state?.volumeServer) await endProcess(state.volumeServer, clock);
   await cgroup.remove();
 
@@ -70,11 +73,11 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   logger.info({ runtimeDir }, 'cleaned up after a dead shim');
 }
 
-async function unmount(place: string, abort: Abort): Promise<void> {
+async function unmount(place: string, abort: Abort, clock: Clock): Promise<void> {
   if (mountAt(place) === undefined) return;
-  if (await withAbort(abort, () => succeeds('umount', ['-n', place]))) return;
+  if (await withAbort(abort, () => succeeds(place, clock, ['-n', place]))) return;
   // Somebody's working directory, most likely: gone from view now, and for good when they leave.
-  await succeeds('umount', ['-n', '-l', place]);
+  await succeeds(place, clock, ['-n', '-l', place]);
 }
 
 /** Ends in errors what nobody will answer any more. False: there is nothing that could be waited for. */
@@ -109,12 +112,18 @@ async function withAbort(abort: Abort, step: () => Promise<boolean>): Promise<bo
   return false;
 }
 
-async function succeeds(program: string, args: string[]): Promise<boolean> {
-  return (await runProgram(program, args, { timeoutMs: STEP_TIMEOUT_MS })).exitCode === 0;
+/** An `umount` that ends well; false too when its device does nothing for too long: the program is killed then. */
+async function succeeds(place: string, clock: Clock, args: string[]): Promise<boolean> {
+  const giveUp = new AbortController();
+  const unmounting = runProgram('umount', args, { timeoutMs: FOR_EVER_MS, signal: giveUp.signal });
+  const device = mountAt(place)?.source ?? null;
+  const end = await whileDeviceMoves(unmounting, { device, quietMs: PATIENCE.cleanUpStep.ms, clock });
+  if (end === 'late') giveUp.abort();
+  return (await unmounting).exitCode === 0;
 }
 
 async function endProcess(identity: ProcessIdentity, clock: Clock): Promise<void> {
-  const deadlineMs = clock.monotonicMs() + STEP_TIMEOUT_MS;
+  const deadlineMs = clock.monotonicMs() + PATIENCE.cleanUpStep.ms;
   while (isAlive(identity) && clock.monotonicMs() < deadlineMs) {
     try {
       process.kill(identity.pid, 'SIGKILL');

@@ -1,38 +1,24 @@
 import { spawn } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, realpathSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { Clock } from '../base/clock.ts';
+import { AnswerTime } from '../base/answer-time.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
-import { GodwitError, systemErrorCode } from '../base/errors.ts';
-import { LineRpc } from '../base/line-rpc.ts';
+import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
+import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { ProcessPace } from '../base/process-pace.ts';
+import { whileAlive } from '../base/while-alive.ts';
 import { isAlive } from './process-identity.ts';
 import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 
 /** sun_path of unix(7), with its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;
-const START_TIMEOUT_MS = 30_000;
-const CONNECT_RETRY_MS = 5;
-
-/** How long an answer may take when the caller does not say. Those that wait for a device are long on purpose. */
-const TIMEOUT_MS: Record<keyof ShimOps, number> = {
-  status: 10_000,
-  'volume.open': 120_000,
-  'volume.command': 60_000,
-  'volume.close': 180_000,
-  'fs.mount': 150_000,
-  'fs.sync': 630_000,
-  'fs.unmount': 150_000,
-  'workload.prepare': 120_000,
-  'workload.start': 120_000,
-  'workload.stop': 60_000,
-  'workload.exec': 30_000,
-  'workload.awaitHealthy': 30_000,
-  shutdown: 300_000,
-};
-
+/** Of the questions whether a shim lives. */
+const SILENT_AFTER_QUESTIONS = 3;
 export type StartShimOptions = {
   runtimeDir: string;
   /** Folders of the fleet that the machine must not see. */
@@ -57,7 +43,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     });
   }
   const running = await tryConnect(runtimeDir);
-  if (running !== null) return new ShimClient(runtimeDir, running);
+  if (running !== null) return new ShimClient(runtimeDir, running, clock);
 
   const log = openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600);
   let ended: string | undefined;
@@ -90,14 +76,13 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     ended = `it ended with ${code ?? signal}`;
   });
   child.unref();
-  const deadlineMs = clock.monotonicMs() + START_TIMEOUT_MS;
+  const pace = new ProcessPace(child.pid ?? 0, clock);
   while (true) {
     // The end is looked at first: one that could not start because another did has left that other one to connect to.
-    const over =
-      ended ?? (clock.monotonicMs() >= deadlineMs ? `no answer within ${START_TIMEOUT_MS} ms` : undefined);
+    const over = ended ?? (pace.isQuiet() ? `it does nothing: ${pace.text()}` : undefined);
     const socket = await tryConnect(runtimeDir);
     if (socket !== null) {
-      const client = new ShimClient(runtimeDir, socket);
+      const client = new ShimClient(runtimeDir, socket, clock);
       // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it ends.
       const { shimPid } = await client.call('status', {});
       if (shimPid !== child.pid) child.kill('SIGKILL');
@@ -109,7 +94,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
         nextAction: `Look at ${join(runtimeDir, SHIM_FILES.log)}.`,
       });
     }
-    await clock.sleep(CONNECT_RETRY_MS);
+    await clock.sleep(PAUSE.processLook.ms);
   }
 }
 
@@ -133,11 +118,17 @@ export class ShimClient {
   readonly runtimeDir: string;
   #rpc: LineRpc | undefined;
   #connecting: Promise<LineRpc> | undefined;
+  readonly #clock: Clock;
+  readonly #times = new AnswerTime({
+    floorMs: PATIENCE.shimAnswer.ms,
+    ceilingMs: PATIENCE.shimAnswerMax.ms,
+  });
   readonly #listeners = new Set<(event: string, data: unknown) => void>();
   readonly #onClosed = new Set<() => void>();
 
-  constructor(runtimeDir: string, socket?: Socket) {
+  constructor(runtimeDir: string, socket?: Socket, clock: Clock = systemClock) {
     this.runtimeDir = runtimeDir;
+    this.#clock = clock;
     if (socket !== undefined) this.#use(socket);
   }
 
@@ -150,15 +141,41 @@ export class ShimClient {
 
   /**
    * Asks the shim; connects first where the connection was lost. Rejects with the shim's error, `MACHINE_SHIM_GONE` when there is none any
-   * more, `RPC_CLOSED` when it went in mid-question, `RPC_TIMEOUT`.
+   * more, `RPC_CLOSED` when it went in mid-question, `RPC_TIMEOUT` after `timeoutMs`. Left out: an operation may take as long as it takes, as
+   * long as the shim answers how it is; and an answer to just that is waited for as long as earlier ones took.
    */
   async call<Op extends keyof ShimOps>(
     op: Op,
     args: ShimOps[Op]['args'],
-    timeoutMs: number = timeoutOf(op, args),
+    timeoutMs?: number,
   ): Promise<ShimOps[Op]['result']> {
     const rpc = await this.#connected();
-    return (await rpc.call(op, args, timeoutMs)) as ShimOps[Op]['result'];
+    type Result = Promise<ShimOps[Op]['result']>;
+    if (op === 'status') return this.#status(rpc, timeoutMs) as Result;
+    if (timeoutMs !== undefined) return rpc.call(op, args, timeoutMs) as Result;
+    return whileAlive((signal) => rpc.call(op, args, null, signal), {
+      what: `answers of the shim ${basename(this.runtimeDir)}`,
+      ask: (signal) => rpc.call('status', {}, null, signal),
+      times: this.#times,
+      questionsMax: SILENT_AFTER_QUESTIONS,
+      pauseMs: PAUSE.shimQuestion.ms,
+      silent: (ms) => rpcTimeout(`${op}, nor to any other question,`, ms),
+      clock: this.#clock,
+    }) as Result;
+  }
+
+  /** Also measures: it is what the shim is asked when something else takes long. */
+  async #status(rpc: LineRpc, timeoutMs: number | undefined): Promise<unknown> {
+    const askedMs = this.#clock.monotonicMs();
+    const patienceMs = timeoutMs ?? Math.max(PATIENCE.shimStatus.ms, this.#times.patienceMs);
+    try {
+      const status = await rpc.call('status', {}, patienceMs);
+      this.#times.answered(this.#clock.monotonicMs() - askedMs);
+      return status;
+    } catch (error) {
+      if (isGodwitError(error, 'RPC_TIMEOUT')) this.#times.unanswered();
+      throw error;
+    }
   }
 
   /** Events of the shim: `workload` (status), `volume` {event, data}. The returned function ends it. */
@@ -232,11 +249,4 @@ function tryConnect(runtimeDir: string): Promise<Socket | null> {
       else reject(error);
     });
   });
-}
-
-function timeoutOf<Op extends keyof ShimOps>(op: Op, args: ShimOps[Op]['args']): number {
-  const { timeoutMs } = args as { timeoutMs?: number };
-  // A stop without a time of its own takes that of the configuration: up to an hour.
-  const ownMs = timeoutMs ?? (op === 'workload.stop' ? 3_600_000 : 0);
-  return TIMEOUT_MS[op] + ownMs;
 }

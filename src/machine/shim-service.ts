@@ -3,6 +3,7 @@ import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { Filesystem } from './filesystem.ts';
 import { mountAt } from './mount-table.ts';
 import { identifyProcess } from './process-identity.ts';
@@ -40,7 +41,7 @@ export type ShimServiceOptions = {
 };
 
 /** For an unmount that writes what is dirty; one that waits for a source takes longer. */
-const GIVE_UP_AFTER_MS = 10_000;
+const GIVE_UP_AFTER_MS = PATIENCE.giveUpSource.ms;
 
 type Handlers = { [Op in keyof ShimOps]: (args: ShimOps[Op]['args']) => Promise<ShimOps[Op]['result']> };
 

@@ -12,9 +12,6 @@ import { attachLoop, detachLoop } from '../host/losetup.ts';
 import { SHIM_FILES } from './shim-protocol.ts';
 import type { VolumeHolder } from './shim-service.ts';
 
-/** A clone logs in to its source before it is ready. */
-const READY_TIMEOUT_MS = 90_000;
-
 export type VolumeHolderOptions = {
   runtimeDir: string;
   clock: Clock;
@@ -81,7 +78,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     });
     const made: Opened = { supervisor, fuse, loopDevice: null };
     try {
-      await supervisor.start(READY_TIMEOUT_MS);
+      await supervisor.start();
       if (fuse !== null) {
         // The sectors of the encryption, or those that a filesystem of any disk can be mounted on.
         const sectorBytes = spec.encryption ? 4096 : 512;

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { Cgroup, type CgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
 import { type Health, HealthMonitor } from './health.ts';
@@ -36,10 +37,6 @@ import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
 type WorkloadStatus = NonNullable<ShimStatus['workload']>;
 type StopResult = ShimOps['workload.stop']['result'];
 
-/** For processes to end after SIGKILL; longer only when a device hangs. */
-const KILL_TIMEOUT_MS = 30_000;
-/** For making the jail: tens of milliseconds, unless a device hangs. */
-const LAUNCH_TIMEOUT_MS = 60_000;
 /** Each stream of an exec as JSON; two of them must fit into one line of the shim's socket (LINE_BYTES_MAX). */
 const EXEC_JSON_BYTES_MAX = 1_900_000;
 const EXEC_OUTPUT_BYTES_MAX = 1024 * 1024;
@@ -232,7 +229,7 @@ export class Workload {
         };
         this.#changed();
       }
-      await this.cgroup.killAll(KILL_TIMEOUT_MS);
+      await this.cgroup.killAll(PATIENCE.kill.ms);
       // Not waited for: the kernel takes its time, and the caller is in the interruption of a move.
       void this.#exclusively(() => this.cgroup.remove()).catch((error: unknown) => {
         this.#options.logger.warn({ reason: messageOf(error) }, 'a cgroup was not removed');
@@ -343,7 +340,7 @@ export class Workload {
 
   /** Begins a jail in a cgroup of its own. */
   async #makeJail(subject: Subject, recipe: Recipe): Promise<JailProcess> {
-    await this.cgroup.killAll(KILL_TIMEOUT_MS);
+    await this.cgroup.killAll(PATIENCE.kill.ms);
     await this.cgroup.remove();
     await this.cgroup.create(subject.config.resources);
     return this.#spawnJail(recipe);
@@ -367,13 +364,13 @@ export class Workload {
     const jail = this.#prepared?.jail;
     this.#prepared = undefined;
     jail?.killOuter();
-    await this.cgroup.killAll(KILL_TIMEOUT_MS);
+    await this.cgroup.killAll(PATIENCE.kill.ms);
     await jail?.exited;
   }
 
   /** Kills a jail that a device holds up; the promise then rejects. */
   async #inTime<T>(jail: JailProcess, promise: Promise<T>): Promise<T> {
-    if (!(await this.#within(LAUNCH_TIMEOUT_MS, promise))) jail.killOuter();
+    if (!(await this.#within(PATIENCE.launch.ms, promise))) jail.killOuter();
     return promise;
   }
 
@@ -458,7 +455,7 @@ export class Workload {
         } catch (error) {
           // What failed once may work later (no memory, no pids): the policy decides as for a bad end.
           this.#note(`could not be started: ${messageOf(error)}`);
-          await this.cgroup.killAll(KILL_TIMEOUT_MS).catch(() => {});
+          await this.cgroup.killAll(PATIENCE.kill.ms).catch(() => {});
           const exit = { exitCode: null, exitSignal: null };
           const decision = decideRestart(this.#subject!.config.restart, exit, this.#restartsInRow, 0);
           if (decision.kind === 'restart') {
@@ -476,7 +473,7 @@ export class Workload {
 
   /** Records how a run ended and kills what it left (processes that entered from outside). */
   async #settle(run: Run): Promise<void> {
-    await this.cgroup.killAll(KILL_TIMEOUT_MS);
+    await this.cgroup.killAll(PATIENCE.kill.ms);
     run.process.killOuter();
     const exit = await run.process.exited;
     await this.#log.flush();

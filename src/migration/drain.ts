@@ -2,6 +2,7 @@ import type { DatabaseSync } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
 import { messageOf, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PAUSE } from '../base/patience.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
 import type { TargetStatus } from './peer.ts';
@@ -69,9 +70,9 @@ export type DrainLimits = {
 
 export const DRAIN_LIMITS: DrainLimits = { movingMax: 1, hydratingMax: 8 };
 
-const RETRY_FIRST_MS = 2_000;
-const RETRY_MAX_MS = 60_000;
-const TICK_MS = 1_000;
+const RETRY_FIRST_MS = PAUSE.drainRetry.ms;
+const RETRY_MAX_MS = PAUSE.drainRetryMax.ms;
+const TICK_MS = PAUSE.drainTick.ms;
 
 /** When an obstacle that was met `attempts` times is tried again. */
 export function retryDelayMs(attempts: number): number {

@@ -1,8 +1,11 @@
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { advanced } from '../base/progress.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
 import type { MoveInbox } from './inbox.ts';
+import { nowOrNever } from './obstacle.ts';
 import type { OverrideNote } from './override-note.ts';
 import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -59,36 +62,18 @@ export function targetRunId(moveId: string): string {
   return `${moveId}${TARGET_RUN_SUFFIX}`;
 }
 
-const HANDOFF_WAIT_MS = 3_600_000;
-const SOURCE_PROBE_MS = 2_000;
+const OBSERVED = { quietMs: PATIENCE.observedStep.ms };
+const LOCAL = { quietMs: PATIENCE.localStep.ms };
+const FORWARD = { quietMs: PATIENCE.forwardStep.ms };
+const LONG = { quietMs: PATIENCE.longStep.ms };
+/** Of the source, whether it still means a move. */
+const NO_ANSWER = { gone: null, answered: false };
 /** How often a target whose source should be serving it asks whether it still is the machine's owner. */
-const SOURCE_WATCH_MS = 5_000;
-const HEALTH_PATIENCE_MS = 600_000;
-/** A machine that takes longer to become healthy shares the host with its hydration. */
-const HEALTH_ROUND_MS = 10_000;
-const CERTIFICATE_TROUBLE = new Set([
-  'ISCSI_TLS_REFUSED',
-  'VOLUME_NO_CERTIFICATE',
-  'SYS_TLS_UNREADABLE',
-  'SYS_TLS_BAD_FILE',
-]);
-/** And every error of crypt/: keys, headers, key slots. */
-const ENCRYPTION_TROUBLE = new Set(['VOLUME_NO_KEYS', 'VOLUME_WRONG_HEADER']);
-/** What a host lacks does not come within a minute: room, a program, a module, a daemon, a name. And every error of plane/. */
-const HOST_TROUBLE = new Set([
-  'VOLUME_NO_SPACE',
-  'HOST_TOOL_MISSING',
-  'HOST_UNKNOWN_OUTPUT',
-  'HOST_MAPPER_MISSING',
-  'HOST_MAPPER_NO_TARGET',
-  'HOST_MAPPER_BUSY',
-  'HOST_ISCSI_NO_DAEMON',
-]);
-const DAY_MS = 24 * 3_600_000;
+const SOURCE_WATCH_MS = PAUSE.sourceWatch.ms;
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
   const { target, inbox, receipts, clock } = options;
-  const sourceProbeMs = options.sourceProbeMs ?? SOURCE_PROBE_MS;
+  const sourceProbeMs = options.sourceProbeMs ?? PAUSE.sourceProbe.ms;
   type Context = StepContext<MigrateInInput>;
   const out = (context: Context) => context.output as MigrateInOutput;
 
@@ -98,7 +83,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
     steps: [
       {
         name: 'reserve',
-        deadlineMs: 10_000,
+        ...LOCAL,
         async do(context) {
           const offer = await target.offer(context.input);
           if (!offer.accepted) throw new Abort(refusal(context.input, offer.worker, offer.reason));
@@ -110,7 +95,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'volume',
-        deadlineMs: 30_000,
+        ...LOCAL,
         async do(context) {
           if (context.input.volume) await nowOrNever(target.createVolume(context.input));
         },
@@ -121,7 +106,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'attach',
-        deadlineMs: 60_000,
+        ...OBSERVED,
         async do(context) {
           await nowOrNever(target.attachStandby(context.input));
         },
@@ -131,18 +116,22 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'await',
-        deadlineMs: HANDOFF_WAIT_MS + 60_000,
+        // Longer than what ends it with a word in the inbox.
+        quietMs: 2 * PATIENCE.handoffWait.ms,
         async do(context) {
           const moveId = context.input.runId;
-          const untilMs = clock.wallMs() + HANDOFF_WAIT_MS;
+          let heardMs = clock.monotonicMs();
           for (;;) {
             await inbox.wait(moveId, sourceProbeMs, context.signal);
             const decided = inbox.verdict(moveId);
             if (decided?.verdict === 'handed-over') return { handedOverAtMs: decided.decidedAtMs };
             if (decided) throw new Abort(abandoned(context.input, 'the source took the move back'));
             context.signal.throwIfAborted();
-            const gone = await sourceGaveUp(context);
-            const late = clock.wallMs() >= untilMs ? 'the handoff did not come' : null;
+            const { gone, answered } = await sourceGaveUp(context, moveId);
+            if (answered) heardMs = clock.monotonicMs();
+            const silentMs = clock.monotonicMs() - heardMs;
+            const late =
+              silentMs >= PATIENCE.handoffWait.ms ? 'the source has been silent for too long' : null;
             const why = gone ?? late;
             if (why !== null && inbox.decide(moveId, 'forgotten', clock.wallMs()) === 'forgotten') {
               throw new Abort(abandoned(context.input, why));
@@ -152,7 +141,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'activate',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         pointOfNoReturn: true,
         retry: { initialMs: 50, maxMs: 5_000 },
         async do(context) {
@@ -162,7 +151,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'boot',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         retry: { initialMs: 100, maxMs: 10_000 },
         async do(context) {
           let attachedAtMs = clock.wallMs();
@@ -174,13 +163,13 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'healthy',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         async do(context) {
           if (!context.input.startMachine || out(context).healthyAtMs !== undefined) return;
-          const untilMs = (out(context).bootedAtMs ?? clock.wallMs()) + HEALTH_PATIENCE_MS;
+          const untilMs = (out(context).bootedAtMs ?? clock.wallMs()) + PATIENCE.healthPatience.ms;
           for (;;) {
             try {
-              await target.awaitHealthy(context.input, HEALTH_ROUND_MS);
+              await target.awaitHealthy(context.input, PATIENCE.healthRound.ms);
               return { healthyAtMs: clock.wallMs() };
             } catch (error) {
               if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
@@ -199,7 +188,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'settle',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         async do(context) {
           await target.settle(context.input);
           return { freeMapDigest: context.input.volume ? await target.freeMapDigest(context.input) : null };
@@ -207,7 +196,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'hydrate',
-        deadlineMs: 365 * DAY_MS,
+        ...LONG,
         retry: { initialMs: 100, maxMs: 5_000 },
         async do(context) {
           if (!context.input.volume) return;
@@ -240,7 +229,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'prove',
-        deadlineMs: 365 * DAY_MS,
+        ...LONG,
         async do(context) {
           const { runId, sourceWorker, volume } = context.input;
           if (!volume) return;
@@ -262,7 +251,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       },
       {
         name: 'finish',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         retry: { initialMs: 100, maxMs: 5_000 },
         async do(context) {
           if (context.input.volume) await target.finish(context.input);
@@ -289,37 +278,44 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
     };
   }
 
-  /** Why the source no longer means this move, or null. A source that cannot be asked may still mean it. */
-  async function sourceGaveUp(context: Context): Promise<string | null> {
+  /**
+   * Why the source no longer means this move, or null. A source that cannot be asked may still mean it; one that is slow to say so may have handed over
+   * meanwhile, which is not kept waiting for its answer.
+   */
+  async function sourceGaveUp(
+    context: Context,
+    moveId: string,
+  ): Promise<{ gone: string | null; answered: boolean }> {
+    const decided = new AbortController();
+    const signal = AbortSignal.any([context.signal, decided.signal]);
+    const verdict = inbox.wait(moveId, PATIENCE.handoffWait.ms, signal).then(() => NO_ANSWER);
+    verdict.catch(() => {});
     try {
-      const run = await target.sourceRun(
-        context.input,
-        AbortSignal.any([context.signal, AbortSignal.timeout(5_000)]),
-      );
-      if (run === null) return 'the source knows no such run';
-      return run.state === 'undone' || run.state === 'failed' ? `the source's run is ${run.state}` : null;
+      return await Promise.race([askSource(context, signal), verdict]);
+    } finally {
+      decided.abort();
+    }
+  }
+
+  async function askSource(
+    context: Context,
+    signal: AbortSignal,
+  ): Promise<{ gone: string | null; answered: boolean }> {
+    try {
+      const run = await target.sourceRun(context.input, signal);
+      advanced(`answers of ${context.input.sourceWorker}`);
+      if (run === null) return { gone: 'the source knows no such run', answered: true };
+      const over = run.state === 'undone' || run.state === 'failed';
+      return { gone: over ? `the source's run is ${run.state}` : null, answered: true };
     } catch (error) {
       context.signal.throwIfAborted();
+      if (signal.aborted) return NO_ANSWER;
       context.waiting(
         `ready; ${context.input.sourceWorker} does not answer: ${messageOf(error)}`,
         'Nothing to do: the machine is still there, and this side forgets the move by itself.',
       );
-      return null;
+      return NO_ANSWER;
     }
-  }
-}
-
-/** The machine still runs at the source: no use in trying for a minute what certificates, keys or this host do not allow. A drain asks again by itself. */
-async function nowOrNever(work: Promise<void>): Promise<void> {
-  try {
-    await work;
-  } catch (error) {
-    if (!isGodwitError(error)) throw error;
-    const { code } = error;
-    const hopeless =
-      [CERTIFICATE_TROUBLE, ENCRYPTION_TROUBLE, HOST_TROUBLE].some((codes) => codes.has(code)) ||
-      /^(CRYPT|PLANE)_/.test(code);
-    throw hopeless ? new Abort(error) : error;
   }
 }
 

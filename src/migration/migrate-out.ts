@@ -1,9 +1,12 @@
 import type { SourceSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, type WireError } from '../base/errors.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { advanced } from '../base/progress.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
+import { nowOrNever, orBack } from './obstacle.ts';
 import { askPeers, noCapacity } from './offers.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
 import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
@@ -139,16 +142,13 @@ export type MigrateOutOptions = {
 /** Name of the kind in the journal. */
 export const MIGRATE_OUT = 'migrate-out';
 
-/** Until then a target must have made its files and logged in. Before the stop, so nobody waits for it. */
-const PREPARE_DEADLINE_MS = 60_000;
-const HANDOFF_PATIENCE_MS = 15_000;
-const SIGN_OF_LIFE_TIMEOUT_MS = 5_000;
-const WARM_TIMEOUT_MS = 2_000;
 /** A stop that takes longer says so. */
-const STOP_SILENCE_MS = 1_000;
-/** The target holds its answer until the volume is open. */
-const HANDOFF_TIMEOUT_MS = 30_000;
-const DAY_MS = 24 * 3_600_000;
+const STOP_SILENCE_MS = PAUSE.stopTold.ms;
+const BEFORE_STOP = { quietMs: PATIENCE.observedStep.ms };
+/** The machine is stopped: what cannot be done has a name and undoes the run, what is only slow never does. */
+const STOPPED = { quietMs: PATIENCE.stoppedStep.ms, whenQuiet: 'wait' as const };
+const FORWARD = { quietMs: PATIENCE.forwardStep.ms };
+const LONG = { quietMs: PATIENCE.longStep.ms };
 
 const UNEXPLAINED = 'MIGRATION_CONTENT_UNEXPLAINED';
 /** Somebody has to look at a disk. */
@@ -179,7 +179,7 @@ function isCertainlyUndelivered(error: unknown): boolean {
 
 export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOutInput> {
   const { source, clock } = options;
-  const patienceMs = options.handoffPatienceMs ?? HANDOFF_PATIENCE_MS;
+  const patienceMs = options.handoffPatienceMs ?? PATIENCE.targetLost.ms;
   type Context = StepContext<MigrateOutInput>;
   const out = (context: Context) => context.output as MigrateOutOutput;
 
@@ -223,7 +223,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     steps: [
       {
         name: 'choose',
-        deadlineMs: 30_000,
+        ...BEFORE_STOP,
         async do(context) {
           if (out(context).target) return;
           const subject = await source.describe(context.input.machineId);
@@ -247,7 +247,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'export',
-        deadlineMs: 30_000,
+        ...BEFORE_STOP,
         async do(context) {
           const subject = subjectOf(context);
           if (!subject.volume) return { source: null };
@@ -266,7 +266,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'prepare',
-        deadlineMs: PREPARE_DEADLINE_MS,
+        ...BEFORE_STOP,
         async do(context) {
           const subject = subjectOf(context);
           const peer = targetOf(context);
@@ -311,13 +311,14 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             );
             await clock.sleep(25, context.signal);
             status = await peer.status(context.runId, context.signal);
+            advanced(`answers of ${peer.name}`);
           }
         },
         async undo(context) {
           // Best effort on purpose: the target was never told that the volume is its own, it asks for this run itself, and it
           // forgets when it hears that the run was undone. A target that is dead, or no peer any more, must not keep the machine locked.
           const status = await peerOf(context)
-            ?.cancel(context.runId, AbortSignal.timeout(5_000))
+            ?.cancel(context.runId, context.signal)
             .catch(() => null);
           // What an operator took back was made sure of before anything was undone.
           if (status && reached(status, 'activated') && out(context).override === undefined) {
@@ -335,12 +336,12 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'sync',
-        deadlineMs: 120_000,
+        ...BEFORE_STOP,
         async do(context) {
           const subject = subjectOf(context);
           let warmedRegions = 0;
           if (subject.running) {
-            await orObstacle(source.syncEarly(context.input.machineId));
+            await nowOrNever(source.syncEarly(context.input.machineId));
             if (subject.volume) warmedRegions = await warmTarget(context);
           }
           return { warmedRegions, stopStartedAtMs: clock.wallMs() };
@@ -348,7 +349,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'stop',
-        deadlineMs: DAY_MS,
+        ...STOPPED,
         async do(context) {
           const startedMs = clock.monotonicMs();
           const cancelSaying = sayLater(context);
@@ -368,13 +369,16 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'seal',
-        deadlineMs: 120_000,
+        ...STOPPED,
         async do(context) {
           const { volume } = subjectOf(context);
           const startedMs = clock.monotonicMs();
           const report =
             volume &&
-            (await orObstacle(source.seal(context.input.machineId, volume.volumeId, volume.generation)));
+            (await orBack(
+              context.attempt,
+              source.seal(context.input.machineId, volume.volumeId, volume.generation),
+            ));
           const thisTryMs = clock.monotonicMs() - startedMs;
           return {
             sealMs:
@@ -389,12 +393,15 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'open',
-        deadlineMs: patienceMs + 30_000,
+        ...STOPPED,
         async do(context) {
-          await Promise.all([
-            subjectOf(context).volume ? source.releaseExport(context.runId) : null,
-            signOfLife(targetOf(context), context),
-          ]);
+          await orBack(
+            context.attempt,
+            Promise.all([
+              subjectOf(context).volume ? source.releaseExport(context.runId) : null,
+              signOfLife(targetOf(context), context),
+            ]),
+          );
         },
         async undo(context) {
           await refuseWhenItAnswers(context);
@@ -403,7 +410,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'handoff',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         pointOfNoReturn: true,
         retry: { initialMs: 50, maxMs: 2_000 },
         async do(context) {
@@ -427,7 +434,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'settle',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         async do(context) {
           const peer = targetOf(context);
           let pauseMs = 20;
@@ -453,14 +460,14 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'detach',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         async do(context) {
           await source.detach(context.input.machineId);
         },
       },
       {
         name: 'serve',
-        deadlineMs: 365 * DAY_MS,
+        ...LONG,
         async do(context) {
           const peer = targetOf(context);
           const subject = subjectOf(context);
@@ -480,7 +487,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'prove',
-        deadlineMs: 365 * DAY_MS,
+        ...LONG,
         retry: { initialMs: 500, maxMs: 60_000 },
         async do(context) {
           const subject = subjectOf(context);
@@ -530,7 +537,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
       },
       {
         name: 'release',
-        deadlineMs: DAY_MS,
+        ...FORWARD,
         async do(context) {
           const peer = targetOf(context);
           let pauseMs = 20;
@@ -586,7 +593,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   async function refuseWhenItAnswers(context: Context): Promise<void> {
     if (out(context).override !== 'target-is-destroyed') return;
     const status = await peerOf(context)
-      ?.cancel(context.runId, AbortSignal.timeout(SIGN_OF_LIFE_TIMEOUT_MS))
+      ?.cancel(context.runId, context.signal)
       .catch(() => null);
     if (status && status.phase !== 'forgotten' && status.gone !== true)
       throw hasIt({ id: context.runId }, out(context).target ?? 'the target', status);
@@ -604,10 +611,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     const untilMs = clock.monotonicMs() + patienceMs;
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
-        const status = await peer.status(
-          context.runId,
-          AbortSignal.any([context.signal, AbortSignal.timeout(SIGN_OF_LIFE_TIMEOUT_MS)]),
-        );
+        const status = await peer.status(context.runId, context.signal);
         if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
         return;
       } catch (error) {
@@ -619,7 +623,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
 
   /** The target brings what the machine reads at its boot before it asks. A hint: nothing is lost when it does not arrive. */
   async function warmTarget(context: Context): Promise<number> {
-    const signal = AbortSignal.any([context.signal, AbortSignal.timeout(WARM_TIMEOUT_MS)]);
+    const signal = AbortSignal.any([context.signal, AbortSignal.timeout(PATIENCE.warm.ms)]);
     try {
       const heat = await source.heat(context.input.machineId);
       await targetOf(context).warm(context.runId, heat, signal);
@@ -638,11 +642,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     const freeMap = volume === null ? null : await source.freeMap(volume.volumeId);
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
-        return await peer.handoff(
-          context.runId,
-          { freeMap },
-          AbortSignal.any([context.signal, AbortSignal.timeout(HANDOFF_TIMEOUT_MS)]),
-        );
+        return await peer.handoff(context.runId, { freeMap }, context.signal);
       } catch (error) {
         nothingSentYet &&= isCertainlyUndelivered(error);
         if (nothingSentYet) {
@@ -692,10 +692,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   async function watch(peer: Peer, context: Context, doing: string): Promise<TargetStatus> {
     let status: TargetStatus;
     try {
-      status = await peer.status(
-        context.runId,
-        AbortSignal.any([context.signal, AbortSignal.timeout(10_000)]),
-      );
+      status = await peer.status(context.runId, context.signal);
     } catch (error) {
       throw new GodwitError(
         'MIGRATION_TARGET_SILENT',
@@ -712,22 +709,17 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   }
 }
 
-/** What somebody holds is not let go by trying again, and the machine may be stopped: back at once. What is only slow is tried again. */
-const OBSTACLES = new Set(['MACHINE_FS_HELD', 'MACHINE_FS_FROZEN', 'MACHINE_DEVICE_HELD']);
-
-async function orObstacle<T>(work: Promise<T>): Promise<T> {
-  try {
-    return await work;
-  } catch (error) {
-    throw isGodwitError(error) && OBSTACLES.has(error.code) ? new Abort(error) : error;
-  }
-}
-
-/** Aborts when the run is told to go back; not when this process ends, since the next one takes the stop up where it is. */
+/**
+ * Aborts when the run is told to go back; not when this process ends, since the next one takes the stop up where it is, and not because the stop is
+ * slow: the machine has the time that its owner gave it.
+ */
 function killWhenUndone(signal: AbortSignal): AbortSignal {
   const kill = new AbortController();
   const look = () => {
-    if (!isGodwitError(signal.reason, 'JOURNAL_CLOSED')) kill.abort(signal.reason);
+    const goesOn = ['JOURNAL_CLOSED', 'JOURNAL_STEP_QUIET'].some((code) =>
+      isGodwitError(signal.reason, code),
+    );
+    if (!goesOn) kill.abort(signal.reason);
   };
   if (signal.aborted) look();
   else signal.addEventListener('abort', look, { once: true });

@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
@@ -38,8 +39,6 @@ import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
-const HANDOFF_HOLD_MS = 10_000;
-
 /** The target's end of the calls in peer.ts. */
 export class MoveReceiver implements ProofAnswers {
   readonly #journal: Journal;
@@ -70,7 +69,7 @@ export class MoveReceiver implements ProofAnswers {
     this.#worker = options.worker;
     this.#key = options.key;
     this.#receipts = options.receipts;
-    this.#handoffHoldMs = options.handoffHoldMs ?? HANDOFF_HOLD_MS;
+    this.#handoffHoldMs = options.handoffHoldMs ?? PATIENCE.handoffHold.ms;
   }
 
   async prepare(request: PrepareRequest): Promise<TargetStatus> {

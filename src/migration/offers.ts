@@ -1,35 +1,58 @@
 import { GodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+import { advanced } from '../base/progress.ts';
 import type { Offer, OfferRequest, Peer } from './peer.ts';
 
-const OFFER_TIMEOUT_MS = 5_000;
-
-/** Asks all peers (or only `wanted`) at once. A peer that does not answer counts as a refusal with that reason. */
+/**
+ * Asks all peers (or only `wanted`) at once. A peer that does not answer counts as a refusal with that reason: one that is silent when it has been so
+ * for long enough (api/peer-client.ts), one that only takes long when another has accepted and it does not follow within a moment.
+ */
 export async function askPeers(
   peers: readonly Peer[],
   wanted: string | null,
   request: OfferRequest,
   signal?: AbortSignal,
+  graceMs: number = PATIENCE.offerGrace.ms,
 ): Promise<Offer[]> {
-  const timeout = AbortSignal.timeout(OFFER_TIMEOUT_MS);
+  const enough = new AbortController();
+  let grace: NodeJS.Timeout | undefined;
   const asked = peers.filter((peer) => wanted === null || peer.name === wanted);
-  return Promise.all(
-    asked.map(async (peer): Promise<Offer> => {
-      try {
-        return await peer.offer(request, signal ? AbortSignal.any([signal, timeout]) : timeout);
-      } catch (error) {
-        return {
-          worker: peer.name,
-          accepted: false,
-          reason: `does not answer: ${messageOf(error)}`,
-          score: 0,
-          freeMemoryBytes: 0,
-          freeCpus: 0,
-          freeDiskBytes: 0,
-          groupMembers: 0,
-        };
-      }
-    }),
-  );
+  try {
+    return await Promise.all(
+      asked.map(async (peer): Promise<Offer> => {
+        try {
+          const offer = await peer.offer(
+            request,
+            AbortSignal.any([enough.signal, ...(signal ? [signal] : [])]),
+          );
+          advanced(`answers of ${peer.name}`);
+          if (offer.accepted) grace ??= setTimeout(() => enough.abort(tooSlow(graceMs)), graceMs);
+          return offer;
+        } catch (error) {
+          return silent(peer.name, messageOf(error));
+        }
+      }),
+    );
+  } finally {
+    clearTimeout(grace);
+  }
+}
+
+function tooSlow(graceMs: number): Error {
+  return new Error(`another worker accepted ${graceMs / 1000} s before`);
+}
+
+function silent(worker: string, why: string): Offer {
+  return {
+    worker,
+    accepted: false,
+    reason: `does not answer: ${why}`,
+    score: 0,
+    freeMemoryBytes: 0,
+    freeCpus: 0,
+    freeDiskBytes: 0,
+    groupMembers: 0,
+  };
 }
 
 /** Nobody takes the machine; it stays, and this is why. */

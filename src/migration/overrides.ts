@@ -1,5 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, phaseOf } from './migrate-in.ts';
@@ -17,7 +18,7 @@ export type Override = {
   by: string;
 };
 
-const ASK_TIMEOUT_MS = 5_000;
+const ASK_TIMEOUT_MS = PATIENCE.overrideQuestion.ms;
 
 export type OverridesOptions = {
   journal: Journal;

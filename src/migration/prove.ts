@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { PAUSE } from '../base/patience.ts';
 import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type { BlockRange, ProofFigures, StatedRange } from '../receipt/proof.ts';
@@ -48,7 +49,7 @@ type Digested = BlockRange & { digests: Buffer };
 /** Ranges that are asked for block by block in one question: 11 KiB of digests each. */
 const BY_BLOCKS_MAX = 32;
 /** A target that is still adding up is left alone for so long. */
-const ASK_AGAIN_MS = 1_000;
+const ASK_AGAIN_MS = PAUSE.proofAgain.ms;
 type ToMend = StatedRange & { position: number | null };
 
 /**

@@ -4,6 +4,7 @@ import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-s
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -67,8 +68,6 @@ export type Rekey = (
 const BLOCK_BYTES = 512;
 /** Sectors of the encryption are this at most, and the loop device over them has it. */
 const PLAINTEXT_BLOCK_BYTES = 4096;
-/** How long the first login may take, other tries included. */
-const LOGIN_TIMEOUT_MS = 10_000;
 
 /** Rejects with the errors of clone/metadata.ts, validity-file.ts and FileDevice. Calls nobody on the network. */
 export async function openClone(
@@ -200,13 +199,13 @@ async function reach(
     const expected = { sourceLengthBytes, ...(unit === undefined ? {} : { unit }) };
     return {
       open: () => openImportSource(imported, { ...options, ...expected }),
-      connect: () => connectImportSource(imported, { ...options, ...expected }, LOGIN_TIMEOUT_MS),
+      connect: () => connectImportSource(imported, { ...options, ...expected }, PATIENCE.firstLogin.ms),
     };
   }
   const initiatorOptions = await initiatorOptionsOf(spec, source, options);
   return {
     open: () => IscsiInitiator.open(initiatorOptions),
-    connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: LOGIN_TIMEOUT_MS }),
+    connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: PATIENCE.firstLogin.ms }),
   };
 }
 

@@ -2,13 +2,14 @@ import { join } from 'node:path';
 import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { type DataLock, lockData } from './data-lock.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
 import { readRecord } from './record-file.ts';
 
 /** Somebody who only looks whether the lock is taken holds it for a moment; another server holds it for as long as it lives. */
-const LOCK_PATIENCE_MS = 2_000;
+const LOCK_PATIENCE_MS = PATIENCE.dataLock.ms;
 const LOCK_RETRY_MS = 20;
 
 export type Opening = Pick<VolumeServerSpec, 'volumeId' | 'generation' | 'volumeDir' | 'lengthBytes'>;

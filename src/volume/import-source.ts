@@ -4,6 +4,7 @@ import type { ImportedUnit } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -105,7 +106,7 @@ function decode(text: string): string {
 export async function connectImportSource(
   source: ImportSource,
   options: ImportSourceOptions,
-  timeoutMs = 10_000,
+  timeoutMs: number = PATIENCE.importConnect.ms,
 ): Promise<ImportedDevice> {
   switch (source.kind) {
     case 'nbd':
@@ -134,7 +135,7 @@ export async function detectFilesystem(
 export async function measureUse(
   device: Pick<ImportedDevice, 'extents' | 'lengthBytes'>,
   clock: Pick<Clock, 'monotonicMs'>,
-  budgetMs = 3_000,
+  budgetMs: number = PATIENCE.importProbe.ms,
 ): Promise<{ dataBytes: number; unknownBytes: number }> {
   const untilMs = clock.monotonicMs() + budgetMs;
   let dataBytes = 0;

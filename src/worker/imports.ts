@@ -5,6 +5,7 @@ import type { ImportVolumeRequest } from '../api/schemas.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
@@ -38,8 +39,8 @@ export type ImportsOptions = {
 };
 
 /** Between two looks at the volumes that are not whole; events make most of them earlier. */
-const LOOK_MS = 2_000;
-const CONNECT_TIMEOUT_MS = 10_000;
+const LOOK_MS = PAUSE.importLook.ms;
+const CONNECT_TIMEOUT_MS = PATIENCE.importConnect.ms;
 
 /**
  * Volumes that are made of disks of other systems, until they are whole. A volume hydrates wherever it is open: in the shim of its machine, or,

@@ -6,6 +6,7 @@ import { createApiServer } from '../api/server.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { systemRandom } from '../base/random.ts';
 import { crashPointsFromEnvironment } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
@@ -42,10 +43,10 @@ import { VolumeAccess } from './volume-access.ts';
 
 const clock = systemClock;
 const random = systemRandom;
-const SWEEP_MS = 60_000;
+const SWEEP_MS = PAUSE.sweep.ms;
 const VERDICT_KEEP_MS = 90 * 24 * 3_600_000;
 /** A worker that is told to end lets steps come to a safe point for so long; they go on at the next start anyway. */
-const CLOSE_GRACE_MS = 5_000;
+const CLOSE_GRACE_MS = PATIENCE.workerClose.ms;
 
 /**
  * One worker, put together. Order matters: records, then shims that run, then the journal's runs, then the API; so that whoever can ask finds

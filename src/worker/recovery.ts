@@ -2,6 +2,7 @@ import { readdir } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PAUSE } from '../base/patience.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager, Recovery } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
@@ -32,9 +33,9 @@ export type MachineRecoveryOptions = {
   logger: Logger;
 };
 
-const LOOK_MS = 2_000;
-const RETRY_FIRST_MS = 1_000;
-const RETRY_MAX_MS = 60_000;
+const LOOK_MS = PAUSE.recoveryLook.ms;
+const RETRY_FIRST_MS = PAUSE.recoveryRetry.ms;
+const RETRY_MAX_MS = PAUSE.recoveryRetryMax.ms;
 
 /**
  * Brings back what should be there, again and again until it is: machines that should run and could not be started (a key program that is away for a

@@ -28,6 +28,7 @@ import type { WorkerService } from '../api/service.ts';
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
@@ -76,10 +77,10 @@ import {
 
 const BLOCK_BYTES = 4096;
 /** How long a restart over the API waits for the machine to be healthy again. */
-const RESTART_HEALTHY_MS = 60_000;
+const RESTART_HEALTHY_MS = PATIENCE.restartHealthy.ms;
 
 /** How long an answer to a forced end is held back for what the run leaves behind to be given back. */
-const FORGET_WAIT_MS = 10_000;
+const FORGET_WAIT_MS = PATIENCE.forgetAnswer.ms;
 
 export type ServiceOptions = {
   name: string;

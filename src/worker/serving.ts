@@ -4,6 +4,7 @@ import type { ServedView, ServeReply, ServeVolumeRequest } from '../api/schemas.
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { namedPlace } from '../sys/named-path.ts';
@@ -32,7 +33,7 @@ export type ServingOptions = {
 
 /** sun_path of unix(7), without its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;
-const STATUS_TIMEOUT_MS = 5_000;
+const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
 
 /** Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload. */
 export class Serving {

@@ -3,6 +3,7 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -39,7 +40,7 @@ export type SourceHostOptions = {
 };
 
 /** A filesystem whose map takes longer moves without one. */
-const FREE_MAP_TIMEOUT_MS = 5_000;
+const FREE_MAP_TIMEOUT_MS = PATIENCE.freeMap.ms;
 
 /** A move's source on this host. */
 export class SourceHost implements SourceSide {

@@ -1,5 +1,7 @@
 import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
 import type { WireError } from '../base/errors.ts';
+import { PAUSE } from '../base/patience.ts';
+import { progressText } from '../base/progress.ts';
 import type { RunView } from '../journal/run.ts';
 import type { DrainView } from '../migration/drain.ts';
 import type { Trouble } from './recovery.ts';
@@ -10,8 +12,11 @@ type Condition = Why['conditions'][number];
 
 const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']);
 
-/** Why a run is not over: its own reason, or that it works. */
-export function runConditions(run: RunView): Condition[] {
+/** A step that takes longer than this says how fast it is, also when it has no reason to wait. */
+const WORTH_TELLING_MS = PAUSE.worthTelling.ms;
+
+/** Why a run is not over: its own reason, or that it works, and how fast. */
+export function runConditions(run: RunView, nowMs: number = Date.now()): Condition[] {
   if (run.endedAtMs !== null && run.state !== 'failed') return [];
   if (run.state === 'failed') {
     return [
@@ -23,10 +28,22 @@ export function runConditions(run: RunView): Condition[] {
       },
     ];
   }
-  if (!run.reason) return [];
+  const pace = run.progress ? progressText(run.progress, nowMs) : null;
+  if (!run.reason) {
+    const { startedAtMs = null } = run.steps.find(({ name }) => name === run.step) ?? {};
+    if (pace === null || startedAtMs === null || nowMs - startedAtMs < WORTH_TELLING_MS) return [];
+    return [
+      {
+        message: `${run.kind} is in step ${run.step ?? '?'} (${pace})`,
+        sinceMs: startedAtMs,
+        whoCanClearIt: 'time: it goes on',
+        nextAction: 'Nothing to do while that advances.',
+      },
+    ];
+  }
   return [
     {
-      message: `${run.kind} is in step ${run.step ?? '?'}: ${run.reason.message}`,
+      message: `${run.kind} is in step ${run.step ?? '?'}: ${run.reason.message}${pace === null ? '' : ` (${pace})`}`,
       sinceMs: run.reason.sinceMs,
       whoCanClearIt: whoClears(run),
       nextAction: run.reason.nextAction,
@@ -56,7 +73,7 @@ export function machineConditions(
   runs: readonly RunView[],
   drain: DrainView,
 ): Condition[] {
-  const conditions = runs.flatMap(runConditions);
+  const conditions = runs.flatMap((run) => runConditions(run));
   const row = drain.machines.find(({ machineId }) => machineId === machine.id);
   if (drain.desired && row?.state === 'waiting' && row.reason !== null) {
     conditions.push({
@@ -114,7 +131,7 @@ export function stoppingConditions(machine: MachineView, desired: 'running' | 's
 
 /** Why a volume is not whole. */
 export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): Condition[] {
-  const conditions = runs.flatMap(runConditions);
+  const conditions = runs.flatMap((run) => runConditions(run));
   if (volume.state === 'retained') {
     conditions.push({
       message: 'it has moved; this sealed copy is kept as a way back',

@@ -470,15 +470,20 @@ export class FleetWorker {
     if (errors.length > 0) throw errors[0];
   }
 
-  async #endMarkedProcesses(): Promise<void> {
+  /** Processes of godwit that live now, and the programs that they run; not those of machines. */
+  pids(): number[] {
     const mark = `${MARK}=${this.dataDir}`;
-    const alive = () =>
-      folders('/proc')
-        .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
-        .filter((pid) => environmentOf(pid).includes(mark))
-        .map(Number);
-    for (const pid of alive()) killPid(pid);
-    await until(`the processes of ${this.name} to end`, alive, { is: (pids) => pids.length === 0 });
+    return folders('/proc')
+      .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+      .filter((pid) => environmentOf(pid).includes(mark))
+      .map(Number);
+  }
+
+  async #endMarkedProcesses(): Promise<void> {
+    for (const pid of this.pids()) killPid(pid);
+    await until(`the processes of ${this.name} to end`, () => this.pids(), {
+      is: (pids) => pids.length === 0,
+    });
   }
 }
 
