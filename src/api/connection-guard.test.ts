@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type TLSSocket, connect as tlsConnect } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { FakeWorkerService } from '../../test/support/fake-service.ts';
-import { until } from '../../test/support/patience.ts';
+import { letPass, patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { TestAuthority } from '../../test/support/test-authority.ts';
@@ -57,7 +57,10 @@ async function start(
         : tlsConnect({ port, host: '127.0.0.1', rejectUnauthorized: false });
     t.after(() => socket.destroy());
     socket.on('error', () => {});
-    await once(socket, authority === null ? 'connect' : 'secureConnect');
+    const early = once(socket, 'close').then(() => {
+      throw new Error('the connection ended before it was there');
+    });
+    await Promise.race([once(socket, authority === null ? 'connect' : 'secureConnect'), early]);
     return socket;
   };
   return { port, exhausted, open };
@@ -105,20 +108,20 @@ async function dripsAreEnded(t: TestContext, authority: TestAuthority | null): P
   assert.match(refusal, /^HTTP\/1\.1 401 /);
   assert.match(refusal, /connection: close/i);
   // With it: no longer than a body may take.
-  const bodies = await start(t, { bodyTimeoutMs: 300 }, authority);
+  const bodies = await start(t, { bodyTimeoutMs: letPass(300) }, authority);
   const friend = await bodies.open();
   friend.write(post(AUTHORIZED));
   drip(friend);
   await untilClosed(friend);
   assert.match(await ask(bodies), / 200 /);
   // Time enough for a handshake on a slow host.
-  const heads = await start(t, { headTimeoutMs: 3_000 }, authority);
+  const heads = await start(t, { headTimeoutMs: letPass(3_000) }, authority);
   const [head, silent] = [await heads.open(), await heads.open()];
   head.write('GET /v1/worker HTTP/1.1\r\nx-long: ');
   drip(head);
   await Promise.all([untilClosed(head), untilClosed(silent)]);
   // A head that never ends, after a request that was good.
-  const idlers = await start(t, { idleTimeoutMs: 300 }, authority);
+  const idlers = await start(t, { idleTimeoutMs: letPass(300) }, authority);
   const second = await idlers.open();
   second.write(`GET /v1/worker HTTP/1.1\r\nhost: x\r\n${AUTHORIZED}\r\n`);
   await once(second, 'data');
@@ -133,7 +136,7 @@ const skip = requires('openssl');
 test('the same over TLS, and half of a handshake', { skip }, async (t) => {
   const authority = new TestAuthority(scratchDir(t));
   await dripsAreEnded(t, authority);
-  const { port } = await start(t, { headTimeoutMs: 300 }, authority);
+  const { port } = await start(t, { headTimeoutMs: letPass(300) }, authority);
   const half = connect(port, '127.0.0.1');
   half.on('error', () => {});
   // A record that says that 512 bytes of a handshake follow (RFC 8446, section 5.1).
@@ -219,7 +222,7 @@ test('who asks on and on without reading an answer is dropped', async (t) => {
 });
 
 test('an answer that nobody takes is not kept', async (t) => {
-  const place = await start(t, { stallTimeoutMs: 300, bodyTimeoutMs: 60_000 });
+  const place = await start(t, { stallTimeoutMs: letPass(300), bodyTimeoutMs: patient(60_000) });
   const socket = await place.open();
   socket.pause();
   for (let index = 0; index < 2_000 && !socket.destroyed; index += 1) {

@@ -134,6 +134,7 @@ test('the machine survives its worker, killed with all that it can take along', 
   const client = await ShimClient.connect(runtimeDir);
   const before = (await client.call('status', {})).workload!;
   assert.equal(before.state, 'running');
+  await saysAgain(runtimeDir, 'up', 1);
   // The restart policy works without a worker: this client only watches.
   process.kill(before.pid!, 'SIGKILL');
   const workload = async () => (await client.call('status', {})).workload;

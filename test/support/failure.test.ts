@@ -39,6 +39,7 @@ test('a test that fails tells its seed, its folder, which stays, the ends of its
        const folder = scratchDir(t);
        writeFileSync(join(folder, 'worker.log'), Array.from({ length: 40 }, (_, index) => 'line ' + index).join('\\n'));
        writeFileSync(join(folder, 'data.raw'), 'not a log');
+       writeFileSync(join(folder, 'fetch.log'), Buffer.from([1, 0, 2, 10]));
        assert.equal(testSeed(), 1);
      });`,
     { GODWIT_SEED: '4711', GODWIT_LONG: '1' },
@@ -54,7 +55,7 @@ test('a test that fails tells its seed, its folder, which stays, the ends of its
   const folder = /state kept: (\S+)/.exec(said)?.[1];
   assert.ok(folder?.startsWith(join(dir, 'state')) && existsSync(join(folder, 'data.raw')), said);
   assert.match(said, /--- the end of \S+worker\.log\nline 25\n(line \d+\n){13}line 39\n/);
-  assert.doesNotMatch(said, /not a log/);
+  assert.doesNotMatch(said, /not a log|fetch\.log/);
 });
 
 test('a seed that was drawn is told too; tests in tests and suites keep their folders; what passes leaves nothing', async (t) => {

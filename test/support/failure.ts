@@ -102,6 +102,8 @@ function tailOf(path: string): string[] {
       const { size } = fstatSync(file);
       const bytes = Buffer.alloc(Math.min(size, TAIL_BYTES));
       readSync(file, bytes, 0, bytes.length, size - bytes.length);
+      // A log of the product that is no text.
+      if (bytes.includes(0)) return [];
       return bytes.toString().trimEnd().split('\n').filter(Boolean).slice(-TAIL_LINES);
     } finally {
       closeSync(file);
