@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
+ *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -56,6 +56,12 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | value | goal |\n|---|---|---|');
     say(`| whole after | ${(hydratedMs / 1000).toFixed(2)} s | under 2 s |`);
     say(`| bytes on the wire / bytes in use | ${wireOverUsed.toFixed(2)} | under 1.5 |`);
+  },
+  async sizes() {
+    const { benchSizes, SIZES, sizesTable } = await import('./sizes.ts');
+    const { parseSize } = await import('../src/cli/units.ts');
+    say('## The same move at several sizes\n');
+    say(sizesTable(await benchSizes(SIZES.map(parseSize), quick ? 1 : 3)));
   },
   async freemap() {
     const { benchFreeMap } = await import('./freemap.ts');

@@ -73,8 +73,8 @@ export function metadataLengthBytes(lengthBytes: number): number {
   return summaryOffsetBytes(lengthBytes) + roundUp(summarySectorCount(lengthBytes) * METADATA_SECTOR_BYTES);
 }
 
-/** Where the summary is; also the length of what an older version made. */
-function summaryOffsetBytes(lengthBytes: number): number {
+/** Where the summary is, which goes on to the end; also the length of what an older version made. */
+export function summaryOffsetBytes(lengthBytes: number): number {
   return roundUp(BITMAP_OFFSET_BYTES + metadataSectorCount(lengthBytes) * METADATA_SECTOR_BYTES);
 }
 

@@ -89,7 +89,7 @@ async function createBlank(path: string, lengthBytes: number): Promise<void> {
   const file = await FileDevice.create(path, { lengthBytes });
   try {
     // A commit that meets a full disk would make the clone read-only.
-    await reserve(file);
+    await reserve(file, 0, lengthBytes);
   } finally {
     await file.close();
   }

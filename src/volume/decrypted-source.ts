@@ -2,6 +2,8 @@ import type { Extent } from '../block/block-device.ts';
 import { checkRange, closedError } from '../block/range.ts';
 import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import type { CloneSource } from '../clone/fetcher.ts';
+import { HeapMapMemory } from '../clone/map-memory.ts';
+import { ValidityMap } from '../clone/validity-map.ts';
 import { decryptSectors, isZeros } from '../crypt/luks2-device.ts';
 import { TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
 
@@ -29,7 +31,7 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
    * A bit for each sector that came as zeros: plaintext zeros do not tell whether they were encrypted. The source is sealed, so a bit stays true. Memory
    * is used where such sectors came.
    */
-  readonly #zeroSectors: Uint32Array;
+  readonly #zeroSectors: ValidityMap;
   #closed = false;
 
   constructor(inner: CloneSource, { cipher, tweakOffset }: DecryptedSourceOptions) {
@@ -39,7 +41,8 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
     this.#tweakOffset = tweakOffset;
     this.lengthBytes = inner.lengthBytes;
     this.blockBytes = Math.max(inner.blockBytes, cipher.sectorBytes);
-    this.#zeroSectors = new Uint32Array(Math.ceil(this.lengthBytes / cipher.sectorBytes / 32));
+    const sectors = Math.ceil(this.lengthBytes / cipher.sectorBytes);
+    this.#zeroSectors = new ValidityMap(new HeapMapMemory(sectors), sectors);
   }
 
   async vouch(): Promise<void> {
@@ -64,9 +67,7 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   /** The range, whole sectors, came as zeros. */
   noteZeros(offsetBytes: number, lengthBytes: number): void {
     const { sectorBytes } = this.#cipher;
-    const end = (offsetBytes + lengthBytes) / sectorBytes;
-    for (let sector = offsetBytes / sectorBytes; sector < end; sector++)
-      this.#zeroSectors[Math.floor(sector / 32)]! |= 1 << (sector % 32);
+    this.#zeroSectors.setRange(offsetBytes / sectorBytes, (offsetBytes + lengthBytes) / sectorBytes);
   }
 
   /**
@@ -90,11 +91,7 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   /** True when all of the range, whole sectors, is known to have come as zeros. */
   cameAsZeros(offsetBytes: number, lengthBytes: number): boolean {
     const { sectorBytes } = this.#cipher;
-    const end = (offsetBytes + lengthBytes) / sectorBytes;
-    for (let sector = offsetBytes / sectorBytes; sector < end; sector++) {
-      if ((this.#zeroSectors[Math.floor(sector / 32)]! & (1 << (sector % 32))) === 0) return false;
-    }
-    return true;
+    return this.#zeroSectors.hasAll(offsetBytes / sectorBytes, (offsetBytes + lengthBytes) / sectorBytes);
   }
 
   /** Of the ciphertext: a hole of it reads as zeros. One that covers a sector in part is for the caller to leave, who asks for whole blocks. */

@@ -8,7 +8,7 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
+import { CloneMetadata, metadataLengthBytes, summaryOffsetBytes } from '../clone/metadata.ts';
 import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
@@ -563,9 +563,12 @@ const NEW_PREFIX = '.new-';
 const GONE_PREFIX = '.gone-';
 const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;
 
+/** Of a volume up to 2 TiB. */
+const METADATA_RESERVED_MAX_BYTES = 66 * 2 ** 20;
+
 /**
  * Durable validity bits without any bit set. Their space is reserved: a flush of the guest depends on them, and must not fail because
- * the disk became full meanwhile.
+ * the disk became full meanwhile. Of a volume so large that this would take gigabytes for what is mostly holes, only the summary is.
  */
 async function createCloneMetadata(folder: string, record: VolumeRecord): Promise<void> {
   const { id: volumeId, generation, lengthBytes } = record;
@@ -573,7 +576,8 @@ async function createCloneMetadata(folder: string, record: VolumeRecord): Promis
   const device = await FileDevice.create(path, { lengthBytes: metadataLengthBytes(lengthBytes) });
   try {
     await CloneMetadata.create(device, { volumeId, generation, lengthBytes });
-    await reserve(device);
+    const summaryAt = device.lengthBytes <= METADATA_RESERVED_MAX_BYTES ? 0 : summaryOffsetBytes(lengthBytes);
+    await reserve(device, summaryAt, device.lengthBytes - summaryAt);
   } finally {
     await device.close();
   }

@@ -102,6 +102,19 @@ export class VolumeLab {
     return dir;
   }
 
+  /** An XFS of its own for the store of this name: it holds files of any length, where ext4 ends below 16 TiB. */
+  async xfsDisk(name: string, sizeBytes: number): Promise<string> {
+    const dir = join(this.dir, name);
+    const image = join(this.dir, `${name}.img`);
+    mkdirSync(dir);
+    writeFileSync(image, '');
+    await tool('truncate', '-s', String(sizeBytes), image);
+    await tool('mkfs.xfs', '-q', image);
+    await tool('mount', '-o', 'loop', image, dir);
+    this.onClose(() => tool('umount', dir));
+    return dir;
+  }
+
   /** Mounts the data file itself, without a server, lets `work` use it, and unmounts. */
   async withDataMounted(store: VolumeStore, id: string, work: (dir: string) => Promise<void>): Promise<void> {
     const dir = mkdtempSync(join(this.dir, 'plain-'));
