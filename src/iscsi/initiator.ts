@@ -182,6 +182,13 @@ export class IscsiInitiator implements BlockDevice {
   readonly #statistics = { bytesRead: 0, bytesWritten: 0, reconnects: 0, replayed: 0 };
 
   private constructor(options: InitiatorOptions) {
+    if (options.chap?.mutual !== undefined && options.chap.mutual.secret === options.chap.secret) {
+      // Whoever answers there could send our own challenge to us and have the answer.
+      throw new GodwitError('ISCSI_BAD_GRANT', 'The two directions of mutual CHAP must not share a secret', {
+        values: { initiatorIqn: options.initiatorIqn },
+        nextAction: 'Make another secret for one of them.',
+      });
+    }
     this.#options = { ...DEFAULTS, lun: 0, readOnly: true, digests: false, ...options };
     this.#clock = options.clock;
     this.#logger = options.logger.child({ targetIqn: options.targetIqn });

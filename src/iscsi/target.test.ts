@@ -680,3 +680,27 @@ test('a missing data PDU fails its command, and the session goes on', async (t) 
   peer.read(2, 101, 0, 1);
   assert.deepEqual((await peer.next())!.data, before);
 });
+
+test('no secret is good for both directions, of one grant or of two, at the target and at the initiator', async (t) => {
+  const { share } = await startTarget(t, memory());
+  const bad = (error: unknown): boolean => isGodwitError(error, 'ISCSI_BAD_GRANT');
+  const second = {
+    ...GRANT,
+    initiatorIqn: 'iqn.2026-01.dev.godwit:worker-3',
+    chap: { user: 'b', secret: 'b b b b b b b' },
+  };
+  const mutualChap = { user: 'target', secret: GRANT.chap!.secret };
+  assert.throws(() => share.grant({ ...GRANT, mutualChap }), bad);
+  assert.throws(
+    () => share.grant({ ...second, mutualChap }),
+    bad,
+    'it would be told the answer of the other grant',
+  );
+  share.grant({ ...second, mutualChap: { user: 'target', secret: 'the secret of the target' } });
+  assert.throws(
+    () => share.grant({ ...GRANT, chap: { user: 'a', secret: 'the secret of the target' } }),
+    bad,
+  );
+  const chap = { ...GRANT.chap!, mutual: { user: 'target', secret: GRANT.chap!.secret } };
+  await assert.rejects(IscsiInitiator.connect(initiatorOptions(1, { chap })), bad);
+});

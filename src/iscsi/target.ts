@@ -155,7 +155,10 @@ export class TargetExport {
    * Throws `ISCSI_BAD_GRANT`.
    */
   grant(grant: IscsiGrant): void {
-    if (grant.mutualChap !== undefined && grant.mutualChap.secret === grant.chap?.secret) {
+    // Of any two grants: who may ask us to answer a challenge with a secret must not get the answer that lets another in.
+    const others = [...this.#grants.values()].filter((other) => other.initiatorIqn !== grant.initiatorIqn);
+    const all = [...others, grant];
+    if (all.some((a) => all.some((b) => a.mutualChap && a.mutualChap.secret === b.chap?.secret))) {
       throw new GodwitError('ISCSI_BAD_GRANT', 'The two directions of mutual CHAP must not share a secret', {
         values: { initiatorIqn: grant.initiatorIqn },
         nextAction: 'Make another secret for one of them.',
