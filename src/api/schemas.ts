@@ -200,6 +200,8 @@ export const VolumeView = Type.Object({
   /** To other systems, or to its machine as a socket; null otherwise. */
   served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
+  /** The disk lost what was written to it, and everything is refused until an operator decides. Left out: not that anybody knows. */
+  dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String(), file: Type.String() })),
 });
 export type VolumeView = Static<typeof VolumeView>;
 

@@ -87,6 +87,7 @@ export class FuseServer {
   readonly #idle = new Condition();
   #stopped = false;
   #writesBack = false;
+  #failed = false;
 
   /** Starts to serve at once. Asks the kernel to send again what a dead forerunner had read and not answered. */
   constructor(options: FuseServerOptions) {
@@ -151,7 +152,7 @@ export class FuseServer {
    */
   async setAccess(access: Access): Promise<void> {
     this.#access = access;
-    this.#slots.access = accessNumbers[access];
+    if (!this.#failed) this.#slots.access = accessNumbers[access];
     if (access !== 'standby') {
       const held = this.#held;
       this.#held = [];
@@ -160,6 +161,12 @@ export class FuseServer {
     await this.#hotThreadPassed();
     this.#takePosted();
     if (access !== 'writable') await this.#idle.until(() => this.#changesInFlight === 0);
+  }
+
+  /** From here on `device` has the word on everything, and is known to refuse: the hot thread answers nothing by itself any more. */
+  failStop(): void {
+    this.#failed = true;
+    this.#slots.access = ACCESS_STANDBY;
   }
 
   /**

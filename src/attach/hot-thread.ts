@@ -20,6 +20,7 @@ import {
   rawWrite,
   rawWriteAt,
 } from '../sys/raw-io.ts';
+import { viewAt } from '../sys/shared-mapping.ts';
 import { answerMetadata } from './fuse-metadata.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, REQUEST_AT, REQUEST_BYTES_MAX } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
@@ -53,6 +54,8 @@ export type HotPath = {
   validity: MapPlace | null;
   /** Where the blocks are marked that are written to (volume/validity-file.ts), before they are. */
   written?: MapPlace | null;
+  /** Address of a word that is set to 1 when the guest changes data (volume/data-guard.ts); there until all is whole. */
+  unflushedAddress?: bigint | null;
   /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
   encryption?: { key: Uint8Array; sectorBytes: number };
 };
@@ -93,6 +96,7 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   const dataFd = hot?.dataFd ?? -1;
   const validity = mapAt(hot?.validity, lengthBytes);
   const written = mapAt(hot?.written, lengthBytes);
+  const unflushed = hot?.unflushedAddress ? wordAt(hot.unflushedAddress) : null;
   const cipherText = new Uint8Array(cipher === null ? 0 : WRITE_PIECE_BYTES);
   const cipherAddress = addressOf(cipherText);
   let readWithoutWaiting = rawReadNow;
@@ -200,6 +204,7 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     if (dataFd < 0 || slots.access !== ACCESS_WRITABLE || !isLocal(offsetBytes, sizeBytes)) return 0;
     const startMs = performance.now();
     if (written !== null && !slots.whole && !markWritten(offsetBytes, offsetBytes + sizeBytes)) return 0;
+    if (unflushed !== null && !slots.whole) unflushed[0] = 1;
     for (let done = 0; done < sizeBytes; ) {
       const pieceBytes = Math.min(WRITE_PIECE_BYTES, sizeBytes - done);
       let from = address + PAYLOAD_AT + done;
@@ -216,6 +221,8 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
       if (count <= 0 && count !== -EINTR) return 0;
       done += Math.max(0, count);
     }
+    // Again: a flush that began meanwhile did not cover it.
+    if (unflushed !== null && !slots.whole) unflushed[0] = 1;
     const replyBytes = slot.replyWrite(sizeBytes);
     rawWrite(fuseFd, address + REPLY_AT, replyBytes);
     dirtyBytes += sizeBytes;
@@ -266,6 +273,11 @@ function mapAt(place: MapPlace | null | undefined, lengthBytes: number): Validit
   return place == null
     ? null
     : new ValidityMap(sharedMapMemory(place), blockCountOf(lengthBytes), { counted: false });
+}
+
+function wordAt(address: bigint): Uint32Array {
+  const bytes = viewAt(address, 4);
+  return new Uint32Array(bytes.buffer, bytes.byteOffset, 1);
 }
 
 assert(parentPort !== null, 'the hot thread is a worker of the FUSE server');

@@ -213,6 +213,8 @@ export type VolumeServerStatus = {
   residentBytes: number;
   /** Only in role `attach` with a clone that is not yet whole. */
   hydration?: HydrationStatus;
+  /** The disk lost what the guest wrote; everything is refused until an operator decides. */
+  dataLoss?: { atMs: number; reason: string };
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };

@@ -25,6 +25,7 @@ import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
+import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
 import type { UnlockedVolume } from './encryption.ts';
@@ -64,6 +65,9 @@ export class AttachedVolume {
   readonly #nbd: NbdAttachment | null;
   /** The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole. */
   readonly #local: FileDevice;
+  /** The same as the guest has it. */
+  readonly #data: GuardedFile;
+  readonly #guard: DataGuard;
   #clone: CloneLayer | null;
   readonly #encryption: Encryption | null;
   /** The last word of a clone layer that was dropped. */
@@ -81,6 +85,8 @@ export class AttachedVolume {
       front: Front;
       nbd: NbdAttachment | null;
       local: FileDevice;
+      data: GuardedFile;
+      guard: DataGuard;
       clone: CloneLayer | null;
       encryption: Encryption | null;
       lock: DataLock | null;
@@ -91,6 +97,8 @@ export class AttachedVolume {
     this.#front = parts.front;
     this.#nbd = parts.nbd;
     this.#local = parts.local;
+    this.#data = parts.data;
+    this.#guard = parts.guard;
     this.#clone = parts.clone;
     this.#encryption = parts.encryption;
     this.#lock = parts.lock;
@@ -109,6 +117,7 @@ export class AttachedVolume {
     let encryption: Encryption | null = null;
     let nbd: NbdAttachment | null = null;
     try {
+      const guard = new DataGuard({ ...spec, clock, logger });
       const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
       // The key and its derivation: in standby, so before anything stops.
       encryption = await openEncryption(spec, cloned !== null);
@@ -117,14 +126,25 @@ export class AttachedVolume {
         const { openClone } = await import('./clone-layer.ts');
         clone = await openClone(spec, cloned, {
           ...options,
+          guard,
           ...(encryption?.rekey && { rekey: encryption.rekey }),
         });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
-      const device = plaintextOf(encryption, clone, local);
+      const data = new GuardedFile(local, guard);
+      const device = plaintextOf(encryption, clone, data);
       if (spec.nbd) nbd = await openNbd(spec, spec.nbd, { device, local, clone }, options);
       if (nbd && spec.nbd?.client === 'guest') {
-        return new AttachedVolume(spec, options, { front: nbd, nbd, local, clone, encryption, lock });
+        return new AttachedVolume(spec, options, {
+          front: nbd,
+          nbd,
+          local,
+          data,
+          guard,
+          clone,
+          encryption,
+          lock,
+        });
       }
       const front = new FuseServer({
         fuseFd: options.fuseFd,
@@ -132,6 +152,7 @@ export class AttachedVolume {
         hot: {
           dataFd: local.fileDescriptor,
           validity: clone?.validity.place ?? null,
+          unflushedAddress: clone?.validity.unflushedAddress ?? null,
           written: clone?.proof ? clone.proof.written.place : null,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
@@ -139,7 +160,8 @@ export class AttachedVolume {
         clock,
         logger,
       });
-      return new AttachedVolume(spec, options, { front, nbd, local, clone, encryption, lock });
+      guard.onLost(() => front.failStop());
+      return new AttachedVolume(spec, options, { front, nbd, local, data, guard, clone, encryption, lock });
     } catch (error) {
       await nbd?.stop();
       encryption?.forget();
@@ -171,6 +193,7 @@ export class AttachedVolume {
       access: this.#front.access,
       residentBytes: process.memoryUsage.rss(),
       ...(hydration ? { hydration } : {}),
+      ...(this.#guard.lost && { dataLoss: { atMs: this.#guard.lost.atMs, reason: this.#guard.lost.reason } }),
       guest: this.#front.statistics(),
       ...(this.#nbd ? { served: this.#nbd.served } : {}),
     };
@@ -202,7 +225,7 @@ export class AttachedVolume {
   }
 
   async flush(): Promise<void> {
-    await (this.#clone?.device ?? this.#local).flush();
+    await (this.#clone?.device ?? this.#data).flush();
   }
 
   /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
@@ -290,7 +313,7 @@ export class AttachedVolume {
     await this.#closeProof();
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
-    const device = this.#encryption?.over(this.#local) ?? this.#local;
+    const device = this.#encryption?.over(this.#data) ?? this.#data;
     await this.#front.becomeWhole(device);
     if (this.#nbd !== this.#front) await this.#nbd?.becomeWhole(device);
     this.#clone = null;
@@ -298,6 +321,7 @@ export class AttachedVolume {
     await clone.arrivals.close();
     await clone.source.close();
     this.#encryption?.forgetSource();
+    this.#guard.unshare();
     clone.validity.close();
     clone.proof?.written.close();
     removeValidityFile(clone.validityPath);
@@ -364,7 +388,8 @@ export class AttachedVolume {
     // Calls of its clients that wait for the source end when the clone is closed.
     const dropped = this.#nbd?.stop();
     if (this.#front !== this.#nbd) await this.#front.stop();
-    if (this.#front.access === 'writable') await this.flush();
+    // What is lost was told; the next server refuses as this one did.
+    if (this.#front.access === 'writable' && this.#guard.lost === null) await this.flush();
     this.#noteWireBytes();
     await this.#clone?.source.close();
     await this.#clone?.device.close();
@@ -503,7 +528,7 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
 function plaintextOf(
   encryption: Encryption | null,
   clone: CloneLayer | null,
-  local: FileDevice,
+  local: BlockDevice,
 ): BlockDevice {
   const stored = clone?.device ?? local;
   return encryption === null || clone?.plaintext ? stored : encryption.over(stored);
@@ -547,6 +572,7 @@ function openData(spec: VolumeServerSpec): Promise<FileDevice> {
     file: join(spec.volumeDir, VOLUME_FILES.data),
     lengthBytes: spec.lengthBytes,
     blockBytes: BLOCK_BYTES,
+    flushFailureStays: false,
   });
 }
 

@@ -19,6 +19,7 @@ import { filesystemInstance } from '../sys/filesystem-instance.ts';
 import { parentProcess } from '../sys/parent-process.ts';
 import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
+import { type DataGuard, GuardedFile } from './data-guard.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
 import { openFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -54,6 +55,7 @@ export type CloneLayerOptions = {
   random: Random;
   logger: Logger;
   onHydrated: () => void;
+  guard: DataGuard;
   /** For a source under another key. */
   rekey?: Rekey;
 };
@@ -100,11 +102,15 @@ export async function openClone(
         ...holder,
       });
     }
-    local = await FileDevice.open({
+    options.guard.share(validity.unflushed);
+    if (validity.guestLost) options.guard.lose('its filesystem was mounted again under the running machine');
+    const file = await FileDevice.open({
       file: join(spec.volumeDir, VOLUME_FILES.data),
       lengthBytes,
       blockBytes: BLOCK_BYTES,
+      flushFailureStays: false,
     });
+    local = new GuardedFile(file, options.guard);
     // A descriptor of its own: the kernel says once to each what it could not write.
     arrivals = await FileDevice.open({
       file: join(spec.volumeDir, VOLUME_FILES.data),

@@ -16,6 +16,8 @@ export const VOLUME_FILES = {
   fetchLog: 'fetch.log',
   /** Sectors that were zeroed in blocks that are still at the source, until the clone is whole (clone/zero-log.ts). */
   zeroLog: 'zero.log',
+  /** That the disk lost what the guest wrote (data-guard.ts). */
+  dataLoss: 'data-loss.json',
   /** Digests of the sealed content (region-digests.ts). */
   regionDigests: 'region.digests',
 } as const;

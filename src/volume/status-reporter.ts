@@ -9,11 +9,12 @@ export type StatusReporterOptions = {
   clock: Clock;
 };
 
-/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`. */
+/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`, `data-lost`. */
 export class StatusReporter {
   readonly #options: StatusReporterOptions;
   #told = '';
   #sourceLost = false;
+  #dataLost = false;
   #cancel: () => void = () => {};
 
   constructor(options: StatusReporterOptions) {
@@ -38,6 +39,10 @@ export class StatusReporter {
     if (news === this.#told) return;
     this.#told = news;
     this.#options.emit('progress', status);
+    if (status.dataLoss && !this.#dataLost) {
+      this.#dataLost = true;
+      this.#options.emit('data-lost', { message: status.dataLoss.reason });
+    }
     const sourceLost = status.hydration?.state === 'source-lost';
     if (sourceLost === this.#sourceLost) return;
     this.#sourceLost = sourceLost;

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { isInClear } from '../api/peer-client.ts';
 import type {
   ApiEvent,
@@ -56,7 +57,9 @@ import type { Receipt } from '../receipt/envelope.ts';
 import {
   type KeySource,
   noKeysError,
+  readDataLoss,
   readHeaderFile,
+  VOLUME_FILES,
   type VolumeRecord,
   type VolumeStore,
 } from '../volume/index.ts';
@@ -68,6 +71,7 @@ import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import {
+  dataLossConditions,
   machineConditions,
   recoveryConditions,
   runConditions,
@@ -467,6 +471,9 @@ export class LocalService implements WorkerService {
         subject: `machine ${machine.name}`,
         state: view.state,
         conditions: [
+          ...(await this.#o.volumes.list()).volumes
+            .filter(({ machineId }) => machineId === machine.id)
+            .flatMap((record) => dataLossConditions(this.#dataLossOf(record))),
           ...stoppingConditions(view, machine.desired),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
           ...machineConditions(view, runs, drain),
@@ -683,7 +690,16 @@ export class LocalService implements WorkerService {
         ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
         : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
+      ...this.#dataLossOf(record, status?.dataLoss),
     };
+  }
+
+  /** From the file, so that it is told when no server runs; from the server while the disk refuses the file too. */
+  #dataLossOf(record: VolumeRecord, told?: { atMs: number; reason: string }): Pick<VolumeView, 'dataLoss'> {
+    const folder = this.#o.volumes.folder(record.id);
+    const loss = readDataLoss(folder, { volumeId: record.id, generation: record.generation }) ?? told;
+    if (!loss) return {};
+    return { dataLoss: { atMs: loss.atMs, reason: loss.reason, file: join(folder, VOLUME_FILES.dataLoss) } };
   }
 }
 

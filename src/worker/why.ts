@@ -140,7 +140,20 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
       nextAction: `godwit volume recover ${volume.id} --as NAME to have it back; godwit volume destroy ${volume.id} --force to give it up now`,
     });
   }
-  return [...conditions, ...hydrationConditions(volume.hydration)];
+  return [...dataLossConditions(volume), ...conditions, ...hydrationConditions(volume.hydration)];
+}
+
+/** Whatever else is the matter: nothing of the volume can be read or written. */
+export function dataLossConditions({ dataLoss }: Pick<VolumeView, 'dataLoss'>): Condition[] {
+  if (!dataLoss) return [];
+  return [
+    {
+      message: `the disk of this host lost what was written to the volume (${dataLoss.reason}); all its reads and writes fail, and it cannot move`,
+      sinceMs: dataLoss.atMs,
+      whoCanClearIt: 'an operator',
+      nextAction: `Restore it from a backup or its retained source; or, to go on with what the disk has: stop the machine, remove ${dataLoss.file}, start it`,
+    },
+  ];
 }
 
 /** What an operator sees as more bytes over the wire than the volume has. */

@@ -7,6 +7,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { seededRandom, systemRandom } from '../../src/base/random.ts';
 import { openClone } from '../../src/volume/clone-layer.ts';
+import { DataGuard } from '../../src/volume/data-guard.ts';
 import { connectImportSource, parseImportSource } from '../../src/volume/import-source.ts';
 import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
@@ -38,7 +39,8 @@ async function importAndCompare(t: TestContext, location: string, content: Buffe
   const clone = cloneSpec(record, { volumeDir, validityDir, source: { location, sourceLengthBytes } });
   const spec = attachSpec(record, { volumeDir, access: 'standby', clone });
   const hydrated = Promise.withResolvers<void>();
-  const layer = await openClone(spec, clone, { ...OPTIONS, onHydrated: () => hydrated.resolve() });
+  const guard = new DataGuard({ ...spec, ...OPTIONS });
+  const layer = await openClone(spec, clone, { ...OPTIONS, guard, onHydrated: () => hydrated.resolve() });
   t.after(async () => {
     await layer.device.close();
     await layer.source.close();

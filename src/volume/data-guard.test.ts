@@ -1,0 +1,118 @@
+import assert from 'node:assert/strict';
+import { existsSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import test from 'node:test';
+import { until } from '../../test/support/patience.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { isGodwitError } from '../base/errors.ts';
+import { FakeClock } from '../base/fake-clock.ts';
+import { silentLogger } from '../base/logger.ts';
+import { FileDevice } from '../block/file-device.ts';
+import { DataGuard, GuardedFile, readDataLoss } from './data-guard.ts';
+import { VOLUME_FILES } from './files.ts';
+
+const BLOCK = 4096;
+const lost = (error: unknown) => isGodwitError(error, 'VOLUME_DATA_LOST');
+const fails = () => Promise.reject(new Error('the disk refused'));
+
+function guardOf(volumeDir: string, generation = 3): DataGuard {
+  return new DataGuard({
+    volumeDir,
+    volumeId: 'v_1',
+    generation,
+    clock: new FakeClock(),
+    logger: silentLogger,
+  });
+}
+
+function written(volumeDir: string): Promise<unknown> {
+  return until('the loss to be written down', () => existsSync(join(volumeDir, VOLUME_FILES.dataLoss)), {
+    is: (there) => there,
+  });
+}
+
+test('a flush that fails over what the guest wrote is a loss: everything is refused, by later servers too, until the file is removed', async (t) => {
+  const dir = scratchDir(t);
+  const guard = guardOf(dir);
+  let told = 0;
+  guard.onLost(() => told++);
+  await assert.rejects(guard.flush(fails), lost);
+  assert.equal(told, 1);
+  await assert.rejects(
+    guard.flush(async () => {}),
+    lost,
+    'a disk that is well again has not what it lost',
+  );
+  await written(dir);
+  const file = await FileDevice.create(join(dir, 'data'), { lengthBytes: 4 * BLOCK });
+  t.after(() => file.close());
+  const next = new GuardedFile(file, guardOf(dir));
+  const block = new Uint8Array(BLOCK);
+  await assert.rejects(next.read(0, block), lost);
+  await assert.rejects(next.write(0, block), lost);
+  await assert.rejects(next.discard(0, BLOCK), lost);
+  await assert.rejects(next.flush(), lost);
+  assert.equal(next.readNow(0, block), false);
+  assert.equal(next.writeNow(0, block), false);
+  assert.equal(guardOf(dir, 4).lost, null, 'another generation has another file');
+  rmSync(join(dir, VOLUME_FILES.dataLoss));
+  await new GuardedFile(file, guardOf(dir)).read(0, block);
+});
+
+test('a flush that fails while the guest has nothing to flush is tried again and loses nothing', async (t) => {
+  const guard = guardOf(scratchDir(t));
+  guard.share(new Uint32Array(2));
+  let flushes = 0;
+  await guard.flush(() => (++flushes === 1 ? fails() : Promise.resolve()));
+  assert.equal(flushes, 2);
+  await assert.rejects(guard.flush(fails), /the disk refused/);
+  assert.equal(guard.lost, null);
+  guard.noteWrite();
+  await assert.rejects(guard.flush(fails), lost);
+});
+
+test('what is written while a flush runs is for the next one, and those that come meanwhile share it', async (t) => {
+  const guard = guardOf(scratchDir(t));
+  const words = new Uint32Array(2);
+  guard.share(words);
+  guard.noteWrite();
+  const running = Promise.withResolvers<void>();
+  let flushes = 0;
+  const flush = () => {
+    flushes++;
+    return running.promise;
+  };
+  const all = [guard.flush(flush), guard.flush(flush), guard.flush(flush)];
+  assert.deepEqual([...words], [0, 1]);
+  guard.noteWrite();
+  running.resolve();
+  await Promise.all(all);
+  assert.equal(flushes, 2);
+  assert.deepEqual([...words], [0, 0]);
+});
+
+test('a server that is killed in the middle of a flush, or before the loss is written down, leaves the word to the next', async (t) => {
+  const dir = scratchDir(t);
+  const words = new Uint32Array(2);
+  const killed = guardOf(dir);
+  killed.share(words);
+  killed.noteWrite();
+  void killed.flush(() => new Promise(() => {}));
+  const next = guardOf(dir);
+  next.share(words);
+  await assert.rejects(next.flush(fails), lost);
+  const gone = join(dir, 'not there');
+  const refusing = guardOf(gone);
+  const others = new Uint32Array(2);
+  refusing.share(others);
+  refusing.lose('the disk refused');
+  const after = guardOf(gone);
+  after.share(others);
+  assert.throws(() => after.check(), lost);
+});
+
+test('a file that cannot be read counts', (t) => {
+  const dir = scratchDir(t);
+  writeFileSync(join(dir, VOLUME_FILES.dataLoss), '{"formatVersion": 1, "gen');
+  assert.equal(readDataLoss(dir, { volumeId: 'v_1', generation: 3 })?.reason, 'not known any more');
+});
