@@ -1,7 +1,7 @@
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { CreateMachineRequest, CreateVolumeRequest } from '../src/api/schemas.ts';
-import { patient } from '../test/support/patience.ts';
+import { letPass, patient } from '../test/support/patience.ts';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
 const CHECKOUT = dirname(HERE);
@@ -28,7 +28,7 @@ function config(
     env: {},
     volume: { volumeId, mountPath: '/data' },
     restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGTERM', timeoutMs: patient(10_000) },
+    stop: { signal: 'SIGTERM', timeoutMs: letPass(10_000) },
     resources: { memoryBytes: 512 * MIB },
     network: 'host',
     // The checkout may lie below /tmp, which a machine has of its own.

@@ -1,6 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import type { MachineConfig } from '../../src/machine/config.ts';
-import { patient } from './patience.ts';
+import { letPass, patient } from './patience.ts';
 
 const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
 /** Machines have a /tmp of their own, and the checkout may be below that of the host. */
@@ -17,7 +17,7 @@ export function writerConfig(volumeId: string, collector: string, name: string):
     env: {},
     volume: { volumeId, mountPath: '/data' },
     restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGTERM', timeoutMs: patient(10_000) },
+    stop: { signal: 'SIGTERM', timeoutMs: letPass(10_000) },
     health: {
       kind: 'exec',
       command: ['test', '-e', '/run/ready'],
