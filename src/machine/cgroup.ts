@@ -137,6 +137,22 @@ export function planCgroup(layout: CgroupLayout, name: string, limits: CgroupLim
   };
 }
 
+/** Throws `MACHINE_CGROUP_MISSING` when the host has no hierarchy at all, or lacks the controller of a limit that was asked for. */
+export function checkLimits({ missing, folders }: CgroupPlan): void {
+  if (missing.length === 0 && folders.length > 0) return;
+  throw new GodwitError(
+    'MACHINE_CGROUP_MISSING',
+    folders.length === 0
+      ? 'this host has no cgroup hierarchy mounted'
+      : `this host has no cgroup controller for: ${missing.join(', ')}`,
+    {
+      values: { controllers: missing.join(',') },
+      nextAction:
+        'Mount cgroup2 at /sys/fs/cgroup, or leave the limit out of the configuration of the machine.',
+    },
+  );
+}
+
 /** The group of one machine on this host. */
 export class Cgroup {
   readonly name: string;
@@ -167,19 +183,7 @@ export class Cgroup {
    */
   async create(limits: CgroupLimits): Promise<void> {
     const plan = planCgroup(this.#layout, this.name, limits);
-    if (plan.missing.length > 0 || plan.folders.length === 0) {
-      throw new GodwitError(
-        'MACHINE_CGROUP_MISSING',
-        plan.folders.length === 0
-          ? 'this host has no cgroup hierarchy mounted'
-          : `this host has no cgroup controller for: ${plan.missing.join(', ')}`,
-        {
-          values: { controllers: plan.missing.join(',') },
-          nextAction:
-            'Mount cgroup2 at /sys/fs/cgroup, or leave the limit out of the configuration of the machine.',
-        },
-      );
-    }
+    checkLimits(plan);
     this.#plan = plan;
     for (const folder of plan.folders) {
       await mkdir(dirname(folder), { recursive: true });

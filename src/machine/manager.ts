@@ -9,7 +9,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { ownPath } from '../sys/named-path.ts';
-import { Cgroup, readCgroupLayout } from './cgroup.ts';
+import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
 import { findHolders, frozenError, heldError, isFrozen } from './holders.ts';
 import { checkHostCanRun, checkStopSignal, isSignal } from './jail.ts';
@@ -149,10 +149,11 @@ export class MachineManager {
 
   /**
    * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`,
-   * `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`.
+   * `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`, `MACHINE_CGROUP_MISSING`.
    */
   checkHostCanRun(machineId: string, config: MachineConfig): void {
     checkHostCanRun(config);
+    checkLimits(planCgroup(readCgroupLayout(), machineId, config.resources));
     if (config.volume?.nbd === true) nbdSocketPath(this.runtimeDir(machineId));
   }
 
@@ -225,11 +226,18 @@ export class MachineManager {
     });
   }
 
-  /** Wants it stopped, and ends the workload. Its volume stays attached, so that the next start is quick. */
-  async stop(ref: string, how: { signal?: string; timeoutMs?: number } = {}): Promise<void> {
+  /**
+   * Wants it stopped, and ends the workload. Its volume stays attached, so that the next start is quick. `moving`: also one that a move has, which
+   * goes on without it.
+   */
+  async stop(
+    ref: string,
+    how: { signal?: string; timeoutMs?: number } = {},
+    options: { moving?: boolean } = {},
+  ): Promise<void> {
     const { id } = this.get(ref);
     await this.#exclusively(id, async () => {
-      this.#refuseClaimed(id);
+      if (options.moving !== true) this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'stopped' });
       await this.stopWorkload(id, how);
     });

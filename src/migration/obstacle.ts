@@ -23,6 +23,16 @@ const HOST_TROUBLE = [
   'HOST_MAPPER_NO_TARGET',
   'HOST_MAPPER_BUSY',
   'HOST_ISCSI_NO_DAEMON',
+  'MACHINE_CGROUP_MISSING',
+  'MACHINE_CGROUP_FAILED',
+  'MACHINE_UNKNOWN_USER',
+  'MACHINE_BAD_MOUNT_PATH',
+  'MACHINE_BAD_HOST_FOLDER',
+  'MACHINE_BAD_DEVICE',
+  'MACHINE_BAD_ENVIRONMENT',
+  'MACHINE_VOLUME_OUT_OF_REACH',
+  'MACHINE_PATH_TOO_LONG',
+  'MACHINE_NAME_TAKEN',
 ];
 /** While the machine is stopped: somebody holds what must be let go, or it is not what it was. */
 const HELD = [

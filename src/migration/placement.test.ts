@@ -173,3 +173,15 @@ test('an encrypted volume goes only where it could be opened, and the reason has
   }
   assert.match(offer({}, null).reason, /has no keys/);
 });
+
+test('a limit that a host cannot keep is a reason not to take a machine that has it', () => {
+  const offer = (limitsMissing: HostLoad['limitsMissing'], more: Partial<PlacementRequest>) =>
+    evaluateOffer(
+      host('a', limitsMissing ? { limitsMissing } : {}),
+      request({ machine: machine('m', more) }),
+    );
+  assert.match(offer(['memory'], {}).reason, /memory: it has no cgroup controller/);
+  assert.match(offer(['cpu'], {}).reason, /cpu: it has no cgroup controller/);
+  assert.equal(offer(['memory', 'cpu'], { memoryBytes: 0, cpus: 0 }).accepted, true);
+  assert.equal(offer(undefined, {}).accepted, true);
+});

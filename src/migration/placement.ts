@@ -14,6 +14,8 @@ export type HostLoad = {
   lacks: (plane: Plane) => string | null;
   /** Its filesystem can hold a file of this length. Looks at the host when it is asked. */
   holdsFileOf: (lengthBytes: number) => boolean;
+  /** Limits that its kernel cannot keep: it has no cgroup controller for them. Left out: none. */
+  limitsMissing?: readonly ('memory' | 'cpu')[];
   /** Which encrypted volumes it could open; null: none, it has nobody to ask for keys. */
   encryption: HostCapabilities | null;
   memoryBytes: number;
@@ -70,6 +72,10 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   }
   if (request.machine.cpus > freeCpus) {
     return refuse(`cpus: needs ${request.machine.cpus}, has ${freeCpus.toFixed(2)}`);
+  }
+  for (const limit of host.limitsMissing ?? []) {
+    const asked = limit === 'memory' ? request.machine.memoryBytes > 0 : request.machine.cpus > 0;
+    if (asked) return refuse(`${limit}: it has no cgroup controller to keep the limit of the machine`);
   }
   const need = diskNeedBytes(request.machine);
   if (need > freeDiskBytes) {

@@ -1,6 +1,7 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
 import { readHostFacts } from '../host/host-facts.ts';
+import { type CgroupLayout, readCgroupLayout } from '../machine/cgroup.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
@@ -49,6 +50,10 @@ export function lackingOnThisHost(plane: Plane): string | null {
   return missing.map(({ what, detail }) => `${what}: ${detail}`).join('; ') || null;
 }
 
+function limitsMissing({ memory, cpu }: CgroupLayout): ('memory' | 'cpu')[] {
+  return [...(memory === null ? (['memory'] as const) : []), ...(cpu === null ? (['cpu'] as const) : [])];
+}
+
 /** A volume that is being made of a disk of another system, with what was in use there. */
 export type Importing = { volumeId: string; usedBytes: number };
 
@@ -86,6 +91,7 @@ export async function hostLoad(
     plane: options.plane,
     lacks,
     holdsFileOf: (lengthBytes) => volumes.holdsFileOf(lengthBytes),
+    limitsMissing: limitsMissing(readCgroupLayout()),
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),

@@ -204,8 +204,11 @@ export class LocalService implements WorkerService {
   }
 
   async stopMachine(ref: string): Promise<MachineView> {
-    await this.#o.machines.stop(ref);
-    return this.showMachine(ref);
+    const { id } = this.#o.machines.get(ref);
+    const run = this.#runsOf(id).find(({ endedAtMs }) => endedAtMs === null);
+    // Past its point of no return a move goes on without the machine's running: it is its owner's.
+    await this.#o.machines.stop(id, {}, { moving: run !== undefined && ownsMachine(run) });
+    return this.showMachine(id);
   }
 
   async restartMachine(ref: string): Promise<MachineView> {
@@ -645,7 +648,13 @@ export class LocalService implements WorkerService {
       id: record.id,
       name: record.name,
       worker: this.#o.name,
-      state: machineState(record, workload?.state ?? null, workload?.health.state ?? null, run),
+      state: machineState(
+        record,
+        // Its policy says that it has done what it was to do.
+        workload?.state === 'exited' && workload.exitCode === 0 ? 'stopped' : (workload?.state ?? null),
+        workload?.health.state ?? null,
+        run,
+      ),
       health: workload?.health ?? { state: 'none', sinceMs: record.createdAtMs, message: '' },
       config: record.config,
       volumeId: record.config.volume?.volumeId ?? null,
@@ -734,6 +743,8 @@ export function machineState(
       return 'failed';
     case 'exited':
       return record.desired === 'running' ? 'failed' : 'stopped';
+    case 'stopped':
+      return 'stopped';
     default:
       return record.desired === 'running' ? 'starting' : 'stopped';
   }

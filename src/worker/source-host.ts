@@ -91,7 +91,7 @@ export class SourceHost implements SourceSide {
       machineId: record.id,
       machineName: record.name,
       config: record.config,
-      running: record.desired === 'running',
+      running: record.desired === 'running' && !(await hasEnded(machines, record.id)),
       placement: placementOf(
         record,
         volume && {
@@ -343,6 +343,12 @@ export class SourceHost implements SourceSide {
     await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
     await volumes.assignMachine(volumeId, null);
   }
+}
+
+/** What is counts, not what was wanted: a machine that has ended, and that its policy does not start again, moves as one that has ended. */
+export async function hasEnded(machines: MachineManager, machineId: string): Promise<boolean> {
+  const state = (await machines.show(machineId)).shim?.workload?.state;
+  return state === 'exited' || state === 'failed';
 }
 
 /** Rejects with who holds it, where somebody does. */

@@ -187,13 +187,22 @@ export class TargetHost implements TargetSide {
     const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
     if (request.startMachine && isMounted) await client.call('fs.mount', { filesystem });
     onMounted();
-    if (!request.startMachine) return;
+    if (!this.#isWanted(request)) return;
     await client.call('workload.start', workloadOf(request));
   }
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
+    // Its owner may stop it at any time.
+    if (!this.#isWanted(request)) return;
     await this.#bootAgain(request);
-    await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
+    try {
+      await this.#options.machines.awaitHealthy(request.machineId, timeoutMs);
+    } catch (error) {
+      if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
+      // It has ended, and its policy starts it no more: there is nothing to wait for.
+      const { state } = error.values;
+      if (state !== 'exited' && state !== 'failed' && this.#isWanted(request)) throw error;
+    }
   }
 
   async hydrate(request: PrepareRequest): Promise<void> {
@@ -204,7 +213,7 @@ export class TargetHost implements TargetSide {
   }
 
   async settle(request: PrepareRequest): Promise<void> {
-    if (request.startMachine) await this.#bootAgain(request);
+    if (this.#isWanted(request)) await this.#bootAgain(request);
     await this.#options.machines.update(request.machineId, { claimedBy: null });
   }
 
@@ -272,6 +281,10 @@ export class TargetHost implements TargetSide {
     const peer = this.#options.peers().find(({ name }) => name === request.sourceWorker);
     if (!peer) throw new Error(`worker ${request.sourceWorker} is not among the peers of this worker`);
     return peer.run(request.runId, signal);
+  }
+
+  #isWanted({ startMachine, machineId }: PrepareRequest): boolean {
+    return startMachine && this.#options.machines.get(machineId).desired === 'running';
   }
 
   /** A host that went down since the boot took the machine along, and nobody else starts it while the move has it. */

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../api/schemas.ts';
-import { GodwitError, isGodwitError } from '../../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf } from '../../base/errors.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import type { Context } from '../context.ts';
@@ -43,6 +43,10 @@ export type RunOptions = {
 
 /** Between two looks at a machine that starts. */
 const POLL_MS = 100;
+/** A machine without a health check runs when it has for so long. */
+const SETTLED_MS = 1_000;
+const LAST_LINES = 5;
+const LOG_TIMEOUT_MS = 5_000;
 
 export async function run(context: Context, command: string[], options: RunOptions): Promise<void> {
   const waitMs = parseDuration(options.wait);
@@ -94,48 +98,53 @@ export async function run(context: Context, command: string[], options: RunOptio
   } catch (error) {
     // A volume made for a machine that does not come about goes too, unless nobody knows whether it came about.
     if (made && !(isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false)) {
-      await worker.client.destroyVolume(made.id).catch(() => {
-        context.note(`warning: the volume ${made.name} was made and could not be destroyed again`);
+      await worker.client.destroyVolume(made.id).catch((left: unknown) => {
+        context.note(
+          `warning: the volume ${made.name} was made and could not be destroyed again (${messageOf(left)}); when that is over: godwit volume destroy ${made.name}`,
+        );
       });
     }
     throw error;
   }
-  if (!options.detach) machine = await awaitHealthy(context, worker.client, machine.id, waitMs);
+  const remove = `godwit machine destroy ${machine.name} --force${made ? ' --volume' : ''}`;
+  if (!options.detach) machine = await awaitHealthy(context, worker.client, machine.id, { waitMs, remove });
   context.result(machine, () => `${machine.name} ${stateOf(machine)} on ${machine.worker} (${machine.id})`);
 }
 
-/** Watches a machine until it is healthy (without a health check: until it runs). */
+/**
+ * Watches a machine until it is healthy (without a health check: until it has run for a second, or has done what it was to do). One whose first start
+ * fails is told at once, with its last words; `remove` is the command that takes it away.
+ */
 async function awaitHealthy(
   context: Context,
   client: ApiClient,
   id: string,
-  waitMs: number,
+  { waitMs, remove }: { waitMs: number; remove: string },
 ): Promise<MachineView> {
-  const deadline = Date.now() + waitMs;
+  const deadlineMs = performance.now() + waitMs;
+  let upSinceMs: number | null = null;
   const interrupt = interruption();
   try {
     for (;;) {
       interrupt.signal.throwIfAborted();
       const machine = await client.showMachine(id);
-      const { health } = machine;
-      if (machine.state === 'running' && (health.state === 'healthy' || health.state === 'none'))
-        return machine;
-      if (machine.state === 'failed' || machine.state === 'stopped') {
-        throw new GodwitError(
-          'CLI_MACHINE_NOT_HEALTHY',
-          `${machine.name} is ${machine.state}: ${health.message || 'it ended'}`,
-          {
-            values: { id },
-            nextAction: `godwit machine logs ${machine.name}`,
-          },
-        );
+      const { health, state, restarts } = machine;
+      const checked = machine.config.health !== undefined;
+      if (state === 'running' && health.state === 'healthy') return machine;
+      if (state === 'stopped' && !checked && machine.config.restart.policy !== 'always') return machine;
+      if (restarts > 0 || ['restarting', 'failed', 'stopped'].includes(state)) {
+        const why =
+          restarts > 0 || state === 'restarting' ? 'ended as soon as it was started' : `is ${state}`;
+        throw await notHealthy(client, machine, why, remove);
       }
-      if (Date.now() >= deadline) {
-        throw new GodwitError(
-          'CLI_MACHINE_NOT_HEALTHY',
-          `${machine.name} is not healthy after ${formatDuration(waitMs)}: ${machine.state}, ${health.state} ${health.message}`.trim(),
-          { values: { id }, nextAction: `godwit machine logs ${machine.name}; it goes on trying by itself` },
-        );
+      if (state === 'running' && !checked) {
+        upSinceMs ??= performance.now();
+        if (performance.now() - upSinceMs >= SETTLED_MS) return machine;
+      }
+      if (performance.now() >= deadlineMs) {
+        const why =
+          `is not healthy after ${formatDuration(waitMs)}: ${state}, ${health.state} ${health.message}`.trim();
+        throw await notHealthy(client, machine, why, remove);
       }
       await sleep(POLL_MS);
     }
@@ -145,6 +154,46 @@ async function awaitHealthy(
   } finally {
     interrupt.dispose();
   }
+}
+
+async function notHealthy(
+  client: ApiClient,
+  machine: MachineView,
+  why: string,
+  remove: string,
+): Promise<GodwitError> {
+  const { id, name, state } = machine;
+  const said = await lastWords(client, id);
+  const goesOn = state === 'failed' || state === 'stopped' ? '' : ' It goes on trying by itself.';
+  return new GodwitError(
+    'CLI_MACHINE_NOT_HEALTHY',
+    `${name} ${why}${said === '' ? '' : `; its log ends with:\n${said}`}`,
+    {
+      values: { id },
+      nextAction: `\`godwit machine logs ${name}\` has more.${goesOn} To take it away: \`${remove}\`.`,
+    },
+  );
+}
+
+/** The end of its log, indented; '' where there is none. */
+async function lastWords(client: ApiClient, id: string): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  try {
+    const log = client.machineLogs(
+      id,
+      { lines: LAST_LINES, follow: false },
+      AbortSignal.timeout(LOG_TIMEOUT_MS),
+    );
+    for await (const chunk of log) chunks.push(chunk);
+  } catch {
+    // Only to explain something else.
+  }
+  const lines = Buffer.concat(chunks)
+    .toString('utf8')
+    .trimEnd()
+    .split('\n')
+    .filter((line) => line !== '');
+  return lines.map((line) => `    ${printable(line)}`).join('\n');
 }
 
 async function volumeIfAny(
