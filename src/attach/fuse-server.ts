@@ -10,13 +10,14 @@ import type { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/logger.ts';
 import { LOOKING_PAYS } from '../base/look-out.ts';
 import type { BlockDevice } from '../block/block-device.ts';
+import type { GuestWaits } from '../clone/disk-window.ts';
 import { sharedMapMemory } from '../clone/map-memory.ts';
 import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
-import { COUNTER, GuestCounters } from './guest-counters.ts';
+import { COUNTER, GuestCounters, WaitMeter } from './guest-counters.ts';
 import { Heat, hottestRegions } from './heat.ts';
 import type { HotPath, HotThreadData, HotThreadMessage } from './hot-thread.ts';
 import type { Access, GuestStatistics } from './server-spec.ts';
@@ -71,6 +72,7 @@ export class FuseServer {
   readonly #fuseSlots: FuseSlot[];
   readonly #hotCounters = new GuestCounters();
   readonly #slowCounters = new GuestCounters();
+  readonly #waits = new WaitMeter([this.#hotCounters, this.#slowCounters]);
   readonly #hotHeat = new Heat();
   readonly #slowHeat = new Heat();
   readonly #wakeFd: number;
@@ -202,6 +204,11 @@ export class FuseServer {
     };
   }
 
+  /** What the guest waited for since the last call, but for the source. */
+  takeWaits(): GuestWaits {
+    return this.#waits.take(this.#options.clock.monotonicMs());
+  }
+
   /** What the guest will want first when it starts elsewhere: regions of `HEAT_REGION_BYTES`, most wanted first. */
   heat(): number[] {
     return hottestRegions([this.#hotHeat, this.#slowHeat]);
@@ -312,7 +319,10 @@ export class FuseServer {
   async #perform(slot: FuseSlot, opcode: number, offsetBytes: number, lengthBytes: number): Promise<number> {
     const device = this.#device;
     if (opcode === OPCODE.fsync) {
-      await device.flush();
+      await this.#waits.flush(
+        () => this.#options.clock.monotonicMs(),
+        () => device.flush(),
+      );
       return slot.replyEmpty();
     }
     const changes = opcode !== OPCODE.read;
@@ -347,6 +357,8 @@ export class FuseServer {
     if (missed) {
       counters.add(COUNTER.misses, 1);
       counters.missLatency.record(milliseconds);
+    } else if (opcode === OPCODE.read || opcode === OPCODE.write) {
+      counters.waited(opcode === OPCODE.read ? 'read' : 'write', milliseconds);
     }
     if (opcode === OPCODE.read) {
       counters.add(COUNTER.reads, 1);
@@ -358,6 +370,7 @@ export class FuseServer {
       counters.writeLatency.record(milliseconds);
     } else if (opcode === OPCODE.fsync) {
       counters.add(COUNTER.flushes, 1);
+      counters.waited('flush', milliseconds);
     } else {
       counters.add(COUNTER.discards, 1);
     }

@@ -184,7 +184,9 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     heat.read(offsetBytes, sizeBytes);
     counters.add(COUNTER.reads, 1);
     counters.add(COUNTER.readBytes, sizeBytes);
-    counters.readLatency.record(performance.now() - startMs);
+    const milliseconds = performance.now() - startMs;
+    counters.readLatency.record(milliseconds);
+    counters.waited('read', milliseconds);
     return replyBytes;
   }
 
@@ -233,7 +235,9 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     heat.write(offsetBytes, sizeBytes);
     counters.add(COUNTER.writes, 1);
     counters.add(COUNTER.writeBytes, sizeBytes);
-    counters.writeLatency.record(performance.now() - startMs);
+    const milliseconds = performance.now() - startMs;
+    counters.writeLatency.record(milliseconds);
+    counters.waited('write', milliseconds);
     return replyBytes;
   }
 

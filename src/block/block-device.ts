@@ -52,6 +52,9 @@ export interface BlockDevice {
    * whoever rests on it writes again all that this call has not confirmed. Devices without such a cache leave the method out.
    */
   writeBack?(ranges: readonly ByteRange[]): Promise<void>;
+
+  /** Starts what `writeBack` waits for, and says nothing of how it ends. */
+  beginWriteBack?(ranges: readonly ByteRange[]): Promise<void>;
 }
 
 export type ByteRange = { offsetBytes: number; lengthBytes: number };

@@ -180,6 +180,16 @@ export class FileDevice implements BlockDevice {
     }
   }
 
+  async beginWriteBack(ranges: readonly ByteRange[]): Promise<void> {
+    for (const { offsetBytes, lengthBytes } of ranges) this.#checkMutation(offsetBytes, lengthBytes);
+    this.#enter();
+    try {
+      await this.#settled(ranges, startWriteBackOf);
+    } finally {
+      this.#leave();
+    }
+  }
+
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
     await this.writeZeroes(offsetBytes, lengthBytes);
   }

@@ -4,6 +4,7 @@ import type { Logger } from '../base/logger.ts';
 import { BLOCK_BYTES, type BlockDevice, type ByteRange } from '../block/block-device.ts';
 import { closedError } from '../block/range.ts';
 import type { BitCommitter } from './bit-committer.ts';
+import type { DiskGate } from './disk-gate.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { type Fetch, type InFlight, owns, release } from './in-flight.ts';
 import type { ValidityMap } from './validity-map.ts';
@@ -18,7 +19,7 @@ const RETRY_MAX_MS = 8_000;
 const SLOW_AFTER_MS = 5_000;
 
 /** The local file, on a handle of its own: what it says of failed write-backs must not be heard by anybody else. */
-export type ArrivalStore = Pick<BlockDevice, 'write' | 'writeBack'>;
+export type ArrivalStore = Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack'>;
 
 export type ArrivalsOptions = {
   store: ArrivalStore;
@@ -29,6 +30,8 @@ export type ArrivalsOptions = {
   log: FetchLog | null;
   /** `CloneSource.vouch`. Absent: nobody can tell one source from another. */
   vouch?: () => Promise<void>;
+  /** Where what was fetched in the background waits for its turn at the disk. */
+  gate: DiskGate;
   clock: Clock;
   logger: Logger;
   /** Default `HELD_BYTES_MAX`. */
@@ -130,7 +133,7 @@ export class Arrivals {
       });
       return recorded;
     };
-    let placed = await this.#tryToPlace(fetch, record);
+    let placed = await this.#tryInTurn(fetch, record);
     for (
       let delayMs = RETRY_FIRST_MS;
       !placed && !this.#closed;
@@ -144,6 +147,20 @@ export class Arrivals {
     }
     if (refused) this.#refusedBytes -= fetch.asArrived.length;
     this.#countUnplaced(-bytes);
+    return placed;
+  }
+
+  /** Until it is its turn, what arrived is as what the disk refused: whoever reads it has it from the buffer, and writes of the guest take blocks over. */
+  async #tryInTurn(fetch: Fetch, record: () => Promise<void>): Promise<boolean> {
+    const passage = this.#options.gate.enter(fetch.contentBytes, { waits: fetch.purpose !== 'miss' });
+    if (passage.turn !== null) {
+      fetch.state = 'stored';
+      fetch.retryNow = passage.goNow;
+      await passage.turn;
+      fetch.retryNow = null;
+    }
+    const placed = !this.#closed && (await this.#tryToPlace(fetch, record));
+    passage.ended(placed);
     return placed;
   }
 
@@ -191,6 +208,8 @@ export class Arrivals {
       fetch.state = 'stored';
       inFlight.wake(fetch);
       for (const result of results) if (result.status === 'rejected') throw result.reason;
+      // Side by side with what is being waited for. Of failures the wait tells.
+      store.beginWriteBack?.(byteRangesOf(runs)).catch(() => {});
       await this.#confirmed(runs, refusals);
       await recorded;
       await vouched;

@@ -10,6 +10,8 @@ import type { BlockRun } from '../freemap/free-map.ts';
 import { extentsOfRuns } from '../freemap/run-extents.ts';
 import type { ArrivalStore } from './arrival.ts';
 import { BitCommitter, type CommitOrder } from './bit-committer.ts';
+import { DiskGate } from './disk-gate.ts';
+import type { GuestWaits } from './disk-window.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
@@ -136,6 +138,7 @@ export class CloneDevice implements BlockDevice {
   readonly #fetcher: Fetcher;
   readonly #hydrator: Hydrator;
   readonly #inFlight = new InFlight();
+  readonly #gate: DiskGate;
   readonly #readAhead: ReadAhead;
   readonly #missLatency = new MissLatency();
   readonly #localMutations = new Set<Promise<void>>();
@@ -164,6 +167,8 @@ export class CloneDevice implements BlockDevice {
     // They have not the content that will be fetched, and after a power cut nothing else says so.
     for (const block of options.zeroLog?.blocks ?? []) this.#written?.setRange(block, block + 1);
     this.#readAhead = new ReadAhead(validity.blockCount);
+    const maxBytes = options.windowMaxBytes ?? WINDOW_MAX_BYTES;
+    this.#gate = new DiskGate(options.clock, maxBytes);
     this.#fetcher = new Fetcher({
       store: options.arrivals ?? options.local,
       source: options.source,
@@ -172,6 +177,7 @@ export class CloneDevice implements BlockDevice {
       committer,
       log: options.fetchLog ?? null,
       zeros: options.zeroLog ?? null,
+      gate: this.#gate,
       clock: options.clock,
       logger: this.#logger,
       policy: options.sourceErrorPolicy ?? 'wait',
@@ -187,12 +193,13 @@ export class CloneDevice implements BlockDevice {
       inFlight: this.#inFlight,
       fetcher: this.#fetcher,
       committer,
+      gate: this.#gate,
       clock: options.clock,
       logger: this.#logger,
       settings: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
       limits: {
         floorBytes: options.windowFloorBytes ?? WINDOW_FLOOR_BYTES,
-        maxBytes: options.windowMaxBytes ?? WINDOW_MAX_BYTES,
+        maxBytes,
       },
       mayStore: () =>
         this.#uncommittedBytes < uncommittedBytesMax &&
@@ -275,6 +282,13 @@ export class CloneDevice implements BlockDevice {
   giveUpSource(): void {
     this.#hydrator.configure({ paused: true, rateBytesPerSecondMax: 0 });
     this.#fetcher.stopWaiting();
+  }
+
+  /**
+   * `waits` tells what the guest waited for since it was asked last, but for the source: the background copy stands back at the local disk for that.
+   */
+  watchGuest(waits: () => GuestWaits): void {
+    this.#gate.watch(waits);
   }
 
   configureHydration(settings: HydrationSettings): void {

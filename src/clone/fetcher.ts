@@ -8,6 +8,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { closedError } from '../block/range.ts';
 import { type ArrivalStore, Arrivals } from './arrival.ts';
 import type { BitCommitter } from './bit-committer.ts';
+import type { DiskGate } from './disk-gate.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
 import type { Fetch, FetchPurpose, FetchWaiter, InFlight } from './in-flight.ts';
@@ -46,6 +47,8 @@ export type FetcherOptions = {
   committer: BitCommitter;
   /** Where the digests of what arrived are kept, before any bit rests on it; null: nowhere. */
   log: FetchLog | null;
+  /** Where what was fetched in the background waits for its turn at the local device. */
+  gate: DiskGate;
   /** Sectors that the guest zeroed before they came; null: never. */
   zeros: ZeroLog | null;
   clock: Clock;

@@ -5,6 +5,7 @@ import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BitCommitter } from './bit-committer.ts';
+import type { DiskGate } from './disk-gate.ts';
 import { type CloneSource, FETCH_BLOCKS_MAX, type Fetcher } from './fetcher.ts';
 import {
   type HydrationWindow,
@@ -50,6 +51,7 @@ export type HydratorOptions = {
   inFlight: InFlight;
   fetcher: Fetcher;
   committer: BitCommitter;
+  gate: DiskGate;
   clock: Clock;
   logger: Logger;
   settings: HydrationSettings;
@@ -190,7 +192,8 @@ export class Hydrator {
     this.#refillAllowance(nowMs);
     while (fetcher.backgroundBytes < this.#window.windowBytes) {
       if (nowMs < this.#heldUntilMs || nowMs < this.#restUntilMs || !mayStore()) return;
-      const blocks = Math.min(FETCH_BLOCKS_MAX, regionBytes(this.#window, nowMs) / BLOCK_BYTES);
+      const bytes = Math.min(regionBytes(this.#window, nowMs), this.#options.gate.regionBytes);
+      const blocks = Math.min(FETCH_BLOCKS_MAX, bytes / BLOCK_BYTES);
       const ahead =
         this.#nextOf(this.#readAhead, blocks) ?? (this.#noting ? null : this.#nextOf(this.#warm, blocks));
       if (ahead !== null) {
@@ -244,6 +247,7 @@ export class Hydrator {
     if (this.#stopped || validity.complete) return;
     const nowMs = clock.monotonicMs();
     this.#window = windowAfterTick(this.#window, nowMs, limits);
+    this.#options.gate.tick(nowMs);
     this.#rateSamples.push({ atMs: nowMs, wireBytes: fetcher.wireBytes });
     while (this.#rateSamples[0]!.atMs < nowMs - RATE_SPAN_MS) this.#rateSamples.shift();
     this.pump();

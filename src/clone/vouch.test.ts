@@ -7,6 +7,7 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { Arrivals } from './arrival.ts';
 import type { BitCommitter } from './bit-committer.ts';
+import { DiskGate } from './disk-gate.ts';
 import { type Fetch, InFlight } from './in-flight.ts';
 import { HeapMapMemory } from './map-memory.ts';
 import { ValidityMap } from './validity-map.ts';
@@ -21,6 +22,7 @@ function setUp() {
     inFlight,
     committer: { hydrated: () => {} } as unknown as BitCommitter,
     log: null,
+    gate: new DiskGate(new FakeClock(), 2 ** 20),
     clock: new FakeClock(),
     logger: silentLogger,
     vouch: () => {

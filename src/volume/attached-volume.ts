@@ -53,7 +53,7 @@ const BLOCK_BYTES = 512;
 /** How a guest gets at a volume. Its gate is the only one between the guest and the volume's devices. */
 type Front = Pick<
   FuseServer,
-  'access' | 'setAccess' | 'becomeWhole' | 'statistics' | 'heat' | 'closed' | 'stop'
+  'access' | 'setAccess' | 'becomeWhole' | 'statistics' | 'takeWaits' | 'heat' | 'closed' | 'stop'
 >;
 
 /** Role `attach`: the volume behind the FUSE file that a loop device sits on, or behind an NBD socket. */
@@ -102,6 +102,7 @@ export class AttachedVolume {
     this.#clone = parts.clone;
     this.#encryption = parts.encryption;
     this.#lock = parts.lock;
+    this.#clone?.device.watchGuest(() => this.#front.takeWaits());
   }
 
   /**

@@ -1,10 +1,11 @@
-import { COUNTER, GuestCounters } from '../attach/guest-counters.ts';
+import { COUNTER, GuestCounters, WaitMeter } from '../attach/guest-counters.ts';
 import { Heat, hottestRegions } from '../attach/heat.ts';
 import type { Access, GuestStatistics } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { Condition } from '../base/condition.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import { readOnlyError } from '../block/range.ts';
+import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import type { HydrationExtent } from '../nbd/index.ts';
 
@@ -31,6 +32,7 @@ export class GuestDevice implements BlockDevice {
   readonly extents?: NonNullable<BlockDevice['extents']>;
   readonly #options: GuestDeviceOptions;
   readonly #counters = new GuestCounters();
+  readonly #waits = new WaitMeter([this.#counters]);
   readonly #heat = new Heat();
   #device: BlockDevice;
   #validity: ValidityMap | null;
@@ -109,8 +111,14 @@ export class GuestDevice implements BlockDevice {
 
   /** Never waits: what was let in may be made durable at any time. */
   async flush(): Promise<void> {
-    await this.#device.flush();
+    const { clock } = this.#options;
+    const startMs = clock.monotonicMs();
+    await this.#waits.flush(
+      () => startMs,
+      () => this.#device.flush(),
+    );
     this.#counters.add(COUNTER.flushes, 1);
+    this.#counters.waited('flush', clock.monotonicMs() - startMs);
   }
 
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
@@ -163,6 +171,11 @@ export class GuestDevice implements BlockDevice {
     };
   }
 
+  /** As `FuseServer.takeWaits`. */
+  takeWaits(): GuestWaits {
+    return this.#waits.take(this.#options.clock.monotonicMs());
+  }
+
   /** As `FuseServer.heat`. */
   heat(): number[] {
     return hottestRegions([this.#heat]);
@@ -202,6 +215,8 @@ export class GuestDevice implements BlockDevice {
     if (missed) {
       counters.add(COUNTER.misses, 1);
       counters.missLatency.record(milliseconds);
+    } else {
+      counters.waited(kind, milliseconds);
     }
     if (kind === 'read') {
       this.#heat.read(offsetBytes, lengthBytes);

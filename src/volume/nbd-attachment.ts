@@ -2,6 +2,7 @@ import type { Access, GuestStatistics, NbdSocketSpec } from '../attach/server-sp
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
+import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import { NbdServer } from '../nbd/index.ts';
 import { GuestDevice } from './guest-device.ts';
@@ -76,6 +77,10 @@ export class NbdAttachment {
 
   statistics(): GuestStatistics {
     return this.#guest.statistics();
+  }
+
+  takeWaits(): GuestWaits {
+    return this.#guest.takeWaits();
   }
 
   heat(): number[] {

@@ -31,12 +31,13 @@ export class RekeyedFile extends Luks2Device {
   }
 
   /** The same plaintext written through another handle on the file, which its owner closes. */
-  over(file: BlockDevice): Pick<BlockDevice, 'write' | 'writeBack'> {
+  over(file: BlockDevice): Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack'> {
     const own = { cipher: this.#cipher, tweakOffset: this.#tweakOffset, holes: this.#holes };
     const written = new RekeyedFile(file, this.#source, own);
     return {
       write: (offsetBytes, from) => written.write(offsetBytes, from),
       ...(file.writeBack && { writeBack: (ranges) => file.writeBack!(ranges) }),
+      ...(file.beginWriteBack && { beginWriteBack: (ranges) => file.beginWriteBack!(ranges) }),
     };
   }
 
