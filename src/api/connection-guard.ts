@@ -5,6 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
+import { Turnstile } from '../base/turnstile.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
 export type ApiLimits = {
@@ -76,7 +77,6 @@ type Entry = {
 
 /** Requests of one connection that are not answered yet. Ours send one at a time; each costs some kilobytes before anybody asks for a token. */
 const PIPELINED_MAX = 8;
-const ADMISSION_MS = 20;
 const LOOK_MS = PAUSE.connectionLook.ms;
 const REPORT_MS = PAUSE.connectionReport.ms;
 
@@ -94,9 +94,9 @@ export class ConnectionGuard {
   /** Oldest first. */
   readonly #entries = new Map<string, Entry>();
   readonly #perAddress = new Map<string, number>();
-  /** Newcomers for whom others have to go, oldest first, with what lets them in. */
-  readonly #waiting = new Map<Socket, () => void>();
-  #cancelAdmission: (() => void) | null = null;
+  /** Newcomers for whom others have to go. */
+  readonly #waiting = new Set<Socket>();
+  readonly #turnstile: Turnstile;
   #closing = false;
   #evicted = 0;
   #refused = 0;
@@ -118,6 +118,10 @@ export class ConnectionGuard {
     const free = Math.max(descriptors - descriptorsKept, Math.floor(descriptors / 2));
     this.#waitingMax = Math.min(waitingMax, Math.floor(free / 3));
     this.#connectionsMax = Math.min(connectionsMax, free - this.#waitingMax);
+    this.#turnstile = new Turnstile(options.clock, {
+      perSecond: options.limits.admissionsPerSecond,
+      waitingMax: this.#waitingMax,
+    });
   }
 
   get connections(): number {
@@ -154,7 +158,8 @@ export class ConnectionGuard {
   /** The server closes: only requests that are in hand are waited for, within their limits. */
   close(): void {
     this.#closing = true;
-    for (const socket of this.#waiting.keys()) socket.destroy();
+    this.#turnstile.close();
+    for (const socket of this.#waiting) socket.destroy();
     for (const entry of [...this.#entries.values()]) {
       if (entry.requests === 0 || !entry.proven) this.#drop(entry, 'the server closes');
     }
@@ -172,35 +177,26 @@ export class ConnectionGuard {
       this.#enterRoom(socket, address, accept);
       return;
     }
-    if (this.#waiting.size >= this.#waitingMax) {
-      this.#refuse(socket);
-      return;
-    }
-    const forget = () => this.#waiting.delete(socket);
-    const onError = () => socket.destroy();
-    socket.on('error', onError);
-    socket.once('close', forget);
-    this.#waiting.set(socket, () => {
-      forget();
-      socket.off('close', forget);
+    const forget = this.#turnstile.wait(() => {
+      this.#waiting.delete(socket);
+      socket.off('close', left);
       socket.off('error', onError);
       if (socket.destroyed) return;
       if (this.#hasRoom(address) || this.#makeRoom(address)) this.#enterRoom(socket, address, accept);
       else this.#refuse(socket);
     });
-    this.#cancelAdmission ??= this.#clock.timer(ADMISSION_MS, () => this.#admit());
-  }
-
-  /** Lets some of those in that wait. */
-  #admit(): void {
-    this.#cancelAdmission = null;
-    let count = Math.max(1, Math.round((this.#limits.admissionsPerSecond * ADMISSION_MS) / 1_000));
-    for (const enter of [...this.#waiting.values()]) {
-      if (count === 0) break;
-      count -= 1;
-      enter();
+    if (forget === null) {
+      this.#refuse(socket);
+      return;
     }
-    if (this.#waiting.size > 0) this.#cancelAdmission = this.#clock.timer(ADMISSION_MS, () => this.#admit());
+    const left = () => {
+      this.#waiting.delete(socket);
+      forget();
+    };
+    const onError = () => socket.destroy();
+    socket.on('error', onError);
+    socket.once('close', left);
+    this.#waiting.add(socket);
   }
 
   #refuse(socket: Socket): void {

@@ -27,6 +27,11 @@ export class Seats {
     return this.#size;
   }
 
+  /** True when one of that key would get a place that is free. */
+  hasRoom(key: string): boolean {
+    return this.#size < this.#max && (this.#byKey.get(key)?.size ?? 0) < this.#keyMax;
+  }
+
   /** True: it has a place, another may have lost one. False: there is none to be had. */
   take(seat: Seat): boolean {
     if ((this.#byKey.get(seat.key)?.size ?? 0) >= this.#keyMax) {

@@ -441,17 +441,25 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   const second = client();
   await second.greet();
   // Who is not through with the handshake goes for who comes.
+  const letIn = async () => {
+    await until('a newcomer to wait', () => server.waiting === 1);
+    clock.advance(20);
+  };
   const third = client();
+  await letIn();
   await third.begin();
   assert.ok(await second.closed());
   // Two clients that work keep their places.
-  assert.ok(await client().closed());
+  const refused = client();
+  await letIn();
+  assert.ok(await refused.closed());
   assert.equal((await first.read(0, 512)).data.length, 512);
   // One that nothing came from for long does not.
   clock.advance(5_000);
   await third.read(0, 512);
   clock.advance(6_000);
   const fourth = client();
+  await letIn();
   await fourth.greet();
   assert.ok(await first.closed());
   clock.advance(1001);

@@ -8,6 +8,7 @@ import { LookOut } from '../base/look-out.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
 import { type Seat, Seats } from '../base/seats.ts';
+import { Turnstile } from '../base/turnstile.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
@@ -50,6 +51,8 @@ export type NbdServerStatistics = SessionStatistics & { connections: number };
 const SOCKET_PATH_BYTES_MAX = 107;
 /** The largest read from a socket outside of payloads. */
 const STAGING_BYTES = 64 * 1024;
+/** Of newcomers for whom others have to go. */
+const ADMISSIONS_PER_SECOND = 100;
 /** Buffers kept for later. */
 const POOL_BYTES = 32 * 1024 * 1024;
 
@@ -62,6 +65,8 @@ export class NbdServer {
   readonly #pool: BufferPool;
   readonly #peers: PeerBook;
   readonly #seats: Seats;
+  readonly #turnstile: Turnstile;
+  readonly #waiting = new Set<Socket>();
   readonly #lookOut = new LookOut();
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #exports = new Map<string, NbdExport>();
@@ -77,6 +82,10 @@ export class NbdServer {
     const { serverBytesMax: sharedBytesMax, connectionsMax, connectionsPerAddressMax } = this.#limits;
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
     this.#peers = options.peers ?? new PeerBook(options.clock, { ...this.#limits, sharedBytesMax });
+    this.#turnstile = new Turnstile(options.clock, {
+      perSecond: ADMISSIONS_PER_SECOND,
+      waitingMax: connectionsMax,
+    });
     this.#seats = new Seats({
       max: connectionsMax,
       keyMax: 'path' in options.address ? connectionsMax : Math.min(connectionsMax, connectionsPerAddressMax),
@@ -124,6 +133,11 @@ export class NbdServer {
     return this.#connections.size;
   }
 
+  /** Newcomers for whom others have to go. */
+  get waiting(): number {
+    return this.#waiting.size;
+  }
+
   statistics(): NbdServerStatistics {
     return { ...this.#statistics, connections: this.#connections.size };
   }
@@ -159,6 +173,8 @@ export class NbdServer {
   close(): Promise<void> {
     this.#closed ??= (async () => {
       const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+      this.#turnstile.close();
+      for (const socket of this.#waiting) socket.destroy();
       await Promise.all([...this.#connections].map((connection) => connection.gone()));
       await closed;
       this.#named?.remove();
@@ -202,6 +218,35 @@ export class NbdServer {
       return;
     }
     const key = isUnix ? 'unix' : peerAddressOf(remoteAddress!);
+    if (this.#seats.hasRoom(key)) this.#begin(socket, key);
+    else this.#queue(socket, key);
+  }
+
+  /** Others have to go: one after the other. */
+  #queue(socket: Socket, key: string): void {
+    const forget = this.#turnstile.wait(() => {
+      this.#waiting.delete(socket);
+      socket.off('close', left);
+      if (!socket.destroyed) this.#begin(socket, key);
+    });
+    const left = () => {
+      this.#waiting.delete(socket);
+      forget?.();
+    };
+    if (forget === null) {
+      this.#refuse(socket);
+      return;
+    }
+    this.#waiting.add(socket);
+    socket.once('close', left);
+  }
+
+  #refuse(socket: Socket): void {
+    this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'NBD: too many connections');
+    socket.destroy();
+  }
+
+  #begin(socket: Socket, key: string): void {
     let connection: ServerConnection | null = null;
     const seat: Seat = {
       key,
@@ -209,8 +254,7 @@ export class NbdServer {
       evict: (reason) => connection?.drop(reason),
     };
     if (!this.#seats.take(seat)) {
-      this.#logger.warn({ peer: remoteAddress ?? null }, 'NBD: too many connections, and all of them work');
-      socket.destroy();
+      this.#refuse(socket);
       return;
     }
     const { tls } = this.#options;

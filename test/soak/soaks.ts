@@ -53,4 +53,10 @@ export const SOAKS: readonly Soak[] = [
       env: LONG,
     },
   },
+  {
+    name: 'hostile-peers',
+    about:
+      'a worker with ten machines under fio verify, among 200 hostile peers of its API and of a volume that it serves',
+    round: { module: './hostile-peers.ts', minutes: 60 },
+  },
 ];

@@ -306,6 +306,13 @@ export class FleetWorker {
     return this.#options.arguments.some((word) => word.startsWith('--key-'));
   }
 
+  /** Of the control process; throws when there is none. */
+  get pid(): number {
+    const pid = this.#child?.pid;
+    if (pid === undefined || !this.isRunning) throw new Error(`${this.name} does not run`);
+    return pid;
+  }
+
   get isRunning(): boolean {
     return this.#child !== null && this.#child.exitCode === null && this.#child.signalCode === null;
   }
