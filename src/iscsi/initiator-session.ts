@@ -146,7 +146,10 @@ export class InitiatorSession implements PduSink {
     assert(this.hasRoom, 'the command window is open');
     const parameters = this.#parameters!;
     const tag = this.#takeTag();
-    Object.assign(task, UNSENT);
+    task.receivedBytes = 0;
+    task.sentBytes = 0;
+    task.unsentPayloads = 0;
+    task.whenSent = null;
     this.#tasks.set(tag, task);
     const out = task.direction === 'out';
     const immediateBytes =
@@ -327,7 +330,7 @@ export class InitiatorSession implements PduSink {
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     if (!pdu.hasStatus) return;
     this.#status(pdu.statSn);
-    this.#answered(pdu.initiatorTaskTag, task, () => task.finish(pdu.status, null, pdu.residualBytes));
+    this.#answered(pdu.initiatorTaskTag, task, pdu.status, null, pdu.residualBytes);
   }
 
   #scsiResponse(header: Buffer, data: Uint8Array): void {
@@ -341,22 +344,26 @@ export class InitiatorSession implements PduSink {
     }
     const senseBytes = data.length >= 2 ? (data[0]! << 8) | data[1]! : 0;
     const sense = senseBytes === 0 ? null : decodeSense(data.subarray(2, 2 + senseBytes));
-    this.#answered(pdu.initiatorTaskTag, task, () => task.finish(pdu.status, sense, pdu.residualBytes));
+    this.#answered(pdu.initiatorTaskTag, task, pdu.status, sense, pdu.residualBytes);
   }
 
   /** A target may answer before it has taken what we send: the kernel still reads from the caller's buffer then. */
-  #answered(tag: number, task: InitiatorTask, finish: () => void): void {
-    const settle = (): void => {
-      if (this.#over) return; // it goes to the next session, as all that has no answer
-      this.#tasks.delete(tag);
-      finish();
-    };
+  #answered(
+    tag: number,
+    task: InitiatorTask,
+    status: number,
+    sense: Sense | null,
+    residualBytes: number,
+  ): void {
     if (task.unsentPayloads === 0) {
-      settle();
+      this.#tasks.delete(tag);
+      task.finish(status, sense, residualBytes);
       return;
     }
     task.whenSent = () => {
-      settle();
+      if (this.#over) return; // it goes to the next session, as all that has no answer
+      this.#tasks.delete(tag);
+      task.finish(status, sense, residualBytes);
       if (this.hasRoom) this.#options.onRoom();
     };
   }
