@@ -82,4 +82,7 @@ test('a filesystem that is held is found before the stop; one that is taken in b
   );
   await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: patient(60_000) });
   assert.equal((await fleet.ended(source, fleet.worker('b'), last.id)).state, 'done');
+  // It would take its hour to end.
+  const destroyed = await fleet.run('machine', 'destroy', 'm', '--force');
+  assert.equal(destroyed.exitCode, 0, destroyed.stderr);
 });
