@@ -19,7 +19,7 @@ const RETRY_MAX_MS = 8_000;
 const SLOW_AFTER_MS = 5_000;
 
 /** The local file, on a handle of its own: what it says of failed write-backs must not be heard by anybody else. */
-export type ArrivalStore = Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack'>;
+export type ArrivalStore = Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack' | 'discard'>;
 
 export type ArrivalsOptions = {
   store: ArrivalStore;
@@ -220,12 +220,27 @@ export class Arrivals {
       }
     } catch (error) {
       await recorded.catch(() => {}); // the buffer may be used again afterwards
+      await this.#clear(fetch);
       this.#noteError(error, fetch);
       return false;
     }
     this.#error = null;
     this.#confirmedAtMs = this.#options.clock.monotonicMs();
     return true;
+  }
+
+  /**
+   * Takes away what a refusal left behind. ext4 remembers of a page that it could not write which blocks it gave it, and forgets that their extent counts as
+   * unwritten: when the page is written again it goes to the disk, and reads as zeros once it has left the cache.
+   */
+  async #clear(fetch: Fetch): Promise<void> {
+    fetch.state = 'storing';
+    const cleared = ownedRuns(fetch).map(({ first, end }) =>
+      this.#options.store.discard(first * BLOCK_BYTES, this.#content(fetch, first, end).length),
+    );
+    await Promise.allSettled(cleared);
+    fetch.state = 'stored';
+    this.#options.inFlight.wake(fetch);
   }
 
   /** All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the rest. */

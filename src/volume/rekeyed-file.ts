@@ -31,11 +31,12 @@ export class RekeyedFile extends Luks2Device {
   }
 
   /** The same plaintext written through another handle on the file, which its owner closes. */
-  over(file: BlockDevice): Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack'> {
+  over(file: BlockDevice): Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack' | 'discard'> {
     const own = { cipher: this.#cipher, tweakOffset: this.#tweakOffset, holes: this.#holes };
     const written = new RekeyedFile(file, this.#source, own);
     return {
       write: (offsetBytes, from) => written.write(offsetBytes, from),
+      discard: (offsetBytes, lengthBytes) => file.discard(offsetBytes, lengthBytes),
       ...(file.writeBack && { writeBack: (ranges) => file.writeBack!(ranges) }),
       ...(file.beginWriteBack && { beginWriteBack: (ranges) => file.beginWriteBack!(ranges) }),
     };
