@@ -31,13 +31,16 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
   const pace = run.progress ? progressText(run.progress, nowMs) : null;
   if (!run.reason) {
     const { startedAtMs = null } = run.steps.find(({ name }) => name === run.step) ?? {};
-    if (pace === null || startedAtMs === null || nowMs - startedAtMs < WORTH_TELLING_MS) return [];
+    if (startedAtMs === null || nowMs - startedAtMs < WORTH_TELLING_MS) return [];
     return [
       {
-        message: `${run.kind} is in step ${run.step ?? '?'} (${pace})`,
+        message: `${run.kind} is in step ${run.step ?? '?'} (${pace ?? 'nothing has advanced in it yet'})`,
         sinceMs: startedAtMs,
         whoCanClearIt: 'time: it goes on',
-        nextAction: 'Nothing to do while that advances.',
+        nextAction:
+          pace === null
+            ? 'Nothing to do yet; it says why when it gives up.'
+            : 'Nothing to do while that advances.',
       },
     ];
   }
