@@ -132,7 +132,9 @@ export class ServerConnection {
   worth(): number | null {
     if (this.#session === null) return this.#socket !== this.#rawSocket ? 2 : this.#receivedBytes > 0 ? 1 : 0;
     if (this.#session.deviceCalls > 0) return null;
-    return this.#clock.monotonicMs() - this.#movedAtMs < IDLE_AFTER_MS ? null : 2 + this.#movedAtMs;
+    // It has a handshake to show, and that is all.
+    if (!this.#session.asked) return 2;
+    return this.#clock.monotonicMs() - this.#movedAtMs < IDLE_AFTER_MS ? null : 3 + this.#movedAtMs;
   }
 
   /** Ends the connection at once, and says why in the log. */

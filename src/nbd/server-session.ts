@@ -77,6 +77,7 @@ export class ServerSession implements RequestSink {
   #cost = 0;
   #backing: BufferLease | null = null;
   #deviceCalls = 0;
+  #asked = false;
   #disconnecting = false;
   #closed = false;
   #idle: PromiseWithResolvers<void> | null = null;
@@ -112,6 +113,11 @@ export class ServerSession implements RequestSink {
     return this.#mode === 'extended' ? EXTENDED_REPLY_BYTES : STRUCTURED_REPLY_BYTES;
   }
 
+  /** It has had a request of the client. */
+  get asked(): boolean {
+    return this.#asked;
+  }
+
   /** Device calls that are under way. */
   get deviceCalls(): number {
     return this.#deviceCalls;
@@ -129,6 +135,7 @@ export class ServerSession implements RequestSink {
       this.#starved = true;
       return false;
     }
+    this.#asked = true;
     this.#requests += 1;
     this.#cost = cost;
     this.#refusal = refusal;

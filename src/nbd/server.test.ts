@@ -441,6 +441,7 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   const second = client();
   await second.greet();
   // Who is not through with the handshake goes for who comes.
+  await first.read(0, 512);
   const letIn = async () => {
     await until('a newcomer to wait', () => server.waiting === 1);
     clock.advance(20);
@@ -450,6 +451,7 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   await third.begin();
   assert.ok(await second.closed());
   // Two clients that work keep their places.
+  await third.read(0, 512);
   const refused = client();
   await letIn();
   assert.ok(await refused.closed());
