@@ -57,6 +57,8 @@ export class BitCommitter {
   /** The bits of a round, used again by the next: one round runs at a time. */
   #words = new Uint32Array(0);
   #logFailure: Error | null = null;
+  /** Some sectors may have bits that rest neither on the log nor on a write: those of unused blocks, and what a dead process owed. */
+  #othersOwed = false;
   #running: Promise<void> | null = null;
   /** The commit that runs has bits of the guest's. */
   #runningUrgent = false;
@@ -113,6 +115,12 @@ export class BitCommitter {
       const state = this.#states[sector];
       if (state === CLEAN || state === TAKEN) this.#become(sector, LAZY);
     }
+  }
+
+  /** Blocks [first, end) are unused: zeros, and no record says so. As `written` otherwise. */
+  unused(first: number, end: number): void {
+    this.#othersOwed = true;
+    this.written(first, end);
   }
 
   /** The guest wrote to the blocks [first, end). Call it before their bits are set by that, in the same turn. */
@@ -191,6 +199,7 @@ export class BitCommitter {
         this.#states[sector] = URGENT;
         this.#inGroup[group * STATES + URGENT]!++;
         this.#dirtySectors++;
+        this.#othersOwed = true;
       }
     }
   }
@@ -242,7 +251,11 @@ export class BitCommitter {
       const sectors = this.#take(from, scope);
       if (from > 0 && sectors.length === 0) return;
       await this.#round(sectors);
-      if (sectors.length < ROUND_SECTORS) return;
+      if (sectors.length < ROUND_SECTORS) {
+        // All that was owed when it began, from front to back.
+        if (this.#logFailure === null) this.#othersOwed = false;
+        return;
+      }
       from = sectors.at(-1)! + 1;
     }
   }
@@ -305,7 +318,8 @@ export class BitCommitter {
   /** Takes the bits out that rest on the log: all but those that are durable and those of blocks that the guest wrote. */
   async #withoutFetched(sectors: readonly number[], words: Uint32Array, failure: Error): Promise<void> {
     const written = this.#written;
-    if (written === null) throw failure;
+    // Which bits those are is not known, and a flush must not end without them.
+    if (written === null || this.#othersOwed) throw failure;
     const own = new Uint32Array(SECTOR_WORDS);
     for (const [position, sector] of sectors.entries()) {
       const durable = await this.#metadata.readSector(sector);

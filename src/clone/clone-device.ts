@@ -259,7 +259,7 @@ export class CloneDevice implements BlockDevice {
     for await (const { first, end, kind } of extentsOfRuns(this.#local, runs)) {
       if (kind === 'data') continue;
       if (this.#validity.hasAll(first, end)) continue;
-      this.#committer.written(first, end);
+      this.#committer.unused(first, end);
       marked += this.#validity.setRange(first, end);
     }
     return marked;

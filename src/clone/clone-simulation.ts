@@ -718,8 +718,9 @@ class Simulation {
 
   async #flush(device: BlockDevice, kind: PendingOperation['kind']): Promise<void> {
     if (kind === 'metadata' && this.#refuses()) {
-      // As after a power cut, on this disk alone: of what was not flushed some is there.
-      if (device instanceof FaultDevice && device !== this.#zeroLogDisk) device.powerCut(this.#random);
+      // As after a power cut, on this disk alone: of what was not flushed some is there. Not of the log, whose sectors were written back one by one before a bit
+      // rested on them.
+      if (device === this.#metadataDisk) this.#metadataDisk.powerCut(this.#random);
       throw refusedError('flush');
     }
     await device.flush();
