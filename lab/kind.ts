@@ -37,7 +37,10 @@ export function slowness(): number {
   return slownessNow;
 }
 
+/** Nothing is waited for longer than an hour, which is also the longest that the API takes. */
+const PATIENCE_MS_MAX = 3_600_000;
+
 /** What may be waited on this machine for what takes at most `durationMs` under user-mode-linux on a quiet one of two processors. */
 export function patient(durationMs: number): number {
-  return durationMs * kind.patience * slowness() * MARGIN;
+  return Math.min(PATIENCE_MS_MAX, Math.ceil(durationMs * kind.patience * slowness() * MARGIN));
 }
