@@ -230,8 +230,8 @@ export class Arrivals {
   }
 
   /**
-   * Takes away what a refusal left behind. ext4 remembers of a page that it could not write which blocks it gave it, and forgets that their extent counts as
-   * unwritten: when the page is written again it goes to the disk, and reads as zeros once it has left the cache.
+   * Takes away what a refusal left behind: blocks that the filesystem has given to a page that was not written hold nobody knows what, and the next try should find
+   * a hole, as the first one did. Seen through a loop device on a full tmpfs, whose driver calls a short write a success; not on a disk that refuses whole requests.
    */
   async #clear(fetch: Fetch): Promise<void> {
     fetch.state = 'storing';
