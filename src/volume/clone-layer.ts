@@ -132,7 +132,14 @@ export async function openClone(
       log = await openFetchLog(join(spec.volumeDir, VOLUME_FILES.fetchLog), identity, digest);
     }
     // Under another key all is in blocks of 4096 bytes, and none is ever cut.
-    if (!rekeyed) zeroLog = await openZeroLog(join(spec.volumeDir, VOLUME_FILES.zeroLog), identity);
+    if (!rekeyed) {
+      zeroLog = (await openZeroLog(join(spec.volumeDir, VOLUME_FILES.zeroLog), identity)) ?? undefined;
+      if (zeroLog === undefined)
+        logger.warn(
+          { volumeId },
+          'no room for zero.log: a discard that cuts an absent block waits for the source',
+        );
+    }
     const live = validity;
     const device = await CloneDevice.open({
       ...sides,

@@ -24,6 +24,7 @@ import { encodeRecord, readRecord } from './record-file.ts';
 import { reserve } from './reserve.ts';
 import { storageError } from './storage-error.ts';
 import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
+import { createZeroLog } from './zero-log-file.ts';
 
 /**
  * The volumes of one worker, a folder each:
@@ -198,6 +199,8 @@ export class VolumeStore {
         await createCloneMetadata(folder, record);
         const { id: volumeId, generation, lengthBytes } = record;
         await createFetchLog(join(folder, VOLUME_FILES.fetchLog), { volumeId, generation, lengthBytes });
+        if (!luks2?.rekey)
+          await createZeroLog(join(folder, VOLUME_FILES.zeroLog), { volumeId, generation, lengthBytes });
         if (luks2?.rekey) {
           const { keyGeneration = 1, rekey: keys, ...source } = luks2;
           record.encryption = await rekeyIncoming(folder, record, {
