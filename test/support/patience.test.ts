@@ -141,12 +141,14 @@ test('time in which the process did not run is none in which it waited', async (
   const dir = scratchDir(t);
   const measured = { processMs: 1, programMs: 1, fsyncMs: 1, slowness: 1 };
   writeFileSync(join(dir, 'godwit-measure-a-run.json'), JSON.stringify(measured));
+  // Ample for what comes before the stop and after it, here.
+  const patienceMs = patient(2_000);
   const child = inRun(
     dir,
     `let heard = false;
      process.stdin.on('data', () => { heard = true; });
      console.log('waiting');
-     await p.until('a word', () => heard, { patienceMs: 2_000 });
+     await p.until('a word', () => heard, { patienceMs: ${patienceMs} });
      console.log('heard');
      process.exit();`,
   );
@@ -156,7 +158,7 @@ test('time in which the process did not run is none in which it waited', async (
   child.kill('SIGSTOP');
   // Longer than its patience: a clock that goes on shows it.
   const stoppedMs = performance.now();
-  await until('its patience to be over', () => performance.now() - stoppedMs > 3_000);
+  await until('its patience to be over', () => performance.now() - stoppedMs > 1.5 * patienceMs);
   child.stdin.write('x');
   child.kill('SIGCONT');
   await once(child, 'close');
