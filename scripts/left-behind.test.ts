@@ -3,8 +3,9 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { realpathSync } from 'node:fs';
 import { it } from 'node:test';
+import { RUN_VARIABLE } from '../test/support/patience.ts';
 import { scratchDir } from '../test/support/scratch.ts';
-import { describeLeftBehind, endLeftBehind, isNothing, leftBehind, RUN_VARIABLE } from './left-behind.ts';
+import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left-behind.ts';
 
 it('what a run of tests left is found by its mark, told and ended; what is of another run stays', async (t) => {
   const run = `a-run-of-${process.pid}`;

@@ -1,9 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
-
-/** In the environment of all processes of a run of tests: its id. */
-export const RUN_VARIABLE = 'GODWIT_TEST_RUN';
+import { RUN_VARIABLE } from '../test/support/patience.ts';
 
 const STEP_TIMEOUT_MS = 20_000;
 const ROUNDS_MAX = 200;

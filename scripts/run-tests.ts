@@ -6,7 +6,8 @@ import { spec } from 'node:test/reporters';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { ulid } from 'ulid';
-import { describeLeftBehind, endLeftBehind, isNothing, leftBehind, RUN_VARIABLE } from './left-behind.ts';
+import { RUN_VARIABLE } from '../test/support/patience.ts';
+import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left-behind.ts';
 import { clock, folderOf, line, longestFirst, type Suite, table } from './suites.ts';
 
 /**
