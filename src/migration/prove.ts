@@ -84,6 +84,8 @@ class Proof {
   readonly #lengthBytes: number;
   /** What was mended in this attempt: wrong once more is wrong twice. */
   readonly #mendedRanges = new Set<number>();
+  /** How often something was mended in this attempt. */
+  #mends = 0;
 
   constructor(options: ProveOptions) {
     this.#options = options;
@@ -116,17 +118,21 @@ class Proof {
       freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'),
     );
     const sums = { ranges: 0, bytes: 0, readBackBytes: 0 };
-    let wrong: ToMend[];
     let ended = false;
-    let next = peer.fetched(moveId, { cursor: 0 }, signal);
+    // What is mended comes again at the end of the log: only a page that was asked for after the last mend can say where that is.
+    const ask = (cursor: number) => ({
+      mends: this.#mends,
+      answer: quietly(peer.fetched(moveId, { cursor }, signal)),
+    });
+    let next = ask(0);
     do {
-      const page = await next;
+      const asked = next;
+      const page = await asked.answer;
       if (page.untold) return this.#compareDisk(freeMapDigest);
-      const following = { cursor: page.next };
       // The target reads its disk while this side digests.
-      if (!page.ended) next = quietly(peer.fetched(moveId, following, signal));
+      if (!page.ended) next = ask(page.next);
       const stated = page.ranges.length === 0 ? [] : await source.digests(moveId, page.ranges);
-      wrong = [];
+      const wrong: ToMend[] = [];
       for (const [index, range] of page.ranges.entries()) {
         const digest = stated[index]!;
         if (digest === range.digest && range.stored !== 'differs') {
@@ -137,11 +143,10 @@ class Proof {
           if (range.stored === 'same') sums.readBackBytes += bytes;
         } else wrong.push({ first: range.first, blocks: range.blocks, digest, position: range.position });
       }
-      // Mended ranges come again, at the end of the log.
       await this.#mend(wrong);
       onProgress(sums.bytes);
-      ended = page.ended && wrong.length === 0;
-      if (page.ended && !ended) next = peer.fetched(moveId, following, signal);
+      ended = page.ended && asked.mends === this.#mends;
+      if (page.ended && !ended) next = ask(page.next);
     } while (!ended);
     return { ...sums, root: root.hex(), disk: null };
   }
@@ -220,6 +225,7 @@ class Proof {
     const again = ranges.find(({ first }) => this.#mendedRanges.has(first));
     if (again)
       throw this.#wrongTwice(again, `${peer.name} fetched it again, and what it stored is wrong once more`);
+    this.#mends++;
     const { results } = await peer.mend(moveId, { ranges: [...ranges] }, signal);
     const failed: ToMend[] = [];
     for (const [index, range] of ranges.entries()) {

@@ -1,0 +1,80 @@
+import assert from 'node:assert/strict';
+import { createHash, randomBytes } from 'node:crypto';
+import { test } from 'node:test';
+import { ProofPair } from '../../test/support/proof-pair.ts';
+import { systemClock } from '../base/clock.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import { FetchLog, fetchLogLengthBytes } from '../clone/fetch-log.ts';
+import { FetchProof } from '../clone/fetch-proof.ts';
+import { HeapMapMemory } from '../clone/map-memory.ts';
+import type { BlockRange, MendRequest } from '../receipt/proof.ts';
+import { PROOF_RANGES_MAX } from '../receipt/range.ts';
+import { sha256 } from '../sys/sha256.ts';
+
+/** The proof of a move by what the target fetched, over pages of its log. */
+const BLOCK = 4096;
+
+/** A volume that is whole, each block in a fetch of its own; those of `damaged` were changed on their way. */
+async function moved(blocks: number, damaged: number[]) {
+  const lengthBytes = blocks * BLOCK;
+  const sealed = new MemoryDevice({ lengthBytes });
+  const local = new MemoryDevice({ lengthBytes });
+  const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(lengthBytes) });
+  const identity = { volumeId: 'v_1', generation: 2, lengthBytes };
+  await FetchLog.create(logDevice, identity);
+  const log = await FetchLog.open(logDevice, identity, (_offset, bytes) => sha256(bytes));
+  for (let block = 0; block < blocks; block++) {
+    const content = randomBytes(BLOCK);
+    await sealed.write(block * BLOCK, content);
+    if (damaged.includes(block)) content[77]! ^= 1;
+    await log.record(block, content);
+    await local.write(block * BLOCK, content);
+  }
+  const proof = new FetchProof({
+    ...{ local, stored: local, source: sealed, log, freeMapDigest: null, clock: systemClock },
+    written: new HeapMapMemory(blocks),
+    exclusively: (work) => work(),
+  });
+  const digestOf = async ({ first, blocks: count }: BlockRange) => {
+    const content = Buffer.alloc(count * BLOCK);
+    await sealed.read(first * BLOCK, content);
+    return createHash('sha256').update(content).digest('hex');
+  };
+  const target = (op: string, args: unknown): Promise<unknown> => {
+    const { cursor, freeMapDigest } = args as { cursor: number; freeMapDigest: string | null };
+    if (op === 'fetched') return proof.fetched(cursor);
+    if (op === 'unfetched') return proof.unfetched(cursor);
+    if (op === 'figures') return proof.figures(freeMapDigest);
+    return op === 'mend' ? proof.mend(args as MendRequest) : assert.fail(`asked for ${op}`);
+  };
+  const source = async (op: string, args: unknown): Promise<unknown> => {
+    if (op !== 'digests') return assert.fail(`asked for ${op}`);
+    return { digests: await Promise.all((args as { ranges: BlockRange[] }).ranges.map(digestOf)) };
+  };
+  const pair = new ProofPair({
+    id: 'v_1',
+    sourceStore: { get: async () => ({ name: 'db', lengthBytes }) },
+    source: { server: { call: source } },
+    target: { server: { call: target } },
+  });
+  return { sealed, local, pair };
+}
+
+test('what is mended is counted wherever in the log it was, and however many pages follow', async () => {
+  const lastOfPage = PROOF_RANGES_MAX - 1;
+  for (const [blocks, damaged] of [
+    [PROOF_RANGES_MAX / 2, [3]],
+    [PROOF_RANGES_MAX * 1.5, [3]],
+    [PROOF_RANGES_MAX * 1.5, [lastOfPage + 10]],
+    [PROOF_RANGES_MAX * 3, [0, lastOfPage, PROOF_RANGES_MAX * 2 - 1, PROOF_RANGES_MAX * 3 - 1]],
+  ] as const) {
+    const { sealed, local, pair } = await moved(blocks, [...damaged]);
+    const { bytes, ranges, rangesMended } = await pair.prove();
+    assert.deepEqual([ranges, rangesMended], [blocks, damaged.length], `${blocks}, ${damaged}`);
+    assert.equal(bytes.readBack, blocks * BLOCK);
+    const [here, there] = [Buffer.alloc(blocks * BLOCK), Buffer.alloc(blocks * BLOCK)];
+    await local.read(0, here);
+    await sealed.read(0, there);
+    assert.equal(here.compare(there), 0);
+  }
+});
