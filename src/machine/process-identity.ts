@@ -14,7 +14,7 @@ export type ProcessIdentity = {
 export function identifyProcess(pid: number): ProcessIdentity | null {
   try {
     const fields = parseStat(readFileSync(`/proc/${pid}/stat`, 'utf8'));
-    if (fields === null || fields.state === 'Z' || fields.state === 'X') return null;
+    if (fields === null || fields.state === 'X' || (fields.state === 'Z' && fields.threads <= 1)) return null;
     return { pid, startTicks: fields.startTicks, bootId: bootId() };
   } catch {
     return null;
@@ -27,10 +27,13 @@ export function isAlive(identity: ProcessIdentity): boolean {
   return now !== null && now.startTicks === identity.startTicks && now.bootId === identity.bootId;
 }
 
-/** State and start of a line of /proc/<pid>/stat; the name in parentheses may itself hold spaces and parentheses. */
-export function parseStat(line: string): { state: string; startTicks: number } | null {
+/**
+ * State, number of threads and start of a line of /proc/<pid>/stat: fields 3, 20 and 22 (proc_pid_stat(5)); the name in parentheses may itself hold spaces and
+ * parentheses. The state is that of the first thread: it may be a zombie while others of the process still run, with its files and locks.
+ */
+export function parseStat(line: string): { state: string; threads: number; startTicks: number } | null {
   const fields = line.slice(line.lastIndexOf(')') + 2).split(' ');
-  const startTicks = Number(fields[19]);
-  if (fields[0] === undefined || fields[19] === undefined || !Number.isSafeInteger(startTicks)) return null;
-  return { state: fields[0], startTicks };
+  const [state, threads, startTicks] = [fields[0], Number(fields[17]), Number(fields[19])];
+  if (state === undefined || fields[19] === undefined || !Number.isSafeInteger(startTicks)) return null;
+  return { state, threads, startTicks };
 }

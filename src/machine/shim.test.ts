@@ -11,7 +11,7 @@ import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { Cgroup, readCgroupLayout } from './cgroup.ts';
 import { mountAt } from './mount-table.ts';
-import { identifyProcess, isAlive, parseStat } from './process-identity.ts';
+import { identifyProcess, isAlive } from './process-identity.ts';
 import { mustRun } from './program.ts';
 import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
 import { findShim, ShimClient, startShim } from './shim-client.ts';
@@ -273,12 +273,4 @@ test('shim.json: written and read, and a typed error for one that is broken', as
       text,
     );
   }
-});
-
-test('the line of a process with an odd name is read from its end', () => {
-  assert.deepEqual(parseStat(`7 (a) R 1 (b)) S ${'0 '.repeat(18)}4242 0 0`), {
-    state: 'S',
-    startTicks: 4242,
-  });
-  assert.equal(parseStat('nonsense'), null);
 });
