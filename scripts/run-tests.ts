@@ -1,6 +1,6 @@
 import { globSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { join, relative } from 'node:path';
+import { join } from 'node:path';
 import { run as runTests } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -47,30 +47,18 @@ const folder = realpathSync(mkdtempSync(join(process.env.TMPDIR ?? '/tmp', 'gw-'
 process.env.TMPDIR = folder;
 
 const startedMs = performance.now();
-const suites = new Map<string, Suite>();
+const suites: Suite[] = [];
 const abort = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => abort.abort());
 
-function suiteOf(file: string | undefined): Suite | null {
-  if (file === undefined) return null;
-  const path = relative('.', file);
-  let suite = suites.get(path);
-  if (suite === undefined) {
-    suite = { path, passed: 0, failed: 0, skipped: 0, durationMs: 0, output: '', isOver: false };
-    suites.set(path, suite);
-  }
-  return suite;
-}
-
-function hear(suite: Suite | null, text: string): void {
-  if (suite === null) return;
+function hear(suite: Suite, text: string): void {
   suite.output = (suite.output + text).slice(-OUTPUT_CHARACTERS_MAX);
 }
 
 /** Its line, and what it printed where it failed. */
 function over(suite: Suite, counts: Partial<Counts>, durationMs: number): void {
   const { passed = 0, failed = 0, cancelled = 0, skipped = 0 } = counts;
-  Object.assign(suite, { isOver: true, passed, failed: failed + cancelled, skipped, durationMs });
+  Object.assign(suite, { passed, failed: failed + cancelled, skipped, durationMs });
   hasFailed ||= suite.failed > 0;
   ended++;
   console.log(line(suite, { ended, of: files.length, elapsedMs: performance.now() - startedMs }));
@@ -79,8 +67,9 @@ function over(suite: Suite, counts: Partial<Counts>, durationMs: number): void {
   suite.output = '';
 }
 
-/** How to run that one test again, as a person would type it. */
+/** How to run that one test again, as a person would type it; a file that ended before it told of a test is a test of its own. */
 function again(path: string, name: string): string {
+  if (name === path) return `  again: scripts/test ${path}`;
   return `  again: scripts/test ${path} --name '${name.replaceAll("'", `'\\''`)}'`;
 }
 
@@ -89,37 +78,50 @@ console.log(
 );
 const summary = new spec();
 summary.pipe(process.stdout);
-const events = runTests({
-  files,
-  concurrency: jobs,
-  timeout: TIMEOUT_MS,
-  signal: abort.signal,
-  ...(values.name === undefined ? {} : { testNamePatterns: [new RegExp(escaped(values.name))] }),
-});
-
-/** What node:test says of the whole run: last. */
-const totals: { type: string; data: TestData }[] = [];
-let ran = 0;
+/** What node:test says of each run, summed. */
+const totals: Counts = { tests: 0, suites: 0, passed: 0, failed: 0, cancelled: 0, skipped: 0, todo: 0 };
 let hasFailed = false;
 let ended = 0;
-for await (const { type, data } of events as AsyncIterable<{ type: string; data: TestData }>) {
-  const suite = suiteOf(data.file);
-  if (type === 'test:stdout' || type === 'test:stderr') hear(suite, data.message ?? '');
-  // The parents of a failure are named before it.
-  if (type === 'test:start') summary.write({ type, data });
-  if (type === 'test:fail') {
-    hasFailed = true;
-    summary.write({ type, data });
-    // A file that ended before it told of a test is a test of its own, and has no summary.
-    if (suite !== null && data.name === data.file) over(suite, { failed: 1 }, 0);
-    else if (suite !== null && data.details?.type !== 'suite')
-      console.log(again(suite.path, data.name ?? ''));
+
+/**
+ * One file. A run for each of them, as one run of all tells of a file when those before it have ended, however long ago it has itself. What the reporter draws
+ * as a tree is given to it in one piece, so that two files do not mix.
+ */
+async function runFile(path: string): Promise<void> {
+  const suite: Suite = { path, passed: 0, failed: 0, skipped: 0, durationMs: 0, output: '' };
+  suites.push(suite);
+  const tree: TestEvent[] = [];
+  /** The tests that the next event is in, outermost first, as far as `tree` does not have them. */
+  let parents: TestEvent[] = [];
+  const repeats: string[] = [];
+  const startMs = performance.now();
+  let counts: Partial<Counts> = {};
+  for await (const { type, data } of runTests({
+    files: [path],
+    timeout: TIMEOUT_MS,
+    signal: abort.signal,
+    ...(values.name === undefined ? {} : { testNamePatterns: [new RegExp(escaped(values.name))] }),
+  }) as AsyncIterable<TestEvent>) {
+    if (type === 'test:stdout' || type === 'test:stderr') hear(suite, data.message ?? '');
+    if (type === 'test:start')
+      parents = [...parents.filter((parent) => parent.data.nesting < data.nesting), { type, data }];
+    if (type === 'test:fail') tree.push(...parents.splice(0), { type, data });
+    if (type === 'test:fail' && data.nesting === 0) repeats.push(again(path, data.name));
+    if (type === 'test:summary' && data.file === undefined) counts = data.counts ?? {};
   }
-  if (type === 'test:diagnostic' && data.file === undefined) totals.push({ type, data });
-  if (type !== 'test:summary') continue;
-  ran += data.counts?.tests ?? 0;
-  if (suite !== null && !suite.isOver) over(suite, data.counts ?? {}, data.duration_ms ?? 0);
+  for (const key of Object.keys(totals) as (keyof Counts)[]) totals[key] += counts[key] ?? 0;
+  if (repeats.length > 0) for (const event of tree) summary.write(event);
+  over(suite, counts, performance.now() - startMs);
+  for (const repeat of repeats) console.log(repeat);
 }
+
+const waiting = [...files];
+await Promise.all(
+  Array.from({ length: jobs }, async () => {
+    for (let path = waiting.shift(); path !== undefined && !abort.signal.aborted; path = waiting.shift())
+      await runFile(path);
+  }),
+);
 
 // Of the last ones, a process may just be ending.
 let left = leftBehind(run, folder);
@@ -136,25 +138,48 @@ if (!isNothing(left)) {
 const kept = readdirSync(folder);
 if (!hasFailed || abort.signal.aborted || kept.length === 0) rmSync(folder, { recursive: true, force: true });
 else console.log(`\nwhat tests kept is in ${folder}: ${kept.join(', ')}`);
-console.log(`\n${table([...suites.values()])}`);
+console.log(`\n${table(suites)}`);
 console.log(
   `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, in ${folderOf(files).join(', ')}\n`,
 );
-for (const total of totals) summary.write(total);
+// In the words, the order and the form of node:test's own summary, which is per run.
+for (const [name, value] of [
+  ['tests', totals.tests],
+  ['suites', totals.suites],
+  ['pass', totals.passed],
+  ['fail', totals.failed],
+  ['cancelled', totals.cancelled],
+  ['skipped', totals.skipped],
+  ['todo', totals.todo],
+  ['duration_ms', performance.now() - startedMs],
+])
+  summary.write({
+    type: 'test:diagnostic',
+    data: { nesting: 0, message: `${name} ${value}`, level: 'info' },
+  });
 summary.end();
-if (ran === 0) console.error('no test ran');
-process.exitCode = hasFailed || ran === 0 || abort.signal.aborted ? 1 : 0;
+if (totals.tests === 0) console.error('no test ran');
+process.exitCode = hasFailed || totals.tests === 0 || abort.signal.aborted ? 1 : 0;
 
-type Counts = { tests: number; passed: number; failed: number; cancelled: number; skipped: number };
+type Counts = {
+  tests: number;
+  suites: number;
+  passed: number;
+  failed: number;
+  cancelled: number;
+  skipped: number;
+  todo: number;
+};
 
 type TestData = {
   file?: string;
-  name?: string;
+  name: string;
+  nesting: number;
   message?: string;
-  duration_ms?: number;
-  details?: { type?: string };
-  counts?: Counts;
+  counts?: Partial<Counts>;
 };
+
+type TestEvent = { type: string; data: TestData };
 
 function escaped(text: string): string {
   return text.replace(/[\\^$*+?()[\]{}|/]/g, '\\$&');

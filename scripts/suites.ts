@@ -8,7 +8,6 @@ export type Suite = {
   durationMs: number;
   /** What it printed, the end of it. */
   output: string;
-  isOver: boolean;
 };
 
 /** Whole workers and foreign programs take longest, and none of them should hold up the end: they are the first. Within a folder the longest text. */
