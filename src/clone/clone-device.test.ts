@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { until } from '../../test/support/patience.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
@@ -691,6 +692,53 @@ test('unused blocks read as zeros, are never fetched, and last from the next flu
   const again = await open(await CloneMetadata.open(metadataDevice, identity));
   assert.deepEqual(await readOf(again, 2 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 0));
   assert.equal(source.reads.length, readsBefore);
+});
+
+test('a clone is complete when nothing can be added to its log any more', async () => {
+  const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(LENGTH) });
+  await FetchLog.create(logDevice, { volumeId: 'v', generation: 2, lengthBytes: LENGTH });
+  const digesting: (() => void)[] = [];
+  const fetchLog = await FetchLog.open(
+    logDevice,
+    { volumeId: 'v', generation: 2, lengthBytes: LENGTH },
+    async (_offset, bytes) => {
+      await new Promise<void>((proceed) => digesting.push(proceed));
+      return sha256(bytes);
+    },
+  );
+  const source = new HeldSource();
+  let told = 0;
+  const { clone } = await cloneOf(source, {
+    fetchLog,
+    written: new HeapMapMemory(BLOCKS),
+    onHydrated: () => told++,
+  });
+  const recorded = async () => (await fetchLog.read(0, 100)).records.map(({ first }) => first);
+  // Arrived, and its digest is being taken while the guest writes all of it.
+  const first = readOf(clone, 0, BLOCK);
+  await settle();
+  await source.letGo();
+  assert.deepEqual(await first, sourceContent(0, BLOCK));
+  source.held = true;
+  // On the wire.
+  const second = readOf(clone, 40 * BLOCK, BLOCK);
+  await settle();
+  await clone.write(0, filled(LENGTH, 7));
+  assert.deepEqual(await second, filled(BLOCK, 7));
+  assert.ok(!clone.complete && clone.hydrationStatus().state !== 'complete');
+  assert.throws(
+    () => clone.checkComplete(),
+    (error) => isGodwitError(error, 'CLONE_NOT_COMPLETE'),
+  );
+  for (const proceed of digesting.splice(0)) proceed();
+  await until('the clone to be complete', () => clone.complete && told === 1);
+  const records = await recorded();
+  assert.ok(records.includes(0) && records.every((block) => block < 16), String(records));
+  await source.letGo();
+  assert.equal(digesting.length, 0, 'what came too late is of no use, and is not recorded');
+  await clone.finish();
+  assert.equal(told, 1);
+  await clone.close();
 });
 
 test('what is fetched is logged, what the guest changes is marked before it changes, and after a reboot all counts as changed', async () => {

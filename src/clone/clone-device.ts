@@ -274,7 +274,6 @@ export class CloneDevice implements BlockDevice {
     this.#noteCompletion();
   }
 
-  /** Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back. */
   /**
    * The source will not come back: reads that wait for it, and those that will, fail with `CLONE_SOURCE_FAILED` when the source device
    * rejects. Nothing more is hydrated. What is local stays as it is.
@@ -291,6 +290,7 @@ export class CloneDevice implements BlockDevice {
     this.#gate.watch(waits);
   }
 
+  /** Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back. */
   configureHydration(settings: HydrationSettings): void {
     this.#hydrator.configure(settings);
   }
@@ -315,8 +315,9 @@ export class CloneDevice implements BlockDevice {
     return this.#hydrator.settings;
   }
 
+  /** Every block is local, and all that is known of what came is recorded: nothing is added to the log any more but by a mend. */
   get complete(): boolean {
-    return this.#validity.complete;
+    return this.#validity.complete && !this.#fetcher.placing;
   }
 
   hydrationStatus(): HydrationStatus {
@@ -406,11 +407,14 @@ export class CloneDevice implements BlockDevice {
 
   /** Throws `CLONE_NOT_COMPLETE` while blocks are missing. */
   checkComplete(): void {
-    if (!this.#validity.complete) {
+    if (!this.complete) {
       const { blocksTotal, blocksPresent } = this.hydrationStatus();
+      const absent = blocksTotal - blocksPresent;
       throw new GodwitError(
         'CLONE_NOT_COMPLETE',
-        `${blocksTotal - blocksPresent} blocks are still only at the source`,
+        absent > 0
+          ? `${absent} blocks are still only at the source`
+          : 'the last blocks that came are not recorded yet',
         {
           values: { blocksTotal, blocksPresent },
           nextAction: 'Wait until hydration is complete; resume it if it is paused.',
@@ -714,7 +718,7 @@ export class CloneDevice implements BlockDevice {
 
   /** When the last block has come: makes it durable, then tells. */
   #noteCompletion(): void {
-    if (this.#completeNoted || !this.#validity.complete) return;
+    if (this.#completeNoted || !this.complete) return;
     this.#completeNoted = true;
     void this.#tellHydrated();
   }

@@ -6,7 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { closedError } from '../block/range.ts';
-import { type ArrivalStore, Arrivals } from './arrival.ts';
+import { type ArrivalStore, Arrivals, ownedRuns } from './arrival.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import type { DiskGate } from './disk-gate.ts';
 import type { FetchLog } from './fetch-log.ts';
@@ -111,6 +111,13 @@ export class Fetcher {
   /** Bytes that arrived and whose bits are not set yet. */
   get unplacedBytes(): number {
     return this.#arrivals.unplacedBytes;
+  }
+
+  /** Content has arrived that is not recorded or not in place yet: the log of what was fetched still grows. */
+  get placing(): boolean {
+    return this.#options.inFlight.entries.some(
+      (entry) => entry.kind === 'fetch' && entry.state !== 'fetching',
+    );
   }
 
   /** Since when the source has been failing; null when its last answer was good. */
@@ -227,6 +234,14 @@ export class Fetcher {
       return;
     }
     this.#countArrival(fetch);
+    if (fetch.contentWaiters.length === 0 && ownedRuns(fetch).length === 0) {
+      // The guest wrote all of it meanwhile. Nobody has use for it, and a record of it might come when the log is being added up.
+      this.#end(fetch, () => {});
+      this.#noteUnstored(fetch);
+      this.#recycle(fetch);
+      this.#options.onEnded(fetch, true);
+      return;
+    }
     this.#applyZeros(fetch);
     fetch.state = 'storing';
     const waiters = fetch.contentWaiters;

@@ -217,7 +217,7 @@ export class Hydrator {
     const mapped = this.#mappedEnd >= validity.blockCount;
     const moves = bytesPerSecond > 0 && mapped && !this.#settings.paused && sourceLostForMs === null;
     let state: HydrationStatus['state'] = 'running';
-    if (validity.complete) state = 'complete';
+    if (validity.complete && !fetcher.placing) state = 'complete';
     else if (sourceLostForMs !== null) state = 'source-lost';
     else if (this.#settings.paused) state = 'paused';
     return {
