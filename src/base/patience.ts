@@ -102,6 +102,14 @@ const TABLE = {
     end: 'the answer says where the target is, and the source asks again',
     slow: 'one more question',
   },
+  drainHeld: {
+    ms: 5_000,
+    kind: 'limit',
+    waits:
+      'the move of one machine of a drain to come further: another step, bytes, a work that advances; while the machine stops or boots, answers alone do not count',
+    end: 'the next machine goes; the one that is held up waits with its reason, and goes on by itself',
+    slow: 'machines follow each other more closely, at most eight at a time',
+  },
   offerGrace: {
     ms: 5_000,
     kind: 'help',
@@ -504,6 +512,7 @@ const PAUSES = {
   late: { ms: 1_000, what: 'by which a timer is late when its process did not run' },
   drainRetry: { ms: 2_000, what: 'before a machine that could not go is looked at again; doubles' },
   drainRetryMax: { ms: 60_000, what: 'the longest that the same grows to' },
+  healthAgain: { ms: 250, what: 'before a machine that is not healthy, and says so at once, is asked again' },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },

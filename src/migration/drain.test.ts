@@ -78,8 +78,47 @@ test('the view of a machine tells its state by the steps of its run', () => {
   assert.equal(state(run('m', { state: 'failed', endedAtMs: 1 })), 'failed');
 });
 
+test('a move that comes no further makes room for the next one; all that is under way together has a limit', () => {
+  const machines = [machine('a', 1), machine('b', 2), machine('c', 3)];
+  const stubborn = run('a');
+  const next = (runs: RunView[], held: string[]) =>
+    names(nextMoves(machines, runs, new Map(), DRAIN_LIMITS, 0, new Set(held)));
+  assert.deepEqual(next([stubborn], []), []);
+  assert.deepEqual(next([stubborn], [stubborn.id]), ['b']);
+  assert.deepEqual(next([stubborn, run('b')], [stubborn.id]), []);
+  const many = Array.from({ length: 8 }, (_, index) => run(`s${index}`));
+  assert.deepEqual(
+    next(
+      many,
+      many.map(({ id }) => id),
+    ),
+    [],
+    'they may all have the same trouble',
+  );
+  const view = (held: boolean, reason: RunView['reason'] = null) =>
+    machineView(machine('a'), { ...stubborn, reason }, null, null, held);
+  assert.equal(view(false).state, 'moving');
+  assert.equal(view(true).state, 'waiting');
+  assert.match(view(true).reason ?? '', /comes no further in step stop/);
+  const why = { message: 'it is stopping', nextAction: 'nothing', sinceMs: 1 };
+  assert.equal(view(true, why).reason, 'it is stopping');
+});
+
+test('a machine that was not healthy where it arrived is not simply moved', () => {
+  const last = { unhealthy: 'it ends whenever it is started' } as MigrateOutOutput['last'] & object;
+  const done = run('m', { state: 'done', endedAtMs: 1, output: { target: 'w2', last } });
+  const view = machineView(machine('m'), done, null, null);
+  assert.equal(view.state, 'failed');
+  assert.match(view.reason ?? '', /moved to w2.*ends whenever it is started/);
+  assert.match(view.nextAction ?? '', /machine logs m/);
+});
+
 /** A worker with machines and moves that end when the test says so. */
-function controller(t: { after(fn: () => void): void }, machineNames: string[]) {
+function controller(
+  t: { after(fn: () => void): void },
+  machineNames: string[],
+  limits: Partial<typeof DRAIN_LIMITS> = {},
+) {
   const database = new DatabaseSync(':memory:');
   const machines = new Map(machineNames.map((name) => [name, machine(name)]));
   const runs: RunView[] = [];
@@ -90,7 +129,7 @@ function controller(t: { after(fn: () => void): void }, machineNames: string[]) 
       database,
       clock: systemClock,
       logger: silentLogger,
-      limits: DRAIN_LIMITS,
+      limits: { ...DRAIN_LIMITS, ...limits },
       machines: async () => [...machines.values()],
       runs: () => runs.map((view) => ({ ...view })),
       live: () => null,
@@ -189,4 +228,38 @@ test('a move that was undone is an obstacle with its error, not tried again at o
   assert.equal(runs.length, 1);
   const [view] = machines;
   assert.equal(view?.reason, 'w2 does not answer');
+});
+
+test('a drain goes on past a machine that is held up, and is waiting when only such are left', async (t) => {
+  const { drain, machines, runs } = controller(t, ['a', 'b'], { heldAfterMs: 0 });
+  drain.request(null);
+  await until('both moves', () => runs, { is: ({ length }) => length === 2 });
+  finish(machines, runs[1]!);
+  drain.wake();
+  const status = await until('the wait', () => drain.status(), { is: ({ state }) => state === 'waiting' });
+  assert.deepEqual(
+    status.machines.map(({ name, state }) => [name, state]),
+    [
+      ['a', 'waiting'],
+      ['b', 'moved'],
+    ],
+  );
+  finish(machines, runs[0]!);
+  drain.wake();
+  await until('the end', () => drain.status(), { is: ({ state }) => state === 'drained' });
+});
+
+test('who drains again after a machine arrived that was not healthy has seen it', async (t) => {
+  const { drain, machines, runs } = controller(t, ['a']);
+  drain.request(null);
+  await until('the move', () => runs, { is: ({ length }) => length === 1 });
+  // The new drain begins after it, by whole milliseconds.
+  runs[0]!.createdAtMs -= 10;
+  finish(machines, runs[0]!, { last: { unhealthy: 'it runs and is not healthy' } as never });
+  drain.wake();
+  const told = await until('the end', () => drain.status(), { is: ({ endedAtMs }) => endedAtMs !== null });
+  assert.equal(told.state, 'waiting');
+  assert.equal(told.machines[0]?.state, 'failed');
+  drain.request(null);
+  assert.notEqual((await drain.status()).sinceMs, null);
 });

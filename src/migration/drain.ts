@@ -2,15 +2,16 @@ import type { DatabaseSync } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
 import { messageOf, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { PAUSE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
+import { isServing, MovePace } from './move-pace.ts';
 import type { TargetStatus } from './peer.ts';
 
 /**
  * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines here, runs of the
  * journal) and does the next thing, again and again; asking twice, restarting the worker or losing a peer changes nothing of that. One
- * machine at a time is between stop and healthy, while the blocks of earlier ones still follow.
+ * machine at a time is between stop and healthy, while the blocks of earlier ones still follow; one that is held up there (move-pace.ts) is not waited for.
  */
 export type DrainMachineState = 'queued' | 'moving' | 'hydrating' | 'moved' | 'waiting' | 'failed';
 
@@ -64,19 +65,37 @@ export type Obstacle = {
 export type DrainLimits = {
   /** Machines between their stop and their first healthy answer. */
   movingMax: number;
-  /** Machines whose blocks still follow. */
+  /** Machines whose blocks still follow, and those that are held up: a fault that all have in common does not take all of them along. */
   hydratingMax: number;
+  /** How long a move may come no further before the next machine goes. */
+  heldAfterMs: number;
 };
 
-export const DRAIN_LIMITS: DrainLimits = { movingMax: 1, hydratingMax: 8 };
+export const DRAIN_LIMITS: DrainLimits = {
+  movingMax: 1,
+  hydratingMax: 8,
+  heldAfterMs: PATIENCE.drainHeld.ms,
+};
 
 const RETRY_FIRST_MS = PAUSE.drainRetry.ms;
 const RETRY_MAX_MS = PAUSE.drainRetryMax.ms;
 const TICK_MS = PAUSE.drainTick.ms;
+const NONE_HELD: ReadonlySet<string> = new Set();
 
 /** When an obstacle that was met `attempts` times is tried again. */
 export function retryDelayMs(attempts: number): number {
   return Math.min(RETRY_FIRST_MS * 2 ** Math.max(0, attempts - 1), RETRY_MAX_MS);
+}
+
+/** How many moves may begin now, `held` being those that come no further. Pure. */
+export function roomForMoves(
+  runs: readonly RunView[],
+  limits: DrainLimits,
+  held: ReadonlySet<string> = NONE_HELD,
+): number {
+  const active = runs.filter((run) => run.endedAtMs === null);
+  const moving = active.filter((run) => !isServing(run) && !held.has(run.id)).length;
+  return Math.max(0, Math.min(limits.movingMax - moving, limits.hydratingMax - active.length));
 }
 
 /** Which machines start their move now, at `nowMs` of the monotonic clock. Smallest first, so that most of the worker is free soonest. Pure. */
@@ -86,17 +105,15 @@ export function nextMoves(
   obstacles: ReadonlyMap<string, Obstacle>,
   limits: DrainLimits,
   nowMs: number,
+  held: ReadonlySet<string> = NONE_HELD,
 ): LocalMachine[] {
   const active = runs.filter((run) => run.endedAtMs === null);
   const busy = new Set(active.map((run) => (run.input as MigrateOutInput).machineId));
-  const moving = active.filter((run) => !isServing(run)).length;
-  const hydrating = active.length - moving;
-  const room = Math.min(limits.movingMax - moving, limits.hydratingMax - hydrating - moving);
   return machines
     .filter((machine) => !busy.has(machine.machineId))
     .filter((machine) => (obstacles.get(machine.machineId)?.retryAtMs ?? 0) <= nowMs)
     .sort((left, right) => left.usedBytes - right.usedBytes || (left.name < right.name ? -1 : 1))
-    .slice(0, Math.max(0, room));
+    .slice(0, roomForMoves(runs, limits, held));
 }
 
 /** How one machine of a drain stands. Pure. */
@@ -105,18 +122,21 @@ export function machineView(
   run: RunView | null,
   live: TargetStatus | null,
   obstacle: Obstacle | null,
+  held = false,
 ): DrainMachineView {
   const output = (run?.output ?? {}) as MigrateOutOutput;
   const status = live ?? output.last ?? null;
   const hydration = status?.hydration ?? null;
   const ended = run !== null && run.endedAtMs !== null;
   const undone = ended && run.state !== 'done';
-  const reason = obstacle?.error ?? (undone ? run.error : ended ? null : (output.disputed ?? null));
+  const ailing = run?.state === 'done' ? ailment(machine.name, output) : null;
+  const reason = obstacle?.error ?? ailing ?? (undone ? run.error : ended ? null : (output.disputed ?? null));
+  const waits = ended ? null : (run?.reason ?? (held && run ? heldUp(machine.name, run) : null));
   const { activated, hydrated } = status?.timesMs ?? { activated: null, hydrated: null };
   return {
     machineId: machine.machineId,
     name: machine.name,
-    state: stateOf(run, obstacle),
+    state: ailing ? 'failed' : stateOf(run, obstacle, held),
     runId: run?.id ?? null,
     target: output.target ?? null,
     phase: run?.step ?? null,
@@ -133,23 +153,38 @@ export function machineView(
     bytesAvoided: output.bytesAvoided ?? null,
     root: output.root ?? null,
     waivedAtMs: output.waivedAtMs ?? null,
-    reason: reason?.message ?? (ended ? null : (run?.reason?.message ?? null)),
-    nextAction: reason?.nextAction ?? (ended ? null : (run?.reason?.nextAction ?? null)),
+    reason: reason?.message ?? waits?.message ?? null,
+    nextAction: reason?.nextAction ?? waits?.nextAction ?? null,
   };
 }
 
-function stateOf(run: RunView | null, obstacle: Obstacle | null): DrainMachineState {
+function heldUp(name: string, run: RunView): { message: string; nextAction: string } {
+  return {
+    message: `its move comes no further in step ${run.step ?? '?'}, and does not say why`,
+    nextAction: `godwit why ${name}; godwit runs show ${run.id}`,
+  };
+}
+
+/** It is there and its volume is whole, and it does not do what it is for. */
+function ailment(
+  name: string,
+  { last, target }: MigrateOutOutput,
+): Pick<WireError, 'message' | 'nextAction'> | null {
+  if (!last?.unhealthy) return null;
+  return {
+    message: `it has moved to ${target ?? 'its target'}, and was not healthy there: ${last.unhealthy}`,
+    nextAction: `godwit machine logs ${name}; the sealed volume here is the way back: godwit volume recover`,
+  };
+}
+
+function stateOf(run: RunView | null, obstacle: Obstacle | null, held: boolean): DrainMachineState {
   if (run?.state === 'done') return 'moved';
   if (run?.state === 'failed') return 'failed';
   // It runs at its target, and this worker cannot let its volume go: no more happens by itself.
   if (run !== null && run.endedAtMs === null && (run.output as MigrateOutOutput).disputed) return 'waiting';
+  if (run !== null && run.endedAtMs === null && held) return 'waiting';
   if (run !== null && run.endedAtMs === null) return isServing(run) ? 'hydrating' : 'moving';
   return obstacle ? 'waiting' : 'queued';
-}
-
-/** The machine runs at its target; this worker only serves blocks. */
-export function isServing(run: RunView): boolean {
-  return run.steps.some((step) => step.name === 'settle' && step.state === 'done');
 }
 
 export type DrainOptions = {
@@ -174,6 +209,7 @@ export class DrainController {
   readonly #learned = new Set<string>();
   /** What the machines looked like when they were last here: their rows stay after they have gone. */
   readonly #seen = new Map<string, LocalMachine>();
+  readonly #pace: MovePace;
   #cancelTimer: (() => void) | null = null;
   #ticking = false;
   #again = false;
@@ -181,6 +217,7 @@ export class DrainController {
 
   constructor(options: DrainOptions) {
     this.#options = options;
+    this.#pace = new MovePace(options.limits.heldAfterMs);
     options.database.exec(
       `CREATE TABLE IF NOT EXISTS drain (
          id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -205,7 +242,7 @@ export class DrainController {
   request(target: string | null, options: { rekey?: boolean } = {}): void {
     const { database, clock } = this.#options;
     const rekey = options.rekey === undefined ? null : Number(options.rekey);
-    if (this.desired) {
+    if (this.desired && !this.#isOver()) {
       database
         .prepare('UPDATE drain SET target = ?, rekey = COALESCE(?, rekey) WHERE id = 1')
         .run(target, rekey);
@@ -220,6 +257,16 @@ export class DrainController {
         .run(clock.wallMs(), target, rekey ?? 0);
     }
     this.wake();
+  }
+
+  /** All have gone, and some were not healthy where they arrived. That was told; who asks again has seen it. */
+  #isOver(): boolean {
+    const row = this.#row();
+    if (!row || row.ended_at_ms === null) return false;
+    const latest = [...this.#latestRuns(row.since_ms).values()];
+    return latest.some(
+      ({ state, output }) => state === 'done' && (output as MigrateOutOutput).last?.unhealthy,
+    );
   }
 
   /** Stops before the next machine and lets the worker take machines again. Idempotent. */
@@ -264,6 +311,8 @@ export class DrainController {
     if (!row) return { worker, desired: false, sinceMs: null, endedAtMs: null, state: 'idle', machines: [] };
     const local = await this.#options.machines();
     const runs = this.#latestRuns(row.since_ms);
+    const { limits, live, clock } = this.#options;
+    const held = this.#pace.look([...runs.values()], live, clock.monotonicMs());
     const all = new Map<string, LocalMachine>();
     for (const run of runs.values()) {
       const { machineId } = run.input as MigrateOutInput;
@@ -284,12 +333,17 @@ export class DrainController {
       return machineView(
         machine,
         relevant,
-        relevant ? this.#options.live(relevant.id) : null,
+        relevant ? live(relevant.id) : null,
         this.#obstacles.get(machine.machineId) ?? null,
+        relevant !== null && held.has(relevant.id),
       );
     });
     const left = machines.filter((machine) => machine.state !== 'moved');
-    const busy = left.some((machine) => ['moving', 'hydrating', 'queued'].includes(machine.state));
+    // Behind moves that are held up, and take all the room there is, those that wait for their turn wait with them.
+    const room = roomForMoves([...runs.values()], limits, held);
+    const goesOn = ({ state }: DrainMachineView) =>
+      state === 'moving' || state === 'hydrating' || (state === 'queued' && room > 0);
+    const busy = left.some(goesOn);
     const state = row.desired !== 1 ? 'idle' : left.length === 0 ? 'drained' : busy ? 'draining' : 'waiting';
     return {
       worker,
@@ -304,7 +358,7 @@ export class DrainController {
   async #tick(): Promise<void> {
     const row = this.#row();
     if (row?.desired !== 1) return;
-    const { clock, logger } = this.#options;
+    const { clock, logger, limits, live } = this.#options;
     // Runs first: a move that ends in between still counts as busy here, instead of its machine as one that nobody moves.
     const runs = this.#options.runs(row.since_ms);
     const machines = await this.#options.machines();
@@ -314,8 +368,9 @@ export class DrainController {
       machines,
       runs,
       this.#obstacles,
-      this.#options.limits,
+      limits,
       clock.monotonicMs(),
+      this.#pace.look(runs, live, clock.monotonicMs()),
     )) {
       try {
         await this.#options.precheck(machine.machineId, row.target);

@@ -37,8 +37,8 @@ export type MigrateInOutput = {
   waivedAtMs?: number;
   /** Of the free map that came with the handoff, SHA-256 in hex; null: none came. */
   freeMapDigest?: string | null;
-  /** The machine did not become healthy in time; the move went on, because there is no way back. */
-  unhealthy?: string;
+  /** The machine did not become healthy in time, or ended; the move went on, because there is no way back. Null: it is now. */
+  unhealthy?: string | null;
   hydration?: TargetStatus['hydration'];
   /** On whose word an operator had the run go back though the volume was open here. */
   override?: OverrideNote;
@@ -76,6 +76,13 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   const sourceProbeMs = options.sourceProbeMs ?? PAUSE.sourceProbe.ms;
   type Context = StepContext<MigrateInInput>;
   const out = (context: Context) => context.output as MigrateInOutput;
+  /** By the monotonic clock, over all attempts of this process: a clock that is set must not end, nor lengthen, anybody's wait. */
+  const healthUntilMs = new Map<string, number>();
+  const untilHealthyMs = (runId: string): number => {
+    const known = healthUntilMs.get(runId) ?? clock.monotonicMs() + PATIENCE.healthPatience.ms;
+    healthUntilMs.set(runId, known);
+    return known;
+  };
 
   return {
     kind: MIGRATE_IN,
@@ -166,22 +173,35 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         ...FORWARD,
         async do(context) {
           if (!context.input.startMachine || out(context).healthyAtMs !== undefined) return;
-          const untilMs = (out(context).bootedAtMs ?? clock.wallMs()) + PATIENCE.healthPatience.ms;
+          const { ailing } = context.input;
+          if (ailing !== undefined) {
+            // Known before the move: it is brought here as it was, and nobody waits for what did not come there either.
+            await target.hydrate(context.input);
+            return { healthyAtMs: clock.wallMs(), unhealthy: `it ${ailing} (so it did at its source)` };
+          }
           for (;;) {
+            const roundMs = clock.monotonicMs();
+            const untilMs = untilHealthyMs(context.runId);
             try {
               await target.awaitHealthy(context.input, PATIENCE.healthRound.ms);
-              return { healthyAtMs: clock.wallMs() };
+              healthUntilMs.delete(context.runId);
+              const ailment = await target.ailment(context.input);
+              return { healthyAtMs: clock.wallMs(), ...(ailment !== null && { unhealthy: `it ${ailment}` }) };
             } catch (error) {
               if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
               context.signal.throwIfAborted();
               await target.hydrate(context.input);
-              if (clock.wallMs() >= untilMs) {
+              if (clock.monotonicMs() >= untilMs) {
+                healthUntilMs.delete(context.runId);
                 return { healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) };
               }
               context.waiting(
                 `${context.input.machineName} runs but is not healthy: ${messageOf(error)}`,
                 `\`godwit machine logs ${context.input.machineName}\` says what it does.`,
               );
+              // Who answers at once is not asked at once again.
+              if (clock.monotonicMs() - roundMs < PAUSE.healthAgain.ms)
+                await clock.sleep(PAUSE.healthAgain.ms, context.signal);
             }
           }
         },
@@ -255,6 +275,10 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         retry: { initialMs: 100, maxMs: 5_000 },
         async do(context) {
           if (context.input.volume) await target.finish(context.input);
+          if (!context.input.startMachine) return;
+          // As of now, which is what the source hears last.
+          const ailment = await target.ailment(context.input).catch(() => null);
+          return { unhealthy: ailment && `it ${ailment}` };
         },
       },
     ],
@@ -344,6 +368,7 @@ export function targetStatus(
     },
     hydration: output.hydration ?? live,
     waivedAtMs: output.waivedAtMs ?? null,
+    ...(output.unhealthy && { unhealthy: output.unhealthy }),
   };
 }
 

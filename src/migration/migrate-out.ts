@@ -9,7 +9,7 @@ import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { nowOrNever, orBack } from './obstacle.ts';
 import { askPeers, noCapacity } from './offers.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
-import type { Peer, TargetPhase, TargetStatus } from './peer.ts';
+import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';
 import { type Mended, proveMove } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -47,6 +47,8 @@ export type MigrateOutOutput = {
   target?: string;
   /** The target can fetch the blocks over TLS. */
   targetTls?: boolean;
+  /** What it understands beyond the first version (`KNOWN`). */
+  targetKnows?: string[];
   source?: SourceSpec | null;
   /** Wall clock of this host. */
   /** Regions that the target was told to bring first. */
@@ -211,6 +213,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     return peer;
   };
 
+  const knows = (context: Context, what: string) => out(context).targetKnows?.includes(what) === true;
   const exportedTo = (context: Context) => ({
     worker: targetOf(context).name,
     tls: out(context).targetTls === true,
@@ -238,8 +241,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const choice = chooseOffer(offers);
           if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
           await source.claim(context.input.machineId, context.runId);
-          const { worker, tls } = choice.chosen;
-          context.put({ subject, target: worker, targetTls: tls === true });
+          const { worker, tls, knows = [] } = choice.chosen;
+          context.put({ subject, target: worker, targetTls: tls === true, targetKnows: knows });
         },
         async undo(context) {
           await source.claim(context.input.machineId, null);
@@ -282,6 +285,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
                 config: subject.config,
                 placement: subject.placement,
                 startMachine: subject.running,
+                ...(subject.ailing !== undefined &&
+                  knows(context, KNOWN.ailing) && { ailing: subject.ailing }),
                 volume: subject.volume && {
                   volumeId: subject.volume.volumeId,
                   name: subject.volume.name,

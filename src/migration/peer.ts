@@ -83,6 +83,12 @@ export const OfferRequest = Type.Object({
 });
 export type OfferRequest = Static<typeof OfferRequest>;
 
+/** Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they are sent to who says that he knows them. */
+export const KNOWN = {
+  /** `PrepareRequest.ailing`. */
+  ailing: 'ailing',
+} as const;
+
 export const Offer = Type.Object({
   worker: Type.String(),
   accepted: Type.Boolean(),
@@ -95,6 +101,8 @@ export const Offer = Type.Object({
   freeDiskBytes: Type.Integer(),
   /** It can fetch the blocks over TLS. Absent: it cannot. */
   tls: Type.Optional(Type.Boolean()),
+  /** What it understands beyond the first version of these requests (`KNOWN`). Absent: nothing. */
+  knows: Type.Optional(Type.Array(Type.String())),
   /** Machines of the same group that are already here. */
   groupMembers: Type.Integer(),
 });
@@ -137,6 +145,11 @@ export const PrepareRequest = Type.Object({
   ]),
   /** False: the machine was stopped before the move and stays so. */
   startMachine: Type.Boolean(),
+  /**
+   * What is wrong with the machine before the move, as the end of a sentence that begins with "it": it is started at the target as well, and nobody waits
+   * for it to get healthy. Left out: nothing. Said only to who knows it (`Offer.knows`).
+   */
+  ailing: Type.Optional(Type.String()),
 });
 export type PrepareRequest = Static<typeof PrepareRequest>;
 
@@ -206,6 +219,8 @@ export const TargetStatus = Type.Object({
   waivedAtMs: Type.Union([Type.Number(), Type.Null()]),
   /** The volume was opened there, and is not there any more: an operator destroyed it. The source may have the machine back. */
   gone: Type.Optional(Type.Boolean()),
+  /** Why the machine, which is on, is not healthy; as of the end of its start, and of the move. Left out: it is, or it is not known. */
+  unhealthy: Type.Optional(Type.String()),
 });
 export type TargetStatus = Static<typeof TargetStatus>;
 

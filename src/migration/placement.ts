@@ -1,6 +1,6 @@
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
-import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
+import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from './peer.ts';
 
 /** What a worker knows about itself when it is asked for an offer. */
 export type HostLoad = {
@@ -56,6 +56,7 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   const facts = {
     worker: host.worker,
     tls: host.tls,
+    knows: Object.values(KNOWN),
     freeMemoryBytes,
     freeCpus,
     freeDiskBytes,

@@ -10,6 +10,8 @@ export type MoveSubject = {
   config: MachineConfig;
   /** False: its owner stopped it, and it stays stopped after the move. */
   running: boolean;
+  /** It is wanted to run and does not, or not well: the end of a sentence that begins with "it". Left out: nothing is known to be wrong. */
+  ailing?: string;
   placement: PlacementRequest;
   volume: {
     volumeId: string;

@@ -237,23 +237,10 @@ export class LocalService implements WorkerService {
 
   async moveMachine(ref: string, request: MoveRequest): Promise<RunView> {
     const record = this.#o.machines.get(ref);
-    if (request.target === this.#o.name) {
-      throw new GodwitError('WORKER_MOVE_TO_ITSELF', `${record.name} is on ${this.#o.name} already`, {
-        values: { machineId: record.id },
-        nextAction: 'Name another worker, or none.',
-      });
-    }
-    if (request.target !== null && !this.#o.peers().some(({ name }) => name === request.target)) {
-      throw new GodwitError('WORKER_PEER_NOT_FOUND', `${this.#o.name} knows no worker ${request.target}`, {
-        values: { worker: request.target },
-        nextAction: `Its peers are: ${
-          this.#o
-            .peers()
-            .map(({ name }) => name)
-            .join(', ') || 'none'
-        }.`,
-      });
-    }
+    this.#refuseTarget(request.target, record.name);
+    // What a run would find out in its first step is told to who asks.
+    const moves = this.#runsOf(record.id).some(({ endedAtMs }) => endedAtMs === null);
+    if (!moves) await this.#o.source.describe(record.id);
     if (request.rekey) await this.#refuseRekey(record);
     const input: MigrateOutInput = {
       machineId: record.id,
@@ -262,6 +249,24 @@ export class LocalService implements WorkerService {
       ...(request.rekey && { rekey: true }),
     };
     return this.#o.journal.start(MIGRATE_OUT, input);
+  }
+
+  /** A target that no move can have, now or later. `what`: that which should go there. */
+  #refuseTarget(target: string | null, what: string): void {
+    if (target === null) return;
+    const { name, peers } = this.#o;
+    if (target === name) {
+      throw new GodwitError('WORKER_MOVE_TO_ITSELF', `${what} is on ${name} already`, {
+        values: { worker: name },
+        nextAction: 'Name another worker, or none.',
+      });
+    }
+    const names = peers().map((peer) => peer.name);
+    if (names.includes(target)) return;
+    throw new GodwitError('WORKER_PEER_NOT_FOUND', `${name} knows no worker ${target}`, {
+      values: { worker: target },
+      nextAction: `Its peers are: ${names.join(', ') || 'none'}.`,
+    });
   }
 
   /** Who asks for another key wants to hear that there is none. */
@@ -364,6 +369,7 @@ export class LocalService implements WorkerService {
   }
 
   async drain(request: DrainRequest): Promise<DrainStatus> {
+    this.#refuseTarget(request.target, 'what it has');
     this.#o.drain.request(request.target, request.rekey === undefined ? {} : { rekey: request.rekey });
     this.#o.events.emit('drain', this.#o.name, 'drain requested');
     return this.drainStatus();
@@ -376,6 +382,7 @@ export class LocalService implements WorkerService {
   }
 
   async plan(query: PlanQuery): Promise<Plan> {
+    this.#refuseTarget(query.target ?? null, 'what it has');
     const { machines, source, peers, journal, name } = this.#o;
     const subjects = await Promise.all(
       machines.records().map(async (record): Promise<PlanSubject> => {

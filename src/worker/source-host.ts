@@ -6,6 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
+import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
@@ -87,11 +88,17 @@ export class SourceHost implements SourceSide {
       uuid: volume.encryption.uuid,
       geometry: await readGeometry(volumes.folder(volume.id)),
     };
+    const workload = (await machines.show(machineId)).shim?.workload ?? null;
+    // What is counts, not what was wanted: one that has ended, and that its policy does not start again, moves as one that has ended.
+    const hasEnded = workload?.state === 'exited' || workload?.state === 'failed';
+    const running = record.desired === 'running' && !hasEnded;
+    const ailment = running ? ailmentOf(workload, this.#options.clock.wallMs()) : null;
     return {
       machineId: record.id,
       machineName: record.name,
       config: record.config,
-      running: record.desired === 'running' && !(await hasEnded(machines, record.id)),
+      running,
+      ...(ailment && { ailing: ailment.message }),
       placement: placementOf(
         record,
         volume && {
@@ -343,12 +350,6 @@ export class SourceHost implements SourceSide {
     await volumes.apply(volumeId, { kind: 'retain', generation: record.generation, destroyAfterMs });
     await volumes.assignMachine(volumeId, null);
   }
-}
-
-/** What is counts, not what was wanted: a machine that has ended, and that its policy does not start again, moves as one that has ended. */
-export async function hasEnded(machines: MachineManager, machineId: string): Promise<boolean> {
-  const state = (await machines.show(machineId)).shim?.workload?.state;
-  return state === 'exited' || state === 'failed';
 }
 
 /** Rejects with who holds it, where somebody does. */

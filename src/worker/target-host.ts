@@ -2,6 +2,7 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
+import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
@@ -203,6 +204,13 @@ export class TargetHost implements TargetSide {
       const { state } = error.values;
       if (state !== 'exited' && state !== 'failed' && this.#isWanted(request)) throw error;
     }
+  }
+
+  async ailment(request: PrepareRequest): Promise<string | null> {
+    const { machines, clock } = this.#options;
+    if (!this.#isWanted(request)) return null;
+    const { shim } = await machines.show(request.machineId);
+    return ailmentOf(shim?.workload ?? null, clock.wallMs())?.message ?? null;
   }
 
   async hydrate(request: PrepareRequest): Promise<void> {

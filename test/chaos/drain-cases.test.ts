@@ -309,7 +309,10 @@ test('wrong input: each is refused with a code and a next action, and nothing is
     [['move', 'nobody'], 5],
     [['machine', 'show', 'nobody'], 5],
     [['drain', 'a', '--wait', 'soon'], 2],
-    [['drain', 'a', '--to', 'nowhere', '--wait', '1s'], 3],
+    [['drain', 'a', '--to', 'nowhere'], 5],
+    [['drain', 'a', '--to', 'nowhere', '--dry-run'], 5],
+    [['drain', 'a', '--to', 'a'], 6],
+    [['move', 'writer', '--to', 'nowhere'], 5],
   ] as const) {
     const { exitCode: got, stderr } = await fleet.run(...words);
     assert.equal(got, exitCode, `${words.join(' ')}: ${stderr}`);

@@ -245,6 +245,7 @@ export class MoveWorld {
       this.#changed('boot');
     },
     awaitHealthy: async () => {},
+    ailment: async () => null,
     hydrate: async () => {},
     settle: async () => {},
     hydration: async () =>

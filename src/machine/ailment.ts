@@ -1,0 +1,28 @@
+import { STEADY_MS } from './restart-policy.ts';
+import type { ShimStatus } from './shim-protocol.ts';
+
+/** How a machine is not what its owner wants, though it is wanted to run; null: nothing to say. */
+export type Ailment = {
+  /** `ended`: it is not started again. `restarting`: it ends whenever it is started. `unhealthy`: it runs. */
+  kind: 'ended' | 'restarting' | 'unhealthy';
+  /** The end of a sentence that begins with "it". */
+  message: string;
+};
+
+/** `nowMs` is wall clock. Pure. */
+export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailment | null {
+  if (workload === null) return null;
+  const { state, exitCode, exitSignal, restarts, startedAtMs, health } = workload;
+  const how = exitSignal ?? `exit code ${exitCode ?? '?'}`;
+  if (state === 'failed' || (state === 'exited' && exitCode !== 0))
+    return { kind: 'ended', message: `ended with ${how}, and its policy starts it no more` };
+  const isYoung = startedAtMs === null || nowMs - startedAtMs < STEADY_MS;
+  if (
+    state === 'restarting' ||
+    (state === 'running' && restarts > 0 && isYoung && health.state !== 'healthy')
+  )
+    return { kind: 'restarting', message: `ends whenever it is started (${restarts} restarts, last ${how})` };
+  if (state === 'running' && health.state === 'unhealthy')
+    return { kind: 'unhealthy', message: `runs and is not healthy: ${health.message}` };
+  return null;
+}
