@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption
+ *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -18,6 +18,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { format, run } = await import('./attach.ts');
     say('## Attach path: fio on ext4 on the loop device, against nbdfuse on nbdkit (C) and the raw file\n');
     say(format(await run({ quick })));
+  },
+  async journal() {
+    const { benchJournal, journalTable } = await import('./journal.ts');
+    say('## Questions to the journal with a long history\n');
+    say(journalTable(await benchJournal(quick ? 5 : 15)));
   },
   async receipts() {
     const { benchReceipts } = await import('./receipts.ts');

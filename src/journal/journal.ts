@@ -23,7 +23,7 @@ import {
 } from './history.ts';
 import { Abort, Handoff, Retry, Unrecoverable } from './outcome.ts';
 import type { RunDefinition, RunState, RunView, StepContext, StepDefinition } from './run.ts';
-import { type LoadedRun, resourceBusy, Store } from './store.ts';
+import { type EndState, type LoadedRun, resourceBusy, Store } from './store.ts';
 
 /*
  * Durable runs. One owner, one loop: whatever happens to a run (its step ends, time passes, someone cancels) is written to its log,
@@ -41,6 +41,9 @@ import { type LoadedRun, resourceBusy, Store } from './store.ts';
 const RETRY_DEFAULT = { initialMs: 100, maxMs: 5_000 };
 const KEEP_MS_DEFAULT = 30 * 24 * 60 * 60 * 1000;
 const KEEP_RUNS_DEFAULT = 10_000;
+/** Views of runs that are over, some 10 KiB each. */
+const REMEMBERED_MAX = 1_000;
+const OPEN_STATES: readonly RunState[] = ['running', 'waiting', 'undoing'];
 /** Between attempts to write a journal that cannot be written. */
 const APPEND_RETRY_MS = PAUSE.appendRetry.ms;
 /** Longest single timer (setTimeout takes 2^31-1 ms); `decide` is asked again after it. */
@@ -123,6 +126,8 @@ export class Journal {
   readonly #keepRuns: number;
   readonly #definitions = new Map<string, RunDefinition<unknown>>();
   readonly #live = new Map<string, LiveRun>();
+  /** Runs that are over and were asked for: `newest` is asked for the same ones again and again. */
+  readonly #over = new Map<string, RunView>();
   readonly #waiters = new Map<string, Set<Waiter>>();
   readonly #listeners = new Set<RunListener>();
   #state: 'open' | 'closing' | 'closed' = 'open';
@@ -201,28 +206,52 @@ export class Journal {
     return view;
   }
 
-  /** Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). */
+  /**
+   * Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). What it costs follows the runs that it
+   * returns, not the length of the history; with states of open runs alone, nothing is read.
+   */
   find(
     filter: { resource?: string; kind?: string; state?: RunState | readonly RunState[]; limit?: number } = {},
   ): RunView[] {
-    const limit = filter.limit ?? 1000;
+    const { resource, kind, limit = 1000 } = filter;
     const states = filter.state === undefined ? null : [filter.state].flat();
     const found: RunView[] = [];
-    const take = (view: RunView) => {
-      if (filter.resource !== undefined && view.resource !== filter.resource) return;
-      if (filter.kind !== undefined && view.kind !== filter.kind) return;
-      if (states && !states.includes(view.state)) return;
-      if (found.length < limit) found.push(view);
-    };
-    for (const run of [...this.#live.values()].reverse()) take(this.#view(run));
-    if (found.length < limit && (!states || states.some((state) => isOver(state)))) {
-      this.#mustNotBeClosed();
-      for (const loaded of this.#store.loadOver(filter)) {
-        take(viewOfLoaded(loaded));
-        if (found.length >= limit) break;
-      }
+    for (const run of [...this.#live.values()].reverse()) {
+      if (found.length >= limit) return found;
+      if (resource !== undefined && run.header.resource !== resource) continue;
+      if (kind !== undefined && run.header.kind !== kind) continue;
+      const view = this.#view(run);
+      if (!states || states.includes(view.state)) found.push(view);
+    }
+    const endStates = states?.filter(isOver);
+    if (found.length >= limit || endStates?.length === 0) return found;
+    this.#mustNotBeClosed();
+    for (const id of this.#store.idsOver({
+      ...(resource !== undefined && { resource }),
+      ...(kind !== undefined && { kind }),
+      ...(endStates && { endStates }),
+    })) {
+      found.push(this.get(id));
+      if (found.length >= limit) break;
     }
     return found;
+  }
+
+  /** Runs that are not over, newest first. From memory. */
+  open(filter: { resource?: string; kind?: string } = {}): RunView[] {
+    return this.find({ ...filter, state: OPEN_STATES }).filter((run) => run.endedAtMs === null);
+  }
+
+  /** Of each resource the newest run of a kind, where it was created at `sinceMs` (wall clock) or later. What is over is read once and remembered. */
+  newest(kind: string, sinceMs: number): RunView[] {
+    this.#mustNotBeClosed();
+    return this.#store.newestIds(kind, sinceMs).map((id) => this.get(id));
+  }
+
+  /** How many runs of a kind a resource had since `sinceMs` (wall clock), open ones too. */
+  count(resource: string, kind: string, sinceMs: number): number {
+    this.#mustNotBeClosed();
+    return this.#store.count(resource, kind, sinceMs);
   }
 
   /**
@@ -878,8 +907,20 @@ export class Journal {
     const run = this.#live.get(id);
     if (run) return this.#view(run);
     this.#mustNotBeClosed();
+    const remembered = this.#over.get(id);
+    if (remembered) return remembered;
     const loaded = this.#store.load(id);
-    return loaded && viewOfLoaded(loaded);
+    if (!loaded) return null;
+    const view = viewOfLoaded(loaded);
+    if (!loaded.holdsResource && !loaded.damage) this.#remember(view);
+    return view;
+  }
+
+  /** A run that is over and holds nothing never changes. */
+  #remember(view: RunView): void {
+    const oldest = this.#over.size >= REMEMBERED_MAX ? this.#over.keys().next().value : undefined;
+    if (oldest !== undefined) this.#over.delete(oldest);
+    this.#over.set(view.id, view);
   }
 
   #prune(): void {
@@ -889,7 +930,8 @@ export class Journal {
         (kind) => nowMs - (this.#definitions.get(kind)?.keepMs ?? KEEP_MS_DEFAULT),
         this.#keepRuns,
       );
-      if (pruned > 0) this.#logger.info({ pruned }, 'old runs were pruned');
+      for (const id of pruned) this.#over.delete(id);
+      if (pruned.length > 0) this.#logger.info({ pruned: pruned.length }, 'old runs were pruned');
     } catch (error) {
       this.#logger.warn({ err: error }, 'old runs could not be pruned; it is tried again after the next run');
     }
@@ -1038,7 +1080,7 @@ function viewOfDamaged(
   };
 }
 
-function isOver(state: RunState): boolean {
+function isOver(state: RunState): state is EndState {
   return state === 'done' || state === 'undone' || state === 'failed';
 }
 

@@ -18,6 +18,7 @@ import {
  *           end_state, ended_at_ms   null while the run is open
  *           holds_resource           1 while the run is open, and for a run that failed where it cannot be undone
  *           unique (resource) where holds_resource = 1: the lock of "one run a resource, over all kinds"
+ *           Also indexed for the questions that are asked all the time (INDEXES): none of them reads more with a longer history.
  *   events  run_id, sequence, at_ms, type, step, attempt, data (JSON of the other fields of the EventBody); never updated
  */
 
@@ -50,6 +51,16 @@ const MIGRATIONS: readonly string[] = [
 ];
 
 /**
+ * What is asked all the time: the newest runs of a kind and of all, the newest of each resource since a time, which are old. They change no meaning,
+ * so they are no migration: a version that does not know them keeps them up to date as well.
+ */
+const INDEXES: readonly string[] = [
+  'CREATE INDEX IF NOT EXISTS runs_created ON runs (created_at_ms)',
+  'CREATE INDEX IF NOT EXISTS runs_kind ON runs (kind, created_at_ms, resource)',
+  'CREATE INDEX IF NOT EXISTS runs_kind_ended ON runs (kind, ended_at_ms) WHERE holds_resource = 0',
+];
+
+/**
  * A step that is tried for days keeps its first and its latest attempts in the log; what lies between is dropped as it goes, all but
  * what it put and what people asked for.
  */
@@ -70,7 +81,7 @@ type RunRow = {
   input: string;
   steps: string;
   created_at_ms: number;
-  end_state: 'done' | 'undone' | 'failed' | null;
+  end_state: EndState | null;
   ended_at_ms: number | null;
   holds_resource: number;
 };
@@ -84,7 +95,11 @@ export type LoadedRun = { header: RunHeader; holdsResource: boolean } & (
 export type RunFilter = {
   resource?: string;
   kind?: string;
+  /** How it ended. Left out: however. */
+  endStates?: readonly EndState[];
 };
+
+export type EndState = 'done' | 'undone' | 'failed';
 
 /** Tables of the journal. Knows events and their form, not what they mean. */
 export class Store {
@@ -99,7 +114,12 @@ export class Store {
     | 'thinWaits'
     | 'run'
     | 'events'
-    | 'holder',
+    | 'holder'
+    | 'newestIds'
+    | 'count'
+    | 'kindsOver'
+    | 'pruneOld'
+    | 'pruneExcess',
     StatementSync
   >;
 
@@ -120,6 +140,7 @@ export class Store {
       if (this.#owned) this.#database.exec('PRAGMA locking_mode = EXCLUSIVE');
       this.#database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON');
       this.#migrate();
+      for (const index of INDEXES) this.#database.exec(index);
       this.#statements = prepare(this.#database);
     } catch (error) {
       if (this.#owned) this.#database.close();
@@ -266,15 +287,30 @@ export class Store {
     return rows.map((row) => this.#load(row));
   }
 
-  /** Runs that are over and hold nothing, newest first. */
-  *loadOver(filter: RunFilter): Generator<LoadedRun> {
+  /** Ids of runs that are over and hold nothing, newest first, one at a time: no more of the table is read than is asked for. */
+  *idsOver(filter: RunFilter): Generator<string> {
+    const { resource, kind, endStates } = filter;
+    const where = ['holds_resource = 0'];
+    // What is not asked for is left out, and not compared with null: the index is chosen when the statement is prepared.
+    if (resource !== undefined) where.push('resource = :resource');
+    // Of one resource there are few: its index is the one to use.
+    if (kind !== undefined) where.push(resource === undefined ? 'kind = :kind' : '+kind = :kind');
+    if (endStates) where.push(`end_state IN (${endStates.map((state) => `'${state}'`).join(', ')})`);
     const rows = this.#database
-      .prepare(
-        `SELECT * FROM runs WHERE holds_resource = 0 AND (:resource IS NULL OR resource = :resource)
-         AND (:kind IS NULL OR kind = :kind) ORDER BY created_at_ms DESC, id DESC`,
-      )
-      .iterate({ resource: filter.resource ?? null, kind: filter.kind ?? null });
-    for (const row of rows) yield this.#load(row as RunRow);
+      .prepare(`SELECT id FROM runs WHERE ${where.join(' AND ')} ORDER BY created_at_ms DESC, rowid DESC`)
+      .iterate({ ...(resource !== undefined && { resource }), ...(kind !== undefined && { kind }) });
+    for (const row of rows) yield (row as { id: string }).id;
+  }
+
+  /** Of each resource the newest run of a kind that was created at `sinceMs` or later: its id. No run is read. */
+  newestIds(kind: string, sinceMs: number): string[] {
+    const rows = this.#statements.newestIds.all(kind, Math.floor(sinceMs)) as { id: string }[];
+    return rows.map(({ id }) => id);
+  }
+
+  /** How many runs of a kind a resource had since a time. */
+  count(resource: string, kind: string, sinceMs: number): number {
+    return (this.#statements.count.get(resource, kind, Math.floor(sinceMs)) as { runs: number }).runs;
   }
 
   /** The events of a run as stored, for printing. Throws JOURNAL_CORRUPT. */
@@ -316,25 +352,18 @@ export class Store {
 
   /**
    * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and the oldest beyond `keepRuns`.
-   * Returns how many.
+   * Returns their ids.
    */
-  prune(endedBeforeMs: (kind: string) => number, keepRuns: number): number {
-    let pruned = 0;
+  prune(endedBeforeMs: (kind: string) => number, keepRuns: number): string[] {
+    const pruned: { id: string }[] = [];
     this.#transaction(() => {
-      const kinds = this.#database
-        .prepare('SELECT DISTINCT kind FROM runs WHERE holds_resource = 0')
-        .all() as { kind: string }[];
-      const old = this.#database.prepare(
-        'DELETE FROM runs WHERE holds_resource = 0 AND kind = ? AND ended_at_ms < ?',
-      );
-      for (const { kind } of kinds) pruned += Number(old.run(kind, Math.floor(endedBeforeMs(kind))).changes);
-      const excess = this.#database.prepare(
-        `DELETE FROM runs WHERE id IN
-           (SELECT id FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, id DESC LIMIT -1 OFFSET ?)`,
-      );
-      pruned += Number(excess.run(keepRuns).changes);
+      for (const { kind } of this.#statements.kindsOver.all() as { kind: string }[])
+        pruned.push(
+          ...(this.#statements.pruneOld.all(kind, Math.floor(endedBeforeMs(kind))) as { id: string }[]),
+        );
+      pruned.push(...(this.#statements.pruneExcess.all(keepRuns) as { id: string }[]));
     });
-    return pruned;
+    return pruned.map(({ id }) => id);
   }
 }
 
@@ -439,6 +468,32 @@ function prepare(database: DatabaseSync) {
     ),
     holder: database.prepare(
       'SELECT id, kind, end_state FROM runs WHERE resource = ? AND holds_resource = 1',
+    ),
+    // rowid: runs of the same millisecond, in the order in which they were made.
+    newestIds: database.prepare(
+      `SELECT (SELECT id FROM runs AS newest WHERE newest.resource = each.resource AND +newest.kind = each.kind
+                 ORDER BY created_at_ms DESC, rowid DESC LIMIT 1) AS id
+         FROM (SELECT DISTINCT kind, resource FROM runs WHERE kind = ? AND created_at_ms >= ?) AS each`,
+    ),
+    count: database.prepare(
+      'SELECT count(*) AS runs FROM runs WHERE resource = ? AND +kind = ? AND created_at_ms >= ?',
+    ),
+    // From one kind to the next by the index: DISTINCT would walk over all runs.
+    kindsOver: database.prepare(
+      `WITH RECURSIVE kinds (kind) AS (
+         SELECT min(kind) FROM runs WHERE holds_resource = 0
+         UNION ALL
+         SELECT (SELECT min(runs.kind) FROM runs WHERE holds_resource = 0 AND runs.kind > kinds.kind)
+           FROM kinds WHERE kinds.kind IS NOT NULL)
+       SELECT kind FROM kinds WHERE kind IS NOT NULL`,
+    ),
+    pruneOld: database.prepare(
+      'DELETE FROM runs WHERE holds_resource = 0 AND kind = ? AND ended_at_ms < ? RETURNING id',
+    ),
+    pruneExcess: database.prepare(
+      `DELETE FROM runs WHERE rowid IN
+         (SELECT rowid FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, rowid DESC LIMIT -1 OFFSET ?)
+       RETURNING id`,
     ),
   };
 }

@@ -123,6 +123,7 @@ function controller(
   const machines = new Map(machineNames.map((name) => [name, machine(name)]));
   const runs: RunView[] = [];
   const refused = new Set<string>();
+  const copies = () => runs.map((view) => ({ ...view }));
   const make = () =>
     new DrainController({
       worker: 'w1',
@@ -131,7 +132,14 @@ function controller(
       logger: silentLogger,
       limits: { ...DRAIN_LIMITS, ...limits },
       machines: async () => [...machines.values()],
-      runs: () => runs.map((view) => ({ ...view })),
+      runs: {
+        open: () => copies().filter(({ endedAtMs }) => endedAtMs === null),
+        newest: copies,
+        newestOf: (machineId) => {
+          const own = copies().filter(({ resource }) => resource === `machine:${machineId}`);
+          return own.length === 0 ? null : { run: own.at(-1)!, attempts: own.length };
+        },
+      },
       live: () => null,
       precheck: async (machineId) => {
         if (!refused.has(machineId)) return;

@@ -187,6 +187,15 @@ function stateOf(run: RunView | null, obstacle: Obstacle | null, held: boolean):
   return obstacle ? 'waiting' : 'queued';
 }
 
+export type DrainRuns = {
+  /** Those that have not ended. */
+  open: () => RunView[];
+  /** Of each machine the newest that began at `sinceMs` or later, and the open ones. */
+  newest: (sinceMs: number) => RunView[];
+  /** The newest of one machine, and how many it had since then. */
+  newestOf: (machineId: string, sinceMs: number) => { run: RunView; attempts: number } | null;
+};
+
 export type DrainOptions = {
   worker: string;
   database: DatabaseSync;
@@ -194,8 +203,8 @@ export type DrainOptions = {
   logger: Logger;
   limits: DrainLimits;
   machines: () => Promise<LocalMachine[]>;
-  /** Runs of kind `migrate-out` that began at `sinceMs` or later, or have not ended; oldest first. */
-  runs: (sinceMs: number) => RunView[];
+  /** Runs of kind `migrate-out`. None of the answers costs more with a longer history. */
+  runs: DrainRuns;
   live: (runId: string) => TargetStatus | null;
   /** Rejects, with the reason, when the machine cannot go now: nobody takes it, or it is not movable. */
   precheck: (machineId: string, target: string | null) => Promise<void>;
@@ -360,10 +369,10 @@ export class DrainController {
     if (row?.desired !== 1) return;
     const { clock, logger, limits, live } = this.#options;
     // Runs first: a move that ends in between still counts as busy here, instead of its machine as one that nobody moves.
-    const runs = this.#options.runs(row.since_ms);
+    const runs = this.#options.runs.open();
     const machines = await this.#options.machines();
     for (const machine of machines) this.#seen.set(machine.machineId, machine);
-    this.#learnFromRuns(runs);
+    for (const { machineId } of machines) this.#learnFromRuns(machineId, row.since_ms);
     for (const machine of nextMoves(
       machines,
       runs,
@@ -385,7 +394,7 @@ export class DrainController {
         this.#again = true;
       }
     }
-    const busy = this.#options.runs(row.since_ms).some((run) => run.endedAtMs === null);
+    const busy = this.#options.runs.open().length > 0;
     if (machines.length === 0 && !busy && row.ended_at_ms === null) {
       this.#options.database.prepare('UPDATE drain SET ended_at_ms = ? WHERE id = 1').run(clock.wallMs());
       logger.info({}, 'drained');
@@ -395,37 +404,25 @@ export class DrainController {
   }
 
   /** A run that ended undone since the last look is an obstacle: it is tried again later, not at once for ever. */
-  #learnFromRuns(runs: readonly RunView[]): void {
-    for (const run of runs) {
-      if (run.endedAtMs === null || run.state === 'done' || !run.error) continue;
-      const { machineId } = run.input as MigrateOutInput;
-      const known = this.#obstacles.get(machineId);
-      if (known?.runId === run.id || this.#learned.has(run.id)) continue;
-      const newer = runs.some(
-        (other) =>
-          other !== run &&
-          (other.input as MigrateOutInput).machineId === machineId &&
-          other.createdAtMs > run.createdAtMs,
-      );
-      if (newer) continue;
-      const attempts = runs.filter(
-        (other) => (other.input as MigrateOutInput).machineId === machineId,
-      ).length;
-      this.#learned.add(run.id);
-      const delayMs = retryDelayMs(attempts);
-      const { clock } = this.#options;
-      // The clock may have been set since: no wait is longer than it was meant to be.
-      const leftMs = Math.min(delayMs, run.endedAtMs + delayMs - clock.wallMs());
-      if (leftMs <= 0) continue;
-      const retryAtMs = clock.monotonicMs() + leftMs;
-      this.#obstacles.set(machineId, {
-        error: run.error,
-        sinceMs: run.endedAtMs,
-        attempts,
-        retryAtMs,
-        runId: run.id,
-      });
-    }
+  #learnFromRuns(machineId: string, sinceMs: number): void {
+    const newest = this.#options.runs.newestOf(machineId, sinceMs);
+    if (!newest) return;
+    const { run, attempts } = newest;
+    if (run.endedAtMs === null || run.state === 'done' || !run.error) return;
+    if (this.#obstacles.get(machineId)?.runId === run.id || this.#learned.has(run.id)) return;
+    this.#learned.add(run.id);
+    const delayMs = retryDelayMs(attempts);
+    const { clock } = this.#options;
+    // The clock may have been set since: no wait is longer than it was meant to be.
+    const leftMs = Math.min(delayMs, run.endedAtMs + delayMs - clock.wallMs());
+    if (leftMs <= 0) return;
+    this.#obstacles.set(machineId, {
+      error: run.error,
+      sinceMs: run.endedAtMs,
+      attempts,
+      retryAtMs: clock.monotonicMs() + leftMs,
+      runId: run.id,
+    });
   }
 
   #obstacle(machineId: string, error: WireError): void {
@@ -444,7 +441,8 @@ export class DrainController {
   /** The newest run of each machine. */
   #latestRuns(sinceMs: number): Map<string, RunView> {
     const latest = new Map<string, RunView>();
-    for (const run of this.#options.runs(sinceMs)) latest.set((run.input as MigrateOutInput).machineId, run);
+    for (const run of this.#options.runs.newest(sinceMs))
+      latest.set((run.input as MigrateOutInput).machineId, run);
     return latest;
   }
 

@@ -13,7 +13,7 @@ import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
 import { MachineManager } from '../machine/manager.ts';
 import { MachineStore } from '../machine/store.ts';
-import { DRAIN_LIMITS, DrainController, type LocalMachine } from '../migration/drain.ts';
+import { DRAIN_LIMITS, DrainController, type DrainRuns, type LocalMachine } from '../migration/drain.ts';
 import { MoveInbox } from '../migration/inbox.ts';
 import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
@@ -80,10 +80,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const volumes = await VolumeStore.open(options.dataDir, { clock, random, logger, headerFileBytes });
   // The steps of the journal need the machines, and the machines need to know of the journal's runs.
   let journal: Journal | null = null;
-  const openRuns = (kind: string): RunView[] =>
-    (journal?.find({ kind, state: ['running', 'waiting', 'undoing'] }) ?? []).filter(
-      (run) => run.endedAtMs === null,
-    );
+  const openRuns = (kind: string): RunView[] => journal?.open({ kind }) ?? [];
   const incoming = (): PrepareRequest[] => openRuns(MIGRATE_IN).map((run) => run.input as PrepareRequest);
   const access = new VolumeAccess({
     volumes,
@@ -211,11 +208,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       const local = await localMachines(machines, volumes);
       return local.filter(({ machineId }) => !notYetOurs.has(machineId));
     },
-    runs: (sinceMs) =>
-      runs
-        .find({ kind: MIGRATE_OUT, limit: 10_000 })
-        .filter((run) => run.createdAtMs >= sinceMs || run.endedAtMs === null)
-        .sort((left, right) => left.createdAtMs - right.createdAtMs),
+    runs: drainRuns(runs),
     live: (runId) => progress.get(runId) ?? null,
     precheck: async (machineId, wanted) => {
       const subject = await source.describe(machineId);
@@ -383,6 +376,25 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       })
       .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
   }
+}
+
+/** The moves of a drain, from the journal. */
+function drainRuns(journal: Journal): DrainRuns {
+  const open = () => journal.open({ kind: MIGRATE_OUT });
+  return {
+    open,
+    newest: (sinceMs) => {
+      const runs = new Map(journal.newest(MIGRATE_OUT, sinceMs).map((run) => [run.resource, run]));
+      for (const run of open()) runs.set(run.resource, run);
+      return [...runs.values()].sort((left, right) => left.createdAtMs - right.createdAtMs);
+    },
+    newestOf: (machineId, sinceMs) => {
+      const resource = `machine:${machineId}`;
+      const run = journal.find({ kind: MIGRATE_OUT, resource, limit: 1 })[0];
+      if (!run || (run.createdAtMs < sinceMs && run.endedAtMs !== null)) return null;
+      return { run, attempts: Math.max(1, journal.count(resource, MIGRATE_OUT, sinceMs)) };
+    },
+  };
 }
 
 async function localMachines(machines: MachineManager, volumes: VolumeStore): Promise<LocalMachine[]> {

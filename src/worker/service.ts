@@ -425,8 +425,7 @@ export class LocalService implements WorkerService {
       limit: query.limit,
       ...(query.resource === undefined ? {} : { resource: query.resource }),
     };
-    const runs = this.#o.journal.find(filter);
-    return query.state === 'all' ? runs : runs.filter((run) => run.endedAtMs === null);
+    return query.state === 'all' ? this.#o.journal.find(filter) : this.#o.journal.open(filter);
   }
 
   async showRun(id: string): Promise<RunView> {
@@ -466,7 +465,7 @@ export class LocalService implements WorkerService {
             machine.state === 'waiting' ? 'an operator; it is tried again by itself' : 'godwit itself',
           nextAction: machine.nextAction ?? `godwit why ${machine.name}`,
         })),
-        runs: journal.find({ kind: MIGRATE_OUT }).filter((run) => run.endedAtMs === null),
+        runs: journal.open({ kind: MIGRATE_OUT }),
       };
     }
     const run = this.#findRun(ref);
@@ -592,9 +591,10 @@ export class LocalService implements WorkerService {
 
   /** Unfinished runs of a machine, or its last one. */
   #runsOf(machineId: string): RunView[] {
-    const runs = this.#o.journal.find({ resource: `machine:${machineId}`, limit: 20 });
-    const open = runs.filter((run) => run.endedAtMs === null || run.state === 'failed');
-    return open.length > 0 ? open : runs.slice(0, 1);
+    const resource = `machine:${machineId}`;
+    const open = this.#o.journal.open({ resource });
+    // Of those that are over, the newest: one that failed where it cannot be undone keeps the machine, so none is newer.
+    return open.length > 0 ? open : this.#o.journal.find({ resource, limit: 1 });
   }
 
   #refuseWhileMoving(machineId: string): void {
@@ -647,10 +647,7 @@ export class LocalService implements WorkerService {
 
   #machineView({ record, shim }: MachineShow): MachineView {
     const workload = shim?.workload ?? null;
-    const runs = this.#o.journal
-      .find({ resource: `machine:${record.id}`, limit: 5 })
-      .filter((run) => run.endedAtMs === null);
-    const run = runs[0] ?? null;
+    const run = this.#o.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
     return {
       id: record.id,
       name: record.name,
