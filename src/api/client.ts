@@ -36,6 +36,7 @@ import type {
 } from '../receipt/proof.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import type {
+  AcceptLossRequest,
   ApiEvent,
   CreateMachineRequest,
   CreateVolumeRequest,
@@ -199,6 +200,9 @@ export class ApiClient {
       body,
       timeoutMs: PATIENCE.personOperation.ms,
     });
+  }
+  acceptLoss(ref: string, body: AcceptLossRequest): Promise<VolumeView> {
+    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/accept-loss`, { body });
   }
   showReceipt(ref: string): Promise<Receipt> {
     return this.#json('GET', `/v1/receipts/${encodeURIComponent(ref)}`);

@@ -261,6 +261,12 @@ export const RecoverVolumeRequest = Type.Object({
 });
 export type RecoverVolumeRequest = Static<typeof RecoverVolumeRequest>;
 
+export const AcceptLossRequest = Type.Object({
+  /** The loss that is meant (`dataLoss.atMs`): one that came since is not accepted with it. */
+  atMs: Type.Integer({ minimum: 0 }),
+});
+export type AcceptLossRequest = Static<typeof AcceptLossRequest>;
+
 export const ServeReply = Type.Object({
   location: Type.String(),
   writable: Type.Boolean(),

@@ -299,6 +299,7 @@ const ROUTES = [
   'POST /v1/runs/{id}/nudge',
   'POST /v1/volumes',
   'POST /v1/volumes/import',
+  'POST /v1/volumes/{ref}/accept-loss',
   'POST /v1/volumes/{ref}/recover',
   'POST /v1/volumes/{ref}/serve',
   'PUT /v1/drain',

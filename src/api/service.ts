@@ -10,6 +10,7 @@ import type {
 } from '../migration/peer.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import type {
+  AcceptLossRequest,
   ApiEvent,
   CreateMachineRequest,
   CreateVolumeRequest,
@@ -64,6 +65,7 @@ export interface WorkerService {
   showVolume(ref: string): Promise<VolumeView>;
   /** A copy of the sealed volume that a move left here, as a volume of its own that is ready at generation 1. */
   recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView>;
+  acceptLoss(ref: string, request: AcceptLossRequest): Promise<VolumeView>;
   /** To clients of other systems, until `stopServing`. Refused while a running machine has it. */
   serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply>;
   /** Idempotent. */

@@ -455,6 +455,25 @@ test('a receipt: asked for, saved, verified offline, and refused when it was cha
   assert.deepEqual(JSON.parse(readFileSync(join(folder, `${moved.name}-run1.json`), 'utf8')), made);
 });
 
+test('the loss of a volume is shown, and accepted by the one word that says so', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const [here] = fleet.services;
+  const volume = await here!.createVolume({ name: 'data', lengthBytes: 4096, filesystem: 'none' });
+  const accepted = () => here!.calls.filter((call) => call.startsWith('accept-loss'));
+  const whole = await fleet.godwit('volume', 'accept-loss', 'data', '--yes');
+  assert.match(whole.stderr, /VOLUME_NO_SUCH_LOSS/);
+  const dataLoss = { atMs: 86_400_000, reason: 'flush failed: EIO', file: '/data-loss.json' };
+  here!.volumes.set(volume.id, { ...volume, dataLoss });
+  assert.match((await fleet.godwit('volume', 'show', 'data')).stdout, /DATA LOST.*1970-01-02.*EIO/);
+  const asked = await fleet.godwit('volume', 'accept-loss', 'data');
+  assert.equal(asked.code, 2);
+  assert.match(asked.stderr, /EIO.*may be old/s);
+  assert.deepEqual(accepted(), []);
+  const result = await fleet.godwit('volume', 'accept-loss', 'data', '--yes');
+  assert.equal(result.code, 0, result.stderr);
+  assert.deepEqual(accepted(), [`accept-loss ${volume.id} 86400000`]);
+});
+
 test('the volume that a move left is recovered where it is kept', async (t) => {
   const fleet = await new Fleet(t).start();
   const [here, there] = fleet.services;

@@ -288,6 +288,14 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     );
 
   volume
+    .command('accept-loss')
+    .description('go on with what the disk has of a volume that lost data, after its machine was stopped')
+    .argument('<VOLUME>')
+    .option('--yes', 'do it; without it, what was lost is said')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) => (await volumeCommands()).acceptLoss(context, ref, options)),
+    );
+  volume
     .command('recover')
     .description('make the sealed volume that a move left behind a volume of its own, under a new id')
     .argument('<VOLUME>', 'name or id of the volume that moved')

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import { until } from '../../test/support/patience.ts';
@@ -8,7 +8,7 @@ import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { DataGuard, GuardedFile, readDataLoss } from './data-guard.ts';
+import { acceptDataLoss, DataGuard, GuardedFile, readDataLoss } from './data-guard.ts';
 import { VOLUME_FILES } from './files.ts';
 
 const BLOCK = 4096;
@@ -109,6 +109,45 @@ test('a server that is killed in the middle of a flush, or before the loss is wr
   const after = guardOf(gone);
   after.share(others);
   assert.throws(() => after.check(), lost);
+});
+
+test('an operator accepts the loss that is meant, once, and it is kept that it was', async (t) => {
+  const dir = scratchDir(t);
+  const volume = { volumeId: 'v_1', generation: 3 };
+  const lossAt = (atMs: number) =>
+    writeFileSync(
+      join(dir, VOLUME_FILES.dataLoss),
+      JSON.stringify({ formatVersion: 1, ...volume, atMs, reason: 'EIO' }),
+    );
+  assert.equal(await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 5_000 }), null, 'nothing was lost');
+  lossAt(1_000);
+  assert.equal(await acceptDataLoss(dir, volume, { atMs: 999, nowMs: 5_000 }), null, 'another one');
+  assert.notEqual(guardOf(dir).lost, null);
+  const accepted = { formatVersion: 1, ...volume, atMs: 1_000, reason: 'EIO', acceptedAtMs: 5_000 };
+  assert.deepEqual(await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 5_000 }), accepted);
+  assert.equal(guardOf(dir).lost, null);
+  assert.deepEqual(
+    await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 9_000 }),
+    accepted,
+    'the answer may have been lost',
+  );
+  // One that came since stands, whoever asks for the old one again; after a crash in the middle it is asked for once more.
+  lossAt(2_000);
+  assert.equal(await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 9_000 }), null);
+  assert.equal(guardOf(dir).lost?.atMs, 2_000);
+  assert.equal((await acceptDataLoss(dir, volume, { atMs: 2_000, nowMs: 9_000 }))?.acceptedAtMs, 9_000);
+  lossAt(2_000);
+  assert.equal((await acceptDataLoss(dir, volume, { atMs: 2_000, nowMs: 9_500 }))?.acceptedAtMs, 9_000);
+  const kept = JSON.parse(readFileSync(join(dir, VOLUME_FILES.dataLossAccepted), 'utf8'));
+  assert.deepEqual(
+    kept.accepted.map(({ atMs }: { atMs: number }) => atMs),
+    [1_000, 2_000],
+  );
+  // What cannot be understood any more can be accepted all the same.
+  writeFileSync(join(dir, VOLUME_FILES.dataLoss), '{"formatVersion": 1, "gen');
+  writeFileSync(join(dir, VOLUME_FILES.dataLossAccepted), 'torn');
+  assert.equal((await acceptDataLoss(dir, volume, { atMs: 0, nowMs: 9_000 }))?.reason, 'not known any more');
+  assert.equal(guardOf(dir).lost, null);
 });
 
 test('a file that cannot be read counts', (t) => {

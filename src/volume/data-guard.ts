@@ -1,16 +1,17 @@
 import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
-import { replaceFile } from '../sys/durable-file.ts';
+import { removeFile, replaceFile } from '../sys/durable-file.ts';
 import { VOLUME_FILES } from './files.ts';
 
 /**
  * `data-loss.json` in a volume's folder: what a guest wrote there at this generation, and was told to be accepted, is not on the disk, and nobody knows which part of
- * it. It stands until an operator removes it.
+ * it. It stands until an operator accepts it (`acceptDataLoss`).
  *
  *   {"formatVersion": 1, "volumeId": "v_…", "generation": 3, "atMs": 1767225600000, "reason": "flush failed: EIO"}
  */
@@ -53,6 +54,53 @@ export function readDataLoss(
     return { ...unread, atMs: Number(found.atMs ?? 0), reason: String(found.reason ?? unread.reason) };
   } catch {
     return unread;
+  }
+}
+
+/** One that an operator has decided to go on with. */
+export type AcceptedLoss = DataLoss & { acceptedAtMs: number };
+
+/** What was accepted is kept in `data-loss-accepted.json`, newest last: this many. */
+const ACCEPTED_MAX = 32;
+
+/**
+ * Ends the loss that was found at `atMs`: what the disk has counts from now on, and `data-loss-accepted.json` says that somebody wanted that. For a volume that
+ * nobody has open. Idempotent. Null: there is no such loss; another one, which came since, stands.
+ */
+export async function acceptDataLoss(
+  volumeDir: string,
+  volume: { volumeId: string; generation: number },
+  { atMs, nowMs }: { atMs: number; nowMs: number },
+): Promise<AcceptedLoss | null> {
+  const path = join(volumeDir, VOLUME_FILES.dataLossAccepted);
+  const accepted = await readAccepted(path);
+  const before = accepted.find((loss) => loss.atMs === atMs && loss.generation === volume.generation);
+  const loss = readDataLoss(volumeDir, volume);
+  if (loss?.atMs !== atMs) return loss === null ? (before ?? null) : null;
+  const now = before ?? { ...loss, acceptedAtMs: Math.round(nowMs) };
+  // First that it was wanted: a crash in between leaves the loss, and the same may be asked again.
+  if (!before) {
+    const kept = [...accepted, now].slice(-ACCEPTED_MAX);
+    await replaceFile(path, `${JSON.stringify({ formatVersion: 1, accepted: kept })}\n`);
+  }
+  await removeFile(join(volumeDir, VOLUME_FILES.dataLoss));
+  return now;
+}
+
+/** A file that cannot be understood is no reason to keep a volume down: it is begun anew. */
+async function readAccepted(path: string): Promise<AcceptedLoss[]> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return [];
+    throw error;
+  }
+  try {
+    const { accepted } = JSON.parse(text) as { accepted?: unknown };
+    return Array.isArray(accepted) ? (accepted as AcceptedLoss[]) : [];
+  } catch {
+    return [];
   }
 }
 
@@ -179,7 +227,7 @@ export class DataGuard {
     for (let delayMs = WRITE_RETRY_FIRST_MS; ; delayMs = Math.min(WRITE_RETRY_MAX_MS, delayMs * 2)) {
       try {
         await replaceFile(path, `${JSON.stringify(loss)}\n`);
-        // The file has the word now: who removes it has decided.
+        // The file has the word now: who accepts it has decided.
         if (this.#unflushed?.[FLUSHING] === LOST) this.#unflushed[FLUSHING] = IDLE;
         return;
       } catch (error) {
@@ -272,7 +320,7 @@ function lostError({ volumeDir, volumeId }: DataGuardOptions, loss: DataLoss): G
       values: { volumeId, generation: loss.generation, atMs: loss.atMs, reason: loss.reason, volumeDir },
       nextAction:
         `Look at the kernel log for the disk, and restore the volume from a backup or its retained source. To go on with what the disk has, which may be old in places: stop the machine, ` +
-        `remove ${join(volumeDir, VOLUME_FILES.dataLoss)}, and start it again; its filesystem is checked then.`,
+        `godwit volume accept-loss ${volumeId} --yes, and start it again; its filesystem is checked then.`,
     },
   );
 }

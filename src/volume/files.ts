@@ -18,6 +18,7 @@ export const VOLUME_FILES = {
   zeroLog: 'zero.log',
   /** That the disk lost what the guest wrote (data-guard.ts). */
   dataLoss: 'data-loss.json',
+  dataLossAccepted: 'data-loss-accepted.json',
   /** Digests of the sealed content (region-digests.ts). */
   regionDigests: 'region.digests',
 } as const;

@@ -13,6 +13,7 @@ import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { holdsFileOf } from '../sys/file-system.ts';
+import { type AcceptedLoss, acceptDataLoss, readDataLoss } from './data-guard.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { createFetchLog } from './fetch-log-file.ts';
@@ -265,6 +266,31 @@ export class VolumeStore {
   async usedBytes(id: string): Promise<number> {
     await this.get(id);
     return allocatedBytes(join(this.folder(id), VOLUME_FILES.data));
+  }
+
+  /**
+   * Goes on with what the disk has of a volume that lost data at `atMs` (data-guard.ts). For a volume that nobody has open. Idempotent. Rejects
+   * `VOLUME_NO_SUCH_LOSS`.
+   */
+  acceptDataLoss(id: string, atMs: number): Promise<AcceptedLoss> {
+    return this.#exclusively(async () => {
+      const { generation } = await this.get(id);
+      const volume = { volumeId: id, generation };
+      const accepted = await acceptDataLoss(this.folder(id), volume, { atMs, nowMs: this.#clock.wallMs() });
+      if (accepted === null) {
+        const loss = readDataLoss(this.folder(id), volume);
+        throw new GodwitError(
+          'VOLUME_NO_SUCH_LOSS',
+          loss === null ? `volume ${id} has lost nothing` : `volume ${id} has lost something since`,
+          {
+            values: { volumeId: id, atMs, newestAtMs: loss?.atMs ?? null },
+            nextAction: 'Look at it again: godwit volume show.',
+          },
+        );
+      }
+      this.#logger.warn(accepted, 'an operator accepted that data was lost');
+      return accepted;
+    });
   }
 
   /**

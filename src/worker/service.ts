@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { isInClear } from '../api/peer-client.ts';
 import type {
+  AcceptLossRequest,
   ApiEvent,
   CreateMachineRequest,
   CreateVolumeRequest,
@@ -333,6 +334,24 @@ export class LocalService implements WorkerService {
     return this.#volumeView(record);
   }
 
+  async acceptLoss(ref: string, { atMs }: AcceptLossRequest): Promise<VolumeView> {
+    const record = await this.#volume(ref);
+    const { id, name, machineId } = record;
+    if (machineId !== null) {
+      this.#refuseWhileMoving(machineId);
+      if (await isAttached(this.#o.machines, machineId)) {
+        throw new GodwitError('WORKER_VOLUME_HELD', `volume ${name} is used by machine ${machineId}`, {
+          values: { volumeId: id, machineId },
+          nextAction: `Stop the machine first: godwit machine stop ${machineId}.`,
+        });
+      }
+    }
+    await this.#o.serving.refuseServed(record);
+    const { reason } = await this.#o.volumes.acceptDataLoss(id, atMs);
+    this.#o.events.emit('volume', id, `the loss of data of ${name} was accepted over the API: ${reason}`);
+    return this.#volumeView(record);
+  }
+
   async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
     const record = await this.#volume(ref);
     const reply = await this.#o.serving.serve(record, request);
@@ -482,7 +501,7 @@ export class LocalService implements WorkerService {
         conditions: [
           ...(await this.#o.volumes.list()).volumes
             .filter(({ machineId }) => machineId === machine.id)
-            .flatMap((record) => dataLossConditions(this.#dataLossOf(record))),
+            .flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
           ...stoppingConditions(view, machine.desired),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
           ...machineConditions(view, runs, drain),

@@ -147,14 +147,14 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
 }
 
 /** Whatever else is the matter: nothing of the volume can be read or written. */
-export function dataLossConditions({ dataLoss }: Pick<VolumeView, 'dataLoss'>): Condition[] {
+export function dataLossConditions({ id, dataLoss }: Pick<VolumeView, 'id' | 'dataLoss'>): Condition[] {
   if (!dataLoss) return [];
   return [
     {
       message: `the disk of this host lost what was written to the volume (${dataLoss.reason}); all its reads and writes fail, and it cannot move`,
       sinceMs: dataLoss.atMs,
       whoCanClearIt: 'an operator',
-      nextAction: `Restore it from a backup or its retained source; or, to go on with what the disk has: stop the machine, remove ${dataLoss.file}, start it`,
+      nextAction: `Restore it from a backup or its retained source; or, to go on with what the disk has: stop the machine, godwit volume accept-loss ${id} --yes, start it`,
     },
   ];
 }

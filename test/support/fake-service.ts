@@ -354,6 +354,11 @@ export class FakeWorkerService implements WorkerService {
     throw new GodwitError('WORKER_RECEIPT_NOT_FOUND', `no receipt of ${ref}`, { nextAction: 'wait' });
   }
 
+  async acceptLoss(ref: string, request: { atMs: number }): Promise<VolumeView> {
+    this.calls.push(`accept-loss ${ref} ${request.atMs}`);
+    return this.showVolume(ref);
+  }
+
   async recoverVolume(ref: string, request: { name: string }): Promise<VolumeView> {
     this.calls.push(`recover ${ref} ${request.name}`);
     return this.showVolume(ref);

@@ -1,6 +1,7 @@
 import { Type } from 'typebox';
 import type { ApiApp } from '../app.ts';
 import {
+  AcceptLossRequest,
   CreateVolumeRequest,
   Empty,
   ImportVolumeRequest,
@@ -73,6 +74,21 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
     },
     async (request, reply) =>
       reply.code(201).send(await service.recoverVolume(request.params.ref, request.body)),
+  );
+
+  app.post(
+    '/v1/volumes/:ref/accept-loss',
+    {
+      schema: {
+        operationId: 'acceptLoss',
+        summary: 'Goes on with what the disk has of a volume that lost data, and that no machine runs on',
+        tags,
+        params,
+        body: strict(AcceptLossRequest),
+        response: { 200: VolumeView },
+      },
+    },
+    (request) => service.acceptLoss(request.params.ref, request.body),
   );
 
   app.get(

@@ -123,6 +123,9 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['generation', String(volume.generation)],
       ['machine', volume.machineId ?? '-'],
       ['created', new Date(volume.createdAtMs).toISOString()],
+      ...(volume.dataLoss
+        ? [['DATA LOST', `${new Date(volume.dataLoss.atMs).toISOString()}: ${volume.dataLoss.reason}`]]
+        : []),
       ...(volume.destroyAfterMs === null
         ? []
         : [['destroyed after', new Date(volume.destroyAfterMs).toISOString()]]),
@@ -249,6 +252,34 @@ export async function destroy(context: Context, refs: string[], options: { force
     destroyed.push({ volumeId: volume.id, name: volume.name });
   }
   context.result({ destroyed }, () => destroyed.map(({ name }) => `${name} destroyed`).join('\n'));
+}
+
+export async function acceptLoss(context: Context, ref: string, options: { yes?: boolean }): Promise<void> {
+  const { worker, volume } = await context.fleet().volume(ref);
+  const { dataLoss } = volume;
+  if (!dataLoss) {
+    throw new GodwitError('VOLUME_NO_SUCH_LOSS', `volume ${volume.name} has lost nothing`, {
+      values: { volumeId: volume.id },
+      nextAction: 'Nothing to do.',
+    });
+  }
+  if (!options.yes) {
+    throw new GodwitError(
+      'CLI_INVALID_OPTIONS',
+      `${volume.name} on ${worker.name} lost data at ${new Date(dataLoss.atMs).toISOString()} (${dataLoss.reason}): parts of what was written to it may be old`,
+      {
+        values: { volumeId: volume.id, reason: dataLoss.reason },
+        nextAction:
+          'Rather restore it from a backup or its retained source (godwit volume recover). To go on with what the disk has: `godwit volume accept-loss VOLUME --yes`.',
+      },
+    );
+  }
+  const after = await worker.client.acceptLoss(volume.id, { atMs: dataLoss.atMs });
+  context.result(
+    after,
+    () =>
+      `${after.name} goes on with what the disk of ${worker.name} has. Start its machine: its filesystem is checked then.`,
+  );
 }
 
 export async function recover(
