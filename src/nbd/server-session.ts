@@ -4,6 +4,7 @@ import { isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
+import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { ReplyMode } from './export.ts';
 import type { Agreement } from './handshake-server.ts';
 import type { ServerLimits } from './limits.ts';
@@ -458,12 +459,24 @@ export class ServerSession implements RequestSink {
     );
   }
 
+  /**
+   * Whole blocks are written, so that they have a place. What cuts a block at either end is zeroed as the device likes to: a block that has a place keeps it, and
+   * for a part of one that a clone does not have yet nobody waits.
+   */
   async #writeZeroBytes(offsetBytes: number, lengthBytes: number): Promise<void> {
-    for (let done = 0; done < lengthBytes; ) {
-      const count = Math.min(PIECE_BYTES, lengthBytes - done);
-      await this.#agreement.export.device.write(offsetBytes + done, ZEROES.subarray(0, count));
-      done += count;
+    const { device } = this.#agreement.export;
+    const endBytes = offsetBytes + lengthBytes;
+    const first = Math.min(endBytes, Math.ceil(offsetBytes / BLOCK_BYTES) * BLOCK_BYTES);
+    // The last block of a device may be cut short by its end.
+    const end = endBytes === device.lengthBytes ? endBytes : endBytes - (endBytes % BLOCK_BYTES);
+    if (offsetBytes < first) await device.writeZeroes(offsetBytes, first - offsetBytes);
+    for (let at = first; at < end; ) {
+      const count = Math.min(PIECE_BYTES, end - at);
+      await device.write(at, ZEROES.subarray(0, count));
+      at += count;
     }
+    const tail = Math.max(first, end);
+    if (tail < endBytes) await device.writeZeroes(tail, endBytes - tail);
   }
 
   /** Reading is what brings bytes near: into the page cache, or, in a clone, from its source. */

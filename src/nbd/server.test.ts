@@ -112,6 +112,38 @@ test('a large read tells holes, and data only under DF and without structured re
   assert.ok((await raw.read(0, 512 * KIB)).data.equals(expected));
 });
 
+test('zeroes that must have a place are written in whole blocks, and for the rest of a block nobody waits', async (t) => {
+  const device = memory();
+  const writes: [number, number][] = [];
+  const write = device.write.bind(device);
+  device.write = (offsetBytes, from) => {
+    writes.push([offsetBytes, from.length]);
+    return write(offsetBytes, from);
+  };
+  const { client } = await start(t, [{ name: '', device, readOnly: false }]);
+  const raw = client();
+  await raw.begin({ mode: 'structured' });
+  const expected = Buffer.alloc(MIB, 1);
+  await raw.call({ type: COMMAND.write }, expected);
+  writes.length = 0;
+  for (const [offsetBytes, lengthBytes] of [
+    [512, 512],
+    [8 * KIB + 512, 9 * KIB],
+    [64 * KIB, 8 * KIB],
+    [128 * KIB, 3 * KIB],
+    [160 * KIB + 1024, 3 * KIB],
+  ] as const) {
+    const zeroing = { type: COMMAND.writeZeroes, offsetBytes, lengthBytes, flags: COMMAND_FLAG.noHole };
+    assert.equal((await raw.call(zeroing)).error, 0);
+    expected.fill(0, offsetBytes, offsetBytes + lengthBytes);
+  }
+  assert.ok((await raw.read(0, MIB)).data.equals(expected));
+  assert.deepEqual(writes, [
+    [12 * KIB, 4 * KIB],
+    [64 * KIB, 8 * KIB],
+  ]);
+});
+
 test('zeroes, trims, cache and flush do what they say', async (t) => {
   const device = memory();
   const { client } = await start(t, [{ name: '', device, readOnly: false }]);
