@@ -9,6 +9,7 @@ import { MemoryDevice } from '../block/memory-device.ts';
 import { PowerSupply } from '../block/power-supply.ts';
 import { mergeKey, splitKey } from './anti-forensic.ts';
 import { format } from './format.ts';
+import { luks2Geometry } from './geometry.ts';
 import { backupHeader, restoreHeader } from './header-backup.ts';
 import { type Luks2Header, readHeader, repairHeader, updateHeader } from './header-store.ts';
 import { deriveKey } from './kdf.ts';
@@ -276,4 +277,46 @@ test('power may go while a volume is made: it opens, or there is none', async ()
     if (found) assert.equal(await opens(device, found, 'first'), 0);
     else assert.ok(cut);
   }
+});
+
+test('a slot that asks for what is not done here does not keep the others from opening the volume', async () => {
+  const device = memory();
+  const { header, volumeKey } = await make(device);
+  const added = await addKey(device, header, volumeKey, secret('second'), LIMITS, CHEAP);
+  volumeKey.dispose();
+  const edits: ((slot: {
+    kdf: { hash?: string; type: string };
+    af: { hash: string };
+    area: { encryption: string };
+  }) => void)[] = [
+    ({ kdf }) => (kdf.hash = 'sha3-256'),
+    ({ kdf }) => (kdf.type = 'scrypt'),
+    ({ af }) => (af.hash = 'whirlpool'),
+    ({ area }) => (area.encryption = 'serpent-xts-plain64'),
+  ];
+  let current = added.header;
+  for (const edit of edits) {
+    const json = structuredClone(added.header.json);
+    edit((json.keyslots as Record<string, never>)['1']!);
+    current = await updateHeader(device, current, json);
+    const read = await readHeader(device);
+    assert.equal(read.damaged, null);
+    assert.equal(await opens(device, read, 'first'), 0);
+    assert.deepEqual(
+      luks2Geometry(read).slots.map(({ slot }) => slot),
+      [0],
+    );
+    await assert.rejects(
+      unlock(device, read, secret('second'), LIMITS),
+      /does not open this volume; slot 1 could not be tried: .* is not supported/,
+    );
+  }
+  // Its area is not taken for another, and the slot can be given up.
+  using key = (await unlock(device, current, secret('first'), LIMITS)).volumeKey;
+  const third = await addKey(device, current, key, secret('third'), LIMITS, CHEAP);
+  assert.equal(third.slot, 2);
+  const fewer = await removeKey(device, third.header, 1);
+  assert.deepEqual(fewer.metadata.digest.slots, [0, 2]);
+  assert.equal(await opens(device, fewer, 'third'), 2);
+  await assert.rejects(removeKey(device, await removeKey(device, fewer, 2), 0), code('CRYPT_LAST_SLOT'));
 });

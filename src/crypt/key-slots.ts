@@ -120,10 +120,10 @@ export async function removeKey(
   options: { lastToo?: boolean } = {},
 ): Promise<Luks2Header> {
   const { metadata, json } = header;
-  const found = metadata.slots.get(slot);
+  const found = metadata.slots.get(slot) ?? metadata.unusable.get(slot);
   if (found === undefined) throw noSlotError(metadata);
   const others = metadata.digest.slots.filter((id) => id !== slot && metadata.slots.has(id));
-  if (others.length === 0 && options.lastToo !== true) {
+  if (others.length === 0 && metadata.slots.has(slot) && options.lastToo !== true) {
     throw new GodwitError('CRYPT_LAST_SLOT', `slot ${slot} is the last one that opens the volume`, {
       values: { slot },
       nextAction: 'Add another key first.',
@@ -207,7 +207,8 @@ async function writeArea(device: BlockDevice, area: Area, areaKey: Secret, split
 /** The first gap between the areas that is long enough. */
 function freeArea(metadata: Luks2Metadata, headerBytes: number, neededBytes: number): Area | null {
   const lengthBytes = roundUp(neededBytes, AREA_ALIGNMENT_BYTES);
-  const taken = [...[...metadata.slots.values()].map((slot) => slot.area), ...metadata.foreignAreas];
+  const named = [...metadata.slots.values(), ...metadata.unusable.values()].map((slot) => slot.area);
+  const taken = [...named, ...metadata.foreignAreas];
   let offsetBytes = 2 * headerBytes;
   for (const area of taken.sort((a, b) => a.offsetBytes - b.offsetBytes)) {
     if (area.offsetBytes - offsetBytes >= lengthBytes) break;
@@ -261,7 +262,13 @@ function roundUp(bytes: number, unitBytes: number): number {
 }
 
 function wrongKeyError(header: Luks2Header, triedSlots: number): GodwitError {
-  return new GodwitError('CRYPT_WRONG_KEY', 'the key does not open this volume', {
+  const { digest, unusable } = header.metadata;
+  const untried = digest.slots.flatMap((id) => {
+    const error = unusable.get(id)?.error;
+    return error ? [`slot ${id} could not be tried: ${error.message}`] : [];
+  });
+  const message = ['the key does not open this volume', ...untried].join('; ');
+  return new GodwitError('CRYPT_WRONG_KEY', message, {
     values: { uuid: header.binary.uuid, triedSlots },
     nextAction:
       'Look whether the key provider gives the key of this volume; a file ends with a newline unless it was made without one.',

@@ -1,3 +1,4 @@
+import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import { BINARY_HEADER_BYTES } from './binary-header.ts';
 import { corruptError, unsupportedError } from './errors.ts';
 import {
@@ -24,6 +25,8 @@ import { DIGEST_BYTES } from './kdf.ts';
  */
 export type Luks2Metadata = {
   slots: ReadonlyMap<number, KeySlot>;
+  /** Slots that are sound, and ask for what is not done here (a hash, a KDF, a cipher of their own): others of the volume open it all the same. */
+  unusable: ReadonlyMap<number, UnusableSlot>;
   /** Slots of a kind that is not understood; they are left alone, and so is their area. */
   foreignAreas: readonly Area[];
   digest: Digest;
@@ -31,6 +34,8 @@ export type Luks2Metadata = {
   /** Bytes for the areas of key slots, right behind the two headers. */
   slotsAreaBytes: number;
 };
+
+export type UnusableSlot = { area: Area; error: GodwitError };
 
 export type Area = { offsetBytes: number; lengthBytes: number };
 
@@ -75,28 +80,37 @@ const PRIORITIES = [0, 1, 2] as const;
 
 /**
  * Throws `CRYPT_HEADER_CORRUPT` for what contradicts the format or itself, and `CRYPT_UNSUPPORTED` for what is sound and not done here: any mandatory
- * requirement (a re-encryption that has begun, something newer), another cipher, integrity, more than one segment.
+ * requirement (a re-encryption that has begun, something newer), another cipher, integrity, more than one segment. Key slots are judged one by one, as
+ * cryptsetup does: one that asks for what is not done here is only not used.
  */
 export function parseMetadata(json: JsonObject, headerBytes: number): Luks2Metadata {
   const slotsAreaBytes = parseConfig(objectOf(json.config, 'config'), headerBytes);
   numberedOf(json.tokens, 'tokens', MAX_TOKENS);
   const slots = new Map<number, KeySlot>();
+  const unusable = new Map<number, UnusableSlot>();
   const foreignAreas: Area[] = [];
   for (const [id, value] of numberedOf(json.keyslots, 'keyslots', MAX_SLOTS)) {
     const slot = objectOf(value, `keyslot ${id}`);
-    if (stringOf(slot.type, `keyslot ${id} type`) === 'luks2')
-      slots.set(id, parseSlot(slot, `keyslot ${id}`));
-    else if (slot.area !== undefined) foreignAreas.push(parseArea(slot.area, `keyslot ${id} area`));
+    if (stringOf(slot.type, `keyslot ${id} type`) === 'luks2') {
+      const parsed = slotOrWhyNot(slot, `keyslot ${id}`);
+      if ('error' in parsed) unusable.set(id, parsed);
+      else slots.set(id, parsed);
+    } else if (slot.area !== undefined) foreignAreas.push(parseArea(slot.area, `keyslot ${id} area`));
   }
-  checkAreas([...[...slots.values()].map((slot) => slot.area), ...foreignAreas], headerBytes, slotsAreaBytes);
+  const areas = [...slots.values(), ...unusable.values()].map((slot) => slot.area);
+  checkAreas([...areas, ...foreignAreas], headerBytes, slotsAreaBytes);
   const segment = parseSegments(json.segments);
   const digest = parseDigests(json.digests, objectOf(json.keyslots, 'keyslots'));
   for (const id of digest.slots) {
     const slot = slots.get(id);
-    if (slot && slot.keyBytes !== 32 && slot.keyBytes !== 64)
-      throw unsupportedError('volume key of', `${slot.keyBytes} bytes`);
+    if (!slot || slot.keyBytes === 32 || slot.keyBytes === 64) continue;
+    slots.delete(id);
+    unusable.set(id, { area: slot.area, error: unsupportedError('volume key of', `${slot.keyBytes} bytes`) });
   }
-  return { slots, foreignAreas, digest, segment, slotsAreaBytes };
+  const [first] = digest.slots.flatMap((id) => unusable.get(id) ?? []);
+  // Nothing else opens it: what is missing here is what there is to say.
+  if (first && !digest.slots.some((id) => slots.has(id))) throw first.error;
+  return { slots, unusable, foreignAreas, digest, segment, slotsAreaBytes };
 }
 
 function parseConfig(config: JsonObject, headerBytes: number): number {
@@ -113,6 +127,16 @@ function parseConfig(config: JsonObject, headerBytes: number): number {
   if (slotsAreaBytes > MAX_SLOTS_AREA_BYTES || slotsAreaBytes % AREA_ALIGNMENT_BYTES !== 0)
     throw corruptError('config keyslots_size', `${slotsAreaBytes} bytes`);
   return slotsAreaBytes;
+}
+
+/** Throws for a slot that is not sound. */
+function slotOrWhyNot(slot: JsonObject, where: string): KeySlot | UnusableSlot {
+  try {
+    return parseSlot(slot, where);
+  } catch (error) {
+    if (!isGodwitError(error, 'CRYPT_UNSUPPORTED')) throw error;
+    return { area: parseArea(slot.area, `${where} area`), error };
+  }
 }
 
 function parseSlot(slot: JsonObject, where: string): KeySlot {
