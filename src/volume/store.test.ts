@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { patient } from '../../test/support/patience.ts';
+import { patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -325,4 +325,37 @@ test('a crash between the two renames of a recovery leaves one volume that can b
   mkdirSync(kept);
   linkSync(join(store.folder(made.id), 'data.raw'), join(kept, 'data.raw'));
   await assert.rejects(store.recover(made.id, 'again'), code('VOLUME_ALREADY_RECOVERED'));
+});
+
+test('a mkfs that takes its time keeps nothing of another volume waiting', async (t) => {
+  const mkfs = Promise.withResolvers<{ exitCode: number; stdout: string; stderr: string }>();
+  const asked: string[] = [];
+  const tools: Tools = {
+    run: async ([program]) => {
+      asked.push(program);
+      return mkfs.promise;
+    },
+  };
+  const store = await openStore(t, { tools });
+  const other = await store.create({ name: 'other', lengthBytes: 65536, filesystem: 'none' });
+  const slow = ['one', 'two'].map((name) => store.create({ name, lengthBytes: 2 ** 26, filesystem: 'ext4' }));
+  await until('mkfs', () => asked.length > 0);
+  const sealed = await store.apply(other.id, { kind: 'seal', generation: 1 });
+  assert.equal(sealed.state, 'sealed');
+  assert.deepEqual(asked, ['mkfs.ext4'], 'one at a time');
+  await store.apply(other.id, { kind: 'unseal', generation: 1 });
+  const again = await Promise.all([
+    store.apply(other.id, { kind: 'seal', generation: 3 }),
+    store.assignMachine(other.id, 'm_1'),
+  ]);
+  assert.deepEqual(
+    [again[0].state, again[1].state],
+    ['sealed', 'sealed'],
+    'of one volume, one after the other',
+  );
+  mkfs.resolve({ exitCode: 0, stdout: '', stderr: '' });
+  assert.deepEqual(
+    (await Promise.all(slow)).map(({ state }) => state),
+    ['ready', 'ready'],
+  );
 });

@@ -53,7 +53,8 @@ export class VolumeStore {
   readonly #tools: Tools;
   readonly #headerFileBytes: number;
   /** Changes run one after the other: each reads a record, decides and writes. */
-  #last: Promise<unknown> = Promise.resolve();
+  readonly #queues = new Map<string, Promise<void>>();
+  #lastFormat: Promise<unknown> = Promise.resolve();
 
   private constructor(directory: string, options: VolumeStoreOptions) {
     this.directory = directory;
@@ -93,7 +94,7 @@ export class VolumeStore {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'ready');
     const { keys } = request;
-    return this.#exclusively(() =>
+    return this.#exclusively(record.id, () =>
       this.#build(record, async (folder) => {
         if (keys === undefined) return this.#format(join(folder, VOLUME_FILES.data), record);
         record.encryption = await encryptNew(folder, record, {
@@ -118,7 +119,7 @@ export class VolumeStore {
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'clone');
-    return this.#exclusively(() =>
+    return this.#exclusively(record.id, () =>
       this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record);
         await replaceFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source));
@@ -181,7 +182,7 @@ export class VolumeStore {
           },
         }),
     };
-    return this.#exclusively(async () => {
+    return this.#exclusively(request.id, async () => {
       const existing = await this.#find(request.id);
       if (existing) {
         const action = incomingOver(existing, record, luks2);
@@ -273,7 +274,7 @@ export class VolumeStore {
    * `VOLUME_NO_SUCH_LOSS`.
    */
   acceptDataLoss(id: string, atMs: number): Promise<AcceptedLoss> {
-    return this.#exclusively(async () => {
+    return this.#exclusively(id, async () => {
       const { generation } = await this.get(id);
       const volume = { volumeId: id, generation };
       const accepted = await acceptDataLoss(this.folder(id), volume, { atMs, nowMs: this.#clock.wallMs() });
@@ -298,7 +299,7 @@ export class VolumeStore {
    * Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata and where it came from.
    */
   apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
-    return this.#exclusively(async () => {
+    return this.#exclusively(id, async () => {
       const before = await this.get(id);
       const after = transition(before, event);
       if (after !== before) {
@@ -321,7 +322,7 @@ export class VolumeStore {
 
   /** Gives the volume to a machine or takes it back (null). Rejects `VOLUME_IN_USE` when another machine has it. */
   assignMachine(id: string, machineId: string | null): Promise<VolumeRecord> {
-    return this.#exclusively(async () => {
+    return this.#exclusively(id, async () => {
       const before = await this.get(id);
       if (before.machineId === machineId) return before;
       if (before.machineId !== null && machineId !== null) {
@@ -341,7 +342,7 @@ export class VolumeStore {
    * data open, whatever is asked; `VOLUME_KEPT` for a sealed, retained or half-moved (clone) volume without `force`.
    */
   destroy(id: string, options: { force?: boolean } = {}): Promise<void> {
-    return this.#exclusively(async () => {
+    return this.#exclusively(id, async () => {
       const record = await this.#find(id);
       if (record === undefined) return;
       if (options.force !== true && (record.state === 'sealed' || record.state === 'retained')) {
@@ -365,7 +366,7 @@ export class VolumeStore {
    */
   recover(id: string, name: string): Promise<VolumeRecord> {
     checkId(id);
-    return this.#exclusively(async () => {
+    return this.#exclusively(id, async () => {
       const retained = await this.#retainedFolder(id);
       const data = join(retained.folder, VOLUME_FILES.data);
       if (isDataLocked(data)) throw attached(id);
@@ -417,23 +418,26 @@ export class VolumeStore {
   }
 
   /** Destroys every retained volume whose time is over; answers their ids. One that is still open is left for the next sweep. */
-  sweepRetained(): Promise<string[]> {
-    return this.#exclusively(async () => {
-      const swept: string[] = [];
-      for (const name of await readdir(this.directory)) {
-        if (name.startsWith('.')) continue;
-        const folder = join(this.directory, name);
-        try {
+  async sweepRetained(): Promise<string[]> {
+    const swept: string[] = [];
+    for (const name of await readdir(this.directory)) {
+      if (name.startsWith('.')) continue;
+      const folder = join(this.directory, name);
+      try {
+        const { id } = await readRecord(folder);
+        const isGone = await this.#exclusively(id, async () => {
+          // It may have become another while others were at it.
           const record = await readRecord(folder);
-          if (!isRetentionOver(record, this.#clock.wallMs())) continue;
-          await this.#destroyFolder(folder, record.id);
-          swept.push(record.id);
-        } catch (error) {
-          this.#logger.warn({ folder, reason: messageOf(error) }, 'a retained volume was not swept');
-        }
+          if (!isRetentionOver(record, this.#clock.wallMs())) return false;
+          await this.#destroyFolder(folder, id);
+          return true;
+        });
+        if (isGone) swept.push(id);
+      } catch (error) {
+        this.#logger.warn({ folder, reason: messageOf(error) }, 'a retained volume was not swept');
       }
-      return swept;
-    });
+    }
+    return swept;
   }
 
   /** False: the filesystem of the volumes cannot hold a file of this length (ext4 ends below 16 TiB). Looks by making one that nobody sees. */
@@ -536,7 +540,12 @@ export class VolumeStore {
     if (filesystem === 'none') return;
     // The loop device of an encrypted volume has sectors of 4096 bytes.
     const sectorBytes = encrypted ? ENCRYPTED_SECTOR_BYTES : 512;
-    await mkfs({ filesystem, path: dataPath, lengthBytes, sectorBytes }, this.#tools);
+    // One at a time: each takes a processor, and the disk.
+    const made = this.#lastFormat.then(() =>
+      mkfs({ filesystem, path: dataPath, lengthBytes, sectorBytes }, this.#tools),
+    );
+    this.#lastFormat = made.catch(() => {});
+    await made;
   }
 
   async #write(folder: string, record: VolumeRecord): Promise<void> {
@@ -562,9 +571,17 @@ export class VolumeStore {
     await rm(gone, { recursive: true, force: true });
   }
 
-  #exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#last.then(work, work);
-    this.#last = result.catch(() => {});
+  /** What is done to one volume is done one after the other. A mkfs, or the deletion of 100 GiB, keeps nobody else's seal waiting. */
+  #exclusively<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const result = (this.#queues.get(id) ?? Promise.resolve()).then(work, work);
+    const settled = result.then(
+      () => {},
+      () => {},
+    );
+    this.#queues.set(id, settled);
+    void settled.then(() => {
+      if (this.#queues.get(id) === settled) this.#queues.delete(id);
+    });
     return result;
   }
 }
