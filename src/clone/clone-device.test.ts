@@ -519,6 +519,27 @@ test('reopened with the live map, and with the durable one', async () => {
   await first.clone.close();
 });
 
+test('when what the guest wrote is lost, blocks that are not here are no more readable than those that are', async () => {
+  const source = new HeldSource(false);
+  let lost = false;
+  const { clone } = await cloneOf(source, {
+    checkGuest: () => {
+      if (lost) throw new GodwitError('TEST_LOST', 'lost', { nextAction: 'None.' });
+    },
+  });
+  await clone.write(0, filled(BLOCK, 7));
+  lost = true;
+  const refused = (error: unknown) => isGodwitError(error, 'TEST_LOST');
+  await assert.rejects(readOf(clone, 0, BLOCK), refused);
+  await assert.rejects(readOf(clone, 40 * BLOCK, BLOCK), refused);
+  await assert.rejects(clone.write(40 * BLOCK, filled(BLOCK, 7)), refused);
+  await assert.rejects(clone.writeZeroes(40 * BLOCK, 512), refused);
+  await assert.rejects(clone.discard(40 * BLOCK, BLOCK), refused);
+  await assert.rejects(clone.flush(), refused);
+  assert.equal(source.reads.length, 0, 'the source has older content than the guest wrote');
+  await clone.close();
+});
+
 test('close ends what waits for the source; finish refuses what is not whole', async () => {
   const source = new HeldSource();
   const { clone } = await cloneOf(source);

@@ -70,6 +70,11 @@ export type CloneDeviceOptions = LiveMap & {
    * from `written`; without it every flush makes all bits durable. Default false.
    */
   localWrittenByOthers?: boolean;
+  /**
+   * Throws when the guest must be answered nothing any more, because what it wrote is lost: the source has older content of a block whose bit went with it. Looked at
+   * by every request of the guest.
+   */
+  checkGuest?: () => void;
   /** Fetched bytes between the wire and their place at most; then misses wait too. Default 64 MiB. */
   heldBytesMax?: number;
   /** Told whenever it changes: fetched bytes that a SIGKILL would make the next process fetch again. */
@@ -331,7 +336,7 @@ export class CloneDevice implements BlockDevice {
 
   read(offsetBytes: number, into: Uint8Array): Promise<void> {
     try {
-      this.#check(offsetBytes, into.length);
+      this.#checkRequest(offsetBytes, into.length);
     } catch (error) {
       return Promise.reject(error);
     }
@@ -352,7 +357,7 @@ export class CloneDevice implements BlockDevice {
   }
 
   async write(offsetBytes: number, from: Uint8Array): Promise<void> {
-    this.#check(offsetBytes, from.length);
+    this.#checkRequest(offsetBytes, from.length);
     await this.#mutate({
       offsetBytes,
       lengthBytes: from.length,
@@ -365,7 +370,7 @@ export class CloneDevice implements BlockDevice {
   }
 
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
-    this.#check(offsetBytes, lengthBytes);
+    this.#checkRequest(offsetBytes, lengthBytes);
     await this.#mutate({
       offsetBytes,
       lengthBytes,
@@ -376,7 +381,7 @@ export class CloneDevice implements BlockDevice {
   }
 
   async writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
-    this.#check(offsetBytes, lengthBytes);
+    this.#checkRequest(offsetBytes, lengthBytes);
     await this.#mutate({
       offsetBytes,
       lengthBytes,
@@ -387,7 +392,7 @@ export class CloneDevice implements BlockDevice {
   }
 
   async flush(): Promise<void> {
-    this.#check(0, 0);
+    this.#checkRequest(0, 0);
     await Promise.all([this.#flushData(), this.#options.zeroLog?.flush()]);
   }
 
@@ -439,6 +444,11 @@ export class CloneDevice implements BlockDevice {
     await this.#options.metadata.close();
     await this.#options.fetchLog?.close();
     await this.#options.zeroLog?.close();
+  }
+
+  #checkRequest(offsetBytes: number, lengthBytes: number): void {
+    this.#check(offsetBytes, lengthBytes);
+    this.#options.checkGuest?.();
   }
 
   #check(offsetBytes: number, lengthBytes: number): void {

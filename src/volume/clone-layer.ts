@@ -159,6 +159,7 @@ export async function openClone(
       blockBytes: rekeyed ? PLAINTEXT_BLOCK_BYTES : BLOCK_BYTES,
       hydration: cloneSpec.hydration,
       localWrittenByOthers: true,
+      checkGuest: () => options.guard.check(),
       wireBytesBefore: validity.wireBytes,
       onHydrated: options.onHydrated,
     });

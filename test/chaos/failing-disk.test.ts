@@ -1,0 +1,101 @@
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import test from 'node:test';
+import { BACKING_DISK_NEEDS, goneAndBack, thinDisk } from '../support/backing-disk.ts';
+import { NotYet, until } from '../support/patience.ts';
+import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
+import { requires } from '../support/requires.ts';
+import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
+
+/**
+ * The data disk of the target fails, really: a filesystem of the kernel on a disk whose store runs out of room, and one that is taken away and mounted again in the same boot.
+ * Whatever it lost, the guest never reads zeros or old bytes for it.
+ */
+const MIB = 2 ** 20;
+const LENGTH_BYTES = 24 * MIB;
+const skip = requires(...LAB_NEEDS, ...BACKING_DISK_NEEDS, 'xfs_io');
+
+test('a disk without room, then a filesystem that is taken away and mounted again', { skip }, async (t) => {
+  const lab = new VolumeLab(t);
+  const disk = await thinDisk(lab, 'target', 96 * MIB, 80 * MIB);
+  const { move, expectedPath } = await moveRawVolume(lab, {
+    lengthBytes: LENGTH_BYTES,
+    content: { offsetBytes: 0, lengthBytes: LENGTH_BYTES },
+    paused: true,
+  });
+  const { target } = move;
+  const dataPath = join(move.targetStore.folder(move.id), 'data.raw');
+  /** MiB of the volume, as the guest has them, are as they have to be. */
+  const reads = async (firstMib: number, endMib: number) => {
+    const part = [`skip=${firstMib}`, `count=${endMib - firstMib}`, 'bs=1M', 'status=none'];
+    const [seen, expected] = [join(lab.dir, 'seen'), join(lab.dir, 'part')];
+    await tool('dd', `if=${target.loop}`, `of=${seen}`, 'iflag=direct', ...part);
+    await tool('dd', `if=${expectedPath}`, `of=${expected}`, ...part);
+    await tool('cmp', seen, expected);
+  };
+  /** What of the data file is in memory only is written back, or lost, and then read from the disk again. */
+  const dropPages = async () => {
+    await tool('sync', dataPath).catch(() => {});
+    await tool('dd', `if=${dataPath}`, 'iflag=nocache', 'count=0', 'status=none');
+  };
+  const present = async () => (await target.hydration()).blocksPresent;
+
+  // Fetched blocks that cannot be stored: fetched again, in this process and in the next.
+  await reads(0, 2);
+  await disk.runOut();
+  await reads(4, 12);
+  await target.until('the disk to be named', ({ lastError }) => /full|no space/i.test(lastError ?? ''));
+  await dropPages();
+  await reads(4, 12);
+  await target.killServer();
+  await reads(4, 14);
+  disk.haveRoom();
+  await tool('dd', 'if=/dev/null', `of=${target.loop}`, 'conv=fsync,notrunc', 'status=none');
+  await dropPages();
+  await reads(0, 14);
+  assert.equal((await target.status()).dataLoss, undefined);
+
+  // Stored, and not durable when the filesystem goes: fetched again.
+  const remounted = async () => {
+    const { restarts } = target.server.state;
+    await goneAndBack(disk, async () => {
+      process.kill(target.server.state.serverPid!, 'SIGKILL');
+    });
+    await until('the next volume server', () => {
+      const { state } = target.server;
+      return (state.restarts > restarts && state.ready) || new NotYet(state);
+    });
+  };
+  const before = await present();
+  await reads(14, 18);
+  await until('what came to be kept', present, { is: (blocks) => blocks >= before + 1024 });
+  await remounted();
+  await reads(0, 18);
+
+  // Written by the guest where nothing was, answered, and not flushed: an error, not what the source has there.
+  const own = join(lab.dir, 'own');
+  await tool('dd', 'if=/dev/urandom', `of=${own}`, 'bs=64k', 'count=1', 'status=none');
+  const write = ['bs=64k', `seek=${20 * 16}`, 'status=none'];
+  await tool('dd', `if=${own}`, `of=${target.loop}`, 'oflag=direct', 'conv=notrunc', ...write);
+  await remounted();
+  assert.match((await target.status()).dataLoss!.reason, /mounted again/);
+  for (const mib of [1, 20, 22]) await assert.rejects(reads(mib, mib + 1), /Input\/output error/, `${mib}`);
+  await until('it to be told', () => target.events.some(([event]) => event === 'data-lost'), {
+    is: (told) => told,
+  });
+
+  // An operator decides to go on.
+  const { atMs } = (await target.status()).dataLoss!;
+  await until('it to be written down', () => existsSync(join(dirname(dataPath), 'data-loss.json')), {
+    is: (there) => there,
+  });
+  await move.targetStore.acceptDataLoss(move.id, atMs);
+  await target.killServer();
+  assert.equal((await target.status()).dataLoss, undefined);
+  await tool('dd', `if=${own}`, `of=${target.loop}`, 'oflag=direct', 'conv=notrunc,fsync', ...write);
+  await tool('dd', `if=${own}`, `of=${expectedPath}`, 'conv=notrunc', ...write);
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+  await target.until('whole', ({ state }) => state === 'complete');
+  await assertSameContent(target.loop, expectedPath);
+});
