@@ -83,12 +83,17 @@ test('what came is told with its digest, and whether it is still there', async (
 
 test('what is neither fetched nor written is told in runs', async () => {
   const { proof } = await makeClone();
-  assert.deepEqual(await proof.unfetched(0), { ranges: [{ first: 80, blocks: BLOCKS - 82 }], next: null });
+  assert.deepEqual(await proof.unfetched(0), {
+    ranges: [{ first: 80, blocks: BLOCKS - 82 }],
+    next: null,
+    garbage: [],
+  });
   assert.deepEqual(await proof.unfetched(100), {
     ranges: [{ first: 100, blocks: BLOCKS - 102 }],
     next: null,
+    garbage: [],
   });
-  assert.deepEqual(await proof.unfetched(BLOCKS + 5), { ranges: [], next: null });
+  assert.deepEqual(await proof.unfetched(BLOCKS + 5), { ranges: [], next: null, garbage: [] });
 });
 
 test('a mend stores what the source states, but not where the guest has written, and replaces the record', async () => {

@@ -3,6 +3,7 @@ import { GodwitError } from '../base/errors.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type {
+  BlockRange,
   FetchedPage,
   FetchedRange,
   MendReply,
@@ -10,7 +11,7 @@ import type {
   ProofFigures,
   UnfetchedPage,
 } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, rangeBytes } from '../receipt/range.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts';
 import { RootHash } from '../receipt/root.ts';
 import type { FetchLog, FetchRecord } from './fetch-log.ts';
 import type { CloneSource } from './fetcher.ts';
@@ -36,6 +37,9 @@ export type FetchProofOptions = {
 /** How long one question may read the log, in milliseconds; then it says `CLONE_PROOF_GOES_ON`. */
 const SUMMING_MS = 10_000;
 const SUMMED_AT_ONCE = 1024;
+const EXTENTS_MAX = 256;
+const REGION_BLOCKS = REGION_BYTES / BLOCK_BYTES;
+const ZEROS = Buffer.alloc(BLOCK_BYTES);
 
 /** What the log adds up to, as far as it was read. */
 type Sums = {
@@ -87,24 +91,55 @@ export class FetchProof {
   }
 
   /**
-   * What is local without having been fetched or written: holes and unused blocks, if all is well. From the block `cursor` on. Rejects `CLONE_PROOF_GOES_ON`
-   * where the log takes longer to read: ask again.
+   * What is local without having been fetched or written: holes and unused blocks, if all is well, which read as zeros; and what of it does not. From the block `cursor` on, as far as
+   * one question may take. Rejects `CLONE_PROOF_GOES_ON` where the log takes longer to read: ask again.
    */
   async unfetched(cursor: number): Promise<UnfetchedPage> {
     const { blockCount } = this.#written;
+    const untilMs = this.#options.clock.monotonicMs() + SUMMING_MS;
     const { recorded: explained } = await this.#sum(this.#sums?.freeMapDigest ?? this.#options.freeMapDigest);
     const ranges: UnfetchedPage['ranges'] = [];
+    const garbage: BlockRange[] = [];
     let block = cursor;
     while (block < blockCount && ranges.length < PROOF_RANGES_MAX) {
       const first = this.#firstUnexplained(block, explained);
-      if (first === blockCount) return { ranges, next: null };
-      block = Math.min(
+      if (first === blockCount) return { ranges, next: null, garbage };
+      const end = Math.min(
         explained.firstPresent(first, blockCount),
         this.#written.firstPresent(first, blockCount),
       );
+      block = await this.#findGarbage(first, end, garbage, untilMs);
       ranges.push({ first, blocks: block - first });
+      if (block < end) break;
     }
-    return { ranges, next: block < blockCount ? block : null };
+    return { ranges, next: block < blockCount ? block : null, garbage };
+  }
+
+  /** What of [first, end) is not zeros on the disk, and not of the guest. Looks at one region at least; returns where it stopped. */
+  async #findGarbage(first: number, end: number, found: BlockRange[], untilMs: number): Promise<number> {
+    const { local, stored, clock } = this.#options;
+    if (!local.extents) return end;
+    const endBytes = Math.min(end * BLOCK_BYTES, this.#lengthBytes);
+    let block = first;
+    while (block < end) {
+      const from = block * BLOCK_BYTES;
+      for (const extent of await local.extents(from, endBytes - from, EXTENTS_MAX)) {
+        const extentEnd = Math.ceil((extent.offsetBytes + extent.lengthBytes) / BLOCK_BYTES);
+        if (extent.kind === 'hole') block = extentEnd;
+        while (block < extentEnd) {
+          const regionEnd = (Math.floor(block / REGION_BLOCKS) + 1) * REGION_BLOCKS;
+          const blocks = Math.min(extentEnd, regionEnd) - block;
+          const content = Buffer.alloc(rangeBytes({ first: block, blocks }, this.#lengthBytes));
+          await stored.read(block * BLOCK_BYTES, content);
+          const runs = nonZeroRuns(content).map((run) => ({ first: block + run.first, blocks: run.blocks }));
+          // Whoever writes sets the bit first.
+          found.push(...runs.filter((run) => !this.#isWritten(run.first, run.first + run.blocks)));
+          block += blocks;
+          if (found.length >= PROOF_RANGES_MAX || clock.monotonicMs() >= untilMs) return block;
+        }
+      }
+    }
+    return end;
   }
 
   /**
@@ -226,6 +261,20 @@ export class FetchProof {
       cursor: 0,
     };
   }
+}
+
+/** Runs of blocks in `content` that are not all zeros. */
+function nonZeroRuns(content: Buffer): BlockRange[] {
+  const runs: BlockRange[] = [];
+  for (let at = 0; at < content.length; at += BLOCK_BYTES) {
+    const bytes = Math.min(BLOCK_BYTES, content.length - at);
+    if (content.compare(ZEROS, 0, bytes, at, at + bytes) === 0) continue;
+    const block = at / BLOCK_BYTES;
+    const last = runs.at(-1);
+    if (last && last.first + last.blocks === block) last.blocks++;
+    else runs.push({ first: block, blocks: 1 });
+  }
+  return runs;
 }
 
 function goesOn({ ranges, comparedBytes }: Sums): GodwitError {

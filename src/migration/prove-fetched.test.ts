@@ -15,8 +15,8 @@ import { sha256 } from '../sys/sha256.ts';
 const BLOCK = 4096;
 
 /** A volume that is whole, each block in a fetch of its own; those of `damaged` were changed on their way. */
-async function moved(blocks: number, damaged: number[]) {
-  const lengthBytes = blocks * BLOCK;
+async function moved(blocks: number, damaged: number[], holes = 0) {
+  const lengthBytes = (blocks + holes) * BLOCK;
   const sealed = new MemoryDevice({ lengthBytes });
   const local = new MemoryDevice({ lengthBytes });
   const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(lengthBytes) });
@@ -32,7 +32,7 @@ async function moved(blocks: number, damaged: number[]) {
   }
   const proof = new FetchProof({
     ...{ local, stored: local, source: sealed, log, freeMapDigest: null, clock: systemClock },
-    written: new HeapMapMemory(blocks),
+    written: new HeapMapMemory(blocks + holes),
     exclusively: (work) => work(),
   });
   const digestOf = async ({ first, blocks: count }: BlockRange) => {
@@ -48,6 +48,7 @@ async function moved(blocks: number, damaged: number[]) {
     return op === 'mend' ? proof.mend(args as MendRequest) : assert.fail(`asked for ${op}`);
   };
   const source = async (op: string, args: unknown): Promise<unknown> => {
+    if (op === 'owed') return { ranges: [], next: null };
     if (op !== 'digests') return assert.fail(`asked for ${op}`);
     return { digests: await Promise.all((args as { ranges: BlockRange[] }).ranges.map(digestOf)) };
   };
@@ -77,4 +78,24 @@ test('what is mended is counted wherever in the log it was, and however many pag
     await sealed.read(0, there);
     assert.equal(here.compare(there), 0);
   }
+});
+
+test('what the disk of the target has in a hole of the source is found, and is zeros afterwards', async () => {
+  const holes = 700;
+  const { sealed, local, pair } = await moved(10, [], holes);
+  // One block, a run over a region border, the last block; and zeros that have a place, which are no garbage.
+  for (const [first, blocks] of [
+    [12, 1],
+    [250, 12],
+    [10 + holes - 1, 1],
+  ] as const)
+    await local.write(first * BLOCK, randomBytes(blocks * BLOCK));
+  await local.write(400 * BLOCK, Buffer.alloc(20 * BLOCK));
+  const { bytes, rangesMended } = await pair.prove();
+  assert.equal(rangesMended, 4, 'one of them crosses a region border');
+  assert.equal(bytes.mended, 14 * BLOCK);
+  const [here, there] = [Buffer.alloc((10 + holes) * BLOCK), Buffer.alloc((10 + holes) * BLOCK)];
+  await local.read(0, here);
+  await sealed.read(0, there);
+  assert.equal(here.compare(there), 0);
 });

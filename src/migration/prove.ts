@@ -93,19 +93,31 @@ class Proof {
     this.mended = options.mended;
   }
 
-  /** Blocks that are local at the target and never came must be holes here, or unused. */
+  /** Blocks that are local at the target and never came must be holes here, or unused, and zeros there. */
   async checkUnfetched(): Promise<void> {
     const { peer, source, moveId, signal } = this.#options;
     for (let cursor: number | null = 0; cursor !== null; ) {
       const page: Awaited<ReturnType<Peer['unfetched']>> = await goingOn(this.#options, () =>
         peer.unfetched(moveId, { cursor: cursor ?? 0 }, signal),
       );
+      const mended: BlockRange[] = [];
       for (const range of page.ranges) {
         for (let block: number | null = range.first; block !== null; ) {
           const owed: Awaited<ReturnType<SourceSide['owed']>> = await source.owed(moveId, range, block);
           await this.#mend(owed.ranges.map((stated) => ({ ...stated, position: null })));
+          for (const { first, blocks } of owed.ranges) mended.push({ first, blocks });
           block = owed.next;
         }
+      }
+      const garbage = (page.garbage ?? []).filter(
+        ({ first, blocks }) =>
+          !mended.some((range) => range.first < first + blocks && first < range.first + range.blocks),
+      );
+      if (garbage.length > 0) {
+        const digests = await source.digests(moveId, garbage);
+        await this.#mend(
+          garbage.map((range, index) => ({ ...range, digest: digests[index]!, position: null })),
+        );
       }
       cursor = page.next;
     }

@@ -36,7 +36,12 @@ export const FetchedPage = Type.Object({
 export type FetchedPage = Static<typeof FetchedPage>;
 
 /** Ranges of any length that are local at the target though they were neither fetched nor written there. */
-export const UnfetchedPage = Type.Object({ ranges: Type.Array(BlockRange), next: Cursor });
+export const UnfetchedPage = Type.Object({
+  ranges: Type.Array(BlockRange),
+  next: Cursor,
+  /** Parts of `ranges` that should read as zeros and do not, each inside one region. Left out by a target that does not look. */
+  garbage: Type.Optional(Type.Array(BlockRange)),
+});
 export type UnfetchedPage = Static<typeof UnfetchedPage>;
 
 export const ProofQuery = Type.Object({ cursor: Type.Integer({ minimum: 0 }) });
