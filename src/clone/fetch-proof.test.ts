@@ -16,7 +16,7 @@ const BLOCKS = 520;
 const LENGTH = BLOCKS * BLOCK - 512;
 
 /** A clone that is whole: blocks 0 to 63 and the last two came, 64 to 79 were written by the guest, the rest is zeros. */
-async function makeClone(clock: Clock = systemClock) {
+async function makeClone(clock: Clock = systemClock, refetchedBytes = () => 0) {
   const source = new MemoryDevice({ lengthBytes: LENGTH });
   const local = new MemoryDevice({ lengthBytes: LENGTH });
   const logDevice = new MemoryDevice({ lengthBytes: fetchLogLengthBytes(LENGTH) });
@@ -34,6 +34,7 @@ async function makeClone(clock: Clock = systemClock) {
     written: writtenMemory,
     freeMapDigest: null,
     clock,
+    refetchedBytes,
     exclusively: async (work) => {
       held.push('held');
       await work();
@@ -158,6 +159,12 @@ test('the figures are those of the log', async () => {
     fetchedBytes: bytes,
   });
   assert.notEqual((await proof.figures(null)).root, root.hex());
+});
+
+test('what came twice because a server was killed is in the figures', async () => {
+  const { proof } = await makeClone(systemClock, () => 12_288);
+  assert.equal((await proof.figures(null)).refetchedBytes, 12_288);
+  assert.ok(!('refetchedBytes' in (await (await makeClone()).proof.figures(null))));
 });
 
 test('a log that takes longer than one question may is added up over several, once', async () => {

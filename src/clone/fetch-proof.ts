@@ -30,6 +30,8 @@ export type FetchProofOptions = {
   /** SHA-256 in hex of the free map that came with the handoff, as far as it is known; null: there was none. */
   freeMapDigest: string | null;
   clock: Clock;
+  /** Bytes that came and were not in place when a server of this clone was killed (`ValidityFile`). */
+  refetchedBytes?: () => number;
   /** Does the work while nobody writes to `local`, and nobody begins to. */
   exclusively: (work: () => Promise<void>) => Promise<void>;
 };
@@ -157,11 +159,13 @@ export class FetchProof {
     const { root, ranges, comparedBytes, recorded } = await this.#sum(freeMapDigest);
     const lastBlock = recorded.blockCount - 1;
     const cutBytes = recorded.has(lastBlock) ? recorded.blockCount * BLOCK_BYTES - this.#lengthBytes : 0;
+    const refetchedBytes = this.#options.refetchedBytes?.() ?? 0;
     return {
       root: root.hex(),
       ranges,
       comparedBytes,
       fetchedBytes: recorded.presentCount * BLOCK_BYTES - cutBytes,
+      ...(refetchedBytes > 0 && { refetchedBytes }),
     };
   }
 

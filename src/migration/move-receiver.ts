@@ -367,6 +367,8 @@ export function differenceOf(
     ['number of ranges', body.ranges, figures.ranges],
     ['number of bytes compared', body.bytes.compared, figures.comparedBytes],
     ['number of bytes fetched', body.bytes.fetched, figures.fetchedBytes],
+    // A source of an earlier version does not say it.
+    ['number of bytes fetched again', body.bytes.refetched ?? figures.refetchedBytes, figures.refetchedBytes],
     ['disk', isDeepStrictEqual(body.disk, figures.disk && diskOf(figures.disk)), true],
     // Not known where it was lost before it was digested (a power cut within seconds of the handoff).
     ['free map', body.freeMapDigest, freeMapDigest === undefined ? body.freeMapDigest : freeMapDigest],

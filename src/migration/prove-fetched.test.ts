@@ -15,7 +15,7 @@ import { sha256 } from '../sys/sha256.ts';
 const BLOCK = 4096;
 
 /** A volume that is whole, each block in a fetch of its own; those of `damaged` were changed on their way. */
-async function moved(blocks: number, damaged: number[], holes = 0) {
+async function moved(blocks: number, damaged: number[], holes = 0, refetchedBytes = 0) {
   const lengthBytes = (blocks + holes) * BLOCK;
   const sealed = new MemoryDevice({ lengthBytes });
   const local = new MemoryDevice({ lengthBytes });
@@ -33,6 +33,7 @@ async function moved(blocks: number, damaged: number[], holes = 0) {
   const proof = new FetchProof({
     ...{ local, stored: local, source: sealed, log, freeMapDigest: null, clock: systemClock },
     written: new HeapMapMemory(blocks + holes),
+    refetchedBytes: () => refetchedBytes,
     exclusively: (work) => work(),
   });
   const digestOf = async ({ first, blocks: count }: BlockRange) => {
@@ -98,4 +99,10 @@ test('what the disk of the target has in a hole of the source is found, and is z
   await local.read(0, here);
   await sealed.read(0, there);
   assert.equal(here.compare(there), 0);
+});
+
+test('the receipt says what came twice because a server of the target was killed', async () => {
+  const { pair } = await moved(3, [], 0, 8192);
+  assert.equal((await pair.prove()).bytes.refetched, 8192);
+  assert.equal((await (await moved(3, [])).pair.prove()).bytes.refetched, undefined);
 });

@@ -355,6 +355,7 @@ async function makeBody(
       writtenSince: compared.bytes - compared.readBackBytes,
       mended: mended.bytes,
       mendedLeft: mended.leftBytes,
+      ...(figures.refetchedBytes && { refetched: figures.refetchedBytes }),
     },
     ...(disk && { disk }),
     ranges: compared.ranges,

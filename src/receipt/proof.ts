@@ -149,6 +149,8 @@ export const ProofFigures = Type.Object({
   comparedBytes: Type.Integer({ minimum: 0 }),
   /** The same with each block counted once. */
   fetchedBytes: Type.Integer({ minimum: 0 }),
+  /** Came, was not in place yet when a volume server was killed, and came again. Left out: none, or not known. */
+  refetchedBytes: Type.Optional(Count),
   /** There when the disk was compared. `guest`: until the comparison had ended; null: not known. */
   disk: Type.Optional(
     Type.Object({

@@ -76,6 +76,8 @@ export const ReceiptBody = Type.Object(
         mended: Count,
         /** Of `mended`: not stored again, because the guest had written there in the meantime. */
         mendedLeft: Count,
+        /** Came twice, because a volume server of the target was killed before the disk had it: at most 64 MiB each time. Left out: none, or not known. */
+        refetched: Type.Optional(Count),
       },
       closed,
     ),

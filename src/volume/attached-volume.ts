@@ -366,6 +366,7 @@ export class AttachedVolume {
       log: parts.log,
       written: parts.written.memory,
       freeMapDigest: await freeMapDigest(this.#spec.volumeDir),
+      refetchedBytes: () => parts.refetchedBytes(),
       clock: this.#options.clock,
       exclusively: (work) => this.#exclusively(work),
     });

@@ -45,6 +45,8 @@ export type CloneLayer = {
     written: ValidityFile;
     local: BlockDevice;
     source: CloneSource;
+    /** Of the servers before this one. */
+    refetchedBytes: () => number;
     /** The content of `device` in the data file that is read by another way. */
     stored: (file: Pick<BlockDevice, 'read'>) => Pick<BlockDevice, 'read'>;
   } | null;
@@ -165,7 +167,8 @@ export async function openClone(
     });
     if (written) written.tellsAll = true;
     const stored = (file: Pick<BlockDevice, 'read'>) => rekeyed?.local.decrypting(file) ?? file;
-    const proof = log && written ? { log, written, ...sides, stored } : null;
+    const refetchedBytes = () => live.refetchedBytes;
+    const proof = log && written ? { log, written, ...sides, stored, refetchedBytes } : null;
     return {
       device,
       plaintext: rekeyed !== undefined,

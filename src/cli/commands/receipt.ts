@@ -99,6 +99,9 @@ function receiptText(body: ReceiptBody, keysKnown: boolean): string {
     ['written since', ...size(bytes.writtenSince), 'of that: the guest wrote there, or may have'],
     ['mended', ...size(bytes.mended), `${body.rangesMended} ranges were wrong and fetched again`],
     ['left as it was', ...size(bytes.mendedLeft), 'of that: the guest had written there meanwhile'],
+    ...(bytes.refetched
+      ? [['came twice', ...size(bytes.refetched), 'a volume server was killed before the disk had it']]
+      : []),
   ];
   const rows = disk ? diskRows(body, disk) : fetchedRows;
   return [
