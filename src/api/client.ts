@@ -238,7 +238,8 @@ export class ApiClient {
     return this.#json('DELETE', '/v1/drain');
   }
   plan(target?: string): Promise<Plan> {
-    return this.#json('GET', '/v1/plan', { query: { target } });
+    // It asks all other workers, and waits for one that hangs.
+    return this.#json('GET', '/v1/plan', { query: { target }, timeoutMs: PATIENCE.personOperation.ms });
   }
 
   async listRuns(query: Partial<RunsQuery> = {}): Promise<RunView[]> {

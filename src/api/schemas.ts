@@ -101,6 +101,8 @@ export const MachineState = Type.Union([
   Type.Literal('incoming'),
   /** It runs elsewhere; this worker still serves the blocks that have not followed. */
   Type.Literal('moved'),
+  /** Its shim is there and does not answer: what is known of it is what was last heard. */
+  Type.Literal('silent'),
 ]);
 export type MachineState = Static<typeof MachineState>;
 
@@ -129,6 +131,18 @@ export const MachineView = Type.Object({
     Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
   ),
   hydration: Nullable(HydrationView),
+  /** Its owner wants it up, and it is down because of godwit: since when (wall clock), and what it does then. Left out: it is not. */
+  down: Type.Optional(Type.Object({ sinceMs: Type.Number(), why: Type.String() })),
+  /** What is wrong with it, which is wanted to run: the end of a sentence that begins with "it". Left out: nothing that is known. */
+  ailment: Type.Optional(
+    Type.Object({
+      kind: Type.Union([Type.Literal('ended'), Type.Literal('restarting'), Type.Literal('unhealthy')]),
+      message: Type.String(),
+      endsWell: Type.Optional(Type.Literal(true)),
+    }),
+  ),
+  /** Since when its shim has not answered (wall clock). Left out: it answers. */
+  silentSinceMs: Type.Optional(Type.Number()),
 });
 export type MachineView = Static<typeof MachineView>;
 
@@ -341,6 +355,18 @@ export const DrainStatus = Type.Object({
   ]),
   /** All machines of this drain, the finished ones too, in the order of the plan. */
   machines: Type.Array(DrainMachine),
+  /** Volumes that no machine has: while there are any, the worker is not drained. Left out by earlier versions. */
+  volumes: Type.Optional(
+    Type.Array(
+      Type.Object({
+        volumeId: Type.String(),
+        name: Type.String(),
+        usedBytes: Type.Integer(),
+        reason: Type.String(),
+        nextAction: Type.String(),
+      }),
+    ),
+  ),
 });
 export type DrainStatus = Static<typeof DrainStatus>;
 

@@ -260,6 +260,7 @@ export type FreeMapReport = {
  *   flush      {}                          → {}
  *   seal       {}                          → {}      no write passes any more; all data and bits durable; releases the flock. Idempotent
  *   prime-free-map {filesystem}            → {}      reads what the filesystem does not use while it may be mounted, so that `free-map` is short
+ *   superblock {}                          → {bytes}  attach only: base64 of the first 4096 bytes of the plaintext (host/mount-needs.ts)
  *   free-map   {filesystem}                → FreeMapReport   after `seal`: writes `free.map` beside the data, where there is a map
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
@@ -285,6 +286,7 @@ export type VolumeServerOp =
   | 'seal'
   | 'prime-free-map'
   | 'free-map'
+  | 'superblock'
   | 'hydration'
   | 'finish'
   | 'give-up-source'

@@ -102,6 +102,30 @@ const TABLE = {
     end: 'the answer says where the target is, and the source asks again',
     slow: 'one more question',
   },
+  mountRefused: {
+    ms: 60_000,
+    kind: 'limit',
+    waits:
+      'before a kernel that did not mount an empty filesystem of some features is asked again; one that did is not',
+    end: 'it is tried again',
+    slow: 'the same',
+  },
+  destroyMoving: {
+    ms: 60_000,
+    kind: 'named',
+    waits:
+      'the move of a machine to end, which `destroy --force` has called off, or whose machine it has killed',
+    end: 'WORKER_MACHINE_MOVING, which says what is left and how it goes; the machine is down',
+    slow: 'the person asks again',
+  },
+  planOffers: {
+    ms: 10_000,
+    kind: 'limit',
+    waits:
+      'the offers of all other workers, for a plan (`drain --dry-run`); asked side by side, once for all its machines',
+    end: 'who has not answered is named as silent, and the plan is made without him',
+    slow: 'a plan names a worker that slow as silent; a drain waits for it',
+  },
   drainHeld: {
     ms: 5_000,
     kind: 'limit',
@@ -169,6 +193,13 @@ const TABLE = {
     waits: 'the state of a shim, for a list or a question of a person',
     end: 'the machine is listed without it, or the step asks again',
     slow: 'follows, as shimAnswer',
+  },
+  shimLook: {
+    ms: 2_000,
+    kind: 'help',
+    waits: 'the state of one shim, for a list',
+    end: 'the machine is listed with what was last known of it, as `silent`; the others are not kept waiting',
+    slow: 'a machine of a host that slow is listed as silent, and has an answer in the next list',
   },
   processStart: {
     ms: 30_000,
@@ -513,6 +544,10 @@ const PAUSES = {
   drainRetry: { ms: 2_000, what: 'before a machine that could not go is looked at again; doubles' },
   drainRetryMax: { ms: 60_000, what: 'the longest that the same grows to' },
   healthAgain: { ms: 250, what: 'before a machine that is not healthy, and says so at once, is asked again' },
+  silentPeer: {
+    ms: 250,
+    what: 'for the offer of a worker that did not answer the last time; its answer counts whenever it comes',
+  },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },

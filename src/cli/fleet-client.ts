@@ -80,7 +80,10 @@ export class FleetClient {
   }
 
   async volume(ref: string): Promise<{ worker: WorkerClient; volume: VolumeView }> {
-    const found = await this.#find(ref, 'volume', (worker) => worker.client.listVolumes(), VOLUME_RANK);
+    // A copy that a move left is found by its id only: its name is that of the volume that went.
+    const list = async (worker: WorkerClient) =>
+      (await worker.client.listVolumes()).filter(({ id, state }) => state !== 'retained' || id === ref);
+    const found = await this.#find(ref, 'volume', list, VOLUME_RANK);
     return { worker: found.worker, volume: found.item };
   }
 

@@ -203,7 +203,9 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
     );
 
-  const volume = program.command('volume').description('volumes: create, import, list, show, serve, destroy');
+  const volume = program
+    .command('volume')
+    .description('volumes: create, import, list, show, serve, move, destroy');
   const volumeCommands = () => import('./commands/volume.ts');
   volume
     .command('create')
@@ -277,6 +279,16 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--stop', 'end it')
     .action((ref: string, options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).serve(context, ref, options)),
+    );
+  volume
+    .command('move')
+    .description('move a volume that no machine has to another worker; asked again, it goes on where it was')
+    .argument('<VOLUME>')
+    .option('--to <WORKER>', 'to this worker; else the best offer wins')
+    .action((ref: string, options, command: Command) =>
+      withContext(command, async (context) =>
+        (await import('./commands/volume-move.ts')).moveVolume(context, ref, options),
+      ),
     );
   volume
     .command('destroy')

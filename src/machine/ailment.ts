@@ -7,6 +7,8 @@ export type Ailment = {
   kind: 'ended' | 'restarting' | 'unhealthy';
   /** The end of a sentence that begins with "it". */
   message: string;
+  /** Its command says that all went well, whenever it ends: as one does that goes on in the background. */
+  endsWell?: true;
 };
 
 /** `nowMs` is wall clock. Pure. */
@@ -21,7 +23,11 @@ export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailm
     state === 'restarting' ||
     (state === 'running' && restarts > 0 && isYoung && health.state !== 'healthy')
   )
-    return { kind: 'restarting', message: `ends whenever it is started (${restarts} restarts, last ${how})` };
+    return {
+      kind: 'restarting',
+      message: `ends whenever it is started (${restarts} restarts, last ${how})`,
+      ...(exitCode === 0 && { endsWell: true }),
+    };
   if (state === 'running' && health.state === 'unhealthy')
     return { kind: 'unhealthy', message: `runs and is not healthy: ${health.message}` };
   return null;

@@ -67,7 +67,14 @@ export class Filesystem {
     await mkdir(this.directory, { recursive: true });
     const { MOUNT_FLAG, mount } = await import('../sys/mount.ts');
     await this.#call('MACHINE_MOUNT_FAILED', 'mount', device, () =>
-      mount({ source: device, place: this.directory, type: filesystem, flags: MOUNT_FLAG.noDev }),
+      mount({
+        source: device,
+        place: this.directory,
+        type: filesystem,
+        flags: MOUNT_FLAG.noDev,
+        // Two imports of one golden image, or a recovered copy beside its original: XFS refuses the second for its uuid.
+        ...(filesystem === 'xfs' && { data: 'nouuid' }),
+      }),
     );
     this.#device = device;
   }

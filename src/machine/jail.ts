@@ -328,6 +328,30 @@ export function checkHostCanRun(config: MachineConfig): void {
   resolveDevices(config.devices ?? []);
 }
 
+/**
+ * The program that a machine would run and that this host does not have; null: it has it, or nobody can know. What is on the machine's own volume, relative
+ * to its folder, or in the /tmp that it gets is not looked for.
+ */
+export function missingProgram(config: MachineConfig): string | null {
+  const program = config.command[0] ?? '';
+  const mountPath = config.volume?.mountPath;
+  const isUnseen = (path: string) =>
+    !path.startsWith('/') || isWithin(path, '/tmp') || (mountPath !== undefined && isWithin(path, mountPath));
+  const places = program.includes('/')
+    ? [program]
+    : (config.env.PATH ?? DEFAULT_PATH).split(':').map((folder) => `${folder}/${program}`);
+  return places.some((path) => isUnseen(posix.normalize(path)) || isProgram(path)) ? null : program;
+}
+
+function isProgram(path: string): boolean {
+  try {
+    const found = statSync(path);
+    return found.isFile() && (found.mode & 0o111) !== 0;
+  } catch {
+    return false;
+  }
+}
+
 /** Throws `MACHINE_BAD_SIGNAL` for a name that this host does not know. */
 export function checkStopSignal(signal: string): void {
   if (isSignal(signal)) return;

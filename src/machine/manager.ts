@@ -19,6 +19,7 @@ import { nbdSocketPath, withNbdSocket } from './nbd-socket.ts';
 import { isAlive } from './process-identity.ts';
 import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
 import { findShim, ShimClient, startShim } from './shim-client.ts';
+import { type ShimLook, ShimLooks } from './shim-looks.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
 import { readShimState } from './shim-state.ts';
 import type { MachineRecord, MachineStore } from './store.ts';
@@ -56,6 +57,8 @@ export type MachineShow = {
   record: MachineRecord;
   /** Null: no shim runs, so the machine is stopped and its volume is not attached. */
   shim: ShimStatus | null;
+  /** The shim is there and does not answer, for so long: `shim` is what it said last. Left out: it answers, or there is none. */
+  silentForMs?: number;
 };
 
 /** What `recover` found and did with one machine. */
@@ -75,11 +78,13 @@ export class MachineManager {
   readonly #records = new Map<string, MachineRecord>();
   readonly #broken: { file: string; error: GodwitError }[] = [];
   readonly #clients = new Map<string, ShimClient>();
+  readonly #looks: ShimLooks;
   readonly #queues = new Map<string, Promise<unknown>>();
   readonly #listeners = new Set<(machineId: string, event: string, data: unknown) => void>();
 
   private constructor(options: MachineManagerOptions) {
     this.#options = options;
+    this.#looks = new ShimLooks(options.clock);
     mkdirSync(options.runtimeRoot, { recursive: true, mode: 0o700 });
     this.#runtimeRoot = realpathSync(options.runtimeRoot);
   }
@@ -201,9 +206,24 @@ export class MachineManager {
     return [...this.#records.values()];
   }
 
+  /** All of them, side by side; of one whose shim hangs what was last known. */
   async list(): Promise<MachineShow[]> {
-    return Promise.all(this.records().map((record) => this.#show(record)));
+    return Promise.all(this.records().map((record) => this.look(record.id)));
   }
+
+  /** As in a list: does not wait for a shim that hangs. Rejects `MACHINE_NOT_FOUND`. */
+  async look(ref: string): Promise<MachineShow> {
+    const record = this.get(ref);
+    const { status, silentForMs } = await this.shimLook(record.id);
+    return { record, shim: status, ...(silentForMs !== null && { silentForMs }) };
+  }
+
+  /** Of any shim: a machine's, an import's, an export's. */
+  async shimLook(shimId: string): Promise<ShimLook> {
+    return this.#looks.look(shimId, await this.client(shimId));
+  }
+
+  /** What its shim says now. Rejects `RPC_TIMEOUT` for one that hangs. */
 
   async show(ref: string): Promise<MachineShow> {
     return this.#show(this.get(ref));
@@ -560,6 +580,7 @@ export class MachineManager {
     });
     client.onClosed(() => {
       if (this.#clients.get(machineId) === client) this.#clients.delete(machineId);
+      this.#looks.forget(machineId);
       for (const listener of this.#listeners) listener(machineId, 'shim-closed', null);
     });
     return client;

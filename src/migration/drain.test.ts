@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { until } from '../../test/support/patience.ts';
-import { systemClock } from '../base/clock.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import type { RunView } from '../journal/run.ts';
@@ -120,21 +120,33 @@ function controller(
   limits: Partial<typeof DRAIN_LIMITS> = {},
 ) {
   const database = new DatabaseSync(':memory:');
+  let behindMs = 0;
+  const clock: Clock = {
+    monotonicMs: () => systemClock.monotonicMs(),
+    wallMs: () => systemClock.wallMs() - behindMs,
+    sleep: (ms, signal) => systemClock.sleep(ms, signal),
+    timer: (ms, callback) => systemClock.timer(ms, callback),
+  };
+  const setBack = (ms: number) => {
+    behindMs = ms;
+  };
   const machines = new Map(machineNames.map((name) => [name, machine(name)]));
   const runs: RunView[] = [];
   const refused = new Set<string>();
   const copies = () => runs.map((view) => ({ ...view }));
+  const volumes: { volumeId: string; name: string; usedBytes: number }[] = [];
   const make = () =>
     new DrainController({
       worker: 'w1',
       database,
-      clock: systemClock,
+      clock,
       logger: silentLogger,
       limits: { ...DRAIN_LIMITS, ...limits },
       machines: async () => [...machines.values()],
+      volumes: async () => volumes,
       runs: {
         open: () => copies().filter(({ endedAtMs }) => endedAtMs === null),
-        newest: copies,
+        newest: (sinceMs) => copies().filter(({ createdAtMs }) => createdAtMs >= sinceMs),
         newestOf: (machineId) => {
           const own = copies().filter(({ resource }) => resource === `machine:${machineId}`);
           return own.length === 0 ? null : { run: own.at(-1)!, attempts: own.length };
@@ -148,14 +160,14 @@ function controller(
         });
       },
       start: (machineId) => {
-        const started = run(machineId);
+        const started = run(machineId, { createdAtMs: clock.wallMs() });
         runs.push(started);
         return started;
       },
     });
   const drain = make();
   t.after(() => drain.close());
-  return { drain, make, machines, runs, refused };
+  return { drain, make, machines, volumes, runs, refused, setBack };
 }
 
 function finish(machines: Map<string, LocalMachine>, view: RunView, output: MigrateOutOutput = {}): void {
@@ -258,16 +270,57 @@ test('a drain goes on past a machine that is held up, and is waiting when only s
 });
 
 test('who drains again after a machine arrived that was not healthy has seen it', async (t) => {
-  const { drain, machines, runs } = controller(t, ['a']);
+  const { drain, machines, runs, setBack } = controller(t, ['a']);
   drain.request(null);
   await until('the move', () => runs, { is: ({ length }) => length === 1 });
-  // The new drain begins after it, by whole milliseconds.
-  runs[0]!.createdAtMs -= 10;
   finish(machines, runs[0]!, { last: { unhealthy: 'it runs and is not healthy' } as never });
   drain.wake();
   const told = await until('the end', () => drain.status(), { is: ({ endedAtMs }) => endedAtMs !== null });
   assert.equal(told.state, 'waiting');
   assert.equal(told.machines[0]?.state, 'failed');
+  // The new drain begins after it, by whole milliseconds.
+  setBack(-10);
   drain.request(null);
-  assert.notEqual((await drain.status()).sinceMs, null);
+  const again = await until('the end of that', () => drain.status(), {
+    is: ({ endedAtMs }) => endedAtMs !== null,
+  });
+  assert.deepEqual([again.state, again.machines], ['drained', []]);
+});
+
+test('a worker is not drained while it has a volume that no machine has', async (t) => {
+  const { drain, machines, volumes, runs } = controller(t, ['a']);
+  volumes.push({ volumeId: 'v_1', name: 'spare', usedBytes: 7 });
+  drain.request(null);
+  await until('the move', () => runs, { is: ({ length }) => length === 1 });
+  finish(machines, runs[0]!);
+  drain.wake();
+  const status = await until('the wait', () => drain.status(), { is: ({ state }) => state === 'waiting' });
+  assert.equal(status.endedAtMs, null);
+  assert.deepEqual(
+    status.volumes.map(({ name, nextAction }) => [name, nextAction]),
+    [['spare', 'godwit volume move spare; or godwit volume destroy spare']],
+  );
+  volumes.length = 0;
+  drain.wake();
+  await until('the end', () => drain.status(), {
+    is: ({ state, endedAtMs }) => state === 'drained' && endedAtMs !== null,
+  });
+});
+
+test('a clock that goes back does not take the moves of a drain out of it', async (t) => {
+  const { drain, machines, runs, setBack } = controller(t, ['a']);
+  drain.request(null);
+  await until('the move', () => runs, { is: ({ length }) => length === 1 });
+  setBack(7_200_000);
+  drain.wake();
+  await until('a look', async () => runs.length > 0 && (await drain.status()).machines.length === 1);
+  // What begins now seems to be from before the drain.
+  runs[0]!.createdAtMs -= 7_200_000 - 1_000;
+  finish(machines, runs[0]!);
+  drain.wake();
+  const status = await until('the end', () => drain.status(), { is: ({ endedAtMs }) => endedAtMs !== null });
+  assert.deepEqual(
+    status.machines.map(({ name, state }) => [name, state]),
+    [['a', 'moved']],
+  );
 });

@@ -45,6 +45,16 @@ export type DrainView = {
   endedAtMs: number | null;
   state: 'idle' | 'draining' | 'drained' | 'waiting';
   machines: DrainMachineView[];
+  /** Volumes that no machine has: they do not go with one, and without them the host must not go either. */
+  volumes: LeftVolume[];
+};
+
+export type LeftVolume = {
+  volumeId: string;
+  name: string;
+  usedBytes: number;
+  reason: string;
+  nextAction: string;
 };
 
 /** A machine that is this worker's own now. */
@@ -158,6 +168,14 @@ export function machineView(
   };
 }
 
+function leftVolume(volume: Pick<LeftVolume, 'volumeId' | 'name' | 'usedBytes'>): LeftVolume {
+  return {
+    ...volume,
+    reason: 'no machine has it, so it goes with none',
+    nextAction: `godwit volume move ${volume.name}; or godwit volume destroy ${volume.name}`,
+  };
+}
+
 function heldUp(name: string, run: RunView): { message: string; nextAction: string } {
   return {
     message: `its move comes no further in step ${run.step ?? '?'}, and does not say why`,
@@ -203,6 +221,8 @@ export type DrainOptions = {
   logger: Logger;
   limits: DrainLimits;
   machines: () => Promise<LocalMachine[]>;
+  /** Volumes of this worker that no machine has, without the copies that moves left behind. */
+  volumes: () => Promise<Pick<LeftVolume, 'volumeId' | 'name' | 'usedBytes'>[]>;
   /** Runs of kind `migrate-out`. None of the answers costs more with a longer history. */
   runs: DrainRuns;
   live: (runId: string) => TargetStatus | null;
@@ -240,6 +260,8 @@ export class DrainController {
     const columns = options.database.prepare('PRAGMA table_info(drain)').all();
     if (!columns.some(({ name }) => name === 'rekey'))
       options.database.exec('ALTER TABLE drain ADD COLUMN rekey INTEGER NOT NULL DEFAULT 0');
+    if (!columns.some(({ name }) => name === 'runs_since_ms'))
+      options.database.exec('ALTER TABLE drain ADD COLUMN runs_since_ms INTEGER');
   }
 
   /** True: take no machines, and send away those that are here. */
@@ -272,7 +294,7 @@ export class DrainController {
   #isOver(): boolean {
     const row = this.#row();
     if (!row || row.ended_at_ms === null) return false;
-    const latest = [...this.#latestRuns(row.since_ms).values()];
+    const latest = [...this.#latestRuns(row.runs_since_ms).values()];
     return latest.some(
       ({ state, output }) => state === 'done' && (output as MigrateOutOutput).last?.unhealthy,
     );
@@ -317,9 +339,12 @@ export class DrainController {
   async status(): Promise<DrainView> {
     const row = this.#row();
     const { worker } = this.#options;
-    if (!row) return { worker, desired: false, sinceMs: null, endedAtMs: null, state: 'idle', machines: [] };
+    if (!row) {
+      const idle = { desired: false, sinceMs: null, endedAtMs: null, state: 'idle' as const };
+      return { worker, ...idle, machines: [], volumes: [] };
+    }
     const local = await this.#options.machines();
-    const runs = this.#latestRuns(row.since_ms);
+    const runs = this.#latestRuns(row.runs_since_ms);
     const { limits, live, clock } = this.#options;
     const held = this.#pace.look([...runs.values()], live, clock.monotonicMs());
     const all = new Map<string, LocalMachine>();
@@ -353,7 +378,9 @@ export class DrainController {
     const goesOn = ({ state }: DrainMachineView) =>
       state === 'moving' || state === 'hydrating' || (state === 'queued' && room > 0);
     const busy = left.some(goesOn);
-    const state = row.desired !== 1 ? 'idle' : left.length === 0 ? 'drained' : busy ? 'draining' : 'waiting';
+    const volumes = row.desired === 1 ? (await this.#options.volumes()).map(leftVolume) : [];
+    const empty = left.length === 0 && volumes.length === 0;
+    const state = row.desired !== 1 ? 'idle' : empty ? 'drained' : busy ? 'draining' : 'waiting';
     return {
       worker,
       desired: row.desired === 1,
@@ -361,10 +388,12 @@ export class DrainController {
       endedAtMs: row.ended_at_ms,
       state,
       machines,
+      volumes,
     };
   }
 
   async #tick(): Promise<void> {
+    this.#followClock();
     const row = this.#row();
     if (row?.desired !== 1) return;
     const { clock, logger, limits, live } = this.#options;
@@ -372,7 +401,7 @@ export class DrainController {
     const runs = this.#options.runs.open();
     const machines = await this.#options.machines();
     for (const machine of machines) this.#seen.set(machine.machineId, machine);
-    for (const { machineId } of machines) this.#learnFromRuns(machineId, row.since_ms);
+    for (const { machineId } of machines) this.#learnFromRuns(machineId, row.runs_since_ms);
     for (const machine of nextMoves(
       machines,
       runs,
@@ -395,12 +424,21 @@ export class DrainController {
       }
     }
     const busy = this.#options.runs.open().length > 0;
-    if (machines.length === 0 && !busy && row.ended_at_ms === null) {
+    const isEmpty = machines.length === 0 && !busy && (await this.#options.volumes()).length === 0;
+    if (isEmpty && row.ended_at_ms === null) {
       this.#options.database.prepare('UPDATE drain SET ended_at_ms = ? WHERE id = 1').run(clock.wallMs());
       logger.info({}, 'drained');
-    } else if ((machines.length > 0 || busy) && row.ended_at_ms !== null) {
+    } else if (!isEmpty && row.ended_at_ms !== null) {
       this.#options.database.exec('UPDATE drain SET ended_at_ms = NULL WHERE id = 1');
     }
+  }
+
+  /** A clock that is set back makes runs that seem to be from before the drain: they are of it all the same, with their failures. */
+  #followClock(): void {
+    const row = this.#row();
+    const nowMs = this.#options.clock.wallMs();
+    if (row === undefined || nowMs >= row.runs_since_ms) return;
+    this.#options.database.prepare('UPDATE drain SET runs_since_ms = ? WHERE id = 1').run(nowMs);
   }
 
   /** A run that ended undone since the last look is an obstacle: it is tried again later, not at once for ever. */
@@ -448,7 +486,9 @@ export class DrainController {
 
   #row(): DrainRow | undefined {
     return this.#options.database
-      .prepare('SELECT desired, since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1')
+      .prepare(
+        'SELECT desired, since_ms, min(since_ms, COALESCE(runs_since_ms, since_ms)) AS runs_since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1',
+      )
       .get() as DrainRow | undefined;
   }
 }
@@ -456,6 +496,8 @@ export class DrainController {
 type DrainRow = {
   desired: number;
   since_ms: number;
+  /** Runs that began at it or later are of this drain: the lowest that the clock has shown since it was asked for. */
+  runs_since_ms: number;
   ended_at_ms: number | null;
   target: string | null;
   rekey: number;

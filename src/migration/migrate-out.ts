@@ -7,7 +7,7 @@ import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { nowOrNever, orBack } from './obstacle.ts';
-import { askPeers, noCapacity } from './offers.ts';
+import { noCapacity, OfferDesk, offerRequest } from './offers.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
 import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';
@@ -127,6 +127,8 @@ export function interruption(output: MigrateOutOutput, times: TargetStatus['time
 export type MigrateOutOptions = {
   source: SourceSide;
   peers: () => readonly Peer[];
+  /** That all who ask for offers share. Left out: one of its own. */
+  desk?: OfferDesk;
   clock: Clock;
   /** This worker. */
   worker: { name: string; url: string };
@@ -181,6 +183,7 @@ function isCertainlyUndelivered(error: unknown): boolean {
 
 export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOutInput> {
   const { source, clock } = options;
+  const desk = options.desk ?? new OfferDesk({ peers: options.peers, clock });
   const patienceMs = options.handoffPatienceMs ?? PATIENCE.targetLost.ms;
   type Context = StepContext<MigrateOutInput>;
   const out = (context: Context) => context.output as MigrateOutOutput;
@@ -232,12 +235,11 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const subject = await source.describe(context.input.machineId);
           if (context.input.rekey) subject.placement.userspaceOnly = 'gets another key on the way';
           const wanted = context.input.targetWorker;
-          const offers = await askPeers(
-            options.peers(),
+          const offers = await desk.ask({
             wanted,
-            { sourceWorker: options.worker.name, machine: subject.placement, planned: [] },
-            context.signal,
-          );
+            request: offerRequest(options.worker.name, subject),
+            signal: context.signal,
+          });
           const choice = chooseOffer(offers);
           if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
           await source.claim(context.input.machineId, context.runId);

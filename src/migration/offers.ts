@@ -1,40 +1,150 @@
-import { GodwitError, messageOf } from '../base/errors.ts';
-import { PATIENCE } from '../base/patience.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
-import type { Offer, OfferRequest, Peer } from './peer.ts';
+import { KNOWN, type Offer, type OfferRequest, type Peer } from './peer.ts';
+import type { MoveSubject } from './source-side.ts';
+
+/** What is asked for a machine that is to move now. */
+export function offerRequest(sourceWorker: string, subject: MoveSubject): OfferRequest {
+  const { placement, config, mount } = subject;
+  return { sourceWorker, machine: placement, planned: [], needs: { config, ...(mount && { mount }) } };
+}
+
+export type OfferQuestion = {
+  /** Only this one; null: all. */
+  wanted: string | null;
+  request: OfferRequest;
+  signal?: AbortSignal | undefined;
+  /** Who has not answered by then counts as silent. Left out: as long as he lives (api/peer-client.ts), or until another has accepted and a moment more. */
+  waitMs?: number;
+  /** Of questions that belong together (a plan): who was silent once is not asked again. Filled here. */
+  silent?: Map<string, Offer>;
+};
 
 /**
- * Asks all peers (or only `wanted`) at once. A peer that does not answer counts as a refusal with that reason: one that is silent when it has been so
- * for long enough (api/peer-client.ts), one that only takes long when another has accepted and it does not follow within a moment.
+ * Asks peers for offers, side by side. One that does not answer counts as a refusal with that reason, and is remembered: until it has answered, it is asked
+ * along, by one question at a time, and nobody waits for it. So a worker that hangs costs one bounded wait, whoever asks and however often.
  */
-export async function askPeers(
-  peers: readonly Peer[],
-  wanted: string | null,
-  request: OfferRequest,
-  signal?: AbortSignal,
-  graceMs: number = PATIENCE.offerGrace.ms,
-): Promise<Offer[]> {
-  const enough = new AbortController();
-  let grace: NodeJS.Timeout | undefined;
-  const asked = peers.filter((peer) => wanted === null || peer.name === wanted);
-  try {
-    return await Promise.all(
-      asked.map(async (peer): Promise<Offer> => {
-        try {
-          const offer = await peer.offer(
-            request,
-            AbortSignal.any([enough.signal, ...(signal ? [signal] : [])]),
-          );
-          advanced(`answers of ${peer.name}`);
-          if (offer.accepted) grace ??= setTimeout(() => enough.abort(tooSlow(graceMs)), graceMs);
-          return offer;
-        } catch (error) {
-          return silent(peer.name, messageOf(error));
-        }
-      }),
+export class OfferDesk {
+  readonly #peers: () => readonly Peer[];
+  readonly #clock: Clock;
+  readonly #graceMs: number;
+  /** Since when, by the monotonic clock. */
+  readonly #silentSinceMs = new Map<string, number>();
+  readonly #probes = new Map<string, Promise<Offer>>();
+  /** What each of them said that it knows (`KNOWN`). */
+  readonly #knows = new Map<string, readonly string[]>();
+
+  constructor(options: { peers: () => readonly Peer[]; clock: Clock; graceMs?: number }) {
+    this.#peers = options.peers;
+    this.#clock = options.clock;
+    this.#graceMs = options.graceMs ?? PATIENCE.offerGrace.ms;
+  }
+
+  async ask({ wanted, request, signal, waitMs, silent }: OfferQuestion): Promise<Offer[]> {
+    const enough = new AbortController();
+    const cancels: (() => void)[] = [];
+    if (waitMs !== undefined)
+      cancels.push(
+        this.#clock.timer(waitMs, () => enough.abort(new Error(`nothing within ${waitMs / 1000} s`))),
+      );
+    const accepted = () => {
+      if (cancels.length > (waitMs === undefined ? 0 : 1)) return;
+      cancels.push(this.#clock.timer(this.#graceMs, () => enough.abort(tooSlow(this.#graceMs))));
+    };
+    const asked = this.#peers().filter((peer) => wanted === null || peer.name === wanted);
+    const stop = AbortSignal.any([enough.signal, ...(signal ? [signal] : [])]);
+    try {
+      return await Promise.all(
+        asked.map(async (peer): Promise<Offer> => {
+          const known = silent?.get(peer.name);
+          if (known) return known;
+          try {
+            const offer = await (this.#silentSinceMs.has(peer.name)
+              ? this.#probe(peer, request)
+              : until(this.#offer(peer, request, stop), stop));
+            this.#silentSinceMs.delete(peer.name);
+            advanced(`answers of ${peer.name}`);
+            if (offer.accepted) accepted();
+            return offer;
+          } catch (error) {
+            const isSilent = enough.signal.aborted || isGodwitError(error, 'API_UNREACHABLE');
+            const offer = refusalOf(peer.name, isSilent ? this.#silence(peer.name, error) : messageOf(error));
+            if (isSilent) silent?.set(peer.name, offer);
+            return offer;
+          }
+        }),
+      );
+    } finally {
+      for (const cancel of cancels) cancel();
+    }
+  }
+
+  /** Of one that was silent: its answer, if that comes within a moment. The question goes on, and its answer ends the silence. */
+  async #probe(peer: Peer, request: OfferRequest): Promise<Offer> {
+    if (this.#probes.has(peer.name)) throw stillSilent();
+    const probe = this.#offer(peer, request).finally(() => this.#probes.delete(peer.name));
+    this.#probes.set(peer.name, probe);
+    probe.then(
+      () => this.#silentSinceMs.delete(peer.name),
+      () => {},
     );
+    const late = new AbortController();
+    const cancel = this.#clock.timer(PAUSE.silentPeer.ms, () => late.abort(stillSilent()));
+    return until(probe, late.signal).finally(cancel);
+  }
+
+  /** What a worker of an earlier version would refuse to hear is said when it has said that it knows it. */
+  async #offer(peer: Peer, request: OfferRequest, signal?: AbortSignal): Promise<Offer> {
+    const { needs, ...plain } = request;
+    const isKnown = (knows: readonly string[] | undefined) => knows?.includes(KNOWN.needs) === true;
+    if (needs !== undefined && isKnown(this.#knows.get(peer.name))) {
+      try {
+        return this.#heard(peer, await peer.offer(request, signal));
+      } catch (error) {
+        if (!isGodwitError(error, 'API_INVALID_REQUEST')) throw error;
+        // It has been replaced by an earlier version.
+        this.#knows.delete(peer.name);
+      }
+    }
+    const offer = this.#heard(peer, await peer.offer(plain, signal));
+    if (needs === undefined || !offer.accepted || !isKnown(offer.knows)) return offer;
+    return this.#heard(peer, await peer.offer(request, signal));
+  }
+
+  #heard(peer: Peer, offer: Offer): Offer {
+    this.#knows.set(peer.name, offer.knows ?? []);
+    return offer;
+  }
+
+  #silence(name: string, error: unknown): string {
+    const nowMs = this.#clock.monotonicMs();
+    const sinceMs = this.#silentSinceMs.get(name);
+    if (sinceMs === undefined) this.#silentSinceMs.set(name, nowMs);
+    const forS = Math.round((nowMs - (sinceMs ?? nowMs)) / 1000);
+    return `${messageOf(error)}${forS > 0 ? ` (and had not ${forS} s ago)` : ''}`;
+  }
+}
+
+function stillSilent(): GodwitError {
+  return new GodwitError('API_UNREACHABLE', 'it was silent before, and still is', {
+    values: { delivered: null },
+    nextAction: 'Look whether that worker runs, or hangs.',
+  });
+}
+
+/** `work`, or the reason of `stop` when that is first; also where the work does not listen to it. */
+async function until<T>(work: Promise<T>, stop: AbortSignal): Promise<T> {
+  const stopped = Promise.withResolvers<never>();
+  const onAbort = () => stopped.reject(stop.reason);
+  if (stop.aborted) onAbort();
+  stop.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await Promise.race([work, stopped.promise]);
   } finally {
-    clearTimeout(grace);
+    stop.removeEventListener('abort', onAbort);
+    work.catch(() => {});
   }
 }
 
@@ -42,7 +152,7 @@ function tooSlow(graceMs: number): Error {
   return new Error(`another worker accepted ${graceMs / 1000} s before`);
 }
 
-function silent(worker: string, why: string): Offer {
+function refusalOf(worker: string, why: string): Offer {
   return {
     worker,
     accepted: false,

@@ -1,6 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
+import { MountNeeds } from '../host/mount-needs.ts';
 import { MachineConfig } from '../machine/config.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import {
@@ -75,19 +76,31 @@ export const PlacementRequest = Type.Object({
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 
+/** Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they are sent to who says that he knows them. */
+export const KNOWN = {
+  /** `PrepareRequest.ailing`. */
+  ailing: 'ailing',
+  /** `OfferRequest.needs`. */
+  needs: 'needs',
+} as const;
+
+/** What else its host must have. */
+export const OfferNeeds = Type.Object({
+  config: MachineConfig,
+  /** Of a filesystem that is to be mounted; left out: none is, or it could not be read. */
+  mount: Type.Optional(MountNeeds),
+});
+export type OfferNeeds = Static<typeof OfferNeeds>;
+
 export const OfferRequest = Type.Object({
   sourceWorker: Type.String(),
   machine: PlacementRequest,
   /** Machines that a plan has already put on this worker: counted as if they were there. Empty for a real move. */
   planned: Type.Array(PlacementRequest),
+  /** Said only to who knows it (`Offer.knows`). */
+  needs: Type.Optional(OfferNeeds),
 });
 export type OfferRequest = Static<typeof OfferRequest>;
-
-/** Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they are sent to who says that he knows them. */
-export const KNOWN = {
-  /** `PrepareRequest.ailing`. */
-  ailing: 'ailing',
-} as const;
 
 export const Offer = Type.Object({
   worker: Type.String(),

@@ -1,4 +1,4 @@
-import type { Offer, OfferRequest, PlacementRequest } from './peer.ts';
+import type { Offer, OfferNeeds, OfferRequest, PlacementRequest } from './peer.ts';
 import { chooseOffer } from './placement.ts';
 
 /** What a drain would do, found out by asking the same questions without doing it. */
@@ -36,6 +36,8 @@ export type PlanSubject = {
   name: string;
   running: boolean;
   placement: PlacementRequest;
+  /** What else its host must have. */
+  needs?: OfferNeeds;
   /** Why it cannot move now, if so. */
   obstacle: string | null;
 };
@@ -110,7 +112,8 @@ async function choose(
 ) {
   // Each worker is asked with what the plan puts on it; the answers of the others in that round are not used.
   const names = new Set(placed.keys());
-  const request = { sourceWorker: worker, machine: subject.placement };
+  const { placement: machine, needs } = subject;
+  const request = { sourceWorker: worker, machine, ...(needs && { needs }) };
   const offers = new Map((await ask({ ...request, planned: [] })).map((offer) => [offer.worker, offer]));
   for (const name of names) {
     const answers = await ask({ ...request, planned: placed.get(name) ?? [] });

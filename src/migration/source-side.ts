@@ -1,4 +1,5 @@
 import type { FreeMapReport, HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import type { MountNeeds } from '../host/mount-needs.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { PlacementRequest } from './peer.ts';
@@ -13,6 +14,8 @@ export type MoveSubject = {
   /** It is wanted to run and does not, or not well: the end of a sentence that begins with "it". Left out: nothing is known to be wrong. */
   ailing?: string;
   placement: PlacementRequest;
+  /** Of the filesystem that is mounted here and is to be there; left out: none is, or it could not be read. */
+  mount?: MountNeeds;
   volume: {
     volumeId: string;
     name: string;

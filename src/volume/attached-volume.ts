@@ -47,6 +47,9 @@ export type AttachedVolumeOptions = {
   onHydrated: () => void;
 };
 
+/** As host/mount-needs.ts has it, whose schemas a volume server does not load. */
+const SUPERBLOCK_READ_BYTES = 4096;
+
 /** Loop devices have sectors of 512 bytes. */
 const BLOCK_BYTES = 512;
 
@@ -247,6 +250,13 @@ export class AttachedVolume {
     this.#clone?.device.warm(
       regions.map((region) => ({ offsetBytes: region * HEAT_REGION_BYTES, lengthBytes: HEAT_REGION_BYTES })),
     );
+  }
+
+  /** What its filesystem is, as base64: what has been written to it, which the kernel does to a superblock with each sync. */
+  async superblock(): Promise<{ bytes: string }> {
+    const { readBytes } = await import('../freemap/device-bytes.ts');
+    const device = plaintextOf(this.#encryption, this.#clone, this.#local);
+    return { bytes: (await readBytes(device, 0, SUPERBLOCK_READ_BYTES)).toString('base64') };
   }
 
   /** Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read. */

@@ -94,6 +94,7 @@ async function serveAttached(
       flush: () => volume.flush(),
       seal: () => volume.seal(),
       'prime-free-map': (args) => volume.primeFreeMap(parseFilesystem(args)),
+      superblock: () => volume.superblock(),
       'free-map': (args) => volume.sealFreeMap(parseFilesystem(args)),
       hydration: (args) => volume.configureHydration(parseHydration(args)),
       finish: () => volume.finish(),

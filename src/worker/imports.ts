@@ -137,8 +137,7 @@ export class Imports {
   /** What the shim says that hydrates the volume for no machine; null where there is none. */
   async status(volumeId: string): Promise<ShimStatus['volume']> {
     if (!this.#open.has(volumeId)) return null;
-    const client = await this.#options.machines.client(holderId(volumeId));
-    return client ? (await client.call('status', {})).volume : null;
+    return (await this.#options.machines.shimLook(holderId(volumeId))).status?.volume ?? null;
   }
 
   /** Lets the volume go, for a machine that is about to open it. */

@@ -8,6 +8,7 @@ import { GodwitError, isGodwitError, messageOf, toWireError } from '../base/erro
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { systemRandom } from '../base/random.ts';
+import { MountProof } from '../host/mount-proof.ts';
 import { crashPointsFromEnvironment } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
@@ -18,7 +19,7 @@ import { MoveInbox } from '../migration/inbox.ts';
 import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
-import { askPeers, noCapacity } from '../migration/offers.ts';
+import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
@@ -28,7 +29,9 @@ import { lockExclusive } from '../sys/file-lock.ts';
 import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
+import { DownEvents } from './down.ts';
 import { EventBus } from './event-bus.ts';
+import { hostCheck } from './host-check.ts';
 import { Imports } from './imports.ts';
 import { requireKernelPlane } from './kernel-plane.ts';
 import { hostLoad, lackingOnThisHost } from './load.ts';
@@ -133,6 +136,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const peers = options.peers.map(
     ({ name, url }) => new HttpPeer({ name, url, token: options.token, tls: identity ?? undefined, logger }),
   );
+  const desk = new OfferDesk({ peers: () => peers, clock });
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
   const load = () =>
@@ -147,7 +151,9 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     plane: options.plane,
     logger,
   });
+  const check = hostCheck({ machines, proof: new MountProof({ dir: paths.mountProofs, clock }), logger });
   const target = new TargetHost({
+    check,
     machines,
     volumes,
     access,
@@ -174,6 +180,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     migrateOut({
       source,
       peers: () => peers,
+      desk,
       clock,
       worker,
       key,
@@ -208,12 +215,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       const local = await localMachines(machines, volumes);
       return local.filter(({ machineId }) => !notYetOurs.has(machineId));
     },
+    volumes: () => volumesWithoutMachine(machines, volumes),
     runs: drainRuns(runs),
     live: (runId) => progress.get(runId) ?? null,
     precheck: async (machineId, wanted) => {
       const subject = await source.describe(machineId);
-      const request = { sourceWorker: options.name, machine: subject.placement, planned: [] };
-      const choice = chooseOffer(await askPeers(peers, wanted, request));
+      const request = offerRequest(options.name, subject);
+      const choice = chooseOffer(await desk.ask({ wanted, request }));
       if (!choice.chosen) throw noCapacity(subject.machineName, wanted, choice.reasons);
     },
     start: (machineId, targetWorker, { rekey }) =>
@@ -226,7 +234,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   });
 
   const events = new EventBus(options.name, clock);
+  const downs = new DownEvents((machineId, message, data) =>
+    events.emit('machine', machineId, message, data),
+  );
   runs.subscribe((run) => {
+    downs.note(run, clock.wallMs());
     const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
     events.emit('run', run.id, message, { resource: run.resource, state: run.state, step: run.step });
     if (run.endedAtMs !== null && run.kind === MIGRATE_OUT) {
@@ -290,6 +302,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     overrides: new Overrides({ journal: runs, receiver, peers: () => peers, clock }),
     source,
     peers: () => peers,
+    desk,
+    check,
     keys: options.keys,
     plane: options.plane,
     load,
@@ -395,6 +409,26 @@ function drainRuns(journal: Journal): DrainRuns {
       return { run, attempts: Math.max(1, journal.count(resource, MIGRATE_OUT, sinceMs)) };
     },
   };
+}
+
+/** Those that count: not the copies that moves left behind, and not what is on its way. */
+async function volumesWithoutMachine(
+  machines: MachineManager,
+  volumes: VolumeStore,
+): Promise<{ volumeId: string; name: string; usedBytes: number }[]> {
+  const owners = new Set(machines.records().map(({ id }) => id));
+  const { volumes: all } = await volumes.list();
+  const left = all.filter(
+    ({ state, machineId }) =>
+      (state === 'ready' || state === 'clone') && (machineId === null || !owners.has(machineId)),
+  );
+  return Promise.all(
+    left.map(async ({ id, name }) => ({
+      volumeId: id,
+      name,
+      usedBytes: await volumes.usedBytes(id).catch(() => 0),
+    })),
+  );
 }
 
 async function localMachines(machines: MachineManager, volumes: VolumeStore): Promise<LocalMachine[]> {

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { mkdirSync, statfsSync } from 'node:fs';
+import { mkdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { DATA_FOLDER_MARK, namedFolder } from '../sys/named-path.ts';
 
@@ -16,6 +16,8 @@ export type WorkerPaths = {
   runtimeRoot: string;
   /** Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot. */
   validityDir: string;
+  /** Empty filesystems that are mounted to see whether they can be; nothing in it outlives its worker process. */
+  mountProofs: string;
 };
 
 /** `f_type` of tmpfs, include/uapi/linux/magic.h. */
@@ -34,13 +36,15 @@ export function workerPaths(dataDir: string): WorkerPaths {
     validityDir: isTmpfs(SHARED_MEMORY)
       ? join(SHARED_MEMORY, `godwit-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`)
       : join(runtimeRoot, 'validity'),
+    mountProofs: join(dataDir, 'mount-proofs'),
   };
 }
 
 /** Throws `SYS_PATH_REFUSED` for a data folder that others could change, or that lies in the one of another worker. */
 export function makeFolders(paths: WorkerPaths): void {
   namedFolder(paths.dataDir, 0o700, { isData: true });
-  for (const folder of [paths.runtimeRoot, paths.validityDir])
+  rmSync(paths.mountProofs, { recursive: true, force: true });
+  for (const folder of [paths.runtimeRoot, paths.validityDir, paths.mountProofs])
     mkdirSync(folder, { recursive: true, mode: 0o700 });
 }
 

@@ -33,13 +33,14 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
+import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { MoveReceiver } from '../migration/move-receiver.ts';
-import { askPeers } from '../migration/offers.ts';
+import { type OfferDesk, offerRequest } from '../migration/offers.ts';
 import type { Overrides } from '../migration/overrides.ts';
 import type {
   HandoffRequest,
@@ -64,8 +65,10 @@ import {
   type VolumeRecord,
   type VolumeStore,
 } from '../volume/index.ts';
+import { downByMove, downByTrouble } from './down.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
+import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
 import type { WorkerOptions } from './options.ts';
 import type { MachineRecovery } from './recovery.ts';
@@ -73,9 +76,12 @@ import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import {
   dataLossConditions,
+  downConditions,
+  drainConditions,
   machineConditions,
   recoveryConditions,
   runConditions,
+  silentConditions,
   stoppingConditions,
   volumeConditions,
 } from './why.ts';
@@ -106,6 +112,8 @@ export type ServiceOptions = {
   recovery: MachineRecovery;
   source: SourceSide;
   peers: () => readonly Peer[];
+  desk: OfferDesk;
+  check: HostCheck;
   /** Of encrypted volumes; null: none. */
   keys: KeySource | null;
   plane: WorkerOptions['plane'];
@@ -186,16 +194,40 @@ export class LocalService implements WorkerService {
   }
 
   async showMachine(ref: string): Promise<MachineView> {
-    return this.#machineView(await this.#o.machines.show(ref));
+    return this.#machineView(await this.#o.machines.look(ref));
   }
 
   async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
     const { machines } = this.#o;
     const record = machines.get(ref);
+    if (options.force) await this.#endMove(record.id);
     this.#refuseWhileMoving(record.id);
     await machines.destroy(record.id, options);
     this.#o.events.emit('machine', record.id, `destroyed ${record.name}`);
     this.#o.drain.wake();
+  }
+
+  /**
+   * A machine is its owner's wherever it is: before its point of no return the move is called off; past it, here, the machine is killed at once, and the
+   * move ends without it. What takes longer is told by whoever looks next.
+   */
+  async #endMove(machineId: string): Promise<void> {
+    const { journal, machines } = this.#o;
+    const run = this.#runsOf(machineId).find(({ endedAtMs }) => endedAtMs === null);
+    if (!run) return;
+    if (ownsMachine(run)) {
+      await machines.kill(machineId);
+      await machines.stop(machineId, { signal: 'SIGKILL', timeoutMs: 0 }, { moving: true });
+    } else {
+      if (run.kind !== MIGRATE_OUT) return;
+      try {
+        journal.cancel(run.id, 'its machine is being destroyed');
+      } catch (error) {
+        if (!isGodwitError(error, 'JOURNAL_CANCEL_TOO_LATE')) throw error;
+        return;
+      }
+    }
+    await journal.wait(run.id, { timeoutMs: PATIENCE.destroyMoving.ms }).catch(() => null);
   }
 
   async startMachine(ref: string): Promise<MachineView> {
@@ -207,8 +239,10 @@ export class LocalService implements WorkerService {
   async stopMachine(ref: string): Promise<MachineView> {
     const { id } = this.#o.machines.get(ref);
     const run = this.#runsOf(id).find(({ endedAtMs }) => endedAtMs === null);
-    // Past its point of no return a move goes on without the machine's running: it is its owner's.
-    await this.#o.machines.stop(id, {}, { moving: run !== undefined && ownsMachine(run) });
+    // Past its point of no return a move goes on without the machine's running: it is its owner's. Before it, the move is called off.
+    const owned = run !== undefined && ownsMachine(run);
+    if (run !== undefined && !owned) await this.#endMove(id);
+    await this.#o.machines.stop(id, {}, { moving: owned });
     return this.showMachine(id);
   }
 
@@ -402,13 +436,15 @@ export class LocalService implements WorkerService {
 
   async plan(query: PlanQuery): Promise<Plan> {
     this.#refuseTarget(query.target ?? null, 'what it has');
-    const { machines, source, peers, journal, name } = this.#o;
+    const { machines, source, peers, desk, journal, name } = this.#o;
+    const silent = new Map<string, Offer>();
     const subjects = await Promise.all(
       machines.records().map(async (record): Promise<PlanSubject> => {
         const subject = { machineId: record.id, name: record.name, running: record.desired === 'running' };
         try {
-          const { placement } = await source.describe(record.id);
-          return { ...subject, placement, obstacle: null };
+          const described = await source.describe(record.id);
+          const { machine: placement, needs } = offerRequest(name, described);
+          return { ...subject, placement, ...(needs && { needs }), obstacle: null };
         } catch (error) {
           const placement = {
             machineId: record.id,
@@ -426,7 +462,8 @@ export class LocalService implements WorkerService {
     const plan = await planDrain(
       name,
       subjects,
-      (request) => askPeers(peers(), query.target ?? null, request),
+      (request) =>
+        desk.ask({ wanted: query.target ?? null, request, waitMs: PATIENCE.planOffers.ms, silent }),
       moveHistory(journal.find({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
     );
     const targets = new Set(plan.steps.map(({ target }) => target));
@@ -473,17 +510,10 @@ export class LocalService implements WorkerService {
     const { journal, machines, name } = this.#o;
     const drain = await this.#o.drain.status();
     if (ref === name) {
-      const waiting = drain.machines.filter((machine) => machine.reason !== null);
       return {
         subject: name,
         state: drain.desired ? drain.state : 'open',
-        conditions: waiting.map((machine) => ({
-          message: `${machine.name} is ${machine.state}: ${machine.reason}`,
-          sinceMs: drain.sinceMs,
-          whoCanClearIt:
-            machine.state === 'waiting' ? 'an operator; it is tried again by itself' : 'godwit itself',
-          nextAction: machine.nextAction ?? `godwit why ${machine.name}`,
-        })),
+        conditions: drainConditions(drain),
         runs: journal.open({ kind: MIGRATE_OUT }),
       };
     }
@@ -499,9 +529,11 @@ export class LocalService implements WorkerService {
         subject: `machine ${machine.name}`,
         state: view.state,
         conditions: [
+          ...downConditions(view),
           ...(await this.#o.volumes.list()).volumes
             .filter(({ machineId }) => machineId === machine.id)
             .flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
+          ...silentConditions(view, this.#o.machines.runtimeDir(machine.id)),
           ...stoppingConditions(view, machine.desired),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
           ...machineConditions(view, runs, drain),
@@ -539,7 +571,11 @@ export class LocalService implements WorkerService {
   }
 
   async offer(request: OfferRequest): Promise<Offer> {
-    return evaluateOffer(await this.#o.load(), request);
+    const offer = evaluateOffer(await this.#o.load(), request);
+    const { needs, machine } = request;
+    if (!offer.accepted || needs === undefined) return offer;
+    const reason = await this.#o.check({ id: machine.machineId, name: machine.machineName }, needs);
+    return reason === null ? offer : { ...offer, accepted: false, score: 0, reason };
   }
 
   prepareMove(request: PrepareRequest): Promise<TargetStatus> {
@@ -625,8 +661,8 @@ export class LocalService implements WorkerService {
       {
         values: { machineId, runId: run.id },
         nextAction: ownsMachine(run)
-          ? `Wait for it (godwit why ${machineId}). To give the machine up: \`godwit runs force ${run.id} forget --yes\`, then destroy it.`
-          : `Wait for it (godwit why ${machineId}), or cancel it: \`godwit runs cancel ${run.id}\`.`,
+          ? `With --force it is stopped at once, and goes when its volume is whole: ask again then. To give the volume up too: \`godwit runs force ${run.id} forget --yes\`, then destroy it.`
+          : `Wait for it (godwit why ${machineId}), or cancel it: \`godwit runs cancel ${moveIdOf(run)}\`; destroy --force does that.`,
       },
     );
   }
@@ -656,7 +692,9 @@ export class LocalService implements WorkerService {
     const byId = volumes.filter(({ id }) => id === ref);
     const newest = (records: VolumeRecord[]) =>
       records.sort((left, right) => right.generation - left.generation)[0];
-    const found = newest(byId) ?? newest(volumes.filter(({ name }) => name === ref));
+    // A copy that a move left answers to its id only: its name is that of the volume that went.
+    const named = volumes.filter(({ name, state }) => name === ref && state !== 'retained');
+    const found = newest(byId) ?? newest(named);
     if (found) return found;
     throw new GodwitError('WORKER_NOT_FOUND', `${this.#o.name} knows nothing called ${ref}`, {
       values: { ref },
@@ -664,9 +702,11 @@ export class LocalService implements WorkerService {
     });
   }
 
-  #machineView({ record, shim }: MachineShow): MachineView {
+  #machineView({ record, shim, silentForMs }: MachineShow): MachineView {
     const workload = shim?.workload ?? null;
     const run = this.#o.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
+    const down = (run && downByMove(run)) ?? downByTrouble(this.#o.recovery.trouble(record.id));
+    const ailment = record.desired === 'running' ? ailmentOf(workload, this.#o.clock.wallMs()) : null;
     return {
       id: record.id,
       name: record.name,
@@ -677,7 +717,9 @@ export class LocalService implements WorkerService {
         workload?.state === 'exited' && workload.exitCode === 0 ? 'stopped' : (workload?.state ?? null),
         workload?.health.state ?? null,
         run,
+        silentForMs !== undefined,
       ),
+      ...(silentForMs !== undefined && { silentSinceMs: this.#o.clock.wallMs() - silentForMs }),
       health: workload?.health ?? { state: 'none', sinceMs: record.createdAtMs, message: '' },
       config: record.config,
       volumeId: record.config.volume?.volumeId ?? null,
@@ -691,17 +733,20 @@ export class LocalService implements WorkerService {
         target: run.kind === MIGRATE_IN ? this.#o.name : ((run.output as MigrateOutOutput).target ?? null),
       },
       hydration: shim?.volume?.status?.hydration ?? null,
+      ...(down && { down }),
+      ...(ailment && { ailment }),
     };
   }
 
   async #volumeView(record: VolumeRecord): Promise<VolumeView> {
-    const client = record.machineId === null ? null : await this.#o.machines.client(record.machineId);
-    const attached = client
-      ? await client
-          .call('status', {})
-          .then(({ volume }) => (volume?.spec.volumeId === record.id ? volume : null))
-          .catch(() => null)
-      : null;
+    const volume =
+      record.machineId === null
+        ? null
+        : await this.#o.machines.shimLook(record.machineId).then(
+            ({ status }) => status?.volume ?? null,
+            () => null,
+          );
+    const attached = volume?.spec.volumeId === record.id ? volume : null;
     const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
     return {
@@ -743,6 +788,11 @@ function namesOf(run: RunView): string[] {
   );
 }
 
+/** What the source calls it. */
+function moveIdOf(run: RunView): string {
+  return run.kind === MIGRATE_IN ? ((run.input as { runId?: string }).runId ?? run.id) : run.id;
+}
+
 /** Past its point of no return an incoming machine is this worker's. */
 export function ownsMachine(run: RunView): boolean {
   return run.steps.some(({ name, state }) => name === 'activate' && state === 'done');
@@ -754,9 +804,11 @@ export function machineState(
   workload: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed' | null,
   health: 'none' | 'starting' | 'healthy' | 'unhealthy' | null,
   run: RunView | null,
+  silent = false,
 ): MachineState {
   if (run?.kind === MIGRATE_OUT) return 'moving';
   if (run && !ownsMachine(run)) return 'incoming';
+  if (silent) return 'silent';
   switch (workload) {
     case 'running':
       return health === 'starting' ? 'starting' : 'running';

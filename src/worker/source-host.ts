@@ -6,6 +6,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
+import { type MountNeeds, mountNeeds } from '../host/mount-needs.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
@@ -22,6 +23,7 @@ import {
   readImportSource,
   type SourceSpec,
   sourceSpec,
+  type VolumeRecord,
   type VolumeStore,
 } from '../volume/index.ts';
 import { placementOf } from './load.ts';
@@ -88,14 +90,20 @@ export class SourceHost implements SourceSide {
       uuid: volume.encryption.uuid,
       geometry: await readGeometry(volumes.folder(volume.id)),
     };
-    const workload = (await machines.show(machineId)).shim?.workload ?? null;
+    const { shim } = await machines.show(machineId);
+    const workload = shim?.workload ?? null;
     // What is counts, not what was wanted: one that has ended, and that its policy does not start again, moves as one that has ended.
     const hasEnded = workload?.state === 'exited' || workload?.state === 'failed';
     const running = record.desired === 'running' && !hasEnded;
     const ailment = running ? ailmentOf(workload, this.#options.clock.wallMs()) : null;
+    const mount =
+      running && shim?.volume?.mounted && volume
+        ? await this.#mountNeeds(machineId, volume.filesystem)
+        : null;
     return {
       machineId: record.id,
       machineName: record.name,
+      ...(mount && { mount }),
       config: record.config,
       running,
       ...(ailment && { ailing: ailment.message }),
@@ -117,6 +125,21 @@ export class SourceHost implements SourceSide {
         ...(volume.encryption && { encryption: volume.encryption }),
       },
     };
+  }
+
+  /** Of the filesystem that is mounted; null: it could not be read, and then the target does not prove that it can mount it. */
+  async #mountNeeds(machineId: string, filesystem: VolumeRecord['filesystem']): Promise<MountNeeds | null> {
+    if (filesystem === 'none') return null;
+    try {
+      const client = await this.#options.machines.client(machineId);
+      const reply = await client?.call('volume.command', { op: 'superblock', args: {} });
+      const { bytes } = (reply ?? {}) as { bytes?: string };
+      return bytes === undefined ? null : mountNeeds(filesystem, Buffer.from(bytes, 'base64'));
+    } catch (error) {
+      // A volume server of an earlier version, or one of the kernel plane, does not know the question.
+      this.#options.logger.debug({ machineId, error: toWireError(error) }, 'the superblock was not read');
+      return null;
+    }
   }
 
   async claim(machineId: string, runId: string | null): Promise<void> {

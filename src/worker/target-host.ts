@@ -1,6 +1,6 @@
 import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { isGodwitError, messageOf } from '../base/errors.ts';
+import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -33,9 +33,11 @@ import {
   validityPath,
   writeFreeMap,
 } from '../volume/index.ts';
+import type { HostCheck } from './host-check.ts';
 import type { VolumeAccess } from './volume-access.ts';
 
 export type TargetHostOptions = {
+  check: HostCheck;
   machines: MachineManager;
   volumes: VolumeStore;
   access: VolumeAccess;
@@ -64,19 +66,10 @@ export class TargetHost implements TargetSide {
       machine: request.placement,
       planned: [],
     });
-    const { machines } = this.#options;
-    const namesake = machines
-      .records()
-      .find(({ name, id }) => name === request.machineName && id !== request.machineId);
-    const refuse = (reason: string): Offer => ({ ...offer, accepted: false, score: 0, reason });
-    if (namesake) return refuse(`has a machine called ${request.machineName} already`);
-    try {
-      // What would stop it from booting here is better known before it is stopped there.
-      machines.checkHostCanRun(request.machineId, request.config);
-    } catch (error) {
-      return refuse(messageOf(error));
-    }
-    return offer;
+    if (!offer.accepted) return offer;
+    const { machineId: id, machineName: name, config } = request;
+    const reason = await this.#options.check({ id, name }, { config });
+    return reason === null ? offer : { ...offer, accepted: false, score: 0, reason };
   }
 
   async createVolume(request: PrepareRequest): Promise<void> {

@@ -3,7 +3,13 @@ import { test } from 'node:test';
 import { machineView, runView } from '../../test/support/fake-service.ts';
 import type { VolumeView } from '../api/schemas.ts';
 import type { DrainView } from '../migration/drain.ts';
-import { machineConditions, runConditions } from './why.ts';
+import {
+  downConditions,
+  drainConditions,
+  machineConditions,
+  runConditions,
+  silentConditions,
+} from './why.ts';
 
 const HYDRATION: NonNullable<VolumeView['hydration']> = {
   state: 'running',
@@ -63,4 +69,71 @@ test('a step without a reason says after a while how fast it is, or that nothing
   );
   const reason = { message: 'w2 is preparing', nextAction: 'wait', sinceMs: 1 };
   assert.match(said(10_000, { progress, reason })[0]!, /w2 is preparing \(dirty pages: /);
+});
+
+test('who can clear it is the one who can', () => {
+  const who = (kind: string, step: string) =>
+    runConditions(
+      runView({
+        kind,
+        step,
+        state: 'waiting',
+        endedAtMs: null,
+        steps: [],
+        input: { sourceWorker: 'w1' },
+        output: { target: 'w2' },
+        reason: { message: 'waits', nextAction: 'look', sinceMs: 1 },
+      }),
+      2,
+    )[0]?.whoCanClearIt;
+  assert.match(who('migrate-out', 'stop') ?? '', /its owner/);
+  assert.equal(who('migrate-out', 'prepare'), 'w2');
+  assert.equal(who('migrate-in', 'healthy'), 'its owner');
+  assert.match(who('migrate-in', 'boot') ?? '', /this worker/);
+  assert.equal(who('migrate-in', 'hydrate'), 'w1');
+});
+
+test('a machine that is down, or whose shim hangs, says that first and by itself; a drain says what is left', () => {
+  assert.deepEqual(downConditions(machineView({})), []);
+  const [down] = downConditions(machineView({ down: { sinceMs: 5, why: 'moves to w2 (step stop)' } }));
+  assert.deepEqual(
+    [down?.sinceMs, down?.message],
+    [5, 'it is down because of godwit: it moves to w2 (step stop)'],
+  );
+  assert.deepEqual(silentConditions(machineView({}), '/run/x'), []);
+  assert.match(
+    silentConditions(machineView({ silentSinceMs: 3 }), '/run/x')[0]?.nextAction ?? '',
+    /\/run\/x\/shim.log/,
+  );
+  const drain = {
+    sinceMs: 1,
+    machines: [{ name: 'db', state: 'waiting', reason: 'no room', nextAction: null }],
+    volumes: [{ name: 'spare', reason: 'no machine has it', nextAction: 'godwit volume move spare' }],
+  } as unknown as DrainView;
+  assert.deepEqual(
+    drainConditions(drain).map(({ message, nextAction }) => [message, nextAction]),
+    [
+      ['db is waiting: no room', 'godwit why db'],
+      ['the volume spare is here: no machine has it', 'godwit volume move spare'],
+    ],
+  );
+});
+
+test('a machine that ends whenever it is started says so; one that ends well, what that usually is', () => {
+  const said = (endsWell: boolean) =>
+    machineConditions(
+      machineView({
+        state: 'restarting',
+        ailment: {
+          kind: 'restarting',
+          message: 'ends whenever it is started',
+          ...(endsWell && { endsWell }),
+        },
+      }),
+      [],
+      NO_DRAIN,
+    )[0];
+  assert.match(said(false)?.message ?? '', /^it ends whenever/);
+  assert.doesNotMatch(said(false)?.nextAction ?? '', /foreground/);
+  assert.match(said(true)?.nextAction ?? '', /foreground/);
 });

@@ -54,6 +54,9 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
   ];
 }
 
+/** In which it waits for nobody else. */
+const STEPS_OF_TARGET = new Set(['reserve', 'volume', 'activate', 'boot', 'settle', 'finish']);
+
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
   // Two workers have looked twice: it is the hardware's turn.
@@ -66,7 +69,14 @@ function whoClears(run: RunView): string {
   // From the first handoff on only the target knows, or acts.
   const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
   if (run.kind === 'migrate-out' && handedOver) return target ?? 'the target';
-  if (run.kind === 'migrate-in') return (run.input as { sourceWorker?: string }).sourceWorker ?? 'the source';
+  if (run.kind === 'migrate-in') {
+    if (run.step === 'healthy') return 'its owner';
+    if (STEPS_OF_TARGET.has(run.step ?? ''))
+      return 'this worker, which tries again by itself; an operator of it';
+    return (run.input as { sourceWorker?: string }).sourceWorker ?? 'the source';
+  }
+  if (run.step === 'stop') return 'its owner; time: it is killed then';
+  if (run.step === 'prepare') return target ?? 'the target';
   return 'godwit itself';
 }
 
@@ -93,6 +103,17 @@ export function machineConditions(
       whoCanClearIt: 'its owner',
       nextAction: `godwit machine logs ${machine.name}; then godwit machine start ${machine.name}`,
     });
+  } else if (machine.ailment?.kind === 'restarting') {
+    const { message, endsWell } = machine.ailment;
+    const daemon = endsWell
+      ? 'A program that goes into the background ends for its machine: have it stay in the foreground. '
+      : '';
+    conditions.push({
+      message: `it ${message}`,
+      sinceMs: null,
+      whoCanClearIt: 'its owner',
+      nextAction: `${daemon}godwit machine logs ${machine.name}`,
+    });
   } else if (machine.health.state === 'unhealthy') {
     conditions.push({
       message: `it runs but is not healthy: ${machine.health.message}`,
@@ -104,9 +125,35 @@ export function machineConditions(
   return [...conditions, ...hydrationConditions(machine.hydration)];
 }
 
+/** What is left on a worker that is to be empty. */
+export function drainConditions(drain: DrainView): Condition[] {
+  const machines = drain.machines.flatMap((machine): Condition[] => {
+    const { name, state, reason, nextAction } = machine;
+    if (reason === null) return [];
+    return [
+      {
+        message: `${name} is ${state}: ${reason}`,
+        sinceMs: drain.sinceMs,
+        whoCanClearIt: state === 'waiting' ? 'an operator; it is tried again by itself' : 'godwit itself',
+        nextAction: nextAction ?? `godwit why ${name}`,
+      },
+    ];
+  });
+  const volumes = drain.volumes.map(
+    ({ name, reason, nextAction }): Condition => ({
+      message: `the volume ${name} is here: ${reason}`,
+      sinceMs: drain.sinceMs,
+      whoCanClearIt: 'an operator',
+      nextAction,
+    }),
+  );
+  return [...machines, ...volumes];
+}
+
 /** It should run, and could not be started. */
 export function recoveryConditions(trouble: Trouble | null): Condition[] {
-  if (trouble === null) return [];
+  // A shim that hangs is told of by itself (`silentConditions`): its machine may well run.
+  if (trouble === null || trouble.error.code === 'RPC_TIMEOUT') return [];
   const { error, sinceMs, attempts } = trouble;
   return [
     {
@@ -114,6 +161,34 @@ export function recoveryConditions(trouble: Trouble | null): Condition[] {
       sinceMs,
       whoCanClearIt: 'an operator; it is tried again by itself',
       nextAction: error.nextAction,
+    },
+  ];
+}
+
+/** What its owner has to know before everything else. */
+export function downConditions({ down, name, move }: MachineView): Condition[] {
+  if (down === undefined) return [];
+  return [
+    {
+      message: `it is down because of godwit: it ${down.why}`,
+      sinceMs: down.sinceMs,
+      whoCanClearIt:
+        move === null ? 'an operator; it is tried again by itself' : 'what its move waits for, below',
+      nextAction: move === null ? `godwit machine show ${name}` : `godwit runs show ${move.runId}`,
+    },
+  ];
+}
+
+/** Its shim hangs: whatever else is said of the machine is what was last heard. */
+export function silentConditions(machine: MachineView, runtimeDir: string): Condition[] {
+  if (machine.silentSinceMs === undefined) return [];
+  return [
+    {
+      message:
+        'the process that holds it (its shim) does not answer; the machine itself may run on, and its state is what was last heard',
+      sinceMs: machine.silentSinceMs,
+      whoCanClearIt: 'an operator of the worker',
+      nextAction: `Look at ${runtimeDir}/shim.log, and whether that process is stopped or waits for a disk. \`godwit machine restart ${machine.name}\` ends both, and starts the machine again.`,
     },
   ];
 }

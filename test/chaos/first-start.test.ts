@@ -26,7 +26,15 @@ test('a first start that fails is told at once with its last words; its owner ca
     /CLI_MACHINE_NOT_HEALTHY[\s\S]*\/no\/such\/program[\s\S]*machine destroy nope --force --volume/,
   );
 
-  const { id } = await fleet.worker('a').client.showMachine('nope');
+  // It never could run, and could not there either: that is not found out past the point of no return.
+  const nowhere = await fleet.run('move', 'nope', '--to', 'b');
+  assert.equal(nowhere.exitCode, 3, nowhere.stderr);
+  assert.match(nowhere.stdout, /b has no program \/no\/such\/program/);
+  assert.equal((await fleet.run('machine', 'destroy', 'nope', '--force', '--volume')).exitCode, 0);
+
+  const looping = ['--name', 'loops', '--volume', 'loops', ...disk, '--detach', '--', 'sh', '-c', 'exit 1'];
+  assert.equal((await fleet.run(...at, ...looping)).exitCode, 0);
+  const { id } = await fleet.worker('a').client.showMachine('loops');
   const moving = await fleet.worker('a').client.moveMachine(id, { target: 'b' });
   await fleet.until('its arrival', async () => {
     const view = await fleet.worker('b').client.showMachine(id);
@@ -35,11 +43,11 @@ test('a first start that fails is told at once with its last words; its owner ca
       view.move === null
     );
   });
-  const stopped = await fleet.run('machine', 'stop', 'nope');
+  const stopped = await fleet.run('machine', 'stop', 'loops');
   assert.equal(stopped.exitCode, 0, stopped.stderr);
   assert.equal((await fleet.ended(fleet.worker('a'), fleet.worker('b'), moving.id)).state, 'done');
   assert.equal((await fleet.worker('b').client.showMachine(id)).state, 'stopped');
-  const destroyed = await fleet.run('machine', 'destroy', 'nope', '--force', '--volume');
+  const destroyed = await fleet.run('machine', 'destroy', 'loops', '--force', '--volume');
   assert.equal(destroyed.exitCode, 0, destroyed.stderr);
 });
 

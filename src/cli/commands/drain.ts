@@ -144,6 +144,10 @@ function noteBlocked(context: Context, status: DrainStatus): void {
     context.note(`  ${machine.name}: ${machine.reason ?? machine.state}`);
     if (machine.nextAction !== null) context.note(`    next: ${machine.nextAction}`);
   }
+  for (const { name, reason, nextAction } of status.volumes ?? []) {
+    context.note(`  volume ${name}: ${reason}`);
+    context.note(`    next: ${nextAction}`);
+  }
   context.note(`It is tried again whenever something changes; to give up: godwit undrain ${status.worker}`);
 }
 

@@ -326,8 +326,10 @@ function invalid(message: string): GodwitError {
 }
 
 /** State and health in a word or two. */
-export function stateOf(machine: MachineView): string {
-  const { health } = machine;
+/** For people: with how it is, and for how long it is down because of godwit. */
+export function stateOf(machine: MachineView, nowMs: number = Date.now()): string {
+  const { health, down } = machine;
+  if (down) return `${machine.state} (down ${formatDuration(Math.max(0, nowMs - down.sinceMs))})`;
   return machine.state === 'running' && health.state !== 'none' ? `running (${health.state})` : machine.state;
 }
 
@@ -341,8 +343,20 @@ export async function list(context: Context): Promise<void> {
     },
     () => (machines.length === 0 && unreachable.length === 0 ? 'No machines.' : machineTable(machines)),
   );
+  const down = downLine(machines, Date.now());
+  if (down !== null) context.note(down);
   context.noteUnreachable(unreachable);
   if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
+}
+
+/** How many machines are down because of godwit, and the one that has been for longest; null: none. Pure. */
+export function downLine(machines: readonly MachineView[], nowMs: number): string | null {
+  const down = machines.flatMap(({ name, down: since }) => (since ? [{ name, ...since }] : []));
+  const longest = down.sort((left, right) => left.sinceMs - right.sinceMs)[0];
+  if (!longest) return null;
+  const count = down.length === 1 ? '1 machine is' : `${down.length} machines are`;
+  const forMs = formatDuration(Math.max(0, nowMs - longest.sinceMs));
+  return `${count} down because of godwit, ${printable(longest.name)} for ${forMs}: it ${printable(longest.why)}`;
 }
 
 function machineTable(machines: readonly MachineView[]): string {
@@ -376,6 +390,14 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['id', machine.id],
       ['worker', machine.worker],
       ['state', stateOf(machine)],
+      ...(machine.down
+        ? [
+            [
+              'down',
+              `since ${new Date(machine.down.sinceMs).toISOString()}: it ${printable(machine.down.why)}`,
+            ],
+          ]
+        : []),
       ...(machine.health.message === '' ? [] : [['health', printable(machine.health.message)]]),
       ['command', printable(config.command.join(' '))],
       ['volume', config.volume ? placeOf(config.volume) : 'none'],

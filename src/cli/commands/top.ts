@@ -8,7 +8,7 @@ import { LiveRegion } from '../live-region.ts';
 import type { Style } from '../style.ts';
 import { table, truncate } from '../table.ts';
 import { formatDuration, formatSize } from '../units.ts';
-import { percent, stateOf } from './machine.ts';
+import { downLine, percent, stateOf } from './machine.ts';
 
 const POLL_MS = 1_000;
 
@@ -101,7 +101,7 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
       return [
         machine.name,
         machine.worker,
-        stateOf(machine),
+        stateOf(machine, now.atMs),
         volume ? `${formatSize(volume.usedBytes)} of ${formatSize(volume.lengthBytes)}` : '-',
         rate('reads'),
         rate('writes'),
@@ -123,7 +123,13 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
   );
   const titled = (text: string) =>
     text.split('\n').map((line, index) => (index === 0 ? style.bold(line) : line));
-  return [...titled(workerLines), '', ...titled(machineLines)];
+  const down = downLine(now.machines, now.atMs);
+  return [
+    ...titled(workerLines),
+    '',
+    ...(down === null ? [] : [style.yellow(down)]),
+    ...titled(machineLines),
+  ];
 }
 
 function round(value: number): string {

@@ -23,6 +23,10 @@ export async function why(context: Context, ref: string): Promise<void> {
       nextAction: 'godwit machine list',
     });
   }
+  // Who has something to say goes before those that only had it once.
+  items.sort(
+    (left, right) => Number(right.why.conditions.length > 0) - Number(left.why.conditions.length > 0),
+  );
   context.result(
     {
       answers: items.map(({ worker, why: answer }) => ({ worker, ...answer })),

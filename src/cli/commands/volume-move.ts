@@ -1,0 +1,88 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { MachineView, VolumeView } from '../../api/schemas.ts';
+import { GodwitError, isGodwitError } from '../../base/errors.ts';
+import type { Context } from '../context.ts';
+import type { WorkerClient } from '../fleet-client.ts';
+import { move } from './machine.ts';
+
+/** Of a machine that is only there to carry its volume: the volume's id, and the worker that it leaves. */
+const CARRIES = 'godwit.carries';
+const LEAVES = 'godwit.leaves';
+const POLL_MS = 500;
+
+/**
+ * A volume moves in the hands of a machine: with its fences, its seal, its receipt. One that no machine has gets a carrier for the way, which never runs:
+ * made here, moved stopped, destroyed at the target. Who is interrupted asks again: the carrier is found by what it says that it carries, wherever it is.
+ */
+export async function moveVolume(context: Context, ref: string, options: { to?: string }): Promise<void> {
+  const fleet = context.fleet();
+  const { worker, volume } = await fleet.volume(ref);
+  const machine = (await carrierOf(context, worker, volume)) ?? (await makeCarrier(worker, volume));
+  const { to = null } = options;
+  // A command before this one may have brought it there, and was interrupted; and a drain takes it along by itself.
+  const isThere = (found: MachineView) =>
+    to === null ? found.worker !== found.config.metadata[LEAVES] : found.worker === to;
+  for (;;) {
+    const found = await fleet.machine(machine.id);
+    if (found.machine.move === null && isThere(found.machine)) break;
+    const began = found.machine.move === null && !isThere(found.machine);
+    if (began && (await hasMoved(context, machine.id, to))) continue;
+    await sleep(POLL_MS);
+  }
+  const arrived = await fleet.machine(machine.id);
+  await arrived.worker.client.destroyMachine(machine.id, { force: false });
+  context.note(`${volume.name} is on ${arrived.worker.name}`);
+}
+
+/** False: not now, because another move has it, or it is still arriving. Ends the command where a move ends without it. */
+async function hasMoved(context: Context, machineId: string, to: string | null): Promise<boolean> {
+  try {
+    await move(context, machineId, to === null ? {} : { to });
+    return true;
+  } catch (error) {
+    if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY') || isGodwitError(error, 'MIGRATION_NOT_MOVABLE'))
+      return false;
+    throw error;
+  }
+}
+
+async function carrierOf(
+  context: Context,
+  worker: WorkerClient,
+  volume: VolumeView,
+): Promise<MachineView | null> {
+  if (volume.machineId === null) return null;
+  let owner: MachineView;
+  try {
+    owner = (await context.fleet().machine(volume.machineId)).machine;
+  } catch (error) {
+    if (!isGodwitError(error, 'CLI_MACHINE_NOT_FOUND')) throw error;
+    return null;
+  }
+  if (owner.config.metadata[CARRIES] === volume.id) return owner;
+  throw new GodwitError('CLI_VOLUME_HAS_MACHINE', `${volume.name} belongs to the machine ${owner.name}`, {
+    values: { volume: volume.name, machine: owner.name, worker: worker.name },
+    nextAction: `godwit move ${owner.name}: it goes with it.`,
+  });
+}
+
+function makeCarrier({ client, name }: WorkerClient, volume: VolumeView): Promise<MachineView> {
+  return client.createMachine({
+    // Machines and volumes have names of their own, and this one says in every list what it is.
+    name: `carrier-of-${volume.name}`.slice(0, 63).replace(/-+$/, ''),
+    start: false,
+    config: {
+      command: ['true'],
+      env: {},
+      volume:
+        volume.filesystem === 'none'
+          ? { volumeId: volume.id, nbd: true }
+          : { volumeId: volume.id, mountPath: '/data' },
+      restart: { policy: 'no', retriesMax: 0 },
+      stop: { signal: 'SIGTERM', timeoutMs: 1_000 },
+      resources: {},
+      network: 'none',
+      metadata: { [CARRIES]: volume.id, [LEAVES]: name },
+    },
+  });
+}

@@ -1,0 +1,62 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { GodwitError } from '../base/errors.ts';
+import { FakeClock } from '../base/fake-clock.ts';
+import { rpcTimeout } from '../base/line-rpc.ts';
+import type { ShimClient } from './shim-client.ts';
+import { ShimLooks } from './shim-looks.ts';
+import type { ShimStatus } from './shim-protocol.ts';
+
+const STATUS: ShimStatus = { shimPid: 1, startedAtMs: 1, volume: null, workload: null };
+
+/** A shim that answers when the test says so. */
+function shim() {
+  const asked: PromiseWithResolvers<ShimStatus>[] = [];
+  const client = {
+    call: () => {
+      const question = Promise.withResolvers<ShimStatus>();
+      asked.push(question);
+      return question.promise;
+    },
+  } as unknown as ShimClient;
+  return { asked, client };
+}
+
+test('a shim that hangs costs one wait; what it said last is what there is until it answers', async () => {
+  const clock = new FakeClock();
+  const looks = new ShimLooks(clock, 2_000);
+  const { asked, client } = shim();
+  const first = looks.look('m_1', client);
+  asked[0]!.resolve(STATUS);
+  assert.deepEqual(await first, { status: STATUS, silentForMs: null });
+
+  const waits = looks.look('m_1', client);
+  clock.advance(2_000);
+  assert.deepEqual(await waits, { status: STATUS, silentForMs: 2_000 });
+  clock.advance(500);
+  const again = looks.look('m_1', client);
+  clock.advance(0);
+  assert.deepEqual(await again, { status: STATUS, silentForMs: 2_500 });
+  assert.equal(asked.length, 2, 'no second question beside one that has no answer');
+
+  // What waits for an answer gives up; the silence goes on.
+  asked[1]!.reject(rpcTimeout('status', 10_000));
+  const later = looks.look('m_1', client);
+  clock.advance(0);
+  assert.equal((await later).silentForMs, 2_500);
+  const answered = looks.look('m_1', client);
+  asked[2]!.resolve({ ...STATUS, shimPid: 2 });
+  assert.deepEqual(await answered, { status: { ...STATUS, shimPid: 2 }, silentForMs: null });
+});
+
+test('a shim that has gone, or that there is not, is no shim; another error is told', async () => {
+  const looks = new ShimLooks(new FakeClock(), 2_000);
+  assert.deepEqual(await looks.look('m_1', null), { status: null, silentForMs: null });
+  const { asked, client } = shim();
+  const gone = looks.look('m_1', client);
+  asked[0]!.reject(new GodwitError('RPC_CLOSED', 'gone', { nextAction: 'none' }));
+  assert.deepEqual(await gone, { status: null, silentForMs: null });
+  const broken = looks.look('m_1', client);
+  asked[1]!.reject(new Error('broken'));
+  await assert.rejects(broken, /broken/);
+});

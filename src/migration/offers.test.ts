@@ -1,0 +1,127 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { GodwitError } from '../base/errors.ts';
+import { FakeClock } from '../base/fake-clock.ts';
+import { OfferDesk } from './offers.ts';
+import type { Offer, OfferRequest, Peer } from './peer.ts';
+
+const REQUEST = { sourceWorker: 'a', planned: [] } as unknown as OfferRequest;
+
+const offer = (worker: string, accepted: boolean): Offer => ({
+  worker,
+  accepted,
+  reason: accepted ? 'room' : 'is full',
+  score: accepted ? 1 : 0,
+  freeMemoryBytes: 0,
+  freeCpus: 0,
+  freeDiskBytes: 0,
+  groupMembers: 0,
+});
+
+/** `hangs`: until the test answers for it; it does not listen to signals either. */
+function worker(name: string, how: 'accepts' | 'refuses' | 'hangs') {
+  const asked: PromiseWithResolvers<Offer>[] = [];
+  const peer = {
+    name,
+    offer: () => {
+      const question = Promise.withResolvers<Offer>();
+      asked.push(question);
+      if (how !== 'hangs') question.resolve(offer(name, how === 'accepts'));
+      return question.promise;
+    },
+  } as unknown as Peer;
+  return { peer, asked };
+}
+
+function desk(...workers: { peer: Peer }[]) {
+  const clock = new FakeClock();
+  return {
+    clock,
+    desk: new OfferDesk({ peers: () => workers.map(({ peer }) => peer), clock, graceMs: 5_000 }),
+  };
+}
+
+const saying = (offers: Offer[]) => offers.map(({ worker: name, reason }) => `${name} ${reason}`);
+
+test('a worker that hangs is waited for once, is the one who is named, and is asked once at a time until it answers', async () => {
+  const [b, c] = [worker('b', 'hangs'), worker('c', 'accepts')];
+  const { clock, desk: offers } = desk(b, c);
+  const first = offers.ask({ wanted: null, request: REQUEST });
+  await clock.settle();
+  clock.advance(5_000);
+  assert.deepEqual(saying(await first), ['b does not answer: another worker accepted 5 s before', 'c room']);
+
+  for (const forS of [1, 2]) {
+    const next = offers.ask({ wanted: null, request: REQUEST });
+    clock.advance(1_000);
+    const [said] = saying(await next);
+    assert.match(said!, new RegExp(`^b does not answer: it was silent before.*had not ${forS} s ago`));
+  }
+  assert.equal(b.asked.length, 2, 'one question beside the one that was given up');
+  b.asked[1]!.resolve(offer('b', true));
+  await clock.settle();
+  const back = offers.ask({ wanted: null, request: REQUEST });
+  b.asked[2]!.resolve(offer('b', false));
+  assert.deepEqual(saying(await back), ['b is full', 'c room']);
+});
+
+test('without another that accepts it is waited for as long as it lives; a plan has an end, and asks it once', async () => {
+  const [b, c] = [worker('b', 'hangs'), worker('c', 'refuses')];
+  const { clock, desk: offers } = desk(b, c);
+  const dead = offers.ask({ wanted: null, request: REQUEST });
+  clock.advance(60_000);
+  await clock.settle();
+  const gone = new GodwitError('API_UNREACHABLE', 'no answer', { nextAction: 'look' });
+  b.asked[0]!.reject(gone);
+  assert.deepEqual(saying(await dead), ['b does not answer: no answer', 'c is full']);
+
+  const other = worker('d', 'hangs');
+  const planned = desk(other, c);
+  const silent = new Map<string, Offer>();
+  const plan = { wanted: null, request: REQUEST, waitMs: 10_000, silent };
+  const step = planned.desk.ask(plan);
+  await planned.clock.settle();
+  planned.clock.advance(10_000);
+  assert.deepEqual(saying(await step), ['d does not answer: nothing within 10 s', 'c is full']);
+  assert.deepEqual(saying(await planned.desk.ask(plan)), [
+    'd does not answer: nothing within 10 s',
+    'c is full',
+  ]);
+  assert.equal(other.asked.length, 1);
+});
+
+test('a worker that fails has answered; only those are asked that are wanted', async () => {
+  const [b, c] = [worker('b', 'hangs'), worker('c', 'accepts')];
+  const { desk: offers } = desk(b, c);
+  const first = offers.ask({ wanted: 'b', request: REQUEST });
+  b.asked[0]!.reject(new GodwitError('INTERNAL', 'a defect', { nextAction: 'report it' }));
+  assert.deepEqual(saying(await first), ['b does not answer: a defect']);
+  const next = offers.ask({ wanted: 'b', request: REQUEST });
+  b.asked[1]!.resolve(offer('b', true));
+  assert.deepEqual(saying(await next), ['b room']);
+  assert.equal(c.asked.length, 0);
+});
+
+test('what came later is said to who knows it, and not any more when an earlier version has taken its place', async () => {
+  const heard: string[] = [];
+  let version: 'new' | 'old' = 'new';
+  const peer = {
+    name: 'b',
+    offer: async (request: OfferRequest) => {
+      heard.push(`${version}${request.needs ? ' with needs' : ''}`);
+      if (version === 'old' && request.needs)
+        throw new GodwitError('API_INVALID_REQUEST', 'unknown property', { nextAction: 'none' });
+      if (version === 'old') return offer('b', true);
+      return { ...offer('b', request.needs === undefined), knows: ['needs'] };
+    },
+  } as unknown as Peer;
+  const { desk: offers } = desk({ peer });
+  const request = { ...REQUEST, needs: { config: {} } } as OfferRequest;
+  const ask = async () => (await offers.ask({ wanted: null, request }))[0]!.accepted;
+  assert.equal(await ask(), false, 'it cannot run it');
+  assert.equal(await ask(), false);
+  version = 'old';
+  assert.equal(await ask(), true);
+  assert.equal(await ask(), true);
+  assert.deepEqual(heard, ['new', 'new with needs', 'new with needs', 'old with needs', 'old', 'old']);
+});
