@@ -860,6 +860,25 @@ test('cancel: aborts the step and undoes; twice is once; over is over', async (t
   assert.equal(journal.events(id).filter(({ body }) => body.type === 'cancel-requested').length, 1);
 });
 
+test('a cancel reaches a step that was told before that nothing advances in it', async (t) => {
+  const bench = new Bench(t);
+  const told: string[] = [];
+  const stubborn: Do = ({ signal, calledOff }) =>
+    new Promise((_resolve, reject) => {
+      signal.addEventListener('abort', () => told.push(signal.reason.code));
+      calledOff.addEventListener('abort', () => reject(calledOff.reason));
+    });
+  const journal = bench.journal([
+    kindOf('move', bench.step('stop', stubborn, { quietMs: 10_000, whenQuiet: 'wait' })),
+  ]);
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(30_000);
+  assert.deepEqual(told, ['JOURNAL_STEP_QUIET']);
+  assert.equal(journal.get(id).state, 'waiting');
+  journal.cancel(id, 'enough');
+  assert.equal((await bench.end(journal, id)).error?.code, 'JOURNAL_CANCELLED');
+});
+
 test('cancel while the last step before the point of no return ends well: the point is not passed', async (t) => {
   const bench = new Bench(t);
   const journal = bench.journal([

@@ -74,6 +74,7 @@ type AttemptEnd = { body: EventBody; handoff: Handoff | null; values?: Record<st
 
 type Attempt = {
   readonly controller: AbortController;
+  readonly calledOff: AbortController;
   readonly settled: Promise<void>;
   /** An append within the attempt failed, so the attempt failed, whatever it says itself. */
   appendError: GodwitError | null;
@@ -555,7 +556,12 @@ export class Journal {
         return false;
       }
       case 'await':
-        if (action.stop) run.attempt?.controller.abort(GodwitError.fromWire(action.stop));
+        if (action.stop && run.attempt) {
+          const reason = GodwitError.fromWire(action.stop);
+          // A signal aborts once: who was told for being quiet is told of a person's word all the same.
+          if (reason.code !== 'JOURNAL_STEP_QUIET') run.attempt.calledOff.abort(reason);
+          run.attempt.controller.abort(reason);
+        }
         if (action.wakeAtMs !== null) this.#wakeAt(run, action.wakeAtMs);
         return false;
       case 'append':
@@ -627,7 +633,7 @@ export class Journal {
     const work = started.type === 'step-started' ? step.do : step.undo!;
     const controller = new AbortController();
     const { promise: settled, resolve } = Promise.withResolvers<void>();
-    const attempt: Attempt = { controller, settled, appendError: null };
+    const attempt: Attempt = { controller, calledOff: new AbortController(), settled, appendError: null };
     run.attempt = attempt;
     const pace = this.#paceOf(run);
     pace.attemptMs = this.#clock.monotonicMs();
@@ -687,6 +693,7 @@ export class Journal {
       },
       attempt: started.attempt,
       signal: attempt.controller.signal,
+      calledOff: attempt.calledOff.signal,
       put: (values) => {
         const stored = jsonCopy(values) as Record<string, unknown>;
         if (!isIn(run.history.output, stored)) record({ type: 'put', step: started.step, values: stored });

@@ -49,6 +49,8 @@ export type StepContext<Input> = {
   readonly attempt: number;
   /** Aborts when nothing has advanced for the step's `quietMs`, at a cancel before the point of no return, and when the process ends in good order. */
   readonly signal: AbortSignal;
+  /** Aborts when somebody has the run go back or end (a cancel, a forced end), also after `signal` has aborted for being quiet. */
+  readonly calledOff: AbortSignal;
   /** Puts values into `output`, durably before it returns. */
   put(values: Record<string, unknown>): void;
   /** Says why the step waits; shown by `godwit why`. Cleared when the step ends. */

@@ -361,7 +361,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const startedMs = clock.monotonicMs();
           const cancelSaying = sayLater(context);
           try {
-            await source.stop(context.input.machineId, killWhenUndone(context.signal));
+            // Not when this process ends, since the next one takes the stop up where it is, and not because it is slow: the machine has the
+            // time that its owner gave it.
+            await source.stop(context.input.machineId, context.calledOff);
           } finally {
             cancelSaying();
           }
@@ -714,23 +716,6 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     options.onProgress?.(context.runId, status);
     return status;
   }
-}
-
-/**
- * Aborts when the run is told to go back; not when this process ends, since the next one takes the stop up where it is, and not because the stop is
- * slow: the machine has the time that its owner gave it.
- */
-function killWhenUndone(signal: AbortSignal): AbortSignal {
-  const kill = new AbortController();
-  const look = () => {
-    const goesOn = ['JOURNAL_CLOSED', 'JOURNAL_STEP_QUIET'].some((code) =>
-      isGodwitError(signal.reason, code),
-    );
-    if (!goesOn) kill.abort(signal.reason);
-  };
-  if (signal.aborted) look();
-  else signal.addEventListener('abort', look, { once: true });
-  return kill.signal;
 }
 
 function forgotten(target: string, status: TargetStatus): GodwitError {
