@@ -4,6 +4,7 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
+import type { Ailment } from '../machine/ailment.ts';
 import type { MoveInbox } from './inbox.ts';
 import { nowOrNever } from './obstacle.ts';
 import type { OverrideNote } from './override-note.ts';
@@ -185,8 +186,11 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
             try {
               await target.awaitHealthy(context.input, PATIENCE.healthRound.ms);
               healthUntilMs.delete(context.runId);
-              const ailment = await target.ailment(context.input);
-              return { healthyAtMs: clock.wallMs(), ...(ailment !== null && { unhealthy: `it ${ailment}` }) };
+              const unhealthy = unhealthyAtLast(null, await target.ailment(context.input));
+              return {
+                healthyAtMs: clock.wallMs(),
+                ...(unhealthy !== null && { unhealthy }),
+              };
             } catch (error) {
               if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
               context.signal.throwIfAborted();
@@ -278,7 +282,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           if (!context.input.startMachine) return;
           // As of now, which is what the source hears last.
           const ailment = await target.ailment(context.input).catch(() => null);
-          return { unhealthy: ailment && `it ${ailment}` };
+          return { unhealthy: unhealthyAtLast(out(context).unhealthy ?? null, ailment) };
         },
       },
     ],
@@ -341,6 +345,15 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
       return NO_ANSWER;
     }
   }
+}
+
+/**
+ * What the source hears last of the machine. One that was healthy and whose check fails now and then is its owner's; one that has ended, or never got healthy,
+ * is told. Pure.
+ */
+export function unhealthyAtLast(before: string | null, now: Ailment | null): string | null {
+  if (now === null || (now.kind === 'unhealthy' && before === null)) return null;
+  return `it ${now.message}`;
 }
 
 /** The target's answer to "where are you with this move?". `live` is the hydration as of now, if it is known. Pure. */

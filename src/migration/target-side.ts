@@ -1,4 +1,5 @@
 import type { HeatHint } from '../attach/server-spec.ts';
+import type { Ailment } from '../machine/ailment.ts';
 import type {
   CompareReply,
   CompareRequest,
@@ -46,8 +47,8 @@ export interface TargetSide {
   boot(request: PrepareRequest, onMounted: () => void): Promise<void>;
   /** Resolves when healthy, or when there is nothing to wait for (see `ailment`); rejects `MACHINE_NOT_HEALTHY` after `timeoutMs`. */
   awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void>;
-  /** What is wrong with the machine now, which is wanted to run; null: nothing, or it is not wanted. A sentence's end after "it". */
-  ailment(request: PrepareRequest): Promise<string | null>;
+  /** What is wrong with the machine now, which is wanted to run; null: nothing, or it is not wanted. */
+  ailment(request: PrepareRequest): Promise<Ailment | null>;
   /** Lets background hydration begin: it has stood back so that a booting machine has host and wire for itself. */
   hydrate(request: PrepareRequest): Promise<void>;
   /** The machine is under nobody's hands any more: restarts of the worker treat it like any other. */

@@ -2,7 +2,7 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
-import { ailmentOf } from '../machine/ailment.ts';
+import { type Ailment, ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
@@ -199,11 +199,11 @@ export class TargetHost implements TargetSide {
     }
   }
 
-  async ailment(request: PrepareRequest): Promise<string | null> {
+  async ailment(request: PrepareRequest): Promise<Ailment | null> {
     const { machines, clock } = this.#options;
     if (!this.#isWanted(request)) return null;
     const { shim } = await machines.show(request.machineId);
-    return ailmentOf(shim?.workload ?? null, clock.wallMs())?.message ?? null;
+    return ailmentOf(shim?.workload ?? null, clock.wallMs());
   }
 
   async hydrate(request: PrepareRequest): Promise<void> {

@@ -220,7 +220,7 @@ test('machines of one anti-affinity group go to different workers', { skip: flee
     const config = { group: 'database', resources: { memoryBytes: 128 * MIB } };
     ids.push((await fleet.writerMachine(fleet.worker('a'), collector, { name, config })).id);
   }
-  assert.equal((await fleet.run('drain', 'a')).exitCode, 0);
+  assert.equal((await fleet.run('drain', 'a', '--wait', '10m')).exitCode, 0);
   assert.deepEqual((await ownerNames(fleet, ids)).sort(), ['b', 'c']);
   for (const name of ['one', 'two']) {
     await collector.history(name).incarnation(1);

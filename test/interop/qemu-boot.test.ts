@@ -51,7 +51,7 @@ test('a virtual machine boots from its volume through the NBD socket, and again 
   await fleet.until('the volume to be whole', async () => {
     return (await alpha.client.showVolume(volume.id)).state === 'ready';
   });
-  const drain = await fleet.run('drain', 'alpha');
+  const drain = await fleet.run('drain', 'alpha', '--wait', '10m');
   assert.equal(drain.exitCode, 0, drain.stdout + drain.stderr);
   await booted(fleet, beta, 2);
   assert.deepEqual(await fleet.owners(machine.id), [beta]);
