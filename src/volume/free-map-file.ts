@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readFile, rm } from 'node:fs/promises';
+import { link, open, readdir, readFile, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { systemErrorCode } from '../base/errors.ts';
@@ -46,7 +46,50 @@ async function makeDurable(path: string, bytes: Uint8Array, clock: Clock): Promi
   return false;
 }
 
-/** Null: there is none. */
+const FROZEN = /^free\.map\.g\d+$/;
+
+function frozenPath(volumeDir: string, generation: number): string {
+  return join(volumeDir, `${VOLUME_FILES.freeMap}.g${generation}`);
+}
+
+/**
+ * From now on the map of this sealed generation is what `free.map` is, or none where there is none yet: a server that was given up while it read the filesystem may write one
+ * later, when the target has been told that there is none, and the proof needs the same on both sides. `free.map.g<generation>`, empty for none. Idempotent; does not
+ * wait until it is durable.
+ */
+export async function freezeFreeMap(volumeDir: string, generation: number): Promise<void> {
+  const path = frozenPath(volumeDir, generation);
+  for (const name of await readdir(volumeDir))
+    if (FROZEN.test(name) && join(volumeDir, name) !== path) await rm(join(volumeDir, name), { force: true });
+  try {
+    // The same inode: whoever writes another map renames a new one over the name.
+    await link(join(volumeDir, VOLUME_FILES.freeMap), path);
+  } catch (error) {
+    if (systemErrorCode(error) === 'EEXIST') return;
+    if (systemErrorCode(error) !== 'ENOENT') throw error;
+    const none = await open(path, 'wx', 0o600).catch((again: unknown) => {
+      if (systemErrorCode(again) === 'EEXIST') return null;
+      throw again;
+    });
+    await none?.close();
+  }
+  void syncPath(path)
+    .then(() => syncFolder(volumeDir))
+    .catch(() => {});
+}
+
+/** What counts as the map of this generation: what was frozen, if it was. Null: there is none. */
+export async function readSealedFreeMap(volumeDir: string, generation: number): Promise<Buffer | null> {
+  try {
+    const frozen = await readFile(frozenPath(volumeDir, generation));
+    return frozen.length === 0 ? null : frozen;
+  } catch (error) {
+    if (systemErrorCode(error) !== 'ENOENT') throw error;
+  }
+  return readFreeMapFile(volumeDir);
+}
+
+/** As it came, or was written last. Null: there is none. */
 export async function readFreeMapFile(volumeDir: string): Promise<Buffer | null> {
   try {
     return await readFile(join(volumeDir, VOLUME_FILES.freeMap));
@@ -71,7 +114,7 @@ export async function readFreeRuns(
   volumeDir: string,
   identity: SealedMapIdentity,
 ): Promise<BlockRun[] | null> {
-  const bytes = await readFreeMapFile(volumeDir);
+  const bytes = await readSealedFreeMap(volumeDir, identity.generation);
   return bytes === null ? null : decodeSealedMap(bytes, identity);
 }
 

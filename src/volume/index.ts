@@ -5,7 +5,13 @@ export { readDataLoss } from './data-guard.ts';
 export { isDataLocked } from './data-lock.ts';
 export { encryptionCapabilities, readGeometry, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
-export { bytesAvoided, freeMapDigest, readFreeMapFile, writeFreeMap } from './free-map-file.ts';
+export {
+  bytesAvoided,
+  freeMapDigest,
+  freezeFreeMap,
+  readSealedFreeMap,
+  writeFreeMap,
+} from './free-map-file.ts';
 export { readImportSource } from './import-source-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';

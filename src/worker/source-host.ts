@@ -17,10 +17,11 @@ import {
   bytesAvoided,
   exportSpec,
   type FreeMapReport,
+  freezeFreeMap,
   newGrant,
-  readFreeMapFile,
   readGeometry,
   readImportSource,
+  readSealedFreeMap,
   type SourceSpec,
   sourceSpec,
   type VolumeRecord,
@@ -275,8 +276,16 @@ export class SourceHost implements SourceSide {
         await volumes.apply(volumeId, { kind: 'seal', generation });
         await client.call('volume.command', { op: 'seal', args: {} });
         const { filesystem } = await volumes.get(volumeId);
-        if (filesystem !== 'none') return readFreeMap(client, filesystem);
-        return { unusedBytes: 0, reason: null };
+        if (filesystem === 'none') return { unusedBytes: 0, reason: null };
+        const report = await readFreeMap(client, filesystem);
+        try {
+          // One that was given up may come later.
+          await freezeFreeMap(volumes.folder(volumeId), generation);
+          return report;
+        } catch (error) {
+          this.#options.logger.warn({ volumeId, error: toWireError(error) }, 'cannot freeze the free map');
+          return report;
+        }
       }
     }
     // A server of other systems that came up since the move began: the record must not be sealed under its writes.
@@ -289,7 +298,9 @@ export class SourceHost implements SourceSide {
   }
 
   async freeMap(volumeId: string): Promise<string | null> {
-    const bytes = await readFreeMapFile(this.#options.volumes.folder(volumeId));
+    const { volumes } = this.#options;
+    const { generation } = await volumes.get(volumeId);
+    const bytes = await readSealedFreeMap(volumes.folder(volumeId), generation);
     return bytes && bytes.length <= SEALED_MAP_BYTES_MAX ? bytes.toString('base64') : null;
   }
 
