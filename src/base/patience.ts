@@ -195,7 +195,7 @@ const TABLE = {
     slow: 'follows, as shimAnswer',
   },
   shimLook: {
-    ms: 2_000,
+    ms: 4_000,
     kind: 'help',
     waits: 'the state of one shim, for a list',
     end: 'the machine is listed with what was last known of it, as `silent`; the others are not kept waiting',

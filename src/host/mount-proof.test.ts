@@ -130,19 +130,28 @@ test('an answer is kept; a refusal for a while, a try that was none not at all',
     incompatible: 1,
     readonlyCompatible: 1,
   };
-  says.push({ exitCode: 32, stdout: '', stderr: 'mount: unknown filesystem type' });
+  const fails = { exitCode: 32, stdout: '', stderr: 'mount: unknown filesystem type' };
+  const mounts = { exitCode: 0, stdout: '', stderr: '' };
+  says.push(fails, mounts);
   assert.match((await proof.refusal(needs)) ?? '', /unknown filesystem type/);
   await proof.refusal(needs);
-  assert.equal(runs, 2);
-  clock.advance(3_600_000);
-  says.push({ exitCode: 0, stdout: '', stderr: '' });
-  assert.equal(await proof.refusal(needs), null);
-  clock.advance(3_600_000);
-  assert.equal(await proof.refusal(needs), null);
   assert.equal(runs, 4);
+  clock.advance(3_600_000);
+  says.push(mounts);
+  assert.equal(await proof.refusal(needs), null);
+  clock.advance(3_600_000);
+  assert.equal(await proof.refusal(needs), null);
+  assert.equal(runs, 6);
+  // Nothing can be mounted here: that says nothing about these features.
+  const later = { ...needs, inodeBytes: 2048 };
+  says.push(fails, fails);
+  await assert.rejects(proof.refusal(later), (error) => isGodwitError(error, 'HOST_MOUNT_UNPROVED'));
+  says.push(mounts);
+  assert.equal(await proof.refusal(later), null);
+  assert.equal(runs, 12);
   mkfs = 1;
   const other = { ...needs, inodeBytes: 1024 };
   for (let attempt = 0; attempt < 2; attempt++)
     await assert.rejects(proof.refusal(other), (error) => isGodwitError(error, 'HOST_MOUNT_UNPROVED'));
-  assert.equal(runs, 6);
+  assert.equal(runs, 14);
 });

@@ -67,6 +67,17 @@ const XFS_NREXT64 = 0x20;
 /** Those, file types, and the uuid that tune can change. */
 const XFS_INCOMPATIBLE_MADE = 0x1 | XFS_SPARSE_INODES | 0x4 | XFS_BIGTIME | XFS_NREXT64;
 
+/** What every kernel with ext4 mounts: a journal, file types, extents, sparse superblocks, large files. */
+const CONTROL: MountNeeds = {
+  filesystem: 'ext4',
+  blockBytes: 4096,
+  clusterBytes: 4096,
+  inodeBytes: 256,
+  compatible: 0x4,
+  incompatible: 0x2 | 0x40,
+  readonlyCompatible: 0x1 | 0x2,
+};
+
 const FILE_BYTES = { ext4: 64 * 2 ** 20, xfs: 512 * 2 ** 20 };
 /** What did not mount may after a `modprobe`, or with another kernel's modules. */
 const REFUSED_KEEP_MS = PATIENCE.mountRefused.ms;
@@ -179,27 +190,17 @@ export class MountProof {
   }
 
   async #try(needs: MountNeeds): Promise<string | null> {
-    const { filesystem } = needs;
-    const path = join(this.#dir, `mount-proof-${process.pid}-${this.#count++}`);
-    const recipe = proofRecipe(needs, path);
+    const { filesystem, blockBytes } = needs;
     try {
-      const file = await open(path, 'wx', 0o600);
-      await file.close();
-      await truncate(path, FILE_BYTES[filesystem]);
-      const made = await this.#tools.run(recipe.argv, { deadlineMs: PATIENCE.makeFilesystem.ms });
-      if (made.exitCode !== 0)
-        throw new Error(`${recipe.argv[0]}: ${made.stderr.trim() || made.stdout.trim()}`);
-      await addBits(path, needs, recipe);
-      const mounted = await this.#tools.run([
-        ...(['unshare', '--mount', '--propagation', 'private'] as const),
-        ...['mount', '-t', filesystem, '-o', filesystem === 'xfs' ? 'loop,nodev,nouuid' : 'loop,nodev'],
-        ...[path, this.#dir],
-      ]);
-      if (mounted.exitCode === 0) return null;
-      const unknown = recipe.incompatible | recipe.readonlyCompatible;
+      const said = await this.#mounts(needs);
+      if (said === null) return null;
+      // Programs, loop devices or rights may be what is missing: then what every kernel mounts is not mounted either.
+      const other = await this.#mounts(CONTROL);
+      if (other !== null) throw new Error(`a plain ext4 is not mounted either: ${other}`);
+      const { features, incompatible, readonlyCompatible } = proofRecipe(needs, '');
+      const unknown = incompatible | readonlyCompatible;
       const bits = unknown === 0 ? '' : ` and unknown bits 0x${(unknown >>> 0).toString(16)}`;
-      const said = mounted.stderr.trim().split('\n')[0] ?? '';
-      return `its kernel does not mount ${filesystem} with blocks of ${needs.blockBytes} and ${recipe.features.join(',')}${bits} (${said})`;
+      return `its kernel does not mount ${filesystem} with blocks of ${blockBytes} and ${features.join(',')}${bits} (${said})`;
     } catch (error) {
       throw new GodwitError(
         'HOST_MOUNT_UNPROVED',
@@ -211,6 +212,28 @@ export class MountProof {
           cause: error,
         },
       );
+    }
+  }
+
+  /** What mount says when it fails; null: it is mounted, and gone again. Throws where there is nothing to mount. */
+  async #mounts(needs: MountNeeds): Promise<string | null> {
+    const { filesystem } = needs;
+    const path = join(this.#dir, `mount-proof-${process.pid}-${this.#count++}`);
+    const recipe = proofRecipe(needs, path);
+    try {
+      const file = await open(path, 'wx', 0o600);
+      await file.close();
+      await truncate(path, FILE_BYTES[filesystem]);
+      const made = await this.#tools.run(recipe.argv, { deadlineMs: PATIENCE.makeFilesystem.ms });
+      if (made.exitCode !== 0)
+        throw new Error(`${recipe.argv[0]}: ${made.stderr.trim() || made.stdout.trim()}`);
+      await addBits(path, needs, recipe);
+      const { exitCode, stderr } = await this.#tools.run([
+        ...(['unshare', '--mount', '--propagation', 'private'] as const),
+        ...['mount', '-t', filesystem, '-o', filesystem === 'xfs' ? 'loop,nodev,nouuid' : 'loop,nodev'],
+        ...[path, this.#dir],
+      ]);
+      return exitCode === 0 ? null : (stderr.trim().split('\n')[0] ?? '');
     } finally {
       await rm(path, { force: true }).catch(() => {});
     }
