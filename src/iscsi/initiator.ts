@@ -835,7 +835,7 @@ export class IscsiInitiator implements BlockDevice {
     onReady: () => void,
     onOver: (error: GodwitError) => void,
   ): { session: InitiatorSession; socket: Socket; writer: PduWriter } {
-    const writer = new PduWriter(new ChunkWriter((chunks, done) => sink(chunks, done), this.#pool));
+    const writer = new PduWriter(new ChunkWriter((chunks, done) => sink.send(chunks, done), this.#pool));
     const session = new InitiatorSession({
       writer,
       login: {

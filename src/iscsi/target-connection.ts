@@ -9,7 +9,7 @@ import type { LookOut } from '../base/look-out.ts';
 import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
-import { socketSink } from '../base/socket-sink.ts';
+import { type SocketSink, socketSink } from '../base/socket-sink.ts';
 import { LOGIN_STATUS, nameOf, OPCODE } from './constants.ts';
 import { protocolError } from './errors.ts';
 import type { TargetLimits } from './limits.ts';
@@ -72,6 +72,7 @@ export class TargetConnection {
   readonly #limits: TargetLimits;
   readonly #clock: Clock;
   readonly #logger: Logger;
+  readonly #sink: SocketSink;
   readonly #writer: PduWriter;
   readonly #parser: PduParser;
   readonly #lookOut: LookOut;
@@ -137,7 +138,8 @@ export class TargetConnection {
       },
     });
     this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
-    this.#writer = new PduWriter(new ChunkWriter(socketSink(socket), options.pool, this.#account));
+    this.#sink = socketSink(socket);
+    this.#writer = new PduWriter(new ChunkWriter(this.#sink.send, options.pool, this.#account));
     this.#writer.onDrain = () => this.#roomAgain();
     this.#login = new TargetLogin({
       admit: options.host.admit,
@@ -184,7 +186,7 @@ export class TargetConnection {
     this.#cancelDeadline();
     this.#writer.finish();
     // Nothing that comes from now on is looked at, but it has to be read for the end of it to be seen.
-    this.#socket.end();
+    this.#sink.end();
     this.#socket.resume();
     const cancel = this.#clock.timer(LINGER_MS, () => this.#socket.destroy());
     this.#socket.once('close', cancel);

@@ -3,7 +3,7 @@ import { type ConnectionOptions as TlsConnectOptions, connect as tlsConnect } fr
 import type { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
-import { socketSink } from '../base/socket-sink.ts';
+import { type SocketSink, socketSink } from '../base/socket-sink.ts';
 import { type Handshake, HandshakeDriver } from './client-handshake.ts';
 import type { NbdAddress, NbdTlsMode } from './client-uri.ts';
 import { protocolError } from './errors.ts';
@@ -51,6 +51,7 @@ export class NbdConnection<Result> {
   #stream: Socket;
   readonly #driver: HandshakeDriver<Result>;
   #writer: RequestWriter | null = null;
+  #out: SocketSink | null = null;
   #sink: ByteSink | null = null;
   #over = false;
 
@@ -107,7 +108,8 @@ export class NbdConnection<Result> {
         this.#socket.destroy();
         resolve();
       });
-      this.#stream.end();
+      if (this.#out === null) this.#stream.end();
+      else this.#out.end();
     });
   }
 
@@ -135,7 +137,8 @@ export class NbdConnection<Result> {
       this.#secure();
       return;
     }
-    this.#writer = new RequestWriter(new ChunkWriter(socketSink(this.#stream), this.#options.pool));
+    this.#out = socketSink(this.#stream);
+    this.#writer = new RequestWriter(new ChunkWriter(this.#out.send, this.#options.pool));
     this.#sink = this.#options.onReady(this.#driver.result, this.#writer);
   }
 

@@ -9,7 +9,7 @@ import type { LookOut } from '../base/look-out.ts';
 import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { takenBytes } from '../base/socket-progress.ts';
-import { socketSink } from '../base/socket-sink.ts';
+import { type SocketSink, socketSink } from '../base/socket-sink.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
@@ -42,6 +42,7 @@ export class ServerConnection {
   readonly #rawSocket: Socket;
   #socket: Socket;
   #writer: ChunkWriter | null = null;
+  #sink: SocketSink | null = null;
   #parser: RequestParser | null = null;
   #session: ServerSession | null = null;
   #export: NbdExport | null = null;
@@ -285,7 +286,8 @@ export class ServerConnection {
   #begin(agreement: Agreement): void {
     this.#cancelTimer();
     this.#export = agreement.export;
-    this.#writer = new ChunkWriter(socketSink(this.#socket), this.#pool, this.#account);
+    this.#sink = socketSink(this.#socket);
+    this.#writer = new ChunkWriter(this.#sink.send, this.#pool, this.#account);
     const session = new ServerSession({
       agreement,
       writer: this.#writer,
@@ -323,7 +325,8 @@ export class ServerConnection {
     this.#logger.info({ reason }, 'NBD: connection ends');
     this.#cancelTimer();
     this.#writer?.finish();
-    this.#socket.end();
+    if (this.#sink === null) this.#socket.end();
+    else this.#sink.end();
     // What still comes is not looked at, but has to be read for the end of it to be seen.
     this.#socket.resume();
     this.#cancelTimer = this.#clock.timer(LINGER_MS, () => void this.gone());

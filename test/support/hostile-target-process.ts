@@ -1,14 +1,16 @@
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
-import { PeerBook, type PeerLimits } from '../../src/base/peer-account.ts';
+import type { PeerLimits } from '../../src/base/peer-account.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import { DelayDevice } from '../../src/block/delay-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
 import { type TlsFiles, TlsIdentity } from '../../src/sys/tls-identity.ts';
 import { GRANT, TARGET_IQN } from './iscsi-pair.ts';
+import { WatchedBook } from './watched-book.ts';
 
-/* A target in a process of its own, whose memory can be measured: one argument, `HostileTarget` as JSON. Prints its port when it listens. */
+/* A target in a process of its own, whose memory can be measured: one argument, `HostileTarget` as JSON. Prints its port when it
+ * listens, and answers on its standard input what its memory is (AttackedProcess). */
 
 export type HostileTarget = {
   lengthBytes: number;
@@ -26,6 +28,7 @@ const device =
     ? memory
     : new DelayDevice(memory, systemClock, { latencyMs: options.latencyMs });
 const { tls } = options;
+const book = new WatchedBook(options.book);
 const target = await IscsiTarget.listen({
   host: '127.0.0.1',
   port: tls === undefined ? 0 : null,
@@ -33,7 +36,7 @@ const target = await IscsiTarget.listen({
   clock: systemClock,
   random: systemRandom,
   logger: silentLogger,
-  book: new PeerBook(systemClock, options.book),
+  book,
   ...(options.limits === undefined ? {} : { limits: options.limits }),
 });
 const share = target.addExport({
@@ -48,4 +51,5 @@ share.grant({
   initiatorIqn: ANY_INITIATOR,
   mutualChap: { user: 'target', secret: 'another fine secret' },
 });
+book.answer();
 process.stdout.write(`${tls === undefined ? target.port : target.tlsPort}\n`);

@@ -4,8 +4,10 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { NbdServer } from '../../src/nbd/server.ts';
+import { WatchedBook } from './watched-book.ts';
 
-/* A process that exports one file over NBD, writable: --file F --bytes N (--socket PATH | --port N) [--tls CERT --tls KEY --tls CA]. Prints its address once it listens. */
+/* A process that exports one file over NBD, writable: --file F --bytes N (--socket PATH | --port N) [--tls CERT --tls KEY --tls CA] [--book LIMITS]. Prints its address once it
+ * listens. With a book it answers on its standard input what its memory is (AttackedProcess). */
 
 const { values } = parseArgs({
   options: {
@@ -15,9 +17,12 @@ const { values } = parseArgs({
     port: { type: 'string', default: '0' },
     /** PEM files: certificate, key, authority of the clients. */
     tls: { type: 'string', multiple: true },
+    /** `PeerLimits` as JSON. */
+    book: { type: 'string' },
   },
 });
 const device = await FileDevice.open({ file: values.file!, lengthBytes: Number(values.bytes) });
+const book = values.book === undefined ? null : new WatchedBook(JSON.parse(values.book));
 const server = await NbdServer.listen({
   address:
     values.socket === undefined ? { host: '127.0.0.1', port: Number(values.port) } : { path: values.socket },
@@ -30,6 +35,7 @@ const server = await NbdServer.listen({
   }),
   clock: systemClock,
   logger: silentLogger,
+  ...(book !== null && { peers: book }),
 });
 server.addExport({
   name: '',
@@ -37,8 +43,10 @@ server.addExport({
   readOnly: false,
   writesNow: true,
 });
+book?.answer();
 process.stdout.write(`${JSON.stringify(server.address)}\n`);
 process.once('SIGTERM', async () => {
   await server.close();
   await device.close();
+  process.stdin.destroy();
 });
