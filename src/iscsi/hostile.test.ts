@@ -565,7 +565,7 @@ test('wrong secret, wrong name, expired grant, replayed login: refused, logged, 
     random: systemRandom,
     logger,
     limits: { loginDelayMs: 100, loginDelayMsMax: 1600 },
-    book: new PeerBook(systemClock),
+    peers: new PeerBook(systemClock),
     // The clock stands still, and login delays pass at once and are written down.
     clock: {
       ...systemClock,

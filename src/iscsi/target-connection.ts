@@ -7,6 +7,7 @@ import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
 import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
+import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
@@ -66,6 +67,7 @@ const LINGER_MS = 2_000;
  * Nothing more is read while the session takes no more, and in a login while the peer leaves our answers lying: `#rest` is what was read and not looked at.
  */
 export class TargetConnection {
+  /** Of what counts as one peer. */
   readonly address: string;
   readonly #socket: Socket;
   readonly #host: ConnectionHost;
@@ -97,7 +99,7 @@ export class TargetConnection {
     host: ConnectionHost;
     limits: TargetLimits;
     pool: BufferPool;
-    book: PeerBook;
+    peers: PeerBook;
     /** Shared by the connections of one target: nothing stays in it. */
     staging: Buffer;
     lookOut: LookOut;
@@ -124,10 +126,11 @@ export class TargetConnection {
     this.#limits = limits;
     this.#clock = options.clock;
     // Asked for before the handle moves.
-    this.address = options.socket.remoteAddress ?? 'unknown';
+    const { remoteAddress = 'unknown' } = options.socket;
+    this.address = peerAddressOf(remoteAddress);
     const socket = this.#adopt(options.socket, options.staging);
     this.#socket = socket;
-    this.#account = options.book.open({
+    this.#account = options.peers.open({
       address: this.address,
       debt: () => this.#debt(),
       movedBytes: (direction) => this.#movedBytes(direction),
@@ -137,7 +140,7 @@ export class TargetConnection {
         this.destroy();
       },
     });
-    this.#logger = options.logger.child({ peer: `${this.address}:${socket.remotePort ?? 0}` });
+    this.#logger = options.logger.child({ peer: `${remoteAddress}:${socket.remotePort ?? 0}` });
     this.#sink = socketSink(socket);
     this.#writer = new PduWriter(new ChunkWriter(this.#sink.send, options.pool, this.#account));
     this.#writer.onDrain = () => this.#roomAgain();

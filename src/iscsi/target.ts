@@ -7,6 +7,7 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
 import { PeerBook } from '../base/peer-account.ts';
+import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { type Seat, Seats } from '../base/seats.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -77,13 +78,15 @@ class HalfOpen implements Seat {
   readonly key: string;
   connection: TargetConnection | null = null;
   readonly #socket: Socket;
+  readonly #address: string | undefined;
   readonly #port: number | undefined;
   #shown: number | null = null;
 
   constructor(socket: Socket) {
     this.#socket = socket;
-    this.key = socket.remoteAddress ?? 'unknown';
+    this.#address = socket.remoteAddress;
     this.#port = socket.remotePort;
+    this.key = peerAddressOf(this.#address ?? 'unknown');
   }
 
   worth(): number {
@@ -96,7 +99,7 @@ class HalfOpen implements Seat {
 
   /** True for the TLS socket over this one. */
   isOf(socket: Socket): boolean {
-    return socket.remotePort === this.#port && socket.remoteAddress === this.key;
+    return socket.remotePort === this.#port && socket.remoteAddress === this.#address;
   }
 
   evict(): void {
@@ -208,8 +211,8 @@ export type TargetOptions = {
   random: Random;
   logger: Logger;
   limits?: Partial<TargetLimits>;
-  /** What peers make the process hold. Servers of one process share it. Default: one of its own. */
-  book?: PeerBook;
+  /** What peers make this process hold. Its servers share it. Default: one of its own. */
+  peers?: PeerBook;
   /** Default: one of its own. */
   pool?: BufferPool;
 };
@@ -227,7 +230,7 @@ export class IscsiTarget {
   readonly #limits: TargetLimits;
   readonly #throttle: LoginThrottle;
   readonly #pool: BufferPool;
-  readonly #book: PeerBook;
+  readonly #peers: PeerBook;
   /** Connections that have not logged in, and sessions. */
   readonly #halfOpen: Seats;
   readonly #seats: Seats;
@@ -247,7 +250,7 @@ export class IscsiTarget {
     this.#logger = options.logger;
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
-    this.#book = options.book ?? new PeerBook(options.clock);
+    this.#peers = options.peers ?? new PeerBook(options.clock);
     this.#halfOpen = new Seats({ max: this.#limits.halfOpenMax, keyMax: this.#limits.halfOpenAddressMax });
     this.#seats = new Seats({ max: this.#limits.connectionsMax, keyMax: this.#limits.grantSessionsMax });
     this.#throttle = new LoginThrottle({
@@ -410,7 +413,7 @@ export class IscsiTarget {
       host,
       limits: this.#limits,
       pool: this.#pool,
-      book: this.#book,
+      peers: this.#peers,
       staging: this.#staging,
       lookOut: this.#lookOut,
       clock: this.#clock,

@@ -19,8 +19,13 @@ import { ServerSession, type SessionStatistics } from './server-session.ts';
 
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
-/** A client that nothing came from for so long may lose its place to another. */
-const IDLE_AFTER_MS = 10_000;
+/** A client that nothing came from for so long may lose its place to another, those with the least to show first … */
+const IDLE_AFTER_MS = 1_000;
+/** … and one that has asked for so much, as a disk in use has, only after so long. */
+const ESTABLISHED_REQUESTS = 1024;
+const ESTABLISHED_IDLE_AFTER_MS = 10_000;
+/** More than `monotonicMs` of any process: what was done comes before when it was. */
+const WORTH_OF_A_DOUBLING = 2 ** 44;
 const NOTHING = Buffer.alloc(0);
 
 /**
@@ -93,7 +98,7 @@ export class ServerConnection {
       limits: options.limits,
       reply: (bytes) => {
         this.#socket.write(bytes);
-        if (this.#socket.writableLength > options.limits.connectionBytesReserved)
+        if (this.#socket.writableLength > options.limits.handshakeOutputBytesMax)
           this.drop('the client does not read what it asks for');
       },
     });
@@ -128,14 +133,18 @@ export class ServerConnection {
   }
 
   /**
-   * What it has to show when places are rare, for `Seats`: null while it works. In the handshake how far it is; afterwards since when nothing moves.
+   * What it has to show when places are rare, for `Seats`: null while it works. In the handshake how far it is. Afterwards how often what it had asked for
+   * doubled, so that a crowd that asks once and sits there goes before a disk that is in use and idle for a moment; of those alike since when nothing moves.
    */
   worth(): number | null {
     if (this.#session === null) return this.#socket !== this.#rawSocket ? 2 : this.#receivedBytes > 0 ? 1 : 0;
     if (this.#session.deviceCalls > 0) return null;
     // It has a handshake to show, and that is all.
-    if (!this.#session.asked) return 2;
-    return this.#clock.monotonicMs() - this.#movedAtMs < IDLE_AFTER_MS ? null : 3 + this.#movedAtMs;
+    const { requestsAsked } = this.#session;
+    if (requestsAsked === 0) return 2;
+    const idleAfterMs = requestsAsked < ESTABLISHED_REQUESTS ? IDLE_AFTER_MS : ESTABLISHED_IDLE_AFTER_MS;
+    if (this.#clock.monotonicMs() - this.#movedAtMs < idleAfterMs) return null;
+    return 3 + Math.floor(Math.log2(requestsAsked)) * WORTH_OF_A_DOUBLING + this.#movedAtMs;
   }
 
   /** Ends the connection at once, and says why in the log. */

@@ -78,7 +78,7 @@ export class ServerSession implements RequestSink {
   #cost = 0;
   #backing: BufferLease | null = null;
   #deviceCalls = 0;
-  #asked = false;
+  #requestsAsked = 0;
   #disconnecting = false;
   #closed = false;
   #idle: PromiseWithResolvers<void> | null = null;
@@ -114,9 +114,9 @@ export class ServerSession implements RequestSink {
     return this.#mode === 'extended' ? EXTENDED_REPLY_BYTES : STRUCTURED_REPLY_BYTES;
   }
 
-  /** It has had a request of the client. */
-  get asked(): boolean {
-    return this.#asked;
+  /** Requests that the client has made. */
+  get requestsAsked(): number {
+    return this.#requestsAsked;
   }
 
   /** Device calls that are under way. */
@@ -136,7 +136,7 @@ export class ServerSession implements RequestSink {
       this.#starved = true;
       return false;
     }
-    this.#asked = true;
+    this.#requestsAsked += 1;
     this.#requests += 1;
     this.#cost = cost;
     this.#refusal = refusal;

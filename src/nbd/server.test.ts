@@ -15,6 +15,7 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { PeerBook } from '../base/peer-account.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { FaultDevice } from '../block/fault-device.ts';
@@ -502,11 +503,42 @@ test('connections are limited, and so is the time of a handshake', async (t) => 
   await until('one connection', () => server.connections === 1);
 });
 
+test('of a crowd that asks once and sits there one goes for who comes, after a second; a disk that was in use stays', async (t) => {
+  const clock = new FakeClock();
+  const { server, client } = await start(t, [{ name: '', device: memory() }], {
+    clock,
+    limits: { connectionsMax: 4 },
+  });
+  const disk = client();
+  await disk.begin();
+  for (let turn = 0; turn < 1024; turn += 1) await disk.read(0, 512);
+  // Longer idle than any of the crowd.
+  clock.advance(500);
+  let crowd: RawNbdClient[] = [];
+  for (let index = 0; index < 3; index += 1) {
+    const raw = client();
+    await raw.begin();
+    await raw.read(0, 512);
+    crowd.push(raw);
+  }
+  for (let round = 0; round < 4; round += 1) {
+    clock.advance(1_001);
+    const comer = client();
+    await until('a newcomer to wait', () => server.waiting === 1);
+    clock.advance(20);
+    await comer.begin();
+    await comer.read(0, 512);
+    assert.ok(await crowd[0]!.closed());
+    crowd = [...crowd.slice(1), comer];
+  }
+  assert.equal((await disk.read(0, 512)).data.length, 512);
+});
+
 test('a peer that stalls within a request or does not take its answers is dropped; an idle one is not', async (t) => {
   const clock = new FakeClock();
   const { client } = await start(t, [{ name: '', device: memory(8 * MIB), readOnly: false }], {
     clock,
-    limits: { stallTimeoutMs: 1000 },
+    peers: new PeerBook(clock, { stallTimeoutMs: 1000 }),
   });
   const idle = client();
   await idle.begin();
@@ -539,7 +571,8 @@ test('memory stays bounded when a peer asks and does not take', async (t) => {
     close: async () => {},
   };
   const { server, client } = await start(t, [{ name: '', device }], {
-    limits: { connectionBytesMax: 4 * MIB, serverBytesMax: 6 * MIB, requestBytesMax: 2 * MIB },
+    peers: new PeerBook(systemClock, { connectionBytesMax: 4 * MIB, sharedBytesMax: 6 * MIB }),
+    limits: { requestBytesMax: 2 * MIB },
   });
   const { address } = server;
   assert.ok('port' in address);
@@ -564,7 +597,8 @@ test('memory stays bounded when a peer asks and does not take', async (t) => {
 
 test('peers that hold the buffers of the server do not hold up others', async (t) => {
   const { server, client } = await start(t, [{ name: '', device: memory(), readOnly: false }], {
-    limits: { requestBytesMax: 2 * MIB, serverBytesMax: 2 * MIB },
+    peers: new PeerBook(systemClock, { sharedBytesMax: 2 * MIB }),
+    limits: { requestBytesMax: 2 * MIB },
   });
   const greedy = [client(), client(), client()];
   for (const raw of greedy) {

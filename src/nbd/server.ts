@@ -39,7 +39,7 @@ export type NbdServerOptions = {
   clock: Clock;
   logger: Logger;
   limits?: Partial<ServerLimits>;
-  /** What peers make this process hold, shared with its other servers. Else a book of its own, with `limits`. */
+  /** What peers make this process hold. Its servers share it. Default: one of its own. */
   peers?: PeerBook;
   /** For tests that look into it. */
   pool?: BufferPool;
@@ -79,9 +79,9 @@ export class NbdServer {
     this.#options = options;
     this.#limits = { ...SERVER_LIMITS, ...options.limits };
     this.#logger = options.logger;
-    const { serverBytesMax: sharedBytesMax, connectionsMax, connectionsPerAddressMax } = this.#limits;
+    const { connectionsMax, connectionsPerAddressMax } = this.#limits;
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
-    this.#peers = options.peers ?? new PeerBook(options.clock, { ...this.#limits, sharedBytesMax });
+    this.#peers = options.peers ?? new PeerBook(options.clock);
     this.#turnstile = new Turnstile(options.clock, {
       perSecond: ADMISSIONS_PER_SECOND,
       waitingMax: connectionsMax,

@@ -14,6 +14,7 @@ import type {
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
@@ -43,6 +44,8 @@ export type AttachedVolumeOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
+  /** What peers make this process hold, whatever it serves them by. */
+  peers: PeerBook;
   /** Every block is local, durably. May be called again after a restart of the process. */
   onHydrated: () => void;
 };
@@ -561,7 +564,7 @@ async function openNbd(
   spec: VolumeServerSpec,
   socket: NbdSocketSpec,
   { device, local, clone }: { device: BlockDevice; local: FileDevice; clone: CloneLayer | null },
-  { clock, logger }: AttachedVolumeOptions,
+  { clock, logger, peers }: AttachedVolumeOptions,
 ): Promise<NbdAttachment> {
   const { NbdAttachment } = await import('./nbd-attachment.ts');
   const { startWriteBack } = await import('../sys/sync-file-range.ts');
@@ -575,6 +578,7 @@ async function openNbd(
     writeBack: () => startWriteBack(local.fileDescriptor),
     clock,
     logger,
+    peers,
   });
 }
 

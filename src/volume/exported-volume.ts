@@ -4,6 +4,7 @@ import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../att
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
@@ -16,7 +17,13 @@ import { readFreeRuns } from './free-map-file.ts';
 import type { RegionDigests, RegionDigestsOptions } from './region-digests.ts';
 import { exportSerial } from './specs.ts';
 
-export type ExportedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
+export type ExportedVolumeOptions = {
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** What peers make this process hold, whatever it serves them by. */
+  peers: PeerBook;
+};
 
 const BLOCK_BYTES = 512;
 const DIGESTS_AFTER_MS = 1_000;
@@ -73,6 +80,7 @@ export class ExportedVolume {
         clock: options.clock,
         random: options.random,
         logger: options.logger,
+        peers: options.peers,
       });
       const share = target.addExport({
         targetIqn: exportSpec.targetIqn,

@@ -1,6 +1,7 @@
 import type { Access, GuestStatistics, NbdSocketSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
+import type { PeerBook } from '../base/peer-account.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
@@ -21,6 +22,7 @@ export type NbdAttachmentOptions = {
   writeBack: () => Promise<void>;
   clock: Clock;
   logger: Logger;
+  peers: PeerBook;
 };
 
 /**
@@ -43,13 +45,14 @@ export class NbdAttachment {
 
   /** Rejects `NBD_PATH_TOO_LONG`, `NBD_LISTEN_FAILED`, `SYS_PATH_REFUSED`. */
   static async open(options: NbdAttachmentOptions): Promise<NbdAttachment> {
-    const { socket, clock, logger } = options;
+    const { socket, clock, logger, peers } = options;
     const guest = new GuestDevice({ ...options, access: allowed(options.access, socket) });
     const server = await NbdServer.listen({
       address: { path: socket.path },
       socket: { owner: socket.owner, own: true },
       clock,
       logger,
+      peers,
     });
     const attachment = new NbdAttachment(options, guest, server);
     if (options.access !== 'standby') attachment.#offer();

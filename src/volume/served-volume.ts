@@ -4,6 +4,7 @@ import type { ServeListen, VolumeServerSpec, VolumeServerStatus } from '../attac
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -15,7 +16,13 @@ import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
 import { exportSerial } from './specs.ts';
 
-export type ServedVolumeOptions = { clock: Clock; random: Random; logger: Logger };
+export type ServedVolumeOptions = {
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  /** What peers make this process hold, whatever it serves them by. */
+  peers: PeerBook;
+};
 
 /** What clients talk to. */
 type Listener = {
@@ -127,12 +134,12 @@ async function listenNbd(
   exportName: string,
   listen: Exclude<ServeListen, { kind: 'iscsi' }>,
   device: BlockDevice,
-  { clock, logger }: ServedVolumeOptions,
+  { clock, logger, peers }: ServedVolumeOptions,
 ): Promise<Listener> {
   const unix = listen.kind === 'nbd-unix';
   const tls = unix || !listen.tls ? {} : { tls: await tlsOf(listen.tls) };
   const address = unix ? { path: listen.path } : { host: listen.host, port: listen.port };
-  const server = await NbdServer.listen({ address, ...tls, clock, logger });
+  const server = await NbdServer.listen({ address, ...tls, clock, logger, peers });
   server.addExport({
     name: exportName,
     device,

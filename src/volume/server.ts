@@ -7,6 +7,7 @@ import { GodwitError, toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
+import { PeerBook } from '../base/peer-account.ts';
 import { systemRandom } from '../base/random.ts';
 import {
   badSpec,
@@ -37,6 +38,8 @@ const LOG_FD = 2;
 const FUSE_FD = 3;
 const EXIT_BROKEN = 1;
 const EXIT_NOT_STARTED = 2;
+/** Of this process: a volume server serves one volume, by FUSE and a socket, by a target, or by one for others. */
+const PEERS = new PeerBook(systemClock);
 
 /** Everything up to the first newline; what follows it stays in the stream. */
 async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
@@ -85,6 +88,7 @@ async function serveAttached(
     clock: systemClock,
     random: systemRandom,
     logger,
+    peers: PEERS,
     onHydrated: () => emit('hydrated', {}),
   });
   return {
@@ -115,7 +119,12 @@ async function serveAttached(
 
 async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
   const { ExportedVolume } = await import('./exported-volume.ts');
-  const volume = await ExportedVolume.open(spec, { clock: systemClock, random: systemRandom, logger });
+  const volume = await ExportedVolume.open(spec, {
+    clock: systemClock,
+    random: systemRandom,
+    logger,
+    peers: PEERS,
+  });
   return {
     status: () => volume.status(),
     operations: {
@@ -137,7 +146,12 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
 
 async function serveToOthers(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
   const { ServedVolume } = await import('./served-volume.ts');
-  const volume = await ServedVolume.open(spec, { clock: systemClock, random: systemRandom, logger });
+  const volume = await ServedVolume.open(spec, {
+    clock: systemClock,
+    random: systemRandom,
+    logger,
+    peers: PEERS,
+  });
   return {
     status: () => volume.status(),
     operations: { flush: () => volume.flush() },

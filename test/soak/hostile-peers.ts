@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
+import { PEER_LIMITS } from '../../src/base/peer-account.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { SERVER_LIMITS } from '../../src/nbd/limits.ts';
 import { Fleet, type FleetWorker } from '../support/fleet.ts';
@@ -95,8 +96,8 @@ function faultsOf({ quiet, attacked, errors, honest, grownBytes }: Report): stri
     faults.push(`${honest.asked - honest.served} of ${honest.asked} were not served`);
   if (honest.slowestMs > patient(HONEST_WITHIN_MS)) faults.push(`somebody waited ${honest.slowestMs} ms`);
   const serverMost =
-    SERVER_LIMITS.serverBytesMax +
-    SERVER_LIMITS.connectionsMax * SERVER_LIMITS.connectionBytesReserved +
+    PEER_LIMITS.sharedBytesMax +
+    SERVER_LIMITS.connectionsMax * PEER_LIMITS.connectionBytesReserved +
     ALLOWANCE_BYTES;
   if (grownBytes.server > serverMost) faults.push(`the volume server grew by ${grownBytes.server} bytes`);
   if (grownBytes.worker > WORKER_GROWTH_BYTES_MAX)

@@ -36,7 +36,7 @@ const target = await IscsiTarget.listen({
   clock: systemClock,
   random: systemRandom,
   logger: silentLogger,
-  book,
+  peers: book,
   ...(options.limits === undefined ? {} : { limits: options.limits }),
 });
 const share = target.addExport({
