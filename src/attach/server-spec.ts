@@ -61,6 +61,14 @@ export type SourceSpec = Static<typeof SourceSpec>;
 export const ImportedUnit = Type.Object({ serial: Type.String(), designators: Type.String() });
 export type ImportedUnit = Static<typeof ImportedUnit>;
 
+/** What tells an NBD export from another beside its length, as far as its server says anything (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE). */
+export const ImportedExport = Type.Object({
+  name: Type.String(),
+  description: Type.String(),
+  minimumBlockBytes: Type.Integer({ minimum: 1 }),
+});
+export type ImportedExport = Static<typeof ImportedExport>;
+
 export const ImportedSourceSpec = Type.Object({
   /** NBD or iSCSI URI, which may hold a secret, or the path of a file on this host. */
   location: Type.String({ minLength: 1 }),
@@ -68,6 +76,8 @@ export const ImportedSourceSpec = Type.Object({
   sourceLengthBytes: Type.Integer({ minimum: 512 }),
   /** There where the source said which unit it is. */
   unit: Type.Optional(ImportedUnit),
+  /** Of NBD, of volumes that were imported since it is kept. */
+  nbdExport: Type.Optional(ImportedExport),
 });
 export type ImportedSourceSpec = Static<typeof ImportedSourceSpec>;
 

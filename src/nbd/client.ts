@@ -26,7 +26,12 @@ export type NbdClientState = 'connecting' | 'connected' | 'lost' | 'failed' | 'c
 export type NbdReadOptions = { priority?: 'guest' | 'background'; signal?: AbortSignal };
 
 /** What tells an export from another. */
-export type NbdIdentity = { lengthBytes: number; name: string; description: string };
+export type NbdIdentity = {
+  lengthBytes: number;
+  name: string;
+  description: string;
+  minimumBlockBytes: number;
+};
 
 export type NbdClientOptions = {
   address: NbdAddress;
@@ -37,8 +42,8 @@ export type NbdClientOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
-  /** What the export must be; anything else is `NBD_EXPORT_CHANGED`. */
-  expected?: { lengthBytes: number };
+  /** What the export must be, from the first connection on; anything else is `NBD_EXPORT_CHANGED`. */
+  expected?: Pick<NbdIdentity, 'lengthBytes'> & Partial<NbdIdentity>;
   /** Default true: refuses writes, whatever the server would take. */
   readOnly?: boolean;
   /** Connections at once, 1 to 16, where the server allows more than one (NBD_FLAG_CAN_MULTI_CONN). Default 1. */
@@ -793,9 +798,11 @@ export class NbdClient implements BlockDevice {
     const { expected } = this.#options;
     const wantedLength = known?.lengthBytes ?? expected?.lengthBytes ?? export_.lengthBytes;
     const sameBlocks =
-      known === null || export_.minimumBlockBytes <= Math.max(this.blockBytes, known.minimumBlockBytes);
-    const sameName =
-      known === null || (known.name === export_.name && known.description === export_.description);
+      known === null
+        ? export_.minimumBlockBytes === (expected?.minimumBlockBytes ?? export_.minimumBlockBytes)
+        : export_.minimumBlockBytes <= Math.max(this.blockBytes, known.minimumBlockBytes);
+    const { name = export_.name, description = export_.description } = known ?? expected ?? {};
+    const sameName = name === export_.name && description === export_.description;
     const readOnly = (flags: number): boolean => (flags & TRANSMISSION_FLAG.readOnly) !== 0;
     const sameAccess =
       known === null ||
@@ -806,9 +813,9 @@ export class NbdClient implements BlockDevice {
       values: {
         expectedLengthBytes: wantedLength,
         lengthBytes: export_.lengthBytes,
-        expectedName: known?.name ?? null,
+        expectedName: name,
         name: export_.name,
-        expectedDescription: known?.description ?? null,
+        expectedDescription: description,
         description: export_.description,
       },
       nextAction:

@@ -212,8 +212,7 @@ async function reach(
     // Code of its own, which the clones of moves do without.
     const { connectImportSource, openImportSource, parseImportSource } = await import('./import-source.ts');
     const imported = parseImportSource(source.location);
-    const { sourceLengthBytes, unit } = source;
-    const expected = { sourceLengthBytes, ...(unit === undefined ? {} : { unit }) };
+    const { location: _location, ...expected } = source;
     return {
       open: () => openImportSource(imported, { ...options, ...expected }),
       connect: () => connectImportSource(imported, { ...options, ...expected }, PATIENCE.firstLogin.ms),

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ImportedSourceSpec, ImportedUnit } from '../attach/server-spec.ts';
+import type { ImportedExport, ImportedSourceSpec, ImportedUnit } from '../attach/server-spec.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { VOLUME_FILES } from './files.ts';
 
@@ -10,7 +10,8 @@ import { VOLUME_FILES } from './files.ts';
  *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824, "usedBytes": 5242880,
  *    "unit": {"serial": "…", "designators": "…"}}
  *
- * `unit` is there of iSCSI, of volumes that were imported since it is kept: the disk behind the address must be that one for as long as the volume is not whole.
+ * `unit` is there of iSCSI; of NBD in its place "nbdExport": {"name": "…", "description": "…", "minimumBlockBytes": 1}. Both of volumes that were imported since
+ * it is kept: the disk behind the address must be that one for as long as the volume is not whole.
  */
 
 export type ImportRecord = ImportedSourceSpec & {
@@ -49,11 +50,14 @@ function parse(text: string): ImportRecord | null {
     if (!Number.isSafeInteger(usedBytes) || (usedBytes as number) < 0) return null;
     const unit = value?.unit === undefined ? undefined : parseUnit(value.unit);
     if (unit === null) return null;
+    const nbdExport = value?.nbdExport === undefined ? undefined : parseNbdExport(value.nbdExport);
+    if (nbdExport === null) return null;
     return {
       location,
       sourceLengthBytes: sourceLengthBytes as number,
       usedBytes: usedBytes as number,
       ...(unit === undefined ? {} : { unit }),
+      ...(nbdExport === undefined ? {} : { nbdExport }),
     };
   } catch {
     return null;
@@ -63,4 +67,11 @@ function parse(text: string): ImportRecord | null {
 function parseUnit(value: unknown): ImportedUnit | null {
   const { serial, designators } = (value ?? {}) as Record<string, unknown>;
   return typeof serial === 'string' && typeof designators === 'string' ? { serial, designators } : null;
+}
+
+function parseNbdExport(value: unknown): ImportedExport | null {
+  const { name, description, minimumBlockBytes } = (value ?? {}) as Record<string, unknown>;
+  if (typeof name !== 'string' || typeof description !== 'string') return null;
+  if (!Number.isSafeInteger(minimumBlockBytes) || (minimumBlockBytes as number) < 1) return null;
+  return { name, description, minimumBlockBytes: minimumBlockBytes as number };
 }

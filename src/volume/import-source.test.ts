@@ -10,7 +10,13 @@ import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom, systemRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { connectImportSource, inWholeBlocks, measureUse, parseImportSource } from './import-source.ts';
+import {
+  connectImportSource,
+  inWholeBlocks,
+  measureUse,
+  openImportSource,
+  parseImportSource,
+} from './import-source.ts';
 
 const OPTIONS = { clock: systemClock, random: systemRandom, logger: silentLogger };
 
@@ -92,6 +98,28 @@ test('the same disk from a file, over NBD and over iSCSI, with a tail of zeros u
     }
     await assert.rejects(source.write(), (error) => isGodwitError(error, 'BLOCK_READ_ONLY'));
   }
+});
+
+test('another export of the same size behind the address is not taken for the one that was looked at first', async (t) => {
+  const device = new MemoryDevice({ lengthBytes: 1024 * 1024, writable: false });
+  const { server, address } = await startNbdServer(t, device, { share: { description: 'v1.3' } });
+  const source = parseImportSource(`nbd://127.0.0.1:${address.port}/disk`);
+  const look = await connectImportSource(source, OPTIONS);
+  const { nbdExport, sourceLengthBytes } = look;
+  await look.close();
+  assert.deepEqual(nbdExport, { name: 'disk', description: 'v1.3', minimumBlockBytes: 512 });
+  const expecting = { ...OPTIONS, sourceLengthBytes, nbdExport: nbdExport! };
+  await (await connectImportSource(source, expecting)).close();
+  // While nobody was connected: the volume server starts anew, and knows what the record says.
+  await server.removeExport('disk');
+  server.addExport({ name: 'disk', device, description: 'v2.1' });
+  const changed = (error: unknown) => isGodwitError(error, 'NBD_EXPORT_CHANGED');
+  await assert.rejects(connectImportSource(source, expecting), changed);
+  const late = openImportSource(source, expecting);
+  t.after(() => late.close());
+  await assert.rejects(late.read(0, Buffer.alloc(4096)), changed);
+  // A record of an earlier version says nothing of it.
+  await (await connectImportSource(source, { ...OPTIONS, sourceLengthBytes })).close();
 });
 
 test('a file that is missing or not made of blocks is refused', async (t) => {

@@ -1,6 +1,6 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { ImportedUnit } from '../attach/server-spec.ts';
+import type { ImportedExport, ImportedUnit } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -11,7 +11,14 @@ import { FileDevice } from '../block/file-device.ts';
 import { checkRange } from '../block/range.ts';
 import { ReadOnlyDevice } from '../block/read-only-device.ts';
 import { type InitiatorOptions, IscsiInitiator, type UnitIdentity } from '../iscsi/index.ts';
-import { isNbdUri, NbdClient, type NbdClientOptions, type NbdUri, parseNbdUri } from '../nbd/index.ts';
+import {
+  isNbdUri,
+  NbdClient,
+  type NbdClientOptions,
+  type NbdIdentity,
+  type NbdUri,
+  parseNbdUri,
+} from '../nbd/index.ts';
 import { openNamedFile } from '../sys/named-path.ts';
 import type { Connection } from './source-device.ts';
 
@@ -36,6 +43,8 @@ export type ImportSourceOptions = {
   sourceLengthBytes?: number;
   /** The unit that it must be, where that is known. */
   unit?: ImportedUnit;
+  /** The export that it must be, where that is known. */
+  nbdExport?: ImportedExport;
 };
 type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
 
@@ -159,7 +168,10 @@ export function openImportSource(source: ImportSource, options: Expecting): Impo
   switch (source.kind) {
     case 'nbd':
       return new ImportedDevice(
-        NbdClient.open({ ...nbdOptions(source.uri, options), expected: { lengthBytes } }),
+        NbdClient.open({
+          ...nbdOptions(source.uri, options),
+          expected: { lengthBytes, ...options.nbdExport },
+        }),
       );
     case 'iscsi':
       return new ImportedDevice(
@@ -200,11 +212,19 @@ export class ImportedDevice extends ReadOnlyDevice implements Connection {
   get trouble(): GodwitError | null {
     return this.#inner.trouble ?? null;
   }
-  /** What tells it from another, beside its length: of iSCSI only. */
+  /** What tells it from another, beside its length, of iSCSI. */
   get unit(): ImportedUnit | null {
     const identity = this.#inner.identity as Partial<UnitIdentity> | null | undefined;
     if (identity?.serial === undefined || identity.designators === undefined) return null;
     return { serial: identity.serial, designators: identity.designators };
+  }
+
+  /** The same of NBD: what its server says of the export. */
+  get nbdExport(): ImportedExport | null {
+    const identity = this.#inner.identity as Partial<NbdIdentity> | null | undefined;
+    if (identity?.name === undefined || identity.description === undefined) return null;
+    const { name, description, minimumBlockBytes = 1 } = identity;
+    return { name, description, minimumBlockBytes };
   }
 
   async vouch(): Promise<void> {
@@ -343,9 +363,13 @@ function iscsiOptions(
   };
 }
 
-function expectedOf(options: ImportSourceOptions): { expected?: { lengthBytes: number } } {
-  const { sourceLengthBytes } = options;
-  return sourceLengthBytes === undefined ? {} : { expected: { lengthBytes: sourceLengthBytes } };
+function expectedOf({
+  sourceLengthBytes,
+  nbdExport,
+}: ImportSourceOptions): Pick<NbdClientOptions, 'expected'> {
+  return sourceLengthBytes === undefined
+    ? {}
+    : { expected: { lengthBytes: sourceLengthBytes, ...nbdExport } };
 }
 
 /** The open file is what is looked at: its name may lead elsewhere by the time that it is opened again, into the data of another volume too. */

@@ -4,6 +4,7 @@ import type {
   CloneSpec,
   Grant,
   HydrationSettings,
+  ImportedExport,
   ImportedSourceSpec,
   ImportedUnit,
   NbdSocketSpec,
@@ -190,6 +191,7 @@ function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
       location: text(source.location, 'source.location', 1),
       sourceLengthBytes: integer(source.sourceLengthBytes, 512, 'source.sourceLengthBytes'),
       ...(source.unit === undefined ? {} : { unit: parseUnit(source.unit) }),
+      ...(source.nbdExport === undefined ? {} : { nbdExport: parseNbdExport(source.nbdExport) }),
     };
   }
   return {
@@ -209,6 +211,15 @@ function parseUnit(value: unknown): ImportedUnit {
   return {
     serial: text(unit.serial, 'unit.serial'),
     designators: text(unit.designators, 'unit.designators'),
+  };
+}
+
+function parseNbdExport(value: unknown): ImportedExport {
+  const fields = object(value, 'source.nbdExport');
+  return {
+    name: text(fields.name, 'nbdExport.name'),
+    description: text(fields.description, 'nbdExport.description'),
+    minimumBlockBytes: integer(fields.minimumBlockBytes, 1, 'nbdExport.minimumBlockBytes'),
   };
 }
 

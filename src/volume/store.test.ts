@@ -12,7 +12,7 @@ import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import type { Tools } from '../host/tools.ts';
 import { lockData } from './data-lock.ts';
-import { readImportSource } from './import-source-file.ts';
+import { encodeImportSource, readImportSource } from './import-source-file.ts';
 import { VolumeStore } from './store.ts';
 
 const MIB = 2 ** 20;
@@ -275,6 +275,17 @@ test('an imported volume is a clone that knows its source until it is whole, and
   assert.equal(statSync(path).mode & 0o777, 0o600);
   assert.deepEqual(await readImportSource(folder), source);
   assert.doesNotMatch(JSON.stringify(await store.list()), /a-secret/);
+  const identified = {
+    ...source,
+    unit: { serial: 's', designators: '00' },
+    nbdExport: { name: 'disk', description: '', minimumBlockBytes: 512 },
+  };
+  writeFileSync(path, encodeImportSource(identified));
+  assert.deepEqual(await readImportSource(folder), identified);
+  for (const nbdExport of [null, {}, { ...identified.nbdExport, minimumBlockBytes: 0 }]) {
+    writeFileSync(path, JSON.stringify({ formatVersion: 1, ...source, nbdExport }));
+    await assert.rejects(readImportSource(folder), (error) => isGodwitError(error, 'VOLUME_SOURCE_CORRUPT'));
+  }
   const { usedBytes: _, ...ofEarlierVersion } = source;
   writeFileSync(path, JSON.stringify({ formatVersion: 1, ...ofEarlierVersion }));
   assert.equal((await readImportSource(folder))?.usedBytes, MIB + 512, 'all of it');

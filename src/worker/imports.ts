@@ -104,11 +104,12 @@ export class Imports {
       const filesystem = request.filesystem ?? (await detectFilesystem(look));
       const { dataBytes, unknownBytes } = await measureUse(look, clock);
       const usedBytes = dataBytes + unknownBytes;
-      const { lengthBytes, sourceLengthBytes, unit } = look;
+      const { lengthBytes, sourceLengthBytes, unit, nbdExport } = look;
       // One after the other: what one reserves is not free for the next.
       record = await this.#exclusively('', async () => {
         await this.#checkRoom(request.name, dataBytes);
-        const source = { location, sourceLengthBytes, usedBytes, ...(unit === null ? {} : { unit }) };
+        const identity = { ...(unit && { unit }), ...(nbdExport && { nbdExport }) };
+        const source = { location, sourceLengthBytes, usedBytes, ...identity };
         const made = await volumes.createImported({ name: request.name, lengthBytes, filesystem, source });
         this.#open.set(made.id, usedBytes);
         return made;
