@@ -89,11 +89,11 @@ function peer(t: TestContext, target: Target, program: string, options: object):
   return { ready: ready.promise, found: found.promise, stop: () => child.kill('SIGKILL') };
 }
 
-/** Who holds the secret logs in and reads a block. */
-async function served(t: TestContext, target: Target): Promise<number> {
-  const { waitedMs } = await peer(t, target, 'logs_in', { seconds: patient(10) }).found;
-  assert.notEqual(waitedMs, -1, 'who holds the secret gets in');
-  return Number(waitedMs);
+/** Who holds the secret logs in and reads a block, so many times: the waits in milliseconds. */
+async function served(t: TestContext, target: Target, rounds = 1): Promise<number[]> {
+  const { waitsMs } = await peer(t, target, 'logs_in', { rounds, seconds: patient(10) }).found;
+  assert.ok(!(waitsMs as number[]).includes(-1), 'who holds the secret gets in');
+  return waitsMs as number[];
 }
 
 /** What each makes the target hold at least, from when on it is at work; of two the limits of the protocol come before the memory. */
@@ -101,10 +101,10 @@ const GREEDY = [
   { program: 'endless_login', peers: 8, leastBytes: 0 },
   { program: 'pings', peers: 16, leastBytes: 2 * MIB },
   { program: 'inquiries', peers: 16, leastBytes: 0 },
-  { program: 'unfinished_writes', peers: 40, leastBytes: 32 * MIB },
+  { program: 'unfinished_writes', peers: 40, leastBytes: 16 * MIB },
 ];
 /** For so long each is looked at, on any machine. */
-const ATTACK_MS = 2_500;
+const ATTACK_MS = 1_500;
 
 const CROWDS: { name: string; program: string; options: object; onlyTls?: boolean }[] = [
   { name: '70 silent connections, made anew as they are closed', program: 'idle', options: { peers: 70 } },
@@ -153,8 +153,8 @@ for (const transport of ['the clear', 'TLS']) {
           { state: () => target.process.tell() },
         );
         const untilMs = Date.now() + ATTACK_MS;
-        for (let times = 0; Date.now() < untilMs || times < 3; times += 1) {
-          await served(t, target);
+        for (let times = 0; Date.now() < untilMs || times < 2; times += 1) {
+          await served(t, target, 2);
           await target.look();
         }
         t.diagnostic(target.process.tell());
@@ -167,9 +167,7 @@ for (const transport of ['the clear', 'TLS']) {
       await part(`${name}: who holds the secret gets in`, async (t) => {
         const crowd = peer(t, target, program, { ...options, seconds: 3_600 });
         await crowd.ready;
-        const waits: number[] = [];
-        for (let round = 0; round < 5; round += 1) waits.push(await served(t, target));
-        t.diagnostic(`in after ${waits.join(', ')} ms`);
+        t.diagnostic(`in after ${(await served(t, target, 5)).join(', ')} ms`);
         crowd.stop();
       });
     }
