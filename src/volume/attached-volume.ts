@@ -81,6 +81,8 @@ export class AttachedVolume {
   #lock: DataLock | null;
   #freeMapReader: FreeMapReader | null = null;
   #proof: OpenProof | null = null;
+  /** Until the guest's requests go on that a mend holds back. */
+  #mending: Promise<void> = Promise.resolve();
   /** The questions of a proof that are not answered yet. A mend among them takes the access away for a moment: whoever changes it waits. */
   #proving: Promise<unknown> = Promise.resolve();
 
@@ -129,6 +131,7 @@ export class AttachedVolume {
       // The key and its derivation: in standby, so before anything stops.
       encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
+      lock?.checkIs(local.fileDescriptor);
       if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
         clone = await openClone(spec, cloned, {
@@ -211,9 +214,11 @@ export class AttachedVolume {
    * Idempotent.
    */
   async activate(access: Access): Promise<void> {
+    // A mend has taken the access away for a moment; it is not standby.
+    await this.#mending;
     if (access === this.#front.access) return;
     if (access === 'writable') {
-      this.#lock ??= await passFence(this.#spec, 'write', this.#options.clock);
+      this.#lock ??= await this.#takeLock();
       if (this.#front.access === 'standby') await this.#markUnused();
       await this.#setAccess('writable');
       this.#clone?.device.start();
@@ -228,6 +233,17 @@ export class AttachedVolume {
           nextAction: 'Access only opens; seal the volume to end its writes.',
         },
       );
+    }
+  }
+
+  async #takeLock(): Promise<DataLock> {
+    const lock = await passFence(this.#spec, 'write', this.#options.clock);
+    try {
+      lock.checkIs(this.#local.fileDescriptor);
+      return lock;
+    } catch (error) {
+      lock.release();
+      throw error;
     }
   }
 
@@ -389,11 +405,13 @@ export class AttachedVolume {
   /** Holds the guest's requests back for as long as `work` takes. */
   async #exclusively(work: () => Promise<void>): Promise<void> {
     if (this.#front.access !== 'writable') return work();
-    await this.#front.setAccess('standby');
+    const mended = Promise.withResolvers<void>();
+    this.#mending = mended.promise;
     try {
+      await this.#front.setAccess('standby');
       await work();
     } finally {
-      await this.#front.setAccess('writable');
+      await this.#front.setAccess('writable').finally(mended.resolve);
     }
   }
 

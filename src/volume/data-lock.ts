@@ -1,4 +1,4 @@
-import { closeSync, constants, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
 import { lockExclusive, unlock } from '../sys/file-lock.ts';
 
@@ -7,6 +7,8 @@ import { lockExclusive, unlock } from '../sys/file-lock.ts';
  * open file description of its own, so the kernel drops it with the process, however that ends.
  */
 export type DataLock = {
+  /** Throws `VOLUME_DATA_REPLACED` unless the descriptor is of the very file that is locked: the path may have been given to another one since either was opened. */
+  checkIs(fd: number): void;
   /** Idempotent. */
   release(): void;
 };
@@ -27,6 +29,15 @@ export function lockData(path: string): DataLock {
   }
   let held = true;
   return {
+    checkIs(other) {
+      const [locked, opened] = [fstatSync(fd, { bigint: true }), fstatSync(other, { bigint: true })];
+      if (locked.dev === opened.dev && locked.ino === opened.ino) return;
+      throw new GodwitError('VOLUME_DATA_REPLACED', `${path} is another file than the one that is open`, {
+        values: { path, lockedInode: Number(locked.ino), openInode: Number(opened.ino) },
+        nextAction:
+          'Somebody replaced the data file of a volume in use. Look for who did (a restore, a copy); stop the machine before files of its volume are changed.',
+      });
+    },
     release() {
       if (!held) return;
       held = false;

@@ -74,6 +74,7 @@ export class ExportedVolume {
         blockBytes: BLOCK_BYTES,
         writable: false,
       });
+      lock?.checkIs(device.fileDescriptor);
       target = await IscsiTarget.listen({
         host: exportSpec.listenHost,
         ...(await listenOptions(exportSpec, options.logger)),
@@ -126,9 +127,20 @@ export class ExportedVolume {
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') throw exportAccessError(this.access, access);
-    this.#lock ??= await passFence(this.#spec, 'export', this.#options.clock);
+    this.#lock ??= await this.#takeLock();
     this.#export.open();
     this.#digestInBackground();
+  }
+
+  async #takeLock(): Promise<DataLock> {
+    const lock = await passFence(this.#spec, 'export', this.#options.clock);
+    try {
+      lock.checkIs(this.#device.fileDescriptor);
+      return lock;
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
   }
 
   /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */

@@ -72,12 +72,14 @@ export class ServedVolume {
     let device: BlockDevice | null = null;
     const forgetKey = () => unlocked?.volumeKey.dispose();
     try {
-      device = await FileDevice.open({
+      const file = await FileDevice.open({
         file: join(spec.volumeDir, VOLUME_FILES.data),
         lengthBytes: spec.lengthBytes,
         blockBytes: BLOCK_BYTES,
         writable: spec.access === 'writable',
       });
+      device = file;
+      lock.checkIs(file.fileDescriptor);
       if (spec.encryption) {
         const { plaintextOf, unlockVolume } = await import('./encryption.ts');
         unlocked = await unlockVolume({ ...spec, encryption: spec.encryption });
