@@ -339,6 +339,15 @@ export const DrainMachine = Type.Object({
 });
 export type DrainMachine = Static<typeof DrainMachine>;
 
+/** A volume that no machine has: no drain takes it along. */
+export const LeftVolume = Type.Object({
+  volumeId: Type.String(),
+  name: Type.String(),
+  usedBytes: Type.Integer(),
+  reason: Type.String(),
+  nextAction: Type.String(),
+});
+
 export const DrainStatus = Type.Object({
   worker: Type.String(),
   desired: Type.Boolean(),
@@ -355,18 +364,8 @@ export const DrainStatus = Type.Object({
   ]),
   /** All machines of this drain, the finished ones too, in the order of the plan. */
   machines: Type.Array(DrainMachine),
-  /** Volumes that no machine has: while there are any, the worker is not drained. Left out by earlier versions. */
-  volumes: Type.Optional(
-    Type.Array(
-      Type.Object({
-        volumeId: Type.String(),
-        name: Type.String(),
-        usedBytes: Type.Integer(),
-        reason: Type.String(),
-        nextAction: Type.String(),
-      }),
-    ),
-  ),
+  /** While there are any, the worker is not drained. Left out by earlier versions. */
+  volumes: Type.Optional(Type.Array(LeftVolume)),
 });
 export type DrainStatus = Static<typeof DrainStatus>;
 
@@ -403,6 +402,8 @@ export const Plan = Type.Object({
   predictedFinishMs: Nullable(Type.Number()),
   /** What an operator should know before it begins. Sentences. */
   warnings: Type.Array(Type.String()),
+  /** What stays, because no machine has it. Left out by earlier versions. */
+  volumes: Type.Optional(Type.Array(LeftVolume)),
 });
 export type Plan = Static<typeof Plan>;
 

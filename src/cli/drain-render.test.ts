@@ -209,3 +209,19 @@ warning: worker-2 is asked in the clear`.slice(1),
   });
   assert.equal(nothing, 'worker-1 has no machine: there is nothing to do.');
 });
+
+test('a plan names the volumes that stay', () => {
+  const spare = {
+    volumeId: 'v_1',
+    name: 'spare',
+    usedBytes: 1,
+    reason: 'no machine has it, so it goes with none',
+    nextAction: 'godwit volume move spare',
+  };
+  const plan = { worker: 'worker-1', steps: [], totalBytes: 0, predictedFinishMs: 0, warnings: [] };
+  assert.equal(renderPlan(plan), 'worker-1 has no machine: there is nothing to do.');
+  assert.match(
+    renderPlan({ ...plan, volumes: [spare] }),
+    /\nvolume spare stays: no machine has it.*next: godwit volume move spare/,
+  );
+});

@@ -248,7 +248,12 @@ export function renderSummary(status: DrainStatus): string {
 
 /** What a drain would do, as a table and a sentence. */
 export function renderPlan(plan: Plan): string {
-  if (plan.steps.length === 0) return `${plan.worker} has no machine: there is nothing to do.`;
+  const volumes = (plan.volumes ?? [])
+    .map(
+      ({ name, reason, nextAction }) => `\nvolume ${printable(name)} stays: ${reason}; next: ${nextAction}`,
+    )
+    .join('');
+  if (plan.steps.length === 0) return `${plan.worker} has no machine: there is nothing to do.${volumes}`;
   const rows = plan.steps.map((step) => [
     String(step.order),
     printable(step.name),
@@ -263,5 +268,5 @@ export function renderPlan(plan: Plan): string {
     plan.predictedFinishMs === null ? '' : `, finished after about ${formatDuration(plan.predictedFinishMs)}`;
   const sentence = `${plan.steps.length - stays} of ${plan.steps.length} machines can go, ${formatSize(plan.totalBytes)} over the wire${finish}.`;
   const warnings = plan.warnings.map((warning) => `\nwarning: ${printable(warning)}`).join('');
-  return `${table(['ORDER', 'MACHINE', 'TARGET', 'BYTES', 'INTERRUPTION', 'HYDRATION', 'REASON'], rows)}\n\n${sentence}${warnings}`;
+  return `${table(['ORDER', 'MACHINE', 'TARGET', 'BYTES', 'INTERRUPTION', 'HYDRATION', 'REASON'], rows)}\n\n${sentence}${volumes}${warnings}`;
 }

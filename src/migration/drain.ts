@@ -336,6 +336,11 @@ export class DrainController {
     this.#cancelTimer?.();
   }
 
+  /** Volumes that no drain takes along, because no machine has them. */
+  async leftVolumes(): Promise<LeftVolume[]> {
+    return (await this.#options.volumes()).map(leftVolume);
+  }
+
   async status(): Promise<DrainView> {
     const row = this.#row();
     const { worker } = this.#options;
@@ -378,7 +383,7 @@ export class DrainController {
     const goesOn = ({ state }: DrainMachineView) =>
       state === 'moving' || state === 'hydrating' || (state === 'queued' && room > 0);
     const busy = left.some(goesOn);
-    const volumes = row.desired === 1 ? (await this.#options.volumes()).map(leftVolume) : [];
+    const volumes = row.desired === 1 ? await this.leftVolumes() : [];
     const empty = left.length === 0 && volumes.length === 0;
     const state = row.desired !== 1 ? 'idle' : empty ? 'drained' : busy ? 'draining' : 'waiting';
     return {

@@ -473,7 +473,7 @@ export class LocalService implements WorkerService {
         (peer) =>
           `${peer.name} is asked in the clear (${peer.url}): the token of the fleet and the secrets of moves can be read on the network.`,
       );
-    return { ...plan, warnings };
+    return { ...plan, warnings, volumes: await this.#o.drain.leftVolumes() };
   }
 
   async listRuns(query: RunsQuery): Promise<RunView[]> {

@@ -101,6 +101,7 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
   assert.equal(dry.exitCode, 3, `${dry.stdout}${dry.stderr}`);
   const unmountable = /b cannot mount its volume: its kernel does not mount ext4 .*unknown bits 0x40000000/;
   assert.match(dry.stdout, unmountable);
+  assert.match(dry.stdout, /volume spare stays: no machine has it/);
   for (const name of ['crashing', 'stubborn', 'once', 'good'])
     assert.match(dry.stdout, new RegExp(`${name} +b `), 'it can go to the worker that answers');
 

@@ -30,7 +30,8 @@ export async function drain(context: Context, workerName: string, options: Drain
   if (options.dryRun) {
     const plan = await client.plan(options.to);
     context.result(plan, () => renderPlan(plan));
-    if (plan.steps.some((step) => step.target === null)) throw new ExitWith(EXIT.blocked);
+    const stays = plan.steps.some((step) => step.target === null) || (plan.volumes ?? []).length > 0;
+    if (stays) throw new ExitWith(EXIT.blocked);
     return;
   }
 
