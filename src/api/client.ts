@@ -1,4 +1,4 @@
-import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
+import type { Agent as HttpAgent, IncomingMessage } from 'node:http';
 import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { TLSSocket } from 'node:tls';
 import type { HeatHint } from '../attach/server-spec.ts';
@@ -34,6 +34,7 @@ import type {
   ProofQuery,
   UnfetchedPage,
 } from '../receipt/proof.ts';
+import { Agent, request as httpRequest } from '../sys/http.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import type {
   AcceptLossRequest,
@@ -105,7 +106,7 @@ export class ApiClient {
   readonly #token: string;
   readonly #timeoutMs: number;
   readonly #tls: TlsClient | undefined;
-  readonly #agent: Agent;
+  readonly #agent: HttpAgent;
   readonly #lives: ApiClientOptions['lives'];
 
   constructor(options: ApiClientOptions) {
@@ -406,7 +407,7 @@ export class ApiClient {
     }
   }
 
-  #sendOnce(method: string, path: string, call: Call, agent: Agent | false): Promise<IncomingMessage> {
+  #sendOnce(method: string, path: string, call: Call, agent: HttpAgent | false): Promise<IncomingMessage> {
     const url = new URL(`${this.#base.pathname.replace(/\/+$/, '')}${path}`, this.#base);
     for (const [name, value] of Object.entries(call.query ?? {})) {
       if (value !== undefined) url.searchParams.set(name, String(value));

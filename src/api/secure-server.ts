@@ -1,7 +1,8 @@
-import { createServer as createPlainServer, type RequestListener } from 'node:http';
+import type { RequestListener } from 'node:http';
 import { createServer, type Server } from 'node:https';
 import type { Socket } from 'node:net';
 import { PATIENCE } from '../base/patience.ts';
+import { createServer as createPlainServer } from '../sys/http.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ConnectionGuard } from './connection-guard.ts';
 

@@ -1,11 +1,5 @@
 import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
-import {
-  createServer,
-  type IncomingMessage,
-  type RequestListener,
-  type Server,
-  type ServerResponse,
-} from 'node:http';
+import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import fastifySwagger from '@fastify/swagger';
@@ -17,6 +11,7 @@ import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { createServer } from '../sys/http.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ApiApp } from './app.ts';
 import { API_LIMITS, type ApiExhaustion, type ApiLimits, ConnectionGuard } from './connection-guard.ts';

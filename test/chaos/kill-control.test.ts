@@ -22,8 +22,8 @@ import { WriterCollector } from '../support/writer-collector.ts';
 const seed = testSeed();
 const full = process.env.GODWIT_FULL === '1';
 /** Each run draws others; `npm run soak` and GODWIT_FULL=1 come by all. */
-const ENDS_PER_SIDE = 6;
-const OTHERS_PER_SIDE = 2;
+const ENDS_PER_SIDE = 3;
+const OTHERS_PER_SIDE = 1;
 /** An undone move is right only when the worker was away for as long as the other side is patient. */
 const PATIENCE_OF_A_MOVE_MS = 8_000;
 
@@ -174,7 +174,7 @@ function watchOwners(
       if (first !== null && second !== null && writable(one) === first) {
         faults.push(`${one.name} may write at generation ${first}, and ${other.name} at ${second}`);
       }
-      await sleep(5);
+      await sleep(15);
     }
   })();
   t.after(async () => {

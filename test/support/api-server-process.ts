@@ -1,5 +1,5 @@
 import { readdirSync } from 'node:fs';
-import { createServer } from 'node:http';
+import { createServer } from '../../src/sys/http.ts';
 import type { AddressInfo } from 'node:net';
 import { createApiServer } from '../../src/api/server.ts';
 import { silentLogger } from '../../src/base/logger.ts';

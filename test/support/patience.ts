@@ -36,7 +36,7 @@ const SLOWNESS_MAX = 50;
 const LET_PASS_SLOWNESS_MAX = 5;
 /** Of a wait: after so long it looks how slow the machine has become, and then again each time. */
 const PROBE_EVERY_MS = 5_000;
-const TURN_MS = 20;
+const TURN_MS = 60;
 /** A turn that took longer than so many of its lengths is time in which this process did not run; others then did not either. */
 const TURN_COUNTS_MAX = 5;
 
@@ -189,8 +189,8 @@ export class Patience {
 
   /** Lets some time pass; false when patience is out. */
   async turn(signal?: AbortSignal): Promise<boolean> {
-    // The first looks come at once: most waits are short.
-    const turnMs = Math.min(TURN_MS, 1 + (performance.now() - this.#startedMs) / 8);
+    // The first looks come at once: most waits are short. Each costs those who answer, and the next are no later than a tenth of the wait.
+    const turnMs = Math.min(TURN_MS, 1 + (performance.now() - this.#startedMs) / 10);
     const beforeMs = performance.now();
     await sleep(turnMs, undefined, signal ? { signal } : {});
     const nowMs = performance.now();

@@ -27,7 +27,8 @@ import { fileURLToPath } from 'node:url';
  */
 export const SLOTS = 256;
 export const BLOCK_BYTES = 4096;
-export const PAUSE_MS = 5;
+/** Many writes in each phase of a move, and little of the machine: a volume server with nothing else to do serves hundreds a second. */
+export const PAUSE_MS = 30;
 const READY_FILE = '/run/ready';
 
 export type WriterHello = {
