@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { run as runTests } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { ulid } from 'ulid';
 import { RUN_VARIABLE } from '../test/support/patience.ts';
@@ -15,6 +16,7 @@ import { clock, folderOf, line, longestFirst, type Suite, table } from './suites
  * ends, what a failing one printed, the time of each folder, and at the end node:test's own summary. Exit code 1 when something failed, or when no test ran.
  */
 const TIMEOUT_MS = 3_600_000;
+const PRELOAD = fileURLToPath(new URL('./test-preload.cjs', import.meta.url));
 const LOOK_MS = 250;
 const LOOKS_MAX = 40;
 /** Of what one suite prints; the end is what tells. */
@@ -99,6 +101,7 @@ async function runFile(path: string): Promise<void> {
   for await (const { type, data } of runTests({
     files: [path],
     timeout: TIMEOUT_MS,
+    execArgv: ['--require', PRELOAD],
     signal: abort.signal,
     ...(values.name === undefined ? {} : { testNamePatterns: [new RegExp(escaped(values.name))] }),
   }) as AsyncIterable<TestEvent>) {

@@ -332,7 +332,7 @@ function decodeSector(bytes: Buffer, sector: number): FetchRecord[] | null {
 /** The last sector that is not zeros, whole or torn. Looks from the end: what was written earlier does not matter, however much it is. */
 async function lastUsedSector(device: BlockDevice): Promise<number> {
   const data = await dataExtents(device);
-  const bytes = Buffer.alloc(READ_SECTORS_MAX * SECTOR_BYTES);
+  const bytes = Buffer.alloc(Math.min(READ_SECTORS_MAX * SECTOR_BYTES, device.lengthBytes));
   for (const { offsetBytes, lengthBytes } of data.toReversed()) {
     for (let end = offsetBytes + lengthBytes; end > offsetBytes; ) {
       const start = Math.max(offsetBytes, end - bytes.length);

@@ -96,7 +96,7 @@ export class CloneMetadata {
   /** The bits of the summary sectors, one after the other; null where there are none. */
   readonly #summary: Uint32Array | null;
   /** The sectors of a write, used again by the next. */
-  readonly #image = new Uint8Array(CHUNK_SECTORS * METADATA_SECTOR_BYTES);
+  readonly #image: Uint8Array;
 
   private constructor(device: BlockDevice, identity: CloneIdentity, header: Uint8Array, summarized: boolean) {
     this.#device = device;
@@ -105,6 +105,8 @@ export class CloneMetadata {
     this.#summary = summarized ? new Uint32Array(summarySectors * SECTOR_WORDS) : null;
     this.identity = identity;
     this.sectorCount = metadataSectorCount(identity.lengthBytes);
+    const pagesSectors = Math.ceil(this.sectorCount / PAGE_SECTORS) * PAGE_SECTORS;
+    this.#image = new Uint8Array(Math.min(CHUNK_SECTORS, pagesSectors) * METADATA_SECTOR_BYTES);
     this.#checksumSeed = checksumSeed;
   }
 

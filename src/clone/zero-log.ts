@@ -214,7 +214,7 @@ async function readRecords(
   found: (block: number, mask: number) => void,
 ): Promise<number> {
   const blockCount = Math.ceil(identity.lengthBytes / BLOCK_BYTES);
-  const bytes = Buffer.alloc(READ_BYTES);
+  const bytes = Buffer.alloc(Math.min(READ_BYTES, device.lengthBytes));
   let last = 0;
   for await (const { start, end } of dataOf(device)) {
     for (let at = start; at < end; at += bytes.length) {

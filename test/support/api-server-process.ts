@@ -1,8 +1,8 @@
 import { readdirSync } from 'node:fs';
-import { createServer } from '../../src/sys/http.ts';
 import type { AddressInfo } from 'node:net';
 import { createApiServer } from '../../src/api/server.ts';
 import { silentLogger } from '../../src/base/logger.ts';
+import { createServer } from '../../src/sys/http.ts';
 import { FakeWorkerService } from './fake-service.ts';
 
 /**
