@@ -73,6 +73,8 @@ test('what only the userspace plane can do for a volume goes into the question',
     ).userspaceOnly;
   assert.equal(reason({}), undefined);
   assert.equal(reason({}, { hasHoles: false }), undefined);
+  assert.equal(reason({}, { lengthBytes: 16 * 2 ** 40 }), undefined);
+  assert.match(reason({}, { lengthBytes: 16 * 2 ** 40 + 4096 })!, /16 TiB/);
   assert.match(reason({}, { hasHoles: true })!, /--dm-crypt/);
   assert.match(reason({ volume: { volumeId: 'v_1', nbd: true } })!, /NBD/);
 });

@@ -8,6 +8,7 @@ import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migra
 import { diskNeedBytes, type HostLoad } from '../migration/placement.ts';
 import { encryptionCapabilities, type VolumeStore } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
+import { KERNEL_LENGTH_BYTES_MAX } from './volume-access.ts';
 
 /** What placement looks at in a volume. */
 export type PlacedVolume = {
@@ -39,6 +40,8 @@ export function placementOf(
 
 /** Pure. The same cases as in volume-access.ts, said for a person. */
 function whyUserspaceOnly(config: MachineConfig, volume: PlacedVolume): string | null {
+  if (volume.lengthBytes > KERNEL_LENGTH_BYTES_MAX)
+    return 'is longer than 16 TiB, which is the most that the kernel plane takes';
   if (config.volume?.nbd) return 'is an NBD socket for its guest';
   if (volume.hasHoles) return 'was not made for dm-crypt (`volume create --dm-crypt`)';
   return null;

@@ -113,8 +113,12 @@ export class VolumeAccess implements VolumeProvider {
   }
 }
 
-/** Not a disk of another system, none that gets another key on the way, and no ciphertext that dm-crypt would read differently. */
-function fitsKernel({ clone, encryption }: VolumeServerSpec): boolean {
+/** Longest volume of the kernel plane: dm-clone has a bit for each 4 KiB in the memory of the kernel, and room for all of its metadata is taken when a clone is made. */
+export const KERNEL_LENGTH_BYTES_MAX = 16 * 2 ** 40;
+
+/** Not one that is too long, not a disk of another system, none that gets another key on the way, and no ciphertext that dm-crypt would read differently. */
+function fitsKernel({ clone, encryption, lengthBytes }: VolumeServerSpec): boolean {
+  if (lengthBytes > KERNEL_LENGTH_BYTES_MAX) return false;
   const isMove = clone === undefined || 'targetIqn' in clone.source;
   return isMove && (encryption === undefined || (encryption.holes === 'none' && !encryption.source));
 }
