@@ -118,6 +118,13 @@ const TABLE = {
     end: 'WORKER_MACHINE_MOVING, which says what is left and how it goes; the machine is down',
     slow: 'the person asks again',
   },
+  superblock: {
+    ms: 5_000,
+    kind: 'help',
+    waits: 'the first bytes of a volume, from its server, for the target to prove that it can mount it',
+    end: 'the machine moves without that proof',
+    slow: 'the boot finds out',
+  },
   planOffers: {
     ms: 10_000,
     kind: 'limit',

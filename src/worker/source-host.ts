@@ -133,7 +133,9 @@ export class SourceHost implements SourceSide {
     if (filesystem === 'none') return null;
     try {
       const client = await this.#options.machines.client(machineId);
-      const reply = await client?.call('volume.command', { op: 'superblock', args: {} });
+      // A server that hangs has its own trouble: nobody else waits for it.
+      const { ms } = PATIENCE.superblock;
+      const reply = await client?.call('volume.command', { op: 'superblock', args: {}, timeoutMs: ms }, ms);
       const { bytes } = (reply ?? {}) as { bytes?: string };
       return bytes === undefined ? null : mountNeeds(filesystem, Buffer.from(bytes, 'base64'));
     } catch (error) {
