@@ -83,7 +83,7 @@ for (const [code, file] of used) {
 }
 
 /** Every time that the control path waits for is in one table, and the page that is made from it is that table. */
-const WAITING_ROOMS = ['base', 'host', 'journal', 'migration', 'machine', 'api', 'worker'];
+const WAITING_ROOMS = ['base', 'host', 'crypt', 'journal', 'plane', 'migration', 'machine', 'api', 'worker'];
 const WAITING_FILES = [
   'src/volume/fence.ts',
   'src/volume/import-source.ts',

@@ -310,6 +310,29 @@ const TABLE = {
   },
 
   // ---- the rest ----
+  keyProgram: {
+    ms: 60_000,
+    kind: 'limit',
+    waits: 'the key program of a worker (`--key-program`), which may ask over a network',
+    end: 'it is killed with all that it started: CRYPT_KEY_UNAVAILABLE; a step asks again',
+    slow: 'a program that takes seconds takes a minute and is killed; a step asks again, and says each time that no key came in that time',
+  },
+  countGuest: {
+    ms: 10_000,
+    kind: 'silence',
+    waits:
+      'the kernel to suspend a device, for the count of what the guest has written, at the proof of a move (kernel plane)',
+    end: 'the device goes on, and the proof is tried again',
+    slow: WAITED_FOR,
+  },
+  pulse: {
+    ms: 2_000,
+    kind: 'help',
+    waits:
+      "the kernel to suspend a device for a moment, so that the guest's requests go before copies (kernel plane)",
+    end: 'the device goes on; the next turn of the copies tries again',
+    slow: 'fewer copies while the guest is busy',
+  },
   unlock: {
     ms: 60_000,
     kind: 'silence',

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, readSync } from 'node:fs';
 import { access } from 'node:fs/promises';
 import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { createFile } from '../sys/durable-file.ts';
 import { openNamedFile } from '../sys/named-path.ts';
 import { Secret } from './secret.ts';
@@ -108,7 +109,7 @@ export class FileKeyProvider implements KeyProvider {
 export type ExecKeyProviderOptions = {
   /** Program and arguments; no shell. */
   argv: readonly [string, ...string[]];
-  /** The program is killed with all it started after this time. Default 10 s. */
+  /** The program is killed with all it started after this time. Default: `keyProgram` of base/patience.ts. */
   deadlineMs?: number;
   /** Default: that of this process. */
   environment?: NodeJS.ProcessEnv;
@@ -137,7 +138,7 @@ export class ExecKeyProvider implements KeyProvider {
   async #ask(action: 'get' | 'create', request: KeyRequest): Promise<Secret> {
     checkVolumeId(request);
     const [program, ...args] = this.#options.argv;
-    const deadlineMs = this.#options.deadlineMs ?? 10_000;
+    const deadlineMs = this.#options.deadlineMs ?? PATIENCE.keyProgram.ms;
     const collector = new KeyCollector();
     return new Promise<Secret>((resolve, reject) => {
       // A group of its own, so that what a script started goes with it.

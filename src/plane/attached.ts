@@ -15,6 +15,7 @@ import type {
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
@@ -69,7 +70,7 @@ export type KernelVolumeOptions = {
 /** Contiguous regions that one copy takes: 256 KiB. */
 const BATCH_REGIONS = 64;
 /** The guest's requests are counted when none is in flight. */
-const COUNT_DEADLINE_MS = 10_000;
+const COUNT_DEADLINE_MS = PATIENCE.countGuest.ms;
 /** Runs of a free map that are discarded while the machine is down; the rest is for fstrim, when it is up. */
 const DISCARDS_MAX = 1024;
 

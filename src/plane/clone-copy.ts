@@ -2,6 +2,7 @@ import type { HydrationSettings, HydrationStatus } from '../attach/server-spec.t
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
 import { fstrim } from '../host/fstrim.ts';
@@ -38,7 +39,7 @@ export type CloneCopyOptions = {
 const TICK_MS = 250;
 const RATE_SPAN_MS = 5_000;
 /** A pulse that waits longer has met a source that does not answer just now; the guest comes first. */
-const PULSE_DEADLINE_MS = 2_000;
+const PULSE_DEADLINE_MS = PATIENCE.pulse.ms;
 /** What a guest waits at most for the copy to have begun; it takes a few milliseconds. */
 const PULSE_BEGIN_MS = 20;
 /** sysfs of a session that can carry I/O. */
