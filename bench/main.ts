@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
+ *   npm run bench -- attach interruption only these: attach, hydration, guest-latency, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
  *   npm run bench -- --quick             fewer rounds
  */
 import { parseArgs } from 'node:util';
@@ -36,6 +36,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
       `| guest p99 while it hydrates, 4k random read | ${latency.withP99Ms.toFixed(2)} ms | ${latency.withoutP99Ms.toFixed(2)} ms | ${latency.ratio.toFixed(2)} |`,
     );
     say(`| the proof afterwards | ${proofMiBps.toFixed(0)} MiB/s | | |`);
+  },
+  async 'guest-latency'() {
+    const { benchGuestLatency, latencyTable, QUICK } = await import('./guest-latency.ts');
+    say('## What a guest feels of hydration at slow disks, against block-stream\n');
+    say(latencyTable(await benchGuestLatency(quick ? QUICK : {})));
   },
   async hydration() {
     const { benchHydration } = await import('./hydration.ts');

@@ -10,33 +10,28 @@ import { tool, type VolumeLab } from './volume-lab.ts';
 /** What a `BackingDisk` needs. */
 export const BACKING_DISK_NEEDS = ['nbdkit', 'nbdfuse', 'fusermount3'] as const;
 
-/** A folder of the lab on a filesystem of its own, on a disk that does what nbdkit and its filters make it do: a loop device over nbdfuse over nbdkit. */
+/** A folder of the lab on an ext4 of its own, on a disk that does what nbdkit and its filters make it do: a loop device over nbdfuse over nbdkit. */
 export type BackingDisk = {
   dir: string;
   /** The filesystem's disk. */
   loop: string;
 };
 
-type Filesystem = 'ext4' | 'xfs';
 /** All of the metadata is written when it is made: what is refused later is data. */
-const MKFS: Record<Filesystem, string[]> = {
-  ext4: ['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'lazy_itable_init=0,lazy_journal_init=0,nodiscard'],
-  xfs: ['mkfs.xfs', '-q', '-f', '-K'],
-};
+const MKFS = ['-q', '-F', '-m', '0', '-E', 'lazy_itable_init=0,lazy_journal_init=0,nodiscard'];
 
 async function backingDisk(
   lab: VolumeLab,
   name: string,
   sizeBytes: number,
   options: {
-    filesystem?: Filesystem;
     filters?: readonly string[];
     parameters?: readonly string[];
     /** Where the disk's content is. */
     folder?: string;
   } = {},
 ): Promise<BackingDisk> {
-  const { filesystem = 'ext4', filters = [], parameters = [], folder = lab.dir } = options;
+  const { filters = [], parameters = [], folder = lab.dir } = options;
   const image = join(folder, `${name}.img`);
   const socket = join(lab.dir, `${name}.sock`);
   const fuseDir = join(lab.dir, `${name}-fuse`);
@@ -58,8 +53,7 @@ async function backingDisk(
   await until('nbdfuse serves', () => existsSync(disk) && statSync(disk).size === sizeBytes);
   const loop = await attachLoop({ filePath: disk });
   lab.onClose(() => detachLoop(loop, { clock: systemClock }));
-  const [mkfs, ...flags] = MKFS[filesystem];
-  await tool(mkfs!, ...flags, loop);
+  await tool('mkfs.ext4', ...MKFS, loop);
   await tool('mount', '-o', 'noatime', loop, dir);
   lab.onClose(() => tool('umount', dir));
   return { dir, loop };
@@ -67,7 +61,7 @@ async function backingDisk(
 
 /** Takes the filesystem away as a disk that dies does, with what was not durable, and mounts what is left. `ready`: whoever used it has been ended. */
 export async function goneAndBack({ dir, loop }: BackingDisk, ready: () => Promise<void>): Promise<void> {
-  // EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same call; without flushing the log.
+  // EXT4_IOC_SHUTDOWN, which is XFS's call too; without flushing the log.
   await tool('xfs_io', '-x', '-c', 'shutdown', dir);
   await ready();
   await until('the filesystem to be let go', () =>
@@ -114,7 +108,6 @@ export async function thinDisk(
   name: string,
   sizeBytes: number,
   roomBytes: number,
-  filesystem: Filesystem = 'ext4',
 ): Promise<ThinDisk> {
   const folder = join(lab.dir, `${name}-store`);
   mkdirSync(folder);
@@ -122,7 +115,7 @@ export async function thinDisk(
   lab.onClose(() => tool('umount', folder));
   // Zeroes are written: the journal has its place from the beginning.
   const disk = await backingDisk(lab, name, sizeBytes, {
-    ...{ filesystem, folder, filters: ['nozero'], parameters: ['zeromode=emulate'] },
+    ...{ folder, filters: ['nozero'], parameters: ['zeromode=emulate'] },
   });
   const ballast = join(folder, 'ballast');
   return {
