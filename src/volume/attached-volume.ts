@@ -80,6 +80,7 @@ export class AttachedVolume {
   #finalHydration: HydrationStatus | null = null;
   #lock: DataLock | null;
   #freeMapReader: FreeMapReader | null = null;
+  #closing: Promise<void> | null = null;
   #proof: OpenProof | null = null;
   /** Until the guest's requests go on that a mend holds back. */
   #mending: Promise<void> = Promise.resolve();
@@ -415,8 +416,13 @@ export class AttachedVolume {
     }
   }
 
-  /** Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients that connect again. */
-  async close(): Promise<void> {
+  /** Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients that connect again. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
     await this.#closeProof();
     // Calls of its clients that wait for the source end when the clone is closed.
     const dropped = this.#nbd?.stop();

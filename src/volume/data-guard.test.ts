@@ -71,6 +71,26 @@ test('a flush that fails while the guest has nothing to flush is tried again and
   await assert.rejects(guard.flush(fails), lost);
 });
 
+test('a flush of a device that was closed meanwhile asked no disk: nothing is lost, and the next server flushes', async (t) => {
+  const dir = scratchDir(t);
+  const guard = guardOf(dir);
+  const words = new Uint32Array(2);
+  guard.share(words);
+  guard.noteWrite();
+  const file = await FileDevice.create(join(dir, 'data'), { lengthBytes: BLOCK });
+  await file.close();
+  await assert.rejects(
+    guard.flush(() => file.flush()),
+    (error) => isGodwitError(error, 'BLOCK_CLOSED'),
+  );
+  assert.equal(guard.lost, null);
+  assert.equal(existsSync(join(dir, VOLUME_FILES.dataLoss)), false);
+  const next = guardOf(dir);
+  next.share(words);
+  assert.equal(next.lost, null);
+  await assert.rejects(next.flush(fails), lost, 'what the guest wrote is still to be flushed');
+});
+
 test('what is written while a flush runs is for the next one, and those that come meanwhile share it', async (t) => {
   const guard = guardOf(scratchDir(t));
   const words = new Uint32Array(2);

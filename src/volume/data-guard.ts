@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
@@ -211,6 +211,14 @@ export class DataGuard {
     try {
       await flush();
     } catch (error) {
+      if (isGodwitError(error, 'BLOCK_CLOSED')) {
+        // Nobody asked the disk: what was written is in the page cache, as when the server is killed.
+        if (words !== null) {
+          words[FLUSHING] = IDLE;
+          if (wrote) words[WROTE] = 1;
+        }
+        throw error;
+      }
       if (wrote || this.#unflushed?.[WROTE] === 1) {
         this.lose(messageOf(error));
         this.check();

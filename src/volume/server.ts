@@ -214,7 +214,11 @@ async function main(): Promise<void> {
   const reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
   reporter.start();
 
+  let isEnding = false;
   const end = async (reason: string) => {
+    // The unmount and the signal that follows it come together, and the second must not find the volume half closed.
+    if (isEnding) return;
+    isEnding = true;
     reporter.stop();
     try {
       await served.close();
