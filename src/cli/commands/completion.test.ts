@@ -17,10 +17,12 @@ test('commands and subcommands', async () => {
   assert.ok(!top.includes('complete'), 'the hidden command stays hidden');
   assert.deepEqual(await at('dr'), ['drain']);
   assert.deepEqual(await at('volume', ''), [
+    'accept-loss',
     'create',
     'destroy',
     'import',
     'list',
+    'move',
     'recover',
     'serve',
     'show',
