@@ -252,3 +252,39 @@ test('a peer over HTTP', async (t) => {
   assert.deepEqual(await peer.run('known'), { state: 'running', step: 'stop' });
   assert.equal(await peer.run('other'), null);
 });
+
+/** Two workers whose addresses a fleet file has the wrong way round: what is meant for `worker-1` reaches `worker-2`. */
+async function swapped(t: TestContext, version: 'names itself' | 'old') {
+  const service = new FakeWorkerService('worker-2');
+  const app = await createApiServer({
+    service,
+    token: TOKEN,
+    logger: silentLogger,
+    version: '1',
+    ...(version === 'names itself' && { worker: 'worker-2' }),
+  });
+  const url = await app.listen({ host: '127.0.0.1', port: 0 });
+  const client = (name: string, isOld: 'ask' | 'believe') => {
+    const made = new ApiClient({ url, token: TOKEN, worker: { name, isOld } });
+    t.after(() => made.close());
+    return made;
+  };
+  t.after(() => app.close());
+  return { service, client };
+}
+
+test('what is meant for another worker is refused by the one that answers, and by who asked it', async (t) => {
+  for (const version of ['names itself', 'old'] as const) {
+    const { client, service } = await swapped(t, version);
+    const error = await rejection(client('worker-1', 'ask').drain());
+    assert.equal(error.code, 'API_WRONG_WORKER', version);
+    assert.match(error.message, /is worker-2, and not worker-1$/);
+    assert.equal((await service.drainStatus()).desired, false, 'nothing was done');
+    await client('worker-2', 'ask').drain();
+    assert.equal((await service.drainStatus()).desired, true);
+  }
+  const { client } = await swapped(t, 'names itself');
+  assert.equal((await rejection(client('worker-1', 'believe').listMachines())).code, 'API_WRONG_WORKER');
+  assert.equal((await rejection(client('worker-1', 'believe').drain())).code, 'API_WRONG_WORKER');
+  assert.deepEqual(await client('worker-2', 'believe').listMachines(), []);
+});

@@ -56,6 +56,7 @@ import type {
   Why,
   WorkerView,
 } from './schemas.ts';
+import { WORKER_HEADER, wrongWorker } from './wrong-worker.ts';
 
 /** Same as RUN_ID_HEADER of server.ts, which a client does not load: fastify is slow to import. */
 const RUN_ID_HEADER = 'godwit-run-id';
@@ -73,6 +74,11 @@ export type ApiClientOptions = {
   /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
   url: string;
   token: string;
+  /**
+   * The worker that is meant; any other that answers is `API_WRONG_WORKER`, and does nothing. `isOld`: one of an earlier version does not say its name with each answer:
+   * it is asked for it before anything is changed there (`ask`), or believed. Left out: whoever is there.
+   */
+  worker?: { name: string; isOld: 'ask' | 'believe' };
   /** Whom to believe, and who we are. Default: the authorities that Node knows, and nobody. */
   tls?: TlsClient | undefined;
   /** For the connection and the whole reply. Default 30 s. */
@@ -108,9 +114,13 @@ export class ApiClient {
   readonly #tls: TlsClient | undefined;
   readonly #agent: HttpAgent;
   readonly #lives: ApiClientOptions['lives'];
+  readonly #meant: ApiClientOptions['worker'];
+  /** The worker has said its name. */
+  #named = false;
 
   constructor(options: ApiClientOptions) {
     this.#lives = options.lives;
+    this.#meant = options.worker;
     this.url = options.url.replace(/\/+$/, '');
     const base = URL.parse(this.url);
     if (base?.protocol !== 'http:' && base?.protocol !== 'https:') {
@@ -222,9 +232,13 @@ export class ApiClient {
       timeoutMs: PATIENCE.personOperation.ms,
     });
   }
-  async destroyVolume(ref: string, options: { force: boolean } = { force: false }): Promise<void> {
+  async destroyVolume(
+    ref: string,
+    options: { force: boolean; copies?: boolean } = { force: false },
+  ): Promise<void> {
     await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {
-      query: { force: options.force },
+      // A worker of an earlier version does not know `copies`: it is only asked where it is meant.
+      query: { force: options.force, ...(options.copies && { copies: true }) },
       timeoutMs: PATIENCE.personOperation.ms,
     });
   }
@@ -394,6 +408,32 @@ export class ApiClient {
 
   /** Resolves with the head of the response. */
   async #send(method: string, path: string, call: Call): Promise<IncomingMessage> {
+    if (this.#meant?.isOld === 'ask' && !this.#named && method !== 'GET')
+      await this.#askName(this.#meant.name);
+    const response = await this.#sendAgain(method, path, call);
+    try {
+      this.#checkName(response.headers[WORKER_HEADER]);
+    } catch (error) {
+      response.destroy();
+      throw error;
+    }
+    return response;
+  }
+
+  async #askName(meant: string): Promise<void> {
+    const { name } = await this.worker();
+    if (name !== meant) throw wrongWorker(meant, name, this.url);
+    this.#named = true;
+  }
+
+  /** Whatever it answers: also a refusal of another worker is none of this one. */
+  #checkName(name: string | string[] | undefined): void {
+    if (this.#meant === undefined || typeof name !== 'string') return;
+    if (name !== this.#meant.name) throw wrongWorker(this.#meant.name, name, this.url);
+    this.#named = true;
+  }
+
+  async #sendAgain(method: string, path: string, call: Call): Promise<IncomingMessage> {
     try {
       return await this.#sendOnce(method, path, call, this.#agent);
     } catch (error) {
@@ -414,6 +454,7 @@ export class ApiClient {
     }
     const body = call.body === undefined ? undefined : JSON.stringify(call.body);
     const headers: Record<string, string | number> = { authorization: `Bearer ${this.#token}` };
+    if (this.#meant) headers[WORKER_HEADER] = this.#meant.name;
     if (call.runId !== undefined) headers[RUN_ID_HEADER] = call.runId;
     if (body !== undefined) {
       headers['content-type'] = 'application/json';

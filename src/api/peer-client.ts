@@ -64,6 +64,7 @@ export class HttpPeer implements Peer {
     this.#client = new ApiClient({
       url: options.url,
       token: options.token,
+      worker: { name: options.name, isOld: 'believe' },
       tls: options.tls,
       lives: { name: options.name, clock: this.#clock, times: this.#times },
     });

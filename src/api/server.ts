@@ -27,6 +27,7 @@ import { createSecureServer } from './secure-server.ts';
 import type { WorkerService } from './service.ts';
 import { statusOf } from './status.ts';
 import { validatorCompiler } from './validator.ts';
+import { WORKER_HEADER, wrongWorker } from './wrong-worker.ts';
 
 export type ApiServerOptions = {
   service: WorkerService;
@@ -34,6 +35,8 @@ export type ApiServerOptions = {
   token: string;
   logger: Logger;
   version: string;
+  /** The name of the worker: told in every answer, and a request that names another is refused. Left out: neither. */
+  worker?: string;
   /**
    * Serve HTTPS, and answer the calls of other workers only to those with a certificate of the same CA. `optional`: answer everybody, in the
    * clear too, while a fleet gets its certificates. null: plain HTTP.
@@ -161,11 +164,15 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
 
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
+    if (options.worker !== undefined) reply.header(WORKER_HEADER, options.worker);
     const runId = runIdOf(request);
     if (runId !== undefined) reply.header(RUN_ID_HEADER, runId);
     if (PUBLIC_ROUTES.includes(request.routeOptions.url ?? '')) return;
     if (!authorized(request.headers.authorization, tokenDigest)) throw unauthorized(request);
     guard.proven(request.raw.socket);
+    const meant = request.headers[WORKER_HEADER];
+    if (options.worker !== undefined && typeof meant === 'string' && meant !== options.worker)
+      throw wrongWorker(meant, options.worker, `${request.protocol}://${request.host}`);
     // By the route and not by the URL, which may be written in many ways.
     const isForPeers = request.routeOptions.url?.startsWith(PEER_ROUTES) === true;
     if (tls !== null && isForPeers) checkCertificate(request.raw.socket);

@@ -70,8 +70,8 @@ export interface WorkerService {
   serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply>;
   /** Idempotent. */
   stopServing(ref: string): Promise<void>;
-  /** Refused while a machine has it, and without `force` while it is the way back of a move. */
-  destroyVolume(ref: string, options: { force: boolean }): Promise<void>;
+  /** Refused while a machine has it, and without `force` while it is the way back of a move. `copies`: those that moves left of it, too. */
+  destroyVolume(ref: string, options: { force: boolean; copies?: boolean }): Promise<void>;
 
   drainStatus(): Promise<DrainStatus>;
   /** Idempotent: asking again changes nothing (but a new `target`). */

@@ -101,3 +101,18 @@ test('closing a schema leaves the original open', () => {
     c: 2,
   });
 });
+
+test('a bound of a size or a time is said in its unit, and without the path of a schema', () => {
+  const schema = Type.Object({
+    lengthBytes: Type.Integer({ minimum: 16 * 2 ** 20, maximum: 2 ** 46 }),
+    stopTimeoutMs: Type.Optional(Type.Integer({ minimum: 1, maximum: 3_600_000 })),
+    count: Type.Optional(Type.Integer({ minimum: 1 })),
+  });
+  const check = (body: object) => validate(schema, 'body', body);
+  assert.equal(check({ lengthBytes: 2 ** 20 }), 'the length must be at least 16 MiB');
+  assert.equal(check({ lengthBytes: 2 ** 47 }), 'the length must be at most 64 TiB');
+  const long = { lengthBytes: 2 ** 30, stopTimeoutMs: 3_600_001 };
+  assert.equal(check(long), 'the stop timeout must be at most 1 h');
+  assert.equal(check({ lengthBytes: 2 ** 30, count: 0 }), 'body /count: must be >= 1');
+  assert.deepEqual(check({ lengthBytes: 2 ** 30 }), { lengthBytes: 2 ** 30 });
+});

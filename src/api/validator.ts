@@ -15,7 +15,9 @@ export const validatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, http
   return (input: unknown) => {
     const value = Default(schema, converted ? Convert(schema, input) : input);
     if (validator.Check(value)) return { value };
-    const message = `${httpPart ?? 'request'}${describe(validator.Errors(value))}`;
+    const what = describe(validator.Errors(value));
+    // A sentence by itself, for a person.
+    const message = what.startsWith(': the ') ? what.slice(2) : `${httpPart ?? 'request'}${what}`;
     return {
       error: new GodwitError('API_INVALID_REQUEST', message, {
         values: { part: httpPart ?? 'request' },
@@ -62,7 +64,7 @@ export function describe(errors: readonly TLocalizedValidationError[]): string {
   );
   // When a branch fails, typebox has not filled in the defaults beside it, and they are reported as missing.
   const first = telling.find((error) => branchOf(error) !== null) ?? telling[0];
-  if (first) return at(first, first.message);
+  if (first) return inUnits(first) ?? at(first, first.message);
   for (const error of errors) {
     if (error.keyword === 'unevaluatedProperties') {
       return at(error, `unknown property ${error.params.unevaluatedProperties.join(', ')}`);
@@ -70,6 +72,37 @@ export function describe(errors: readonly TLocalizedValidationError[]): string {
   }
   const last = errors[0];
   return last ? at(last, last.message) : ': does not match its schema';
+}
+
+const BINARY_UNITS = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
+const TIME_UNITS: readonly (readonly [number, string])[] = [
+  [86_400_000, 'd'],
+  [3_600_000, 'h'],
+  [60_000, 'min'],
+  [1_000, 's'],
+];
+
+/** A bound of a size or a time as a person says it: `: the length must be at least 16 MiB`. null: it is no such bound. */
+function inUnits({ keyword, instancePath, params }: TLocalizedValidationError): string | null {
+  const [, name, unit] = /\/([a-zA-Z]+)(Bytes|Ms)$/.exec(instancePath) ?? [];
+  const limit = 'limit' in params ? Number(params.limit) : Number.NaN;
+  if (name === undefined || !Number.isFinite(limit)) return null;
+  if (keyword !== 'minimum' && keyword !== 'maximum') return null;
+  const words = name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
+  const bound = unit === 'Bytes' ? bytesText(limit) : timeText(limit);
+  return `: the ${words} must be at ${keyword === 'minimum' ? 'least' : 'most'} ${bound}`;
+}
+
+/** Exact: in the largest unit of which it is a whole number. */
+function bytesText(bytes: number): string {
+  let [value, unit] = [bytes, 0];
+  for (; value >= 1024 && value % 1024 === 0 && unit < BINARY_UNITS.length - 1; unit++) value /= 1024;
+  return `${value} ${BINARY_UNITS[unit]}`;
+}
+
+function timeText(ms: number): string {
+  const [unitMs, name] = TIME_UNITS.find(([each]) => ms >= each && ms % each === 0) ?? [1, 'ms'];
+  return `${ms / unitMs} ${name}`;
 }
 
 function at(error: TLocalizedValidationError, what: string): string {

@@ -56,6 +56,8 @@ export type HotPath = {
   written?: MapPlace | null;
   /** Address of a word that is set to 1 when the guest changes data (volume/data-guard.ts); there until all is whole. */
   unflushedAddress?: bigint | null;
+  /** KiB that may be written before somebody looks whether the disk has room (volume/disk-room.ts). Left out: nobody looks. */
+  portion?: SharedArrayBuffer;
   /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
   encryption?: { key: Uint8Array; sectorBytes: number };
 };
@@ -97,6 +99,7 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   const validity = mapAt(hot?.validity, lengthBytes);
   const written = mapAt(hot?.written, lengthBytes);
   const unflushed = hot?.unflushedAddress ? wordAt(hot.unflushedAddress) : null;
+  const portion = hot?.portion ? new Int32Array(hot.portion) : null;
   const cipherText = new Uint8Array(cipher === null ? 0 : WRITE_PIECE_BYTES);
   const cipherAddress = addressOf(cipherText);
   let readWithoutWaiting = rawReadNow;
@@ -200,10 +203,17 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     return written!.hasAll(first, end) || written!.trySetRange(first, end);
   }
 
+  /** False: the main thread is to look at the disk first. */
+  function hasRoom(sizeBytes: number): boolean {
+    const units = (sizeBytes + 1023) >> 10;
+    return portion === null || Atomics.sub(portion, 0, units) >= units;
+  }
+
   function tryWrite(slot: FuseSlot, address: number): number {
     const offsetBytes = slot.offsetBytes;
     const sizeBytes = slot.sizeBytes;
     if (dataFd < 0 || slots.access !== ACCESS_WRITABLE || !isLocal(offsetBytes, sizeBytes)) return 0;
+    if (!hasRoom(sizeBytes)) return 0;
     const startMs = performance.now();
     if (written !== null && !slots.whole && !markWritten(offsetBytes, offsetBytes + sizeBytes)) return 0;
     if (unflushed !== null && !slots.whole) unflushed[0] = 1;

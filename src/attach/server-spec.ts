@@ -166,6 +166,8 @@ export const VolumeServerSpec = Type.Object({
   /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
   volumeDir: Type.String(),
   access: Access,
+  /** What becomes of the guest's writes when the disk is full but for its reserve (volume/disk-room.ts). Left out: they wait. */
+  whenFull: Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')])),
   /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */
   plane: Type.Optional(Type.Literal('kernel')),
   clone: Type.Optional(CloneSpec),
@@ -225,6 +227,8 @@ export type VolumeServerStatus = {
   hydration?: HydrationStatus;
   /** The disk lost what the guest wrote; everything is refused until an operator decides. */
   dataLoss?: { atMs: number; reason: string };
+  /** The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is 0. Sizes in bytes. */
+  noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number };
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };
@@ -275,6 +279,7 @@ export type FreeMapReport = {
  *   hydration  HydrationSettings           → {}
  *   finish     {}                          → {}      when complete: bits and data durable, log out of the source, drop the clone layer
  *   give-up-source {}                      → {}      attach only: the source will not come back; reads that wait for it are I/O errors from now on
+ *   room       {leaving: boolean}          → {}      attach only: opens the reserve of the disk for a machine that leaves, or closes it again
  *   heat       {}                          → HeatHint  attach only: what the guest will want first when it starts elsewhere
  *   warm       HeatHint                    → {}      attach only: bring these first, once open for writing; a hint
  *   fetched    {cursor}                    → FetchedPage    attach only, of a clone that is whole, as the three below: what came, and whether the disk has it
@@ -287,7 +292,8 @@ export type FreeMapReport = {
  *   compare    CompareRequest              → CompareReply   attach only, of the kernel plane: what the disk has
  *   grant      Grant                       → {}      export only; replaces one of the same initiator name
  *   revoke     {initiatorIqn}              → {}      export only; ends its sessions
- * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `failed` WireError
+ * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `data-lost` {message},
+ * `no-room` {message}, `room-again` {}, `failed` WireError
  */
 export type VolumeServerOp =
   | 'status'
@@ -300,6 +306,7 @@ export type VolumeServerOp =
   | 'hydration'
   | 'finish'
   | 'give-up-source'
+  | 'room'
   | 'heat'
   | 'warm'
   | 'fetched'

@@ -55,12 +55,31 @@ export function toWireError(error: unknown): WireError {
   if (error instanceof GodwitError) return error.toWire();
   const message = error instanceof Error ? error.message : String(error);
   const systemCode = systemErrorCode(error);
+  if (isDiskFull(error)) {
+    return {
+      code: 'DISK_FULL',
+      message: `no space is left on the disk of the worker's data: ${message}`,
+      values: { systemCode: systemCode ?? null },
+      nextAction:
+        'Free space there, or add some; then do it again. What runs goes on, but for writes that need room.',
+    };
+  }
   return {
     code: 'INTERNAL',
     message,
     values: systemCode === undefined ? {} : { systemCode },
     nextAction: 'This is unexpected; look at the log of the worker for the stack and report it.',
   };
+}
+
+/** SQLITE_FULL, and SQLITE_IOERR_SHMSIZE and _WRITE, which a full disk is behind (sqlite3.h). */
+const SQLITE_NO_ROOM = new Set([13, 4874, 778]);
+
+/** Of the system or of SQLite: it could not be written for want of room. */
+export function isDiskFull(error: unknown): boolean {
+  const code = systemErrorCode(error);
+  if (code === 'ERR_SQLITE_ERROR') return SQLITE_NO_ROOM.has((error as { errcode?: number }).errcode ?? 0);
+  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 /** The errno name (`ENOSPC`, `ECONNREFUSED`…) of a Node system error, else undefined. */

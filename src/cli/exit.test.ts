@@ -15,6 +15,10 @@ test('the family of an error gives the exit code', () => {
     MACHINE_NAME_EXISTS: 6,
     CLI_DEV_ALREADY_RUNNING: 6,
     MIGRATION_NO_CAPACITY: 1,
+    DISK_FULL: 3,
+    VOLUME_DISK_FULL: 3,
+    WORKER_IMPORT_NO_SPACE: 3,
+    API_WRONG_WORKER: 2,
     INTERNAL: 1,
   };
   for (const [code, exitCode] of Object.entries(expected)) {

@@ -41,6 +41,10 @@ export function exitCodeOf(error: unknown): number {
   if (error.code === 'MIGRATION_NOT_MOVABLE') return EXIT.blocked;
   // A receipt that does not hold is an answer, not a wrong use of the command.
   if (error.code.startsWith('RECEIPT_')) return EXIT.error;
+  // There is no room for it: not now.
+  if (/(^|_)(NO_SPACE|DISK_FULL)$/.test(error.code)) return EXIT.blocked;
+  // The fleet file is wrong.
+  if (error.code === 'API_WRONG_WORKER') return EXIT.usage;
   if (error.code === 'API_UNREACHABLE' || error.code === 'API_TLS_REFUSED') return EXIT.unreachable;
   switch (statusOf(error.code)) {
     case 400:

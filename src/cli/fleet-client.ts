@@ -27,7 +27,14 @@ export class FleetClient {
     this.workers = fleet.workers.map(({ name, url }) => ({
       name,
       url,
-      client: new ApiClient({ url, token: fleet.token, tls, timeoutMs: GATHER_TIMEOUT_MS }),
+      client: new ApiClient({
+        url,
+        token: fleet.token,
+        // A fleet of one URL has no name for it.
+        ...(name !== url && { worker: { name, isOld: 'ask' as const } }),
+        tls,
+        timeoutMs: GATHER_TIMEOUT_MS,
+      }),
     }));
   }
 

@@ -295,6 +295,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .description('destroy volumes that no machine has, and all that is on them')
     .argument('<VOLUME...>')
     .option('--force', 'the sealed copy that a move left as a way back, too')
+    .option('--all-copies', 'with all sealed copies that moves left of it, on all workers')
     .action((refs: string[], options, command: Command) =>
       withContext(command, async (context) => (await volumeCommands()).destroy(context, refs, options)),
     );
@@ -419,6 +420,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--memory <SIZE>', 'memory that machines may be given (default: what the host has)')
     .option('--cpus <NUMBER>', 'CPUs that machines may be given (default: what the host has)')
     .option('--disk <SIZE>', 'disk that volumes may take (default: what the data folder has)')
+    .option(
+      '--when-full <WHAT>',
+      'pause or error: what becomes of writes when the disk is full but for what is kept back (default: they wait)',
+    )
     .option(
       '--hydration-rate <SIZE>',
       'bytes per second that a volume which arrives here may take in the background (default: no limit)',

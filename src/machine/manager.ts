@@ -272,6 +272,8 @@ export class MachineManager {
     const client = await this.client(machineId);
     // Its processes may run on without it, with the volume in their hands.
     if (client === null) return this.shutdownShim(machineId);
+    // What is in its page cache must reach the volume before that can be unmounted.
+    void this.openReserve(machineId, true);
     const timeoutMs = how.timeoutMs ?? stop.timeoutMs;
     // A shim of an earlier version refuses a configuration whose signal does not exist.
     const signal = how.signal ?? (isSignal(stop.signal) ? undefined : 'SIGTERM');
@@ -286,6 +288,17 @@ export class MachineManager {
       await this.kill(machineId);
       await this.#endHungShim(machineId);
     }
+  }
+
+  /**
+   * Opens what is kept back of the disk for a machine that leaves, or closes it again. Where nobody answers, nobody holds its writes back for that either: a volume
+   * server of an earlier version, of the kernel plane, or one that hangs, which the stop finds out.
+   */
+  async openReserve(machineId: string, leaving: boolean): Promise<void> {
+    const args = { op: 'room', args: { leaving } };
+    await this.client(machineId)
+      .then((client) => client?.call('volume.command', args, PATIENCE.openReserve.ms))
+      .catch(() => {});
   }
 
   /**
@@ -545,6 +558,7 @@ export class MachineManager {
         if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }
     }
+    if (config.volume !== undefined) void this.openReserve(record.id, false);
     await client.call('workload.start', { machineId: record.id, name: record.name, config });
   }
 

@@ -129,6 +129,8 @@ export type MigrateOutOptions = {
   peers: () => readonly Peer[];
   /** That all who ask for offers share. Left out: one of its own. */
   desk?: OfferDesk;
+  /** Targets that failed this machine of late, with their reasons: they are taken only where no other accepts. */
+  failedTargets?: (machineId: string) => ReadonlyMap<string, string>;
   clock: Clock;
   /** This worker. */
   worker: { name: string; url: string };
@@ -240,7 +242,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
             request: offerRequest(options.worker.name, subject),
             signal: context.signal,
           });
-          const choice = chooseOffer(offers);
+          const choice = chooseOffer(offers, options.failedTargets?.(context.input.machineId));
           if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
           await source.claim(context.input.machineId, context.runId);
           const { worker, tls, knows = [] } = choice.chosen;

@@ -37,6 +37,7 @@ import type {
 } from './peer.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
+import type { Reservations } from './reservations.ts';
 import type { TargetSide } from './target-side.ts';
 
 /** The target's end of the calls in peer.ts. */
@@ -50,6 +51,7 @@ export class MoveReceiver implements ProofAnswers {
   readonly #handoffHoldMs: number;
   readonly #key: WorkerKey;
   readonly #receipts: ReceiptBook;
+  readonly #reservations: Reservations | null;
 
   constructor(options: {
     journal: Journal;
@@ -59,6 +61,8 @@ export class MoveReceiver implements ProofAnswers {
     worker: string;
     key: WorkerKey;
     receipts: ReceiptBook;
+    /** Where the room of a move is held while its answer is made; left out: nowhere. */
+    reservations?: Reservations;
     /** How long an answer to `handoff` is held back for the volume to open, so that the source need not ask again. Default 10 s. */
     handoffHoldMs?: number;
   }) {
@@ -69,6 +73,7 @@ export class MoveReceiver implements ProofAnswers {
     this.#worker = options.worker;
     this.#key = options.key;
     this.#receipts = options.receipts;
+    this.#reservations = options.reservations ?? null;
     this.#handoffHoldMs = options.handoffHoldMs ?? PATIENCE.handoffHold.ms;
   }
 
@@ -77,17 +82,24 @@ export class MoveReceiver implements ProofAnswers {
       const decided = this.#inbox.verdict(request.runId);
       if (decided?.verdict === 'handed-over') return this.status(request.runId);
       if (decided) throw refusal(request, this.#worker, 'this move was already given up here');
-      const offer = await this.#target.offer(request);
-      if (!offer.accepted) throw refusal(request, this.#worker, offer.reason);
-      try {
-        this.#journal.start(MIGRATE_IN, request, { runId: targetRunId(request.runId) });
-      } catch (error) {
-        if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY'))
-          throw refusal(request, this.#worker, error.message);
-        throw error;
-      }
+      await this.#promise(request);
     }
     return this.status(request.runId);
+  }
+
+  /** Rejects `MIGRATION_REFUSED`. Its room is held while it is looked for, so that a move that comes meanwhile does not get it too. */
+  async #promise(request: PrepareRequest): Promise<void> {
+    this.#reservations?.hold(request);
+    try {
+      const offer = await this.#target.offer(request);
+      if (!offer.accepted) throw refusal(request, this.#worker, offer.reason);
+      this.#journal.start(MIGRATE_IN, request, { runId: targetRunId(request.runId) });
+    } catch (error) {
+      if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY')) throw refusal(request, this.#worker, error.message);
+      throw error;
+    } finally {
+      this.#reservations?.release(request.runId);
+    }
   }
 
   async status(moveId: string): Promise<TargetStatus> {

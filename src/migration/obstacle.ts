@@ -17,6 +17,7 @@ const ENCRYPTION_TROUBLE = ['VOLUME_NO_KEYS', 'VOLUME_WRONG_HEADER'];
 /** What a host lacks does not come within a minute: room, a program, a module, a daemon, a name. And every error of plane/. */
 const HOST_TROUBLE = [
   'VOLUME_NO_SPACE',
+  'VOLUME_DISK_FULL',
   'HOST_TOOL_MISSING',
   'HOST_UNKNOWN_OUTPUT',
   'HOST_MAPPER_MISSING',

@@ -31,6 +31,7 @@ function host(worker: string, more: Partial<HostLoad> = {}): HostLoad {
     memoryBytes: 8 * GIB,
     cpus: 4,
     freeDiskBytes: 50 * GIB,
+    reserved: [],
     totalDiskBytes: 100 * GIB,
     placed: [],
     ...more,
@@ -184,4 +185,26 @@ test('a limit that a host cannot keep is a reason not to take a machine that has
   assert.match(offer(['cpu'], {}).reason, /cpu: it has no cgroup controller/);
   assert.equal(offer(['memory', 'cpu'], { memoryBytes: 0, cpus: 0 }).accepted, true);
   assert.equal(offer(undefined, {}).accepted, true);
+});
+
+test('a volume that is on its way is not in its own way, and in that of all others', () => {
+  const arriving = host('w2', {
+    freeDiskBytes: 2 * GIB,
+    reserved: [{ machineId: 'm', bytes: Math.ceil(1.1 * GIB) }],
+  });
+  assert.equal(evaluateOffer(arriving, request()).accepted, true, 'asked again after its run had begun');
+  const other = evaluateOffer(arriving, request({ machine: machine('other') }));
+  assert.match(other.reason, /disk: needs 1126 MiB, has \d+ MiB/);
+  const importing = host('w2', { ...arriving, reserved: [{ machineId: null, bytes: Math.ceil(1.1 * GIB) }] });
+  assert.equal(evaluateOffer(importing, request()).accepted, false);
+});
+
+test('a worker that failed the machine of late goes behind all others, and before none', () => {
+  const offers = ['w2', 'w3'].map((worker) =>
+    evaluateOffer(host(worker, { memoryBytes: worker === 'w2' ? 64 * GIB : 4 * GIB }), request()),
+  );
+  assert.equal(chooseOffer(offers).chosen?.worker, 'w2');
+  const failed = new Map([['w2', 'its folder is immutable']]);
+  assert.equal(chooseOffer(offers, failed).chosen?.worker, 'w3');
+  assert.equal(chooseOffer(offers.slice(0, 1), failed).chosen?.worker, 'w2');
 });

@@ -20,12 +20,26 @@ export type HostLoad = {
   encryption: HostCapabilities | null;
   memoryBytes: number;
   cpus: number;
-  /** Free now on the filesystem of the volumes, less what volumes that are still arriving will take. */
+  /** Free now on the filesystem of the volumes, with what is promised of it. */
   freeDiskBytes: number;
+  /** What volumes that are still arriving will take of it. */
+  reserved: readonly DiskReservation[];
   totalDiskBytes: number;
   /** Machines that are here and moves that have been promised room, without the machine in question. */
   placed: readonly PlacementRequest[];
 };
+
+/** `machineId`: null for an import, which is of no machine. */
+export type DiskReservation = { machineId: string | null; bytes: number };
+
+/** Free disk that is promised to nobody, or only to this machine. */
+export function unpromisedDiskBytes(
+  { freeDiskBytes, reserved }: Pick<HostLoad, 'freeDiskBytes' | 'reserved'>,
+  machineId?: string,
+): number {
+  const others = reserved.filter((each) => machineId === undefined || each.machineId !== machineId);
+  return freeDiskBytes - others.reduce((total, { bytes }) => total + bytes, 0);
+}
 
 /** Disk that stays free whatever comes: the host's own logs and journal must go on. */
 export const DISK_RESERVE_BYTES = 256 * 1024 * 1024;
@@ -48,7 +62,9 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   );
   const freeMemoryBytes = host.memoryBytes - sum(others, (placed) => placed.memoryBytes);
   const freeCpus = host.cpus * CPU_OVERCOMMIT - sum(others, (placed) => placed.cpus);
-  const freeDiskBytes = host.freeDiskBytes - sum(request.planned, diskNeedBytes) - DISK_RESERVE_BYTES;
+  // A volume that is on its way here is not in its own way.
+  const unpromisedBytes = unpromisedDiskBytes(host, request.machine.machineId);
+  const freeDiskBytes = unpromisedBytes - sum(request.planned, diskNeedBytes) - DISK_RESERVE_BYTES;
   const groupMembers =
     request.machine.group === null
       ? 0
@@ -122,15 +138,17 @@ function encryptionProblem(host: HostLoad, machine: PlacementRequest): string | 
 }
 
 /**
- * The best of the offers, or why there is none. A worker without a member of the machine's group always goes before one with
- * a member; within that the higher score, then the name, so that the choice is the same every time.
+ * The best of the offers, or why there is none. A worker that failed the machine of late (`failed`, with its reason) goes behind all others; then one without a
+ * member of the machine's group always goes before one with a member; within that the higher score, then the name, so that the choice is the same every time.
  */
 export function chooseOffer(
   offers: readonly Offer[],
+  failed: ReadonlyMap<string, string> = new Map(),
 ): { chosen: Offer } | { chosen: null; reasons: { worker: string; reason: string }[] } {
   const accepted = offers.filter((offer) => offer.accepted);
   accepted.sort(
     (left, right) =>
+      Number(failed.has(left.worker)) - Number(failed.has(right.worker)) ||
       left.groupMembers - right.groupMembers ||
       right.score - left.score ||
       (left.worker < right.worker ? -1 : 1),

@@ -38,6 +38,7 @@ function workers(memoryByName: Record<string, number>) {
       memoryBytes,
       cpus: 8,
       freeDiskBytes: 500 * GIB,
+      reserved: [],
       totalDiskBytes: 1000 * GIB,
       placed: [],
     }),

@@ -25,10 +25,12 @@ import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
 import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
+import { DiskRoom, RoomyDevice } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -74,6 +76,7 @@ export class AttachedVolume {
   /** The same as the guest has it. */
   readonly #data: GuardedFile;
   readonly #guard: DataGuard;
+  readonly #room: DiskRoom;
   #clone: CloneLayer | null;
   readonly #encryption: Encryption | null;
   /** The last word of a clone layer that was dropped. */
@@ -96,6 +99,7 @@ export class AttachedVolume {
       local: FileDevice;
       data: GuardedFile;
       guard: DataGuard;
+      room: DiskRoom;
       clone: CloneLayer | null;
       encryption: Encryption | null;
       lock: DataLock | null;
@@ -108,6 +112,7 @@ export class AttachedVolume {
     this.#local = parts.local;
     this.#data = parts.data;
     this.#guard = parts.guard;
+    this.#room = parts.room;
     this.#clone = parts.clone;
     this.#encryption = parts.encryption;
     this.#lock = parts.lock;
@@ -133,17 +138,19 @@ export class AttachedVolume {
       encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
       lock?.checkIs(local.fileDescriptor);
+      const room = roomOf(spec, local, clock);
       if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
         clone = await openClone(spec, cloned, {
           ...options,
           guard,
+          room,
           ...(encryption?.rekey && { rekey: encryption.rekey }),
         });
       }
       if (clone && spec.access === 'standby' && !clone.device.complete) await clone.source.login();
       const data = new GuardedFile(local, guard);
-      const device = plaintextOf(encryption, clone, data);
+      const device = new RoomyDevice(plaintextOf(encryption, clone, data), room);
       if (spec.nbd) nbd = await openNbd(spec, spec.nbd, { device, local, clone }, options);
       if (nbd && spec.nbd?.client === 'guest') {
         return new AttachedVolume(spec, options, {
@@ -152,6 +159,7 @@ export class AttachedVolume {
           local,
           data,
           guard,
+          room,
           clone,
           encryption,
           lock,
@@ -165,6 +173,7 @@ export class AttachedVolume {
           validity: clone?.validity.place ?? null,
           unflushedAddress: clone?.validity.unflushedAddress ?? null,
           written: clone?.proof ? clone.proof.written.place : null,
+          portion: room.portion,
           ...(encryption && { encryption: encryption.forHotPath }),
         },
         access: spec.access,
@@ -172,7 +181,17 @@ export class AttachedVolume {
         logger,
       });
       guard.onLost(() => front.failStop());
-      return new AttachedVolume(spec, options, { front, nbd, local, data, guard, clone, encryption, lock });
+      return new AttachedVolume(spec, options, {
+        front,
+        nbd,
+        local,
+        data,
+        guard,
+        room,
+        clone,
+        encryption,
+        lock,
+      });
     } catch (error) {
       await nbd?.stop();
       encryption?.forget();
@@ -197,6 +216,7 @@ export class AttachedVolume {
 
   status(): VolumeServerStatus {
     const hydration = this.#hydration();
+    const noRoom = this.#room.shortage();
     return {
       role: 'attach',
       volumeId: this.#spec.volumeId,
@@ -205,6 +225,7 @@ export class AttachedVolume {
       residentBytes: process.memoryUsage.rss(),
       ...(hydration ? { hydration } : {}),
       ...(this.#guard.lost && { dataLoss: { atMs: this.#guard.lost.atMs, reason: this.#guard.lost.reason } }),
+      ...(noRoom && { noRoom }),
       guest: this.#front.statistics(),
       ...(this.#nbd ? { served: this.#nbd.served } : {}),
     };
@@ -259,6 +280,11 @@ export class AttachedVolume {
     await this.flush();
     this.#lock?.release();
     this.#lock = null;
+  }
+
+  /** Opens what is kept back of the disk for a machine that leaves, or closes it again. */
+  leave(leaving: boolean): Promise<void> {
+    return this.#room.leave(leaving);
   }
 
   heat(): number[] {
@@ -344,7 +370,7 @@ export class AttachedVolume {
     await this.#closeProof();
     await clone.device.finish();
     this.#finalHydration = this.#hydration();
-    const device = this.#encryption?.over(this.#data) ?? this.#data;
+    const device = new RoomyDevice(this.#encryption?.over(this.#data) ?? this.#data, this.#room);
     await this.#front.becomeWhole(device);
     if (this.#nbd !== this.#front) await this.#nbd?.becomeWhole(device);
     this.#clone = null;
@@ -424,6 +450,7 @@ export class AttachedVolume {
 
   async #close(): Promise<void> {
     await this.#closeProof();
+    this.#room.close({ refuse: this.#front === this.#nbd });
     // Calls of its clients that wait for the source end when the clone is closed.
     const dropped = this.#nbd?.stop();
     if (this.#front !== this.#nbd) await this.#front.stop();
@@ -603,6 +630,15 @@ async function openNbd(
     clock,
     logger,
     peers,
+  });
+}
+
+function roomOf({ volumeDir, whenFull }: VolumeServerSpec, local: FileDevice, clock: Clock): DiskRoom {
+  return new DiskRoom({
+    look: () => fileSystemOf(volumeDir),
+    extents: (offsetBytes, lengthBytes, limit) => local.extents(offsetBytes, lengthBytes, limit),
+    whenFull: whenFull ?? 'pause',
+    clock,
   });
 }
 

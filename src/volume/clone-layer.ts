@@ -21,6 +21,7 @@ import { sha256 } from '../sys/sha256.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import { type DataGuard, GuardedFile } from './data-guard.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
+import { type DiskRoom, roomyArrivals } from './disk-room.ts';
 import { openFetchLog } from './fetch-log-file.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { RekeyedFile } from './rekeyed-file.ts';
@@ -58,6 +59,8 @@ export type CloneLayerOptions = {
   logger: Logger;
   onHydrated: () => void;
   guard: DataGuard;
+  /** Left out: fetched blocks take the room that there is. */
+  room?: DiskRoom;
   /** For a source under another key. */
   rekey?: Rekey;
 };
@@ -143,9 +146,10 @@ export async function openClone(
         );
     }
     const live = validity;
+    const store = rekeyed?.local.over(arrivals) ?? arrivals;
     const device = await CloneDevice.open({
       ...sides,
-      arrivals: rekeyed?.local.over(arrivals) ?? arrivals,
+      arrivals: options.room ? roomyArrivals(store, options.room) : store,
       onUnplaced: (bytes) => {
         live.unplacedBytes = bytes;
       },

@@ -3,6 +3,7 @@
 export * from '../attach/server-spec.ts';
 export { readDataLoss } from './data-guard.ts';
 export { isDataLocked } from './data-lock.ts';
+export { diskReserveBytes } from './disk-room.ts';
 export { encryptionCapabilities, readGeometry, readHeaderFile } from './encryption.ts';
 export { VOLUME_FILES } from './files.ts';
 export {
@@ -28,5 +29,5 @@ export {
   validityPath,
 } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';
-export { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
+export { transition, type VolumeEvent } from './transition.ts';
 export { removeValidityFile } from './validity-file.ts';

@@ -41,6 +41,9 @@ export function parseSpec(line: string): VolumeServerSpec {
     lengthBytes: integer(spec.lengthBytes, 4096, 'lengthBytes'),
     volumeDir: text(spec.volumeDir, 'volumeDir'),
     access: parseAccess(spec.access),
+    ...(spec.whenFull === undefined
+      ? {}
+      : { whenFull: oneOf(spec.whenFull, ['pause', 'error'], 'whenFull') }),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
@@ -80,6 +83,10 @@ export function parseHeat(value: unknown): number[] {
   const { regions } = object(value, 'warm');
   if (!Array.isArray(regions)) throw badSpec('warm.regions does not fit');
   return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
+}
+
+export function parseLeaving(value: unknown): boolean {
+  return flag(object(value, 'room').leaving, 'room.leaving');
 }
 
 export function parseActivate(value: unknown): Access {

@@ -22,7 +22,13 @@ const CHAP_SECRET_BYTES = 24;
 /** Spec of a volume server that attaches the volume, throws `VOLUME_NO_KEYS` for an encrypted one without `keys`; with `clone` for a record in state `incoming` or `clone`. */
 export function attachSpec(
   record: VolumeRecord,
-  options: { volumeDir: string; access: Access; clone?: CloneSpec; keys?: KeySource | null },
+  options: {
+    volumeDir: string;
+    access: Access;
+    clone?: CloneSpec;
+    keys?: KeySource | null;
+    whenFull?: VolumeServerSpec['whenFull'];
+  },
 ): VolumeServerSpec {
   const { volumeDir, access, clone, keys } = options;
   const { encryption } = record;
@@ -34,6 +40,7 @@ export function attachSpec(
     lengthBytes: record.lengthBytes,
     volumeDir,
     access,
+    ...(options.whenFull && { whenFull: options.whenFull }),
     ...(clone ? { clone } : {}),
     ...(encryption && keys
       ? { encryption: { ...encryption, keyGeneration: encryption.keyGeneration ?? 1, keys } }

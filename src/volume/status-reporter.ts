@@ -9,12 +9,13 @@ export type StatusReporterOptions = {
   clock: Clock;
 };
 
-/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`, `data-lost`. */
+/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`, `data-lost`, `no-room`, `room-again`. */
 export class StatusReporter {
   readonly #options: StatusReporterOptions;
   #told = '';
   #sourceLost = false;
   #dataLost = false;
+  #noRoom = false;
   #cancel: () => void = () => {};
 
   constructor(options: StatusReporterOptions) {
@@ -42,6 +43,11 @@ export class StatusReporter {
     if (status.dataLoss && !this.#dataLost) {
       this.#dataLost = true;
       this.#options.emit('data-lost', { message: status.dataLoss.reason });
+    }
+    if ((status.noRoom !== undefined) !== this.#noRoom) {
+      this.#noRoom = status.noRoom !== undefined;
+      const message = 'the disk is full but for what is kept back';
+      this.#options.emit(this.#noRoom ? 'no-room' : 'room-again', this.#noRoom ? { message } : {});
     }
     const sourceLost = status.hydration?.state === 'source-lost';
     if (sourceLost === this.#sourceLost) return;

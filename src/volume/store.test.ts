@@ -30,11 +30,16 @@ async function openStore(
   });
 }
 
+const KEEP_MS = 1_000;
+
 function wallClock(): Clock & { nowMs: number } {
   return {
     ...systemClock,
     nowMs: 1_000_000,
     wallMs() {
+      return this.nowMs;
+    },
+    monotonicMs() {
       return this.nowMs;
     },
   };
@@ -159,10 +164,10 @@ test('a move out and its undo, and a move out to the end', async (t) => {
   await assert.rejects(store.destroy(id), code('VOLUME_KEPT'));
   await store.apply(id, { kind: 'retain', generation: 3, destroyAfterMs: clock.nowMs + 1000 });
   await assert.rejects(store.destroy(id), code('VOLUME_KEPT'));
-  assert.deepEqual(await store.sweepRetained(), []);
+  assert.deepEqual(await store.sweepRetained(KEEP_MS), []);
   clock.nowMs += 1000;
-  assert.deepEqual(await store.sweepRetained(), [id]);
-  assert.deepEqual(readdirSync(store.directory), []);
+  assert.deepEqual(await store.sweepRetained(KEEP_MS), [id]);
+  assert.deepEqual(readdirSync(store.directory), ['.retention.json']);
   await store.destroy(id);
 });
 
@@ -209,8 +214,9 @@ test('a volume that comes back keeps its retained generation beside it until the
   // A later attempt of the move replaces what was never activated; an earlier one does not come back.
   await store.createIncoming({ ...back, generation: 5 });
   await assert.rejects(store.createIncoming({ ...back, generation: 3 }), code('VOLUME_EXISTS'));
-  clock.nowMs += 1;
-  assert.deepEqual(await store.sweepRetained(), [id]);
+  assert.deepEqual(await store.sweepRetained(KEEP_MS), []);
+  clock.nowMs += KEEP_MS;
+  assert.deepEqual(await store.sweepRetained(KEEP_MS), [id]);
   assert.equal((await store.get(id)).generation, 5);
 });
 
@@ -369,4 +375,26 @@ test('a mkfs that takes its time keeps nothing of another volume waiting', async
     (await Promise.all(slow)).map(({ state }) => state),
     ['ready', 'ready'],
   );
+});
+
+test('all copies that moves left of a volume go at once, and those of no other', async (t) => {
+  const clock = wallClock();
+  const store = await openStore(t, { clock });
+  const retain = async (id: string, generation: number) => {
+    await store.apply(id, { kind: 'seal', generation });
+    await store.apply(id, { kind: 'retain', generation, destroyAfterMs: clock.nowMs + KEEP_MS });
+  };
+  const wanted = { name: 'data', lengthBytes: MIB, filesystem: 'none' } as const;
+  const [{ id }, other] = [await store.create(wanted), await store.create({ ...wanted, name: 'other' })];
+  for (const each of [id, other.id]) await retain(each, 1);
+  await store.createIncoming({ ...wanted, id, generation: 2 });
+  await store.apply(id, { kind: 'activate', generation: 2 });
+  await store.apply(id, { kind: 'complete', generation: 2 });
+  assert.equal(await store.destroyCopies(id), 1);
+  assert.equal(await store.destroyCopies(id), 0);
+  assert.equal((await store.get(id)).state, 'ready', 'not what is in use');
+  assert.equal((await store.get(other.id)).state, 'retained');
+  await retain(id, 2);
+  assert.equal(await store.destroyCopies(id), 1);
+  await assert.rejects(store.get(id), code('VOLUME_NOT_FOUND'));
 });

@@ -23,8 +23,9 @@ import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { reserve } from './reserve.ts';
+import { type RetainedCopy, Retention } from './retention.ts';
 import { storageError } from './storage-error.ts';
-import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
+import { transition, type VolumeEvent } from './transition.ts';
 import { createZeroLog } from './zero-log-file.ts';
 
 /**
@@ -39,6 +40,7 @@ import { createZeroLog } from './zero-log-file.ts';
  *                          header.luks2    header and key slots, when data.raw is ciphertext
  *                          source-header.luks2  those of the source, while the volume is a clone under another key
  *   <dataDir>/volumes/<id>.g<generation>/  a retained generation that made room for the volume's return
+ *   <dataDir>/volumes/.retention.json      for how long copies are still kept (retention.ts)
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
  *
  * A folder appears by rename when all in it is durable and goes by rename first, so half a volume is never seen. The disk
@@ -52,6 +54,7 @@ export class VolumeStore {
   readonly #logger: Logger;
   readonly #tools: Tools;
   readonly #headerFileBytes: number;
+  readonly #retention: Retention;
   /** Changes run one after the other: each reads a record, decides and writes. */
   readonly #queues = new Map<string, Promise<void>>();
   #lastFormat: Promise<unknown> = Promise.resolve();
@@ -61,6 +64,7 @@ export class VolumeStore {
     this.#clock = options.clock;
     this.#random = options.random;
     this.#logger = options.logger;
+    this.#retention = new Retention({ ...options, path: join(directory, RETENTION_FILE) });
     this.#tools = options.tools ?? systemTools();
     this.#headerFileBytes = options.headerFileBytes ?? DEFAULT_HEADER_FILE_BYTES;
   }
@@ -417,27 +421,57 @@ export class VolumeStore {
     );
   }
 
-  /** Destroys every retained volume whose time is over; answers their ids. One that is still open is left for the next sweep. */
-  async sweepRetained(): Promise<string[]> {
+  /**
+   * Destroys every retained copy whose time is over, kept for `keepMs` at most, and the oldest of a volume that has too many (retention.ts); answers their ids. One
+   * that is still open is left for the next sweep.
+   */
+  async sweepRetained(keepMs: number): Promise<string[]> {
+    const copies = await this.#copies();
     const swept: string[] = [];
-    for (const name of await readdir(this.directory)) {
-      if (name.startsWith('.')) continue;
-      const folder = join(this.directory, name);
+    for (const copy of await this.#retention.over(copies, keepMs)) {
       try {
-        const { id } = await readRecord(folder);
-        const isGone = await this.#exclusively(id, async () => {
-          // It may have become another while others were at it.
-          const record = await readRecord(folder);
-          if (!isRetentionOver(record, this.#clock.wallMs())) return false;
-          await this.#destroyFolder(folder, id);
-          return true;
-        });
-        if (isGone) swept.push(id);
+        if (await this.#destroyCopy(copy)) swept.push(copy.id);
       } catch (error) {
-        this.#logger.warn({ folder, reason: messageOf(error) }, 'a retained volume was not swept');
+        this.#logger.warn(
+          { folder: copy.folder, reason: messageOf(error) },
+          'a retained volume was not swept',
+        );
       }
     }
     return swept;
+  }
+
+  /** Destroys all copies that moves of a volume left here, now. Rejects `VOLUME_ATTACHED` for one that is open. Answers how many there were. */
+  async destroyCopies(id: string): Promise<number> {
+    checkId(id);
+    let destroyed = 0;
+    for (const copy of await this.#copies())
+      if (copy.id === id && (await this.#destroyCopy(copy))) destroyed++;
+    return destroyed;
+  }
+
+  /** What moves left, of all volumes. */
+  async #copies(): Promise<(RetainedCopy & { folder: string })[]> {
+    const copies: (RetainedCopy & { folder: string })[] = [];
+    for (const name of await readdir(this.directory)) {
+      if (name.startsWith('.')) continue;
+      const folder = join(this.directory, name);
+      const record = await readRecord(folder).catch(() => null);
+      if (record?.state !== 'retained') continue;
+      const { id, generation, destroyAfterMs } = record;
+      copies.push({ id, generation, destroyAfterMs, folder });
+    }
+    return copies;
+  }
+
+  /** False: it has become another while others were at it. */
+  #destroyCopy({ id, generation, folder }: RetainedCopy & { folder: string }): Promise<boolean> {
+    return this.#exclusively(id, async () => {
+      const record = await readRecord(folder);
+      if (record.state !== 'retained' || record.generation !== generation) return false;
+      await this.#destroyFolder(folder, id);
+      return true;
+    });
   }
 
   /** False: the filesystem of the volumes cannot hold a file of this length (ext4 ends below 16 TiB). Looks by making one that nobody sees. */
@@ -605,6 +639,7 @@ export type VolumeCapacity = {
   usedBytes: number;
 };
 
+const RETENTION_FILE = '.retention.json';
 const NEW_PREFIX = '.new-';
 const GONE_PREFIX = '.gone-';
 const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isGodwitError } from '../base/errors.ts';
 import type { VolumeRecord } from './record.ts';
-import { isRetentionOver, transition, type VolumeEvent } from './transition.ts';
+import { transition, type VolumeEvent } from './transition.ts';
 
 const STATES = ['incoming', 'clone', 'ready', 'sealed', 'retained'] as const;
 const KINDS = ['activate', 'complete', 'seal', 'unseal', 'retain'] as const;
@@ -83,12 +83,4 @@ test('an event of another generation is refused in every state, but for an unsea
       }
     }
   }
-});
-
-test('a retained volume is swept when its time has come, another one never', () => {
-  const retained = transition(record('sealed', 2), { kind: 'retain', generation: 2, destroyAfterMs: 5000 });
-  assert.equal(isRetentionOver(retained, 4999), false);
-  assert.equal(isRetentionOver(retained, 5000), true);
-  assert.equal(isRetentionOver({ ...retained, state: 'ready' }, 9999), false);
-  assert.equal(isRetentionOver({ ...retained, destroyAfterMs: null }, 9999), false);
 });

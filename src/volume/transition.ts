@@ -67,8 +67,3 @@ export function transition(record: VolumeRecord, event: VolumeEvent): VolumeReco
   }
   return next;
 }
-
-/** True when the retention of a moved volume is over and its files may go. */
-export function isRetentionOver(record: VolumeRecord, nowMs: number): boolean {
-  return record.state === 'retained' && record.destroyAfterMs !== null && record.destroyAfterMs <= nowMs;
-}

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { MachineConfig } from '../machine/config.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
-import { diskNeedBytes } from '../migration/placement.ts';
+import { diskNeedBytes, unpromisedDiskBytes } from '../migration/placement.ts';
 import { hostLoad, placementOf } from './load.ts';
 
 const GIB = 2 ** 30;
@@ -45,7 +45,7 @@ async function freeBytes(
   imports: { volumeId: string; usedBytes: number }[],
 ): Promise<number> {
   const load = await hostLoad(OPTIONS, { records: () => [] }, volumesOf(here), moves, imports, false, LACKS);
-  return load.freeDiskBytes;
+  return unpromisedDiskBytes(load);
 }
 
 test('disk is promised to volumes that arrive, by a move or an import, as far as they are not here', async () => {

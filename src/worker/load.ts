@@ -5,7 +5,7 @@ import { type CgroupLayout, readCgroupLayout } from '../machine/cgroup.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
-import { diskNeedBytes, type HostLoad } from '../migration/placement.ts';
+import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
 import { encryptionCapabilities, type VolumeStore } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
 import { KERNEL_LENGTH_BYTES_MAX } from './volume-access.ts';
@@ -75,14 +75,14 @@ export async function hostLoad(
 ): Promise<HostLoad> {
   const capacity = await volumes.capacity();
   const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
-  let arriving = 0;
-  const arrives = async (volumeId: string, volumeUsedBytes: number) => {
+  const reserved: DiskReservation[] = [];
+  const arrives = async (machineId: string | null, volumeId: string, volumeUsedBytes: number) => {
     const here = await volumes.usedBytes(volumeId).catch(() => 0);
-    arriving += Math.max(0, diskNeedBytes({ volumeUsedBytes }) - here);
+    reserved.push({ machineId, bytes: Math.max(0, diskNeedBytes({ volumeUsedBytes }) - here) });
   };
-  for (const { volume, placement } of incoming)
-    if (volume) await arrives(volume.volumeId, placement.volumeUsedBytes);
-  for (const { volumeId, usedBytes } of importing) await arrives(volumeId, usedBytes);
+  for (const { machineId, volume, placement } of incoming)
+    if (volume) await arrives(machineId, volume.volumeId, placement.volumeUsedBytes);
+  for (const { volumeId, usedBytes } of importing) await arrives(null, volumeId, usedBytes);
   const placed = new Map<string, PlacementRequest>();
   for (const request of incoming) placed.set(request.machineId, request.placement);
   for (const record of machines.records()) placed.set(record.id, placementOf(record, null));
@@ -98,7 +98,8 @@ export async function hostLoad(
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),
-    freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes) - arriving,
+    freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes),
+    reserved,
     totalDiskBytes,
     placed: [...placed.values()],
   };

@@ -5,6 +5,7 @@ import { HttpPeer } from '../api/peer-client.ts';
 import { createApiServer } from '../api/server.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../base/errors.ts';
+import { logDestination } from '../base/log-destination.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { systemRandom } from '../base/random.ts';
@@ -15,6 +16,7 @@ import type { RunDefinition, RunView } from '../journal/run.ts';
 import { MachineManager } from '../machine/manager.ts';
 import { MachineStore } from '../machine/store.ts';
 import { DRAIN_LIMITS, DrainController, type DrainRuns, type LocalMachine } from '../migration/drain.ts';
+import { FailedTargets } from '../migration/failed-targets.ts';
 import { MoveInbox } from '../migration/inbox.ts';
 import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
@@ -22,13 +24,17 @@ import { MoveReceiver } from '../migration/move-receiver.ts';
 import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
-import { chooseOffer } from '../migration/placement.ts';
+import { chooseOffer, unpromisedDiskBytes } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
+import { Reservations } from '../migration/reservations.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
 import { lockExclusive } from '../sys/file-lock.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
 import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
+import { Ballast } from './ballast.ts';
+import { claimDataFolder } from './data-owner.ts';
 import { DownEvents } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { hostCheck } from './host-check.ts';
@@ -56,10 +62,7 @@ const CLOSE_GRACE_MS = PATIENCE.workerClose.ms;
  * everything in place. Rejects `WORKER_ALREADY_RUNS` when another process has the data folder.
  */
 export async function startWorker(options: WorkerOptions): Promise<RunningWorker> {
-  const logger: Logger = pino(
-    { level: options.logLevel, base: { worker: options.name } },
-    pino.destination({ fd: 2, sync: false }),
-  );
+  const logger: Logger = pino({ level: options.logLevel, base: { worker: options.name } }, logDestination(2));
   const startedAtMs = clock.wallMs();
   // New volumes and new keys: this process holds them while it makes the header.
   if (options.keys !== null) keepOutOfDumps();
@@ -70,9 +73,18 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   makeFolders(paths);
   const lockFd = lockDataFolder(paths.lock, options.dataDir);
 
+  const ballast = new Ballast({
+    path: paths.ballast,
+    look: () => fileSystemOf(options.dataDir),
+    clock,
+    logger,
+  });
+  await ballast.start();
+
   const state = new DatabaseSync(paths.state);
   state.exec('PRAGMA journal_mode = WAL');
   state.exec('PRAGMA synchronous = FULL');
+  claimDataFolder(state, options.name, options.dataDir);
   const inbox = new MoveInbox(state);
   inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
 
@@ -93,6 +105,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     keys: options.keys,
     incoming: (volumeId) => incoming().find((request) => request.volume?.volumeId === volumeId) ?? null,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
+    whenFull: options.whenFull,
     beforeAttach: async (record) => {
       await serving.refuseServed(record);
       await imports.release(record.id);
@@ -126,7 +139,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     access,
     validityDir: paths.validityDir,
     hidden,
-    freeDiskBytes: async () => (await load()).freeDiskBytes,
+    freeDiskBytes: async () => unpromisedDiskBytes(await load()),
     clock,
     random,
     logger,
@@ -139,8 +152,17 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const desk = new OfferDesk({ peers: () => peers, clock });
   let url = options.advertiseUrl ?? '';
   const draining = () => drain?.desired === true;
-  const load = () =>
-    hostLoad(options, machines, volumes, incoming(), imports.arriving(), draining(), lackingOnThisHost);
+  const reservations = new Reservations(clock);
+  const load = (forRun?: string) =>
+    hostLoad(
+      options,
+      machines,
+      volumes,
+      [...incoming(), ...reservations.held(forRun)],
+      imports.arriving(),
+      draining(),
+      lackingOnThisHost,
+    );
   const source = new SourceHost({
     machines,
     volumes,
@@ -170,6 +192,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     clock,
   });
   const progress = new Map<string, TargetStatus>();
+  const failedTargets = new FailedTargets(clock);
   const worker = {
     name: options.name,
     get url() {
@@ -181,6 +204,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       source,
       peers: () => peers,
       desk,
+      failedTargets: (machineId) => failedTargets.of(machineId),
       clock,
       worker,
       key,
@@ -199,6 +223,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     crashPoints: crashPointsFromEnvironment(process.env),
   });
   const runs = journal;
+  for (const { machineId } of machines.records().map(({ id }) => ({ machineId: id }))) {
+    const resource = `machine:${machineId}`;
+    for (const run of runs.find({ kind: MIGRATE_OUT, resource, limit: 3 }).reverse())
+      failedTargets.learn(run);
+  }
 
   const drain: DrainController = new DrainController({
     worker: options.name,
@@ -242,14 +271,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
     events.emit('run', run.id, message, { resource: run.resource, state: run.state, step: run.step });
     if (run.endedAtMs !== null && run.kind === MIGRATE_OUT) {
+      failedTargets.learn(run);
       progress.delete(run.id);
       drain.wake();
     }
     // The machine is healthy elsewhere: the next one may go.
     if (run.step === 'serve') drain.wake();
   });
-  machines.onEvent((machineId, event) => {
-    events.emit('machine', machineId, event);
+  machines.onEvent((machineId, event, data) => {
+    events.emit('machine', machineId, eventText(event, data));
     if (event === 'shim-closed') void recoverLater(machineId);
   });
 
@@ -261,6 +291,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     worker: options.name,
     key,
     receipts,
+    reservations,
   });
   runs.subscribe((run) => {
     // One that is not noted now is at the next start.
@@ -312,6 +343,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   });
   const api = await createApiServer({
     service,
+    worker: options.name,
     token: options.token,
     logger,
     version: packageVersion(),
@@ -342,7 +374,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
 
   const sweep = setInterval(() => {
     volumes
-      .sweepRetained()
+      .sweepRetained(options.retainMs)
       .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
   }, SWEEP_MS);
   sweep.unref();
@@ -359,6 +391,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
 
   async function close(): Promise<void> {
     clearInterval(sweep);
+    ballast.close();
     imports.close();
     recovery.close();
     drain.close();
@@ -390,6 +423,15 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       })
       .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
   }
+}
+
+/** What a volume server tells of its disk is worth a sentence; the rest has its name. */
+function eventText(event: string, data: unknown): string {
+  if (event !== 'volume') return event;
+  const told = (data as { event?: string } | null)?.event;
+  if (told === 'no-room') return 'the disk is full: what it writes anew waits for room, or fails';
+  if (told === 'room-again') return 'there is room on the disk again';
+  return event;
 }
 
 /** The moves of a drain, from the journal. */

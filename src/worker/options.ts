@@ -30,6 +30,8 @@ export type WorkerOptions = {
   tlsOptional: boolean;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
+  /** What becomes of writes of machines when the data disk is full but for its reserve: they wait for room, or fail. */
+  whenFull: 'pause' | 'error';
   /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */
   hydrationRateBytesPerSecondMax: number;
   /** How long a source volume is kept after its move. */

@@ -12,6 +12,8 @@ export type WorkerPaths = {
   /** The key that this worker signs receipts with. */
   key: string;
   lock: string;
+  /** Room that is kept back for journal and records. */
+  ballast: string;
   /** Runtime folders of shims: sockets, logs, mount points. */
   runtimeRoot: string;
   /** Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot. */
@@ -32,6 +34,7 @@ export function workerPaths(dataDir: string): WorkerPaths {
     state: join(dataDir, 'state.sqlite'),
     key: join(dataDir, 'worker.key'),
     lock: join(dataDir, DATA_FOLDER_MARK),
+    ballast: join(dataDir, 'kept-back'),
     runtimeRoot,
     validityDir: isTmpfs(SHARED_MEMORY)
       ? join(SHARED_MEMORY, `godwit-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`)

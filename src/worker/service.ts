@@ -51,12 +51,13 @@ import type {
   ProofAnswers,
   TargetStatus,
 } from '../migration/peer.ts';
-import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
+import { evaluateOffer, type HostLoad, unpromisedDiskBytes } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { ReceiptBook } from '../migration/receipt-book.ts';
 import type { SourceSide } from '../migration/source-side.ts';
 import type { Receipt } from '../receipt/envelope.ts';
 import {
+  diskReserveBytes,
   type KeySource,
   noKeysError,
   readDataLoss,
@@ -70,6 +71,7 @@ import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
+import { placementOf } from './load.ts';
 import type { WorkerOptions } from './options.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
@@ -79,6 +81,7 @@ import {
   downConditions,
   drainConditions,
   machineConditions,
+  noRoomConditions,
   recoveryConditions,
   runConditions,
   silentConditions,
@@ -147,7 +150,7 @@ export class LocalService implements WorkerService {
       free: {
         memoryBytes: Math.max(0, load.memoryBytes - memory),
         cpus: Math.max(0, load.cpus - cpus),
-        diskBytes: Math.max(0, Math.floor(load.freeDiskBytes)),
+        diskBytes: Math.max(0, Math.floor(unpromisedDiskBytes(load))),
       },
       machines: this.#o.machines.records().length,
       volumes: volumes.length,
@@ -161,6 +164,8 @@ export class LocalService implements WorkerService {
 
   async createMachine(request: CreateMachineRequest): Promise<MachineView> {
     const { machines } = this.#o;
+    // One that is not started takes nothing yet; `volume move` takes a volume away in the hands of one.
+    if (request.start) await this.#admit({ id: '', name: request.name, config: request.config });
     const record = await machines.create({ name: request.name, config: request.config });
     this.#o.events.emit('machine', record.id, `created ${record.name}`);
     if (request.start) {
@@ -171,6 +176,64 @@ export class LocalService implements WorkerService {
       }
     }
     return this.showMachine(record.id);
+  }
+
+  /**
+   * As an offer to take the machine does, for what a person begins here: a worker that is being emptied takes nothing, memory and CPUs are promised once, and so
+   * is the name. Its volume is here already, and its host is looked at when it is made. Rejects `WORKER_DRAINING`, `WORKER_NO_CAPACITY`, `MACHINE_NAME_TAKEN`.
+   */
+  async #admit(machine: Pick<MachineRecord, 'id' | 'name' | 'config'>): Promise<void> {
+    const load = await this.#o.load();
+    this.#refuseDraining(load.draining);
+    const arriving = load.placed.find(
+      ({ machineName, machineId }) => machineName === machine.name && machineId !== machine.id,
+    );
+    if (arriving) {
+      throw new GodwitError(
+        'MACHINE_NAME_TAKEN',
+        `${this.#o.name} has a machine called ${machine.name}, or one is on its way here`,
+        {
+          values: { name: machine.name, machineId: arriving.machineId },
+          nextAction: 'Choose another name.',
+        },
+      );
+    }
+    const host = { ...load, freeDiskBytes: Number.POSITIVE_INFINITY, reserved: [], limitsMissing: [] };
+    const request = { sourceWorker: '', machine: placementOf(machine, null), planned: [] };
+    const { accepted, reason } = evaluateOffer(host, request);
+    if (accepted) return;
+    throw new GodwitError(
+      'WORKER_NO_CAPACITY',
+      `${this.#o.name} has no room for ${machine.name}: ${reason}`,
+      {
+        values: { worker: this.#o.name, name: machine.name },
+        nextAction: 'Ask for less, make room on this worker, or take another one (--worker).',
+      },
+    );
+  }
+
+  #refuseDraining(draining: boolean): void {
+    if (!draining) return;
+    throw new GodwitError('WORKER_DRAINING', `${this.#o.name} is being drained, and takes nothing new`, {
+      values: { worker: this.#o.name },
+      nextAction: `Take another worker, or end the drain: godwit undrain ${this.#o.name}.`,
+    });
+  }
+
+  /** A new volume takes next to nothing: but not what is kept back, or promised. */
+  async #refuseFull(name: string): Promise<void> {
+    const load = await this.#o.load();
+    this.#refuseDraining(load.draining);
+    const freeBytes = unpromisedDiskBytes(load) - diskReserveBytes(load.totalDiskBytes);
+    if (freeBytes > 0) return;
+    throw new GodwitError(
+      'WORKER_NO_CAPACITY',
+      `${this.#o.name} has no room for ${name}: its data disk is full but for what is kept back`,
+      {
+        values: { worker: this.#o.name, name },
+        nextAction: 'Make room on this worker, or take another one (--worker).',
+      },
+    );
   }
 
   /** A machine that could not be started is not made. The error of that; or, where something is left, what, and how it goes. */
@@ -232,6 +295,9 @@ export class LocalService implements WorkerService {
 
   async startMachine(ref: string): Promise<MachineView> {
     await this.#refuseServed(ref);
+    const record = this.#o.machines.get(ref);
+    // What is wanted to run runs, or is on its way: asking again is no news.
+    if (record.desired !== 'running') await this.#admit(record);
     await this.#o.machines.start(ref);
     return this.showMachine(ref);
   }
@@ -321,6 +387,7 @@ export class LocalService implements WorkerService {
 
   async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
     await this.#refuseTakenName(request.name);
+    await this.#refuseFull(request.name);
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
     const { keys } = this.#o;
@@ -348,6 +415,7 @@ export class LocalService implements WorkerService {
         },
       );
     }
+    this.#refuseDraining(this.#o.drain.desired);
     const record = await this.#o.imports.create(request);
     this.#o.events.emit('volume', record.id, `importing ${record.name}`);
     return this.#volumeView(record);
@@ -399,8 +467,12 @@ export class LocalService implements WorkerService {
     this.#o.events.emit('volume', record.id, `${record.name} is not served any more`);
   }
 
-  async destroyVolume(ref: string, options: { force: boolean }): Promise<void> {
+  async destroyVolume(ref: string, options: { force: boolean; copies?: boolean }): Promise<void> {
     const record = await this.#volume(ref);
+    if (options.copies === true && record.state === 'retained') {
+      await this.#destroyCopies(record);
+      return;
+    }
     if (record.machineId !== null && (await this.#isHeld(record.machineId))) {
       throw new GodwitError(
         'WORKER_VOLUME_HELD',
@@ -415,6 +487,12 @@ export class LocalService implements WorkerService {
     const destroy = () => this.#o.volumes.destroy(record.id, options);
     await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
     this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
+    if (options.copies === true) await this.#destroyCopies(record);
+  }
+
+  async #destroyCopies({ id, name }: VolumeRecord): Promise<void> {
+    const copies = await this.#o.volumes.destroyCopies(id);
+    if (copies > 0) this.#o.events.emit('volume', id, `destroyed what moves had left of ${name}`, { copies });
   }
 
   drainStatus(): Promise<DrainStatus> {
@@ -513,7 +591,7 @@ export class LocalService implements WorkerService {
       return {
         subject: name,
         state: drain.desired ? drain.state : 'open',
-        conditions: drainConditions(drain),
+        conditions: [...(await this.#withoutRoom()), ...drainConditions(drain)],
         runs: journal.open({ kind: MIGRATE_OUT }),
       };
     }
@@ -523,7 +601,8 @@ export class LocalService implements WorkerService {
 
     const machine = machines.records().find(({ id, name }) => id === ref || name === ref);
     if (machine) {
-      const view = await this.showMachine(machine.id);
+      const show = await machines.show(machine.id);
+      const view = this.#machineView(show);
       const runs = this.#runsOf(machine.id);
       return {
         subject: `machine ${machine.name}`,
@@ -534,6 +613,7 @@ export class LocalService implements WorkerService {
             .filter(({ machineId }) => machineId === machine.id)
             .flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
           ...silentConditions(view, this.#o.machines.runtimeDir(machine.id)),
+          ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
           ...stoppingConditions(view, machine.desired),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
           ...machineConditions(view, runs, drain),
@@ -564,6 +644,14 @@ export class LocalService implements WorkerService {
       conditions: volumeConditions(view, runs),
       runs,
     };
+  }
+
+  /** Machines whose writes wait for room on the disk, or fail for want of it. */
+  async #withoutRoom(): Promise<Why['conditions']> {
+    const shown = await this.#o.machines.list();
+    return shown.flatMap(({ record, shim }) =>
+      noRoomConditions(record.name, shim?.volume?.status?.noRoom, this.#o.name),
+    );
   }
 
   events(signal: AbortSignal): AsyncIterable<ApiEvent> {

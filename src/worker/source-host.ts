@@ -3,7 +3,7 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { PATIENCE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { type MountNeeds, mountNeeds } from '../host/mount-needs.ts';
@@ -232,9 +232,15 @@ export class SourceHost implements SourceSide {
     // Whoever holds it now holds it after the stop, when the machine waits for that.
     const obstacle = await machines.obstacle(machineId, { frozen: true });
     if (obstacle !== null) throw obstacle;
-    // The second pass has only what was written during the first.
-    await client.call('fs.sync', {});
-    await client.call('fs.sync', {});
+    // What its page cache holds needs room on a disk that may have none but for those who leave.
+    await machines.openReserve(machineId, true);
+    try {
+      // The second pass has only what was written during the first.
+      for (let pass = 0; pass < 2; pass++) await this.#sync(machineId, client);
+    } catch (error) {
+      await machines.openReserve(machineId, false);
+      throw error;
+    }
     const volumeId = machines.get(machineId).config.volume?.volumeId;
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
     if (filesystem === 'none') return;
@@ -249,6 +255,27 @@ export class SourceHost implements SourceSide {
     const client = await this.#options.machines.client(machineId);
     if (client === null) return { regions: [] };
     return (await client.call('volume.command', { op: 'heat', args: {} })) as HeatHint;
+  }
+
+  /** Rejects `VOLUME_DISK_FULL` when what is kept back is not enough: found before the stop, it costs the machine nothing more than it waits for already. */
+  async #sync(machineId: string, client: ShimClient): Promise<void> {
+    const { clock } = this.#options;
+    const synced = client.call('fs.sync', {}).then(() => true);
+    for (;;) {
+      const looked = clock.sleep(PAUSE.fullLook.ms).then(() => false);
+      if (await Promise.race([synced, looked])) return;
+      const noRoom = (await client.call('status', {})).volume?.status?.noRoom;
+      if (!noRoom || noRoom.waiting === 0) continue;
+      synced.catch(() => {});
+      throw new GodwitError(
+        'VOLUME_DISK_FULL',
+        'the disk of this worker is full, and what the machine has in its page cache does not fit into what is kept back for that',
+        {
+          values: { machineId, freeBytes: noRoom.freeBytes, reserveBytes: noRoom.reserveBytes },
+          nextAction: `Free some space on this worker's data disk (\`godwit volume list --all\` shows retained copies that can be given up); the machine waits until then, and loses nothing.`,
+        },
+      );
+    }
   }
 
   async stop(machineId: string, kill: AbortSignal): Promise<void> {

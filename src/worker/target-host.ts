@@ -42,7 +42,8 @@ export type TargetHostOptions = {
   volumes: VolumeStore;
   access: VolumeAccess;
   validityDir: string;
-  load: () => Promise<HostLoad>;
+  /** With what was promised before `forRun` asked; left out: with all. */
+  load: (forRun?: string) => Promise<HostLoad>;
   peers: () => readonly Peer[];
   /** LUKS2 header of a volume of another worker. */
   headerOf: (sourceWorker: string, volumeId: string) => Promise<Buffer>;
@@ -60,7 +61,7 @@ export class TargetHost implements TargetSide {
   }
 
   async offer(request: PrepareRequest): Promise<Offer> {
-    const load = await this.#options.load();
+    const load = await this.#options.load(request.runId);
     const offer = evaluateOffer(load, {
       sourceWorker: request.sourceWorker,
       machine: request.placement,

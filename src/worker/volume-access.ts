@@ -25,6 +25,7 @@ export type VolumeAccessOptions = {
   /** The unfinished incoming move that this volume is the clone of, null when there is none. */
   incoming: (volumeId: string) => PrepareRequest | null;
   hydrationRateBytesPerSecondMax: number;
+  whenFull: WorkerOptions['whenFull'];
   /** Called when a machine is about to open the volume: whoever else on this worker has it open lets it go, or says why not. */
   beforeAttach: (record: VolumeRecord) => Promise<void>;
 };
@@ -55,17 +56,17 @@ export class VolumeAccess implements VolumeProvider {
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
   async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<VolumeServerSpec> {
-    const { keys, plane } = this.#options;
+    const { keys, plane, whenFull } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
     const kernel = { plane: 'kernel' as const };
     if (record.state === 'ready') {
-      const spec = attachSpec(record, { volumeDir, access, keys });
+      const spec = attachSpec(record, { volumeDir, access, keys, whenFull });
       return { ...spec, ...(plane === 'kernel' && fitsKernel(spec) && kernel) };
     }
     const clone = await this.#cloneSpec(record, access, volumeDir);
     if (clone) {
       // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets another key, is cloned in the userspace plane.
-      const spec = attachSpec(record, { volumeDir, access, keys, clone });
+      const spec = attachSpec(record, { volumeDir, access, keys, whenFull, clone });
       const inKernel =
         record.state === 'clone' ? await isKernelClone(volumeDir) : plane === 'kernel' && fitsKernel(spec);
       return { ...spec, ...(inKernel && kernel) };

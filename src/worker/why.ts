@@ -1,4 +1,5 @@
 import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
+import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { progressText } from '../base/progress.ts';
@@ -8,6 +9,7 @@ import type { Trouble } from './recovery.ts';
 
 const TRANSPORTS = { tls: 'over TLS', tcp: 'in the clear', foreign: 'from a disk of another system' };
 
+type NoRoom = NonNullable<VolumeServerStatus['noRoom']>;
 type Condition = Why['conditions'][number];
 
 const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']);
@@ -148,6 +150,24 @@ export function drainConditions(drain: DrainView): Condition[] {
     }),
   );
   return [...machines, ...volumes];
+}
+
+/** Its disk is full: what it writes waits, or fails, and that is nobody's fault who looks at the machine alone. */
+export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, worker: string): Condition[] {
+  if (!noRoom) return [];
+  const [free, kept] = [noRoom.freeBytes, noRoom.reserveBytes].map((bytes) => Math.ceil(bytes / 2 ** 20));
+  return [
+    {
+      message: `the data disk of ${worker} is full (${free} MiB free, ${kept} MiB are kept back): ${
+        noRoom.waiting === 0
+          ? `what ${machine} writes anew fails`
+          : `what ${machine} writes anew waits for room (${noRoom.waiting} writes now), nothing of it is lost`
+      }`,
+      sinceMs: noRoom.sinceMs,
+      whoCanClearIt: 'an operator; it goes on by itself when there is room',
+      nextAction: `Free space there (godwit volume list --all shows retained copies), or move it away: godwit move ${machine}, or godwit drain ${worker}.`,
+    },
+  ];
 }
 
 /** It should run, and could not be started. */

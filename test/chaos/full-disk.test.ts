@@ -46,6 +46,7 @@ test('a disk that is full before the move: each step says so by name, changes no
   skip,
 }, async (t) => {
   const lab = new VolumeLab(t);
+  lab.whenFull = 'error';
   const small = await lab.smallDisk(SMALL_DISK_BYTES);
   const sourceStore = await lab.store('source');
   const targetStore = await lab.store('small-disk');
@@ -87,6 +88,7 @@ test('nothing fits from the first block on: reads come from the source, writes g
   skip,
 }, async (t) => {
   const lab = new VolumeLab(t);
+  lab.whenFull = 'error';
   const small = await lab.smallDisk(SMALL_DISK_BYTES);
   const { move, expectedPath } = await moveRawVolume(lab, {
     lengthBytes: 128 * MIB,
@@ -134,6 +136,7 @@ test('the disk fills up under a filesystem in mid-hydration: what was synced sta
   skip,
 }, async (t) => {
   const lab = new VolumeLab(t);
+  lab.whenFull = 'error';
   const small = await lab.smallDisk(SMALL_DISK_BYTES);
   let written = new Map<string, string>();
   const move = await moveVolume(lab, {

@@ -40,6 +40,8 @@ export function tool(program: string, ...args: string[]): Promise<string> {
 
 /** Two workers' volume stores on one host and what serves them, as the shims of a move would. All of it goes when the test ends. */
 export class VolumeLab {
+  /** What becomes of writes when the disk is full. */
+  whenFull: 'pause' | 'error' = 'pause';
   readonly dir: string;
   readonly validityDir: string;
   readonly #test: Ending | null;
@@ -169,7 +171,13 @@ export class VolumeLab {
     const fuse = options.nbd === 'guest' ? null : await this.#mountFuse();
     const events: [event: string, data: unknown][] = [];
     const spec = {
-      ...attachSpec(record, { volumeDir, access: options.access, ...clone, keys: options.keys ?? null }),
+      ...attachSpec(record, {
+        volumeDir,
+        access: options.access,
+        ...clone,
+        keys: options.keys ?? null,
+        whenFull: this.whenFull,
+      }),
       ...nbd,
     };
     const server = await this.#serve(spec, fuse, 'attach', events);

@@ -114,7 +114,13 @@ export function volumeRoutes(app: ApiApp, service: WorkerService): void {
           'Destroys a volume that no machine has, and all that is on it (the kept copy of a move only with force)',
         tags,
         params,
-        querystring: strict(Type.Object({ force: Type.Boolean({ default: false }) })),
+        querystring: strict(
+          Type.Object({
+            force: Type.Boolean({ default: false }),
+            /** The sealed copies that moves left of it here, too. */
+            copies: Type.Boolean({ default: false }),
+          }),
+        ),
         response: { 200: Empty },
       },
     },

@@ -244,14 +244,47 @@ function badServe(reason: string): GodwitError {
   });
 }
 
-export async function destroy(context: Context, refs: string[], options: { force?: boolean }): Promise<void> {
-  const destroyed: { volumeId: string; name: string }[] = [];
+export async function destroy(
+  context: Context,
+  refs: string[],
+  options: { force?: boolean; allCopies?: boolean },
+): Promise<void> {
+  const fleet = context.fleet();
+  const destroyed: { volumeId: string; name: string; left: { worker: string; generation: number }[] }[] = [];
+  const lines: string[] = [];
   for (const ref of refs) {
-    const { worker, volume } = await context.fleet().volume(ref);
-    await worker.client.destroyVolume(volume.id, { force: options.force === true });
-    destroyed.push({ volumeId: volume.id, name: volume.name });
+    const { worker, volume } = await fleet.volume(ref);
+    const copies = options.allCopies === true;
+    await worker.client.destroyVolume(volume.id, { force: options.force === true, copies });
+    const { items, unreachable } = await fleet.gather(async (each) =>
+      (await each.client.listVolumes()).filter(({ id }) => id === volume.id).map((copy) => ({ each, copy })),
+    );
+    context.noteUnreachable(unreachable);
+    const left: typeof items = [];
+    for (const item of items) {
+      if (!copies || item.copy.state !== 'retained') left.push(item);
+      else await item.each.client.destroyVolume(volume.id, { force: true, copies });
+    }
+    destroyed.push({
+      volumeId: volume.id,
+      name: volume.name,
+      left: left.map(({ each, copy }) => ({ worker: each.name, generation: copy.generation })),
+    });
+    lines.push(`${volume.name} destroyed; ${whatIsLeft(volume.id, left, unreachable.length > 0)}`);
   }
-  context.result({ destroyed }, () => destroyed.map(({ name }) => `${name} destroyed`).join('\n'));
+  context.result({ destroyed }, () => lines.join('\n'));
+}
+
+/** Where the data of a destroyed volume still is: nobody should have to guess whether that was the last of it. */
+function whatIsLeft(
+  volumeId: string,
+  left: { each: { name: string }; copy: VolumeView }[],
+  someAreAway: boolean,
+): string {
+  if (left.length === 0)
+    return someAreAway ? 'no copy of it on the workers that answer' : 'no copy of it is left';
+  const where = left.map(({ each, copy }) => `${each.name} (${copy.state}, generation ${copy.generation})`);
+  return `what moves left of it is on ${where.join(', ')}: godwit volume recover ${volumeId} --as NAME has it back, godwit volume destroy ${volumeId} --all-copies gives it up`;
 }
 
 export async function acceptLoss(context: Context, ref: string, options: { yes?: boolean }): Promise<void> {

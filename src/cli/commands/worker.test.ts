@@ -22,6 +22,7 @@ test('the defaults', () => {
     plane: 'userspace',
     tlsOptional: false,
     capacity: { memoryBytes: null, cpus: null, diskBytes: null },
+    whenFull: 'pause',
     hydrationRateBytesPerSecondMax: 0,
     retainMs: 7 * 86_400_000,
     keys: null,

@@ -26,6 +26,7 @@ export type WorkerFlags = {
   memory?: string;
   cpus?: string;
   disk?: string;
+  whenFull?: string;
   hydrationRate?: string;
   retain?: string;
   keyFile?: string;
@@ -51,6 +52,7 @@ const FILE_KEYS = [
   'memory',
   'cpus',
   'disk',
+  'whenFull',
   'hydrationRate',
   'retain',
   'keyFile',
@@ -74,6 +76,7 @@ const ENVIRONMENT: Readonly<Record<string, keyof WorkerFlags>> = {
   GODWIT_WORKER_MEMORY: 'memory',
   GODWIT_WORKER_CPUS: 'cpus',
   GODWIT_WORKER_DISK: 'disk',
+  GODWIT_WORKER_WHEN_FULL: 'whenFull',
   GODWIT_WORKER_HYDRATION_RATE: 'hydrationRate',
   GODWIT_WORKER_RETAIN: 'retain',
   GODWIT_WORKER_KEY_FILE: 'keyFile',
@@ -123,6 +126,9 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
   const plane = all.plane ?? 'userspace';
   if (plane !== 'userspace' && plane !== 'kernel')
     throw invalid(`--plane is userspace or kernel, not ${plane}`);
+  const whenFull = all.whenFull ?? 'pause';
+  if (whenFull !== 'pause' && whenFull !== 'error')
+    throw invalid(`--when-full is pause or error, not ${whenFull}`);
   const cpus = all.cpus === undefined ? null : Number(all.cpus);
   if (cpus !== null && !(cpus > 0)) throw invalid(`--cpus is a number, not ${all.cpus}`);
   return {
@@ -144,6 +150,7 @@ export function workerOptions(flags: WorkerFlags, env: NodeJS.ProcessEnv, cwd: s
       cpus,
       diskBytes: all.disk === undefined ? null : parseSize(all.disk),
     },
+    whenFull,
     keys: keySource(all, cwd),
     headerFileBytes: headerFileBytes(all.headerSize),
     hydrationRateBytesPerSecondMax: all.hydrationRate === undefined ? 0 : parseSize(all.hydrationRate),

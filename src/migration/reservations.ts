@@ -1,0 +1,41 @@
+import type { Clock } from '../base/clock.ts';
+import { PATIENCE } from '../base/patience.ts';
+import type { PrepareRequest } from './peer.ts';
+
+/**
+ * Room that this worker is about to promise: a move that asks for it holds its part while its answer is being made, so that two that come at once do not get the same
+ * room. Once it is promised, the target's own run holds it (migrate-in.ts), for as long as that is open. Held by run id, in the order in which they came, and not for
+ * longer than an answer may take.
+ */
+export class Reservations {
+  readonly #clock: Clock;
+  readonly #held = new Map<string, { request: PrepareRequest; untilMs: number }>();
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Idempotent: who asks again keeps its place. */
+  hold(request: PrepareRequest): void {
+    const untilMs = this.#clock.monotonicMs() + PATIENCE.reservation.ms;
+    const place = this.#held.get(request.runId);
+    if (place) place.untilMs = untilMs;
+    else this.#held.set(request.runId, { request, untilMs });
+  }
+
+  release(runId: string): void {
+    this.#held.delete(runId);
+  }
+
+  /** What is held; with `before`, what was held before that run asked. */
+  held(before?: string): PrepareRequest[] {
+    const nowMs = this.#clock.monotonicMs();
+    const requests: PrepareRequest[] = [];
+    for (const [runId, { request, untilMs }] of this.#held) {
+      if (runId === before) break;
+      if (untilMs <= nowMs) this.#held.delete(runId);
+      else requests.push(request);
+    }
+    return requests;
+  }
+}

@@ -1,0 +1,200 @@
+import assert from 'node:assert/strict';
+import { type TestContext, test } from 'node:test';
+import { isGodwitError } from '../base/errors.ts';
+import { FakeClock } from '../base/fake-clock.ts';
+import type { Extent } from '../block/block-device.ts';
+import { MemoryDevice } from '../block/memory-device.ts';
+import {
+  DiskRoom,
+  diskReserveBytes,
+  lastReserveBytes,
+  RoomyDevice,
+  roomyArrivals,
+  type WhenFull,
+} from './disk-room.ts';
+
+const MIB = 2 ** 20;
+const TOTAL_BYTES = 1024 * MIB;
+const RESERVE_BYTES = diskReserveBytes(TOTAL_BYTES);
+const isFull = (error: unknown) => isGodwitError(error, 'BLOCK_NO_SPACE');
+
+/** A disk that several volumes share, and their rooms on it. */
+class Disk {
+  readonly clock = new FakeClock();
+  freeBytes: number;
+  /** Starts of MiB that a file has already. */
+  readonly there = new Set<number>();
+  looks = 0;
+
+  constructor(freeBytes: number) {
+    this.freeBytes = freeBytes;
+  }
+
+  room(t: TestContext, whenFull: WhenFull = 'pause'): DiskRoom {
+    const room = new DiskRoom({
+      look: async () => {
+        this.looks++;
+        return { totalBytes: TOTAL_BYTES, availableBytes: this.freeBytes };
+      },
+      extents: async (offsetBytes, lengthBytes): Promise<Extent[]> => [
+        { offsetBytes, lengthBytes, kind: this.there.has(offsetBytes) ? 'data' : 'hole' },
+      ],
+      whenFull,
+      clock: this.clock,
+    });
+    t.after(() => room.close({ refuse: false }));
+    return room;
+  }
+
+  /** Writes MiB after MiB until it has to wait; how much that was. */
+  async writeUntilFull(room: DiskRoom, offsetBytes = 0): Promise<number> {
+    let bytes = 0;
+    for (;;) {
+      const admitted = room.admit(offsetBytes + bytes, MIB).then(() => true);
+      const turn = (async () => {
+        for (let turns = 0; turns < 20; turns++) await Promise.resolve();
+        return false;
+      })();
+      if (!(await Promise.race([admitted, turn]))) return bytes;
+      this.freeBytes -= MIB;
+      room.done(MIB);
+      bytes += MIB;
+    }
+  }
+}
+
+test('what is kept back follows the disk, up to 256 MiB', () => {
+  assert.equal(diskReserveBytes(320 * MIB), 20 * MIB);
+  assert.equal(diskReserveBytes(100 * 1024 * MIB), 256 * MIB);
+  assert.equal(lastReserveBytes(100 * 1024 * MIB), 64 * MIB);
+});
+
+test('volumes that write side by side stop before the reserve, look seldom, and go on when there is room', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 200 * MIB);
+  const rooms = [disk.room(t), disk.room(t), disk.room(t)];
+  assert.equal(rooms[0]!.shortage(), null);
+  const written: number[] = [];
+  for (const room of rooms) written.push(await disk.writeUntilFull(room));
+  assert.ok(written[0]! > 190 * MIB, 'the room is used');
+  assert.ok(disk.freeBytes >= RESERVE_BYTES, `the reserve is whole: ${disk.freeBytes}`);
+  assert.ok(disk.looks < 120, `${disk.looks} looks`);
+  for (const room of rooms) assert.equal(room.shortage()?.waiting, 1);
+  assert.equal(rooms[0]!.shortage()?.reserveBytes, RESERVE_BYTES);
+  await disk.clock.run(10_000);
+  for (const room of rooms) assert.equal(room.shortage()?.waiting, 1, 'it waits for as long as it takes');
+
+  disk.freeBytes += 100 * MIB;
+  await disk.clock.run(1_000);
+  for (const room of rooms) assert.equal(room.shortage(), null);
+});
+
+test('many writes that wait are let in a portion at a time: all volumes go on, and none takes the reserve', async (t) => {
+  const disk = new Disk(RESERVE_BYTES);
+  const rooms = [disk.room(t), disk.room(t)];
+  const done = [0, 0];
+  for (const [index, room] of rooms.entries()) {
+    for (let count = 0; count < 40; count++) {
+      void room.admit(count * MIB, MIB).then(() => {
+        disk.freeBytes -= MIB;
+        room.done(MIB);
+        done[index]! += 1;
+      });
+    }
+  }
+  await disk.clock.run(100);
+  assert.deepEqual(done, [0, 0]);
+  disk.freeBytes += 30 * MIB;
+  await disk.clock.run(60_000);
+  assert.ok(disk.freeBytes >= RESERVE_BYTES, `${disk.freeBytes - RESERVE_BYTES}`);
+  assert.ok(Math.min(...done) >= 10, `both went on: ${done}`);
+  assert.ok(done[0]! + done[1]! >= 28, `the room is used: ${done}`);
+});
+
+test('of many writes that come for one look no more are let in than it saw room for', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 10 * MIB);
+  const room = disk.room(t);
+  let admitted = 0;
+  for (let count = 0; count < 100; count++) {
+    void room.admit(count * MIB, MIB).then(async () => {
+      admitted++;
+      // It takes its time to reach the disk, and others look meanwhile.
+      await disk.clock.sleep(5_000);
+      disk.freeBytes -= MIB;
+      room.done(MIB);
+    });
+  }
+  await disk.clock.run(60_000);
+  assert.ok(admitted >= 8 && admitted <= 10, `${admitted} were let in`);
+  assert.ok(disk.freeBytes >= RESERVE_BYTES);
+});
+
+test('what is there already is written again, and the reserve is opened for who leaves', async (t) => {
+  const disk = new Disk(RESERVE_BYTES - MIB);
+  const room = disk.room(t);
+  disk.there.add(8 * MIB);
+  await room.admit(8 * MIB, MIB);
+  assert.equal(room.shortage(), null);
+  const waiting = room.admit(16 * MIB, MIB);
+  await disk.clock.run(1_000);
+  assert.equal(room.shortage()?.waiting, 1);
+  await room.leave(true);
+  await waiting;
+  assert.equal(room.shortage(), null);
+  assert.ok((await disk.writeUntilFull(room)) > 30 * MIB);
+  assert.ok(disk.freeBytes >= lastReserveBytes(TOTAL_BYTES));
+  assert.equal(room.shortage()?.reserveBytes, lastReserveBytes(TOTAL_BYTES));
+  await room.leave(false);
+  assert.equal(room.shortage()?.reserveBytes, RESERVE_BYTES);
+});
+
+test('with `error` a write fails at once, and what is fetched is refused at the reserve with either', async (t) => {
+  const disk = new Disk(RESERVE_BYTES);
+  const failing = disk.room(t, 'error');
+  await assert.rejects(failing.admit(0, 4096), isFull);
+  assert.equal(failing.shortage()?.waiting, 0);
+  const file = new MemoryDevice({ lengthBytes: 8 * MIB });
+  const arrivals = roomyArrivals(file, disk.room(t));
+  await assert.rejects(arrivals.write(0, new Uint8Array(4096)), isFull);
+  disk.freeBytes += 8 * MIB;
+  await arrivals.write(0, new Uint8Array(4096).fill(7));
+  const back = new Uint8Array(4096);
+  await file.read(0, back);
+  assert.equal(back[0], 7);
+});
+
+test('a disk that refuses though it seemed to have room is asked again, and nothing of the write is lost', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 64 * MIB);
+  const file = new MemoryDevice({ lengthBytes: 8 * MIB });
+  let refusals = 3;
+  const write = file.write.bind(file);
+  file.write = async (offsetBytes, from) => {
+    if (refusals-- > 0) {
+      const { GodwitError } = await import('../base/errors.ts');
+      throw new GodwitError('BLOCK_NO_SPACE', 'full', { nextAction: 'make room' });
+    }
+    return write(offsetBytes, from);
+  };
+  const device = new RoomyDevice(file, disk.room(t));
+  await disk.clock.runUntil(device.write(4096, new Uint8Array(4096).fill(9)));
+  const back = new Uint8Array(4096);
+  await device.read(4096, back);
+  assert.equal(back[0], 9);
+  assert.equal(refusals, -1);
+});
+
+test('a server that ends leaves who waits to the next one, or tells it', async (t) => {
+  const disk = new Disk(RESERVE_BYTES);
+  const room = disk.room(t);
+  let answered = false;
+  const waiting = room.admit(0, MIB).finally(() => {
+    answered = true;
+  });
+  waiting.catch(() => {});
+  await disk.clock.run(1_000);
+  room.close({ refuse: false });
+  disk.freeBytes += 64 * MIB;
+  await disk.clock.run(10_000);
+  assert.equal(answered, false);
+  room.close({ refuse: true });
+  await assert.rejects(waiting, isFull);
+});
