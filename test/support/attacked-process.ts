@@ -25,8 +25,8 @@ export const SMALL_BOOK: Partial<PeerLimits> = { sharedBytesMax: 32 * MIB, addre
 const CHARGE_BYTES_MAX = (128 + 64) * 1024;
 /** Buffers that are kept for later. */
 const POOL_BYTES = 32 * MIB;
-/** Objects of connections, code that was compiled meanwhile, buffers of the last turn. */
-const ASIDE_BYTES = 24 * MIB;
+/** Objects of connections, compiled code, and buffers of the last turns that a thread has not given back yet: TLS decrypts into new ones all the time. */
+const ASIDE_BYTES = 72 * MIB;
 /** With OpenSSL, of each connection: its state, and what it encrypted and the kernel has not taken (`TLS_AHEAD_BYTES_MAX`). */
 const TLS_BYTES = 256 * 1024;
 /** What nobody refers to: V8 lets 64 MiB of buffers come together before it looks, a heap grow for a while, and glibc keeps what it was given back. More on a slow machine;
