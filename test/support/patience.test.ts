@@ -142,12 +142,13 @@ test('time in which the process did not run is none in which it waited', async (
   const measured = { processMs: 1, programMs: 1, fsyncMs: 1, slowness: 1 };
   writeFileSync(join(dir, 'godwit-measure-a-run.json'), JSON.stringify(measured));
   // Ample for what comes before the stop and after it, here.
-  const patienceMs = patient(2_000);
+  const patienceMs = patient(1_000);
   const child = inRun(
     dir,
     `let heard = false;
      process.stdin.on('data', () => { heard = true; });
-     console.log('waiting');
+     // In the middle of its wait, and not on the way to it.
+     setTimeout(() => console.log('waiting'), 200);
      await p.until('a word', () => heard, { patienceMs: ${patienceMs} });
      console.log('heard');
      process.exit();`,
@@ -158,7 +159,7 @@ test('time in which the process did not run is none in which it waited', async (
   child.kill('SIGSTOP');
   // Longer than its patience: a clock that goes on shows it.
   const stoppedMs = performance.now();
-  await until('its patience to be over', () => performance.now() - stoppedMs > 1.5 * patienceMs);
+  await until('its patience to be over', () => performance.now() - stoppedMs > 1.2 * patienceMs);
   child.stdin.write('x');
   child.kill('SIGCONT');
   await once(child, 'close');
