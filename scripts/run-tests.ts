@@ -5,7 +5,7 @@ import { run as runTests } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
+import { inspect, parseArgs } from 'node:util';
 import { ulid } from 'ulid';
 import { RUN_VARIABLE } from '../test/support/patience.ts';
 import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left-behind.ts';
@@ -65,7 +65,7 @@ function over(suite: Suite, counts: Partial<Counts>, durationMs: number): void {
   ended++;
   console.log(line(suite, { ended, of: files.length, elapsedMs: performance.now() - startedMs }));
   if (suite.failed > 0 && suite.output.trim() !== '')
-    console.log(`--- what ${suite.path} printed\n${suite.output.trimEnd()}\n---`);
+    console.log(`--- what ${suite.path} printed, and why it failed\n${suite.output.trimEnd()}\n---`);
   suite.output = '';
 }
 
@@ -110,6 +110,8 @@ async function runFile(path: string): Promise<void> {
       parents = [...parents.filter((parent) => parent.data.nesting < data.nesting), { type, data }];
     if (type === 'test:fail') tree.push(...parents.splice(0), { type, data });
     if (type === 'test:fail' && data.nesting === 0) repeats.push(again(path, data.name));
+    if (type === 'test:fail' && data.details?.error?.failureType !== 'subtestsFailed')
+      hear(suite, `\n✖ ${data.name}\n${inspect(data.details?.error?.cause ?? data.details?.error)}\n`);
     if (type === 'test:summary' && data.file === undefined) counts = data.counts ?? {};
   }
   for (const key of Object.keys(totals) as (keyof Counts)[]) totals[key] += counts[key] ?? 0;
@@ -180,6 +182,7 @@ type TestData = {
   nesting: number;
   message?: string;
   counts?: Partial<Counts>;
+  details?: { error?: Error & { failureType?: string } };
 };
 
 type TestEvent = { type: string; data: TestData };

@@ -275,7 +275,7 @@ export class ApiClient {
     return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`, { body });
   }
   why(ref: string): Promise<Why> {
-    return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`);
+    return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`, { timeoutMs: PATIENCE.personWhy.ms });
   }
 
   /** Ends when the worker closes in good order; rejects when the signal aborts (its reason) or the worker is lost. */

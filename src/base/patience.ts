@@ -446,6 +446,13 @@ const TABLE = {
     end: 'the command ends with API_UNREACHABLE; what it asked for goes on',
     slow: 'the command is repeated: all of them may be',
   },
+  personWhy: {
+    ms: 10_000,
+    kind: 'limit',
+    waits: 'the answer of a worker to `godwit why`, which asks shims that may hang',
+    end: 'the answers of the others are printed, this worker is named, and the exit code is 4',
+    slow: 'shims that hang are waited for side by side, each as long as shimLook says; the rest takes milliseconds',
+  },
   personOperation: {
     ms: 120_000,
     kind: 'limit',

@@ -229,14 +229,19 @@ export class SourceHost implements SourceSide {
       await client.call('volume.command', { op: 'flush', args: {} });
       return;
     }
-    // Whoever holds it now holds it after the stop, when the machine waits for that.
-    const obstacle = await machines.obstacle(machineId, { frozen: true });
-    if (obstacle !== null) throw obstacle;
-    // What its page cache holds needs room on a disk that may have none but for those who leave.
+    // What its page cache holds needs room on a disk that may have none but for those who leave. First: a filesystem whose journal waits for room looks like a frozen one.
     await machines.openReserve(machineId, true);
     try {
+      // Whoever holds it now holds it after the stop, when the machine waits for that.
+      const obstacle = await this.#unlessFull(
+        machineId,
+        client,
+        machines.obstacle(machineId, { frozen: true }),
+      );
+      if (obstacle !== null) throw obstacle;
       // The second pass has only what was written during the first.
-      for (let pass = 0; pass < 2; pass++) await this.#sync(machineId, client);
+      for (let pass = 0; pass < 2; pass++)
+        await this.#unlessFull(machineId, client, client.call('fs.sync', {}));
     } catch (error) {
       await machines.openReserve(machineId, false);
       throw error;
@@ -257,16 +262,20 @@ export class SourceHost implements SourceSide {
     return (await client.call('volume.command', { op: 'heat', args: {} })) as HeatHint;
   }
 
-  /** Rejects `VOLUME_DISK_FULL` when what is kept back is not enough: found before the stop, it costs the machine nothing more than it waits for already. */
-  async #sync(machineId: string, client: ShimClient): Promise<void> {
+  /**
+   * What `work` resolves with. Rejects `VOLUME_DISK_FULL` when it waits for more than what is kept back: found before the stop, that costs the machine nothing more than
+   * it waits for already.
+   */
+  async #unlessFull<Value>(machineId: string, client: ShimClient, work: Promise<Value>): Promise<Value> {
     const { clock } = this.#options;
-    const synced = client.call('fs.sync', {}).then(() => true);
+    const done = work.then((value) => ({ value }));
     for (;;) {
-      const looked = clock.sleep(PAUSE.fullLook.ms).then(() => false);
-      if (await Promise.race([synced, looked])) return;
+      const looked = clock.sleep(PAUSE.fullLook.ms).then(() => null);
+      const result = await Promise.race([done, looked]);
+      if (result !== null) return result.value;
       const noRoom = (await client.call('status', {})).volume?.status?.noRoom;
       if (!noRoom || noRoom.waiting === 0) continue;
-      synced.catch(() => {});
+      done.catch(() => {});
       throw new GodwitError(
         'VOLUME_DISK_FULL',
         'the disk of this worker is full, and what the machine has in its page cache does not fit into what is kept back for that',

@@ -131,7 +131,11 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
   const listed = await b.client.listMachines();
   const state = (name: string) => listed.find((machine) => machine.name === name)?.state;
   assert.deepEqual([state('good'), state('crashing') === 'silent'], ['silent', false]);
-  assert.match((await fleet.run('why', 'good')).stdout, /its shim\) does not answer/);
+  await fleet.until(
+    'why to say that the shim does not answer',
+    async () => (await fleet.run('why', 'good')).stdout,
+    { is: (text) => /its shim\) does not answer/.test(text) },
+  );
   process.kill(shim, 'SIGCONT');
   process.kill(c.pid, 'SIGCONT');
   await fleet.until('its answer', async () => (await b.client.showMachine('good')).state === 'running');
