@@ -224,7 +224,6 @@ export class MachineManager {
   }
 
   /** What its shim says now. Rejects `RPC_TIMEOUT` for one that hangs. */
-
   async show(ref: string): Promise<MachineShow> {
     return this.#show(this.get(ref));
   }

@@ -601,7 +601,7 @@ export class LocalService implements WorkerService {
 
     const machine = machines.records().find(({ id, name }) => id === ref || name === ref);
     if (machine) {
-      const show = await machines.show(machine.id);
+      const show = await machines.look(machine.id);
       const view = this.#machineView(show);
       const runs = this.#runsOf(machine.id);
       return {

@@ -108,6 +108,7 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
   const drain = await fleet.run('drain', 'a', '--wait', '1s');
   const said = `${drain.stdout}\n${drain.stderr}`;
   assert.equal(drain.exitCode, 3, said);
+  process.kill(c.pid, 'SIGCONT');
   assert.match(drain.stdout, /^good: moved to b/m, said);
   assert.match(drain.stderr, /stubborn: stubborn is stopping: it has 3600 s from SIGTERM on/, said);
   assert.match(drain.stderr, unmountable, said);
@@ -137,7 +138,6 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
     { is: (text) => /its shim\) does not answer/.test(text) },
   );
   process.kill(shim, 'SIGCONT');
-  process.kill(c.pid, 'SIGCONT');
   await fleet.until('its answer', async () => (await b.client.showMachine('good')).state === 'running');
 
   const moved = await fleet.run('volume', 'move', 'spare', '--to', 'b');
