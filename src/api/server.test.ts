@@ -88,7 +88,7 @@ test('bad requests are refused before the service sees them', async (t) => {
     ['POST', '/v1/machines', { name: 'pg' }, /body: must have required properties config/],
     ['POST', '/v1/machines', { name: 'P G', config: { command: ['x'] } }, /\/name/],
     ['POST', '/v1/machines', { name: 'pg', config: { command: ['x'] }, cpu: 1 }, /unknown property cpu/],
-    ['POST', '/v1/volumes', { name: 'v', lengthBytes: 5 }, /\/lengthBytes: must be >=/],
+    ['POST', '/v1/volumes', { name: 'v', lengthBytes: 5 }, /the length must be at least 16 MiB/],
     ['PUT', '/v1/drain', { desired: false }, /\/desired/],
     ['PUT', '/v1/drain', undefined, /body: must be object/],
     ['GET', '/v1/machines/pg/logs?lines=-1', undefined, /\/lines: must be >= 0/],

@@ -23,6 +23,8 @@ export type ProgramOptions = {
 
 /** After the program ended: how long its output is awaited when a child of its own holds the pipes open. */
 const OUTPUT_GRACE_MS = PATIENCE.programOutput.ms;
+/** A child that writes on and on is not listened to for longer. */
+const DRAIN_TURNS_MAX = 64;
 /** After SIGKILL: how long a process that hangs in the kernel is awaited. */
 const KILL_GRACE_MS = PATIENCE.programKill.ms;
 
@@ -45,8 +47,15 @@ export function runProgram(
     const limit = options.outputBytesMax ?? 1024 * 1024;
     const stdout = new BoundedText(limit);
     const stderr = new BoundedText(limit);
-    child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk));
-    child.stderr.on('data', (chunk: Buffer) => stderr.push(chunk));
+    let pieces = 0;
+    for (const [stream, text] of [
+      [child.stdout, stdout],
+      [child.stderr, stderr],
+    ] as const)
+      stream.on('data', (chunk: Buffer) => {
+        pieces++;
+        text.push(chunk);
+      });
     let timedOut = false;
     let ended: { code: number | null; signal: string | null } | undefined;
     const timers: NodeJS.Timeout[] = [];
@@ -64,6 +73,11 @@ export function runProgram(
         stderr: stderr.toString(),
         timedOut,
       });
+    };
+    // What it wrote is in the pipes when it has ended. On a busy host the time for that may be over before they were looked at: first they are read to their end.
+    const drain = (turnsLeft: number) => {
+      const before = pieces;
+      setImmediate(() => (pieces === before || turnsLeft === 0 ? finish() : drain(turnsLeft - 1)));
     };
     const kill = () => {
       timedOut = ended === undefined;
@@ -83,7 +97,7 @@ export function runProgram(
     });
     child.on('exit', (code, signal) => {
       ended = { code, signal };
-      timers.push(setTimeout(finish, OUTPUT_GRACE_MS));
+      timers.push(setTimeout(drain, OUTPUT_GRACE_MS, DRAIN_TURNS_MAX));
     });
     child.on('close', finish);
     timers.push(setTimeout(kill, options.timeoutMs));

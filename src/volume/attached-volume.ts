@@ -152,19 +152,9 @@ export class AttachedVolume {
       const data = new GuardedFile(local, guard);
       const device = new RoomyDevice(plaintextOf(encryption, clone, data), room);
       if (spec.nbd) nbd = await openNbd(spec, spec.nbd, { device, local, clone }, options);
-      if (nbd && spec.nbd?.client === 'guest') {
-        return new AttachedVolume(spec, options, {
-          front: nbd,
-          nbd,
-          local,
-          data,
-          guard,
-          room,
-          clone,
-          encryption,
-          lock,
-        });
-      }
+      const parts = { nbd, local, data, guard, room, clone, encryption, lock };
+      if (nbd && spec.nbd?.client === 'guest')
+        return new AttachedVolume(spec, options, { ...parts, front: nbd });
       const front = new FuseServer({
         fuseFd: options.fuseFd,
         device,
@@ -181,17 +171,7 @@ export class AttachedVolume {
         logger,
       });
       guard.onLost(() => front.failStop());
-      return new AttachedVolume(spec, options, {
-        front,
-        nbd,
-        local,
-        data,
-        guard,
-        room,
-        clone,
-        encryption,
-        lock,
-      });
+      return new AttachedVolume(spec, options, { ...parts, front });
     } catch (error) {
       await nbd?.stop();
       encryption?.forget();
