@@ -5,11 +5,10 @@ import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { type TestContext, test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { AttackedProcess, SMALL_BOOK } from '../support/attacked-process.ts';
-import { until } from '../support/patience.ts';
+import { patient, until } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
@@ -82,20 +81,12 @@ async function attack(
   return { stop: () => child.kill('SIGKILL') };
 }
 
-/** libnbd gets in, and says what is there. Tries again, as any client does, until `tries` are over. */
-async function honest({ uri }: Attacked, tries = 20): Promise<void> {
-  for (let left = tries; ; left -= 1) {
-    try {
-      const { stdout } = await promisify(execFile)(findProgram('nbdinfo')!, ['--size', uri], {
-        timeout: 60_000,
-      });
-      assert.equal(stdout.trim(), `${FILE_BYTES}`);
-      return;
-    } catch (error) {
-      if (left === 1) throw error;
-      await sleep(50);
-    }
-  }
+/** libnbd gets in, and says what is there. Tries again, as any client does. */
+async function honest({ uri }: Attacked): Promise<void> {
+  const { stdout } = await until('an honest client to get in', () =>
+    promisify(execFile)(findProgram('nbdinfo')!, ['--size', uri], { timeout: patient(60_000) }),
+  );
+  assert.equal(stdout.trim(), `${FILE_BYTES}`);
 }
 
 const skip = requires('python3', 'nbdinfo', 'openssl');
@@ -150,7 +141,7 @@ for (const { kind, tls } of [
     await attack(t, peers, kind, 150);
     for (let round = 0; round < 5; round += 1) {
       const startedMs = Date.now();
-      await honest(server, 40);
+      await honest(server);
       t.diagnostic(`got in after ${Date.now() - startedMs} ms`);
     }
   });
