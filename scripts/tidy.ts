@@ -82,6 +82,25 @@ for (const [code, file] of used) {
   if (!documented.has(code)) problems.push(`${file}: error code ${code} is missing in docs/errors.md`);
 }
 
+/** What the code says of trying again, docs/errors.md says too. */
+const again = { never: new Set<string>(), later: new Set<string>() };
+for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.test.ts'))) {
+  for (const match of readFileSync(file, 'utf8').matchAll(
+    /new GodwitError\(\s*'([A-Z0-9_]+)'((?:(?!new GodwitError\()[\s\S])*?\bretry: '(never|later)')?/g,
+  )) {
+    if (match[3] === 'never' || match[3] === 'later') again[match[3]].add(match[1]!);
+  }
+}
+for (const [retry, codes] of Object.entries(again)) {
+  const line =
+    new RegExp(`^\\| \`${retry}\` \\|.*$`, 'm').exec(readFileSync('docs/errors.md', 'utf8'))?.[0] ?? '';
+  const told = new Set([...line.matchAll(/`([A-Z][A-Z0-9_]+)`/g)].map((match) => match[1]!));
+  for (const code of codes)
+    if (!told.has(code)) problems.push(`docs/errors.md: ${code} is missing at retry ${retry}`);
+  for (const code of told)
+    if (!codes.has(code)) problems.push(`docs/errors.md: no ${code} says retry ${retry}`);
+}
+
 /** Every time that the control path waits for is in one table, and the page that is made from it is that table. */
 const WAITING_ROOMS = ['base', 'host', 'crypt', 'journal', 'plane', 'migration', 'machine', 'api', 'worker'];
 const WAITING_FILES = [

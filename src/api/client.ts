@@ -9,6 +9,7 @@ import {
   GodwitError,
   isGodwitError,
   messageOf,
+  type Retry,
   systemErrorCode,
   type WireError,
 } from '../base/errors.ts';
@@ -573,6 +574,7 @@ export class ApiClient {
       `no answer from ${this.url}: ${systemCode ?? messageOf(cause)}`,
       {
         values,
+        retry: 'later',
         nextAction: connected
           ? 'Ask the worker for the state of things: the request may have arrived.'
           : 'Check that the worker runs and listens there (godwit worker, or godwit dev for a fleet on this machine).',
@@ -607,7 +609,13 @@ function wireErrorOf(reply: unknown): WireError | null {
   if (typeof reply !== 'object' || reply === null || !('error' in reply)) return null;
   const error = reply.error as Partial<Record<keyof WireError, unknown>> | null;
   if (typeof error !== 'object' || error === null) return null;
-  const { code, message, values, nextAction } = error;
+  const { code, message, values, nextAction, retry } = error;
   if (typeof code !== 'string' || typeof message !== 'string' || typeof nextAction !== 'string') return null;
-  return { code, message, values: (values ?? {}) as ErrorValues, nextAction };
+  return {
+    code,
+    message,
+    values: (values ?? {}) as ErrorValues,
+    nextAction,
+    ...(retry !== undefined && { retry: retry as Retry }),
+  };
 }

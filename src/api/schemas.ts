@@ -1,4 +1,5 @@
 import { type Static, type TSchema, Type } from 'typebox';
+import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import { MachineConfig } from '../machine/config.ts';
 import { VolumeRecord } from '../volume/record.ts';
 
@@ -15,17 +16,7 @@ export const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$
 /** A name or an id. */
 export const Ref = Type.String({ minLength: 1, maxLength: 128 });
 
-export const ErrorReply = Type.Object({
-  error: Type.Object({
-    code: Type.String(),
-    message: Type.String(),
-    values: Type.Record(
-      Type.String(),
-      Type.Union([Type.String(), Type.Number(), Type.Boolean(), Type.Null()]),
-    ),
-    nextAction: Type.String(),
-  }),
-});
+export const ErrorReply = Type.Object({ error: WireErrorSchema });
 
 export const Empty = Type.Object({});
 

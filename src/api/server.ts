@@ -266,6 +266,7 @@ function knownError(error: FastifyError | GodwitError): Error {
   }
   if (status >= 400 && status < 500) {
     return new GodwitError('API_INVALID_REQUEST', error.message, {
+      retry: 'never',
       nextAction: 'Correct the request; /openapi.json has the schema of every route.',
       cause: error,
     });

@@ -21,6 +21,7 @@ export const validatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, http
     return {
       error: new GodwitError('API_INVALID_REQUEST', message, {
         values: { part: httpPart ?? 'request' },
+        retry: 'never',
         nextAction: 'Correct the request; /openapi.json has the schema of every route.',
       }),
     };

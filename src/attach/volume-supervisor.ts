@@ -4,7 +4,7 @@ import { setPriority } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
 import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, type Retry } from '../base/errors.ts';
 import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
@@ -330,6 +330,7 @@ export class VolumeSupervisor {
           restarts: this.#restarts,
           servedMs,
         },
+        retry: 'later',
         nextAction: `It is started again by itself, on the same requests; its log says why it ended: ${logPath}`,
       },
     );
@@ -378,6 +379,7 @@ export class VolumeSupervisor {
       `the volume server does not get ready${what === null ? '' : `: ${what}`}`,
       {
         values: { restarts: this.#restarts, lastError: this.#lastError?.message ?? null },
+        retry: 'later',
         nextAction: `Its log says why: ${this.#options.logPath}`,
         ...(this.#lastError === null ? {} : { cause: this.#lastError }),
       },
@@ -409,6 +411,7 @@ function failedError(data: unknown): GodwitError {
     values:
       typeof wire.values === 'object' && wire.values !== null ? (wire.values as GodwitError['values']) : {},
     nextAction: typeof wire.nextAction === 'string' ? wire.nextAction : 'Look at its log.',
+    ...(typeof wire.retry === 'string' && { retry: wire.retry as Retry }),
   });
 }
 

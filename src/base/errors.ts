@@ -5,9 +5,17 @@
  * Codes are UPPER_SNAKE, prefixed by their room (`CLONE_WRONG_GENERATION`); docs/errors.md lists them all and a test
  * keeps that page complete.
  */
+import { retryOfEarlier } from './earlier-errors.ts';
 
 /** Values that explain an error. JSON-able, never a secret. */
 export type ErrorValues = Readonly<Record<string, string | number | boolean | null>>;
+
+/**
+ * Whether trying the same again can help. `never`: it ends in the same way until a person changes something, so an attempt that meets it is over at once.
+ * `later`: something did not answer, or takes long, which says nothing of what is in the way. `unknown`: worth some tries.
+ */
+export const RETRIES = ['never', 'later', 'unknown'] as const;
+export type Retry = (typeof RETRIES)[number];
 
 /** An error in the form in which it crosses a process border (API, shim socket, journal). */
 export type WireError = {
@@ -16,33 +24,46 @@ export type WireError = {
   values: ErrorValues;
   /** What the reader can do now. A sentence, with the command where there is one. */
   nextAction: string;
+  /** Left out by versions that do not know it. */
+  retry?: Retry;
 };
 
 export class GodwitError extends Error {
   readonly code: string;
   readonly values: ErrorValues;
   readonly nextAction: string;
+  readonly retry: Retry;
 
+  /** `retry`: default `unknown`. */
   constructor(
     code: string,
     message: string,
-    options: { values?: ErrorValues; nextAction: string; cause?: unknown },
+    options: { values?: ErrorValues; nextAction: string; retry?: Retry; cause?: unknown },
   ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'GodwitError';
     this.code = code;
     this.values = options.values ?? {};
     this.nextAction = options.nextAction;
+    this.retry = options.retry ?? 'unknown';
   }
 
   toWire(): WireError {
-    return { code: this.code, message: this.message, values: this.values, nextAction: this.nextAction };
+    const { code, message, values, nextAction, retry } = this;
+    return { code, message, values, nextAction, retry };
   }
 
-  /** Rebuilds an error that another process sent. */
+  /** Rebuilds an error that another process sent, or an earlier one of this host wrote down. */
   static fromWire(wire: WireError): GodwitError {
-    return new GodwitError(wire.code, wire.message, { values: wire.values, nextAction: wire.nextAction });
+    const { code, message, values, nextAction } = wire;
+    return new GodwitError(code, message, { values, nextAction, retry: retryOfWire(wire) });
   }
+}
+
+/** What a newer version may say besides is `unknown`. Pure. */
+function retryOfWire({ retry, code, values }: WireError): Retry {
+  if (retry === undefined) return retryOfEarlier(code, values);
+  return RETRIES.includes(retry) ? retry : 'unknown';
 }
 
 /** True for a GodwitError, of the given code where one is given. */
@@ -62,6 +83,7 @@ export function toWireError(error: unknown): WireError {
       values: { systemCode: systemCode ?? null },
       nextAction:
         'Free space there, or add some; then do it again. What runs goes on, but for writes that need room.',
+      retry: 'unknown',
     };
   }
   return {
@@ -69,6 +91,7 @@ export function toWireError(error: unknown): WireError {
     message,
     values: systemCode === undefined ? {} : { systemCode },
     nextAction: 'This is unexpected; look at the log of the worker for the stack and report it.',
+    retry: 'unknown',
   };
 }
 

@@ -178,6 +178,7 @@ export class LineRpc {
   #close(why: string): void {
     if (this.#closed) return;
     this.#closed = new GodwitError('RPC_CLOSED', why, {
+      retry: 'later',
       nextAction: 'The process ended or restarted; the caller connects again.',
     });
     for (const pending of this.#pending.values()) pending.reject(this.#closed);
@@ -190,6 +191,7 @@ export class LineRpc {
 export function rpcTimeout(op: string, timeoutMs: number): GodwitError {
   return new GodwitError('RPC_TIMEOUT', `no answer to ${op} within ${Math.round(timeoutMs)} ms`, {
     values: { op, timeoutMs: Math.round(timeoutMs) },
+    retry: 'later',
     nextAction: 'The process on the other side hangs or the machine is overloaded; ask again.',
   });
 }

@@ -58,8 +58,9 @@ export function exitCodeOf(error: unknown): number {
   }
 }
 
-/** Code, sentence, next action. */
+/** Code, sentence, next action; and that the same command ends in the same way, where that is known. */
 export function describeError(error: unknown): { wire: WireError; text: string } {
   const wire = toWireError(error);
-  return { wire, text: `error ${wire.code}: ${wire.message}\n  next: ${wire.nextAction}` };
+  const again = wire.retry === 'never' ? '\n  trying again does not help before that' : '';
+  return { wire, text: `error ${wire.code}: ${wire.message}\n  next: ${wire.nextAction}${again}` };
 }

@@ -121,6 +121,7 @@ async function checkBlank(device: BlockDevice): Promise<void> {
       throw error;
   }
   throw new GodwitError('CRYPT_NOT_BLANK', 'there is a LUKS header on the device', {
+    retry: 'never',
     nextAction: 'Look which volume it is; format over it only when its content may be lost.',
   });
 }

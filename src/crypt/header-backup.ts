@@ -65,6 +65,7 @@ async function checkSameVolume(device: BlockDevice, wanted: Luks2Header): Promis
 function mismatchError(problem: string, wanted: Luks2Header, found: Luks2Header | null): GodwitError {
   return new GodwitError('CRYPT_HEADER_MISMATCH', problem, {
     values: { backupUuid: wanted.binary.uuid, deviceUuid: found?.binary.uuid ?? null },
+    retry: 'never',
     nextAction: 'Look for the backup of this very volume.',
   });
 }

@@ -142,6 +142,7 @@ async function readPiece(
 
 function notLuks2Error(): GodwitError {
   return new GodwitError('CRYPT_NOT_LUKS2', 'the device does not begin with a LUKS2 header', {
+    retry: 'never',
     nextAction: 'Look whether the volume is encrypted at all; if it was, restore its header from a backup.',
   });
 }

@@ -81,6 +81,7 @@ export async function deriveKey(
     // Parameters that RFC 9106 forbids (memory below 8 KiB a lane, salt below 8 bytes), or no memory.
     throw new GodwitError('CRYPT_KDF_FAILED', `the key could not be derived with ${kdf.type}`, {
       values: { kdf: kdf.type, memoryKib: kdf.type === 'pbkdf2' ? 0 : kdf.memoryKib },
+      retry: 'never',
       nextAction: 'Look at the free memory of this host; parameters of a damaged header fail too.',
       cause,
     });
@@ -93,6 +94,7 @@ function limitError(what: string, found: number, limit: number): GodwitError {
     `the header asks for ${what} ${found}, this host allows ${limit}`,
     {
       values: { what, found, limit },
+      retry: 'never',
       nextAction:
         'Raise the limit of this worker, or give the volume a key slot that costs less (change its key).',
     },

@@ -89,6 +89,7 @@ export class FileKeyProvider implements KeyProvider {
           `the key file of volume ${request.volumeId} is open to others`,
           {
             values: { volumeId: request.volumeId, mode: (mode & 0o777).toString(8) },
+            retry: 'never',
             nextAction: 'Take the key for known to others: change it, and `chmod 600` the file.',
           },
         );
@@ -247,6 +248,7 @@ function killGroup(pid: number | undefined): void {
 function unavailableError(request: KeyRequest, problem: string): GodwitError {
   return new GodwitError('CRYPT_KEY_UNAVAILABLE', `no key for volume ${request.volumeId}: ${problem}`, {
     values: { volumeId: request.volumeId, generation: request.generation, problem },
+    retry: 'never',
     nextAction:
       'Run what gives the keys by hand on this worker (`--key-file`, `--key-exec`) and see what it says.',
   });

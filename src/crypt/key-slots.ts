@@ -126,6 +126,7 @@ export async function removeKey(
   if (others.length === 0 && metadata.slots.has(slot) && options.lastToo !== true) {
     throw new GodwitError('CRYPT_LAST_SLOT', `slot ${slot} is the last one that opens the volume`, {
       values: { slot },
+      retry: 'never',
       nextAction: 'Add another key first.',
     });
   }
@@ -270,6 +271,7 @@ function wrongKeyError(header: Luks2Header, triedSlots: number): GodwitError {
   const message = ['the key does not open this volume', ...untried].join('; ');
   return new GodwitError('CRYPT_WRONG_KEY', message, {
     values: { uuid: header.binary.uuid, triedSlots },
+    retry: 'never',
     nextAction:
       'Look whether the key provider gives the key of this volume; a file ends with a newline unless it was made without one.',
   });
@@ -278,6 +280,7 @@ function wrongKeyError(header: Luks2Header, triedSlots: number): GodwitError {
 function noSlotError(metadata: Luks2Metadata): GodwitError {
   return new GodwitError('CRYPT_NO_SLOT', 'there is no such key slot, or no room for another one', {
     values: { slots: metadata.slots.size, slotsAreaBytes: metadata.slotsAreaBytes },
+    retry: 'never',
     nextAction: 'Look at the slots (`cryptsetup luksDump`); remove one that nobody needs.',
   });
 }

@@ -93,6 +93,7 @@ export class DeviceMapper {
     if (/busy/i.test(output.stderr)) {
       throw new GodwitError('HOST_MAPPER_BUSY', `the device-mapper device ${name} is in use`, {
         values: { name },
+        retry: 'never',
         nextAction: `Find what has it open: dmsetup info ${name}, grep ${name} /proc/*/mountinfo.`,
       });
     }
@@ -117,6 +118,7 @@ export class DeviceMapper {
     if (version === null) {
       throw new GodwitError('HOST_MAPPER_NO_TARGET', `the device-mapper of this kernel has no ${target}`, {
         values: { target },
+        retry: 'never',
         nextAction: `Load its module (modprobe dm-${target}); \`godwit doctor\` says what is missing.`,
       });
     }
@@ -150,6 +152,7 @@ export class DeviceMapper {
       /Is device-mapper driver missing|Failure to communicate with kernel device-mapper/.test(output.stderr)
     ) {
       return new GodwitError('HOST_MAPPER_MISSING', 'this kernel has no device-mapper', {
+        retry: 'never',
         nextAction:
           'Load it (modprobe dm-mod), or use the userspace plane; `godwit doctor` says what is missing.',
       });
@@ -160,6 +163,7 @@ export class DeviceMapper {
         `${argv.join(' ')}: the kernel lacks the target of that table`,
         {
           values: { device: argv.at(-1) ?? '' },
+          retry: 'never',
           nextAction:
             'Load its module (modprobe dm-clone, modprobe dm-crypt); `godwit doctor` says what is missing.',
         },
@@ -190,6 +194,7 @@ function parseLine(what: string, output: string): { sectors: number; target: str
       `dmsetup answers ${what} in a form that is not known here: ${output.slice(0, 200)}`,
       {
         values: { program: 'dmsetup', what, line: output.slice(0, 200) },
+        retry: 'never',
         nextAction: 'The device is not one of ours, or dmsetup is of a version that godwit was not made for.',
       },
     );

@@ -186,6 +186,7 @@ export class Iscsiadm {
     const output = await this.#options.tools.run(argv, deadlineMs === undefined ? {} : { deadlineMs });
     if (output.exitCode === EXIT.noDaemon || /can not connect to iSCSI daemon/.test(output.stderr)) {
       throw new GodwitError('HOST_ISCSI_NO_DAEMON', 'iscsid does not run on this host', {
+        retry: 'never',
         nextAction: 'Start it (systemctl start iscsid).',
       });
     }

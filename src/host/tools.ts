@@ -115,6 +115,7 @@ export function unknownOutputError(program: string, what: string, line: string):
     `${program} answers ${what} in a form that is not known here: ${line.slice(0, 200)}`,
     {
       values: { program, what, line: line.slice(0, 200) },
+      retry: 'never',
       nextAction: 'The kernel or the program is of a version that godwit was not made for; report the line.',
     },
   );
@@ -127,6 +128,7 @@ function missingError(program: string, cause: Error): GodwitError {
     absent ? `the program ${program} is missing` : `${program} cannot be run: ${cause.message}`,
     {
       values: { program },
+      retry: 'never',
       nextAction: '`godwit doctor` names the package that has it.',
       cause,
     },
@@ -139,6 +141,7 @@ function stuckError(program: string, args: readonly string[], deadlineMs: number
     `${[program, ...args].join(' ')} did nothing for ${deadlineMs} ms and was killed`,
     {
       values: { program, deadlineMs },
+      retry: 'later',
       nextAction: 'A device underneath does not answer; the kernel log (dmesg) says which.',
     },
   );

@@ -495,6 +495,7 @@ export class InitiatorSession implements PduSink {
         this.fail(
           new GodwitError('ISCSI_SILENT', 'The iSCSI target does not answer', {
             values: { waitedMs: this.#options.keepAliveTimeoutMs, inFlight: this.#tasks.size },
+            retry: 'later',
             nextAction: 'The connection is made anew; check the network and the host of the target.',
           }),
         );

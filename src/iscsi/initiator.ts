@@ -128,10 +128,6 @@ const DEFAULTS = {
   backoffMs: 50,
   backoffMsMax: 3_000,
 };
-/** What a target says, or turns out to be, that another try would not change. */
-const REFUSALS = new Set(['ISCSI_LOGIN_REFUSED', 'ISCSI_TARGET_NOT_AUTHENTIC', 'ISCSI_TLS_REFUSED']);
-/** Ends that a target which is only slow brings about as well. */
-const SILENCE = new Set(['ISCSI_SILENT', 'ISCSI_LOGIN_TIMEOUT']);
 const PATIENCE_MAX = 8;
 const DATA_SEGMENT_BYTES = 1024 * 1024;
 const BURST_BYTES = 1024 * 1024;
@@ -708,11 +704,12 @@ export class IscsiInitiator implements BlockDevice {
       } catch (error) {
         if (this.#failure !== null) return;
         const known = error as GodwitError;
-        const silent = SILENCE.has(known.code);
+        // Ends that a target which is only slow brings about as well.
+        const silent = known.retry === 'later';
         this.#patience = silent
           ? Math.min(this.#patience * 2, PATIENCE_MAX)
           : Math.max(1, this.#patience / 2);
-        const refused = REFUSALS.has(known.code);
+        const refused = known.retry === 'never';
         if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
           this.#fail(known);
           return;
@@ -765,6 +762,7 @@ export class IscsiInitiator implements BlockDevice {
       session.fail(
         new GodwitError('ISCSI_LOGIN_TIMEOUT', 'The iSCSI target did not complete the login in time', {
           values: { host: portal.host, port: portal.port, timeoutMs },
+          retry: 'later',
           nextAction: 'Check the network and the host of the target; the login is tried again.',
         }),
       ),
@@ -1014,6 +1012,7 @@ export class IscsiInitiator implements BlockDevice {
         expectedDesignators: wantedDesignators,
         designators: unit.designators,
       },
+      retry: 'never',
       nextAction:
         'Nothing is read from it. Find out what is served under this name now, and connect again to the right one.',
     });
@@ -1181,6 +1180,7 @@ function lostError(
       const why = refused ? messageOf(error) : 'it ended the connection after the handshake';
       return new GodwitError('ISCSI_TLS_REFUSED', `No TLS connection to the iSCSI target: ${why}`, {
         values: { host, port, reason: systemCode, certFile: portal.tls.files.certFile },
+        retry: 'never',
         nextAction:
           'Both certificates must be signed by the CA that the other side has, be valid today, and name the address.',
         cause: error,

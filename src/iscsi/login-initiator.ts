@@ -181,6 +181,7 @@ export class InitiatorLogin {
         'The iSCSI target did not prove that it is the right one',
         {
           values: { targetName: this.#options.targetName },
+          retry: 'never',
           nextAction: 'Check the address and the mutual CHAP secret; somebody else may be answering there.',
         },
       );
@@ -215,6 +216,7 @@ function refused(status: number, targetName: string | null): GodwitError {
   }
   return new GodwitError('ISCSI_LOGIN_REFUSED', `The iSCSI target refused the login: ${values.status}`, {
     values,
+    retry: 'never',
     nextAction:
       status >>> 8 === 3
         ? 'The target is there but cannot serve now; the login is tried again.'

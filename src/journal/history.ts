@@ -2,6 +2,7 @@ import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, type WireError } from '../base/errors.ts';
 import type { Progress } from '../base/progress.ts';
+import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import type { RunState, RunView, StepView } from './run.ts';
 
 /*
@@ -32,13 +33,6 @@ export type RunHeader = {
   steps: readonly StoredStep[];
   createdAtMs: number;
 };
-
-const WireErrorSchema = Type.Object({
-  code: Type.String(),
-  message: Type.String(),
-  values: Type.Record(Type.String(), Type.Union([Type.String(), Type.Number(), Type.Boolean(), Type.Null()])),
-  nextAction: Type.String(),
-});
 
 const step = Type.Integer({ minimum: 0 });
 const attempt = Type.Integer({ minimum: 1 });

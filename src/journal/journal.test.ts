@@ -724,6 +724,30 @@ test('Abort undoes, also in the step of the point of no return; past it, it is o
   assert.deepEqual(bench.did, ['one', 'pivot', 'after', 'after']);
 });
 
+test('what trying again does not lift ends a step before the point of no return at once, and nothing after it', async (t) => {
+  const bench = new Bench(t);
+  const hopeless: Do = ({ attempt }) => {
+    if (attempt === 1)
+      throw new GodwitError('HOST_LACKS_IT', 'it is not here', { nextAction: 'Add it.', retry: 'never' });
+  };
+  const pivot = { pointOfNoReturn: true };
+  const journal = bench.journal([
+    kindOf('before', bench.step('one'), bench.step('two', hopeless), bench.step('pivot', undefined, pivot)),
+    kindOf('at', bench.step('one'), bench.step('pivot', hopeless, pivot)),
+    kindOf('past', bench.step('pivot', undefined, pivot), bench.step('after', hopeless)),
+  ]);
+  const before = await bench.end(journal, journal.start('before', { machine: 'a' }).id);
+  assert.deepEqual(
+    [before.state, before.error?.code, before.error?.retry],
+    ['undone', 'HOST_LACKS_IT', 'never'],
+  );
+  assert.deepEqual(bench.did.splice(0), ['one', 'two', 'undo two', 'undo one']);
+  assert.equal((await bench.end(journal, journal.start('at', { machine: 'a' }).id)).state, 'done');
+  assert.deepEqual(bench.did.splice(0), ['one', 'pivot', 'pivot']);
+  assert.equal((await bench.end(journal, journal.start('past', { machine: 'a' }).id)).state, 'done');
+  assert.deepEqual(bench.did, ['pivot', 'after', 'after']);
+});
+
 test('Unrecoverable: undone and failed before the point of no return, failed and locked from it on', async (t) => {
   const bench = new Bench(t);
   let broken = true;

@@ -738,7 +738,10 @@ export class Journal {
     );
     if (undo) return { body: { type: 'undo-failed', ...place, error: wire, retryAtMs }, handoff: null };
     // Past the point of no return nothing is undone: an Abort there is one more failure.
-    const aborts = error instanceof Abort && sideOf(run.history) !== 'past';
+    const side = sideOf(run.history);
+    // In the step of the point of no return only an Abort means that nothing has gone over.
+    const isHopeless = isGodwitError(error) && error.retry === 'never' && side === 'before';
+    const aborts = isHopeless || (error instanceof Abort && side !== 'past');
     const outcome = aborts ? 'abort' : error instanceof Unrecoverable ? 'unrecoverable' : 'retry';
     return { body: { type: 'step-failed', ...place, outcome, error: wire, retryAtMs }, handoff: null };
   }

@@ -1,7 +1,8 @@
 import { type GodwitError, toWireError, type WireError } from '../base/errors.ts';
 
 /*
- * What a step can throw to steer its run. Everything else that it throws is retried with backoff until the step's deadline.
+ * What a step can throw to steer its run. Before the point of no return an error that trying again does not lift (`retry: 'never'`) is an Abort; everything
+ * else is retried with backoff until nothing has advanced in the step for too long.
  *
  *                 before the point of no return    in its step                   past it
  *   Retry         again later                      again later                   again later
@@ -24,6 +25,7 @@ export class Retry extends Error {
             message: reason,
             values: {},
             nextAction: 'Nothing: it is tried again by itself.',
+            retry: 'later',
           }
         : toWireError(reason);
     super(wire.message);

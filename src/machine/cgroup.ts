@@ -147,6 +147,7 @@ export function checkLimits({ missing, folders }: CgroupPlan): void {
       : `this host has no cgroup controller for: ${missing.join(', ')}`,
     {
       values: { controllers: missing.join(',') },
+      retry: 'never',
       nextAction:
         'Mount cgroup2 at /sys/fs/cgroup, or leave the limit out of the configuration of the machine.',
     },
@@ -198,6 +199,7 @@ export class Cgroup {
         if (!wanted) continue;
         throw new GodwitError('MACHINE_CGROUP_FAILED', `cannot set the limit ${limit} to ${value}`, {
           values: { file, value, systemCode: systemErrorCode(cause) ?? null },
+          retry: 'never',
           nextAction: 'Check that the controller is enabled in cgroup.subtree_control of the parent group.',
           cause,
         });
@@ -237,6 +239,7 @@ export class Cgroup {
       if (this.#clock.monotonicMs() >= deadlineMs) {
         throw new GodwitError('MACHINE_KILL_STUCK', `${pids.length} processes do not end after SIGKILL`, {
           values: { pids: pids.slice(0, 20).join(','), cgroup: this.name },
+          retry: 'later',
           nextAction: 'They wait for a device; look at the volume of the machine, then stop it again.',
         });
       }

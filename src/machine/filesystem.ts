@@ -128,6 +128,7 @@ export class Filesystem {
     const why = timedOut ? `its device did nothing for ${quietMs} ms` : messageOf(cause);
     throw new GodwitError(code, `${kind} at ${this.directory}: ${why}`, {
       values: { place: this.directory, errno: errnoNameOf(cause), timedOut },
+      ...(timedOut && { retry: 'later' as const }),
       nextAction: timedOut
         ? 'The device underneath does not answer. Where blocks are still at a source that is away, bring that back; if it never comes back, `godwit machine destroy --force` gives the machine up.'
         : 'The kernel log (dmesg) says why.',
@@ -160,6 +161,7 @@ export class Filesystem {
           `${device} is unmounted here, but something still holds it`,
           {
             values: { device },
+            retry: 'never',
             nextAction: `Find the mount namespace that has it: grep -l ${device} /proc/*/mountinfo`,
           },
         );

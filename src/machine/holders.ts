@@ -90,6 +90,7 @@ export function heldError(place: string, holders: readonly Holder[]): GodwitErro
     `the filesystem of its volume is held by other processes of this host: ${named.join(', ')}${more}`,
     {
       values: { place, pids: pids.slice(0, 50).join(',') },
+      retry: 'never',
       nextAction: `End them, or have them let go of it: ls -l /proc/${pids[0]}/fd; grep ${place} /proc/${pids[0]}/mountinfo.`,
     },
   );
@@ -98,6 +99,7 @@ export function heldError(place: string, holders: readonly Holder[]): GodwitErro
 export function frozenError(place: string): GodwitError {
   return new GodwitError('MACHINE_FS_FROZEN', `the filesystem at ${place} is frozen`, {
     values: { place },
+    retry: 'never',
     nextAction: `Whoever froze it (a backup, a snapshot) thaws it: fsfreeze --unfreeze ${place}.`,
   });
 }

@@ -236,6 +236,7 @@ export function machineEnvironment(
       `no environment variable can be called ${JSON.stringify(name)}`,
       {
         values: { name },
+        retry: 'never',
         nextAction: 'Names must not be empty or hold "=", and neither names nor values may hold a zero byte.',
       },
     );
@@ -274,6 +275,7 @@ export function resolveAccount(user: string | undefined, passwd: string): Accoun
   }
   throw new GodwitError('MACHINE_UNKNOWN_USER', `this host has no user ${wanted}`, {
     values: { user: wanted },
+    retry: 'never',
     nextAction: 'Add the user to every host of the fleet (adduser --system), or give its number.',
   });
 }
@@ -300,6 +302,7 @@ export function resolveMountPath(mountPath: string): string {
   if (!mountPath.startsWith('/') || reserved || mountPath.includes('\0')) {
     throw new GodwitError('MACHINE_BAD_MOUNT_PATH', `a volume cannot be mounted at ${mountPath}`, {
       values: { mountPath },
+      retry: 'never',
       nextAction: 'Choose a folder of its own for the volume, such as /data or /var/lib/postgresql.',
     });
   }
@@ -320,6 +323,7 @@ export function checkHostCanRun(config: MachineConfig): void {
       'the machine has a volume, and no way to get at it',
       {
         values: { volumeId: volume.volumeId },
+        retry: 'never',
         nextAction: 'Give `mountPath` to have its filesystem mounted, or `nbd: true` for a socket.',
       },
     );
@@ -377,6 +381,7 @@ export function resolveDevices(devices: readonly string[]): readonly string[] {
     if (isDevice) continue;
     throw new GodwitError('MACHINE_BAD_DEVICE', `${device} is not a character device of this host`, {
       values: { device },
+      retry: 'never',
       nextAction: 'Name devices below /dev that exist on every host of the fleet.',
     });
   }
@@ -400,6 +405,7 @@ export function resolveHostFolders(folders: readonly string[]): string[] {
       `${folder} is not a folder that a machine can be shown`,
       {
         values: { folder },
+        retry: 'never',
         nextAction: 'Name folders that exist on every host of the fleet, without symbolic links on the way.',
       },
     );

@@ -609,6 +609,7 @@ export class MachineManager {
     if (taken === undefined) return;
     throw new GodwitError('MACHINE_NAME_TAKEN', `this worker has a machine ${name} already`, {
       values: { name, machineId: taken.id },
+      retry: 'never',
       nextAction: 'Choose another name, or destroy that machine first.',
     });
   }

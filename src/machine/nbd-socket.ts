@@ -14,6 +14,7 @@ export function nbdSocketPath(runtimeDir: string): string {
   if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return path;
   throw new GodwitError('MACHINE_PATH_TOO_LONG', `${path} is too long for a unix socket`, {
     values: { path, bytesMax: SOCKET_PATH_BYTES_MAX },
+    retry: 'never',
     nextAction: 'Choose a shorter data folder for the worker.',
   });
 }

@@ -120,6 +120,7 @@ export async function mustRun(
     : result.stderr.trim() || `exit code ${result.exitCode ?? result.signal}`;
   throw new GodwitError(code, `${file} ${args.join(' ')}: ${why}`, {
     values: { program: file, exitCode: result.exitCode, timedOut: result.timedOut },
+    ...(result.timedOut && { retry: 'later' as const }),
     nextAction: result.timedOut
       ? 'The device underneath does not answer; look at the volume of the machine.'
       : 'Look at the message of the program and at the kernel log (dmesg).',

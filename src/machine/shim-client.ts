@@ -39,6 +39,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   if (Buffer.byteLength(socketPath) > SOCKET_PATH_BYTES_MAX) {
     throw new GodwitError('MACHINE_PATH_TOO_LONG', `${socketPath} is too long for a unix socket`, {
       values: { path: socketPath, bytesMax: SOCKET_PATH_BYTES_MAX },
+      retry: 'never',
       nextAction: 'Choose a shorter runtime folder for the worker.',
     });
   }
@@ -91,6 +92,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     if (over !== undefined) {
       throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
         values: { runtimeDir },
+        retry: 'later',
         nextAction: `Look at ${join(runtimeDir, SHIM_FILES.log)}.`,
       });
     }
@@ -210,6 +212,7 @@ export class ShimClient {
     if (socket !== null) return this.#use(socket);
     throw new GodwitError('MACHINE_SHIM_GONE', `no shim answers at ${this.runtimeDir}`, {
       values: { runtimeDir: this.runtimeDir },
+      retry: 'later',
       nextAction:
         'The worker cleans up after it and starts the machine again; look at shim.log for why it ended.',
     });

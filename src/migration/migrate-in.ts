@@ -6,7 +6,6 @@ import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import type { MoveInbox } from './inbox.ts';
-import { nowOrNever } from './obstacle.ts';
 import type { OverrideNote } from './override-note.ts';
 import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -105,7 +104,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'volume',
         ...LOCAL,
         async do(context) {
-          if (context.input.volume) await nowOrNever(target.createVolume(context.input));
+          if (context.input.volume) await target.createVolume(context.input);
         },
         async undo(context) {
           const opened = out(context).override === 'source-took-back';
@@ -116,7 +115,7 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         name: 'attach',
         ...OBSERVED,
         async do(context) {
-          await nowOrNever(target.attachStandby(context.input));
+          await target.attachStandby(context.input);
         },
         async undo(context) {
           await target.detach(context.input);
@@ -370,6 +369,7 @@ export function targetStatus(
     phase,
     reason: run?.error?.message ?? run?.reason?.message ?? null,
     nextAction: run?.error?.nextAction ?? run?.reason?.nextAction ?? null,
+    ...(run?.error?.retry && { retry: run.error.retry }),
     timesMs: {
       answered: nowMs,
       handedOver: output.handedOverAtMs ?? null,
@@ -404,6 +404,7 @@ export function phaseOf(run: RunView): TargetPhase {
 export function refusal(input: PrepareRequest, worker: string, reason: string): GodwitError {
   return new GodwitError('MIGRATION_REFUSED', `${worker} does not take ${input.machineName}: ${reason}`, {
     values: { worker, machine: input.machineName },
+    retry: 'never',
     nextAction:
       'The drain asks the other workers; make room on this one or undrain it to let it take machines.',
   });

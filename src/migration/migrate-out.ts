@@ -6,7 +6,7 @@ import { advanced } from '../base/progress.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
-import { nowOrNever, orBack } from './obstacle.ts';
+import { orBack } from './obstacle.ts';
 import { noCapacity, OfferDesk, offerRequest } from './offers.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
 import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from './peer.ts';
@@ -277,41 +277,34 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
         async do(context) {
           const subject = subjectOf(context);
           const peer = targetOf(context);
-          let status: TargetStatus;
-          try {
-            status = await peer.prepare(
-              {
-                runId: context.runId,
-                sourceWorker: options.worker.name,
-                sourceUrl: options.worker.url,
-                machineId: subject.machineId,
-                machineName: subject.machineName,
-                config: subject.config,
-                placement: subject.placement,
-                startMachine: subject.running,
-                ...(subject.ailing !== undefined &&
-                  knows(context, KNOWN.ailing) && { ailing: subject.ailing }),
-                volume: subject.volume && {
-                  volumeId: subject.volume.volumeId,
-                  name: subject.volume.name,
-                  lengthBytes: subject.volume.lengthBytes,
-                  filesystem: subject.volume.filesystem,
-                  sealedGeneration: subject.volume.generation,
-                  ...(subject.volume.encryption && {
-                    encryption: {
-                      ...subject.volume.encryption,
-                      ...(context.input.rekey && { rekey: true }),
-                    },
-                  }),
-                  source: out(context).source!,
-                },
+          let status = await peer.prepare(
+            {
+              runId: context.runId,
+              sourceWorker: options.worker.name,
+              sourceUrl: options.worker.url,
+              machineId: subject.machineId,
+              machineName: subject.machineName,
+              config: subject.config,
+              placement: subject.placement,
+              startMachine: subject.running,
+              ...(subject.ailing !== undefined && knows(context, KNOWN.ailing) && { ailing: subject.ailing }),
+              volume: subject.volume && {
+                volumeId: subject.volume.volumeId,
+                name: subject.volume.name,
+                lengthBytes: subject.volume.lengthBytes,
+                filesystem: subject.volume.filesystem,
+                sealedGeneration: subject.volume.generation,
+                ...(subject.volume.encryption && {
+                  encryption: {
+                    ...subject.volume.encryption,
+                    ...(context.input.rekey && { rekey: true }),
+                  },
+                }),
+                source: out(context).source!,
               },
-              context.signal,
-            );
-          } catch (error) {
-            if (isGodwitError(error, 'MIGRATION_REFUSED')) throw new Abort(error);
-            throw error;
-          }
+            },
+            context.signal,
+          );
           while (!reached(status, 'prepared')) {
             if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
             context.waiting(
@@ -350,7 +343,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const subject = subjectOf(context);
           let warmedRegions = 0;
           if (subject.running) {
-            await nowOrNever(source.syncEarly(context.input.machineId));
+            await source.syncEarly(context.input.machineId);
             if (subject.volume) warmedRegions = await warmTarget(context);
           }
           return { warmedRegions, stopStartedAtMs: clock.wallMs() };
@@ -513,7 +506,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           await keepExport(context, subject);
           const { handedOverAtMs, stopStartedAtMs, mended, disputed } = out(context);
           // Once is for good: the guest writes on, and its writes would soon seem to explain it.
-          if (disputed?.code === UNEXPLAINED) throw GodwitError.fromWire(disputed);
+          const known = disputed ? GodwitError.fromWire(disputed) : null;
+          if (known?.retry === 'never') throw known;
           const bytesAvoided =
             out(context).bytesAvoided ?? (await source.bytesAvoided(volume.volumeId, volume.generation));
           const proving = proveMove({
@@ -727,6 +721,7 @@ function forgotten(target: string, status: TargetStatus): GodwitError {
     {
       values: { target },
       nextAction: status.nextAction ?? `See \`godwit why\` on ${target}; the machine stays here.`,
+      ...(status.retry && { retry: status.retry }),
     },
   );
 }

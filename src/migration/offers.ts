@@ -130,6 +130,7 @@ export class OfferDesk {
 function stillSilent(): GodwitError {
   return new GodwitError('API_UNREACHABLE', 'it was silent before, and still is', {
     values: { delivered: null },
+    retry: 'later',
     nextAction: 'Look whether that worker runs, or hangs.',
   });
 }

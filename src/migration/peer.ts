@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
 import { MachineConfig } from '../machine/config.ts';
@@ -201,6 +202,8 @@ export const TargetStatus = Type.Object({
   /** Why it waits or failed, null when it goes on. */
   reason: Type.Union([Type.String(), Type.Null()]),
   nextAction: Type.Union([Type.String(), Type.Null()]),
+  /** Of the error that the run ended with, or is being undone for. Left out: none, or a target of an earlier version. */
+  retry: Type.Optional(RetrySchema),
   /** Wall clock of the target, for the report only. */
   timesMs: Type.Object({
     /** When this status was made. */

@@ -414,6 +414,7 @@ function unexplained(
         guestWriteBytes: guest?.writeBytes ?? null,
         guestDiscardBytes: guest?.discardBytes ?? null,
       },
+      retry: 'never',
       nextAction:
         `Nothing is released, and it is not tried again: what the guest writes later would hide it. Look at the disks of ${worker.name} and ` +
         `${peer.name} (kernel log, smartctl), the network and the memory of both hosts. The sealed volume on ${worker.name} is what it was: compare ` +

@@ -6,10 +6,7 @@ import { MoveWorld } from '../../test/support/move-world.ts';
 import { receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
-import { systemClock } from '../base/clock.ts';
-import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { checkSaga, type World } from '../journal/checks.ts';
-import { Abort } from '../journal/outcome.ts';
 import { countersign, type Receipt } from '../receipt/envelope.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn } from './migrate-in.ts';
@@ -182,28 +179,4 @@ test('migrate-in: fails at each step and unwinds, undos repeated, steps repeated
     input: REQUEST,
     databasePath: () => join(dir, `in-${databases++}.sqlite`),
   });
-});
-
-test('migrate-in: what its host lacks ends a move at once, and what may pass is tried again', async () => {
-  const world = new MoveWorld();
-  const { steps } = migrateIn({
-    target: world.targetSide,
-    inbox: new MoveInbox(new DatabaseSync(':memory:')),
-    receipts: new ReceiptBook(new DatabaseSync(':memory:')),
-    clock: systemClock,
-  });
-  const attach = steps.find(({ name }) => name === 'attach')!;
-  const attempt = (code: string) => {
-    world.targetSide.attachStandby = async () => {
-      throw new GodwitError(code, 'no', { nextAction: 'make it so' });
-    };
-    return attach.do({ input: REQUEST } as never);
-  };
-  for (const code of ['VOLUME_NO_SPACE', 'HOST_MAPPER_NO_TARGET', 'PLANE_METADATA_WRONG', 'CRYPT_WRONG_KEY'])
-    await assert.rejects(
-      attempt(code),
-      (error) => error instanceof Abort && error.wire.code === code && error.wire.nextAction === 'make it so',
-    );
-  for (const code of ['HOST_ISCSI_LOGIN_REFUSED', 'HOST_TOOL_STUCK', 'RPC_CLOSED'])
-    await assert.rejects(attempt(code), (error) => isGodwitError(error, code));
 });

@@ -265,7 +265,10 @@ test('the target boots for half an hour: the source waits, and says for what', a
 test('something holds the device of the stopped machine: it runs again at once, without waiting for that', async (t) => {
   const pair = new SlowPair(t, 1);
   pair.world.sourceSide.seal = async () => {
-    throw new GodwitError('MACHINE_DEVICE_HELD', '/dev/loop3 is held by pid 4711', { nextAction: 'end it' });
+    throw new GodwitError('MACHINE_DEVICE_HELD', '/dev/loop3 is held by pid 4711', {
+      nextAction: 'end it',
+      retry: 'never',
+    });
   };
   pair.start();
   const end = await pair.end(pair.source);
@@ -277,4 +280,29 @@ test('something holds the device of the stopped machine: it runs again at once, 
     step('stop').endedAtMs! - step('seal').startedAtMs! < 10_000,
     'the machine was down for a moment',
   );
+});
+
+test('what the target lacks ends the move at the first try, and both sides say so; what may pass is tried again', async (t) => {
+  for (const retry of ['never', 'later'] as const) {
+    const pair = new SlowPair(t, 1);
+    let attempts = 0;
+    const { attachStandby } = pair.world.targetSide;
+    pair.world.targetSide.attachStandby = async (input) => {
+      attempts += 1;
+      if (attempts > 3) return attachStandby(input);
+      throw new GodwitError('HOST_LACKS_IT', 'no such thing here', { nextAction: 'add it', retry });
+    };
+    pair.start();
+    const end = await pair.end(pair.source);
+    if (retry === 'later') {
+      assert.deepEqual([end.state, attempts], ['done', 4]);
+      continue;
+    }
+    assert.deepEqual([end.state, attempts], ['undone', 1]);
+    const { code, message, nextAction } = end.error!;
+    assert.deepEqual([code, nextAction, end.error?.retry], ['MIGRATION_TARGET_FORGOT', 'add it', 'never']);
+    assert.match(message, /no such thing here/);
+    const inside = await pair.end(pair.target, targetRunId('run1'));
+    assert.deepEqual([inside.state, inside.error?.code], ['undone', 'HOST_LACKS_IT']);
+  }
 });

@@ -193,6 +193,7 @@ export class NbdConnection<Result> {
     if (this.#stream !== this.#socket && error !== null && isTlsError(error)) {
       return new GodwitError('NBD_TLS_FAILED', `TLS with the NBD server failed: ${error.message}`, {
         values,
+        retry: 'never',
         nextAction: 'Check the certificates of both sides and the name that the server’s is for.',
         cause: error,
       });

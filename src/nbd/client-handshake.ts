@@ -135,6 +135,7 @@ function* greet(tls: NbdTlsMode): Handshake<boolean> {
   else if (tls === 'require') {
     throw new GodwitError('NBD_TLS_REFUSED', 'the NBD server does not do TLS', {
       values: { reply: nameOf(OPTION_REPLY, answer.final) },
+      retry: 'never',
       nextAction: 'Turn TLS on at the server, or say nbd: instead of nbds: where the network is private.',
     });
   }
@@ -227,11 +228,13 @@ function refusal(option: number, answer: Answer): GodwitError {
     case OPTION_REPLY.errorTlsRequired:
       return new GodwitError('NBD_TLS_REQUIRED', `the NBD server takes TLS only${said}`, {
         values,
+        retry: 'never',
         nextAction: 'Say nbds: instead of nbd:, with the certificates that the server asks for.',
       });
     case OPTION_REPLY.errorUnknown:
       return new GodwitError('NBD_EXPORT_UNKNOWN', `the NBD server has no such export${said}`, {
         values,
+        retry: 'never',
         nextAction: 'List what it has, for example with nbdinfo --list.',
       });
     case OPTION_REPLY.errorShutdown:
@@ -242,6 +245,7 @@ function refusal(option: number, answer: Answer): GodwitError {
     default:
       return new GodwitError('NBD_REFUSED', `the NBD server refused (${reply})${said}`, {
         values,
+        retry: 'never',
         nextAction: 'Look at the log of the server for its reason.',
       });
   }

@@ -119,15 +119,6 @@ const STATUS_BYTES_MAX = 2 * 2 ** 30;
 const FAILURES_MAX = 16;
 const RETRY_MS = 100;
 const DISCONNECT_TIMEOUT_MS = 1_000;
-/** Refusals that no waiting mends. */
-const REFUSALS = new Set([
-  'NBD_TLS_REFUSED',
-  'NBD_TLS_REQUIRED',
-  'NBD_TLS_FAILED',
-  'NBD_EXPORT_UNKNOWN',
-  'NBD_REFUSED',
-  'NBD_UNSUPPORTED_EXPORT',
-]);
 
 export class NbdClient implements BlockDevice {
   readonly #options: Required<Omit<NbdClientOptions, 'expected'>> & Pick<NbdClientOptions, 'expected'>;
@@ -669,7 +660,7 @@ export class NbdClient implements BlockDevice {
       const answersBefore = this.#answers;
       const error = await this.#serve(lane);
       if (this.#failure !== null) return;
-      const refused = refusalIsFatal && this.#export === null && REFUSALS.has(error.code);
+      const refused = refusalIsFatal && this.#export === null && error.retry === 'never';
       if (error.code === 'NBD_EXPORT_CHANGED' || refused) {
         this.#fail(error);
         return;
@@ -789,6 +780,7 @@ export class NbdClient implements BlockDevice {
         `an NBD export of ${export_.lengthBytes} bytes is not made of whole blocks`,
         {
           values: { lengthBytes: export_.lengthBytes, blockBytes: unit },
+          retry: 'never',
           nextAction:
             'Make the disk behind the export a multiple of 512 bytes long (nbdkit: --filter=truncate round-up=512).',
         },
@@ -818,6 +810,7 @@ export class NbdClient implements BlockDevice {
         expectedDescription: description,
         description: export_.description,
       },
+      retry: 'never',
       nextAction:
         'Nothing is read from it. Find out what is served under this name now, and connect again to the right one.',
     });

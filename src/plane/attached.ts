@@ -369,6 +369,7 @@ export class KernelVolume {
         `volume ${this.#spec.volumeId} has holes in its ciphertext, which dm-crypt reads as noise`,
         {
           values: { volumeId: this.#spec.volumeId },
+          retry: 'never',
           nextAction:
             'Use the userspace plane for it, or make the volume with: godwit volume create --dm-crypt.',
         },
@@ -393,6 +394,7 @@ export class KernelVolume {
         'the kernel plane clones from exports of other workers, without TLS',
         {
           values: { volumeId: this.#spec.volumeId, foreign: 'location' in source },
+          retry: 'never',
           nextAction: 'Use the userspace plane for this volume: start the worker without --plane kernel.',
         },
       );
@@ -518,6 +520,7 @@ export class KernelVolume {
       `the source is ${serial || 'without a serial number'} with ${sectors} sectors, not ${expected} with ${lengthBytes / SECTOR_BYTES}`,
       {
         values: { expected, serial, sectors, sectorsExpected: lengthBytes / SECTOR_BYTES },
+        retry: 'never',
         nextAction: 'Nothing was read. Look at what listens at the address of the source.',
       },
     );

@@ -112,6 +112,7 @@ export async function readCloneBinding(volumeDir: string): Promise<CloneBinding 
     if (systemErrorCode(cause) === 'ENOENT') return null;
     throw new GodwitError('PLANE_METADATA_CORRUPT', `${path} cannot be read: ${messageOf(cause)}`, {
       values: { path },
+      retry: 'never',
       nextAction:
         'Restore the file; without it nobody knows which blocks of the volume are newer than the source.',
       cause,
@@ -128,6 +129,7 @@ export async function requireCloneBinding(volumeDir: string, identity: CloneIden
       `the metadata of the clone ${identity.volumeId} is missing`,
       {
         values: { volumeId: identity.volumeId, generation: identity.generation },
+        retry: 'never',
         nextAction:
           'Do not start the machine: without it, what was written here is not known. Restore the file, or go back to the source.',
       },
@@ -144,6 +146,7 @@ export async function requireCloneBinding(volumeDir: string, identity: CloneIden
           foundVolumeId: binding.volumeId,
           foundGeneration: binding.generation,
         },
+        retry: 'never',
         nextAction: 'Look for the right file; nothing was changed.',
       },
     );

@@ -162,6 +162,7 @@ function parse<Value>(file: string, read: () => Value): Value {
 function unreadable(file: string, cause: unknown): GodwitError {
   return new GodwitError('SYS_TLS_UNREADABLE', `${file} cannot be read: ${messageOf(cause)}`, {
     values: { file, systemCode: systemErrorCode(cause) ?? null },
+    retry: 'never',
     nextAction: 'Give the path of a PEM file that this user may read.',
     cause,
   });
@@ -170,6 +171,7 @@ function unreadable(file: string, cause: unknown): GodwitError {
 function badFile(file: string, what: string, cause?: unknown): GodwitError {
   return new GodwitError('SYS_TLS_BAD_FILE', `${file} ${what}`, {
     values: { file },
+    retry: 'never',
     nextAction:
       'It takes PEM files: a certificate, the key that belongs to it, without a passphrase, and the CA.',
     cause,

@@ -267,6 +267,7 @@ async function portalTls(
       'the source of this clone is reached over TLS, and this worker has no certificate',
       {
         values: { host: source.host, port: source.port },
+        retry: 'never',
         nextAction: 'Start this worker with --tls-cert, --tls-key and --tls-ca again.',
       },
     );

@@ -371,6 +371,7 @@ function wholeSectors(bytes: number): number {
 function keyNotNewError(volumeId: string, generation: number): GodwitError {
   return new GodwitError('CRYPT_KEY_NOT_NEW', `the new key of volume ${volumeId} is the one that it has`, {
     values: { volumeId, generation },
+    retry: 'never',
     nextAction:
       'What gives the keys must give another one for another GODWIT_KEY_GENERATION (docs/encryption.md); or move without --rekey.',
   });
@@ -382,6 +383,7 @@ function wrongHeaderError(volumeId: string, problems: string[]): GodwitError {
     `the LUKS2 header of ${volumeId} does not do here: ${problems.join('; ')}`,
     {
       values: { volumeId, problems: problems.join('; ') },
+      retry: 'never',
       nextAction: 'Nothing was changed. Take another target, or restore the header from a backup.',
     },
   );

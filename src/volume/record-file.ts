@@ -108,6 +108,7 @@ async function readText(path: string): Promise<string> {
 function corrupt(path: string, reason: string, cause?: unknown): GodwitError {
   return new GodwitError('VOLUME_RECORD_CORRUPT', `${path} is not a volume's record: ${reason}`, {
     values: { path },
+    retry: 'never',
     nextAction: 'Restore the file from a backup, or move the folder away; the data beside it is untouched.',
     cause,
   });

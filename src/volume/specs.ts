@@ -142,6 +142,7 @@ export function noKeysError(volume: { name: string }): GodwitError {
     `volume ${volume.name} is to be encrypted, and this worker has no keys`,
     {
       values: { volume: volume.name },
+      retry: 'never',
       nextAction:
         'Start the worker with --key-file or --key-exec; or, for a new volume in the clear, say --no-encryption.',
     },

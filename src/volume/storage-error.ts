@@ -7,6 +7,7 @@ export function storageError(error: unknown, path: string): unknown {
   if (code === 'ENOSPC' || code === 'EDQUOT') {
     return new GodwitError('VOLUME_NO_SPACE', `no room left below ${path}`, {
       values: { path },
+      retry: 'never',
       nextAction: 'Free space on this host or choose another worker.',
       cause: error,
     });

@@ -51,6 +51,7 @@ export function transition(record: VolumeRecord, event: VolumeEvent): VolumeReco
           event: event.kind,
           eventGeneration: event.generation,
         },
+        retry: 'never',
         nextAction:
           record.state === 'clone' && event.kind === 'seal'
             ? 'Wait until the volume is whole (godwit volume show tells how far it is), then ask again.'

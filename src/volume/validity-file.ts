@@ -368,6 +368,7 @@ function copyFlat(request: ValidityFileRequest, from: number, path: string): voi
 function noSpace({ path, lengthBytes }: ValidityFileRequest, cause: unknown): GodwitError {
   return new GodwitError('VOLUME_NO_SPACE', `no room for the validity map ${path}`, {
     values: { path, lengthBytes },
+    retry: 'never',
     nextAction: 'Free memory or space on the filesystem that holds it.',
     cause,
   });

@@ -194,6 +194,7 @@ export class LocalService implements WorkerService {
         `${this.#o.name} has a machine called ${machine.name}, or one is on its way here`,
         {
           values: { name: machine.name, machineId: arriving.machineId },
+          retry: 'never',
           nextAction: 'Choose another name.',
         },
       );

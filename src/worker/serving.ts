@@ -175,6 +175,7 @@ export async function servedVolume(machines: MachineManager, volumeId: string) {
 export function servedError(record: { id: string; name: string }): GodwitError {
   return new GodwitError('WORKER_VOLUME_SERVED', `volume ${record.name} is served to other systems`, {
     values: { volumeId: record.id },
+    retry: 'never',
     nextAction: `End that first: godwit volume serve ${record.name} --stop.`,
   });
 }

@@ -281,6 +281,7 @@ export class SourceHost implements SourceSide {
         'the disk of this worker is full, and what the machine has in its page cache does not fit into what is kept back for that',
         {
           values: { machineId, freeBytes: noRoom.freeBytes, reserveBytes: noRoom.reserveBytes },
+          retry: 'never',
           nextAction: `Free some space on this worker's data disk (\`godwit volume list --all\` shows retained copies that can be given up); the machine waits until then, and loses nothing.`,
         },
       );
@@ -446,6 +447,7 @@ async function readFreeMap(client: ShimClient, filesystem: 'ext4' | 'xfs'): Prom
 function exportGone(runId: string): GodwitError {
   return new GodwitError('WORKER_EXPORT_GONE', `the export of move ${runId} has ended`, {
     values: { runId },
+    retry: 'later',
     nextAction: 'Nothing to do: it is opened again.',
   });
 }

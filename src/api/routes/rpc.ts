@@ -60,6 +60,7 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
       if (request.body.runId !== request.params.runId) {
         throw new GodwitError('API_INVALID_REQUEST', 'the run id in the path is not the one in the body', {
           values: { path: request.params.runId, body: request.body.runId },
+          retry: 'never',
           nextAction: 'Send the same run id in both.',
         });
       }
