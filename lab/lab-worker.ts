@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../src/api/client.ts';
 import { messageOf } from '../src/base/errors.ts';
+import { programPath } from '../test/support/programs.ts';
 import { patient } from './kind.ts';
 import type { Member } from './member.ts';
 import { mustRun } from './member.ts';
 
-const MAIN = fileURLToPath(new URL('../src/cli/main.ts', import.meta.url));
+const MAIN = programPath('cli/main.ts');
 const TOKEN = 'a-token-of-the-lab';
 const PORT = 4680;
 const START_TIMEOUT_MS = 120_000;

@@ -1,4 +1,4 @@
-import { fileURLToPath } from 'node:url';
+import { programPath } from '../test/support/programs.ts';
 import type { Guest } from './guest.ts';
 import { kind } from './kind.ts';
 import { mustRun } from './member.ts';
@@ -6,7 +6,7 @@ import { mustRun } from './member.ts';
 /** Where a guest's first disk is mounted: what survives its reboot. */
 export const DATA_DIR = '/var/lib/godwit';
 
-const SHIM = fileURLToPath(new URL('../src/machine/shim.ts', import.meta.url));
+const SHIM = programPath('machine/shim.ts');
 
 const MODULES = [
   ...['loop', 'dm-mod', 'dm-clone', 'dm-crypt', 'iscsi_tcp', 'sd_mod', 'fuse'],

@@ -104,7 +104,7 @@ async function targetReboots({ target, machineId, history, say, lab }: MoveInPro
 async function targetShimDies({ target, machineId, history, say }: MoveInProgress): Promise<void> {
   await assertMissing(target, machineId);
   const lives = history.incarnations.length;
-  const { stdout } = await target.member.run(['pgrep', '-f', `machine/shim.ts .*${machineId}`]);
+  const { stdout } = await target.member.run(['pgrep', '-f', `machine/shim[.][jt]s .*${machineId}`]);
   const pid = Number(stdout.trim());
   assert.ok(pid > 0, `one shim of the machine: ${stdout}`);
   await target.member.kill(pid, 'SIGKILL');

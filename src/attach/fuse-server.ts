@@ -123,7 +123,7 @@ export class FuseServer {
       hot,
       spinMicroseconds: LOOKING_PAYS ? SPIN_MICROSECONDS : 0,
     };
-    this.#worker = new Worker(entryPoint('./hot-thread.ts', import.meta.url), {
+    this.#worker = new Worker(entryPoint('attach/hot-thread.ts'), {
       workerData,
       name: 'godwit-hot',
       resourceLimits: { maxYoungGenerationSizeMb: 1, maxOldGenerationSizeMb: 32, stackSizeMb: 1 },

@@ -1,7 +1,16 @@
+/** The files of godwit that are started or read by their path, from the folder of the sources on. */
+export type ProgramFile =
+  | 'cli/main.ts'
+  | 'machine/shim.ts'
+  | 'machine/jail-init.sh'
+  | 'volume/server.ts'
+  | 'attach/hot-thread.ts';
+
 /**
- * Where a process or a thread of its own begins: `module` (`name.ts`) relative to `base`, the URL of the module that asks. Sources are TypeScript in a checkout and
- * JavaScript in the package (scripts/pack), since Node runs no TypeScript below node_modules.
+ * Where a process or a thread of its own begins. Sources are TypeScript in a checkout, JavaScript in the package (Node runs no TypeScript below node_modules), and
+ * one file a program in dist/ (scripts/bundle): that file is where this module is then, and it is one folder below the root as well.
  */
-export function entryPoint(module: string, base: string): URL {
-  return new URL(base.endsWith('.js') ? module.replace(/\.ts$/, '.js') : module, base);
+export function entryPoint(file: ProgramFile): URL {
+  const name = import.meta.url.endsWith('.ts') ? file : file.replace(/\.ts$/, '.js');
+  return new URL(`../${name}`, import.meta.url);
 }

@@ -1,12 +1,8 @@
 import { readFileSync } from 'node:fs';
-import { enableCompileCache } from 'node:module';
 import { CommanderError } from 'commander';
 import { describeError, EXIT, ExitWith, exitCodeOf } from './exit.ts';
 import { Interrupted } from './interruption.ts';
 import { makeProgram } from './program.ts';
-
-// Types are stripped once and not at every start.
-enableCompileCache();
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string;

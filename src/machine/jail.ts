@@ -2,6 +2,7 @@ import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { constants } from 'node:os';
 import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { MachineConfig } from './config.ts';
 import type { MountEntry } from './mount-table.ts';
@@ -109,7 +110,7 @@ const CAPABILITIES = [
 ] as const;
 
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
-const SCRIPT = fileURLToPath(new URL('jail-init.sh', import.meta.url));
+const SCRIPT = fileURLToPath(entryPoint('machine/jail-init.sh'));
 
 /** Folders that distributions put on filesystems of their own. */
 const PLACES_OF_OWN = ['/usr', '/usr/local', '/etc', '/opt', '/var', '/var/lib', '/var/log', '/home', '/srv'];

@@ -50,12 +50,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   let ended: string | undefined;
   const child = spawn(
     process.execPath,
-    [
-      '--max-semi-space-size=1',
-      fileURLToPath(entryPoint('shim.ts', import.meta.url)),
-      runtimeDir,
-      ...options.hidden,
-    ],
+    ['--max-semi-space-size=1', fileURLToPath(entryPoint('machine/shim.ts')), runtimeDir, ...options.hidden],
     {
       detached: true,
       stdio: ['ignore', log, log],

@@ -35,7 +35,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
   const command = options.command ?? [
     process.execPath,
     ...VOLUME_SERVER_NODE_FLAGS,
-    fileURLToPath(entryPoint('../volume/server.ts', import.meta.url)),
+    fileURLToPath(entryPoint('volume/server.ts')),
   ];
   let opened: Opened | undefined;
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   mkdirSync,
   mkdtempSync,
@@ -10,14 +11,16 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { test } from 'node:test';
+import { dirname, join } from 'node:path';
+import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { patient } from '../support/patience.ts';
+import { ApiClient } from '../../src/api/client.ts';
+import { patient, until } from '../support/patience.ts';
 
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const TOOLS = ['.bin', 'typescript', '@typescript', '@types/node', 'undici-types'];
 const TIMEOUT = { timeout: patient(60_000) };
 
 /** What docs/iscsi.md and docs/nbd.md show, as a program of somebody else. */
@@ -45,7 +48,28 @@ await target.close();
 process.stdout.write(String(into[0]) + ' ' + typeof NbdClient.connect + ' ' + typeof NbdServer);
 `;
 
-test('the package works below node_modules: both libraries, their types, the program', async (t) => {
+/** A worker of the package answers and ends in good order. */
+async function workerServes(t: TestContext, directory: string, program: string): Promise<void> {
+  const token = 'the-token-of-a-package';
+  const flags = ['--name', 'alone', '--data', join(directory, 'data'), '--listen', '127.0.0.1:0'];
+  const worker = spawn(program, ['worker', ...flags, '--token', token], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  t.after(() => worker.kill('SIGKILL'));
+  let output = '';
+  for (const stream of [worker.stdout, worker.stderr]) stream.on('data', (chunk) => (output += chunk));
+  const url = await until('the worker of the package to listen', () => {
+    assert.equal(worker.exitCode, null, output);
+    return /listens on (\S+)/.exec(output)?.[1] ?? null;
+  });
+  const client = new ApiClient({ url, token, timeoutMs: TIMEOUT.timeout });
+  assert.deepEqual(await client.listMachines(), []);
+  worker.kill('SIGTERM');
+  const [exitCode] = await once(worker, 'exit');
+  assert.equal(exitCode, 0, output);
+}
+
+test('the package works below node_modules with its own dependencies: both libraries, their types, the program, a worker', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'gw-package-'));
   t.after(() => rmSync(directory, { recursive: true, force: true }));
   await run(join(ROOT, 'scripts/pack'), [directory], TIMEOUT);
@@ -59,10 +83,12 @@ test('the package works below node_modules: both libraries, their types, the pro
     join(modules, 'godwit'),
     '--strip-components=1',
   ]);
-  for (const name of readdirSync(join(ROOT, 'node_modules'))) {
+  const manifest = JSON.parse(readFileSync(join(modules, 'godwit/package.json'), 'utf8'));
+  // What it says that it needs, and the compiler: nothing else is there.
+  for (const name of [...Object.keys(manifest.dependencies), ...TOOLS]) {
+    mkdirSync(dirname(join(modules, name)), { recursive: true });
     symlinkSync(join(ROOT, 'node_modules', name), join(modules, name));
   }
-  const manifest = JSON.parse(readFileSync(join(modules, 'godwit/package.json'), 'utf8'));
 
   writeFileSync(join(directory, 'consumer.mts'), CONSUMER);
   writeFileSync(
@@ -78,4 +104,5 @@ test('the package works below node_modules: both libraries, their types, the pro
 
   const version = await run(join(modules, 'godwit/bin/godwit'), ['--version'], TIMEOUT);
   assert.equal(version.stdout.trim(), manifest.version);
+  await workerServes(t, directory, join(modules, 'godwit/bin/godwit'));
 });

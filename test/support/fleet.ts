@@ -12,7 +12,6 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.ts';
 import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
 import { systemClock } from '../../src/base/clock.ts';
@@ -40,11 +39,12 @@ import {
   until,
 } from './patience.ts';
 import { reservePorts } from './ports.ts';
+import { programPath } from './programs.ts';
 import { requires } from './requires.ts';
 import type { WriterCollector } from './writer-collector.ts';
 import { writerConfig } from './writer-config.ts';
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const MAIN = programPath('cli/main.ts');
 const TOKEN = 'a-token-of-a-test-fleet';
 /** In the environment of every process of a worker: control, shims, volume servers. By it they are found and ended. */
 const MARK = 'GODWIT_TEST_WORKER';

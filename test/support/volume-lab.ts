@@ -2,7 +2,6 @@ import { createHash, randomBytes } from 'node:crypto';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
 import type {
   Access,
@@ -26,8 +25,9 @@ import { VolumeStore } from '../../src/volume/store.ts';
 import './compile-cache.ts';
 import { type Ending, leaveFolder } from './failure.ts';
 import { mustEndWell, NotYet, until } from './patience.ts';
+import { programPath } from './programs.ts';
 
-const serverPath = fileURLToPath(new URL('../../src/volume/server.ts', import.meta.url));
+const serverPath = programPath('volume/server.ts');
 
 /** What a volume test needs of the kernel. */
 export const LAB_NEEDS = ['root', '/dev/fuse', '/dev/loop-control', 'mkfs.ext4', 'losetup'] as const;

@@ -192,7 +192,7 @@ class Keeper {
       process.execPath,
       [
         ...process.execArgv,
-        fileURLToPath(entryPoint('../main.ts', import.meta.url)),
+        fileURLToPath(entryPoint('cli/main.ts')),
         'worker',
         ...['--name', worker.name],
         ...['--data', worker.dataDir],
@@ -303,7 +303,7 @@ class Keeper {
 function isGodwitProcess(pid: number, word: string): boolean {
   try {
     const words = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
-    return words.some((each) => each.endsWith('main.ts')) && words.includes(word);
+    return words.some((each) => /\bcli\/main\.[jt]s$/.test(each)) && words.includes(word);
   } catch {
     return false;
   }
