@@ -75,6 +75,14 @@ test('a draining worker, the source itself, and a worker without memory or cpus 
   assert.match(evaluateOffer(host('w2', { placed: busy }), request()).reason, /cpus: needs 1, has 0.00/);
 });
 
+test('who asks for nothing has room where more was promised than there is', () => {
+  const placed = [machine('x', { memoryBytes: 1024 * GIB, cpus: 1000 })];
+  const nothing = request({ machine: machine('m', { memoryBytes: 0, cpus: 0 }) });
+  assert.equal(evaluateOffer(host('w2', { placed }), nothing).accepted, true);
+  const one = request({ machine: machine('m', { memoryBytes: 0, cpus: 1 }) });
+  assert.match(evaluateOffer(host('w2', { placed }), one).reason, /^cpus: needs 1, has 0.00$/);
+});
+
 test('a worker refuses what its host cannot do in the plane that the volume would have there', () => {
   const volume = request();
   const kernelOnly: Partial<HostLoad> = {

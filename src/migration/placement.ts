@@ -82,13 +82,14 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
 
   if (host.worker === request.sourceWorker) return refuse('is the worker that the machine leaves');
   if (host.draining) return refuse('is draining');
-  if (request.machine.memoryBytes > freeMemoryBytes) {
+  // More may be promised than there is (machines that rest were admitted one at a time): who asks for none takes none.
+  if (request.machine.memoryBytes > Math.max(0, freeMemoryBytes)) {
     return refuse(
       `memory: needs ${mebibytes(request.machine.memoryBytes)}, has ${mebibytes(freeMemoryBytes)}`,
     );
   }
-  if (request.machine.cpus > freeCpus) {
-    return refuse(`cpus: needs ${request.machine.cpus}, has ${freeCpus.toFixed(2)}`);
+  if (request.machine.cpus > Math.max(0, freeCpus)) {
+    return refuse(`cpus: needs ${request.machine.cpus}, has ${Math.max(0, freeCpus).toFixed(2)}`);
   }
   for (const limit of host.limitsMissing ?? []) {
     const asked = limit === 'memory' ? request.machine.memoryBytes > 0 : request.machine.cpus > 0;

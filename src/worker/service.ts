@@ -47,6 +47,7 @@ import type {
   Offer,
   OfferRequest,
   Peer,
+  PlacementRequest,
   PrepareRequest,
   ProofAnswers,
   TargetStatus,
@@ -128,6 +129,10 @@ export type ServiceOptions = {
 /** What this worker answers over HTTP. */
 export class LocalService implements WorkerService {
   readonly #o: ServiceOptions;
+  /** Machines, by name, that were admitted and are perhaps not among what the host's load counts yet. */
+  readonly #beginning = new Map<string, PlacementRequest>();
+  /** Names of volumes that are being made. */
+  readonly #volumesBeingMade = new Set<string>();
 
   constructor(options: ServiceOptions) {
     this.#o = options;
@@ -165,24 +170,43 @@ export class LocalService implements WorkerService {
   async createMachine(request: CreateMachineRequest): Promise<MachineView> {
     const { machines } = this.#o;
     // One that is not started takes nothing yet; `volume move` takes a volume away in the hands of one.
-    if (request.start) await this.#admit({ id: '', name: request.name, config: request.config });
-    const record = await machines.create({ name: request.name, config: request.config });
-    this.#o.events.emit('machine', record.id, `created ${record.name}`);
-    if (request.start) {
+    const { name, config, start } = request;
+    const make = async () => {
+      const record = await machines.create({ name, config });
+      this.#o.events.emit('machine', record.id, `created ${record.name}`);
+      if (!start) return record;
       try {
         await machines.start(record.id);
       } catch (error) {
         throw await this.#unmade(record, error);
       }
+      return record;
+    };
+    const { id } = await (start ? this.#admitted({ id: '', name, config }, make) : make());
+    return this.showMachine(id);
+  }
+
+  /** `work`, which makes or starts the machine, where that is admitted; what is admitted meanwhile counts it. Rejects as `#admit` does. */
+  async #admitted<T>(
+    machine: Pick<MachineRecord, 'id' | 'name' | 'config'>,
+    work: () => Promise<T>,
+  ): Promise<T> {
+    const placement = await this.#admit(machine);
+    this.#beginning.set(machine.name, placement);
+    try {
+      return await work();
+    } finally {
+      if (this.#beginning.get(machine.name) === placement) this.#beginning.delete(machine.name);
     }
-    return this.showMachine(record.id);
   }
 
   /**
    * As an offer to take the machine does, for what a person begins here: a worker that is being emptied takes nothing, memory and CPUs are promised once, and so
-   * is the name. Its volume is here already, and its host is looked at when it is made. Rejects `WORKER_DRAINING`, `WORKER_NO_CAPACITY`, `MACHINE_NAME_TAKEN`.
+   * is the name. Its volume is here already, and its host is looked at when it is made. One that is here and is started has its place among those that are wanted
+   * to run, and not among those that rest: two of which only one has room at a time may take turns. Rejects `WORKER_DRAINING`, `WORKER_NO_CAPACITY`,
+   * `MACHINE_NAME_TAKEN`.
    */
-  async #admit(machine: Pick<MachineRecord, 'id' | 'name' | 'config'>): Promise<void> {
+  async #admit(machine: Pick<MachineRecord, 'id' | 'name' | 'config'>): Promise<PlacementRequest> {
     const load = await this.#o.load();
     this.#refuseDraining(load.draining);
     const arriving = load.placed.find(
@@ -199,10 +223,16 @@ export class LocalService implements WorkerService {
         },
       );
     }
-    const host = { ...load, freeDiskBytes: Number.POSITIVE_INFINITY, reserved: [], limitsMissing: [] };
-    const request = { sourceWorker: '', machine: placementOf(machine, null), planned: [] };
-    const { accepted, reason } = evaluateOffer(host, request);
-    if (accepted) return;
+    const records = this.#o.machines.records();
+    const resting = records.filter(({ desired, claimedBy }) => desired !== 'running' && claimedBy === null);
+    const uncounted = new Set(machine.id === '' ? [] : resting.map(({ id }) => id));
+    const wanted = load.placed.filter(({ machineId }) => !uncounted.has(machineId));
+    const placed = new Map([...wanted, ...this.#beginning.values()].map((each) => [each.machineName, each]));
+    const host = { ...load, placed: [...placed.values()], reserved: [], limitsMissing: [] };
+    const placement = placementOf(machine, null);
+    const request = { sourceWorker: '', machine: placement, planned: [] };
+    const { accepted, reason } = evaluateOffer({ ...host, freeDiskBytes: Number.POSITIVE_INFINITY }, request);
+    if (accepted) return placement;
     throw new GodwitError(
       'WORKER_NO_CAPACITY',
       `${this.#o.name} has no room for ${machine.name}: ${reason}`,
@@ -297,10 +327,14 @@ export class LocalService implements WorkerService {
   async startMachine(ref: string): Promise<MachineView> {
     await this.#refuseServed(ref);
     const record = this.#o.machines.get(ref);
-    // What is wanted to run runs, or is on its way: asking again is no news.
-    if (record.desired !== 'running') await this.#admit(record);
-    await this.#o.machines.start(ref);
+    await this.#start(record);
     return this.showMachine(ref);
+  }
+
+  /** What is wanted to run runs, or is on its way: asking again is no news. */
+  #start(record: MachineRecord): Promise<unknown> {
+    const start = () => this.#o.machines.start(record.id);
+    return record.desired === 'running' ? start() : this.#admitted(record, start);
   }
 
   async stopMachine(ref: string): Promise<MachineView> {
@@ -317,9 +351,9 @@ export class LocalService implements WorkerService {
     const { machines, events, clock } = this.#o;
     const record = machines.get(ref);
     const startedMs = clock.monotonicMs();
-    await machines.stop(record.id);
+    if (record.desired === 'running') await machines.stop(record.id);
     const stoppedMs = clock.monotonicMs();
-    await machines.start(record.id);
+    await (record.desired === 'running' ? machines.start(record.id) : this.#start(record));
     await machines.awaitHealthy(record.id, RESTART_HEALTHY_MS);
     const endedMs = clock.monotonicMs();
     events.emit('machine', record.id, `restarted ${record.name}`, {
@@ -387,7 +421,10 @@ export class LocalService implements WorkerService {
   }
 
   async createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
-    await this.#refuseTakenName(request.name);
+    return this.#underNewName(request.name, () => this.#createVolume(request));
+  }
+
+  async #createVolume(request: CreateVolumeRequest): Promise<VolumeView> {
     await this.#refuseFull(request.name);
     const lengthBytes = Math.ceil(request.lengthBytes / BLOCK_BYTES) * BLOCK_BYTES;
     const { encrypted, ...wanted } = request;
@@ -405,7 +442,10 @@ export class LocalService implements WorkerService {
   }
 
   async importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
-    await this.#refuseTakenName(request.name);
+    return this.#underNewName(request.name, () => this.#importVolume(request));
+  }
+
+  async #importVolume(request: ImportVolumeRequest): Promise<VolumeView> {
     if (this.#o.keys !== null && request.encrypted !== false) {
       throw new GodwitError(
         'WORKER_IMPORT_REFUSED',
@@ -427,7 +467,10 @@ export class LocalService implements WorkerService {
   }
 
   async recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView> {
-    await this.#refuseTakenName(request.name);
+    return this.#underNewName(request.name, () => this.#recoverVolume(ref, request));
+  }
+
+  async #recoverVolume(ref: string, request: RecoverVolumeRequest): Promise<VolumeView> {
     const { volumes } = await this.#o.volumes.list();
     const retained = volumes.find(
       ({ id, name, state }) => state === 'retained' && (id === ref || name === ref),
@@ -767,10 +810,22 @@ export class LocalService implements WorkerService {
     return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
   }
 
-  async #refuseTakenName(name: string): Promise<void> {
-    const { volumes } = await this.#o.volumes.list();
-    if (!volumes.some((volume) => volume.name === name && volume.state !== 'retained')) return;
-    throw new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${name} already`, {
+  /** `work` makes a volume of that name, which nobody else does meanwhile. Rejects `WORKER_VOLUME_NAME_TAKEN`. */
+  async #underNewName<T>(name: string, work: () => Promise<T>): Promise<T> {
+    if (this.#volumesBeingMade.has(name)) throw this.#nameTaken(name);
+    this.#volumesBeingMade.add(name);
+    try {
+      const { volumes } = await this.#o.volumes.list();
+      if (volumes.some((volume) => volume.name === name && volume.state !== 'retained'))
+        throw this.#nameTaken(name);
+      return await work();
+    } finally {
+      this.#volumesBeingMade.delete(name);
+    }
+  }
+
+  #nameTaken(name: string): GodwitError {
+    return new GodwitError('WORKER_VOLUME_NAME_TAKEN', `this worker has a volume ${name} already`, {
       values: { name },
       nextAction: 'Choose another name.',
     });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 
 /** What a worker does not begin, and what is told of what is left: at the command line, with real workers. */
 
@@ -124,4 +124,135 @@ test('what is too much, too small, meant for another worker, or new on one that 
     'b',
     '--no-encryption',
   );
+});
+
+test('a start and an import are admitted as a creation is: room, drains, names, and what is too small, in a line', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const fleet = await Fleet.start(t, ['a', 'b'], {
+    flags: { a: ['--memory', '200MiB', '--disk', '320MiB'], b: ['--memory', '1GiB'] },
+  });
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
+  const run = async (exitCode: number, ...words: string[]) => {
+    const reply = await fleet.run(...words);
+    assert.equal(reply.exitCode, exitCode, `${words.join(' ')}: ${reply.stdout}${reply.stderr}`);
+    return reply;
+  };
+  const refused = async (exitCode: number, message: RegExp, ...words: string[]) => {
+    const { stderr } = await run(exitCode, ...words);
+    assert.match(stderr, message);
+    assert.doesNotMatch(stderr, /\n {4}at |\/body\/|\bBytes\b/, 'one line for a person, and what to do');
+  };
+  const create = (worker: FleetWorker, name: string, memoryBytes: number) =>
+    worker.client.createMachine({
+      name,
+      start: false,
+      config: {
+        command: ['sleep', 'infinity'],
+        env: {},
+        restart: { policy: 'no', retriesMax: 0 },
+        stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
+        resources: { memoryBytes },
+        network: 'host',
+        metadata: {},
+      },
+    });
+  const stateOf = async (worker: FleetWorker, name: string) =>
+    (await worker.client.listMachines()).find((machine) => machine.name === name)?.state;
+
+  // 1. Of two that have room one at a time, the second is refused while the first is wanted; asked for at once, exactly one begins.
+  await create(a, 'one', 150 * MIB);
+  await create(a, 'two', 150 * MIB);
+  const both = await Promise.all([
+    fleet.run('machine', 'start', 'one'),
+    fleet.run('machine', 'start', 'two'),
+  ]);
+  assert.deepEqual(both.map(({ exitCode }) => exitCode).sort(), [0, 1], JSON.stringify(both));
+  const [on, off] = both[0]!.exitCode === 0 ? ['one', 'two'] : ['two', 'one'];
+  const noRoom = new RegExp(
+    `^error WORKER_NO_CAPACITY: a has no room for ${off}: memory: needs 150 MiB, has 50 MiB$`,
+    'm',
+  );
+  for (const verb of ['start', 'restart']) await refused(1, noRoom, 'machine', verb, off!);
+  assert.equal(await stateOf(a, off!), 'stopped');
+  await run(0, 'machine', 'stop', on!);
+  await run(0, 'machine', 'start', off!);
+
+  // 2. An import counts what is in use at its source against what is free but for what is kept back (256 MiB).
+  const image = (name: string, dataBytes: number) => {
+    const path = join(fleet.dir, name);
+    writeFileSync(path, Buffer.alloc(dataBytes, 7));
+    return path;
+  };
+  const [small, large] = [image('small.img', 16 * MIB), image('large.img', 96 * MIB)];
+  const into = (worker: string, name: string, path: string) =>
+    ['volume', 'import', name, path, '--filesystem', 'none', '--no-encryption', '--worker', worker] as const;
+  await refused(
+    3,
+    /^error WORKER_IMPORT_NO_SPACE: no room for disk: it needs 105 MiB, and \d+ MiB are neither used nor promised$/m,
+    ...into('a', 'disk', large),
+  );
+  assert.deepEqual(await a.client.listVolumes(), []);
+
+  // 3. A name is given once: of two at a time, and while its owner is on its way here.
+  const twice = await Promise.all([
+    fleet.run(...into('b', 'disk', small)),
+    fleet.run(...into('b', 'disk', small)),
+  ]);
+  assert.deepEqual(twice.map(({ exitCode }) => exitCode).sort(), [0, 6], JSON.stringify(twice));
+  await refused(6, /^error WORKER_VOLUME_NAME_TAKEN: .* disk already$/m, ...into('b', 'disk', small));
+  await run(0, 'volume', 'destroy', 'disk');
+  const volume = await b.client.createVolume({
+    name: 'dup-data',
+    lengthBytes: 32 * MIB,
+    filesystem: 'none',
+    encrypted: false,
+  });
+  const dup = await b.client.createMachine({
+    name: 'dup',
+    start: false,
+    config: {
+      command: ['true'],
+      env: {},
+      volume: { volumeId: volume.id, nbd: true },
+      restart: { policy: 'no', retriesMax: 0 },
+      stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
+      resources: {},
+      network: 'host',
+      metadata: {},
+    },
+  });
+  await b.kill();
+  await b.start({ crashAt: 'migrate-out:prepare:after-done-append' });
+  await b.client.moveMachine(dup.id, { target: 'a' });
+  await b.crashed();
+  const arriving = await fleet.until('a to be told of what comes', async () =>
+    (await a.client.listVolumes()).find(({ id, state }) => id === volume.id && state === 'incoming'),
+  );
+  assert.equal(arriving.name, 'dup-data');
+  await refused(6, /^error WORKER_VOLUME_NAME_TAKEN: /m, ...into('a', 'dup-data', small));
+  const newDup = ['machine', 'run', '--worker', 'a', '--name', 'dup', '--', 'sleep', 'infinity'];
+  await refused(
+    6,
+    /^error MACHINE_NAME_TAKEN: .*dup.*\n.*\n {2}trying again does not help before that$/m,
+    ...newDup,
+  );
+  await b.start();
+  await fleet.until('dup to be at a', async () => (await fleet.owners(dup.id))[0]?.name === 'a');
+
+  // 4. What is being emptied begins nothing, and begins again when it is not.
+  await create(b, 'idle', 512 * MIB);
+  await b.client.drain();
+  await refused(
+    6,
+    /^error WORKER_DRAINING: b is being drained, and takes nothing new$/m,
+    'machine',
+    'start',
+    'idle',
+  );
+  await refused(6, /^error WORKER_DRAINING: /m, ...into('b', 'disk', small));
+  assert.equal(await stateOf(b, 'idle'), 'stopped');
+  await run(0, 'undrain', 'b');
+  await run(0, 'machine', 'start', 'idle');
+  await run(0, ...into('b', 'disk', small));
 });
