@@ -11,6 +11,10 @@ export type Ailment = {
   endsWell?: true;
 };
 
+/** To the owner of a machine whose command `endsWell`. */
+export const DAEMON_HINT =
+  'A program that goes into the background ends for its machine: have it stay in the foreground.';
+
 /** `nowMs` is wall clock. Pure. */
 export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailment | null {
   if (workload === null) return null;

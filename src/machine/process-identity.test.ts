@@ -8,7 +8,8 @@ import { requires } from '../../test/support/requires.ts';
 import { identifyProcess, isAlive, parseStat } from './process-identity.ts';
 
 test('the line of a process with an odd name is read from its end', () => {
-  assert.deepEqual(parseStat(`7 (a) R 1 (b)) S ${'0 '.repeat(16)}3 0 4242 0 0`), {
+  assert.deepEqual(parseStat(`7 (a) R 1 (b)) S 12 ${'0 '.repeat(15)}3 0 4242 0 0`), {
+    parentPid: 12,
     state: 'S',
     threads: 3,
     startTicks: 4242,

@@ -14,11 +14,16 @@ export type ProcessIdentity = {
 export function identifyProcess(pid: number): ProcessIdentity | null {
   try {
     const fields = parseStat(readFileSync(`/proc/${pid}/stat`, 'utf8'));
-    if (fields === null || fields.state === 'X' || (fields.state === 'Z' && fields.threads <= 1)) return null;
+    if (fields === null || isOver(fields)) return null;
     return { pid, startTicks: fields.startTicks, bootId: bootId() };
   } catch {
     return null;
   }
+}
+
+/** True for what `parseStat` says of a process of which only its end is left to be read. Pure. */
+export function isOver({ state, threads }: { state: string; threads: number }): boolean {
+  return state === 'X' || (state === 'Z' && threads <= 1);
 }
 
 /** True while exactly that process lives. */
@@ -28,12 +33,15 @@ export function isAlive(identity: ProcessIdentity): boolean {
 }
 
 /**
- * State, number of threads and start of a line of /proc/<pid>/stat: fields 3, 20 and 22 (proc_pid_stat(5)); the name in parentheses may itself hold spaces and
- * parentheses. The state is that of the first thread: it may be a zombie while others of the process still run, with its files and locks.
+ * State, parent, number of threads and start of a line of /proc/<pid>/stat: fields 3, 4, 20 and 22 (proc_pid_stat(5)); the name in parentheses may itself hold
+ * spaces and parentheses. The state is that of the first thread: it may be a zombie while others of the process still run, with its files and locks.
  */
-export function parseStat(line: string): { state: string; threads: number; startTicks: number } | null {
+export function parseStat(
+  line: string,
+): { state: string; parentPid: number; threads: number; startTicks: number } | null {
   const fields = line.slice(line.lastIndexOf(')') + 2).split(' ');
-  const [state, threads, startTicks] = [fields[0], Number(fields[17]), Number(fields[19])];
+  const [state, parentPid] = [fields[0], Number(fields[1])];
+  const [threads, startTicks] = [Number(fields[17]), Number(fields[19])];
   if (state === undefined || fields[19] === undefined || !Number.isSafeInteger(startTicks)) return null;
-  return { state, threads, startTicks };
+  return { state, parentPid, threads, startTicks };
 }

@@ -217,6 +217,44 @@ test('restart policy: on-failure starts again and gives up; the log tells', { sk
   );
 });
 
+test('what a wrapper leaves when it ends at the signal has the rest of the time, and is killed only then', {
+  skip: skip || requires('tini'),
+}, async (t) => {
+  const { workload, runtimeDir } = testWorkload(t);
+  // The shell in front dies at SIGTERM and passes nothing on; the other one has something to finish.
+  const server = (end: string) => `sh -c 'trap "${end}" TERM; echo up; while :; do sleep 0.05; done' & wait`;
+  await start(workload, machineConfig(server('sleep 0.3; echo flushed; exit 0')));
+  await hasSaid(runtimeDir, 1);
+  const { killed, signal, exitCode } = await workload.stop({ timeoutMs: patient(20_000) });
+  assert.deepEqual(
+    [killed, signal, exitCode],
+    [false, null, 143],
+    'the end of the command is the end of the machine',
+  );
+  assert.match(logOf(runtimeDir), /^flushed$/m);
+  assert.deepEqual(workload.cgroup.processes(), []);
+
+  const stubborn = testWorkload(t);
+  await start(stubborn.workload, machineConfig(server('echo no')));
+  await hasSaid(stubborn.runtimeDir, 1);
+  const timeoutMs = 700;
+  const ended = await stubborn.workload.stop({ timeoutMs });
+  assert.equal(ended.killed, true);
+  assert.ok(ended.durationMs >= timeoutMs);
+  assert.match(logOf(stubborn.runtimeDir), /^no$/m);
+  assert.match(
+    logOf(stubborn.runtimeDir),
+    /its command has ended; what it left \(\d processes\) got SIGTERM/,
+  );
+  assert.deepEqual(stubborn.workload.cgroup.processes(), []);
+
+  const killedAtOnce = testWorkload(t);
+  await start(killedAtOnce.workload, machineConfig(server('echo asked')));
+  await hasSaid(killedAtOnce.runtimeDir, 1);
+  await killedAtOnce.workload.stop({ signal: 'SIGKILL', timeoutMs: patient(20_000) });
+  assert.doesNotMatch(logOf(killedAtOnce.runtimeDir), /asked/);
+});
+
 test('a stop between two restarts is the end; a good end under on-failure too', { skip }, async (t) => {
   const { workload, runtimeDir } = testWorkload(t);
   await start(workload, machineConfig('echo try; exit 0', { restart: { policy: 'always', retriesMax: 0 } }));

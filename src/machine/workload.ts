@@ -30,6 +30,7 @@ import { JailProcess } from './jail-process.ts';
 import { LogWriter } from './log-file.ts';
 import { readMountTable } from './mount-table.ts';
 import { makeProbe } from './probe.ts';
+import { mainProcess, processTree } from './process-tree.ts';
 import { runProgram } from './program.ts';
 import { decideRestart, type WorkloadExit } from './restart-policy.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
@@ -40,6 +41,10 @@ type StopResult = ShimOps['workload.stop']['result'];
 /** Each stream of an exec as JSON; two of them must fit into one line of the shim's socket (LINE_BYTES_MAX). */
 const EXEC_JSON_BYTES_MAX = 1_900_000;
 const EXEC_OUTPUT_BYTES_MAX = 1024 * 1024;
+/** A stop of several processes looks for their end so often at the least: it is part of the interruption of a move. */
+const STOP_LOOK_MS = 10;
+/** What a command left, and is not gone at once, is told of in the machine's log. */
+const STOP_TOLD_MS = 200;
 
 export type WorkloadOptions = {
   runtimeDir: string;
@@ -213,8 +218,7 @@ export class Workload {
       if (run !== undefined) {
         // The monitor goes first, but is not waited for: its probe may hang in the machine and ends with it.
         const monitorEnded = run.monitor?.stop();
-        run.process.signal(signal as NodeJS.Signals);
-        killed = !(await this.#within(timeoutMs, run.process.exited));
+        killed = !(await this.#end(run, signal as NodeJS.Signals, timeoutMs));
         await this.#settle(run);
         await monitorEnded;
       }
@@ -241,6 +245,53 @@ export class Workload {
         durationMs: this.#options.clock.monotonicMs() - startedMs,
       };
     });
+  }
+
+  /** Asks the command to end, and then what it leaves. False when something is left at the end of the time. */
+  async #end(run: Run, signal: NodeJS.Signals, timeoutMs: number): Promise<boolean> {
+    const { clock } = this.#options;
+    const startedMs = clock.monotonicMs();
+    const leftMs = () => Math.max(0, timeoutMs - (clock.monotonicMs() - startedMs));
+    const init = run.process.initPid;
+    const look = () => processTree(init, this.cgroup.processes());
+    const tree = look();
+    const main = this.#options.tools.tini === null ? null : mainProcess(init, tree);
+    // One that shall be killed is killed with all that it has.
+    const leavesSome = signal !== 'SIGKILL' && main !== null && tree.some(({ pid }) => pid !== main.pid);
+    if (!leavesSome) {
+      run.process.signal(signal);
+      return this.#within(timeoutMs, run.process.exited);
+    }
+    // With init the kernel ends all processes of the machine. It is held, so that it does not end with the command.
+    run.process.signal('SIGSTOP');
+    send(main.pid, signal);
+    const asked = new Set<number>();
+    let commandEndedMs: number | null = null;
+    let told = false;
+    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, STOP_LOOK_MS)) {
+      const alive = look().filter((process) => process.alive);
+      if (alive.length === 0) break;
+      if (!alive.some(({ pid, startTicks }) => pid === main.pid && startTicks === main.startTicks)) {
+        commandEndedMs ??= clock.monotonicMs();
+        if (!told && clock.monotonicMs() - commandEndedMs >= STOP_TOLD_MS) {
+          told = true;
+          const seconds = Math.ceil(leftMs() / 1000);
+          this.#note(
+            `its command has ended; what it left (${alive.length} processes) got SIGTERM and has ${seconds} s more`,
+          );
+        }
+        // A command that is a shell passes no signal on; what it had in the background ignores all that a terminal would send.
+        for (const { pid } of alive.filter((each) => !asked.has(each.pid))) {
+          asked.add(pid);
+          send(pid, 'SIGTERM');
+        }
+      }
+      if (leftMs() === 0) return false;
+      await this.#within(Math.min(pauseMs, leftMs()), run.process.exited);
+      if (!run.process.running) return true;
+    }
+    run.process.signal('SIGCONT');
+    return this.#within(Math.max(leftMs(), PATIENCE.kill.ms), run.process.exited);
   }
 
   /** Runs a command inside. Rejects `MACHINE_NOT_RUNNING`. Output is cut at 1 MiB each (less where JSON blows it up). */
@@ -551,6 +602,15 @@ export class Workload {
  */
 export function cgroupName(runtimeDir: string): string {
   return `machine-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 16)}`;
+}
+
+/** Nothing happens when it has ended. */
+function send(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    // ended just now
+  }
 }
 
 /** The longest beginning of `text` that takes at most `bytesMax` bytes as JSON, give or take a little on the short side. */

@@ -4,6 +4,7 @@ import type { WireError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { progressText } from '../base/progress.ts';
 import type { RunView } from '../journal/run.ts';
+import { DAEMON_HINT } from '../machine/ailment.ts';
 import type { DrainView } from '../migration/drain.ts';
 import type { Trouble } from './recovery.ts';
 
@@ -107,9 +108,7 @@ export function machineConditions(
     });
   } else if (machine.ailment?.kind === 'restarting') {
     const { message, endsWell } = machine.ailment;
-    const daemon = endsWell
-      ? 'A program that goes into the background ends for its machine: have it stay in the foreground. '
-      : '';
+    const daemon = endsWell ? `${DAEMON_HINT} ` : '';
     conditions.push({
       message: `it ${message}`,
       sinceMs: null,

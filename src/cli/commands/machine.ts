@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError, messageOf } from '../../base/errors.ts';
+import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import type { Context } from '../context.ts';
@@ -165,12 +166,13 @@ async function notHealthy(
   const { id, name, state } = machine;
   const said = await lastWords(client, id);
   const goesOn = state === 'failed' || state === 'stopped' ? '' : ' It goes on trying by itself.';
+  const daemon = machine.ailment?.endsWell ? `${DAEMON_HINT} ` : '';
   return new GodwitError(
     'CLI_MACHINE_NOT_HEALTHY',
     `${name} ${why}${said === '' ? '' : `; its log ends with:\n${said}`}`,
     {
       values: { id },
-      nextAction: `\`godwit machine logs ${name}\` has more.${goesOn} To take it away: \`${remove}\`.`,
+      nextAction: `${daemon}\`godwit machine logs ${name}\` has more.${goesOn} To take it away: \`${remove}\`.`,
     },
   );
 }
