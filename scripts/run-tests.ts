@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { inspect, parseArgs } from 'node:util';
 import { ulid } from 'ulid';
 import { RUN_VARIABLE } from '../test/support/patience.ts';
+import { IdleProcessors, mayStart } from './idle-processors.ts';
 import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left-behind.ts';
 import { clock, folderOf, line, longestFirst, type Suite, table } from './suites.ts';
 
@@ -19,6 +20,9 @@ const TIMEOUT_MS = 3_600_000;
 const PRELOAD = fileURLToPath(new URL('./test-preload.cjs', import.meta.url));
 const LOOK_MS = 250;
 const LOOKS_MAX = 40;
+const EXTRA_JOBS = 2;
+/** A suite that has just been started is not busy yet. */
+const IDLE_OVER_MS = 4_000;
 /** Of what one suite prints; the end is what tells. */
 const OUTPUT_CHARACTERS_MAX = 64 * 1024;
 
@@ -27,7 +31,10 @@ const { positionals, values } = parseArgs({
   options: { name: { type: 'string' }, jobs: { type: 'string' } },
 });
 const patterns = positionals.length > 0 ? positionals : ['{src,test,lab,scripts}/**/*.test.ts'];
-const jobs = Number(values.jobs ?? process.env.GODWIT_TEST_JOBS ?? Math.max(2, cpus().length));
+const asked = values.jobs ?? process.env.GODWIT_TEST_JOBS;
+const jobs = Number(asked ?? Math.max(2, cpus().length));
+/** Beside suites that wait (for a slow disk, a quota, a deadline) there is room for more, unless somebody said how many. */
+const jobsMax = asked === undefined ? jobs + EXTRA_JOBS : jobs;
 const files = longestFirst(
   [...new Set(patterns.flatMap((pattern) => globSync(pattern)))].map((path) => ({
     path,
@@ -76,7 +83,7 @@ function again(path: string, name: string): string {
 }
 
 console.log(
-  `${files.length} suites, ${jobs} at a time; load ${readFileSync('/proc/loadavg', 'utf8').split(' ')[0]}`,
+  `${files.length} suites, ${jobs} at a time, ${jobsMax} while processors are idle; load ${readFileSync('/proc/loadavg', 'utf8').split(' ')[0]}`,
 );
 const summary = new spec();
 summary.pipe(process.stdout);
@@ -121,12 +128,21 @@ async function runFile(path: string): Promise<void> {
 }
 
 const waiting = [...files];
-await Promise.all(
-  Array.from({ length: jobs }, async () => {
-    for (let path = waiting.shift(); path !== undefined && !abort.signal.aborted; path = waiting.shift())
-      await runFile(path);
-  }),
+const running = new Set<Promise<void>>();
+const processors = new IdleProcessors(
+  () => readFileSync('/proc/stat', 'utf8'),
+  (IDLE_OVER_MS / 10) * cpus().length,
 );
+while (waiting.length > 0 && !abort.signal.aborted) {
+  if (mayStart({ running: running.size, jobs, jobsMax, idleShare: processors.share() })) {
+    const suite = runFile(waiting.shift()!).finally(() => running.delete(suite));
+    running.add(suite);
+    processors.restart();
+    continue;
+  }
+  await Promise.race([...running, sleep(IDLE_OVER_MS)]);
+}
+await Promise.all(running);
 
 // Of the last ones, a process may just be ending.
 let left = leftBehind(run, folder);
