@@ -1,4 +1,5 @@
 import { type Static, type TSchema, Type } from 'typebox';
+import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import { MachineConfig } from '../machine/config.ts';
 import { VolumeRecord } from '../volume/record.ts';
@@ -13,8 +14,8 @@ const Nullable = <Schema extends TSchema>(schema: Schema) => Type.Union([schema,
 /** What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an underscore). */
 export const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
 
-/** A name or an id. */
-export const Ref = Type.String({ minLength: 1, maxLength: 128 });
+/** A name or an id: one plain name. */
+export const Ref = Type.String({ minLength: 1, maxLength: 128, pattern: OWN_NAME_PATTERN });
 
 export const ErrorReply = Type.Object({ error: WireErrorSchema });
 

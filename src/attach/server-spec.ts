@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import type { WireError } from '../base/errors.ts';
+import { NODE_NAME_PATTERN, OWN_NAME_PATTERN } from '../base/own-name.ts';
 import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
 
 export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
@@ -46,9 +47,9 @@ export const TlsFilesSpec = Type.Object({
 export const SourceSpec = Type.Object({
   host: Type.String(),
   port: Type.Integer({ minimum: 1, maximum: 65535 }),
-  targetIqn: Type.String(),
+  targetIqn: Type.String({ pattern: NODE_NAME_PATTERN }),
   lun: Type.Integer({ minimum: 0, maximum: 255 }),
-  initiatorIqn: Type.String(),
+  initiatorIqn: Type.String({ pattern: NODE_NAME_PATTERN }),
   chapUser: Type.String(),
   chapSecret: Type.String(),
   /** The port takes TLS and nothing else. */
@@ -159,7 +160,7 @@ export type Access = Static<typeof Access>;
 
 export const VolumeServerSpec = Type.Object({
   role: Type.Union([Type.Literal('attach'), Type.Literal('export'), Type.Literal('serve')]),
-  volumeId: Type.String(),
+  volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
   /** The generation that this opening is for; must equal the one in the volume's record on disk at the time of `writable`. */
   generation: Type.Integer({ minimum: 1 }),
   lengthBytes: Type.Integer({ minimum: 4096 }),
@@ -178,7 +179,7 @@ export const VolumeServerSpec = Type.Object({
       /** Which key of the volume (crypt/key-provider.ts). */
       keyGeneration: Type.Integer({ minimum: 1 }),
       /** Left out: this one. */
-      keyVolumeId: Type.Optional(Type.String()),
+      keyVolumeId: Type.Optional(Type.String({ pattern: OWN_NAME_PATTERN })),
       keys: KeySource,
       /** No call leaves zeros in the ciphertext (volume/record.ts). */
       holes: Type.Optional(Type.Literal('none')),
@@ -187,7 +188,7 @@ export const VolumeServerSpec = Type.Object({
         Type.Object({
           uuid: Type.String(),
           keyGeneration: Type.Integer({ minimum: 1 }),
-          keyVolumeId: Type.Optional(Type.String()),
+          keyVolumeId: Type.Optional(Type.String({ pattern: OWN_NAME_PATTERN })),
         }),
       ),
     }),

@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 
 /** What a machine is, as its owner wrote it. Travels with a move unchanged. */
 export const HealthCheck = Type.Intersect([
@@ -35,7 +36,7 @@ export const MachineConfig = Type.Object({
   workingDirectory: Type.Optional(Type.String()),
   volume: Type.Optional(
     Type.Object({
-      volumeId: Type.String(),
+      volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
       /** Absolute path at which the machine sees the volume's filesystem. Absent: it is not mounted, and `nbd` is true. */
       mountPath: Type.Optional(Type.String({ pattern: '^/.+' })),
       /**

@@ -3,6 +3,7 @@ import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { isOwnName } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { Filesystem } from './filesystem.ts';
 import { mountAt } from './mount-table.ts';
@@ -147,7 +148,9 @@ export class ShimService {
         nextAction: 'Start another one.',
       });
     }
-    return this.#handlers[op as keyof ShimOps]((args ?? {}) as never);
+    const known = (args ?? {}) as Record<string, unknown>;
+    checkNames(op, known);
+    return this.#handlers[op as keyof ShimOps](known as never);
   }
 
   status(): ShimStatus {
@@ -256,5 +259,22 @@ export class ShimService {
 function noVolume(): GodwitError {
   return new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
     nextAction: 'Open the volume first; a machine without a volume has no such operation.',
+  });
+}
+
+/** Ids name what is made in the folders and devices of this host. Throws `RPC_BAD_NAME`. */
+function checkNames(op: string, args: Record<string, unknown>): void {
+  const spec = args.spec as { volumeId?: unknown; encryption?: { keyVolumeId?: unknown } } | undefined;
+  const names =
+    op === 'volume.open'
+      ? [spec?.volumeId, spec?.encryption?.keyVolumeId ?? spec?.volumeId]
+      : op === 'workload.start' || op === 'workload.prepare'
+        ? [args.machineId]
+        : [];
+  if (names.every(isOwnName)) return;
+  throw new GodwitError('RPC_BAD_NAME', `${op} was asked for something that is no id`, {
+    values: { op },
+    retry: 'never',
+    nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
   });
 }

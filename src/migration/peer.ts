@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
@@ -58,12 +59,12 @@ export const EncryptionNeeds = Type.Object({
 export type EncryptionNeeds = Static<typeof EncryptionNeeds>;
 
 /** Names something in the folders of the worker that is asked: one plain name. */
-const Id = Type.String({ pattern: '^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$' });
+const Id = Type.String({ pattern: OWN_NAME_PATTERN, maxLength: 100 });
 
 /** What a machine needs; all that placement looks at. */
 export const PlacementRequest = Type.Object({
   machineId: Id,
-  machineName: Type.String(),
+  machineName: Id,
   group: Type.Union([Type.String(), Type.Null()]),
   memoryBytes: Type.Integer({ minimum: 0 }),
   cpus: Type.Number({ minimum: 0 }),
@@ -94,7 +95,7 @@ export const OfferNeeds = Type.Object({
 export type OfferNeeds = Static<typeof OfferNeeds>;
 
 export const OfferRequest = Type.Object({
-  sourceWorker: Type.String(),
+  sourceWorker: Id,
   machine: PlacementRequest,
   /** Machines that a plan has already put on this worker: counted as if they were there. Empty for a real move. */
   planned: Type.Array(PlacementRequest),
@@ -124,17 +125,17 @@ export type Offer = Static<typeof Offer>;
 
 export const PrepareRequest = Type.Object({
   runId: Id,
-  sourceWorker: Type.String(),
+  sourceWorker: Id,
   sourceUrl: Type.String(),
   machineId: Id,
-  machineName: Type.String(),
+  machineName: Id,
   config: MachineConfig,
   placement: PlacementRequest,
   /** Null: the machine has no volume and only its configuration moves. */
   volume: Type.Union([
     Type.Object({
       volumeId: Id,
-      name: Type.String(),
+      name: Id,
       lengthBytes: Type.Integer({ minimum: 4096 }),
       filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),
       /** Generation that the source seals; the target opens the next one. */
@@ -147,7 +148,7 @@ export const PrepareRequest = Type.Object({
           /** Which key of the volume; left out: 1. */
           keyGeneration: Type.Optional(Type.Integer({ minimum: 1 })),
           /** The volume that the key was made for; left out: this one. */
-          keyVolumeId: Type.Optional(Type.String()),
+          keyVolumeId: Type.Optional(Id),
           /** dm-crypt may open the volume too (volume/record.ts). */
           holes: Type.Optional(Type.Literal('none')),
           /** The target makes another key and header, and hydrates through decrypt and encrypt. */

@@ -23,6 +23,7 @@ import {
 import { connect } from 'node:net';
 import { basename, dirname, isAbsolute, join, resolve, sep } from 'node:path';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { OWN_NAME } from '../base/own-name.ts';
 import { replaceFileNow } from './durable-file.ts';
 
 /*
@@ -85,8 +86,7 @@ export function namedFolder(
 
 /** Something of ours in a folder of ours, by a name that came from elsewhere: an id in a record or in the request of another worker. Throws `SYS_PATH_REFUSED`. Pure. */
 export function ownPath(folder: string, name: string): string {
-  if (!/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/.test(name))
-    throw refused(name.slice(0, 200), 'it is not the name of one thing');
+  if (!OWN_NAME.test(name)) throw refused(name.slice(0, 200), 'it is not the name of one thing');
   return join(folder, name);
 }
 

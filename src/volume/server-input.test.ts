@@ -124,3 +124,17 @@ test('the checks by hand refuse what the schema refuses, and never show a value'
     );
   }
 });
+
+test('what names a volume leads into no other folder', () => {
+  for (const name of ['../x', 'a/b', '.', '..', 'a\0b', 'x'.repeat(300), 'a b', '']) {
+    const isRefused = (error: unknown) => isGodwitError(error, 'VOLUME_BAD_SPEC');
+    const encryption = good.encryption!;
+    const source = { ...encryption.source!, keyVolumeId: name };
+    for (const spec of [
+      { ...good, volumeId: name },
+      { ...good, encryption: { ...encryption, keyVolumeId: name } },
+      { ...good, encryption: { ...encryption, source } },
+    ])
+      assert.throws(() => parseSpec(JSON.stringify(spec)), isRefused, name);
+  }
+});

@@ -13,6 +13,7 @@ import type {
   VolumeServerSpec,
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
+import { isOwnName, NODE_NAME } from '../base/own-name.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import type { BlockRange, MendRequest } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
@@ -36,7 +37,7 @@ export function parseSpec(line: string): VolumeServerSpec {
   const spec = object(value, 'spec');
   return {
     role: oneOf(spec.role, ['attach', 'export', 'serve'], 'role'),
-    volumeId: text(spec.volumeId, 'volumeId'),
+    volumeId: ownName(spec.volumeId, 'volumeId'),
     generation: integer(spec.generation, 1, 'generation'),
     lengthBytes: integer(spec.lengthBytes, 4096, 'lengthBytes'),
     volumeDir: text(spec.volumeDir, 'volumeDir'),
@@ -177,7 +178,7 @@ function parseHeader(
     keyGeneration: integer(fields.keyGeneration, 1, `${what}.keyGeneration`),
     ...(fields.keyVolumeId === undefined
       ? {}
-      : { keyVolumeId: text(fields.keyVolumeId, `${what}.keyVolumeId`) }),
+      : { keyVolumeId: ownName(fields.keyVolumeId, `${what}.keyVolumeId`) }),
   };
 }
 
@@ -204,9 +205,9 @@ function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
   return {
     host: text(source.host, 'source.host'),
     port: integer(source.port, 1, 'source.port', 65535),
-    targetIqn: text(source.targetIqn, 'source.targetIqn'),
+    targetIqn: nodeName(source.targetIqn, 'source.targetIqn'),
     lun: integer(source.lun, 0, 'source.lun', 255),
-    initiatorIqn: text(source.initiatorIqn, 'source.initiatorIqn'),
+    initiatorIqn: nodeName(source.initiatorIqn, 'source.initiatorIqn'),
     chapUser: text(source.chapUser, 'source.chapUser'),
     chapSecret: text(source.chapSecret, 'source.chapSecret'),
     ...(source.tls === undefined ? {} : { tls: flag(source.tls, 'source.tls') }),
@@ -298,6 +299,16 @@ function object(value: unknown, what: string): Record<string, unknown> {
 
 function text(value: unknown, what: string, lengthMin = 0): string {
   if (typeof value === 'string' && value.length >= lengthMin) return value;
+  throw badSpec(`${what} does not fit`);
+}
+
+function ownName(value: unknown, what: string): string {
+  if (isOwnName(value)) return value;
+  throw badSpec(`${what} does not fit`);
+}
+
+function nodeName(value: unknown, what: string): string {
+  if (typeof value === 'string' && NODE_NAME.test(value)) return value;
   throw badSpec(`${what} does not fit`);
 }
 

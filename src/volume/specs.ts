@@ -11,6 +11,7 @@ import type {
 } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
+import { ownPath } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
@@ -70,7 +71,7 @@ export function cloneSpec(
 
 /** Where the live validity bits of a volume are: for cleaning up after one that was destroyed. */
 export function validityPath(validityDir: string, volumeId: string): string {
-  return join(validityDir, `${volumeId}.validity`);
+  return ownPath(validityDir, `${volumeId}.validity`);
 }
 
 /**

@@ -13,6 +13,7 @@ import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { holdsFileOf } from '../sys/file-system.ts';
+import { ownPath } from '../sys/named-path.ts';
 import { type AcceptedLoss, acceptDataLoss, readDataLoss } from './data-guard.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
@@ -196,7 +197,7 @@ export class VolumeStore {
         if (action === 'keep') {
           await rename(
             this.folder(existing.id),
-            join(this.directory, `${existing.id}.g${existing.generation}`),
+            ownPath(this.directory, `${existing.id}.g${existing.generation}`),
           );
           await syncFolder(this.directory);
         }
@@ -264,7 +265,7 @@ export class VolumeStore {
   /** Folder of the volume's current generation: what a volume server is given. */
   folder(id: string): string {
     checkId(id);
-    return join(this.directory, id);
+    return ownPath(this.directory, id);
   }
 
   /** Allocated bytes of the sparse data file. */
@@ -541,8 +542,13 @@ export class VolumeStore {
     return readRecord(this.folder(id));
   }
 
+  /** What begins with a dot is no volume: it is being made, or was one. */
+  #hidden(prefix: string, name: string): string {
+    return join(this.directory, `${prefix}${basename(ownPath(this.directory, name))}`);
+  }
+
   async #build(record: VolumeRecord, fill: (folder: string) => Promise<void>): Promise<VolumeRecord> {
-    const temporary = join(this.directory, `${NEW_PREFIX}${record.id}`);
+    const temporary = this.#hidden(NEW_PREFIX, record.id);
     await rm(temporary, { recursive: true, force: true });
     try {
       await mkdir(temporary, { mode: 0o700 });
@@ -598,7 +604,7 @@ export class VolumeStore {
   }
 
   async #remove(folder: string): Promise<void> {
-    const gone = join(this.directory, `${GONE_PREFIX}${basename(folder)}`);
+    const gone = this.#hidden(GONE_PREFIX, basename(folder));
     await rm(gone, { recursive: true, force: true });
     await rename(folder, gone);
     await syncPath(this.directory);

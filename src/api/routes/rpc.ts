@@ -21,12 +21,12 @@ import {
   UnfetchedPage,
 } from '../../receipt/proof.ts';
 import type { ApiApp } from '../app.ts';
-import { RunStateReply } from '../schemas.ts';
+import { Ref, RunStateReply } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { strict } from '../strict.ts';
 
 const tags = ['worker to worker'];
-const params = strict(Type.Object({ runId: Type.String({ minLength: 1, maxLength: 128 }) }));
+const params = strict(Type.Object({ runId: Ref }));
 
 /** What one worker asks of another during a move: migration/peer.ts over HTTP. Every route is idempotent. */
 export function rpcRoutes(app: ApiApp, service: WorkerService): void {
@@ -241,7 +241,7 @@ export function rpcRoutes(app: ApiApp, service: WorkerService): void {
         operationId: 'volumeHeader',
         summary: 'LUKS2 header and key slots of an encrypted volume; they open it with its passphrase only',
         tags,
-        params: strict(Type.Object({ volumeId: Type.String({ minLength: 1, maxLength: 128 }) })),
+        params: strict(Type.Object({ volumeId: Ref })),
         response: { 200: strict(Type.Object({ header: Type.String() })) },
       },
     },

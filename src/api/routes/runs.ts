@@ -3,12 +3,12 @@ import type { RunView } from '../../journal/run.ts';
 import { Receipt } from '../../receipt/envelope.ts';
 import type { ApiApp } from '../app.ts';
 import { redact } from '../redact.ts';
-import { ForceRunRequest, RunList, RunReply, RunsQuery } from '../schemas.ts';
+import { ForceRunRequest, Ref, RunList, RunReply, RunsQuery } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { strict } from '../strict.ts';
 
 const tags = ['runs'];
-const params = strict(Type.Object({ id: Type.String({ minLength: 1, maxLength: 128 }) }));
+const params = strict(Type.Object({ id: Ref }));
 
 /** A run as it may be shown: without the secrets in its input and output. */
 export function publicRun(run: RunView): RunView {
@@ -44,7 +44,7 @@ export function runRoutes(app: ApiApp, service: WorkerService): void {
         summary:
           'The receipt of a move (by its run) or of the latest move of a machine, signed by both workers',
         tags,
-        params: strict(Type.Object({ ref: Type.String({ minLength: 1, maxLength: 128 }) })),
+        params: strict(Type.Object({ ref: Ref })),
         response: { 200: Receipt },
       },
     },

@@ -54,11 +54,11 @@ export async function dev(context: Context, options: DevOptions): Promise<void> 
   const workers: DevWorker[] = (before?.workers ?? []).map(({ name, url }) => ({
     name,
     url,
-    dataDir: join(dataDir, name),
+    dataDir: ownPath(dataDir, name),
   }));
   while (workers.length < count) {
     const name = `worker-${workers.length + 1}`;
-    workers.push({ name, url: `http://127.0.0.1:${await freePort()}`, dataDir: join(dataDir, name) });
+    workers.push({ name, url: `http://127.0.0.1:${await freePort()}`, dataDir: ownPath(dataDir, name) });
   }
 
   const interrupt = interruption();
@@ -104,7 +104,7 @@ export async function down(context: Context, options: { data: string }): Promise
     process.kill(before.devPid, 'SIGTERM');
     await gone(before.devPid, 'dev', STOP_WITHIN_MS + 10_000);
   }
-  const workers = before.workers.map(({ name, url }) => ({ name, url, dataDir: join(dataDir, name) }));
+  const workers = before.workers.map(({ name, url }) => ({ name, url, dataDir: ownPath(dataDir, name) }));
   const keeper = new Keeper(context, workers, token, fleetPath, false);
   const interrupt = interruption();
   const fleet = new FleetClient({ path: fleetPath, workers, token, caFile: null });
