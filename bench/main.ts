@@ -22,7 +22,7 @@ const BENCHES: Record<string, () => Promise<void>> = {
   async journal() {
     const { benchJournal, journalTable } = await import('./journal.ts');
     say('## Questions to the journal with a long history\n');
-    say(journalTable(await benchJournal(quick ? 5 : 15)));
+    say(journalTable(benchJournal(quick ? 5 : 15)));
   },
   async receipts() {
     const { benchReceipts } = await import('./receipts.ts');

@@ -600,6 +600,7 @@ const PAUSES = {
     what: 'for the offer of a worker that did not answer the last time; its answer counts whenever it comes',
   },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
+  prune: { ms: 50, what: 'between the pieces in which a long history that is of age is pruned' },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },
   worthTelling: { ms: 5_000, what: 'before `why` says of a step without a reason how fast it is' },

@@ -7,6 +7,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { type Advance, addAdvance, listening, type Progress } from '../base/progress.ts';
 import type { Random } from '../base/random.ts';
+import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { CRASH_POINT_OF_EVENT, Crash, type CrashPoints, noCrashPoints } from './crash-points.ts';
 import { type Action, backoffMs, decide, type Now } from './decide.ts';
 import {
@@ -43,6 +44,8 @@ const KEEP_MS_DEFAULT = 30 * 24 * 60 * 60 * 1000;
 const KEEP_RUNS_DEFAULT = 10_000;
 /** Views of runs that are over, some 10 KiB each. */
 const REMEMBERED_MAX = 1_000;
+/** Runs that are pruned in one turn of the event loop, in one transaction. */
+const PRUNE_RUNS_MAX = 16;
 const OPEN_STATES: readonly RunState[] = ['running', 'waiting', 'undoing'];
 /** Between attempts to write a journal that cannot be written. */
 const APPEND_RETRY_MS = PAUSE.appendRetry.ms;
@@ -117,6 +120,14 @@ type Waiter = {
   reject: (error: Error) => void;
 };
 
+/** `limit`: 1000 where it is left out. */
+export type RunQuery = {
+  resource?: string;
+  kind?: string;
+  state?: RunState | readonly RunState[];
+  limit?: number;
+};
+
 /** Starts runs, carries them on over restarts, and answers for them. */
 export class Journal {
   readonly #store: Store;
@@ -132,6 +143,10 @@ export class Journal {
   readonly #waiters = new Map<string, Set<Waiter>>();
   readonly #listeners = new Set<RunListener>();
   #state: 'open' | 'closing' | 'closed' = 'open';
+  /** Takes back the timer after which pruning goes on; null: none is set. */
+  #cancelPrune: (() => void) | null = null;
+  /** Since pruning began. */
+  #prunedRuns = 0;
 
   /**
    * Reads the runs that are open; none goes on before `resume`. Throws what the database throws: JOURNAL_LOCKED, JOURNAL_CORRUPT,
@@ -211,31 +226,53 @@ export class Journal {
    * Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). What it costs follows the runs that it
    * returns, not the length of the history; with states of open runs alone, nothing is read.
    */
-  find(
-    filter: { resource?: string; kind?: string; state?: RunState | readonly RunState[]; limit?: number } = {},
-  ): RunView[] {
+  find(filter: RunQuery = {}): RunView[] {
+    const { found, ids } = this.#search(filter);
+    for (const id of ids) found.push(this.get(id));
+    return found;
+  }
+
+  /** As `find`, reading no longer than a turn of the event loop may take at a time: for lists, whose runs nobody may have asked for before. */
+  async findInTurns(filter: RunQuery = {}): Promise<RunView[]> {
+    const { found, ids } = this.#search(filter);
+    await this.#readInTurns(ids, found);
+    return found;
+  }
+
+  async #readInTurns(ids: readonly string[], found: RunView[]): Promise<void> {
+    for (const id of ids) {
+      if (turnIsLong()) await nextTurn();
+      // It may have been pruned in between.
+      const run = this.#find(id);
+      if (run !== null) found.push(run);
+    }
+  }
+
+  /** Runs that are in memory, and the ids of those that follow them. */
+  #search(filter: RunQuery): { found: RunView[]; ids: string[] } {
     const { resource, kind, limit = 1000 } = filter;
     const states = filter.state === undefined ? null : [filter.state].flat();
     const found: RunView[] = [];
+    const ids: string[] = [];
     for (const run of [...this.#live.values()].reverse()) {
-      if (found.length >= limit) return found;
+      if (found.length >= limit) return { found, ids };
       if (resource !== undefined && run.header.resource !== resource) continue;
       if (kind !== undefined && run.header.kind !== kind) continue;
       const view = this.#view(run);
       if (!states || states.includes(view.state)) found.push(view);
     }
     const endStates = states?.filter(isOver);
-    if (found.length >= limit || endStates?.length === 0) return found;
+    if (found.length >= limit || endStates?.length === 0) return { found, ids };
     this.#mustNotBeClosed();
     for (const id of this.#store.idsOver({
       ...(resource !== undefined && { resource }),
       ...(kind !== undefined && { kind }),
       ...(endStates && { endStates }),
     })) {
-      found.push(this.get(id));
-      if (found.length >= limit) break;
+      ids.push(id);
+      if (found.length + ids.length >= limit) break;
     }
-    return found;
+    return { found, ids };
   }
 
   /** Runs that are not over, newest first. From memory. */
@@ -247,6 +284,14 @@ export class Journal {
   newest(kind: string, sinceMs: number): RunView[] {
     this.#mustNotBeClosed();
     return this.#store.newestIds(kind, sinceMs).map((id) => this.get(id));
+  }
+
+  /** As `newest`, reading no longer than a turn of the event loop may take at a time. */
+  async newestInTurns(kind: string, sinceMs: number): Promise<RunView[]> {
+    this.#mustNotBeClosed();
+    const found: RunView[] = [];
+    await this.#readInTurns(this.#store.newestIds(kind, sinceMs), found);
+    return found;
   }
 
   /** How many runs of a kind a resource had since `sinceMs` (wall clock), open ones too. */
@@ -933,15 +978,27 @@ export class Journal {
     this.#over.set(view.id, view);
   }
 
+  /** A long history that is all of age goes in pieces, with room for everybody else in between. */
   #prune(): void {
+    if (this.#cancelPrune !== null || this.#state !== 'open') return;
     const nowMs = this.#clock.wallMs();
     try {
       const pruned = this.#store.prune(
         (kind) => nowMs - (this.#definitions.get(kind)?.keepMs ?? KEEP_MS_DEFAULT),
         this.#keepRuns,
+        PRUNE_RUNS_MAX,
       );
       for (const id of pruned) this.#over.delete(id);
-      if (pruned.length > 0) this.#logger.info({ pruned: pruned.length }, 'old runs were pruned');
+      this.#prunedRuns += pruned.length;
+      if (pruned.length < PRUNE_RUNS_MAX) {
+        if (this.#prunedRuns > 0) this.#logger.info({ pruned: this.#prunedRuns }, 'old runs were pruned');
+        this.#prunedRuns = 0;
+        return;
+      }
+      this.#cancelPrune = this.#clock.timer(PAUSE.prune.ms, () => {
+        this.#cancelPrune = null;
+        this.#prune();
+      });
     } catch (error) {
       this.#logger.warn({ err: error }, 'old runs could not be pruned; it is tried again after the next run');
     }
@@ -962,6 +1019,7 @@ export class Journal {
     if (this.#state === 'closed') return;
     this.#state = 'closed';
     for (const run of this.#live.values()) run.cancelTimer?.();
+    this.#cancelPrune?.();
     const error = closedError();
     for (const waiters of [...this.#waiters.values()])
       for (const waiter of [...waiters]) waiter.reject(error);

@@ -282,7 +282,10 @@ export class Store {
   /** Runs that hold their resource: the open ones, and those that failed where they cannot be undone. Oldest first. */
   loadHeld(): LoadedRun[] {
     const rows = this.#database
-      .prepare('SELECT * FROM runs WHERE holds_resource = 1 ORDER BY created_at_ms, id')
+      // By name: the index of times gives the order too, and a walk over all of history.
+      .prepare(
+        `SELECT * FROM runs INDEXED BY runs_one_per_resource WHERE holds_resource = 1 ORDER BY created_at_ms, id`,
+      )
       .all() as RunRow[];
     return rows.map((row) => this.#load(row));
   }
@@ -351,19 +354,21 @@ export class Store {
   }
 
   /**
-   * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and the oldest beyond `keepRuns`.
-   * Returns their ids.
+   * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and those beyond the newest `keepRuns`; `runsMax` of them at
+   * most, because all of it is one turn of the event loop. Returns their ids.
    */
-  prune(endedBeforeMs: (kind: string) => number, keepRuns: number): string[] {
-    const pruned: { id: string }[] = [];
+  prune(endedBeforeMs: (kind: string) => number, keepRuns: number, runsMax: number): string[] {
+    const pruned: string[] = [];
+    const remove = (statement: StatementSync, ...values: (string | number)[]) => {
+      const rows = statement.all(...values, runsMax - pruned.length) as { id: string }[];
+      pruned.push(...rows.map(({ id }) => id));
+    };
     this.#transaction(() => {
       for (const { kind } of this.#statements.kindsOver.all() as { kind: string }[])
-        pruned.push(
-          ...(this.#statements.pruneOld.all(kind, Math.floor(endedBeforeMs(kind))) as { id: string }[]),
-        );
-      pruned.push(...(this.#statements.pruneExcess.all(keepRuns) as { id: string }[]));
+        remove(this.#statements.pruneOld, kind, Math.floor(endedBeforeMs(kind)));
+      remove(this.#statements.pruneExcess, keepRuns);
     });
-    return pruned.map(({ id }) => id);
+    return pruned;
   }
 }
 
@@ -488,11 +493,13 @@ function prepare(database: DatabaseSync) {
        SELECT kind FROM kinds WHERE kind IS NOT NULL`,
     ),
     pruneOld: database.prepare(
-      'DELETE FROM runs WHERE holds_resource = 0 AND kind = ? AND ended_at_ms < ? RETURNING id',
+      `DELETE FROM runs WHERE rowid IN
+         (SELECT rowid FROM runs WHERE holds_resource = 0 AND kind = ?1 AND ended_at_ms < ?2 ORDER BY ended_at_ms LIMIT ?3)
+       RETURNING id`,
     ),
     pruneExcess: database.prepare(
       `DELETE FROM runs WHERE rowid IN
-         (SELECT rowid FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, rowid DESC LIMIT -1 OFFSET ?)
+         (SELECT rowid FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, rowid DESC LIMIT ?2 OFFSET ?1)
        RETURNING id`,
     ),
   };

@@ -147,6 +147,7 @@ function controller(
       runs: {
         open: () => copies().filter(({ endedAtMs }) => endedAtMs === null),
         newest: (sinceMs) => copies().filter(({ createdAtMs }) => createdAtMs >= sinceMs),
+        newestInTurns: async (sinceMs) => copies().filter(({ createdAtMs }) => createdAtMs >= sinceMs),
         newestOf: (machineId) => {
           const own = copies().filter(({ resource }) => resource === `machine:${machineId}`);
           return own.length === 0 ? null : { run: own.at(-1)!, attempts: own.length };

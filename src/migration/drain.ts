@@ -210,6 +210,8 @@ export type DrainRuns = {
   open: () => RunView[];
   /** Of each machine the newest that began at `sinceMs` or later, and the open ones. */
   newest: (sinceMs: number) => RunView[];
+  /** The same, reading in several turns of the event loop. */
+  newestInTurns: (sinceMs: number) => Promise<RunView[]>;
   /** The newest of one machine, and how many it had since then. */
   newestOf: (machineId: string, sinceMs: number) => { run: RunView; attempts: number } | null;
 };
@@ -294,7 +296,7 @@ export class DrainController {
   #isOver(): boolean {
     const row = this.#row();
     if (!row || row.ended_at_ms === null) return false;
-    const latest = [...this.#latestRuns(row.runs_since_ms).values()];
+    const latest = [...latestOf(this.#options.runs.newest(row.runs_since_ms)).values()];
     return latest.some(
       ({ state, output }) => state === 'done' && (output as MigrateOutOutput).last?.unhealthy,
     );
@@ -349,7 +351,7 @@ export class DrainController {
       return { worker, ...idle, machines: [], volumes: [] };
     }
     const local = await this.#options.machines();
-    const runs = this.#latestRuns(row.runs_since_ms);
+    const runs = latestOf(await this.#options.runs.newestInTurns(row.runs_since_ms));
     const { limits, live, clock } = this.#options;
     const held = this.#pace.look([...runs.values()], live, clock.monotonicMs());
     const all = new Map<string, LocalMachine>();
@@ -481,14 +483,6 @@ export class DrainController {
     });
   }
 
-  /** The newest run of each machine. */
-  #latestRuns(sinceMs: number): Map<string, RunView> {
-    const latest = new Map<string, RunView>();
-    for (const run of this.#options.runs.newest(sinceMs))
-      latest.set((run.input as MigrateOutInput).machineId, run);
-    return latest;
-  }
-
   #row(): DrainRow | undefined {
     return this.#options.database
       .prepare(
@@ -507,3 +501,8 @@ type DrainRow = {
   target: string | null;
   rekey: number;
 };
+
+/** By machine. */
+function latestOf(runs: readonly RunView[]): Map<string, RunView> {
+  return new Map(runs.map((run) => [(run.input as MigrateOutInput).machineId, run]));
+}

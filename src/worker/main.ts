@@ -437,13 +437,15 @@ function eventText(event: string, data: unknown): string {
 /** The moves of a drain, from the journal. */
 function drainRuns(journal: Journal): DrainRuns {
   const open = () => journal.open({ kind: MIGRATE_OUT });
+  const withOpen = (newest: readonly RunView[]) => {
+    const runs = new Map(newest.map((run) => [run.resource, run]));
+    for (const run of open()) runs.set(run.resource, run);
+    return [...runs.values()].sort((left, right) => left.createdAtMs - right.createdAtMs);
+  };
   return {
     open,
-    newest: (sinceMs) => {
-      const runs = new Map(journal.newest(MIGRATE_OUT, sinceMs).map((run) => [run.resource, run]));
-      for (const run of open()) runs.set(run.resource, run);
-      return [...runs.values()].sort((left, right) => left.createdAtMs - right.createdAtMs);
-    },
+    newest: (sinceMs) => withOpen(journal.newest(MIGRATE_OUT, sinceMs)),
+    newestInTurns: async (sinceMs) => withOpen(await journal.newestInTurns(MIGRATE_OUT, sinceMs)),
     newestOf: (machineId, sinceMs) => {
       const resource = `machine:${machineId}`;
       const run = journal.find({ kind: MIGRATE_OUT, resource, limit: 1 })[0];

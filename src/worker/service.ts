@@ -586,7 +586,7 @@ export class LocalService implements WorkerService {
       subjects,
       (request) =>
         desk.ask({ wanted: query.target ?? null, request, waitMs: PATIENCE.planOffers.ms, silent }),
-      moveHistory(journal.find({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
+      moveHistory(await journal.findInTurns({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
     );
     const targets = new Set(plan.steps.map(({ target }) => target));
     const warnings = peers()
@@ -603,7 +603,7 @@ export class LocalService implements WorkerService {
       limit: query.limit,
       ...(query.resource === undefined ? {} : { resource: query.resource }),
     };
-    return query.state === 'all' ? this.#o.journal.find(filter) : this.#o.journal.open(filter);
+    return query.state === 'all' ? this.#o.journal.findInTurns(filter) : this.#o.journal.open(filter);
   }
 
   async showRun(id: string): Promise<RunView> {
@@ -666,8 +666,7 @@ export class LocalService implements WorkerService {
       };
     }
     // It may have gone from here, or be on its way in.
-    const traces = journal
-      .find({ limit: 200 })
+    const traces = (await journal.findInTurns({ limit: 200 }))
       .filter((candidate) => namesOf(candidate).includes(ref))
       .slice(0, 1);
     const trace = traces[0];
