@@ -120,6 +120,8 @@ const RAW_WAITS = [
 const NOT_WAITING: Readonly<Record<string, string>> = {
   'src/base/patience.ts': 'the table itself',
   'src/base/peer-account.ts': 'limits of connections of foreign peers (docs/iscsi.md, docs/nbd.md)',
+  'src/base/doorkeeper.ts':
+    'the same of connections that have shown nothing yet (docs/iscsi.md, docs/nbd.md)',
   'src/base/histogram.ts': 'a unit',
   'src/machine/config.ts': "a machine's own times",
   'src/machine/restart-policy.ts': 'the restart policy of machines (docs/machines.md)',

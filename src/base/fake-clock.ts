@@ -57,7 +57,8 @@ export class FakeClock implements Clock {
     const untilMs = this.#monotonicMs + ms;
     for (let next = this.#next(); next !== undefined && next.atMs <= untilMs; next = this.#next())
       this.#fire(next);
-    this.#monotonicMs = untilMs;
+    // What was run may have skipped further.
+    this.#monotonicMs = Math.max(this.#monotonicMs, untilMs);
   }
 
   /** Moves on by `ms` without running anything: this process was stopped (SIGSTOP, no processor), and finds its timers long due. */
@@ -73,7 +74,7 @@ export class FakeClock implements Clock {
       this.#fire(next);
       await this.settle();
     }
-    this.#monotonicMs = untilMs;
+    this.#monotonicMs = Math.max(this.#monotonicMs, untilMs);
     await this.settle();
   }
 

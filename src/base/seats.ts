@@ -1,6 +1,6 @@
 /**
  * A bounded number of places, with a share for each key (an address, a grant). Whoever comes gets one where somebody can be asked to leave for it: of the
- * key that has the most, the one that is worth least, of these the one that came first. So a crowd that sits there in silence keeps nobody out who has
+ * keys that have the most, the one that is worth least, of these the one that came first. So a crowd that sits there in silence keeps nobody out who has
  * something to say, and a crowd from one address nobody from another.
  */
 export type Seat = {
@@ -34,12 +34,13 @@ export class Seats {
 
   /** True: it has a place, another may have lost one. False: there is none to be had. */
   take(seat: Seat): boolean {
-    if ((this.#byKey.get(seat.key)?.size ?? 0) >= this.#keyMax) {
-      if (!this.#evictOf(seat.key)) return false;
-    } else if (this.#size >= this.#max && !this.#evictOf(this.#largest())) {
+    let seats = this.#byKey.get(seat.key);
+    if (seats !== undefined && seats.size >= this.#keyMax) {
+      if (!this.#evictOf(seats)) return false;
+    } else if (this.#size >= this.#max && !this.#evictOfLargest(seat.key)) {
       return false;
     }
-    let seats = this.#byKey.get(seat.key);
+    seats = this.#byKey.get(seat.key);
     if (seats === undefined) {
       seats = new Set();
       this.#byKey.set(seat.key, seats);
@@ -57,21 +58,22 @@ export class Seats {
     if (seats.size === 0) this.#byKey.delete(seat.key);
   }
 
-  #largest(): string {
-    let largest = '';
-    let size = 0;
-    for (const [key, seats] of this.#byKey) {
-      if (seats.size <= size) continue;
-      size = seats.size;
-      largest = key;
+  /** Of the keys that have the most, and no fewer than the newcomer's: the most that one has takes nothing from who has less. */
+  #evictOfLargest(newcomerKey: string): boolean {
+    const own = this.#byKey.get(newcomerKey)?.size ?? 0;
+    const sizes = [...new Set([...this.#byKey.values()].map(({ size }) => size))];
+    for (const size of sizes.sort((left, right) => right - left)) {
+      if (size < own) break;
+      const alike = [...this.#byKey.values()].filter((seats) => seats.size === size);
+      if (this.#evictOf(alike.flatMap((seats) => [...seats]))) return true;
     }
-    return largest;
+    return false;
   }
 
-  #evictOf(key: string): boolean {
+  #evictOf(seats: Iterable<Seat>): boolean {
     let least: Seat | null = null;
     let leastWorth = Number.POSITIVE_INFINITY;
-    for (const seat of this.#byKey.get(key) ?? []) {
+    for (const seat of seats) {
       const worth = seat.worth();
       if (worth === null || worth >= leastWorth) continue;
       least = seat;

@@ -1,10 +1,12 @@
+import { HANDSHAKES } from '../base/doorkeeper.ts';
+
 /** Upper bounds of a target. Every one has a default; memory and time of a peer's doing are bounded by them. */
 export type TargetLimits = {
   /** Sessions at once. One more gets the place of one that is idle, or is refused. */
   connectionsMax: number;
   /** Of these one grant, or all discovery, has at most so many. */
   grantSessionsMax: number;
-  /** Connections that have not logged in yet. One more gets the place of the one that has shown the least, of these the oldest. */
+  /** Connections that have not logged in yet. One more waits for the place of the one that has shown the least, of these the one that stands still for longest. */
   halfOpenMax: number;
   /** Of these one address has at most so many. */
   halfOpenAddressMax: number;
@@ -46,8 +48,8 @@ export type TargetLimits = {
 export const TARGET_LIMITS: TargetLimits = {
   connectionsMax: 64,
   grantSessionsMax: 48,
-  halfOpenMax: 64,
-  halfOpenAddressMax: 48,
+  halfOpenMax: HANDSHAKES.placesMax,
+  halfOpenAddressMax: HANDSHAKES.placesOfKeyMax,
   loginRequestsMax: 64,
   loginOutputBytesMax: 64 * 1024,
   loginTimeoutMs: 15_000,

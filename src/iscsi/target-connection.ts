@@ -40,8 +40,8 @@ export type ConnectionHost = {
   ) => Promise<{ session: TargetSession; tsih: number } | { refuse: number }>;
   /** For how long the refusal is to be held back. */
   loginFailed: (address: string) => number;
-  /** A first request of a login came: the connection is more than an open socket. */
-  loginBegins: () => void;
+  /** A request of a login came. */
+  loginAdvances: () => void;
   loginSucceeded: (address: string) => void;
   onClose: (connection: TargetConnection) => void;
 };
@@ -58,6 +58,8 @@ export type SessionWiring = {
 };
 
 const NOTHING = Buffer.alloc(0);
+/** Until the login is over an initiator sends 8 KiB at most (RFC 7143 section 13.12). What is longer than a text may be is refused; this would have to be kept first. */
+const LOGIN_SEGMENT_BYTES_MAX = 64 * 1024;
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
 
@@ -119,7 +121,10 @@ export class TargetConnection {
         takesMore: () =>
           this.#session?.takesMore() ?? this.#writer.queuedBytes <= this.#limits.loginOutputBytesMax,
       },
-      { dataSegmentBytesMax: limits.dataSegmentBytesMax, staging: options.staging },
+      {
+        dataSegmentBytesMax: Math.min(limits.dataSegmentBytesMax, LOGIN_SEGMENT_BYTES_MAX),
+        staging: options.staging,
+      },
     );
     this.#staging = options.staging;
     this.#host = options.host;
@@ -173,6 +178,10 @@ export class TargetConnection {
     socket.on('close', () => void this.gone());
   }
 
+  get receivedBytes(): number {
+    return this.#receivedBytes;
+  }
+
   get session(): TargetSession | null {
     return this.#session;
   }
@@ -221,6 +230,8 @@ export class TargetConnection {
   #adopt(accepted: Socket, staging: Buffer): Socket {
     if (accepted instanceof TLSSocket) {
       accepted.on('data', (bytes: Buffer) => this.#received(bytes, false));
+      // It was accepted paused.
+      accepted.resume();
       return accepted;
     }
     return withReadBuffer(
@@ -316,7 +327,7 @@ export class TargetConnection {
     }
     if (this.#busy) throw protocolError('login request before the last one was answered');
     this.#busy = true;
-    this.#host.loginBegins();
+    this.#host.loginAdvances();
     this.#loginStep(decodeLoginRequest(header), data);
   }
 
@@ -382,6 +393,7 @@ export class TargetConnection {
     this.#writer.dataDigest = dataDigest;
     this.#parser.headerDigest = headerDigest;
     this.#parser.dataDigest = dataDigest;
+    this.#parser.dataSegmentBytesMax = this.#limits.dataSegmentBytesMax;
     this.#busy = false;
     this.#host.loginSucceeded(this.address);
     this.#logger.info(

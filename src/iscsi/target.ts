@@ -1,8 +1,10 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
+import { admitSocket } from '../base/admitted-socket.ts';
 import { assert } from '../base/assert.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
+import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
@@ -69,42 +71,44 @@ export const ANY_INITIATOR = '*';
 const IDLE_MS = 30_000;
 /** What a connection that has not logged in has to show for itself, from least to most. */
 const REFUSED = 0;
-const SILENT = 1;
-const TALKS = 2;
-const PROVEN = 3;
+const NOTHING_SHOWN = 1;
+const PROVEN = 2;
 
-/** The place of a connection that has not logged in. */
-class HalfOpen implements Seat {
+/** A connection that has not logged in. */
+class HalfOpen implements Guest {
   readonly key: string;
+  readonly address: string | undefined;
   connection: TargetConnection | null = null;
+  stay: Stay | null = null;
+  /** One of the above. */
+  shown = NOTHING_SHOWN;
   readonly #socket: Socket;
-  readonly #address: string | undefined;
   readonly #port: number | undefined;
-  #shown: number | null = null;
 
   constructor(socket: Socket) {
     this.#socket = socket;
-    this.#address = socket.remoteAddress;
+    this.address = socket.remoteAddress;
     this.#port = socket.remotePort;
-    this.key = peerAddressOf(this.#address ?? 'unknown');
+    this.key = peerAddressOf(this.address ?? 'unknown');
   }
 
-  worth(): number {
-    return this.#shown ?? (this.#socket.bytesRead > 0 ? TALKS : SILENT);
+  shows(): number {
+    return this.shown;
   }
 
-  shows(worth: number): void {
-    if (worth === REFUSED || worth > (this.#shown ?? SILENT)) this.#shown = worth;
+  /** Of the handshake of TLS, and of the login. */
+  movedBytes(): number {
+    return this.#socket.bytesRead + (this.connection?.receivedBytes ?? 0);
+  }
+
+  turnOut(): void {
+    if (this.connection === null) this.#socket.destroy();
+    else this.connection.destroy();
   }
 
   /** True for the TLS socket over this one. */
   isOf(socket: Socket): boolean {
-    return socket.remotePort === this.#port && socket.remoteAddress === this.#address;
-  }
-
-  evict(): void {
-    if (this.connection === null) this.#socket.destroy();
-    else this.connection.destroy();
+    return socket.remotePort === this.#port && socket.remoteAddress === this.address;
   }
 }
 
@@ -232,7 +236,7 @@ export class IscsiTarget {
   readonly #pool: BufferPool;
   readonly #peers: PeerBook;
   /** Connections that have not logged in, and sessions. */
-  readonly #halfOpen: Seats;
+  readonly #halfOpen: Doorkeeper;
   readonly #seats: Seats;
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #lookOut = new LookOut();
@@ -251,7 +255,11 @@ export class IscsiTarget {
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
     this.#peers = options.peers ?? new PeerBook(options.clock);
-    this.#halfOpen = new Seats({ max: this.#limits.halfOpenMax, keyMax: this.#limits.halfOpenAddressMax });
+    this.#halfOpen = new Doorkeeper(options.clock, {
+      ...HANDSHAKES,
+      placesMax: this.#limits.halfOpenMax,
+      placesOfKeyMax: Math.min(this.#limits.halfOpenMax, this.#limits.halfOpenAddressMax),
+    });
     this.#seats = new Seats({ max: this.#limits.connectionsMax, keyMax: this.#limits.grantSessionsMax });
     this.#throttle = new LoginThrottle({
       clock: options.clock,
@@ -260,7 +268,8 @@ export class IscsiTarget {
       addressesMax: this.#limits.loginAddressesMax,
     });
     assert(options.port !== null || options.tls !== undefined, 'a target listens somewhere');
-    this.#plain = options.port === null ? null : createServer((socket) => this.#accept(socket));
+    this.#plain =
+      options.port === null ? null : createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
     this.#secure = options.tls === undefined ? null : this.#secureServer(options.tls.identity);
   }
 
@@ -334,6 +343,7 @@ export class IscsiTarget {
       const ended = servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
       void Promise.all([...this.#connections].map((connection) => connection.gone()));
       for (const socket of this.#raw.keys()) socket.destroy();
+      this.#halfOpen.close();
       await Promise.all(ended);
     }
     await Promise.all([...this.#connections].map((connection) => connection.gone()));
@@ -345,19 +355,9 @@ export class IscsiTarget {
 
   #secureServer(identity: TlsIdentity): Server {
     const server = createTlsServer(
-      { ...identity.serverOptions(), handshakeTimeout: this.#limits.loginTimeoutMs },
+      { ...identity.serverOptions(), handshakeTimeout: this.#limits.loginTimeoutMs, pauseOnConnect: true },
       (socket) => this.#acceptSecure(socket),
     );
-    // Before the handshake: it costs more than a login.
-    server.on('connection', (socket: Socket) => {
-      const seat = new HalfOpen(socket);
-      if (!this.#takesIn(seat)) return;
-      this.#raw.set(socket, seat);
-      socket.once('close', () => {
-        this.#raw.delete(socket);
-        this.#halfOpen.leave(seat);
-      });
-    });
     server.on('tlsClientError', (error, socket) => {
       const peer = socket.remoteAddress ?? null;
       this.#logger.warn({ peer, error: messageOf(error) }, 'iSCSI: TLS handshake failed');
@@ -365,46 +365,66 @@ export class IscsiTarget {
       socket.destroy();
     });
     identity.follow(server);
+    // The handshake costs more than a login, and begins when there is a place for it.
+    const begin = server.listeners('connection') as ((socket: Socket) => void)[];
+    server.removeAllListeners('connection');
+    server.on('connection', (socket: Socket) => {
+      const peer = new HalfOpen(socket);
+      this.#comes(socket, peer, () => {
+        this.#raw.set(socket, peer);
+        socket.once('close', () => {
+          this.#raw.delete(socket);
+          peer.stay?.end();
+        });
+        for (const listener of begin) listener.call(server, socket);
+      });
+    });
     return server;
   }
 
-  /** False: it was refused. */
-  #takesIn(seat: HalfOpen): boolean {
-    if (!this.#closed && this.#halfOpen.take(seat)) return true;
-    this.#logger.warn({ peer: seat.key }, 'iSCSI: too many connections');
-    seat.evict();
-    return false;
+  #comes(socket: Socket, peer: HalfOpen, enter: () => void): void {
+    // Without an address it is gone already.
+    if (this.#closed || peer.address === undefined) {
+      socket.destroy();
+      return;
+    }
+    const came = admitSocket(this.#halfOpen, socket, peer, (stay) => {
+      peer.stay = stay;
+      enter();
+    });
+    if (!came) this.#logger.warn({ peer: peer.key }, 'iSCSI: too many connections');
   }
 
   #accept(socket: Socket): void {
-    const seat = new HalfOpen(socket);
-    if (this.#takesIn(seat)) this.#connect(socket, seat);
+    const peer = new HalfOpen(socket);
+    this.#comes(socket, peer, () => this.#connect(socket, peer));
   }
 
   /** Its handshake is done: it holds a certificate that our authority signed, and loses its place to nobody who has none. */
   #acceptSecure(socket: Socket): void {
-    const seat = [...this.#raw.values()].find((one) => one.isOf(socket));
-    if (seat === undefined || this.#closed) {
+    const peer = [...this.#raw.values()].find((one) => one.isOf(socket));
+    if (peer === undefined || this.#closed) {
       socket.destroy();
       return;
     }
-    seat.shows(PROVEN);
-    this.#connect(socket, seat);
+    peer.shown = PROVEN;
+    peer.stay?.advances();
+    this.#connect(socket, peer);
   }
 
-  #connect(socket: Socket, seat: HalfOpen): void {
+  #connect(socket: Socket, peer: HalfOpen): void {
     const localPort = socket.localPort ?? 0; // asked for before the connection takes the handle
     const host: ConnectionHost = {
       admit: (names) => this.#admit(names),
-      begin: (outcome, wiring) => this.#begin(outcome, wiring, localPort, seat),
+      begin: (outcome, wiring) => this.#begin(outcome, wiring, localPort, peer),
       loginFailed: (address) => {
-        seat.shows(REFUSED);
+        peer.shown = REFUSED;
         return this.#throttle.failed(address);
       },
-      loginBegins: () => seat.shows(TALKS),
+      loginAdvances: () => peer.stay?.advances(),
       loginSucceeded: (address) => this.#throttle.succeeded(address),
       onClose: (gone) => {
-        this.#halfOpen.leave(seat);
+        peer.stay?.end();
         this.#forget(gone);
       },
     };
@@ -420,7 +440,7 @@ export class IscsiTarget {
       random: this.#random,
       logger: this.#logger,
     });
-    seat.connection = connection;
+    peer.connection = connection;
     this.#connections.add(connection);
   }
 
@@ -486,7 +506,7 @@ export class IscsiTarget {
     const { connection } = wiring;
     const seat = this.#sessionSeat(names, share, connection);
     if (!this.#seats.take(seat)) return { refuse: LOGIN_STATUS.outOfResources };
-    this.#halfOpen.leave(halfOpen);
+    halfOpen.stay?.end();
     const session = new TargetSession({
       writer: wiring.writer,
       pool: this.#pool,

@@ -55,6 +55,7 @@ export class ServerHandshake {
   readonly #host: HandshakeHost;
   readonly #limits: ServerLimits;
   readonly #reply: (bytes: Buffer) => void;
+  readonly #takesMore: () => boolean;
   #state: 'flags' | 'option' | 'data' | 'skip' | 'done' = 'flags';
   #secure = false;
   #fixed = false;
@@ -69,10 +70,17 @@ export class ServerHandshake {
   #needed = CLIENT_FLAGS_BYTES;
   #skipBytes = 0;
 
-  constructor(options: { host: HandshakeHost; limits: ServerLimits; reply: (bytes: Buffer) => void }) {
+  /** `takesMore`: false stops `push` before the next option. Default: always true. */
+  constructor(options: {
+    host: HandshakeHost;
+    limits: ServerLimits;
+    reply: (bytes: Buffer) => void;
+    takesMore?: () => boolean;
+  }) {
     this.#host = options.host;
     this.#limits = options.limits;
     this.#reply = options.reply;
+    this.#takesMore = options.takesMore ?? (() => true);
     this.#buffer = Buffer.alloc(OPTION_HEADER_BYTES);
   }
 
@@ -88,7 +96,7 @@ export class ServerHandshake {
   }
 
   /**
-   * Takes bytes from `at` on. Stops after a step that is not 'more', and says where. Throws `NBD_PROTOCOL` for a client that does not keep
+   * Takes bytes from `at` on. Stops after a step that is not 'more', and before an option that is not taken now, and says where. Throws `NBD_PROTOCOL` for a client that does not keep
    * to the protocol.
    */
   push(bytes: Buffer, at: number): { at: number; step: HandshakeStep } {
@@ -102,6 +110,9 @@ export class ServerHandshake {
         this.#answer(OPTION_REPLY.errorTooBig, 'the option is longer than any that is taken');
         this.#expectOption();
         continue;
+      }
+      if (this.#state === 'option' && this.#count === 0 && at < bytes.length && !this.#takesMore()) {
+        return { at, step: { next: 'more' } };
       }
       const count = Math.min(this.#needed - this.#count, bytes.length - at);
       bytes.copy(this.#buffer, this.#count, at, at + count);

@@ -3,10 +3,11 @@ import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
 import type { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
+import type { Doorkeeper, Stay } from '../base/doorkeeper.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
-import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
+import { type Debt, OBJECT_BYTES, type PeerAccount, type PeerBook } from '../base/peer-account.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { takenBytes } from '../base/socket-progress.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
@@ -19,13 +20,15 @@ import { ServerSession, type SessionStatistics } from './server-session.ts';
 
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
-/** A client that nothing came from for so long may lose its place to another, those with the least to show first … */
-const IDLE_AFTER_MS = 1_000;
-/** … and one that has asked for so much, as a disk in use has, only after so long. */
+/** A client that has asked for so much, as a disk in use has, keeps its place when nothing came from it for so long. */
 const ESTABLISHED_REQUESTS = 1024;
 const ESTABLISHED_IDLE_AFTER_MS = 10_000;
-/** More than `monotonicMs` of any process: what was done comes before when it was. */
-const WORTH_OF_A_DOUBLING = 2 ** 44;
+/** So much of a payload, or of answers that are taken, is a step; less is a drip. */
+const STEP_BYTES = 64 * 1024;
+/** What a client has to show that has asked for nothing: a connection, a certificate or at least TLS, a handshake. */
+const NOTHING_SHOWN = 0;
+const ENCRYPTS = 1;
+const AGREED = 2;
 const NOTHING = Buffer.alloc(0);
 
 /**
@@ -57,7 +60,16 @@ export class ServerConnection {
   #paused = false;
   #pumping = false;
   #receivedBytes = 0;
-  #movedAtMs: number;
+  /** Answers of the handshake that the client has not taken. */
+  #answerBytes = 0;
+  /** Its place among those that have asked for nothing, and then among those that have. */
+  readonly #visit: Stay;
+  readonly #seats: Doorkeeper;
+  #seat: Stay | null = null;
+  readonly #address: string;
+  /** At the last step of it. */
+  #stepRequests = 0;
+  #stepBytes = 0;
   /** Bytes of `#rest` that are charged. */
   #restBytes = 0;
   #cancelTimer: () => void;
@@ -73,6 +85,10 @@ export class ServerConnection {
     peers: PeerBook;
     /** What the connection counts under: an address, or `unix`. */
     address: string;
+    /** Its place in the handshake. */
+    handshake: Stay;
+    /** Where it gets one when it asks for something. */
+    seats: Doorkeeper;
     clock: Clock;
     logger: Logger;
     statistics: SessionStatistics;
@@ -89,6 +105,9 @@ export class ServerConnection {
     this.#lookOut = options.lookOut;
     this.#tls = options.tls;
     this.#onClose = options.onClose;
+    this.#visit = options.handshake;
+    this.#seats = options.seats;
+    this.#address = options.address;
     const { remoteAddress, remotePort } = options.socket;
     this.#logger = options.logger.child({
       peer: remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`,
@@ -96,13 +115,9 @@ export class ServerConnection {
     this.#handshake = new ServerHandshake({
       host: options.host,
       limits: options.limits,
-      reply: (bytes) => {
-        this.#socket.write(bytes);
-        if (this.#socket.writableLength > options.limits.handshakeOutputBytesMax)
-          this.drop('the client does not read what it asks for');
-      },
+      reply: (bytes) => this.#answer(bytes),
+      takesMore: () => this.#takesMore,
     });
-    this.#movedAtMs = options.clock.monotonicMs();
     this.#account = options.peers.open({
       address: options.address,
       debt: () => this.#debt(),
@@ -132,19 +147,15 @@ export class ServerConnection {
     return this.#export;
   }
 
-  /**
-   * What it has to show when places are rare, for `Seats`: null while it works. In the handshake how far it is. Afterwards how often what it had asked for
-   * doubled, so that a crowd that asks once and sits there goes before a disk that is in use and idle for a moment; of those alike since when nothing moves.
-   */
-  worth(): number | null {
-    if (this.#session === null) return this.#socket !== this.#rawSocket ? 2 : this.#receivedBytes > 0 ? 1 : 0;
-    if (this.#session.deviceCalls > 0) return null;
-    // It has a handshake to show, and that is all.
-    const { requestsAsked } = this.#session;
-    if (requestsAsked === 0) return 2;
-    const idleAfterMs = requestsAsked < ESTABLISHED_REQUESTS ? IDLE_AFTER_MS : ESTABLISHED_IDLE_AFTER_MS;
-    if (this.#clock.monotonicMs() - this.#movedAtMs < idleAfterMs) return null;
-    return 3 + Math.floor(Math.log2(requestsAsked)) * WORTH_OF_A_DOUBLING + this.#movedAtMs;
+  /** Of the connection below TLS: for `Guest.movedBytes`. */
+  get bytesRead(): number {
+    return this.#rawSocket.bytesRead;
+  }
+
+  /** What it has to show while it has asked for nothing: for `Guest.shows`. */
+  shows(): number {
+    if (this.#session !== null) return AGREED;
+    return this.#socket === this.#rawSocket ? NOTHING_SHOWN : ENCRYPTS;
   }
 
   /** Ends the connection at once, and says why in the log. */
@@ -168,6 +179,8 @@ export class ServerConnection {
       this.#writer?.close();
       await this.#session?.close();
       this.#account.close();
+      this.#visit.end();
+      this.#seat?.end();
       this.#onClose(this);
     })();
     return this.#gone;
@@ -186,16 +199,16 @@ export class ServerConnection {
       return;
     }
     this.#receivedBytes += count;
-    this.#movedAtMs = this.#clock.monotonicMs();
     this.#lookOut.seen();
     this.#parser!.landed(count);
+    this.#steps();
   }
 
   #received(bytes: Buffer, borrowed = false): void {
     if (this.#ending) return;
     this.#receivedBytes += bytes.length;
-    this.#movedAtMs = this.#clock.monotonicMs();
     this.#lookOut.seen();
+    if (this.#session === null) this.#visit.advances();
     if (this.#restAt < this.#rest.length) {
       // A paused stream may still have had a chunk in hand.
       this.#rest = Buffer.concat([this.#rest.subarray(this.#restAt), bytes]);
@@ -205,6 +218,7 @@ export class ServerConnection {
     this.#rest = bytes;
     this.#restAt = 0;
     this.#pump(borrowed);
+    this.#steps();
     // What has to wait cannot wait in a buffer of others.
     if (borrowed && this.#restAt < this.#rest.length) {
       this.#rest = Buffer.from(this.#rest.subarray(this.#restAt));
@@ -234,7 +248,7 @@ export class ServerConnection {
       this.#pumping = false;
     }
     const left = this.#restAt < this.#rest.length;
-    const full = left || this.#parser?.waits === true;
+    const full = left || (this.#parser === null ? !this.#takesMore : this.#parser.waits);
     // What was answered at once goes out at once.
     this.#writer?.flush();
     if (!left) {
@@ -247,6 +261,79 @@ export class ServerConnection {
       if (full) this.#socket.pause();
       else this.#socket.resume();
     }
+  }
+
+  /** A request more, or enough of a payload: it works. */
+  #steps(): void {
+    const seat = this.#seat;
+    if (seat === null) return;
+    const asked = this.#session!.requestsAsked;
+    if (asked === this.#stepRequests) {
+      const movedBytes = this.#receivedBytes + takenBytes(this.#rawSocket, 0);
+      if (movedBytes - this.#stepBytes < STEP_BYTES) return;
+      this.#stepBytes = movedBytes;
+    }
+    this.#stepRequests = asked;
+    seat.advances();
+  }
+
+  /**
+   * For `Guest.shows`: null while it works, or has worked much and not long ago. Else how often what it had asked for doubled, so that a crowd that asks once and sits there
+   * goes before a disk that is in use and idle for a moment.
+   */
+  #worksFor(seat: Stay): number | null {
+    const session = this.#session!;
+    const { requestsAsked } = session;
+    if (session.deviceCalls > 0) return null;
+    const { stillMs } = seat;
+    this.#steps();
+    // It takes what it asked for.
+    if (seat.stillMs < stillMs) return null;
+    if (requestsAsked >= ESTABLISHED_REQUESTS && seat.stillMs < ESTABLISHED_IDLE_AFTER_MS) return null;
+    return Math.floor(Math.log2(Math.max(1, requestsAsked)));
+  }
+
+  /** From its first request on it has a place of another kind. True when it has it. */
+  #hasPlace(): boolean {
+    if (this.#seat !== null) return this.#seat.state === 'in';
+    this.#seat = this.#seats.come(
+      {
+        key: this.#address,
+        shows: () => this.#worksFor(this.#seat!),
+        turnOut: (reason) => this.drop(reason),
+      },
+      (seat) => {
+        this.#seat = seat;
+        this.#cancelTimer();
+        this.#visit.end();
+        this.#session!.room();
+      },
+    );
+    if (this.#seat === null) {
+      this.drop('too many clients wait for a place');
+      return false;
+    }
+    if (this.#seat.state === 'in') return true;
+    this.#cancelTimer = this.#clock.timer(this.#limits.handshakeTimeoutMs, () =>
+      this.drop('no client leaves its place'),
+    );
+    return false;
+  }
+
+  /** The client takes the answers of its handshake. */
+  get #takesMore(): boolean {
+    return this.#answerBytes <= this.#limits.handshakeOutputBytesMax;
+  }
+
+  #answer(bytes: Buffer): void {
+    const heldBytes = Math.max(bytes.length, OBJECT_BYTES);
+    this.#account.charge(heldBytes);
+    this.#answerBytes += heldBytes;
+    this.#socket.write(bytes, () => {
+      this.#account.release(heldBytes);
+      this.#answerBytes -= heldBytes;
+      if (this.#paused) this.#pump();
+    });
   }
 
   #shakeHands(): void {
@@ -305,6 +392,7 @@ export class ServerConnection {
       limits: this.#limits,
       logger: this.#logger,
       statistics: this.#statistics,
+      hasPlace: () => this.#hasPlace(),
       onRoom: () => this.#pump(),
       onEnd: (reason) => this.#end(reason),
     });

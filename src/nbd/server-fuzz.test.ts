@@ -117,6 +117,7 @@ class Server {
             limits,
             logger: silentLogger,
             statistics: { requests: 0, bytesRead: 0, bytesWritten: 0 },
+            hasPlace: () => true,
             onRoom: () => this.#pump(),
             onEnd: () => {
               this.ended = true;

@@ -64,6 +64,7 @@ export class ServerSession implements RequestSink {
   readonly #account: PeerAccount;
   readonly #limits: ServerLimits;
   readonly #logger: Logger;
+  readonly #hasPlace: () => boolean;
   readonly #onRoom: () => void;
   readonly #onEnd: (reason: string) => void;
   /** Bytes before the data of a read. */
@@ -91,6 +92,8 @@ export class ServerSession implements RequestSink {
     limits: ServerLimits;
     logger: Logger;
     statistics: SessionStatistics;
+    /** Asked before a request is taken, until it is true; when it becomes so without being asked, `room` says that. */
+    hasPlace: () => boolean;
     /** A request that was not admitted may be now. */
     onRoom: () => void;
     /** The client said goodbye, and everything is answered. */
@@ -104,6 +107,7 @@ export class ServerSession implements RequestSink {
     this.#limits = options.limits;
     this.#logger = options.logger;
     this.statistics = options.statistics;
+    this.#hasPlace = options.hasPlace;
     this.#onRoom = options.onRoom;
     this.#onEnd = options.onEnd;
     this.#readHeaderBytes =
@@ -130,6 +134,10 @@ export class ServerSession implements RequestSink {
   }
 
   admit(request: Request, payloadBytes: number): boolean {
+    if (this.#requestsAsked === 0 && !this.#hasPlace()) {
+      this.#starved = true;
+      return false;
+    }
     const refusal = this.#check(request, payloadBytes);
     const cost = OBJECT_BYTES + (refusal === null ? this.#bufferBytesOf(request) : 0);
     if (this.#requests >= this.#limits.requestsMax || !this.#account.take(cost)) {

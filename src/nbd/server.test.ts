@@ -463,47 +463,70 @@ test('a disconnect answers what came before it', async (t) => {
   await until('no connection', () => server.connections === 0);
 });
 
-test('connections are limited, and so is the time of a handshake', async (t) => {
+test('of those that have asked for nothing the one that stands still goes for who comes, and a handshake that moves stays', async (t) => {
   const clock = new FakeClock();
   const { server, client } = await start(t, [{ name: '', device: memory() }], {
     clock,
-    limits: { connectionsMax: 2, handshakeTimeoutMs: 1000 },
+    limits: { handshakesMax: 3 },
   });
-  const first = client();
-  await first.begin();
-  const second = client();
-  await second.greet();
-  // Who is not through with the handshake goes for who comes.
-  await first.read(0, 512);
-  const letIn = async () => {
-    await until('a newcomer to wait', () => server.waiting === 1);
-    clock.advance(20);
-  };
+  const begun = client();
+  await begun.begin();
+  const silent = client();
+  await silent.take(protocol.GREETING_BYTES);
+  const moving = client();
+  await moving.greet();
+  await moving.option(OPTION.list);
+  const next = client();
+  await until('a newcomer to wait', () => server.waiting === 1);
+  clock.advance(700);
+  await moving.option(OPTION.list);
+  assert.equal(server.connections, 3, 'nobody had the time to show anything');
+  clock.advance(120);
+  assert.ok(await silent.closed());
+  await next.begin();
+  // Of those with the same to show, and none of them moves.
+  clock.advance(1_000);
+  await next.read(0, 512);
   const third = client();
-  await letIn();
   await third.begin();
-  assert.ok(await second.closed());
-  // Two clients that work keep their places.
-  await third.read(0, 512);
-  const refused = client();
-  await letIn();
-  assert.ok(await refused.closed());
-  assert.equal((await first.read(0, 512)).data.length, 512);
-  // One that nothing came from for long does not.
-  clock.advance(5_000);
-  await third.read(0, 512);
-  clock.advance(6_000);
   const fourth = client();
-  await letIn();
-  await fourth.greet();
-  assert.ok(await first.closed());
-  clock.advance(1001);
-  assert.ok(await fourth.closed());
-  assert.equal((await third.read(0, 512)).data.length, 512);
-  await until('one connection', () => server.connections === 1);
+  await until('a newcomer to wait', () => server.waiting === 1);
+  clock.advance(20);
+  assert.ok(await moving.closed());
+  await fourth.begin();
+  assert.equal((await begun.read(0, 512)).data.length, 512);
+  assert.equal((await next.read(0, 512)).data.length, 512);
 });
 
-test('of a crowd that asks once and sits there one goes for who comes, after a second; a disk that was in use stays', async (t) => {
+test('the time of a handshake is limited, and who does not take its answers is not read from', async (t) => {
+  const clock = new FakeClock();
+  const description = 'd'.repeat(4000);
+  const names = Array.from({ length: 16 }, (_, index) => `disk-${index}`);
+  const shares = names.map((name) => ({ name, device: memory(), description }));
+  const peers = new PeerBook(clock);
+  const { server, client } = await start(t, shares, { clock, peers });
+  const greedy = client();
+  await greedy.greet();
+  greedy.pause();
+  // 16 MiB of answers, of which the kernel takes some.
+  const options = 255;
+  greedy.write(Buffer.concat(Array.from({ length: options }, () => protocol.encodeOption(OPTION.list))));
+  await until('answers that nobody takes', () => peers.heldBytes > 64 * KIB);
+  assert.ok(peers.heldBytes < 256 * KIB, `${peers.heldBytes} bytes`);
+  greedy.resume();
+  for (let asked = 0; asked < options; asked += 1) {
+    for (let told = 0; told <= names.length; told += 1) {
+      const { dataBytes } = protocol.decodeOptionReplyHeader(await greedy.take(20));
+      await greedy.take(dataBytes);
+    }
+  }
+  await until('nothing to be held any more', () => peers.heldBytes === 0);
+  clock.advance(15_001);
+  assert.ok(await greedy.closed());
+  await until('no connection', () => server.connections === 0);
+});
+
+test('of a crowd that asks once and sits there one goes for who asks, after a second; a disk that was in use stays', async (t) => {
   const clock = new FakeClock();
   const { server, client } = await start(t, [{ name: '', device: memory() }], {
     clock,
@@ -524,14 +547,41 @@ test('of a crowd that asks once and sits there one goes for who comes, after a s
   for (let round = 0; round < 4; round += 1) {
     clock.advance(1_001);
     const comer = client();
-    await until('a newcomer to wait', () => server.waiting === 1);
-    clock.advance(20);
     await comer.begin();
-    await comer.read(0, 512);
+    const reading = comer.read(0, 512);
+    await until('a client to wait', () => server.waiting === 1);
+    clock.advance(20);
+    await reading;
     assert.ok(await crowd[0]!.closed());
     crowd = [...crowd.slice(1), comer];
   }
   assert.equal((await disk.read(0, 512)).data.length, 512);
+});
+
+test('where all places belong to clients that work, who asks first waits for so long as a handshake may take', async (t) => {
+  const clock = new FakeClock();
+  const { server, client } = await start(t, [{ name: '', device: memory() }], {
+    clock,
+    limits: { connectionsMax: 2, handshakeTimeoutMs: 2_000 },
+  });
+  const working = [client(), client()];
+  for (const raw of working) await raw.begin();
+  const work = async () => {
+    for (const raw of working) assert.equal((await raw.read(0, 512)).data.length, 512);
+  };
+  await work();
+  const late = client();
+  await late.begin();
+  late.send({ type: COMMAND.read, lengthBytes: 512 });
+  await until('a client to wait', () => server.waiting === 1);
+  for (let turn = 0; turn < 4; turn += 1) {
+    clock.advance(499);
+    await work();
+  }
+  assert.equal(server.connections, 3);
+  clock.advance(20);
+  assert.ok(await late.closed());
+  await work();
 });
 
 test('a peer that stalls within a request or does not take its answers is dropped; an idle one is not', async (t) => {

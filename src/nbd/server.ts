@@ -1,14 +1,14 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import type { TlsOptions } from 'node:tls';
+import { admitSocket } from '../base/admitted-socket.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
+import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
-import { type Seat, Seats } from '../base/seats.ts';
-import { Turnstile } from '../base/turnstile.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
@@ -51,8 +51,8 @@ export type NbdServerStatistics = SessionStatistics & { connections: number };
 const SOCKET_PATH_BYTES_MAX = 107;
 /** The largest read from a socket outside of payloads. */
 const STAGING_BYTES = 64 * 1024;
-/** Of newcomers for whom others have to go. */
-const ADMISSIONS_PER_SECOND = 100;
+/** A client that has asked for something may lose its place to another when nothing came from it for so long. */
+const IDLE_AFTER_MS = 1_000;
 /** Buffers kept for later. */
 const POOL_BYTES = 32 * 1024 * 1024;
 
@@ -64,9 +64,9 @@ export class NbdServer {
   readonly #server: Server;
   readonly #pool: BufferPool;
   readonly #peers: PeerBook;
-  readonly #seats: Seats;
-  readonly #turnstile: Turnstile;
-  readonly #waiting = new Set<Socket>();
+  /** Those that have asked for nothing, and those that have. */
+  readonly #handshakes: Doorkeeper;
+  readonly #seats: Doorkeeper;
   readonly #lookOut = new LookOut();
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #exports = new Map<string, NbdExport>();
@@ -79,16 +79,23 @@ export class NbdServer {
     this.#options = options;
     this.#limits = { ...SERVER_LIMITS, ...options.limits };
     this.#logger = options.logger;
-    const { connectionsMax, connectionsPerAddressMax } = this.#limits;
+    const { connectionsMax, connectionsPerAddressMax, handshakesMax, handshakesPerAddressMax } = this.#limits;
+    const isUnix = 'path' in options.address;
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
     this.#peers = options.peers ?? new PeerBook(options.clock);
-    this.#turnstile = new Turnstile(options.clock, {
-      perSecond: ADMISSIONS_PER_SECOND,
-      waitingMax: connectionsMax,
+    const ofAddress = (max: number, perAddressMax: number) => (isUnix ? max : Math.min(max, perAddressMax));
+    this.#handshakes = new Doorkeeper(options.clock, {
+      ...HANDSHAKES,
+      placesMax: handshakesMax,
+      placesOfKeyMax: ofAddress(handshakesMax, handshakesPerAddressMax),
+      ...(isUnix && { waitingOfKeyMax: HANDSHAKES.waitingMax }),
     });
-    this.#seats = new Seats({
-      max: connectionsMax,
-      keyMax: 'path' in options.address ? connectionsMax : Math.min(connectionsMax, connectionsPerAddressMax),
+    this.#seats = new Doorkeeper(options.clock, {
+      ...HANDSHAKES,
+      placesMax: connectionsMax,
+      placesOfKeyMax: ofAddress(connectionsMax, connectionsPerAddressMax),
+      graceMs: IDLE_AFTER_MS,
+      protectedMsMax: Number.POSITIVE_INFINITY,
     });
     this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
   }
@@ -133,9 +140,9 @@ export class NbdServer {
     return this.#connections.size;
   }
 
-  /** Newcomers for whom others have to go. */
+  /** Connections that wait for a place. */
   get waiting(): number {
-    return this.#waiting.size;
+    return this.#handshakes.waiting + this.#seats.waiting;
   }
 
   statistics(): NbdServerStatistics {
@@ -173,8 +180,8 @@ export class NbdServer {
   close(): Promise<void> {
     this.#closed ??= (async () => {
       const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
-      this.#turnstile.close();
-      for (const socket of this.#waiting) socket.destroy();
+      this.#handshakes.close();
+      this.#seats.close();
       await Promise.all([...this.#connections].map((connection) => connection.gone()));
       await closed;
       this.#named?.remove();
@@ -217,48 +224,23 @@ export class NbdServer {
       socket.destroy();
       return;
     }
-    const key = isUnix ? 'unix' : peerAddressOf(remoteAddress!);
-    if (this.#seats.hasRoom(key)) this.#begin(socket, key);
-    else this.#queue(socket, key);
-  }
-
-  /** Others have to go: one after the other. */
-  #queue(socket: Socket, key: string): void {
-    const forget = this.#turnstile.wait(() => {
-      this.#waiting.delete(socket);
-      socket.off('close', left);
-      if (!socket.destroyed) this.#begin(socket, key);
-    });
-    const left = () => {
-      this.#waiting.delete(socket);
-      forget?.();
-    };
-    if (forget === null) {
-      this.#refuse(socket);
-      return;
-    }
-    this.#waiting.add(socket);
-    socket.once('close', left);
-  }
-
-  #refuse(socket: Socket): void {
-    this.#logger.warn({ peer: socket.remoteAddress ?? null }, 'NBD: too many connections');
-    socket.destroy();
-  }
-
-  #begin(socket: Socket, key: string): void {
+    const address = isUnix ? 'unix' : peerAddressOf(remoteAddress!);
     let connection: ServerConnection | null = null;
-    const seat: Seat = {
-      key,
-      worth: () => connection?.worth() ?? null,
-      evict: (reason) => connection?.drop(reason),
+    const guest: Guest = {
+      key: address,
+      shows: () => connection?.shows() ?? 0,
+      movedBytes: () => connection?.bytesRead ?? 0,
+      turnOut: (reason) => (connection === null ? socket.destroy() : connection.drop(reason)),
     };
-    if (!this.#seats.take(seat)) {
-      this.#refuse(socket);
-      return;
-    }
+    const came = admitSocket(this.#handshakes, socket, guest, (handshake) => {
+      connection = this.#begin(socket, address, handshake);
+    });
+    if (!came) this.#logger.warn({ peer: remoteAddress ?? null }, 'NBD: too many connections');
+  }
+
+  #begin(socket: Socket, address: string, handshake: Stay): ServerConnection {
     const { tls } = this.#options;
-    connection = new ServerConnection({
+    const connection = new ServerConnection({
       socket,
       host: {
         exports: () => [...this.#exports.values()],
@@ -269,18 +251,18 @@ export class NbdServer {
       limits: this.#limits,
       pool: this.#pool,
       peers: this.#peers,
-      address: key,
+      address,
+      handshake,
+      seats: this.#seats,
       clock: this.#options.clock,
       logger: this.#logger,
       statistics: this.#statistics,
       lookOut: this.#lookOut,
       staging: this.#staging,
-      onClose: (closed) => {
-        this.#seats.leave(seat);
-        this.#connections.delete(closed);
-      },
+      onClose: (closed) => this.#connections.delete(closed),
     });
     this.#connections.add(connection);
+    return connection;
   }
 }
 

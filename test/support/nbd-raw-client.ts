@@ -68,6 +68,15 @@ export class RawNbdClient {
     this.#stream.write(bytes);
   }
 
+  /** Takes nothing from the kernel until `resume`. */
+  pause(): void {
+    this.#stream.pause();
+  }
+
+  resume(): void {
+    this.#stream.resume();
+  }
+
   /** Resolves when the server has closed the connection; false when bytes came instead. */
   async closed(): Promise<boolean> {
     while (!this.#ended && this.#waitingBytes === 0) await this.#more();
