@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
-import { createServer, type Socket } from 'node:net';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { nbdClientOptions, reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
 import { patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { FakeClock } from '../base/fake-clock.ts';
 import { seededRandom } from '../base/random.ts';
 import { testConformance } from '../block/conformance.ts';
 import { DelayDevice } from '../block/delay-device.ts';
@@ -39,6 +40,35 @@ for (const connections of [1, 3]) {
     runs: 25,
   });
 }
+
+test('a server that is silent is given twice as long at each try, so that one that is only slow gets its word in', async (t) => {
+  const clock = new FakeClock();
+  const dialledAtMs: number[] = [];
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => {
+    dialledAtMs.push(clock.monotonicMs());
+    sockets.add(socket);
+    socket.on('error', () => {}).resume();
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const address = { host: '127.0.0.1', port: (server.address() as AddressInfo).port };
+  const client = NbdClient.open({
+    ...nbdClientOptions(address, { clock, handshakeTimeoutMs: 10_000 }),
+    expected: { lengthBytes: MIB },
+  });
+  t.after(async () => {
+    await client.close();
+    for (const socket of sockets) socket.destroy();
+    await new Promise<void>((resolve) => server.close(() => resolve()));
+  });
+  await until('four tries', () => {
+    if (dialledAtMs.length > 0) clock.advance(500);
+    return dialledAtMs.length >= 4 || null;
+  });
+  const waitedMs = dialledAtMs.slice(1).map((atMs, index) => atMs - dialledAtMs[index]!);
+  for (const [index, atLeastMs] of [10_000, 20_000, 40_000].entries())
+    assert.ok(waitedMs[index]! >= atLeastMs, `${waitedMs}`);
+});
 
 /** An old server: simple replies, no INFO, what `answer` says. */
 async function oldServer(

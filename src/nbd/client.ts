@@ -52,11 +52,11 @@ export type NbdClientOptions = {
   queueDepth?: number;
   /** Largest single READ or WRITE; longer ones are split. Default 1 MiB. */
   transferBytesMax?: number;
-  /** From dialling to the end of the handshake. Default 10 s. */
+  /** From dialling to the end of the handshake. Default 10 s; doubles, up to eight times, as long as the server is silent. */
   handshakeTimeoutMs?: number;
   /** Silence after which the server is asked for its first block. Default 3 s. */
   keepAliveIntervalMs?: number;
-  /** How long that may take while nothing else is under way. Default 5 s. */
+  /** How long that may take while nothing else is under way. Default 5 s; doubles like the handshake's. */
   keepAliveTimeoutMs?: number;
   /** How long a request may take before its connection is given up; doubles with each replay of the request. Default 15 s. */
   requestTimeoutMs?: number;
@@ -92,6 +92,8 @@ type Lane = {
   session: NbdSession | null;
   connection: NbdConnection<RemoteExport> | null;
   hadSession: boolean;
+  /** Doubles with each connection that ended because the server was silent, so that one that is only slow gets its word in; halves with each other end. */
+  patience: number;
 };
 
 const DEFAULTS = {
@@ -119,6 +121,9 @@ const STATUS_BYTES_MAX = 2 * 2 ** 30;
 const FAILURES_MAX = 16;
 const RETRY_MS = 100;
 const DISCONNECT_TIMEOUT_MS = 1_000;
+/** Ends that a server which is only slow brings about as well. */
+const SILENT = new Set(['NBD_HANDSHAKE_TIMEOUT', 'NBD_SILENT']);
+const PATIENCE_MAX = 8;
 
 export class NbdClient implements BlockDevice {
   readonly #options: Required<Omit<NbdClientOptions, 'expected'>> & Pick<NbdClientOptions, 'expected'>;
@@ -649,7 +654,7 @@ export class NbdClient implements BlockDevice {
   }
 
   #addLane(refusalIsFatal: boolean): void {
-    const lane: Lane = { session: null, connection: null, hadSession: false };
+    const lane: Lane = { session: null, connection: null, hadSession: false, patience: 1 };
     this.#lanes.push(lane);
     this.#loops.push(this.#run(lane, refusalIsFatal));
   }
@@ -660,6 +665,9 @@ export class NbdClient implements BlockDevice {
       const answersBefore = this.#answers;
       const error = await this.#serve(lane);
       if (this.#failure !== null) return;
+      lane.patience = SILENT.has(error.code)
+        ? Math.min(lane.patience * 2, PATIENCE_MAX)
+        : Math.max(1, lane.patience / 2);
       const refused = refusalIsFatal && this.#export === null && error.retry === 'never';
       if (error.code === 'NBD_EXPORT_CHANGED' || refused) {
         this.#fail(error);
@@ -698,7 +706,8 @@ export class NbdClient implements BlockDevice {
 
   /** One connection from dialling to its end. Answers why it ended. */
   async #serve(lane: Lane): Promise<GodwitError> {
-    const { address, exportName, tls, handshakeTimeoutMs } = this.#options;
+    const { address, exportName, tls } = this.#options;
+    const handshakeTimeoutMs = this.#options.handshakeTimeoutMs * lane.patience;
     const over = Promise.withResolvers<GodwitError>();
     const onClosing = (): void => over.resolve(closedError());
     this.#closing.signal.addEventListener('abort', onClosing, { once: true });
@@ -718,7 +727,7 @@ export class NbdClient implements BlockDevice {
           writer,
           clock: this.#clock,
           keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
-          keepAliveTimeoutMs: this.#options.keepAliveTimeoutMs,
+          keepAliveTimeoutMs: this.#options.keepAliveTimeoutMs * lane.patience,
           requestTimeoutMs: this.#options.requestTimeoutMs,
           onRoom: () => this.#pump(),
           onOver: (error) => over.resolve(error),
