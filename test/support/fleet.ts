@@ -61,6 +61,8 @@ export const fleetNeeds = requires(
 /** Worker processes on this host, each with a data folder of its own. All that they started is gone when the test ends, however it ends. */
 export class Fleet {
   readonly dir: string;
+  /** Of its API. */
+  readonly token = TOKEN;
   readonly workers: readonly FleetWorker[];
 
   /** Ends all waiting when the test is over: one of two things that are waited for may have failed. */
