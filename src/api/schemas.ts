@@ -125,6 +125,11 @@ export const MachineView = Type.Object({
   hydration: Nullable(HydrationView),
   /** Its owner wants it up, and it is down because of godwit: since when (wall clock), and what it does then. Left out: it is not. */
   down: Type.Optional(Type.Object({ sinceMs: Type.Number(), why: Type.String() })),
+  /**
+   * The data disk of its worker is full but for what is kept back: since when (wall clock), and how many of its writes wait for room. 0: they fail (`--when-full
+   * error`). Left out: there is room.
+   */
+  ioPaused: Type.Optional(Type.Object({ sinceMs: Type.Number(), waiting: Type.Integer() })),
   /** What is wrong with it, which is wanted to run: the end of a sentence that begins with "it". Left out: nothing that is known. */
   ailment: Type.Optional(
     Type.Object({

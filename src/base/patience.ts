@@ -611,6 +611,10 @@ const PAUSES = {
   },
   fullLook: { ms: 2_000, what: 'between looks whether a sync before the stop waits for room on the disk' },
   ballast: { ms: 1_000, what: 'between looks whether the data disk leaves room for the journal' },
+  dirtyBound: {
+    ms: 1_000,
+    what: 'between looks whether the data disk has room for what machines have in their page caches',
+  },
   roomLook: { ms: 250, what: 'between looks of a volume whose writes wait for room on the disk' },
   sweep: { ms: 60_000, what: 'between looks for what is too old to be kept' },
   serverRestartMax: { ms: 2_000, what: 'the longest before another volume server is started' },

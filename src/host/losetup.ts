@@ -3,6 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { systemTools, type Tools } from './tools.ts';
+import { boundDirtyPages } from './write-back.ts';
 
 const DEADLINE_MS = PATIENCE.loop.ms;
 
@@ -42,7 +43,11 @@ export async function attachLoop(options: AttachLoopOptions): Promise<string> {
     { deadlineMs },
   );
   const device = stdout.trim();
-  if (exitCode === 0 && /^\/dev\/loop\d+$/.test(device)) return device;
+  if (exitCode === 0 && /^\/dev\/loop\d+$/.test(device)) {
+    // The kernel keeps a bound of its dirty pages from one file to the next.
+    boundDirtyPages(device, null);
+    return device;
+  }
   throw new GodwitError('HOST_LOOP_FAILED', `no loop device for the file: ${stderr.trim() || device}`, {
     values: { filePath, exitCode },
     nextAction: 'The message of losetup says why; losetup -a lists what is attached.',
@@ -60,6 +65,7 @@ export async function detachLoop(
   const { clock, deadlineMs = DEADLINE_MS, tools = systemTools() } = options;
   const endsAtMs = clock.monotonicMs() + deadlineMs;
   if (loopFile(device) === null) return;
+  boundDirtyPages(device, null);
   const { stderr } = await tools.run(['losetup', '--detach', device], { deadlineMs });
   while (loopFile(device) !== null) {
     if (clock.monotonicMs() >= endsAtMs) {

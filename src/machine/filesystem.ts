@@ -108,7 +108,11 @@ export class Filesystem {
 
   async #unmountTop(device: string | null): Promise<void> {
     const { mustUnmount } = await import('../sys/unmount.ts');
-    await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', device, () => mustUnmount(this.directory));
+    await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', device, async () => {
+      // A sync that nobody waits for any more has the filesystem open.
+      await this.#calls.get('sync')?.catch(() => {});
+      await mustUnmount(this.directory);
+    });
   }
 
   /** One system call, or the one that is under way, as long as its device does something. */

@@ -9,6 +9,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { ownPath } from '../sys/named-path.ts';
+import type { Leaving } from '../volume/disk-room.ts';
 import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
 import { findHolders, frozenError, heldError, isFrozen } from './holders.ts';
@@ -27,6 +28,8 @@ import { cgroupName } from './workload.ts';
 
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
 export const STOP_SLACK_MS = PATIENCE.stopSlack.ms;
+/** After the time of a stop: its shim has killed by then. */
+const KILLED_BY_MS = 500;
 
 /** Who holds a filesystem holds it that often, with that pause, before it counts. */
 const HOLDER_LOOKS = 4;
@@ -272,13 +275,19 @@ export class MachineManager {
     // Its processes may run on without it, with the volume in their hands.
     if (client === null) return this.shutdownShim(machineId);
     // What is in its page cache must reach the volume before that can be unmounted.
-    void this.openReserve(machineId, true);
+    void this.openReserve(machineId, 'running');
     const timeoutMs = how.timeoutMs ?? stop.timeoutMs;
     // A shim of an earlier version refuses a configuration whose signal does not exist.
     const signal = how.signal ?? (isSignal(stop.signal) ? undefined : 'SIGTERM');
     const args = signal === undefined ? how : { ...how, signal, timeoutMs };
+    // Who was killed writes no more, but may wait in its filesystem for the room that lets it end.
+    const cancel = this.#options.clock.timer(timeoutMs + KILLED_BY_MS, () => {
+      void this.openReserve(machineId, 'stopped');
+    });
     try {
       await client.call('workload.stop', args, timeoutMs + STOP_SLACK_MS);
+      // What is opened now is for what was in its page cache.
+      void this.openReserve(machineId, 'stopped');
     } catch (error) {
       if (isGodwitError(error, 'RPC_CLOSED') || isGodwitError(error, 'MACHINE_SHIM_GONE'))
         return this.shutdownShim(machineId);
@@ -286,6 +295,8 @@ export class MachineManager {
       this.#options.logger.error({ machineId }, 'the shim does not answer: it is ended, and its machine');
       await this.kill(machineId);
       await this.#endHungShim(machineId);
+    } finally {
+      cancel();
     }
   }
 
@@ -293,8 +304,8 @@ export class MachineManager {
    * Opens what is kept back of the disk for a machine that leaves, or closes it again. Where nobody answers, nobody holds its writes back for that either: a volume
    * server of an earlier version, of the kernel plane, or one that hangs, which the stop finds out.
    */
-  async openReserve(machineId: string, leaving: boolean): Promise<void> {
-    const args = { op: 'room', args: { leaving } };
+  async openReserve(machineId: string, leaving: Leaving): Promise<void> {
+    const args = { op: 'room', args: { leaving: leaving !== 'no', stopped: leaving === 'stopped' } };
     await this.client(machineId)
       .then((client) => client?.call('volume.command', args, PATIENCE.openReserve.ms))
       .catch(() => {});
@@ -327,7 +338,9 @@ export class MachineManager {
 
   /** SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on at once. Rejects `MACHINE_KILL_STUCK`. */
   async kill(machineId: string): Promise<void> {
-    await this.#cgroup(machineId).killAll(PATIENCE.kill.ms);
+    const killing = this.#cgroup(machineId).killAll(PATIENCE.kill.ms);
+    if (this.get(machineId).config.volume !== undefined) void this.openReserve(machineId, 'stopped');
+    await killing;
   }
 
   #cgroup(machineId: string): Cgroup {
@@ -557,7 +570,7 @@ export class MachineManager {
         if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }
     }
-    if (config.volume !== undefined) void this.openReserve(record.id, false);
+    if (config.volume !== undefined) void this.openReserve(record.id, 'no');
     await client.call('workload.start', { machineId: record.id, name: record.name, config });
   }
 

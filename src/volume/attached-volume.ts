@@ -25,12 +25,11 @@ import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
-import { fileSystemOf } from '../sys/file-system.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
 import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
-import { DiskRoom, RoomyDevice } from './disk-room.ts';
+import { type DiskRoom, type Leaving, RoomyDevice, roomOf } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -263,7 +262,7 @@ export class AttachedVolume {
   }
 
   /** Opens what is kept back of the disk for a machine that leaves, or closes it again. */
-  leave(leaving: boolean): Promise<void> {
+  leave(leaving: Leaving): Promise<void> {
     return this.#room.leave(leaving);
   }
 
@@ -610,15 +609,6 @@ async function openNbd(
     clock,
     logger,
     peers,
-  });
-}
-
-function roomOf({ volumeDir, whenFull }: VolumeServerSpec, local: FileDevice, clock: Clock): DiskRoom {
-  return new DiskRoom({
-    look: () => fileSystemOf(volumeDir),
-    extents: (offsetBytes, lengthBytes, limit) => local.extents(offsetBytes, lengthBytes, limit),
-    whenFull: whenFull ?? 'pause',
-    clock,
   });
 }
 

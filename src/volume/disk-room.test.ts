@@ -7,6 +7,7 @@ import { MemoryDevice } from '../block/memory-device.ts';
 import {
   DiskRoom,
   diskReserveBytes,
+  keptBytes,
   lastReserveBytes,
   RoomyDevice,
   roomyArrivals,
@@ -137,13 +138,17 @@ test('what is there already is written again, and the reserve is opened for who 
   const waiting = room.admit(16 * MIB, MIB);
   await disk.clock.run(1_000);
   assert.equal(room.shortage()?.waiting, 1);
-  await room.leave(true);
+  await room.leave('running');
   await waiting;
   assert.equal(room.shortage(), null);
-  assert.ok((await disk.writeUntilFull(room)) > 30 * MIB);
+  const stopsAt = keptBytes(TOTAL_BYTES, 'running');
+  assert.ok((await disk.writeUntilFull(room)) > 10 * MIB);
+  assert.ok(disk.freeBytes >= stopsAt && stopsAt > lastReserveBytes(TOTAL_BYTES), 'half of it is for later');
+  await room.leave('stopped');
+  assert.ok((await disk.writeUntilFull(room)) > 10 * MIB);
   assert.ok(disk.freeBytes >= lastReserveBytes(TOTAL_BYTES));
   assert.equal(room.shortage()?.reserveBytes, lastReserveBytes(TOTAL_BYTES));
-  await room.leave(false);
+  await room.leave('no');
   assert.equal(room.shortage()?.reserveBytes, RESERVE_BYTES);
 });
 

@@ -1,18 +1,21 @@
+import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
+import type { FileDevice } from '../block/file-device.ts';
 import type { ArrivalStore } from '../clone/arrival.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
 
 /**
  * Volumes are thin: together they may promise more than their disk has. What is kept back at its end:
  *
- *     free ──────────────────────────▶ 0
- *     │ volumes write │ reserve: only a machine that leaves │ last: journal, records │
+ *     free ────────────────────────────────────────────────────────────────────────▶ 0
+ *     │ volumes write │ reserve: a machine that leaves │ … and has stopped │ last: journal, records │
  *
  * Writes that need room stop before the reserve, those of all volumes at the same place and in small portions, and wait there (`pause`: the guest sees a slow disk, and goes
  * on when there is room) or fail with `BLOCK_NO_SPACE` (`error`). Writes of what the file has already go on. The reserve is opened for the machine that leaves: what its
- * page cache holds must reach the volume before it can be unmounted.
+ * page cache holds must reach the volume before it can be unmounted. Half of it only when it has stopped: else it would write on until nothing is left for that.
  */
 const RESERVE_BYTES_MAX = 256 * 2 ** 20;
 const RESERVE_PART = 16;
@@ -26,6 +29,16 @@ export function diskReserveBytes(totalBytes: number): number {
 /** Bytes of it that they leave free even when a machine leaves. */
 export function lastReserveBytes(totalBytes: number): number {
   return Math.floor(diskReserveBytes(totalBytes) / LAST_PART);
+}
+
+/** How much of the reserve is open: none, half, all of it but its last part. */
+export type Leaving = 'no' | 'running' | 'stopped';
+
+/** Bytes of a disk of this size that a volume leaves free. */
+export function keptBytes(totalBytes: number, leaving: Leaving): number {
+  const [reserveBytes, lastBytes] = [diskReserveBytes(totalBytes), lastReserveBytes(totalBytes)];
+  if (leaving === 'no') return reserveBytes;
+  return leaving === 'stopped' ? lastBytes : Math.ceil((reserveBytes + lastBytes) / 2);
 }
 
 /** What a volume may write before it looks at the disk again: a part of what is free, so that many volumes do not pass the reserve at once. */
@@ -66,7 +79,7 @@ export class DiskRoom {
   readonly portion = new SharedArrayBuffer(4);
   readonly #portion = new Int32Array(this.portion);
   readonly #options: DiskRoomOptions;
-  #leaving = false;
+  #leaving: Leaving = 'no';
   #waiters: Waiter[] = [];
   #looking: Promise<number> | null = null;
   #lookedMs = Number.NEGATIVE_INFINITY;
@@ -96,7 +109,7 @@ export class DiskRoom {
   }
 
   /** Opens the reserve for a machine that leaves, or closes it again. Idempotent. */
-  async leave(leaving: boolean): Promise<void> {
+  async leave(leaving: Leaving): Promise<void> {
     this.#leaving = leaving;
     await this.#look();
     await this.#letIn();
@@ -187,7 +200,7 @@ export class DiskRoom {
     const { totalBytes, availableBytes } = await look();
     this.#lookedMs = clock.monotonicMs();
     this.#freeBytes = availableBytes;
-    this.#reserveBytes = this.#leaving ? lastReserveBytes(totalBytes) : diskReserveBytes(totalBytes);
+    this.#reserveBytes = keptBytes(totalBytes, this.#leaving);
     const roomBytes = Math.max(0, availableBytes - this.#reserveBytes - this.#pendingBytes);
     // A little more than the least write: at the very edge nobody is let in and stopped by turns.
     const hasRoom = roomBytes >= 2 * PORTION_BYTES_MIN;
@@ -313,6 +326,20 @@ export function roomyArrivals(store: ArrivalStore, room: DiskRoom): ArrivalStore
     ...(store.writeBack && { writeBack: store.writeBack.bind(store) }),
     ...(store.beginWriteBack && { beginWriteBack: store.beginWriteBack.bind(store) }),
   };
+}
+
+/** `local`: the data file of the volume that the spec is of. */
+export function roomOf(
+  { volumeDir, whenFull }: Pick<VolumeServerSpec, 'volumeDir' | 'whenFull'>,
+  local: FileDevice,
+  clock: Clock,
+): DiskRoom {
+  return new DiskRoom({
+    look: () => fileSystemOf(volumeDir),
+    extents: (offsetBytes, lengthBytes, limit) => local.extents(offsetBytes, lengthBytes, limit),
+    whenFull: whenFull ?? 'pause',
+    clock,
+  });
 }
 
 function noSpace({ freeBytes, reserveBytes }: NoRoom): GodwitError {

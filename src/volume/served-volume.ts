@@ -11,6 +11,7 @@ import { FileDevice } from '../block/file-device.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
 import { NbdServer, type NbdServerOptions } from '../nbd/index.ts';
 import type { DataLock } from './data-lock.ts';
+import { type DiskRoom, RoomyDevice, roomOf } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -40,16 +41,25 @@ const BLOCK_BYTES = 512;
 export class ServedVolume {
   readonly #spec: VolumeServerSpec;
   readonly #device: BlockDevice;
+  /** Null: nobody writes. */
+  readonly #room: DiskRoom | null;
   readonly #listener: Listener;
   readonly #lock: DataLock;
   readonly #forgetKey: () => void;
 
   private constructor(
     spec: VolumeServerSpec,
-    parts: { device: BlockDevice; listener: Listener; lock: DataLock; forgetKey: () => void },
+    parts: {
+      device: BlockDevice;
+      room: DiskRoom | null;
+      listener: Listener;
+      lock: DataLock;
+      forgetKey: () => void;
+    },
   ) {
     this.#spec = spec;
     this.#device = parts.device;
+    this.#room = parts.room;
     this.#listener = parts.listener;
     this.#lock = parts.lock;
     this.#forgetKey = parts.forgetKey;
@@ -85,11 +95,13 @@ export class ServedVolume {
         unlocked = await unlockVolume({ ...spec, encryption: spec.encryption });
         device = plaintextOf(device, unlocked, spec.encryption.holes);
       }
+      const room = spec.access === 'writable' ? roomOf(spec, file, options.clock) : null;
+      if (room) device = new RoomyDevice(device, room);
       const listener =
         serve.listen.kind === 'iscsi'
           ? await listenIscsi(spec, serve.listen, device, options)
           : await listenNbd(spec, serve.exportName, serve.listen, device, options);
-      return new ServedVolume(spec, { device, listener, lock, forgetKey });
+      return new ServedVolume(spec, { device, room, listener, lock, forgetKey });
     } catch (error) {
       await device?.close();
       forgetKey();
@@ -106,6 +118,7 @@ export class ServedVolume {
     const { volumeId, generation, access } = this.#spec;
     const counts = { reads: 0, readBytes: 0, writes: 0, writeBytes: 0, flushes: 0, misses: 0 };
     const latencies = { readLatencyP50Ms: 0, readLatencyP99Ms: 0, missLatencyP50Ms: 0, missLatencyP99Ms: 0 };
+    const noRoom = this.#room?.shortage();
     return {
       role: 'serve',
       volumeId,
@@ -114,6 +127,7 @@ export class ServedVolume {
       residentBytes: process.memoryUsage.rss(),
       guest: { ...counts, ...latencies },
       served: { location: this.#listener.location, connections: this.#listener.connections() },
+      ...(noRoom && { noRoom }),
     };
   }
 
@@ -121,8 +135,9 @@ export class ServedVolume {
     if (this.#device.writable) await this.#device.flush();
   }
 
-  /** Drops the clients. What they wrote is durable when it resolves. */
+  /** Drops the clients. What they wrote is durable when it resolves; a write that waits for room is refused. */
   async close(): Promise<void> {
+    this.#room?.close({ refuse: true });
     await this.#listener.close();
     await this.flush();
     await this.#device.close();

@@ -18,6 +18,7 @@ import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
 import type { BlockRange, MendRequest } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
+import type { Leaving } from './disk-room.ts';
 
 const BLOCK_MAX = 2 ** 48;
 const RANGES_MAX = 2 * PROOF_RANGES_MAX;
@@ -86,8 +87,11 @@ export function parseHeat(value: unknown): number[] {
   return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
 }
 
-export function parseLeaving(value: unknown): boolean {
-  return flag(object(value, 'room').leaving, 'room.leaving');
+/** Workers of earlier versions do not say whether the machine has stopped: then all of it is open from the beginning. */
+export function parseLeaving(value: unknown): Leaving {
+  const { leaving, stopped } = object(value, 'room');
+  if (!flag(leaving, 'room.leaving')) return 'no';
+  return stopped === undefined || flag(stopped, 'room.stopped') ? 'stopped' : 'running';
 }
 
 export function parseActivate(value: unknown): Access {

@@ -114,10 +114,11 @@ export function serveSpec(
     access: 'readonly' | 'writable';
     listen: ServeListen;
     keys: KeySource | null;
+    whenFull?: VolumeServerSpec['whenFull'];
   },
 ): VolumeServerSpec {
-  const { volumeDir, access, keys, listen } = options;
-  const spec = attachSpec(record, { volumeDir, access, keys });
+  const { listen, ...attach } = options;
+  const spec = attachSpec(record, attach);
   return { ...spec, role: 'serve', serve: { exportName: record.name, listen } };
 }
 

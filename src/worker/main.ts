@@ -35,6 +35,7 @@ import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { Ballast } from './ballast.ts';
 import { claimDataFolder } from './data-owner.ts';
+import { DirtyBound } from './dirty-bound.ts';
 import { DownEvents } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { hostCheck } from './host-check.ts';
@@ -128,6 +129,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     machines,
     volumes,
     keys: options.keys,
+    whenFull: options.whenFull,
     tls: options.tls,
     hidden,
     random,
@@ -358,6 +360,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     recovery.note(recovered);
     logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
   }
+  const dirtyBound = new DirtyBound({
+    look: () => fileSystemOf(options.dataDir),
+    devices: async () =>
+      (await machines.list()).flatMap(({ shim }) => (shim?.volume?.mounted && shim.volume.loopDevice) || []),
+    clock,
+    logger,
+  });
+  await dirtyBound.start();
   await api.listen({ host: options.listenHost, port: options.listenPort });
   const address = api.server.address();
   const port = typeof address === 'object' && address !== null ? address.port : options.listenPort;
@@ -391,6 +401,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
 
   async function close(): Promise<void> {
     clearInterval(sweep);
+    dirtyBound.close();
     ballast.close();
     imports.close();
     recovery.close();

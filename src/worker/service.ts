@@ -65,6 +65,7 @@ import {
   readHeaderFile,
   VOLUME_FILES,
   type VolumeRecord,
+  type VolumeServerStatus,
   type VolumeStore,
 } from '../volume/index.ts';
 import { downByMove, downByTrouble } from './down.ts';
@@ -684,17 +685,31 @@ export class LocalService implements WorkerService {
     return {
       subject: `volume ${record.name}`,
       state: record.state,
-      conditions: volumeConditions(view, runs),
+      conditions: [
+        ...noRoomConditions(record.name, await this.#noRoomServing(record.id), name),
+        ...volumeConditions(view, runs),
+      ],
       runs,
     };
   }
 
-  /** Machines whose writes wait for room on the disk, or fail for want of it. */
+  /** Machines, and clients of volumes that are served, whose writes wait for room on the disk, or fail for want of it. */
   async #withoutRoom(): Promise<Why['conditions']> {
-    const shown = await this.#o.machines.list();
-    return shown.flatMap(({ record, shim }) =>
-      noRoomConditions(record.name, shim?.volume?.status?.noRoom, this.#o.name),
+    const { machines, volumes, name } = this.#o;
+    const ofMachines = (await machines.list()).flatMap(({ record, shim }) =>
+      noRoomConditions(record.name, shim?.volume?.status?.noRoom, name),
     );
+    const served = await Promise.all(
+      (await volumes.list()).volumes.map(async (record) =>
+        noRoomConditions(record.name, await this.#noRoomServing(record.id), name),
+      ),
+    );
+    return [...ofMachines, ...served.flat()];
+  }
+
+  /** A server that does not answer says nothing here. */
+  #noRoomServing(volumeId: string): Promise<VolumeServerStatus['noRoom']> {
+    return this.#o.serving.noRoom(volumeId).catch(() => undefined);
   }
 
   events(signal: AbortSignal): AsyncIterable<ApiEvent> {
@@ -848,6 +863,7 @@ export class LocalService implements WorkerService {
   #machineView({ record, shim, silentForMs }: MachineShow): MachineView {
     const workload = shim?.workload ?? null;
     const run = this.#o.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
+    const noRoom = shim?.volume?.status?.noRoom;
     const down = (run && downByMove(run)) ?? downByTrouble(this.#o.recovery.trouble(record.id));
     const ailment = record.desired === 'running' ? ailmentOf(workload, this.#o.clock.wallMs()) : null;
     return {
@@ -877,6 +893,7 @@ export class LocalService implements WorkerService {
       },
       hydration: shim?.volume?.status?.hydration ?? null,
       ...(down && { down }),
+      ...(noRoom && { ioPaused: { sinceMs: noRoom.sinceMs, waiting: noRoom.waiting } }),
       ...(ailment && { ailment }),
     };
   }

@@ -24,6 +24,8 @@ export type ServingOptions = {
   machines: MachineManager;
   volumes: VolumeStore;
   keys: KeySource | null;
+  /** What becomes of writes of clients when the disk is full but for its reserve. */
+  whenFull: 'pause' | 'error';
   tls: TlsFiles | null;
   /** Folders that machines do not see: nothing is made in them either. */
   hidden: readonly string[];
@@ -49,7 +51,7 @@ export class Serving {
    * `ServedVolume.open`.
    */
   async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
-    const { machines, volumes, keys, random } = this.#options;
+    const { machines, volumes, keys, whenFull, random } = this.#options;
     const { id } = record;
     if (record.state !== 'ready') {
       throw new GodwitError('WORKER_SERVE_REFUSED', `volume ${record.name} is ${record.state}, not ready`, {
@@ -70,7 +72,7 @@ export class Serving {
     const client = await machines.ensureShim(servingId(id));
     try {
       const access = request.writable ? 'writable' : 'readonly';
-      const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys });
+      const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys, whenFull });
       await client.call('volume.open', { spec });
       const { served } = (await client.call('volume.command', {
         op: 'status',
@@ -104,6 +106,11 @@ export class Serving {
     if (!volume) return null;
     const { location, connections } = volume.status?.served ?? { location: null, connections: 0 };
     return { location, connections, writable: volume.spec.access === 'writable' };
+  }
+
+  /** Of a volume that is served: that what its clients write finds no room. */
+  async noRoom(volumeId: string): Promise<VolumeServerStatus['noRoom']> {
+    return (await servedVolume(this.#options.machines, volumeId))?.status?.noRoom;
   }
 
   /** Rejects `WORKER_VOLUME_SERVED`. */

@@ -7,6 +7,7 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { type MountNeeds, mountNeeds } from '../host/mount-needs.ts';
+import { dirtyBoundOf } from '../host/write-back.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
@@ -230,7 +231,7 @@ export class SourceHost implements SourceSide {
       return;
     }
     // What its page cache holds needs room on a disk that may have none but for those who leave. First: a filesystem whose journal waits for room looks like a frozen one.
-    await machines.openReserve(machineId, true);
+    await machines.openReserve(machineId, 'running');
     try {
       // Whoever holds it now holds it after the stop, when the machine waits for that.
       const obstacle = await this.#unlessFull(
@@ -243,8 +244,15 @@ export class SourceHost implements SourceSide {
       for (let pass = 0; pass < 2; pass++)
         await this.#unlessFull(machineId, client, client.call('fs.sync', {}));
     } catch (error) {
-      await machines.openReserve(machineId, false);
-      throw error;
+      const waits = isGodwitError(error, 'VOLUME_DISK_FULL');
+      const device = volume.loopDevice;
+      if (!waits || device === null || dirtyBoundOf(device) === null) {
+        await machines.openReserve(machineId, 'no');
+        throw error;
+      }
+      // It writes on as fast as there is room. What it may have in its page cache is bounded, and that fits when it has stopped.
+      const obstacle = await machines.obstacle(machineId, { frozen: false });
+      if (obstacle !== null) throw obstacle;
     }
     const volumeId = machines.get(machineId).config.volume?.volumeId;
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;

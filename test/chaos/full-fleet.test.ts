@@ -5,7 +5,12 @@ import { existsSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
-import { diskReserveBytes, lastReserveBytes } from '../../src/volume/disk-room.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { dirtyBoundOf } from '../../src/host/write-back.ts';
+import { NbdClient } from '../../src/nbd/index.ts';
+import { diskReserveBytes, keptBytes, lastReserveBytes } from '../../src/volume/disk-room.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
@@ -99,6 +104,20 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   const waits = /data disk of small is full .* waits for room/;
   assert.match(await says('hog', waits), /godwit drain small/);
   assert.match(await says('small', waits), /hog/);
+  const list = await fleet.run('machine', 'list');
+  assert.match(list.stdout, /^hog .* running \(I\/O paused \d/m);
+  assert.match(list.stderr, /1 machine finds no room on a full disk, hog on small for .*: godwit why hog/);
+  const top = await fleet.run('top', '--once');
+  assert.match(top.stdout, /hog .*I\/O paused/);
+  const paused = (await small.client.showMachine(hog.id)).ioPaused!;
+  assert.ok(paused.waiting > 0 && paused.sinceMs <= Date.now(), JSON.stringify(paused));
+  // What it may have in its page cache is bounded: the kernel has the word of the worker.
+  const boundBytes = keptBytes(totalBytes, 'running') - keptBytes(totalBytes, 'stopped');
+  await fleet.until('the bound of the hog', async () => {
+    const shim = small.shims().find(({ id }) => id === hog.id)!;
+    const bound = dirtyBoundOf(shim.state.loopDevice!);
+    return bound !== null && Math.abs(bound - boundBytes) < boundBytes / 4;
+  });
   // The journals and logs of the worker go on meanwhile.
   assert.ok(freeBytes() >= diskReserveBytes(totalBytes) / 2, `${freeBytes()} bytes are free`);
   assert.match(await inMachine(small, 'quiet', 'grep " /data " /proc/mounts'), / rw,/);
@@ -117,19 +136,17 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   assert.equal((await fleet.run('runs', 'list')).exitCode, 0);
   rmSync(join(disk, 'rest'));
 
-  // 3. The neighbour leaves through what is kept back for that, with all that it wrote; the hog has more than fits, and says so.
+  // 3. Both leave through what is kept back for that: the neighbour with all that it wrote, and the hog with what it may have in its page cache.
   await fleet.until('the neighbour to leave', async () =>
     (await other.client.listMachines()).some(({ id, state }) => id === quiet.id && state === 'running'),
   );
   assert.equal(await inMachine(other, 'quiet', 'sha256sum < /data/fresh'), fresh);
   assert.ok(freeBytes() >= lastReserveBytes(totalBytes) / 2, `${freeBytes()} bytes are free`);
-  await says('small', /hog is waiting: .*does not fit into what is kept back/);
-  assert.equal((await small.client.showMachine(hog.id)).state, 'running');
-
-  // 4. There is room: it goes on by itself, and away.
-  rmSync(join(disk, 'filler'));
   const { exitCode, stderr } = await fleet.run('drain', 'small', '--wait', '1h');
   assert.equal(exitCode, 0, stderr);
+  assert.ok(existsSync(join(disk, 'filler')), 'nobody has made room for that');
+
+  // 4. There it begins anew, and comes to its end.
   await fleet.until('the hog to be done', async () => {
     const reply = await other.client.execInMachine('hog', {
       command: ['ls', '/data/done'],
@@ -141,4 +158,62 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
     .update(execFileSync('sh', ['-c', HOG], { maxBuffer: 2 * HOG_BYTES }))
     .digest('hex');
   assert.equal((await inMachine(other, 'hog', 'sha256sum < /data/big')).split(' ')[0], expected);
+}
+
+test('a client of a volume that is served waits for room as a machine does, is named, and goes on when there is some', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const lab = new VolumeLab();
+  const disk = await lab.smallDisk(DISK_BYTES);
+  const fleet = await Fleet.start(t, ['small'], { dataDir: { small: disk } });
+  try {
+    await serveOnFullDisk(fleet, disk);
+  } finally {
+    await fleet.close();
+    await lab.close();
+  }
+});
+
+async function serveOnFullDisk(fleet: Fleet, disk: string): Promise<void> {
+  const { client } = fleet.worker('small');
+  const volume = await client.createVolume({
+    name: 'disk',
+    lengthBytes: 256 * MIB,
+    filesystem: 'none',
+    encrypted: false,
+  });
+  execFileSync('fallocate', ['-l', String(FILLER_BYTES), join(disk, 'filler')]);
+  const path = join(fleet.dir, 'disk.sock');
+  await client.serveVolume(volume.id, { protocol: 'nbd', listen: `unix:${path}`, writable: true });
+  const clock = systemClock;
+  const nbd = await NbdClient.connect({
+    ...{ address: { path }, exportName: 'disk', readOnly: false },
+    ...{ clock, random: seededRandom(1), logger: silentLogger },
+  });
+  try {
+    const payload = Buffer.alloc(MIB, 7);
+    let written = 0;
+    const writing = (async () => {
+      for (; written < 200; written++) await nbd.write(written * MIB, payload);
+      await nbd.flush();
+    })();
+    writing.catch(() => {});
+    const why = (ref: string) =>
+      fleet.until(`why ${ref} to say what it waits for`, async () => (await fleet.run('why', ref)).stdout, {
+        is: (stdout) => /what disk writes anew waits for room/.test(stdout),
+      });
+    await why('disk');
+    await why('small');
+    assert.ok(written < 200);
+    const { bavail, bsize, blocks } = statfsSync(disk);
+    assert.ok(bavail * bsize >= diskReserveBytes(blocks * bsize) / 2, `${bavail * bsize} bytes are free`);
+    rmSync(join(disk, 'filler'));
+    await writing;
+    const last = Buffer.alloc(MIB);
+    await nbd.read(199 * MIB, last);
+    assert.deepEqual(last, payload);
+  } finally {
+    await nbd.close();
+    await client.stopServing(volume.id);
+  }
 }

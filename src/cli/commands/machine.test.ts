@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Check } from 'typebox/value';
+import { machineView } from '../../../test/support/fake-service.ts';
+import type { MachineView } from '../../api/schemas.ts';
 import { MachineConfig } from '../../machine/config.ts';
-import { configOf, type RunOptions } from './machine.ts';
+import { configOf, ioPausedLine, type RunOptions, stateOf } from './machine.ts';
 
 const minimal: RunOptions = {
   name: 'pg',
@@ -79,4 +81,20 @@ test('what is wrong is named', () => {
   ];
   for (const [some, message] of cases)
     assert.throws(() => config(some), { code: 'CLI_INVALID_OPTIONS', message });
+});
+
+test('a machine that waits for room on a full disk is told of with since when, and one whose writes fail otherwise', () => {
+  const nowMs = 1_000_000;
+  const paused = (name: string, sinceMs: number, waiting: number) =>
+    ({ ...machineView({ name }), state: 'running', ioPaused: { sinceMs, waiting } }) as MachineView;
+  const hog = paused('hog', nowMs - 12_000, 3);
+  assert.equal(stateOf(hog, nowMs), 'running (I/O paused 12 s)');
+  assert.equal(stateOf(paused('fails', nowMs - 12_000, 0), nowMs), 'running (no room 12 s)');
+  assert.equal(ioPausedLine([machineView({})], nowMs), null);
+  assert.match(
+    ioPausedLine([hog], nowMs)!,
+    /^1 machine finds no room on a full disk, hog on .* for 12 s: godwit why hog$/,
+  );
+  const [long, short] = [paused('long', nowMs - 60_000, 1), hog];
+  assert.match(ioPausedLine([short, long], nowMs)!, /^2 machines find no room on a full disk, long on /);
 });

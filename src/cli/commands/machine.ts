@@ -327,11 +327,15 @@ function invalid(message: string): GodwitError {
   return new GodwitError('CLI_INVALID_OPTIONS', message, { nextAction: 'See godwit machine run --help.' });
 }
 
-/** State and health in a word or two. */
-/** For people: with how it is, and for how long it is down because of godwit. */
+/** For people: state and health in a word or two, and for how long it is down because of godwit, or waits for room on a full disk. */
 export function stateOf(machine: MachineView, nowMs: number = Date.now()): string {
-  const { health, down } = machine;
-  if (down) return `${machine.state} (down ${formatDuration(Math.max(0, nowMs - down.sinceMs))})`;
+  const { health, down, ioPaused } = machine;
+  const since = (sinceMs: number) => formatDuration(Math.max(0, nowMs - sinceMs));
+  if (down) return `${machine.state} (down ${since(down.sinceMs)})`;
+  if (ioPaused) {
+    const what = ioPaused.waiting === 0 ? 'no room' : 'I/O paused';
+    return `${machine.state} (${what} ${since(ioPaused.sinceMs)})`;
+  }
   return machine.state === 'running' && health.state !== 'none' ? `running (${health.state})` : machine.state;
 }
 
@@ -345,8 +349,10 @@ export async function list(context: Context): Promise<void> {
     },
     () => (machines.length === 0 && unreachable.length === 0 ? 'No machines.' : machineTable(machines)),
   );
-  const down = downLine(machines, Date.now());
-  if (down !== null) context.note(down);
+  for (const line of [downLine, ioPausedLine]) {
+    const text = line(machines, Date.now());
+    if (text !== null) context.note(text);
+  }
   context.noteUnreachable(unreachable);
   if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
 }
@@ -359,6 +365,19 @@ export function downLine(machines: readonly MachineView[], nowMs: number): strin
   const count = down.length === 1 ? '1 machine is' : `${down.length} machines are`;
   const forMs = formatDuration(Math.max(0, nowMs - longest.sinceMs));
   return `${count} down because of godwit, ${printable(longest.name)} for ${forMs}: it ${printable(longest.why)}`;
+}
+
+/** How many machines wait for room on a full disk, and the one that has for longest; null: none. Pure. */
+export function ioPausedLine(machines: readonly MachineView[], nowMs: number): string | null {
+  const paused = machines.flatMap(({ name, worker, ioPaused }) =>
+    ioPaused ? [{ name, worker, ...ioPaused }] : [],
+  );
+  const longest = paused.sort((left, right) => left.sinceMs - right.sinceMs)[0];
+  if (!longest) return null;
+  const count = paused.length === 1 ? '1 machine finds' : `${paused.length} machines find`;
+  const forMs = formatDuration(Math.max(0, nowMs - longest.sinceMs));
+  const name = printable(longest.name);
+  return `${count} no room on a full disk, ${name} on ${printable(longest.worker)} for ${forMs}: godwit why ${name}`;
 }
 
 function machineTable(machines: readonly MachineView[]): string {
@@ -397,6 +416,14 @@ export async function show(context: Context, ref: string): Promise<void> {
             [
               'down',
               `since ${new Date(machine.down.sinceMs).toISOString()}: it ${printable(machine.down.why)}`,
+            ],
+          ]
+        : []),
+      ...(machine.ioPaused
+        ? [
+            [
+              'i/o',
+              `${machine.ioPaused.waiting === 0 ? 'no room' : `paused, ${machine.ioPaused.waiting} writes wait for room`} since ${new Date(machine.ioPaused.sinceMs).toISOString()}`,
             ],
           ]
         : []),

@@ -8,7 +8,7 @@ import { LiveRegion } from '../live-region.ts';
 import type { Style } from '../style.ts';
 import { table, truncate } from '../table.ts';
 import { formatDuration, formatSize } from '../units.ts';
-import { downLine, percent, stateOf } from './machine.ts';
+import { downLine, ioPausedLine, percent, stateOf } from './machine.ts';
 
 const POLL_MS = 1_000;
 
@@ -123,13 +123,8 @@ export function renderTop(now: Sample, before: Sample | null, style: Style): str
   );
   const titled = (text: string) =>
     text.split('\n').map((line, index) => (index === 0 ? style.bold(line) : line));
-  const down = downLine(now.machines, now.atMs);
-  return [
-    ...titled(workerLines),
-    '',
-    ...(down === null ? [] : [style.yellow(down)]),
-    ...titled(machineLines),
-  ];
+  const notes = [downLine, ioPausedLine].flatMap((line) => line(now.machines, now.atMs) ?? []);
+  return [...titled(workerLines), '', ...notes.map((note) => style.yellow(note)), ...titled(machineLines)];
 }
 
 function round(value: number): string {
