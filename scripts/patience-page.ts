@@ -24,8 +24,8 @@ A host in trouble is a slow host, and it is the one that must be emptied. So not
 - **After the stop** nothing ends for being slow or silent. What cannot be done (a device that something else holds) sends the machine back at once, and its undo needs
   nothing of what could not be done. What only takes long is waited for, with a reason in \`godwit why\`; a person can cancel.
 - **From the handoff on** the run only goes forward, and waits for as long as it takes.
-- **Slow or dead** is told apart by asking. While a call takes long, whoever works on it is asked something cheap; as long as that is answered the call goes on. How long an
-  answer is waited for follows how long answers took (RFC 6298: smoothed time plus four deviations, doubled with each question that nobody answers), and three in a row must
+- **Slow or dead** is told apart by asking. While a call takes long, whoever works on it is asked something cheap; as long as that is answered the call goes on (before the
+  stop for \`livesOnly\` at the most when nothing else is seen to advance). How long an answer is waited for follows how long answers took (RFC 6298: smoothed time plus four deviations, doubled with each question that nobody answers), and three in a row must
   stay without one.
 - **Time in which the waiting process itself did not run** (SIGSTOP, no processor) counts against nobody: what arrived meanwhile is read first.
 - A run that an earlier version began with a deadline for a step goes on with the patience of today.

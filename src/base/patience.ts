@@ -36,6 +36,14 @@ const TABLE = {
     end: 'the run is undone with JOURNAL_STEP_QUIET and the last reason; the machine runs on',
     slow: WAITED_FOR,
   },
+  livesOnly: {
+    ms: 2 * 3_600_000,
+    kind: 'limit',
+    waits:
+      'something to advance in such a step, while whoever works on it answers that it lives, and that is all that is seen of it (a worker whose disk hangs answers so)',
+    end: 'the answers count no more: the step ends for its silence; a drain tries another target',
+    slow: 'a sync of 100 GiB of dirty pages at 50 MB/s takes 34 minutes',
+  },
   localStep: {
     ms: 600_000,
     kind: 'silence',

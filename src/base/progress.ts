@@ -14,9 +14,11 @@ export type AdvanceUnit = 'bytes' | 'answers' | 'processor ms' | 'steps';
 export type Advance = {
   /** What advances, as the subject of "…: 12 answers", e.g. `answers of worker-2`. */
   what: string;
-  /** How much of `unit` since it was said last. 0: it lives, and that is all that is known. */
+  /** How much of `unit` since it was said last. */
   count: number;
   unit: AdvanceUnit;
+  /** It lives, and that is all that is known: whether its work goes on nobody has seen. */
+  livesOnly?: true;
 };
 
 const listeners = new AsyncLocalStorage<(advance: Advance) => void>();
@@ -33,6 +35,11 @@ export function listening<T>(listener: (advance: Advance) => void, work: () => T
 /** Something that somebody may wait for has advanced. */
 export function advanced(what: string, count = 1, unit: AdvanceUnit = 'answers'): void {
   listeners.getStore()?.({ what, count, unit });
+}
+
+/** Who works on something that somebody may wait for has answered that it lives. */
+export function lives(what: string): void {
+  listeners.getStore()?.({ what, count: 1, unit: 'answers', livesOnly: true });
 }
 
 /** What a step has got done so far, for people. Times are wall clock, ms since the epoch. */

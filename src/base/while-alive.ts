@@ -1,7 +1,7 @@
 import { setImmediate as immediate } from 'node:timers/promises';
 import type { AnswerTime } from './answer-time.ts';
 import type { Clock } from './clock.ts';
-import { advanced } from './progress.ts';
+import { advanced, lives } from './progress.ts';
 
 /*
  * Slow or dead? A call that takes long is not given up for that: whoever works on it is asked something cheap meanwhile, and as long as that is
@@ -70,7 +70,7 @@ async function watch(stop: AbortController, over: AbortSignal, options: WhileAli
         heardMs = clock.monotonicMs();
         times.answered(heardMs - askedMs);
         unanswered = 0;
-        if (!over.aborted) advanced(what);
+        if (!over.aborted) lives(what);
         wake();
       },
       () => {},

@@ -6,7 +6,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { advanced, progressText } from '../base/progress.ts';
+import { advanced, lives, progressText } from '../base/progress.ts';
 import { seededRandom } from '../base/random.ts';
 import { Crash, type CrashPoints } from './crash-points.ts';
 import { Journal } from './journal.ts';
@@ -539,11 +539,14 @@ test('work that goes on after its attempt has ended does not keep the next one',
         'one',
         ({ signal, attempt }) => {
           if (attempt > 1) return hang({ signal } as StepContext<Input>);
-          const tick = () => {
-            advanced('a thing of the past');
-            bench.clock.timer(1_000, tick);
+          // In the context of the attempt, which a timer of this clock would not be in.
+          const goOn = async (): Promise<never> => {
+            for (;;) {
+              advanced('a thing of the past');
+              await bench.clock.sleep(1_000);
+            }
           };
-          tick();
+          void goOn();
           throw new Error('left something behind');
         },
         { quietMs: 30_000 },
@@ -554,6 +557,37 @@ test('work that goes on after its attempt has ended does not keep the next one',
   const run = await bench.end(journal, id);
   assert.equal(run.error?.code, 'JOURNAL_STEP_QUIET');
   assert.equal(run.endedAtMs! - run.createdAtMs, 30_000);
+});
+
+test('who answers that it lives, and does nothing else, is waited for with a bound; what works besides is not', async (t) => {
+  for (const { worksToo, state } of [
+    { worksToo: false, state: 'undone' },
+    { worksToo: true, state: 'running' },
+  ]) {
+    const bench = new Bench(t);
+    const journal = bench.journal([
+      kindOf(
+        'move',
+        bench.step(
+          'prepare',
+          async ({ signal }) => {
+            for (;;) {
+              lives('answers of worker-2');
+              if (worksToo && bench.clock.monotonicMs() % 500_000 === 0) advanced('copied', 1, 'bytes');
+              await bench.clock.sleep(1_000, signal);
+            }
+          },
+          { quietMs: 60_000, livesOnlyMs: 600_000 },
+        ),
+      ),
+    ]);
+    const { id } = journal.start('move', { machine: 'a' });
+    await bench.clock.run(599_000);
+    assert.equal(journal.get(id).state, 'running');
+    await bench.clock.run(62_000);
+    assert.equal(journal.get(id).state, state);
+    assert.equal(journal.get(id).error?.code, worksToo ? undefined : 'JOURNAL_STEP_QUIET');
+  }
 });
 
 test('a worker that is away in the middle of a step costs it no patience, and one that sets its clock neither', async (t) => {

@@ -88,6 +88,8 @@ type Pace = {
   readonly phase: History['phase'];
   readonly cursor: number;
   advancedMs: number;
+  /** The same without answers that only said that somebody lives. */
+  workedMs: number;
   /** Beginning of the attempt, or what advanced in it. */
   attemptMs: number;
   progress: Progress | null;
@@ -632,7 +634,7 @@ export class Journal {
     if (run.pace?.phase === phase && run.pace.cursor === cursor) return run.pace;
     const nowMs = this.#clock.monotonicMs();
     const advancedMs = nowMs - this.#quietBefore(run);
-    run.pace = { phase, cursor, advancedMs, attemptMs: nowMs, progress: null };
+    run.pace = { phase, cursor, advancedMs, workedMs: advancedMs, attemptMs: nowMs, progress: null };
     return run.pace;
   }
 
@@ -651,6 +653,9 @@ export class Journal {
     // Work that a step left behind, or another one's.
     if (run.attempt !== attempt || run.pace !== pace) return;
     const nowMs = this.#clock.monotonicMs();
+    const livesOnlyMs = run.definition?.steps[pace.cursor]?.livesOnlyMs ?? Number.POSITIVE_INFINITY;
+    if (advance.livesOnly && nowMs - pace.workedMs >= livesOnlyMs) return;
+    if (!advance.livesOnly) pace.workedMs = nowMs;
     pace.advancedMs = nowMs;
     pace.attemptMs = nowMs;
     pace.progress = addAdvance(pace.progress, advance, this.#clock.wallMs());
@@ -666,6 +671,7 @@ export class Journal {
         const nowMs = this.#clock.monotonicMs();
         const asleepMs = lateMs + Math.min(delayMs, CATCH_UP_MS);
         run.pace.advancedMs = Math.min(nowMs, run.pace.advancedMs + asleepMs);
+        run.pace.workedMs = Math.min(nowMs, run.pace.workedMs + asleepMs);
         run.pace.attemptMs = Math.min(nowMs, run.pace.attemptMs + asleepMs);
       }
       this.#schedule(run);

@@ -73,6 +73,8 @@ export type StepDefinition<Input> = {
    * something advances, it is not ended for that.
    */
   quietMs: number;
+  /** How long answers that say no more than "I live" (`lives` of base/progress.ts) count as an advance when nothing else advances. Default: for ever. */
+  livesOnlyMs?: number;
   /** `wait`: not undone for being quiet before the point of no return either, because its machine is stopped. Default: `undo`. */
   whenQuiet?: 'undo' | 'wait';
   retry?: { initialMs: number; maxMs: number };

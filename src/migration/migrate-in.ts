@@ -62,7 +62,7 @@ export function targetRunId(moveId: string): string {
   return `${moveId}${TARGET_RUN_SUFFIX}`;
 }
 
-const OBSERVED = { quietMs: PATIENCE.observedStep.ms };
+const OBSERVED = { quietMs: PATIENCE.observedStep.ms, livesOnlyMs: PATIENCE.livesOnly.ms };
 const LOCAL = { quietMs: PATIENCE.localStep.ms };
 const FORWARD = { quietMs: PATIENCE.forwardStep.ms };
 const LONG = { quietMs: PATIENCE.longStep.ms };

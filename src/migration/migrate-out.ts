@@ -150,7 +150,7 @@ export const MIGRATE_OUT = 'migrate-out';
 
 /** A stop that takes longer says so. */
 const STOP_SILENCE_MS = PAUSE.stopTold.ms;
-const BEFORE_STOP = { quietMs: PATIENCE.observedStep.ms };
+const BEFORE_STOP = { quietMs: PATIENCE.observedStep.ms, livesOnlyMs: PATIENCE.livesOnly.ms };
 /** The machine is stopped: what cannot be done has a name and undoes the run, what is only slow never does. */
 const STOPPED = { quietMs: PATIENCE.stoppedStep.ms, whenQuiet: 'wait' as const };
 const FORWARD = { quietMs: PATIENCE.forwardStep.ms };
