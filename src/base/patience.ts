@@ -623,6 +623,7 @@ const PAUSES = {
     ms: 1_000,
     what: 'between looks whether the data disk has room for what machines have in their page caches',
   },
+  roomPortion: { ms: 1_000, what: 'after which a volume that writes looks again how much room its disk has' },
   roomLook: { ms: 250, what: 'between looks of a volume whose writes wait for room on the disk' },
   sweep: { ms: 60_000, what: 'between looks for what is too old to be kept' },
   serverRestartMax: { ms: 2_000, what: 'the longest before another volume server is started' },

@@ -70,6 +70,23 @@ test('what is kept back follows the disk, up to 256 MiB', () => {
   assert.equal(lastReserveBytes(100 * 1024 * MIB), 64 * MIB);
 });
 
+test('what volumes were promised long ago and have not written does not pass the reserve', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 900 * MIB);
+  const rooms = Array.from({ length: 30 }, () => disk.room(t));
+  for (const room of rooms) {
+    await room.admit(0, MIB);
+    room.done(MIB);
+  }
+  await disk.clock.run(2_000);
+  const before = disk.looks;
+  await disk.clock.run(60_000);
+  assert.equal(disk.looks, before, 'who does not write does not look');
+  // Somebody else takes the rest.
+  disk.freeBytes = RESERVE_BYTES;
+  for (const room of rooms) assert.equal(await disk.writeUntilFull(room), 0);
+  assert.equal(disk.freeBytes, RESERVE_BYTES);
+});
+
 test('volumes that write side by side stop before the reserve, look seldom, and go on when there is room', async (t) => {
   const disk = new Disk(RESERVE_BYTES + 200 * MIB);
   const rooms = [disk.room(t), disk.room(t), disk.room(t)];

@@ -47,6 +47,8 @@ const PORTION_BYTES_MIN = 2 ** 20;
 const PORTION_BYTES_MAX = 64 * 2 ** 20;
 const UNIT_BYTES = 1024;
 const LOOK_MS = PAUSE.roomLook.ms;
+/** What is not written of a portion by then is nobody's: else many volumes that hardly write would together have promised more than the reserve. */
+const PORTION_MS = PAUSE.roomPortion.ms;
 /** What was seen of the disk counts for so long for fetched blocks, of which there are many. */
 const FRESH_MS = 250;
 
@@ -91,6 +93,7 @@ export class DiskRoom {
   #reserveBytes = 0;
   #sinceMs: number | null = null;
   #cancelTimer: (() => void) | null = null;
+  #cancelPortion: (() => void) | null = null;
   #closed = false;
 
   constructor(options: DiskRoomOptions) {
@@ -175,6 +178,7 @@ export class DiskRoom {
   close({ refuse }: { refuse: boolean }): void {
     this.#closed = true;
     this.#cancelTimer?.();
+    this.#cancelPortion?.();
     if (refuse) for (const waiter of this.#waiters.splice(0)) waiter.refuse(noSpace(this.shortage()!));
   }
 
@@ -206,9 +210,21 @@ export class DiskRoom {
     const hasRoom = roomBytes >= 2 * PORTION_BYTES_MIN;
     const portionBytes = Math.min(PORTION_BYTES_MAX, Math.max(PORTION_BYTES_MIN, roomBytes / PORTION_PART));
     Atomics.store(this.#portion, 0, hasRoom ? Math.floor(portionBytes / UNIT_BYTES) : 0);
+    this.#endPortion(hasRoom);
     if (hasRoom && this.#waiters.length === 0) this.#sinceMs = null;
     this.#roomBytes = hasRoom ? roomBytes : 0;
     return this.#roomBytes;
+  }
+
+  /** One timer from a look on, and none while nobody writes. */
+  #endPortion(hasPortion: boolean): void {
+    this.#cancelPortion?.();
+    this.#cancelPortion = null;
+    if (!hasPortion || this.#closed) return;
+    this.#cancelPortion = this.#options.clock.timer(PORTION_MS, () => {
+      this.#cancelPortion = null;
+      Atomics.store(this.#portion, 0, 0);
+    });
   }
 
   #wait(lengthBytes: number): Promise<void> {
