@@ -576,7 +576,7 @@ export class ApiClient {
         values,
         retry: 'later',
         nextAction: connected
-          ? 'Ask the worker for the state of things: the request may have arrived.'
+          ? 'Check that its process runs (it may be stopped, or its disk hang) and the network to it. The request may have arrived: look before repeating it by hand.'
           : 'Check that the worker runs and listens there (godwit worker, or godwit dev for a fleet on this machine).',
         cause,
       },
