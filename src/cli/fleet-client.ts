@@ -65,6 +65,23 @@ export class FleetClient {
     return this.gather((worker) => worker.client.listVolumes());
   }
 
+  /**
+   * Rejects `CLI_NAME_TAKEN` when a worker that answers has a machine or a volume of that name: two of one name could only be told apart by their ids. Copies that
+   * moves left are no namesakes. `worker`, where the new one is to be, says so itself.
+   */
+  async mustBeFree(noun: 'machine' | 'volume', name: string, worker: string): Promise<void> {
+    const { items } = noun === 'machine' ? await this.machines() : await this.volumes();
+    const namesake = items.find(
+      (item) =>
+        item.name === name && item.worker !== worker && item.state !== 'moved' && item.state !== 'retained',
+    );
+    if (namesake === undefined) return;
+    throw new GodwitError('CLI_NAME_TAKEN', `a ${noun} ${name} is on ${namesake.worker} already`, {
+      values: { name, id: namesake.id, worker: namesake.worker },
+      nextAction: `Choose another name; godwit ${noun} show ${namesake.id} tells of that one.`,
+    });
+  }
+
   /** The worker of this name. A fleet of one URL has a worker whose name is only known to itself. */
   async worker(name: string): Promise<WorkerClient> {
     const listed = this.workers.find((worker) => worker.name === name);

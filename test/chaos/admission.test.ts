@@ -48,6 +48,34 @@ test('what is too much, too small, meant for another worker, or new on one that 
     ['one'],
   );
 
+  // Where else in the fleet something of that name is, the command looks itself: two could only be told apart by their ids.
+  await refused(
+    6,
+    /CLI_NAME_TAKEN: a machine one is on a already/,
+    'machine',
+    'run',
+    '--worker',
+    'b',
+    '--name',
+    'one',
+    '--',
+    'true',
+  );
+  await a.client.createVolume({ name: 'there', lengthBytes: 32 * MIB, filesystem: 'none', encrypted: false });
+  await refused(
+    6,
+    /CLI_NAME_TAKEN: a volume there is on a already/,
+    'volume',
+    'create',
+    'there',
+    '--size',
+    '32MiB',
+    '--worker',
+    'b',
+    '--no-encryption',
+  );
+  await a.client.destroyVolume('there');
+
   // 2. Two addresses the wrong way round: the drain of one empties nobody.
   const wrong = join(fleet.dir, 'swapped.json');
   const workers = [

@@ -73,6 +73,7 @@ export async function run(context: Context, command: string[], options: RunOptio
     );
   }
   const worker = await workerFor(fleet, options.worker, existing?.worker);
+  await fleet.mustBeFree('machine', options.name, worker.name);
 
   let made: VolumeView | null = null;
   if (wanted !== null) {

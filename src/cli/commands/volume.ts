@@ -25,7 +25,9 @@ export async function create(
   },
 ): Promise<void> {
   const lengthBytes = parseSize(options.size);
-  const { client } = await workerFor(context.fleet(), options.worker);
+  const fleet = context.fleet();
+  const { client, name: worker } = await workerFor(fleet, options.worker);
+  await fleet.mustBeFree('volume', name, worker);
   const filesystem = options.filesystem as VolumeView['filesystem'];
   // Without either: encrypted.
   const encrypted = options.encryption === false ? false : options.encrypted;
@@ -49,7 +51,9 @@ export async function importVolume(
   source: string,
   options: { filesystem?: string; encryption?: boolean; worker?: string },
 ): Promise<void> {
-  const { client } = await workerFor(context.fleet(), options.worker);
+  const fleet = context.fleet();
+  const { client, name: worker } = await workerFor(fleet, options.worker);
+  await fleet.mustBeFree('volume', name, worker);
   // A URI with a secret is better not among the arguments, which everybody on this host can read.
   const location = source === '-' ? (await text(process.stdin)).trim() : source;
   const volume = await client.importVolume({
