@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, ftruncateSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { type TestContext, test } from 'node:test';
@@ -24,6 +24,7 @@ const FILE_BYTES = 1024 * MIB;
 
 type Attacked = {
   process: AttackedProcess;
+  file: string;
   place: string;
   /** Of the client's files, for the hostile and for nbdinfo. */
   clientFiles: string[];
@@ -40,15 +41,24 @@ async function firstLine(child: ChildProcess): Promise<string> {
 }
 
 async function serve(t: TestContext, tls: boolean): Promise<Attacked> {
-  const dir = scratchDir(t);
-  const file = join(dir, 'disk');
-  const fd = openSync(file, 'w');
-  ftruncateSync(fd, FILE_BYTES);
+  const file = join(scratchDir(t), 'disk');
   // Data and holes in turn: what a status has most of.
-  for (let at = 0; at < FILE_BYTES; at += 128 * 1024) writeSync(fd, Buffer.alloc(4096, 7), 0, 4096, at);
+  writeDisk(file, FILE_BYTES, FILE_BYTES / (128 * KIB));
+  return serveFile(t, tls, file, FILE_BYTES);
+}
+
+/** A sparse file with so many blocks of data in it, as far from each other as can be. */
+function writeDisk(file: string, lengthBytes: number, places: number): void {
+  const fd = openSync(file, 'w');
+  ftruncateSync(fd, lengthBytes);
+  for (let place = 0; place < places; place += 1)
+    writeSync(fd, Buffer.alloc(4096, 7), 0, 4096, place * (lengthBytes / places));
   closeSync(fd);
+}
+
+async function serveFile(t: TestContext, tls: boolean, file: string, lengthBytes: number): Promise<Attacked> {
   const script = fileURLToPath(new URL('../support/nbd-server-process.ts', import.meta.url));
-  const args = [script, '--file', file, '--bytes', `${FILE_BYTES}`, '--book', JSON.stringify(SMALL_BOOK)];
+  const args = [script, '--file', file, '--bytes', `${lengthBytes}`, '--book', JSON.stringify(SMALL_BOOK)];
   const authority = tls ? new TestAuthority(scratchDir(t)) : null;
   let clientFiles: string[] = [];
   if (authority !== null) {
@@ -63,7 +73,7 @@ async function serve(t: TestContext, tls: boolean): Promise<Attacked> {
     authority === null
       ? `nbd://127.0.0.1:${port}/`
       : `nbds://127.0.0.1:${port}/?tls-certificates=${authority.dir}`;
-  return { process: attacked, place: `${port}`, clientFiles, uri };
+  return { process: attacked, file, place: `${port}`, clientFiles, uri };
 }
 
 /** The hostile, from when they are all at work until the end of the test or `stop`. */
@@ -152,5 +162,53 @@ for (const { kind, tls, count } of CROWDS) {
       assert.equal(size.trim(), `${FILE_BYTES}`);
       t.diagnostic(`got in after ${Date.now() - startedMs} ms`);
     }
+  });
+}
+
+for (const tls of [false, true]) {
+  const over = tls ? 'over TLS: ' : '';
+  test(`${over}a flush over one connection is one for all: what they wrote outlives the server`, {
+    skip,
+  }, async (t) => {
+    const server = await serve(t, tls);
+    const writers = 4;
+    await attack(t, server, 'flush-elsewhere', writers);
+    server.process.kill();
+    const disk = openSync(server.file, 'r');
+    const found = Buffer.alloc(writers * 4096);
+    readSync(disk, found, 0, found.length, 0);
+    closeSync(disk);
+    for (let number = 0; number < writers; number += 1) {
+      const block = found.subarray(number * 4096, (number + 1) * 4096);
+      assert.ok(block.equals(Buffer.alloc(4096, 65 + number)), `what connection ${number} wrote`);
+    }
+  });
+
+  test(`${over}the status of 64 TiB is told in the memory of one answer, also while others ask for it and take none`, {
+    skip: requires('python3', 'nbdinfo', 'openssl', '/dev/shm'),
+  }, async (t) => {
+    // Few filesystems have files of that length.
+    const dir = mkdtempSync('/dev/shm/gw-');
+    t.after(() => rmSync(dir, { recursive: true, force: true }));
+    const [file, lengthBytes, places] = [join(dir, 'disk'), 64 * 2 ** 40, 2 ** 10];
+    writeDisk(file, lengthBytes, places);
+    const server = await serveFile(t, tls, file, lengthBytes);
+    await server.process.atRest();
+    await attack(t, server, 'status', 20);
+    const words = ['--map', '--json', server.uri];
+    const map = JSON.parse(await mustEndWell(findProgram('nbdinfo')!, words)) as {
+      offset: number;
+      length: number;
+      type: number;
+    }[];
+    const last = map.at(-1)!;
+    assert.equal(last.offset + last.length, lengthBytes);
+    const data = map.filter(({ type }) => type === 0);
+    assert.deepEqual(
+      data.map(({ offset, length }) => [offset, length]),
+      Array.from({ length: places }, (_, place) => [place * (lengthBytes / places), 4096]),
+    );
+    await server.process.look({ tls });
+    t.diagnostic(server.process.tell());
   });
 }

@@ -74,6 +74,11 @@ export class AttackedProcess {
     return new AttackedProcess(child, lines, value, book);
   }
 
+  /** SIGKILL. */
+  kill(): void {
+    this.#child.kill('SIGKILL');
+  }
+
   async #ask(question: 'memory' | 'forget'): Promise<Memory> {
     assert.ok(this.#child.exitCode === null && this.#child.signalCode === null, 'the server is alive');
     this.#child.stdin!.write(`${question}\n`);
