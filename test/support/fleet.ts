@@ -179,13 +179,16 @@ export class Fleet {
     return machine;
   }
 
+  /** Program and arguments of a godwit command of this fleet. */
+  command(...words: string[]): [string, ...string[]] {
+    const fleet = join(this.dir, 'fleet.json');
+    return [process.execPath, '--disable-warning=ExperimentalWarning', MAIN, '--fleet', fleet, ...words];
+  }
+
   /** Runs a godwit command to its end, without a terminal. */
   run(...words: string[]): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
-    return runToEnd(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
-      { signal: this.#closing.signal },
-    );
+    const [program, ...rest] = this.command(...words);
+    return runToEnd(program, rest, { signal: this.#closing.signal });
   }
 
   /** Starts a godwit command that goes on until it is interrupted. */
@@ -193,13 +196,14 @@ export class Fleet {
     /** Its output when it has that text in it. */
     says: (text: string) => Promise<string>;
     interrupt: () => void;
+    kill: (signal: NodeJS.Signals) => void;
     ended: Promise<{ exitCode: number | null; stderr: string }>;
   } {
-    const child = spawn(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', MAIN, '--fleet', join(this.dir, 'fleet.json'), ...words],
-      { stdio: ['ignore', 'pipe', 'pipe'], signal: this.#closing.signal },
-    );
+    const [program, ...rest] = this.command(...words);
+    const child = spawn(program, rest, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      signal: this.#closing.signal,
+    });
     const output = { stdout: '', stderr: '' };
     child.stdout.on('data', (chunk) => (output.stdout += chunk));
     child.stderr.on('data', (chunk) => (output.stderr += chunk));
@@ -219,6 +223,7 @@ export class Fleet {
           return null;
         }),
       interrupt: () => child.kill('SIGINT'),
+      kill: (signal) => child.kill(signal),
       ended,
     };
   }
