@@ -1,5 +1,6 @@
 import type { Agent as HttpAgent, IncomingMessage } from 'node:http';
 import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
+import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { AnswerTime } from '../base/answer-time.ts';
@@ -37,6 +38,8 @@ import type {
 } from '../receipt/proof.ts';
 import { Agent, request as httpRequest } from '../sys/http.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
+import { ExecStream, type ExecStreamOptions } from './exec-client.ts';
+import { EXEC_PROTOCOL } from './exec-frames.ts';
 import type {
   AcceptLossRequest,
   ApiEvent,
@@ -44,6 +47,7 @@ import type {
   CreateVolumeRequest,
   DrainStatus,
   ExecReply,
+  ExecStart,
   ForceRunRequest,
   ImportVolumeRequest,
   MachineView,
@@ -96,6 +100,8 @@ type Call = {
   runId?: string;
   /** A POST that may be sent twice. */
   idempotent?: boolean;
+  /** Asks for an upgrade to godwit-exec/1, and takes over the connection where it is granted. */
+  accept?: (socket: Duplex, head: Buffer) => void;
 };
 
 /**
@@ -182,6 +188,26 @@ export class ApiClient {
       body,
       timeoutMs: body.timeoutMs + 10_000,
     });
+  }
+  /** Starts a command in a machine with its input and output on a connection of its own. */
+  async execStream(
+    ref: string,
+    start: ExecStart,
+    options: { onOutput: ExecStreamOptions['onOutput']; signal: AbortSignal },
+  ): Promise<ExecStream> {
+    let taken: { socket: Duplex; head: Buffer } | undefined;
+    const accept = (socket: Duplex, head: Buffer) => {
+      taken = { socket, head };
+    };
+    const path = `/v1/machines/${encodeURIComponent(ref)}/session`;
+    try {
+      const response = await this.#send('GET', path, { signal: options.signal, accept });
+      if (taken === undefined) throw await this.#failure(response);
+      return new ExecStream(taken.socket, taken.head, { url: this.url, start, onOutput: options.onOutput });
+    } catch (error) {
+      taken?.socket.destroy();
+      throw error;
+    }
   }
   /** Ends with the log; with `follow` rejects when the signal aborts (its reason) or the worker goes away. */
   async *machineLogs(
@@ -436,7 +462,7 @@ export class ApiClient {
 
   async #sendAgain(method: string, path: string, call: Call): Promise<IncomingMessage> {
     try {
-      return await this.#sendOnce(method, path, call, this.#agent);
+      return await this.#sendOnce(method, path, call, call.accept ? false : this.#agent);
     } catch (error) {
       // The worker may close an idle connection just as we use it again. What may be repeated is, on a connection of its own.
       if (!(error instanceof StaleConnection)) throw error;
@@ -461,7 +487,8 @@ export class ApiClient {
       headers['content-type'] = 'application/json';
       headers['content-length'] = Buffer.byteLength(body);
     }
-    const { signal } = call;
+    const { signal, accept } = call;
+    if (accept) Object.assign(headers, { connection: 'Upgrade', upgrade: EXEC_PROTOCOL });
     return new Promise((resolve, reject) => {
       if (signal?.aborted) {
         reject(this.#aborted(signal, false));
@@ -495,6 +522,12 @@ export class ApiClient {
           });
         }
       });
+      if (accept)
+        request.once('upgrade', (response, socket, head) => {
+          signal?.removeEventListener('abort', onAbort);
+          accept(socket, head);
+          resolve(response);
+        });
       request.once('error', (error) => {
         signal?.removeEventListener('abort', onAbort);
         if (signal?.aborted) reject(this.#aborted(signal, connected));

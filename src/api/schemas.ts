@@ -159,6 +159,21 @@ export const ExecRequest = Type.Object({
 });
 export type ExecRequest = Static<typeof ExecRequest>;
 
+/** What a client of `godwit-exec/1` says first. */
+export const ExecStart = Type.Object({
+  command: Type.Array(Type.String({ pattern: '^[^\\0]*$' }), { minItems: 1, maxItems: 1024 }),
+  /** Null: pipes instead of a terminal. */
+  terminal: Nullable(
+    Type.Object({
+      columns: Type.Integer({ minimum: 1, maximum: 65_535 }),
+      rows: Type.Integer({ minimum: 1, maximum: 65_535 }),
+      /** TERM, where the machine's configuration does not say otherwise. */
+      term: Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9+._-]{0,63}$' }),
+    }),
+  ),
+});
+export type ExecStart = Static<typeof ExecStart>;
+
 /** Output is cut at 1 MiB each. */
 export const ExecReply = Type.Object({
   exitCode: Nullable(Type.Integer()),

@@ -5,6 +5,7 @@ import { PATIENCE } from '../base/patience.ts';
 import { createServer as createPlainServer } from '../sys/http.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ConnectionGuard } from './connection-guard.ts';
+import { answerUpgrades, shouldUpgradeCallback } from './upgrade.ts';
 
 export type SecureServerOptions = {
   identity: TlsIdentity;
@@ -37,6 +38,7 @@ export function createSecureServer(options: SecureServerOptions): Server {
       noDelay: true,
       handshakeTimeout: GREETING_TIMEOUT_MS,
       keepAliveTimeout: options.keepAliveTimeoutMs,
+      shouldUpgradeCallback,
     },
     options.handler,
   );
@@ -53,13 +55,14 @@ export function createSecureServer(options: SecureServerOptions): Server {
   closing.addEventListener('abort', () => {
     for (const socket of waiting.keys()) socket.destroy();
   });
-  const plain = createPlainServer((request, response) => {
+  const plain = createPlainServer({ shouldUpgradeCallback }, (request, response) => {
     settle(request.socket);
     response.shouldKeepAlive = false;
     plainHandler(request, response);
   });
 
   options.guard.follow(plain);
+  answerUpgrades(plain);
   server.on('connection', (socket: Socket) => {
     waiting.set(
       socket,

@@ -26,6 +26,7 @@ import { ErrorReply } from './schemas.ts';
 import { createSecureServer } from './secure-server.ts';
 import type { WorkerService } from './service.ts';
 import { statusOf } from './status.ts';
+import { answerUpgrades, shouldUpgradeCallback } from './upgrade.ts';
 import { validatorCompiler } from './validator.ts';
 import { WORKER_HEADER, wrongWorker } from './wrong-worker.ts';
 
@@ -90,6 +91,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   const guarded = (server: Server): Server => {
     guard.guard(server);
     guard.follow(server);
+    answerUpgrades(server);
     return server;
   };
 
@@ -127,7 +129,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     serverFactory: (handler: RequestListener) =>
       guarded(
         tls === null
-          ? createServer({ keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS }, handler)
+          ? createServer({ keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS, shouldUpgradeCallback }, handler)
           : secureServer(handler, tls),
       ),
     genReqId: (request) => safeId(request.headers['x-request-id']) ?? randomUUID(),
@@ -233,7 +235,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   });
 
   workerRoutes(app, service);
-  machineRoutes(app, service, closing.signal);
+  machineRoutes(app, service, { closing: closing.signal, clock });
   volumeRoutes(app, service);
   drainRoutes(app, service);
   runRoutes(app, service);

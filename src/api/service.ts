@@ -1,5 +1,6 @@
 import type { HeatHint } from '../attach/server-spec.ts';
 import type { RunView } from '../journal/run.ts';
+import type { ExecSession, SessionOutput } from '../machine/exec-session.ts';
 import type {
   HandoffRequest,
   Offer,
@@ -18,6 +19,7 @@ import type {
   DrainStatus,
   ExecReply,
   ExecRequest,
+  ExecStart,
   ForceRunRequest,
   ImportVolumeRequest,
   LogsQuery,
@@ -53,6 +55,8 @@ export interface WorkerService {
   stopMachine(ref: string): Promise<MachineView>;
   restartMachine(ref: string): Promise<MachineView>;
   execInMachine(ref: string, request: ExecRequest): Promise<ExecReply>;
+  /** A command whose input and output the caller has in hand. */
+  execStream(ref: string, request: ExecStart, onOutput: SessionOutput): Promise<ExecSession>;
   /** The iteration ends at the end of the log, or with `follow` when the signal aborts. */
   machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>;
   /** Starts a move and answers with its run. */

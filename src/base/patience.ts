@@ -412,6 +412,13 @@ const TABLE = {
     end: 'what came is what there is',
     slow: 'output that was written before the end is there',
   },
+  execSilence: {
+    ms: 60_000,
+    kind: 'silence',
+    waits: 'a sign of life of the other end of `machine exec -i` or `-t`, which gives one every 15 s',
+    end: 'the worker hangs the command up; the command line ends, and says that the worker does not answer',
+    slow: 'a command line that is stopped for longer is hung up',
+  },
   programKill: {
     ms: 1_000,
     kind: 'limit',
@@ -608,6 +615,7 @@ const PAUSES = {
     what: 'for the offer of a worker that did not answer the last time; its answer counts whenever it comes',
   },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
+  terminalInput: { ms: 20, what: 'before input is offered again to a terminal whose program does not read' },
   prune: { ms: 50, what: 'between the pieces in which a long history that is of age is pruned' },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },

@@ -36,7 +36,7 @@ export class ExitWith extends Error {
 
 export function exitCodeOf(error: unknown): number {
   if (!(error instanceof GodwitError)) return EXIT.error;
-  if (/^CLI_(INVALID|AMBIGUOUS)_/.test(error.code)) return EXIT.usage;
+  if (/^CLI_(INVALID|AMBIGUOUS|NO_TERMINAL)(_|$)/.test(error.code)) return EXIT.usage;
   // The same as a drain that says so: not now.
   if (error.code === 'MIGRATION_NOT_MOVABLE') return EXIT.blocked;
   // A receipt that does not hold is an answer, not a wrong use of the command.

@@ -196,9 +196,11 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
   machine
     .command('exec')
     .description("run a command inside a machine; ends with the command's exit code (124: it took too long)")
+    .option('-i, --interactive', 'the command reads what is typed here, or what is in the pipe')
+    .option('-t, --tty', 'the command gets a terminal, of the size of this one; what is typed goes there')
     .argument('<MACHINE>')
     .argument('<COMMAND...>', 'program and arguments, after --')
-    .option('--timeout <DURATION>', 'kill it after this', '60s')
+    .option('--timeout <DURATION>', 'kill it after this; not with -i or -t', '60s')
     .action((ref: string, words: string[], options, command: Command) =>
       withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
     );

@@ -31,7 +31,15 @@ const plan: JailPlan = {
   nbdFolder: null,
   cgroupProcs: ['/a/cgroup.procs', '/b/cgroup.procs'],
 };
-const tools = { sh: '/bin/sh', unshare: 'u', nsenter: '/n', setpriv: '/s', env: '/e', tini: '/t' };
+const tools = {
+  sh: '/bin/sh',
+  unshare: 'u',
+  nsenter: '/n',
+  setpriv: '/s',
+  setsid: '/c',
+  env: '/e',
+  tini: '/t',
+};
 const passwd =
   'root:x:0:0:root:/root:/bin/sh\npostgres:x:105:112:,,,:/var/lib/postgresql:/bin/bash\nbroken\n';
 

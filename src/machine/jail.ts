@@ -60,6 +60,7 @@ export type JailTools = {
   unshare: string;
   nsenter: string;
   setpriv: string;
+  setsid: string;
   env: string;
   /** Init process for PID 1; without it the command itself is PID 1, and ignores signals that it has no handler for. */
   tini: string | null;
@@ -78,6 +79,7 @@ export function findJailTools(): JailTools {
     unshare: need('unshare'),
     nsenter: need('nsenter'),
     setpriv: need('setpriv'),
+    setsid: need('setsid'),
     env: need('env'),
     tini: findProgram('tini'),
   };
@@ -194,7 +196,7 @@ export function jailArguments(
 
 /**
  * Program and arguments that run `command` inside a running machine: in its cgroups, all its namespaces, its root and working directory, as its
- * account. `initPid` is its PID 1 as the host counts.
+ * account. `initPid` is its PID 1 as the host counts. `hasTerminal`: the command leads a session whose terminal is its standard input.
  */
 export function enterCommand(
   enter: {
@@ -204,6 +206,7 @@ export function enterCommand(
     tools: JailTools;
     account: Account;
     environment: Readonly<Record<string, string>>;
+    hasTerminal?: boolean;
   },
   command: readonly string[],
 ): { file: string; args: string[] } {
@@ -218,6 +221,8 @@ export function enterCommand(
       ...[tools.nsenter, '--target', String(enter.initPid), '--mount', '--pid', '--uts', '--ipc'],
       ...(enter.network === 'none' ? ['--net'] : []),
       ...['--root', '--wd', '--'],
+      // Inside: a session's leader must have a number in the pid namespace, or shells do not know their own terminal.
+      ...(enter.hasTerminal === true ? [tools.setsid, '--ctty'] : []),
       ...asAccount(tools, enter.account, enter.environment),
       ...command,
     ],

@@ -12,6 +12,7 @@ import { ownPath } from '../sys/named-path.ts';
 import type { Leaving } from '../volume/disk-room.ts';
 import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
+import type { Entrance } from './exec-session.ts';
 import { findHolders, frozenError, heldError, isFrozen } from './holders.ts';
 import { checkHostCanRun, checkStopSignal, isSignal } from './jail.ts';
 import { type LogReadOptions, readLog } from './log-file.ts';
@@ -400,15 +401,22 @@ export class MachineManager {
 
   /** Rejects `MACHINE_NOT_RUNNING`. */
   async exec(ref: string, command: string[], timeoutMs: number): Promise<ShimOps['workload.exec']['result']> {
+    return (await this.#runningClient(ref)).call('workload.exec', { command, timeoutMs });
+  }
+
+  /** How a command gets into the machine. Rejects `MACHINE_NOT_RUNNING`. */
+  async enter(ref: string, args: ShimOps['workload.enter']['args']): Promise<Entrance> {
+    return (await this.#runningClient(ref)).call('workload.enter', args);
+  }
+
+  async #runningClient(ref: string): Promise<ShimClient> {
     const record = this.get(ref);
     const client = await this.client(record.id);
-    if (client === null) {
-      throw new GodwitError('MACHINE_NOT_RUNNING', `machine ${record.name} does not run`, {
-        values: { machineId: record.id },
-        nextAction: 'Start it first: godwit machine start.',
-      });
-    }
-    return client.call('workload.exec', { command, timeoutMs });
+    if (client !== null) return client;
+    throw new GodwitError('MACHINE_NOT_RUNNING', `machine ${record.name} does not run`, {
+      values: { machineId: record.id },
+      nextAction: 'Start it first: godwit machine start.',
+    });
   }
 
   /** Rejects `MACHINE_NOT_HEALTHY` after `timeoutMs`. */

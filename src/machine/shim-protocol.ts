@@ -1,6 +1,7 @@
 import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
 import type { MachineConfig } from './config.ts';
+import type { Entrance } from './exec-session.ts';
 
 /**
  * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts). A shim is started detached
@@ -47,6 +48,11 @@ export type ShimOps = {
     args: { command: string[]; timeoutMs: number };
     /** Output is cut at 1 MiB each. */
     result: { exitCode: number | null; stdout: string; stderr: string; timedOut: boolean };
+  };
+  /** How a command gets into the machine, for who wants to start it and have its input and output in hand. */
+  'workload.enter': {
+    args: { command: string[]; terminal: { term: string } | null };
+    result: Entrance;
   };
   /** Resolves when the machine is healthy (at once without a health check, when it runs), rejects `MACHINE_NOT_HEALTHY` at the deadline. */
   'workload.awaitHealthy': { args: { timeoutMs: number }; result: { healthyAtMs: number } };

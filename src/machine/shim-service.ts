@@ -127,6 +127,7 @@ export class ShimService {
     },
     'workload.stop': (args) => this.#options.workload.stop(args),
     'workload.exec': ({ command, timeoutMs }) => this.#options.workload.exec(command, timeoutMs),
+    'workload.enter': async ({ command, terminal }) => this.#options.workload.enter(command, terminal),
     'workload.awaitHealthy': ({ timeoutMs }) => this.#options.workload.awaitHealthy(timeoutMs),
     shutdown: async (options) => {
       await this.shutdown(options);

@@ -7,6 +7,7 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { Cgroup, type CgroupLayout } from './cgroup.ts';
 import type { MachineConfig } from './config.ts';
+import type { Entrance } from './exec-session.ts';
 import { type Health, HealthMonitor } from './health.ts';
 import {
   type Account,
@@ -30,6 +31,7 @@ import { JailProcess } from './jail-process.ts';
 import { LogWriter } from './log-file.ts';
 import { readMountTable } from './mount-table.ts';
 import { makeProbe } from './probe.ts';
+import { identifyProcess } from './process-identity.ts';
 import { mainProcess, processTree } from './process-tree.ts';
 import { runProgram } from './program.ts';
 import { decideRestart, type WorkloadExit } from './restart-policy.ts';
@@ -308,6 +310,15 @@ export class Workload {
     };
   }
 
+  /** How `command` gets into the machine. Throws `MACHINE_NOT_RUNNING`. */
+  enter(command: readonly string[], terminal: { term: string } | null): Entrance {
+    const run = this.#run;
+    const init = run === undefined ? null : identifyProcess(run.process.initPid);
+    if (run === undefined || init === null) throw this.#notRunning();
+    const { uid, gid } = run.account;
+    return { ...this.#enter(run, command, terminal), init, uid, gid };
+  }
+
   /**
    * Resolves when the machine is healthy; at once when it runs and has no check. Rejects `MACHINE_NOT_HEALTHY` at the deadline, or when the
    * machine has ended for good.
@@ -540,7 +551,11 @@ export class Workload {
     this.#run = undefined;
   }
 
-  #enter(run: Run, command: readonly string[]): { file: string; args: string[] } {
+  #enter(
+    run: Run,
+    command: readonly string[],
+    terminal: { term: string } | null = null,
+  ): { file: string; args: string[] } {
     return enterCommand(
       {
         initPid: run.process.initPid,
@@ -548,7 +563,8 @@ export class Workload {
         cgroupProcs: this.cgroup.procsFiles,
         tools: this.#options.tools,
         account: run.account,
-        environment: run.environment,
+        environment: terminal === null ? run.environment : { TERM: terminal.term, ...run.environment },
+        hasTerminal: terminal !== null,
       },
       command,
     );

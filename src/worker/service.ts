@@ -9,6 +9,7 @@ import type {
   DrainStatus,
   ExecReply,
   ExecRequest,
+  ExecStart,
   ForceRunRequest,
   ImportVolumeRequest,
   LogsQuery,
@@ -34,6 +35,7 @@ import { PATIENCE } from '../base/patience.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { ailmentOf } from '../machine/ailment.ts';
+import { type ExecSession, type SessionOutput, startSession } from '../machine/exec-session.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
@@ -365,6 +367,16 @@ export class LocalService implements WorkerService {
 
   execInMachine(ref: string, request: ExecRequest): Promise<ExecReply> {
     return this.#o.machines.exec(ref, request.command, request.timeoutMs);
+  }
+
+  async execStream(
+    ref: string,
+    { command, terminal }: ExecStart,
+    onOutput: SessionOutput,
+  ): Promise<ExecSession> {
+    const { machines, clock } = this.#o;
+    const entrance = await machines.enter(ref, { command, terminal: terminal && { term: terminal.term } });
+    return startSession(entrance, { size: terminal, onOutput, clock });
   }
 
   async machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {

@@ -5,6 +5,7 @@ import type {
   DrainMachine,
   DrainStatus,
   ExecRequest,
+  ExecStart,
   ImportVolumeRequest,
   LogsQuery,
   MachineView,
@@ -19,6 +20,7 @@ import type {
 import type { WorkerService } from '../../src/api/service.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { RunView } from '../../src/journal/run.ts';
+import type { ExecSession, SessionEnd, SessionOutput } from '../../src/machine/exec-session.ts';
 import type { Offer, ProofAnswers, TargetStatus } from '../../src/migration/peer.ts';
 import type { Receipt } from '../../src/receipt/envelope.ts';
 
@@ -139,6 +141,16 @@ export class FakeWorkerService implements WorkerService {
     const exitCode = request.command[0] === 'false' ? 1 : 0;
     return { exitCode, stdout: `${request.command.join(' ')}\n`, stderr: '', timedOut: false };
   }
+
+  /** Says back what is put in, until there is no more; `size` says each size, `fill` writes as long as somebody takes it. */
+  async execStream(ref: string, request: ExecStart, onOutput: SessionOutput): Promise<ExecSession> {
+    await this.showMachine(ref);
+    this.calls.push(`session ${JSON.stringify(request)}`);
+    const session = new FakeSession(request, onOutput, this.calls);
+    this.sessions.push(session);
+    return session;
+  }
+  readonly sessions: FakeSession[] = [];
 
   async machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {
     await this.showMachine(ref);
@@ -466,4 +478,69 @@ function targetStatus(runId: string, phase: TargetStatus['phase']): TargetStatus
     hydration: null,
     waivedAtMs: null,
   };
+}
+
+/** A command without a machine. */
+export class FakeSession implements ExecSession {
+  readonly #end = Promise.withResolvers<SessionEnd>();
+  readonly ended = this.#end.promise;
+  readonly #onOutput: SessionOutput;
+  readonly #calls: string[];
+  readonly #command: string;
+  #isPaused = false;
+  /** Input is taken when the test says so. */
+  holdsInput = false;
+  readonly held: (() => void)[] = [];
+  writtenBytes = 0;
+  isHungUp = false;
+
+  constructor({ command }: ExecStart, onOutput: SessionOutput, calls: string[]) {
+    this.#onOutput = onOutput;
+    this.#calls = calls;
+    this.#command = command[0]!;
+    this.holdsInput = this.#command === 'hold';
+    if (this.#command === 'fill') setImmediate(() => this.#fill());
+  }
+
+  write(bytes: Uint8Array): Promise<void> {
+    if (!this.holdsInput) {
+      this.#onOutput('stdout', Buffer.from(bytes));
+      return Promise.resolve();
+    }
+    return new Promise((resolve) => this.held.push(resolve));
+  }
+
+  endInput(): void {
+    this.#onOutput('stderr', Buffer.from('no more'));
+    this.end({ exitCode: 7, signal: null });
+  }
+
+  resize({ columns, rows }: { columns: number; rows: number }): void {
+    this.#calls.push(`resize ${columns}x${rows}`);
+  }
+
+  pause(): void {
+    this.#isPaused = true;
+  }
+
+  resume(): void {
+    this.#isPaused = false;
+    if (this.#command === 'fill') setImmediate(() => this.#fill());
+  }
+
+  hangUp(): void {
+    this.isHungUp = true;
+    for (const resolve of this.held) resolve();
+  }
+
+  end(end: SessionEnd): void {
+    this.#end.resolve(end);
+  }
+
+  #fill(): void {
+    if (this.#isPaused || this.isHungUp) return;
+    this.writtenBytes += 65_536;
+    this.#onOutput('stdout', Buffer.alloc(65_536, 'x'));
+    setImmediate(() => this.#fill());
+  }
 }

@@ -187,8 +187,16 @@ export class Fleet {
 
   /** Runs a godwit command to its end, without a terminal. */
   run(...words: string[]): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
+    return this.runWith({}, ...words);
+  }
+
+  /** The same with something at its standard input. */
+  runWith(
+    options: { input?: string },
+    ...words: string[]
+  ): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
     const [program, ...rest] = this.command(...words);
-    return runToEnd(program, rest, { signal: this.#closing.signal });
+    return runToEnd(program, rest, { ...options, signal: this.#closing.signal });
   }
 
   /** Starts a godwit command that goes on until it is interrupted. */

@@ -1,6 +1,10 @@
 import { Readable } from 'node:stream';
 import { Type } from 'typebox';
+import type { Clock } from '../../base/clock.ts';
+import { GodwitError } from '../../base/errors.ts';
 import type { ApiApp } from '../app.ts';
+import { EXEC_PROTOCOL } from '../exec-frames.ts';
+import { ExecServer } from '../exec-server.ts';
 import {
   CreateMachineRequest,
   Empty,
@@ -16,12 +20,17 @@ import {
 import type { WorkerService } from '../service.ts';
 import { abortOnClose, TextStream } from '../stream.ts';
 import { strict } from '../strict.ts';
+import { shouldUpgradeCallback, takeConnection } from '../upgrade.ts';
 import { publicRun } from './runs.ts';
 
 const tags = ['machines'];
 const params = strict(Type.Object({ ref: Ref }));
 
-export function machineRoutes(app: ApiApp, service: WorkerService, closing: AbortSignal): void {
+export function machineRoutes(
+  app: ApiApp,
+  service: WorkerService,
+  { closing, clock }: { closing: AbortSignal; clock: Clock },
+): void {
   app.get(
     '/v1/machines',
     {
@@ -112,6 +121,38 @@ export function machineRoutes(app: ApiApp, service: WorkerService, closing: Abor
       },
     },
     (request) => service.execInMachine(request.params.ref, request.body),
+  );
+
+  app.get(
+    '/v1/machines/:ref/session',
+    {
+      schema: {
+        operationId: 'machineSession',
+        summary:
+          'Upgrades the connection to godwit-exec/1: a command in a machine, with its input and output, and a terminal where one is asked for',
+        tags,
+        params,
+        response: { 101: Empty },
+      },
+    },
+    async (request, reply) => {
+      if (!shouldUpgradeCallback(request.raw)) {
+        throw new GodwitError(
+          'API_INVALID_REQUEST',
+          'this route answers only to an upgrade of the connection',
+          {
+            nextAction: `Ask with connection: Upgrade and upgrade: ${EXEC_PROTOCOL}.`,
+          },
+        );
+      }
+      const { ref } = request.params;
+      reply.hijack();
+      new ExecServer(takeConnection(request.raw, reply.raw, reply.getHeaders()), {
+        start: (start, onOutput) => service.execStream(ref, start, onOutput),
+        clock,
+        closing,
+      });
+    },
   );
 
   app.get(

@@ -494,8 +494,12 @@ export async function exec(
   context: Context,
   ref: string,
   command: string[],
-  options: { timeout: string },
+  options: { timeout: string; interactive?: boolean; tty?: boolean },
 ): Promise<void> {
+  if (options.interactive || options.tty) {
+    const { execSession } = await import('./exec-session.ts');
+    return execSession(context, ref, command, options.tty === true);
+  }
   const timeoutMs = parseDuration(options.timeout);
   const { worker, machine } = await context.fleet().machine(ref);
   const result = await worker.client.execInMachine(machine.id, { command, timeoutMs });
