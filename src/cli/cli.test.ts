@@ -196,6 +196,10 @@ test('a machine with a new volume: made, listed, shown, run in, stopped, destroy
 
   assert.equal((await fleet.godwit('machine', 'destroy', 'pg')).code, 6, 'it runs');
   assert.equal((await fleet.godwit('machine', 'stop', 'pg')).code, 0);
+  for (const [id, machine] of service.machines)
+    service.machines.set(id, { ...machine, startedAtMs: 1, pid: null });
+  const listed = await fleet.godwit('machine', 'list');
+  assert.match(listed.stdout, /pg +m_\w+ +worker-\d +stopped +- /, 'it was started once, and is not up');
   const destroyed = await fleet.godwit('machine', 'destroy', 'pg', '--volume', '--json');
   assert.equal(JSON.parse(destroyed.stdout).destroyed[0].name, 'pg');
   assert.equal(service.machines.size + service.volumes.size, 0);

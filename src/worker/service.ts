@@ -297,7 +297,7 @@ export class LocalService implements WorkerService {
   async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
     const { machines } = this.#o;
     const record = machines.get(ref);
-    if (options.force) await this.#endMove(record.id);
+    if (options.force) await this.#endMove(record.id, 'its machine is being destroyed');
     this.#refuseWhileMoving(record.id);
     await machines.destroy(record.id, options);
     this.#o.events.emit('machine', record.id, `destroyed ${record.name}`);
@@ -308,7 +308,7 @@ export class LocalService implements WorkerService {
    * A machine is its owner's wherever it is: before its point of no return the move is called off; past it, here, the machine is killed at once, and the
    * move ends without it. What takes longer is told by whoever looks next.
    */
-  async #endMove(machineId: string): Promise<void> {
+  async #endMove(machineId: string, reason: string): Promise<void> {
     const { journal, machines } = this.#o;
     const run = this.#runsOf(machineId).find(({ endedAtMs }) => endedAtMs === null);
     if (!run) return;
@@ -318,7 +318,7 @@ export class LocalService implements WorkerService {
     } else {
       if (run.kind !== MIGRATE_OUT) return;
       try {
-        journal.cancel(run.id, 'its machine is being destroyed');
+        journal.cancel(run.id, reason);
       } catch (error) {
         if (!isGodwitError(error, 'JOURNAL_CANCEL_TOO_LATE')) throw error;
         return;
@@ -345,7 +345,7 @@ export class LocalService implements WorkerService {
     const run = this.#runsOf(id).find(({ endedAtMs }) => endedAtMs === null);
     // Past its point of no return a move goes on without the machine's running: it is its owner's. Before it, the move is called off.
     const owned = run !== undefined && ownsMachine(run);
-    if (run !== undefined && !owned) await this.#endMove(id);
+    if (run !== undefined && !owned) await this.#endMove(id, 'its machine is being stopped');
     await this.#o.machines.stop(id, {}, { moving: owned });
     return this.showMachine(id);
   }

@@ -387,7 +387,9 @@ function machineTable(machines: readonly MachineView[]): string {
     machine.id,
     machine.worker,
     stateOf(machine),
-    machine.startedAtMs === null ? '-' : formatDuration(Math.max(0, Date.now() - machine.startedAtMs)),
+    machine.startedAtMs === null || machine.pid === null
+      ? '-'
+      : formatDuration(Math.max(0, Date.now() - machine.startedAtMs)),
     String(machine.restarts),
     machine.volumeId ?? '-',
     machine.hydration && machine.hydration.state !== 'complete'
