@@ -6,128 +6,152 @@ import { createInterface } from 'node:readline';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isGodwitError } from '../../src/base/errors.ts';
+import { silentLogger } from '../../src/base/logger.ts';
 import type { IscsiInitiator } from '../../src/iscsi/index.ts';
+import { TlsIdentity } from '../../src/sys/tls-identity.ts';
 import { startInitiator } from '../support/iscsi-pair.ts';
 import { requires } from '../support/requires.ts';
+import { scratchDir } from '../support/scratch.ts';
+import { TestAuthority } from '../support/test-authority.ts';
 
-/* Targets that know the protocol and not our code (test/fixtures/iscsi_target.py), and do what they must not: the initiator's data stays right, and it says what is wrong. */
+/* Targets that know the protocol and not our code (test/fixtures/iscsi_target.py), and do what they must not: the initiator's data stays right, and it says what is wrong: in the clear and over TLS. */
 
 const TARGET_PROGRAM = join(import.meta.dirname, '../fixtures/iscsi_target.py');
 const MIB = 2 ** 20;
-const skip = requires('python3');
 const failed = (error: unknown): boolean => isGodwitError(error, 'ISCSI_COMMAND_FAILED');
 const changed = (error: unknown): boolean => isGodwitError(error, 'ISCSI_TARGET_CHANGED');
 
-async function connect(t: TestContext, mode: string): Promise<{ disk: IscsiInitiator; seen: string[] }> {
-  const child = spawn('python3', [TARGET_PROGRAM, mode], { stdio: ['ignore', 'pipe', 'inherit'] });
+async function connectTo(
+  t: TestContext,
+  transport: string,
+  mode: string,
+): Promise<{ disk: IscsiInitiator; seen: string[] }> {
+  const words = [TARGET_PROGRAM, mode];
+  let identity: TlsIdentity | null = null;
+  if (transport === 'TLS') {
+    const authority = new TestAuthority(join(scratchDir(t), 'ca'));
+    const target = authority.issue('target');
+    words.push(target.certFile, target.keyFile, target.caFile);
+    identity = new TlsIdentity(authority.issue('initiator'), silentLogger);
+  }
+  const child = spawn('python3', words, { stdio: ['ignore', 'pipe', 'inherit'] });
   t.after(() => child.kill('SIGKILL'));
   const lines = createInterface(child.stdout);
   const [port] = (await once(lines, 'line')) as [string];
   const seen: string[] = [];
   lines.on('line', (line) => seen.push(line));
-  return { disk: await startInitiator(t, Number(port), { chap: null }), seen };
+  const portal = { host: '127.0.0.1', port: Number(port), ...(identity !== null && { tls: identity }) };
+  return { disk: await startInitiator(t, 0, { portals: [portal], chap: null }), seen };
 }
 
-for (const mode of [
-  'acknowledges_half',
-  'acknowledges_half_with_residual',
-  'acknowledges_all_with_residual',
-]) {
-  test(`a target that ${mode.replaceAll('_', ' ')} of a write: it does not resolve`, { skip }, async (t) => {
-    const { disk } = await connect(t, mode);
-    const bytes = mode === 'acknowledges_all_with_residual' ? 4096 : MIB;
-    await assert.rejects(disk.write(0, Buffer.alloc(bytes, 1)), failed);
-  });
-}
+for (const transport of ['the clear', 'TLS']) {
+  const skip = requires('python3', ...(transport === 'TLS' ? ['openssl'] : []));
+  const over = transport === 'TLS' ? 'over TLS: ' : '';
+  const connect = (t: TestContext, mode: string) => connectTo(t, transport, mode);
 
-test('a buffer is its caller’s again when the kernel has taken all of it, however early the target answers', {
-  skip,
-}, async (t) => {
-  const { disk, seen } = await connect(t, 'answers_early');
-  const buffer = Buffer.alloc(MIB, 'w');
-  for (let round = 0; round < 4; round += 1) {
-    buffer.fill('w');
-    await disk.write(0, buffer);
-    buffer.fill('x');
+  for (const mode of [
+    'acknowledges_half',
+    'acknowledges_half_with_residual',
+    'acknowledges_all_with_residual',
+  ]) {
+    test(`${over}a target that ${mode.replaceAll('_', ' ')} of a write: it does not resolve`, {
+      skip,
+    }, async (t) => {
+      const { disk } = await connect(t, mode);
+      const bytes = mode === 'acknowledges_all_with_residual' ? 4096 : MIB;
+      await assert.rejects(disk.write(0, Buffer.alloc(bytes, 1)), failed);
+    });
   }
-  while (seen.length < 16) await sleep(20);
-  assert.deepEqual([...new Set(seen)], ['{"dataOut": ["w"]}']);
-});
 
-test('what the target recovered is data, of a read and of a write', { skip }, async (t) => {
-  const { disk } = await connect(t, 'recovers');
-  const into = Buffer.alloc(8192);
-  await disk.read(0, into);
-  assert.ok(into.equals(Buffer.alloc(8192, 'A')));
-  await disk.write(0, into);
-});
-
-for (const mode of ['busy', 'task_set_full']) {
-  test(`a target that is ${mode.replaceAll('_', ' ')}: it is waited for, and it is said why`, {
+  test(`${over}a buffer is its caller’s again when the kernel has taken all of it, however early the target answers`, {
     skip,
   }, async (t) => {
-    const { disk } = await connect(t, mode);
-    const reading = disk.read(0, Buffer.alloc(4096));
-    while (disk.trouble === null) await sleep(5);
-    assert.equal(disk.trouble.code, 'ISCSI_TARGET_BUSY');
-    assert.match(disk.trouble.message, mode === 'busy' ? /busy/ : /taskSetFull/);
-    assert.equal(disk.state, 'connected');
-    assert.ok(disk.statistics.oldestWaitMs > 0);
-    await reading;
-    assert.equal(disk.trouble, null);
+    const { disk, seen } = await connect(t, 'answers_early');
+    const buffer = Buffer.alloc(MIB, 'w');
+    for (let round = 0; round < 4; round += 1) {
+      buffer.fill('w');
+      await disk.write(0, buffer);
+      buffer.fill('x');
+    }
+    while (seen.length < 16) await sleep(20);
+    assert.deepEqual([...new Set(seen)], ['{"dataOut": ["w"]}']);
   });
-}
 
-test('a read for which the target always ends the connection fails by name, and the others do not', {
-  skip,
-}, async (t) => {
-  const { disk } = await connect(t, 'poison');
-  const reads = Array.from({ length: 64 }, async (_, index) => {
-    const into = Buffer.alloc(4096);
-    await disk.read(index * 4096, into);
-    assert.ok(into.equals(Buffer.alloc(4096, 'A')));
+  test(`${over}what the target recovered is data, of a read and of a write`, { skip }, async (t) => {
+    const { disk } = await connect(t, 'recovers');
+    const into = Buffer.alloc(8192);
+    await disk.read(0, into);
+    assert.ok(into.equals(Buffer.alloc(8192, 'A')));
+    await disk.write(0, into);
   });
-  const outcomes = await Promise.allSettled(reads);
-  const rejected = outcomes.flatMap((outcome, index) => (outcome.status === 'rejected' ? [index] : []));
-  assert.deepEqual(rejected, [8]);
-  const { reason } = outcomes[8] as PromiseRejectedResult;
-  assert.ok(failed(reason), String(reason));
-  assert.equal(reason.values.lba, 64);
-  await disk.read(0, Buffer.alloc(4096));
-});
 
-test('a disk that became another in silence: what was read since the last look is not vouched for', {
-  skip,
-}, async (t) => {
-  const { disk } = await connect(t, 'swaps_in_silence');
-  const into = Buffer.alloc(4096);
-  await disk.read(0, into);
-  await disk.vouch();
-  await Promise.all([disk.vouch(), disk.vouch()]);
-  await disk.read(0, into);
-  await disk.read(0, into);
-  await disk.read(0, into);
-  assert.equal(into[0], 0x42, 'the other one answers');
-  await assert.rejects(disk.vouch(), changed);
-  assert.equal(disk.state, 'failed');
-  await assert.rejects(disk.read(0, into), changed);
-});
+  for (const mode of ['busy', 'task_set_full']) {
+    test(`${over}a target that is ${mode.replaceAll('_', ' ')}: it is waited for, and it is said why`, {
+      skip,
+    }, async (t) => {
+      const { disk } = await connect(t, mode);
+      const reading = disk.read(0, Buffer.alloc(4096));
+      while (disk.trouble === null) await sleep(5);
+      assert.equal(disk.trouble.code, 'ISCSI_TARGET_BUSY');
+      assert.match(disk.trouble.message, mode === 'busy' ? /busy/ : /taskSetFull/);
+      assert.equal(disk.state, 'connected');
+      assert.ok(disk.statistics.oldestWaitMs > 0);
+      await reading;
+      assert.equal(disk.trouble, null);
+    });
+  }
 
-for (const [code, name] of [
-  ['29_00', 'power on or reset'],
-  ['29_03', 'a reset of the unit'],
-  ['3f_03', 'inquiry data changed'],
-  ['3f_0e', 'reported units changed'],
-  ['25_00', 'no such unit'],
-] as const) {
-  test(`a disk that became another, and the target says ${name}: nothing of it is read`, {
+  test(`${over}a read for which the target always ends the connection fails by name, and the others do not`, {
     skip,
   }, async (t) => {
-    const { disk } = await connect(t, `swaps_and_says_${code}`);
+    const { disk } = await connect(t, 'poison');
+    const reads = Array.from({ length: 64 }, async (_, index) => {
+      const into = Buffer.alloc(4096);
+      await disk.read(index * 4096, into);
+      assert.ok(into.equals(Buffer.alloc(4096, 'A')));
+    });
+    const outcomes = await Promise.allSettled(reads);
+    const rejected = outcomes.flatMap((outcome, index) => (outcome.status === 'rejected' ? [index] : []));
+    assert.deepEqual(rejected, [8]);
+    const { reason } = outcomes[8] as PromiseRejectedResult;
+    assert.ok(failed(reason), String(reason));
+    assert.equal(reason.values.lba, 64);
+    await disk.read(0, Buffer.alloc(4096));
+  });
+
+  test(`${over}a disk that became another in silence: what was read since the last look is not vouched for`, {
+    skip,
+  }, async (t) => {
+    const { disk } = await connect(t, 'swaps_in_silence');
     const into = Buffer.alloc(4096);
     await disk.read(0, into);
+    await disk.vouch();
+    await Promise.all([disk.vouch(), disk.vouch()]);
     await disk.read(0, into);
+    await disk.read(0, into);
+    await disk.read(0, into);
+    assert.equal(into[0], 0x42, 'the other one answers');
+    await assert.rejects(disk.vouch(), changed);
+    assert.equal(disk.state, 'failed');
     await assert.rejects(disk.read(0, into), changed);
-    assert.equal(into[0], 0x41);
   });
+
+  for (const [code, name] of [
+    ['29_00', 'power on or reset'],
+    ['29_03', 'a reset of the unit'],
+    ['3f_03', 'inquiry data changed'],
+    ['3f_0e', 'reported units changed'],
+    ['25_00', 'no such unit'],
+  ] as const) {
+    test(`${over}a disk that became another, and the target says ${name}: nothing of it is read`, {
+      skip,
+    }, async (t) => {
+      const { disk } = await connect(t, `swaps_and_says_${code}`);
+      const into = Buffer.alloc(4096);
+      await disk.read(0, into);
+      await disk.read(0, into);
+      await assert.rejects(disk.read(0, into), changed);
+      assert.equal(into[0], 0x41);
+    });
+  }
 }
