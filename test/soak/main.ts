@@ -46,9 +46,11 @@ console.log(
   `seed ${state.seed}, ${minutes} minutes, ${state.rounds.length} rounds before; state in ${folder}`,
 );
 
+/** A module ends by itself when its minutes are over, and has something to say then. */
+const MODULE_GRACE_MS = 20 * 60_000;
+
 const endMs = performance.now() + minutes * 60_000;
 const abort = new AbortController();
-const timer = setTimeout(() => abort.abort(), minutes * 60_000);
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => abort.abort());
 
 /** How a person runs that round alone. */
@@ -83,18 +85,21 @@ async function run(soak: Soak, seed: number): Promise<Round> {
   for (const stream of [child.stdout, child.stderr]) stream.pipe(log, { end: false });
   const end = () => child.pid !== undefined && process.kill(-child.pid, 'SIGTERM');
   abort.signal.addEventListener('abort', end, { once: true });
+  const graceMs = 'files' in soak.round ? 0 : MODULE_GRACE_MS;
+  const timer = setTimeout(() => abort.abort(), Math.max(0, endMs - performance.now()) + graceMs);
   const exitCode = await new Promise<number | null>((resolve) => {
     child.once('error', () => resolve(null));
     child.once('close', resolve);
   });
   abort.signal.removeEventListener('abort', end);
+  clearTimeout(timer);
   log.end();
   const outcome = exitCode === 0 ? 'passed' : abort.signal.aborted ? 'unfinished' : 'failed';
   if (outcome !== 'failed') rmSync(stateFolder, { recursive: true, force: true });
   return { soak: soak.name, seed, outcome, seconds: Math.round((performance.now() - startedMs) / 1000) };
 }
 
-while (!abort.signal.aborted) {
+while (!abort.signal.aborted && performance.now() < endMs) {
   const turn = nextRound(state, names);
   const soak = SOAKS.find(({ name }) => name === turn.soak)!;
   const round = await run(soak, turn.seed);
@@ -104,6 +109,5 @@ while (!abort.signal.aborted) {
   if (round.outcome === 'failed')
     console.log(`  output: ${join(folder, `${soak.name}-${turn.seed}`)}\n  again: ${again(soak, turn.seed)}`);
 }
-clearTimeout(timer);
 console.log(report(state, names));
 process.exit(state.rounds.some(({ outcome }) => outcome === 'failed') ? 1 : 0);

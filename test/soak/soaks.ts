@@ -54,6 +54,12 @@ export const SOAKS: readonly Soak[] = [
     },
   },
   {
+    name: 'fleet',
+    about:
+      'thirty machines on three workers: processes killed and stopped, full disks, and all that operators do; at the end every `why` against what was done',
+    round: { module: './fleet-life.ts', minutes: 60 },
+  },
+  {
     name: 'hostile-peers',
     about:
       'a worker with ten machines under fio verify, among 200 hostile peers of its API and of a volume that it serves',

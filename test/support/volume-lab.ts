@@ -92,9 +92,9 @@ export class VolumeLab {
   }
 
   /** A folder on a small filesystem of its own, to fill up. */
-  async smallDisk(sizeBytes: number): Promise<string> {
-    const dir = join(this.dir, 'small-disk');
-    const image = join(this.dir, 'small-disk.img');
+  async smallDisk(sizeBytes: number, name = 'small-disk'): Promise<string> {
+    const dir = join(this.dir, name);
+    const image = join(this.dir, `${name}.img`);
     mkdirSync(dir);
     writeFileSync(image, '');
     await tool('truncate', '-s', String(sizeBytes), image);

@@ -29,6 +29,8 @@ export const SLOTS = 256;
 export const BLOCK_BYTES = 4096;
 /** Many writes in each phase of a move, and little of the machine: a volume server with nothing else to do serves hundreds a second. */
 export const PAUSE_MS = 30;
+/** In its environment: another pause, in milliseconds, for many writers on one host. */
+export const PAUSE_VARIABLE = 'WRITER_PAUSE_MS';
 const READY_FILE = '/run/ready';
 
 export type WriterHello = {
@@ -119,6 +121,7 @@ async function main(folder: string, place: string, name: string): Promise<void> 
   const [port = '', host] = place.split(':').reverse();
   const nowNs = () => (host === undefined ? process.hrtime.bigint() : BigInt(Date.now()) * 1_000_000n);
   const openedAtNs = nowNs();
+  const pauseMs = Number(process.env[PAUSE_VARIABLE] ?? PAUSE_MS);
   const faults: string[] = [];
   const log = openSync(join(folder, 'log'), 'a+');
   const blocks = openSync(join(folder, 'blocks'), 'a');
@@ -139,7 +142,7 @@ async function main(folder: string, place: string, name: string): Promise<void> 
     fsyncSync(log);
     await tell({ kind: 'ack', number, durableAtNs: `${nowNs()}` });
     if (number === last + 1) writeFileSync(READY_FILE, '');
-    await sleep(PAUSE_MS);
+    await sleep(pauseMs);
   }
 }
 
