@@ -5,33 +5,49 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
+import type { CreateMachineRequest, MachineView, ServeReply } from '../../src/api/schemas.ts';
+import { HANDSHAKES } from '../../src/base/doorkeeper.ts';
 import { PEER_LIMITS } from '../../src/base/peer-account.ts';
 import { seededRandom } from '../../src/base/random.ts';
+import { TARGET_LIMITS } from '../../src/iscsi/limits.ts';
 import { SERVER_LIMITS } from '../../src/nbd/limits.ts';
+import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { Fleet, type FleetWorker } from '../support/fleet.ts';
-import { patient } from '../support/patience.ts';
+import { patient, until } from '../support/patience.ts';
 import { findProgram } from '../support/requires.ts';
+import { TestAuthority } from '../support/test-authority.ts';
 import type { SoakContext } from './soaks.ts';
 
 /**
- * One worker with machines that write and verify (fio), first in quiet, then among hostile peers of every kind: of the NBD server of a volume that is served, and of the
- * API. Meanwhile libnbd reads that volume and a client with the token asks the API, all the time.
+ * One worker with machines that write and verify (fio), first in quiet, then among hostile peers of every kind: of a volume that is served over NBD, of one that is served over
+ * iSCSI, and of the API. Meanwhile libnbd reads the one, an initiator in Python logs in to the other, and a client with the token asks the API, all the time.
  *
- * What must hold: no byte wrong, no I/O error; fsync and read p99 of the machines within 1.5 of quiet; memory within what docs/nbd.md says; everybody honest is served.
+ * What must hold: no byte wrong, no I/O error; fsync and read p99 of the machines within 1.5 of quiet; memory within what docs/nbd.md and docs/iscsi.md say; everybody honest is
+ * served. GODWIT_SOAK_MACHINES and GODWIT_SOAK_PEERS make it smaller; with GODWIT_SOAK_TLS=1 the API and NBD are under TLS, and half handshakes are among the peers.
  */
 const MIB = 2 ** 20;
 const MACHINES = Number(process.env.GODWIT_SOAK_MACHINES ?? 10);
 const PEERS = Number(process.env.GODWIT_SOAK_PEERS ?? 200);
+const TLS = process.env.GODWIT_SOAK_TLS === '1';
 const ROUND_SECONDS = 10;
+/** Of the time that it has: to end all that it began. */
+const TEAR_DOWN_MS = 40_000;
+/** With fewer of them there are no rounds of fio that could be compared. */
+const MINUTES_MIN = 3;
 const VOLUME_BYTES = 64 * MIB;
 const LATENCY_FACTOR_MAX = 1.5;
-/** Buffers that are kept for later and what V8 has not collected: as in test/interop/nbd-hostile-peers.test.ts. */
+/** Of a process that serves, beside its book: buffers that are kept for later and what V8 has not collected (docs/nbd.md, docs/iscsi.md). */
 const ALLOWANCE_BYTES = 96 * MIB;
+/** Of a connection in its handshake, and with OpenSSL of any. */
+const HANDSHAKE_BYTES = 0.2 * MIB;
+const TLS_BYTES = 0.25 * MIB;
 /** Of the worker, whose peers hold 1,024 connections at most. */
 const WORKER_GROWTH_BYTES_MAX = 256 * MIB;
 const HONEST_WITHIN_MS = 2_000;
 
+const SERVICES = ['nbd', 'iscsi', 'api'] as const;
+type Service = (typeof SERVICES)[number];
+type Honest = { asked: number; served: number; slowestMs: number };
 /** Milliseconds. */
 type Latencies = { readP99: number; fsyncP99: number };
 type Report = {
@@ -41,8 +57,8 @@ type Report = {
   attacked: Latencies;
   rounds: number;
   errors: string[];
-  honest: { asked: number; served: number; slowestMs: number };
-  grownBytes: { worker: number; server: number };
+  honest: Record<Service, Honest>;
+  grownBytes: { worker: number; nbd: number; iscsi: number };
 };
 
 /** Each line of `rounds`: nanoseconds of the 99th percentile of reads and of fsync. A round that fio ends with an error is in `failed`, and the last. */
@@ -78,7 +94,16 @@ function fioMachine(volumeId: string): CreateMachineRequest['config'] {
 }
 
 export async function run(context: SoakContext): Promise<void> {
-  const report = await soak(context);
+  // Whoever ends the soak gets the processes, mounts and devices of the worker back.
+  const cut = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => cut.abort());
+  if (context.minutes < MINUTES_MIN) {
+    context.log(`${context.minutes.toFixed(1)} minutes are too few for a round`);
+    await sleep(context.minutes * 60_000, undefined, { signal: cut.signal }).catch(() => {});
+    return;
+  }
+  const report = await soak(context, cut.signal);
+  if (cut.signal.aborted) throw new Error('it was ended before its time');
   writeFileSync(join(context.stateFolder, 'hostile-peers.json'), `${JSON.stringify(report, null, 2)}\n`);
   context.log(JSON.stringify(report));
   const failures = faultsOf(report);
@@ -92,47 +117,63 @@ function faultsOf({ quiet, attacked, errors, honest, grownBytes }: Report): stri
     const factor = attacked[kind] / quiet[kind];
     if (!(factor <= LATENCY_FACTOR_MAX)) faults.push(`${kind} is ${factor.toFixed(2)} of quiet`);
   }
-  if (honest.served < honest.asked)
-    faults.push(`${honest.asked - honest.served} of ${honest.asked} were not served`);
-  if (honest.slowestMs > patient(HONEST_WITHIN_MS)) faults.push(`somebody waited ${honest.slowestMs} ms`);
-  const serverMost =
-    PEER_LIMITS.sharedBytesMax +
-    SERVER_LIMITS.connectionsMax * PEER_LIMITS.connectionBytesReserved +
-    ALLOWANCE_BYTES;
-  if (grownBytes.server > serverMost) faults.push(`the volume server grew by ${grownBytes.server} bytes`);
+  for (const service of SERVICES) {
+    const { asked, served, slowestMs } = honest[service];
+    if (served < asked) faults.push(`${service}: ${asked - served} of ${asked} were not served`);
+    if (slowestMs > patient(HONEST_WITHIN_MS)) faults.push(`${service}: somebody waited ${slowestMs} ms`);
+  }
+  const { sharedBytesMax, connectionBytesReserved } = PEER_LIMITS;
+  const handshakeBytes = HANDSHAKE_BYTES + (TLS ? TLS_BYTES : 0);
+  const clients = { nbd: SERVER_LIMITS.connectionsMax, iscsi: TARGET_LIMITS.connectionsMax };
+  for (const service of ['nbd', 'iscsi'] as const) {
+    const most =
+      sharedBytesMax +
+      clients[service] * (connectionBytesReserved + (TLS ? TLS_BYTES : 0)) +
+      HANDSHAKES.placesMax * handshakeBytes +
+      ALLOWANCE_BYTES;
+    if (grownBytes[service] > most)
+      faults.push(`the ${service} server grew by ${grownBytes[service]} of ${most} bytes`);
+  }
   if (grownBytes.worker > WORKER_GROWTH_BYTES_MAX)
     faults.push(`the worker grew by ${grownBytes.worker} bytes`);
   return faults;
 }
 
-async function soak({ minutes, seed, stateFolder, log }: SoakContext): Promise<Report> {
+async function soak({ minutes, seed, stateFolder, log }: SoakContext, cut: AbortSignal): Promise<Report> {
+  const endsMs = performance.now() + minutes * 60_000 - TEAR_DOWN_MS;
   const endings: (() => unknown)[] = [];
   const after = (ending: () => unknown) => void endings.push(ending);
   try {
-    const fleet = await Fleet.start({ after } as Parameters<typeof Fleet.start>[0], ['alpha']);
+    const authority = TLS ? new TestAuthority(join(stateFolder, 'authority')) : null;
+    const tls = authority === null ? {} : { alpha: authority.issue('server') };
+    const clientFiles = authority?.issue('client') ?? null;
+    const fleet = await Fleet.start({ after } as Parameters<typeof Fleet.start>[0], ['alpha'], { tls });
     const worker = fleet.worker('alpha');
     const machines = await makeMachines(worker);
-    const served = await worker.client.createVolume({
-      name: 'served',
-      lengthBytes: VOLUME_BYTES,
-      filesystem: 'ext4',
-      encrypted: false,
-    });
-    const { location } = await worker.client.serveVolume(served.id, {
-      protocol: 'nbd',
-      listen: '127.0.0.1:0',
-      writable: true,
-      openToHost: true,
-    });
-    const [, port] = /:(\d+)\//.exec(location)!;
-    const watch = new Watch(worker, location, serverOf(worker));
+    const nbd = await serve(worker, 'nbd');
+    const iscsi = await serve(worker, 'iscsi');
+    const places: Places = {
+      nbdPort: nbd.port,
+      nbdUri: authority === null ? nbd.location : `${nbd.location}?tls-certificates=${authority.dir}`,
+      clientFiles,
+      iscsi: {
+        port: iscsi.port,
+        target: /iqn[^/]+/.exec(iscsi.location)![0],
+        initiator: 'iqn.2026-01.dev.godwit:soak',
+        user: iscsi.chap!.user,
+        secret: iscsi.chap!.secret,
+      },
+      apiPort: Number(new URL(worker.url).port),
+    };
+    const watch = new Watch(worker, places, { nbd: nbd.pid, iscsi: iscsi.pid });
     after(() => watch.end());
-    const phaseMs = (minutes * 60_000) / 3;
+    cut.addEventListener('abort', () => watch.end());
+    const phaseMs = (endsMs - performance.now()) / 3;
     log(`${machines.length} machines in quiet`);
-    await Promise.race([watch.run(phaseMs), sleep(phaseMs)]);
+    await watch.run(phaseMs);
     const quietRounds = await roundsOf(worker, machines);
     log(`${PEERS} peers`);
-    const hostile = startPeers(seed, port!, new URL(worker.url).port, stateFolder);
+    const hostile = new Crowd(seed, places, stateFolder);
     after(() => hostile.stop());
     await watch.run(2 * phaseMs);
     const all = await roundsOf(worker, machines);
@@ -169,13 +210,29 @@ async function makeMachines(worker: FleetWorker): Promise<MachineView[]> {
   return machines;
 }
 
-/** The volume server of what is served: the child of the shim for it. */
-function serverOf(worker: FleetWorker): number {
-  const shim = worker.shims().find(({ id }) => id.startsWith('s_'))!.state.shim.pid;
-  const children = readFileSync(`/proc/${shim}/task/${shim}/children`, 'utf8').trim().split(' ');
-  const found = children.find((pid) => /volume.server/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8')));
-  if (found === undefined) throw new Error('no volume server serves the volume');
-  return Number(found);
+type ServedVolume = { location: string; port: number; chap: ServeReply['chap']; pid: number };
+
+/** A volume of its own for each service. */
+async function serve(worker: FleetWorker, protocol: 'nbd' | 'iscsi'): Promise<ServedVolume> {
+  const before = worker.shims().map(({ id }) => id);
+  const volume = await worker.client.createVolume({
+    name: `served-${protocol}`,
+    lengthBytes: VOLUME_BYTES,
+    filesystem: 'none',
+    encrypted: false,
+  });
+  const { location, chap } = await worker.client.serveVolume(volume.id, {
+    protocol,
+    listen: '127.0.0.1:0',
+    writable: true,
+    ...(protocol === 'nbd' && !TLS && { openToHost: true }),
+  });
+  // A shim writes down what it has started a moment after that.
+  const pid = await until(`the volume server of ${location}`, () => {
+    const shim = worker.shims().find(({ id }) => id.startsWith('s_') && !before.includes(id));
+    return shim?.state.volumeServer?.pid;
+  });
+  return { location, port: Number(/:(\d+)\//.exec(location)![1]), chap, pid };
 }
 
 function residentBytesOf(pid: number): number {
@@ -183,21 +240,38 @@ function residentBytesOf(pid: number): number {
   return Number(kib ?? 0) * 1024;
 }
 
+/** Where peers, honest and other, go. */
+type Places = {
+  nbdPort: number;
+  nbdUri: string;
+  clientFiles: TlsFiles | null;
+  /** As test/fixtures/iscsi_peer.py has it. */
+  iscsi: { port: number; target: string; initiator: string; user: string; secret: string };
+  apiPort: number;
+};
+
+type Pids = { worker: number; nbd: number; iscsi: number };
+
 /** Asks, as honest clients do, and looks at the memory. */
 class Watch {
-  readonly honest = { asked: 0, served: 0, slowestMs: 0 };
-  readonly grownBytes = { worker: 0, server: 0 };
+  readonly honest: Record<Service, Honest> = {
+    nbd: { asked: 0, served: 0, slowestMs: 0 },
+    iscsi: { asked: 0, served: 0, slowestMs: 0 },
+    api: { asked: 0, served: 0, slowestMs: 0 },
+  };
+  readonly grownBytes = { worker: 0, nbd: 0, iscsi: 0 };
   readonly #worker: FleetWorker;
-  readonly #location: string;
-  readonly #pids: { worker: number; server: number };
-  readonly #beforeBytes: { worker: number; server: number };
+  readonly #places: Places;
+  readonly #pids: Pids;
+  readonly #beforeBytes: Pids;
   #over = false;
 
-  constructor(worker: FleetWorker, location: string, server: number) {
+  constructor(worker: FleetWorker, places: Places, servers: { nbd: number; iscsi: number }) {
     this.#worker = worker;
-    this.#location = location;
-    this.#pids = { worker: worker.pid, server };
-    this.#beforeBytes = { worker: residentBytesOf(worker.pid), server: residentBytesOf(server) };
+    this.#places = places;
+    this.#pids = { worker: worker.pid, ...servers };
+    const of = (name: keyof Pids) => residentBytesOf(this.#pids[name]);
+    this.#beforeBytes = { worker: of('worker'), nbd: of('nbd'), iscsi: of('iscsi') };
   }
 
   end(): void {
@@ -206,12 +280,19 @@ class Watch {
 
   async run(forMs: number): Promise<void> {
     const untilMs = performance.now() + forMs;
+    const { nbdUri, iscsi } = this.#places;
+    const inVain = { timeout: PATIENCE_MS };
     while (!this.#over && performance.now() < untilMs) {
-      await this.#ask(() =>
-        promisify(execFile)(findProgram('nbdinfo')!, ['--size', this.#location], { timeout: 30_000 }),
-      );
-      await this.#ask(() => this.#worker.client.worker());
-      for (const name of ['worker', 'server'] as const) {
+      await this.#ask('nbd', () => promisify(execFile)(findProgram('nbdinfo')!, ['--size', nbdUri], inVain));
+      const login = JSON.stringify({ ...iscsi, rounds: 1, seconds: PATIENCE_MS / 1_000 });
+      await this.#ask('iscsi', async () => {
+        const words = [ISCSI_PEERS, 'logs_in', login];
+        const { stdout } = await promisify(execFile)(findProgram('python3')!, words, inVain);
+        const { waitsMs } = JSON.parse(stdout) as { waitsMs: number[] };
+        if (waitsMs.includes(-1)) throw new Error('not let in');
+      });
+      await this.#ask('api', () => this.#worker.client.worker());
+      for (const name of ['worker', 'nbd', 'iscsi'] as const) {
         const grown = residentBytesOf(this.#pids[name]) - this.#beforeBytes[name];
         this.grownBytes[name] = Math.max(this.grownBytes[name], grown);
       }
@@ -220,76 +301,100 @@ class Watch {
   }
 
   /** As a client does: again, at once, for as long as it is patient. */
-  async #ask(question: () => Promise<unknown>): Promise<void> {
-    this.honest.asked += 1;
+  async #ask(service: Service, question: () => Promise<unknown>): Promise<void> {
+    const honest = this.honest[service];
+    honest.asked += 1;
     const startedMs = performance.now();
-    while (performance.now() - startedMs < 30_000) {
+    while (performance.now() - startedMs < PATIENCE_MS) {
       try {
         await question();
-        this.honest.served += 1;
+        honest.served += 1;
         break;
       } catch {
         await sleep(20);
       }
     }
-    this.honest.slowestMs = Math.max(this.honest.slowestMs, Math.round(performance.now() - startedMs));
+    honest.slowestMs = Math.max(honest.slowestMs, Math.round(performance.now() - startedMs));
   }
 }
 
-const NBD_KINDS = ['silent', 'idle', 'flush', 'read', 'status', 'drip'];
+const NBD_PEERS = fileURLToPath(new URL('../support/hostile-nbd-peer.py', import.meta.url));
+const ISCSI_PEERS = fileURLToPath(new URL('../fixtures/iscsi_peer.py', import.meta.url));
+/** Of an honest client. */
+const PATIENCE_MS = 30_000;
+const NBD_KINDS = ['silent', 'idle', 'flush', 'read', 'status', 'drip', ...(TLS ? ['half-tls'] : [])];
+/** Each begins anew after so long. Some of them hold the secret. */
+const ISCSI_KINDS = ['idle', 'guesses', 'endless_login', 'pings', 'inquiries', 'unfinished_writes'];
+const ISCSI_TURN_SECONDS = 45;
+/** What an API peer says first, and then a byte at a time. */
+const API_WORDS = [
+  '',
+  'GET /v1/worker HTTP/1.1\r\nx-long: ',
+  'POST /v1/volumes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900000\r\n\r\n',
+  'GET /v1/worker HTTP/1.1\r\nhost: x\r\n\r\n'.repeat(200),
+];
 
-/** A half of NBD peers, by a program that knows the protocol and not our code, a half of the API, whose connections come again when they are ended. */
-function startPeers(
-  seed: number,
-  nbdPort: string,
-  apiPort: string,
-  stateFolder: string,
-): { stop: () => void } {
-  const random = seededRandom(seed);
-  const script = fileURLToPath(new URL('../support/hostile-nbd-peer.py', import.meta.url));
-  const children: ChildProcess[] = [];
-  let left = Math.floor(PEERS / 2);
-  for (const [index, kind] of NBD_KINDS.entries()) {
-    const share =
-      index === NBD_KINDS.length - 1 ? left : Math.min(left, 1 + random.below(Math.ceil(PEERS / 6)));
-    left -= share;
-    if (share === 0) continue;
-    children.push(
-      spawn(findProgram('python3')!, [script, kind, `${share}`, nbdPort], {
-        stdio: ['pipe', 'ignore', 'ignore'],
-      }),
-    );
+/** Two fifths of them at NBD and as many at iSCSI, by programs that know the protocols and not our code; the rest at the API. Who is turned out comes again. */
+class Crowd {
+  readonly #children = new Set<ChildProcess>();
+  readonly #random;
+  #over = false;
+
+  constructor(seed: number, places: Places, stateFolder: string) {
+    this.#random = seededRandom(seed);
+    const nbd = this.#divide(Math.floor((PEERS * 2) / 5), NBD_KINDS);
+    const iscsi = this.#divide(Math.floor((PEERS * 2) / 5), ISCSI_KINDS);
+    const api = PEERS - Math.floor((PEERS * 2) / 5) * 2;
+    writeFileSync(join(stateFolder, 'peers.json'), JSON.stringify({ seed, nbd, iscsi, api }));
+    const { clientFiles } = places;
+    const files = clientFiles === null ? [] : [clientFiles.certFile, clientFiles.keyFile, clientFiles.caFile];
+    for (const [kind, count] of Object.entries(nbd))
+      this.#keepUp([NBD_PEERS, kind, `${count}`, `${places.nbdPort}`, ...files]);
+    for (const [kind, peers] of Object.entries(iscsi))
+      this.#keepUp([
+        ISCSI_PEERS,
+        kind,
+        JSON.stringify({ ...places.iscsi, peers, seconds: ISCSI_TURN_SECONDS }),
+      ]);
+    for (let index = 0; index < api; index += 1)
+      this.#api(places.apiPort, API_WORDS[index % API_WORDS.length]!);
   }
-  const words = [
-    '',
-    'GET /v1/worker HTTP/1.1\r\nx-long: ',
-    'POST /v1/volumes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900000\r\n\r\n',
-    'GET /v1/worker HTTP/1.1\r\nhost: x\r\n\r\n'.repeat(200),
-  ];
-  let over = false;
-  const open = (said: string): void => {
-    if (over) return;
-    const socket = connect(Number(apiPort), '127.0.0.1');
+
+  stop(): void {
+    this.#over = true;
+    for (const child of this.#children) child.kill('SIGKILL');
+  }
+
+  /** Of each kind at least one. */
+  #divide(count: number, kinds: readonly string[]): Record<string, number> {
+    const shares = Object.fromEntries(kinds.map((kind) => [kind, 1]));
+    for (let left = count - kinds.length; left > 0; left -= 1)
+      shares[kinds[this.#random.below(kinds.length)]!]! += 1;
+    return shares;
+  }
+
+  #keepUp(words: readonly string[]): void {
+    if (this.#over) return;
+    const child = spawn(findProgram('python3')!, words, { stdio: ['pipe', 'ignore', 'ignore'] });
+    this.#children.add(child);
+    child.once('exit', () => {
+      this.#children.delete(child);
+      setTimeout(() => this.#keepUp(words), 100);
+    });
+  }
+
+  #api(port: number, said: string): void {
+    if (this.#over) return;
+    const socket = connect(port, '127.0.0.1');
     const timer = setInterval(() => socket.write(said === '' ? '' : 'x'), 500);
     socket.pause();
     socket.on('error', () => {});
     socket.once('connect', () => socket.write(said));
     socket.once('close', () => {
       clearInterval(timer);
-      setTimeout(open, 50 + random.below(200), said);
+      setTimeout(() => this.#api(port, said), 50 + this.#random.below(200));
     });
-  };
-  for (let index = 0; index < PEERS / 2; index += 1) open(words[index % words.length]!);
-  writeFileSync(
-    join(stateFolder, 'peers.json'),
-    JSON.stringify({ seed, nbd: children.map((c) => c.spawnargs) }),
-  );
-  return {
-    stop: () => {
-      over = true;
-      for (const child of children) child.kill('SIGKILL');
-    },
-  };
+  }
 }
 
 /** Of each machine its rounds of fio: read and fsync p99 in milliseconds. */

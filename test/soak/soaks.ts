@@ -62,7 +62,7 @@ export const SOAKS: readonly Soak[] = [
   {
     name: 'hostile-peers',
     about:
-      'a worker with ten machines under fio verify, among 200 hostile peers of its API and of a volume that it serves',
+      'a worker with ten machines under fio verify, among 200 hostile peers of its API and of volumes that it serves over NBD and iSCSI',
     round: { module: './hostile-peers.ts', minutes: 60 },
   },
 ];
