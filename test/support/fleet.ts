@@ -79,7 +79,7 @@ export class Fleet {
   /**
    * `flags`: of a worker's command line, beside those that make it part of the fleet. `dataDir`: a folder for one worker's data that is not
    * in the fleet's own folder, such as a small filesystem; the caller unmounts it after the fleet is closed. `tls`: certificates of workers, whose
-   * API is then https. `host`: the address of all of them, of loopback.
+   * API is then https. `host`: the address of all of them, of loopback. `main`: the entry point of another version (earlier-version.ts), for one worker.
    */
   static async start(
     t: Ending,
@@ -89,6 +89,7 @@ export class Fleet {
       dataDir?: Readonly<Record<string, string>>;
       tls?: Readonly<Record<string, TlsFiles>>;
       host?: string;
+      main?: Readonly<Record<string, string>>;
     } = {},
   ): Promise<Fleet> {
     // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
@@ -111,6 +112,7 @@ export class Fleet {
           logPath: join(dir, `${name}.log`),
           signal: closing.signal,
           caFile: tls[name]?.caFile ?? null,
+          main: options.main?.[name] ?? MAIN,
           arguments: [
             ...['--name', name, '--listen', new URL(url).host, '--token-file', tokenFile],
             ...places
@@ -290,6 +292,7 @@ type FleetWorkerOptions = {
   logPath: string;
   signal: AbortSignal;
   caFile: string | null;
+  main: string;
   arguments: readonly string[];
 };
 
@@ -300,6 +303,7 @@ export class FleetWorker {
   readonly dataDir: string;
   readonly client: ApiClient;
   readonly #options: FleetWorkerOptions;
+  #main: string;
   #child: ChildProcess | null = null;
   #exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }> = Promise.resolve({
     code: 0,
@@ -308,12 +312,18 @@ export class FleetWorker {
 
   constructor(options: FleetWorkerOptions) {
     this.#options = options;
+    this.#main = options.main;
     this.name = options.name;
     this.url = options.url;
     mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
     this.dataDir = realpathSync(options.dataDir);
     const tls = options.caFile === null ? undefined : new TlsTrust(options.caFile);
     this.client = new ApiClient({ url: options.url, token: TOKEN, tls, timeoutMs: patient(60_000) });
+  }
+
+  /** The next start is of this version, on the same data. */
+  upgrade(): void {
+    this.#main = MAIN;
   }
 
   /** It was started with a place where keys come from. */
@@ -349,7 +359,7 @@ export class FleetWorker {
       process.execPath,
       [
         '--disable-warning=ExperimentalWarning',
-        ...[MAIN, 'worker', '--data', this.dataDir],
+        ...[this.#main, 'worker', '--data', this.dataDir],
         ...this.#options.arguments,
       ],
       {

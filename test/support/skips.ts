@@ -11,6 +11,8 @@ export const SKIPS = {
   PR_SET_IO_FLUSHER: 'needs CAP_SYS_RESOURCE, which root of a container may lack',
   'reads that do not wait': 'RWF_NOWAIT is of the filesystem of the temporary folder',
   'mount of the filesystem': 'features of ext4, and XFS altogether, are of the kernel',
+  'history of the checkout':
+    'sources of an earlier version are taken from git, and a package or a shallow clone has none',
   'guest that goes on':
     'user-mode-linux stops now and then on a busy machine, whatever it does; npm run lab counts it as unfinished',
 } as const;
