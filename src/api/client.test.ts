@@ -69,10 +69,12 @@ test('what the service says comes through, errors too', async (t) => {
   assert.equal((await client.cancelRun('run9')).id, 'run9');
   assert.equal((await client.why('pg')).conditions.length, 1);
 
-  const error = await rejection(client.showMachine('no/such machine?'));
+  const error = await rejection(client.showMachine('no-such-machine'));
   assert.equal(error.code, 'MACHINE_NOT_FOUND');
-  assert.deepEqual(error.values, { ref: 'no/such machine?' });
+  assert.deepEqual(error.values, { ref: 'no-such-machine' });
   assert.equal(error.nextAction, 'godwit machine list');
+  // One segment of the path all the same, and no name of anything.
+  assert.equal((await rejection(client.showMachine('no/such machine?'))).code, 'API_INVALID_REQUEST');
 });
 
 test('a wrong token is said so', async (t) => {
