@@ -45,7 +45,7 @@ const HUNG_UP = `trap 'echo hup >> /tmp/hung-up; exit' HUP; echo ready; while :;
 test('a command has a terminal of its machine, of the size of the one outside, which it follows', {
   skip,
 }, async (t) => {
-  const { exec, fleet } = await fleetWithMachine(t);
+  const { exec, fleet, inside } = await fleetWithMachine(t);
   const terminal = exec('-it', 'm', '--', 'bash', '--norc');
   await terminal.says(/bash.*# /);
   assert.deepEqual(await terminal.modes(), RAW);
@@ -63,6 +63,11 @@ test('a command has a terminal of its machine, of the size of the one outside, w
   await terminal.says(/0, ptmx\r\n/);
   terminal.type('sleep 1000\n');
   await terminal.says(/sleep 1000\r\n/);
+  // Before it has the terminal the shell would take the key, and then wait for it.
+  await fleet.until('the sleep to run', async () => {
+    const commands = await inside(`for each in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $each; echo; done`);
+    return /^sleep 1000 $/m.test(commands) || new NotYet(commands);
+  });
   terminal.type('\x03');
   await terminal.says(/\^C[\s\S]*# $/);
   terminal.type('echo "ended with $?"\n');

