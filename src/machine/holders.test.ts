@@ -56,6 +56,7 @@ test('an open file, a working folder and a copy of the mount are found with the 
   const error = heldError(place, found)!;
   for (const { pid } of holders) assert.match(error.message, new RegExp(`sleep \\(pid ${pid}, `));
   assert.deepEqual(await findHolders(place, new Set(holders.map(({ pid }) => pid!))), []);
+  assert.deepEqual(await findHolders(place, new Set([process.pid])), [], 'what one of ours has started');
   assert.deepEqual(await findHolders(join(place, 'nothing'), new Set()), []);
 });
 

@@ -4,6 +4,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { mountAt, parseMountTable } from './mount-table.ts';
+import { parseStat } from './process-identity.ts';
 
 /*
  * Who on this host would keep a machine's filesystem from being unmounted. Looked for while the machine still runs: after its stop such a process
@@ -23,7 +24,10 @@ const PROBE_LOOK_MS = PAUSE.frozenLook.ms;
 /** Kernel functions in which a write waits for a frozen filesystem (sb_start_write). */
 const FROZEN_IN = /percpu_rwsem|percpu_down_read|sb_start_write/;
 
-/** Who holds what is mounted at `place`, without the processes of `own` and this process's own mount. Nobody where nothing is mounted there. */
+/**
+ * Who holds what is mounted at `place`, without the processes of `own`, what they started (a sync of the shim waits for as long as a full disk does, and is waited
+ * for by its unmount), and this process's own mount. Nobody where nothing is mounted there.
+ */
 export async function findHolders(place: string, own: ReadonlySet<number>): Promise<Holder[]> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
   const entry = mountAt(place, parseMountTable(table));
@@ -41,6 +45,7 @@ export async function findHolders(place: string, own: ReadonlySet<number>): Prom
     const how = mounts.size === 0 ? null : await usedBy(pid, mounts, entry.device);
     const copies = space !== ours && !ownSpaces.has(space) && mounts.size > 0;
     if (how === null && (!copies || told.has(space))) return;
+    if (own.has(parseStat(await read(`/proc/${pid}/stat`))?.parentPid ?? 0)) return;
     if (how === null) told.add(space);
     const program = (await read(`/proc/${pid}/comm`)).trim();
     holders.push({ pid: Number(pid), program, how: how ?? 'mount' });
