@@ -94,6 +94,12 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
     64 * MIB,
     'while :; do date +%s >> /data/log; sync /data/log; sleep 0.2; done',
   );
+  // While there is room: later it waits as the hog does, for as long as nothing may be written to its journal.
+  const fresh = await inMachine(
+    small,
+    'quiet',
+    'dd if=/dev/urandom of=/data/fresh bs=1M count=4 2>/dev/null; sha256sum < /data/fresh',
+  );
   execFileSync('fallocate', ['-l', String(FILLER_BYTES), join(disk, 'filler')]);
   const hog = await machine(
     small,
@@ -127,12 +133,6 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   // The journals and logs of the worker go on meanwhile.
   assert.ok(freeBytes() >= diskReserveBytes(totalBytes) / 2, `${freeBytes()} bytes are free`);
   assert.match(await inMachine(small, 'quiet', 'grep " /data " /proc/mounts'), / rw,/);
-  const fresh = await inMachine(
-    small,
-    'quiet',
-    'dd if=/dev/urandom of=/data/fresh bs=1M count=4 2>/dev/null; sha256sum < /data/fresh',
-  );
-
   // 2. Others take the rest: the room of the journal is opened, and what is asked for is done, or refused by name.
   await tool('sh', '-c', `dd if=/dev/zero of=${join(disk, 'rest')} bs=1M status=none || true`);
   await fleet.until('the room of the journal to be opened', () => !existsSync(join(disk, 'kept-back')));
