@@ -5,6 +5,7 @@ import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { peerPatience } from '../base/peer-patience.ts';
 import type { Random } from '../base/random.ts';
 import { RequestQueue } from '../base/request-queue.ts';
 import { socketSink } from '../base/socket-sink.ts';
@@ -128,7 +129,6 @@ const DEFAULTS = {
   backoffMs: 50,
   backoffMsMax: 3_000,
 };
-const PATIENCE_MAX = 8;
 const DATA_SEGMENT_BYTES = 1024 * 1024;
 const BURST_BYTES = 1024 * 1024;
 /** A command that the target aborts again and again is given up; one that it is too busy for is not. */
@@ -171,7 +171,7 @@ export class IscsiInitiator implements BlockDevice {
   #nextLook: Promise<void> | null = null;
   #lookedAtMs = 0;
   #answers = 0;
-  /** Doubles with each connection that ended because the target was silent, so that one that is only slow gets its word in; halves with each other end. */
+  /** `peerPatience`. */
   #patience = 1;
   #failure: GodwitError | null = null;
   #loop: Promise<void> | null = null;
@@ -704,11 +704,7 @@ export class IscsiInitiator implements BlockDevice {
       } catch (error) {
         if (this.#failure !== null) return;
         const known = error as GodwitError;
-        // Ends that a target which is only slow brings about as well.
-        const silent = known.retry === 'later';
-        this.#patience = silent
-          ? Math.min(this.#patience * 2, PATIENCE_MAX)
-          : Math.max(1, this.#patience / 2);
+        this.#patience = peerPatience(this.#patience, known);
         const refused = known.retry === 'never';
         if (known.code === 'ISCSI_TARGET_CHANGED' || (refused && refusalIsFatal && this.#unit === null)) {
           this.#fail(known);

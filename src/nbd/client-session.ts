@@ -486,6 +486,7 @@ export class NbdSession {
               attempts: overdue.attempts,
               inFlight: this.#inFlight,
             },
+            retry: 'later',
             nextAction: 'The connection is made anew; check the network and the host of the server.',
           }),
         );

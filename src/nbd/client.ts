@@ -2,6 +2,7 @@ import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { peerPatience } from '../base/peer-patience.ts';
 import type { Random } from '../base/random.ts';
 import { RequestQueue } from '../base/request-queue.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
@@ -92,7 +93,7 @@ type Lane = {
   session: NbdSession | null;
   connection: NbdConnection<RemoteExport> | null;
   hadSession: boolean;
-  /** Doubles with each connection that ended because the server was silent, so that one that is only slow gets its word in; halves with each other end. */
+  /** `peerPatience`. */
   patience: number;
 };
 
@@ -121,9 +122,6 @@ const STATUS_BYTES_MAX = 2 * 2 ** 30;
 const FAILURES_MAX = 16;
 const RETRY_MS = 100;
 const DISCONNECT_TIMEOUT_MS = 1_000;
-/** Ends that a server which is only slow brings about as well. */
-const SILENT = new Set(['NBD_HANDSHAKE_TIMEOUT', 'NBD_SILENT']);
-const PATIENCE_MAX = 8;
 
 export class NbdClient implements BlockDevice {
   readonly #options: Required<Omit<NbdClientOptions, 'expected'>> & Pick<NbdClientOptions, 'expected'>;
@@ -665,9 +663,7 @@ export class NbdClient implements BlockDevice {
       const answersBefore = this.#answers;
       const error = await this.#serve(lane);
       if (this.#failure !== null) return;
-      lane.patience = SILENT.has(error.code)
-        ? Math.min(lane.patience * 2, PATIENCE_MAX)
-        : Math.max(1, lane.patience / 2);
+      lane.patience = peerPatience(lane.patience, error);
       const refused = refusalIsFatal && this.#export === null && error.retry === 'never';
       if (error.code === 'NBD_EXPORT_CHANGED' || refused) {
         this.#fail(error);
@@ -874,6 +870,7 @@ function handshakeTimeoutError(address: NbdAddress, timeoutMs: number): GodwitEr
       ...('host' in address ? { host: address.host, port: address.port } : { path: address.path }),
       timeoutMs,
     },
+    retry: 'later',
     nextAction: 'Check the network and the host of the server; the handshake is tried again.',
   });
 }
