@@ -3,6 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
+import { Rounds } from '../base/rounds.ts';
 import { allocate } from '../sys/fallocate.ts';
 
 /** What the journal, the records and the logs of a day may need to empty a worker. */
@@ -24,15 +25,15 @@ export type BallastOptions = {
  */
 export class Ballast {
   readonly #options: BallastOptions;
+  readonly #rounds: Rounds;
   #held = false;
   #looking = false;
   /** It could not be made; said once, and not tried again by this process. */
   #refused = false;
-  #cancelTimer: () => void = () => {};
-  #closed = false;
 
   constructor(options: BallastOptions) {
     this.#options = options;
+    this.#rounds = new Rounds(options.clock, PAUSE.ballast.ms, () => this.look());
   }
 
   get held(): boolean {
@@ -40,19 +41,17 @@ export class Ballast {
   }
 
   /** Before anything else is opened: a disk that is full gets its room back at once. */
-  async start(): Promise<void> {
-    await this.look();
-    this.#lookLater();
+  start(): Promise<void> {
+    return this.#rounds.start();
   }
 
   close(): void {
-    this.#closed = true;
-    this.#cancelTimer();
+    this.#rounds.close();
   }
 
   /** Gives the room up where the disk is full, takes it where there is plenty. Never rejects. */
   async look(): Promise<void> {
-    if (this.#looking || this.#closed) return;
+    if (this.#looking || this.#rounds.closed) return;
     this.#looking = true;
     try {
       const { totalBytes, availableBytes } = await this.#options.look();
@@ -86,12 +85,5 @@ export class Ballast {
       this.#refused = !this.#held;
       if (this.#refused) rmSync(this.#options.path, { force: true });
     }
-  }
-
-  #lookLater(): void {
-    if (this.#closed) return;
-    this.#cancelTimer = this.#options.clock.timer(PAUSE.ballast.ms, () => {
-      void this.look().finally(() => this.#lookLater());
-    });
   }
 }

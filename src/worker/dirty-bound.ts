@@ -2,6 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
+import { Rounds } from '../base/rounds.ts';
 import { boundDirtyPages, dirtyBytesMax } from '../host/write-back.ts';
 import { diskReserveBytes, keptBytes } from '../volume/disk-room.ts';
 
@@ -26,24 +27,22 @@ const DEVICE_BYTES_MIN = 4 * 2 ** 20;
  */
 export class DirtyBound {
   readonly #options: Required<DirtyBoundOptions>;
+  readonly #rounds: Rounds;
   /** Some device may have a bound: of an earlier process of this worker, too. A device that comes has none (host/losetup.ts). */
   #mayBeBound = true;
   #isNear = false;
-  #cancelTimer: () => void = () => {};
-  #closed = false;
 
   constructor(options: DirtyBoundOptions) {
     this.#options = { bound: boundDirtyPages, dirtyBytesMax, ...options };
+    this.#rounds = new Rounds(options.clock, PAUSE.dirtyBound.ms, () => this.look());
   }
 
-  async start(): Promise<void> {
-    await this.look();
-    this.#lookLater();
+  start(): Promise<void> {
+    return this.#rounds.start();
   }
 
   close(): void {
-    this.#closed = true;
-    this.#cancelTimer();
+    this.#rounds.close();
   }
 
   /** Never rejects. */
@@ -70,12 +69,5 @@ export class DirtyBound {
     if (!this.#isNear) return null;
     const stoppedBytes = keptBytes(totalBytes, 'running') - keptBytes(totalBytes, 'stopped');
     return Math.max(DEVICE_BYTES_MIN, stoppedBytes);
-  }
-
-  #lookLater(): void {
-    if (this.#closed) return;
-    this.#cancelTimer = this.#options.clock.timer(PAUSE.dirtyBound.ms, () => {
-      void this.look().finally(() => this.#lookLater());
-    });
   }
 }
