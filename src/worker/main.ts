@@ -367,8 +367,9 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     clock,
     logger,
   });
-  await dirtyBound.start();
   await api.listen({ host: options.listenHost, port: options.listenPort });
+  // It asks every shim, which nobody who asks this worker need wait for.
+  void dirtyBound.start();
   const address = api.server.address();
   const port = typeof address === 'object' && address !== null ? address.port : options.listenPort;
   const scheme = identity ? 'https' : 'http';
