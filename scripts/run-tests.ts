@@ -140,7 +140,7 @@ while (waiting.length > 0 && !abort.signal.aborted) {
     processors.restart();
     continue;
   }
-  await Promise.race([...running, sleep(IDLE_OVER_MS)]);
+  await Promise.race([...running, sleep(IDLE_OVER_MS, undefined, { ref: false })]);
 }
 await Promise.all(running);
 
