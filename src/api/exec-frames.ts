@@ -9,6 +9,9 @@ import { GodwitError } from '../base/errors.ts';
  */
 export const EXEC_PROTOCOL = 'godwit-exec/1';
 
+/** What TERM may be for a terminal in a machine. */
+export const TERM_PATTERN = '^[a-zA-Z0-9][a-zA-Z0-9+._-]{0,63}$';
+
 export const FRAME = {
   /** Client, first and once: ExecStart as JSON. */
   start: 1,

@@ -3,6 +3,7 @@ import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import { MachineConfig } from '../machine/config.ts';
 import { VolumeRecord } from '../volume/record.ts';
+import { TERM_PATTERN } from './exec-frames.ts';
 
 /**
  * Requests and replies of the worker's HTTP API. One schema is the type, the validator and the page in /openapi.json.
@@ -168,7 +169,7 @@ export const ExecStart = Type.Object({
       columns: Type.Integer({ minimum: 1, maximum: 65_535 }),
       rows: Type.Integer({ minimum: 1, maximum: 65_535 }),
       /** TERM, where the machine's configuration does not say otherwise. */
-      term: Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9+._-]{0,63}$' }),
+      term: Type.String({ pattern: TERM_PATTERN }),
     }),
   ),
 });

@@ -1,10 +1,12 @@
 /** The files of godwit that are started or read by their path, from the folder of the sources on. */
-export type ProgramFile =
-  | 'cli/main.ts'
-  | 'machine/shim.ts'
-  | 'machine/jail-init.sh'
-  | 'volume/server.ts'
-  | 'attach/hot-thread.ts';
+export const PROGRAM_FILES = [
+  'cli/main.ts',
+  'machine/shim.ts',
+  'machine/jail-init.sh',
+  'volume/server.ts',
+  'attach/hot-thread.ts',
+] as const;
+export type ProgramFile = (typeof PROGRAM_FILES)[number];
 
 /**
  * Where a process or a thread of its own begins. Sources are TypeScript in a checkout, JavaScript in the package (Node runs no TypeScript below node_modules), and

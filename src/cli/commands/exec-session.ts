@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import type { ExecStream } from '../../api/exec-client.ts';
+import { TERM_PATTERN } from '../../api/exec-frames.ts';
 import type { ExecStart } from '../../api/schemas.ts';
 import { GodwitError } from '../../base/errors.ts';
 import type { Context } from '../context.ts';
@@ -9,7 +10,7 @@ import { noTerminal, RawTerminal } from '../raw-terminal.ts';
 
 /** For a terminal that says nothing of itself, or nothing that a machine would understand. */
 const USUAL = { columns: 80, rows: 24, term: 'xterm' } as const;
-const TERM = /^[a-zA-Z0-9][a-zA-Z0-9+._-]{0,63}$/;
+const TERM = new RegExp(TERM_PATTERN);
 
 /** `machine exec -i` and `-t`: a command in a machine that has our input, and a terminal where it is asked for. */
 export async function execSession(
