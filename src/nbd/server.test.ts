@@ -5,6 +5,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { HeldDevice } from '../../test/support/held-device.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
 import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
@@ -782,36 +783,19 @@ test('a device that is slow is not the debt of its client', async (t) => {
     { count: 300, lengthBytes: 4 * KIB },
   ]) {
     const clock = new FakeClock();
-    const gate = Promise.withResolvers<void>();
-    const inner = memory(8 * MIB);
-    let asked = 0;
-    const device: BlockDevice = {
-      lengthBytes: inner.lengthBytes,
-      blockBytes: 512,
-      writable: false,
-      async read(offset, into) {
-        asked += 1;
-        await gate.promise;
-        await inner.read(offset, into);
-      },
-      write: () => assert.fail(),
-      flush: async () => {},
-      discard: () => assert.fail(),
-      writeZeroes: () => assert.fail(),
-      close: async () => {},
-    };
+    const device = new HeldDevice(memory(8 * MIB));
     const { server, client } = await start(t, [{ name: '', device }], { clock });
     const raw = client();
     await raw.begin();
     for (let index = 0; index < count; index += 1) raw.send({ type: COMMAND.read, lengthBytes });
     // More than the server takes at once: the rest waits for room.
-    await until('the device to be asked', () => asked >= 12);
+    await until('the device to be asked', () => device.asked >= 12);
     for (let turn = 0; turn < 34; turn += 1) {
       clock.advance(5_000);
       await systemClock.sleep(0);
     }
     assert.equal(server.connections, 1);
-    gate.resolve();
+    device.release();
     for (let index = 0; index < count; index += 1) assert.equal((await raw.reply()).error, 0);
   }
 });

@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { connect as tlsConnect } from 'node:tls';
+import { HeldDevice } from '../../test/support/held-device.ts';
 import { reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
 import { until } from '../../test/support/patience.ts';
@@ -14,7 +15,6 @@ import { BufferPool } from '../base/buffer-pool.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { seededRandom } from '../base/random.ts';
-import type { BlockDevice } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import type { NbdServerTls } from './index.ts';
 import { COMMAND, encodeInfoRequest, OPTION } from './protocol.ts';
@@ -81,37 +81,20 @@ test('a server that comes back with another export of the same size is refused f
 
 test('a device that is slow is not the debt of its client', { skip }, async (t) => {
   const clock = new FakeClock();
-  const inner = new MemoryDevice({ lengthBytes: 4 * MIB });
-  const gate = Promise.withResolvers<void>();
-  let asked = 0;
-  const device: BlockDevice = {
-    lengthBytes: inner.lengthBytes,
-    blockBytes: 512,
-    writable: false,
-    async read(offset, into) {
-      asked += 1;
-      await gate.promise;
-      await inner.read(offset, into);
-    },
-    write: () => assert.fail(),
-    flush: async () => {},
-    discard: () => assert.fail(),
-    writeZeroes: () => assert.fail(),
-    close: async () => {},
-  };
+  const device = new HeldDevice(new MemoryDevice({ lengthBytes: 4 * MIB }));
   const { server: tls, client } = identities(t);
   const { server, address } = await startNbdServer(t, device, { server: { tls, clock } });
   const { raw, socket } = await begun(address, client);
   t.after(() => socket.destroy());
   const reads = 17;
   for (let index = 0; index < reads; index += 1) raw.send({ type: COMMAND.read, lengthBytes: MIB });
-  await until('the device to be asked', () => asked >= 12);
+  await until('the device to be asked', () => device.asked >= 12);
   for (let turn = 0; turn < 34; turn += 1) {
     clock.advance(5_000);
     await new Promise((resolve) => setImmediate(resolve));
   }
   assert.equal(server.connections, 1);
-  gate.resolve();
+  device.release();
   for (let index = 0; index < reads; index += 1) assert.equal((await raw.reply()).error, 0);
 });
 

@@ -8,6 +8,31 @@ import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 
 const MIB = 2 ** 20;
 
+/** A machine that was never started, with a volume of its own. */
+async function resting({ client }: FleetWorker, name: string, volumeName: string) {
+  const volume = await client.createVolume({
+    name: volumeName,
+    lengthBytes: 32 * MIB,
+    filesystem: 'none',
+    encrypted: false,
+  });
+  const machine = await client.createMachine({
+    name,
+    start: false,
+    config: {
+      command: ['true'],
+      env: {},
+      volume: { volumeId: volume.id, nbd: true },
+      restart: { policy: 'no', retriesMax: 0 },
+      stop: { signal: 'SIGTERM', timeoutMs: 1_000 },
+      resources: {},
+      network: 'host',
+      metadata: {},
+    },
+  });
+  return { machine, volume };
+}
+
 test('what is too much, too small, meant for another worker, or new on one that is drained, is refused in a line; and the copies of a volume are accounted for', {
   skip: fleetNeeds,
 }, async (t) => {
@@ -87,26 +112,7 @@ test('what is too much, too small, meant for another worker, or new on one that 
   for (const { client } of [a, b]) assert.equal((await client.drainStatus()).desired, false);
 
   // 3. A copy that a move left is told of, goes with the rest, and is not the last one without a word.
-  const volume = await b.client.createVolume({
-    name: 'data',
-    lengthBytes: 32 * MIB,
-    filesystem: 'none',
-    encrypted: false,
-  });
-  const machine = await b.client.createMachine({
-    name: 'mover',
-    start: false,
-    config: {
-      command: ['true'],
-      env: {},
-      volume: { volumeId: volume.id, nbd: true },
-      restart: { policy: 'no', retriesMax: 0 },
-      stop: { signal: 'SIGTERM', timeoutMs: 1_000 },
-      resources: {},
-      network: 'host',
-      metadata: {},
-    },
-  });
+  const { machine, volume } = await resting(b, 'mover', 'data');
   const moved = await fleet.run('move', 'mover', '--to', 'a');
   assert.equal(moved.exitCode, 0, moved.stderr);
   await fleet.until('the copy to be retained', async () =>
@@ -230,26 +236,7 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   assert.deepEqual(twice.map(({ exitCode }) => exitCode).sort(), [0, 6], JSON.stringify(twice));
   await refused(6, /^error WORKER_VOLUME_NAME_TAKEN: .* disk already$/m, ...into('b', 'disk', small));
   await run(0, 'volume', 'destroy', 'disk');
-  const volume = await b.client.createVolume({
-    name: 'dup-data',
-    lengthBytes: 32 * MIB,
-    filesystem: 'none',
-    encrypted: false,
-  });
-  const dup = await b.client.createMachine({
-    name: 'dup',
-    start: false,
-    config: {
-      command: ['true'],
-      env: {},
-      volume: { volumeId: volume.id, nbd: true },
-      restart: { policy: 'no', retriesMax: 0 },
-      stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
-      resources: {},
-      network: 'host',
-      metadata: {},
-    },
-  });
+  const { machine: dup, volume } = await resting(b, 'dup', 'dup-data');
   await b.kill();
   await b.start({ crashAt: 'migrate-out:prepare:after-done-append' });
   await b.client.moveMachine(dup.id, { target: 'a' });

@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -8,27 +7,13 @@ import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { mustEndWell } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
+import { Terminal } from '../support/terminal.ts';
 
 /* What stays exported when the command that asked for it, its terminal, the worker or the volume server dies (docs/volumes.md, Serving a volume). */
 
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 16 * MIB;
 const skip = fleetNeeds || requires('nbdinfo', 'python3');
-
-/** Runs a command on a terminal of its own, and closes the terminal when its standard input ends. */
-const TERMINAL = `
-import os, pty, select, sys
-pid, terminal = pty.fork()
-if pid == 0:
-    os.execvp(sys.argv[1], sys.argv[1:])
-while True:
-    ready, _, _ = select.select([terminal, 0], [], [])
-    if 0 in ready:
-        break
-    os.write(1, os.read(terminal, 4096))
-os.close(terminal)
-print('ended with', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-`;
 
 async function start(t: TestContext): Promise<{ fleet: Fleet; alpha: FleetWorker; socket: string }> {
   const fleet = await Fleet.start(t, ['alpha']);
@@ -87,18 +72,11 @@ test('a terminal that is closed ends what the command in it serves; one that det
 }, async (t) => {
   const { fleet, alpha, socket } = await start(t);
   const words = ['volume', 'serve', 'disk', '--nbd', `unix:${socket}`];
-  const child = spawn('python3', ['-c', TERMINAL, ...fleet.command(...words)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
-  t.after(() => child.kill('SIGKILL'));
-  let said = '';
-  child.stdout.on('data', (bytes) => {
-    said += bytes;
-  });
-  await fleet.until('the command to serve', () => said.includes('nbd+unix'));
+  const terminal = new Terminal(t, fleet.command(...words));
+  await terminal.says(/nbd\+unix/);
   await isServed(socket);
-  child.stdin.end();
-  await fleet.until('the command to end', () => said.includes('ended with'), { state: () => said });
+  terminal.close();
+  await terminal.gone();
   await isFree(fleet, alpha, socket);
 
   const detached = await fleet.run(...words, '--detach');

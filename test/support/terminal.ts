@@ -31,7 +31,7 @@ export class Terminal {
     createInterface({ input: this.#child.stdout! }).on('line', (line) => this.#heard(JSON.parse(line)));
     t.after(async () => {
       this.#child.stdin!.end();
-      await until('the terminal to end', () => this.#isGone);
+      await this.gone();
     });
   }
 
@@ -50,6 +50,11 @@ export class Terminal {
   /** As when its window is closed. */
   close(): void {
     this.#say({ close: true });
+  }
+
+  /** Resolves when the command on a terminal that was closed has ended too. */
+  async gone(): Promise<void> {
+    await until('the terminal to end', () => this.#isGone);
   }
 
   modes(): Promise<TerminalModes> {
