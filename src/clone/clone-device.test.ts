@@ -12,7 +12,7 @@ import { sha256 } from '../sys/sha256.ts';
 import { CloneDevice, type CloneDeviceOptions } from './clone-device.ts';
 import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
 import { heapLiveMap } from './live-map.ts';
-import { HeapMapMemory } from './map-memory.ts';
+import { HeapMapMemory, PAGE_BLOCKS } from './map-memory.ts';
 import { CloneMetadata, metadataLengthBytes } from './metadata.ts';
 import { ValidityMap } from './validity-map.ts';
 import { ZeroLog } from './zero-log.ts';
@@ -463,6 +463,39 @@ test('a full local disk: reads are answered from the source, hydration waits and
   await clock.advance(20_000);
   assert.ok(clone.complete);
   assert.deepEqual(await readOf(clone, 0, LENGTH), sourceContent(0, LENGTH));
+  await clone.close();
+});
+
+test('no memory for the bits: what came stays absent, whole and in part, and what the guest writes there lasts', async () => {
+  const lengthBytes = 2 * PAGE_BLOCKS * BLOCK;
+  const source = new HeldSource(false, lengthBytes);
+  const liveMap = heapLiveMap(lengthBytes);
+  const { reserve } = HeapMapMemory.prototype;
+  let full = true;
+  liveMap.validity.reserve = (page) => {
+    if (full && page === 1)
+      throw new GodwitError('VOLUME_NO_SPACE', 'the map is full', { nextAction: 'Wait.' });
+    reserve.call(liveMap.validity, page);
+  };
+  const { clone, clock } = await cloneOf(source, liveMap);
+  const border = PAGE_BLOCKS * BLOCK;
+  await clone.write(border - 5 * BLOCK, filled(BLOCK, 7));
+  // A page of the map that has memory, and one for which there is none.
+  const around = () => readOf(clone, border - BLOCK, 2 * BLOCK);
+  assert.deepEqual(await around(), sourceContent(border - BLOCK, 2 * BLOCK));
+  await settle();
+  assert.match(clone.hydrationStatus().lastError ?? '', /VOLUME_NO_SPACE: the map is full/);
+  assert.deepEqual(await around(), sourceContent(border - BLOCK, 2 * BLOCK));
+  await clone.write(border - BLOCK, filled(BLOCK, 9));
+  await assert.rejects(clone.write(border, filled(BLOCK, 9)), { code: 'VOLUME_NO_SPACE' });
+  const expected = sourceContent(border - BLOCK, 2 * BLOCK);
+  expected.fill(9, 0, BLOCK);
+  await clock.advance(10_000);
+  assert.deepEqual(await around(), expected);
+  full = false;
+  await clock.advance(30_000);
+  assert.equal(clone.hydrationStatus().lastError, null);
+  assert.deepEqual(await around(), expected);
   await clone.close();
 });
 

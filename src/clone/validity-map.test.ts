@@ -252,3 +252,21 @@ test('memory that cannot be had is an error that leaves the map as it was', () =
   assert.equal(map.presentCount, 0);
   assert.equal(map.setRange(PAGE_BLOCKS, 2 * PAGE_BLOCKS), PAGE_BLOCKS, 'a whole page needs none');
 });
+
+test('a range over pages of which one has no memory is not marked in part', () => {
+  for (const lacking of [0, 2]) {
+    let full = true;
+    const memory = new HeapMapMemory(3 * PAGE_BLOCKS);
+    memory.reserve = (page) => {
+      if (full && page === lacking) throw new Error('full');
+      HeapMapMemory.prototype.reserve.call(memory, page);
+    };
+    const map = new ValidityMap(memory, 3 * PAGE_BLOCKS);
+    const range = [PAGE_BLOCKS - 1, 2 * PAGE_BLOCKS + 1] as const;
+    assert.throws(() => map.setRange(...range), /full/);
+    assert.equal(map.firstPresent(0, 3 * PAGE_BLOCKS), 3 * PAGE_BLOCKS);
+    assert.equal(map.presentCount, 0);
+    full = false;
+    assert.equal(map.setRange(...range), PAGE_BLOCKS + 2);
+  }
+});

@@ -106,11 +106,15 @@ export class ValidityMap {
   }
 
   /**
-   * Marks [first, end). Call it when the data is in place, not before. Returns how many bits were new. Throws what `reserve` of the memory throws; bits
-   * of [first, end) are set then or not.
+   * Marks [first, end). Call it when the data is in place, not before. Returns how many bits were new. Throws what `reserve` of the memory throws, and then no
+   * bit has been set: of what is half marked nobody could say whose it is.
    */
   setRange(first: number, end: number): number {
     assert(first >= 0 && first <= end && end <= this.blockCount, 'the range is inside the map');
+    if (first === end) return 0;
+    // Only pages at the ends can be marked in part, and so need memory.
+    this.#openInPart(first, end, Math.floor(first / PAGE_BLOCKS));
+    this.#openInPart(first, end, Math.floor((end - 1) / PAGE_BLOCKS));
     let added = 0;
     for (let block = first; block < end; ) {
       const page = Math.floor(block / PAGE_BLOCKS);
@@ -171,6 +175,13 @@ export class ValidityMap {
     }
   }
 
+  /** Reserves what marking the part of [first, end) in this page needs. */
+  #openInPart(first: number, end: number, page: number): void {
+    const start = page * PAGE_BLOCKS;
+    const isWhole = first <= start && end >= start + this.#blocksOf(page);
+    if (!isWhole && this.#entries[page] !== FULL) this.#open(page);
+  }
+
   #setInPage(page: number, from: number, to: number): number {
     const entry = this.#entries[page]!;
     if (entry === FULL) return 0;
@@ -210,7 +221,7 @@ export class ValidityMap {
 
   /** The words of a page, to set bits in: reserves them where there are none. */
   #open(page: number): Uint32Array {
-    if ((this.#entries[page]! & MIXED) === 0) {
+    if ((this.#entries[page]! & (FULL | MIXED)) === 0) {
       this.#memory.reserve(page);
       Atomics.or(this.#entries, page, MIXED);
     }
