@@ -227,8 +227,8 @@ export class FuseServer {
   }
 
   /**
-   * Ends the hot thread; requests that the device still works on are answered when it is done. The connection stays: new requests
-   * wait in the kernel for the next server. Idempotent.
+   * Ends the hot thread; requests that the device still works on are answered when it is done, but for those that it drops because it is closed. The
+   * connection stays: those, and new requests, wait in the kernel for the next server. Idempotent.
    */
   async stop(): Promise<void> {
     if (this.#stopped) return;
@@ -294,6 +294,8 @@ export class FuseServer {
     try {
       replyBytes = await this.#perform(slot, opcode, offsetBytes, lengthBytes);
     } catch (error) {
+      // Nobody asked the disk or the source: left unanswered, it is for the next server.
+      if (this.#stopped && isGodwitError(error, 'BLOCK_CLOSED')) return;
       this.#options.logger.error(
         {
           opcode,
@@ -387,7 +389,7 @@ const wakeCount = new BigUint64Array([1n]);
 
 /** What the guest's kernel is told. Anything without a better word is EIO. */
 function errnoFor(error: unknown): number {
-  if (isGodwitError(error, 'BLOCK_NO_SPACE')) return ENOSPC;
+  if (isGodwitError(error, 'BLOCK_NO_SPACE') || isGodwitError(error, 'VOLUME_NO_SPACE')) return ENOSPC;
   if (isGodwitError(error, 'BLOCK_READ_ONLY')) return EROFS;
   if (isGodwitError(error, 'BLOCK_BAD_RANGE')) return EINVAL;
   return EIO;

@@ -228,8 +228,11 @@ export type VolumeServerStatus = {
   hydration?: HydrationStatus;
   /** The disk lost what the guest wrote; everything is refused until an operator decides. */
   dataLoss?: { atMs: number; reason: string };
-  /** The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is 0. Sizes in bytes. */
-  noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number };
+  /**
+   * The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is 0. With `map` it is where that file is, the live
+   * map of a clone, that is full. Sizes in bytes.
+   */
+  noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number; map?: string };
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };

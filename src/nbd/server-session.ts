@@ -664,6 +664,7 @@ const ALLOWED_FLAGS: ReadonlyMap<number, number> = new Map([
 
 const ERROR_OF_CODE: ReadonlyMap<string, number> = new Map([
   ['BLOCK_NO_SPACE', NBD_ERROR.ENOSPC],
+  ['VOLUME_NO_SPACE', NBD_ERROR.ENOSPC],
   ['BLOCK_READ_ONLY', NBD_ERROR.EPERM],
   ['BLOCK_BAD_RANGE', NBD_ERROR.EINVAL],
   ['BLOCK_CLOSED', NBD_ERROR.ESHUTDOWN],

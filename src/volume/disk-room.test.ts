@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import type { Extent } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
@@ -191,7 +191,6 @@ test('a disk that refuses though it seemed to have room is asked again, and noth
   const write = file.write.bind(file);
   file.write = async (offsetBytes, from) => {
     if (refusals-- > 0) {
-      const { GodwitError } = await import('../base/errors.ts');
       throw new GodwitError('BLOCK_NO_SPACE', 'full', { nextAction: 'make room' });
     }
     return write(offsetBytes, from);
@@ -202,6 +201,57 @@ test('a disk that refuses though it seemed to have room is asked again, and noth
   await device.read(4096, back);
   assert.equal(back[0], 9);
   assert.equal(refusals, -1);
+});
+
+test('a live map without memory makes a write wait, by name, and the disk is not blamed', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 64 * MIB);
+  const file = new MemoryDevice({ lengthBytes: 8 * MIB });
+  const [write, discard] = [file.write.bind(file), file.discard.bind(file)];
+  let full = true;
+  const check = () => {
+    if (full) {
+      const values = { path: '/dev/shm/map' };
+      throw new GodwitError('VOLUME_NO_SPACE', 'full', { values, nextAction: 'make room' });
+    }
+  };
+  file.write = async (...args) => {
+    check();
+    return write(...args);
+  };
+  file.discard = async (...args) => {
+    check();
+    return discard(...args);
+  };
+  const room = disk.room(t);
+  const device = new RoomyDevice(file, room);
+  const waiting = Promise.all([device.write(4096, new Uint8Array(4096).fill(9)), device.discard(0, 4096)]);
+  await disk.clock.run(5_000);
+  assert.deepEqual([room.shortage()?.map, room.shortage()?.waiting], ['/dev/shm/map', 2]);
+  full = false;
+  await disk.clock.runUntil(waiting);
+  assert.equal(room.shortage(), null);
+  full = true;
+  const failing = new RoomyDevice(file, disk.room(t, 'error'));
+  await assert.rejects(failing.discard(0, 4096), { code: 'VOLUME_NO_SPACE' });
+});
+
+test('a write that the disk refused is left to the next server when this one ends', async (t) => {
+  const disk = new Disk(RESERVE_BYTES + 64 * MIB);
+  for (const refuse of [false, true]) {
+    const file = new MemoryDevice({ lengthBytes: 8 * MIB });
+    file.discard = async () => {
+      throw new GodwitError('BLOCK_NO_SPACE', 'full', { nextAction: 'make room' });
+    };
+    const room = disk.room(t);
+    let answer = 'none';
+    new RoomyDevice(file, room).discard(0, 4096).catch(() => {
+      answer = 'refused';
+    });
+    await disk.clock.run(3_000);
+    room.close({ refuse });
+    await disk.clock.run(10_000);
+    assert.equal(answer, refuse ? 'refused' : 'none');
+  }
 });
 
 test('a server that ends leaves who waits to the next one, or tells it', async (t) => {

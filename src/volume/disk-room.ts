@@ -1,6 +1,6 @@
 import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
@@ -62,6 +62,8 @@ export type NoRoom = {
   freeBytes: number;
   /** What stays free. */
   reserveBytes: number;
+  /** It is not the disk that is full but where this file is, the live map of a clone: memory, mostly. */
+  map?: string;
 };
 
 export type DiskRoomOptions = {
@@ -94,7 +96,10 @@ export class DiskRoom {
   #sinceMs: number | null = null;
   #cancelTimer: (() => void) | null = null;
   #cancelPortion: (() => void) | null = null;
+  /** Calls of the guest that wait for memory for the live map. */
+  #mapWaits: { path: string; sinceMs: number; waiting: number } | null = null;
   #closed = false;
+  #refuses = false;
 
   constructor(options: DiskRoomOptions) {
     this.#options = options;
@@ -102,13 +107,12 @@ export class DiskRoom {
 
   /** null: there is room, as far as anybody has asked. */
   shortage(): NoRoom | null {
-    if (this.#sinceMs === null) return null;
-    return {
-      sinceMs: this.#sinceMs,
-      waiting: this.#waiters.length,
-      freeBytes: this.#freeBytes,
-      reserveBytes: this.#reserveBytes,
-    };
+    const [freeBytes, reserveBytes] = [this.#freeBytes, this.#reserveBytes];
+    if (this.#sinceMs !== null)
+      return { sinceMs: this.#sinceMs, waiting: this.#waiters.length, freeBytes, reserveBytes };
+    if (this.#mapWaits === null) return null;
+    const { path, sinceMs, waiting } = this.#mapWaits;
+    return { sinceMs, waiting, freeBytes, reserveBytes, map: path };
   }
 
   /** Opens the reserve for a machine that leaves, or closes it again. Idempotent. */
@@ -154,11 +158,34 @@ export class DiskRoom {
   }
 
   /** The disk refused though it seemed to have room: others were quicker, or there is a quota. True: try again; false: the guest is to be told. */
-  async refused(): Promise<boolean> {
-    if (this.#closed || this.#options.whenFull === 'error') return false;
-    this.#sinceMs ??= this.#options.clock.wallMs();
-    await this.#options.clock.sleep(LOOK_MS);
-    return true;
+  refused(): Promise<boolean> {
+    if (this.#options.whenFull === 'pause') this.#sinceMs ??= this.#options.clock.wallMs();
+    return this.#mayTryAgain();
+  }
+
+  /** The same where the live map at `path` found no memory. */
+  async refusedByMap(path: string): Promise<boolean> {
+    this.#mapWaits ??= { path, sinceMs: this.#options.clock.wallMs(), waiting: 0 };
+    const waits = this.#mapWaits;
+    waits.waiting++;
+    try {
+      return await this.#mayTryAgain();
+    } finally {
+      waits.waiting--;
+    }
+  }
+
+  /** The live map has memory again, as far as who waited for it knows. */
+  mapHasRoom(): void {
+    if (this.#mapWaits?.waiting === 0) this.#mapWaits = null;
+  }
+
+  async #mayTryAgain(): Promise<boolean> {
+    if (this.#options.whenFull === 'error') return false;
+    if (!this.#closed) await this.#options.clock.sleep(LOOK_MS);
+    // As in `close`: a server that ends answers nothing that the next one can do.
+    if (this.#closed && !this.#refuses) await new Promise<never>(() => {});
+    return !this.#closed;
   }
 
   /** For a fetched block, which can stay at its source: rejects `BLOCK_NO_SPACE` at the reserve. */
@@ -177,6 +204,7 @@ export class DiskRoom {
    */
   close({ refuse }: { refuse: boolean }): void {
     this.#closed = true;
+    this.#refuses ||= refuse;
     this.#cancelTimer?.();
     this.#cancelPortion?.();
     if (refuse) for (const waiter of this.#waiters.splice(0)) waiter.refuse(noSpace(this.shortage()!));
@@ -318,15 +346,25 @@ export class RoomyDevice implements BlockDevice {
     return this.#device.close();
   }
 
-  /** Again for as long as the disk is full: each of these may be repeated. */
+  /** Again for as long as the disk is full, or where the live map is: each of these may be repeated. */
   async #withRoom(call: () => Promise<void>): Promise<void> {
-    for (;;) {
-      try {
-        return await call();
-      } catch (error) {
-        const isFull = error instanceof GodwitError && error.code === 'BLOCK_NO_SPACE';
-        if (!isFull || !(await this.#room.refused())) throw error;
+    let waitedForMap = false;
+    try {
+      for (;;) {
+        try {
+          return await call();
+        } catch (error) {
+          let again = false;
+          if (isGodwitError(error, 'BLOCK_NO_SPACE')) again = await this.#room.refused();
+          else if (isGodwitError(error, 'VOLUME_NO_SPACE')) {
+            waitedForMap = true;
+            again = await this.#room.refusedByMap(String(error.values.path));
+          }
+          if (!again) throw error;
+        }
       }
+    } finally {
+      if (waitedForMap) this.#room.mapHasRoom();
     }
   }
 }

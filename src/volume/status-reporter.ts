@@ -46,7 +46,9 @@ export class StatusReporter {
     }
     if ((status.noRoom !== undefined) !== this.#noRoom) {
       this.#noRoom = status.noRoom !== undefined;
-      const message = 'the disk is full but for what is kept back';
+      const message = status.noRoom?.map
+        ? `there is no memory for the map of the clone, ${status.noRoom.map}`
+        : 'the disk is full but for what is kept back';
       this.#options.emit(this.#noRoom ? 'no-room' : 'room-again', this.#noRoom ? { message } : {});
     }
     const sourceLost = status.hydration?.state === 'source-lost';

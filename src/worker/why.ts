@@ -1,3 +1,4 @@
+import { dirname } from 'node:path';
 import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
 import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
@@ -154,6 +155,16 @@ export function drainConditions(drain: DrainView): Condition[] {
 /** Its disk is full: what it writes waits, or fails, and that is nobody's fault who looks at the machine alone. */
 export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, worker: string): Condition[] {
   if (!noRoom) return [];
+  if (noRoom.map !== undefined) {
+    return [
+      {
+        message: `there is no memory left on ${worker} for the map of ${machine}'s clone (${noRoom.map}): what it writes to blocks that are not here yet waits (${noRoom.waiting} writes now), nothing of it is lost`,
+        sinceMs: noRoom.sinceMs,
+        whoCanClearIt: 'an operator; it goes on by itself when there is room',
+        nextAction: `See who fills it: df ${dirname(noRoom.map)}; remove what nobody needs there, or make it larger (mount -o remount,size=…).`,
+      },
+    ];
+  }
   const [free, kept] = [noRoom.freeBytes, noRoom.reserveBytes].map((bytes) => Math.ceil(bytes / 2 ** 20));
   return [
     {

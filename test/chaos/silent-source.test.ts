@@ -40,7 +40,7 @@ type World = {
   /** From here on no byte comes from the source. */
   silence(): void;
   speak(): void;
-  killServer(): Promise<void>;
+  killServer(signal?: NodeJS.Signals): Promise<void>;
   /** Starts a program that waits for the source. */
   waits(program: string, ...args: string[]): Running;
 };
@@ -71,7 +71,7 @@ async function world(t: { after(work: () => Promise<void>): void }): Promise<Wor
     expectedPath,
     silence: () => relay.stall(),
     speak: () => relay.resume(),
-    killServer: () => move.target.killServer(),
+    killServer: (signal) => move.target.killServer(signal),
     waits: (program, ...args) => {
       const running = new Running(lab, program, ...args);
       // It has its answer before it is killed: nothing that waits in the kernel can be.
@@ -167,6 +167,9 @@ describe('the source is silent', { skip: requires(...LAB_NEEDS, 'fio', 'blkdisca
     await cuts(lost);
     await everythingElseGoesOn(lost);
     await lost.killServer();
+    await everythingElseGoesOn(lost);
+    // In good order too: what waits then is not answered with an error, but is for the next one.
+    await lost.killServer('SIGTERM');
     await everythingElseGoesOn(lost);
     for (const each of waiting) assert.equal(each.over, false, 'it waits for the source');
     lost.speak();

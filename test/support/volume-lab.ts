@@ -338,16 +338,19 @@ export class Attachment {
     return until(what, () => this.hydration(), { is: condition });
   }
 
-  /** SIGKILL for the volume server; resolves when the supervisor has another one that answers. */
-  killServer(): Promise<void> {
-    return killServer(this.server);
+  /** A signal that ends the volume server, SIGKILL; resolves when the supervisor has another one that answers. */
+  killServer(signal?: NodeJS.Signals): Promise<void> {
+    return killServer(this.server, signal);
   }
 }
 
-/** SIGKILL for a volume server; resolves when its supervisor has another one that answers. */
-export async function killServer(server: VolumeSupervisor): Promise<void> {
+/** A signal that ends a volume server; resolves when its supervisor has another one that answers. */
+export async function killServer(
+  server: VolumeSupervisor,
+  signal: NodeJS.Signals = 'SIGKILL',
+): Promise<void> {
   const { serverPid, restarts } = server.state;
-  if (serverPid !== null) process.kill(serverPid, 'SIGKILL');
+  if (serverPid !== null) process.kill(serverPid, signal);
   await until('the next volume server', () => {
     const { state } = server;
     return (state.restarts > restarts && state.ready) || new NotYet(state);
