@@ -332,6 +332,25 @@ test('holes of the source are local without a fetch, and the clone completes', a
   await clone.close();
 });
 
+test('no memory for the bits of holes for a minute: they are marked afterwards, and not fetched', async () => {
+  const source = new MemoryDevice({ lengthBytes: 2 ** 40 });
+  await source.write(2 ** 39, filled(3 * BLOCK, 5));
+  const liveMap = heapLiveMap(2 ** 40);
+  const { reserve } = HeapMapMemory.prototype;
+  let full = true;
+  liveMap.validity.reserve = (page) => {
+    if (full) throw new GodwitError('VOLUME_NO_SPACE', 'the map is full', { nextAction: 'Wait.' });
+    reserve.call(liveMap.validity, page);
+  };
+  const { clone, clock } = await cloneOf(source, { ...liveMap, hydration: RUNNING });
+  await clock.advance(60_000);
+  full = false;
+  for (let second = 61; second < 100 && !clone.complete; second++) await clock.advance(second * 1_000);
+  assert.ok(clone.complete);
+  assert.equal(clone.hydrationStatus().wireBytes, 3 * BLOCK);
+  await clone.close();
+});
+
 test('what a crash left in an absent block is not taken for a hole', async () => {
   const source = new MemoryDevice({ lengthBytes: LENGTH });
   const local = new FaultDevice({ lengthBytes: LENGTH });

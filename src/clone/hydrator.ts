@@ -2,7 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
-import type { BlockDevice } from '../block/block-device.ts';
+import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BitCommitter } from './bit-committer.ts';
 import type { DiskGate } from './disk-gate.ts';
@@ -73,6 +73,7 @@ const MARK_BYTES_MAX = 64 * 2 ** 30;
 const LOCAL_EXTENTS_LIMIT = 128;
 const MAP_FAILURES_MAX = 8;
 const MAP_RETRY_MS = 500;
+const MARK_RETRY_MS = 2_000;
 /** A burst of the rate limit, as time at the full rate. */
 const RATE_BURST_SECONDS = 0.1;
 /** A source that has not answered for so long counts as lost, though nothing failed. */
@@ -368,9 +369,22 @@ export class Hydrator {
     const { source, validity, clock, logger } = this.#options;
     let failures = 0;
     let offsetBytes = validity.firstAbsent(0, validity.blockCount) * BLOCK_BYTES;
+    const waitAfter = (error: unknown, delayMs: number) => {
+      logger.warn({ error: messageOf(error), failures }, 'could not take over the map of holes');
+      return new Promise<void>((resolve) => clock.timer(delayMs, resolve));
+    };
     while (offsetBytes < source.lengthBytes && !this.#stopped && this.#holesTrusted) {
+      let extents: Extent[];
       try {
-        const extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
+        extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
+        failures = 0;
+      } catch (error) {
+        failures++;
+        if (failures === MAP_FAILURES_MAX) break; // everything is copied then: slower, and just as right
+        await waitAfter(error, MAP_RETRY_MS * failures);
+        continue;
+      }
+      try {
         // Of which disk they are the holes.
         await this.#options.fetcher.vouched();
         for (const extent of extents) {
@@ -379,13 +393,10 @@ export class Hydrator {
           offsetBytes = endBytes;
           this.#mappedEnd = Math.floor(endBytes / BLOCK_BYTES);
         }
-        failures = 0;
         this.pump();
       } catch (error) {
-        failures++;
-        logger.warn({ error: messageOf(error), failures }, 'could not read the map of holes');
-        if (failures === MAP_FAILURES_MAX) break; // everything is copied then: slower, and just as right
-        await new Promise<void>((resolve) => clock.timer(MAP_RETRY_MS * failures, resolve));
+        // No memory for the bits, or a local disk that fails: that is no reason to fetch terabytes of zeros.
+        await waitAfter(error, MARK_RETRY_MS);
       }
     }
     this.#mappedEnd = validity.blockCount;

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { readdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { leisurely } from '../support/patience.ts';
-import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
+import { leisurely, until } from '../support/patience.ts';
+import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import {
   digestFiles,
@@ -176,6 +176,67 @@ test('the disk fills up under a filesystem in mid-hydration: what was synced sta
   const found = await digestFiles(dir);
   found.delete('late');
   assert.deepEqual(found, new Map([...written, ...synced]));
+});
+
+test('no memory is left for the live map: a write that needs some waits, by name, and all else goes on, also in the next server', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  await lab.smallMaps(128 * 1024);
+  const { move, expectedPath } = await moveRawVolume(lab, {
+    lengthBytes: 512 * MIB,
+    content: { offsetBytes: 120 * MIB, lengthBytes: 16 * MIB },
+    paused: true,
+  });
+  const { target, targetStore, source, id } = move;
+  const payload = join(lab.dir, 'payload');
+  await tool('dd', 'if=/dev/urandom', `of=${payload}`, 'bs=1M', 'count=1', 'status=none');
+  const write = (to: string, mib: number) =>
+    ['bs=1M', 'conv=notrunc', 'status=none', `if=${payload}`, `of=${to}`, `seek=${mib}`] as const;
+  const writes = async (mib: number) => {
+    await tool('dd', 'oflag=direct', ...write(target.loop, mib));
+    await tool('dd', ...write(expectedPath, mib));
+  };
+  const same = (mib: number, count: number) =>
+    tool('cmp', `--ignore-initial=${mib * MIB}`, `--bytes=${count * MIB}`, target.loop, expectedPath);
+  // A page of each map, for the first 128 MiB.
+  await writes(1);
+  const makeRoom = await fill(lab.validityDir, 4096);
+
+  const late = new Running(lab, 'dd', 'oflag=direct', ...write(target.loop, 300));
+  const named = async () => (await target.status()).noRoom?.map?.startsWith(lab.validityDir) ?? false;
+  await until('the map to be named', named, { is: (isNamed) => isNamed });
+  await until('it to be told', () => target.events.some(([event]) => event === 'no-room'), {
+    is: (isTold) => isTold,
+  });
+  // Across the border of two pages of the map, of which one has memory.
+  await same(120, 16);
+  await writes(2);
+  await writes(127);
+  await same(120, 16);
+  await target.killServer();
+  await until('the map to be named', named, { is: (isNamed) => isNamed });
+  await same(120, 16);
+  await same(0, 3);
+  const { state } = target.server;
+  assert.ok(state.ready && state.restarts === 1, 'it does not die of it');
+  const record = await targetStore.get(id);
+  const other = await targetStore.createIncoming({ ...record, id: 'v_other' });
+  await assert.rejects(
+    lab.attach(targetStore, other, { access: 'standby', source: source.source, paused: true }),
+    noSpace,
+  );
+  assert.equal(late.over, false);
+
+  makeRoom();
+  await late.ended;
+  await tool('dd', ...write(expectedPath, 300));
+  await until('all to be well', async () => (await target.status()).noRoom === undefined, {
+    is: (isWell) => isWell,
+  });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+  await target.until('whole', (hydration) => hydration.state === 'complete');
+  await assertSameContent(target.loop, expectedPath);
 });
 
 async function untilNoRoom({ target }: Move): Promise<void> {

@@ -104,6 +104,12 @@ export class VolumeLab {
     return dir;
   }
 
+  /** From now on there is no more memory than this for live maps. For a lab that has none yet. */
+  async smallMaps(sizeBytes: number): Promise<void> {
+    await tool('mount', '-t', 'tmpfs', '-o', `size=${sizeBytes}`, 'tmpfs', this.validityDir);
+    this.onClose(() => tool('umount', this.validityDir));
+  }
+
   /** An XFS of its own for the store of this name: it holds files of any length, where ext4 ends below 16 TiB. */
   async xfsDisk(name: string, sizeBytes: number): Promise<string> {
     const dir = join(this.dir, name);
