@@ -7,6 +7,7 @@ import test, { type TestContext } from 'node:test';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { until } from '../support/patience.ts';
 import { ProofPair } from '../support/proof-pair.ts';
+import { Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { LAB_NEEDS, type Move, moveVolume, tool, VolumeLab } from '../support/volume-lab.ts';
 
@@ -15,7 +16,10 @@ import { LAB_NEEDS, type Move, moveVolume, tool, VolumeLab } from '../support/vo
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 24 * MIB;
 const DATA_BYTES = 9 * MIB;
-const skip = requires(...LAB_NEEDS);
+const skip = requires(...LAB_NEEDS, 'fsfreeze');
+
+/** Questions that a volume server answers in order, far more than an activation needs to be done. */
+const LOOKS = 100;
 
 /** Something to find on the wire, and all over the place that it names. */
 const MARK = Buffer.from('<the block that is changed on its way>');
@@ -29,8 +33,12 @@ async function writeData(path: string): Promise<void> {
   closeSync(fd);
 }
 
-async function move(lab: VolumeLab, options: { paused?: boolean; relayed?: boolean } = {}): Promise<Move> {
+async function move(
+  lab: VolumeLab,
+  options: { paused?: boolean; relayed?: boolean; targetDir?: string } = {},
+): Promise<Move> {
   return moveVolume(lab, {
+    ...(options.targetDir && { targetDir: options.targetDir }),
     lengthBytes: LENGTH_BYTES,
     paused: options.paused ?? false,
     write: writeData,
@@ -120,23 +128,37 @@ test('nothing is wrong: the receipt says so, and accounts for every byte', { ski
   );
 });
 
-test('a bit that was changed on its way is found, and mended without anybody', { skip }, async (t) => {
-  const moved = await move(lab(t), { relayed: true });
+test('a bit that was changed on its way is found, and mended without anybody; an activation that is repeated meanwhile does not let the guest in', {
+  skip,
+}, async (t) => {
+  const world = lab(t);
+  const disk = await world.smallDisk(96 * MIB);
+  const moved = await move(world, { relayed: true, targetDir: 'small-disk' });
+  const { server, loop } = moved.target;
   await moved.target.until('whole', ({ state }) => state === 'complete');
   assert.notEqual(
     readFileSync(targetData(moved)).compare(readFileSync(sourceData(moved))),
     0,
     'nothing was changed',
   );
+  await server.call('flush');
+  // The mend holds the guest back, and cannot write.
+  await tool('fsfreeze', '-f', disk);
+  const thaw = () => tool('fsfreeze', '-u', disk);
+  world.onClose(() => thaw().catch(() => ''));
   const proving = new ProofPair(moved).prove();
-  let proved = false;
-  proving.then(
-    () => (proved = true),
-    () => (proved = true),
-  );
-  // A worker that was started again says it once more, also while a mend holds the guest back.
-  while (!proved) await moved.target.server.call('activate', { access: 'writable' });
+  const access = async () => (await moved.target.status()).access;
+  await until('the mend', access, { is: (present) => present === 'standby' });
+  // A worker that was started again says it once more.
+  const said = server.call('activate', { access: 'writable' });
+  const read = new Running(world, 'dd', `if=${loop}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct');
+  for (let look = 0; look < LOOKS; look++) assert.equal(await access(), 'standby');
+  assert.equal(read.over, false);
+  await thaw();
   const { bytes, rangesMended } = await proving;
+  await said;
+  await read.ended;
+  assert.equal(await access(), 'writable');
   assert.equal(rangesMended, 1);
   assert.ok(bytes.mended > 0 && bytes.mended <= MIB);
   assert.equal(bytes.readBack, DATA_BYTES);
