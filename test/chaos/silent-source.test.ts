@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { startNbdClient } from '../support/nbd-pair.ts';
@@ -8,7 +8,7 @@ import { NotYet, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
-import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
+import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 /**
  * While the source says nothing, what needs it waits, and nothing else does: whatever number and mix of requests wait. Everything that needs no source is asked for
@@ -175,6 +175,56 @@ describe('the source is silent', { skip: requires(...LAB_NEEDS, 'fio', 'blkdisca
     lost.speak();
     for (const each of waiting) await each.ended;
     await assertSameContent(lost.loop, lost.expectedPath);
+  });
+
+  it('a filesystem whose blocks are smaller than those of the clone is trimmed whole, and all that is here goes on', async (t) => {
+    const lab = new VolumeLab(t);
+    let relay!: TcpRelay;
+    let written = new Map<string, string>();
+    const { target } = await moveVolume(lab, {
+      lengthBytes: LENGTH_BYTES,
+      paused: true,
+      write: async (path) => {
+        await tool('mkfs.ext4', '-q', '-F', '-b', '1024', path);
+        const dir = lab.scratch();
+        await tool('mount', '-o', 'loop', path, dir);
+        // Full of files of 17 KiB, of which every second one is gone: all that is free is cut out of blocks.
+        const names = writeFiles(dir, 'f', 2_000, 17 * KIB);
+        for (const [index, name] of [...names.keys()].entries()) if (index % 2) rmSync(join(dir, name));
+        written = await digestFiles(dir);
+        await tool('umount', dir);
+      },
+      via: async (source) => {
+        relay = new TcpRelay({ host: source.host, port: source.port });
+        await relay.listen();
+        lab.onClose(() => relay.close());
+        return { host: '127.0.0.1', port: relay.port };
+      },
+    });
+    const dir = await target.mount();
+    const here = join(dir, 'here');
+    await tool('dd', 'if=/dev/urandom', `of=${here}`, 'bs=64k', 'count=16', 'conv=fsync', 'status=none');
+    // Which blocks are free is here.
+    await tool('dumpe2fs', target.loop);
+    relay.stall();
+    lab.onClose(async () => relay.resume());
+    const trimming = tool('fstrim', '-v', dir);
+    // In place: what the journal has of it are parts of blocks, which wait.
+    const direct = ['bs=64k', 'conv=notrunc', 'oflag=direct', 'status=none'];
+    await tool('dd', 'if=/dev/urandom', `of=${here}`, 'count=16', ...direct);
+    assert.match(await trimming, /trimmed/);
+    const { blocksPresent, blocksTotal, wireBytes } = await target.hydration();
+    assert.ok(blocksPresent > blocksTotal / 3, 'what is free is here');
+    await target.killServer();
+    await tool('dd', `if=${here}`, 'of=/dev/null', 'bs=64k', 'iflag=direct', 'status=none');
+    assert.equal((await target.hydration()).wireBytes, wireBytes, 'nothing came');
+    relay.resume();
+    await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+    await target.until('whole', ({ state }) => state === 'complete');
+    rmSync(here);
+    assert.deepEqual(await digestFiles(await target.remount()), written);
+    await target.unmount();
+    await tool('e2fsck', '-f', '-n', target.loop);
   });
 
   it('over NBD: as many cold reads as QEMU sends, cut discards, zeroes and writes hold up nothing that is here', async (t) => {
