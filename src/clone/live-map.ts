@@ -1,5 +1,6 @@
+import { BLOCK_BYTES } from '../block/block-device.ts';
 import { owedBytes } from './bit-committer.ts';
-import { HeapMapMemory, type MapMemory } from './map-memory.ts';
+import { HeapMapMemory, type MapMemory, PAGE_BYTES, pageCountOf } from './map-memory.ts';
 import { metadataSectorCount } from './metadata.ts';
 import { blockCountOf } from './validity-map.ts';
 
@@ -17,4 +18,26 @@ export function heapLiveMap(lengthBytes: number): LiveMap {
     validity: new HeapMapMemory(blockCountOf(lengthBytes)),
     owed: new Uint8Array(owedBytes(metadataSectorCount(lengthBytes))),
   };
+}
+
+/** Pages of each map that a guest may need beyond those of what came: 128 GiB over which its writes are spread. */
+const SPARE_PAGES = 1024;
+
+/**
+ * What the live map of a clone and that of written blocks (volume/validity-file.ts) take in memory together, in bytes, while it arrives: a page of each for
+ * 128 MiB, wherever the source has something there. Of a long volume that is nearly empty that is far less than what all of its pages would take.
+ */
+export function liveMapsBytesMax({
+  lengthBytes,
+  usedBytes,
+}: {
+  lengthBytes: number;
+  /** At the source. */
+  usedBytes: number;
+}): number {
+  const pages = pageCountOf(blockCountOf(lengthBytes));
+  const entriesBytes = pages * 4 + owedBytes(metadataSectorCount(lengthBytes));
+  const mixedPages = Math.min(pages, Math.ceil(usedBytes / BLOCK_BYTES) + SPARE_PAGES);
+  // A header, and the rest of the pages that the parts before the bits end in.
+  return 2 * (3 * PAGE_BYTES + entriesBytes + mixedPages * PAGE_BYTES);
 }

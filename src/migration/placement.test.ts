@@ -216,3 +216,29 @@ test('a worker that failed the machine of late goes behind all others, and befor
   assert.equal(chooseOffer(offers, failed).chosen?.worker, 'w3');
   assert.equal(chooseOffer(offers.slice(0, 1), failed).chosen?.worker, 'w2');
 });
+
+test('memory for the map of a clone is promised like disk, and a long volume that is nearly empty needs little', () => {
+  const MIB = 2 ** 20;
+  const maps = { dir: '/dev/shm', freeBytes: 100 * MIB, reserved: [{ machineId: 'other', bytes: 60 * MIB }] };
+  const full = machine('m', { volumeLengthBytes: 1024 * GIB, volumeUsedBytes: 40 * GIB });
+  const offer = evaluateOffer(host('w2', { maps }), request({ machine: full }));
+  assert.equal(offer.accepted, false);
+  assert.match(offer.reason, /^memory: its map of blocks needs 64 MiB in \/dev\/shm, which has 40 MiB/);
+  const enough = { ...maps, reserved: [{ machineId: 'm', bytes: 60 * MIB }] };
+  assert.ok(
+    evaluateOffer(host('w2', { maps: enough }), request({ machine: full })).accepted,
+    'it is its own',
+  );
+  const planned = [machine('n', { volumeLengthBytes: 1024 * GIB, volumeUsedBytes: GIB })];
+  assert.match(
+    evaluateOffer(host('w2', { maps: enough }), request({ machine: full, planned })).reason,
+    /^memory: its map/,
+  );
+  const nearlyEmpty = machine('m', { volumeLengthBytes: 64 * 1024 * GIB, volumeUsedBytes: 8 * MIB });
+  assert.ok(evaluateOffer(host('w2', { maps }), request({ machine: nearlyEmpty })).accepted);
+  const noVolume = machine('m', { volumeLengthBytes: 0, volumeUsedBytes: 0 });
+  const none = { ...maps, freeBytes: 0 };
+  assert.ok(evaluateOffer(host('w2', { maps: none }), request({ machine: noVolume })).accepted);
+  const kernel = host('w2', { maps: none, plane: 'kernel', lacks: () => null });
+  assert.ok(evaluateOffer(kernel, request({ machine: full })).accepted, 'the kernel plane has no such map');
+});

@@ -1,3 +1,4 @@
+import { liveMapsBytesMax } from '../clone/live-map.ts';
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
 import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from './peer.ts';
@@ -24,6 +25,8 @@ export type HostLoad = {
   freeDiskBytes: number;
   /** What volumes that are still arriving will take of it. */
   reserved: readonly DiskReservation[];
+  /** The memory that live maps of clones are in, where the userspace plane has them. Left out: it is not known. */
+  maps?: { dir: string; freeBytes: number; reserved: readonly DiskReservation[] };
   totalDiskBytes: number;
   /** Machines that are here and moves that have been promised room, without the machine in question. */
   placed: readonly PlacementRequest[];
@@ -31,6 +34,28 @@ export type HostLoad = {
 
 /** `machineId`: null for an import, which is of no machine. */
 export type DiskReservation = { machineId: string | null; bytes: number };
+
+/** Bytes of memory that the maps of a machine's volume will take at most while it arrives. */
+function mapsNeedBytes(machine: Pick<PlacementRequest, 'volumeLengthBytes' | 'volumeUsedBytes'>): number {
+  const { volumeLengthBytes: lengthBytes, volumeUsedBytes: usedBytes } = machine;
+  return lengthBytes === 0 ? 0 : liveMapsBytesMax({ lengthBytes, usedBytes });
+}
+
+/** Why there is no memory for the maps of a clone; null: there is, as far as anybody knows. */
+export function mapsProblem(
+  { maps }: Pick<HostLoad, 'maps'>,
+  volume: Pick<PlacementRequest, 'volumeLengthBytes' | 'volumeUsedBytes'>,
+  others: { machineId?: string; planned?: readonly PlacementRequest[] } = {},
+): string | null {
+  if (maps === undefined) return null;
+  const { machineId, planned = [] } = others;
+  const need = mapsNeedBytes(volume);
+  const { freeBytes, reserved } = maps;
+  const free =
+    unpromisedDiskBytes({ freeDiskBytes: freeBytes, reserved }, machineId) - sum(planned, mapsNeedBytes);
+  if (need <= Math.max(0, free)) return null;
+  return `memory: its map of blocks needs ${mebibytes(need)} in ${maps.dir}, which has ${mebibytes(free)} that are neither used nor promised`;
+}
 
 /** Free disk that is promised to nobody, or only to this machine. */
 export function unpromisedDiskBytes(
@@ -108,6 +133,10 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   const plane = request.machine.userspaceOnly === undefined ? host.plane : 'userspace';
   const lacking = volumeLengthBytes === 0 ? null : host.lacks(plane);
   if (lacking !== null) return refuse(planeProblem(plane, lacking, request.machine));
+  const { machineId } = request.machine;
+  const unmapped =
+    plane === 'kernel' ? null : mapsProblem(host, request.machine, { machineId, planned: request.planned });
+  if (unmapped !== null) return refuse(unmapped);
   const locked = encryptionProblem(host, request.machine);
   if (locked !== null) return refuse(locked);
   const score = Math.min(

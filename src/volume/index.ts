@@ -30,4 +30,4 @@ export {
 } from './specs.ts';
 export { type VolumeCapacity, VolumeStore, type VolumeStoreOptions } from './store.ts';
 export { transition, type VolumeEvent } from './transition.ts';
-export { removeValidityFile } from './validity-file.ts';
+export { removeValidityFile, validityFilesBytes } from './validity-file.ts';

@@ -7,6 +7,7 @@ import {
   readSync,
   renameSync,
   rmSync,
+  statSync,
   writeSync,
 } from 'node:fs';
 import { crc32 } from 'node:zlib';
@@ -240,6 +241,14 @@ function reserve(request: ValidityFileRequest, fd: number, offsetBytes: number, 
 export function removeValidityFile(path: string): void {
   rmSync(path, { force: true });
   rmSync(writtenPath(path), { force: true });
+}
+
+/** What the map and the one beside it take now; 0 where there is none. */
+export function validityFilesBytes(path: string): number {
+  const sizes = [path, writtenPath(path)].map(
+    (each) => statSync(each, { throwIfNoEntry: false })?.blocks ?? 0,
+  );
+  return sizes.reduce((sum, blocks) => sum + blocks * 512, 0);
 }
 
 /**

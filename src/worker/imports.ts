@@ -10,7 +10,13 @@ import type { Random } from '../base/random.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimStatus } from '../machine/shim-protocol.ts';
-import { DISK_RESERVE_BYTES, diskNeedBytes } from '../migration/placement.ts';
+import {
+  DISK_RESERVE_BYTES,
+  diskNeedBytes,
+  type HostLoad,
+  mapsProblem,
+  unpromisedDiskBytes,
+} from '../migration/placement.ts';
 import {
   readImportSource,
   removeValidityFile,
@@ -30,7 +36,7 @@ export type ImportsOptions = {
   /** Folders that no machine may see, so no volume may be made of what is in them. */
   hidden: readonly string[];
   /** What the host has and has not promised. */
-  freeDiskBytes: () => Promise<number>;
+  load: () => Promise<Pick<HostLoad, 'freeDiskBytes' | 'reserved' | 'maps'>>;
   clock: Clock;
   random: Random;
   logger: Logger;
@@ -50,7 +56,7 @@ const CONNECT_TIMEOUT_MS = PATIENCE.importConnect.ms;
 export class Imports {
   readonly #options: ImportsOptions;
   /** Volumes that are not whole, with what was in use at their sources. */
-  readonly #open = new Map<string, number>();
+  readonly #open = new Map<string, Importing>();
   readonly #queues = new Map<string, Promise<unknown>>();
   #cancelLook: () => void = () => {};
   #closed = false;
@@ -75,7 +81,8 @@ export class Imports {
         );
         return null;
       });
-      if (source) this.#open.set(record.id, source.usedBytes);
+      const { id: volumeId, lengthBytes } = record;
+      if (source) this.#open.set(volumeId, { volumeId, lengthBytes, usedBytes: source.usedBytes });
     }
     if (this.#open.size > 0) this.#look();
   }
@@ -107,11 +114,11 @@ export class Imports {
       const { lengthBytes, sourceLengthBytes, unit, nbdExport } = look;
       // One after the other: what one reserves is not free for the next.
       record = await this.#exclusively('', async () => {
-        await this.#checkRoom(request.name, dataBytes);
+        await this.#checkRoom(request.name, { lengthBytes, dataBytes });
         const identity = { ...(unit && { unit }), ...(nbdExport && { nbdExport }) };
         const source = { location, sourceLengthBytes, usedBytes, ...identity };
         const made = await volumes.createImported({ name: request.name, lengthBytes, filesystem, source });
-        this.#open.set(made.id, usedBytes);
+        this.#open.set(made.id, { volumeId: made.id, lengthBytes, usedBytes });
         return made;
       });
     } finally {
@@ -127,7 +134,7 @@ export class Imports {
 
   /** The volumes that are not whole: disk that is promised to them. */
   arriving(): Importing[] {
-    return [...this.#open].map(([volumeId, usedBytes]) => ({ volumeId, usedBytes }));
+    return [...this.#open.values()];
   }
 
   /** True until the volume is whole. */
@@ -225,14 +232,21 @@ export class Imports {
   }
 
   /** As an offer to take a machine does. */
-  async #checkRoom(name: string, dataBytes: number): Promise<void> {
+  async #checkRoom(
+    name: string,
+    { lengthBytes, dataBytes }: { lengthBytes: number; dataBytes: number },
+  ): Promise<void> {
     const needBytes = diskNeedBytes({ volumeUsedBytes: dataBytes });
-    const freeBytes = Math.max(0, Math.floor((await this.#options.freeDiskBytes()) - DISK_RESERVE_BYTES));
-    if (needBytes <= freeBytes) return;
+    const load = await this.#options.load();
+    const freeBytes = Math.max(0, Math.floor(unpromisedDiskBytes(load) - DISK_RESERVE_BYTES));
+    const unmapped = mapsProblem(load, { volumeLengthBytes: lengthBytes, volumeUsedBytes: dataBytes });
+    if (needBytes <= freeBytes && unmapped === null) return;
     const mebibytes = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
     throw new GodwitError(
       'WORKER_IMPORT_NO_SPACE',
-      `no room for ${name}: it needs ${mebibytes(needBytes)}, and ${mebibytes(freeBytes)} are neither used nor promised`,
+      needBytes <= freeBytes
+        ? `no room for ${name}: ${unmapped}`
+        : `no room for ${name}: it needs ${mebibytes(needBytes)}, and ${mebibytes(freeBytes)} are neither used nor promised`,
       {
         values: { name, needBytes, freeBytes },
         nextAction: 'Make room on this worker, or import it on another one (--worker).',

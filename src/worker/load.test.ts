@@ -1,8 +1,12 @@
 import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { liveMapsBytesMax } from '../clone/live-map.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { PrepareRequest } from '../migration/peer.ts';
 import { diskNeedBytes, unpromisedDiskBytes } from '../migration/placement.ts';
+import { validityFilesBytes, validityPath } from '../volume/index.ts';
 import { hostLoad, placementOf } from './load.ts';
 
 const GIB = 2 ** 30;
@@ -12,6 +16,7 @@ const OPTIONS = {
   tls: null,
   plane: 'userspace' as const,
   keys: null,
+  validityDir: '/dev/shm',
 };
 
 const LACKS = () => null;
@@ -42,7 +47,7 @@ function move(volumeId: string, volumeUsedBytes: number): PrepareRequest {
 async function freeBytes(
   here: Record<string, number>,
   moves: PrepareRequest[],
-  imports: { volumeId: string; usedBytes: number }[],
+  imports: { volumeId: string; lengthBytes: number; usedBytes: number }[],
 ): Promise<number> {
   const load = await hostLoad(OPTIONS, { records: () => [] }, volumesOf(here), moves, imports, false, LACKS);
   return unpromisedDiskBytes(load);
@@ -52,16 +57,54 @@ test('disk is promised to volumes that arrive, by a move or an import, as far as
   const need = diskNeedBytes({ volumeUsedBytes: 10 * GIB });
   assert.equal(await freeBytes({}, [], []), 100 * GIB);
   assert.equal(await freeBytes({}, [move('v_1', 10 * GIB)], []), 100 * GIB - need);
-  assert.equal(await freeBytes({}, [], [{ volumeId: 'v_2', usedBytes: 10 * GIB }]), 100 * GIB - need);
-  const both = await freeBytes({}, [move('v_1', 10 * GIB)], [{ volumeId: 'v_2', usedBytes: 10 * GIB }]);
+  assert.equal(
+    await freeBytes({}, [], [{ volumeId: 'v_2', lengthBytes: 50 * GIB, usedBytes: 10 * GIB }]),
+    100 * GIB - need,
+  );
+  const both = await freeBytes(
+    {},
+    [move('v_1', 10 * GIB)],
+    [{ volumeId: 'v_2', lengthBytes: 50 * GIB, usedBytes: 10 * GIB }],
+  );
   assert.equal(both, 100 * GIB - 2 * need);
 });
 
 test('what has arrived is counted once, and more than was promised gives nothing back', async () => {
   const need = diskNeedBytes({ volumeUsedBytes: 10 * GIB });
-  const importing = [{ volumeId: 'v_2', usedBytes: 10 * GIB }];
+  const importing = [{ volumeId: 'v_2', lengthBytes: 50 * GIB, usedBytes: 10 * GIB }];
   assert.equal(await freeBytes({ v_2: 4 * GIB }, [], importing), 100 * GIB - need);
   assert.equal(await freeBytes({ v_2: 20 * GIB }, [], importing), 80 * GIB);
+});
+
+test('memory for live maps is promised to volumes that arrive, less what their maps have', async (t) => {
+  const validityDir = scratchDir(t);
+  const options = { ...OPTIONS, validityDir };
+  const importing = [{ volumeId: 'v_2', lengthBytes: 50 * GIB, usedBytes: 10 * GIB }];
+  const promised = async () => {
+    const moves = [move('v_1', 10 * GIB)];
+    const load = await hostLoad(
+      options,
+      { records: () => [] },
+      volumesOf({}),
+      moves,
+      importing,
+      false,
+      LACKS,
+    );
+    assert.equal(load.maps?.dir, validityDir);
+    assert.ok(load.maps.freeBytes > 0);
+    return load.maps.reserved;
+  };
+  const need = liveMapsBytesMax({ lengthBytes: 50 * GIB, usedBytes: 10 * GIB });
+  assert.deepEqual(await promised(), [
+    { machineId: 'm_of_v_1', bytes: need },
+    { machineId: null, bytes: need },
+  ]);
+  const path = validityPath(validityDir, 'v_2');
+  writeFileSync(path, Buffer.alloc(64 * 1024, 1));
+  writeFileSync(`${path}.written`, Buffer.alloc(4096, 1));
+  assert.equal((await promised())[1]!.bytes, need - validityFilesBytes(path));
+  assert.ok(validityFilesBytes(path) >= 68 * 1024);
 });
 
 test('what only the userspace plane can do for a volume goes into the question', () => {

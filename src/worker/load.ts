@@ -1,4 +1,5 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
+import { liveMapsBytesMax } from '../clone/live-map.ts';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
 import { readHostFacts } from '../host/host-facts.ts';
 import { type CgroupLayout, readCgroupLayout } from '../machine/cgroup.ts';
@@ -6,7 +7,13 @@ import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
 import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
-import { encryptionCapabilities, type VolumeStore } from '../volume/index.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
+import {
+  encryptionCapabilities,
+  type VolumeStore,
+  validityFilesBytes,
+  validityPath,
+} from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
 import { KERNEL_LENGTH_BYTES_MAX } from './volume-access.ts';
 
@@ -58,14 +65,17 @@ function limitsMissing({ memory, cpu }: CgroupLayout): ('memory' | 'cpu')[] {
 }
 
 /** A volume that is being made of a disk of another system, with what was in use there. */
-export type Importing = { volumeId: string; usedBytes: number };
+export type Importing = { volumeId: string; lengthBytes: number; usedBytes: number };
 
 /**
  * What this host has and has promised. Disk that volumes still arriving will take, by a move or an import, is not free any more, though nothing
  * is written there yet.
  */
 export async function hostLoad(
-  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'>,
+  options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'> & {
+    /** Where the live maps of clones are. */
+    validityDir: string;
+  },
   machines: Pick<MachineManager, 'records'>,
   volumes: Pick<VolumeStore, 'capacity' | 'usedBytes' | 'holdsFileOf'>,
   incoming: readonly PrepareRequest[],
@@ -75,14 +85,24 @@ export async function hostLoad(
 ): Promise<HostLoad> {
   const capacity = await volumes.capacity();
   const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
+  const { validityDir } = options;
   const reserved: DiskReservation[] = [];
-  const arrives = async (machineId: string | null, volumeId: string, volumeUsedBytes: number) => {
+  const maps: DiskReservation[] = [];
+  const arrives = async (machineId: string | null, { volumeId, lengthBytes, usedBytes }: Importing) => {
     const here = await volumes.usedBytes(volumeId).catch(() => 0);
-    reserved.push({ machineId, bytes: Math.max(0, diskNeedBytes({ volumeUsedBytes }) - here) });
+    const diskBytes = diskNeedBytes({ volumeUsedBytes: usedBytes }) - here;
+    reserved.push({ machineId, bytes: Math.max(0, diskBytes) });
+    const mapsBytes =
+      liveMapsBytesMax({ lengthBytes, usedBytes }) - validityFilesBytes(validityPath(validityDir, volumeId));
+    maps.push({ machineId, bytes: Math.max(0, mapsBytes) });
   };
-  for (const { machineId, volume, placement } of incoming)
-    if (volume) await arrives(machineId, volume.volumeId, placement.volumeUsedBytes);
-  for (const { volumeId, usedBytes } of importing) await arrives(null, volumeId, usedBytes);
+  for (const { machineId, volume, placement } of incoming) {
+    if (!volume) continue;
+    const { volumeLengthBytes: lengthBytes, volumeUsedBytes: usedBytes } = placement;
+    await arrives(machineId, { volumeId: volume.volumeId, lengthBytes, usedBytes });
+  }
+  for (const volume of importing) await arrives(null, volume);
+  const memory = await fileSystemOf(validityDir).catch(() => null);
   const placed = new Map<string, PlacementRequest>();
   for (const request of incoming) placed.set(request.machineId, request.placement);
   for (const record of machines.records()) placed.set(record.id, placementOf(record, null));
@@ -100,6 +120,7 @@ export async function hostLoad(
     cpus: options.capacity.cpus ?? availableParallelism(),
     freeDiskBytes: Math.min(capacity.freeBytes, totalDiskBytes - capacity.usedBytes),
     reserved,
+    ...(memory && { maps: { dir: validityDir, freeBytes: memory.availableBytes, reserved: maps } }),
     totalDiskBytes,
     placed: [...placed.values()],
   };

@@ -24,7 +24,7 @@ import { MoveReceiver } from '../migration/move-receiver.ts';
 import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
-import { chooseOffer, unpromisedDiskBytes } from '../migration/placement.ts';
+import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
@@ -141,7 +141,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     access,
     validityDir: paths.validityDir,
     hidden,
-    freeDiskBytes: async () => unpromisedDiskBytes(await load()),
+    load: () => load(),
     clock,
     random,
     logger,
@@ -157,7 +157,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const reservations = new Reservations(clock);
   const load = (forRun?: string) =>
     hostLoad(
-      options,
+      { ...options, validityDir: paths.validityDir },
       machines,
       volumes,
       [...incoming(), ...reservations.held(forRun)],
