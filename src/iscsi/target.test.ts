@@ -16,7 +16,9 @@ import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { DelayDevice } from '../block/delay-device.ts';
+import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
+import { PowerSupply } from '../block/power-supply.ts';
 import { ASYNC_EVENT, LOGIN_STATUS, OPCODE, STAGE, TASK_FUNCTION, TASK_RESPONSE } from './constants.ts';
 import { type InitiatorOptions, IscsiInitiator } from './initiator.ts';
 import {
@@ -703,4 +705,22 @@ test('no secret is good for both directions, of one grant or of two, at the targ
   );
   const chap = { ...GRANT.chap!, mutual: { user: 'target', secret: GRANT.chap!.secret } };
   await assert.rejects(IscsiInitiator.connect(initiatorOptions(1, { chap })), bad);
+});
+
+test('a SYNCHRONIZE CACHE of one session is one for all', async (t) => {
+  const power = new PowerSupply(seededRandom(5));
+  const disk = new FaultDevice({ lengthBytes: 4 * MIB, power });
+  const { target } = await startTarget(t, disk);
+  const written = Array.from({ length: 4 }, (_, index) => Buffer.from(seededRandom(index).bytes(256 * 1024)));
+  const sessions = await Promise.all(written.map(() => startInitiator(t, target.port)));
+  assert.equal(target.statistics().sessions, sessions.length);
+  await Promise.all(sessions.map((session, index) => session.write(index * MIB, written[index]!)));
+  await sessions[3]!.flush();
+  power.cut();
+  power.restore();
+  for (const [index, bytes] of written.entries()) {
+    const found = Buffer.alloc(bytes.length);
+    await disk.read(index * MIB, found);
+    assert.ok(found.equals(bytes), `what session ${index} wrote`);
+  }
 });

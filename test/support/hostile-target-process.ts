@@ -3,6 +3,7 @@ import { silentLogger } from '../../src/base/logger.ts';
 import type { PeerLimits } from '../../src/base/peer-account.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import { DelayDevice } from '../../src/block/delay-device.ts';
+import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
 import { type TlsFiles, TlsIdentity } from '../../src/sys/tls-identity.ts';
@@ -14,6 +15,8 @@ import { WatchedBook } from './watched-book.ts';
 
 export type HostileTarget = {
   lengthBytes: number;
+  /** Of that length. Without it the disk is in the memory of the process. */
+  file?: string;
   /** Each call of the device takes so long. */
   latencyMs?: number;
   tls?: TlsFiles;
@@ -22,12 +25,12 @@ export type HostileTarget = {
 };
 
 const options = JSON.parse(process.argv[2]!) as HostileTarget;
-const memory = new MemoryDevice({ lengthBytes: options.lengthBytes });
-const device =
-  options.latencyMs === undefined
-    ? memory
-    : new DelayDevice(memory, systemClock, { latencyMs: options.latencyMs });
-const { tls } = options;
+const { file, latencyMs, lengthBytes, tls } = options;
+const disk =
+  file === undefined
+    ? new MemoryDevice({ lengthBytes })
+    : await FileDevice.open({ file, lengthBytes, writable: true });
+const device = latencyMs === undefined ? disk : new DelayDevice(disk, systemClock, { latencyMs });
 const book = new WatchedBook(options.book);
 const target = await IscsiTarget.listen({
   host: '127.0.0.1',
