@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs';
 import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
+import { admitSocket } from '../base/admitted-socket.ts';
 import type { Clock } from '../base/clock.ts';
+import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
-import { Turnstile } from '../base/turnstile.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
 export type ApiLimits = {
@@ -13,13 +14,12 @@ export type ApiLimits = {
   connectionsMax: number;
   /** At once from one address (IPv6: from one /64, which is what one host has). */
   connectionsPerAddressMax: number;
-  /**
-   * Where others have to go for newcomers, so many get in a second, in the order in which they came: whoever gets in has some time to prove itself,
-   * however fast those that were dropped come back.
-   */
+  /** Where others have to go for newcomers, so many get in a second (`DoorLimits`). */
   admissionsPerSecond: number;
-  /** Newcomers that wait for that. */
+  /** Newcomers that wait for that; of one address seven eighths of them. */
   waitingMax: number;
+  /** For so long at most; then those that have all the places are at work. */
+  waitMsMax: number;
   /** From the first byte of a connection, TLS included, to the end of the head of its first request. */
   headTimeoutMs: number;
   /** From the head of a request to the end of its body. */
@@ -35,8 +35,9 @@ export type ApiLimits = {
 export const API_LIMITS: ApiLimits = {
   connectionsMax: 1024,
   connectionsPerAddressMax: 256,
-  admissionsPerSecond: 250,
-  waitingMax: 512,
+  admissionsPerSecond: HANDSHAKES.perSecond,
+  waitingMax: HANDSHAKES.waitingMax,
+  waitMsMax: HANDSHAKES.waitMsMax,
   headTimeoutMs: 15_000,
   bodyTimeoutMs: 60_000,
   idleTimeoutMs: 90_000,
@@ -48,7 +49,7 @@ export const API_LIMITS: ApiLimits = {
 export type ApiExhaustion = {
   /** Connections that were dropped to make room for others. */
   evicted: number;
-  /** Connections that were closed as they came. */
+  /** Connections that were closed as they came, or that waited for a place in vain. */
   refused: number;
   connections: number;
   connectionsMax: number;
@@ -70,6 +71,8 @@ type Entry = {
   /** The newest request, and how many are not answered: clients may send several at once. */
   request: IncomingMessage | null;
   requests: number;
+  /** Its place. */
+  readonly stay: Stay;
   /** Bytes of answers that the other side had taken at the last look at which that had changed. */
   takenBytes: number;
   takenAtMs: number;
@@ -77,26 +80,23 @@ type Entry = {
 
 /** Requests of one connection that are not answered yet. Ours send one at a time; each costs some kilobytes before anybody asks for a token. */
 const PIPELINED_MAX = 8;
+const NOTHING_SHOWN = 0;
+const PROVEN = 1;
 const LOOK_MS = PAUSE.connectionLook.ms;
 const REPORT_MS = PAUSE.connectionReport.ms;
 
 /**
- * Keeps the API's connections within their limits. A connection proves itself by a request with the token; when there is no room those go that have
- * proven nothing, oldest first, of the address that has most. So who has the token gets in while others hold all that they can.
+ * Keeps the API's connections within their limits. A connection proves itself by a request with the token. Who gets a place when there is none is a matter of the
+ * doorkeeper (`base/doorkeeper.ts`): those go that have proven nothing, then those that have and ask for nothing; never those at work. So who has the token gets in while
+ * others hold all that they can.
  */
 export class ConnectionGuard {
   readonly #limits: ApiLimits;
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #onExhausted: (what: ApiExhaustion) => void;
-  readonly #connectionsMax: number;
-  readonly #waitingMax: number;
-  /** Oldest first. */
   readonly #entries = new Map<string, Entry>();
-  readonly #perAddress = new Map<string, number>();
-  /** Newcomers for whom others have to go. */
-  readonly #waiting = new Set<Socket>();
-  readonly #turnstile: Turnstile;
+  readonly #door: Doorkeeper;
   #closing = false;
   #evicted = 0;
   #refused = 0;
@@ -113,14 +113,19 @@ export class ConnectionGuard {
     this.#clock = options.clock;
     this.#logger = options.logger;
     this.#onExhausted = options.onExhausted;
-    const { connectionsMax, waitingMax, descriptorsKept } = options.limits;
+    const { connectionsMax, connectionsPerAddressMax, waitingMax, descriptorsKept } = options.limits;
     const descriptors = descriptorsMax();
     const free = Math.max(descriptors - descriptorsKept, Math.floor(descriptors / 2));
-    this.#waitingMax = Math.min(waitingMax, Math.floor(free / 3));
-    this.#connectionsMax = Math.min(connectionsMax, free - this.#waitingMax);
-    this.#turnstile = new Turnstile(options.clock, {
+    const waiting = Math.min(waitingMax, Math.floor(free / 3));
+    const places = Math.min(connectionsMax, free - waiting);
+    this.#door = new Doorkeeper(options.clock, {
+      ...HANDSHAKES,
+      placesMax: places,
+      placesOfKeyMax: Math.min(connectionsPerAddressMax, places),
+      waitingMax: waiting,
+      waitingOfKeyMax: Math.ceil((waiting * 7) / 8),
       perSecond: options.limits.admissionsPerSecond,
-      waitingMax: this.#waitingMax,
+      waitMsMax: options.limits.waitMsMax,
     });
   }
 
@@ -158,8 +163,7 @@ export class ConnectionGuard {
   /** The server closes: only requests that are in hand are waited for, within their limits. */
   close(): void {
     this.#closing = true;
-    this.#turnstile.close();
-    for (const socket of this.#waiting) socket.destroy();
+    this.#door.close();
     for (const entry of [...this.#entries.values()]) {
       if (entry.requests === 0 || !entry.proven) this.#drop(entry, 'the server closes');
     }
@@ -173,39 +177,31 @@ export class ConnectionGuard {
       return;
     }
     const address = peerAddressOf(remoteAddress);
-    if (this.#hasRoom(address)) {
-      this.#enterRoom(socket, address, accept);
-      return;
-    }
-    const forget = this.#turnstile.wait(() => {
-      this.#waiting.delete(socket);
-      socket.off('close', left);
-      socket.off('error', onError);
-      if (socket.destroyed) return;
-      if (this.#hasRoom(address) || this.#makeRoom(address)) this.#enterRoom(socket, address, accept);
-      else this.#refuse(socket);
-    });
-    if (forget === null) {
-      this.#refuse(socket);
-      return;
-    }
-    const left = () => {
-      this.#waiting.delete(socket);
-      forget();
+    let entry: Entry | null = null;
+    const guest: Guest = {
+      key: address,
+      shows: () => (entry === null ? NOTHING_SHOWN : shownBy(entry)),
+      movedBytes: () => socket.bytesRead,
+      turnOut: () => {
+        if (entry === null) this.#refuse(socket);
+        else this.#evict(entry);
+      },
     };
-    const onError = () => socket.destroy();
-    socket.on('error', onError);
-    socket.once('close', left);
-    this.#waiting.add(socket);
+    const came = admitSocket(this.#door, socket, guest, (stay) => {
+      entry = this.#enterRoom(socket, address, stay);
+      accept();
+    });
+    if (!came) this.#refuse(socket);
   }
 
   #refuse(socket: Socket): void {
-    this.#refused += 1;
     socket.destroy();
+    if (this.#closing) return;
+    this.#refused += 1;
     this.#report();
   }
 
-  #enterRoom(socket: Socket, address: string, accept: () => void): void {
+  #enterRoom(socket: Socket, address: string, stay: Stay): Entry {
     const nowMs = this.#clock.monotonicMs();
     const key = keyOf(socket);
     const entry: Entry = {
@@ -218,74 +214,34 @@ export class ConnectionGuard {
       proven: false,
       request: null,
       requests: 0,
+      stay,
       takenBytes: 0,
       takenAtMs: nowMs,
     };
     this.#entries.set(key, entry);
-    this.#perAddress.set(address, this.#countOf(address) + 1);
     socket.once('close', () => this.#forget(entry));
     this.#cancelLook ??= this.#clock.timer(LOOK_MS, () => this.#look());
-    accept();
+    return entry;
   }
 
   #forget(entry: Entry): void {
-    if (this.#entries.get(entry.key) !== entry) return;
-    this.#entries.delete(entry.key);
-    const count = this.#countOf(entry.address) - 1;
-    if (count > 0) this.#perAddress.set(entry.address, count);
-    else this.#perAddress.delete(entry.address);
+    if (this.#entries.get(entry.key) === entry) this.#entries.delete(entry.key);
+    entry.stay.end();
   }
 
-  #countOf(address: string): number {
-    return this.#perAddress.get(address) ?? 0;
-  }
-
-  #hasRoom(address: string): boolean {
-    return (
-      this.#entries.size < this.#connectionsMax &&
-      this.#countOf(address) < this.#limits.connectionsPerAddressMax
-    );
-  }
-
-  /** False: everybody who is here has as much right to it. */
-  #makeRoom(address: string): boolean {
-    if (this.#countOf(address) >= this.#limits.connectionsPerAddressMax) return this.#evict(address);
-    return this.#evict(this.#busiest()) || this.#evict(null);
-  }
-
-  /** Drops one connection of the address (null: of any) to make room: the oldest that has proven nothing, else the one that is idle for longest. */
-  #evict(address: string | null): boolean {
-    let idle: Entry | null = null;
-    for (const entry of this.#entries.values()) {
-      if (address !== null && entry.address !== address) continue;
-      if (!entry.proven) {
-        this.#drop(entry, 'others need the room');
-        return true;
-      }
-      if (entry.phase === 'idle' && (idle === null || entry.sinceMs < idle.sinceMs)) idle = entry;
-    }
-    if (idle === null) return false;
-    this.#drop(idle, 'others need the room');
-    return true;
+  #evict(entry: Entry): void {
+    this.#evicted += 1;
+    this.#drop(entry, 'others need the room');
+    this.#report();
   }
 
   #drop(entry: Entry, reason: string): void {
-    if (reason === 'others need the room') {
-      this.#evicted += 1;
-      this.#report();
-    }
     this.#logger.debug(
       { remoteAddress: entry.address, phase: entry.phase, reason },
       'a connection is dropped',
     );
     this.#forget(entry);
     entry.socket.destroy();
-  }
-
-  #busiest(): string {
-    let found = '';
-    for (const [address, count] of this.#perAddress) if (count > this.#countOf(found)) found = address;
-    return found;
   }
 
   /** False: nobody shall answer it. */
@@ -306,6 +262,7 @@ export class ConnectionGuard {
       if (entry.requests > 0) return;
       entry.request = null;
       this.#enter(entry, 'idle');
+      entry.stay.advances();
       if (this.#closing) this.#drop(entry, 'the server closes');
     });
     return true;
@@ -359,14 +316,20 @@ export class ConnectionGuard {
       evicted: this.#evicted,
       refused: this.#refused,
       connections: this.#entries.size,
-      connectionsMax: this.#connectionsMax,
-      busiestAddress: this.#busiest(),
+      connectionsMax: this.#door.limits.placesMax,
+      busiestAddress: this.#door.busiestKey,
     };
     this.#evicted = 0;
     this.#refused = 0;
     this.#logger.warn(what, 'the API has no room for more connections');
     this.#onExhausted(what);
   }
+}
+
+/** What a connection has to show to the doorkeeper: null where it stays. */
+function shownBy({ proven, phase }: Entry): number | null {
+  if (!proven) return NOTHING_SHOWN;
+  return phase === 'idle' ? PROVEN : null;
 }
 
 /** Of a connection, the same for the socket that was accepted and for the one with TLS on top. */

@@ -11,6 +11,7 @@ const LIMITS: DoorLimits = {
   graceMs: 1_000,
   protectedMsMax: 3_000,
   perSecond: 100,
+  waitMsMax: 10_000,
 };
 
 /** A door, and who came in and was turned out, in order. */
@@ -100,6 +101,20 @@ test('while the process did not run nobody stood still', () => {
   assert.deepEqual(out, []);
   clock.advance(520);
   assert.deepEqual(out, ['a']);
+});
+
+test('who waits for those that work and stay is turned out in the end', () => {
+  const { clock, doorkeeper, entered, out, come } = door({ placesOfKeyMax: 1 });
+  const works = { shows: () => null };
+  come('works', 'x', works);
+  come('waits', 'x');
+  clock.advance(5_000);
+  come('later', 'x');
+  assert.equal(doorkeeper.busiestKey, 'x');
+  clock.advance(4_980);
+  assert.deepEqual(out, []);
+  clock.advance(40);
+  assert.deepEqual([entered, out, doorkeeper.waiting], [['works'], ['waits'], 1]);
 });
 
 test('who waits and goes is forgotten, and after the end nobody comes in', () => {

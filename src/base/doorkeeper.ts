@@ -10,6 +10,7 @@ import { type Seat, Seats } from './seats.ts';
  *   a minimum   who is in loses the place to nobody before it has stood still for `graceMs`; what goes on moving keeps it for `protectedMsMax`
  *   an order    then those go first that show the least, of these the one that has stood still for longest
  *   a pace      no more than `perSecond` come in for whom others have to go: each costs work, most of it in vain
+ *   an end      who still waits after `waitMsMax` is turned out: those that have the places work, and stay
  *
  * So with P places, a newcomer waits for at most (those before it) / min(P / graceMs, perSecond), and then has at least `graceMs` from step to step.
  *
@@ -27,6 +28,7 @@ export type DoorLimits = {
   /** Without end where what moves is work. */
   protectedMsMax: number;
   perSecond: number;
+  waitMsMax: number;
 };
 
 /** For what has a handshake to do, which costs a server little but time. */
@@ -38,6 +40,7 @@ export const HANDSHAKES: DoorLimits = {
   graceMs: 800,
   protectedMsMax: 1_200,
   perSecond: 250,
+  waitMsMax: 15_000,
 };
 
 export type Guest = {
@@ -46,7 +49,7 @@ export type Guest = {
   shows: () => number | null;
   /** Grows as it moves. Asked while others wait, for what nobody else sees move: a handshake of TLS. */
   movedBytes?: () => number;
-  /** Its place goes to another: the connection is to be ended. */
+  /** Its place goes to another, or it waits in vain: the connection is to be ended. */
   turnOut: (reason: string) => void;
 };
 
@@ -61,6 +64,7 @@ export class Stay implements Seat {
   readonly #doorkeeper: Doorkeeper;
   readonly enter: (stay: Stay) => void;
   state: 'comes' | 'waits' | 'in' | 'over' = 'comes';
+  readonly #cameMs: number;
   #enteredMs = 0;
   #advancedMs = 0;
   #movedBytes = 0;
@@ -70,6 +74,7 @@ export class Stay implements Seat {
     this.#doorkeeper = doorkeeper;
     this.guest = guest;
     this.enter = enter;
+    this.#cameMs = doorkeeper.nowMs();
   }
 
   get key(): string {
@@ -92,6 +97,10 @@ export class Stay implements Seat {
   }
 
   // --- for Doorkeeper and Seats ---------------------------------------------------------------------------------------
+
+  get waitedMs(): number {
+    return this.#doorkeeper.nowMs() - this.#cameMs;
+  }
 
   begins(): void {
     this.state = 'in';
@@ -151,6 +160,11 @@ export class Doorkeeper {
 
   get waiting(): number {
     return this.#row.size;
+  }
+
+  /** Of those that have a place, the key that has most; '' when nobody is there. */
+  get busiestKey(): string {
+    return this.#seats.busiestKey;
   }
 
   /** Milliseconds in which this process ran, as far as anybody waited for it. */
@@ -221,7 +235,12 @@ export class Doorkeeper {
     const held = new Set<string>();
     for (const stay of this.#row) {
       // Ended by one before it.
-      if (stay.state !== 'waits' || held.has(stay.key)) continue;
+      if (stay.state !== 'waits') continue;
+      if (stay.waitedMs >= this.limits.waitMsMax) {
+        stay.evict('nobody leaves a place');
+        continue;
+      }
+      if (held.has(stay.key)) continue;
       const isFree = this.#seats.hasRoom(stay.key);
       if ((!isFree && left === 0) || !this.#seats.take(stay)) {
         held.add(stay.key);

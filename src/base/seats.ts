@@ -27,6 +27,18 @@ export class Seats {
     return this.#size;
   }
 
+  /** The key that has most places; '' when none is taken. */
+  get busiestKey(): string {
+    let busiest = '';
+    let most = 0;
+    for (const [key, { size }] of this.#byKey) {
+      if (size <= most) continue;
+      busiest = key;
+      most = size;
+    }
+    return busiest;
+  }
+
   /** True when one of that key would get a place that is free. */
   hasRoom(key: string): boolean {
     return this.#size < this.#max && (this.#byKey.get(key)?.size ?? 0) < this.#keyMax;

@@ -304,7 +304,6 @@ export class ServerConnection {
       },
       (seat) => {
         this.#seat = seat;
-        this.#cancelTimer();
         this.#visit.end();
         this.#session!.room();
       },
@@ -313,11 +312,7 @@ export class ServerConnection {
       this.drop('too many clients wait for a place');
       return false;
     }
-    if (this.#seat.state === 'in') return true;
-    this.#cancelTimer = this.#clock.timer(this.#limits.handshakeTimeoutMs, () =>
-      this.drop('no client leaves its place'),
-    );
-    return false;
+    return this.#seat.state === 'in';
   }
 
   /** The client takes the answers of its handshake. */

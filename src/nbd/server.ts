@@ -95,6 +95,7 @@ export class NbdServer {
       placesMax: connectionsMax,
       placesOfKeyMax: ofAddress(connectionsMax, connectionsPerAddressMax),
       graceMs: IDLE_AFTER_MS,
+      waitMsMax: this.#limits.handshakeTimeoutMs,
       protectedMsMax: Number.POSITIVE_INFINITY,
     });
     this.#server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
