@@ -251,7 +251,7 @@ export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 export const ImportVolumeRequest = Type.Object({
   name: Name,
   /**
-   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`, `iscsi://[user%secret@]host[:port]/iqn/lun`, or the absolute path of a raw
+   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`, `iscsi://[user%secret@]host[:port]/iqn/lun`, `iscsis://…?tls-certificates=FOLDER`, or the absolute path of a raw
    * image on the worker. May hold a secret: it is in no answer.
    */
   source: Type.String({ minLength: 1, maxLength: 8192 }),
@@ -277,6 +277,8 @@ export const ServeVolumeRequest = Type.Object({
    * NBD on loopback without TLS: every process of the host may read it (and write, with `writable`), machines with the network of the host too.
    */
   openToHost: Type.Optional(Type.Boolean()),
+  /** Of iSCSI: over TLS, for clients with a certificate of the worker's authority. NBD at an address is over TLS anyway. */
+  tls: Type.Optional(Type.Boolean()),
   /** Of iSCSI; left out: made up. */
   chap: Type.Optional(Chap),
 });

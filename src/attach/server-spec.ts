@@ -132,6 +132,8 @@ export const ServeListen = Type.Union([
     /** Of every client. */
     chapUser: Type.String({ minLength: 1 }),
     chapSecret: Type.String({ minLength: 12 }),
+    /** As of NBD; the login comes after it. */
+    tls: Type.Optional(TlsFilesSpec),
   }),
 ]);
 export type ServeListen = Static<typeof ServeListen>;

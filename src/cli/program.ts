@@ -228,7 +228,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<NAME>')
     .argument(
       '<SOURCE>',
-      'nbd://, nbds://, nbd+unix://, iscsi://, or a raw image on the worker; - reads it from standard input',
+      'nbd://, nbds://, nbd+unix://, iscsi://, iscsis://, or a raw image on the worker; - reads it from standard input',
     )
     .addOption(
       new Option('--filesystem <TYPE>', 'what is on it (default: what it begins with)').choices([
@@ -270,6 +270,10 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option(
       '--open-to-host',
       'NBD on loopback without TLS: every process of the host may connect, and every machine with its network',
+    )
+    .option(
+      '--tls',
+      "iSCSI over TLS, for clients with a certificate of the fleet's authority (NBD at an address always is)",
     )
     .addOption(
       new Option('--chap-user <USER>', 'what iSCSI clients log in as (default: the name of the volume)'),

@@ -10,6 +10,7 @@ import { LookOut } from '../base/look-out.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { NbdExport, type NbdExportOptions } from './export.ts';
 import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
@@ -18,14 +19,19 @@ import { ServerConnection } from './server-connection.ts';
 import type { SessionStatistics } from './server-session.ts';
 
 export type NbdServerTls = {
-  /** PEM. */
-  certificate: string | Buffer;
-  privateKey: string | Buffer;
-  /** PEM of the authorities that sign clients. With it, a client without a certificate of theirs is refused. */
-  clientAuthority?: string | Buffer;
   /** Nothing is told and nothing served without TLS. Default true. */
   required?: boolean;
-};
+} & (
+  | {
+      /** PEM. */
+      certificate: string | Buffer;
+      privateKey: string | Buffer;
+      /** PEM of the authorities that sign clients. With it, a client without a certificate of theirs is refused. */
+      clientAuthority?: string | Buffer;
+    }
+  /** Files, each connection with what is in them then; a client without a certificate of their authority is refused. */
+  | { identity: TlsIdentity }
+);
 
 export type NbdServerOptions = {
   /** TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to. */
@@ -267,7 +273,9 @@ export class NbdServer {
   }
 }
 
-function tlsOptionsOf({ certificate, privateKey, clientAuthority }: NbdServerTls): TlsOptions {
+function tlsOptionsOf(tls: NbdServerTls): TlsOptions {
+  if ('identity' in tls) return tls.identity.serverOptions();
+  const { certificate, privateKey, clientAuthority } = tls;
   const own = { cert: certificate, key: privateKey };
   if (clientAuthority === undefined) return own;
   return { ...own, ca: clientAuthority, requestCert: true, rejectUnauthorized: true };

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
-import { connect as tlsConnect } from 'node:tls';
+import { type TLSSocket, connect as tlsConnect } from 'node:tls';
 import { HeldDevice } from '../../test/support/held-device.ts';
 import { reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
@@ -14,8 +14,10 @@ import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
+import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
+import { TlsIdentity } from '../sys/tls-identity.ts';
 import type { NbdServerTls } from './index.ts';
 import { COMMAND, encodeInfoRequest, OPTION } from './protocol.ts';
 
@@ -38,7 +40,7 @@ function identities(t: TestContext): { server: NbdServerTls; client: Pems } {
 async function begun(
   address: { host: string; port: number },
   { ca, certificate, key }: Pems,
-): Promise<{ raw: RawNbdClient; socket: Socket }> {
+): Promise<{ raw: RawNbdClient; socket: Socket; secure: TLSSocket }> {
   const socket = connect(address.port, address.host);
   const raw = new RawNbdClient(socket);
   await raw.greet();
@@ -47,7 +49,7 @@ async function begun(
   await once(secure, 'secureConnect');
   raw.switchTo(secure);
   await raw.option(OPTION.go, encodeInfoRequest('disk', []));
-  return { raw, socket };
+  return { raw, socket, secure };
 }
 
 test('a server that comes back with another export of the same size is refused for good', {
@@ -127,4 +129,26 @@ test('a buffer of a request that is cut off goes to nobody else before it is who
   }
   await until('one connection', () => server.connections === 1);
   pool.check();
+});
+
+test('the files of a server’s identity may be replaced: each connection gets what is in them then', {
+  skip,
+}, async (t) => {
+  const authority = new TestAuthority(scratchDir(t));
+  const files = authority.issue('server');
+  const client = readPems(authority.issue('client'));
+  const tls: NbdServerTls = { identity: new TlsIdentity(files, silentLogger) };
+  const device = new MemoryDevice({ lengthBytes: MIB });
+  const { address } = await startNbdServer(t, device, { server: { tls } });
+  const subjects: (string | undefined)[] = [];
+  for (let round = 0; round < 2; round += 1) {
+    const { raw, socket, secure } = await begun(address, client);
+    t.after(() => socket.destroy());
+    assert.equal((await raw.read(0, 512)).data.length, 512);
+    subjects.push(secure.getPeerCertificate().serialNumber);
+    authority.issue('server');
+  }
+  assert.notEqual(subjects[0], subjects[1]);
+  const stranger = readPems(new TestAuthority(scratchDir(t)).issue('client'));
+  await assert.rejects(begun(address, { ...stranger, ca: client.ca }));
 });

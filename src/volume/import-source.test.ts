@@ -30,6 +30,7 @@ test('NBD and iSCSI URIs and paths', () => {
     targetIqn: 'iqn.2003-01.org.x:disk',
     lun: 3,
     chap: null,
+    certificatesDir: null,
   });
   assert.deepEqual(parseImportSource('iscsi://ann%a%b:c@[::1]:4000/iqn.x/0'), {
     kind: 'iscsi',
@@ -38,6 +39,16 @@ test('NBD and iSCSI URIs and paths', () => {
     targetIqn: 'iqn.x',
     lun: 0,
     chap: { user: 'ann', secret: 'a%b:c' },
+    certificatesDir: null,
+  });
+  assert.deepEqual(parseImportSource('iscsis://ann%a@h/iqn.x/0?tls-certificates=%2Fpki%2Fa'), {
+    kind: 'iscsi',
+    host: 'h',
+    port: 3260,
+    targetIqn: 'iqn.x',
+    lun: 0,
+    chap: { user: 'ann', secret: 'a' },
+    certificatesDir: '/pki/a',
   });
 });
 
@@ -50,6 +61,9 @@ test('what cannot be a source is refused, and a secret is not repeated', () => {
     'iscsi://host/iqn/256',
     'iscsi://h:0/i/1',
     'iscsi://hunter2@h/i/1',
+    'iscsis://ann%hunter2@h/i/1',
+    'iscsi://ann%hunter2@h/i/1?tls-certificates=/pki',
+    'iscsis://ann%hunter2@h/i/1?tls-certificates=%',
   ];
   for (const text of wrong) {
     assert.throws(

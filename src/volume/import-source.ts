@@ -20,6 +20,7 @@ import {
   parseNbdUri,
 } from '../nbd/index.ts';
 import { openNamedFile } from '../sys/named-path.ts';
+import { TlsIdentity } from '../sys/tls-identity.ts';
 import type { Connection } from './source-device.ts';
 
 /** A disk of another system that a clone can be made of: read, and never written. */
@@ -32,6 +33,8 @@ export type ImportSource =
       targetIqn: string;
       lun: number;
       chap: { user: string; secret: string } | null;
+      /** Over TLS, as the one that has these certificates: a folder with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. */
+      certificatesDir: string | null;
     }
   | { kind: 'file'; path: string };
 
@@ -61,15 +64,15 @@ const MEASURE_STEP_BYTES = 4 * 1024 ** 3;
 const MEASURE_EXTENTS = 1000;
 /** libiscsi's form. User and secret are percent-encoded; the separator between them is a percent sign that begins no code, or a colon. */
 const ISCSI_PATTERN =
-  /^iscsi:\/\/(?:([^/@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(?::(\d{1,5}))?\/([^/?#]+)\/(\d{1,3})$/i;
+  /^(iscsis?):\/\/(?:([^/@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(?::(\d{1,5}))?\/([^/?#]+)\/(\d{1,3})(?:\?tls-certificates=([^&#]+))?$/i;
 
 /**
- * `nbd://…` and its kin (nbd/client-uri.ts), `iscsi://[user[%secret]@]host[:port]/iqn/lun`, or the path of a file with a raw image. Pure.
+ * `nbd://…` and its kin (nbd/client-uri.ts), `iscsi://[user[%secret]@]host[:port]/iqn/lun`, `iscsis://…?tls-certificates=FOLDER`, or the path of a file with a raw image. Pure.
  * Throws `NBD_BAD_URI` or `VOLUME_BAD_SOURCE`; neither repeats a secret.
  */
 export function parseImportSource(text: string): ImportSource {
   if (isNbdUri(text)) return { kind: 'nbd', uri: parseNbdUri(text) };
-  if (/^iscsi:/i.test(text)) return parseIscsi(text);
+  if (/^iscsis?:/i.test(text)) return parseIscsi(text);
   if (/^[a-z][a-z0-9+.-]*:\/\//i.test(text)) throw badSource('its scheme is neither nbd nor iscsi');
   if (text === '' || text.includes('\0')) throw badSource('it is no path');
   return { kind: 'file', path: text };
@@ -78,7 +81,9 @@ export function parseImportSource(text: string): ImportSource {
 function parseIscsi(text: string): ImportSource {
   const match = ISCSI_PATTERN.exec(text);
   if (match === null) throw badSource('write iscsi://[user[%secret]@]host[:port]/iqn/lun');
-  const [, login, host, portText, iqn, lunText] = match;
+  const [, scheme, login, host, portText, iqn, lunText, folder] = match;
+  if ((scheme!.toLowerCase() === 'iscsis') !== (folder !== undefined))
+    throw badSource('iscsis:// needs ?tls-certificates=FOLDER, and nothing else has it');
   const port = portText === undefined ? ISCSI_PORT : Number(portText);
   const lun = Number(lunText);
   if (port < 1 || port > 65535) throw badSource('its port is not one', { port });
@@ -90,6 +95,7 @@ function parseIscsi(text: string): ImportSource {
     targetIqn: decode(iqn!),
     lun,
     chap: login === undefined ? null : parseLogin(login),
+    certificatesDir: folder === undefined ? null : decode(folder),
   };
 }
 
@@ -350,8 +356,20 @@ function iscsiOptions(
   options: ImportSourceOptions,
 ): InitiatorOptions {
   const { clock, random, logger, sourceLengthBytes, unit } = options;
+  const { host, port, certificatesDir } = source;
+  const file = (name: string) => join(certificatesDir!, name);
+  const tls = certificatesDir !== null && {
+    tls: new TlsIdentity(
+      {
+        caFile: file('ca-cert.pem'),
+        certFile: file('client-cert.pem'),
+        keyFile: file('client-key.pem'),
+      },
+      logger,
+    ),
+  };
   return {
-    portals: [{ host: source.host, port: source.port }],
+    portals: [{ host, port, ...tls }],
     targetIqn: source.targetIqn,
     initiatorIqn: INITIATOR_IQN,
     chap: source.chap && { ...source.chap, algorithms: CHAP_ALGORITHMS },
@@ -410,6 +428,6 @@ function badSource(reason: string, values: ErrorValues = {}): GodwitError {
   return new GodwitError('VOLUME_BAD_SOURCE', `nothing can be imported from this: ${reason}`, {
     values,
     nextAction:
-      'Give nbd://HOST:PORT/EXPORT, iscsi://[user%secret@]HOST:PORT/IQN/LUN, or the path of a raw disk image on the worker.',
+      'Give nbd://HOST:PORT/EXPORT, iscsi://[user%secret@]HOST:PORT/IQN/LUN (iscsis://…?tls-certificates=FOLDER for TLS), or the path of a raw disk image on the worker.',
   });
 }

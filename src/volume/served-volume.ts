@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ServeListen, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
@@ -9,7 +8,8 @@ import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
-import { NbdServer, type NbdServerOptions } from '../nbd/index.ts';
+import { NbdServer } from '../nbd/index.ts';
+import type { TlsFiles, TlsIdentity } from '../sys/tls-identity.ts';
 import type { DataLock } from './data-lock.ts';
 import { type DiskRoom, RoomyDevice, roomOf } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
@@ -154,7 +154,7 @@ async function listenNbd(
   { clock, logger, peers }: ServedVolumeOptions,
 ): Promise<Listener> {
   const unix = listen.kind === 'nbd-unix';
-  const tls = unix || !listen.tls ? {} : { tls: await tlsOf(listen.tls) };
+  const tls = unix || !listen.tls ? {} : { tls: { identity: await identityOf(listen.tls, logger) } };
   const address = unix ? { path: listen.path } : { host: listen.host, port: listen.port };
   const server = await NbdServer.listen({ address, ...tls, clock, logger, peers });
   server.addExport({
@@ -172,28 +172,19 @@ async function listenNbd(
   return { port, location, connections: () => server.connections, close: () => server.close() };
 }
 
-async function tlsOf(files: {
-  certFile: string;
-  keyFile: string;
-  caFile: string;
-}): Promise<NonNullable<NbdServerOptions['tls']>> {
-  const [certificate, privateKey, clientAuthority] = await Promise.all([
-    readFile(files.certFile),
-    readFile(files.keyFile),
-    readFile(files.caFile),
-  ]);
-  return { certificate, privateKey, clientAuthority, required: true };
-}
-
 async function listenIscsi(
   spec: VolumeServerSpec,
   listen: Extract<ServeListen, { kind: 'iscsi' }>,
   device: BlockDevice,
   options: ServedVolumeOptions,
 ): Promise<Listener> {
-  const { host, port, targetIqn, chapUser, chapSecret } = listen;
+  const { host, port, targetIqn, chapUser, chapSecret, tls } = listen;
   const { volumeId, generation } = spec;
-  const target = await IscsiTarget.listen({ host, port, ...options });
+  const place = tls
+    ? { port: null, tls: { port, identity: await identityOf(tls, options.logger) } }
+    : { port };
+  const target = await IscsiTarget.listen({ host, ...place, ...options });
+  const listensAt = tls ? target.tlsPort : target.port;
   target
     .addExport({
       targetIqn,
@@ -204,11 +195,17 @@ async function listenIscsi(
     })
     .grant({ initiatorIqn: ANY_INITIATOR, chap: { user: chapUser, secret: chapSecret }, generation });
   return {
-    port: target.port,
-    location: `iscsi://${authority(host, target.port)}/${targetIqn}/0`,
+    port: listensAt,
+    location: `${tls ? 'iscsis' : 'iscsi'}://${authority(host, listensAt)}/${targetIqn}/0`,
     connections: () => target.statistics().sessions,
     close: () => target.close(),
   };
+}
+
+/** Code of its own, which volumes that are served without TLS do without. */
+async function identityOf(files: TlsFiles, logger: Logger): Promise<TlsIdentity> {
+  const { TlsIdentity } = await import('../sys/tls-identity.ts');
+  return new TlsIdentity(files, logger);
 }
 
 function authority(host: string, port: number | null): string {

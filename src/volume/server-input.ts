@@ -259,14 +259,9 @@ function parseListen(value: unknown): ServeListen {
   const place = {
     host: text(listen.host, 'listen.host', 1),
     port: integer(listen.port, 0, 'listen.port', 65535),
+    ...(listen.tls === undefined ? {} : { tls: parseTlsFiles(listen.tls, 'listen.tls') }),
   };
-  if (kind === 'nbd') {
-    return {
-      kind,
-      ...place,
-      ...(listen.tls === undefined ? {} : { tls: parseTlsFiles(listen.tls, 'listen.tls') }),
-    };
-  }
+  if (kind === 'nbd') return { kind, ...place };
   return {
     kind,
     ...place,

@@ -141,6 +141,8 @@ export class Serving {
   #listen(record: VolumeRecord, request: ServeVolumeRequest, chap: ServeReply['chap']): ServeListen {
     const { tls } = this.#options;
     const { protocol, listen } = request;
+    if (request.tls === true && (request.openToHost === true || listen.startsWith('unix:')))
+      throw badListen(listen, 'a socket of the host, or a port that is open to the host, has no TLS');
     if (protocol === 'nbd' && listen.startsWith('unix:')) {
       const path = listen.slice('unix:'.length);
       const fits = path.startsWith('/') && Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX;
@@ -162,13 +164,17 @@ export class Serving {
       );
     }
     if (!chap) throw new Error('iSCSI has a secret');
-    if (!loopback && record.encryption) throw inClear(host, 'the volume is encrypted');
-    if (!loopback && !isIn(PRIVATE, host)) throw inClear(host, 'it is not an address of a private network');
+    const overTls = request.tls === true;
+    if (overTls && !tls) throw inClear(host, 'this worker has no certificate for TLS');
+    if (!overTls && !loopback && record.encryption) throw inClear(host, 'the volume is encrypted');
+    if (!overTls && !loopback && !isIn(PRIVATE, host))
+      throw inClear(host, 'it is not an address of a private network');
     return {
       ...{ kind: 'iscsi', host, port },
       targetIqn: targetIqn(record.id, record.generation),
       chapUser: chap.user,
       chapSecret: chap.secret,
+      ...(overTls && tls && { tls }),
     };
   }
 }
@@ -232,7 +238,7 @@ function inClear(host: string, reason: string): GodwitError {
     {
       values: { host },
       nextAction:
-        'Serve it on a unix socket (--nbd unix:/run/NAME.sock); over NBD with TLS, on a worker with --tls-cert, --tls-key and --tls-ca; over iSCSI, which asks for a secret; or on loopback to all of the host with --open-to-host.',
+        'Serve it on a unix socket (--nbd unix:/run/NAME.sock); over NBD, or over iSCSI with --tls, on a worker with --tls-cert, --tls-key and --tls-ca; over iSCSI, which asks for a secret, on an address of a private network; or on loopback to all of the host with --open-to-host.',
     },
   );
 }

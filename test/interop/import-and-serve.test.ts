@@ -1,19 +1,32 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { copyFileSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import {
+  copyFileSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import type { CreateMachineRequest, VolumeView } from '../../src/api/schemas.ts';
+import { connect as tlsConnect } from 'node:tls';
+import { promisify } from 'node:util';
+import type { CreateMachineRequest, ServeReply, VolumeView } from '../../src/api/schemas.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { seededRandom } from '../../src/base/random.ts';
+import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { TARGET_IQN } from '../support/iscsi-pair.ts';
 import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
 import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
-import { TestAuthority } from '../support/test-authority.ts';
+import { readPems, TestAuthority } from '../support/test-authority.ts';
 import { startTgt } from '../support/tgt.ts';
 
 /* Disks of other systems become volumes, and volumes become disks of other systems: through workers, their API and the command line. */
@@ -259,12 +272,32 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   assert.ok(alpha.shims().every(({ id }) => !id.startsWith('s_')));
 });
 
-const NEEDS_TLS = fleetNeeds || requires('openssl', 'nbdinfo', 'nbdcopy');
-test('beyond the host a volume is served over NBD with TLS, to clients of the same authority', {
+/** Speaks TLS for a program that does not, as stunnel does: its port. */
+async function tlsTunnel(t: TestContext, port: number, files: TlsFiles): Promise<number> {
+  const { ca, certificate, key } = readPems(files);
+  const server = createServer((near) => {
+    const far = tlsConnect({ host: '127.0.0.1', port, ca, cert: certificate, key });
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      from.on('error', () => {});
+      from.once('close', () => to.destroy());
+      from.pipe(to);
+    }
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.after(() => server.close());
+  return (server.address() as AddressInfo).port;
+}
+
+const NEEDS_TLS = fleetNeeds || requires('openssl', 'nbdinfo', 'nbdcopy', 'iscsi-inq', 'qemu-img');
+test('beyond the host a volume is served over TLS, NBD and iSCSI, to clients of the same authority', {
   skip: NEEDS_TLS,
 }, async (t) => {
   const [authority, strangers] = [new TestAuthority(scratchDir(t)), new TestAuthority(scratchDir(t))];
-  for (const one of [authority, strangers]) one.issue('client');
+  const [files, strange] = [authority.issue('client'), strangers.issue('client')];
   const fleet = await Fleet.start(t, ['alpha'], { tls: { alpha: authority.issue('server') } });
   const alpha = fleet.worker('alpha');
   const { volume, data } = await written(fleet, alpha);
@@ -292,6 +325,32 @@ test('beyond the host a volume is served over NBD with TLS, to clients of the sa
   const anonymous = scratchDir(t);
   copyFileSync(authority.caFile, join(anonymous, 'ca-cert.pem'));
   refused(`nbds://${place}?tls-certificates=${anonymous}`);
+  await alpha.client.stopServing(volume.id);
+
+  // Initiators do not speak TLS by themselves; what imports does.
+  const words = ['volume', 'serve', 'disk', '--iscsi', '0.0.0.0:0', '--tls', '--detach'];
+  const served = await fleet.run('--json', ...words);
+  assert.equal(served.exitCode, 0, served.stderr);
+  const told = JSON.parse(served.stdout) as ServeReply;
+  const [, iscsiPort, iqn] = /^iscsis:\/\/0\.0\.0\.0:(\d+)\/(iqn[^/]+)\/0$/.exec(told.location)!;
+  const login = (at: number) => `${told.chap!.user}%${told.chap!.secret}@127.0.0.1:${at}/${iqn}/0`;
+  const convert = async (at: number) => {
+    const target = ['-O', 'raw', `iscsi://${login(at)}`, copy];
+    return promisify(execFile)(findProgram('qemu-img')!, ['convert', ...target], {
+      timeout: patient(60_000),
+    });
+  };
+  rmSync(copy);
+  await convert(await tlsTunnel(t, Number(iscsiPort), files));
+  assert.ok(readFileSync(copy).equals(readFileSync(data)));
+  await assert.rejects(convert(Number(iscsiPort)), 'in the clear');
+  await assert.rejects(convert(await tlsTunnel(t, Number(iscsiPort), strange)), 'of another authority');
+  const source = (dir: string) => `iscsis://${login(Number(iscsiPort))}?tls-certificates=${dir}`;
+  const strangeImport = await fleet.run('volume', 'import', 'copy', source(strangers.dir));
+  assert.match(strangeImport.stderr, /ISCSI_TLS_REFUSED/);
+  const copied = await whole(fleet, alpha, await imported(fleet, 'copy', source(authority.dir)));
+  const copiedData = readFileSync(join(alpha.dataDir, 'volumes', copied.id, 'data.raw'));
+  assert.ok(copiedData.equals(readFileSync(data)));
 });
 
 test('clients of an encrypted volume see the plaintext, and what they write is encrypted', {
@@ -358,15 +417,17 @@ test('a volume is not served in the clear to everybody', { skip: fleetNeeds }, a
     ['nbd', '[::1]:0', 'WORKER_SERVE_IN_CLEAR'],
     ['iscsi', '0.0.0.0:0', 'WORKER_SERVE_IN_CLEAR'],
     ['iscsi', '[2001:db8::1]:0', 'WORKER_SERVE_IN_CLEAR'],
+    ['iscsi', '10.0.0.1:0', 'WORKER_SERVE_IN_CLEAR', true],
     ['iscsi', 'unix:/tmp/x', 'WORKER_BAD_LISTEN'],
+    ['nbd', 'unix:/tmp/x', 'WORKER_BAD_LISTEN', true],
     ['nbd', 'unix:x', 'WORKER_BAD_LISTEN'],
     ['nbd', '127.0.0.1', 'WORKER_BAD_LISTEN'],
     ['nbd', '127.0.0.1:65536', 'WORKER_BAD_LISTEN'],
     // There is no such address here: what the server says comes through.
     ['iscsi', '10.255.255.254:0', 'ISCSI_LISTEN_FAILED'],
   ] as const;
-  for (const [protocol, listen, code] of refusals) {
-    const served = client.serveVolume(id, { protocol, listen, writable: false });
+  for (const [protocol, listen, code, tls = false] of refusals) {
+    const served = client.serveVolume(id, { protocol, listen, writable: false, ...(tls && { tls }) });
     await assert.rejects(served, (error: unknown) => isGodwitError(error, code), `${protocol} ${listen}`);
   }
   assert.equal(fleet.worker('alpha').shims().length, 0);

@@ -167,6 +167,7 @@ type ServeOptions = {
   iscsi?: string;
   writable?: boolean;
   openToHost?: boolean;
+  tls?: boolean;
   chapUser?: string;
   chapSecretFile?: string;
   detach?: boolean;
@@ -215,7 +216,7 @@ function serveRequest(volume: VolumeView, options: ServeOptions): ServeVolumeReq
   const { nbd, iscsi, chapUser, chapSecretFile } = options;
   const listen = nbd ?? iscsi;
   if (listen === undefined) throw badServe('it needs --nbd or --iscsi, or --stop');
-  const protocol = nbd === undefined ? 'iscsi' : 'nbd';
+  const protocol: ServeVolumeRequest['protocol'] = nbd === undefined ? 'iscsi' : 'nbd';
   const writable = options.writable === true;
   if (protocol === 'nbd' && (chapUser ?? chapSecretFile) !== undefined)
     throw badServe('NBD has no users; --chap-… is for --iscsi');
@@ -223,15 +224,19 @@ function serveRequest(volume: VolumeView, options: ServeOptions): ServeVolumeReq
     throw badServe('iSCSI asks everybody for a secret; --open-to-host is for --nbd');
   if (chapUser !== undefined && chapSecretFile === undefined)
     throw badServe('--chap-user needs --chap-secret-file');
-  if (chapSecretFile === undefined)
-    return { protocol, listen, writable, ...(options.openToHost === true && { openToHost: true }) };
+  const request: ServeVolumeRequest = {
+    ...{ protocol, listen, writable },
+    ...(options.openToHost === true && { openToHost: true }),
+    ...(options.tls === true && { tls: true }),
+  };
+  if (chapSecretFile === undefined) return request;
   let secret: string;
   try {
     secret = readFileSync(chapSecretFile, 'utf8').trim();
   } catch (error) {
     throw badServe(`the secret cannot be read: ${messageOf(error)}`);
   }
-  return { protocol, listen, writable, chap: { user: chapUser ?? volume.name, secret } };
+  return { ...request, chap: { user: chapUser ?? volume.name, secret } };
 }
 
 function serveText(volume: VolumeView, { location, writable, chap }: ServeReply): string {
