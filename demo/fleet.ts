@@ -95,7 +95,7 @@ export class DemoFleet {
     try {
       const fleet = findFleet({ fleet: this.fleetFile }, {}, this.dir);
       if (fleet.workers.length < workers) return false;
-      await Promise.all(fleet.workers.map(({ name }) => this.client(name).healthz(2_000)));
+      await Promise.all(fleet.workers.map(({ name }) => this.client(name).healthz({ timeoutMs: 2_000 })));
       return true;
     } catch {
       return false;

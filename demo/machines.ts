@@ -1,6 +1,6 @@
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { CreateMachineRequest, CreateVolumeRequest } from '../src/api/schemas.ts';
+import type { CreateMachineRequest, CreateVolumeRequest } from '../src/contract/schemas.ts';
 import { letPass, patient } from '../test/support/patience.ts';
 
 const HERE = dirname(fileURLToPath(import.meta.url));

@@ -9,7 +9,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import type { MachineView } from '../src/api/schemas.ts';
+import type { MachineView } from '../src/contract/schemas.ts';
 import { until } from '../test/support/patience.ts';
 import { getJson, ledgerClient, postgresClient, preparePostgres, readPostgres } from './clients.ts';
 import { DemoFleet, freePorts } from './fleet.ts';

@@ -66,7 +66,7 @@ export class LabWorker {
     const deadlineMs = Date.now() + patient(START_TIMEOUT_MS);
     for (;;) {
       try {
-        await this.client.worker(patient(5_000));
+        await this.client.worker({ timeoutMs: patient(5_000) });
         return;
       } catch (error) {
         if (Date.now() > deadlineMs || !(await this.isRunning()))

@@ -1,4 +1,4 @@
-/** docs/patience.md, made from the table in src/base/patience.ts. `node scripts/patience-page.ts` writes it; scripts/tidy.ts compares. */
+/** docs/patience.md, made from the table in src/base/patience.ts. `npm run pages` writes it; scripts/tidy.ts compares. */
 import { writeFileSync } from 'node:fs';
 import { PATIENCE, PAUSE, type PatienceKind } from '../src/base/patience.ts';
 
@@ -14,7 +14,7 @@ const KINDS: Readonly<Record<PatienceKind, string>> = {
 
 const HEAD = `# How long godwit waits, and for what
 
-*Made from \`src/base/patience.ts\` by \`npm run patience\`; \`npm run check\` says when it is out of date.*
+*Made from \`src/base/patience.ts\` by \`npm run pages\`; \`npm run check\` says when it is out of date.*
 
 A host in trouble is a slow host, and it is the one that must be emptied. So nothing is ended for being slow:
 

@@ -1,6 +1,7 @@
 /** House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden content. */
 import { existsSync, globSync, readFileSync } from 'node:fs';
 import { dirname, normalize, relative } from 'node:path';
+import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
 import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
 
 /** The house from the ground to the roof. A file imports from its own room or from rooms below it. */
@@ -20,6 +21,7 @@ const ROOMS = [
   'volume',
   'plane',
   'machine',
+  'contract',
   'migration',
   'api',
   'worker',
@@ -102,7 +104,18 @@ for (const [retry, codes] of Object.entries(again)) {
 }
 
 /** Every time that the control path waits for is in one table, and the page that is made from it is that table. */
-const WAITING_ROOMS = ['base', 'host', 'crypt', 'journal', 'plane', 'migration', 'machine', 'api', 'worker'];
+const WAITING_ROOMS = [
+  'base',
+  'host',
+  'crypt',
+  'journal',
+  'plane',
+  'migration',
+  'machine',
+  'contract',
+  'api',
+  'worker',
+];
 const WAITING_FILES = [
   'src/volume/fence.ts',
   'src/volume/import-source.ts',
@@ -125,7 +138,7 @@ const NOT_WAITING: Readonly<Record<string, string>> = {
   'src/base/histogram.ts': 'a unit',
   'src/machine/config.ts': "a machine's own times",
   'src/machine/restart-policy.ts': 'the restart policy of machines (docs/machines.md)',
-  'src/api/schemas.ts': 'bounds and defaults of requests',
+  'src/contract/schemas.ts': 'bounds and defaults of requests',
   'src/migration/plan.ts': 'a prediction',
 };
 for (const file of sources) {
@@ -134,13 +147,17 @@ for (const file of sources) {
   for (const [index, line] of readFileSync(file, 'utf8').split('\n').entries()) {
     if (RAW_WAITS.some((pattern) => pattern.test(line)))
       problems.push(
-        `${file}:${index + 1}: a time to wait belongs in the table of src/base/patience.ts (then: npm run patience)`,
+        `${file}:${index + 1}: a time to wait belongs in the table of src/base/patience.ts (then: npm run pages)`,
       );
   }
 }
-const page = existsSync(PATIENCE_PAGE) ? readFileSync(PATIENCE_PAGE, 'utf8') : '';
-if (page !== patiencePage())
-  problems.push(`${PATIENCE_PAGE} is not what src/base/patience.ts says: npm run patience`);
+for (const [page, text, source] of [
+  [PATIENCE_PAGE, patiencePage(), 'src/base/patience.ts'],
+  [ENDPOINTS_PAGE, endpointsPage(), 'src/contract'],
+] as const) {
+  const found = existsSync(page) ? readFileSync(page, 'utf8') : '';
+  if (found !== text) problems.push(`${page} is not what ${source} says: npm run pages`);
+}
 
 for (const problem of problems) console.error(problem);
 process.exitCode = problems.length === 0 ? 0 : 1;

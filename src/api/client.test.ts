@@ -4,6 +4,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import { type TestContext, test } from 'node:test';
 import { FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
 import { patient } from '../../test/support/patience.ts';
+import { PeerCalls } from '../../test/support/peer-calls.ts';
 import { reset } from '../../test/support/reset.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -139,7 +140,7 @@ test('the connection breaks, or the time is up, after the request was sent: outc
   for (const url of [cutter, silent, halfway]) {
     const client = new ApiClient({ url, token: 'x', timeoutMs: patient(300) });
     t.after(() => client.close());
-    const error = await rejection(client.handoffMove('run1', { freeMap: null }));
+    const error = await rejection(new PeerCalls(client).handoff('run1', { freeMap: null }));
     assert.equal(error.code, 'API_UNREACHABLE', url);
     assert.equal(error.values.delivered, 'unknown', url);
   }
@@ -151,10 +152,13 @@ test("the caller's own abort comes back as it is", async (t) => {
   t.after(() => client.close());
   const reason = new Error('the step is over');
   const abort = new AbortController();
-  const call = client.moveStatus('run1', abort.signal);
+  const call = new PeerCalls(client).status('run1', { signal: abort.signal });
   abort.abort(reason);
   await assert.rejects(call, (error) => error === reason);
-  await assert.rejects(client.moveStatus('run1', abort.signal), (error) => error === reason);
+  await assert.rejects(
+    new PeerCalls(client).status('run1', { signal: abort.signal }),
+    (error) => error === reason,
+  );
 });
 
 test('something else answers', async (t) => {
@@ -218,7 +222,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
   });
   t.after(() => client.close());
   await client.listRuns();
-  const error = await rejection(client.handoffMove('run1', { freeMap: null }));
+  const error = await rejection(new PeerCalls(client).handoff('run1', { freeMap: null }));
   assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);
 });
 

@@ -2,7 +2,6 @@ import type { Agent as HttpAgent, IncomingMessage } from 'node:http';
 import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { HeatHint } from '../attach/server-spec.ts';
 import type { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
 import {
@@ -16,51 +15,13 @@ import {
 } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { whileAlive } from '../base/while-alive.ts';
-import type { RunView } from '../journal/run.ts';
-import type {
-  HandoffRequest,
-  Offer,
-  OfferRequest,
-  PrepareRequest,
-  TargetFigures,
-  TargetStatus,
-} from '../migration/peer.ts';
-import type { Receipt } from '../receipt/envelope.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  FiguresQuery,
-  MendReply,
-  MendRequest,
-  ProofQuery,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
+import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
+import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
+import { HEALTH, OPERATOR } from '../contract/operator.ts';
+import type { ApiEvent, ExecStart } from '../contract/schemas.ts';
 import { Agent, request as httpRequest } from '../sys/http.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import { ExecStream, type ExecStreamOptions } from './exec-client.ts';
-import { EXEC_PROTOCOL } from './exec-frames.ts';
-import type {
-  AcceptLossRequest,
-  ApiEvent,
-  CreateMachineRequest,
-  CreateVolumeRequest,
-  DrainStatus,
-  ExecReply,
-  ExecStart,
-  ForceRunRequest,
-  ImportVolumeRequest,
-  MachineView,
-  Plan,
-  RecoverVolumeRequest,
-  RunStateReply,
-  RunsQuery,
-  ServeReply,
-  ServeVolumeRequest,
-  VolumeView,
-  Why,
-  WorkerView,
-} from './schemas.ts';
 import { WORKER_HEADER, wrongWorker } from './wrong-worker.ts';
 
 /** Same as RUN_ID_HEADER of server.ts, which a client does not load: fastify is slow to import. */
@@ -71,9 +32,6 @@ export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
 
 /** Of the questions whether a worker lives. */
 export const SILENT_AFTER_QUESTIONS = 3;
-
-/** Of a question of a proof. */
-const PROOF_TIMEOUT_MS = PATIENCE.personProof.ms;
 
 export type ApiClientOptions = {
   /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
@@ -93,11 +51,11 @@ export type ApiClientOptions = {
 };
 
 type Call = {
-  query?: Record<string, string | number | boolean | undefined>;
+  query?: Readonly<Record<string, unknown>> | undefined;
   body?: unknown;
-  timeoutMs?: number;
+  timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
-  runId?: string;
+  runId?: string | undefined;
   /** A POST that may be sent twice. */
   idempotent?: boolean;
   /** Asks for an upgrade to godwit-exec/1, and takes over the connection where it is granted. */
@@ -105,7 +63,7 @@ type Call = {
 };
 
 /**
- * A worker's API, typed. Every method rejects with the worker's own GodwitError, or with
+ * A worker's API, typed: a method for each question of contract/operator.ts. Every method rejects with the worker's own GodwitError, or with
  * - `API_UNREACHABLE`: no answer. `values.delivered` is false when the request certainly never reached the worker (no
  *   connection came about), and 'unknown' when it may have (the connection broke or the time was up afterwards): then only a
  *   question or an idempotent repetition tells what happened.
@@ -113,7 +71,7 @@ type Call = {
  * - `API_BAD_REPLY`: something answered that is not a godwit worker, or is one of another version.
  * When `signal` aborts, a call rejects with the signal's reason and its outcome is unknown.
  */
-export class ApiClient {
+export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
   readonly url: string;
   readonly #base: URL;
   readonly #token: string;
@@ -126,6 +84,7 @@ export class ApiClient {
   #named = false;
 
   constructor(options: ApiClientOptions) {
+    super();
     this.#lives = options.lives;
     this.#meant = options.worker;
     this.url = options.url.replace(/\/+$/, '');
@@ -149,46 +108,28 @@ export class ApiClient {
     this.#agent.destroy();
   }
 
-  healthz(timeoutMs?: number): Promise<{ ok: boolean }> {
-    return this.#json('GET', '/healthz', timeoutMs === undefined ? {} : { timeoutMs });
-  }
-  worker(timeoutMs?: number): Promise<WorkerView> {
-    return this.#json('GET', '/v1/worker', timeoutMs === undefined ? {} : { timeoutMs });
+  override call(_name: string, endpoint: Endpoint, request: Request, options: CallOptions): Promise<unknown> {
+    return this.ask(endpoint, request, options);
   }
 
-  async listMachines(): Promise<MachineView[]> {
-    return (await this.#json<{ machines: MachineView[] }>('GET', '/v1/machines')).machines;
-  }
-  createMachine(body: CreateMachineRequest): Promise<MachineView> {
-    return this.#json('POST', '/v1/machines', { body, timeoutMs: PATIENCE.personOperation.ms });
-  }
-  showMachine(ref: string): Promise<MachineView> {
-    return this.#json('GET', `/v1/machines/${encodeURIComponent(ref)}`);
-  }
-  async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
-    await this.#json('DELETE', `/v1/machines/${encodeURIComponent(ref)}`, {
-      query: { force: options.force },
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-  startMachine(ref: string): Promise<MachineView> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/start`, {
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-  /** `timeoutMs` must be above the machine's own stop timeout. */
-  stopMachine(ref: string, timeoutMs: number = PATIENCE.personOperation.ms): Promise<MachineView> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/stop`, { timeoutMs });
-  }
-  restartMachine(ref: string, timeoutMs: number = PATIENCE.personOperation.ms): Promise<MachineView> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/restart`, { timeoutMs });
-  }
-  execInMachine(ref: string, body: { command: string[]; timeoutMs: number }): Promise<ExecReply> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/exec`, {
+  /** What `call` does, for any conversation that a worker answers. */
+  async ask(
+    endpoint: Endpoint,
+    { path, parameters, query, body }: Request,
+    { signal, timeoutMs = deadlineOf(endpoint, body) }: CallOptions,
+  ): Promise<unknown> {
+    const { method, field, idempotent = false } = endpoint;
+    const reply = await this.#json<Record<string, unknown>>(method, path, {
+      query,
       body,
-      timeoutMs: body.timeoutMs + 10_000,
+      signal,
+      timeoutMs,
+      runId: parameters.runId,
+      idempotent,
     });
+    return field === undefined ? reply : reply[field];
   }
+
   /** Starts a command in a machine with its input and output on a connection of its own. */
   async execStream(
     ref: string,
@@ -220,90 +161,6 @@ export class ApiClient {
     if (response.statusCode !== 200) throw await this.#failure(response);
     yield* this.#body(response, signal);
   }
-  moveMachine(ref: string, body: { target: string | null; rekey?: boolean }): Promise<RunView> {
-    return this.#json('POST', `/v1/machines/${encodeURIComponent(ref)}/move`, { body });
-  }
-
-  async listVolumes(): Promise<VolumeView[]> {
-    return (await this.#json<{ volumes: VolumeView[] }>('GET', '/v1/volumes')).volumes;
-  }
-  createVolume(body: CreateVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', '/v1/volumes', { body, timeoutMs: PATIENCE.personVolume.ms });
-  }
-  importVolume(body: ImportVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', '/v1/volumes/import', { body, timeoutMs: PATIENCE.personOperation.ms });
-  }
-  recoverVolume(ref: string, body: RecoverVolumeRequest): Promise<VolumeView> {
-    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/recover`, {
-      body,
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-  acceptLoss(ref: string, body: AcceptLossRequest): Promise<VolumeView> {
-    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/accept-loss`, { body });
-  }
-  showReceipt(ref: string): Promise<Receipt> {
-    return this.#json('GET', `/v1/receipts/${encodeURIComponent(ref)}`);
-  }
-  showVolume(ref: string): Promise<VolumeView> {
-    return this.#json('GET', `/v1/volumes/${encodeURIComponent(ref)}`);
-  }
-  serveVolume(ref: string, body: ServeVolumeRequest): Promise<ServeReply> {
-    return this.#json('POST', `/v1/volumes/${encodeURIComponent(ref)}/serve`, {
-      body,
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-  async stopServing(ref: string): Promise<void> {
-    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}/serve`, {
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-  async destroyVolume(
-    ref: string,
-    options: { force: boolean; copies?: boolean } = { force: false },
-  ): Promise<void> {
-    await this.#json('DELETE', `/v1/volumes/${encodeURIComponent(ref)}`, {
-      // A worker of an earlier version does not know `copies`: it is only asked where it is meant.
-      query: { force: options.force, ...(options.copies && { copies: true }) },
-      timeoutMs: PATIENCE.personOperation.ms,
-    });
-  }
-
-  drainStatus(): Promise<DrainStatus> {
-    return this.#json('GET', '/v1/drain');
-  }
-  drain(target: string | null = null, options: { rekey?: boolean } = {}): Promise<DrainStatus> {
-    return this.#json('PUT', '/v1/drain', { body: { desired: true, target, ...options } });
-  }
-  undrain(): Promise<DrainStatus> {
-    return this.#json('DELETE', '/v1/drain');
-  }
-  plan(target?: string): Promise<Plan> {
-    // It asks all other workers, and waits for one that hangs.
-    return this.#json('GET', '/v1/plan', { query: { target }, timeoutMs: PATIENCE.personOperation.ms });
-  }
-
-  async listRuns(query: Partial<RunsQuery> = {}): Promise<RunView[]> {
-    return (await this.#json<{ runs: RunView[] }>('GET', '/v1/runs', { query })).runs;
-  }
-  showRun(id: string): Promise<RunView> {
-    return this.#json('GET', `/v1/runs/${encodeURIComponent(id)}`);
-  }
-  cancelRun(id: string): Promise<RunView> {
-    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/cancel`);
-  }
-  nudgeRun(id: string): Promise<RunView> {
-    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/nudge`);
-  }
-  /** `targetIsDestroyed` goes only where it is stated: workers of earlier versions refuse what they do not know. */
-  forceRun(id: string, how: ForceRunRequest['how'], targetIsDestroyed = false): Promise<RunView> {
-    const body = { how, ...(targetIsDestroyed && { targetIsDestroyed }) };
-    return this.#json('POST', `/v1/runs/${encodeURIComponent(id)}/force`, { body });
-  }
-  why(ref: string): Promise<Why> {
-    return this.#json('GET', `/v1/why/${encodeURIComponent(ref)}`, { timeoutMs: PATIENCE.personWhy.ms });
-  }
 
   /** Ends when the worker closes in good order; rejects when the signal aborts (its reason) or the worker is lost. */
   async *events(signal?: AbortSignal): AsyncGenerator<ApiEvent> {
@@ -325,70 +182,6 @@ export class ApiClient {
         if (data !== '') yield this.#parse(data) as ApiEvent;
       }
     }
-  }
-
-  offer(body: OfferRequest, signal?: AbortSignal): Promise<Offer> {
-    return this.#json('POST', '/v1/rpc/offers', { body, signal, idempotent: true });
-  }
-  prepareMove(body: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus> {
-    const path = `/v1/rpc/moves/${encodeURIComponent(body.runId)}`;
-    return this.#json('PUT', path, { body, signal, runId: body.runId });
-  }
-  moveStatus(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#json('GET', `/v1/rpc/moves/${encodeURIComponent(runId)}`, { signal, runId });
-  }
-  async warmMove(runId: string, body: HeatHint, signal?: AbortSignal): Promise<void> {
-    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/heat`;
-    await this.#json('PUT', path, { body, signal, runId, idempotent: true });
-  }
-  handoffMove(runId: string, body: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/handoff`, {
-      body,
-      signal,
-      runId,
-      idempotent: true,
-    });
-  }
-  cancelMove(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#json('POST', `/v1/rpc/moves/${encodeURIComponent(runId)}/cancel`, {
-      signal,
-      runId,
-      idempotent: true,
-    });
-  }
-  fetchedOf(runId: string, body: ProofQuery, signal?: AbortSignal): Promise<FetchedPage> {
-    return this.#prove(runId, 'fetched', body, signal);
-  }
-  unfetchedOf(runId: string, body: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage> {
-    return this.#prove(runId, 'unfetched', body, signal);
-  }
-  mendMove(runId: string, body: MendRequest, signal?: AbortSignal): Promise<MendReply> {
-    return this.#prove(runId, 'mend', body, signal);
-  }
-  compareMove(runId: string, body: CompareRequest, signal?: AbortSignal): Promise<CompareReply> {
-    return this.#prove(runId, 'compare', body, signal);
-  }
-  figuresOf(runId: string, body: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {
-    return this.#prove(runId, 'figures', body, signal);
-  }
-  countersign(runId: string, body: Receipt, signal?: AbortSignal): Promise<Receipt> {
-    return this.#prove(runId, 'countersign', body, signal);
-  }
-  async receiptOf(runId: string, signal?: AbortSignal): Promise<Receipt | null> {
-    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/receipt`;
-    return (await this.#json<{ receipt: Receipt | null }>('GET', path, { signal, runId })).receipt;
-  }
-  /** These read disks on the other side. */
-  #prove<Reply>(runId: string, question: string, body: unknown, signal?: AbortSignal): Promise<Reply> {
-    const path = `/v1/rpc/moves/${encodeURIComponent(runId)}/${question}`;
-    return this.#json('POST', path, { body, signal, runId, idempotent: true, timeoutMs: PROOF_TIMEOUT_MS });
-  }
-  volumeHeader(volumeId: string, signal?: AbortSignal): Promise<{ header: string }> {
-    return this.#json('GET', `/v1/rpc/volumes/${encodeURIComponent(volumeId)}/header`, { signal });
-  }
-  async runState(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {
-    const path = `/v1/rpc/runs/${encodeURIComponent(runId)}`;
-    return (await this.#json<RunStateReply>('GET', path, { signal, runId })).run;
   }
 
   async #json<Reply>(method: string, path: string, call: Call = {}): Promise<Reply> {
@@ -615,6 +408,11 @@ export class ApiClient {
       },
     );
   }
+}
+
+/** Undefined: the client's own. */
+function deadlineOf({ deadlineMs }: Endpoint, body: unknown): number | undefined {
+  return typeof deadlineMs === 'function' ? deadlineMs(body as never) : deadlineMs;
 }
 
 /** A connection that was kept from an earlier request broke before an answer came. */

@@ -1,8 +1,6 @@
 import type { Duplex } from 'node:stream';
 import { GodwitError, isGodwitError, type WireError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
-import type { SessionEnd } from '../machine/exec-session.ts';
-import type { TerminalSize } from '../sys/pty.ts';
 import {
   badFrame,
   decodeTaken,
@@ -13,8 +11,10 @@ import {
   type Frame,
   FrameReader,
   INPUT_WINDOW_BYTES,
-} from './exec-frames.ts';
-import type { ExecStart } from './schemas.ts';
+} from '../contract/exec-frames.ts';
+import type { ExecStart } from '../contract/schemas.ts';
+import type { SessionEnd } from '../machine/exec-session.ts';
+import type { TerminalSize } from '../sys/pty.ts';
 
 export type ExecStreamOptions = {
   url: string;

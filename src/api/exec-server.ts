@@ -3,7 +3,6 @@ import { Compile } from 'typebox/compile';
 import type { Clock } from '../base/clock.ts';
 import { toWireError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
-import type { ExecSession, SessionOutput } from '../machine/exec-session.ts';
 import {
   badFrame,
   decodeResize,
@@ -14,8 +13,9 @@ import {
   type Frame,
   FrameReader,
   INPUT_WINDOW_BYTES,
-} from './exec-frames.ts';
-import { ExecStart } from './schemas.ts';
+} from '../contract/exec-frames.ts';
+import { ExecStart } from '../contract/schemas.ts';
+import type { ExecSession, SessionOutput } from '../machine/exec-session.ts';
 import { strict } from './strict.ts';
 
 const startSchema = Compile(strict(ExecStart));

@@ -6,7 +6,6 @@ import { until } from '../../test/support/patience.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { ApiClient } from './client.ts';
 import {
   encodeFrame,
   encodeJsonFrame,
@@ -14,8 +13,9 @@ import {
   type Frame,
   FrameReader,
   INPUT_WINDOW_BYTES,
-} from './exec-frames.ts';
-import type { ExecStart } from './schemas.ts';
+} from '../contract/exec-frames.ts';
+import type { ExecStart } from '../contract/schemas.ts';
+import { ApiClient } from './client.ts';
 import { createApiServer } from './server.ts';
 
 const TOKEN = 'a-token-of-the-fleet';

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { machineView } from '../../test/support/fake-service.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
-import type { PrepareRequest } from '../migration/peer.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 import { HttpPeer, isInClear } from './peer-client.ts';
 
 test('in the clear is what crosses a network without TLS', () => {
@@ -25,7 +25,7 @@ test('a move whose secret would cross the network in the clear is logged, and no
     const peer = new HttpPeer({ name: 'worker-2', url, token: 'x', logger });
     const { config } = machineView({});
     const request = { runId: 'run1', machineId: 'm_1', config, volume } as PrepareRequest;
-    await assert.rejects(peer.prepare(request, ended), /enough/);
+    await assert.rejects(peer.prepare(request, { signal: ended }), /enough/);
     peer.close();
   };
   await prepare('http://192.0.2.1:1', null);

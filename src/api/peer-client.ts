@@ -1,38 +1,18 @@
-import type { HeatHint } from '../attach/server-spec.ts';
 import { AnswerTime } from '../base/answer-time.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type {
-  HandoffRequest,
-  Offer,
-  OfferRequest,
-  Peer,
-  PrepareRequest,
-  TargetFigures,
-  TargetStatus,
-} from '../migration/peer.ts';
-import type { Receipt } from '../receipt/envelope.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  FiguresQuery,
-  MendReply,
-  MendRequest,
-  ProofQuery,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
+import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
+import { PEER, type Peer, type PrepareRequest } from '../contract/peer.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
 import { ApiClient } from './client.ts';
-import type { RunStateReply } from './schemas.ts';
 
 /**
  * A neighbour over HTTP. Errors are those of ApiClient; of an `API_UNREACHABLE` the caller learns from `values.delivered` whether
  * the other side may have acted.
  */
-export class HttpPeer implements Peer {
+export class HttpPeer extends asking(PEER) implements Peer {
   readonly name: string;
   readonly url: string;
   readonly #client: ApiClient;
@@ -53,6 +33,7 @@ export class HttpPeer implements Peer {
     clock?: Clock;
     floorMs?: number;
   }) {
+    super();
     this.#clock = options.clock ?? systemClock;
     this.#times = new AnswerTime({
       floorMs: options.floorMs ?? PATIENCE.peerAnswer.ms,
@@ -70,75 +51,26 @@ export class HttpPeer implements Peer {
     });
   }
 
-  offer(request: OfferRequest, signal?: AbortSignal): Promise<Offer> {
-    return this.#client.offer(request, signal);
-  }
-
-  prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus> {
-    if (request.volume && isInClear(this.url)) {
-      this.#logger.warn(
-        { runId: request.runId, peer: this.name, url: this.url },
-        'the secret of this move crosses the network in the clear: give the workers certificates (--tls-cert, --tls-key, --tls-ca)',
-      );
-    }
-    return this.#client.prepareMove(request, signal);
-  }
-
-  async status(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
+  override async call(
+    name: string,
+    endpoint: Endpoint,
+    request: Request,
+    options: CallOptions,
+  ): Promise<unknown> {
+    if (name === 'prepare' && (request.body as PrepareRequest).volume) this.#warnInClear(request);
     const askedMs = this.#clock.monotonicMs();
-    const status = await this.#client.moveStatus(runId, signal);
+    const reply = await this.#client.ask(endpoint, request, options);
     // Asked all the time, and answered from memory: what it takes is what an answer takes.
-    this.#times.answered(this.#clock.monotonicMs() - askedMs);
-    return status;
+    if (name === 'status') this.#times.answered(this.#clock.monotonicMs() - askedMs);
+    return reply;
   }
 
-  warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void> {
-    return this.#client.warmMove(runId, heat, signal);
-  }
-
-  handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#client.handoffMove(runId, request, signal);
-  }
-
-  cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus> {
-    return this.#client.cancelMove(runId, signal);
-  }
-
-  fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage> {
-    return this.#client.fetchedOf(runId, query, signal);
-  }
-
-  unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage> {
-    return this.#client.unfetchedOf(runId, query, signal);
-  }
-
-  mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply> {
-    return this.#client.mendMove(runId, request, signal);
-  }
-
-  compare(runId: string, request: CompareRequest, signal?: AbortSignal): Promise<CompareReply> {
-    return this.#client.compareMove(runId, request, signal);
-  }
-
-  figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures> {
-    return this.#client.figuresOf(runId, query, signal);
-  }
-
-  countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt> {
-    return this.#client.countersign(runId, draft, signal);
-  }
-
-  receipt(runId: string, signal?: AbortSignal): Promise<Receipt | null> {
-    return this.#client.receiptOf(runId, signal);
-  }
-
-  run(runId: string, signal?: AbortSignal): Promise<RunStateReply['run']> {
-    return this.#client.runState(runId, signal);
-  }
-
-  /** LUKS2 header and key slots of a volume of that worker. */
-  async volumeHeader(volumeId: string, signal?: AbortSignal): Promise<Buffer> {
-    return Buffer.from((await this.#client.volumeHeader(volumeId, signal)).header, 'base64');
+  #warnInClear({ parameters }: Request): void {
+    if (!isInClear(this.url)) return;
+    this.#logger.warn(
+      { ...parameters, peer: this.name, url: this.url },
+      'the secret of this move crosses the network in the clear: give the workers certificates (--tls-cert, --tls-key, --tls-ca)',
+    );
   }
 
   /** Closes idle connections. */

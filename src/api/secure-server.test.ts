@@ -8,6 +8,7 @@ import { type TestContext, test } from 'node:test';
 import { connect as tlsConnect } from 'node:tls';
 import { FakeWorkerService, machineView } from '../../test/support/fake-service.ts';
 import { patient } from '../../test/support/patience.ts';
+import { PeerCalls } from '../../test/support/peer-calls.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
@@ -81,11 +82,11 @@ test('a person needs the CA and the token, another worker a certificate too', { 
   assert.equal((await person.worker()).name, 'worker-1');
   assert.deepEqual(await person.healthz(), { ok: true });
   await assert.rejects(
-    person.runState('known'),
+    new PeerCalls(person).run('known'),
     fails('API_CERTIFICATE_REQUIRED', { reason: 'none was shown' }),
   );
   const peer = clientOf(t, port, identityOf(authority.issue('worker-2')));
-  assert.deepEqual(await peer.runState('known'), { state: 'running', step: 'stop' });
+  assert.deepEqual(await new PeerCalls(peer).run('known'), { state: 'running', step: 'stop' });
   assert.equal((await peer.worker()).name, 'worker-1');
 });
 
@@ -104,7 +105,10 @@ test('certificates of another authority, of another day and of another name', { 
   const worker = await startWorker(t, ours.issue('worker-1'));
   // The client does not believe the worker: nothing is sent.
   const notBelieved = clientOf(t, worker.port, identityOf(theirs.issue('stranger')));
-  await assert.rejects(notBelieved.runState('known'), fails('API_TLS_REFUSED', { delivered: false }));
+  await assert.rejects(
+    new PeerCalls(notBelieved).run('known'),
+    fails('API_TLS_REFUSED', { delivered: false }),
+  );
   await assert.rejects(
     clientOf(t, worker.port, undefined).worker(),
     fails('API_TLS_REFUSED', { delivered: false }),
@@ -112,12 +116,12 @@ test('certificates of another authority, of another day and of another name', { 
   // The worker does not believe the client.
   const forged = { ...theirs.issue('worker-2'), caFile: ours.caFile };
   await assert.rejects(
-    clientOf(t, worker.port, identityOf(forged)).runState('known'),
+    new PeerCalls(clientOf(t, worker.port, identityOf(forged))).run('known'),
     fails('API_CERTIFICATE_REQUIRED', { reason: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' }),
   );
   const expired = ours.issue('worker-3', { expired: true });
   await assert.rejects(
-    clientOf(t, worker.port, identityOf(expired)).runState('known'),
+    new PeerCalls(clientOf(t, worker.port, identityOf(expired))).run('known'),
     fails('API_CERTIFICATE_REQUIRED', { reason: 'CERT_HAS_EXPIRED' }),
   );
   assert.deepEqual(worker.service.calls, [], 'none of them came to the service');
@@ -146,7 +150,7 @@ test('in the clear: only on the own host, and never what is for peers', { skip }
     start: true,
   });
   assert.deepEqual(await local.listMachines(), [machine]);
-  await assert.rejects(local.runState('known'), fails('API_TLS_REQUIRED'));
+  await assert.rejects(new PeerCalls(local).run('known'), fails('API_TLS_REQUIRED'));
 
   const other = Object.values(networkInterfaces())
     .flat()
@@ -175,8 +179,8 @@ test('while a fleet gets its certificates everybody may ask, and who asks withou
   const logger: Logger = { ...silentLogger, warn: (fields) => void warnings.push(fields) };
   const { port } = await startWorker(t, authority.issue('worker-1'), { optional: true, logger });
   const run = { state: 'running', step: 'stop' };
-  assert.deepEqual(await clientOf(t, port, undefined, 'http').runState('known'), run);
-  assert.deepEqual(await clientOf(t, port, new TlsTrust(authority.caFile)).runState('known'), run);
+  assert.deepEqual(await new PeerCalls(clientOf(t, port, undefined, 'http')).run('known'), run);
+  assert.deepEqual(await new PeerCalls(clientOf(t, port, new TlsTrust(authority.caFile))).run('known'), run);
   assert.deepEqual(warnings, [{ remoteAddress: '127.0.0.1', code: 'API_TLS_REQUIRED' }]);
 });
 
@@ -249,7 +253,7 @@ test('one connection for many questions; new files of either side for the next o
   copyFileSync(good.certFile, mine.certFile);
   copyFileSync(good.keyFile, mine.keyFile);
   const peer = clientOf(t, port, identityOf(mine));
-  await peer.runState('known');
+  await new PeerCalls(peer).run('known');
   assert.deepEqual(await look(), { name: 'first', resumed: false });
   assert.deepEqual(await look(), { name: 'first', resumed: false }, 'every connection proves itself anew');
 
@@ -257,9 +261,9 @@ test('one connection for many questions; new files of either side for the next o
   assert.deepEqual(await look(), { name: 'second', resumed: false });
   copyFileSync(expired.certFile, mine.certFile);
   copyFileSync(expired.keyFile, mine.keyFile);
-  await peer.runState('known');
+  await new PeerCalls(peer).run('known');
   await assert.rejects(
-    clientOf(t, port, identityOf(mine)).runState('known'),
+    new PeerCalls(clientOf(t, port, identityOf(mine))).run('known'),
     fails('API_CERTIFICATE_REQUIRED'),
   );
 });

@@ -11,18 +11,16 @@ import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { HEALTH, OPERATOR } from '../contract/operator.ts';
+import { PEER } from '../contract/peer.ts';
+import { ErrorReply } from '../contract/schemas.ts';
 import { createServer } from '../sys/http.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { ApiApp } from './app.ts';
 import { API_LIMITS, type ApiExhaustion, type ApiLimits, ConnectionGuard } from './connection-guard.ts';
-import { drainRoutes } from './routes/drain.ts';
+import { answerRoutes } from './routes/answers.ts';
 import { eventRoutes } from './routes/events.ts';
-import { machineRoutes } from './routes/machines.ts';
-import { rpcRoutes } from './routes/rpc.ts';
-import { runRoutes } from './routes/runs.ts';
-import { volumeRoutes } from './routes/volumes.ts';
-import { workerRoutes } from './routes/worker.ts';
-import { ErrorReply } from './schemas.ts';
+import { machineStreamRoutes } from './routes/machine-streams.ts';
 import { createSecureServer } from './secure-server.ts';
 import type { WorkerService } from './service.ts';
 import { statusOf } from './status.ts';
@@ -234,13 +232,11 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     done();
   });
 
-  workerRoutes(app, service);
-  machineRoutes(app, service, { closing: closing.signal, clock });
-  volumeRoutes(app, service);
-  drainRoutes(app, service);
-  runRoutes(app, service);
+  answerRoutes(app, HEALTH, { healthz: async () => ({ ok: true }) });
+  answerRoutes(app, OPERATOR, service);
+  answerRoutes(app, PEER, service.peers);
+  machineStreamRoutes(app, service, { closing: closing.signal, clock });
   eventRoutes(app, service, closing.signal);
-  rpcRoutes(app, service);
   app.get(
     '/openapi.json',
     {

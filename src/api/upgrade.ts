@@ -1,6 +1,6 @@
 import { type IncomingMessage, type Server, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { EXEC_PROTOCOL } from './exec-frames.ts';
+import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
 
 /** For the options of a server: a request for any other protocol is answered as if it had asked for none (RFC 9110, section 7.8). */
 export const shouldUpgradeCallback = ({ headers, method }: IncomingMessage): boolean =>

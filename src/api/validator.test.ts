@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Type } from 'typebox';
 import { isGodwitError } from '../base/errors.ts';
-import { CreateMachineRequest, LogsQuery } from './schemas.ts';
+import { CreateMachineRequest, LogsQuery } from '../contract/schemas.ts';
 import { strict } from './strict.ts';
 import { validatorCompiler } from './validator.ts';
 

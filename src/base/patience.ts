@@ -1,5 +1,5 @@
 /*
- * Every time for which the control path waits, in one place: docs/patience.md is made from this file (`npm run patience`), and scripts/tidy.ts finds
+ * Every time for which the control path waits, in one place: docs/patience.md is made from this file (`npm run pages`), and scripts/tidy.ts finds
  * times that stand elsewhere. Values in milliseconds.
  *
  *   measured   follows how long answers took (base/answer-time.ts); the value is its floor
@@ -467,6 +467,13 @@ const TABLE = {
     waits: 'the answer of a worker to `godwit why`, which asks shims that may hang',
     end: 'the answers of the others are printed, this worker is named, and the exit code is 4',
     slow: 'shims that hang are waited for side by side, each as long as shimLook says; the rest takes milliseconds',
+  },
+  execAnswer: {
+    ms: 10_000,
+    kind: 'limit',
+    waits: 'the same, for the answer to `godwit machine exec`, beyond the time that its command has',
+    end: 'the same',
+    slow: 'the same',
   },
   personOperation: {
     ms: 120_000,

@@ -6,9 +6,9 @@ import { type TestContext, test } from 'node:test';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
 import { diskReceiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
-import type { DrainStatus } from '../api/schemas.ts';
 import { createApiServer } from '../api/server.ts';
 import { silentLogger } from '../base/logger.ts';
+import type { DrainStatus } from '../contract/schemas.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
 
 /** bin/godwit as a process, against workers that are served by this one. */

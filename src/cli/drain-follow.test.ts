@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { drainMachine } from '../../test/support/fake-service.ts';
-import type { DrainStatus } from '../api/schemas.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { DrainStatus } from '../contract/schemas.ts';
 import { type FollowOptions, followDrain } from './drain-follow.ts';
 
 /** Time passes only by sleeping, and at once. */

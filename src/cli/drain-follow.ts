@@ -1,6 +1,6 @@
-import type { DrainStatus } from '../api/schemas.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
+import type { DrainStatus } from '../contract/schemas.ts';
 import { EXIT, type ExitCode } from './exit.ts';
 
 export type FollowOptions = {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { drainMachine } from '../../test/support/fake-service.ts';
-import type { DrainStatus } from '../api/schemas.ts';
+import type { DrainStatus } from '../contract/schemas.ts';
 import { describeChanges, renderDrain, renderPlan, renderSummary } from './drain-render.ts';
 import { style } from './style.ts';
 import { displayWidth } from './table.ts';

@@ -1,4 +1,4 @@
-import type { DrainMachine, DrainStatus, Interruption, Plan } from '../api/schemas.ts';
+import type { DrainMachine, DrainStatus, Interruption, Plan } from '../contract/schemas.ts';
 import type { Style } from './style.ts';
 import { displayWidth, printable, table, truncate } from './table.ts';
 import { formatDuration, formatSize, shortDigest } from './units.ts';

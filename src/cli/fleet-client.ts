@@ -1,6 +1,6 @@
 import { ApiClient } from '../api/client.ts';
-import type { MachineView, VolumeView } from '../api/schemas.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import type { MachineView, VolumeView } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import { type Receipt, verifyReceipt } from '../receipt/envelope.ts';
 import { TlsTrust } from '../sys/tls-identity.ts';

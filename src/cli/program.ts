@@ -1,5 +1,5 @@
 import { Argument, Command, Option } from 'commander';
-import type { ForceRunRequest } from '../api/schemas.ts';
+import type { ForceRunRequest } from '../contract/schemas.ts';
 import type { Context, GlobalOptions } from './context.ts';
 import { EXIT_HELP } from './exit.ts';
 

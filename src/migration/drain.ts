@@ -3,10 +3,10 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
+import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
 import { isServing, MovePace } from './move-pace.ts';
-import type { TargetStatus } from './peer.ts';
 
 /**
  * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines here, runs of the

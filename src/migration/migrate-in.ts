@@ -2,12 +2,12 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
+import type { PrepareRequest, TargetPhase, TargetStatus } from '../contract/peer.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, RunView, StepContext } from '../journal/run.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import type { MoveInbox } from './inbox.ts';
 import type { OverrideNote } from './override-note.ts';
-import type { PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 

@@ -3,13 +3,13 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, type WireError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
+import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from '../contract/peer.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { orBack } from './obstacle.ts';
 import { noCapacity, OfferDesk, offerRequest } from './offers.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
-import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from './peer.ts';
 import { chooseOffer } from './placement.ts';
 import { type Mended, proveMove } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
@@ -303,7 +303,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
                 source: out(context).source!,
               },
             },
-            context.signal,
+            { signal: context.signal },
           );
           while (!reached(status, 'prepared')) {
             if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
@@ -312,7 +312,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
               status.nextAction ?? 'Nothing to do; the machine still runs here.',
             );
             await clock.sleep(25, context.signal);
-            status = await peer.status(context.runId, context.signal);
+            status = await peer.status(context.runId, { signal: context.signal });
             advanced(`answers of ${peer.name}`);
           }
         },
@@ -320,7 +320,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           // Best effort on purpose: the target was never told that the volume is its own, it asks for this run itself, and it
           // forgets when it hears that the run was undone. A target that is dead, or no peer any more, must not keep the machine locked.
           const status = await peerOf(context)
-            ?.cancel(context.runId, context.signal)
+            ?.cancel(context.runId, { signal: context.signal })
             .catch(() => null);
           // What an operator took back was made sure of before anything was undone.
           if (status && reached(status, 'activated') && out(context).override === undefined) {
@@ -598,7 +598,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   async function refuseWhenItAnswers(context: Context): Promise<void> {
     if (out(context).override !== 'target-is-destroyed') return;
     const status = await peerOf(context)
-      ?.cancel(context.runId, context.signal)
+      ?.cancel(context.runId, { signal: context.signal })
       .catch(() => null);
     if (status && status.phase !== 'forgotten' && status.gone !== true)
       throw hasIt({ id: context.runId }, out(context).target ?? 'the target', status);
@@ -616,7 +616,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     const untilMs = clock.monotonicMs() + patienceMs;
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
-        const status = await peer.status(context.runId, context.signal);
+        const status = await peer.status(context.runId, { signal: context.signal });
         if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
         return;
       } catch (error) {
@@ -631,7 +631,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     const signal = AbortSignal.any([context.signal, AbortSignal.timeout(PATIENCE.warm.ms)]);
     try {
       const heat = await source.heat(context.input.machineId);
-      await targetOf(context).warm(context.runId, heat, signal);
+      await targetOf(context).warm(context.runId, heat, { signal });
       return heat.regions.length;
     } catch {
       context.signal.throwIfAborted();
@@ -647,7 +647,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     const freeMap = volume === null ? null : await source.freeMap(volume.volumeId);
     for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
       try {
-        return await peer.handoff(context.runId, { freeMap }, context.signal);
+        return await peer.handoff(context.runId, { freeMap }, { signal: context.signal });
       } catch (error) {
         nothingSentYet &&= isCertainlyUndelivered(error);
         if (nothingSentYet) {
@@ -697,7 +697,7 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   async function watch(peer: Peer, context: Context, doing: string): Promise<TargetStatus> {
     let status: TargetStatus;
     try {
-      status = await peer.status(context.runId, context.signal);
+      status = await peer.status(context.runId, { signal: context.signal });
     } catch (error) {
       throw new GodwitError(
         'MIGRATION_TARGET_SILENT',

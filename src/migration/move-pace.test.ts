@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
 import { MovePace } from './move-pace.ts';
-import type { TargetStatus } from './peer.ts';
 
 function move(change: Partial<RunView>): RunView {
   return {

@@ -1,5 +1,5 @@
+import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
-import type { TargetStatus } from './peer.ts';
 
 /** The machine runs at its target; this worker only serves blocks. */
 export function isServing(run: RunView): boolean {

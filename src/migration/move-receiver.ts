@@ -3,6 +3,14 @@ import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type {
+  HandoffRequest,
+  MoveAnswers,
+  PrepareRequest,
+  TargetFigures,
+  TargetPhase,
+  TargetStatus,
+} from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
@@ -27,21 +35,13 @@ import {
   targetStatus,
 } from './migrate-in.ts';
 import { MIGRATE_OUT, reached } from './migrate-out.ts';
-import type {
-  HandoffRequest,
-  PrepareRequest,
-  ProofAnswers,
-  TargetFigures,
-  TargetPhase,
-  TargetStatus,
-} from './peer.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { Reservations } from './reservations.ts';
 import type { TargetSide } from './target-side.ts';
 
 /** The target's end of the calls in peer.ts. */
-export class MoveReceiver implements ProofAnswers {
+export class MoveReceiver implements MoveAnswers {
   readonly #journal: Journal;
   readonly #inbox: MoveInbox;
   readonly #target: TargetSide;

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
-import { MoveWorld } from '../../test/support/move-world.ts';
+import { ModelPeer, MoveWorld } from '../../test/support/move-world.ts';
 import { patient, until } from '../../test/support/patience.ts';
 import { receiptBody } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
@@ -11,6 +11,7 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
+import type { Peer } from '../contract/peer.ts';
 import { Crash, type CrashPoints, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
@@ -23,7 +24,6 @@ import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
 import { type Override, Overrides } from './overrides.ts';
-import type { Peer } from './peer.ts';
 import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
@@ -602,12 +602,13 @@ test('a target that comes back after it was said to be destroyed stops its machi
   });
   assert.ok(pair.world.calls.includes('standDown'));
   assert.match(stopped.reason!.nextAction, new RegExp(`godwit runs force ${id} undo --yes`));
-  const peer: Peer = { ...pair.peer, run: async () => ({ state: 'undone', step: null }) };
+  const peer = new ModelPeer(async () => ({ state: 'undone', step: null }));
+  peer.name = 'w1';
   const { target: journal, receiver } = pair;
   const overrides = new Overrides({
     journal,
     receiver,
-    peers: () => [{ ...peer, name: 'w1' }],
+    peers: () => [peer],
     clock: systemClock,
   });
   await overrides.force(id, { how: 'undo', targetIsDestroyed: false, by: 'a test' });

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
+import type { Offer, OfferRequest, Peer } from '../contract/peer.ts';
 import { OfferDesk } from './offers.ts';
-import type { Offer, OfferRequest, Peer } from './peer.ts';
 
 const REQUEST = { sourceWorker: 'a', planned: [] } as unknown as OfferRequest;
 

@@ -2,7 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
-import { KNOWN, type Offer, type OfferRequest, type Peer } from './peer.ts';
+import { KNOWN, type Offer, type OfferRequest, type Peer } from '../contract/peer.ts';
 import type { MoveSubject } from './source-side.ts';
 
 /** What is asked for a machine that is to move now. */
@@ -101,16 +101,16 @@ export class OfferDesk {
     const isKnown = (knows: readonly string[] | undefined) => knows?.includes(KNOWN.needs) === true;
     if (needs !== undefined && isKnown(this.#knows.get(peer.name))) {
       try {
-        return this.#heard(peer, await peer.offer(request, signal));
+        return this.#heard(peer, await peer.offer(request, { signal }));
       } catch (error) {
         if (!isGodwitError(error, 'API_INVALID_REQUEST')) throw error;
         // It has been replaced by an earlier version.
         this.#knows.delete(peer.name);
       }
     }
-    const offer = this.#heard(peer, await peer.offer(plain, signal));
+    const offer = this.#heard(peer, await peer.offer(plain, { signal }));
     if (needs === undefined || !offer.accepted || !isKnown(offer.knows)) return offer;
-    return this.#heard(peer, await peer.offer(request, signal));
+    return this.#heard(peer, await peer.offer(request, { signal }));
   }
 
   #heard(peer: Peer, offer: Offer): Offer {

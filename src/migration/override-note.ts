@@ -1,5 +1,5 @@
 import { GodwitError } from '../base/errors.ts';
-import type { TargetStatus } from './peer.ts';
+import type { TargetStatus } from '../contract/peer.ts';
 
 /** What stands behind an override, in the run's output (`override`). */
 export type OverrideNote = 'target-forgot' | 'volume-gone' | 'target-is-destroyed' | 'source-took-back';

@@ -1,13 +1,13 @@
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type { Peer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, phaseOf } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, reached } from './migrate-out.ts';
 import type { MoveReceiver } from './move-receiver.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
-import type { Peer, PrepareRequest, TargetStatus } from './peer.ts';
 
 /** An override, and what its operator states beside it. */
 export type Override = {
@@ -80,7 +80,7 @@ export class Overrides {
     if (phase === 'forgotten' || phaseOf(run) === 'preparing' || phaseOf(run) === 'prepared') return null;
     if (phase === 'handed-over' && !isBegun(run, 'activate')) return null;
     const peer = this.#options.peers().find(({ name }) => name === sourceWorker);
-    const asked = await peer?.run(runId, AbortSignal.timeout(ASK_TIMEOUT_MS)).catch(() => null);
+    const asked = await peer?.run(runId, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) }).catch(() => null);
     if (asked?.state === 'undone') return 'source-took-back';
     throw new GodwitError(
       'MIGRATION_TARGET_HAS_IT',
@@ -97,7 +97,7 @@ export class Overrides {
     const peer = this.#options.peers().find((candidate) => candidate.name === name);
     if (!peer) return new Error('it is not among the peers of this worker');
     try {
-      return await peer.cancel(moveId, AbortSignal.timeout(ASK_TIMEOUT_MS));
+      return await peer.cancel(moveId, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) });
     } catch (error) {
       return error instanceof Error ? error : new Error(messageOf(error));
     }

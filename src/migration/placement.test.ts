@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { EncryptionNeeds, OfferRequest, PlacementRequest } from '../contract/peer.ts';
 import type { HostCapabilities } from '../crypt/geometry.ts';
-import type { EncryptionNeeds, OfferRequest, PlacementRequest } from './peer.ts';
 import { chooseOffer, evaluateOffer, type HostLoad } from './placement.ts';
 
 const GIB = 2 ** 30;

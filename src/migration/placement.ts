@@ -1,7 +1,7 @@
 import { liveMapsBytesMax } from '../clone/live-map.ts';
+import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from '../contract/peer.ts';
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
-import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from './peer.ts';
 
 /** What a worker knows about itself when it is asked for an offer. */
 export type HostLoad = {

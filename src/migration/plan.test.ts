@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { OfferRequest } from './peer.ts';
+import type { OfferRequest } from '../contract/peer.ts';
 import { evaluateOffer, type HostLoad } from './placement.ts';
 import { DEFAULT_INTERRUPTION_MS, type PlanSubject, planDrain } from './plan.ts';
 

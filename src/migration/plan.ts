@@ -1,4 +1,4 @@
-import type { Offer, OfferNeeds, OfferRequest, PlacementRequest } from './peer.ts';
+import type { Offer, OfferNeeds, OfferRequest, PlacementRequest } from '../contract/peer.ts';
 import { chooseOffer } from './placement.ts';
 
 /** What a drain would do, found out by asking the same questions without doing it. */

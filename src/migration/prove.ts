@@ -2,13 +2,13 @@ import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
+import type { Peer, ProofAsks } from '../contract/peer.ts';
 import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type { BlockRange, ProofFigures, StatedRange } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts';
 import { type ReceiptBody, type ReceiptDisk, unexplainedBytes } from '../receipt/receipt.ts';
 import { RootHash } from '../receipt/root.ts';
-import type { Peer, ProofAnswers } from './peer.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { MoveSubject, SourceSide } from './source-side.ts';
 
@@ -21,7 +21,7 @@ export type ProveOptions = {
   /** The source's name and key. */
   worker: { name: string };
   key: WorkerKey;
-  peer: Pick<Peer, 'name' | keyof ProofAnswers>;
+  peer: Pick<Peer, 'name'> & ProofAsks;
   source: Pick<SourceSide, 'freeMap' | 'digests' | 'owed' | 'stated'>;
   receipts: ReceiptBook;
   bytesAvoided: number;
@@ -63,7 +63,7 @@ export async function proveMove(options: ProveOptions): Promise<Receipt> {
   const { moveId, peer, receipts, signal } = options;
   const kept = receipts.get(moveId);
   if (kept) return kept;
-  const theirs = await peer.receipt(moveId, signal);
+  const theirs = await peer.receipt(moveId, { signal });
   if (theirs) return receipts.keep(ownReceipt(options, theirs));
 
   const freeMap = await options.source.freeMap(options.subject.volume.volumeId);
@@ -74,7 +74,7 @@ export async function proveMove(options: ProveOptions): Promise<Receipt> {
   const compared = await proof.compareFetched(freeMapDigest);
   const body = await makeBody(options, compared, proof.mended, freeMapDigest);
   const draft = draftReceipt(body, options.key);
-  const receipt = await goingOn(options, () => peer.countersign(moveId, draft, signal));
+  const receipt = await goingOn(options, () => peer.countersign(moveId, draft, { signal }));
   return receipts.keep(ownReceipt(options, receipt));
 }
 
@@ -98,7 +98,7 @@ class Proof {
     const { peer, source, moveId, signal } = this.#options;
     for (let cursor: number | null = 0; cursor !== null; ) {
       const page: Awaited<ReturnType<Peer['unfetched']>> = await goingOn(this.#options, () =>
-        peer.unfetched(moveId, { cursor: cursor ?? 0 }, signal),
+        peer.unfetched(moveId, { cursor: cursor ?? 0 }, { signal }),
       );
       const mended: BlockRange[] = [];
       for (const range of page.ranges) {
@@ -134,7 +134,7 @@ class Proof {
     // What is mended comes again at the end of the log: only a page that was asked for after the last mend can say where that is.
     const ask = (cursor: number) => ({
       mends: this.#mends,
-      answer: quietly(peer.fetched(moveId, { cursor }, signal)),
+      answer: quietly(peer.fetched(moveId, { cursor }, { signal })),
     });
     let next = ask(0);
     do {
@@ -214,7 +214,7 @@ class Proof {
       freeMapDigest: disk.freeMapDigest,
       ranges: ranges.map(({ digests, ...range }) => ({ ...range, digests: digests.toString('base64') })),
     };
-    const { found } = await peer.compare(moveId, request, signal);
+    const { found } = await peer.compare(moveId, request, { signal });
     return ranges.filter(
       ({ digests, ...range }, index) => !disk.add(range, digests, Buffer.from(found[index] ?? '', 'base64')),
     );
@@ -238,7 +238,7 @@ class Proof {
     if (again)
       throw this.#wrongTwice(again, `${peer.name} fetched it again, and what it stored is wrong once more`);
     this.#mends++;
-    const { results } = await peer.mend(moveId, { ranges: [...ranges] }, signal);
+    const { results } = await peer.mend(moveId, { ranges: [...ranges] }, { signal });
     const failed: ToMend[] = [];
     for (const [index, range] of ranges.entries()) {
       const result = results[index];
@@ -309,7 +309,7 @@ async function makeBody(
 ): Promise<ReceiptBody> {
   const { moveId, subject, worker, key, peer, times, clock, signal } = options;
   const { volume } = subject;
-  const figures = await goingOn(options, () => peer.figures(moveId, { freeMapDigest }, signal));
+  const figures = await goingOn(options, () => peer.figures(moveId, { freeMapDigest }, { signal }));
   const { root } = compared;
   if (
     figures.root !== root ||

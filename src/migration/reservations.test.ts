@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FakeClock } from '../base/fake-clock.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { PrepareRequest } from './peer.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 import { Reservations } from './reservations.ts';
 
 const request = (runId: string) => ({ runId, machineId: `m-${runId}` }) as PrepareRequest;

@@ -1,6 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { PrepareRequest } from './peer.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 
 /**
  * Room that this worker is about to promise: a move that asks for it holds its part while its answer is being made, so that two that come at once do not get the same

@@ -2,16 +2,16 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
-import { MoveWorld } from '../../test/support/move-world.ts';
+import { type ModelAnswer, ModelPeer, MoveWorld } from '../../test/support/move-world.ts';
 import { receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
+import type { Peer, PeerAnswers, PrepareRequest, TargetPhase, TargetStatus } from '../contract/peer.ts';
 import { checkSaga, type World } from '../journal/checks.ts';
 import { countersign, type Receipt } from '../receipt/envelope.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn } from './migrate-in.ts';
 import { migrateOut } from './migrate-out.ts';
-import type { Peer, PrepareRequest, TargetPhase, TargetStatus } from './peer.ts';
 import { ReceiptBook } from './receipt-book.ts';
 
 const SOURCE_KEY = newWorkerKey();
@@ -56,9 +56,7 @@ class InstantTarget extends MoveWorld implements World {
         waivedAtMs: null,
       };
     };
-    return {
-      name: 'w2',
-      url: 'model:',
+    const answers: PeerAnswers = {
       offer: async () => this.offer(),
       prepare: async () => at('prepared'),
       status: async () => at(this.#phase),
@@ -85,8 +83,10 @@ class InstantTarget extends MoveWorld implements World {
         return this.#receipt;
       },
       receipt: async () => this.#receipt,
+      volumeHeader: async () => '',
       run: async () => null,
     };
+    return new ModelPeer((name, args) => (answers as unknown as Record<string, ModelAnswer>)[name]!(...args));
   }
 }
 

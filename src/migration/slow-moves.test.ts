@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
-import { MoveWorld } from '../../test/support/move-world.ts';
+import { ModelPeer, MoveWorld } from '../../test/support/move-world.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { AnswerTime } from '../base/answer-time.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -17,7 +17,6 @@ import { MoveInbox } from './inbox.ts';
 import { migrateIn, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
-import type { Peer } from './peer.ts';
 import { ReceiptBook } from './receipt-book.ts';
 
 /** Moves on a virtual clock, on hosts where everything takes `factor` times as long as on a quick one, or something hangs. */
@@ -140,37 +139,29 @@ class SlowPair {
   }
 
   /** As api/peer-client.ts: a call lasts while its worker answers. */
-  #slowPeer(peer: Peer): Peer {
+  #slowPeer(peer: ModelPeer): ModelPeer {
     const times = new AnswerTime({ floorMs: PATIENCE.peerAnswer.ms, ceilingMs: PATIENCE.peerAnswerMax.ms });
     const answer = async (signal: AbortSignal) => {
       const hung = this.#hung.get('peer')?.promise;
       if (hung !== undefined) await Promise.race([hung, aborted(signal)]);
       await this.clock.sleep(CALL_MS * this.#factor, signal);
     };
-    const call =
-      (work: (...args: unknown[]) => Promise<unknown>) =>
-      (...args: unknown[]) => {
-        const signal = args.at(-1) instanceof AbortSignal ? (args.at(-1) as AbortSignal) : undefined;
-        return whileAlive((stop) => answer(stop).then(() => work(...args)), {
-          ...{
-            what: 'answers of w2',
-            ask: answer,
-            times,
-            questionsMax: 3,
-            pauseMs: 1_000,
-            clock: this.clock,
-            signal,
-          },
-          silent: () =>
-            new GodwitError('API_UNREACHABLE', 'w2 answers nothing', {
-              values: { delivered: 'unknown' },
-              nextAction: 'wait',
-            }),
-        });
-      };
-    return Object.fromEntries(
-      Object.entries(peer).map(([name, value]) => [name, typeof value === 'function' ? call(value) : value]),
-    ) as unknown as Peer;
+    return new ModelPeer((name, args, { signal }) =>
+      whileAlive((stop) => answer(stop).then(() => peer.answer(name, args, {})), {
+        what: 'answers of w2',
+        ask: answer,
+        times,
+        questionsMax: 3,
+        pauseMs: 1_000,
+        clock: this.clock,
+        signal,
+        silent: () =>
+          new GodwitError('API_UNREACHABLE', 'w2 answers nothing', {
+            values: { delivered: 'unknown' },
+            nextAction: 'wait',
+          }),
+      }),
+    );
   }
 }
 

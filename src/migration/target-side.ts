@@ -1,4 +1,5 @@
 import type { HeatHint } from '../attach/server-spec.ts';
+import type { Offer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import type {
   CompareReply,
@@ -11,7 +12,6 @@ import type {
   ProofQuery,
   UnfetchedPage,
 } from '../receipt/proof.ts';
-import type { Offer, PrepareRequest, TargetStatus } from './peer.ts';
 
 /** What the run `migrate-in` does on its own host. Every call is idempotent; undos are safe when their do never ran. */
 export interface TargetSide {

@@ -1,5 +1,5 @@
-import type { ApiEvent } from '../api/schemas.ts';
 import type { Clock } from '../base/clock.ts';
+import type { ApiEvent } from '../contract/schemas.ts';
 
 /** A listener that falls so far behind loses the oldest: a slow reader must not fill the worker's memory. */
 const BACKLOG_MAX = 1_000;

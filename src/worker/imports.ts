@@ -1,12 +1,12 @@
 import { realpathSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { isAbsolute, sep } from 'node:path';
-import type { ImportVolumeRequest } from '../api/schemas.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import type { ImportVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimStatus } from '../machine/shim-protocol.ts';

@@ -1,11 +1,11 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
 import { liveMapsBytesMax } from '../clone/live-map.ts';
+import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../contract/peer.ts';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
 import { readHostFacts } from '../host/host-facts.ts';
 import { type CgroupLayout, readCgroupLayout } from '../machine/cgroup.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../migration/peer.ts';
 import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import {

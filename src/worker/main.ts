@@ -9,6 +9,8 @@ import { logDestination } from '../base/log-destination.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { systemRandom } from '../base/random.ts';
+import { answering } from '../contract/endpoint.ts';
+import { PEER, type PrepareRequest, type TargetStatus } from '../contract/peer.ts';
 import { MountProof } from '../host/mount-proof.ts';
 import { crashPointsFromEnvironment } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
@@ -23,7 +25,6 @@ import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
 import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { Overrides } from '../migration/overrides.ts';
-import type { PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
@@ -42,6 +43,7 @@ import { hostCheck } from './host-check.ts';
 import { Imports } from './imports.ts';
 import { requireKernelPlane } from './kernel-plane.ts';
 import { hostLoad, lackingOnThisHost } from './load.ts';
+import { Neighbour } from './neighbour.ts';
 import { hiddenFolders, type RunningWorker, type WorkerOptions } from './options.ts';
 import { makeFolders, workerPaths } from './paths.ts';
 import { MachineRecovery } from './recovery.ts';
@@ -187,7 +189,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     headerOf: async (sourceWorker, volumeId) => {
       const peer = peers.find(({ name }) => name === sourceWorker);
       if (!peer) throw new Error(`worker ${sourceWorker} is not among the peers of this worker`);
-      return peer.volumeHeader(volumeId);
+      return Buffer.from(await peer.volumeHeader(volumeId), 'base64');
     },
     keys: options.keys,
     hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
@@ -334,6 +336,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     receiver,
     overrides: new Overrides({ journal: runs, receiver, peers: () => peers, clock }),
     source,
+    answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal: runs })),
     peers: () => peers,
     desk,
     check,

@@ -1,5 +1,10 @@
 import { join } from 'node:path';
 import { isInClear } from '../api/peer-client.ts';
+import type { WorkerService } from '../api/service.ts';
+import type { Clock } from '../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+import type { Offer, Peer, PeerAnswers, PlacementRequest } from '../contract/peer.ts';
 import type {
   AcceptLossRequest,
   ApiEvent,
@@ -19,19 +24,13 @@ import type {
   Plan,
   PlanQuery,
   RecoverVolumeRequest,
-  RunStateReply,
   RunsQuery,
   ServeReply,
   ServeVolumeRequest,
   VolumeView,
   Why,
   WorkerView,
-} from '../api/schemas.ts';
-import type { WorkerService } from '../api/service.ts';
-import type { HeatHint } from '../attach/server-spec.ts';
-import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
-import { PATIENCE } from '../base/patience.ts';
+} from '../contract/schemas.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { ailmentOf } from '../machine/ailment.ts';
@@ -44,16 +43,6 @@ import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../mig
 import type { MoveReceiver } from '../migration/move-receiver.ts';
 import { type OfferDesk, offerRequest } from '../migration/offers.ts';
 import type { Overrides } from '../migration/overrides.ts';
-import type {
-  HandoffRequest,
-  Offer,
-  OfferRequest,
-  Peer,
-  PlacementRequest,
-  PrepareRequest,
-  ProofAnswers,
-  TargetStatus,
-} from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad, unpromisedDiskBytes } from '../migration/placement.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { ReceiptBook } from '../migration/receipt-book.ts';
@@ -64,7 +53,6 @@ import {
   type KeySource,
   noKeysError,
   readDataLoss,
-  readHeaderFile,
   VOLUME_FILES,
   type VolumeRecord,
   type VolumeServerStatus,
@@ -118,6 +106,8 @@ export type ServiceOptions = {
   overrides: Overrides;
   recovery: MachineRecovery;
   source: SourceSide;
+  /** What neighbours are answered. */
+  answers: PeerAnswers;
   peers: () => readonly Peer[];
   desk: OfferDesk;
   check: HostCheck;
@@ -132,6 +122,7 @@ export type ServiceOptions = {
 /** What this worker answers over HTTP. */
 export class LocalService implements WorkerService {
   readonly #o: ServiceOptions;
+  readonly peers: PeerAnswers;
   /** Machines, by name, that were admitted and are perhaps not among what the host's load counts yet. */
   readonly #beginning = new Map<string, PlacementRequest>();
   /** Names of volumes that are being made. */
@@ -139,6 +130,7 @@ export class LocalService implements WorkerService {
 
   constructor(options: ServiceOptions) {
     this.#o = options;
+    this.peers = options.answers;
   }
 
   async worker(): Promise<WorkerView> {
@@ -728,34 +720,6 @@ export class LocalService implements WorkerService {
     return this.#o.events.follow(signal);
   }
 
-  async offer(request: OfferRequest): Promise<Offer> {
-    const offer = evaluateOffer(await this.#o.load(), request);
-    const { needs, machine } = request;
-    if (!offer.accepted || needs === undefined) return offer;
-    const reason = await this.#o.check({ id: machine.machineId, name: machine.machineName }, needs);
-    return reason === null ? offer : { ...offer, accepted: false, score: 0, reason };
-  }
-
-  prepareMove(request: PrepareRequest): Promise<TargetStatus> {
-    return this.#o.receiver.prepare(request);
-  }
-
-  moveStatus(runId: string): Promise<TargetStatus> {
-    return this.#o.receiver.status(runId);
-  }
-
-  warmMove(runId: string, heat: HeatHint): Promise<void> {
-    return this.#o.receiver.warm(runId, heat);
-  }
-
-  handoffMove(runId: string, request: HandoffRequest): Promise<TargetStatus> {
-    return this.#o.receiver.handoff(runId, request);
-  }
-
-  get proofs(): ProofAnswers {
-    return this.#o.receiver;
-  }
-
   async showReceipt(ref: string): Promise<Receipt> {
     const { name, receipts } = this.#o;
     const receipt = receipts.find(ref);
@@ -777,20 +741,6 @@ export class LocalService implements WorkerService {
       nextAction:
         'A receipt is there when all blocks have come and were compared (godwit top), and only for a move with a volume. Source and target have it.',
     });
-  }
-
-  cancelMove(runId: string): Promise<TargetStatus> {
-    return this.#o.receiver.cancel(runId);
-  }
-
-  async volumeHeader(volumeId: string): Promise<string> {
-    const { id } = await this.#o.volumes.get(volumeId);
-    return (await readHeaderFile(this.#o.volumes.folder(id))).toString('base64');
-  }
-
-  async runState(runId: string): Promise<RunStateReply['run']> {
-    const run = this.#findRun(runId);
-    return run && { state: run.state, step: run.step };
   }
 
   #findRun(id: string): RunView | null {

@@ -1,11 +1,11 @@
 import { rm } from 'node:fs/promises';
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
-import type { ServedView, ServeReply, ServeVolumeRequest } from '../api/schemas.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { namedPlace } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';

@@ -2,13 +2,13 @@ import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
+import type { Offer, Peer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import { type Ailment, ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { ShimOps, ShimStatus } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
-import type { Offer, Peer, PrepareRequest, TargetStatus } from '../migration/peer.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
 import type {
@@ -282,7 +282,7 @@ export class TargetHost implements TargetSide {
   async sourceRun(request: PrepareRequest, signal: AbortSignal): Promise<{ state: string } | null> {
     const peer = this.#options.peers().find(({ name }) => name === request.sourceWorker);
     if (!peer) throw new Error(`worker ${request.sourceWorker} is not among the peers of this worker`);
-    return peer.run(request.runId, signal);
+    return peer.run(request.runId, { signal });
   }
 
   #isWanted({ startMachine, machineId }: PrepareRequest): boolean {

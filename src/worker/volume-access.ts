@@ -1,6 +1,6 @@
 import { GodwitError } from '../base/errors.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
-import type { PrepareRequest } from '../migration/peer.ts';
 import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { machineView, runView } from '../../test/support/fake-service.ts';
-import type { VolumeView } from '../api/schemas.ts';
+import type { VolumeView } from '../contract/schemas.ts';
 import type { DrainView } from '../migration/drain.ts';
 import {
   downConditions,

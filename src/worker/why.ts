@@ -1,9 +1,9 @@
 import { dirname } from 'node:path';
-import type { MachineView, VolumeView, Why } from '../api/schemas.ts';
 import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { progressText } from '../base/progress.ts';
+import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
 import type { DrainView } from '../migration/drain.ts';

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { DrainStatus } from '../../src/api/schemas.ts';
 import { GodwitError } from '../../src/base/errors.ts';
+import type { DrainStatus } from '../../src/contract/schemas.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { WriterCollector } from '../support/writer-collector.ts';

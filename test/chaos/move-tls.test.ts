@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import test, { type TestContext } from 'node:test';
 import { connect } from 'node:tls';
-import type { Plan } from '../../src/api/schemas.ts';
+import type { Plan } from '../../src/contract/schemas.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
 import type { TlsFiles } from '../../src/sys/tls-identity.ts';

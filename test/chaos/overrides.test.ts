@@ -133,7 +133,7 @@ test('a source that comes back when the target has long forgotten the run does n
     'the wait for the proof',
     async () => (await target.client.showRun(inside)).step === 'prove',
   );
-  await target.client.forceRun(inside, 'unproven');
+  await target.client.forceRun(inside, { how: 'unproven' });
   assert.equal((await target.ended(inside)).state, 'done');
   await target.kill();
   const journal = new DatabaseSync(workerPaths(target.dataDir).journal);

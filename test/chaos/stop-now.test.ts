@@ -57,7 +57,7 @@ test('a cancel and a forced destruction do not wait for the hour that a machine 
   );
 
   const { machineId } = run.input as { machineId: string };
-  const stopping = client.stopMachine(machineId, 3_600_000).catch(() => {});
+  const stopping = client.stopMachine(machineId, { timeoutMs: 3_600_000 }).catch(() => {});
   await fleet.until('the second signal', () => asked(2));
   assert.match(
     (await fleet.run('why', 'deaf')).stdout,

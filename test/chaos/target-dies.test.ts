@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import type { MachineView } from '../../src/api/schemas.ts';
 import type { HydrationStatus, VolumeServerStatus } from '../../src/attach/server-spec.ts';
+import type { MachineView } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';

@@ -3,7 +3,7 @@ import { execFileSync, spawn } from 'node:child_process';
 import { lstatSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { VolumeView } from '../../src/api/schemas.ts';
+import type { VolumeView } from '../../src/contract/schemas.ts';
 import { bootDisk, qemuCommand } from '../support/boot-disk.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { findProgram, requires } from '../support/requires.ts';

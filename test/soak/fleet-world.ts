@@ -1,8 +1,8 @@
 import { rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { MachineView, Why } from '../../src/api/schemas.ts';
 import type { Random } from '../../src/base/random.ts';
+import type { MachineView, Why } from '../../src/contract/schemas.ts';
 import { isAlive, type ProcessIdentity } from '../../src/machine/process-identity.ts';
 import { diskReserveBytes } from '../../src/volume/disk-room.ts';
 import { Fleet, type FleetWorker, killProcess } from '../support/fleet.ts';

@@ -1,3 +1,6 @@
+import type { WorkerService } from '../../src/api/service.ts';
+import { GodwitError } from '../../src/base/errors.ts';
+import type { PeerAnswers, TargetStatus } from '../../src/contract/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -16,12 +19,9 @@ import type {
   VolumeView,
   Why,
   WorkerView,
-} from '../../src/api/schemas.ts';
-import type { WorkerService } from '../../src/api/service.ts';
-import { GodwitError } from '../../src/base/errors.ts';
+} from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import type { ExecSession, SessionEnd, SessionOutput } from '../../src/machine/exec-session.ts';
-import type { Offer, ProofAnswers, TargetStatus } from '../../src/migration/peer.ts';
 import type { Receipt } from '../../src/receipt/envelope.ts';
 
 /**
@@ -315,8 +315,8 @@ export class FakeWorkerService implements WorkerService {
     this.calls.push('event listener left');
   }
 
-  async offer(): Promise<Offer> {
-    return {
+  readonly peers: PeerAnswers = {
+    offer: async () => ({
       worker: this.name,
       accepted: true,
       reason: 'has room',
@@ -325,30 +325,12 @@ export class FakeWorkerService implements WorkerService {
       freeCpus: 1,
       freeDiskBytes: 1,
       groupMembers: 0,
-    };
-  }
-
-  async prepareMove(request: { runId: string }): Promise<TargetStatus> {
-    return this.moveStatus(request.runId);
-  }
-
-  async moveStatus(runId: string): Promise<TargetStatus> {
-    return targetStatus(runId, 'prepared');
-  }
-
-  async warmMove(runId: string): Promise<void> {
-    await this.moveStatus(runId);
-  }
-
-  async handoffMove(runId: string): Promise<TargetStatus> {
-    return targetStatus(runId, 'handed-over');
-  }
-
-  async cancelMove(runId: string): Promise<TargetStatus> {
-    return targetStatus(runId, 'forgotten');
-  }
-
-  readonly proofs: ProofAnswers = {
+    }),
+    prepare: async ({ runId }) => targetStatus(runId, 'prepared'),
+    status: async (runId) => targetStatus(runId, 'prepared'),
+    warm: async () => {},
+    handoff: async (runId) => targetStatus(runId, 'handed-over'),
+    cancel: async (runId) => targetStatus(runId, 'forgotten'),
     fetched: async () => ({ ranges: [], next: 0, ended: true }),
     unfetched: async () => ({ ranges: [], next: null }),
     mend: async () => ({ results: [] }),
@@ -358,6 +340,8 @@ export class FakeWorkerService implements WorkerService {
     },
     countersign: async (_runId, draft) => draft,
     receipt: async () => this.receipt,
+    volumeHeader: async () => 'aGVhZGVy',
+    run: async (runId) => (runId === 'known' ? { state: 'running', step: 'stop' } : null),
   };
   receipt: Receipt | null = null;
 
@@ -374,14 +358,6 @@ export class FakeWorkerService implements WorkerService {
   async recoverVolume(ref: string, request: { name: string }): Promise<VolumeView> {
     this.calls.push(`recover ${ref} ${request.name}`);
     return this.showVolume(ref);
-  }
-
-  async volumeHeader(): Promise<string> {
-    return 'aGVhZGVy';
-  }
-
-  async runState(runId: string): Promise<{ state: string; step: string | null } | null> {
-    return runId === 'known' ? { state: 'running', step: 'stop' } : null;
   }
 }
 

@@ -13,10 +13,10 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ApiClient } from '../../src/api/client.ts';
-import type { CreateMachineRequest, MachineView } from '../../src/api/schemas.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/logger.ts';
+import type { CreateMachineRequest, MachineView } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { readMountTable } from '../../src/machine/mount-table.ts';
 import { isAlive, type ProcessIdentity } from '../../src/machine/process-identity.ts';
@@ -386,7 +386,7 @@ export class FleetWorker {
       async () => {
         if (!this.isRunning)
           throw new NotWorthWaiting(`${this.name} ended while it started:\n${this.logTail()}`);
-        return (await this.client.worker(patient(5_000))).name === this.name;
+        return (await this.client.worker({ timeoutMs: patient(5_000) })).name === this.name;
       },
       { signal: this.#options.signal, state: () => this.logTail() },
     );

@@ -35,7 +35,7 @@ const NO_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\.source\.(host|chapUser|chapSecret)$/, 'connected to, compared'],
   [/\.(uuid|cipher|hash)$/, 'compared with what is in the header'],
   [/\.(userspaceOnly|ailing)$/, 'the end of a sentence'],
-  [/^(handoffMove\.freeMap|compareMove\.ranges\.0\.digests)$/, 'decoded'],
+  [/^(handoff\.freeMap|compare\.ranges\.0\.digests)$/, 'decoded'],
   [/^countersign\./, 'verified, and kept in the database'],
   [/^listRuns\.(resource|kind|cursor)$/, 'compared in the database'],
 ];

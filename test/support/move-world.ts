@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import type { HeatHint, SourceSpec } from '../../src/attach/server-spec.ts';
+import type { SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
-import type {
-  HandoffRequest,
-  Offer,
-  Peer,
-  PrepareRequest,
-  ProofAnswers,
-  TargetStatus,
-} from '../../src/migration/peer.ts';
+import {
+  argumentsOf,
+  asking,
+  type CallOptions,
+  type Endpoint,
+  type Request,
+} from '../../src/contract/endpoint.ts';
+import { type MoveAnswers, type Offer, PEER, type Peer, type TargetStatus } from '../../src/contract/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
 import { RootHash } from '../../src/receipt/root.ts';
@@ -309,7 +309,7 @@ export class MoveWorld {
   }
 
   /** The target as the source sees it; `lose` says whether a call that was carried out gets no answer. */
-  peer(receiver: () => Receiver, lose: (call: string) => boolean = () => false): Peer {
+  peer(receiver: () => MoveAnswers, lose: (call: string) => boolean = () => false): ModelPeer {
     const call = async <Result>(name: string, act: () => Promise<Result>): Promise<Result> => {
       this.onCall(name);
       this.assertConnected();
@@ -317,24 +317,30 @@ export class MoveWorld {
       if (lose(name)) throw unreachable('unknown');
       return result;
     };
-    return {
-      name: 'w2',
-      url: 'model:',
-      offer: () => call('offer', async () => this.offer()),
-      prepare: (request) => call('prepare', () => receiver().prepare(request)),
-      status: (runId) => call('status', () => receiver().status(runId)),
-      warm: (runId, heat) => call('warm', () => receiver().warm(runId, heat)),
-      handoff: (runId, request) => call('handoff', () => receiver().handoff(runId, request)),
-      cancel: (runId) => call('cancel', () => receiver().cancel(runId)),
-      fetched: (runId, query) => call('fetched', () => receiver().fetched(runId, query)),
-      unfetched: (runId, query) => call('unfetched', () => receiver().unfetched(runId, query)),
-      mend: (runId, request) => call('mend', () => receiver().mend(runId, request)),
-      compare: (runId, request) => call('compare', () => receiver().compare(runId, request)),
-      figures: (runId, query) => call('figures', () => receiver().figures(runId, query)),
-      countersign: (runId, draft) => call('countersign', () => receiver().countersign(runId, draft)),
-      receipt: (runId) => call('receipt', () => receiver().receipt(runId)),
-      run: async () => null,
-    };
+    const part = { offer: async () => this.offer(), volumeHeader: async () => '', run: async () => null };
+    return new ModelPeer((name, args) => {
+      const answers = (name in part ? part : receiver()) as Record<string, ModelAnswer>;
+      return name === 'run' ? part.run() : call(name, () => answers[name]!(...args));
+    });
+  }
+}
+
+export type ModelAnswer = (...args: unknown[]) => Promise<unknown>;
+
+/** A neighbour without a wire. `answer` may be another one later. */
+export class ModelPeer extends asking(PEER) implements Peer {
+  name = 'w2';
+  readonly url = 'model:';
+  answer: (name: string, args: unknown[], options: CallOptions) => Promise<unknown>;
+
+  constructor(answer: ModelPeer['answer']) {
+    super();
+    this.answer = answer;
+  }
+
+  override call(name: string, endpoint: Endpoint, request: Request, options: CallOptions): Promise<unknown> {
+    const { parameters, query, body } = request;
+    return this.answer(name, argumentsOf(endpoint, { parameters, query, body }), options);
   }
 }
 
@@ -344,14 +350,6 @@ function unreachable(delivered: false | 'unknown'): GodwitError {
     nextAction: 'wait',
   });
 }
-
-type Receiver = ProofAnswers & {
-  prepare(request: PrepareRequest): Promise<TargetStatus>;
-  status(runId: string): Promise<TargetStatus>;
-  warm(runId: string, heat: HeatHint): Promise<void>;
-  handoff(runId: string, request: HandoffRequest): Promise<TargetStatus>;
-  cancel(runId: string): Promise<TargetStatus>;
-};
 
 const SOURCE_SPEC: SourceSpec = {
   host: '127.0.0.1',

@@ -1,7 +1,7 @@
 import { Readable } from 'node:stream';
 import { PAUSE } from '../../base/patience.ts';
+import type { ApiEvent } from '../../contract/schemas.ts';
 import type { ApiApp } from '../app.ts';
-import type { ApiEvent } from '../schemas.ts';
 import type { WorkerService } from '../service.ts';
 import { abortOnClose, TextStream } from '../stream.ts';
 

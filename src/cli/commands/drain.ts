@@ -1,6 +1,6 @@
-import type { DrainStatus } from '../../api/schemas.ts';
 import { systemClock } from '../../base/clock.ts';
 import { messageOf } from '../../base/errors.ts';
+import type { DrainStatus } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
 import { followDrain } from '../drain-follow.ts';
 import { describeChanges, renderDrain, renderPlan, renderSummary } from '../drain-render.ts';
@@ -28,14 +28,14 @@ export async function drain(context: Context, workerName: string, options: Drain
   const blockedAfterMs = parseDuration(options.wait);
   const { client, name } = await context.fleet().worker(workerName);
   if (options.dryRun) {
-    const plan = await client.plan(options.to);
+    const plan = await client.plan({ ...(options.to !== undefined && { target: options.to }) });
     context.result(plan, () => renderPlan(plan));
     const stays = plan.steps.some((step) => step.target === null) || (plan.volumes ?? []).length > 0;
     if (stays) throw new ExitWith(EXIT.blocked);
     return;
   }
 
-  const first = await client.drain(options.to ?? null, options.rekey ? { rekey: true } : {});
+  const first = await client.drain({ target: options.to ?? null, ...(options.rekey && { rekey: true }) });
   if (options.detach) {
     context.result(
       first,

@@ -1,8 +1,8 @@
 import { once } from 'node:events';
 import type { ExecStream } from '../../api/exec-client.ts';
-import { TERM_PATTERN } from '../../api/exec-frames.ts';
-import type { ExecStart } from '../../api/schemas.ts';
 import { GodwitError } from '../../base/errors.ts';
+import { TERM_PATTERN } from '../../contract/exec-frames.ts';
+import type { ExecStart } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
 import { ExitWith } from '../exit.ts';
 import { interruption } from '../interruption.ts';

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
-import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError, messageOf } from '../../base/errors.ts';
+import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
@@ -457,13 +457,13 @@ export async function start(context: Context, ref: string): Promise<void> {
 
 export async function stop(context: Context, ref: string): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  const stopped = await worker.client.stopMachine(machine.id, stopWaitMs(machine));
+  const stopped = await worker.client.stopMachine(machine.id, { timeoutMs: stopWaitMs(machine) });
   context.result(stopped, () => `${stopped.name} ${stateOf(stopped)}`);
 }
 
 export async function restart(context: Context, ref: string): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  const restarted = await worker.client.restartMachine(machine.id, stopWaitMs(machine));
+  const restarted = await worker.client.restartMachine(machine.id, { timeoutMs: stopWaitMs(machine) });
   context.result(restarted, () => `${restarted.name} ${stateOf(restarted)}`);
 }
 

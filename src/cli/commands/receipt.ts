@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
-import type { DrainStatus } from '../../api/schemas.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
+import type { DrainStatus } from '../../contract/schemas.ts';
 import { parseReceipt, verifyReceipt } from '../../receipt/envelope.ts';
 import type { ReceiptBody, ReceiptDisk, ReceiptWorker } from '../../receipt/receipt.ts';
 import { namedFolder, ownPath, writeNamedFile } from '../../sys/named-path.ts';

@@ -1,5 +1,5 @@
-import type { ForceRunRequest } from '../../api/schemas.ts';
 import { GodwitError } from '../../base/errors.ts';
+import type { ForceRunRequest } from '../../contract/schemas.ts';
 import type { RunView } from '../../journal/run.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
@@ -89,6 +89,9 @@ export async function force(
     );
   }
   const { worker, run } = await context.fleet().run(id);
-  const after = await worker.client.forceRun(run.id, how, options.targetIsDestroyed === true);
+  const after = await worker.client.forceRun(run.id, {
+    how,
+    ...(options.targetIsDestroyed && { targetIsDestroyed: true }),
+  });
   context.result({ worker: worker.name, ...after }, () => runText(after, worker.name));
 }

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { MachineView, VolumeView, WorkerView } from '../../api/schemas.ts';
+import type { MachineView, VolumeView, WorkerView } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
 import type { FleetClient, Gathered } from '../fleet-client.ts';
 import { owned } from '../fleet-client.ts';

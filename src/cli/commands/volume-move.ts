@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { MachineView, VolumeView } from '../../api/schemas.ts';
 import { GodwitError, isGodwitError } from '../../base/errors.ts';
+import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
 import type { WorkerClient } from '../fleet-client.ts';
 import { move } from './machine.ts';

@@ -546,9 +546,3 @@ export const ApiEvent = Type.Object({
   data: Type.Record(Type.String(), Type.Unknown()),
 });
 export type ApiEvent = Static<typeof ApiEvent>;
-
-/** State of a run of this worker's journal, as far as the other side of a move may know it. */
-export const RunStateReply = Type.Object({
-  run: Nullable(Type.Object({ state: Type.String(), step: Nullable(Type.String()) })),
-});
-export type RunStateReply = Static<typeof RunStateReply>;

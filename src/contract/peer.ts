@@ -1,23 +1,26 @@
 import { type Static, Type } from 'typebox';
-import { type HeatHint, SourceSpec } from '../attach/server-spec.ts';
+import { HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
 import { MachineConfig } from '../machine/config.ts';
-import type { Receipt } from '../receipt/envelope.ts';
+import { Receipt } from '../receipt/envelope.ts';
 import {
-  type CompareReply,
-  type CompareRequest,
-  type FetchedPage,
-  type FiguresQuery,
-  type MendReply,
-  type MendRequest,
+  CompareReply,
+  CompareRequest,
+  FetchedPage,
+  FiguresQuery,
+  MendReply,
+  MendRequest,
   ProofFigures,
-  type ProofQuery,
-  type UnfetchedPage,
+  ProofQuery,
+  UnfetchedPage,
 } from '../receipt/proof.ts';
 import { ReceiptWorker } from '../receipt/receipt.ts';
+import type { Answers, Asks, Conversation } from './endpoint.ts';
+import { Ref } from './schemas.ts';
 
 /**
  * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still
@@ -245,40 +248,199 @@ export type TargetStatus = Static<typeof TargetStatus>;
 export const TargetFigures = Type.Object({ ...ProofFigures.properties, worker: ReceiptWorker });
 export type TargetFigures = Static<typeof TargetFigures>;
 
-/** What a target answers when its move is proved, without the wire in between. */
-export interface ProofAnswers {
-  fetched(runId: string, query: ProofQuery): Promise<FetchedPage>;
-  unfetched(runId: string, query: ProofQuery): Promise<UnfetchedPage>;
-  mend(runId: string, request: MendRequest): Promise<MendReply>;
-  compare(runId: string, request: CompareRequest): Promise<CompareReply>;
-  figures(runId: string, query: FiguresQuery): Promise<TargetFigures>;
-  countersign(runId: string, draft: Receipt): Promise<Receipt>;
-  receipt(runId: string): Promise<Receipt | null>;
-}
+/** State of a run of this worker's journal, as far as the other side of a move may know it. */
+const RunState = Type.Union([
+  Type.Object({ state: Type.String(), step: Type.Union([Type.String(), Type.Null()]) }),
+  Type.Null(),
+]);
 
-/** A neighbour. Implemented over HTTP by api/peer-client.ts, in memory by tests. */
-export interface Peer {
-  readonly name: string;
-  readonly url: string;
-  offer(request: OfferRequest, signal?: AbortSignal): Promise<Offer>;
+const tag = 'worker to worker';
+const parameter = Ref;
+/** Questions of a proof read disks on the other side. */
+const deadlineMs = PATIENCE.personProof.ms;
+
+/**
+ * What one worker asks of another during a move. Every question is idempotent; `runId` is that of the source's run.
+ */
+export const PEER = {
+  offer: {
+    summary: 'Can you take this machine?',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/offers',
+    body: OfferRequest,
+    reply: Offer,
+    idempotent: true,
+    caller: 'worker',
+  },
   /** Starts the target's run, or answers for the one that is there. Rejects `MIGRATION_REFUSED` when the offer no longer holds. */
-  prepare(request: PrepareRequest, signal?: AbortSignal): Promise<TargetStatus>;
-  status(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
-  /** What the machine will read first. Before the handoff; a hint that may be lost. */
-  warm(runId: string, heat: HeatHint, signal?: AbortSignal): Promise<void>;
-  /** "The volume is sealed; it is yours." */
-  handoff(runId: string, request: HandoffRequest, signal?: AbortSignal): Promise<TargetStatus>;
-  /** The questions of a proof (receipt/proof.ts), when the target is `hydrated`. */
-  fetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<FetchedPage>;
-  unfetched(runId: string, query: ProofQuery, signal?: AbortSignal): Promise<UnfetchedPage>;
-  mend(runId: string, request: MendRequest, signal?: AbortSignal): Promise<MendReply>;
-  compare(runId: string, request: CompareRequest, signal?: AbortSignal): Promise<CompareReply>;
-  figures(runId: string, query: FiguresQuery, signal?: AbortSignal): Promise<TargetFigures>;
-  /** The receipt with both signatures, which the target keeps; of the same move always the same. */
-  countersign(runId: string, draft: Receipt, signal?: AbortSignal): Promise<Receipt>;
-  receipt(runId: string, signal?: AbortSignal): Promise<Receipt | null>;
+  prepare: {
+    summary: 'Do everything that can be done before the stop',
+    tag,
+    method: 'PUT',
+    path: '/v1/rpc/moves/:runId',
+    parameter,
+    inBody: 'runId',
+    body: PrepareRequest,
+    reply: TargetStatus,
+    caller: 'worker',
+  },
+  status: {
+    summary: 'Where the target is',
+    tag,
+    method: 'GET',
+    path: '/v1/rpc/moves/:runId',
+    parameter,
+    reply: TargetStatus,
+    caller: 'worker',
+  },
+  /** Before the handoff; may be lost. */
+  warm: {
+    summary: 'What the machine will read first; a hint',
+    tag,
+    method: 'PUT',
+    path: '/v1/rpc/moves/:runId/heat',
+    parameter,
+    body: HeatHint,
+    caller: 'worker',
+  },
+  handoff: {
+    summary: 'The volume is sealed; it is yours',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/handoff',
+    parameter,
+    body: HandoffRequest,
+    reply: TargetStatus,
+    idempotent: true,
+    caller: 'worker',
+  },
   /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
-  cancel(runId: string, signal?: AbortSignal): Promise<TargetStatus>;
-  /** State of a run of the other worker's journal, `null` when it has none of that id. */
-  run(runId: string, signal?: AbortSignal): Promise<{ state: string; step: string | null } | null>;
-}
+  cancel: {
+    summary: 'Forget it, unless it is too late; the answer says which',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/cancel',
+    parameter,
+    reply: TargetStatus,
+    idempotent: true,
+    caller: 'worker',
+  },
+  /** The questions of a proof (receipt/proof.ts), when the target is `hydrated`. */
+  fetched: {
+    summary: 'What came over the wire in this move, and whether the disk still has it',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/fetched',
+    parameter,
+    body: ProofQuery,
+    reply: FetchedPage,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  unfetched: {
+    summary: 'What is here though it neither came nor was written',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/unfetched',
+    parameter,
+    body: ProofQuery,
+    reply: UnfetchedPage,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  mend: {
+    summary: 'Fetch again what was wrong',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/mend',
+    parameter,
+    body: MendRequest,
+    reply: MendReply,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  compare: {
+    summary: 'What the disk has in these ranges, where nobody can tell what came',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/compare',
+    parameter,
+    body: CompareRequest,
+    reply: CompareReply,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  figures: {
+    summary: 'The sums of this side, for the receipt',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/figures',
+    parameter,
+    body: FiguresQuery,
+    reply: TargetFigures,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  /** The receipt with both signatures, which the target keeps; of the same move always the same. */
+  countersign: {
+    summary: 'Sign the receipt, if this side finds the same',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/countersign',
+    parameter,
+    body: Receipt,
+    reply: Receipt,
+    idempotent: true,
+    deadlineMs,
+    caller: 'worker',
+  },
+  receipt: {
+    summary: 'The receipt of this move; null while there is none',
+    tag,
+    method: 'GET',
+    path: '/v1/rpc/moves/:runId/receipt',
+    parameter,
+    reply: Type.Union([Receipt, Type.Null()]),
+    field: 'receipt',
+    caller: 'worker',
+  },
+  volumeHeader: {
+    summary:
+      'LUKS2 header and key slots of an encrypted volume, base64; they open it with its passphrase only',
+    tag,
+    method: 'GET',
+    path: '/v1/rpc/volumes/:volumeId/header',
+    parameter,
+    reply: Type.String(),
+    field: 'header',
+    caller: 'worker',
+  },
+  run: {
+    summary: 'State of a run of this worker; null where it has none of that id',
+    tag,
+    method: 'GET',
+    path: '/v1/rpc/runs/:runId',
+    parameter,
+    reply: RunState,
+    field: 'run',
+    caller: 'worker',
+  },
+} as const satisfies Conversation;
+
+/** A neighbour: over HTTP (api/peer-client.ts), or in memory. */
+export type Peer = Asks<typeof PEER> & { readonly name: string; readonly url: string };
+
+/** What a worker answers its neighbours. */
+export type PeerAnswers = Answers<typeof PEER>;
+/** What it answers as the target of a move. */
+export type MoveAnswers = Omit<PeerAnswers, 'offer' | 'volumeHeader' | 'run'>;
+/** Those of them that a proof asks. */
+export type ProofAnswers = Pick<MoveAnswers, ProofQuestion>;
+export type ProofAsks = Pick<Peer, ProofQuestion>;
+type ProofQuestion = 'fetched' | 'unfetched' | 'mend' | 'compare' | 'figures' | 'countersign' | 'receipt';
