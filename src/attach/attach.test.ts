@@ -41,7 +41,7 @@ test('a filesystem on the loop device: files, trim, unmount; the file below is t
   assert.equal(await tool('sh', '-ec', `sha256sum < ${mountPoint}/keep`), sum);
   await tool('umount', mountPoint);
   await tool('e2fsck', '-fn', loop);
-  const status = (await volume.supervisor.call('status')) as {
+  const status = (await volume.supervisor.call('status')) as unknown as {
     guest: { writes: number };
     hotRequests: number;
   };
@@ -83,7 +83,7 @@ test('an encrypted volume: plaintext on the loop device, ciphertext of LUKS2 in 
     done += bytesRead;
   }
   assert.ok(got.equals(expected), 'what the guest reads');
-  const status = (await volume.supervisor.call('status')) as { hotRequests: number };
+  const status = (await volume.supervisor.call('status')) as unknown as { hotRequests: number };
   assert.ok(status.hotRequests > 0, 'the hot path was used');
 
   // By the other implementation: what is a hole stays zeros, all else is ciphertext at its place.

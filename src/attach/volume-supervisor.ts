@@ -15,10 +15,10 @@ import type {
   Access,
   Grant,
   HydrationSettings,
-  VolumeServerOp,
   VolumeServerSpec,
   VolumeServerStatus,
 } from './server-spec.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from './volume-operations.ts';
 
 /**
  * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and small young generations keep the
@@ -137,10 +137,15 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Passes one operation to the server (attach/server-spec.ts lists them) and returns its result. Waits for a server while there is none. Rejects
+   * Passes one operation to the server (attach/volume-operations.ts lists them) and returns its result. Waits for a server while there is none. Rejects
    * with the server's own error, or `ATTACH_SERVER_NOT_READY` or `RPC_TIMEOUT` after `timeoutMs`; null: when the server answers nothing at all.
    */
-  async call(op: VolumeServerOp, args: unknown = {}, timeoutMs: number | null = null): Promise<unknown> {
+  async call<Op extends VolumeOperation>(
+    op: Op,
+    ...[args = {}, timeoutMs = null]: Record<string, never> extends OperationArgs<Op>
+      ? [args?: OperationArgs<Op>, timeoutMs?: number | null]
+      : [args: OperationArgs<Op>, timeoutMs?: number | null]
+  ): Promise<OperationResult<Op>> {
     const { clock } = this.#options;
     const deadlineMs = timeoutMs === null ? null : clock.monotonicMs() + timeoutMs;
     // From here on no server may be started writable, whatever becomes of this call.
@@ -153,7 +158,7 @@ export class VolumeSupervisor {
         const result = await this.#ask(rpc, op, args, deadlineMs);
         this.#remember(op, args);
         if (op === 'status') this.#lastStatus = result as VolumeServerStatus;
-        return result;
+        return result as OperationResult<Op>;
       } catch (error) {
         if (!isGodwitError(error, 'RPC_CLOSED') || this.#stopping) throw error;
         // The server died. Its exit may still be on the way; then there is nobody to ask yet.
@@ -162,7 +167,7 @@ export class VolumeSupervisor {
     }
   }
 
-  #ask(rpc: LineRpc, op: VolumeServerOp, args: unknown, deadlineMs: number | null): Promise<unknown> {
+  #ask(rpc: LineRpc, op: VolumeOperation, args: unknown, deadlineMs: number | null): Promise<unknown> {
     const { clock } = this.#options;
     if (deadlineMs !== null) return rpc.call(op, args, Math.max(1, deadlineMs - clock.monotonicMs()));
     return whileAlive((signal) => rpc.call(op, args, null, signal), {
@@ -287,7 +292,7 @@ export class VolumeSupervisor {
     this.#options.onEvent?.(event, data);
   }
 
-  #remember(op: VolumeServerOp, args: unknown): void {
+  #remember(op: VolumeOperation, args: unknown): void {
     const spec = this.#spec;
     if (op === 'activate') {
       this.#spec = { ...spec, access: (args as { access: Access }).access };

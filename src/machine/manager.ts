@@ -306,9 +306,9 @@ export class MachineManager {
    * server of an earlier version, of the kernel plane, or one that hangs, which the stop finds out.
    */
   async openReserve(machineId: string, leaving: Leaving): Promise<void> {
-    const args = { op: 'room', args: { leaving: leaving !== 'no', stopped: leaving === 'stopped' } };
+    const args = { leaving: leaving !== 'no', stopped: leaving === 'stopped' };
     await this.client(machineId)
-      .then((client) => client?.call('volume.command', args, PATIENCE.openReserve.ms))
+      .then((client) => client?.volume('room', args, { timeoutMs: PATIENCE.openReserve.ms }))
       .catch(() => {});
   }
 

@@ -3,6 +3,7 @@ import { closeSync, mkdirSync, openSync, realpathSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import { AnswerTime } from '../base/answer-time.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
@@ -159,6 +160,19 @@ export class ShimClient {
       silent: (ms) => rpcTimeout(`${op}, nor to any other question,`, ms),
       clock: this.#clock,
     }) as Result;
+  }
+
+  /**
+   * Asks the open volume of the shim. `volumeTimeoutMs`: how long the shim waits for its volume server (`RPC_TIMEOUT`, `ATTACH_SERVER_NOT_READY`); `timeoutMs`: for how
+   * long the shim is waited for. Left out: as `call`.
+   */
+  async volume<Op extends VolumeOperation>(
+    op: Op,
+    args: OperationArgs<Op>,
+    options: { volumeTimeoutMs?: number; timeoutMs?: number } = {},
+  ): Promise<OperationResult<Op>> {
+    const command = { op, args, timeoutMs: options.volumeTimeoutMs };
+    return (await this.call('volume.command', command, options.timeoutMs)) as OperationResult<Op>;
   }
 
   /** Also measures: it is what the shim is asked when something else takes long. */

@@ -1,4 +1,5 @@
 import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
+import type { VolumeOperation } from '../attach/volume-operations.ts';
 import type { WireError } from '../base/errors.ts';
 import type { MachineConfig } from './config.ts';
 import type { Entrance } from './exec-session.ts';
@@ -16,8 +17,11 @@ export type ShimOps = {
     args: { spec: VolumeServerSpec };
     result: { loopDevice: string | null; exportPort: number | null };
   };
-  /** Passed on to the volume server (VolumeServerOp). */
-  'volume.command': { args: { op: string; args: unknown; timeoutMs?: number }; result: unknown };
+  /** Passed on to the open volume. `ShimClient.volume` has the types. */
+  'volume.command': {
+    args: { op: VolumeOperation; args: unknown; timeoutMs?: number | undefined };
+    result: unknown;
+  };
   /** Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem must be unmounted. */
   'volume.close': { args: Record<string, never>; result: Record<string, never> };
 

@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import type { VolumeServerSpec } from '../attach/server-spec.ts';
+import type { VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -15,7 +16,7 @@ import type { Workload } from './workload.ts';
 /** What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running on it. */
 export interface VolumeHolder {
   open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
-  command(op: string, args: unknown, timeoutMs?: number): Promise<unknown>;
+  command(op: VolumeOperation, args: unknown, timeoutMs?: number): Promise<unknown>;
   /** Detaches the loop device, unmounts FUSE, ends the server. */
   close(): Promise<void>;
   /** Null when no volume is open. */

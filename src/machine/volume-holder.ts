@@ -2,7 +2,7 @@ import { chmod, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type FuseMount, mountFuse, unmountFuse } from '../attach/fuse-mount.ts';
-import type { VolumeServerOp, VolumeServerSpec } from '../attach/server-spec.ts';
+import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../attach/volume-supervisor.ts';
 import type { Clock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
@@ -115,7 +115,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     },
 
     async command(op, args, timeoutMs) {
-      if (opened !== undefined) return opened.supervisor.call(op as VolumeServerOp, args, timeoutMs);
+      if (opened !== undefined) return opened.supervisor.call(op, args as never, timeoutMs);
       throw new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
         nextAction: 'Open the volume first.',
       });

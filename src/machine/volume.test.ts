@@ -157,7 +157,7 @@ test('the steps of a move, one by one: sync, stop, unmount, seal, close', { skip
   await client.call('workload.stop', {});
   await client.call('fs.unmount', {});
   await client.call('fs.unmount', {});
-  await client.call('volume.command', { op: 'seal', args: {} });
+  await client.volume('seal', {});
   assert.equal(isLocked(store, volume.id), false, 'sealed: the lock is free for others');
   await client.call('volume.close', {});
   await client.call('volume.close', {});
@@ -182,7 +182,7 @@ test('a target opens in standby, and mounts once it is activated', { skip }, asy
   const subject = { machineId: machine.id, name: 'db', config: machine.config };
   await client.call('workload.prepare', subject);
   assert.equal((await client.call('status', {})).volume?.mounted, false);
-  await client.call('volume.command', { op: 'activate', args: { access: 'writable' } });
+  await client.volume('activate', { access: 'writable' });
   await client.call('fs.mount', { filesystem: 'ext4' });
   await client.call('fs.mount', { filesystem: 'ext4' });
   await client.call('workload.start', subject);
@@ -287,8 +287,8 @@ test('what a guest uses of its disk is not read from a filesystem that may have 
   const client = (await manager.client(machine.id))!;
   await client.call('workload.stop', {});
   await store.apply(volume.id, { kind: 'seal', generation: 1 });
-  await client.call('volume.command', { op: 'seal', args: {} });
-  const report = await client.call('volume.command', { op: 'free-map', args: { filesystem: 'ext4' } });
+  await client.volume('seal', {});
+  const report = await client.volume('free-map', { filesystem: 'ext4' });
   const { unusedBytes, reason } = report as FreeMapReport;
   assert.deepEqual([unusedBytes, reason?.code], [0, 'VOLUME_DISK_OF_GUEST']);
   assert.equal(existsSync(join(store.folder(volume.id), 'free.map')), false);

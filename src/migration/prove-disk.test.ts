@@ -2,14 +2,14 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { ProofPair } from '../../test/support/proof-pair.ts';
+import { answering, ProofPair } from '../../test/support/proof-pair.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { DiskProof } from '../plane/disk-proof.ts';
-import type { BlockRange, CompareRequest, GuestWrites } from '../receipt/proof.ts';
+import type { GuestWrites } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { RegionDigests } from '../volume/region-digests.ts';
 
@@ -57,29 +57,28 @@ async function moved(t: TestContext, freeMap: string | null = 'bWFw') {
       root: new RootHash(LENGTH, null).hex(),
       ...{ ranges: 0, comparedBytes: 0, fetchedBytes: 0 },
     };
-  const target = async (op: string, args: unknown): Promise<unknown> => {
-    if (op === 'fetched') return { ranges: [], next: 0, ended: true, untold: true };
-    if (op === 'unfetched') return { ranges: [], next: null };
-    if (op === 'figures') return figures((args as { freeMapDigest: string | null }).freeMapDigest);
-    if (op !== 'compare') return assert.fail(`asked for ${op}`);
-    state.questions++;
-    await state.before();
-    if (state.questions === state.lose) {
-      await disk.compare(args as CompareRequest);
-      throw new GodwitError('API_UNREACHABLE', 'lost', { nextAction: 'wait' });
-    }
-    return disk.compare(args as CompareRequest);
-  };
-  const source = async (op: string, args: unknown): Promise<unknown> => {
-    if (op === 'stated') return digests.stated((args as { cursor: number }).cursor);
-    if (op !== 'digests') return assert.fail(`asked for ${op}`);
-    return { digests: await digests.digestsOf((args as { ranges: BlockRange[] }).ranges) };
-  };
+  const target = answering({
+    fetched: () => ({ ranges: [], next: 0, ended: true, untold: true }),
+    unfetched: () => ({ ranges: [], next: null }),
+    figures,
+    compare: async (request) => {
+      state.questions++;
+      await state.before();
+      const reply = await disk.compare(request);
+      if (state.questions === state.lose)
+        throw new GodwitError('API_UNREACHABLE', 'lost', { nextAction: 'wait' });
+      return reply;
+    },
+  });
+  const source = answering({
+    stated: (cursor) => digests.stated(cursor),
+    digests: async (ranges) => ({ digests: await digests.digestsOf(ranges) }),
+  });
   const pair = new ProofPair({
     id: 'v_1',
     sourceStore: { get: async () => ({ name: 'db', lengthBytes: LENGTH }) },
-    source: { server: { call: source } },
-    target: { server: { call: target } },
+    source,
+    target,
     ...(freeMap && { freeMap }),
   });
   return { sealed, stored, state, pair };

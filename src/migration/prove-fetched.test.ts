@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import { test } from 'node:test';
-import { ProofPair } from '../../test/support/proof-pair.ts';
+import { answering, ProofPair } from '../../test/support/proof-pair.ts';
 import { systemClock } from '../base/clock.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { FetchLog, fetchLogLengthBytes } from '../clone/fetch-log.ts';
 import { FetchProof } from '../clone/fetch-proof.ts';
 import { HeapMapMemory } from '../clone/map-memory.ts';
-import type { BlockRange, MendRequest } from '../receipt/proof.ts';
+import type { BlockRange } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX } from '../receipt/range.ts';
 import { sha256 } from '../sys/sha256.ts';
 
@@ -41,23 +41,21 @@ async function moved(blocks: number, damaged: number[], holes = 0, refetchedByte
     await sealed.read(first * BLOCK, content);
     return createHash('sha256').update(content).digest('hex');
   };
-  const target = (op: string, args: unknown): Promise<unknown> => {
-    const { cursor, freeMapDigest } = args as { cursor: number; freeMapDigest: string | null };
-    if (op === 'fetched') return proof.fetched(cursor);
-    if (op === 'unfetched') return proof.unfetched(cursor);
-    if (op === 'figures') return proof.figures(freeMapDigest);
-    return op === 'mend' ? proof.mend(args as MendRequest) : assert.fail(`asked for ${op}`);
-  };
-  const source = async (op: string, args: unknown): Promise<unknown> => {
-    if (op === 'owed') return { ranges: [], next: null };
-    if (op !== 'digests') return assert.fail(`asked for ${op}`);
-    return { digests: await Promise.all((args as { ranges: BlockRange[] }).ranges.map(digestOf)) };
-  };
+  const target = answering({
+    fetched: (cursor) => proof.fetched(cursor),
+    unfetched: (cursor) => proof.unfetched(cursor),
+    figures: (freeMapDigest) => proof.figures(freeMapDigest),
+    mend: (request) => proof.mend(request),
+  });
+  const source = answering({
+    owed: () => ({ ranges: [], next: null }),
+    digests: async (ranges) => ({ digests: await Promise.all(ranges.map(digestOf)) }),
+  });
   const pair = new ProofPair({
     id: 'v_1',
     sourceStore: { get: async () => ({ name: 'db', lengthBytes }) },
-    source: { server: { call: source } },
-    target: { server: { call: target } },
+    source,
+    target,
   });
   return { sealed, local, pair };
 }

@@ -1,17 +1,11 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type {
-  Access,
-  HydrationSettings,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../attach/server-spec.ts';
+import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, CompareRequest, FiguresQuery, ProofQuery } from '../receipt/proof.ts';
 import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
+import { performOperation, type VolumeAnswers } from '../volume/operations.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';
@@ -57,51 +51,8 @@ export function openKernelHolder(options: KernelHolderOptions): {
       });
     }
     const { volume } = opened;
-    const both: Record<string, () => Promise<unknown>> = {
-      status: async () => {
-        if (volume instanceof KernelExport) await volume.refresh();
-        return volume.status();
-      },
-      activate: () => volume.activate((args as { access: Access }).access),
-    };
-    const attached: Record<string, (volume: KernelVolume) => Promise<unknown>> = {
-      flush: (attached) => attached.flush(),
-      seal: (attached) => attached.seal(),
-      // Its first pass would read the device through the page cache while the guest writes; the one after the seal reads it all.
-      'prime-free-map': async () => {},
-      'free-map': (attached) => attached.sealFreeMap((args as { filesystem: FreeMapFilesystem }).filesystem),
-      hydration: async (attached) => attached.configureHydration(args as HydrationSettings),
-      finish: (attached) => attached.finish(),
-      'give-up-source': (attached) => attached.giveUpSource(),
-      fetched: async (attached) => attached.fetched((args as ProofQuery).cursor),
-      unfetched: async (attached) => attached.unfetched(),
-      compare: (attached) => attached.compare(args as CompareRequest),
-      figures: (attached) => attached.figures((args as FiguresQuery).freeMapDigest),
-      // The kernel does not tell which regions were read.
-      heat: async () => ({ regions: [] }),
-      // dm-clone does not keep what is read, so there is no bringing something first.
-      warm: async () => {},
-    };
-    const exported: Record<string, (volume: KernelExport) => Promise<unknown>> = {
-      digests: (exported) => exported.digests((args as { ranges: BlockRange[] }).ranges),
-      owed: (exported) => {
-        const { cursor, ...range } = args as BlockRange & { cursor: number };
-        return exported.owed(range, cursor);
-      },
-      stated: (exported) => exported.stated((args as ProofQuery).cursor),
-    };
-    const own =
-      volume instanceof KernelVolume
-        ? attached[op] && (() => attached[op]!(volume))
-        : exported[op] && (() => exported[op]!(volume));
-    const act = both[op] ?? own;
-    if (act === undefined) {
-      throw new GodwitError('RPC_UNKNOWN_OP', `no operation ${op} here`, {
-        values: { op },
-        nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
-      });
-    }
-    const result = (await act()) ?? {};
+    const answers = volume instanceof KernelVolume ? attachedAnswers(volume) : exportedAnswers(volume);
+    const result = await performOperation(answers, op, args);
     options.onChange();
     return result;
   }
@@ -165,6 +116,42 @@ export function openKernelHolder(options: KernelHolderOptions): {
         lastError,
       };
     },
+  };
+}
+
+function attachedAnswers(volume: KernelVolume): VolumeAnswers {
+  return {
+    status: () => volume.status(),
+    activate: (access) => volume.activate(access),
+    flush: () => volume.flush(),
+    seal: () => volume.seal(),
+    // Its first pass would read the device through the page cache while the guest writes; the one after the seal reads it all.
+    'prime-free-map': () => {},
+    'free-map': (filesystem) => volume.sealFreeMap(filesystem),
+    hydration: (settings) => volume.configureHydration(settings),
+    finish: () => volume.finish(),
+    'give-up-source': () => volume.giveUpSource(),
+    fetched: (cursor) => volume.fetched(cursor),
+    unfetched: () => volume.unfetched(),
+    compare: (request) => volume.compare(request),
+    figures: (freeMapDigest) => volume.figures(freeMapDigest),
+    // The kernel does not tell which regions were read.
+    heat: () => ({ regions: [] }),
+    // dm-clone does not keep what is read, so there is no bringing something first.
+    warm: () => {},
+  };
+}
+
+function exportedAnswers(volume: KernelExport): VolumeAnswers {
+  return {
+    status: async () => {
+      await volume.refresh();
+      return volume.status();
+    },
+    activate: (access) => volume.activate(access),
+    digests: (ranges) => volume.digests(ranges),
+    owed: ({ range, cursor }) => volume.owed(range, cursor),
+    stated: (cursor) => volume.stated(cursor),
   };
 }
 

@@ -15,7 +15,7 @@ import type {
 import { GodwitError } from '../base/errors.ts';
 import { isOwnName, NODE_NAME } from '../base/own-name.ts';
 import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, MendRequest } from '../receipt/proof.ts';
+import type { BlockRange, CompareRequest, MendRequest } from '../receipt/proof.ts';
 import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import type { Leaving } from './disk-room.ts';
@@ -116,6 +116,26 @@ export function parseRange(value: unknown): BlockRange {
 
 export function parseRanges(value: unknown): BlockRange[] {
   return list(object(value, 'digests').ranges, 'digests.ranges').map(parseRange);
+}
+
+export function parseOwed(value: unknown): { range: BlockRange; cursor: number } {
+  return { range: parseRange(value), cursor: parseCursor(value) };
+}
+
+export function parseCompare(value: unknown): CompareRequest {
+  const request = object(value, 'compare');
+  return {
+    from: integer(request.from, 0, 'compare.from'),
+    freeMapDigest: parseFreeMapDigest(value),
+    ranges: list(request.ranges, 'compare.ranges').map((item) => {
+      const { blocks, digests } = object(item, 'compare.ranges');
+      return {
+        ...parseRange(item),
+        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
+        digests: text(digests, 'range.digests'),
+      };
+    }),
+  };
 }
 
 export function parseMend(value: unknown): MendRequest {

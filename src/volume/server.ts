@@ -3,28 +3,14 @@ import '../sys/thread-pool.ts';
 import { flushCompileCache } from 'node:module';
 import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { systemClock } from '../base/clock.ts';
-import { GodwitError, toWireError } from '../base/errors.ts';
+import { toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { systemRandom } from '../base/random.ts';
-import {
-  badSpec,
-  parseActivate,
-  parseCursor,
-  parseFilesystem,
-  parseFreeMapDigest,
-  parseGrant,
-  parseHeat,
-  parseHydration,
-  parseInitiator,
-  parseLeaving,
-  parseMend,
-  parseRange,
-  parseRanges,
-  parseSpec,
-} from './server-input.ts';
+import { performOperation, type VolumeAnswers } from './operations.ts';
+import { badSpec, parseSpec } from './server-input.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**
@@ -68,7 +54,7 @@ async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
 
 type Served = {
   status: () => VolumeServerStatus;
-  operations: Record<string, (args: unknown) => unknown>;
+  operations: VolumeAnswers;
   /** Called when events can be told. */
   start: () => void;
   ready: { port?: number };
@@ -95,22 +81,22 @@ async function serveAttached(
   return {
     status: () => volume.status(),
     operations: {
-      activate: (args) => volume.activate(parseActivate(args)),
+      activate: (access) => volume.activate(access),
       flush: () => volume.flush(),
       seal: () => volume.seal(),
-      'prime-free-map': (args) => volume.primeFreeMap(parseFilesystem(args)),
+      'prime-free-map': (filesystem) => volume.primeFreeMap(filesystem),
       superblock: () => volume.superblock(),
-      'free-map': (args) => volume.sealFreeMap(parseFilesystem(args)),
-      hydration: (args) => volume.configureHydration(parseHydration(args)),
+      'free-map': (filesystem) => volume.sealFreeMap(filesystem),
+      hydration: (settings) => volume.configureHydration(settings),
       finish: () => volume.finish(),
       'give-up-source': () => volume.giveUpSource(),
-      room: (args) => volume.leave(parseLeaving(args)),
+      room: (leaving) => volume.leave(leaving),
       heat: () => ({ regions: volume.heat() }),
-      warm: (args) => volume.warm(parseHeat(args)),
-      fetched: (args) => volume.prove((proof) => proof.fetched(parseCursor(args))),
-      unfetched: (args) => volume.prove((proof) => proof.unfetched(parseCursor(args))),
-      mend: (args) => volume.prove((proof) => proof.mend(parseMend(args))),
-      figures: (args) => volume.prove((proof) => proof.figures(parseFreeMapDigest(args))),
+      warm: (regions) => volume.warm(regions),
+      fetched: (cursor) => volume.prove((proof) => proof.fetched(cursor)),
+      unfetched: (cursor) => volume.prove((proof) => proof.unfetched(cursor)),
+      mend: (request) => volume.prove((proof) => proof.mend(request)),
+      figures: (freeMapDigest) => volume.prove((proof) => proof.figures(freeMapDigest)),
     },
     start: () => volume.start(),
     ready: {},
@@ -130,14 +116,14 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
   return {
     status: () => volume.status(),
     operations: {
-      activate: (args) => volume.activate(parseActivate(args)),
+      activate: (access) => volume.activate(access),
       flush: () => undefined,
       seal: () => undefined,
-      grant: (args) => volume.grant(parseGrant(args)),
-      revoke: (args) => volume.revoke(parseInitiator(args)),
-      digests: (args) => volume.digests(parseRanges(args)),
-      owed: (args) => volume.owed(parseRange(args), parseCursor(args)),
-      stated: (args) => volume.stated(parseCursor(args)),
+      grant: (grant) => volume.grant(grant),
+      revoke: (initiatorIqn) => volume.revoke(initiatorIqn),
+      digests: (ranges) => volume.digests(ranges),
+      owed: ({ range, cursor }) => volume.owed(range, cursor),
+      stated: (cursor) => volume.stated(cursor),
     },
     start: () => {},
     ready: { port: volume.port },
@@ -197,7 +183,10 @@ async function main(): Promise<void> {
   try {
     const line = await readFirstLine(process.stdin);
     rpc = new LineRpc(process.stdin, process.stdout, {
-      handler: async (op, args) => perform(await opened.promise, op, args),
+      handler: async (op, args) => {
+        const { status, operations } = await opened.promise;
+        return performOperation({ status, ...operations }, op, args);
+      },
     });
     spec = parseSpec(line);
     // Before there is a key in this process.
@@ -239,18 +228,6 @@ async function main(): Promise<void> {
   // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the file. A server of a port would
   // only stand in the way of the next one on the same port.
   if (spec.role !== 'attach') void rpc.closed.then(() => end('the supervisor is gone'));
-}
-
-async function perform(served: Served, op: string, args: unknown): Promise<unknown> {
-  if (op === 'status') return served.status();
-  const operation = Object.hasOwn(served.operations, op) ? served.operations[op] : undefined;
-  if (operation === undefined) {
-    throw new GodwitError('VOLUME_UNKNOWN_OP', `a volume server in this role has no operation ${op}`, {
-      values: { op },
-      nextAction: 'The worker and the volume server must be of the same godwit version.',
-    });
-  }
-  return (await operation(args)) ?? {};
 }
 
 await main();

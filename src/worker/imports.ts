@@ -21,7 +21,6 @@ import {
   readImportSource,
   removeValidityFile,
   type VolumeRecord,
-  type VolumeServerStatus,
   type VolumeStore,
   validityPath,
 } from '../volume/index.ts';
@@ -195,7 +194,7 @@ export class Imports {
       const volume = client && (await client.call('status', {})).volume;
       if (!client || volume?.spec.volumeId !== volumeId) continue;
       // Of now: what the shim was told last is some moments old.
-      const status = (await client.call('volume.command', { op: 'status', args: {} })) as VolumeServerStatus;
+      const status = await client.volume('status', {});
       if (status.hydration === undefined || status.hydration.state === 'complete')
         await this.#finish(record, client);
       return;
@@ -217,7 +216,7 @@ export class Imports {
   /** Every step may be repeated, after a crash in between. */
   async #finish(record: VolumeRecord, client: ShimClient): Promise<void> {
     const { volumes, validityDir, onWhole } = this.#options;
-    await client.call('volume.command', { op: 'finish', args: {} });
+    await client.volume('finish', {});
     const whole = await volumes.apply(record.id, { kind: 'complete', generation: record.generation });
     removeValidityFile(validityPath(validityDir, record.id));
     await this.#endHolder(record.id);

@@ -74,11 +74,7 @@ export class Serving {
       const access = request.writable ? 'writable' : 'readonly';
       const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys, whenFull });
       await client.call('volume.open', { spec });
-      const { served } = (await client.call('volume.command', {
-        op: 'status',
-        args: {},
-        timeoutMs: STATUS_TIMEOUT_MS,
-      })) as VolumeServerStatus;
+      const { served } = await client.volume('status', {}, { volumeTimeoutMs: STATUS_TIMEOUT_MS });
       if (!served) throw new Error('a served volume says where');
       if (listen.kind === 'nbd' && !listen.tls) {
         const { location } = served;

@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises';
-import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
+import type { HeatHint } from '../attach/server-spec.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -136,9 +137,8 @@ export class SourceHost implements SourceSide {
       const client = await this.#options.machines.client(machineId);
       // A server that hangs has its own trouble: nobody else waits for it.
       const { ms } = PATIENCE.superblock;
-      const reply = await client?.call('volume.command', { op: 'superblock', args: {}, timeoutMs: ms }, ms);
-      const { bytes } = (reply ?? {}) as { bytes?: string };
-      return bytes === undefined ? null : mountNeeds(filesystem, Buffer.from(bytes, 'base64'));
+      const reply = await client?.volume('superblock', {}, { volumeTimeoutMs: ms, timeoutMs: ms });
+      return reply === undefined ? null : mountNeeds(filesystem, Buffer.from(reply.bytes, 'base64'));
     } catch (error) {
       // A volume server of an earlier version, or one of the kernel plane, does not know the question.
       this.#options.logger.debug({ machineId, error: toWireError(error) }, 'the superblock was not read');
@@ -210,7 +210,7 @@ export class SourceHost implements SourceSide {
     if (client === null) throw exportGone(runId);
     const { volume } = await client.call('status', {});
     if (volume?.spec.access === 'readonly') return;
-    await client.call('volume.command', { op: 'activate', args: { access: 'readonly' } });
+    await client.volume('activate', { access: 'readonly' });
   }
 
   async closeExport(runId: string): Promise<void> {
@@ -227,7 +227,7 @@ export class SourceHost implements SourceSide {
     if (volume === null) return;
     if (!volume.mounted) {
       // A guest that comes through NBD has a page cache of its own, and here is what it has written out.
-      await client.call('volume.command', { op: 'flush', args: {} });
+      await client.volume('flush', {});
       return;
     }
     // What its page cache holds needs room on a disk that may have none but for those who leave. First: a filesystem whose journal waits for room looks like a frozen one.
@@ -257,8 +257,7 @@ export class SourceHost implements SourceSide {
     const volumeId = machines.get(machineId).config.volume?.volumeId;
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
     if (filesystem === 'none') return;
-    const command = { op: 'prime-free-map', args: { filesystem } };
-    await client.call('volume.command', command).catch((error: unknown) => {
+    await client.volume('prime-free-map', { filesystem }).catch((error: unknown) => {
       // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in trouble.
       this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
     });
@@ -267,7 +266,7 @@ export class SourceHost implements SourceSide {
   async heat(machineId: string): Promise<HeatHint> {
     const client = await this.#options.machines.client(machineId);
     if (client === null) return { regions: [] };
-    return (await client.call('volume.command', { op: 'heat', args: {} })) as HeatHint;
+    return await client.volume('heat', {});
   }
 
   /**
@@ -321,7 +320,7 @@ export class SourceHost implements SourceSide {
         await unmountOrName(machines, machineId, client);
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });
-        await client.call('volume.command', { op: 'seal', args: {} });
+        await client.volume('seal', {});
         const { filesystem } = await volumes.get(volumeId);
         if (filesystem === 'none') return { unusedBytes: 0, reason: null };
         const report = await readFreeMap(client, filesystem);
@@ -366,7 +365,7 @@ export class SourceHost implements SourceSide {
   async digests(runId: string, ranges: readonly BlockRange[]): Promise<string[]> {
     // The target's ranges have more to them than the server takes.
     const args = { ranges: ranges.map(({ first, blocks }) => ({ first, blocks })) };
-    const { digests } = await this.#askExport<{ digests: string[] }>(runId, 'digests', args);
+    const { digests } = await this.#askExport(runId, 'digests', args);
     return digests;
   }
 
@@ -382,10 +381,14 @@ export class SourceHost implements SourceSide {
     return this.#askExport(runId, 'stated', { cursor });
   }
 
-  async #askExport<Reply>(runId: string, op: VolumeServerOp, args: unknown): Promise<Reply> {
+  async #askExport<Op extends VolumeOperation>(
+    runId: string,
+    op: Op,
+    args: OperationArgs<Op>,
+  ): Promise<OperationResult<Op>> {
     const client = await this.#options.machines.client(exportShimId(runId));
     if (client === null) throw exportGone(runId);
-    return (await client.call('volume.command', { op, args })) as Reply;
+    return client.volume(op, args);
   }
 
   async unseal(machineId: string, volumeId: string, generation: number): Promise<void> {
@@ -445,8 +448,7 @@ async function unmountOrName(machines: MachineManager, machineId: string, client
 /** A move does not fail for want of a map, nor wait long for one: its machine is stopped. */
 async function readFreeMap(client: ShimClient, filesystem: 'ext4' | 'xfs'): Promise<FreeMapReport> {
   try {
-    const command = { op: 'free-map', args: { filesystem }, timeoutMs: FREE_MAP_TIMEOUT_MS };
-    return (await client.call('volume.command', command)) as FreeMapReport;
+    return await client.volume('free-map', { filesystem }, { volumeTimeoutMs: FREE_MAP_TIMEOUT_MS });
   } catch (error) {
     return { unusedBytes: 0, reason: toWireError(error) };
   }

@@ -1,4 +1,5 @@
-import type { HeatHint, VolumeServerOp } from '../attach/server-spec.ts';
+import type { HeatHint } from '../attach/server-spec.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -28,7 +29,6 @@ import {
   noKeysError,
   removeValidityFile,
   type VolumeRecord,
-  type VolumeServerStatus,
   type VolumeStore,
   validityPath,
   writeFreeMap,
@@ -151,7 +151,7 @@ export class TargetHost implements TargetSide {
   async warm(request: PrepareRequest, heat: HeatHint): Promise<void> {
     if (!request.volume) return;
     const client = await this.#attached(request, 'standby');
-    await client.call('volume.command', { op: 'warm', args: heat });
+    await client.volume('warm', heat);
   }
 
   async detach(request: PrepareRequest): Promise<void> {
@@ -173,7 +173,7 @@ export class TargetHost implements TargetSide {
       generation: request.volume.sealedGeneration + 1,
     });
     const client = await this.#attached(request, 'standby');
-    await client.call('volume.command', { op: 'activate', args: { access: 'writable' } });
+    await client.volume('activate', { access: 'writable' });
   }
 
   async boot(request: PrepareRequest, onMounted: () => void): Promise<void> {
@@ -211,7 +211,7 @@ export class TargetHost implements TargetSide {
     if (!request.volume) return;
     const client = await this.#attached(request, 'writable');
     const args = { paused: false, rateBytesPerSecondMax: this.#options.hydrationRateBytesPerSecondMax };
-    await client.call('volume.command', { op: 'hydration', args });
+    await client.volume('hydration', args);
   }
 
   async settle(request: PrepareRequest): Promise<void> {
@@ -222,7 +222,7 @@ export class TargetHost implements TargetSide {
   async hydration(request: PrepareRequest): Promise<TargetStatus['hydration']> {
     if (!request.volume) return null;
     const client = await this.#attached(request, 'writable');
-    const status = (await client.call('volume.command', { op: 'status', args: {} })) as VolumeServerStatus;
+    const status = await client.volume('status', {});
     const { hydration } = status;
     if (!hydration) return null;
     return {
@@ -261,16 +261,20 @@ export class TargetHost implements TargetSide {
     return this.#prove(request, 'figures', query);
   }
 
-  async #prove<Reply>(request: PrepareRequest, op: VolumeServerOp, args: unknown): Promise<Reply> {
+  async #prove<Op extends VolumeOperation>(
+    request: PrepareRequest,
+    op: Op,
+    args: OperationArgs<Op>,
+  ): Promise<OperationResult<Op>> {
     const client = await this.#attached(request, 'writable');
-    return (await client.call('volume.command', { op, args })) as Reply;
+    return client.volume(op, args);
   }
 
   async finish(request: PrepareRequest): Promise<void> {
     const volume = volumeOf(request);
     const { volumes, validityDir, machines } = this.#options;
     const client = await this.#attached(request, 'writable');
-    await client.call('volume.command', { op: 'finish', args: {} });
+    await client.volume('finish', {});
     await volumes.apply(volume.volumeId, { kind: 'complete', generation: volume.sealedGeneration + 1 });
     removeValidityFile(validityPath(validityDir, volume.volumeId));
     // A machine that is stopped holds nothing open.

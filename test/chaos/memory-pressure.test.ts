@@ -11,7 +11,6 @@ import {
 import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import type { VolumeSupervisorState } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
@@ -63,9 +62,8 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   await sourceStore.apply(made.id, { kind: 'seal', generation: 1 });
   await source.server.call('activate', { access: 'readonly' });
   await targetStore.apply(made.id, { kind: 'activate', generation: 2 });
-  await shim.call('volume.command', { op: 'activate', args: { access: 'writable' } });
-  const command = (op: string, args: unknown) => shim.call('volume.command', { op, args });
-  const volumeStatus = async () => (await command('status', {})) as VolumeServerStatus;
+  await shim.volume('activate', { access: 'writable' });
+  const volumeStatus = async () => shim.volume('status', {});
   await shim.call('fs.mount', { filesystem: 'ext4' });
   const before = await shim.call('status', {});
   const serverPid = before.volume!.serverPid!;
@@ -102,12 +100,12 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   const end = (await volumeStatus()).hydration!;
   assert.ok(start.exposedBytes > 0, 'it hydrated when the machine began');
   assert.ok(end.blocksPresent > start.blocksPresent, 'and went on meanwhile');
-  await command('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+  await shim.volume('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   await until('hydrated', async () => (await volumeStatus()).hydration, {
     is: ({ state }) => state === 'complete',
     patienceMs: 240_000,
   });
-  await command('finish', {});
+  await shim.volume('finish', {});
 
   await shim.call('fs.unmount', {});
   await shim.call('fs.mount', { filesystem: 'ext4' });

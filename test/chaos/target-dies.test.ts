@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import type { HydrationStatus, VolumeServerStatus } from '../../src/attach/server-spec.ts';
+import type { HydrationStatus } from '../../src/attach/server-spec.ts';
 import type { MachineView } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
@@ -158,7 +158,7 @@ async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; diges
 }
 
 async function hydration(worker: FleetWorker, machine: MachineView): Promise<HydrationStatus> {
-  const status = (await worker.volumeCommand(machine.id, 'status', {})) as VolumeServerStatus;
+  const status = await worker.volumeCommand(machine.id, 'status', {});
   if (!status.hydration) throw new Error('this volume is whole');
   return status.hydration;
 }

@@ -13,6 +13,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ApiClient } from '../../src/api/client.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/attach/volume-operations.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/logger.ts';
@@ -425,10 +426,14 @@ export class FleetWorker {
   }
 
   /** Asks the volume server of a machine, past the control process. */
-  async volumeCommand(machineId: string, op: string, args: object): Promise<unknown> {
+  async volumeCommand<Op extends VolumeOperation>(
+    machineId: string,
+    op: Op,
+    args: OperationArgs<Op>,
+  ): Promise<OperationResult<Op>> {
     const client = await ShimClient.connect(join(workerPaths(this.dataDir).runtimeRoot, machineId));
     try {
-      return await client.call('volume.command', { op, args });
+      return await client.volume(op, args);
     } finally {
       client.close();
     }

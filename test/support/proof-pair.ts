@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { DatabaseSync } from 'node:sqlite';
-import type { VolumeServerOp } from '../../src/attach/server-spec.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/attach/volume-operations.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { PrepareRequest, TargetFigures } from '../../src/contract/peer.ts';
 import type { MigrateInOutput } from '../../src/migration/migrate-in.ts';
@@ -8,18 +8,21 @@ import { differenceOf } from '../../src/migration/move-receiver.ts';
 import { type Mended, type ProveOptions, proveMove } from '../../src/migration/prove.ts';
 import { ReceiptBook } from '../../src/migration/receipt-book.ts';
 import { countersign, type Receipt, verifyReceipt } from '../../src/receipt/envelope.ts';
-import type {
-  CompareReply,
-  FetchedPage,
-  MendReply,
-  ProofFigures,
-  UnfetchedPage,
-} from '../../src/receipt/proof.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
+import { performOperation, type VolumeAnswers } from '../../src/volume/operations.ts';
 import { MoveWorld } from './move-world.ts';
 import { newWorkerKey } from './worker-keys.ts';
 
-type Answers = { server: { call: (op: VolumeServerOp, args: unknown) => Promise<unknown> } };
+type Answers = {
+  server: {
+    call: <Op extends VolumeOperation>(op: Op, args: OperationArgs<Op>) => Promise<OperationResult<Op>>;
+  };
+};
+/** A volume that answers without a server. */
+export function answering(answers: VolumeAnswers): Answers {
+  return { server: { call: (op, args) => performOperation(answers, op, args) as Promise<never> } };
+}
+
 export type ProvableMove = {
   id: string;
   sourceStore: { get: (id: string) => Promise<{ name: string; lengthBytes: number }> };
@@ -54,7 +57,7 @@ export class ProofPair {
       volume: { volumeId: id, name: record.name, lengthBytes: record.lengthBytes, sealedGeneration: 1 },
     } as PrepareRequest;
     const figures = async (freeMapDigest: string | null): Promise<TargetFigures> => ({
-      ...((await target.server.call('figures', { freeMapDigest })) as ProofFigures),
+      ...(await target.server.call('figures', { freeMapDigest })),
       worker: {
         worker: 'w2',
         publicKey: this.#keys.target.publicKey,
@@ -64,10 +67,10 @@ export class ProofPair {
     const peer: ProveOptions['peer'] = {
       name: 'w2',
       receipt: async () => null,
-      fetched: (_runId, query) => target.server.call('fetched', query) as Promise<FetchedPage>,
-      unfetched: (_runId, query) => target.server.call('unfetched', query) as Promise<UnfetchedPage>,
-      mend: (_runId, mend) => target.server.call('mend', mend) as Promise<MendReply>,
-      compare: (_runId, request) => target.server.call('compare', request) as Promise<CompareReply>,
+      fetched: (_runId, query) => target.server.call('fetched', query),
+      unfetched: (_runId, query) => target.server.call('unfetched', query),
+      mend: (_runId, mend) => target.server.call('mend', mend),
+      compare: (_runId, request) => target.server.call('compare', request),
       figures: (_runId, query) => figures(query.freeMapDigest),
       countersign: async (_runId, draft: Receipt) => {
         const body = verifyReceipt(draft, { stage: 'draft' });
@@ -91,12 +94,10 @@ export class ProofPair {
       freeMap: async () => freeMap,
       digests: async (_runId, ranges) => {
         const plain = ranges.map(({ first, blocks }) => ({ first, blocks }));
-        return ((await source.server.call('digests', { ranges: plain })) as { digests: string[] }).digests;
+        return (await source.server.call('digests', { ranges: plain })).digests;
       },
-      owed: (_runId, range, cursor) =>
-        source.server.call('owed', { ...range, cursor }) as ReturnType<ProveOptions['source']['owed']>,
-      stated: (_runId, cursor) =>
-        source.server.call('stated', { cursor }) as ReturnType<ProveOptions['source']['stated']>,
+      owed: (_runId, range, cursor) => source.server.call('owed', { ...range, cursor }),
+      stated: (_runId, cursor) => source.server.call('stated', { cursor }),
     };
     const options: ProveOptions = {
       moveId: 'run1',
