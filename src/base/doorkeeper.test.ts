@@ -156,8 +156,11 @@ const THINK_MS = 5;
 const STEPS = 8;
 const CLEAR_STEPS = 2;
 
-/** What one of the crowd does in its handshake or after it. All but the silent ones begin one. */
-type Crowd = 'silent' | 'half a handshake' | 'drips' | 'idle sessions' | 'asks once';
+/**
+ * What one of the crowd does in its handshake or after it. All but the silent ones begin one. `knocks`: connections that are closed as soon as they are made, so many a second, beside as many
+ * silent ones as one address may have; of one that waits nobody sees that it is closed.
+ */
+type Crowd = 'silent' | 'half a handshake' | 'drips' | 'idle sessions' | 'asks once' | 'knocks';
 
 class Siege {
   readonly clock = new FakeClock();
@@ -169,7 +172,18 @@ class Siege {
   constructor(crowd: Crowd, count: number, slowness: number) {
     this.#crowd = crowd;
     this.#slowness = slowness;
-    for (let index = 0; index < count; index += 1) this.#hostile();
+    const sitting = crowd === 'knocks' ? HANDSHAKES.placesOfKeyMax : count;
+    for (let index = 0; index < sitting; index += 1) this.#hostile();
+    if (crowd === 'knocks') this.#knock(1_000 / count);
+  }
+
+  #knock(everyMs: number): void {
+    this.#after(everyMs, () => this.#knock(everyMs));
+    this.#work(ACCEPT_MS / 2);
+    this.#handshakes.come({ key: 'x', shows: () => 0, turnOut: () => {} }, (entered) => {
+      this.#work(ACCEPT_MS / 2);
+      this.#after(1, () => entered.end());
+    });
   }
 
   /** The only processor is at work: everything else is late. */
@@ -267,6 +281,8 @@ const CROWDS: { crowd: Crowd; slowness: number; counts: number[] }[] = [
   { crowd: 'idle sessions', slowness: 1, counts: [128, 150, 400] },
   { crowd: 'idle sessions', slowness: 10, counts: [128, 150, 250] },
   { crowd: 'asks once', slowness: 1, counts: [128, 150] },
+  { crowd: 'knocks', slowness: 1, counts: [193, 400, 1_000, 2_000] },
+  { crowd: 'knocks', slowness: 10, counts: [193, 400] },
 ];
 
 for (const { crowd, slowness, counts } of CROWDS) {
