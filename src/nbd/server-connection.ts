@@ -1,5 +1,4 @@
 import type { Socket } from 'node:net';
-import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
 import type { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import type { Clock } from '../base/clock.ts';
@@ -17,6 +16,7 @@ import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake
 import type { ServerLimits } from './limits.ts';
 import { RequestParser } from './request-parser.ts';
 import { ServerSession, type SessionStatistics } from './server-session.ts';
+import type { TlsHandshakes } from './tls-handshakes.ts';
 
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
@@ -43,7 +43,7 @@ export class ServerConnection {
   readonly #statistics: SessionStatistics;
   readonly #lookOut: LookOut;
   readonly #staging: Buffer;
-  readonly #tls: TlsOptions | null;
+  readonly #tls: TlsHandshakes | null;
   readonly #onClose: (connection: ServerConnection) => void;
   readonly #handshake: ServerHandshake;
   /** The one from `accept`, and the one that requests go over: with TLS another. */
@@ -79,7 +79,7 @@ export class ServerConnection {
   constructor(options: {
     socket: Socket;
     host: HandshakeHost;
-    tls: TlsOptions | null;
+    tls: TlsHandshakes | null;
     limits: ServerLimits;
     pool: BufferPool;
     peers: PeerBook;
@@ -350,7 +350,6 @@ export class ServerConnection {
     }
   }
 
-  /** The raw socket is handed to a TLS server of its own, which does nothing but this handshake. */
   #startTls(): void {
     const raw = this.#rawSocket;
     raw.removeAllListeners('data');
@@ -358,19 +357,20 @@ export class ServerConnection {
     // Written before, so answered before: the empty write says when.
     raw.write(NOTHING, () => {
       if (this.#ending) return;
-      const tls = createTlsServer({ minVersion: 'TLSv1.3', ...this.#tls });
-      tls.once('tlsClientError', (error) => this.drop(`TLS failed: ${messageOf(error)}`));
-      tls.once('secureConnection', (socket) => {
-        if (this.#ending) {
-          socket.destroy();
+      this.#tls!.begin(raw, (result) => {
+        if (result instanceof Error) {
+          this.drop(`TLS failed: ${messageOf(result)}`);
           return;
         }
-        this.#socket = socket;
+        if (this.#ending) {
+          result.destroy();
+          return;
+        }
+        this.#socket = result;
         this.#handshake.secured();
-        this.#listen(socket);
-        socket.on('close', () => void this.gone());
+        this.#listen(result);
+        result.on('close', () => void this.gone());
       });
-      tls.emit('connection', raw);
     });
   }
 

@@ -17,6 +17,7 @@ import { SERVER_LIMITS, type ServerLimits } from './limits.ts';
 import { STRING_BYTES_MAX } from './protocol.ts';
 import { ServerConnection } from './server-connection.ts';
 import type { SessionStatistics } from './server-session.ts';
+import { TlsHandshakes } from './tls-handshakes.ts';
 
 export type NbdServerTls = {
   /** Nothing is told and nothing served without TLS. Default true. */
@@ -73,6 +74,7 @@ export class NbdServer {
   /** Those that have asked for nothing, and those that have. */
   readonly #handshakes: Doorkeeper;
   readonly #seats: Doorkeeper;
+  readonly #tls: TlsHandshakes | null;
   readonly #lookOut = new LookOut();
   readonly #staging = Buffer.allocUnsafeSlow(STAGING_BYTES);
   readonly #exports = new Map<string, NbdExport>();
@@ -87,6 +89,8 @@ export class NbdServer {
     this.#logger = options.logger;
     const { connectionsMax, connectionsPerAddressMax, handshakesMax, handshakesPerAddressMax } = this.#limits;
     const isUnix = 'path' in options.address;
+    const { tls } = options;
+    this.#tls = tls === undefined ? null : new TlsHandshakes(() => tlsOptionsOf(tls));
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
     this.#peers = options.peers ?? new PeerBook(options.clock);
     const ofAddress = (max: number, perAddressMax: number) => (isUnix ? max : Math.min(max, perAddressMax));
@@ -254,7 +258,7 @@ export class NbdServer {
         isClosing: () => this.#closed !== null,
         tls: tls === undefined ? 'none' : (tls.required ?? true) ? 'required' : 'optional',
       },
-      tls: tls === undefined ? null : tlsOptionsOf(tls),
+      tls: this.#tls,
       limits: this.#limits,
       pool: this.#pool,
       peers: this.#peers,
