@@ -11,6 +11,7 @@ import {
   startTarget,
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
+import { turnsOf } from '../../test/support/loop-turns.ts';
 import { reset } from '../../test/support/reset.ts';
 import { testSeed } from '../../test/support/seed.ts';
 import { systemClock } from '../base/clock.ts';
@@ -543,6 +544,30 @@ test('a target that is shot at goes on serving, forgets every connection and hol
   const another = await startInitiator(t, target.port, { targetIqn: canary.targetIqn, readOnly: true });
   await another.read(0, into);
   assert.ok(into.equals(content));
+});
+
+test('many small requests of one peer leave the others their turns of the loop', async (t) => {
+  const { target } = await startTarget(t, new MemoryDevice({ lengthBytes: MIB }), { grant: { chap: null } });
+  const corpus = await recordSession(target.port);
+  const socket = connect({ host: '127.0.0.1', port: target.port });
+  t.after(() => socket.destroy());
+  const login = corpus.filter((part) => (part[0]! & 0x3f) === OPCODE.loginRequest);
+  assert.equal(login.length, 1);
+  socket.write(login[0]!);
+  await once(socket, 'data');
+  const nop = Buffer.alloc(48);
+  const quiet = { immediate: true, initiatorTaskTag: 0xffffffff, targetTransferTag: 0xffffffff };
+  pdus.encodeNopOut(nop, { ...quiet, cmdSn: 1, expStatSn: 1 });
+  const ping = Buffer.alloc(48);
+  pdus.encodeNopOut(ping, { ...quiet, initiatorTaskTag: 7, cmdSn: 1, expStatSn: 1 });
+  const requests = 20_000;
+  const turns = await turnsOf(async () => {
+    socket.write(Buffer.concat([Buffer.alloc(requests * nop.length, nop), ping]));
+    const [answer] = (await once(socket, 'data')) as [Buffer];
+    assert.equal(answer[0]! & 0x3f, OPCODE.nopIn);
+  });
+  t.diagnostic(`${requests} requests in ${turns} turns`);
+  assert.ok(turns >= requests / 256, `${requests} requests in ${turns} turns`);
 });
 
 // --- grants ------------------------------------------------------------------------------------------------------------

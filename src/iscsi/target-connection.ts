@@ -11,6 +11,7 @@ import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
+import { TurnPortion } from '../base/turn.ts';
 import { LOGIN_STATUS, nameOf, OPCODE } from './constants.ts';
 import { protocolError } from './errors.ts';
 import type { TargetLimits } from './limits.ts';
@@ -60,13 +61,16 @@ export type SessionWiring = {
 const NOTHING = Buffer.alloc(0);
 /** Until the login is over an initiator sends 8 KiB at most (RFC 7143 section 13.12). What is longer than a text may be is refused; this would have to be kept first. */
 const LOGIN_SEGMENT_BYTES_MAX = 64 * 1024;
+/** PDUs of one peer in a turn of the event loop: more than a queue of commands and what belongs to them, and less than a millisecond of work. */
+const TURN_PDUS_MAX = 128;
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
 
 /**
  * One TCP connection to the target: login first, then the PDUs go to its session. Whatever goes wrong on it ends it, and only it.
  *
- * Nothing more is read while the session takes no more, and in a login while the peer leaves our answers lying: `#rest` is what was read and not looked at.
+ * Nothing more is read while the session takes no more, in a login while the peer leaves our answers lying, and when it has had its portion of the turn: `#rest` is
+ * what was read and not looked at.
  */
 export class TargetConnection {
   /** Of what counts as one peer. */
@@ -83,6 +87,7 @@ export class TargetConnection {
   readonly #account: PeerAccount;
   readonly #staging: Buffer;
   readonly #login: TargetLogin;
+  readonly #portion = new TurnPortion(TURN_PDUS_MAX, () => this.#roomAgain());
   #session: TargetSession | null = null;
   #statSn: number | null = null;
   #cancelDeadline: () => void;
@@ -118,8 +123,7 @@ export class TargetConnection {
           if (this.#session !== null) this.#session.pdu(header, ahs, data);
           else this.#loginPdu(header, data);
         },
-        takesMore: () =>
-          this.#session?.takesMore() ?? this.#writer.queuedBytes <= this.#limits.loginOutputBytesMax,
+        takesMore: () => this.#takesMore(),
       },
       {
         dataSegmentBytesMax: Math.min(limits.dataSegmentBytesMax, LOGIN_SEGMENT_BYTES_MAX),
@@ -244,6 +248,15 @@ export class TargetConnection {
       },
       staging,
     );
+  }
+
+  /** Another PDU is begun now. */
+  #takesMore(): boolean {
+    if (this.#portion.isSpent) return false;
+    const takesMore =
+      this.#session?.takesMore() ?? this.#writer.queuedBytes <= this.#limits.loginOutputBytesMax;
+    if (takesMore) this.#portion.take();
+    return takesMore;
   }
 
   #landed(count: number): void {

@@ -3,7 +3,7 @@ import type { ChunkWriter } from '../base/chunk-writer.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
-import { nextTurn, turnIsLong } from '../base/turn.ts';
+import { nextTurn, TurnPortion, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { ReplyMode } from './export.ts';
 import type { Agreement } from './handshake-server.ts';
@@ -44,6 +44,8 @@ const EXTENT_BYTES = 128;
 /** A cache request reads in pieces of this size, and zeroes that must take space are written in such. */
 const PIECE_BYTES = 256 * 1024;
 const ZEROES = Buffer.alloc(PIECE_BYTES);
+/** Requests of one client in a turn of the event loop: what is answered at once needs no device, and there is no end to it. */
+const TURN_REQUESTS_MAX = 128;
 
 type Refusal = { error: number; message: string };
 
@@ -52,7 +54,7 @@ export type SessionStatistics = { requests: number; bytesRead: number; bytesWrit
 /**
  * The transmission phase of one connection: requests in, device calls, replies out. Requests run side by side and are answered as they finish.
  *
- * Memory: a request is charged to the peer's account, with its buffers as they are allocated, before anything is taken for it; when there is no more room `admit` says
+ * Memory: a request is charged to the peer's account, with its buffers as they are allocated, before anything is taken for it; when there is no more room, or the client has had its portion of the turn, `admit` says
  * no, the connection stops reading, and `onRoom` says when to ask again. Buffers: the session holds the lease of a payload from `payloadBuffer` on, while the parser fills
  * it and while the device writes it; that of a read until the kernel has taken it. What was begun when the connection ends is given back when nobody works on it any more.
  */
@@ -71,6 +73,7 @@ export class ServerSession implements RequestSink {
   readonly #readHeaderBytes: number;
   readonly statistics: SessionStatistics;
 
+  readonly #portion = new TurnPortion(TURN_REQUESTS_MAX, () => this.room());
   #requests = 0;
   /** An `admit` was refused. */
   #starved = false;
@@ -140,10 +143,12 @@ export class ServerSession implements RequestSink {
     }
     const refusal = this.#check(request, payloadBytes);
     const cost = OBJECT_BYTES + (refusal === null ? this.#bufferBytesOf(request) : 0);
-    if (this.#requests >= this.#limits.requestsMax || !this.#account.take(cost)) {
+    const isFull = this.#portion.isSpent || this.#requests >= this.#limits.requestsMax;
+    if (isFull || !this.#account.take(cost)) {
       this.#starved = true;
       return false;
     }
+    this.#portion.take();
     this.#requestsAsked += 1;
     this.#requests += 1;
     this.#cost = cost;

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { HeldDevice } from '../../test/support/held-device.ts';
+import { turnsOf } from '../../test/support/loop-turns.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
 import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
@@ -945,5 +946,29 @@ test('a flush over one connection is one for all', async (t) => {
     const found = Buffer.alloc(bytes.length);
     await supply.read(index * 64 * KIB, found);
     assert.ok(found.equals(bytes), `what connection ${index} wrote`);
+  }
+});
+
+test('many small requests of one client leave the others their turns of the loop', async (t) => {
+  const { client } = await start(t, [
+    { name: '', device: new MemoryDevice({ lengthBytes: MIB }), readOnly: false },
+  ]);
+  const requests = 20_000;
+  const kinds = {
+    done: { type: COMMAND.flush, offsetBytes: 0, lengthBytes: 0 },
+    refused: { type: COMMAND.read, offsetBytes: 2 * MIB, lengthBytes: 512 },
+    skipped: { type: COMMAND.write, offsetBytes: 2 * MIB, lengthBytes: 16 },
+  };
+  for (const [kind, request] of Object.entries(kinds)) {
+    const raw = client();
+    await raw.begin();
+    const bytes = Buffer.alloc(28 + (request.type === COMMAND.write ? request.lengthBytes : 0));
+    protocol.encodeRequest(bytes, 0, false, { flags: 0, cookieHigh: 1, cookieLow: 1, ...request });
+    const turns = await turnsOf(async () => {
+      raw.write(Buffer.alloc(requests * bytes.length, bytes));
+      await raw.take(requests * protocol.SIMPLE_REPLY_BYTES);
+    });
+    t.diagnostic(`${requests} requests (${kind}) in ${turns} turns`);
+    assert.ok(turns >= requests / 256, `${requests} requests (${kind}) in ${turns} turns`);
   }
 });
