@@ -2,7 +2,13 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import test from 'node:test';
-import { BACKING_DISK_NEEDS, goneAndBack, thinDisk } from '../support/backing-disk.ts';
+import {
+  BACKING_DISK_NEEDS,
+  failingXfs,
+  goneAndBack,
+  type RefusingDisk,
+  thinDisk,
+} from '../support/backing-disk.ts';
 import { NotYet, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
@@ -14,11 +20,19 @@ import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
  */
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 24 * MIB;
-const skip = requires(...LAB_NEEDS, ...BACKING_DISK_NEEDS, 'xfs_io');
+const skip = requires(...LAB_NEEDS, ...BACKING_DISK_NEEDS, 'xfs_io', 'mkfs.xfs');
 
-test('a disk without room, then a filesystem that is taken away and mounted again', { skip }, async (t) => {
+test('an ext4 on a disk without room, then it is taken away and mounted again', { skip }, async (t) => {
   const lab = new VolumeLab(t);
-  const disk = await thinDisk(lab, 'target', 96 * MIB, 80 * MIB);
+  await refusesAndGoes(lab, await thinDisk(lab, 'target', 96 * MIB, 80 * MIB), /full|no space/i);
+});
+
+test('an XFS on a disk that errors, then it is taken away and mounted again', { skip }, async (t) => {
+  const lab = new VolumeLab(t);
+  await refusesAndGoes(lab, await failingXfs(lab, 'target'), /EIO|input\/output/i);
+});
+
+async function refusesAndGoes(lab: VolumeLab, disk: RefusingDisk, named: RegExp): Promise<void> {
   const { move, expectedPath } = await moveRawVolume(lab, {
     lengthBytes: LENGTH_BYTES,
     content: { offsetBytes: 0, lengthBytes: LENGTH_BYTES },
@@ -43,14 +57,14 @@ test('a disk without room, then a filesystem that is taken away and mounted agai
 
   // Fetched blocks that cannot be stored: fetched again, in this process and in the next.
   await reads(0, 2);
-  await disk.runOut();
+  await disk.refuse();
   await reads(4, 12);
-  await target.until('the disk to be named', ({ lastError }) => /full|no space/i.test(lastError ?? ''));
+  await target.until('the disk to be named', ({ lastError }) => named.test(lastError ?? ''));
   await dropPages();
   await reads(4, 12);
   await target.killServer();
   await reads(4, 14);
-  disk.haveRoom();
+  disk.takeAgain();
   await tool('dd', 'if=/dev/null', `of=${target.loop}`, 'conv=fsync,notrunc', 'status=none');
   await dropPages();
   await reads(0, 14);
@@ -98,4 +112,4 @@ test('a disk without room, then a filesystem that is taken away and mounted agai
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
   await target.until('whole', ({ state }) => state === 'complete');
   await assertSameContent(target.loop, expectedPath);
-});
+}

@@ -10,11 +10,11 @@ import { tool, type VolumeLab } from './volume-lab.ts';
 /** What a `BackingDisk` needs. */
 export const BACKING_DISK_NEEDS = ['nbdkit', 'nbdfuse', 'fusermount3'] as const;
 
-/** A folder of the lab on an ext4 of its own, on a disk that does what nbdkit and its filters make it do: a loop device over nbdfuse over nbdkit. */
+/** A folder of the lab on a filesystem of its own, on a disk that does what nbdkit and its filters make it do: a loop device over nbdfuse over nbdkit. */
 export type BackingDisk = {
   dir: string;
-  /** The filesystem's disk. */
-  loop: string;
+  /** Of mount(8), for the filesystem. */
+  mount: readonly string[];
 };
 
 /** All of the metadata is written when it is made: what is refused later is data. */
@@ -29,9 +29,11 @@ async function backingDisk(
     parameters?: readonly string[];
     /** Where the disk's content is. */
     folder?: string;
+    /** Makes another filesystem than ext4 on the device; what else mount(8) is told. */
+    mkfs?: (loop: string) => Promise<readonly string[]>;
   } = {},
 ): Promise<BackingDisk> {
-  const { filters = [], parameters = [], folder = lab.dir } = options;
+  const { filters = [], parameters = [], folder = lab.dir, mkfs = mkfsExt4 } = options;
   const image = join(folder, `${name}.img`);
   const socket = join(lab.dir, `${name}.sock`);
   const fuseDir = join(lab.dir, `${name}-fuse`);
@@ -53,15 +55,20 @@ async function backingDisk(
   await until('nbdfuse serves', () => existsSync(disk) && statSync(disk).size === sizeBytes);
   const loop = await attachLoop({ filePath: disk });
   lab.onClose(() => detachLoop(loop, { clock: systemClock }));
-  await tool('mkfs.ext4', ...MKFS, loop);
-  await tool('mount', '-o', 'noatime', loop, dir);
+  const mount = ['-o', ['noatime', ...(await mkfs(loop))].join(','), loop, dir];
+  await tool('mount', ...mount);
   lab.onClose(() => tool('umount', dir));
-  return { dir, loop };
+  return { dir, mount };
+}
+
+async function mkfsExt4(loop: string): Promise<readonly string[]> {
+  await tool('mkfs.ext4', ...MKFS, loop);
+  return [];
 }
 
 /** Takes the filesystem away as a disk that dies does, with what was not durable, and mounts what is left. `ready`: whoever used it has been ended. */
-export async function goneAndBack({ dir, loop }: BackingDisk, ready: () => Promise<void>): Promise<void> {
-  // EXT4_IOC_SHUTDOWN, which is XFS's call too; without flushing the log.
+export async function goneAndBack({ dir, mount }: BackingDisk, ready: () => Promise<void>): Promise<void> {
+  // XFS's call, which is EXT4_IOC_SHUTDOWN too; without flushing the log.
   await tool('xfs_io', '-x', '-c', 'shutdown', dir);
   await ready();
   await until('the filesystem to be let go', () =>
@@ -70,8 +77,10 @@ export async function goneAndBack({ dir, loop }: BackingDisk, ready: () => Promi
       () => false,
     ),
   );
-  await tool('mount', '-o', 'noatime', loop, dir);
+  await tool('mount', ...mount);
 }
+
+const XFS_LOG_BYTES = 64 * 2 ** 20;
 
 export type DiskSpeed = {
   /** Of reads and writes each. */
@@ -96,19 +105,19 @@ export async function slowDisk(
   });
 }
 
-export type ThinDisk = BackingDisk & {
-  /** From now on the store has no room for what it does not have yet. */
-  runOut(): Promise<void>;
-  haveRoom(): void;
+/** One that refuses data when it is told to. */
+export type RefusingDisk = BackingDisk & {
+  refuse(): Promise<void>;
+  takeAgain(): void;
 };
 
-/** It has a store of `roomBytes` behind it, which can run out: whole requests fail then. */
+/** An ext4 with a store of `roomBytes` behind it, which can run out: whole requests of what it does not have yet fail then. */
 export async function thinDisk(
   lab: VolumeLab,
   name: string,
   sizeBytes: number,
   roomBytes: number,
-): Promise<ThinDisk> {
+): Promise<RefusingDisk> {
   const folder = join(lab.dir, `${name}-store`);
   mkdirSync(folder);
   await tool('mount', '-t', 'tmpfs', '-o', `size=${roomBytes}`, 'tmpfs', folder);
@@ -121,11 +130,44 @@ export async function thinDisk(
   return {
     ...disk,
     // What the filesystem has of its own by now is on its disk, and stays writable.
-    runOut: async () => {
+    refuse: async () => {
       await tool('sync', '-f', disk.dir);
       await tool('dd', 'if=/dev/zero', `of=${ballast}`, 'bs=4k', 'status=none').catch(() => {});
     },
-    haveRoom: () => rmSync(ballast),
+    takeAgain: () => rmSync(ballast),
+  };
+}
+
+/** The least that mkfs.xfs makes. */
+const XFS_BYTES_MIN = 300 * 2 ** 20;
+
+/** An XFS on a disk that answers writes and discards with EIO when it is told to. Its log is on another one, which goes on: else all that there were to see is a filesystem that ends. */
+export async function failingXfs(lab: VolumeLab, name: string): Promise<RefusingDisk> {
+  const trigger = join(lab.dir, `${name}-fails`);
+  const logFile = join(lab.dir, `${name}-log.img`);
+  writeFileSync(logFile, '');
+  await tool('truncate', '-s', String(XFS_LOG_BYTES), logFile);
+  const log = await attachLoop({ filePath: logFile });
+  lab.onClose(() => detachLoop(log, { clock: systemClock }));
+  const operations = ['pwrite', 'trim', 'zero'].flatMap((operation) => [
+    `error-${operation}=EIO`,
+    `error-${operation}-rate=100%`,
+    `error-${operation}-file=${trigger}`,
+  ]);
+  const disk = await backingDisk(lab, name, XFS_BYTES_MIN, {
+    ...{ filters: ['error'], parameters: operations },
+    mkfs: async (loop) => {
+      await tool('mkfs.xfs', '-q', '-K', '-l', `logdev=${log},size=${XFS_LOG_BYTES}`, loop);
+      return [`logdev=${log}`];
+    },
+  });
+  return {
+    ...disk,
+    refuse: async () => {
+      await tool('sync', '-f', disk.dir);
+      writeFileSync(trigger, '');
+    },
+    takeAgain: () => rmSync(trigger),
   };
 }
 
