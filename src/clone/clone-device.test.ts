@@ -351,6 +351,33 @@ test('no memory for the bits of holes for a minute: they are marked afterwards, 
   await clone.close();
 });
 
+test('after a write that failed, holes are still marked and not fetched, but for what it left', async () => {
+  const source = new MemoryDevice({ lengthBytes: 2 ** 40 });
+  const local = new FaultDevice({ lengthBytes: 2 ** 40 });
+  const looked = Promise.withResolvers<void>();
+  const [extents, write] = [local.extents.bind(local), local.write.bind(local)];
+  // The device has told its holes, and nobody has heard it yet.
+  local.extents = async (...range) => {
+    const found = await extents(...range);
+    await looked.promise;
+    return found;
+  };
+  local.write = async (offsetBytes, from) => {
+    await write(offsetBytes, from.subarray(0, BLOCK));
+    if (from[0] === 99) throw new GodwitError('BLOCK_IO', 'half of it', { nextAction: 'None.' });
+  };
+  const { clone } = await cloneOf(source, { local, hydration: RUNNING });
+  await settle();
+  await assert.rejects(clone.write(7 * BLOCK, filled(2 * BLOCK, 99)), { code: 'BLOCK_IO' });
+  looked.resolve();
+  for (let round = 0; round < 1000 && !clone.complete; round++) await settle();
+  assert.deepEqual(await readOf(clone, 7 * BLOCK, 2 * BLOCK), filled(2 * BLOCK, 0));
+  const { wireBytes, state } = clone.hydrationStatus();
+  assert.equal(state, 'complete');
+  assert.ok(wireBytes >= BLOCK && wireBytes <= 2 ** 20, `${wireBytes} bytes`);
+  await clone.close();
+});
+
 test('what a crash left in an absent block is not taken for a hole', async () => {
   const source = new MemoryDevice({ lengthBytes: LENGTH });
   const local = new FaultDevice({ lengthBytes: LENGTH });

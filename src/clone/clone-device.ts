@@ -688,7 +688,7 @@ export class CloneDevice implements BlockDevice {
       this.#committer.written(first, end);
       this.#validity.setRange(first, end);
     } catch (error) {
-      this.#hydrator.distrustHoles();
+      this.#hydrator.failedHalfWay();
       throw error;
     } finally {
       this.#inFlight.remove(mutation);
@@ -709,6 +709,7 @@ export class CloneDevice implements BlockDevice {
   // --- commits and completion ----------------------------------------------------------------------------------------
 
   #fetchEnded(fetch: Fetch, stored: boolean): void {
+    if (!stored) this.#hydrator.failedHalfWay();
     if (stored) this.#uncommittedBytes += (fetch.end - fetch.first) * BLOCK_BYTES;
     else this.#hydrator.hold(Math.max(this.#fetcher.backoffMs, HOLD_AFTER_FAILURE_MS));
     if (this.#uncommittedBytes >= (this.#options.uncommittedBytesMax ?? UNCOMMITTED_BYTES_MAX) / 2) {

@@ -101,7 +101,8 @@ export class Hydrator {
   /** Holes of the source that are known and whose bits are not set yet, ascending. Nobody fetches them unasked. */
   #notedHoles: Range[] = [];
   #noting = false;
-  #holesTrusted = true;
+  /** Times that what was under way at the local device failed. */
+  #failures = 0;
   #stopped = false;
   #running = false;
   #cancelTimer: () => void = () => {};
@@ -180,9 +181,9 @@ export class Hydrator {
     this.#heldUntilMs = this.#options.clock.monotonicMs() + delayMs;
   }
 
-  /** A mutation failed half-way, so that absent blocks of the local device need not be zero: no hole is taken for local any more. */
-  distrustHoles(): void {
-    this.#holesTrusted = false;
+  /** Something failed half-way, and may have left bytes in absent blocks: what is being learned of holes of the local device is not true any more. */
+  failedHalfWay(): void {
+    this.#failures++;
   }
 
   /** Starts as many background fetches as are allowed now. Call it whenever that may have changed. */
@@ -373,7 +374,7 @@ export class Hydrator {
       logger.warn({ error: messageOf(error), failures }, 'could not take over the map of holes');
       return new Promise<void>((resolve) => clock.timer(delayMs, resolve));
     };
-    while (offsetBytes < source.lengthBytes && !this.#stopped && this.#holesTrusted) {
+    while (offsetBytes < source.lengthBytes && !this.#stopped) {
       let extents: Extent[];
       try {
         extents = await source.extents!(offsetBytes, source.lengthBytes - offsetBytes, EXTENTS_LIMIT);
@@ -408,7 +409,9 @@ export class Hydrator {
       if (turnIsLong()) await nextTurn();
       if (this.#stopped) return;
       const end = Math.min(endBytes, start + MARK_BYTES_MAX);
+      const failures = this.#failures;
       const extents = await this.#options.local.extents!(start, end - start, LOCAL_EXTENTS_LIMIT);
+      if (failures !== this.#failures) continue;
       // Nothing else runs from here on until the bits are set, so no mutation can have begun on what is free.
       for (const extent of extents) {
         start = extent.offsetBytes + extent.lengthBytes;
@@ -421,7 +424,7 @@ export class Hydrator {
 
   #markZero(startBytes: number, endBytes: number): void {
     const { validity, inFlight, committer, local } = this.#options;
-    if (this.#stopped || !this.#holesTrusted) return;
+    if (this.#stopped) return;
     const limit = endBytes === local.lengthBytes ? validity.blockCount : Math.floor(endBytes / BLOCK_BYTES);
     let block = validity.firstAbsent(Math.ceil(startBytes / BLOCK_BYTES), limit);
     while (block < limit) {

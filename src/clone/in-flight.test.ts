@@ -48,6 +48,10 @@ test('free and owned runs', () => {
   assert.equal(inFlight.firstOwned(0, 50), 10);
   assert.equal(inFlight.firstOwned(20, 50), 30);
   assert.equal(inFlight.firstOwned(20, 30), 30);
+  // As long as a discard, or a whole volume: it is passed at once.
+  inFlight.add(mutationOf(40, 2 ** 34));
+  assert.equal(inFlight.firstFree(30, 2 ** 34 + 5), 2 ** 34);
+  assert.equal(inFlight.firstFree(41, 2 ** 20), 2 ** 20);
 });
 
 test('the end of an entry wakes all who wait for it', async () => {

@@ -84,8 +84,11 @@ export class InFlight {
 
   /** The first block of [first, end) that nobody owns; `end` when all are owned. */
   firstFree(first: number, end: number): number {
-    for (let block = first; block < end; block++) {
-      if (this.ownerOf(block) === null) return block;
+    for (let block = first; block < end; ) {
+      const owner = this.ownerOf(block);
+      if (owner === null) return block;
+      // A discard may own a million blocks.
+      block = owner.kind === 'mutation' ? Math.min(end, owner.end) : block + 1;
     }
     return end;
   }
