@@ -1,55 +1,37 @@
 /** House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden content. */
 import { existsSync, globSync, readFileSync } from 'node:fs';
-import { dirname, normalize, relative } from 'node:path';
 import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
+import { importsOf, wallProblems } from './house.ts';
+import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
+import { findings, type Measures } from './measures.ts';
 import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
-
-/** The house from the ground to the roof. A file imports from its own room or from rooms below it. */
-const ROOMS = [
-  'base',
-  'sys',
-  'host',
-  'block',
-  'crypt',
-  'freemap',
-  'receipt',
-  'clone',
-  'iscsi',
-  'nbd',
-  'attach',
-  'journal',
-  'volume',
-  'plane',
-  'machine',
-  'contract',
-  'migration',
-  'api',
-  'worker',
-  'cli',
-];
 
 const problems: string[] = [];
 const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
 
-for (const file of sources) {
-  const text = readFileSync(file, 'utf8');
-  const room = file.startsWith('src/') ? file.split('/')[1]! : null;
-  if (room !== null && !ROOMS.includes(room)) problems.push(`${file}: ${room} is not a room of the house`);
-  for (const match of text.matchAll(/(?:from\s+|import\s*\(\s*|import\s+)'(\.{1,2}\/[^']+)'/g)) {
-    const imported = relative('.', normalize(`${dirname(file)}/${match[1]}`));
-    if (!imported.endsWith('.ts')) problems.push(`${file}: import ${match[1]} without its .ts`);
-    if (room === null || file.endsWith('.test.ts')) continue;
-    if (!imported.startsWith('src/')) {
-      problems.push(`${file}: product code imports ${imported}`);
-      continue;
-    }
-    const importedRoom = imported.split('/')[1]!;
-    if (ROOMS.indexOf(importedRoom) > ROOMS.indexOf(room)) {
-      problems.push(`${file}: ${room} imports upwards from ${importedRoom}`);
-    }
-  }
-  if (/\bTODO\b|\bFIXME\b|\bXXX\b/.test(text) && file !== 'scripts/tidy.ts')
-    problems.push(`${file}: leftover reminder`);
+const read = (path: string) => ({ path, text: readFileSync(path, 'utf8') });
+const all = sources.map(read);
+const isProduct = ({ path }: { path: string }) => path.startsWith('src/') && !path.endsWith('.test.ts');
+const product = all.filter(isProduct);
+problems.push(...wallProblems(readHouse(), product));
+for (const file of all) {
+  for (const imported of importsOf(file))
+    if (!imported.endsWith('.ts')) problems.push(`${file.path}: import ${imported} without its .ts`);
+  if (/\bTODO\b|\bFIXME\b|\bXXX\b/.test(file.text) && file.path !== 'scripts/tidy.ts')
+    problems.push(`${file.path}: leftover reminder`);
+}
+
+/** What may only become less. */
+const others = all.filter((file) => !isProduct(file));
+const measured = findings(product, others);
+const limits = JSON.parse(readFileSync(MEASURES_FILE, 'utf8')) as Measures;
+for (const measure of Object.keys(measured) as (keyof Measures)[]) {
+  const { length } = measured[measure];
+  if (length > limits[measure])
+    problems.push(
+      ...measured[measure],
+      `${measure}: ${length}, and ${limits[measure]} before (scripts/measures.json)`,
+    );
 }
 
 /** A test is left out for what it needs (requires.ts) or for a reason on the list (skips.ts), and the list has no other reasons. */
@@ -154,6 +136,7 @@ for (const file of sources) {
 for (const [page, text, source] of [
   [PATIENCE_PAGE, patiencePage(), 'src/base/patience.ts'],
   [ENDPOINTS_PAGE, endpointsPage(), 'src/contract'],
+  [HOUSE_PAGE, housePage(), 'src/*/room.json'],
 ] as const) {
   const found = existsSync(page) ? readFileSync(page, 'utf8') : '';
   if (found !== text) problems.push(`${page} is not what ${source} says: npm run pages`);

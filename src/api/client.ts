@@ -28,7 +28,7 @@ import { WORKER_HEADER, wrongWorker } from './wrong-worker.ts';
 const RUN_ID_HEADER = 'godwit-run-id';
 
 /** Longest accepted reply. A worker with a thousand machines stays far below. */
-export const REPLY_BYTES_MAX = 64 * 1024 * 1024;
+const REPLY_BYTES_MAX = 64 * 1024 * 1024;
 
 /** Of the questions whether a worker lives. */
 export const SILENT_AFTER_QUESTIONS = 3;

@@ -22,9 +22,9 @@
  * overwrites the end of the request's arguments: read them before.
  */
 
-export const IN_HEADER_BYTES = 40;
-export const WRITE_IN_BYTES = 40;
-export const OUT_HEADER_BYTES = 16;
+const IN_HEADER_BYTES = 40;
+const WRITE_IN_BYTES = 40;
+const OUT_HEADER_BYTES = 16;
 /** Largest data of one READ or WRITE: 256 pages, what max_pages allows. */
 export const PAYLOAD_BYTES_MAX = 1024 * 1024;
 /** What a reader of /dev/fuse must offer, else the kernel answers EINVAL. */
@@ -71,7 +71,6 @@ export const INIT_FLAG = {
 
 /** fuse_open_out.open_flags */
 export const FOPEN_DIRECT_IO = 1 << 0;
-export const FOPEN_KEEP_CACHE = 1 << 1;
 export const FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6;
 
 /** enum fuse_notify_code: queue again what was read and not answered. */

@@ -37,7 +37,7 @@ export const Grant = Type.Object({
 export type Grant = Static<typeof Grant>;
 
 /** Paths of PEM files on the host of the server that is given them (sys/tls-identity.ts). */
-export const TlsFilesSpec = Type.Object({
+const TlsFilesSpec = Type.Object({
   certFile: Type.String(),
   keyFile: Type.String(),
   caFile: Type.String(),

@@ -1,5 +1,5 @@
 /** A broken promise of our own code. Never used for foreign input: that ends in a GodwitError. */
-export class AssertionError extends Error {
+class AssertionError extends Error {
   constructor(message: string) {
     super(`assertion failed: ${message}`);
     this.name = 'AssertionError';

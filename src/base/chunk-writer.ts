@@ -6,7 +6,7 @@ import type { PeerAccount } from './peer-account.ts';
 export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
 
 /** Largest `room`. */
-export const ROOM_BYTES_MAX = 33 * 1024;
+const ROOM_BYTES_MAX = 33 * 1024;
 const SLAB_BYTES = 128 * 1024;
 /** From here on a batch goes out at once, so that the receiver works while we make the next one. */
 const EAGER_BYTES = 32 * 1024;

@@ -99,7 +99,7 @@ export function toWireError(error: unknown): WireError {
 const SQLITE_NO_ROOM = new Set([13, 4874, 778]);
 
 /** Of the system or of SQLite: it could not be written for want of room. */
-export function isDiskFull(error: unknown): boolean {
+function isDiskFull(error: unknown): boolean {
   const code = systemErrorCode(error);
   if (code === 'ERR_SQLITE_ERROR') return SQLITE_NO_ROOM.has((error as { errcode?: number }).errcode ?? 0);
   return code === 'ENOSPC' || code === 'EDQUOT';

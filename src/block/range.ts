@@ -40,7 +40,7 @@ export function checkGeometry(device: Geometry): void {
   );
 }
 
-export function badRangeError(device: Geometry, offsetBytes: number, lengthBytes: number): GodwitError {
+function badRangeError(device: Geometry, offsetBytes: number, lengthBytes: number): GodwitError {
   return new GodwitError(
     'BLOCK_BAD_RANGE',
     `bytes ${offsetBytes}+${lengthBytes} are not whole blocks inside a device of ${device.lengthBytes} bytes`,

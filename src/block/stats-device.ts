@@ -3,7 +3,7 @@ import { Histogram } from '../base/histogram.ts';
 import type { BlockDevice } from './block-device.ts';
 
 /** Of one kind of call. Only calls that resolved count as `calls`, in `bytes` and in `latency`. */
-export class CallStatistics {
+class CallStatistics {
   calls = 0;
   bytes = 0;
   errors = 0;

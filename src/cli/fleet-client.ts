@@ -173,7 +173,7 @@ export class FleetClient {
 }
 
 /** No answer: it is down, or it cannot prove who it is. */
-export function isAway(code: string): boolean {
+function isAway(code: string): boolean {
   return code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED';
 }
 

@@ -28,7 +28,7 @@ export function truncate(text: string, width: number): string {
 
 const ESCAPES = new RegExp(`${String.fromCharCode(27)}\\[[0-9;]*m`, 'g');
 
-export function stripEscapes(text: string): string {
+function stripEscapes(text: string): string {
   return text.replace(ESCAPES, '');
 }
 

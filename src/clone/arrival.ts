@@ -10,7 +10,7 @@ import { type Fetch, type InFlight, owns, release } from './in-flight.ts';
 import type { ValidityMap } from './validity-map.ts';
 
 /** Fetched bytes that are asked for, or here and not in place for certain: what a SIGKILL makes the next process fetch again at most. */
-export const HELD_BYTES_MAX = 64 * 2 ** 20;
+const HELD_BYTES_MAX = 64 * 2 ** 20;
 /** Content that the disk refuses is kept up to this much and tried again; what is beyond is fetched again when it is wanted. */
 const REFUSED_BYTES_MAX = 16 * 2 ** 20;
 const RETRY_FIRST_MS = 1_000;

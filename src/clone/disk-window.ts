@@ -34,7 +34,7 @@ export type DiskWindow = {
 };
 
 /** Kinds of requests of the guest that a disk of its own makes wait. */
-export const WAIT_KINDS = ['flush', 'read', 'write'] as const;
+const WAIT_KINDS = ['flush', 'read', 'write'] as const;
 export type WaitKind = (typeof WAIT_KINDS)[number];
 
 /** What the guest waited for since the last look; all but what needed the source. */

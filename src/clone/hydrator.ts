@@ -77,7 +77,7 @@ const MARK_RETRY_MS = 2_000;
 /** A burst of the rate limit, as time at the full rate. */
 const RATE_BURST_SECONDS = 0.1;
 /** A source that has not answered for so long counts as lost, though nothing failed. */
-export const SILENCE_IS_LOSS_MS = 2_000;
+const SILENCE_IS_LOSS_MS = 2_000;
 
 type Range = { first: number; end: number };
 

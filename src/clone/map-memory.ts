@@ -58,7 +58,7 @@ const NO_BITS = new Uint32Array(PAGE_WORDS);
 const VIEWS_MAX = 256;
 
 /** In a stretch of memory that has room for every page, and is really there only where pages are reserved: a mapping of a sparse file. */
-export class FlatMapMemory implements MapMemory {
+class FlatMapMemory implements MapMemory {
   readonly entries: Uint32Array;
   readonly count: Float64Array;
   readonly reserve: (page: number) => void;

@@ -39,7 +39,7 @@ import { blockCountOf } from './validity-map.ts';
  * metadata of a fresh clone of any size an empty sparse file. Every other sector with a wrong CRC is corruption, and never taken for
  * "no bits": that would bring old content back from the source over newer writes.
  */
-export const METADATA_SECTOR_BYTES = 512;
+const METADATA_SECTOR_BYTES = 512;
 const HEADER_COPY_OFFSETS = [0, 4096] as const;
 const BITMAP_OFFSET_BYTES = 8192;
 const FORMAT_VERSION = 2;

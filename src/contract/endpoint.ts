@@ -102,10 +102,7 @@ export function parametersOf({ path }: Endpoint): string[] {
 }
 
 /** What `Ask` was called with, as it goes over the wire. */
-export function requestOf(
-  endpoint: Endpoint,
-  args: readonly unknown[],
-): { request: Request; options: CallOptions } {
+function requestOf(endpoint: Endpoint, args: readonly unknown[]): { request: Request; options: CallOptions } {
   const names = parametersOf(endpoint);
   const { inBody, query, body, given } = endpoint;
   const rest = inBody === undefined ? args.slice(names.length) : args;

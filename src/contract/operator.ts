@@ -30,7 +30,7 @@ import {
 } from './schemas.ts';
 
 /** A run as it may be shown: without the secrets in its input and output. */
-export function publicRun(run: RunView): RunView {
+function publicRun(run: RunView): RunView {
   return { ...run, input: redact(run.input), output: redact(run.output) as Record<string, unknown> };
 }
 

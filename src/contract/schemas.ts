@@ -144,8 +144,6 @@ export const MachineView = Type.Object({
 });
 export type MachineView = Static<typeof MachineView>;
 
-export const MachineList = Type.Object({ machines: Type.Array(MachineView) });
-
 export const CreateMachineRequest = Type.Object({
   name: Name,
   config: MachineConfig,
@@ -231,8 +229,6 @@ export const VolumeView = Type.Object({
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String(), file: Type.String() })),
 });
 export type VolumeView = Static<typeof VolumeView>;
-
-export const VolumeList = Type.Object({ volumes: Type.Array(VolumeView) });
 
 export const CreateVolumeRequest = Type.Object({
   name: Name,
@@ -480,8 +476,6 @@ export const RunReply = Type.Object({
   createdAtMs: Type.Number(),
   endedAtMs: Nullable(Type.Number()),
 });
-
-export const RunList = Type.Object({ runs: Type.Array(RunReply) });
 
 export const RunsQuery = Type.Object({
   /** all: finished ones too, newest first. */

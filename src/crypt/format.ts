@@ -29,7 +29,7 @@ export type FormatOptions = {
   overwrite?: boolean;
 };
 
-export const DEFAULT_DATA_OFFSET_BYTES = 16 * 1024 * 1024;
+const DEFAULT_DATA_OFFSET_BYTES = 16 * 1024 * 1024;
 /** LUKS2_MAX_KEYSLOTS_SIZE of cryptsetup. */
 const MAX_SLOTS_AREA_BYTES = 128 * 1024 * 1024;
 /** The volume key has 256 random bits or more: no number of iterations adds to that. This is the least that cryptsetup takes. */

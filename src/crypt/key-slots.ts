@@ -61,11 +61,7 @@ export async function unlock(
 }
 
 /** Whether the key is that of the segment. */
-export async function isVolumeKey(
-  metadata: Luks2Metadata,
-  volumeKey: Secret,
-  limits: KdfLimits,
-): Promise<boolean> {
+async function isVolumeKey(metadata: Luks2Metadata, volumeKey: Secret, limits: KdfLimits): Promise<boolean> {
   const { salt, hash, iterations, digest } = metadata.digest;
   using found = await deriveKey(
     { type: 'pbkdf2', salt, hash, iterations },

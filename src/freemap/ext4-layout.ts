@@ -220,7 +220,7 @@ export function groupEndBlock(layout: Ext4Layout, group: number): number {
   return Math.min(layout.blockCount, groupFirstBlock(layout, group) + layout.groupBlocks);
 }
 
-export function hasSuperblock(layout: Ext4Layout, group: number): boolean {
+function hasSuperblock(layout: Ext4Layout, group: number): boolean {
   if (group === 0) return true;
   const { superblocks } = layout;
   if (superblocks.kind === 'all') return true;

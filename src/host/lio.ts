@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { ConfigTree } from './config-tree.ts';
 
-export const LIO_FOLDER = '/sys/kernel/config/target';
+const LIO_FOLDER = '/sys/kernel/config/target';
 
 /** One export: one target with one portal, one initiator that may log in, and one disk that it may read. */
 export type LioExport = {

@@ -23,10 +23,6 @@ export const CHALLENGE_BYTES_MAX = 1024;
 /** Shortest: a challenge that can be guessed is no challenge. */
 export const CHALLENGE_BYTES_MIN = 8;
 
-export function isChapAlgorithm(algorithm: number): boolean {
-  return HASH[algorithm] !== undefined;
-}
-
 /** Length of a response, and of the challenges that we make. */
 export function chapBytes(algorithm: number): number {
   return HASH[algorithm]!.bytes;

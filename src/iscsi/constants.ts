@@ -12,8 +12,6 @@ export const DIGEST_BYTES = 4;
 export const RESERVED_TAG = 0xffffffff;
 /** The only protocol version there is, RFC 7143 section 11.12.4. */
 export const VERSION = 0x00;
-/** IANA's port of an iSCSI target. */
-export const DEFAULT_PORT = 3260;
 /** Data segment limit until login has negotiated another, RFC 7143 section 13.12. */
 export const DEFAULT_DATA_SEGMENT_BYTES = 8192;
 

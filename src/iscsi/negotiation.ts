@@ -20,7 +20,7 @@ export type Rule =
 const BYTES = { low: 512, high: 2 ** 24 - 1 };
 
 /** In the order of RFC 7143 section 13. */
-export const OPERATIONAL_RULES: Readonly<Record<string, Rule>> = {
+const OPERATIONAL_RULES: Readonly<Record<string, Rule>> = {
   HeaderDigest: { kind: 'list', values: ['None', 'CRC32C'] },
   DataDigest: { kind: 'list', values: ['None', 'CRC32C'] },
   MaxConnections: { kind: 'minimum', low: 1, high: 65535 },

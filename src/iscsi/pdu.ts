@@ -16,16 +16,16 @@ import { BHS_BYTES, OPCODE } from './constants.ts';
  */
 
 export const IMMEDIATE = 0x40;
-export const FINAL = 0x80;
+const FINAL = 0x80;
 const CONTINUE = 0x40;
 
 export function opcodeOf(header: Buffer): number {
   return header[0]! & 0x3f;
 }
-export function isImmediate(header: Buffer): boolean {
+function isImmediate(header: Buffer): boolean {
   return (header[0]! & IMMEDIATE) !== 0;
 }
-export function isFinal(header: Buffer): boolean {
+function isFinal(header: Buffer): boolean {
   return (header[1]! & FINAL) !== 0;
 }
 export function ahsBytesOf(header: Buffer): number {
@@ -42,14 +42,11 @@ export function setDataSegmentBytes(header: Buffer, lengthBytes: number): void {
 export function initiatorTaskTagOf(header: Buffer): number {
   return header.readUInt32BE(16);
 }
-export function targetTransferTagOf(header: Buffer): number {
-  return header.readUInt32BE(20);
-}
 
 /**
  * A LUN (SAM-5 section 4.7): single level, by peripheral (00b) or flat (01b) addressing. -1 for every other form.
  */
-export function decodeLun(bytes: Buffer, offset: number): number {
+function decodeLun(bytes: Buffer, offset: number): number {
   if (bytes.readUInt16BE(offset + 2) !== 0 || bytes.readUInt32BE(offset + 4) !== 0) return -1;
   const first = bytes[offset]!;
   const method = first >>> 6;
@@ -57,7 +54,7 @@ export function decodeLun(bytes: Buffer, offset: number): number {
   if (method === 1) return ((first & 0x3f) << 8) | bytes[offset + 1]!;
   return -1;
 }
-export function encodeLun(bytes: Buffer, offset: number, lun: number): void {
+function encodeLun(bytes: Buffer, offset: number, lun: number): void {
   if (lun < 256) {
     bytes[offset] = 0;
     bytes[offset + 1] = lun;
@@ -70,12 +67,12 @@ export function encodeLun(bytes: Buffer, offset: number, lun: number): void {
 /** The three counters that every target PDU carries at 24, 28 and 32. */
 export type TargetCounters = { statSn: number; expCmdSn: number; maxCmdSn: number };
 
-export function encodeCounters(header: Buffer, counters: TargetCounters): void {
+function encodeCounters(header: Buffer, counters: TargetCounters): void {
   header.writeUInt32BE(counters.statSn, 24);
   header.writeUInt32BE(counters.expCmdSn, 28);
   header.writeUInt32BE(counters.maxCmdSn, 32);
 }
-export function decodeCounters(header: Buffer): TargetCounters {
+function decodeCounters(header: Buffer): TargetCounters {
   return {
     statSn: header.readUInt32BE(24),
     expCmdSn: header.readUInt32BE(28),
@@ -468,15 +465,6 @@ export function encodeTextResponse(header: Buffer, pdu: TextResponsePdu): void {
   header.writeUInt32BE(pdu.targetTransferTag, 20);
   encodeCounters(header, pdu);
 }
-export function decodeTextResponse(header: Buffer): TextResponsePdu {
-  return {
-    final: isFinal(header),
-    continues: (header[1]! & CONTINUE) !== 0,
-    initiatorTaskTag: header.readUInt32BE(16),
-    targetTransferTag: header.readUInt32BE(20),
-    ...decodeCounters(header),
-  };
-}
 
 /*
  * Login Request, section 11.12                 Login Response, section 11.13
@@ -627,13 +615,6 @@ export function encodeLogoutResponse(header: Buffer, pdu: LogoutResponsePdu): vo
   header[2] = pdu.response;
   header.writeUInt32BE(pdu.initiatorTaskTag, 16);
   encodeCounters(header, pdu);
-}
-export function decodeLogoutResponse(header: Buffer): LogoutResponsePdu {
-  return {
-    initiatorTaskTag: header.readUInt32BE(16),
-    response: header[2]!,
-    ...decodeCounters(header),
-  };
 }
 
 /*

@@ -176,7 +176,7 @@ export class Filesystem {
 }
 
 /** True for a place (`makePlace`) without anything mounted on it. */
-export function isPlace(entry: MountEntry): boolean {
+function isPlace(entry: MountEntry): boolean {
   return entry.filesystem === 'tmpfs' && entry.source === PLACE_SOURCE;
 }
 

@@ -98,7 +98,7 @@ export function retryDelayMs(attempts: number): number {
 }
 
 /** How many moves may begin now, `held` being those that come no further. Pure. */
-export function roomForMoves(
+function roomForMoves(
   runs: readonly RunView[],
   limits: DrainLimits,
   held: ReadonlySet<string> = NONE_HELD,

@@ -18,7 +18,7 @@ const STEPS_THAT_ANSWERS_ADVANCE = new Set([
 ]);
 
 /** Another text whenever a move has come further. Pure. */
-export function paceMark(run: RunView, live: TargetStatus | null): string {
+function paceMark(run: RunView, live: TargetStatus | null): string {
   const { step, state, progress, pastPointOfNoReturn } = run;
   const counts =
     progress && (progress.unit !== 'answers' || STEPS_THAT_ANSWERS_ADVANCE.has(step ?? ''))

@@ -70,10 +70,10 @@ export function unpromisedDiskBytes(
 export const DISK_RESERVE_BYTES = 256 * 1024 * 1024;
 
 /** Room that a machine's volume gets beyond what it holds today, as a fraction of that. */
-export const DISK_HEADROOM_FRACTION = 0.1;
+const DISK_HEADROOM_FRACTION = 0.1;
 
 /** CPUs may be promised this many times over; memory is never. */
-export const CPU_OVERCOMMIT = 4;
+const CPU_OVERCOMMIT = 4;
 
 /** Bytes of disk that must be free for a machine to be taken. Volumes are thin, so this follows the use, not the length. */
 export function diskNeedBytes(machine: Pick<PlacementRequest, 'volumeUsedBytes'>): number {

@@ -27,7 +27,7 @@ export type MoveHistory = {
 
 /** Used until a move has been measured. */
 export const DEFAULT_INTERRUPTION_MS = 2_000;
-export const DEFAULT_BYTES_PER_SECOND = 200 * 2 ** 20;
+const DEFAULT_BYTES_PER_SECOND = 200 * 2 ** 20;
 /** Work before the stop (files, login, early sync), during which the machine runs. */
 const PREPARATION_MS = 500;
 

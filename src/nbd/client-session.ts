@@ -92,7 +92,7 @@ type Slot = {
 };
 
 /** Requests on the wire at the very most. */
-export const SLOTS_MAX = 1024;
+const SLOTS_MAX = 1024;
 /** From this size on the rest of a payload is read straight into its destination; below, one read for many replies is cheaper. */
 const DIRECT_BYTES_MIN = 16 * 1024;
 const STAGING_BYTES = 128 * 1024;

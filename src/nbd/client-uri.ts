@@ -21,7 +21,7 @@ export type NbdUri = {
 };
 
 /** Assigned by IANA. */
-export const NBD_PORT = 10809;
+const NBD_PORT = 10809;
 const EXPORT_NAME_BYTES_MAX = 4096;
 /** The kernel's limit, sockaddr_un.sun_path without its final NUL. */
 const SOCKET_PATH_BYTES_MAX = 107;

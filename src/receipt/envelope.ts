@@ -13,13 +13,13 @@ import { malformed, parseBody, type ReceiptBody, type ReceiptWorker } from './re
  *
  * One Ed25519 signature (RFC 8032) by the source and one by the target; `keyid` is the fingerprint of the key.
  */
-export const PAYLOAD_TYPE = 'application/vnd.godwit.receipt+json';
+const PAYLOAD_TYPE = 'application/vnd.godwit.receipt+json';
 
 /** Longest receipt that is read. */
-export const RECEIPT_BYTES_MAX = 64 * 1024;
+const RECEIPT_BYTES_MAX = 64 * 1024;
 
 const closed = { additionalProperties: false } as const;
-export const ReceiptSignature = Type.Object(
+const ReceiptSignature = Type.Object(
   { keyid: Type.String({ maxLength: 64 }), sig: Type.String({ maxLength: 128 }) },
   closed,
 );

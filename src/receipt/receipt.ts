@@ -116,7 +116,7 @@ export function parseBody(bytes: Uint8Array): ReceiptBody {
 }
 
 /** The sums that every receipt keeps. Throws `RECEIPT_FIGURES`. */
-export function checkFigures(body: ReceiptBody): void {
+function checkFigures(body: ReceiptBody): void {
   const { bytes, disk, volume, generations, ranges, rangesMended } = body;
   const rules: [boolean, string][] = [
     [bytes.total === volume.lengthBytes, 'the total is the length of the volume'],

@@ -1,4 +1,4 @@
-import { callAsync, callError, libc } from './libc.ts';
+import { callAsync, libc } from './libc.ts';
 
 const syncFileRange = libc.func('sync_file_range', 'int', ['int', 'int64_t', 'int64_t', 'uint32_t']);
 
@@ -34,15 +34,3 @@ export function writeBackAndWait(fd: number, offsetBytes: number, lengthBytes: n
   const all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
   return callAsync('sync_file_range', syncFileRange, [fd, offsetBytes, lengthBytes, all]);
 }
-
-/**
- * Throws `SYS_CALL_FAILED` when a write-back of this file failed since the last call on this open file description that told of one. Waits for nothing: the range
- * that it asks for lies behind every file.
- */
-export function checkWriteBack(fd: number): void {
-  if (syncFileRange(fd, BEHIND_EVERY_FILE, 4096, SYNC_FILE_RANGE_WAIT_BEFORE) !== 0)
-    throw callError('sync_file_range');
-}
-
-/** A file of ext4 ends at 2^44, one of XFS at 2^63. */
-const BEHIND_EVERY_FILE = 2 ** 62;

@@ -50,7 +50,7 @@ const EXTENTS_AT_ONCE = 256;
 
 export type UnlockedVolume = { header: Luks2Header; volumeKey: Secret };
 
-export function keyProvider(source: KeySource): KeyProvider {
+function keyProvider(source: KeySource): KeyProvider {
   if (source.kind === 'file') return new FileKeyProvider(source.path);
   const [program, ...args] = source.argv;
   return new ExecKeyProvider({ argv: [program!, ...args] });

@@ -34,7 +34,7 @@ export async function passFence(opening: Opening, purpose: Purpose, clock: Clock
 }
 
 /** Throws `VOLUME_FENCED` unless the record allows the opening. Pure. */
-export function checkFence(record: VolumeRecord, opening: Opening, purpose: Purpose): void {
+function checkFence(record: VolumeRecord, opening: Opening, purpose: Purpose): void {
   const allowed: readonly VolumeRecord['state'][] =
     purpose === 'write' ? ['ready', 'clone'] : ['sealed', 'retained'];
   const fits = record.id === opening.volumeId && record.generation === opening.generation;

@@ -194,7 +194,7 @@ type Inner = Pick<BlockDevice, 'lengthBytes' | 'read' | 'extents' | 'close'> &
   };
 
 /** The device that is read, in blocks that a clone takes, and with a tail of zeros up to a whole one. */
-export class ImportedDevice extends ReadOnlyDevice implements Connection {
+class ImportedDevice extends ReadOnlyDevice implements Connection {
   readonly lengthBytes: number;
   /** Of the source, without the tail. */
   readonly sourceLengthBytes: number;

@@ -14,7 +14,7 @@ import { replaceFile } from '../sys/durable-file.ts';
 /** A copy whose time seems to be over when it is seen first is kept for this long all the same, or as long as any is: the clock may be wrong, or was. */
 const GRACE_MS = 24 * 3_600_000;
 /** Of one volume on this worker, the newest. */
-export const COPIES_MAX = 3;
+const COPIES_MAX = 3;
 
 export type RetainedCopy = { id: string; generation: number; destroyAfterMs: number | null };
 

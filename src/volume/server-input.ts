@@ -54,7 +54,7 @@ export function parseSpec(line: string): VolumeServerSpec {
   };
 }
 
-export function parseAccess(value: unknown): Access {
+function parseAccess(value: unknown): Access {
   return oneOf(value, ['standby', 'writable', 'readonly'], 'access');
 }
 
@@ -106,7 +106,7 @@ export function parseCursor(value: unknown): number {
   return integer(object(value, 'proof').cursor, 0, 'cursor');
 }
 
-export function parseRange(value: unknown): BlockRange {
+function parseRange(value: unknown): BlockRange {
   const range = object(value, 'range');
   return {
     first: integer(range.first, 0, 'range.first', BLOCK_MAX),

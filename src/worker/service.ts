@@ -921,7 +921,7 @@ export function ownsMachine(run: RunView): boolean {
 }
 
 /** Pure. */
-export function machineState(
+function machineState(
   record: { desired: 'running' | 'stopped' },
   workload: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed' | null,
   health: 'none' | 'starting' | 'healthy' | 'unhealthy' | null,

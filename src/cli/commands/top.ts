@@ -70,7 +70,7 @@ export async function top(context: Context, options: { once?: boolean }): Promis
 }
 
 /** Pure. Rates come from the difference to the sample before, where there is one. */
-export function renderTop(now: Sample, before: Sample | null, style: Style): string[] {
+function renderTop(now: Sample, before: Sample | null, style: Style): string[] {
   const workers = now.workers
     .sort((left, right) => left.name.localeCompare(right.name))
     .map((worker) => [

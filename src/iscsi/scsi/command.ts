@@ -323,10 +323,6 @@ export function encodeGetLbaStatus(cdb: Buffer, lba: number, allocationBytes: nu
 export function encodeSynchronizeCache16(cdb: Buffer): void {
   cdb[0] = OPERATION.synchronizeCache16;
 }
-export function encodeUnmap(cdb: Buffer, parameterBytes: number): void {
-  cdb[0] = OPERATION.unmap;
-  cdb.writeUInt16BE(parameterBytes, 7);
-}
 /** With UNMAP and no data-out buffer content but zeros: one block of zeros is sent along. */
 export function encodeWriteSame16(cdb: Buffer, lba: number, blocks: number, unmap: boolean): void {
   encodeReadWrite16(cdb, OPERATION.writeSame16, lba, blocks);

@@ -41,7 +41,7 @@ export function deviceFailed(error: unknown, during: 'read' | 'write'): Result {
 }
 
 /** What an error of the device is to a SCSI initiator. */
-export function senseOf(error: unknown, during: 'read' | 'write'): Sense {
+function senseOf(error: unknown, during: 'read' | 'write'): Sense {
   if (isGodwitError(error, 'BLOCK_READ_ONLY')) return SENSE.writeProtected;
   if (isGodwitError(error, 'BLOCK_NO_SPACE') || systemErrorCode(error) === 'ENOSPC') {
     return SENSE.spaceAllocationFailed;
