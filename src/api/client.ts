@@ -215,7 +215,7 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     call: Call,
   ): Promise<Reply> {
     return whileAlive((signal) => this.#exchange<Reply>(method, path, { ...call, signal }), {
-      what: `answers of ${name}`,
+      who: name,
       ask: (signal) => this.#exchange('GET', '/healthz', { signal }),
       times,
       questionsMax: SILENT_AFTER_QUESTIONS,

@@ -171,7 +171,7 @@ export class VolumeSupervisor {
     const { clock } = this.#options;
     if (deadlineMs !== null) return rpc.call(op, args, Math.max(1, deadlineMs - clock.monotonicMs()));
     return whileAlive((signal) => rpc.call(op, args, null, signal), {
-      what: 'answers of the volume server',
+      who: 'the volume server',
       ask: (signal) => rpc.call('status', {}, null, signal),
       times: this.#times,
       questionsMax: SILENT_AFTER_QUESTIONS,

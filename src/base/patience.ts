@@ -510,6 +510,13 @@ const TABLE = {
     end: 'the machine is stopped all the same',
     slow: 'its last writes wait for room until it is opened',
   },
+  serverWhy: {
+    ms: 2_000,
+    kind: 'help',
+    waits: 'the volume server of a machine or of a served volume to say that it lives, for `why`',
+    end: '`why` says that it does not answer',
+    slow: 'the same, and that it may be killed, which does no harm',
+  },
   servedStatus: {
     ms: 5_000,
     kind: 'help',
@@ -626,7 +633,10 @@ const PAUSES = {
   prune: { ms: 50, what: 'between the pieces in which a long history that is of age is pruned' },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },
-  worthTelling: { ms: 5_000, what: 'before `why` says of a step without a reason how fast it is' },
+  askedTold: {
+    ms: 1_000,
+    what: 'before `why` and a watched move tell of a question that nobody has answered',
+  },
   importLook: { ms: 2_000, what: 'between looks at imports' },
   failedTarget: {
     ms: 600_000,

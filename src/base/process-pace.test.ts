@@ -19,11 +19,7 @@ test('a process that does a little now and then is waited for; one that does not
   const work: ProcessWork = { state: 'R', processorMs: 0, majorFaults: 0 };
   const pace = new ProcessPace(1, clock, { quietMs: 30_000, read: () => ({ ...work }) });
   let advances = 0;
-  const look = () =>
-    listening(
-      () => advances++,
-      () => pace.isQuiet(),
-    );
+  const look = () => listening({ advanced: () => advances++ }, () => pace.isQuiet());
   for (let second = 0; second < 3_600; second++) {
     clock.advance(1_000);
     if (second % 29 === 0) work.processorMs += 10;

@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { PAUSE } from './patience.ts';
 
 /*
  * What advances while somebody waits. Whoever can see that work goes on (an answer came, bytes were written, a process used its processor)
@@ -21,25 +22,46 @@ export type Advance = {
   livesOnly?: true;
 };
 
-const listeners = new AsyncLocalStorage<(advance: Advance) => void>();
+/** Somebody was asked, and has not answered. `sinceMs`: wall clock. */
+export type Question = { who: string; sinceMs: number };
 
-/** Runs `work`, and calls `listener` for everything that says in it, or in what it starts, that it advanced. */
-export function listening<T>(listener: (advance: Advance) => void, work: () => T): T {
+export type Listener = {
+  advanced: (advance: Advance) => void;
+  /** The returned function is called when the question is over, answered or not. Left out: questions are nothing to it. */
+  asks?: (question: Question) => () => void;
+};
+
+const listeners = new AsyncLocalStorage<Listener>();
+
+/** Runs `work`, and tells `listener` of everything that says in it, or in what it starts, that it advanced, or whom it asks. */
+export function listening<T>(listener: Listener, work: () => T): T {
   const outer = listeners.getStore();
-  return listeners.run((advance) => {
-    listener(advance);
-    outer?.(advance);
-  }, work);
+  const asks = (question: Question) => {
+    const ends = [listener.asks?.(question), outer?.asks?.(question)];
+    return () => {
+      for (const end of ends) end?.();
+    };
+  };
+  const heard = (advance: Advance) => {
+    listener.advanced(advance);
+    outer?.advanced(advance);
+  };
+  return listeners.run({ advanced: heard, asks }, work);
 }
 
 /** Something that somebody may wait for has advanced. */
 export function advanced(what: string, count = 1, unit: AdvanceUnit = 'answers'): void {
-  listeners.getStore()?.({ what, count, unit });
+  listeners.getStore()?.advanced({ what, count, unit });
 }
 
 /** Who works on something that somebody may wait for has answered that it lives. */
 export function lives(what: string): void {
-  listeners.getStore()?.({ what, count: 1, unit: 'answers', livesOnly: true });
+  listeners.getStore()?.advanced({ what, count: 1, unit: 'answers', livesOnly: true });
+}
+
+/** `who` was asked something that somebody may wait for, at `sinceMs` of the wall clock; the returned function ends that. */
+export function asks(who: string, sinceMs: number): () => void {
+  return listeners.getStore()?.asks?.({ who, sinceMs }) ?? (() => {});
 }
 
 /** What a step has got done so far, for people. Times are wall clock, ms since the epoch. */
@@ -75,4 +97,12 @@ export function progressText({ what, unit, count, sinceMs, lastAtMs }: Progress,
 
 function mebibytes(bytes: number): string {
   return (bytes / 2 ** 20).toFixed(1);
+}
+
+/** A question that is younger has its answer before anybody reads of it. */
+const TOLD_AFTER_MS = PAUSE.askedTold.ms;
+
+/** Who is waited for, when it has not answered for long enough to be told. Pure. */
+export function unanswered(asks: Question | undefined, nowMs: number): Question | null {
+  return asks !== undefined && nowMs - asks.sinceMs >= TOLD_AFTER_MS ? asks : null;
 }

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { AnswerTime } from './answer-time.ts';
 import { FakeClock } from './fake-clock.ts';
-import { listening } from './progress.ts';
+import { listening, type Question } from './progress.ts';
 import { type WhileAlive, whileAlive } from './while-alive.ts';
 
 /** A peer whose call takes `workMs` and whose answers `answerMs` (null: none comes). */
@@ -10,7 +10,7 @@ function peer(clock: FakeClock, answerMs: () => number | null) {
   const times = new AnswerTime({ floorMs: 1_000, ceilingMs: 60_000 });
   const asked: number[] = [];
   const options: WhileAlive = {
-    what: 'answers of w2',
+    who: 'w2',
     ask: async (signal) => {
       asked.push(clock.monotonicMs());
       const ms = answerMs();
@@ -40,10 +40,7 @@ test('a call of an hour is waited for while questions are answered, and each ans
   const clock = new FakeClock();
   const { call, times } = peer(clock, () => 30);
   let advances = 0;
-  const counting = listening(
-    () => advances++,
-    () => call(3_600_000),
-  );
+  const counting = listening({ advanced: () => advances++ }, () => call(3_600_000));
   assert.equal(await clock.runUntil(counting), 'done');
   assert.ok(advances > 3_000, `${advances}`);
   assert.equal(times.patienceMs, 1_000);
@@ -70,6 +67,26 @@ for (const factor of [10, 100]) {
     assert.ok(asked.length > 200);
   });
 }
+
+test('whoever listens knows who is asked, and since when, until the call is over', async () => {
+  const clock = new FakeClock();
+  const { call } = peer(clock, () => null);
+  const open = new Set<Question>();
+  const listener = {
+    advanced: () => {},
+    asks: (question: Question) => {
+      open.add(question);
+      return () => open.delete(question);
+    },
+  };
+  await clock.run(500);
+  const askedAtMs = clock.wallMs();
+  const calling = listening(listener, () => call(36_000_000));
+  await clock.run(3_000);
+  assert.deepEqual([...open], [{ who: 'w2', sinceMs: askedAtMs }]);
+  await assert.rejects(clock.runUntil(calling), /silent/);
+  assert.equal(open.size, 0);
+});
 
 test('the caller gives up: its own reason', async () => {
   const clock = new FakeClock();

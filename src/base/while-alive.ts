@@ -1,7 +1,7 @@
 import { setImmediate as immediate } from 'node:timers/promises';
 import type { AnswerTime } from './answer-time.ts';
 import type { Clock } from './clock.ts';
-import { advanced, lives } from './progress.ts';
+import { advanced, asks, lives } from './progress.ts';
 
 /*
  * Slow or dead? A call that takes long is not given up for that: whoever works on it is asked something cheap meanwhile, and as long as that is
@@ -13,8 +13,8 @@ import { advanced, lives } from './progress.ts';
  */
 
 export type WhileAlive = {
-  /** Who is asked, for `advanced`: `answers of worker-2`. */
-  what: string;
+  /** Who is asked, for `advanced` and `asks`: `worker-2`. */
+  who: string;
   /** A cheap question. Aborted when it does not matter any more. */
   ask: (signal: AbortSignal) => Promise<unknown>;
   /** Of this question, over all calls to the same peer. */
@@ -40,19 +40,25 @@ export async function whileAlive<T>(
   if (options.signal?.aborted) onAbort();
   else options.signal?.addEventListener('abort', onAbort, { once: true });
   void watch(stop, over.signal, options);
+  const heard = asks(options.who, options.clock.wallMs());
   try {
     const result = await work(stop.signal);
-    advanced(options.what);
+    advanced(answersOf(options.who));
     return result;
   } finally {
+    heard();
     options.signal?.removeEventListener('abort', onAbort);
     over.abort();
   }
 }
 
+function answersOf(who: string): string {
+  return `answers of ${who}`;
+}
+
 /** Asks until `over`, and stops the work when nobody answers. */
 async function watch(stop: AbortController, over: AbortSignal, options: WhileAlive): Promise<void> {
-  const { ask, times, questionsMax, pauseMs, clock, silent, what } = options;
+  const { ask, times, questionsMax, pauseMs, clock, silent, who } = options;
   let heardMs = clock.monotonicMs();
   let unanswered = 0;
   let wake = () => {};
@@ -70,7 +76,7 @@ async function watch(stop: AbortController, over: AbortSignal, options: WhileAli
         heardMs = clock.monotonicMs();
         times.answered(heardMs - askedMs);
         unanswered = 0;
-        if (!over.aborted) lives(what);
+        if (!over.aborted) lives(answersOf(who));
         wake();
       },
       () => {},

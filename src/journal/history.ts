@@ -1,7 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, type WireError } from '../base/errors.ts';
-import type { Progress } from '../base/progress.ts';
+import type { Progress, Question } from '../base/progress.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import type { RunState, RunView, StepView } from './run.ts';
 
@@ -451,7 +451,7 @@ function passedOver(
 export function viewOf(
   history: History,
   parked: RunView['reason'] = null,
-  progress: Progress | null = null,
+  { progress, asks }: { progress: Progress | null; asks: Question | null } = { progress: null, asks: null },
 ): RunView {
   const { header, end } = history;
   const reason = end ? null : (parked ?? reasonOf(history));
@@ -480,6 +480,7 @@ export function viewOf(
     cancelRequested: history.cancelReason !== null,
     reason,
     ...(progress !== null && !end && { progress }),
+    ...(asks !== null && !end && { asks }),
     error: end ? end.error : (history.undoing?.error ?? null),
     createdAtMs: header.createdAtMs,
     endedAtMs: end?.atMs ?? null,

@@ -6,7 +6,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
-import { advanced, lives, progressText } from '../base/progress.ts';
+import { advanced, asks, lives, progressText } from '../base/progress.ts';
 import { seededRandom } from '../base/random.ts';
 import { Crash, type CrashPoints } from './crash-points.ts';
 import { Journal } from './journal.ts';
@@ -510,7 +510,9 @@ test('a step in which something advances is not ended for its length, and the ru
         'slow',
         async ({ signal }) => {
           for (let part = 0; part < 1_000; part++) {
+            const answered = asks('w2', bench.clock.wallMs());
             await bench.clock.sleep(4_900, signal);
+            answered();
             advanced('dirty pages', 1_048_576, 'bytes');
           }
         },
@@ -520,14 +522,15 @@ test('a step in which something advances is not ended for its length, and the ru
   ]);
   const { id } = journal.start('move', { machine: 'a' });
   await bench.clock.run(3_600_000);
-  const { state, progress, steps } = journal.get(id);
+  const { state, progress, steps, asks: question } = journal.get(id);
+  assert.deepEqual([question?.who, bench.clock.wallMs() - question!.sinceMs < 4_900], ['w2', true]);
   assert.deepEqual([state, steps[0]!.attempts, journal.events(id).length], ['running', 1, 2]);
   assert.match(
     progressText(progress!, bench.clock.wallMs()),
     /^dirty pages: 734\.0 MiB in 3595\.1 s, 0\.2 MiB a second, the last 3\.\d s ago$/,
   );
   const run = await bench.end(journal, id);
-  assert.deepEqual([run.state, run.progress, bench.did], ['done', undefined, ['slow']]);
+  assert.deepEqual([run.state, run.progress, run.asks, bench.did], ['done', undefined, undefined, ['slow']]);
 });
 
 test('work that goes on after its attempt has ended does not keep the next one', async (t) => {

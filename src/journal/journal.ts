@@ -5,7 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
-import { type Advance, addAdvance, listening, type Progress } from '../base/progress.ts';
+import { type Advance, addAdvance, listening, type Progress, type Question } from '../base/progress.ts';
 import type { Random } from '../base/random.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { CRASH_POINT_OF_EVENT, Crash, type CrashPoints, noCrashPoints } from './crash-points.ts';
@@ -81,6 +81,8 @@ type Attempt = {
   readonly settled: Promise<void>;
   /** An append within the attempt failed, so the attempt failed, whatever it says itself. */
   appendError: GodwitError | null;
+  /** Not answered yet, in the order in which they were asked. */
+  readonly questions: Set<Question>;
 };
 
 /** When something last advanced in the step (or undo) at the cursor. On the monotonic clock, since the log and the wall clock may be set. */
@@ -684,11 +686,23 @@ export class Journal {
     const work = started.type === 'step-started' ? step.do : step.undo!;
     const controller = new AbortController();
     const { promise: settled, resolve } = Promise.withResolvers<void>();
-    const attempt: Attempt = { controller, calledOff: new AbortController(), settled, appendError: null };
+    const attempt: Attempt = {
+      controller,
+      calledOff: new AbortController(),
+      settled,
+      appendError: null,
+      questions: new Set(),
+    };
     run.attempt = attempt;
     const pace = this.#paceOf(run);
     pace.attemptMs = this.#clock.monotonicMs();
-    const listener = (advance: Advance) => this.#advanced(run, attempt, pace, advance);
+    const listener = {
+      advanced: (advance: Advance) => this.#advanced(run, attempt, pace, advance),
+      asks: (question: Question) => {
+        attempt.questions.add(question);
+        return () => attempt.questions.delete(question);
+      },
+    };
     const context = this.#context(run, attempt, started);
     const ended = (thrown: { error: unknown } | null, values?: Record<string, unknown>) => {
       resolve();
@@ -959,9 +973,12 @@ export class Journal {
   }
 
   #view(run: LiveRun): RunView {
-    return run.damage
-      ? viewOfDamaged(run.header, run.damage, 'waiting', null)
-      : viewOf(run.history, run.parked ?? run.trouble, run.attempt ? (run.pace?.progress ?? null) : null);
+    if (run.damage) return viewOfDamaged(run.header, run.damage, 'waiting', null);
+    const { attempt, pace, history } = run;
+    return viewOf(history, run.parked ?? run.trouble, {
+      progress: attempt ? (pace?.progress ?? null) : null,
+      asks: attempt?.questions.values().next().value ?? null,
+    });
   }
 
   #find(id: string): RunView | null {

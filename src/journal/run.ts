@@ -1,5 +1,5 @@
 import type { WireError } from '../base/errors.ts';
-import type { Progress } from '../base/progress.ts';
+import type { Progress, Question } from '../base/progress.ts';
 
 /** States of a run. `waiting` is running with a reason that a person should know (`godwit why`). */
 export type RunState = 'running' | 'waiting' | 'undoing' | 'done' | 'undone' | 'failed';
@@ -23,6 +23,8 @@ export type RunView = {
   reason: { message: string; nextAction: string; sinceMs: number } | null;
   /** What advances in the step that runs, as far as this process has heard of it. Left out: nothing yet. */
   progress?: Progress | null;
+  /** Whom the step that runs has asked, and who has not answered: the one asked first. Left out: nobody. */
+  asks?: Question;
   error: WireError | null;
   createdAtMs: number;
   endedAtMs: number | null;

@@ -152,7 +152,7 @@ export class ShimClient {
     if (op === 'status') return this.#status(rpc, timeoutMs) as Result;
     if (timeoutMs !== undefined) return rpc.call(op, args, timeoutMs) as Result;
     return whileAlive((signal) => rpc.call(op, args, null, signal), {
-      what: `answers of the shim ${basename(this.runtimeDir)}`,
+      who: `the shim ${basename(this.runtimeDir)}`,
       ask: (signal) => rpc.call('status', {}, null, signal),
       times: this.#times,
       questionsMax: SILENT_AFTER_QUESTIONS,

@@ -177,6 +177,12 @@ function leftVolume(volume: Pick<LeftVolume, 'volumeId' | 'name' | 'usedBytes'>)
 }
 
 function heldUp(name: string, run: RunView): { message: string; nextAction: string } {
+  const { asks } = run;
+  if (asks)
+    return {
+      message: `its move waits for an answer of ${asks.who} in step ${run.step ?? '?'}`,
+      nextAction: `Look whether ${asks.who} runs, or hangs; godwit why ${name}`,
+    };
   return {
     message: `its move comes no further in step ${run.step ?? '?'}, and does not say why`,
     nextAction: `godwit why ${name}; godwit runs show ${run.id}`,

@@ -148,7 +148,7 @@ class SlowPair {
     };
     return new ModelPeer((name, args, { signal }) =>
       whileAlive((stop) => answer(stop).then(() => peer.answer(name, args, {})), {
-        what: 'answers of w2',
+        who: 'w2',
         ask: answer,
         times,
         questionsMax: 3,

@@ -135,6 +135,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     tls: options.tls,
     hidden,
     random,
+    clock,
     logger,
   });
   const imports: Imports = new Imports({

@@ -68,6 +68,7 @@ import type { WorkerOptions } from './options.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
+import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 import {
   dataLossConditions,
   downConditions,
@@ -76,6 +77,8 @@ import {
   noRoomConditions,
   recoveryConditions,
   runConditions,
+  serverConditions,
+  servingConditions,
   silentConditions,
   stoppingConditions,
   volumeConditions,
@@ -128,9 +131,12 @@ export class LocalService implements WorkerService {
   /** Names of volumes that are being made. */
   readonly #volumesBeingMade = new Set<string>();
 
+  readonly #serverLooks: VolumeServerLooks;
+
   constructor(options: ServiceOptions) {
     this.#o = options;
     this.peers = options.answers;
+    this.#serverLooks = new VolumeServerLooks(options.clock);
   }
 
   async worker(): Promise<WorkerView> {
@@ -662,6 +668,11 @@ export class LocalService implements WorkerService {
             .filter(({ machineId }) => machineId === machine.id)
             .flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
           ...silentConditions(view, this.#o.machines.runtimeDir(machine.id)),
+          ...serverConditions(
+            await this.#serverTrouble(show),
+            this.#o.machines.runtimeDir(machine.id),
+            machine.name,
+          ),
           ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
           ...stoppingConditions(view, machine.desired),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
@@ -686,10 +697,14 @@ export class LocalService implements WorkerService {
     const record = await this.#volume(ref);
     const view = await this.#volumeView(record);
     const runs = record.machineId === null ? [] : this.#runsOf(record.machineId);
+    const { serving } = this.#o;
+    const { silentForMs, server } = await serving.trouble(record.id);
     return {
       subject: `volume ${record.name}`,
       state: record.state,
       conditions: [
+        ...servingConditions(silentForMs, serving.runtimeDir(record.id), record.name),
+        ...serverConditions(server, serving.runtimeDir(record.id), record.name),
         ...noRoomConditions(record.name, await this.#noRoomServing(record.id), name),
         ...volumeConditions(view, runs),
       ],
@@ -709,6 +724,13 @@ export class LocalService implements WorkerService {
       ),
     );
     return [...ofMachines, ...served.flat()];
+  }
+
+  /** Of a machine whose shim answers. */
+  async #serverTrouble({ record, shim, silentForMs }: MachineShow): Promise<ServerTrouble | null> {
+    if (silentForMs !== undefined || !shim?.volume) return null;
+    const client = await this.#o.machines.client(record.id);
+    return client && this.#serverLooks.look(record.id, client, shim.volume.serverPid);
   }
 
   /** A server that does not answer says nothing here. */
@@ -758,6 +780,12 @@ export class LocalService implements WorkerService {
     const open = this.#o.journal.open({ resource });
     // Of those that are over, the newest: one that failed where it cannot be undone keeps the machine, so none is newer.
     return open.length > 0 ? open : this.#o.journal.find({ resource, limit: 1 });
+  }
+
+  #openRunOf(machineId: string | null): RunView | null {
+    return machineId === null
+      ? null
+      : (this.#o.journal.open({ resource: `machine:${machineId}` })[0] ?? null);
   }
 
   #refuseWhileMoving(machineId: string): void {
@@ -824,7 +852,7 @@ export class LocalService implements WorkerService {
 
   #machineView({ record, shim, silentForMs }: MachineShow): MachineView {
     const workload = shim?.workload ?? null;
-    const run = this.#o.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
+    const run = this.#openRunOf(record.id);
     const noRoom = shim?.volume?.status?.noRoom;
     const down = (run && downByMove(run)) ?? downByTrouble(this.#o.recovery.trouble(record.id));
     const ailment = record.desired === 'running' ? ailmentOf(workload, this.#o.clock.wallMs()) : null;
@@ -853,7 +881,7 @@ export class LocalService implements WorkerService {
         phase: run.kind === MIGRATE_IN ? phaseOf(run) : (run.step ?? run.state),
         target: run.kind === MIGRATE_IN ? this.#o.name : ((run.output as MigrateOutOutput).target ?? null),
       },
-      hydration: shim?.volume?.status?.hydration ?? null,
+      hydration: arriving(shim?.volume?.status, run),
       ...(down && { down }),
       ...(noRoom && { ioPaused: { sinceMs: noRoom.sinceMs, waiting: noRoom.waiting } }),
       ...(ailment && { ailment }),
@@ -883,7 +911,7 @@ export class LocalService implements WorkerService {
       state: record.state,
       createdAtMs: record.createdAtMs,
       machineId: record.machineId,
-      hydration: status?.hydration ?? null,
+      hydration: arriving(status, this.#openRunOf(record.machineId)),
       guest: status?.guest ?? null,
       served: own?.served
         ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
@@ -913,6 +941,18 @@ function namesOf(run: RunView): string[] {
 /** What the source calls it. */
 function moveIdOf(run: RunView): string {
   return run.kind === MIGRATE_IN ? ((run.input as { runId?: string }).runId ?? run.id) : run.id;
+}
+
+/**
+ * How far a volume that arrives is. Its server remembers that to its end: when the move is over, nothing arrives any more, whether the machine runs or
+ * was stopped. Pure.
+ */
+export function arriving(
+  status: Pick<VolumeServerStatus, 'hydration'> | null | undefined,
+  run: RunView | null,
+): VolumeView['hydration'] {
+  const hydration = status?.hydration ?? null;
+  return hydration?.state === 'complete' && run?.kind !== MIGRATE_IN ? null : hydration;
 }
 
 /** Past its point of no return an incoming machine is this worker's. */

@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises';
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
+import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
@@ -7,6 +8,7 @@ import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
+import type { ShimLook } from '../machine/shim-looks.ts';
 import { namedPlace } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
@@ -19,6 +21,7 @@ import {
   type VolumeServerStatus,
   type VolumeStore,
 } from '../volume/index.ts';
+import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 
 export type ServingOptions = {
   machines: MachineManager;
@@ -30,8 +33,12 @@ export type ServingOptions = {
   /** Folders that machines do not see: nothing is made in them either. */
   hidden: readonly string[];
   random: Random;
+  clock: Clock;
   logger: Logger;
 };
+
+/** Its shim hangs, and has said nothing to this process yet. */
+const SILENT: ServedView = { location: null, connections: 0, writable: false };
 
 /** sun_path of unix(7), without its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;
@@ -40,9 +47,11 @@ const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
 /** Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload. */
 export class Serving {
   readonly #options: ServingOptions;
+  readonly #looks: VolumeServerLooks;
 
   constructor(options: ServingOptions) {
     this.#options = options;
+    this.#looks = new VolumeServerLooks(options.clock);
   }
 
   /**
@@ -98,15 +107,38 @@ export class Serving {
   }
 
   async view(volumeId: string): Promise<ServedView | null> {
-    const volume = await servedVolume(this.#options.machines, volumeId);
-    if (!volume) return null;
+    const { status, silentForMs } = await this.#look(volumeId);
+    const volume = status?.volume ?? null;
+    if (!volume) return status === null && silentForMs !== null ? SILENT : null;
     const { location, connections } = volume.status?.served ?? { location: null, connections: 0 };
     return { location, connections, writable: volume.spec.access === 'writable' };
   }
 
   /** Of a volume that is served: that what its clients write finds no room. */
   async noRoom(volumeId: string): Promise<VolumeServerStatus['noRoom']> {
-    return (await servedVolume(this.#options.machines, volumeId))?.status?.noRoom;
+    return (await this.#look(volumeId)).status?.volume?.status?.noRoom;
+  }
+
+  /** Of a volume that is served: that nobody answers its clients, as far as can be seen. Null: it is not served, or all is well. */
+  async trouble(volumeId: string): Promise<{ silentForMs: number | null; server: ServerTrouble | null }> {
+    const { machines } = this.#options;
+    const { status, silentForMs } = await this.#look(volumeId);
+    const client = await machines.client(servingId(volumeId));
+    if (silentForMs !== null || client === null || !status?.volume) return { silentForMs, server: null };
+    return {
+      silentForMs,
+      server: await this.#looks.look(servingId(volumeId), client, status.volume.serverPid),
+    };
+  }
+
+  /** Of the shim that serves it, whose log is there. */
+  runtimeDir(volumeId: string): string {
+    return this.#options.machines.runtimeDir(servingId(volumeId));
+  }
+
+  /** For lists: a shim that hangs is not waited for. */
+  #look(volumeId: string): Promise<ShimLook> {
+    return this.#options.machines.shimLook(servingId(volumeId));
   }
 
   /** Rejects `WORKER_VOLUME_SERVED`. */

@@ -43,7 +43,7 @@ test('in the kernel plane it also says that read misses are neither kept nor cou
   assert.match(message!, /not kept \(kernel plane\).*not counted/);
 });
 
-test('a step without a reason says after a while how fast it is, or that nothing has advanced in it', () => {
+test('a step without a reason says how fast it is, or that nothing has advanced in it, and never that it waits for nothing', () => {
   const step = { attempts: 1, startedAtMs: 1_000, endedAtMs: null };
   const running = runView({
     state: 'running',
@@ -54,8 +54,7 @@ test('a step without a reason says after a while how fast it is, or that nothing
   });
   const said = (nowMs: number, more: object = {}) =>
     runConditions({ ...running, ...more }, nowMs).map(({ message }) => message);
-  assert.deepEqual(said(5_900), []);
-  assert.match(said(6_100)[0]!, /in step sync \(nothing has advanced in it yet\)$/);
+  assert.match(said(1_100)[0]!, /in step sync \(nothing has advanced in it yet\)$/);
   const progress = {
     what: 'dirty pages',
     unit: 'bytes' as const,
@@ -69,6 +68,30 @@ test('a step without a reason says after a while how fast it is, or that nothing
   );
   const reason = { message: 'w2 is preparing', nextAction: 'wait', sinceMs: 1 };
   assert.match(said(10_000, { progress, reason })[0]!, /w2 is preparing \(dirty pages: /);
+});
+
+test('who was asked and does not answer is named, since he was asked, beside a reason too', () => {
+  const step = { attempts: 1, startedAtMs: 1_000, endedAtMs: null };
+  const running = runView({
+    state: 'running',
+    step: 'prepare',
+    reason: null,
+    endedAtMs: null,
+    steps: [
+      { name: 'prepare', state: 'running', ...step },
+      { name: 'stop', state: 'pending', attempts: 0, startedAtMs: null, endedAtMs: null },
+    ],
+    asks: { who: 'w2', sinceMs: 2_000 },
+  });
+  const [young] = runConditions(running, 2_900);
+  assert.match(young?.message ?? '', /nothing has advanced/);
+  const [told, ...rest] = runConditions(running, 3_100);
+  assert.deepEqual([told?.sinceMs, told?.whoCanClearIt, rest], [2_000, 'w2', []]);
+  assert.match(told?.message ?? '', /in step prepare: it waits for an answer of w2$/);
+  assert.match(told?.nextAction ?? '', /machine runs on here meanwhile/);
+  const reason = { message: 'w2 is preparing', nextAction: 'wait', sinceMs: 1 };
+  const both = runConditions({ ...running, reason }, 3_100).map(({ message }) => message);
+  assert.match(both.join(), /w2 is preparing,.*an answer of w2/);
 });
 
 test('who can clear it is the one who can', () => {

@@ -1,13 +1,14 @@
 import { dirname } from 'node:path';
 import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
-import { PAUSE } from '../base/patience.ts';
-import { progressText } from '../base/progress.ts';
 import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
+import { progressText, type Question, unanswered } from '../base/progress.ts';
 import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
 import type { DrainView } from '../migration/drain.ts';
+import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import type { Trouble } from './recovery.ts';
+import type { ServerTrouble } from './volume-server-looks.ts';
 
 const TRANSPORTS = { tls: 'over TLS', tcp: 'in the clear', foreign: 'from a disk of another system' };
 
@@ -16,10 +17,7 @@ type Condition = Why['conditions'][number];
 
 const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']);
 
-/** A step that takes longer than this says how fast it is, also when it has no reason to wait. */
-const WORTH_TELLING_MS = PAUSE.worthTelling.ms;
-
-/** Why a run is not over: its own reason, or that it works, and how fast. */
+/** Why a run is not over: its own reason, whom it has asked in vain so far, or that it works, and how fast. */
 export function runConditions(run: RunView, nowMs: number = Date.now()): Condition[] {
   if (run.endedAtMs !== null && run.state !== 'failed') return [];
   if (run.state === 'failed') {
@@ -33,13 +31,14 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
     ];
   }
   const pace = run.progress ? progressText(run.progress, nowMs) : null;
+  const silent = unanswered(run.asks, nowMs);
   if (!run.reason) {
+    if (silent) return [silentCondition(run, silent, pace)];
     const { startedAtMs = null } = run.steps.find(({ name }) => name === run.step) ?? {};
-    if (startedAtMs === null || nowMs - startedAtMs < WORTH_TELLING_MS) return [];
     return [
       {
         message: `${run.kind} is in step ${run.step ?? '?'} (${pace ?? 'nothing has advanced in it yet'})`,
-        sinceMs: startedAtMs,
+        sinceMs: startedAtMs ?? run.createdAtMs,
         whoCanClearIt: 'time: it goes on',
         nextAction:
           pace === null
@@ -55,7 +54,24 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
       whoCanClearIt: whoClears(run),
       nextAction: run.reason.nextAction,
     },
+    ...(silent ? [silentCondition(run, silent, pace)] : []),
   ];
+}
+
+/** Somebody does not answer, and the run has no word for that yet. */
+function silentCondition(run: RunView, { who, sinceMs }: Question, pace: string | null): Condition {
+  const isBeforeStop =
+    run.kind === MIGRATE_OUT && run.steps.some(({ name, attempts }) => name === 'stop' && attempts === 0);
+  return {
+    message: `${run.kind} is in step ${run.step ?? '?'}: it waits for an answer of ${who}${pace === null ? '' : ` (${pace})`}`,
+    sinceMs,
+    whoCanClearIt: who,
+    nextAction: `Look whether ${who} runs, or hangs (its process may be stopped, or its disk hang). ${
+      isBeforeStop
+        ? 'The machine runs on here meanwhile; if it stays silent, the move is undone by itself.'
+        : 'All goes on by itself when it answers.'
+    }`,
+  };
 }
 
 /** In which it waits for nobody else. */
@@ -219,6 +235,48 @@ export function silentConditions(machine: MachineView, runtimeDir: string): Cond
       sinceMs: machine.silentSinceMs,
       whoCanClearIt: 'an operator of the worker',
       nextAction: `Look at ${runtimeDir}/shim.log, and whether that process is stopped or waits for a disk. \`godwit machine restart ${machine.name}\` ends both, and starts the machine again.`,
+    },
+  ];
+}
+
+/** Nobody answers what it reads and writes: it waits, without an error. `runtimeDir`: of the shim. `who`: the machine, or the served volume. */
+export function serverConditions(
+  trouble: ServerTrouble | null,
+  runtimeDir: string,
+  who: string,
+): Condition[] {
+  if (trouble === null) return [];
+  const { error, sinceMs, serverPid } = trouble;
+  const base = { sinceMs, whoCanClearIt: 'an operator of the worker' };
+  if (error.code === 'RPC_TIMEOUT') {
+    const process = serverPid === null ? 'its process' : `its process (pid ${serverPid})`;
+    return [
+      {
+        ...base,
+        message: `the volume server of ${who} does not answer: what is read and written waits, and nothing of it is lost`,
+        nextAction: `Look whether ${process} is stopped, or waits for a disk, and at ${runtimeDir}/volume-server.log. It may be killed (SIGKILL): another one is started, and goes on with what waits.`,
+      },
+    ];
+  }
+  const { lastError } = error.values;
+  return [
+    {
+      ...base,
+      message: `the volume server of ${who} has ended, and does not come back${lastError ? `: ${lastError}` : ''}; what is read and written waits`,
+      nextAction: `It is tried again by itself; ${runtimeDir}/volume-server.log says why it ended.`,
+    },
+  ];
+}
+
+/** A volume that is served, whose shim hangs. `silentForMs`: null, it answers. */
+export function servingConditions(silentForMs: number | null, runtimeDir: string, name: string): Condition[] {
+  if (silentForMs === null) return [];
+  return [
+    {
+      message: `the process that serves ${name} (its shim) does not answer; its clients may go on`,
+      sinceMs: Date.now() - silentForMs,
+      whoCanClearIt: 'an operator of the worker',
+      nextAction: `Look at ${runtimeDir}/shim.log, and whether that process is stopped or waits for a disk.`,
     },
   ];
 }

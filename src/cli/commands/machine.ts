@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
 import { GodwitError, isGodwitError, messageOf } from '../../base/errors.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
+import { unanswered } from '../../base/progress.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
@@ -556,7 +557,12 @@ export async function move(
   let said = '';
   try {
     while (moving.endedAtMs === null) {
-      const reason = moving.reason ? ` (${moving.reason.message}; next: ${moving.reason.nextAction})` : '';
+      const silent = unanswered(moving.asks, Date.now());
+      const reason = moving.reason
+        ? ` (${moving.reason.message}; next: ${moving.reason.nextAction})`
+        : silent
+          ? ` (waits for an answer of ${silent.who})`
+          : '';
       const line = printable(`${machine.name}: ${moving.state} ${moving.step ?? ''}${reason}`);
       if (line !== said) context.note(line);
       said = line;

@@ -55,6 +55,10 @@ export function runText(run: RunView, worker: string): string {
   const lines = [head, table(['  STEP', 'STATE', '', 'TIME'], rows)];
   if (run.reason)
     lines.push(`  waits: ${printable(run.reason.message)}\n  next: ${printable(run.reason.nextAction)}`);
+  if (run.asks) {
+    const ms = Math.max(0, Date.now() - run.asks.sinceMs);
+    lines.push(`  asked: ${printable(run.asks.who)}, ${formatDuration(ms)} ago; no answer yet`);
+  }
   if (run.error) {
     lines.push(
       `  error ${run.error.code}: ${printable(run.error.message)}\n  next: ${printable(run.error.nextAction)}`,

@@ -1,0 +1,52 @@
+import type { Clock } from '../base/clock.ts';
+import { isGodwitError, toWireError, type WireError } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+import type { ShimOps } from '../machine/shim-protocol.ts';
+
+/** A volume server that does not answer, or that there is not any more. */
+export type ServerTrouble = {
+  error: WireError;
+  /** Wall clock, of when somebody looked and found it first. */
+  sinceMs: number;
+  /** Null: none runs. */
+  serverPid: number | null;
+};
+
+/** What is asked of a shim, beside its own state, about the volume that it holds. */
+export type ShimVoice = {
+  call(op: 'volume.command', args: ShimOps['volume.command']['args'], timeoutMs: number): Promise<unknown>;
+};
+
+/** The shim has its own word for what its server does not do, a moment after the server's time is up. */
+const SLACK_MS = 1_000;
+const TROUBLES = ['RPC_TIMEOUT', 'ATTACH_SERVER_NOT_READY', 'ATTACH_SERVER_DIED', 'ATTACH_SERVER_FAILED'];
+
+/**
+ * Whether volume servers answer, for people who ask why. A shim that is well says nothing of a server that hangs (it was stopped, or a disk below it hangs), under which
+ * its machine waits without an error. Nobody looks for it all the time: with many machines that would cost more than it tells.
+ */
+export class VolumeServerLooks {
+  readonly #clock: Clock;
+  readonly #sinceMs = new Map<string, number>();
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Null: it answers. `serverPid`: as its shim says. Never rejects, and takes a bounded time. */
+  async look(shimId: string, shim: ShimVoice, serverPid: number | null): Promise<ServerTrouble | null> {
+    const { ms } = PATIENCE.serverWhy;
+    try {
+      await shim.call('volume.command', { op: 'status', args: {}, timeoutMs: ms }, ms + SLACK_MS);
+    } catch (error) {
+      if (isGodwitError(error) && TROUBLES.includes(error.code)) {
+        const sinceMs = this.#sinceMs.get(shimId) ?? this.#clock.wallMs();
+        this.#sinceMs.set(shimId, sinceMs);
+        return { error: toWireError(error), sinceMs, serverPid };
+      }
+      // Its shim has gone, or it is of a kind that does not know the question.
+    }
+    this.#sinceMs.delete(shimId);
+    return null;
+  }
+}
