@@ -171,6 +171,8 @@ export const VolumeServerSpec = Type.Object({
   access: Access,
   /** What becomes of the guest's writes when the disk is full but for its reserve (volume/disk-room.ts). Left out: they wait. */
   whenFull: Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')])),
+  /** How much of that reserve is open, for a machine that leaves: the last `room`. Left out: none. */
+  leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
   /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */
   plane: Type.Optional(Type.Literal('kernel')),
   clone: Type.Optional(CloneSpec),
@@ -235,6 +237,8 @@ export type VolumeServerStatus = {
    * map of a clone, that is full. Sizes in bytes.
    */
   noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number; map?: string };
+  /** What is kept back of the disk is open to the guest, which leaves. Left out: it is not. */
+  leaving?: 'running' | 'stopped';
   guest: GuestStatistics;
   /** Only in role `export`. */
   export?: { host: string; port: number; sessions: number; bytesServed: number };

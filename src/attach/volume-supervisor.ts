@@ -79,7 +79,7 @@ export type VolumeSupervisorState = {
 
 /**
  * Keeps one volume server alive: starts it with the spec, starts another one at once when it dies, on the same descriptor and with
- * what was commanded since (access, hydration, grants), and passes commands and events on. A command that was under way when
+ * what was commanded since (access, hydration, grants, room), and passes commands and events on. A command that was under way when
  * the server died is given to the next one: all of them are idempotent.
  */
 export class VolumeSupervisor {
@@ -298,6 +298,10 @@ export class VolumeSupervisor {
       this.#spec = { ...spec, access: (args as { access: Access }).access };
     } else if (op === 'hydration' && spec.clone !== undefined) {
       this.#spec = { ...spec, clone: { ...spec.clone, hydration: args as HydrationSettings } };
+    } else if (op === 'room') {
+      const { leaving, stopped } = args as { leaving: boolean; stopped?: boolean };
+      const { leaving: _before, ...rest } = spec;
+      this.#spec = leaving ? { ...rest, leaving: stopped === false ? 'running' : 'stopped' } : rest;
     } else if (op === 'finish') {
       const { clone: _dropped, ...rest } = spec;
       this.#spec = rest;

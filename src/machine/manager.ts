@@ -189,8 +189,12 @@ export class MachineManager {
     change: Partial<Pick<MachineRecord, 'desired' | 'claimedBy'>>,
   ): Promise<MachineRecord> {
     return this.#exclusively(machineId, async () => {
-      const record = { ...this.get(machineId), ...change };
+      const before = this.get(machineId);
+      const record = { ...before, ...change };
       await this.#write(record);
+      // A run that has let it go had perhaps opened what is kept back of the disk: it stays, and writes on.
+      if (before.claimedBy !== null && record.claimedBy === null && record.desired === 'running')
+        void this.openReserve(machineId, 'no');
       return record;
     });
   }

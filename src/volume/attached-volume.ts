@@ -205,6 +205,7 @@ export class AttachedVolume {
       ...(hydration ? { hydration } : {}),
       ...(this.#guard.lost && { dataLoss: { atMs: this.#guard.lost.atMs, reason: this.#guard.lost.reason } }),
       ...(noRoom && { noRoom }),
+      ...(this.#room.leaving !== 'no' && { leaving: this.#room.leaving }),
       guest: this.#front.statistics(),
       ...(this.#nbd ? { served: this.#nbd.served } : {}),
     };

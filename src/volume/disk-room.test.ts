@@ -174,6 +174,8 @@ test('with `error` a write fails at once, and what is fetched is refused at the 
   const failing = disk.room(t, 'error');
   await assert.rejects(failing.admit(0, 4096), isFull);
   assert.equal(failing.shortage()?.waiting, 0);
+  const refused = disk.room(t, 'error');
+  await assert.rejects(refused.admit(0, 4096), isFull);
   const file = new MemoryDevice({ lengthBytes: 8 * MIB });
   const arrivals = roomyArrivals(file, disk.room(t));
   await assert.rejects(arrivals.write(0, new Uint8Array(4096)), isFull);
@@ -182,6 +184,11 @@ test('with `error` a write fails at once, and what is fetched is refused at the 
   const back = new Uint8Array(4096);
   await file.read(0, back);
   assert.equal(back[0], 7);
+  // Who was refused does not write again: that there is room is found by who asks.
+  await disk.clock.run(2_000);
+  refused.shortage();
+  await disk.clock.run(1);
+  assert.equal(refused.shortage(), null);
 });
 
 test('a disk that refuses though it seemed to have room is asked again, and nothing of the write is lost', async (t) => {

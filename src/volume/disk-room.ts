@@ -72,6 +72,8 @@ export type DiskRoomOptions = {
   /** What of the volume's file is there already. */
   extents: (offsetBytes: number, lengthBytes: number, limitExtents: number) => Promise<Extent[]>;
   whenFull: WhenFull;
+  /** Default: none of the reserve is open. */
+  leaving?: Leaving;
   clock: Clock;
 };
 
@@ -83,7 +85,7 @@ export class DiskRoom {
   readonly portion = new SharedArrayBuffer(4);
   readonly #portion = new Int32Array(this.portion);
   readonly #options: DiskRoomOptions;
-  #leaving: Leaving = 'no';
+  #leaving: Leaving;
   #waiters: Waiter[] = [];
   #looking: Promise<number> | null = null;
   #lookedMs = Number.NEGATIVE_INFINITY;
@@ -103,11 +105,21 @@ export class DiskRoom {
 
   constructor(options: DiskRoomOptions) {
     this.#options = options;
+    this.#leaving = options.leaving ?? 'no';
+  }
+
+  /** How much of the reserve is open to this volume. */
+  get leaving(): Leaving {
+    return this.#leaving;
   }
 
   /** null: there is room, as far as anybody has asked. */
   shortage(): NoRoom | null {
     const [freeBytes, reserveBytes] = [this.#freeBytes, this.#reserveBytes];
+    // Nobody waits, and so nobody looks: who was refused may never write again.
+    const isStale = this.#options.clock.monotonicMs() - this.#lookedMs > PORTION_MS;
+    const isIdle = this.#sinceMs !== null && this.#waiters.length === 0 && !this.#closed;
+    if (isStale && isIdle) void this.#look().catch(() => {});
     if (this.#sinceMs !== null)
       return { sinceMs: this.#sinceMs, waiting: this.#waiters.length, freeBytes, reserveBytes };
     if (this.#mapWaits === null) return null;
@@ -384,7 +396,7 @@ export function roomyArrivals(store: ArrivalStore, room: DiskRoom): ArrivalStore
 
 /** `local`: the data file of the volume that the spec is of. */
 export function roomOf(
-  { volumeDir, whenFull }: Pick<VolumeServerSpec, 'volumeDir' | 'whenFull'>,
+  { volumeDir, whenFull, leaving }: Pick<VolumeServerSpec, 'volumeDir' | 'whenFull' | 'leaving'>,
   local: FileDevice,
   clock: Clock,
 ): DiskRoom {
@@ -392,6 +404,7 @@ export function roomOf(
     look: () => fileSystemOf(volumeDir),
     extents: (offsetBytes, lengthBytes, limit) => local.extents(offsetBytes, lengthBytes, limit),
     whenFull: whenFull ?? 'pause',
+    ...(leaving && { leaving }),
     clock,
   });
 }

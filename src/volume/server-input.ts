@@ -46,6 +46,9 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.whenFull === undefined
       ? {}
       : { whenFull: oneOf(spec.whenFull, ['pause', 'error'], 'whenFull') }),
+    ...(spec.leaving === undefined
+      ? {}
+      : { leaving: oneOf(spec.leaving, ['running', 'stopped'], 'leaving') }),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),

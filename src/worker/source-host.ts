@@ -317,6 +317,8 @@ export class SourceHost implements SourceSide {
     if (client) {
       const { volume } = await client.call('status', {});
       if (volume) {
+        // Again: a shim of an earlier version does not tell it to the server that follows one that died.
+        void machines.openReserve(machineId, 'stopped');
         await unmountOrName(machines, machineId, client);
         // The record first: when the server lets its lock go, nobody may pass the fence any more.
         await volumes.apply(volumeId, { kind: 'seal', generation });

@@ -3,8 +3,9 @@ import { chmodSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'node:test';
+import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
-import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { Fleet, fleetNeeds, killProcess } from '../support/fleet.ts';
 
 /** What should be there comes back by itself, and says why it is not there yet. */
 
@@ -77,6 +78,15 @@ test('a run that was forgotten leaves no claim, no export, no half of a volume; 
   const { id, volumeId } = await source.client.showMachine('m');
   const { id: runId } = await source.client.moveMachine(id, { target: 'b' });
   await fleet.until('the stop', async () => (await source.client.showRun(runId)).step === 'stop');
+  // What is kept back of the disk is open for who leaves, through the death of the volume server too.
+  const leaving = async () =>
+    ((await source.volumeCommand(id, 'status', {})) as Pick<VolumeServerStatus, 'leaving'>).leaving ?? 'no';
+  await fleet.until('the reserve to be open', async () => (await leaving()) === 'running');
+  const server = () => source.shims().find((shim) => shim.id === id)?.state.volumeServer ?? null;
+  const first = server();
+  killProcess(first!);
+  await fleet.until('another volume server', () => server() !== null && server()?.pid !== first?.pid);
+  assert.equal(await leaving(), 'running');
   const inside = targetRunId(runId);
   for (const run of [inside, runId]) {
     const forced = await fleet.run('runs', 'force', run, 'forget', '--yes');
@@ -86,6 +96,7 @@ test('a run that was forgotten leaves no claim, no export, no half of a volume; 
     const machine = await source.client.showMachine(id);
     return machine.state === 'running' && machine.move === null;
   });
+  await fleet.until('the reserve to be closed', async () => (await leaving()) === 'no');
   await fleet.until('the export to go', () => source.exports().length === 0);
   await fleet.until('the target to have nothing', async () => {
     const here = await target.client.listMachines();
