@@ -30,3 +30,28 @@ test('an error of a version that does not say it is judged by the codes of that 
   assert.equal(GodwitError.fromWire({ ...said, retry: 'unknown' }).retry, 'unknown');
   assert.equal(GodwitError.fromWire({ ...said, retry: 'at full moon' as Retry }).retry, 'unknown');
 });
+
+test('what the system says of disks and files is not "unexpected": it has a code, and what to do', () => {
+  const codeOf = (code: string, more: object = {}) =>
+    toWireError(Object.assign(new Error(`${code}: it`), { code, ...more })).code;
+  assert.deepEqual(
+    ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS', 'Unknown system error -117', 'EMFILE', 'ENFILE', 'EPERM', 'ECHILD'].map(
+      (code) => codeOf(code),
+    ),
+    [
+      ...['DISK_FULL', 'DISK_FULL', 'DISK_FAILED', 'DISK_FAILED', 'DISK_FAILED'],
+      ...['HOST_NO_DESCRIPTORS', 'HOST_NO_DESCRIPTORS', 'HOST_NOT_PERMITTED', 'INTERNAL'],
+    ],
+  );
+  const sqlite = (errcode: number) => codeOf('ERR_SQLITE_ERROR', { errcode });
+  // SQLITE_FULL, _IOERR_WRITE; _READONLY_ROLLBACK, _IOERR_READ, _CORRUPT, _NOTADB; _BUSY.
+  assert.deepEqual([13, 778, 776, 266, 11, 26, 5].map(sqlite), [
+    'DISK_FULL',
+    'DISK_FULL',
+    'DISK_FAILED',
+    'DISK_FAILED',
+    'DISK_FAILED',
+    'DISK_FAILED',
+    'INTERNAL',
+  ]);
+});
