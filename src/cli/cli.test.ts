@@ -7,6 +7,7 @@ import { drainMachine, FakeWorkerService, machineView, runView } from '../../tes
 import { diskReceiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { createApiServer } from '../api/server.ts';
+import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import type { DrainStatus } from '../contract/schemas.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
@@ -260,6 +261,44 @@ test('a worker that does not answer: the others are listed, it is named, 4', asy
   assert.equal(missing.code, 4, 'it may be there');
   assert.match(missing.stderr, /no answer from worker-3/);
   assert.equal((await fleet.godwit('drain', 'worker-3')).code, 4);
+});
+
+test('a worker with trouble of its own keeps nobody else from answering: it is named, with what to do, 4', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const [, second] = fleet.services;
+  fleet.services[0]!.machines.set('m_1', machineView({}));
+  second!.listMachines = async () => {
+    throw new GodwitError('INTERNAL', 'its disk is broken', { nextAction: 'look at its disk' });
+  };
+  const list = await fleet.godwit('machine', 'list');
+  assert.deepEqual([list.code, /^pg /m.test(list.stdout)], [4, true], list.stderr);
+  assert.match(
+    list.stderr,
+    /warning: worker-2 has no answer \(its disk is broken\)\n {2}next: look at its disk/,
+  );
+  assert.equal((await fleet.godwit('machine', 'show', 'pg')).code, 0);
+  const missing = await fleet.godwit('machine', 'show', 'other');
+  assert.match(missing.stderr, /INTERNAL: no machine other .*no answer from worker-2: its disk is broken/);
+  // Where nobody has an answer, what is wrong is with the question, or with who asks.
+  writeFileSync(join(fleet.dir, '.godwit', 'token'), 'another-token-of-the-fleet');
+  const refused = await fleet.godwit('machine', 'list');
+  assert.match(refused.stderr, /^error API_UNAUTHORIZED/, refused.stdout);
+});
+
+test('of several machines one that cannot be destroyed does not keep the others, and nobody has to guess which', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const [first] = fleet.services;
+  for (const name of ['a', 'c'])
+    first!.machines.set(`m_${name}`, machineView({ id: `m_${name}`, name, state: 'stopped' }));
+  const both = await fleet.godwit('machine', 'destroy', 'a', 'b', 'c', '--json');
+  assert.equal(both.code, 5, both.stderr);
+  const { destroyed, failed } = JSON.parse(both.stdout);
+  assert.deepEqual(
+    destroyed.map(({ name }: { name: string }) => name),
+    ['a', 'c'],
+  );
+  assert.deepEqual([failed[0].ref, failed[0].error.code], ['b', 'CLI_MACHINE_NOT_FOUND']);
+  assert.match(both.stderr, /^b: error CLI_MACHINE_NOT_FOUND/);
 });
 
 const moved = drainMachine({

@@ -1,7 +1,8 @@
 import type { GodwitError } from '../base/errors.ts';
-import { FleetClient } from './fleet-client.ts';
+import { FleetClient, isAway } from './fleet-client.ts';
 import { type Fleet, type FleetOptions, findFleet } from './fleet-file.ts';
 import { type Style, style, wantsColour } from './style.ts';
+import { printable } from './table.ts';
 
 export type GlobalOptions = FleetOptions & { json?: boolean };
 
@@ -53,8 +54,9 @@ export class Context {
   noteUnreachable(unreachable: readonly { worker: string; error: GodwitError }[]): void {
     for (const { worker, error } of unreachable) {
       // Another CA is for the reader to give; a worker that is down is not there to be helped from here.
-      const hint = error.code === 'API_TLS_REFUSED' ? `\n  next: ${error.nextAction}` : '';
-      this.note(`warning: ${worker} does not answer (${error.message})${hint}`);
+      const hint = error.code === 'API_UNREACHABLE' ? '' : `\n  next: ${error.nextAction}`;
+      const how = isAway(error.code) ? 'does not answer' : 'has no answer';
+      this.note(`warning: ${worker} ${how} (${printable(error.message)})${hint}`);
     }
   }
 

@@ -1,4 +1,5 @@
 import { ApiClient } from '../api/client.ts';
+import { statusOf } from '../api/status.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { MachineView, VolumeView } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
@@ -42,7 +43,10 @@ export class FleetClient {
     for (const { client } of this.workers) client.close();
   }
 
-  /** Asks every worker; only one that cannot be reached is tolerated, any other error is thrown. */
+  /**
+   * Asks every worker. One that cannot be reached, or that is in trouble of its own (its disk, another token, something else at its address), does not keep the
+   * others' answers; any other error is thrown, and where nobody has an answer that trouble is, too.
+   */
   async gather<Item>(ask: (worker: WorkerClient) => Promise<Item[]>): Promise<Gathered<Item>> {
     const items: Item[] = [];
     const unreachable: Gathered<Item>['unreachable'] = [];
@@ -50,10 +54,12 @@ export class FleetClient {
     for (const [index, answer] of answers.entries()) {
       const { name, url } = this.workers[index]!;
       if (answer.status === 'fulfilled') items.push(...answer.value);
-      else if (isGodwitError(answer.reason) && isAway(answer.reason.code)) {
+      else if (isGodwitError(answer.reason) && isOwnTrouble(answer.reason.code)) {
         unreachable.push({ worker: name, url, error: answer.reason });
       } else throw answer.reason;
     }
+    const told = unreachable.find(({ error }) => !isAway(error.code));
+    if (told !== undefined && unreachable.length === answers.length) throw told.error;
     return { items, unreachable };
   }
 
@@ -159,7 +165,12 @@ export class FleetClient {
       throw new GodwitError(
         away.error.code,
         `no ${what} ${ref} on the workers that answer, and no answer from ${names}: ${messageOf(away.error)}`,
-        { values: { ...away.error.values, ref }, nextAction: `Bring ${names} back, or check the name.` },
+        {
+          values: { ...away.error.values, ref },
+          nextAction: isAway(away.error.code)
+            ? `Bring ${names} back, or check the name.`
+            : `Check the name; of ${away.worker}: ${away.error.nextAction}`,
+        },
       );
     }
     throw new GodwitError(`CLI_${what.toUpperCase()}_NOT_FOUND`, `no ${what} ${ref} in this fleet`, {
@@ -175,6 +186,13 @@ export class FleetClient {
 /** No answer: it is down, or it cannot prove who it is. */
 function isAway(code: string): boolean {
   return code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED';
+}
+
+const REFUSALS = new Set(['API_UNAUTHORIZED', 'API_CERTIFICATE_REQUIRED', 'API_TLS_REQUIRED']);
+
+/** What says nothing about the question, nor about the other workers. */
+function isOwnTrouble(code: string): boolean {
+  return isAway(code) || REFUSALS.has(code) || statusOf(code) >= 500;
 }
 
 /** During a move both sides know the machine; who owns it, or soon will, is asked. Lower is asked first; default 0. */

@@ -1,6 +1,6 @@
 import { systemClock } from '../../base/clock.ts';
-import { messageOf } from '../../base/errors.ts';
 import type { DrainStatus } from '../../contract/schemas.ts';
+import { AWAY_MS, tellAway } from '../ask-again.ts';
 import type { Context } from '../context.ts';
 import { followDrain } from '../drain-follow.ts';
 import { describeChanges, renderDrain, renderPlan, renderSummary } from '../drain-render.ts';
@@ -11,8 +11,6 @@ import { parseDuration } from '../units.ts';
 
 /** Often enough that a bar moves smoothly; a status is one small request to the worker. */
 const POLL_MS = 250;
-/** A worker that restarts is back within seconds; after this it is taken for lost. */
-const AWAY_MS = 60_000;
 
 export type DrainOptions = {
   dryRun?: boolean;
@@ -50,12 +48,7 @@ export async function drain(context: Context, workerName: string, options: Drain
     const { status, exitCode } = await followDrain({
       ask: () => client.drainStatus(),
       show: view.show,
-      away: (error) =>
-        context.note(
-          error
-            ? `${name} does not answer (${messageOf(error)}); the drain goes on when it is back`
-            : `${name} is back`,
-        ),
+      away: tellAway((text) => context.note(text), name, 'the drain'),
       clock: systemClock,
       signal: interrupt.signal,
       pollMs: POLL_MS,

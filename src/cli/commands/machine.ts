@@ -1,13 +1,15 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
-import { GodwitError, isGodwitError, messageOf } from '../../base/errors.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
+import { systemClock } from '../../base/clock.ts';
+import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/errors.ts';
 import { unanswered } from '../../base/progress.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
+import { askAgain, tellAway } from '../ask-again.ts';
 import type { Context } from '../context.ts';
-import { EXIT, ExitWith } from '../exit.ts';
+import { describeError, EXIT, ExitWith, exitCodeOf } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
 import { interruption } from '../interruption.ts';
 import { printable, table } from '../table.ts';
@@ -100,7 +102,12 @@ export async function run(context: Context, command: string[], options: RunOptio
     machine = await worker.client.createMachine({ name: options.name, config, start: true });
   } catch (error) {
     // A volume made for a machine that does not come about goes too, unless nobody knows whether it came about.
-    if (made && !(isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false)) {
+    const isUnknown = isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false;
+    if (made && isUnknown) {
+      context.note(
+        `The volume ${made.name} was made; whether the machine was is not known. \`godwit machine show ${options.name}\` tells; if it was not: godwit volume destroy ${made.name}`,
+      );
+    } else if (made) {
       await worker.client.destroyVolume(made.id).catch((left: unknown) => {
         context.note(
           `warning: the volume ${made.name} was made and could not be destroyed again (${messageOf(left)}); when that is over: godwit volume destroy ${made.name}`,
@@ -110,7 +117,7 @@ export async function run(context: Context, command: string[], options: RunOptio
     throw error;
   }
   const remove = `godwit machine destroy ${machine.name} --force${made ? ' --volume' : ''}`;
-  if (!options.detach) machine = await awaitHealthy(context, worker.client, machine.id, { waitMs, remove });
+  if (!options.detach) machine = await awaitHealthy(context, worker, machine.id, { waitMs, remove });
   context.result(machine, () => `${machine.name} ${stateOf(machine)} on ${machine.worker} (${machine.id})`);
 }
 
@@ -120,17 +127,22 @@ export async function run(context: Context, command: string[], options: RunOptio
  */
 async function awaitHealthy(
   context: Context,
-  client: ApiClient,
+  worker: WorkerClient,
   id: string,
   { waitMs, remove }: { waitMs: number; remove: string },
 ): Promise<MachineView> {
+  const { client } = worker;
   const deadlineMs = performance.now() + waitMs;
   let upSinceMs: number | null = null;
   const interrupt = interruption();
   try {
     for (;;) {
       interrupt.signal.throwIfAborted();
-      const machine = await client.showMachine(id);
+      const machine = await askAgain(() => client.showMachine(id), {
+        away: tellAway((text) => context.note(text), worker.name, 'the start'),
+        clock: systemClock,
+        signal: interrupt.signal,
+      });
       const { health, state, restarts } = machine;
       const checked = machine.config.health !== undefined;
       if (state === 'running' && health.state === 'healthy') return machine;
@@ -479,18 +491,45 @@ export async function destroy(
   options: { force?: boolean; volume?: boolean },
 ): Promise<void> {
   const destroyed: { machineId: string; name: string; volumeId: string | null }[] = [];
+  const failed: { ref: string; error: unknown }[] = [];
   for (const ref of refs) {
-    const { worker, machine } = await context.fleet().machine(ref);
-    await worker.client.destroyMachine(machine.id, { force: options.force === true });
-    const volumeId = options.volume ? machine.volumeId : null;
-    if (volumeId !== null) await worker.client.destroyVolume(volumeId);
-    destroyed.push({ machineId: machine.id, name: machine.name, volumeId });
+    try {
+      destroyed.push(await destroyOne(context, ref, options));
+    } catch (error) {
+      // One that cannot go does not keep the others.
+      if (refs.length === 1) throw error;
+      failed.push({ ref, error });
+    }
   }
-  context.result({ destroyed }, () =>
+  const wire = failed.map(({ ref, error }) => ({ ref, error: toWireError(error) }));
+  context.result({ destroyed, ...(failed.length > 0 && { failed: wire }) }, () =>
     destroyed
       .map(({ name, volumeId }) => `${name} destroyed${volumeId === null ? '' : ' with its volume'}`)
       .join('\n'),
   );
+  for (const { ref, error } of failed) context.note(`${ref}: ${describeError(error).text}`);
+  if (failed[0]) throw new ExitWith(exitCodeOf(failed[0].error));
+}
+
+async function destroyOne(
+  context: Context,
+  ref: string,
+  options: { force?: boolean; volume?: boolean },
+): Promise<{ machineId: string; name: string; volumeId: string | null }> {
+  const { worker, machine } = await context.fleet().machine(ref);
+  await worker.client.destroyMachine(machine.id, { force: options.force === true });
+  const volumeId = options.volume ? machine.volumeId : null;
+  if (volumeId !== null) {
+    await worker.client.destroyVolume(volumeId).catch((error: unknown) => {
+      const { code, message, values, nextAction } = toWireError(error);
+      throw new GodwitError(code, `${machine.name} is destroyed, and its volume is not: ${message}`, {
+        values,
+        nextAction: `${nextAction} Then: godwit volume destroy ${volumeId}`,
+        cause: error,
+      });
+    });
+  }
+  return { machineId: machine.id, name: machine.name, volumeId };
 }
 
 export async function exec(
@@ -569,7 +608,11 @@ export async function move(
       await sleep(POLL_MS, undefined, { signal: interrupt.signal }).catch(() =>
         interrupt.signal.throwIfAborted(),
       );
-      moving = await worker.client.showRun(moving.id);
+      moving = await askAgain(() => worker.client.showRun(moving.id), {
+        away: tellAway((text) => context.note(text), worker.name, 'the move'),
+        clock: systemClock,
+        signal: interrupt.signal,
+      });
     }
   } catch (error) {
     if (interrupt.signal.aborted) {

@@ -261,6 +261,7 @@ export async function destroy(
   const fleet = context.fleet();
   const destroyed: { volumeId: string; name: string; left: { worker: string; generation: number }[] }[] = [];
   const lines: string[] = [];
+  let someAreAway = false;
   for (const ref of refs) {
     const { worker, volume } = await fleet.volume(ref);
     const copies = options.allCopies === true;
@@ -269,6 +270,7 @@ export async function destroy(
       (await each.client.listVolumes()).filter(({ id }) => id === volume.id).map((copy) => ({ each, copy })),
     );
     context.noteUnreachable(unreachable);
+    someAreAway ||= unreachable.length > 0;
     const left: typeof items = [];
     for (const item of items) {
       if (!copies || item.copy.state !== 'retained') left.push(item);
@@ -282,6 +284,8 @@ export async function destroy(
     lines.push(`${volume.name} destroyed; ${whatIsLeft(volume.id, left, unreachable.length > 0)}`);
   }
   context.result({ destroyed }, () => lines.join('\n'));
+  // Nobody knows whether those were all.
+  if (options.allCopies === true && someAreAway) throw new ExitWith(EXIT.unreachable);
 }
 
 /** Where the data of a destroyed volume still is: nobody should have to guess whether that was the last of it. */
@@ -340,6 +344,7 @@ export async function recover(
   items.sort((left, right) => right.volume.generation - left.volume.generation);
   const [newest, next] = items;
   if (newest === undefined) {
+    if (unreachable[0]) throw unreachable[0].error;
     throw new GodwitError('CLI_VOLUME_NOT_FOUND', `no worker keeps a sealed volume ${ref}`, {
       values: { ref },
       nextAction: 'godwit volume list --all shows what is kept; a copy goes when its retention is over.',
