@@ -510,6 +510,13 @@ const TABLE = {
     end: 'the machine is stopped all the same',
     slow: 'its last writes wait for room until it is opened',
   },
+  firstRecovery: {
+    ms: 10_000,
+    kind: 'help',
+    waits: 'all machines of a worker that starts to be found or started again, before it answers',
+    end: 'it answers without; those that are missing are said to be starting',
+    slow: 'the same; moves and drains begin meanwhile',
+  },
   serverWhy: {
     ms: 2_000,
     kind: 'help',

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
@@ -155,12 +155,14 @@ test('a volume that is not mounted is had through a socket, and needs no filesys
 test('a new worker finds what runs, starts what should run, leaves the rest', { skip }, async (t) => {
   const { dir, open } = await fixture(t);
   const first = await open();
-  for (const name of ['found', 'dead', 'stopped', 'moving', 'never']) {
+  for (const name of ['found', 'dead', 'stopped', 'ending', 'moving', 'never']) {
     await first.create({ name, config: machineConfig(SLEEP) });
     if (name !== 'never') await first.start(name);
   }
   await first.stop('stopped');
   await first.release('stopped');
+  // As far as a worker came that died in the middle of a stop.
+  await first.update(first.get('ending').id, { desired: 'stopped' });
   const pids = new Map<string, number>();
   for (const { record, shim } of await first.list()) if (shim) pids.set(record.name, shim.shimPid);
   await first.update(first.get('moving').id, { claimedBy: 'run_1' });
@@ -185,14 +187,42 @@ test('a new worker finds what runs, starts what should run, leaves the rest', { 
     found: 'found',
     dead: 'restarted',
     stopped: 'left',
+    ending: 'left',
     moving: 'left',
     never: 'left',
   });
   assert.equal((await second.show('found')).shim?.shimPid, pids.get('found'));
   assert.equal((await second.show('dead')).shim?.workload?.state, 'running');
+  assert.equal((await second.show('ending')).shim?.workload?.state, 'stopped', 'what was begun is ended');
   assert.equal((await second.show('never')).shim, null);
   await second.update(second.get('moving').id, { claimedBy: null });
   await second.destroy('moving', { force: true });
+});
+
+test('a restart that fails between its stop and its start leaves the machine wanted, and what keeps it is tried again', {
+  skip,
+}, async (t) => {
+  const { dir, open } = await fixture(t);
+  const manager = await open();
+  const shown = join(dir, 'shown');
+  mkdirSync(shown);
+  const config = machineConfig(SLEEP);
+  const { id } = await manager.create({
+    name: 'web',
+    config: { ...config, hostFolders: [...config.hostFolders!, shown] },
+  });
+  await manager.start(id);
+  assert.equal(manager.beginning(id), null);
+  rmdirSync(shown);
+  let stopped = 0;
+  await refuses(
+    manager.restart(id, () => stopped++),
+    'MACHINE_BAD_HOST_FOLDER',
+  );
+  assert.deepEqual([stopped, manager.get(id).desired, manager.beginning(id)], [1, 'running', null]);
+  mkdirSync(shown);
+  assert.equal((await manager.recoverOne(id)).outcome, 'restarted');
+  assert.equal((await manager.show(id)).shim?.workload?.state, 'running');
 });
 
 test('a machine taken in by a move, and forgotten after one', { skip }, async (t) => {

@@ -65,6 +65,9 @@ export type MachineShow = {
   silentForMs?: number;
 };
 
+/** A machine that is being started. `sinceMs`: wall clock; `doing`: what is under way, as the end of a sentence that begins with "it". */
+export type Beginning = { sinceMs: number; doing: string };
+
 /** What `recover` found and did with one machine. */
 export type Recovery = {
   machineId: string;
@@ -84,6 +87,8 @@ export class MachineManager {
   readonly #clients = new Map<string, ShimClient>();
   readonly #looks: ShimLooks;
   readonly #queues = new Map<string, Promise<unknown>>();
+  readonly #ensuring = new Map<string, Promise<ShimClient>>();
+  readonly #beginnings = new Map<string, Beginning>();
   readonly #listeners = new Set<(machineId: string, event: string, data: unknown) => void>();
 
   private constructor(options: MachineManagerOptions) {
@@ -197,6 +202,11 @@ export class MachineManager {
         void this.openReserve(machineId, 'no');
       return record;
     });
+  }
+
+  /** Null: it is not being started now. */
+  beginning(machineId: string): Beginning | null {
+    return this.#beginnings.get(machineId) ?? null;
   }
 
   /** By id or name. Rejects `MACHINE_NOT_FOUND`. */
@@ -353,9 +363,19 @@ export class MachineManager {
     return new Cgroup(cgroupName(this.runtimeDir(machineId)), { layout: readCgroupLayout(), clock });
   }
 
-  async restart(ref: string): Promise<void> {
-    await this.stop(ref);
-    await this.start(ref);
+  /**
+   * Stops it and starts it again. It is wanted all the while, so that a worker that ends in between, or a start that fails, does not leave it down for good. `onStopped`:
+   * when no process of it is left.
+   */
+  async restart(ref: string, onStopped: () => void = () => {}): Promise<void> {
+    const { id } = this.get(ref);
+    await this.#exclusively(id, async () => {
+      this.#refuseClaimed(id);
+      await this.#write({ ...this.get(id), desired: 'running' });
+      await this.stopWorkload(id);
+      onStopped();
+      await this.#bringUp(this.get(id));
+    });
   }
 
   /** Stops it and gives back all that it holds on this host: mount, loop device, processes. The record and the volume's data stay. */
@@ -455,7 +475,16 @@ export class MachineManager {
   }
 
   /** The machine's shim, started when none runs, after the remains of a dead one are gone. For an export or a standby too. */
-  async ensureShim(machineId: string): Promise<ShimClient> {
+  ensureShim(machineId: string): Promise<ShimClient> {
+    // Who cleans up after a dead one must not meet the one that another has just started.
+    const ensuring =
+      this.#ensuring.get(machineId) ??
+      this.#ensureShim(machineId).finally(() => this.#ensuring.delete(machineId));
+    this.#ensuring.set(machineId, ensuring);
+    return ensuring;
+  }
+
+  async #ensureShim(machineId: string): Promise<ShimClient> {
     const running = await this.client(machineId);
     if (running !== null) return running;
     const { clock, logger, hidden } = this.#options;
@@ -505,10 +534,17 @@ export class MachineManager {
 
   /**
    * At the start of a worker: finds the shims that run, starts machines that should run and whose shim is gone (after cleaning up
-   * after it), leaves all others; machines in the hands of a move are left to it. One that fails does not hold up the others.
+   * after it), ends the stops that were under way, leaves all others; machines in the hands of a move are left to it. One that fails does not hold up the others, and is told
+   * like all of them when it is over: one may take long, where its source is away.
    */
-  async recover(): Promise<Recovery[]> {
-    return Promise.all(this.records().map(({ id }) => this.recoverOne(id)));
+  async recover(tell: (recovery: Recovery) => void = () => {}): Promise<Recovery[]> {
+    return Promise.all(
+      this.records().map(async ({ id }) => {
+        const recovery = await this.recoverOne(id);
+        tell(recovery);
+        return recovery;
+      }),
+    );
   }
 
   /** `recover` for one machine; also when what kept it from running may have passed. */
@@ -555,6 +591,12 @@ export class MachineManager {
       // Or it did not come about there, or a run that was forgotten had stopped it.
       const { workload } = status;
       const isUp = workload !== null && workload.startedAtMs !== null && workload.state !== 'stopped';
+      const runs = workload?.state === 'running' || workload?.state === 'restarting';
+      if (record.desired === 'stopped' && runs) {
+        // The worker died between the word of its owner and the end of the stop.
+        await this.stopWorkload(record.id);
+        return 'left';
+      }
       if (record.desired === 'running' && !isUp) {
         await this.#bringUp(record);
         return 'restarted';
@@ -570,6 +612,18 @@ export class MachineManager {
   }
 
   async #bringUp(record: MachineRecord): Promise<void> {
+    const beginning: Beginning = { sinceMs: this.#options.clock.wallMs(), doing: 'has its shim started' };
+    this.#beginnings.set(record.id, beginning);
+    try {
+      await this.#bringUpSaying(record, (doing) => {
+        beginning.doing = doing;
+      });
+    } finally {
+      this.#beginnings.delete(record.id);
+    }
+  }
+
+  async #bringUpSaying(record: MachineRecord, say: (doing: string) => void): Promise<void> {
     const { config } = record;
     const client = await this.ensureShim(record.id);
     if (config.volume !== undefined) {
@@ -577,12 +631,15 @@ export class MachineManager {
       const filesystem = mountPath === undefined ? null : await this.#filesystemOf(volumeId);
       const { volume } = await client.call('status', {});
       if (filesystem === null ? volume === null : volume?.mounted !== true) {
+        say('has its volume opened');
         const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
         await client.call('volume.open', { spec: withNbdSocket(spec, config, this.runtimeDir(record.id)) });
+        say('has its filesystem mounted');
         if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }
     }
     if (config.volume !== undefined) void this.openReserve(record.id, 'no');
+    say('has its processes started');
     await client.call('workload.start', { machineId: record.id, name: record.name, config });
   }
 

@@ -359,11 +359,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       events.emit('worker', options.name, 'the API has no room for more connections', what),
   });
 
-  for (const recovered of await machines.recover()) {
+  await recovery.freeVolumes();
+  const recovering = machines.recover((recovered) => {
     const { machineId, outcome, error } = recovered;
     recovery.note(recovered);
     logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
-  }
+  });
+  // A machine whose source is away, or whose shim hangs, takes as long as it takes; nobody else waits for it, nor whoever asks this worker.
+  await Promise.race([recovering, clock.sleep(PATIENCE.firstRecovery.ms)]);
   const dirtyBound = new DirtyBound({
     look: () => fileSystemOf(options.dataDir),
     devices: async () =>
@@ -429,13 +432,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     await clock.sleep(500);
     if (closing !== null) return;
     await machines
-      .recover()
-      .then((all) => {
-        for (const recovered of all) {
-          recovery.note(recovered);
-          const { error } = recovered;
-          if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
-        }
+      .recover((recovered) => {
+        recovery.note(recovered);
+        const { error } = recovered;
+        if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
       })
       .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
   }

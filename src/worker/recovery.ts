@@ -1,4 +1,5 @@
 import { readdir } from 'node:fs/promises';
+import { basename } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -54,6 +55,27 @@ export class MachineRecovery {
   /** Gives back at once what belongs to no run any more. */
   async tidy(): Promise<void> {
     await this.#tidy();
+  }
+
+  /**
+   * Before anybody can make a machine: a worker that died while it made or destroyed one may have left a volume that belongs to a machine that is not there, which nobody could
+   * give to another. What comes or goes with a move, and the volume of a machine whose record cannot be read, stay as they are.
+   */
+  async freeVolumes(): Promise<void> {
+    const { machines, volumes, logger } = this.#options;
+    const unread = machines.broken.map(({ file }) => basename(file, '.json'));
+    const owners = new Set([...machines.records().map(({ id }) => id), ...unread]);
+    const { volumes: all } = await volumes.list();
+    for (const { id, name, state, machineId } of all) {
+      if (state !== 'ready' || machineId === null || owners.has(machineId)) continue;
+      logger.warn(
+        { volumeId: id, name, machineId },
+        'the machine of a volume is not there: the volume is free',
+      );
+      await volumes.assignMachine(id, null).catch((error: unknown) => {
+        logger.error({ volumeId: id, error: toWireError(error) }, 'a volume without its machine stays taken');
+      });
+    }
   }
 
   /** Looks now, and every two seconds from now on. */

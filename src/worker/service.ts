@@ -70,6 +70,7 @@ import type { Serving } from './serving.ts';
 import { isAttached } from './volume-access.ts';
 import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 import {
+  beginningConditions,
   dataLossConditions,
   downConditions,
   drainConditions,
@@ -352,15 +353,29 @@ export class LocalService implements WorkerService {
     const { machines, events, clock } = this.#o;
     const record = machines.get(ref);
     const startedMs = clock.monotonicMs();
-    if (record.desired === 'running') await machines.stop(record.id);
-    const stoppedMs = clock.monotonicMs();
-    await (record.desired === 'running' ? machines.start(record.id) : this.#start(record));
+    let stoppedMs = startedMs;
+    if (record.desired === 'running') await this.#restart(record.id, () => (stoppedMs = clock.monotonicMs()));
+    else await this.#start(record);
     await machines.awaitHealthy(record.id, RESTART_HEALTHY_MS);
     const endedMs = clock.monotonicMs();
     events.emit('machine', record.id, `restarted ${record.name}`, {
       interruptionMs: { stop: stoppedMs - startedMs, boot: endedMs - stoppedMs, total: endedMs - startedMs },
     });
     return this.showMachine(record.id);
+  }
+
+  /** One that stops and then cannot be started is tried again, as one that could not be found again: it is wanted. */
+  async #restart(machineId: string, onStopped: () => void): Promise<void> {
+    let isStopped = false;
+    try {
+      await this.#o.machines.restart(machineId, () => {
+        isStopped = true;
+        onStopped();
+      });
+    } catch (error) {
+      if (isStopped && isGodwitError(error)) this.#o.recovery.note({ machineId, outcome: 'failed', error });
+      throw error;
+    }
   }
 
   execInMachine(ref: string, request: ExecRequest): Promise<ExecReply> {
@@ -675,6 +690,7 @@ export class LocalService implements WorkerService {
           ),
           ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
           ...stoppingConditions(view, machine.desired),
+          ...beginningConditions(machines.beginning(machine.id)),
           ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
           ...machineConditions(view, runs, drain),
         ],

@@ -5,6 +5,7 @@ import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
 import { progressText, type Question, unanswered } from '../base/progress.ts';
 import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
+import type { Beginning } from '../machine/manager.ts';
 import type { DrainView } from '../migration/drain.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import type { Trouble } from './recovery.ts';
@@ -192,6 +193,19 @@ export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, wo
       sinceMs: noRoom.sinceMs,
       whoCanClearIt: 'an operator; it goes on by itself when there is room',
       nextAction: `Free space there (godwit volume list --all shows retained copies), or move it away: godwit move ${machine}, or godwit drain ${worker}.`,
+    },
+  ];
+}
+
+/** It is on its way up, which may take long: a mount waits for a source that is away. */
+export function beginningConditions(beginning: Beginning | null): Condition[] {
+  if (beginning === null) return [];
+  return [
+    {
+      message: `it is being started: it ${beginning.doing}`,
+      sinceMs: beginning.sinceMs,
+      whoCanClearIt: 'time, or whom what else is said here waits for',
+      nextAction: 'Nothing to do while that is new; it says why when it fails, and is tried again by itself.',
     },
   ];
 }

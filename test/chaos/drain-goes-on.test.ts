@@ -146,24 +146,10 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
   const hung = await fleet.run('why', 'good');
   assert.match(hung.stdout, new RegExp(`volume server of good does not answer.*pid ${server}.*SIGKILL`, 's'));
   process.kill(server, 'SIGKILL');
-  const conditionsOf = async () => (await b.client.why('good')).conditions;
-  await fleet.until('another one to answer', async () => (await conditionsOf()).length === 0);
-
-  // And a target: who is waited for is named, and since when, before anybody has given it up. No answer in between says that it waits for nothing.
-  process.kill(c.pid, 'SIGSTOP');
-  const askedAtMs = Date.now();
-  const { id: moveId } = await b.client.moveMachine(good, { target: 'c' });
-  let silences = 0;
-  const named = await fleet.until('why to name c', async () => {
-    const conditions = await conditionsOf();
-    if (conditions.length === 0) silences++;
-    return conditions.find(({ message }) => /it waits for an answer of c/.test(message));
-  });
-  assert.deepEqual([named.whoCanClearIt, silences], ['c', 0]);
-  assert.ok(named.sinceMs! >= askedAtMs && /runs on here/.test(named.nextAction), named.nextAction);
-  process.kill(c.pid, 'SIGCONT');
-  assert.equal((await fleet.ended(b, c, moveId)).state, 'done');
-  assert.equal((await c.client.showMachine('good')).hydration, null, 'nothing arrives any more');
+  await fleet.until(
+    'another one to answer',
+    async () => (await b.client.why('good')).conditions.length === 0,
+  );
 
   const moved = await fleet.run('volume', 'move', 'spare', '--to', 'b');
   assert.equal(moved.exitCode, 0, moved.stderr);

@@ -11,16 +11,25 @@ import { Fleet, fleetNeeds, killProcess } from '../support/fleet.ts';
 
 const DEAF = 'trap "echo asked" TERM; echo up; while :; do sleep 0.1; done';
 
-test('a key program that is away for a moment keeps a machine down only for that moment, and why says so', {
+test('a key program that is away for a moment keeps a machine down only for that moment; a target with other keys is told at once, one that hangs is waited for', {
   skip: fleetNeeds,
 }, async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'gw-k-'));
-  const program = join(dir, 'key');
+  const [program, other] = [join(dir, 'key'), join(dir, 'other')];
   writeFileSync(program, '#!/bin/sh\nprintf "a key of %s" "$GODWIT_VOLUME_ID"\n');
-  chmodSync(program, 0o755);
-  const fleet = await Fleet.start(t, ['a', 'b', 'c'], { flags: { a: ['--key-exec', program] } });
+  writeFileSync(other, '#!/bin/sh\nprintf "another key of %s" "$GODWIT_VOLUME_ID"\n');
+  for (const path of [program, other]) chmodSync(path, 0o755);
+  const keys = (path: string) => ['--key-exec', path];
+  const fleet = await Fleet.start(t, ['a', 'b', 'c'], {
+    flags: { a: keys(program), b: keys(other), c: keys(program) },
+  });
   t.after(() => rmSync(dir, { recursive: true, force: true }));
   const worker = fleet.worker('a');
+  const orphan = await worker.client.createVolume({
+    name: 'orphan',
+    lengthBytes: 16 * 2 ** 20,
+    filesystem: 'ext4',
+  });
   const made = await fleet.run(
     ...[
       'machine',
@@ -41,7 +50,11 @@ test('a key program that is away for a moment keeps a machine down only for that
   assert.equal(made.exitCode, 0, made.stderr);
   await worker.powerOff();
   renameSync(program, `${program}.away`);
+  // What a worker leaves that dies while it makes a machine.
+  const record = { ...worker.volumeRecord(orphan.id), machineId: 'm_01jd0000000000000000000000' };
+  writeFileSync(join(worker.dataDir, 'volumes', orphan.id, 'volume.json'), JSON.stringify(record));
   await worker.start();
+  assert.equal((await worker.client.showVolume('orphan')).machineId, null, 'it is free for another machine');
   const why = await fleet.until('a second try', async () => {
     const { stdout } = await fleet.run('why', 'm');
     return /could not be started \((?!1 try)/.test(stdout) ? stdout : null;
@@ -51,6 +64,44 @@ test('a key program that is away for a moment keeps a machine down only for that
   renameSync(`${program}.away`, program);
   await fleet.until('the machine', async () => (await worker.client.showMachine('m')).state === 'running');
   assert.doesNotMatch((await fleet.run('why', 'm')).stdout, /could not be started/);
+
+  // `never`: trying the wrong key again does not help.
+  const refused = await fleet.run('move', 'm', '--to', 'b');
+  assert.equal(refused.exitCode, 3, refused.stderr);
+  assert.match(refused.stdout, /b gave the move up: .*key/);
+  const { id } = await worker.client.showMachine('m');
+  const [first] = await fleet.moves(worker, id);
+  const inside = await fleet.worker('b').client.showRun(targetRunId(first!.id));
+  assert.deepEqual(
+    [first?.error?.retry, first?.state, inside.error?.retry, inside.steps.map(({ attempts }) => attempts)],
+    ['never', 'undone', 'never', [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
+  );
+
+  // `later`: a target that hangs is asked again, by the same run; and who is waited for is named at once, and since when.
+  await worker.kill();
+  await worker.start({ crashAt: 'migrate-out:prepare:before-start-append' });
+  const { id: runId } = await worker.client.moveMachine(id, { target: 'c' });
+  await worker.crashed();
+  const target = fleet.worker('c');
+  process.kill(target.pid, 'SIGSTOP');
+  const askedAtMs = Date.now();
+  await worker.start();
+  let silences = 0;
+  const named = await fleet.until('why to name c', async () => {
+    const { conditions } = await worker.client.why('m');
+    if (conditions.length === 0) silences++;
+    return conditions.find(({ message }) => /in step prepare: it waits for an answer of c/.test(message));
+  });
+  assert.deepEqual([named.whoCanClearIt, silences], ['c', 0], 'it never waits for nothing');
+  assert.ok(named.sinceMs! >= askedAtMs && /runs on here/.test(named.nextAction), named.nextAction);
+  const tries = async () => {
+    const { steps } = await worker.client.showRun(runId);
+    return steps.find(({ name }) => name === 'prepare')?.attempts ?? 0;
+  };
+  await fleet.until('a second try', async () => (await tries()) > 1);
+  process.kill(target.pid, 'SIGCONT');
+  assert.equal((await fleet.ended(worker, target, runId)).state, 'done');
+  assert.equal((await target.client.showMachine(id)).hydration, null, 'nothing arrives any more');
 });
 
 test('a run that was forgotten leaves no claim, no export, no half of a volume; its machine runs', {
