@@ -3,7 +3,7 @@ import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { AnswerTime } from '../base/answer-time.ts';
-import type { Clock } from '../base/clock.ts';
+import { type Clock, TIMER_MS_MAX } from '../base/clock.ts';
 import {
   type ErrorValues,
   GodwitError,
@@ -190,7 +190,7 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     const deadline = new AbortController();
     const timeout = setTimeout(
       () => deadline.abort(new DeadlineError(`nothing within ${timeoutMs} ms`)),
-      timeoutMs,
+      Math.min(timeoutMs, TIMER_MS_MAX),
     );
     const signal = call.signal ? AbortSignal.any([call.signal, deadline.signal]) : deadline.signal;
     try {

@@ -10,12 +10,15 @@ export interface Clock {
   sleep(delayMs: number, signal?: AbortSignal): Promise<void>;
 }
 
-/** Real time. */
+/** Longest delay of a timer of Node, 24 days and 20 hours: one that is longer fires at once. */
+export const TIMER_MS_MAX = 2 ** 31 - 1;
+
+/** Real time. A delay above `TIMER_MS_MAX` ends then. */
 export const systemClock: Clock = {
   wallMs: () => Date.now(),
   monotonicMs: () => performance.now(),
   timer(delayMs, callback) {
-    const timeout = setTimeout(callback, delayMs);
+    const timeout = setTimeout(callback, Math.min(delayMs, TIMER_MS_MAX));
     timeout.unref();
     return () => clearTimeout(timeout);
   },
@@ -32,7 +35,7 @@ export const systemClock: Clock = {
       const timeout = setTimeout(() => {
         signal?.removeEventListener('abort', onAbort);
         resolve();
-      }, delayMs);
+      }, Math.min(delayMs, TIMER_MS_MAX));
       signal?.addEventListener('abort', onAbort, { once: true });
     });
   },

@@ -1,4 +1,5 @@
 import type { Readable, Writable } from 'node:stream';
+import { TIMER_MS_MAX } from './clock.ts';
 import { GodwitError, toWireError, type WireError } from './errors.ts';
 
 /**
@@ -17,9 +18,6 @@ export type LineMessage =
 
 /** Longest accepted line. A peer that sends more is broken: the connection ends with `RPC_LINE_TOO_LONG`. */
 export const LINE_BYTES_MAX = 4 * 1024 * 1024;
-
-/** Longest time of setTimeout. */
-const TIMER_MS_MAX = 2 ** 31 - 1;
 
 export type LineHandler = (op: string, args: unknown) => Promise<unknown>;
 
