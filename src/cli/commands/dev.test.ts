@@ -65,6 +65,13 @@ test('workers start, come back when they die, end with Ctrl-C, and go', {
   // The new worker may not listen yet: then the list says so and ends with 4.
   assert.ok([0, 4].includes((await listed.exit) ?? -1), listed.output.text);
 
+  // What is served to others goes too when all goes.
+  await until('both to answer', async () => (await start('machine', 'list', '--json').exit) === 0);
+  const made = start('volume', 'create', 'v', '--size', '16MiB', '--filesystem', 'none', '--worker', 'worker-2');
+  assert.equal(await made.exit, 0, made.output.text);
+  const served = start('volume', 'serve', 'v', '--nbd', `unix:${join(dir, 'v.sock')}`, '--detach');
+  assert.equal(await served.exit, 0, served.output.text);
+
   const { url } = readFleetFile(fleetPath).workers[0]!;
   dev.child.kill('SIGINT');
   assert.equal(await dev.exit, 0, dev.output.text);

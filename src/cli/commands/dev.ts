@@ -120,6 +120,8 @@ export async function down(context: Context, options: { data: string }): Promise
     }
     for (const { client } of fleet.workers) {
       for (const volume of await client.listVolumes()) {
+        // To other systems: those that machines had are gone with them.
+        if (volume.served !== null) await client.stopServing(volume.id);
         await client.destroyVolume(volume.id, { force: true });
         if (volume.state === 'ready' || volume.state === 'clone') destroyed.volumes.push(volume.name);
       }

@@ -3,6 +3,7 @@ import type { ApiClient } from '../../api/client.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { systemClock } from '../../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/errors.ts';
+import { PATIENCE } from '../../base/patience.ts';
 import { unanswered } from '../../base/progress.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
@@ -464,7 +465,7 @@ export async function show(context: Context, ref: string): Promise<void> {
 
 export async function start(context: Context, ref: string): Promise<void> {
   const { worker, machine } = await context.fleet().machine(ref);
-  const started = await worker.client.startMachine(machine.id);
+  const started = await worker.client.startMachine(machine.id, { timeoutMs: stopWaitMs(machine) });
   context.result(started, () => `${started.name} ${stateOf(started)}`);
 }
 
@@ -482,7 +483,7 @@ export async function restart(context: Context, ref: string): Promise<void> {
 
 /** The machine's own patience, and a minute for unmounting and starting. */
 function stopWaitMs(machine: MachineView): number {
-  return machine.config.stop.timeoutMs + 60_000;
+  return Math.max(PATIENCE.personOperation.ms, machine.config.stop.timeoutMs + 60_000);
 }
 
 export async function destroy(
@@ -517,7 +518,7 @@ async function destroyOne(
   options: { force?: boolean; volume?: boolean },
 ): Promise<{ machineId: string; name: string; volumeId: string | null }> {
   const { worker, machine } = await context.fleet().machine(ref);
-  await worker.client.destroyMachine(machine.id, { force: options.force === true });
+  await worker.client.destroyMachine(machine.id, { force: options.force === true }, { timeoutMs: stopWaitMs(machine) });
   const volumeId = options.volume ? machine.volumeId : null;
   if (volumeId !== null) {
     await worker.client.destroyVolume(volumeId).catch((error: unknown) => {
