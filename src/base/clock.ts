@@ -32,10 +32,13 @@ export const systemClock: Clock = {
         clearTimeout(timeout);
         reject(signal?.reason);
       };
-      const timeout = setTimeout(() => {
-        signal?.removeEventListener('abort', onAbort);
-        resolve();
-      }, Math.min(delayMs, TIMER_MS_MAX));
+      const timeout = setTimeout(
+        () => {
+          signal?.removeEventListener('abort', onAbort);
+          resolve();
+        },
+        Math.min(delayMs, TIMER_MS_MAX),
+      );
       signal?.addEventListener('abort', onAbort, { once: true });
     });
   },

@@ -35,9 +35,17 @@ test('what the system says of disks and files is not "unexpected": it has a code
   const codeOf = (code: string, more: object = {}) =>
     toWireError(Object.assign(new Error(`${code}: it`), { code, ...more })).code;
   assert.deepEqual(
-    ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS', 'Unknown system error -117', 'EMFILE', 'ENFILE', 'EPERM', 'ECHILD'].map(
-      (code) => codeOf(code),
-    ),
+    [
+      'ENOSPC',
+      'EDQUOT',
+      'EIO',
+      'EROFS',
+      'Unknown system error -117',
+      'EMFILE',
+      'ENFILE',
+      'EPERM',
+      'ECHILD',
+    ].map((code) => codeOf(code)),
     [
       ...['DISK_FULL', 'DISK_FULL', 'DISK_FAILED', 'DISK_FAILED', 'DISK_FAILED'],
       ...['HOST_NO_DESCRIPTORS', 'HOST_NO_DESCRIPTORS', 'HOST_NOT_PERMITTED', 'INTERNAL'],

@@ -287,6 +287,33 @@ test('a forced destruction does not wait for a stop that gives the machine its t
   assert.deepEqual(manager.records(), []);
 });
 
+test('a worker that ends in good order in the middle of a stop leaves shim and volume to the next one, which goes on with it and says so', {
+  skip,
+}, async (t) => {
+  const { open } = await fixture(t);
+  const first = await open();
+  const config = machineConfig(DEAF, { stop: { signal: 'SIGTERM', timeoutMs: 3_600_000 } });
+  const { id } = await first.create({ name: 'stubborn', config });
+  await first.start(id);
+  await until('the machine', async () => (await readAll(first.logs(id))).includes('deaf'));
+  assert.equal(first.endingSinceMs(id), null);
+  const stopping = first.stop(id);
+  await until('the signal', async () => (await readAll(first.logs(id))).includes('asked'));
+  assert.notEqual(first.endingSinceMs(id), null);
+  first.close();
+  await refuses(stopping, 'RPC_CLOSED');
+
+  const second = await open();
+  assert.equal((await second.show(id)).shim?.workload?.state, 'running');
+  const recovering = second.recover();
+  await until('the stop to go on', () => second.endingSinceMs(id) !== null);
+  await second.destroy(id, { force: true });
+  assert.deepEqual(
+    (await recovering).map(({ outcome, error }) => [outcome, error]),
+    [['left', null]],
+  );
+});
+
 test('a machine whose shim has died or hangs is stopped by its worker, with all that it holds', {
   skip,
 }, async (t) => {

@@ -89,6 +89,9 @@ export class MachineManager {
   readonly #queues = new Map<string, Promise<unknown>>();
   readonly #ensuring = new Map<string, Promise<ShimClient>>();
   readonly #beginnings = new Map<string, Beginning>();
+  /** Wall clock. */
+  readonly #endings = new Map<string, number>();
+  #closed = false;
   readonly #listeners = new Set<(machineId: string, event: string, data: unknown) => void>();
 
   private constructor(options: MachineManagerOptions) {
@@ -204,6 +207,11 @@ export class MachineManager {
     });
   }
 
+  /** Since when it is being stopped, on the wall clock; null: it is not, or by a move. Until then, or its own time is over, nothing else of it begins. */
+  endingSinceMs(machineId: string): number | null {
+    return this.#endings.get(machineId) ?? null;
+  }
+
   /** Null: it is not being started now. */
   beginning(machineId: string): Beginning | null {
     return this.#beginnings.get(machineId) ?? null;
@@ -276,8 +284,18 @@ export class MachineManager {
     await this.#exclusively(id, async () => {
       if (options.moving !== true) this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'stopped' });
-      await this.stopWorkload(id, how);
+      await this.#stopSaying(id, how);
     });
+  }
+
+  /** For its owner, or to start it again: who asks is told that it is under way. */
+  async #stopSaying(machineId: string, how: { signal?: string; timeoutMs?: number } = {}): Promise<void> {
+    this.#endings.set(machineId, this.#options.clock.wallMs());
+    try {
+      await this.stopWorkload(machineId, how);
+    } finally {
+      this.#endings.delete(machineId);
+    }
   }
 
   /**
@@ -304,7 +322,10 @@ export class MachineManager {
       // What is opened now is for what was in its page cache.
       void this.openReserve(machineId, 'stopped');
     } catch (error) {
-      if (isGodwitError(error, 'RPC_CLOSED') || isGodwitError(error, 'MACHINE_SHIM_GONE'))
+      // One that is shutting down stops its machine by itself, and is joined.
+      if (
+        ['RPC_CLOSED', 'MACHINE_SHIM_GONE', 'MACHINE_SHIM_ENDING'].some((code) => isGodwitError(error, code))
+      )
         return this.shutdownShim(machineId);
       if (!isGodwitError(error, 'RPC_TIMEOUT')) throw error;
       this.#options.logger.error({ machineId }, 'the shim does not answer: it is ended, and its machine');
@@ -372,7 +393,7 @@ export class MachineManager {
     await this.#exclusively(id, async () => {
       this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'running' });
-      await this.stopWorkload(id);
+      await this.#stopSaying(id);
       onStopped();
       await this.#bringUp(this.get(id));
     });
@@ -464,6 +485,8 @@ export class MachineManager {
    * the manager: not to be closed.
    */
   async client(machineId: string): Promise<ShimClient | null> {
+    // A connection that this process has closed is no shim that died: nothing is done about it any more.
+    if (this.#closed) throw closedError();
     const known = this.#clients.get(machineId);
     if (known !== undefined) return known;
     try {
@@ -574,6 +597,7 @@ export class MachineManager {
 
   /** Ends the connections of this process; the machines go on. */
   close(): void {
+    this.#closed = true;
     for (const client of this.#clients.values()) client.close();
     this.#clients.clear();
   }
@@ -594,7 +618,7 @@ export class MachineManager {
       const runs = workload?.state === 'running' || workload?.state === 'restarting';
       if (record.desired === 'stopped' && runs) {
         // The worker died between the word of its owner and the end of the stop.
-        await this.stopWorkload(record.id);
+        await this.#stopSaying(record.id);
         return 'left';
       }
       if (record.desired === 'running' && !isUp) {
@@ -717,4 +741,11 @@ export class MachineManager {
     });
     return result;
   }
+}
+
+function closedError(): GodwitError {
+  return new GodwitError('RPC_CLOSED', 'this worker process ends; its machines go on', {
+    retry: 'later',
+    nextAction: 'Nothing to do: the next worker process takes up what was under way.',
+  });
 }

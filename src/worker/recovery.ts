@@ -131,7 +131,7 @@ export class MachineRecovery {
     await Promise.all(
       due.map(async ([machineId]) => {
         const record = known.get(machineId);
-        if (this.#closed || record === undefined || record.desired !== 'running') {
+        if (this.#closed || record === undefined) {
           this.#troubles.delete(machineId);
           return;
         }

@@ -296,6 +296,8 @@ export class LocalService implements WorkerService {
   async destroyMachine(ref: string, options: { force: boolean }): Promise<void> {
     const { machines } = this.#o;
     const record = machines.get(ref);
+    // A stop that has its time yet would keep the move from ending too.
+    if (options.force && machines.endingSinceMs(record.id) !== null) await machines.kill(record.id);
     if (options.force) await this.#endMove(record.id, 'its machine is being destroyed');
     this.#refuseWhileMoving(record.id);
     await machines.destroy(record.id, options);
@@ -689,9 +691,9 @@ export class LocalService implements WorkerService {
             machine.name,
           ),
           ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
-          ...stoppingConditions(view, machine.desired),
+          ...stoppingConditions(view, machine.desired, machines.endingSinceMs(machine.id)),
           ...beginningConditions(machines.beginning(machine.id)),
-          ...recoveryConditions(this.#o.recovery.trouble(machine.id)),
+          ...recoveryConditions(this.#o.recovery.trouble(machine.id), machine.desired),
           ...machineConditions(view, runs, drain),
         ],
         runs,
@@ -870,7 +872,8 @@ export class LocalService implements WorkerService {
     const workload = shim?.workload ?? null;
     const run = this.#openRunOf(record.id);
     const noRoom = shim?.volume?.status?.noRoom;
-    const down = (run && downByMove(run)) ?? downByTrouble(this.#o.recovery.trouble(record.id));
+    const trouble = record.desired === 'running' ? this.#o.recovery.trouble(record.id) : null;
+    const down = (run && downByMove(run)) ?? downByTrouble(trouble);
     const ailment = record.desired === 'running' ? ailmentOf(workload, this.#o.clock.wallMs()) : null;
     return {
       id: record.id,

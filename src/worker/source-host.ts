@@ -12,6 +12,7 @@ import { dirtyBoundOf } from '../host/write-back.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
+import type { MachineRecord } from '../machine/store.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
@@ -59,6 +60,7 @@ export class SourceHost implements SourceSide {
   async describe(machineId: string): Promise<MoveSubject> {
     const { machines, volumes } = this.#options;
     const record = machines.get(machineId);
+    this.#refuseEnding(record);
     const volumeId = record.config.volume?.volumeId;
     const volume = volumeId === undefined ? null : await volumes.get(volumeId);
     if (volume && volume.state !== 'ready') {
@@ -146,7 +148,27 @@ export class SourceHost implements SourceSide {
     }
   }
 
+  /** Its owner stops it, which may take all the time that it has for that: a move would wait behind it without a word. Rejects `MIGRATION_NOT_MOVABLE`. */
+  #refuseEnding({ id, name, config }: MachineRecord): void {
+    if (this.#options.machines.endingSinceMs(id) === null) return;
+    const { signal, timeoutMs } = config.stop;
+    throw new GodwitError(
+      'MIGRATION_NOT_MOVABLE',
+      `${name} cannot move now: it is being stopped (${signal}, then it is killed after ${timeoutMs / 1000} s)`,
+      {
+        values: { machineId: id },
+        retry: 'never',
+        nextAction: `It goes when it has stopped. \`godwit machine destroy ${name} --force\` ends it now, and gives the machine up; its volume stays.`,
+      },
+    );
+  }
+
   async claim(machineId: string, runId: string | null): Promise<void> {
+    const { machines } = this.#options;
+    const record = machines.records().find(({ id }) => id === machineId);
+    if (record && runId !== null) this.#refuseEnding(record);
+    // The undo of a choice that did not get that far waits for nobody.
+    if (record && runId === null && record.claimedBy === null) return;
     try {
       await this.#options.machines.update(machineId, { claimedBy: runId });
     } catch (error) {

@@ -9,6 +9,7 @@ import {
   machineConditions,
   runConditions,
   silentConditions,
+  stoppingConditions,
 } from './why.ts';
 
 const HYDRATION: NonNullable<VolumeView['hydration']> = {
@@ -140,6 +141,15 @@ test('a machine that is down, or whose shim hangs, says that first and by itself
       ['the volume spare is here: no machine has it', 'godwit volume move spare'],
     ],
   );
+});
+
+test('a stop that is under way is told with its beginning, also where a move waits behind it; one that is to be started again says that', () => {
+  const machine = machineView({ move: { runId: 'r', phase: 'choose', target: null }, state: 'moving' });
+  assert.deepEqual(stoppingConditions(machine, 'running', null), []);
+  const [stopping] = stoppingConditions(machine, 'stopped', 7);
+  assert.deepEqual([stopping?.sinceMs, stopping?.whoCanClearIt], [7, 'time; its owner']);
+  assert.doesNotMatch(stopping?.message ?? '', /started again/);
+  assert.match(stoppingConditions(machine, 'running', 7)[0]?.message ?? '', /, and started again$/);
 });
 
 test('a machine that ends whenever it is started says so; one that ends well, what that usually is', () => {

@@ -109,7 +109,9 @@ export function machineConditions(
 ): Condition[] {
   const conditions = runs.flatMap((run) => runConditions(run));
   const row = drain.machines.find(({ machineId }) => machineId === machine.id);
-  if (drain.desired && row?.state === 'waiting' && row.reason !== null) {
+  // Of a move that is under way its run has said it.
+  const isTold = runs.some(({ id, endedAtMs }) => id === row?.runId && endedAtMs === null);
+  if (drain.desired && row?.state === 'waiting' && row.reason !== null && !isTold) {
     conditions.push({
       message: `the drain of ${drain.worker} cannot move it: ${row.reason}`,
       sinceMs: drain.sinceMs,
@@ -211,13 +213,16 @@ export function beginningConditions(beginning: Beginning | null): Condition[] {
 }
 
 /** It should run, and could not be started. */
-export function recoveryConditions(trouble: Trouble | null): Condition[] {
+export function recoveryConditions(
+  trouble: Trouble | null,
+  desired: 'running' | 'stopped' = 'running',
+): Condition[] {
   // A shim that hangs is told of by itself (`silentConditions`): its machine may well run.
   if (trouble === null || trouble.error.code === 'RPC_TIMEOUT') return [];
   const { error, sinceMs, attempts } = trouble;
   return [
     {
-      message: `it could not be started (${attempts} ${attempts === 1 ? 'try' : 'tries'}; it is tried again by itself): ${error.message}`,
+      message: `it could not be ${desired === 'running' ? 'started' : 'stopped'} (${attempts} ${attempts === 1 ? 'try' : 'tries'}; it is tried again by itself): ${error.message}`,
       sinceMs,
       whoCanClearIt: 'an operator; it is tried again by itself',
       nextAction: error.nextAction,
@@ -296,13 +301,20 @@ export function servingConditions(silentForMs: number | null, runtimeDir: string
 }
 
 /** Its owner wants it stopped, and it still runs. */
-export function stoppingConditions(machine: MachineView, desired: 'running' | 'stopped'): Condition[] {
-  if (desired === 'running' || machine.move !== null || !RUNS.has(machine.state)) return [];
+export function stoppingConditions(
+  machine: MachineView,
+  desired: 'running' | 'stopped',
+  endingSinceMs: number | null,
+): Condition[] {
+  const asked = desired === 'stopped' && machine.move === null && RUNS.has(machine.state);
+  if (endingSinceMs === null && !asked) return [];
   const { signal, timeoutMs } = machine.config.stop;
   return [
     {
-      message: `it was asked to stop (${signal}) and is killed ${timeoutMs / 1000} s after that`,
-      sinceMs: null,
+      message: `it was asked to stop (${signal}) and is killed ${timeoutMs / 1000} s after that${
+        endingSinceMs !== null && desired === 'running' ? ', and started again' : ''
+      }`,
+      sinceMs: endingSinceMs,
       whoCanClearIt: 'time; its owner',
       nextAction: `godwit machine destroy ${machine.name} --force kills it now, and gives the machine up; its volume stays`,
     },

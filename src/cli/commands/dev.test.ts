@@ -67,7 +67,17 @@ test('workers start, come back when they die, end with Ctrl-C, and go', {
 
   // What is served to others goes too when all goes.
   await until('both to answer', async () => (await start('machine', 'list', '--json').exit) === 0);
-  const made = start('volume', 'create', 'v', '--size', '16MiB', '--filesystem', 'none', '--worker', 'worker-2');
+  const made = start(
+    'volume',
+    'create',
+    'v',
+    '--size',
+    '16MiB',
+    '--filesystem',
+    'none',
+    '--worker',
+    'worker-2',
+  );
   assert.equal(await made.exit, 0, made.output.text);
   const served = start('volume', 'serve', 'v', '--nbd', `unix:${join(dir, 'v.sock')}`, '--detach');
   assert.equal(await served.exit, 0, served.output.text);
