@@ -157,7 +157,6 @@ export class SourceHost implements SourceSide {
       `${name} cannot move now: it is being stopped (${signal}, then it is killed after ${timeoutMs / 1000} s)`,
       {
         values: { machineId: id },
-        retry: 'never',
         nextAction: `It goes when it has stopped. \`godwit machine destroy ${name} --force\` ends it now, and gives the machine up; its volume stays.`,
       },
     );

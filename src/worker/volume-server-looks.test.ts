@@ -14,7 +14,7 @@ test('a volume server that hangs is named since it was first found, with the pro
   const looks = new VolumeServerLooks(clock);
   let answer: Error | null = failing('RPC_TIMEOUT');
   const shim = {
-    call: async () => {
+    volume: async () => {
       if (answer) throw answer;
       return {};
     },

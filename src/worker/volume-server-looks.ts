@@ -1,7 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError, toWireError, type WireError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { ShimOps } from '../machine/shim-protocol.ts';
 
 /** A volume server that does not answer, or that there is not any more. */
 export type ServerTrouble = {
@@ -14,11 +13,13 @@ export type ServerTrouble = {
 
 /** What is asked of a shim, beside its own state, about the volume that it holds. */
 export type ShimVoice = {
-  call(op: 'volume.command', args: ShimOps['volume.command']['args'], timeoutMs: number): Promise<unknown>;
+  volume(
+    op: 'status',
+    args: Record<string, never>,
+    options: { volumeTimeoutMs: number; timeoutMs: number },
+  ): Promise<unknown>;
 };
 
-/** The shim has its own word for what its server does not do, a moment after the server's time is up. */
-const SLACK_MS = 1_000;
 const TROUBLES = ['RPC_TIMEOUT', 'ATTACH_SERVER_NOT_READY', 'ATTACH_SERVER_DIED', 'ATTACH_SERVER_FAILED'];
 
 /**
@@ -37,7 +38,8 @@ export class VolumeServerLooks {
   async look(shimId: string, shim: ShimVoice, serverPid: number | null): Promise<ServerTrouble | null> {
     const { ms } = PATIENCE.serverWhy;
     try {
-      await shim.call('volume.command', { op: 'status', args: {}, timeoutMs: ms }, ms + SLACK_MS);
+      // The shim has its own word for what its server does not do, when the server's time is up.
+      await shim.volume('status', {}, { volumeTimeoutMs: ms, timeoutMs: 1.5 * ms });
     } catch (error) {
       if (isGodwitError(error) && TROUBLES.includes(error.code)) {
         const sinceMs = this.#sinceMs.get(shimId) ?? this.#clock.wallMs();

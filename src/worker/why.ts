@@ -1,8 +1,8 @@
 import { dirname } from 'node:path';
 import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
-import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
 import { progressText, type Question, unanswered } from '../base/progress.ts';
+import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
 import type { Beginning } from '../machine/manager.ts';

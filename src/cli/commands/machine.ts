@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ApiClient } from '../../api/client.ts';
-import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { systemClock } from '../../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/errors.ts';
 import { PATIENCE } from '../../base/patience.ts';
 import { unanswered } from '../../base/progress.ts';
+import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
@@ -518,7 +518,11 @@ async function destroyOne(
   options: { force?: boolean; volume?: boolean },
 ): Promise<{ machineId: string; name: string; volumeId: string | null }> {
   const { worker, machine } = await context.fleet().machine(ref);
-  await worker.client.destroyMachine(machine.id, { force: options.force === true }, { timeoutMs: stopWaitMs(machine) });
+  await worker.client.destroyMachine(
+    machine.id,
+    { force: options.force === true },
+    { timeoutMs: stopWaitMs(machine) },
+  );
   const volumeId = options.volume ? machine.volumeId : null;
   if (volumeId !== null) {
     await worker.client.destroyVolume(volumeId).catch((error: unknown) => {
