@@ -184,7 +184,7 @@ export class FleetClient {
 }
 
 /** No answer: it is down, or it cannot prove who it is. */
-function isAway(code: string): boolean {
+export function isAway(code: string): boolean {
   return code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED';
 }
 
