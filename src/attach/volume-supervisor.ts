@@ -79,8 +79,8 @@ export type VolumeSupervisorState = {
 
 /**
  * Keeps one volume server alive: starts it with the spec, starts another one at once when it dies, on the same descriptor and with
- * what was commanded since (access, hydration, grants, room), and passes commands and events on. A command that was under way when
- * the server died is given to the next one: all of them are idempotent.
+ * what was commanded since (access, hydration, grants, room), and passes commands and events on. A command
+ * that was under way when the server died is given to the next one: all of them are idempotent.
  */
 export class VolumeSupervisor {
   readonly #options: VolumeSupervisorOptions;

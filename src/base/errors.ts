@@ -128,7 +128,10 @@ export function toWireError(error: unknown): WireError {
 /** SQLITE_FULL, and SQLITE_IOERR_SHMSIZE and _WRITE, which a full disk is behind (sqlite3.h). */
 const SQLITE_NO_ROOM = new Set([13, 4874, 778]);
 
-/** SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_CANTOPEN, SQLITE_NOTADB: the last byte of their extended codes. */
+/**
+ * SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_CANTOPEN, SQLITE_NOTADB: the last byte of their
+ * extended codes.
+ */
 const SQLITE_BROKEN = new Set([8, 10, 11, 14, 26]);
 /** EUCLEAN and EBADMSG, with which filesystems say that they are damaged, have no name in libuv. */
 const DISK_BROKEN = new Set(['EIO', 'EROFS', 'Unknown system error -117', 'Unknown system error -74']);

@@ -27,13 +27,19 @@ export type Question = { who: string; sinceMs: number };
 
 export type Listener = {
   advanced: (advance: Advance) => void;
-  /** The returned function is called when the question is over, answered or not. Left out: questions are nothing to it. */
+  /**
+   * The returned function is called when the question is over, answered or not. Left out: questions are
+   * nothing to it.
+   */
   asks?: (question: Question) => () => void;
 };
 
 const listeners = new AsyncLocalStorage<Listener>();
 
-/** Runs `work`, and tells `listener` of everything that says in it, or in what it starts, that it advanced, or whom it asks. */
+/**
+ * Runs `work`, and tells `listener` of everything that says in it, or in what it starts, that it advanced,
+ * or whom it asks.
+ */
 export function listening<T>(listener: Listener, work: () => T): T {
   const outer = listeners.getStore();
   const asks = (question: Question) => {
@@ -59,7 +65,10 @@ export function lives(what: string): void {
   listeners.getStore()?.advanced({ what, count: 1, unit: 'answers', livesOnly: true });
 }
 
-/** `who` was asked something that somebody may wait for, at `sinceMs` of the wall clock; the returned function ends that. */
+/**
+ * `who` was asked something that somebody may wait for, at `sinceMs` of the wall clock; the returned
+ * function ends that.
+ */
 export function asks(who: string, sinceMs: number): () => void {
   return listeners.getStore()?.asks?.({ who, sinceMs }) ?? (() => {});
 }

@@ -13,8 +13,9 @@ export type AskAgainOptions = {
 };
 
 /**
- * The answer to a question that changes nothing, about something that goes on in a worker: asked again while that is away, as in an upgrade. Rejects
- * `API_UNREACHABLE` after `AWAY_MS`, and with the signal's reason.
+ * The answer to a question that changes nothing, about something that goes on in a worker: asked again
+ * while that is away, as in an upgrade. Rejects `API_UNREACHABLE` after `AWAY_MS`, and with the signal's
+ * reason.
  */
 export async function askAgain<T>(
   ask: () => Promise<T>,

@@ -194,7 +194,8 @@ test('a machine with a new volume: made, listed, shown, run in, stopped, destroy
   const exec = await fleet.godwit('machine', 'exec', 'pg', '--timeout', '5s', '--', 'echo', '--json', 'x');
   assert.deepEqual([exec.code, exec.stdout], [0, 'echo --json x\n']);
   assert.equal((await fleet.godwit('machine', 'exec', 'pg', '--', 'false')).code, 1);
-  // Longer than a timer of Node: it is the worker that says that this is too long, and not a clock that it does not answer.
+  // Longer than a timer of Node: it is the worker that says that this is too long, and not a clock that it
+  // does not answer.
   const long = await fleet.godwit('machine', 'exec', 'pg', '--timeout', '30d', '--', 'true');
   assert.deepEqual([long.code, /the timeout must be at most 1 h/.test(long.stderr)], [2, true], long.stderr);
 

@@ -44,8 +44,9 @@ export class FleetClient {
   }
 
   /**
-   * Asks every worker. One that cannot be reached, or that is in trouble of its own (its disk, another token, something else at its address), does not keep the
-   * others' answers; any other error is thrown, and where nobody has an answer that trouble is, too.
+   * Asks every worker. One that cannot be reached, or that is in trouble of its own (its disk, another
+   * token, something else at its address), does not keep the others' answers; any other error is thrown,
+   * and where nobody has an answer that trouble is, too.
    */
   async gather<Item>(ask: (worker: WorkerClient) => Promise<Item[]>): Promise<Gathered<Item>> {
     const items: Item[] = [];

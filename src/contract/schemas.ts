@@ -472,7 +472,9 @@ export const RunReply = Type.Object({
       }),
     ),
   ),
-  /** Whom the step that runs has asked, since when (wall clock), and who has not answered. Left out: nobody. */
+  /**
+   * Whom the step that runs has asked, since when (wall clock), and who has not answered. Left out: nobody.
+   */
   asks: Type.Optional(Type.Object({ who: Type.String(), sinceMs: Type.Number() })),
   error: Nullable(ErrorReply.properties.error),
   createdAtMs: Type.Number(),

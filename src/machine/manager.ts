@@ -65,7 +65,10 @@ export type MachineShow = {
   silentForMs?: number;
 };
 
-/** A machine that is being started. `sinceMs`: wall clock; `doing`: what is under way, as the end of a sentence that begins with "it". */
+/**
+ * A machine that is being started. `sinceMs`: wall clock; `doing`: what is under way, as the end of a
+ * sentence that begins with "it".
+ */
 export type Beginning = { sinceMs: number; doing: string };
 
 /** What `recover` found and did with one machine. */
@@ -207,7 +210,10 @@ export class MachineManager {
     });
   }
 
-  /** Since when it is being stopped, on the wall clock; null: it is not, or by a move. Until then, or its own time is over, nothing else of it begins. */
+  /**
+   * Since when it is being stopped, on the wall clock; null: it is not, or by a move. Until then, or its
+   * own time is over, nothing else of it begins.
+   */
   endingSinceMs(machineId: string): number | null {
     return this.#endings.get(machineId) ?? null;
   }
@@ -385,8 +391,8 @@ export class MachineManager {
   }
 
   /**
-   * Stops it and starts it again. It is wanted all the while, so that a worker that ends in between, or a start that fails, does not leave it down for good. `onStopped`:
-   * when no process of it is left.
+   * Stops it and starts it again. It is wanted all the while, so that a worker that ends in between, or a
+   * start that fails, does not leave it down for good. `onStopped`: when no process of it is left.
    */
   async restart(ref: string, onStopped: () => void = () => {}): Promise<void> {
     const { id } = this.get(ref);
@@ -557,8 +563,9 @@ export class MachineManager {
 
   /**
    * At the start of a worker: finds the shims that run, starts machines that should run and whose shim is gone (after cleaning up
-   * after it), ends the stops that were under way, leaves all others; machines in the hands of a move are left to it. One that fails does not hold up the others, and is told
-   * like all of them when it is over: one may take long, where its source is away.
+   * after it), ends the stops that were under way, leaves all others; machines in the hands of a move are
+   * left to it. One that fails does not hold up the others, and is told like all of them when it is over:
+   * one may take long, where its source is away.
    */
   async recover(tell: (recovery: Recovery) => void = () => {}): Promise<Recovery[]> {
     return Promise.all(

@@ -365,7 +365,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
     recovery.note(recovered);
     logger.info({ machineId, outcome, error: error?.toWire() }, 'recovered');
   });
-  // A machine whose source is away, or whose shim hangs, takes as long as it takes; nobody else waits for it, nor whoever asks this worker.
+  // A machine whose source is away, or whose shim hangs, takes as long as it takes; nobody else waits for
+  // it, nor whoever asks this worker.
   await Promise.race([recovering, clock.sleep(PATIENCE.firstRecovery.ms)]);
   const dirtyBound = new DirtyBound({
     look: () => fileSystemOf(options.dataDir),

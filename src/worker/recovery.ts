@@ -58,8 +58,9 @@ export class MachineRecovery {
   }
 
   /**
-   * Before anybody can make a machine: a worker that died while it made or destroyed one may have left a volume that belongs to a machine that is not there, which nobody could
-   * give to another. What comes or goes with a move, and the volume of a machine whose record cannot be read, stay as they are.
+   * Before anybody can make a machine: a worker that died while it made or destroyed one may have left a
+   * volume that belongs to a machine that is not there, which nobody could give to another. What comes or
+   * goes with a move, and the volume of a machine whose record cannot be read, stay as they are.
    */
   async freeVolumes(): Promise<void> {
     const { machines, volumes, logger } = this.#options;

@@ -37,7 +37,7 @@ import { ailmentOf } from '../machine/ailment.ts';
 import { type ExecSession, type SessionOutput, startSession } from '../machine/exec-session.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
-import type { DrainController } from '../migration/drain.ts';
+import type { DrainController, DrainView } from '../migration/drain.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutInput, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { MoveReceiver } from '../migration/move-receiver.ts';
@@ -366,7 +366,10 @@ export class LocalService implements WorkerService {
     return this.showMachine(record.id);
   }
 
-  /** One that stops and then cannot be started is tried again, as one that could not be found again: it is wanted. */
+  /**
+   * One that stops and then cannot be started is tried again, as one that could not be found again: it is
+   * wanted.
+   */
   async #restart(machineId: string, onStopped: () => void): Promise<void> {
     let isStopped = false;
     try {
@@ -672,33 +675,7 @@ export class LocalService implements WorkerService {
       return { subject: `run ${run.id}`, state: run.state, conditions: runConditions(run), runs: [run] };
 
     const machine = machines.records().find(({ id, name }) => id === ref || name === ref);
-    if (machine) {
-      const show = await machines.look(machine.id);
-      const view = this.#machineView(show);
-      const runs = this.#runsOf(machine.id);
-      return {
-        subject: `machine ${machine.name}`,
-        state: view.state,
-        conditions: [
-          ...downConditions(view),
-          ...(await this.#o.volumes.list()).volumes
-            .filter(({ machineId }) => machineId === machine.id)
-            .flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
-          ...silentConditions(view, this.#o.machines.runtimeDir(machine.id)),
-          ...serverConditions(
-            await this.#serverTrouble(show),
-            this.#o.machines.runtimeDir(machine.id),
-            machine.name,
-          ),
-          ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
-          ...stoppingConditions(view, machine.desired, machines.endingSinceMs(machine.id)),
-          ...beginningConditions(machines.beginning(machine.id)),
-          ...recoveryConditions(this.#o.recovery.trouble(machine.id), machine.desired),
-          ...machineConditions(view, runs, drain),
-        ],
-        runs,
-      };
-    }
+    if (machine) return this.#whyMachine(machine, drain);
     // It may have gone from here, or be on its way in.
     const traces = (await journal.findInTurns({ limit: 200 }))
       .filter((candidate) => namesOf(candidate).includes(ref))
@@ -712,10 +689,38 @@ export class LocalService implements WorkerService {
         runs: traces,
       };
     }
-    const record = await this.#volume(ref);
+    return this.#whyVolume(await this.#volume(ref));
+  }
+
+  async #whyMachine(machine: MachineRecord, drain: DrainView): Promise<Why> {
+    const { machines, volumes, recovery, name } = this.#o;
+    const show = await machines.look(machine.id);
+    const view = this.#machineView(show);
+    const runs = this.#runsOf(machine.id);
+    const runtimeDir = machines.runtimeDir(machine.id);
+    const own = (await volumes.list()).volumes.filter(({ machineId }) => machineId === machine.id);
+    return {
+      subject: `machine ${machine.name}`,
+      state: view.state,
+      conditions: [
+        ...downConditions(view),
+        ...own.flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
+        ...silentConditions(view, runtimeDir),
+        ...serverConditions(await this.#serverTrouble(show), runtimeDir, machine.name),
+        ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
+        ...stoppingConditions(view, machine.desired, machines.endingSinceMs(machine.id)),
+        ...beginningConditions(machines.beginning(machine.id)),
+        ...recoveryConditions(recovery.trouble(machine.id), machine.desired),
+        ...machineConditions(view, runs, drain),
+      ],
+      runs,
+    };
+  }
+
+  async #whyVolume(record: VolumeRecord): Promise<Why> {
+    const { serving, name } = this.#o;
     const view = await this.#volumeView(record);
     const runs = record.machineId === null ? [] : this.#runsOf(record.machineId);
-    const { serving } = this.#o;
     const { silentForMs, server } = await serving.trouble(record.id);
     return {
       subject: `volume ${record.name}`,
@@ -963,8 +968,8 @@ function moveIdOf(run: RunView): string {
 }
 
 /**
- * How far a volume that arrives is. Its server remembers that to its end: when the move is over, nothing arrives any more, whether the machine runs or
- * was stopped. Pure.
+ * How far a volume that arrives is. Its server remembers that to its end: when the move is over, nothing
+ * arrives any more, whether the machine runs or was stopped. Pure.
  */
 export function arriving(
   status: Pick<VolumeServerStatus, 'hydration'> | null | undefined,

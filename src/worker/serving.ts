@@ -8,7 +8,6 @@ import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { ShimLook } from '../machine/shim-looks.ts';
 import { namedPlace } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
@@ -119,7 +118,10 @@ export class Serving {
     return (await this.#look(volumeId)).status?.volume?.status?.noRoom;
   }
 
-  /** Of a volume that is served: that nobody answers its clients, as far as can be seen. Null: it is not served, or all is well. */
+  /**
+   * Of a volume that is served: that nobody answers its clients, as far as can be seen. Null: it is not
+   * served, or all is well.
+   */
   async trouble(volumeId: string): Promise<{ silentForMs: number | null; server: ServerTrouble | null }> {
     const { machines } = this.#options;
     const { status, silentForMs } = await this.#look(volumeId);
@@ -137,7 +139,7 @@ export class Serving {
   }
 
   /** For lists: a shim that hangs is not waited for. */
-  #look(volumeId: string): Promise<ShimLook> {
+  #look(volumeId: string): ReturnType<MachineManager['shimLook']> {
     return this.#options.machines.shimLook(servingId(volumeId));
   }
 

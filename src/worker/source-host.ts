@@ -148,7 +148,10 @@ export class SourceHost implements SourceSide {
     }
   }
 
-  /** Its owner stops it, which may take all the time that it has for that: a move would wait behind it without a word. Rejects `MIGRATION_NOT_MOVABLE`. */
+  /**
+   * Its owner stops it, which may take all the time that it has for that: a move would wait behind it
+   * without a word. Rejects `MIGRATION_NOT_MOVABLE`.
+   */
   #refuseEnding({ id, name, config }: MachineRecord): void {
     if (this.#options.machines.endingSinceMs(id) === null) return;
     const { signal, timeoutMs } = config.stop;

@@ -23,8 +23,9 @@ export type ShimVoice = {
 const TROUBLES = ['RPC_TIMEOUT', 'ATTACH_SERVER_NOT_READY', 'ATTACH_SERVER_DIED', 'ATTACH_SERVER_FAILED'];
 
 /**
- * Whether volume servers answer, for people who ask why. A shim that is well says nothing of a server that hangs (it was stopped, or a disk below it hangs), under which
- * its machine waits without an error. Nobody looks for it all the time: with many machines that would cost more than it tells.
+ * Whether volume servers answer, for people who ask why. A shim that is well says nothing of a server that
+ * hangs (it was stopped, or a disk below it hangs), under which its machine waits without an error. Nobody
+ * looks for it all the time: with many machines that would cost more than it tells.
  */
 export class VolumeServerLooks {
   readonly #clock: Clock;

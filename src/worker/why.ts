@@ -18,7 +18,9 @@ type Condition = Why['conditions'][number];
 
 const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']);
 
-/** Why a run is not over: its own reason, whom it has asked in vain so far, or that it works, and how fast. */
+/**
+ * Why a run is not over: its own reason, whom it has asked in vain so far, or that it works, and how fast.
+ */
 export function runConditions(run: RunView, nowMs: number = Date.now()): Condition[] {
   if (run.endedAtMs !== null && run.state !== 'failed') return [];
   if (run.state === 'failed') {
@@ -258,7 +260,10 @@ export function silentConditions(machine: MachineView, runtimeDir: string): Cond
   ];
 }
 
-/** Nobody answers what it reads and writes: it waits, without an error. `runtimeDir`: of the shim. `who`: the machine, or the served volume. */
+/**
+ * Nobody answers what it reads and writes: it waits, without an error. `runtimeDir`: of the shim. `who`:
+ * the machine, or the served volume.
+ */
 export function serverConditions(
   trouble: ServerTrouble | null,
   runtimeDir: string,

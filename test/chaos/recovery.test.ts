@@ -77,7 +77,8 @@ test('a key program that is away for a moment keeps a machine down only for that
     ['never', 'undone', 'never', [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
   );
 
-  // `later`: a target that hangs is asked again, by the same run; and who is waited for is named at once, and since when.
+  // `later`: a target that hangs is asked again, by the same run; and who is waited for is named at once,
+  // and since when.
   await worker.kill();
   await worker.start({ crashAt: 'migrate-out:prepare:before-start-append' });
   const { id: runId } = await worker.client.moveMachine(id, { target: 'c' });
