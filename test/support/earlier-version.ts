@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, symlinkSync } from 'node:fs';
+import { mkdirSync, renameSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { mayLack } from './skips.ts';
@@ -24,4 +24,10 @@ export function earlierMain(dir: string): string {
   execFileSync('tar', ['-x', '-C', dir], { input: archive });
   symlinkSync(join(CHECKOUT, 'node_modules'), join(dir, 'node_modules'));
   return join(dir, 'src/cli/main.ts');
+}
+
+/** Puts this version in the place of that one, as a package manager does: what runs goes on, and what is started from now on is this one. */
+export function upgradeInPlace(dir: string): void {
+  renameSync(join(dir, 'src'), join(dir, 'src.earlier'));
+  symlinkSync(join(CHECKOUT, 'src'), join(dir, 'src'));
 }
