@@ -422,6 +422,67 @@ test('a source that is silent counts as lost though nothing failed', async () =>
   await clone.close();
 });
 
+/** A source whose reads of any of the blocks [first, end) are refused. */
+function badSource(lengthBytes: number, first: number, end: number): MemoryDevice {
+  const source = new MemoryDevice({ lengthBytes });
+  const read = source.read.bind(source);
+  source.read = async (offsetBytes, into) => {
+    if (offsetBytes < end * BLOCK && offsetBytes + into.length > first * BLOCK)
+      throw new GodwitError('BLOCK_IO', 'bad sector', { nextAction: 'None.' });
+    await read(offsetBytes, into);
+  };
+  return source;
+}
+
+test('a sector that the source cannot read holds its own block, and not what lies around it', async () => {
+  const lengthBytes = 2 ** 24;
+  const source = badSource(lengthBytes, 20, 21);
+  await source.write(0, sourceContent(0, lengthBytes));
+  const { clone, clock } = await cloneOf(source, { hydration: RUNNING });
+  let isHere = false;
+  const bad = readOf(clone, 20 * BLOCK, BLOCK).then(
+    () => {
+      isHere = true;
+    },
+    () => {},
+  );
+  for (const [first, blocks] of [
+    [4, 16],
+    [21, 40],
+    [19, 1],
+  ] as const)
+    assert.deepEqual(
+      await readOf(clone, first * BLOCK, blocks * BLOCK),
+      sourceContent(first * BLOCK, blocks * BLOCK),
+    );
+  await clock.advance(120_000);
+  const { blocksTotal, blocksPresent, state, lastError } = clone.hydrationStatus();
+  assert.equal(blocksTotal - blocksPresent, 1, 'everything else is here');
+  assert.deepEqual([state, lastError, isHere], ['source-lost', 'bad sector', false]);
+  await clone.close();
+  await bad;
+});
+
+test('a source that refuses everything is asked for what the guest reads, and not for each block of it', async () => {
+  const lengthBytes = 2 ** 28;
+  const source = badSource(lengthBytes, 0, lengthBytes / BLOCK);
+  let reads = 0;
+  const refuse = source.read.bind(source);
+  source.read = (...args) => {
+    reads++;
+    return refuse(...args);
+  };
+  const { clone, clock } = await cloneOf(source, { hydration: RUNNING });
+  const reading = Array.from({ length: 20 }, (_, index) =>
+    readOf(clone, index * 2 ** 20, 2 ** 20).catch(() => {}),
+  );
+  await clock.advance(20_000);
+  assert.ok(reads < 20 * 256 * 2, `${reads} reads in 20 s`);
+  assert.equal(clone.hydrationStatus().state, 'source-lost');
+  await clone.close();
+  await Promise.all(reading);
+});
+
 test('the policy can pass errors of the source on', async () => {
   const source = new HeldSource();
   const { clone } = await cloneOf(source, { sourceErrorPolicy: 'error' });

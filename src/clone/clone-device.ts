@@ -13,7 +13,7 @@ import { BitCommitter, type CommitOrder } from './bit-committer.ts';
 import { DiskGate } from './disk-gate.ts';
 import type { GuestWaits } from './disk-window.ts';
 import type { FetchLog } from './fetch-log.ts';
-import { type CloneSource, FETCH_BLOCKS_MAX, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
+import { type CloneSource, Fetcher, type SourceErrorPolicy } from './fetcher.ts';
 import { type HydrationSettings, type HydrationStatus, Hydrator } from './hydrator.ts';
 import { ended, type Fetch, InFlight, type Mutation, owns, release } from './in-flight.ts';
 import type { LiveMap } from './live-map.ts';
@@ -499,7 +499,7 @@ export class CloneDevice implements BlockDevice {
   ): number {
     const owner = this.#inFlight.ownerOf(first);
     let end = first + 1;
-    const endMax = owner === null ? Math.min(limit, first + FETCH_BLOCKS_MAX) : Math.min(limit, owner.end);
+    const endMax = Math.min(limit, owner === null ? this.#fetcher.refused.endOf(first) : owner.end);
     while (end < endMax && this.#inFlight.ownerOf(end) === owner) end++;
     if (owner?.kind === 'mutation') {
       parts.push(ended(owner).then(() => this.#readAgain(first, end, offsetBytes, into)));

@@ -12,6 +12,7 @@ import type { DiskGate } from './disk-gate.ts';
 import type { FetchLog } from './fetch-log.ts';
 import { REGION_BYTES_MAX } from './hydration-window.ts';
 import type { Fetch, FetchPurpose, FetchWaiter, InFlight } from './in-flight.ts';
+import { RefusedReads } from './refused-reads.ts';
 import type { ValidityMap } from './validity-map.ts';
 import type { ZeroLog } from './zero-log.ts';
 
@@ -22,6 +23,11 @@ const NO_BYTES = new Uint8Array(0);
 const RETRY_FIRST_MS = 100;
 const RETRY_MAX_MS = 5_000;
 const UNSTORED_MAX = 65_536;
+/**
+ * What is in flight where the source refuses everything: smaller pieces are of no use then, and many of them
+ * cost.
+ */
+const PIECES_MAX = 256;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
@@ -53,7 +59,10 @@ export type FetcherOptions = {
   zeros: ZeroLog | null;
   clock: Clock;
   logger: Logger;
-  /** What a fetch does whose read of the source failed: try again for as long as it takes, or pass the error on. */
+  /**
+   * What a fetch that the guest waits for does when its read of the source failed: try again for as long as
+   * it takes, or pass the error on.
+   */
   policy: SourceErrorPolicy;
   /** A fetch has ended; `stored`: its blocks are local now. */
   onEnded: (fetch: Fetch, stored: boolean) => void;
@@ -71,6 +80,11 @@ export class Fetcher {
   /** Blocks that came and are not local, to count the ones that come twice: the latest `UNSTORED_MAX`. */
   readonly #unstored = new Set<number>();
   readonly #storing = new Set<Promise<void>>();
+  /**
+   * Where the source answered with an error: fetches there are small, so that a bad sector holds nothing but
+   * its block.
+   */
+  readonly refused = new RefusedReads();
   #closed = false;
   #policy: SourceErrorPolicy;
   #wireBytes = 0;
@@ -268,9 +282,13 @@ export class Fetcher {
         return 'arrived';
       } catch (error) {
         if (this.#closed) return 'again';
-        this.#countFailure(error);
+        this.#countFailure(error, fetch);
         if (this.#policy === 'error') return sourceFailedError(fetch, error);
       }
+      this.refused.note(fetch.first, fetch.end, clock.monotonicMs());
+      const goesSmaller = fetch.end - fetch.first > 1 && this.#options.inFlight.entries.length <= PIECES_MAX;
+      // The guest may need what lies beside the block that is bad; and nobody waits for the background copy.
+      if (fetch.purpose !== 'miss' || goesSmaller) return 'again';
       await this.#waitBeforeRetry(fetch, this.backoffMs);
       if (this.#closed || fetch.released !== null) return 'again';
     }
@@ -342,14 +360,14 @@ export class Fetcher {
     }
   }
 
-  #countFailure(error: unknown): void {
+  #countFailure(error: unknown, { first, end }: Fetch): void {
     const { clock, logger } = this.#options;
     this.#consecutiveFailures++;
     this.#lastError = messageOf(error);
     if (this.#failingSinceMs !== null) return;
     this.#failingSinceMs = clock.monotonicMs();
     logger.warn(
-      { error: messageOf(error) },
+      { error: messageOf(error), firstBlock: first, blocks: end - first },
       'the source does not answer; reads of blocks that are only there wait',
     );
   }

@@ -306,9 +306,19 @@ export class Hydrator {
 
   /** The first run of [from, limit) that is absent and has no owner: at most `blocks`, and not across a multiple of that. */
   #freeRun(from: number, limit: number, blocks: number): Range | null {
-    const { validity, inFlight } = this.#options;
+    const { validity, inFlight, clock, fetcher } = this.#options;
+    const nowMs = clock.monotonicMs();
     for (let block = validity.firstAbsent(from, limit); block < limit; ) {
-      const regionEnd = Math.min(limit, (Math.floor(block / blocks) + 1) * blocks);
+      const rested = fetcher.refused.restsUntil(block, nowMs);
+      if (rested > block) {
+        block = validity.firstAbsent(Math.min(limit, rested), limit);
+        continue;
+      }
+      const regionEnd = Math.min(
+        limit,
+        (Math.floor(block / blocks) + 1) * blocks,
+        fetcher.refused.endOf(block),
+      );
       const absentEnd = validity.firstPresent(block, regionEnd);
       const first = inFlight.firstFree(block, absentEnd);
       if (first < absentEnd) return { first, end: inFlight.firstOwned(first, absentEnd) };

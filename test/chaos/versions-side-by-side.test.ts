@@ -159,7 +159,8 @@ test('an upgrade in place, in the middle of moves: old shims start new volume se
   await target.kill();
 
   upgradeInPlace(dir);
-  // Every volume server, of machines, of a clone in the middle, in standby and of exports: their shims start the next ones.
+  // Every volume server, of machines, of a clone in the middle, in standby and of exports: their shims start
+  // the next ones.
   const servers = fleet.workers.flatMap((worker) =>
     worker
       .shims()

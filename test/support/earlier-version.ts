@@ -26,7 +26,10 @@ export function earlierMain(dir: string): string {
   return join(dir, 'src/cli/main.ts');
 }
 
-/** Puts this version in the place of that one, as a package manager does: what runs goes on, and what is started from now on is this one. */
+/**
+ * Puts this version in the place of that one, as a package manager does: what runs goes on, and what is
+ * started from now on is this one.
+ */
 export function upgradeInPlace(dir: string): void {
   renameSync(join(dir, 'src'), join(dir, 'src.earlier'));
   symlinkSync(join(CHECKOUT, 'src'), join(dir, 'src'));
