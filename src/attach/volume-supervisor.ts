@@ -279,6 +279,9 @@ export class VolumeSupervisor {
       this.#ready.resolve();
     } else if (event === 'progress') {
       this.#lastStatus = data as VolumeServerStatus;
+      // The disk may refuse to have it written down, and this process outlives the server.
+      const { dataLoss } = this.#lastStatus;
+      if (dataLoss !== undefined) this.#spec = { ...this.#spec, dataLoss };
     } else if (event === 'failed') {
       this.#failure = failedError(data);
       this.#lastError = this.#failure;

@@ -49,6 +49,8 @@ export type AttachedVolumeOptions = {
   peers: PeerBook;
   /** Every block is local, durably. May be called again after a restart of the process. */
   onHydrated: () => void;
+  /** The status has a loss of data now: to be told before the guest is answered. */
+  onDataLost: () => void;
 };
 
 /** As host/mount-needs.ts has it, whose schemas a volume server does not load. */
@@ -132,6 +134,7 @@ export class AttachedVolume {
     let nbd: NbdAttachment | null = null;
     try {
       const guard = new DataGuard({ ...spec, clock, logger });
+      guard.onLost(options.onDataLost);
       const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
       // The key and its derivation: in standby, so before anything stops.
       encryption = await openEncryption(spec, cloned !== null);

@@ -59,6 +59,25 @@ test('a flush that fails over what the guest wrote is a loss: everything is refu
   await new GuardedFile(file, guardOf(dir)).read(0, block);
 });
 
+test('a loss that could not be written down is known to a server that is told of it, until it is accepted', async (t) => {
+  const dir = scratchDir(t);
+  const dataLoss = { atMs: 7, reason: 'flush failed' };
+  const options = {
+    volumeDir: dir,
+    volumeId: 'v_1',
+    generation: 3,
+    clock: new FakeClock(),
+    logger: silentLogger,
+  };
+  const told = new DataGuard({ ...options, dataLoss });
+  assert.throws(() => told.check(), lost);
+  await written(dir);
+  assert.equal(guardOf(dir).lost?.atMs, 7, 'it is written down now');
+  await acceptDataLoss(dir, options, { atMs: 7, nowMs: 9 });
+  assert.equal(new DataGuard({ ...options, dataLoss }).lost, null);
+  assert.ok(new DataGuard({ ...options, dataLoss: { ...dataLoss, atMs: 8 } }).lost, 'another one');
+});
+
 test('a flush that fails while the guest has nothing to flush is tried again and loses nothing', async (t) => {
   const guard = guardOf(scratchDir(t));
   guard.share(new Uint32Array(2));

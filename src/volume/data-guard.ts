@@ -1,5 +1,4 @@
 import { readFileSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
@@ -73,7 +72,7 @@ export async function acceptDataLoss(
   { atMs, nowMs }: { atMs: number; nowMs: number },
 ): Promise<AcceptedLoss | null> {
   const path = join(volumeDir, VOLUME_FILES.dataLossAccepted);
-  const accepted = await readAccepted(path);
+  const accepted = readAccepted(path);
   const before = accepted.find((loss) => loss.atMs === atMs && loss.generation === volume.generation);
   const loss = readDataLoss(volumeDir, volume);
   if (loss?.atMs !== atMs) return loss === null ? (before ?? null) : null;
@@ -87,11 +86,16 @@ export async function acceptDataLoss(
   return now;
 }
 
+function isAccepted({ volumeDir, generation }: DataGuardOptions, atMs: number): boolean {
+  const accepted = readAccepted(join(volumeDir, VOLUME_FILES.dataLossAccepted));
+  return accepted.some((loss) => loss.atMs === atMs && loss.generation === generation);
+}
+
 /** A file that cannot be understood is no reason to keep a volume down: it is begun anew. */
-async function readAccepted(path: string): Promise<AcceptedLoss[]> {
+function readAccepted(path: string): AcceptedLoss[] {
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = readFileSync(path, 'utf8');
   } catch (error) {
     if (systemErrorCode(error) === 'ENOENT') return [];
     throw error;
@@ -108,6 +112,8 @@ export type DataGuardOptions = {
   volumeDir: string;
   volumeId: string;
   generation: number;
+  /** What an earlier server of this guest told to be lost. It counts unless an operator has accepted it. */
+  dataLoss?: { atMs: number; reason: string };
   clock: Clock;
   logger: Logger;
 };
@@ -124,12 +130,17 @@ export class DataGuard {
   #unflushed: Uint32Array | null = null;
   #running: Promise<void> | null = null;
   #next: Promise<void> | null = null;
-  #onLost: () => void = () => {};
+  readonly #listeners: (() => void)[] = [];
 
   /** Throws when it cannot be told whether data was lost. */
   constructor(options: DataGuardOptions) {
     this.#options = options;
     this.#lost = readDataLoss(options.volumeDir, options);
+    const { dataLoss, volumeId, generation } = options;
+    if (this.#lost !== null || dataLoss === undefined || isAccepted(options, dataLoss.atMs)) return;
+    // The disk refused that word too, as far as anybody knows.
+    this.#lost = { formatVersion: 1, volumeId, generation, ...dataLoss };
+    void this.#writeDown(this.#lost);
   }
 
   get lost(): DataLoss | null {
@@ -138,7 +149,7 @@ export class DataGuard {
 
   /** Calls at once when it has happened already. */
   onLost(listener: () => void): void {
-    this.#onLost = listener;
+    this.#listeners.push(listener);
     if (this.#lost !== null) listener();
   }
 
@@ -188,7 +199,7 @@ export class DataGuard {
       { volumeId, reason },
       'the disk lost what the guest wrote; the volume refuses everything from now on',
     );
-    this.#onLost();
+    for (const listener of this.#listeners) listener();
     void this.#writeDown(this.#lost);
   }
 

@@ -49,12 +49,19 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.leaving === undefined
       ? {}
       : { leaving: oneOf(spec.leaving, ['running', 'stopped'], 'leaving') }),
+    ...(spec.dataLoss === undefined ? {} : { dataLoss: parseLoss(spec.dataLoss) }),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
     ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
     ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
+}
+
+function parseLoss(value: unknown): NonNullable<VolumeServerSpec['dataLoss']> {
+  const loss = object(value, 'dataLoss');
+  if (typeof loss.atMs !== 'number') throw badSpec('dataLoss.atMs is not a number');
+  return { atMs: loss.atMs, reason: text(loss.reason, 'dataLoss.reason', 0) };
 }
 
 function parseAccess(value: unknown): Access {

@@ -67,6 +67,7 @@ async function serveAttached(
   spec: VolumeServerSpec,
   logger: Logger,
   emit: (event: string, data: unknown) => void,
+  lookNow: () => void,
 ): Promise<Served> {
   // Each role loads its own code only: it is most of the memory of an idle server.
   const { AttachedVolume } = await import('./attached-volume.ts');
@@ -77,6 +78,7 @@ async function serveAttached(
     logger,
     peers: PEERS,
     onHydrated: () => emit('hydrated', {}),
+    onDataLost: lookNow,
   });
   return {
     status: () => volume.status(),
@@ -154,10 +156,11 @@ async function serve(
   spec: VolumeServerSpec,
   logger: Logger,
   emit: (event: string, data: unknown) => void,
+  lookNow: () => void,
 ): Promise<Served> {
   switch (spec.role) {
     case 'attach':
-      return serveAttached(spec, logger, emit);
+      return serveAttached(spec, logger, emit, lookNow);
     case 'export':
       return serveExported(spec, logger);
     case 'serve':
@@ -170,6 +173,7 @@ async function main(): Promise<void> {
   const opened = Promise.withResolvers<Served>();
   opened.promise.catch(() => {}); // told by `failed`; requests that wait for it are told too
   let rpc: LineRpc | undefined;
+  let reporter: StatusReporter | undefined;
   const emit = (event: string, data: unknown) => rpc?.emit(event, data);
   const fail = (error: unknown, message: string, exitCode: number) => {
     logger.error({ error: toWireError(error) }, message);
@@ -191,7 +195,7 @@ async function main(): Promise<void> {
     spec = parseSpec(line);
     // Before there is a key in this process.
     if (spec.encryption) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
-    served = await serve(spec, logger, emit);
+    served = await serve(spec, logger, emit, () => reporter?.look());
   } catch (error) {
     opened.reject(error);
     fail(error, 'the volume server could not start', EXIT_NOT_STARTED);
@@ -202,7 +206,7 @@ async function main(): Promise<void> {
   served.start();
   // Now, because a server that is killed would not: the next one starts in half the time, and without the compiler's memory.
   flushCompileCache();
-  const reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
+  reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
   reporter.start();
 
   let isEnding = false;
@@ -210,7 +214,7 @@ async function main(): Promise<void> {
     // The unmount and the signal that follows it come together, and the second must not find the volume half closed.
     if (isEnding) return;
     isEnding = true;
-    reporter.stop();
+    reporter?.stop();
     try {
       await served.close();
       logger.info({ reason }, 'the volume server ended');

@@ -24,7 +24,7 @@ export class StatusReporter {
 
   start(): void {
     this.#cancel = this.#options.clock.timer(INTERVAL_MS, () => {
-      this.#look();
+      this.look();
       this.start();
     });
   }
@@ -33,7 +33,8 @@ export class StatusReporter {
     this.#cancel();
   }
 
-  #look(): void {
+  /** Now, and not at the next half second. */
+  look(): void {
     const status = this.#options.status();
     // Memory in use always changes a little; that alone is no news.
     const news = JSON.stringify({ ...status, residentBytes: 0 });

@@ -12,7 +12,7 @@ import {
 import { NotYet, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
-import { LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
+import { killServer, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
  * The data disk of the target fails, really: a filesystem of the kernel on a disk whose store runs out of room, and one that is taken away and mounted again in the same boot.
@@ -113,3 +113,28 @@ async function refusesAndGoes(lab: VolumeLab, disk: RefusingDisk, named: RegExp)
   await target.until('whole', ({ state }) => state === 'complete');
   await assertSameContent(target.loop, expectedPath);
 }
+
+test('a disk that loses what a guest wrote, and refuses the word of it too: the next server knows', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const disk = await failingXfs(lab, 'source');
+  const store = await lab.store('source');
+  const made = await store.create({ name: 'data', lengthBytes: LENGTH_BYTES, filesystem: 'none' });
+  const { loop, ...volume } = await lab.attach(store, made, { access: 'writable' });
+  const write = ['if=/dev/urandom', `of=${loop}`, 'bs=64k', 'count=1', 'oflag=direct', 'conv=notrunc'];
+  await tool('dd', ...write, 'status=none');
+  await tool('dd', 'if=/dev/null', `of=${loop}`, 'conv=fsync,notrunc', 'status=none');
+  await disk.refuse();
+  await tool('dd', ...write, 'status=none');
+  await assert.rejects(tool('dd', 'if=/dev/null', `of=${loop}`, 'conv=fsync,notrunc', 'status=none'));
+  await killServer(volume.server);
+  // The old bytes are there, or the new ones in memory: neither may be told.
+  await assert.rejects(
+    tool('dd', `if=${loop}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'),
+    /Input\/output/,
+  );
+  disk.takeAgain();
+  const path = join(store.folder(made.id), 'data-loss.json');
+  await until('it to be written down', () => existsSync(path), { is: (there) => there });
+});
