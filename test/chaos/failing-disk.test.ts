@@ -7,10 +7,11 @@ import {
   failingXfs,
   goneAndBack,
   type RefusingDisk,
+  slowDisk,
   thinDisk,
 } from '../support/backing-disk.ts';
 import { NotYet, until } from '../support/patience.ts';
-import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
+import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { killServer, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
@@ -137,4 +138,37 @@ test('a disk that loses what a guest wrote, and refuses the word of it too: the 
   disk.takeAgain();
   const path = join(store.folder(made.id), 'data-loss.json');
   await until('it to be written down', () => existsSync(path), { is: (there) => there });
+});
+
+test('a disk that hangs: what is here and what comes is read, it is named, and all follows when it goes on', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const lengthBytes = 112 * MIB;
+  const disk = await slowDisk(lab, 'target', 384 * MIB, { bytesPerSecond: 200 * MIB, latencyMs: 1 });
+  const content = { offsetBytes: 0, lengthBytes };
+  const { move, expectedPath } = await moveRawVolume(lab, { lengthBytes, content, paused: true });
+  const { target } = move;
+  const same = (mib: number, count: number) =>
+    tool('cmp', `--ignore-initial=${mib * MIB}`, `--bytes=${count * MIB}`, target.loop, expectedPath);
+  const own = join(lab.dir, 'own');
+  await tool('dd', 'if=/dev/urandom', `of=${own}`, 'bs=1M', 'count=1', 'status=none');
+  for (const to of [target.loop, expectedPath])
+    await tool('dd', `if=${own}`, `of=${to}`, 'bs=1M', 'conv=notrunc,fsync', 'status=none');
+  disk.hang();
+  await same(0, 8);
+  await target.until('the disk to be named', ({ lastError }) => /taken none for/.test(lastError ?? ''));
+  // More than is held on its way to the disk: that waits for it, and nothing else does.
+  const cold = ['bs=1M', 'skip=16', 'count=96', 'iflag=direct', 'status=none'];
+  const beyond = new Running(lab, 'dd', `if=${target.loop}`, 'of=/dev/null', ...cold);
+  await target.until('all that is held', ({ wireBytes }) => wireBytes > 56 * MIB);
+  await tool('dd', `if=${target.loop}`, 'of=/dev/null', 'bs=1M', 'count=1', 'iflag=direct', 'status=none');
+  assert.equal(beyond.over, false);
+  assert.ok((await target.hydration()).wireBytes <= 66 * MIB);
+  disk.goOn();
+  await beyond.ended;
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+  const { lastError, blocksFetchedTwice } = await target.until('whole', ({ state }) => state === 'complete');
+  assert.deepEqual([lastError, blocksFetchedTwice], [null, 0]);
+  await assertSameContent(target.loop, expectedPath);
 });

@@ -15,6 +15,9 @@ export type BackingDisk = {
   dir: string;
   /** Of mount(8), for the filesystem. */
   mount: readonly string[];
+  /** From now on the disk answers nothing, and what is asked of it waits. */
+  hang(): void;
+  goOn(): void;
 };
 
 /** All of the metadata is written when it is made: what is refused later is data. */
@@ -58,7 +61,10 @@ async function backingDisk(
   const mount = ['-o', ['noatime', ...(await mkfs(loop))].join(','), loop, dir];
   await tool('mount', ...mount);
   lab.onClose(() => tool('umount', dir));
-  return { dir, mount };
+  const hang = () => server.kill('SIGSTOP');
+  const goOn = () => server.kill('SIGCONT');
+  lab.onClose(async () => void goOn());
+  return { dir, mount, hang, goOn };
 }
 
 async function mkfsExt4(loop: string): Promise<readonly string[]> {
