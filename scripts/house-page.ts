@@ -19,22 +19,24 @@ export function housePage(): string {
   return withTable(readFileSync(HOUSE_PAGE, 'utf8'), readHouse());
 }
 
-function measures(): Measures {
+function measured(): ReturnType<typeof findings> {
   const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
   const isProduct = (path: string) => path.startsWith('src/') && !path.endsWith('.test.ts');
   const read = (path: string) => ({ path, text: readFileSync(path, 'utf8') });
-  const found = findings(
-    sources.filter(isProduct).map(read),
-    sources.filter((path) => !isProduct(path)).map(read),
-  );
-  return {
-    longFunctions: found.longFunctions.length,
-    longComments: found.longComments.length,
-    unusedExports: found.unusedExports.length,
-  };
+  return findings(sources.filter(isProduct).map(read), sources.filter((path) => !isProduct(path)).map(read));
 }
 
 if (import.meta.filename === process.argv[1]) {
-  writeFileSync(HOUSE_PAGE, housePage());
-  writeFileSync(MEASURES_FILE, `${JSON.stringify(measures(), null, 2)}\n`);
+  const found = measured();
+  if (process.argv[2] === '--measures') {
+    for (const lines of Object.values(found)) for (const line of lines) console.log(line);
+  } else {
+    writeFileSync(HOUSE_PAGE, housePage());
+    const counts: Measures = {
+      longFunctions: found.longFunctions.length,
+      longComments: found.longComments.length,
+      unusedExports: found.unusedExports.length,
+    };
+    writeFileSync(MEASURES_FILE, `${JSON.stringify(counts, null, 2)}\n`);
+  }
 }

@@ -84,6 +84,10 @@ export class MachineRecovery {
     void this.#turn();
   }
 
+  get closed(): boolean {
+    return this.#closed;
+  }
+
   close(): void {
     this.#closed = true;
     this.#cancelTimer?.();

@@ -194,7 +194,7 @@ for (const tls of [false, true]) {
     writeDisk(file, lengthBytes, places);
     const server = await serveFile(t, tls, file, lengthBytes);
     await server.process.atRest();
-    await attack(t, server, 'status', 20);
+    await attack(t, server, 'status', 8);
     const words = ['--map', '--json', server.uri];
     const map = JSON.parse(await mustEndWell(findProgram('nbdinfo')!, words)) as {
       offset: number;

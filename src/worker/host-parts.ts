@@ -1,0 +1,201 @@
+import { DatabaseSync } from 'node:sqlite';
+import { toWireError } from '../base/errors.ts';
+import { PAUSE } from '../base/patience.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
+import { MountProof } from '../host/mount-proof.ts';
+import { MachineManager } from '../machine/manager.ts';
+import { MachineStore } from '../machine/store.ts';
+import { MIGRATE_IN } from '../migration/migrate-in.ts';
+import { openWorkerKey } from '../receipt/worker-key.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
+import { TlsIdentity } from '../sys/tls-identity.ts';
+import { VolumeStore } from '../volume/index.ts';
+import { Ballast } from './ballast.ts';
+import { DataFolder } from './data-folder.ts';
+import { claimDataFolder } from './data-owner.ts';
+import { DirtyBound } from './dirty-bound.ts';
+import { hostCheck } from './host-check.ts';
+import { Imports } from './imports.ts';
+import { hostLoad, lackingOnThisHost } from './load.ts';
+import { hiddenFolders } from './options.ts';
+import type { PartTable } from './part.ts';
+import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
+import { Serving } from './serving.ts';
+import { VolumeAccess } from './volume-access.ts';
+
+/** Moves that come to this worker and are not over. */
+function incoming({ journal }: WorkerParts): PrepareRequest[] {
+  return journal.open({ kind: MIGRATE_IN }).map((run) => run.input as PrepareRequest);
+}
+
+export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> = {
+  // Bad certificate files are found now and not in the middle of a move.
+  identity: { needs: [], make: ({ options, logger }) => options.tls && new TlsIdentity(options.tls, logger) },
+
+  folder: {
+    needs: ['identity'],
+    make: ({ options }) => DataFolder.open(options.dataDir),
+    close: (folder) => folder.close(),
+  },
+
+  ballast: {
+    needs: ['folder'],
+    async make({ folder, options, clock, logger }) {
+      const look = () => fileSystemOf(options.dataDir);
+      const ballast = new Ballast({ path: folder.paths.ballast, look, clock, logger });
+      // Before anything is written.
+      await ballast.start();
+      return ballast;
+    },
+    rest: (ballast) => ballast.close(),
+  },
+
+  state: {
+    needs: ['ballast', 'folder'],
+    make({ folder, options }) {
+      const state = new DatabaseSync(folder.paths.state);
+      state.exec('PRAGMA journal_mode = WAL');
+      state.exec('PRAGMA synchronous = FULL');
+      claimDataFolder(state, options.name, options.dataDir);
+      return state;
+    },
+    close: (state) => state.close(),
+  },
+
+  key: { needs: ['state'], make: ({ folder }) => openWorkerKey(folder.paths.key) },
+
+  volumes: {
+    needs: ['state'],
+    make: ({ options: { dataDir, headerFileBytes }, clock, random, logger }) =>
+      VolumeStore.open(dataDir, { clock, random, logger, headerFileBytes }),
+  },
+
+  access: {
+    needs: ['volumes', 'folder'],
+    make(parts) {
+      const { options, volumes, folder } = parts;
+      return new VolumeAccess({
+        volumes,
+        validityDir: folder.paths.validityDir,
+        tls: options.tls,
+        plane: options.plane,
+        keys: options.keys,
+        incoming: (volumeId) =>
+          incoming(parts).find((request) => request.volume?.volumeId === volumeId) ?? null,
+        hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
+        whenFull: options.whenFull,
+        beforeAttach: async (record) => {
+          await parts.serving.refuseServed(record);
+          await parts.imports.release(record.id);
+        },
+      });
+    },
+  },
+
+  machines: {
+    needs: ['access', 'folder'],
+    async make({ access, folder, options, clock, random, logger }) {
+      const machines = await MachineManager.open({
+        store: await MachineStore.open(options.dataDir),
+        volumes: access,
+        runtimeRoot: folder.paths.runtimeRoot,
+        hidden: hiddenFolders(options),
+        clock,
+        random,
+        logger,
+      });
+      for (const { file, error } of machines.broken)
+        logger.error({ file, error: error.toWire() }, 'a record cannot be read');
+      return machines;
+    },
+    close: (machines) => machines.close(),
+  },
+
+  serving: {
+    needs: ['machines', 'volumes'],
+    make: ({ machines, volumes, options, clock, random, logger }) =>
+      new Serving({
+        machines,
+        volumes,
+        keys: options.keys,
+        whenFull: options.whenFull,
+        tls: options.tls,
+        hidden: hiddenFolders(options),
+        random,
+        clock,
+        logger,
+      }),
+  },
+
+  imports: {
+    needs: ['machines', 'volumes', 'access', 'folder'],
+    make(parts) {
+      const { machines, volumes, access, folder, options, clock, random, logger } = parts;
+      return new Imports({
+        machines,
+        volumes,
+        access,
+        validityDir: folder.paths.validityDir,
+        hidden: hiddenFolders(options),
+        load: () => parts.load(),
+        clock,
+        random,
+        logger,
+        onWhole: (record) => parts.events.emit('volume', record.id, `${record.name} is imported and whole`),
+      });
+    },
+    rest: (imports) => imports.close(),
+  },
+
+  load: {
+    needs: ['machines', 'volumes', 'imports', 'reservations', 'folder'],
+    make(parts) {
+      const { machines, volumes, imports, reservations, folder, options } = parts;
+      return (forRun) =>
+        hostLoad(
+          { ...options, validityDir: folder.paths.validityDir },
+          machines,
+          volumes,
+          [...incoming(parts), ...reservations.held(forRun)],
+          imports.arriving(),
+          parts.drain.desired,
+          lackingOnThisHost,
+        );
+    },
+  },
+
+  check: {
+    needs: ['machines', 'folder'],
+    make: ({ machines, folder, clock, logger }) =>
+      hostCheck({ machines, proof: new MountProof({ dir: folder.paths.mountProofs, clock }), logger }),
+  },
+
+  dirtyBound: {
+    needs: ['machines'],
+    make: ({ machines, options, clock, logger }) =>
+      new DirtyBound({
+        look: () => fileSystemOf(options.dataDir),
+        devices: async () =>
+          (await machines.list()).flatMap(
+            ({ shim }) => (shim?.volume?.mounted && shim.volume.loopDevice) || [],
+          ),
+        clock,
+        logger,
+      }),
+    rest: (dirtyBound) => dirtyBound.close(),
+  },
+
+  sweep: {
+    needs: ['volumes'],
+    make({ volumes, options, logger }) {
+      const sweep = setInterval(() => {
+        volumes
+          .sweepRetained(options.retainMs)
+          .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
+      }, PAUSE.sweep.ms);
+      sweep.unref();
+      return { close: () => clearInterval(sweep) };
+    },
+    rest: (sweep) => sweep.close(),
+  },
+};

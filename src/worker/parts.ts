@@ -1,0 +1,95 @@
+import type { DatabaseSync } from 'node:sqlite';
+import type { HttpPeer } from '../api/peer-client.ts';
+import type { Clock } from '../base/clock.ts';
+import type { Logger } from '../base/logger.ts';
+import type { Random } from '../base/random.ts';
+import type { TargetStatus } from '../contract/peer.ts';
+import type { Journal } from '../journal/journal.ts';
+import type { MachineManager } from '../machine/manager.ts';
+import type { DrainController } from '../migration/drain.ts';
+import type { FailedTargets } from '../migration/failed-targets.ts';
+import type { MoveInbox } from '../migration/inbox.ts';
+import type { MoveReceiver } from '../migration/move-receiver.ts';
+import type { OfferDesk } from '../migration/offers.ts';
+import type { HostLoad } from '../migration/placement.ts';
+import type { ReceiptBook } from '../migration/receipt-book.ts';
+import type { Reservations } from '../migration/reservations.ts';
+import type { WorkerKey } from '../receipt/envelope.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
+import type { VolumeStore } from '../volume/index.ts';
+import type { Ballast } from './ballast.ts';
+import type { DataFolder } from './data-folder.ts';
+import type { DirtyBound } from './dirty-bound.ts';
+import type { DownEvents } from './down.ts';
+import type { EventBus } from './event-bus.ts';
+import type { HostCheck } from './host-check.ts';
+import type { Imports } from './imports.ts';
+import type { WorkerOptions } from './options.ts';
+import type { MachineRecovery } from './recovery.ts';
+import type { LocalService } from './service.ts';
+import type { Serving } from './serving.ts';
+import type { SourceHost } from './source-host.ts';
+import type { TargetHost } from './target-host.ts';
+import type { VolumeAccess } from './volume-access.ts';
+
+/** What a worker is made out of. */
+export type Given = {
+  options: WorkerOptions;
+  clock: Clock;
+  random: Random;
+  logger: Logger;
+  version: string;
+  environment: Readonly<Record<string, string | undefined>>;
+};
+
+/** What is on this host and in its data folder. */
+export type HostParts = {
+  folder: DataFolder;
+  ballast: Ballast;
+  state: DatabaseSync;
+  /** The certificate of this host; null: it has none. */
+  identity: TlsIdentity | null;
+  key: WorkerKey & { fingerprint: string };
+  volumes: VolumeStore;
+  access: VolumeAccess;
+  machines: MachineManager;
+  serving: Serving;
+  imports: Imports;
+  /** What this host promises and holds; `forRun`: without what is reserved for that move. */
+  load: (forRun?: string) => Promise<HostLoad>;
+  check: HostCheck;
+  dirtyBound: DirtyBound;
+  /** Destroys the retained copies whose time is over. */
+  sweep: { close(): void };
+};
+
+/** Moves and drains, from here and to here. */
+export type MoveParts = {
+  peers: readonly HttpPeer[];
+  desk: OfferDesk;
+  inbox: MoveInbox;
+  receipts: ReceiptBook;
+  reservations: Reservations;
+  failedTargets: FailedTargets;
+  /** What targets of moves that are on have said last, by run. */
+  progress: Map<string, TargetStatus>;
+  source: SourceHost;
+  target: TargetHost;
+  journal: Journal;
+  receiver: MoveReceiver;
+  drain: DrainController;
+  recovery: MachineRecovery;
+};
+
+/** What others see of it. */
+export type SurfaceParts = {
+  events: EventBus;
+  downs: DownEvents;
+  service: LocalService;
+  /** Serves when it has started. */
+  api: { url: string };
+  /** Runs go on, and what was left of machines is looked after: when whoever can ask finds everything in place. */
+  resumption: object;
+};
+
+export type WorkerParts = Given & HostParts & MoveParts & SurfaceParts;

@@ -1,0 +1,181 @@
+import type { ApiApp } from '../api/app.ts';
+import { createApiServer } from '../api/server.ts';
+import { messageOf } from '../base/errors.ts';
+import type { Logger } from '../base/logger.ts';
+import { answering } from '../contract/endpoint.ts';
+import { PEER } from '../contract/peer.ts';
+import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import { Overrides } from '../migration/overrides.ts';
+import type { TlsIdentity } from '../sys/tls-identity.ts';
+import { DownEvents } from './down.ts';
+import { EventBus } from './event-bus.ts';
+import { Neighbour } from './neighbour.ts';
+import type { PartTable } from './part.ts';
+import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
+import { LocalService } from './service.ts';
+
+/** A shim that ends by itself is looked for again after so long. */
+const RECOVER_AFTER_MS = 500;
+
+export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfaceParts> = {
+  events: { needs: [], make: ({ options, clock }) => new EventBus(options.name, clock) },
+
+  downs: {
+    needs: ['events', 'journal', 'machines', 'drain', 'failedTargets', 'progress', 'recovery'],
+    make(parts) {
+      const { events, journal, machines, drain, failedTargets, progress, clock } = parts;
+      const downs = new DownEvents((machineId, message, data) =>
+        events.emit('machine', machineId, message, data),
+      );
+      journal.subscribe((run) => {
+        downs.note(run, clock.wallMs());
+        const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
+        events.emit('run', run.id, message, { resource: run.resource, state: run.state, step: run.step });
+        if (run.endedAtMs !== null && run.kind === MIGRATE_OUT) {
+          failedTargets.learn(run);
+          progress.delete(run.id);
+          drain.wake();
+        }
+        // The machine is healthy elsewhere: the next one may go.
+        if (run.step === 'serve') drain.wake();
+      });
+      machines.onEvent((machineId, event, data) => {
+        events.emit('machine', machineId, eventText(event, data));
+        if (event === 'shim-closed') void recoverLater(parts, machineId);
+      });
+      return downs;
+    },
+  },
+
+  service: {
+    needs: [
+      ...(['recovery', 'key', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal'] as const),
+      ...(['drain', 'receiver', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
+    ],
+    make(parts) {
+      const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
+      return new LocalService({
+        ...pick(parts, ['recovery', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal']),
+        ...pick(parts, ['drain', 'receiver', 'source', 'desk', 'check', 'load', 'events', 'clock']),
+        name: options.name,
+        url: () => parts.api.url,
+        version,
+        startedAtMs: clock.wallMs(),
+        keyFingerprint: parts.key.fingerprint,
+        overrides: new Overrides({ journal, receiver, peers: () => peers, clock }),
+        answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal })),
+        peers: () => peers,
+        keys: options.keys,
+        plane: options.plane,
+      });
+    },
+  },
+
+  api: {
+    needs: ['service', 'identity', 'events'],
+    make: (parts) => Api.make(parts),
+    start: (api, parts) => (api as Api).listen(parts),
+    close: (api) => (api as Api).close(),
+  },
+
+  resumption: {
+    needs: ['api', 'journal', 'receiver', 'recovery', 'imports', 'drain', 'dirtyBound'],
+    make: () => ({}),
+    async start(_, { dirtyBound, receiver, journal, recovery, imports, drain }) {
+      // It asks every shim, which nobody who asks this worker need wait for.
+      void dirtyBound.start();
+      // Before the journal drops old runs.
+      await receiver.noteEnds();
+      journal.resume();
+      recovery.start();
+      await imports.start();
+      drain.wake();
+    },
+  },
+};
+
+function pick<T, Key extends keyof T>(from: T, keys: readonly Key[]): Pick<T, Key> {
+  return Object.fromEntries(keys.map((key) => [key, from[key]])) as Pick<T, Key>;
+}
+
+/** The worker's HTTP server, and where it is reached. */
+class Api {
+  url: string;
+  readonly #app: ApiApp;
+
+  private constructor(app: ApiApp, url: string) {
+    this.#app = app;
+    this.url = url;
+  }
+
+  static async make({
+    service,
+    identity,
+    events,
+    options,
+    version,
+    clock,
+    logger,
+  }: WorkerParts): Promise<Api> {
+    const app = await createApiServer({
+      service,
+      worker: options.name,
+      token: options.token,
+      logger,
+      version,
+      tls: identity && { identity, optional: options.tlsOptional },
+      clock,
+      onExhausted: (what) =>
+        events.emit('worker', options.name, 'the API has no room for more connections', what),
+    });
+    return new Api(app, options.advertiseUrl ?? '');
+  }
+
+  async listen({ options, identity, logger }: WorkerParts): Promise<void> {
+    const { listenHost: host, listenPort } = options;
+    await this.#app.listen({ host, port: listenPort });
+    const address = this.#app.server.address();
+    const port = typeof address === 'object' && address !== null ? address.port : listenPort;
+    const listenUrl = `${identity ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
+    this.url = options.advertiseUrl ?? listenUrl;
+    if (identity) warnOfFlaws(identity, [new URL(this.url).hostname, options.iscsiHost], logger);
+  }
+
+  close(): Promise<undefined> {
+    return this.#app.close();
+  }
+}
+
+/** What peers will say about the certificate is better known before the first move. */
+function warnOfFlaws(identity: TlsIdentity, hosts: readonly string[], logger: Logger): void {
+  for (const host of new Set(hosts)) {
+    const flaw = identity.flaw(host);
+    if (flaw === null) continue;
+    const { certFile } = identity.files;
+    logger.warn({ certFile, host }, `other workers will refuse the certificate of this one: ${flaw}`);
+  }
+}
+
+/** A shim that ends by itself takes its machine with it: what should run is started again. */
+async function recoverLater(parts: WorkerParts, machineId: string): Promise<void> {
+  const { machines, recovery, clock, logger } = parts;
+  if (recovery.closed || !machines.records().some(({ id }) => id === machineId)) return;
+  await clock.sleep(RECOVER_AFTER_MS);
+  if (recovery.closed) return;
+  await machines
+    .recover((recovered) => {
+      recovery.note(recovered);
+      const { error } = recovered;
+      if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
+    })
+    .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
+}
+
+/** What a volume server tells of its disk is worth a sentence; the rest has its name. */
+function eventText(event: string, data: unknown): string {
+  if (event !== 'volume') return event;
+  const told = (data as { event?: string } | null)?.event;
+  if (told === 'no-room') return 'the disk is full: what it writes anew waits for room, or fails';
+  if (told === 'room-again') return 'there is room on the disk again';
+  return event;
+}
