@@ -138,6 +138,15 @@ test('a disk that loses what a guest wrote, and refuses the word of it too: the 
   disk.takeAgain();
   const path = join(store.folder(made.id), 'data-loss.json');
   await until('it to be written down', () => existsSync(path), { is: (there) => there });
+
+  // A source whose server is gone is sealed when its data is on the disk, and not before.
+  await volume.server.stop();
+  const data = `of=${join(store.folder(made.id), 'data.raw')}`;
+  await tool('dd', 'if=/dev/urandom', data, 'bs=64k', 'count=1', 'conv=notrunc', 'status=none');
+  await disk.refuse({ synced: false });
+  await assert.rejects(store.makeDataDurable(made.id), /EIO/);
+  disk.takeAgain();
+  await store.makeDataDurable(made.id);
 });
 
 test('a disk that hangs: what is here and what comes is read, it is named, and all follows when it goes on', {

@@ -113,7 +113,8 @@ export async function slowDisk(
 
 /** One that refuses data when it is told to. */
 export type RefusingDisk = BackingDisk & {
-  refuse(): Promise<void>;
+  /** `synced`: what is in memory of it by now is on the disk; so it is if nothing else is said. */
+  refuse(options?: { synced?: boolean }): Promise<void>;
   takeAgain(): void;
 };
 
@@ -169,8 +170,8 @@ export async function failingXfs(lab: VolumeLab, name: string): Promise<Refusing
   });
   return {
     ...disk,
-    refuse: async () => {
-      await tool('sync', '-f', disk.dir);
+    refuse: async ({ synced = true } = {}) => {
+      if (synced) await tool('sync', '-f', disk.dir);
       writeFileSync(trigger, '');
     },
     takeAgain: () => rmSync(trigger),
