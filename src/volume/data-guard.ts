@@ -48,8 +48,9 @@ export function readDataLoss(
   try {
     const found = JSON.parse(text) as Partial<DataLoss> | null;
     if (typeof found?.generation !== 'number') return unread;
-    // A loss of an earlier generation is a matter of the worker that sealed it, which could not.
-    if (found.generation !== generation) return null;
+    // Also of an earlier generation of this file: a seal finds a loss when the record is sealed, and then the move
+    // is undone, which makes it a later one.
+    if (found.generation > generation) return null;
     return { ...unread, atMs: Number(found.atMs ?? 0), reason: String(found.reason ?? unread.reason) };
   } catch {
     return unread;

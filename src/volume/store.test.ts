@@ -11,6 +11,7 @@ import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import type { Tools } from '../host/tools.ts';
+import { readDataLoss } from './data-guard.ts';
 import { lockData } from './data-lock.ts';
 import { encodeImportSource, readImportSource } from './import-source-file.ts';
 import { VolumeStore } from './store.ts';
@@ -169,6 +170,19 @@ test('a move out and its undo, and a move out to the end', async (t) => {
   assert.deepEqual(await store.sweepRetained(KEEP_MS), [id]);
   assert.deepEqual(readdirSync(store.directory), ['.retention.json']);
   await store.destroy(id);
+});
+
+test('a loss that the seal of a move found stands when the move is undone, until it is accepted', async (t) => {
+  const store = await openStore(t);
+  const { id, generation } = await store.create({ name: 'data', lengthBytes: 2 ** 20, filesystem: 'none' });
+  await store.apply(id, { kind: 'seal', generation });
+  const loss = { formatVersion: 1, volumeId: id, generation, atMs: 7, reason: 'flush failed' };
+  writeFileSync(join(store.folder(id), 'data-loss.json'), JSON.stringify(loss));
+  const undone = await store.apply(id, { kind: 'unseal', generation });
+  const found = () => readDataLoss(store.folder(id), { volumeId: id, generation: undone.generation });
+  assert.equal(found()?.atMs, 7);
+  await store.acceptDataLoss(id, 7);
+  assert.equal(found(), null);
 });
 
 test('a move in: incoming, clone, ready; asking twice changes nothing', async (t) => {
