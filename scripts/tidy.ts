@@ -1,5 +1,6 @@
 /** House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden content. */
 import { existsSync, globSync, readFileSync } from 'node:fs';
+import { basename } from 'node:path';
 import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
 import { importsOf, wallProblems } from './house.ts';
 import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
@@ -47,6 +48,15 @@ for (const file of sources.filter((name) => name.endsWith('.test.ts'))) {
 for (const match of readFileSync('test/support/skips.ts', 'utf8').matchAll(/^ {2}(?:'([^']+)'|(\w+)): '/gm)) {
   const reason = match[1] ?? match[2]!;
   if (!reasons.has(reason)) problems.push(`test/support/skips.ts: no test lacks ${reason} any more`);
+}
+
+/** Files that a page names are there. */
+const paths = new Set(globSync('{src,test,bench,demo,lab,scripts}/**/*.{ts,sh,py}'));
+const names = new Set([...paths].map((path) => basename(path)));
+for (const page of globSync('{*,docs/*}.md')) {
+  for (const [, name] of readFileSync(page, 'utf8').matchAll(/`([\w./-]+\.(?:ts|sh|py))`/g))
+    if (!(name!.startsWith('src/') ? paths.has(name!) : names.has(basename(name!))))
+      problems.push(`${page}: there is no ${name}`);
 }
 
 /** Every code that the product can show a person is explained in docs/errors.md. */
