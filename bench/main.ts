@@ -3,11 +3,12 @@
  *   npm run bench                        all, some ten minutes
  *   npm run bench -- attach interruption only these: attach, hydration, guest-latency, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
  *   npm run bench -- --quick             fewer rounds
+ *   npm run bench -- earlier --commit 917665f     what an operation costs our servers, against an earlier commit
  */
 import { parseArgs } from 'node:util';
 
 const { values, positionals } = parseArgs({
-  options: { quick: { type: 'boolean', default: false } },
+  options: { quick: { type: 'boolean', default: false }, commit: { type: 'string' } },
   allowPositionals: true,
 });
 const quick = values.quick;
@@ -120,6 +121,14 @@ const BENCHES: Record<string, () => Promise<void>> = {
     const { conformanceTable, runConformance } = await import('./iscsi-conformance.ts');
     say('## iSCSI conformance: iscsi-test-cu --dataloss, against tgt\n');
     say(conformanceTable(await runConformance()));
+  },
+  async earlier() {
+    const { commit } = values;
+    if (commit === undefined) return;
+    const { benchEarlier, earlierTable } = await import('./earlier.ts');
+    const rounds = quick ? 3 : 15;
+    say(`## Processor time an operation, against ${commit}, median of ${rounds} rounds\n`);
+    say(earlierTable(await benchEarlier(commit, rounds)));
   },
   async xts() {
     const { benchXts, xtsTable } = await import('./xts.ts');
