@@ -26,7 +26,10 @@ export type TargetLimits = {
   firstBurstBytesMax: number;
   /** Commands of a session at once: the size of the command window. */
   queueDepth: number;
-  /** Immediate commands at once; they do not count in the window. */
+  /**
+   * Immediate commands at once, and as many immediate task management functions; they do not count in the
+   * window.
+   */
   immediateMax: number;
   /** Largest READ or WRITE; a power of two. */
   transferBytesMax: number;

@@ -135,6 +135,11 @@ export class TargetSession implements PduSink {
   #statSn: number;
   readonly #tasks = new Map<number, Task>();
   #immediateTasks = 0;
+  /**
+   * Task management functions that are not answered yet: they wait for device calls, and the device may hang.
+   */
+  #immediateFunctions = 0;
+  #queuedFunctions = 0;
   /** Tasks that wait for `open`. */
   #held: Task[] = [];
   /** Reads that wait until the peer has taken what is queued. */
@@ -874,7 +879,8 @@ export class TargetSession implements PduSink {
   }
 
   #maxCmdSn(): number {
-    const free = this.#limits.queueDepth - (this.#tasks.size - this.#immediateTasks);
+    const taken = this.#tasks.size - this.#immediateTasks + this.#queuedFunctions;
+    const free = this.#limits.queueDepth - taken;
     return serialAdd(this.#expCmdSn, free - 1);
   }
 
@@ -922,7 +928,17 @@ export class TargetSession implements PduSink {
   #taskManagement(header: Buffer): void {
     const pdu = decodeTaskManagementRequest(header);
     if (!this.#takeCmdSn(pdu.cmdSn, pdu.immediate)) return;
+    if (pdu.immediate && this.#immediateFunctions >= this.#limits.immediateMax) {
+      this.#reject(header, REJECT_REASON.immediateCommandReject);
+      return;
+    }
+    if (pdu.immediate) this.#immediateFunctions += 1;
+    else this.#queuedFunctions += 1;
+    this.#account.charge(OBJECT_BYTES);
     const respond = (response: number): void => {
+      if (pdu.immediate) this.#immediateFunctions -= 1;
+      else this.#queuedFunctions -= 1;
+      this.#account.release(OBJECT_BYTES);
       if (this.#ended) return;
       encodeTaskManagementResponse(this.#writer.begin(), {
         initiatorTaskTag: pdu.initiatorTaskTag,
@@ -1016,7 +1032,8 @@ export class TargetSession implements PduSink {
       segment(this.#textAnswer.rest);
       return;
     }
-    this.#text.bytes += data.length;
+    // A part of no bytes costs something too, and there may be many.
+    this.#text.bytes += Math.max(data.length, OBJECT_BYTES);
     if (this.#text.bytes > this.#limits.textBytesMax) throw protocolError('text is too long');
     this.#text.parts.push(asBuffer(data));
     if (pdu.continues) {

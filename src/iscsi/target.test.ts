@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
+import { HeldDevice } from '../../test/support/held-device.ts';
 import {
   GRANT,
   INITIATOR_IQN,
@@ -21,6 +22,7 @@ import { MemoryDevice } from '../block/memory-device.ts';
 import { PowerSupply } from '../block/power-supply.ts';
 import { ASYNC_EVENT, LOGIN_STATUS, OPCODE, STAGE, TASK_FUNCTION, TASK_RESPONSE } from './constants.ts';
 import { type InitiatorOptions, IscsiInitiator } from './initiator.ts';
+import { TARGET_LIMITS } from './limits.ts';
 import {
   decodeAsyncMessage,
   decodeLoginResponse,
@@ -705,6 +707,64 @@ test('no secret is good for both directions, of one grant or of two, at the targ
   );
   const chap = { ...GRANT.chap!, mutual: { user: 'target', secret: GRANT.chap!.secret } };
   await assert.rejects(IscsiInitiator.connect(initiatorOptions(1, { chap })), bad);
+});
+
+test('task management that waits for a device that hangs is bounded, in the window and beside it, and what comes of it is told', async (t) => {
+  const device = new HeldDevice(memory());
+  const { target } = await startTarget(t, device, { grant: { chap: null } });
+  const peer = new RawPeer(t, target.port);
+  peer.login(NAMES);
+  assert.equal(await peer.loginStatus(), LOGIN_STATUS.success);
+  peer.read(1, 100, 0, 8);
+  await until('the read to hang', () => device.asked === 1);
+  const [immediate, queued] = [1_000, 300];
+  for (let index = 0; index < immediate + queued; index += 1) {
+    const isQueued = index >= immediate;
+    peer.send((header) =>
+      encodeTaskManagementRequest(header, {
+        immediate: !isQueued,
+        function: index % 2 === 0 ? TASK_FUNCTION.abortTask : TASK_FUNCTION.logicalUnitReset,
+        lun: 0,
+        initiatorTaskTag: 1_000 + index,
+        referencedTaskTag: 1,
+        cmdSn: isQueued ? 101 + index - immediate : 101,
+        expStatSn: 1,
+        refCmdSn: 100,
+      }),
+    );
+  }
+  for (let rejected = 0; rejected < immediate - TARGET_LIMITS.immediateMax; rejected += 1)
+    assert.equal(opcodeOf((await peer.next())!.header), OPCODE.reject);
+  device.release();
+  // The read has a place in the window, and those beyond it are ignored.
+  const waited = TARGET_LIMITS.immediateMax + TARGET_LIMITS.queueDepth - 1;
+  for (let answered = 0; answered < waited; answered += 1) {
+    const { header } = (await peer.next())!;
+    assert.equal(opcodeOf(header), OPCODE.taskManagementResponse);
+    assert.equal(decodeTaskManagementResponse(header).response, TASK_RESPONSE.complete);
+  }
+  peer.read(2, 100 + TARGET_LIMITS.queueDepth, 0, 8);
+  const answer = (await peer.next())!;
+  assert.equal(answer.header.readUInt32BE(16), 2);
+});
+
+test('a text without an end and without bytes ends the connection', async (t) => {
+  const peer = await loggedIn(t, memory());
+  for (let index = 0; index < 100; index += 1)
+    peer.send((header) =>
+      encodeTextRequest(header, {
+        immediate: true,
+        final: false,
+        continues: true,
+        initiatorTaskTag: 1,
+        targetTransferTag: 0xffffffff,
+        cmdSn: 100,
+        expStatSn: 1,
+      }),
+    );
+  let answers = 0;
+  while ((await peer.next()) !== null) answers += 1;
+  assert.ok(answers < 100, `${answers} of 100 were answered`);
 });
 
 test('a SYNCHRONIZE CACHE of one session is one for all', async (t) => {
