@@ -3,7 +3,7 @@
  *   npm run bench                        all, some ten minutes
  *   npm run bench -- attach interruption only these: attach, hydration, guest-latency, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
  *   npm run bench -- --quick             fewer rounds
- *   npm run bench -- earlier --commit 917665f     what an operation costs our servers, against an earlier commit
+ *   npm run bench -- earlier --commit 917665f     an operation of our servers, against an earlier commit
  */
 import { parseArgs } from 'node:util';
 

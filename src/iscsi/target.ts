@@ -12,6 +12,7 @@ import { PeerBook } from '../base/peer-account.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { type Seat, Seats } from '../base/seats.ts';
+import { sparingLogger } from '../base/sparing-logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { LOGIN_STATUS } from './constants.ts';
@@ -251,7 +252,7 @@ export class IscsiTarget {
     this.host = options.host;
     this.#clock = options.clock;
     this.#random = options.random;
-    this.#logger = options.logger;
+    this.#logger = sparingLogger(options.logger, options.clock);
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
     this.#peers = options.peers ?? new PeerBook(options.clock);

@@ -5,7 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import { systemErrorCode } from '../base/errors.ts';
 
 /** A log is rotated when it would become longer than this; one old file (`.1`) is kept. */
-export const LOG_BYTES_MAX = 8 * 1024 * 1024;
+const LOG_BYTES_MAX = 8 * 1024 * 1024;
 /** Output that waits for the disk before the writer of a pipe is made to wait. */
 const QUEUE_BYTES_MAX = 1024 * 1024;
 

@@ -1,19 +1,11 @@
 import { createHash } from 'node:crypto';
-import {
-  chmodSync,
-  fstatSync,
-  ftruncateSync,
-  mkdirSync,
-  realpathSync,
-  rmSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
+import { chmodSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { flushCompileCache } from 'node:module';
 import { createServer, type Server } from 'node:net';
 import { join, resolve } from 'node:path';
 import { systemClock } from '../base/clock.ts';
 import { messageOf, systemErrorCode } from '../base/errors.ts';
+import { lineLogger } from '../base/line-logger.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { readCgroupLayout } from './cgroup.ts';
@@ -26,7 +18,7 @@ import { Workload } from './workload.ts';
  * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim-client.ts with its output in `shim.log`; from then on it
  * depends on nobody. SIGTERM is an orderly shutdown.
  */
-const LOG_BYTES_MAX = 4 * 1024 * 1024;
+const LOG_FD = 2;
 
 async function main(): Promise<void> {
   const [folder, ...hidden] = process.argv.slice(2).map((path) => resolve(path));
@@ -34,7 +26,7 @@ async function main(): Promise<void> {
   process.umask(0o077);
   mkdirSync(folder, { recursive: true });
   const runtimeDir = realpathSync(folder);
-  const logger = lineLogger({ shim: process.pid });
+  const logger = lineLogger(LOG_FD, systemClock, { shim: process.pid });
   await lock(runtimeDir);
   protectFromOutOfMemory(logger);
 
@@ -140,26 +132,10 @@ function protectFromOutOfMemory(logger: Logger): void {
   }
 }
 
-/** JSON lines on standard error, like those of the worker's pino, which would double the memory of this process. */
-function lineLogger(bound: Record<string, unknown>): Logger {
-  const log = (level: number) => (fields: object, message: string) => {
-    try {
-      if (fstatSync(2).isFile() && fstatSync(2).size > LOG_BYTES_MAX) ftruncateSync(2, 0);
-      writeSync(2, `${JSON.stringify({ level, time: Date.now(), ...bound, ...fields, msg: message })}\n`);
-    } catch {
-      // A full disk must not end the shim.
-    }
-  };
-  return {
-    debug() {},
-    info: log(30),
-    warn: log(40),
-    error: log(50),
-    child: (fields) => lineLogger({ ...bound, ...fields }),
-  };
-}
-
 main().catch((error: unknown) => {
-  lineLogger({ shim: process.pid }).error({ reason: messageOf(error) }, 'shim could not start');
+  lineLogger(LOG_FD, systemClock, { shim: process.pid }).error(
+    { reason: messageOf(error) },
+    'shim could not start',
+  );
   process.exit(1);
 });

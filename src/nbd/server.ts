@@ -9,6 +9,7 @@ import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
+import { sparingLogger } from '../base/sparing-logger.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { NbdAddress } from './client-uri.ts';
@@ -86,7 +87,7 @@ export class NbdServer {
   private constructor(options: NbdServerOptions) {
     this.#options = options;
     this.#limits = { ...SERVER_LIMITS, ...options.limits };
-    this.#logger = options.logger;
+    this.#logger = sparingLogger(options.logger, options.clock);
     const { connectionsMax, connectionsPerAddressMax, handshakesMax, handshakesPerAddressMax } = this.#limits;
     const isUnix = 'path' in options.address;
     const { tls } = options;
