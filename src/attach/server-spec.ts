@@ -173,6 +173,8 @@ export const VolumeServerSpec = Type.Object({
   whenFull: Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')])),
   /** How much of that reserve is open, for a machine that leaves: the last `room`. Left out: none. */
   leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
+  /** The guest has had a server before this one, which was ready and is gone. Left out: no. */
+  follows: Type.Optional(Type.Boolean()),
   /** What an earlier server told to be lost, and perhaps could not write down. */
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() })),
   /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */

@@ -85,6 +85,7 @@ export type VolumeSupervisorState = {
 export class VolumeSupervisor {
   readonly #options: VolumeSupervisorOptions;
   #spec: VolumeServerSpec;
+  #wasReady = false;
   #child: ChildProcess | null = null;
   #rpc: LineRpc | null = null;
   #ready: PromiseWithResolvers<void> = Promise.withResolvers();
@@ -236,7 +237,8 @@ export class VolumeSupervisor {
     const input = child.stdin as Writable;
     const output = child.stdout as Readable;
     input.on('error', () => {}); // the exit says more
-    input.write(`${JSON.stringify(this.#spec)}\n`);
+    const spec: VolumeServerSpec = this.#wasReady ? { ...this.#spec, follows: true } : this.#spec;
+    input.write(`${JSON.stringify(spec)}\n`);
     this.#rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
   }
 
@@ -275,6 +277,7 @@ export class VolumeSupervisor {
       // A restarted export must be found where the first one was.
       if (port !== null) this.#spec = atPort(this.#spec, port);
       this.#isReady = true;
+      this.#wasReady = true;
       this.#readyAtMs = this.#options.clock.monotonicMs();
       this.#ready.resolve();
     } else if (event === 'progress') {

@@ -169,6 +169,9 @@ export async function openClone(
       wireBytesBefore: validity.wireBytes,
       onHydrated: options.onHydrated,
     });
+    // Who removed it took away which blocks the guest had written: the source has older content there.
+    if (validity.fresh && spec.follows && spec.access === 'writable' && !device.complete)
+      options.guard.lose('its live map was removed under the running machine');
     if (written) written.tellsAll = true;
     const stored = (file: Pick<BlockDevice, 'read'>) => rekeyed?.local.decrypting(file) ?? file;
     const refetchedBytes = () => live.refetchedBytes;

@@ -13,6 +13,7 @@ const good: VolumeServerSpec = {
   lengthBytes: 4096,
   volumeDir: 'dir',
   access: 'standby',
+  follows: true,
   dataLoss: { atMs: 1767225600000, reason: 'flush failed' },
   clone: {
     metadataPath: 'meta',

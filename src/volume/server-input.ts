@@ -49,6 +49,7 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.leaving === undefined
       ? {}
       : { leaving: oneOf(spec.leaving, ['running', 'stopped'], 'leaving') }),
+    ...(spec.follows === undefined ? {} : { follows: boolean(spec.follows, 'follows') }),
     ...(spec.dataLoss === undefined ? {} : { dataLoss: parseLoss(spec.dataLoss) }),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
@@ -56,6 +57,11 @@ export function parseSpec(line: string): VolumeServerSpec {
     ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
     ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
   };
+}
+
+function boolean(value: unknown, what: string): boolean {
+  if (typeof value !== 'boolean') throw badSpec(`${what} is not a boolean`);
+  return value;
 }
 
 function parseLoss(value: unknown): NonNullable<VolumeServerSpec['dataLoss']> {

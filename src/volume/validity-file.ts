@@ -77,6 +77,8 @@ export type ValidityFile = {
   readonly place: MapPlace;
   /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
   wireBytes: number;
+  /** There was no map. */
+  readonly fresh: boolean;
   /** The guest is the one of the last server, and what it wrote and had not flushed is gone with the filesystem that it was in. */
   readonly guestLost: boolean;
   /** Whether the guest wrote since a flush of the data began, and whether one is under way: [0] and [1], 1 for yes. Shared like the bits. */
@@ -147,7 +149,7 @@ export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   else if (found === 'current') nameHolder(request);
   else replaceWith(request, () => {});
   const file = mapFile(request, request.path, found === 'current' || found === 'flat');
-  return Object.assign(file, { guestLost: found === 'lost' });
+  return Object.assign(file, { fresh: found === 'absent', guestLost: found === 'lost' });
 }
 
 /** Writes down who has the map now, where that is known. */
@@ -187,6 +189,7 @@ function mapFile(request: ValidityFileRequest, path: string, current: boolean): 
   };
   return {
     current,
+    fresh: false,
     guestLost: false,
     unflushed: new Uint32Array(buffer, byteOffset + UNFLUSHED_AT, 2),
     unflushedAddress: mapping.address + BigInt(UNFLUSHED_AT),
@@ -448,7 +451,7 @@ function corrupt(request: ValidityFileRequest, reason: string): GodwitError {
     {
       values: { path: request.path, volumeId: request.volumeId, generation: request.generation },
       nextAction:
-        'Remove the file to go on with the bits of the last flush: what the guest wrote after it may read as the source’s content.',
+        'Remove the file to go on with the bits of the last flush. While the machine runs that is a loss of data: stop it, godwit volume accept-loss, start it.',
     },
   );
 }

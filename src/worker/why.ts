@@ -182,7 +182,7 @@ export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, wo
         message: `there is no memory left on ${worker} for the map of ${machine}'s clone (${noRoom.map}): what it writes to blocks that are not here yet waits (${noRoom.waiting} writes now), nothing of it is lost`,
         sinceMs: noRoom.sinceMs,
         whoCanClearIt: 'an operator; it goes on by itself when there is room',
-        nextAction: `See who fills it: df ${dirname(noRoom.map)}; remove what nobody needs there, or make it larger (mount -o remount,size=…).`,
+        nextAction: `See who fills it: df ${dirname(noRoom.map)}; remove what nobody needs there (what is named godwit-… is needed), or make it larger (mount -o remount,size=…).`,
       },
     ];
   }

@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { VOLUME_FILES } from '../../src/volume/files.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
+import { until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { testSeed } from '../support/seed.ts';
@@ -141,4 +142,46 @@ test('a clone whose files are damaged, cut short, or of another volume: refused 
   await opened.until('hydrated', (hydration) => hydration.state === 'complete');
   await opened.server.call('finish');
   await assertSameContent(opened.loop, expectedPath);
+});
+
+test('the live map of a clone is removed under its guest: the next server knows that it does not know what the guest wrote', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const { move, expectedPath } = await moveRawVolume(lab, {
+    lengthBytes: LENGTH_BYTES,
+    content: { offsetBytes: 0, lengthBytes: 24 * MIB },
+    paused: true,
+  });
+  const { target } = move;
+  // Acknowledged, and not flushed: its bit is in the map only.
+  await tool('dd', 'if=/dev/urandom', `of=${target.loop}`, 'bs=64k', 'count=1', 'seek=100', 'oflag=direct');
+  for (const name of readdirSync(lab.validityDir)) rmSync(join(lab.validityDir, name));
+  await target.killServer();
+  const read = (mib: number) =>
+    tool('dd', `if=${target.loop}`, 'of=/dev/null', 'bs=1M', `skip=${mib}`, 'count=1', 'iflag=direct');
+  for (const mib of [6, 20]) await assert.rejects(read(mib), /Input\/output error/);
+  const { atMs, reason } = (await target.status()).dataLoss!;
+  assert.match(reason, /live map was removed/);
+  await target.killServer();
+  await assert.rejects(read(6), /Input\/output error/);
+  // An operator goes on with what the source has there.
+  await until(
+    'it to be written down',
+    () => existsSync(join(move.targetStore.folder(move.id), 'data-loss.json')),
+    {
+      is: (there) => there,
+    },
+  );
+  await move.targetStore.acceptDataLoss(move.id, atMs);
+  await target.killServer();
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 0 });
+  await target.until('whole', ({ state }) => state === 'complete');
+  await assertSameContent(target.loop, expectedPath);
+  // Of one that is whole nothing depends on the map.
+  await target.server.call('flush');
+  for (const name of readdirSync(lab.validityDir)) rmSync(join(lab.validityDir, name));
+  await target.killServer();
+  assert.equal((await target.status()).dataLoss, undefined);
+  await assertSameContent(target.loop, expectedPath);
 });
