@@ -1,5 +1,6 @@
 import { stripTypeScriptTypes } from 'node:module';
-import { type AnyNode, parse } from 'acorn';
+import { parse } from 'acorn';
+import { walk } from './syntax.ts';
 
 /** What may only become less (scripts/measures.json): each is counted over the product's sources, tests left out. */
 export type Measures = { longFunctions: number; longComments: number; unusedExports: number };
@@ -32,20 +33,12 @@ function longFunctions({ path, text }: Source): string[] {
   });
   const found: string[] = [];
   walk(tree, (node) => {
-    if (!/Function/.test(node.type) || !node.loc) return;
+    if (!/Function/.test(node.type) || !node.loc) return true;
     const lines = node.loc.end.line - node.loc.start.line + 1;
     if (lines > FUNCTION_LINES_MAX) found.push(`${path}:${node.loc.start.line} a function of ${lines} lines`);
+    return true;
   });
   return found;
-}
-
-function walk(node: AnyNode, visit: (node: AnyNode) => void): void {
-  visit(node);
-  for (const value of Object.values(node)) {
-    for (const child of Array.isArray(value) ? value : [value]) {
-      if (typeof child === 'object' && child !== null && typeof child.type === 'string') walk(child, visit);
-    }
-  }
 }
 
 function longComments({ path, text }: Source): string[] {
