@@ -1,5 +1,5 @@
 /** Of all processors' time, what must be idle for one more suite beside those that run. */
-const IDLE_SHARE_MIN = 0.4;
+const IDLE_SHARE_MIN = 0.3;
 
 /** Whether one more suite is started: `jobs` whatever the machine does, up to `jobsMax` while it has nothing to do. `idleShare` is null as long as nobody knows. */
 export function mayStart(now: {

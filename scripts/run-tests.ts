@@ -20,7 +20,7 @@ const TIMEOUT_MS = 3_600_000;
 const PRELOAD = fileURLToPath(new URL('./test-preload.cjs', import.meta.url));
 const LOOK_MS = 250;
 const LOOKS_MAX = 40;
-const EXTRA_JOBS = 2;
+const EXTRA_JOBS = 3;
 /** A suite that has just been started is not busy yet. */
 const IDLE_OVER_MS = 4_000;
 /** Of what one suite prints; the end is what tells. */
@@ -127,12 +127,12 @@ async function runFile(path: string): Promise<void> {
   for (const repeat of repeats) console.log(repeat);
 }
 
+const readStat = () => readFileSync('/proc/stat', 'utf8');
+/** Of all of it. */
+const whole = new IdleProcessors(readStat, 1);
 const waiting = [...files];
 const running = new Set<Promise<void>>();
-const processors = new IdleProcessors(
-  () => readFileSync('/proc/stat', 'utf8'),
-  (IDLE_OVER_MS / 10) * cpus().length,
-);
+const processors = new IdleProcessors(readStat, (IDLE_OVER_MS / 10) * cpus().length);
 while (waiting.length > 0 && !abort.signal.aborted) {
   if (mayStart({ running: running.size, jobs, jobsMax, idleShare: processors.share() })) {
     const suite = runFile(waiting.shift()!).finally(() => running.delete(suite));
@@ -161,7 +161,7 @@ if (!hasFailed || abort.signal.aborted || kept.length === 0) rmSync(folder, { re
 else console.log(`\nwhat tests kept is in ${folder}: ${kept.join(', ')}`);
 console.log(`\n${table(suites)}`);
 console.log(
-  `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, in ${folderOf(files).join(', ')}\n`,
+  `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, processors idle for ${Math.round(100 * (whole.share() ?? 0))} % of it, in ${folderOf(files).join(', ')}\n`,
 );
 // In the words, the order and the form of node:test's own summary, which is per run.
 for (const [name, value] of [

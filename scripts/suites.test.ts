@@ -12,14 +12,18 @@ const SUITE: Suite = {
 };
 
 describe('what a run of tests says', () => {
-  it('begins with whole workers, and within a folder with the longest text', () => {
+  it('begins with what waits for minutes, then whole workers, and within a folder with the longest text', () => {
     const files = [
       { path: 'src/base/a.test.ts', bytes: 9_000 },
       { path: 'src/clone/short.test.ts', bytes: 10 },
       { path: 'src/clone/long.test.ts', bytes: 20 },
       { path: 'test/chaos/z.test.ts', bytes: 1 },
+      { path: 'test/chaos/target-dies.test.ts', bytes: 1 },
+      { path: 'test/chaos/slow-host.test.ts', bytes: 1 },
     ];
     assert.deepEqual(longestFirst(files), [
+      'test/chaos/slow-host.test.ts',
+      'test/chaos/target-dies.test.ts',
       'test/chaos/z.test.ts',
       'src/clone/long.test.ts',
       'src/clone/short.test.ts',
