@@ -1,4 +1,3 @@
-import { BLOCK_BYTES } from '../block/block-device.ts';
 import { owedBytes } from './bit-committer.ts';
 import { HeapMapMemory, type MapMemory, PAGE_BYTES, pageCountOf } from './map-memory.ts';
 import { metadataSectorCount } from './metadata.ts';
@@ -22,12 +21,15 @@ export function heapLiveMap(lengthBytes: number): LiveMap {
 
 /** Pages of each map that a guest may need beyond those of what came: 128 GiB over which its writes are spread. */
 const SPARE_PAGES = 1024;
+/** Data lies in pieces of at least so much, mostly: each may be in a page of its own. */
+const PIECE_BYTES = 65_536;
 
 /**
  * What the live map of a clone and that of written blocks (volume/validity-file.ts) take in memory together, in bytes, while it arrives: a page of each for
- * 128 MiB, wherever the source has something there. Of a long volume that is nearly empty that is far less than what all of its pages would take.
+ * 128 MiB, wherever the source has something there. Of a long volume that is nearly empty that is far less than
+ * what all of its pages would take. One whose data lies in smaller pieces may need more, and waits for it.
  */
-export function liveMapsBytesMax({
+export function liveMapsBytes({
   lengthBytes,
   usedBytes,
 }: {
@@ -37,7 +39,7 @@ export function liveMapsBytesMax({
 }): number {
   const pages = pageCountOf(blockCountOf(lengthBytes));
   const entriesBytes = pages * 4 + owedBytes(metadataSectorCount(lengthBytes));
-  const mixedPages = Math.min(pages, Math.ceil(usedBytes / BLOCK_BYTES) + SPARE_PAGES);
+  const mixedPages = Math.min(pages, Math.ceil(usedBytes / PIECE_BYTES) + SPARE_PAGES);
   // A header, and the rest of the pages that the parts before the bits end in.
   return 2 * (3 * PAGE_BYTES + entriesBytes + mixedPages * PAGE_BYTES);
 }

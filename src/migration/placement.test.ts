@@ -236,6 +236,9 @@ test('memory for the map of a clone is promised like disk, and a long volume tha
   );
   const nearlyEmpty = machine('m', { volumeLengthBytes: 64 * 1024 * GIB, volumeUsedBytes: 8 * MIB });
   assert.ok(evaluateOffer(host('w2', { maps }), request({ machine: nearlyEmpty })).accepted);
+  const inOnePiece = machine('m', { volumeLengthBytes: 64 * 1024 * GIB, volumeUsedBytes: 2 * GIB });
+  const some = { ...maps, freeBytes: 400 * MIB };
+  assert.ok(evaluateOffer(host('w2', { maps: some }), request({ machine: inOnePiece })).accepted);
   const noVolume = machine('m', { volumeLengthBytes: 0, volumeUsedBytes: 0 });
   const none = { ...maps, freeBytes: 0 };
   assert.ok(evaluateOffer(host('w2', { maps: none }), request({ machine: noVolume })).accepted);

@@ -1,4 +1,4 @@
-import { liveMapsBytesMax } from '../clone/live-map.ts';
+import { liveMapsBytes } from '../clone/live-map.ts';
 import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from '../contract/peer.ts';
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
@@ -38,7 +38,7 @@ export type DiskReservation = { machineId: string | null; bytes: number };
 /** Bytes of memory that the maps of a machine's volume will take at most while it arrives. */
 function mapsNeedBytes(machine: Pick<PlacementRequest, 'volumeLengthBytes' | 'volumeUsedBytes'>): number {
   const { volumeLengthBytes: lengthBytes, volumeUsedBytes: usedBytes } = machine;
-  return lengthBytes === 0 ? 0 : liveMapsBytesMax({ lengthBytes, usedBytes });
+  return lengthBytes === 0 ? 0 : liveMapsBytes({ lengthBytes, usedBytes });
 }
 
 /** Why there is no memory for the maps of a clone; null: there is, as far as anybody knows. */

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { scratchDir } from '../../test/support/scratch.ts';
-import { liveMapsBytesMax } from '../clone/live-map.ts';
+import { liveMapsBytes } from '../clone/live-map.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 import type { MachineConfig } from '../machine/config.ts';
 import { diskNeedBytes, unpromisedDiskBytes } from '../migration/placement.ts';
@@ -95,7 +95,7 @@ test('memory for live maps is promised to volumes that arrive, less what their m
     assert.ok(load.maps.freeBytes > 0);
     return load.maps.reserved;
   };
-  const need = liveMapsBytesMax({ lengthBytes: 50 * GIB, usedBytes: 10 * GIB });
+  const need = liveMapsBytes({ lengthBytes: 50 * GIB, usedBytes: 10 * GIB });
   assert.deepEqual(await promised(), [
     { machineId: 'm_of_v_1', bytes: need },
     { machineId: null, bytes: need },

@@ -1,5 +1,5 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
-import { liveMapsBytesMax } from '../clone/live-map.ts';
+import { liveMapsBytes } from '../clone/live-map.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../contract/peer.ts';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
 import { readHostFacts } from '../host/host-facts.ts';
@@ -93,7 +93,7 @@ export async function hostLoad(
     const diskBytes = diskNeedBytes({ volumeUsedBytes: usedBytes }) - here;
     reserved.push({ machineId, bytes: Math.max(0, diskBytes) });
     const mapsBytes =
-      liveMapsBytesMax({ lengthBytes, usedBytes }) - validityFilesBytes(validityPath(validityDir, volumeId));
+      liveMapsBytes({ lengthBytes, usedBytes }) - validityFilesBytes(validityPath(validityDir, volumeId));
     maps.push({ machineId, bytes: Math.max(0, mapsBytes) });
   };
   for (const { machineId, volume, placement } of incoming) {
