@@ -66,11 +66,15 @@ async function served(t: TestContext, target: Target, rounds = 1): Promise<numbe
   return waitsMs as number[];
 }
 
-/** What each makes the target hold at least, from when on it is at work; of two the limits of the protocol come before the memory. */
+/**
+ * What each makes the target hold at least, from when on it is at work; of some the limits of the protocol
+ * come before the memory.
+ */
 const GREEDY = [
   { program: 'endless_login', peers: 8, leastBytes: 0 },
   { program: 'pings', peers: 16, leastBytes: 2 * MIB },
   { program: 'inquiries', peers: 16, leastBytes: 0 },
+  { program: 'verifies', peers: 16, leastBytes: 0 },
   { program: 'unfinished_writes', peers: 40, leastBytes: 16 * MIB },
 ];
 /** For so long each is looked at, on any machine. */

@@ -319,7 +319,7 @@ export class LogicalUnit {
     const blocks = command.blocks === 0 ? this.blocks - command.lba : command.blocks;
     const range = this.#range({ lba: command.lba, blocks });
     if (!command.immediate) return { kind: 'run', medium: true, run: () => this.medium.prefetch(range) };
-    if (!this.standby) void this.medium.prefetch(range);
+    if (!this.standby) this.medium.prefetchSoon(range);
     return DONE;
   }
 

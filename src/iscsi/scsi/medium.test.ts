@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { HeldDevice } from '../../../test/support/held-device.ts';
 import { MemoryDevice } from '../../block/memory-device.ts';
 import { Medium } from './medium.ts';
 import { DONE } from './plan.ts';
 import { decodeSense, encodeSense, SENSE, STATUS } from './sense.ts';
 
 const BLOCK = 512;
+const MIB = 2 ** 20;
 const range = (first: number, blocks: number) => ({
   offsetBytes: first * BLOCK,
   lengthBytes: blocks * BLOCK,
@@ -85,4 +87,20 @@ test('a write on the spot that was held up sends the next ones to the other thre
   let refused = 0;
   while (!medium.writeNow(0, blocks(1))) refused += 1;
   assert.deepEqual([refused, calls], [1024, 3]);
+});
+
+test('of commands that work in memory of their own four are at it, whatever is asked; prefetches beyond are left out', async () => {
+  const device = new HeldDevice(new MemoryDevice({ lengthBytes: 4 * MIB }));
+  const medium = new Medium(device, () => 0);
+  const whole = { offsetBytes: 0, lengthBytes: 4 * MIB };
+  const zeros = Buffer.alloc(512);
+  const checks = Array.from({ length: 60 }, (_, index) =>
+    medium.check(whole, index % 2 === 0 ? null : zeros),
+  );
+  for (let index = 0; index < 100; index += 1) medium.prefetchSoon(whole);
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(device.asked, 4);
+  device.release();
+  for (const result of await Promise.all(checks)) assert.equal(result.kind, 'answer');
+  assert.equal(device.asked, 60 * 4, 'a MiB at a time, and nothing for the prefetches');
 });

@@ -1,6 +1,7 @@
 import type { BlockDevice, Extent } from '../../block/block-device.ts';
 import { type AfterWrite, answer, DONE, deviceFailed, type Result } from './plan.ts';
 import { SENSE, STATUS } from './sense.ts';
+import { Workspace } from './workspace.ts';
 import { WriteGate } from './write-gate.ts';
 
 /** A piece of the medium in bytes, whole blocks. */
@@ -10,7 +11,13 @@ const WRITE_SAME_CHUNK_BYTES = 2 ** 20;
 const CHECK_CHUNK_BYTES = 2 ** 20;
 /** What PRE-FETCH reads; the rest of a longer range is left where it is. */
 const PREFETCH_BYTES_MAX = 8 * 2 ** 20;
-const LBA_STATUS_DESCRIPTORS_MAX = 2048;
+/**
+ * Answers that are on their way have to fit into a connection's own part of the book, for as many commands as
+ * it may have.
+ */
+const LBA_STATUS_DESCRIPTORS_MAX = 512;
+/** Commands of a unit that have a chunk, or two, or a list of extents, at a time. */
+const WORKSPACE_PLACES = 4;
 /** Writes up to here are done on the spot: the hop to another thread costs more than the copy. */
 const WRITE_NOW_BYTES_MAX = 32 * 1024;
 /** A write on the spot that took longer was made to wait by the kernel (dirty page limits, a busy journal) … */
@@ -25,6 +32,8 @@ const WRITE_NOW_PAUSE = 1024;
 export class Medium {
   readonly #device: BlockDevice;
   readonly #gate = new WriteGate();
+  /** Taken behind the gate, where both are needed: who has a place in it never waits at the gate. */
+  readonly #workspace = new Workspace(WORKSPACE_PLACES);
   readonly #monotonicMs: () => number;
   /** Writes until the next one on the spot. */
   #pause = 0;
@@ -84,27 +93,35 @@ export class Medium {
           else await this.#device.writeZeroes(offsetBytes, lengthBytes);
           return;
         }
-        const chunk = Buffer.allocUnsafe(Math.min(lengthBytes, WRITE_SAME_CHUNK_BYTES)).fill(block);
-        for (let done = 0; done < lengthBytes; done += chunk.length) {
-          const length = Math.min(chunk.length, lengthBytes - done);
-          await this.#device.write(offsetBytes + done, chunk.subarray(0, length));
-        }
+        await this.#workspace.use(() => this.#repeat(range, block));
       }),
     );
   }
 
+  async #repeat({ offsetBytes, lengthBytes }: Range, block: Buffer): Promise<void> {
+    const chunk = Buffer.allocUnsafe(Math.min(lengthBytes, WRITE_SAME_CHUNK_BYTES)).fill(block);
+    for (let done = 0; done < lengthBytes; done += chunk.length) {
+      const length = Math.min(chunk.length, lengthBytes - done);
+      await this.#device.write(offsetBytes + done, chunk.subarray(0, length));
+    }
+  }
+
   /** Reads the range, and compares it with `expected` (repeated where it is shorter). null: reads only. */
-  async check(range: Range, expected: Buffer | null): Promise<Result> {
+  check(range: Range, expected: Buffer | null): Promise<Result> {
+    return this.#workspace.use(() => this.#check(range, expected));
+  }
+
+  async #check(range: Range, expected: Buffer | null): Promise<Result> {
+    const repeats = expected !== null && expected.length < range.lengthBytes;
+    const chunkBytes = Math.min(range.lengthBytes, CHECK_CHUNK_BYTES);
+    const repeated = repeats ? Buffer.allocUnsafe(chunkBytes).fill(expected) : null;
     const chunk = Buffer.allocUnsafe(Math.min(range.lengthBytes, CHECK_CHUNK_BYTES));
     try {
       for (let done = 0; done < range.lengthBytes; done += chunk.length) {
         const part = chunk.subarray(0, Math.min(chunk.length, range.lengthBytes - done));
         await this.#device.read(range.offsetBytes + done, part);
         if (expected === null) continue;
-        const wanted =
-          expected.length === range.lengthBytes
-            ? expected.subarray(done, done + part.length)
-            : Buffer.allocUnsafe(part.length).fill(expected);
+        const wanted = repeated?.subarray(0, part.length) ?? expected.subarray(done, done + part.length);
         const difference = firstDifference(part, wanted);
         if (difference !== null) return miscompare(done + difference);
       }
@@ -142,6 +159,11 @@ export class Medium {
     });
   }
 
+  /** Reads and forgets, when that can begin at once: for those that do not want to know how it ended. */
+  prefetchSoon(range: Range): void {
+    if (this.#workspace.hasRoom) void this.prefetch(range);
+  }
+
   /** Reads and forgets: a cache below has it then, and a clone its blocks. CONDITION MET: all of it. */
   async prefetch(range: Range): Promise<Result> {
     const lengthBytes = Math.min(range.lengthBytes, PREFETCH_BYTES_MAX);
@@ -155,7 +177,11 @@ export class Medium {
    *   0-3    length - 4
    *   8-     descriptors: LBA(8), blocks(4), provisioning status (0 mapped, 1 deallocated), reserved(3)
    */
-  async lbaStatus(range: Range, blockBytes: number, allocationBytes: number): Promise<Result> {
+  lbaStatus(range: Range, blockBytes: number, allocationBytes: number): Promise<Result> {
+    return this.#workspace.use(() => this.#lbaStatus(range, blockBytes, allocationBytes));
+  }
+
+  async #lbaStatus(range: Range, blockBytes: number, allocationBytes: number): Promise<Result> {
     const room = Math.floor((allocationBytes - 8) / 16);
     const limit = Math.max(1, Math.min(room, LBA_STATUS_DESCRIPTORS_MAX));
     let extents: Extent[];
