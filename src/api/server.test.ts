@@ -211,7 +211,12 @@ test('the calls of another worker: the run id of path and body must agree, an un
 
 test('the description covers every route: id, summary, parameters, body and reply', async (t) => {
   const { app } = await start(t);
-  const document = (await app.inject('/openapi.json')).json();
+  const made = t.mock.method(app, 'swagger');
+  const asked = await app.inject('/openapi.json');
+  assert.match(String(asked.headers['content-type']), /^application\/json/);
+  const document = asked.json();
+  assert.equal((await app.inject('/openapi.json')).body, asked.body);
+  assert.equal(made.mock.callCount(), 1, 'who asks again and again costs little: no token is asked for');
   assert.equal(document.openapi, '3.1.0');
   assert.equal(document.info.version, '1.2.3');
 
