@@ -1,6 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
+import { constants, setPriority } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -59,7 +60,10 @@ type Report = {
   errors: string[];
   honest: Record<Service, Honest>;
   grownBytes: { worker: number; nbd: number; iscsi: number };
+  /** Processors that were busy with it, on average: of what is slow, whose doing it is. */
+  processors: { quiet: Processors; attacked: Processors };
 };
+type Processors = { worker: number; nbd: number; iscsi: number; peers: number };
 
 /** Each line of `rounds`: nanoseconds of the 99th percentile of reads and of fsync. A round that fio ends with an error is in `failed`, and the last. */
 const WRITER = `
@@ -170,12 +174,16 @@ async function soak({ minutes, seed, stateFolder, log }: SoakContext, cut: Abort
     cut.addEventListener('abort', () => watch.end());
     const phaseMs = (endsMs - performance.now()) / 3;
     log(`${machines.length} machines in quiet`);
-    await watch.run(phaseMs);
+    const quiet = await watch.run(phaseMs);
     const quietRounds = await roundsOf(worker, machines);
     log(`${PEERS} peers`);
     const hostile = new Crowd(seed, places, stateFolder);
     after(() => hostile.stop());
-    await watch.run(2 * phaseMs);
+    const attacked = await watch.run(2 * phaseMs, hostile);
+    for (const { id, runtimeDir } of worker.shims()) {
+      const logFile = join(runtimeDir, 'volume-server.log');
+      if (id.startsWith('s_') && existsSync(logFile)) copyFileSync(logFile, join(stateFolder, `${id}.log`));
+    }
     const all = await roundsOf(worker, machines);
     const errors = await failuresOf(worker, machines);
     const during = all.map((rounds, index) => rounds.slice(quietRounds[index]!.length + 1));
@@ -188,6 +196,7 @@ async function soak({ minutes, seed, stateFolder, log }: SoakContext, cut: Abort
       errors,
       honest: watch.honest,
       grownBytes: watch.grownBytes,
+      processors: { quiet, attacked },
     };
   } finally {
     for (const ending of endings.reverse()) await ending();
@@ -240,6 +249,20 @@ function residentBytesOf(pid: number): number {
   return Number(kib ?? 0) * 1024;
 }
 
+/**
+ * User and system time of a process, and of its children that have ended when `withChildren`. Ticks of 10 ms.
+ */
+function busySecondsOf(pid: number, withChildren = false): number {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    const [utime, stime, cutime, cstime] = fields.slice(11, 15).map(Number);
+    return (withChildren ? cutime! + cstime! : utime! + stime!) / 100;
+  } catch {
+    return 0;
+  }
+}
+
 /** Where peers, honest and other, go. */
 type Places = {
   nbdPort: number;
@@ -278,7 +301,24 @@ class Watch {
     this.#over = true;
   }
 
-  async run(forMs: number): Promise<void> {
+  async run(forMs: number, crowd: Crowd | null = null): Promise<Processors> {
+    const startedMs = performance.now();
+    const busyAt = () => ({ ...this.#serversBusy(), peers: crowd?.busySeconds() ?? 0 });
+    const before = busyAt();
+    await this.#look(forMs);
+    const after = busyAt();
+    const seconds = (performance.now() - startedMs) / 1_000;
+    const share = (name: keyof Processors) =>
+      Math.round((100 * (after[name] - before[name])) / seconds) / 100;
+    return { worker: share('worker'), nbd: share('nbd'), iscsi: share('iscsi'), peers: share('peers') };
+  }
+
+  #serversBusy(): Record<keyof Pids, number> {
+    const { worker, nbd, iscsi } = this.#pids;
+    return { worker: busySecondsOf(worker), nbd: busySecondsOf(nbd), iscsi: busySecondsOf(iscsi) };
+  }
+
+  async #look(forMs: number): Promise<void> {
     const untilMs = performance.now() + forMs;
     const { nbdUri, iscsi } = this.#places;
     const inVain = { timeout: PATIENCE_MS };
@@ -290,6 +330,8 @@ class Watch {
         const { stdout } = await promisify(execFile)(findProgram('python3')!, words, inVain);
         const { waitsMs } = JSON.parse(stdout) as { waitsMs: number[] };
         if (waitsMs.includes(-1)) throw new Error('not let in');
+        if (waitsMs[0]! > HONEST_WITHIN_MS)
+          process.stdout.write(`${new Date().toISOString()} iscsi: ${stdout}`);
       });
       await this.#ask('api', () => this.#worker.client.worker());
       for (const name of ['worker', 'nbd', 'iscsi'] as const) {
@@ -323,8 +365,11 @@ const ISCSI_PEERS = fileURLToPath(new URL('../fixtures/iscsi_peer.py', import.me
 /** Of an honest client. */
 const PATIENCE_MS = 30_000;
 const NBD_KINDS = ['silent', 'idle', 'flush', 'read', 'status', 'drip', ...(TLS ? ['half-tls'] : [])];
-/** Each begins anew after so long. Some of them hold the secret. */
-const ISCSI_KINDS = ['idle', 'guesses', 'endless_login', 'pings', 'inquiries', 'unfinished_writes'];
+/** Each begins anew after so long. */
+const ISCSI_KINDS = ['idle', 'guesses', 'endless_login'];
+/** They hold the secret, and have a session each: fewer than a grant has, of which each of the secret is worth one. */
+const ISCSI_SESSION_KINDS = ['pings', 'inquiries', 'verifies', 'unfinished_writes'];
+const ISCSI_SESSIONS_MAX = TARGET_LIMITS.grantSessionsMax - 8;
 const ISCSI_TURN_SECONDS = 45;
 /** What an API peer says first, and then a byte at a time. */
 const API_WORDS = [
@@ -343,7 +388,12 @@ class Crowd {
   constructor(seed: number, places: Places, stateFolder: string) {
     this.#random = seededRandom(seed);
     const nbd = this.#divide(Math.floor((PEERS * 2) / 5), NBD_KINDS);
-    const iscsi = this.#divide(Math.floor((PEERS * 2) / 5), ISCSI_KINDS);
+    const atIscsi = Math.floor((PEERS * 2) / 5);
+    const sessions = Math.min(ISCSI_SESSIONS_MAX, Math.floor(atIscsi / 2));
+    const iscsi = {
+      ...this.#divide(atIscsi - sessions, ISCSI_KINDS),
+      ...this.#divide(sessions, ISCSI_SESSION_KINDS),
+    };
     const api = PEERS - Math.floor((PEERS * 2) / 5) * 2;
     writeFileSync(join(stateFolder, 'peers.json'), JSON.stringify({ seed, nbd, iscsi, api }));
     const { clientFiles } = places;
@@ -358,6 +408,13 @@ class Crowd {
       ]);
     for (let index = 0; index < api; index += 1)
       this.#api(places.apiPort, API_WORDS[index % API_WORDS.length]!);
+  }
+
+  /** With the honest ones among the children of this process that have ended, which take little. */
+  busySeconds(): number {
+    let seconds = busySecondsOf(process.pid, true) + busySecondsOf(process.pid);
+    for (const { pid } of this.#children) seconds += busySecondsOf(pid ?? 0);
+    return seconds;
   }
 
   stop(): void {
@@ -376,6 +433,8 @@ class Crowd {
   #keepUp(words: readonly string[]): void {
     if (this.#over) return;
     const child = spawn(findProgram('python3')!, words, { stdio: ['pipe', 'ignore', 'ignore'] });
+    // They are on hosts of their own: here they take no processor from anybody. It is what they make others do that counts.
+    if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
     this.#children.add(child);
     child.once('exit', () => {
       this.#children.delete(child);
