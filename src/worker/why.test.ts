@@ -7,6 +7,7 @@ import {
   downConditions,
   drainConditions,
   machineConditions,
+  noRoomConditions,
   runConditions,
   silentConditions,
   stoppingConditions,
@@ -37,6 +38,19 @@ test('a volume that is arriving says how much is missing, and how it comes', () 
     '2 MiB of its volume are still only at the source, and come in the clear',
   ]);
   assert.deepEqual(messages({ ...HYDRATION, state: 'complete', exposedBytes: 0 }), []);
+});
+
+test('what waits for room says which is full: the data disk, or the memory for the map of a clone', () => {
+  const full = { sinceMs: 7, waiting: 2, freeBytes: 3 * 2 ** 20, reserveBytes: 256 * 2 ** 20 };
+  const [disk] = noRoomConditions('db', full, 'worker-1');
+  assert.match(disk!.message, /data disk of worker-1 is full \(3 MiB free/);
+  const [map] = noRoomConditions('db', { ...full, map: '/dev/shm/godwit-1/v_1.validity' }, 'worker-1');
+  assert.match(
+    map!.message,
+    /no memory left on worker-1 .*v_1\.validity.*\(2 writes now\), nothing of it is lost/,
+  );
+  assert.match(map!.nextAction, /df \/dev\/shm\/godwit-1;/);
+  assert.deepEqual(noRoomConditions('db', undefined, 'worker-1'), []);
 });
 
 test('in the kernel plane it also says that read misses are neither kept nor counted', () => {
