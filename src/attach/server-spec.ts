@@ -175,6 +175,10 @@ export const VolumeServerSpec = Type.Object({
   leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
   /** The guest has had a server before this one, which was ready and is gone. Left out: no. */
   follows: Type.Optional(Type.Boolean()),
+  /**
+   * With `follows`: what that one said of the filesystem that its data is in (sys/filesystem-instance.ts).
+   */
+  instance: Type.Optional(Type.String()),
   /** What an earlier server told to be lost, and perhaps could not write down. */
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() })),
   /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */

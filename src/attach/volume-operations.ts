@@ -29,8 +29,8 @@ type Nothing = Record<string, never>;
  * itself. volume/operations.ts reads the arguments. A role answers what it has (`attach`: the volume of a machine or of a clone; `export`: a sealed one, for its clones;
  * `serve`), and `VOLUME_UNKNOWN_OP` to the rest.
  *
- * Events: `ready` {port?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message}, `source-back` {}, `data-lost` {message}, `no-room` {message},
- * `room-again` {}, `failed` WireError.
+ * Events: `ready` {port?, instance?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message},
+ * `source-back` {}, `data-lost` {message}, `no-room` {message}, `room-again` {}, `failed` WireError.
  */
 export type VolumeOperations = {
   status: { args: Nothing; result: VolumeServerStatus };

@@ -85,7 +85,8 @@ export type VolumeSupervisorState = {
 export class VolumeSupervisor {
   readonly #options: VolumeSupervisorOptions;
   #spec: VolumeServerSpec;
-  #wasReady = false;
+  /** Of the last server that was ready, for the next one. */
+  #before: Pick<VolumeServerSpec, 'follows' | 'instance'> = {};
   #child: ChildProcess | null = null;
   #rpc: LineRpc | null = null;
   #ready: PromiseWithResolvers<void> = Promise.withResolvers();
@@ -237,8 +238,7 @@ export class VolumeSupervisor {
     const input = child.stdin as Writable;
     const output = child.stdout as Readable;
     input.on('error', () => {}); // the exit says more
-    const spec: VolumeServerSpec = this.#wasReady ? { ...this.#spec, follows: true } : this.#spec;
-    input.write(`${JSON.stringify(spec)}\n`);
+    input.write(`${JSON.stringify({ ...this.#spec, ...this.#before })}\n`);
     this.#rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
   }
 
@@ -277,7 +277,8 @@ export class VolumeSupervisor {
       // A restarted export must be found where the first one was.
       if (port !== null) this.#spec = atPort(this.#spec, port);
       this.#isReady = true;
-      this.#wasReady = true;
+      const instance = (data as { instance?: unknown } | null)?.instance;
+      this.#before = { follows: true, ...(typeof instance === 'string' && { instance }) };
       this.#readyAtMs = this.#options.clock.monotonicMs();
       this.#ready.resolve();
     } else if (event === 'progress') {

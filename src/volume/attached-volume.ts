@@ -25,6 +25,7 @@ import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
+import { filesystemInstance } from '../sys/filesystem-instance.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
 import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
@@ -67,6 +68,8 @@ type Front = Pick<
 
 /** Role `attach`: the volume behind the FUSE file that a loop device sits on, or behind an NBD socket. */
 export class AttachedVolume {
+  /** Of the filesystem that its data is in; null: not known. */
+  readonly instance: string | null;
   readonly #spec: VolumeServerSpec;
   readonly #options: AttachedVolumeOptions;
   readonly #front: Front;
@@ -104,9 +107,11 @@ export class AttachedVolume {
       clone: CloneLayer | null;
       encryption: Encryption | null;
       lock: DataLock | null;
+      instance: string | null;
     },
   ) {
     this.#spec = spec;
+    this.instance = parts.instance;
     this.#options = options;
     this.#front = parts.front;
     this.#nbd = parts.nbd;
@@ -135,7 +140,11 @@ export class AttachedVolume {
     try {
       const guard = new DataGuard({ ...spec, clock, logger });
       guard.onLost(options.onDataLost);
+      const instance = filesystemInstance(spec.volumeDir);
       const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
+      // A clone knows more: whether the guest had anything that was not flushed (clone-layer.ts).
+      if (cloned === null && hasMoved(spec, instance))
+        guard.lose('its filesystem was mounted again under the running machine');
       // The key and its derivation: in standby, so before anything stops.
       encryption = await openEncryption(spec, cloned !== null);
       local = await openData(spec);
@@ -154,7 +163,7 @@ export class AttachedVolume {
       const data = new GuardedFile(local, guard);
       const device = new RoomyDevice(plaintextOf(encryption, clone, data), room);
       if (spec.nbd) nbd = await openNbd(spec, spec.nbd, { device, local, clone }, options);
-      const parts = { nbd, local, data, guard, room, clone, encryption, lock };
+      const parts = { nbd, local, data, guard, room, clone, encryption, lock, instance };
       if (nbd && spec.nbd?.client === 'guest')
         return new AttachedVolume(spec, options, { ...parts, front: nbd });
       const front = new FuseServer({
@@ -519,6 +528,12 @@ function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['
 
 /** Extents of the file that a seal looks at for its free map: some milliseconds. */
 const MAP_EXTENTS_MAX = 8192;
+
+/** The filesystem of the data is another one than a server of the same guest has written to. */
+function hasMoved(spec: VolumeServerSpec, instance: string | null): boolean {
+  if (spec.follows !== true || spec.access !== 'writable') return false;
+  return spec.instance !== undefined && instance !== null && spec.instance !== instance;
+}
 
 /** The key of an encrypted volume, for as long as it is open. */
 type Encryption = {

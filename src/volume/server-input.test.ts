@@ -14,6 +14,7 @@ const good: VolumeServerSpec = {
   volumeDir: 'dir',
   access: 'standby',
   follows: true,
+  instance: 'ext4:7',
   dataLoss: { atMs: 1767225600000, reason: 'flush failed' },
   clone: {
     metadataPath: 'meta',

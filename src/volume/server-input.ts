@@ -50,6 +50,7 @@ export function parseSpec(line: string): VolumeServerSpec {
       ? {}
       : { leaving: oneOf(spec.leaving, ['running', 'stopped'], 'leaving') }),
     ...(spec.follows === undefined ? {} : { follows: boolean(spec.follows, 'follows') }),
+    ...(spec.instance === undefined ? {} : { instance: text(spec.instance, 'instance', 0) }),
     ...(spec.dataLoss === undefined ? {} : { dataLoss: parseLoss(spec.dataLoss) }),
     ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
     ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),

@@ -57,7 +57,7 @@ type Served = {
   operations: VolumeAnswers;
   /** Called when events can be told. */
   start: () => void;
-  ready: { port?: number };
+  ready: { port?: number; instance?: string };
   /** Resolves when there is nothing left to serve. */
   closed: Promise<void>;
   close: () => Promise<void>;
@@ -101,7 +101,7 @@ async function serveAttached(
       figures: (freeMapDigest) => volume.prove((proof) => proof.figures(freeMapDigest)),
     },
     start: () => volume.start(),
-    ready: {},
+    ready: volume.instance === null ? {} : { instance: volume.instance },
     closed: volume.closed,
     close: () => volume.close(),
   };

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import test from 'node:test';
+import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import {
   BACKING_DISK_NEEDS,
   failingXfs,
@@ -180,4 +181,32 @@ test('a disk that hangs: what is here and what comes is read, it is named, and a
   const { lastError, blocksFetchedTwice } = await target.until('whole', ({ state }) => state === 'complete');
   assert.deepEqual([lastError, blocksFetchedTwice], [null, 0]);
   await assertSameContent(target.loop, expectedPath);
+});
+
+test('the filesystem of a whole volume is taken away under its guest and mounted again: an error, and no old bytes', {
+  skip,
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const disk = await failingXfs(lab, 'source');
+  const store = await lab.store('source');
+  const made = await store.create({ name: 'data', lengthBytes: LENGTH_BYTES, filesystem: 'none' });
+  const { loop, ...volume } = await lab.attach(store, made, { access: 'writable' });
+  const write = ['if=/dev/urandom', `of=${loop}`, 'bs=64k', 'count=1', 'oflag=direct', 'conv=notrunc'];
+  await tool('dd', ...write, 'status=none');
+  await tool('dd', 'if=/dev/null', `of=${loop}`, 'conv=fsync,notrunc', 'status=none');
+  const read = () => tool('dd', `if=${loop}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct');
+  await killServer(volume.server);
+  await read();
+  await tool('dd', ...write, 'status=none');
+  const { restarts } = volume.server.state;
+  await goneAndBack(disk, async () => {
+    process.kill(volume.server.state.serverPid!, 'SIGKILL');
+  });
+  await until('the next volume server', () => {
+    const { state } = volume.server;
+    return (state.restarts > restarts && state.ready) || new NotYet(state);
+  });
+  await assert.rejects(read(), /Input\/output error/);
+  const { dataLoss } = (await volume.server.call('status')) as VolumeServerStatus;
+  assert.match(dataLoss!.reason, /mounted again/);
 });
