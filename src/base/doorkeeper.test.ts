@@ -300,3 +300,18 @@ for (const { crowd, slowness, counts } of CROWDS) {
     }
   });
 }
+
+test('one that leaves the row takes nobody else out of it: who was there before comes in before', () => {
+  const { clock, entered, come } = door({ waitingOfKeyMax: 3 });
+  const [a] = ['a', 'b', 'c'].map((name) => come(name)!);
+  const d = come('d')!;
+  come('e');
+  d.end();
+  a!.end();
+  come('f');
+  assert.equal(entered.length, 3, 'e waits, and so does who comes after it');
+  clock.advance(40);
+  assert.deepEqual(entered.slice(3), ['e']);
+  for (const name of ['g', 'h']) assert.notEqual(come(name, 'x'), null);
+  assert.equal(come('i', 'x'), null, 'the row of this key is full');
+});
