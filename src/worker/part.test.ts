@@ -93,3 +93,18 @@ test('circles and parts that are not there have names', () => {
     /no part x, which is needed by b, which is needed by a/,
   );
 });
+
+test('one is closed when the one before it is closed, however long that takes', async () => {
+  const log: string[] = [];
+  const roof = {
+    ...HOUSE.roof,
+    close: async () => {
+      await new Promise((resolve) => setImmediate(resolve));
+      log.push('roof is off');
+    },
+  };
+  const { close } = await assemble({ ...HOUSE, roof }, { log });
+  log.length = 0;
+  await close();
+  assert.deepEqual(log, ['roof is off', 'close walls on ground', 'close ground']);
+});
