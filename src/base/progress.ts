@@ -22,8 +22,11 @@ export type Advance = {
   livesOnly?: true;
 };
 
-/** Somebody was asked, and has not answered. `sinceMs`: wall clock. */
-export type Question = { who: string; sinceMs: number };
+/**
+ * Somebody was asked, and has not answered. `sinceMs`: wall clock; `livesAtMs`: when he last said that he
+ * lives, since he was asked. Left out: he has said nothing at all.
+ */
+export type Question = { who: string; sinceMs: number; livesAtMs?: number };
 
 export type Listener = {
   advanced: (advance: Advance) => void;
@@ -65,12 +68,9 @@ export function lives(what: string): void {
   listeners.getStore()?.advanced({ what, count: 1, unit: 'answers', livesOnly: true });
 }
 
-/**
- * `who` was asked something that somebody may wait for, at `sinceMs` of the wall clock; the returned
- * function ends that.
- */
-export function asks(who: string, sinceMs: number): () => void {
-  return listeners.getStore()?.asks?.({ who, sinceMs }) ?? (() => {});
+/** Somebody was asked something that somebody may wait for; the returned function ends that. */
+export function asks(question: Question): () => void {
+  return listeners.getStore()?.asks?.(question) ?? (() => {});
 }
 
 /** What a step has got done so far, for people. Times are wall clock, ms since the epoch. */
@@ -114,4 +114,11 @@ const TOLD_AFTER_MS = PAUSE.askedTold.ms;
 /** Who is waited for, when it has not answered for long enough to be told. Pure. */
 export function unanswered(asks: Question | undefined, nowMs: number): Question | null {
   return asks !== undefined && nowMs - asks.sinceMs >= TOLD_AFTER_MS ? asks : null;
+}
+
+/** `waits for an answer of w2`, or that w2 lives and has it in hand. */
+export function questionText({ who, livesAtMs }: Question): string {
+  return livesAtMs === undefined
+    ? `waits for an answer of ${who}`
+    : `waits for ${who}, which lives and works on it`;
 }

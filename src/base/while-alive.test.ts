@@ -86,6 +86,12 @@ test('whoever listens knows who is asked, and since when, until the call is over
   assert.deepEqual([...open], [{ who: 'w2', sinceMs: askedAtMs }]);
   await assert.rejects(clock.runUntil(calling), /silent/);
   assert.equal(open.size, 0);
+  const lively = peer(clock, () => 30);
+  const working = listening(listener, () => lively.call(10_000));
+  await clock.run(3_000);
+  const [question] = open;
+  assert.ok(question!.livesAtMs! > question!.sinceMs);
+  await clock.runUntil(working);
 });
 
 test('the caller gives up: its own reason', async () => {

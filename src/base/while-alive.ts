@@ -1,7 +1,7 @@
 import { setImmediate as immediate } from 'node:timers/promises';
 import type { AnswerTime } from './answer-time.ts';
 import type { Clock } from './clock.ts';
-import { advanced, asks, lives } from './progress.ts';
+import { advanced, asks, lives, type Question } from './progress.ts';
 
 /*
  * Slow or dead? A call that takes long is not given up for that: whoever works on it is asked something cheap meanwhile, and as long as that is
@@ -39,8 +39,9 @@ export async function whileAlive<T>(
   const onAbort = () => stop.abort(options.signal?.reason);
   if (options.signal?.aborted) onAbort();
   else options.signal?.addEventListener('abort', onAbort, { once: true });
-  void watch(stop, over.signal, options);
-  const heard = asks(options.who, options.clock.wallMs());
+  const question: Question = { who: options.who, sinceMs: options.clock.wallMs() };
+  void watch(stop, over.signal, question, options);
+  const heard = asks(question);
   try {
     const result = await work(stop.signal);
     advanced(answersOf(options.who));
@@ -57,7 +58,12 @@ function answersOf(who: string): string {
 }
 
 /** Asks until `over`, and stops the work when nobody answers. */
-async function watch(stop: AbortController, over: AbortSignal, options: WhileAlive): Promise<void> {
+async function watch(
+  stop: AbortController,
+  over: AbortSignal,
+  question: Question,
+  options: WhileAlive,
+): Promise<void> {
   const { ask, times, questionsMax, pauseMs, clock, silent, who } = options;
   let heardMs = clock.monotonicMs();
   let unanswered = 0;
@@ -76,6 +82,7 @@ async function watch(stop: AbortController, over: AbortSignal, options: WhileAli
         heardMs = clock.monotonicMs();
         times.answered(heardMs - askedMs);
         unanswered = 0;
+        question.livesAtMs = clock.wallMs();
         if (!over.aborted) lives(answersOf(who));
         wake();
       },

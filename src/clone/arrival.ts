@@ -74,6 +74,8 @@ export class Arrivals {
   #confirming = false;
   /** Ends the waits of `vouched`. */
   readonly #vouching = new Set<(error: Error) => void>();
+  /** Fetches that the disk has, and that `vouch` has not answered for. */
+  #waitingForWord = 0;
   #closed = false;
   #error: string | null = null;
   #confirmedAtMs = Number.NEGATIVE_INFINITY;
@@ -95,6 +97,8 @@ export class Arrivals {
     const nowMs = this.#options.clock.monotonicMs();
     const forMs = nowMs - Math.max(this.#oldestAtMs, Math.min(this.#confirmedAtMs, nowMs));
     if (this.#unplacedBytes === 0 || forMs < SLOW_AFTER_MS) return null;
+    // What the disk has taken waits for the source's word: why that does not come, the source's own error says.
+    if (this.#waitingForWord > 0) return null;
     return `storing fetched blocks: the local disk has taken none for ${Math.round(forMs / 1000)} s`;
   }
 
@@ -212,7 +216,11 @@ export class Arrivals {
       store.beginWriteBack?.(byteRangesOf(runs)).catch(() => {});
       await this.#confirmed(runs, refusals);
       await recorded;
-      await vouched;
+      this.#confirmedAtMs = this.#options.clock.monotonicMs();
+      this.#waitingForWord += 1;
+      await vouched.finally(() => {
+        this.#waitingForWord -= 1;
+      });
       for (const { first, end } of ownedRuns(fetch)) {
         committer.hydrated(first, end);
         validity.setRange(first, end);
@@ -225,7 +233,6 @@ export class Arrivals {
       return false;
     }
     this.#error = null;
-    this.#confirmedAtMs = this.#options.clock.monotonicMs();
     return true;
   }
 

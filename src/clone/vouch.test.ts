@@ -16,6 +16,7 @@ function setUp() {
   const looks: PromiseWithResolvers<void>[] = [];
   const validity = new ValidityMap(new HeapMapMemory(16), 16);
   const inFlight = new InFlight();
+  const clock = new FakeClock();
   const arrivals = new Arrivals({
     store: new MemoryDevice({ lengthBytes: 16 * BLOCK_BYTES }),
     validity,
@@ -23,7 +24,7 @@ function setUp() {
     committer: { hydrated: () => {} } as unknown as BitCommitter,
     log: null,
     gate: new DiskGate(new FakeClock(), 2 ** 20),
-    clock: new FakeClock(),
+    clock,
     logger: silentLogger,
     vouch: () => {
       const look = Promise.withResolvers<void>();
@@ -38,7 +39,7 @@ function setUp() {
     ...{ startedAtMs: 0, retryNow: null },
   } as unknown as Fetch;
   inFlight.add(fetch);
-  return { looks, validity, inFlight, arrivals, fetch };
+  return { looks, validity, inFlight, arrivals, fetch, clock };
 }
 
 async function settle(): Promise<void> {
@@ -46,10 +47,13 @@ async function settle(): Promise<void> {
 }
 
 test('what came is the clone’s own when a look that began after it was good, and not before', async () => {
-  const { looks, validity, arrivals, fetch } = setUp();
+  const { looks, validity, arrivals, fetch, clock } = setUp();
   const placed = arrivals.place(fetch);
   await settle();
   assert.equal(looks.length, 1);
+  // A source that says nothing is not the local disk's fault.
+  clock.skip(60_000);
+  assert.equal(arrivals.error, null);
   assert.equal(validity.has(4), false);
   assert.equal(fetch.state, 'stored', 'a guest that writes there need not wait for the look');
   looks[0]!.resolve();

@@ -475,7 +475,9 @@ export const RunReply = Type.Object({
   /**
    * Whom the step that runs has asked, since when (wall clock), and who has not answered. Left out: nobody.
    */
-  asks: Type.Optional(Type.Object({ who: Type.String(), sinceMs: Type.Number() })),
+  asks: Type.Optional(
+    Type.Object({ who: Type.String(), sinceMs: Type.Number(), livesAtMs: Type.Optional(Type.Number()) }),
+  ),
   error: Nullable(ErrorReply.properties.error),
   createdAtMs: Type.Number(),
   endedAtMs: Nullable(Type.Number()),

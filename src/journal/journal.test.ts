@@ -510,7 +510,7 @@ test('a step in which something advances is not ended for its length, and the ru
         'slow',
         async ({ signal }) => {
           for (let part = 0; part < 1_000; part++) {
-            const answered = asks('w2', bench.clock.wallMs());
+            const answered = asks({ who: 'w2', sinceMs: bench.clock.wallMs() });
             await bench.clock.sleep(4_900, signal);
             answered();
             advanced('dirty pages', 1_048_576, 'bytes');

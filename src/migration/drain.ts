@@ -3,6 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { messageOf, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { questionText } from '../base/progress.ts';
 import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
@@ -180,7 +181,7 @@ function heldUp(name: string, run: RunView): { message: string; nextAction: stri
   const { asks } = run;
   if (asks)
     return {
-      message: `its move waits for an answer of ${asks.who} in step ${run.step ?? '?'}`,
+      message: `its move ${questionText(asks)} in step ${run.step ?? '?'}`,
       nextAction: `Look whether ${asks.who} runs, or hangs; godwit why ${name}`,
     };
   return {

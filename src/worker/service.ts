@@ -67,6 +67,7 @@ import { placementOf } from './load.ts';
 import type { WorkerOptions } from './options.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
+import { exportShimId } from './source-host.ts';
 import { isAttached } from './volume-access.ts';
 import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 import {
@@ -671,8 +672,10 @@ export class LocalService implements WorkerService {
       };
     }
     const run = this.#findRun(ref);
-    if (run)
-      return { subject: `run ${run.id}`, state: run.state, conditions: runConditions(run), runs: [run] };
+    if (run) {
+      const conditions = [...(await this.#exportTrouble([run])), ...runConditions(run)];
+      return { subject: `run ${run.id}`, state: run.state, conditions, runs: [run] };
+    }
 
     const machine = machines.records().find(({ id, name }) => id === ref || name === ref);
     if (machine) return this.#whyMachine(machine, drain);
@@ -685,7 +688,7 @@ export class LocalService implements WorkerService {
       return {
         subject: `machine ${ref}`,
         state: trace.state,
-        conditions: runConditions(trace),
+        conditions: [...(await this.#exportTrouble(traces)), ...runConditions(trace)],
         runs: traces,
       };
     }
@@ -708,6 +711,7 @@ export class LocalService implements WorkerService {
         ...silentConditions(view, runtimeDir),
         ...serverConditions(await this.#serverTrouble(show), runtimeDir, machine.name),
         ...noRoomConditions(machine.name, show.shim?.volume?.status?.noRoom, name),
+        ...(await this.#exportTrouble(runs)),
         ...stoppingConditions(view, machine.desired, machines.endingSinceMs(machine.id)),
         ...beginningConditions(machines.beginning(machine.id)),
         ...recoveryConditions(recovery.trouble(machine.id), machine.desired),
@@ -754,6 +758,31 @@ export class LocalService implements WorkerService {
     if (silentForMs !== undefined || !shim?.volume) return null;
     const client = await this.#o.machines.client(record.id);
     return client && this.#serverLooks.look(record.id, client, shim.volume.serverPid);
+  }
+
+  /** Of moves away from here that need their export: that it hangs. Its target says only that the source does not answer. */
+  async #exportTrouble(runs: readonly RunView[]): Promise<Why['conditions']> {
+    const { machines } = this.#o;
+    const open = runs.filter(({ kind, endedAtMs }) => kind === MIGRATE_OUT && endedAtMs === null);
+    const all = await Promise.all(
+      open.map(async ({ id, output }) => {
+        const shimId = exportShimId(id);
+        const client = await machines.client(shimId);
+        if (client === null) return [];
+        const { status, silentForMs } = await machines.shimLook(shimId);
+        const name = `the export of ${(output as MigrateOutOutput).subject?.machineName ?? id}`;
+        const runtimeDir = machines.runtimeDir(shimId);
+        const server =
+          silentForMs === null && status?.volume
+            ? await this.#serverLooks.look(shimId, client, status.volume.serverPid)
+            : null;
+        return [
+          ...servingConditions(silentForMs, runtimeDir, name),
+          ...serverConditions(server, runtimeDir, name),
+        ];
+      }),
+    );
+    return all.flat();
   }
 
   /** A server that does not answer says nothing here. */

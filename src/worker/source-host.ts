@@ -489,7 +489,7 @@ function exportGone(runId: string): GodwitError {
 }
 
 /** The shim of an export has a runtime folder beside those of machines. */
-function exportShimId(runId: string): string {
+export function exportShimId(runId: string): string {
   return `x_${runId.toLowerCase()}`;
 }
 

@@ -107,6 +107,11 @@ test('who was asked and does not answer is named, since he was asked, beside a r
   const reason = { message: 'w2 is preparing', nextAction: 'wait', sinceMs: 1 };
   const both = runConditions({ ...running, reason }, 3_100).map(({ message }) => message);
   assert.match(both.join(), /w2 is preparing,.*an answer of w2/);
+  // Who says that he lives does not hang.
+  const asks = { who: 'w2', sinceMs: 2_000, livesAtMs: 9_000 };
+  const [lives] = runConditions({ ...running, asks }, 9_100);
+  assert.match(lives?.message ?? '', /it waits for w2, which lives and works on it$/);
+  assert.doesNotMatch(lives?.nextAction ?? '', /hang/);
 });
 
 test('who can clear it is the one who can', () => {

@@ -1,7 +1,7 @@
 import { dirname } from 'node:path';
 import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
-import { progressText, type Question, unanswered } from '../base/progress.ts';
+import { progressText, type Question, questionText, unanswered } from '../base/progress.ts';
 import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
@@ -61,19 +61,23 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
   ];
 }
 
-/** Somebody does not answer, and the run has no word for that yet. */
-function silentCondition(run: RunView, { who, sinceMs }: Question, pace: string | null): Condition {
+/** Somebody has not answered, and the run has no word for that yet. */
+function silentCondition(run: RunView, question: Question, pace: string | null): Condition {
+  const { who, sinceMs, livesAtMs } = question;
   const isBeforeStop =
     run.kind === MIGRATE_OUT && run.steps.some(({ name, attempts }) => name === 'stop' && attempts === 0);
+  const meanwhile = isBeforeStop
+    ? 'The machine runs on here meanwhile; if that lasts, the move is undone by itself.'
+    : 'All goes on by itself when it answers.';
+  const look =
+    livesAtMs === undefined
+      ? `Look whether ${who} runs, or hangs (its process may be stopped, or its disk hang).`
+      : 'Nothing to do yet: it says why when it gives that up.';
   return {
-    message: `${run.kind} is in step ${run.step ?? '?'}: it waits for an answer of ${who}${pace === null ? '' : ` (${pace})`}`,
+    message: `${run.kind} is in step ${run.step ?? '?'}: it ${questionText(question)}${pace === null ? '' : ` (${pace})`}`,
     sinceMs,
     whoCanClearIt: who,
-    nextAction: `Look whether ${who} runs, or hangs (its process may be stopped, or its disk hang). ${
-      isBeforeStop
-        ? 'The machine runs on here meanwhile; if it stays silent, the move is undone by itself.'
-        : 'All goes on by itself when it answers.'
-    }`,
+    nextAction: `${look} ${meanwhile}`,
   };
 }
 

@@ -29,6 +29,14 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   await history.incarnation(1);
   const moveId = targetRunId(runId);
   await fleet.until('hydration', async () => (await target.client.showRun(moveId)).step === 'hydrate');
+
+  // An export that hangs is the source's own trouble, and only the source can say which process that is.
+  const serverPid = source.exports()[0]!.state.volumeServer!.pid;
+  process.kill(serverPid, 'SIGSTOP');
+  const { conditions: atSource } = await source.client.why('writer');
+  process.kill(serverPid, 'SIGCONT');
+  assert.match(atSource[0]?.message ?? '', /volume server of the export of writer does not answer/);
+  assert.match(atSource[0]?.nextAction ?? '', new RegExp(`pid ${serverPid}`));
   await source.powerOff();
 
   const reading = target.client

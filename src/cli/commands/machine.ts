@@ -3,7 +3,7 @@ import type { ApiClient } from '../../api/client.ts';
 import { systemClock } from '../../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/errors.ts';
 import { PATIENCE } from '../../base/patience.ts';
-import { unanswered } from '../../base/progress.ts';
+import { questionText, unanswered } from '../../base/progress.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { HealthCheck, MachineConfig } from '../../machine/config.ts';
@@ -605,7 +605,7 @@ export async function move(
       const reason = moving.reason
         ? ` (${moving.reason.message}; next: ${moving.reason.nextAction})`
         : silent
-          ? ` (waits for an answer of ${silent.who})`
+          ? ` (${questionText(silent)})`
           : '';
       const line = printable(`${machine.name}: ${moving.state} ${moving.step ?? ''}${reason}`);
       if (line !== said) context.note(line);

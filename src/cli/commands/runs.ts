@@ -1,4 +1,5 @@
 import { GodwitError } from '../../base/errors.ts';
+import { questionText } from '../../base/progress.ts';
 import type { ForceRunRequest } from '../../contract/schemas.ts';
 import type { RunView } from '../../journal/run.ts';
 import type { Context } from '../context.ts';
@@ -56,8 +57,8 @@ export function runText(run: RunView, worker: string): string {
   if (run.reason)
     lines.push(`  waits: ${printable(run.reason.message)}\n  next: ${printable(run.reason.nextAction)}`);
   if (run.asks) {
-    const ms = Math.max(0, Date.now() - run.asks.sinceMs);
-    lines.push(`  asked: ${printable(run.asks.who)}, ${formatDuration(ms)} ago; no answer yet`);
+    const forMs = Math.max(0, Date.now() - run.asks.sinceMs);
+    lines.push(`  ${printable(questionText(run.asks))}, for ${formatDuration(forMs)}`);
   }
   if (run.error) {
     lines.push(
