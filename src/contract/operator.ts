@@ -146,8 +146,10 @@ export const OPERATOR = {
     deadlineMs: ({ timeoutMs }: ExecRequest) => timeoutMs + PATIENCE.execAnswer.ms,
     caller: 'operator',
   },
+  /** It looks at the machine first, whose processes may hang. */
   moveMachine: {
     ...RUN,
+    deadlineMs: PATIENCE.personOperation.ms,
     summary: 'Starts the move of a machine to another worker; the answer is the run to watch',
     tag: 'machines',
     method: 'POST',
@@ -198,6 +200,7 @@ export const OPERATOR = {
   },
   acceptLoss: {
     ...VOLUME,
+    deadlineMs: PATIENCE.personOperation.ms,
     summary: 'Goes on with what the disk has of a volume that lost data, and that no machine runs on',
     method: 'POST',
     path: '/v1/volumes/:ref/accept-loss',
@@ -303,6 +306,8 @@ export const OPERATOR = {
   /** The last resort: docs/api.md. `targetIsDestroyed` goes only where it is stated: workers of earlier versions refuse what they do not know. */
   forceRun: {
     ...RUN,
+    // It asks the other worker, and waits for what the run leaves to be given back.
+    deadlineMs: PATIENCE.personOperation.ms,
     summary: 'Overrides a run that nobody can help any more: undo it, let it try again, or forget it',
     method: 'POST',
     path: '/v1/runs/:id/force',

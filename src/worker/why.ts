@@ -7,6 +7,7 @@ import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT } from '../machine/ailment.ts';
 import type { Beginning } from '../machine/manager.ts';
 import type { DrainView } from '../migration/drain.ts';
+import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import type { Trouble } from './recovery.ts';
 import type { ServerTrouble } from './volume-server-looks.ts';
@@ -42,7 +43,7 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
       {
         message: `${run.kind} is in step ${run.step ?? '?'} (${pace ?? 'nothing has advanced in it yet'})`,
         sinceMs: startedAtMs ?? run.createdAtMs,
-        whoCanClearIt: 'time: it goes on',
+        whoCanClearIt: waitsForHandoff(run) ?? 'time: it goes on',
         nextAction:
           pace === null
             ? 'Nothing to do yet; it says why when it gives up.'
@@ -59,6 +60,14 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
     },
     ...(silent ? [silentCondition(run, silent, pace)] : []),
   ];
+}
+
+/** All is ready here, and the machine still runs there. Null: it is in another step. */
+function waitsForHandoff({ kind, step, input }: RunView): string | null {
+  const { sourceWorker } = input as { sourceWorker?: string };
+  return kind === MIGRATE_IN && step === 'await' && sourceWorker
+    ? `${sourceWorker}, which hands the machine over when it has stopped there`
+    : null;
 }
 
 /** Somebody has not answered, and the run has no word for that yet. */
@@ -384,10 +393,15 @@ function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
           ? `hydration is paused${hydration.lastError ? `: ${hydration.lastError}` : ''}; ${mebibytes} MiB are only at the source`
           : `${mebibytes} MiB of its volume are still only at the source, and come ${TRANSPORTS[hydration.transport]}${missesOf(hydration)}${hydration.lastError ? `; the last that went wrong: ${hydration.lastError}` : ''}`,
       sinceMs: null,
-      whoCanClearIt: hydration.state === 'paused' ? 'an operator' : 'time: hydration brings them',
+      whoCanClearIt: whoBrings(hydration),
       nextAction: hydration.state === 'paused' ? afterPause(hydration.lastError) : 'godwit top',
     },
   ];
+}
+
+function whoBrings({ state, lastError }: NonNullable<VolumeView['hydration']>): string {
+  if (state !== 'paused') return 'time: hydration brings them';
+  return lastError === null ? 'its move, which lets it begin' : 'an operator';
 }
 
 /** A copy that is paused without an error waits for a move to let it go on, and then for its worker's disk. */

@@ -33,10 +33,12 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   // An export that hangs is the source's own trouble, and only the source can say which process that is.
   const serverPid = source.exports()[0]!.state.volumeServer!.pid;
   process.kill(serverPid, 'SIGSTOP');
-  const { conditions: atSource } = await source.client.why('writer');
+  const hung = await fleet.until('why to name the export', async () => {
+    const { conditions } = await source.client.why('writer');
+    return conditions.find(({ message }) => /volume server of the export of writer does/.test(message));
+  });
   process.kill(serverPid, 'SIGCONT');
-  assert.match(atSource[0]?.message ?? '', /volume server of the export of writer does not answer/);
-  assert.match(atSource[0]?.nextAction ?? '', new RegExp(`pid ${serverPid}`));
+  assert.match(hung.nextAction, new RegExp(`pid ${serverPid}`));
   await source.powerOff();
 
   const reading = target.client
