@@ -77,12 +77,13 @@ export function toWireError(error: unknown): WireError {
   const message = error instanceof Error ? error.message : String(error);
   const systemCode = systemErrorCode(error);
   if (isDiskFull(error)) {
+    // SQLite says the same of a write to a full disk and to one that has become read-only.
+    const isAmbiguous = systemCode === 'ERR_SQLITE_ERROR' && (error as { errcode?: number }).errcode !== 13;
     return {
       code: 'DISK_FULL',
-      message: `no space is left on the disk of the worker's data: ${message}`,
+      message: `no space is left on the disk of the worker's data${isAmbiguous ? ', or it fails' : ''}: ${message}`,
       values: { systemCode: systemCode ?? null },
-      nextAction:
-        'Free space there, or add some; then do it again. What runs goes on, but for writes that need room.',
+      nextAction: `Free space there, or add some${isAmbiguous ? ' (df); where there is room, look at the disk (dmesg)' : ''}; then do it again. What runs goes on, but for writes that need room.`,
       retry: 'unknown',
     };
   }
@@ -145,7 +146,7 @@ function isDiskBroken(error: unknown): boolean {
 }
 
 /** Of the system or of SQLite: it could not be written for want of room. */
-function isDiskFull(error: unknown): boolean {
+export function isDiskFull(error: unknown): boolean {
   const code = systemErrorCode(error);
   if (code === 'ERR_SQLITE_ERROR') return SQLITE_NO_ROOM.has((error as { errcode?: number }).errcode ?? 0);
   return code === 'ENOSPC' || code === 'EDQUOT';

@@ -517,6 +517,13 @@ const TABLE = {
     end: 'it answers without; those that are missing are said to be starting',
     slow: 'the same; moves and drains begin meanwhile',
   },
+  diskLook: {
+    ms: 1_000,
+    kind: 'help',
+    waits: 'the data disk to take a byte, for `why`',
+    end: '`why` says nothing of the disk',
+    slow: 'the same',
+  },
   serverWhy: {
     ms: 2_000,
     kind: 'help',

@@ -14,7 +14,7 @@ test('the family of an error gives the exit code', () => {
     JOURNAL_BUSY: 6,
     MACHINE_NAME_EXISTS: 6,
     CLI_DEV_ALREADY_RUNNING: 6,
-    MIGRATION_NO_CAPACITY: 1,
+    MIGRATION_NO_CAPACITY: 3,
     DISK_FULL: 3,
     VOLUME_DISK_FULL: 3,
     WORKER_IMPORT_NO_SPACE: 3,

@@ -42,7 +42,7 @@ export function exitCodeOf(error: unknown): number {
   // A receipt that does not hold is an answer, not a wrong use of the command.
   if (error.code.startsWith('RECEIPT_')) return EXIT.error;
   // There is no room for it: not now.
-  if (/(^|_)(NO_SPACE|DISK_FULL)$/.test(error.code)) return EXIT.blocked;
+  if (/(^|_)(NO_SPACE|DISK_FULL|NO_CAPACITY)$/.test(error.code)) return EXIT.blocked;
   // The fleet file is wrong.
   if (error.code === 'API_WRONG_WORKER') return EXIT.usage;
   if (error.code === 'API_UNREACHABLE' || error.code === 'API_TLS_REFUSED') return EXIT.unreachable;

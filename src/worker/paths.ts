@@ -14,6 +14,8 @@ export type WorkerPaths = {
   lock: string;
   /** Room that is kept back for journal and records. */
   ballast: string;
+  /** Written and removed to see whether the data disk can be written. */
+  writeProbe: string;
   /** Runtime folders of shims: sockets, logs, mount points. */
   runtimeRoot: string;
   /** Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot. */
@@ -35,6 +37,7 @@ export function workerPaths(dataDir: string): WorkerPaths {
     key: join(dataDir, 'worker.key'),
     lock: join(dataDir, DATA_FOLDER_MARK),
     ballast: join(dataDir, 'kept-back'),
+    writeProbe: join(dataDir, '.write-probe'),
     runtimeRoot,
     validityDir: isTmpfs(SHARED_MEMORY)
       ? join(SHARED_MEMORY, `godwit-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`)

@@ -58,6 +58,7 @@ import {
   type VolumeServerStatus,
   type VolumeStore,
 } from '../volume/index.ts';
+import type { DiskLook } from './disk-look.ts';
 import { downByMove, downByTrouble } from './down.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
@@ -73,6 +74,7 @@ import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts'
 import {
   beginningConditions,
   dataLossConditions,
+  diskConditions,
   downConditions,
   drainConditions,
   machineConditions,
@@ -116,6 +118,7 @@ export type ServiceOptions = {
   peers: () => readonly Peer[];
   desk: OfferDesk;
   check: HostCheck;
+  disk: DiskLook;
   /** Of encrypted volumes; null: none. */
   keys: KeySource | null;
   plane: WorkerOptions['plane'];
@@ -667,7 +670,11 @@ export class LocalService implements WorkerService {
       return {
         subject: name,
         state: drain.desired ? drain.state : 'open',
-        conditions: [...(await this.#withoutRoom()), ...drainConditions(drain)],
+        conditions: [
+          ...diskConditions(await this.#o.disk.look(), name),
+          ...(await this.#withoutRoom()),
+          ...drainConditions(drain),
+        ],
         runs: journal.open({ kind: MIGRATE_OUT }),
       };
     }
@@ -707,6 +714,7 @@ export class LocalService implements WorkerService {
       state: view.state,
       conditions: [
         ...downConditions(view),
+        ...diskConditions(await this.#o.disk.look(), name),
         ...own.flatMap((record) => dataLossConditions({ id: record.id, ...this.#dataLossOf(record) })),
         ...silentConditions(view, runtimeDir),
         ...serverConditions(await this.#serverTrouble(show), runtimeDir, machine.name),
@@ -730,6 +738,7 @@ export class LocalService implements WorkerService {
       subject: `volume ${record.name}`,
       state: record.state,
       conditions: [
+        ...diskConditions(await this.#o.disk.look(), name),
         ...servingConditions(silentForMs, serving.runtimeDir(record.id), record.name),
         ...serverConditions(server, serving.runtimeDir(record.id), record.name),
         ...noRoomConditions(record.name, await this.#noRoomServing(record.id), name),

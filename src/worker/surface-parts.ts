@@ -7,6 +7,7 @@ import { PEER } from '../contract/peer.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
+import { DiskLook } from './disk-look.ts';
 import { DownEvents } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { Neighbour } from './neighbour.ts';
@@ -51,6 +52,7 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
     needs: [
       ...(['recovery', 'key', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal'] as const),
       ...(['drain', 'receiver', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
+      'folder',
     ],
     make(parts) {
       const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
@@ -63,6 +65,7 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
         startedAtMs: clock.wallMs(),
         keyFingerprint: parts.key.fingerprint,
         overrides: new Overrides({ journal, receiver, peers: () => peers, clock }),
+        disk: new DiskLook(parts.folder.paths.writeProbe, clock),
         answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal })),
         peers: () => peers,
         keys: options.keys,

@@ -9,6 +9,7 @@ import type { Beginning } from '../machine/manager.ts';
 import type { DrainView } from '../migration/drain.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import type { DiskTrouble } from './disk-look.ts';
 import type { Trouble } from './recovery.ts';
 import type { ServerTrouble } from './volume-server-looks.ts';
 
@@ -210,6 +211,20 @@ export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, wo
       sinceMs: noRoom.sinceMs,
       whoCanClearIt: 'an operator; it goes on by itself when there is room',
       nextAction: `Free space there (godwit volume list --all shows retained copies), or move it away: godwit move ${machine}, or godwit drain ${worker}.`,
+    },
+  ];
+}
+
+/** Whatever else is the matter of what is on it: nothing of it can be changed. */
+export function diskConditions(trouble: DiskTrouble | null, worker: string): Condition[] {
+  if (trouble === null) return [];
+  return [
+    {
+      message: `the data disk of ${worker} cannot be written: ${trouble.message}`,
+      sinceMs: trouble.sinceMs,
+      whoCanClearIt: 'an operator of the worker',
+      nextAction:
+        'Look at it (dmesg: a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker; then start what has ended meanwhile.',
     },
   ];
 }

@@ -1,0 +1,28 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { FakeClock } from '../base/fake-clock.ts';
+import { DiskLook } from './disk-look.ts';
+import { diskConditions } from './why.ts';
+
+test('a data disk that refuses a write is named since it was first found; one that is full, or takes its time, is not', async () => {
+  const clock = new FakeClock();
+  let write: () => Promise<void> = async () => {};
+  const disk = new DiskLook('/data/probe', clock, () => write());
+  assert.equal(await disk.look(), null);
+  const failing = (code: string) => async () => {
+    throw Object.assign(new Error(`${code}: read-only file system`), { code });
+  };
+  write = failing('EROFS');
+  const foundAtMs = clock.wallMs();
+  await disk.look();
+  await clock.run(5_000);
+  const trouble = await disk.look();
+  assert.deepEqual(trouble, { message: 'EROFS: read-only file system', sinceMs: foundAtMs });
+  const [told] = diskConditions(trouble, 'w1');
+  assert.match(told?.message ?? '', /data disk of w1 cannot be written: EROFS/);
+  assert.deepEqual(diskConditions(null, 'w1'), []);
+  write = failing('ENOSPC');
+  assert.equal(await disk.look(), null);
+  write = () => new Promise(() => {});
+  assert.equal(await clock.runUntil(disk.look()), null);
+});

@@ -1,0 +1,47 @@
+import { rm, writeFile } from 'node:fs/promises';
+import type { Clock } from '../base/clock.ts';
+import { isDiskFull, messageOf } from '../base/errors.ts';
+import { PATIENCE } from '../base/patience.ts';
+
+/** The data disk of this worker refuses to be written. `sinceMs`: wall clock, of when somebody looked and found it first. */
+export type DiskTrouble = { message: string; sinceMs: number };
+
+/**
+ * Whether the data disk takes a write, for people who ask why. A filesystem that has met an error is read-only from then on, and what runs
+ * on it fails one by one in ways of its own. One that is full has its own word (volume/disk-room.ts), and one that hangs is not waited for.
+ */
+export class DiskLook {
+  readonly #path: string;
+  readonly #clock: Clock;
+  readonly #write: (path: string) => Promise<void>;
+  #sinceMs: number | null = null;
+
+  /** `path`: of a file that nobody else has, on that disk. */
+  constructor(path: string, clock: Clock, write: (path: string) => Promise<void> = writeAndRemove) {
+    this.#path = path;
+    this.#clock = clock;
+    this.#write = write;
+  }
+
+  /** Null: it takes it, or is full, or takes its time. Never rejects. */
+  async look(): Promise<DiskTrouble | null> {
+    const tried = this.#write(this.#path).then(
+      () => null,
+      (error: unknown) => error,
+    );
+    const late = Promise.withResolvers<null>();
+    const cancel = this.#clock.timer(PATIENCE.diskLook.ms, () => late.resolve(null));
+    const error = await Promise.race([tried, late.promise]).finally(cancel);
+    if (error === null || isDiskFull(error)) {
+      this.#sinceMs = null;
+      return null;
+    }
+    this.#sinceMs ??= this.#clock.wallMs();
+    return { message: messageOf(error), sinceMs: this.#sinceMs };
+  }
+}
+
+async function writeAndRemove(path: string): Promise<void> {
+  await writeFile(path, 'x');
+  await rm(path);
+}
