@@ -60,7 +60,7 @@ test('what is too much, too small, meant for another worker, or new on one that 
   const run = ['machine', 'run', '--worker', 'a', '--memory', '150MiB', '--name'];
   assert.equal((await fleet.run(...run, 'one', '--', 'sleep', 'infinity')).exitCode, 0);
   await refused(
-    1,
+    3,
     /WORKER_NO_CAPACITY: a has no room for two: memory: needs 150 MiB, has 50 MiB/,
     ...run,
     'two',
@@ -201,13 +201,13 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
     fleet.run('machine', 'start', 'one'),
     fleet.run('machine', 'start', 'two'),
   ]);
-  assert.deepEqual(both.map(({ exitCode }) => exitCode).sort(), [0, 1], JSON.stringify(both));
+  assert.deepEqual(both.map(({ exitCode }) => exitCode).sort(), [0, 3], JSON.stringify(both));
   const [on, off] = both[0]!.exitCode === 0 ? ['one', 'two'] : ['two', 'one'];
   const noRoom = new RegExp(
     `^error WORKER_NO_CAPACITY: a has no room for ${off}: memory: needs 150 MiB, has 50 MiB$`,
     'm',
   );
-  for (const verb of ['start', 'restart']) await refused(1, noRoom, 'machine', verb, off!);
+  for (const verb of ['start', 'restart']) await refused(3, noRoom, 'machine', verb, off!);
   assert.equal(await stateOf(a, off!), 'stopped');
   await run(0, 'machine', 'stop', on!);
   await run(0, 'machine', 'start', off!);
