@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
@@ -168,6 +168,21 @@ test('SIGTERM is an orderly shutdown', { skip }, async (t) => {
   await until('the shim to end', () => identifyProcess(shimPid) === null);
   assert.match(readFileSync(join(runtimeDir, 'machine.log'), 'utf8'), /^bye$/m);
   assert.equal(await findShim(runtimeDir), 'absent');
+  client.close();
+});
+
+test('a shim that cannot take its files away, as on a disk that has become read-only, ends all the same', {
+  skip,
+}, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  const { shimPid } = await client.call('status', {});
+  // What unlink(2) refuses too.
+  const socket = join(runtimeDir, 'shim.sock');
+  rmSync(socket);
+  mkdirSync(socket);
+  process.kill(shimPid, 'SIGTERM');
+  await until('the shim to end', () => identifyProcess(shimPid) === null);
   client.close();
 });
 

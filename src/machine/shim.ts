@@ -58,8 +58,14 @@ async function main(): Promise<void> {
     },
     onShutdown: () => {
       logger.info({}, 'shim ends');
-      for (const name of [SHIM_FILES.socket, SHIM_FILES.state])
-        rmSync(join(runtimeDir, name), { force: true });
+      for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) {
+        try {
+          rmSync(join(runtimeDir, name), { force: true });
+        } catch (error) {
+          // A disk that has become read-only: who finds the file finds no process behind it.
+          logger.warn({ name, reason: messageOf(error) }, 'a file of this shim stays');
+        }
+      }
       // The answer to the shutdown is on its way out.
       setTimeout(() => process.exit(0), 20);
     },
