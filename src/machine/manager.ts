@@ -532,8 +532,10 @@ export class MachineManager {
       try {
         await client.call('shutdown', options);
       } catch (error) {
-        // A shim of an earlier version, whose machine has a signal that does not exist, cannot stop it by itself.
-        if (isGodwitError(error, 'MACHINE_BAD_SIGNAL')) await this.#endHungShim(machineId);
+        // A shim of an earlier version, whose machine has a signal that does not exist, cannot stop it by itself. One that answers nothing at all
+        // has no machine to stop: who asks for that has stopped it, or it serves a volume to others.
+        const hangs = isGodwitError(error, 'RPC_TIMEOUT');
+        if (hangs || isGodwitError(error, 'MACHINE_BAD_SIGNAL')) await this.#endHungShim(machineId);
         // It died on the way: the clean-up below does the rest.
         else if (!isGodwitError(error, 'RPC_CLOSED') && !isGodwitError(error, 'MACHINE_SHIM_GONE'))
           throw error;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
@@ -177,12 +177,13 @@ test('a shim that cannot take its files away, as on a disk that has become read-
   const runtimeDir = folder(t);
   const client = await start(runtimeDir);
   const { shimPid } = await client.call('status', {});
-  // What unlink(2) refuses too.
+  // What unlink(2) refuses too. The connection that there is stays.
   const socket = join(runtimeDir, 'shim.sock');
   rmSync(socket);
   mkdirSync(socket);
   process.kill(shimPid, 'SIGTERM');
   await until('the shim to end', () => identifyProcess(shimPid) === null);
+  rmdirSync(socket);
   client.close();
 });
 

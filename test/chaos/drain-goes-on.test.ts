@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
 import type { HealthCheck, MachineConfig } from '../../src/machine/config.ts';
 import { isAlive } from '../../src/machine/process-identity.ts';
@@ -150,6 +151,15 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
     'another one to answer',
     async () => (await b.client.why('good')).conditions.length === 0,
   );
+
+  // What cannot move for a reason that does not pass is told at once, and leaves nothing behind.
+  const socket = `unix:${join(fleet.dir, 'spare.sock')}`;
+  const served = await fleet.run('volume', 'serve', 'spare', '--nbd', socket, '--detach');
+  assert.equal(served.exitCode, 0, served.stderr);
+  const refused = await fleet.run('volume', 'move', 'spare', '--to', 'b');
+  assert.deepEqual([refused.exitCode, /is served to other systems/.test(refused.stderr)], [3, true]);
+  assert.equal((await a.client.showVolume('spare')).machineId, null);
+  assert.equal((await fleet.run('volume', 'serve', 'spare', '--stop')).exitCode, 0);
 
   const moved = await fleet.run('volume', 'move', 'spare', '--to', 'b');
   assert.equal(moved.exitCode, 0, moved.stderr);

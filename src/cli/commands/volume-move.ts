@@ -3,6 +3,7 @@ import { GodwitError, isGodwitError } from '../../base/errors.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
 import type { WorkerClient } from '../fleet-client.ts';
+import { Interrupted } from '../interruption.ts';
 import { move } from './machine.ts';
 
 /** Of a machine that is only there to carry its volume: the volume's id, and the worker that it leaves. */
@@ -17,16 +18,31 @@ const POLL_MS = 500;
 export async function moveVolume(context: Context, ref: string, options: { to?: string }): Promise<void> {
   const fleet = context.fleet();
   const { worker, volume } = await fleet.volume(ref);
-  const machine = (await carrierOf(context, worker, volume)) ?? (await makeCarrier(worker, volume));
+  const known = await carrierOf(context, worker, volume);
+  const machine = known ?? (await makeCarrier(worker, volume));
   const { to = null } = options;
   // A command before this one may have brought it there, and was interrupted; and a drain takes it along by itself.
   const isThere = (found: MachineView) =>
     to === null ? found.worker !== found.config.metadata[LEAVES] : found.worker === to;
+  let said = '';
+  const say = (reason: string) => {
+    if (reason !== said) context.note(`${volume.name} waits: ${reason}`);
+    said = reason;
+  };
   for (;;) {
     const found = await fleet.machine(machine.id);
     if (found.machine.move === null && isThere(found.machine)) break;
     const began = found.machine.move === null && !isThere(found.machine);
-    if (began && (await hasMoved(context, machine.id, to))) continue;
+    if (began) {
+      try {
+        if (await hasMoved(context, machine.id, to, say)) continue;
+      } catch (error) {
+        // It is where it was, and waits for nobody: what was made for its way goes again. Who is interrupted asks again.
+        const isOver = known === null && !(error instanceof Interrupted);
+        if (isOver) await worker.client.destroyMachine(machine.id).catch(() => {});
+        throw error;
+      }
+    }
     await sleep(POLL_MS);
   }
   const arrived = await fleet.machine(machine.id);
@@ -34,15 +50,24 @@ export async function moveVolume(context: Context, ref: string, options: { to?: 
   context.note(`${volume.name} is on ${arrived.worker.name}`);
 }
 
-/** False: not now, because another move has it, or it is still arriving. Ends the command where a move ends without it. */
-async function hasMoved(context: Context, machineId: string, to: string | null): Promise<boolean> {
+/**
+ * False: not now, because another move has it, or it is still arriving: `say` is told. Ends the command where a move ends without it, and where it
+ * cannot move for another reason.
+ */
+async function hasMoved(
+  context: Context,
+  machineId: string,
+  to: string | null,
+  say: (reason: string) => void,
+): Promise<boolean> {
   try {
     await move(context, machineId, to === null ? {} : { to });
     return true;
   } catch (error) {
-    if (isGodwitError(error, 'JOURNAL_RESOURCE_BUSY') || isGodwitError(error, 'MIGRATION_NOT_MOVABLE'))
-      return false;
-    throw error;
+    const arrives = isGodwitError(error, 'MIGRATION_NOT_MOVABLE') && error.values.state === 'clone';
+    if (!arrives && !isGodwitError(error, 'JOURNAL_RESOURCE_BUSY')) throw error;
+    say(error.message);
+    return false;
   }
 }
 
