@@ -43,6 +43,8 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
       machines.onEvent((machineId, event, data) => {
         events.emit('machine', machineId, eventText(event, data));
         if (event === 'shim-closed') void recoverLater(parts, machineId);
+        else if (event === 'workload' && (data as { state?: string } | null)?.state === 'stopped')
+          void startAgain(parts, machineId);
       });
       return downs;
     },
@@ -157,6 +159,17 @@ function warnOfFlaws(identity: TlsIdentity, hosts: readonly string[], logger: Lo
     const { certFile } = identity.files;
     logger.warn({ certFile, host }, `other workers will refuse the certificate of this one: ${flaw}`);
   }
+}
+
+/**
+ * A stop that was begun for a restart, by a worker that died then: the shim has ended it, and the machine is
+ * still wanted.
+ */
+async function startAgain({ machines, recovery }: WorkerParts, machineId: string): Promise<void> {
+  const record = machines.records().find(({ id }) => id === machineId);
+  const isWanted = record?.desired === 'running' && record.claimedBy === null;
+  if (recovery.closed || !isWanted || machines.endingSinceMs(machineId) !== null) return;
+  recovery.note(await machines.recoverOne(machineId));
 }
 
 /** A shim that ends by itself takes its machine with it: what should run is started again. */
