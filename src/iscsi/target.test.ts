@@ -735,6 +735,17 @@ test('task management that waits for a device that hangs is bounded, in the wind
   }
   for (let rejected = 0; rejected < immediate - TARGET_LIMITS.immediateMax; rejected += 1)
     assert.equal(opcodeOf((await peer.next())!.header), OPCODE.reject);
+  // Behind all of them: what it answers, the target has looked at the others.
+  peer.send((header) =>
+    encodeNopOut(header, {
+      immediate: true,
+      initiatorTaskTag: 5,
+      targetTransferTag: 0xffffffff,
+      cmdSn: 101,
+      expStatSn: 1,
+    }),
+  );
+  assert.equal(opcodeOf((await peer.next())!.header), OPCODE.nopIn);
   device.release();
   // The read has a place in the window, and those beyond it are ignored.
   const waited = TARGET_LIMITS.immediateMax + TARGET_LIMITS.queueDepth - 1;
