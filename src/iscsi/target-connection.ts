@@ -11,6 +11,7 @@ import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
+import { startReading, stopReading } from '../base/stopped-reads.ts';
 import { TurnPortion } from '../base/turn.ts';
 import { LOGIN_STATUS, nameOf, OPCODE } from './constants.ts';
 import { protocolError } from './errors.ts';
@@ -203,7 +204,7 @@ export class TargetConnection {
     this.#writer.finish();
     // Nothing that comes from now on is looked at, but it has to be read for the end of it to be seen.
     this.#sink.end();
-    this.#socket.resume();
+    startReading(this.#socket);
     const cancel = this.#clock.timer(LINGER_MS, () => this.#socket.destroy());
     this.#socket.once('close', cancel);
   }
@@ -313,8 +314,8 @@ export class TargetConnection {
   #setPaused(paused: boolean): void {
     if (this.#closed || paused === this.#paused) return;
     this.#paused = paused;
-    if (paused) this.#socket.pause();
-    else this.#socket.resume();
+    if (paused) stopReading(this.#socket);
+    else startReading(this.#socket);
   }
 
   /** What the peer owes us. In a login its deadline is enough. */

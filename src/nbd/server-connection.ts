@@ -10,6 +10,7 @@ import { type Debt, OBJECT_BYTES, type PeerAccount, type PeerBook } from '../bas
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { takenBytes } from '../base/socket-progress.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
+import { startReading, stopReading } from '../base/stopped-reads.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
@@ -258,8 +259,8 @@ export class ServerConnection {
     }
     if (full !== this.#paused && !this.#ending) {
       this.#paused = full;
-      if (full) this.#socket.pause();
-      else this.#socket.resume();
+      if (full) stopReading(this.#socket);
+      else startReading(this.#socket);
     }
   }
 
@@ -420,7 +421,7 @@ export class ServerConnection {
     if (this.#sink === null) this.#socket.end();
     else this.#sink.end();
     // What still comes is not looked at, but has to be read for the end of it to be seen.
-    this.#socket.resume();
+    startReading(this.#socket);
     this.#cancelTimer = this.#clock.timer(LINGER_MS, () => void this.gone());
   }
 }
