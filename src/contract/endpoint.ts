@@ -156,14 +156,15 @@ export function asking<C extends Conversation>(conversation: C): abstract new ()
 /** An answer, where the types of its row are not at hand. */
 export type AnyAnswer = (...args: unknown[]) => Promise<unknown>;
 
-/** One that answers a conversation, of two that answer parts of it. */
-export function answering<C extends Conversation, Part extends Partial<Answers<C>>>(
+type All<Parts> = Parts extends readonly [infer First, ...infer Rest] ? First & All<Rest> : unknown;
+
+/** One that answers a conversation, of several that answer parts of it; of two that answer the same the first does. */
+export function answering<C extends Conversation, Parts extends readonly object[]>(
   conversation: C,
-  part: Part,
-  rest: Omit<Answers<C>, keyof Part>,
+  ...parts: All<Parts> extends Answers<C> ? Parts : never
 ): Answers<C> {
   const answers = Object.keys(conversation).map((name) => {
-    const owner = (name in part ? part : rest) as unknown as Record<string, AnyAnswer>;
+    const owner = parts.find((part) => name in part) as unknown as Record<string, AnyAnswer>;
     return [name, owner[name]!.bind(owner)] as const;
   });
   return Object.fromEntries(answers) as unknown as Answers<C>;

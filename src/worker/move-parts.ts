@@ -17,10 +17,10 @@ import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
 import { drainRuns } from './drain-runs.ts';
 import { localMachines, volumesWithoutMachine } from './local-machines.ts';
+import { ownsMachine } from './machine-moves.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { MachineRecovery } from './recovery.ts';
-import { ownsMachine } from './service.ts';
 import { SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 

@@ -1,5 +1,6 @@
 import type { DatabaseSync } from 'node:sqlite';
 import type { HttpPeer } from '../api/peer-client.ts';
+import type { WorkerService } from '../api/service.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
@@ -26,7 +27,6 @@ import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
 import type { WorkerOptions } from './options.ts';
 import type { MachineRecovery } from './recovery.ts';
-import type { LocalService } from './service.ts';
 import type { Serving } from './serving.ts';
 import type { SourceHost } from './source-host.ts';
 import type { TargetHost } from './target-host.ts';
@@ -85,7 +85,7 @@ export type MoveParts = {
 export type SurfaceParts = {
   events: EventBus;
   downs: DownEvents;
-  service: LocalService;
+  service: WorkerService;
   /** Serves when it has started. */
   api: { url: string };
   /** Runs go on, and what was left of machines is looked after: when whoever can ask finds everything in place. */

@@ -13,7 +13,7 @@ import { EventBus } from './event-bus.ts';
 import { Neighbour } from './neighbour.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
-import { LocalService } from './service.ts';
+import { localService } from './service.ts';
 
 /** A shim that ends by itself is looked for again after so long. */
 const RECOVER_AFTER_MS = 500;
@@ -58,9 +58,9 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
     ],
     make(parts) {
       const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
-      return new LocalService({
+      return localService({
         ...pick(parts, ['recovery', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal']),
-        ...pick(parts, ['drain', 'receiver', 'source', 'desk', 'check', 'load', 'events', 'clock']),
+        ...pick(parts, ['drain', 'source', 'desk', 'load', 'events', 'clock']),
         name: options.name,
         url: () => parts.api.url,
         version,
