@@ -22,12 +22,14 @@ import { attachPlainVolume } from '../test/support/attached-volume.ts';
 import { findProgram } from '../test/support/requires.ts';
 
 /**
- * The attach path against the C stack and against no user-space server at all: fio on ext4 on a loop device on
+ * The attach path against the C stack and against no user-space server at all: fio on ext4 on a loop device
+ * on
  *   godwit    our FUSE server, plain volume
  *   nbdfuse   nbdfuse -C 1 on nbdkit's file plugin (both in C)
  *   raw       the file itself
  *   encrypted our FUSE server with the ciphertext of LUKS2 below, in sectors of 4096 bytes; only with `encryption`
- * They stay attached, and every row runs them in turn, several rounds, so that drift of the machine hits all alike. The figures are medians.
+ * They stay attached, and every row runs them in turn, several rounds, so that drift of the machine hits all
+ * alike. The figures are medians.
  */
 const VOLUME_BYTES = 1024 ** 3;
 const FILE_MIB = 384;
@@ -166,7 +168,8 @@ async function godwitStack(
   return {
     stack,
     residentBytes: async () => {
-      // The second server: the first one of a version compiles everything, and leaves the result in the compile cache.
+      // The second server: the first one of a version compiles everything, and leaves the result in the
+      // compile cache.
       process.kill(volume.supervisor.state.serverPid!, 'SIGKILL');
       await sleep(500);
       const status = await volume.supervisor.call('status');
@@ -266,7 +269,10 @@ function readThrough(filePath: string): void {
   closeSync(fd);
 }
 
-/** The opposite: nothing of it is left in the page cache (posix_fadvise DONTNEED, which drops clean pages only). */
+/**
+ * The opposite: nothing of it is left in the page cache (posix_fadvise DONTNEED, which drops clean pages
+ * only).
+ */
 async function evict(filePath: string): Promise<void> {
   await succeed('dd', [
     `of=${filePath}`,

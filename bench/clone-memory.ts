@@ -25,7 +25,9 @@ export type CloneMemory = {
   reopenMs: number;
 };
 
-/** Opens a clone of `volumeBytes` (sparse, a few MiB used) and measures the resident memory of this process. */
+/**
+ * Opens a clone of `volumeBytes` (sparse, a few MiB used) and measures the resident memory of this process.
+ */
 export async function measureCloneMemory(volumeBytes: number): Promise<CloneMemory> {
   const dir = mkdtempSync(join(tmpdir(), 'gw-clone-'));
   try {

@@ -1,6 +1,7 @@
 /**
- * What reading the free map costs after a machine was stopped: an ext4 that is nearly empty, its bitmaps read while it was mounted, a few groups
- * changed since. Beside it the same without the first pass, and `dumpe2fs`, which reads the same bitmaps. Needs root.
+ * What reading the free map costs after a machine was stopped: an ext4 that is nearly empty, its bitmaps read
+ * while it was mounted, a few groups changed since. Beside it the same without the first pass, and
+ * `dumpe2fs`, which reads the same bitmaps. Needs root.
  *   node bench/freemap.ts [--rounds 5]
  */
 import { randomBytes } from 'node:crypto';

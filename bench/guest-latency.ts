@@ -15,10 +15,12 @@ import { tool, VolumeLab } from '../test/support/volume-lab.ts';
 import { makeSource, type Source } from './hydration.ts';
 
 /**
- * What a guest feels of the background copy at a data disk that is slower than the network: fsyncs after 4 KiB writes, reads of blocks that are here (not in the page
- * cache), and reads of blocks that are not, all at once; with the copy paused and with it running, on clones of their own. Beside it the same of QEMU: an overlay with
- * the source behind it, on the same disk, under block-stream. The disks queue as a disk does (test/support/backing-disk.ts). Goals: p99 of fsyncs and of reads of blocks
- * that are here at most 1.5 times that of paused, none above a second, and the copy has at least 70 % of what dd writes there alone.
+ * What a guest feels of the background copy at a data disk that is slower than the network: fsyncs after 4
+ * KiB writes, reads of blocks that are here (not in the page cache), and reads of blocks that are not, all at
+ * once; with the copy paused and with it running, on clones of their own. Beside it the same of QEMU: an
+ * overlay with the source behind it, on the same disk, under block-stream. The disks queue as a disk does
+ * (test/support/backing-disk.ts). Goals: p99 of fsyncs and of reads of blocks that are here at most 1.5 times
+ * that of paused, none above a second, and the copy has at least 70 % of what dd writes there alone.
  */
 const MIB = 2 ** 20;
 /** Written by the guest first. */
@@ -215,7 +217,10 @@ async function fio({ flags, engine }: Guest, jobs: string[]): Promise<FioJob[]> 
   return (JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: FioJob[] }).jobs;
 }
 
-/** An overlay on the disk with the source behind it, served by qemu-storage-daemon; past the page cache, as a production guest has it. */
+/**
+ * An overlay on the disk with the source behind it, served by qemu-storage-daemon; past the page cache, as a
+ * production guest has it.
+ */
 async function qemuRow(source: Source, place: string, paused: boolean, amount: Amount): Promise<Feel> {
   const { lab } = source;
   const base = join(lab.dir, `source-${source.lengthBytes}`, 'volumes', source.id, 'data.raw');

@@ -1,7 +1,7 @@
 /**
- * What a move costs the users of a PostgreSQL machine: from its stop signal to the first healthy answer, over the restart of the same
- * machine in place, with volumes of 1, 10 and 100 GiB. The machine is moved to and fro between two workers, a restart before each
- * move, so that both see the same host.
+ * What a move costs the users of a PostgreSQL machine: from its stop signal to the first healthy answer, over
+ * the restart of the same machine in place, with volumes of 1, 10 and 100 GiB. The machine is moved to and
+ * fro between two workers, a restart before each move, so that both see the same host.
  *   node bench/interruption.ts [--rounds 7] [--sizes 1,10,100]
  *
  * `measureEncrypted`: two such machines, one on an encrypted volume and one on a plain one, moved in turns.

@@ -18,8 +18,8 @@ import {
 import { startTgt } from '../test/support/tgt.ts';
 
 /**
- * libiscsi's whole conformance suite, `iscsi-test-cu --dataloss`, against our target and against Debian's tgt, each on a sparse
- * file of 64 MiB with blocks of 512 bytes.
+ * libiscsi's whole conformance suite, `iscsi-test-cu --dataloss`, against our target and against Debian's
+ * tgt, each on a sparse file of 64 MiB with blocks of 512 bytes.
  *   node bench/iscsi-conformance.ts            the table by family
  *   node bench/iscsi-conformance.ts --json     every test
  * Ends with 1 when one of ours fails, or tgt has as many passes.

@@ -14,9 +14,9 @@ import { findProgram } from '../test/support/requires.ts';
 import { startTgt } from '../test/support/tgt.ts';
 
 /**
- * Our initiator against libiscsi, C, as `qemu-img bench` and `iscsi-perf` (reads only) use it. All of them against the same target on the same
- * file (page cache warm), once Debian's tgt and once ours, over loopback TCP, in turns, several rounds; medians, and the median of the
- * rounds' ratios to the better of the two.
+ * Our initiator against libiscsi, C, as `qemu-img bench` and `iscsi-perf` (reads only) use it. All of them
+ * against the same target on the same file (page cache warm), once Debian's tgt and once ours, over loopback
+ * TCP, in turns, several rounds; medians, and the median of the rounds' ratios to the better of the two.
  *
  *   node bench/iscsi-initiator.ts [--quick] [--json] [--only 'read, depth 1']
  */
@@ -70,7 +70,9 @@ async function startGodwit(file: string): Promise<Target> {
   return { name: 'godwit', port: Number(line), lun: 0, chap: true, close };
 }
 
-/** Requests a second. As `qemu-img bench` does it: one after the other through the file, from its beginning. */
+/**
+ * Requests a second. As `qemu-img bench` does it: one after the other through the file, from its beginning.
+ */
 async function ours(row: Row, target: Target): Promise<number> {
   const initiator = await IscsiInitiator.connect({
     portals: [{ host: '127.0.0.1', port: target.port }],

@@ -4,7 +4,10 @@ import { systemRandom } from '../src/base/random.ts';
 import { FileDevice } from '../src/block/file-device.ts';
 import { IscsiTarget } from '../src/iscsi/index.ts';
 
-/* Our target in a process of its own: FILE LENGTH TARGET_IQN INITIATOR_IQN…, prints its port, lives until it is killed. */
+/*
+ * Our target in a process of its own: FILE LENGTH TARGET_IQN INITIATOR_IQN…, prints its port, lives until it
+ * is killed.
+ */
 
 const [file, lengthBytes, targetIqn, ...initiators] = process.argv.slice(2);
 const device = await FileDevice.open({ file: file!, lengthBytes: Number(lengthBytes) });

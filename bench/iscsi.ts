@@ -13,7 +13,8 @@ import { INITIATOR_IQN, TARGET_IQN } from '../test/support/iscsi-pair.ts';
 import { startTgt } from '../test/support/tgt.ts';
 
 /**
- * Our iSCSI target against Debian's tgt, each in a process of its own on one and the same file (page cache warm), over loopback TCP.
+ * Our iSCSI target against Debian's tgt, each in a process of its own on one and the same file (page cache
+ * warm), over loopback TCP.
  *   rate       `qemu-img bench` (libiscsi) as client of both, in turns, several rounds; medians, and the median of the rounds' ratios
  *   cpu        processor seconds of the target process a GiB served, from the same runs
  *   latency    4 KiB random reads, depth 1, our initiator as client of both

@@ -1,6 +1,7 @@
 /**
- * What a worker asks its journal for all the time, with a history of 1,000, 10,000 and 100,000 finished moves. On tmpfs: the processor is what counts here. Each
- * size is measured in a process of its own, which opens what another has filled.
+ * What a worker asks its journal for all the time, with a history of 1,000, 10,000 and 100,000 finished
+ * moves. On tmpfs: the processor is what counts here. Each size is measured in a process of its own, which
+ * opens what another has filled.
  *   node bench/journal.ts [--rounds 15]
  */
 import { execFileSync } from 'node:child_process';
@@ -38,13 +39,19 @@ export type JournalRow = {
   statusMs: number;
   /** `godwit why MACHINE`: its open run, or its newest. */
   machineMs: number;
-  /** `godwit runs list --all` of 100 and of 1,000 runs that nobody asked for before, and the longest turn of the event loop meanwhile. */
+  /**
+   * `godwit runs list --all` of 100 and of 1,000 runs that nobody asked for before, and the longest turn of
+   * the event loop meanwhile.
+   */
   list: { runs: number; wholeMs: number; turnMs: number }[];
   /** A run of one step, begun and ended, with the pruning after it. */
   runMs: number;
   /** What the open journal keeps in memory after all of this, collected. */
   keptBytes: number;
-  /** When PRUNED of them are, as after a month without a move: how long until they are gone, and the longest turn. Null where there are no more. */
+  /**
+   * When PRUNED of them are, as after a month without a move: how long until they are gone, and the longest
+   * turn. Null where there are no more.
+   */
   prune: { wholeMs: number; turnMs: number } | null;
 };
 
@@ -71,7 +78,10 @@ function openJournal(database: DatabaseSync, keepRuns = 1_000_000): Journal {
   });
 }
 
-/** One run for each of `HERE` machines by the journal itself, and copies of them, half of the machines that are here, half of machines that came and went. */
+/**
+ * One run for each of `HERE` machines by the journal itself, and copies of them, half of the machines that
+ * are here, half of machines that came and went.
+ */
 async function fill(database: DatabaseSync, finishedRuns: number): Promise<void> {
   const journal = openJournal(database);
   journal.resume();
@@ -112,7 +122,10 @@ function processorMs(): number {
   return (user + system) / 1000;
 }
 
-/** How long work took, and what the longest turn of the event loop, in which nobody else got in, took of the processor. */
+/**
+ * How long work took, and what the longest turn of the event loop, in which nobody else got in, took of the
+ * processor.
+ */
 async function turnsOf(work: () => Promise<unknown>): Promise<{ wholeMs: number; turnMs: number }> {
   let turnMs = 0;
   let lastMs = processorMs();

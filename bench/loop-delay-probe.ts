@@ -1,6 +1,8 @@
 /**
- * For `--import` in a process that is measured: the longest turn of its event loop, in `GODWIT_LOOP_DELAY_DIR`/<pid>, in milliseconds, as it is so far: as the loop was
- * delayed, and as processor time of the thread, which other programs on a busy machine do not lengthen. A request for a reset is a file <pid>.reset.
+ * For `--import` in a process that is measured: the longest turn of its event loop, in
+ * `GODWIT_LOOP_DELAY_DIR`/<pid>, in milliseconds, as it is so far: as the loop was delayed, and as processor
+ * time of the thread, which other programs on a busy machine do not lengthen. A request for a reset is a file
+ * <pid>.reset.
  */
 import { existsSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -12,8 +12,8 @@ import { NbdClient } from '../src/nbd/client.ts';
 import { findProgram } from '../test/support/requires.ts';
 
 /**
- * Our NBD client against the C ones, all reading from one nbdkit (memory plugin, Unix socket, one connection), one after the other in each
- * round:
+ * Our NBD client against the C ones, all reading from one nbdkit (memory plugin, Unix socket, one
+ * connection), one after the other in each round:
  *   godwit   src/nbd in a process of its own
  *   libnbd   through fio's nbd engine; for 1 MiB, nbdcopy to null:
  *   qemu     qemu-img bench

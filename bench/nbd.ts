@@ -13,8 +13,9 @@ import { promisify } from 'node:util';
  *   godwit     src/nbd on a FileDevice
  *   nbdkit     its file plugin
  *   qemu-nbd   raw, cache=writeback
- * All serve the same file, in the page cache, on loopback TCP or on a unix socket. They stay up, and every row runs them in turn, several rounds,
- * so that drift of the machine hits all alike. The figures are medians.
+ * All serve the same file, in the page cache, on loopback TCP or on a unix socket. They stay up, and every
+ * row runs them in turn, several rounds, so that drift of the machine hits all alike. The figures are
+ * medians.
  */
 const FILE_BYTES = 512 * 1024 ** 2;
 const GIB = 1024 ** 3;
@@ -250,7 +251,10 @@ function residentOf(child: ChildProcess): number {
   return Number(/VmRSS:\s+(\d+)/.exec(status)![1]) * 1024;
 }
 
-/** Written in pieces of 64 KiB, all alike: the page cache makes folios as large as the write that creates them. */
+/**
+ * Written in pieces of 64 KiB, all alike: the page cache makes folios as large as the write that creates
+ * them.
+ */
 function fill(file: string): void {
   const piece = Buffer.alloc(64 * 1024, 0x5a);
   const fd = openSync(file, 'w+');

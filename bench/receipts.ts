@@ -6,8 +6,8 @@ import { VolumeLab } from '../test/support/volume-lab.ts';
 import { hydrateSeconds, makeSource, median, readP99Ms, type Source } from './hydration.ts';
 
 /**
- * What a receipt costs. A clone of a move digests and logs what it fetches; a clone of the same export that is opened as a disk of another system does not, and
- * is the same otherwise. In turn, several rounds.
+ * What a receipt costs. A clone of a move digests and logs what it fetches; a clone of the same export that
+ * is opened as a disk of another system does not, and is the same otherwise. In turn, several rounds.
  *   throughput   until the last block of DATA_BYTES is durable
  *   latency      p99 of the guest's 4 KiB random reads on a cold clone while it hydrates
  *   proof        seconds to prove the clone afterwards, both sides: digests of the source that were not taken yet, and the read back from the disk

@@ -1,5 +1,6 @@
 /**
- * The same move of the same few data at 10 GiB and up to 64 TiB: what of it follows the size. Volumes are on XFS, because a file of ext4 ends below 16 TiB.
+ * The same move of the same few data at 10 GiB and up to 64 TiB: what of it follows the size. Volumes are on
+ * XFS, because a file of ext4 ends below 16 TiB.
  *   node bench/sizes.ts [--rounds 3] [--sizes 10GiB,1TiB,16TiB,64TiB]
  */
 import { randomBytes } from 'node:crypto';
@@ -32,8 +33,8 @@ export type SizeRow = {
   /** From SIGKILL to the next answer, half hydrated. */
   reopenMs: number;
   /**
-   * Of the two event loops from the handoff on, until all is whole and all digests of the source are taken: the longest delay, and the most processor time of
-   * one turn.
+   * Of the two event loops from the handoff on, until all is whole and all digests of the source are taken:
+   * the longest delay, and the most processor time of one turn.
    */
   sourceDelayMs: number;
   sourceTurnMs: number;

@@ -1,6 +1,6 @@
 /**
- * A volume of 100 GiB with about 5 MiB in use, moved to and fro: how long until the last block is there, and how many bytes crossed the
- * wire for each byte that is allocated.
+ * A volume of 100 GiB with about 5 MiB in use, moved to and fro: how long until the last block is there, and
+ * how many bytes crossed the wire for each byte that is allocated.
  *   node bench/sparse.ts [--rounds 5]
  */
 import { parseArgs } from 'node:util';

@@ -4,8 +4,8 @@ import { systemClock } from '../src/base/clock.ts';
 import { VolumeLab } from '../test/support/volume-lab.ts';
 
 /**
- * Resident memory of a volume server: idle on a plain volume, and just after it opened a clone of 1 TiB whose blocks are all still at
- * the source. Goals: under 80 MiB and under 100 MiB. In MiB.
+ * Resident memory of a volume server: idle on a plain volume, and just after it opened a clone of 1 TiB whose
+ * blocks are all still at the source. Goals: under 80 MiB and under 100 MiB. In MiB.
  */
 const TIB = 2 ** 40;
 const GIB = 2 ** 30;

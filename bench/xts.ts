@@ -2,8 +2,8 @@
  * AES-256-XTS of a Luks2Device against `openssl speed` in the same run, in turns.
  *   node bench/xts.ts [--rounds 5]
  *
- * Ours is the whole device call on a volume in memory: read into the caller's buffer and decrypt, in requests of 1 MiB. OpenSSL's figure
- * is the cipher alone, over one buffer of the size of a sector, in a C loop.
+ * Ours is the whole device call on a volume in memory: read into the caller's buffer and decrypt, in requests
+ * of 1 MiB. OpenSSL's figure is the cipher alone, over one buffer of the size of a sector, in a C loop.
  */
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';

@@ -2,9 +2,9 @@ import pg from 'pg';
 import { patient } from '../test/support/patience.ts';
 
 /**
- * The clients of the demo. Each commits numbers one after the other, remembers every number whose commit was acknowledged, and
- * connects again when the connection breaks, as clients do. A number whose commit was not acknowledged is not tried again: it may be
- * there or not, and either is right.
+ * The clients of the demo. Each commits numbers one after the other, remembers every number whose commit was
+ * acknowledged, and connects again when the connection breaks, as clients do. A number whose commit was not
+ * acknowledged is not tried again: it may be there or not, and either is right.
  */
 export type ClientReport = {
   acknowledged: number[];

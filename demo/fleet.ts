@@ -10,7 +10,10 @@ import { reservePorts } from '../test/support/ports.ts';
 
 const GODWIT = join(dirname(fileURLToPath(import.meta.url)), '../bin/godwit');
 
-/** A fleet on this machine, started with the same command that a person would use, and taken down without a trace. */
+/**
+ * A fleet on this machine, started with the same command that a person would use, and taken down without a
+ * trace.
+ */
 export class DemoFleet {
   readonly dir: string;
   readonly #dev: ChildProcess;
@@ -59,7 +62,10 @@ export class DemoFleet {
     return client;
   }
 
-  /** Runs a godwit command; its output goes to this terminal unless `quiet`. Resolves to the exit code and, when quiet, the output. */
+  /**
+   * Runs a godwit command; its output goes to this terminal unless `quiet`. Resolves to the exit code and,
+   * when quiet, the output.
+   */
   run(args: string[], options: { quiet?: boolean } = {}): Promise<{ exitCode: number; output: string }> {
     return this.#run(['--fleet', this.fleetFile, ...args], options);
   }

@@ -84,7 +84,10 @@ export function demoMachines(ports: Ports): Record<'postgres' | 'ledger' | 'file
   };
 }
 
-/** A machine that runs a PostgreSQL cluster; also what the interruption bench moves, with volumes of several sizes. */
+/**
+ * A machine that runs a PostgreSQL cluster; also what the interruption bench moves, with volumes of several
+ * sizes.
+ */
 export function postgresMachine(name: string, lengthBytes: number, port: number): DemoMachine {
   return {
     volume: { name: `${name}-data`, lengthBytes, filesystem: 'ext4' },

@@ -1,6 +1,7 @@
 /**
- * The main job, watched: a fleet of three workers, four machines on the first one (PostgreSQL and SQLite taking commits, one that writes
- * and checks files, one with a 100 GiB volume that is nearly empty), `godwit drain worker-1`, and then the count of what was lost.
+ * The main job, watched: a fleet of three workers, four machines on the first one (PostgreSQL and SQLite
+ * taking commits, one that writes and checks files, one with a 100 GiB volume that is nearly empty), `godwit
+ * drain worker-1`, and then the count of what was lost.
  *
  *   npm run demo                     exit 0 only if nothing was lost
  *   npm run demo -- --json FILE      the same as JSON

@@ -10,7 +10,10 @@ export type VerifiedReceipt = {
   output: string;
 };
 
-/** Verifies every receipt of a folder as anybody can who has the files and knows the workers' keys: no worker is asked. */
+/**
+ * Verifies every receipt of a folder as anybody can who has the files and knows the workers' keys: no worker
+ * is asked.
+ */
 export async function verifyReceipts(
   fleet: DemoFleet,
   folder: string,

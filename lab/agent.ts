@@ -5,7 +5,10 @@ import type { AgentOps } from './agent-protocol.ts';
 import { AGENT_PORT } from './agent-protocol.ts';
 import { runHere, spawnHere } from './host-program.ts';
 
-/** Runs in a guest, under its init: does what the lab says over TCP. It trusts whoever connects; the network is the lab's own. */
+/**
+ * Runs in a guest, under its init: does what the lab says over TCP. It trusts whoever connects; the network
+ * is the lab's own.
+ */
 type Handlers = { [Op in keyof AgentOps]: (args: AgentOps[Op]['args']) => Promise<AgentOps[Op]['result']> };
 
 const handlers: Handlers = {

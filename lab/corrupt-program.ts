@@ -3,8 +3,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileExtents } from '../src/sys/file-extents.ts';
 
 /**
- * `node lab/corrupt-program.ts DATA-FILE LENGTH-BYTES MARK BLOCKS`: waits until so many blocks of a volume that hold the mark have come, and writes something else into
- * them, past everybody who has the volume open. Prints at which bytes the first and the last one are.
+ * `node lab/corrupt-program.ts DATA-FILE LENGTH-BYTES MARK BLOCKS`: waits until so many blocks of a volume
+ * that hold the mark have come, and writes something else into them, past everybody who has the volume open.
+ * Prints at which bytes the first and the last one are.
  */
 const [path, lengthText, mark, blocksText] = process.argv.slice(2) as [string, string, string, string];
 const BLOCK_BYTES = 4096;

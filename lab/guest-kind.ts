@@ -20,11 +20,17 @@ export type GuestSpec = GuestOptions & {
   environment: readonly string[];
 };
 
-/** A kind of machine that a kernel of its own runs in: user-mode-linux (uml-kind.ts) or QEMU (qemu-kind.ts). */
+/**
+ * A kind of machine that a kernel of its own runs in: user-mode-linux (uml-kind.ts) or QEMU (qemu-kind.ts).
+ */
 export interface GuestKind {
-  /** How many times as long as in user-mode-linux all may take: every patience of the lab is multiplied by it. */
+  /**
+   * How many times as long as in user-mode-linux all may take: every patience of the lab is multiplied by it.
+   */
   readonly patience: number;
-  /** From its start until its agent answers, on a quiet machine with two processors, two of them at a time. */
+  /**
+   * From its start until its agent answers, on a quiet machine with two processors, two of them at a time.
+   */
   readonly bootMs: number;
   /** Name of the network card in the guest. */
   readonly card: string;

@@ -21,10 +21,16 @@ const LOG_TAIL_CHARACTERS = 6_000;
 /** What the agent itself may take on top of what it runs. */
 const ANSWER_GRACE_MS = 30_000;
 
-/** Guests of this process that were silent. Now and then user-mode-linux does not come back on a busy machine, also when it has nothing to do with a volume. */
+/**
+ * Guests of this process that were silent. Now and then user-mode-linux does not come back on a busy machine,
+ * also when it has nothing to do with a volume.
+ */
 export const frozenGuests = new Set<string>();
 
-/** A kernel of its own, the root of this machine read-only under a tmpfs, one network card, disks that survive its reboot. */
+/**
+ * A kernel of its own, the root of this machine read-only under a tmpfs, one network card, disks that survive
+ * its reboot.
+ */
 export class Guest implements Member {
   readonly name: string;
   readonly address: string;
@@ -52,7 +58,8 @@ export class Guest implements Member {
   async boot(): Promise<void> {
     const { argv, env } = this.#kind.command({
       ...this.#options,
-      // A fixed address: the others would take a booted guest for the one before, until their neighbour tables forget.
+      // A fixed address: the others would take a booted guest for the one before, until their neighbour
+      // tables forget.
       mac: macOf(this.address),
       init: fileURLToPath(new URL('guest-init.sh', import.meta.url)),
       environment: [

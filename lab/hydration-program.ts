@@ -58,7 +58,10 @@ const TIME_MS = 90_000;
 const DATA_DIR = '/var/lib/godwit';
 const MOUNT = '/run/bench';
 const RUNTIME_DIR = '/run/bench-shim';
-/** What the guest felt is taken over the same time of all ways: later, one that starves has overwritten all the files and misses nothing any more. */
+/**
+ * What the guest felt is taken over the same time of all ways: later, one that starves has overwritten all
+ * the files and misses nothing any more.
+ */
 const MEASURED_MS = 30_000;
 const STATUS_MS = 500;
 

@@ -15,14 +15,19 @@ export const EXIT_FROZEN = 75;
 /** Of all guests of this process. */
 export const kind: GuestKind = process.env[KIND_VARIABLE] === 'qemu' ? qemuKind : umlKind;
 
-/** Where a process that runs a scenario says how long each boot of a guest took: a line of milliseconds each. */
+/**
+ * Where a process that runs a scenario says how long each boot of a guest took: a line of milliseconds each.
+ */
 export const BOOT_DESCRIPTOR = 3;
 
 /** A wait that is over sooner costs nothing; one that is given up too early costs a scenario. */
 const MARGIN = 4;
 let slownessNow = 1;
 
-/** The measure of this machine: the boot of a guest. All that is waited for afterwards is given so many times as long. */
+/**
+ * The measure of this machine: the boot of a guest. All that is waited for afterwards is given so many times
+ * as long.
+ */
 export function noteBoot(durationMs: number): void {
   slownessNow = Math.max(slownessNow, durationMs / kind.bootMs);
   try {
@@ -40,7 +45,10 @@ export function slowness(): number {
 /** Nothing is waited for longer than an hour, which is also the longest that the API takes. */
 const PATIENCE_MS_MAX = 3_600_000;
 
-/** What may be waited on this machine for what takes at most `durationMs` under user-mode-linux on a quiet one of two processors. */
+/**
+ * What may be waited on this machine for what takes at most `durationMs` under user-mode-linux on a quiet one
+ * of two processors.
+ */
 export function patient(durationMs: number): number {
   return Math.min(PATIENCE_MS_MAX, Math.ceil(durationMs * kind.patience * slowness() * MARGIN));
 }

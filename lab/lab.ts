@@ -20,8 +20,9 @@ export type LabOptions = {
 };
 
 /**
- * Guests with kernels of their own, on one network, in a folder of this process. Start it where nothing else is in the network namespace (`npm run
- * lab` does); whatever happens, `close` ends every process and removes every file.
+ * Guests with kernels of their own, on one network, in a folder of this process. Start it where nothing else
+ * is in the network namespace (`npm run lab` does); whatever happens, `close` ends every process and removes
+ * every file.
  */
 export class Lab {
   readonly folder: string;
@@ -86,8 +87,9 @@ export class Lab {
   }
 
   /**
-   * What a guest sends leaves so much later, and no faster than that (netem in its own kernel); the way to it is as before. On a slow machine the rate is slower
-   * as well: what must happen while blocks are on their way takes longer there.
+   * What a guest sends leaves so much later, and no faster than that (netem in its own kernel); the way to it
+   * is as before. On a slow machine the rate is slower as well: what must happen while blocks are on their
+   * way takes longer there.
    */
   async shape(guest: Guest, shape: { delayMs?: number; rateMbit?: number }): Promise<void> {
     const { delayMs = 0, rateMbit } = shape;

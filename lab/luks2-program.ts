@@ -13,8 +13,9 @@ import { mapperEnvironment } from '../src/host/device-mapper.ts';
 import { mustRun, systemTools } from '../src/host/tools.ts';
 
 /**
- * Program of a guest: `node luks2-program.ts FOLDER`. Volumes of our LUKS2 are read through the kernel's dm-crypt, and volumes of cryptsetup that dm-crypt
- * wrote are read by ours; with sectors of 512 and 4096 bytes, and data that begin at 4 and at 16 MiB. Every byte is compared.
+ * Program of a guest: `node luks2-program.ts FOLDER`. Volumes of our LUKS2 are read through the kernel's
+ * dm-crypt, and volumes of cryptsetup that dm-crypt wrote are read by ours; with sectors of 512 and 4096
+ * bytes, and data that begin at 4 and at 16 MiB. Every byte is compared.
  */
 const MIB = 2 ** 20;
 const PLAIN_BYTES = 8 * MIB;

@@ -20,8 +20,10 @@ import {
 import { ALONE, SCENARIOS } from './scenarios/index.ts';
 
 /**
- * `npm run lab [-- scenario…]`: runs scenarios, each in namespaces and a lab of its own (scripts/lab-scenario), some at a time: they wait more than they work.
- * All of them, but those that passed at this commit already. At the end a table. Exit code 1 when one failed, 3 when one did not finish, 2 for words that mean nothing.
+ * `npm run lab [-- scenario…]`: runs scenarios, each in namespaces and a lab of its own
+ * (scripts/lab-scenario), some at a time: they wait more than they work. All of them, but those that passed
+ * at this commit already. At the end a table. Exit code 1 when one failed, 3 when one did not finish, 2 for
+ * words that mean nothing.
  */
 const HELP = `npm run lab -- [SCENARIO…] [--again] [--jobs N] [--qemu] [--minutes M] [--rotate N] [--record]
   --again       also those that passed at this commit

@@ -6,7 +6,10 @@ import { patient } from './kind.ts';
 import type { Member, RunOptions } from './member.ts';
 import type { Network } from './network.ts';
 
-/** A host of the lab that is this machine and its kernel, with a network of its own: where a worker with the userspace plane runs. */
+/**
+ * A host of the lab that is this machine and its kernel, with a network of its own: where a worker with the
+ * userspace plane runs.
+ */
 export class NamespaceMember implements Member {
   readonly name: string;
   readonly address: string;

@@ -6,8 +6,9 @@ const BRIDGE = 'lab0';
 const BRIDGE_ADDRESS = '10.77.0.254';
 
 /**
- * One Ethernet of the lab: a bridge in the network namespace of this process, a port for every member. A port that is `isolated` still
- * reaches the bridge itself, so a cut parts the members from one another and the lab from none of them.
+ * One Ethernet of the lab: a bridge in the network namespace of this process, a port for every member. A port
+ * that is `isolated` still reaches the bridge itself, so a cut parts the members from one another and the lab
+ * from none of them.
  */
 export class Network {
   readonly #ports = new Set<string>();

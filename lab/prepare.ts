@@ -13,7 +13,10 @@ const MODULES = [
   ...['target_core_mod', 'target_core_file', 'iscsi_target_mod'],
 ];
 
-/** What a host of a fleet has after its own boot: modules, iscsid, and its disk mounted (made at the first time). */
+/**
+ * What a host of a fleet has after its own boot: modules, iscsid, and its disk mounted (made at the first
+ * time).
+ */
 export async function prepareGuest(guest: Guest): Promise<void> {
   await mustRun(guest, ['modprobe', '-a', ...MODULES]);
   await mustRun(guest, ['mount', '-t', 'configfs', 'configfs', '/sys/kernel/config']);
@@ -32,8 +35,8 @@ export async function prepareGuest(guest: Guest): Promise<void> {
 }
 
 /**
- * A worker waits 30 s for a shim, however slow its processor is. So the first one finds the compiled code of another, which ended for want of arguments, where it looks
- * for it (shim-client.ts).
+ * A worker waits 30 s for a shim, however slow its processor is. So the first one finds the compiled code of
+ * another, which ended for want of arguments, where it looks for it (shim-client.ts).
  */
 async function compileShim(guest: Guest): Promise<void> {
   await guest.run([

@@ -7,8 +7,8 @@ import { diskLetter, type GuestKind } from './guest-kind.ts';
 const KERNEL_DIR = fileURLToPath(new URL('../.cache/lab-kernel', import.meta.url));
 
 /**
- * QEMU by emulation, with Debian's kernel as it is and dm-clone as a module of its source: what a host of a fleet runs, on a processor that is emulated and so
- * some times slower.
+ * QEMU by emulation, with Debian's kernel as it is and dm-clone as a module of its source: what a host of a
+ * fleet runs, on a processor that is emulated and so some times slower.
  */
 export const qemuKind: GuestKind = {
   patience: 4,
@@ -25,7 +25,8 @@ export const qemuKind: GuestKind = {
   command: (spec) => ({
     argv: [
       'qemu-system-x86_64',
-      // Not microvm, which boots sooner and hangs now and then. AVX would be emulated more slowly than what programs use without it.
+      // Not microvm, which boots sooner and hangs now and then. AVX would be emulated more slowly than what
+      // programs use without it.
       ...['-M', 'pc', '-accel', 'tcg,thread=multi,tb-size=256', '-cpu', 'max,avx=off,avx2=off,la57=off'],
       ...['-smp', '1', '-m', `${spec.memoryMib}M`, '-nodefaults', '-nographic', '-no-reboot'],
       ...['-fsdev', 'local,id=root,path=/,security_model=none,readonly=on,multidevs=remap'],

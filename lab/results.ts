@@ -5,8 +5,9 @@ import { fileURLToPath } from 'node:url';
 import { isDeepStrictEqual } from 'node:util';
 
 /**
- * `passed`: all held. `failed`: something did not hold, or did not come in a time that is long for this machine. `unfinished`: it was ended because the time of the
- * whole was over, or a guest froze twice: it says nothing, for or against.
+ * `passed`: all held. `failed`: something did not hold, or did not come in a time that is long for this
+ * machine. `unfinished`: it was ended because the time of the whole was over, or a guest froze twice: it says
+ * nothing, for or against.
  */
 export type Outcome = 'passed' | 'failed' | 'unfinished';
 
@@ -85,7 +86,10 @@ export function resultTable(results: readonly Result[]): string {
 const BEGIN = '<!-- results: made by npm run lab -- --record -->';
 const END = '<!-- end of results -->';
 
-/** The page with the table of when each scenario passed last, from the newest passed result of each. Throws where the page has no place for it. */
+/**
+ * The page with the table of when each scenario passed last, from the newest passed result of each. Throws
+ * where the page has no place for it.
+ */
 export function withRecord(page: string, results: readonly Result[], scenarios: readonly string[]): string {
   const begin = page.indexOf(BEGIN);
   const end = page.indexOf(END);

@@ -2,7 +2,10 @@ import { frozenGuests } from './guest.ts';
 import { EXIT_FROZEN } from './kind.ts';
 import { SCENARIOS } from './scenarios/index.ts';
 
-/** One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends everything that it started. Exit code 1: it failed; EXIT_FROZEN: and a guest had frozen. */
+/**
+ * One scenario, started by scripts/lab-scenario as the first process of its namespaces: with it ends
+ * everything that it started. Exit code 1: it failed; EXIT_FROZEN: and a guest had frozen.
+ */
 const [name = ''] = process.argv.slice(2);
 
 // PID 1 of its own namespace: no signal ends it by default.

@@ -1,4 +1,7 @@
-/** docs/endpoints.md, made from the tables in src/contract. `npm run pages` writes it; scripts/tidy.ts compares. */
+/**
+ * docs/endpoints.md, made from the tables in src/contract. `npm run pages` writes it; scripts/tidy.ts
+ * compares.
+ */
 import { writeFileSync } from 'node:fs';
 import type { TSchema } from 'typebox';
 import type { Conversation, Endpoint } from '../src/contract/endpoint.ts';

@@ -1,4 +1,7 @@
-/** The table of rooms in ARCHITECTURE.md, and the measures that may only fall. `npm run pages` writes both; scripts/tidy.ts compares. */
+/**
+ * The table of rooms in ARCHITECTURE.md, and the measures that may only fall. `npm run pages` writes both;
+ * scripts/tidy.ts compares.
+ */
 import { globSync, readFileSync, writeFileSync } from 'node:fs';
 import { type House, type Room, withTable } from './house.ts';
 import { findings, type Measures } from './measures.ts';

@@ -25,7 +25,10 @@ function roomOf(path: string): string | null {
   return path.startsWith('src/') ? path.split('/')[1]! : null;
 }
 
-/** From the ground to the roof: each room after all that it may import from. Throws where rooms go round in a circle. */
+/**
+ * From the ground to the roof: each room after all that it may import from. Throws where rooms go round in a
+ * circle.
+ */
 export function floors(house: House): string[] {
   const order: string[] = [];
   const climb = (name: string, from: readonly string[]): void => {

@@ -1,7 +1,10 @@
 /** Of all processors' time, what must be idle for one more suite beside those that run. */
 const IDLE_SHARE_MIN = 0.3;
 
-/** Whether one more suite is started: `jobs` whatever the machine does, up to `jobsMax` while it has nothing to do. `idleShare` is null as long as nobody knows. */
+/**
+ * Whether one more suite is started: `jobs` whatever the machine does, up to `jobsMax` while it has nothing
+ * to do. `idleShare` is null as long as nobody knows.
+ */
 export function mayStart(now: {
   running: number;
   jobs: number;
@@ -13,15 +16,19 @@ export function mayStart(now: {
 }
 
 /**
- * The share of all processors' time, 0 to 1, in which they had nothing to do, from the first line of /proc/stat (proc(5): user, nice, system, idle, iowait, irq,
- * softirq, steal, guest, guest_nice in ticks; guest is in user). Waiting for a disk is not idle: a second suite would wait for the same disk.
+ * The share of all processors' time, 0 to 1, in which they had nothing to do, from the first line of
+ * /proc/stat (proc(5): user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice in ticks;
+ * guest is in user). Waiting for a disk is not idle: a second suite would wait for the same disk.
  */
 export class IdleProcessors {
   readonly #read: () => string;
   readonly #ticksMin: number;
   #last: { idle: number; all: number };
 
-  /** `ticksMin`: of all processors together (USER_HZ, 100 a second each), over how many a share says something. */
+  /**
+   * `ticksMin`: of all processors together (USER_HZ, 100 a second each), over how many a share says
+   * something.
+   */
   constructor(read: () => string, ticksMin: number) {
     this.#read = read;
     this.#ticksMin = ticksMin;

@@ -26,7 +26,8 @@ it('what a run of tests left is found by its mark, told and ended; what is of an
   assert.deepEqual(left, { processes: [mine.pid], mounts: [], loops: [] });
   assert.deepEqual(describeLeftBehind(left), [`process ${mine.pid}: sleep 1000`]);
   const ended = once(mine, 'exit');
-  // It looks until nothing is left, and a zombie of this process is none of it: it has no environment any more.
+  // It looks until nothing is left, and a zombie of this process is none of it: it has no environment any
+  // more.
   assert.ok(isNothing(endLeftBehind(run, folder)));
   assert.deepEqual(await ended, [null, 'SIGKILL']);
   assert.equal(others.exitCode ?? others.signalCode, null);

@@ -6,7 +6,10 @@ import { RUN_VARIABLE } from '../test/support/patience.ts';
 const STEP_TIMEOUT_MS = 20_000;
 const ROUNDS_MAX = 200;
 
-/** What processes, mounts and loop devices there are of a run of tests that is over or was ended. Each is told by what a person would see of it. */
+/**
+ * What processes, mounts and loop devices there are of a run of tests that is over or was ended. Each is told
+ * by what a person would see of it.
+ */
 export type LeftBehind = { processes: number[]; mounts: string[]; loops: string[] };
 
 /** `folder`: where the run had its temporary files. Not this process, nor those that it came from. */
@@ -33,8 +36,9 @@ export function describeLeftBehind({ processes, mounts, loops }: LeftBehind): st
 }
 
 /**
- * Ends all of it, by id and path. Processes first: a killed FUSE server leaves requests that wait for nobody, which the end of its connection answers. Then
- * mounts, deepest first, and loop devices, round by round, because each may hold the next.
+ * Ends all of it, by id and path. Processes first: a killed FUSE server leaves requests that wait for nobody,
+ * which the end of its connection answers. Then mounts, deepest first, and loop devices, round by round,
+ * because each may hold the next.
  */
 export function endLeftBehind(run: string, folder: string): LeftBehind {
   let left = leftBehind(run, folder);

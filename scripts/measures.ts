@@ -2,7 +2,10 @@ import { stripTypeScriptTypes } from 'node:module';
 import { parse } from 'acorn';
 import { walk } from './syntax.ts';
 
-/** What may only become less (scripts/measures.json): each is counted over the product's sources, tests left out. */
+/**
+ * What may only become less (scripts/measures.json): each is counted over the product's sources, tests left
+ * out.
+ */
 export type Measures = { longFunctions: number; longComments: number; unusedExports: number };
 
 export const FUNCTION_LINES_MAX = 70;
@@ -10,7 +13,10 @@ export const COMMENT_COLUMNS_MAX = 110;
 
 export type Source = { path: string; text: string };
 
-/** `product`: what is measured; `others`: what may use it beside. Each finding as `path:line what`, for a person. */
+/**
+ * `product`: what is measured; `others`: what may use it beside. Each finding as `path:line what`, for a
+ * person.
+ */
 export function findings(
   product: readonly Source[],
   others: readonly Source[],
@@ -22,7 +28,10 @@ export function findings(
   };
 }
 
-/** Functions whose body has more lines than fit on a page. One that only holds others (a class, a closure of a module) counts too: it has to be read as one. */
+/**
+ * Functions whose body has more lines than fit on a page. One that only holds others (a class, a closure of a
+ * module) counts too: it has to be read as one.
+ */
 function longFunctions({ path, text }: Source): string[] {
   // Types become blanks, so that lines and columns stay.
   const tree = parse(stripTypeScriptTypes(text), {
@@ -50,7 +59,10 @@ function longComments({ path, text }: Source): string[] {
   });
 }
 
-/** Exported classes, functions and values that no other file says: they need no export, or are not needed. Types go with what they are of. */
+/**
+ * Exported classes, functions and values that no other file says: they need no export, or are not needed.
+ * Types go with what they are of.
+ */
 function unusedExports(product: readonly Source[], others: readonly Source[]): string[] {
   const words = new Map<string, Set<string>>();
   for (const { path, text } of [...product, ...others])

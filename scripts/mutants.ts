@@ -1,6 +1,7 @@
 /**
- * `npm run mutants -- --room ROOM [--seed N] [--count K]`: small changes to the sources of a room, drawn by the seed, each on a copy of the checkout with the room's tests
- * that reach the file. Lists those that no test saw: they are equivalent, or a test is missing. Exit code 1 when some survived.
+ * `npm run mutants -- --room ROOM [--seed N] [--count K]`: small changes to the sources of a room, drawn by
+ * the seed, each on a copy of the checkout with the room's tests that reach the file. Lists those that no
+ * test saw: they are equivalent, or a test is missing. Exit code 1 when some survived.
  */
 import { execFileSync, spawn } from 'node:child_process';
 import {

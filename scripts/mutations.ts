@@ -27,8 +27,9 @@ const OPERATORS: Readonly<Record<string, string>> = {
 const LOGGING = /\blogger\??\.|\blog\.(?:debug|info|warn|error)\(/;
 
 /**
- * All changes to a source that its tests should see: another operator, a condition that always or never holds, an `await` less, a call less, another number, the other
- * boolean. What only logs, and the words and values of an error, are left as they are.
+ * All changes to a source that its tests should see: another operator, a condition that always or never
+ * holds, an `await` less, a call less, another number, the other boolean. What only logs, and the words and
+ * values of an error, are left as they are.
  */
 export function mutationsOf({ path, text }: { path: string; text: string }): Mutation[] {
   const code = stripTypeScriptTypes(text);

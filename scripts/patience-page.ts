@@ -1,4 +1,7 @@
-/** docs/patience.md, made from the table in src/base/patience.ts. `npm run pages` writes it; scripts/tidy.ts compares. */
+/**
+ * docs/patience.md, made from the table in src/base/patience.ts. `npm run pages` writes it; scripts/tidy.ts
+ * compares.
+ */
 import { writeFileSync } from 'node:fs';
 import { PATIENCE, PAUSE, type PatienceKind } from '../src/base/patience.ts';
 

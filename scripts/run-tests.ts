@@ -13,8 +13,10 @@ import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left
 import { clock, folderOf, line, longestFirst, type Suite, table } from './suites.ts';
 
 /**
- * `scripts/test [FILE|PATTERN…] [--name PATTERN] [--jobs N]`: runs test files with node:test, each in a process of its own, some at a time. A line per suite as it
- * ends, what a failing one printed, the time of each folder, and at the end node:test's own summary. Exit code 1 when something failed, or when no test ran.
+ * `scripts/test [FILE|PATTERN…] [--name PATTERN] [--jobs N]`: runs test files with node:test, each in a
+ * process of its own, some at a time. A line per suite as it ends, what a failing one printed, the time of
+ * each folder, and at the end node:test's own summary. Exit code 1 when something failed, or when no test
+ * ran.
  */
 const TIMEOUT_MS = 3_600_000;
 const PRELOAD = fileURLToPath(new URL('./test-preload.cjs', import.meta.url));
@@ -33,7 +35,10 @@ const { positionals, values } = parseArgs({
 const patterns = positionals.length > 0 ? positionals : ['{src,test,lab,scripts}/**/*.test.ts'];
 const asked = values.jobs ?? process.env.GODWIT_TEST_JOBS;
 const jobs = Number(asked ?? Math.max(2, cpus().length));
-/** Beside suites that wait (for a slow disk, a quota, a deadline) there is room for more, unless somebody said how many. */
+/**
+ * Beside suites that wait (for a slow disk, a quota, a deadline) there is room for more, unless somebody said
+ * how many.
+ */
 const jobsMax = asked === undefined ? jobs + EXTRA_JOBS : jobs;
 const files = longestFirst(
   [...new Set(patterns.flatMap((pattern) => globSync(pattern)))].map((path) => ({
@@ -50,8 +55,8 @@ if (files.length === 0 || !Number.isInteger(jobs) || jobs < 1) {
 // Of this run: by it the tests of one run know their own from those of another beside it.
 const run = ulid();
 process.env[RUN_VARIABLE] = run;
-// All that tests make is below it: what is left is seen and ended, also after Ctrl-C. Short: the path of a socket has at most 107 bytes. Without links: mount
-// tables have none.
+// All that tests make is below it: what is left is seen and ended, also after Ctrl-C. Short: the path of a
+// socket has at most 107 bytes. Without links: mount tables have none.
 const folder = realpathSync(mkdtempSync(join(process.env.TMPDIR ?? '/tmp', 'gw-')));
 process.env.TMPDIR = folder;
 
@@ -76,7 +81,10 @@ function over(suite: Suite, counts: Partial<Counts>, durationMs: number): void {
   suite.output = '';
 }
 
-/** How to run that one test again, as a person would type it; a file that ended before it told of a test is a test of its own. */
+/**
+ * How to run that one test again, as a person would type it; a file that ended before it told of a test is a
+ * test of its own.
+ */
 function again(path: string, name: string): string {
   if (name === path) return `  again: scripts/test ${path}`;
   return `  again: scripts/test ${path} --name '${name.replaceAll("'", `'\\''`)}'`;
@@ -93,8 +101,9 @@ let hasFailed = false;
 let ended = 0;
 
 /**
- * One file. A run for each of them, as one run of all tells of a file when those before it have ended, however long ago it has itself. What the reporter draws
- * as a tree is given to it in one piece, so that two files do not mix.
+ * One file. A run for each of them, as one run of all tells of a file when those before it have ended,
+ * however long ago it has itself. What the reporter draws as a tree is given to it in one piece, so that two
+ * files do not mix.
  */
 async function runFile(path: string): Promise<void> {
   const suite: Suite = { path, passed: 0, failed: 0, skipped: 0, durationMs: 0, output: '' };

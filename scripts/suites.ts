@@ -10,7 +10,10 @@ export type Suite = {
   output: string;
 };
 
-/** Those that take minutes, most of them waiting: begun first, they cost the run nothing but their processor time. */
+/**
+ * Those that take minutes, most of them waiting: begun first, they cost the run nothing but their processor
+ * time.
+ */
 const LONGEST = [
   'test/chaos/slow-host.test.ts',
   'test/interop/lab.test.ts',
@@ -19,7 +22,10 @@ const LONGEST = [
   'test/interop/import-and-serve.test.ts',
   'test/chaos/kill-control.test.ts',
 ];
-/** Then whole workers and foreign programs, so that none of them holds up the end. Within a folder the longest text. */
+/**
+ * Then whole workers and foreign programs, so that none of them holds up the end. Within a folder the longest
+ * text.
+ */
 const FIRST = ['test/chaos', 'test/interop', 'src/cli', 'src/clone', 'src/migration', 'src/machine'];
 
 export function longestFirst(files: readonly { path: string; bytes: number }[]): string[] {

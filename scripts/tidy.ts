@@ -1,4 +1,7 @@
-/** House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden content. */
+/**
+ * House rules that no linter knows: import direction, a test that keeps docs/errors.md complete, forbidden
+ * content.
+ */
 import { existsSync, globSync, readFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
@@ -36,7 +39,10 @@ for (const measure of Object.keys(measured) as (keyof Measures)[]) {
   );
 }
 
-/** A test is left out for what it needs (requires.ts) or for a reason on the list (skips.ts), and the list has no other reasons. */
+/**
+ * A test is left out for what it needs (requires.ts) or for a reason on the list (skips.ts), and the list has
+ * no other reasons.
+ */
 const reasons = new Set<string>();
 for (const file of sources.filter((name) => name.endsWith('.test.ts'))) {
   const text = readFileSync(file, 'utf8');
@@ -96,7 +102,10 @@ for (const [retry, codes] of Object.entries(again)) {
     if (!codes.has(code)) problems.push(`docs/errors.md: no ${code} says retry ${retry}`);
 }
 
-/** Every time that the control path waits for is in one table, and the page that is made from it is that table. */
+/**
+ * Every time that the control path waits for is in one table, and the page that is made from it is that
+ * table.
+ */
 const WAITING_ROOMS = [
   'base',
   'host',

@@ -1,9 +1,10 @@
 /**
- * Writes files of random bytes whose name is their SHA-256, and reads them back, over and over. Times single reads of 4 KiB
- * that go around the page cache, which is what a guest feels of a volume that is still arriving.
+ * Writes files of random bytes whose name is their SHA-256, and reads them back, over and over. Times single
+ * reads of 4 KiB that go around the page cache, which is what a guest feels of a volume that is still
+ * arriving.
  *   node files.ts FOLDER PORT FILES_MAX FILE_BYTES
- * `GET /` answers counts; `GET /latencies` every timed read as [wall clock in ms, duration in ms]; `GET /verify` reads every file
- * and answers which do not match.
+ * `GET /` answers counts; `GET /latencies` every timed read as [wall clock in ms, duration in ms]; `GET
+ * /verify` reads every file and answers which do not match.
  */
 import { createHash, randomBytes, randomInt } from 'node:crypto';
 import { constants, ftruncateSync, openSync, unlinkSync } from 'node:fs';

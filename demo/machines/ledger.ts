@@ -1,6 +1,7 @@
 /**
- * A ledger in SQLite on the volume: `POST /<number>` commits that number durably and then answers; `GET /` answers what is
- * there. The client outside knows which numbers were answered, so it knows which must never be missing.
+ * A ledger in SQLite on the volume: `POST /<number>` commits that number durably and then answers; `GET /`
+ * answers what is there. The client outside knows which numbers were answered, so it knows which must never
+ * be missing.
  *   node ledger.ts FOLDER PORT
  */
 import { createServer } from 'node:http';

@@ -18,8 +18,8 @@ const BLOCKS = 1024;
 const CODE = 'MIGRATION_CONTENT_UNEXPLAINED';
 
 /**
- * Blocks on the target's disk change behind dm-clone's back, where no guest writes. Held to: the proof of the move finds it and names the place, the source is not
- * released and says why, and there is no receipt.
+ * Blocks on the target's disk change behind dm-clone's back, where no guest writes. Held to: the proof of the
+ * move finds it and names the place, the source is not released and says why, and there is no receipt.
  */
 export async function corruption(say: (line: string) => void): Promise<void> {
   const lab = await Lab.start({

@@ -5,7 +5,10 @@ import { mustRun } from '../member.ts';
 import { DATA_DIR, prepareGuest } from '../prepare.ts';
 import { until } from './move.ts';
 
-/** The lab itself: guests boot, have device-mapper's targets, see one another, are parted and joined; a worker of this repository runs in one. */
+/**
+ * The lab itself: guests boot, have device-mapper's targets, see one another, are parted and joined; a worker
+ * of this repository runs in one.
+ */
 export async function guests(say: (line: string) => void): Promise<void> {
   const bootedMs = Date.now();
   const lab = await Lab.start({

@@ -17,8 +17,8 @@ const WAYS: readonly { mode: Mode; name: string }[] = [
 ];
 
 /**
- * The table of docs/kernel-plane.md: one sealed volume, one target guest, one load, four ways to clone. Held to: both planes become whole under a load with
- * which dm-clone as it comes does not, or before it.
+ * The table of docs/kernel-plane.md: one sealed volume, one target guest, one load, four ways to clone. Held
+ * to: both planes become whole under a load with which dm-clone as it comes does not, or before it.
  */
 export async function hydration(say: (line: string) => void): Promise<void> {
   const lab = await Lab.start({

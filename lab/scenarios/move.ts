@@ -57,8 +57,9 @@ export type MoveOptions = {
 };
 
 /**
- * A machine writes and acknowledges, moves from one worker to another and goes on. Held to: no acknowledged write is lost, all files are what they were, the
- * source is released with nothing left in its kernel, the target's filesystem is clean, and nothing is left there either when the machine is gone.
+ * A machine writes and acknowledges, moves from one worker to another and goes on. Held to: no acknowledged
+ * write is lost, all files are what they were, the source is released with nothing left in its kernel, the
+ * target's filesystem is clean, and nothing is left there either when the machine is gone.
  */
 export async function move(options: MoveOptions, say: (line: string) => void): Promise<void> {
   const cleanups: (() => unknown)[] = [];
@@ -244,7 +245,10 @@ async function writerMachine(
   return { machineId: machine.id, volumeId: volume.id };
 }
 
-/** What a worker's host has of a machine and its volume: control groups, processes, mounts, loop and device-mapper devices, iSCSI sessions, targets of LIO. */
+/**
+ * What a worker's host has of a machine and its volume: control groups, processes, mounts, loop and
+ * device-mapper devices, iSCSI sessions, targets of LIO.
+ */
 export async function leftOn(
   { member, dataDir }: LabWorker,
   plane: Plane,
@@ -305,7 +309,9 @@ export async function tellStates(workers: readonly LabWorker[]): Promise<void> {
   }
 }
 
-/** A host's worker is killed with the lab; what its machines have in the kernel of this machine would stay. */
+/**
+ * A host's worker is killed with the lab; what its machines have in the kernel of this machine would stay.
+ */
 export async function endHostWorker(worker: LabWorker): Promise<void> {
   try {
     for (const machine of await worker.client.listMachines()) {
@@ -318,7 +324,10 @@ export async function endHostWorker(worker: LabWorker): Promise<void> {
   await worker.kill();
 }
 
-/** The first value that is neither null nor false, in the lab's patience, on a machine that may become slower meanwhile. */
+/**
+ * The first value that is neither null nor false, in the lab's patience, on a machine that may become slower
+ * meanwhile.
+ */
 export function until<Value>(
   what: string,
   look: () => Promise<Value | null | false>,

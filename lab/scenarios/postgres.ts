@@ -26,9 +26,10 @@ const RELAY = fileURLToPath(new URL('../relay.ts', import.meta.url));
 const BALLAST_ROWS = 40_000;
 
 /**
- * A worker is drained while a client commits into the PostgreSQL of its machine, on an encrypted volume. Held to: every commit that was acknowledged is there, the
- * rest of the database is what it was, nothing is left of it on either worker but the source's retained volume, and cryptsetup and dm-crypt open that
- * one and the target's, where e2fsck finds nothing.
+ * A worker is drained while a client commits into the PostgreSQL of its machine, on an encrypted volume. Held
+ * to: every commit that was acknowledged is there, the rest of the database is what it was, nothing is left
+ * of it on either worker but the source's retained volume, and cryptsetup and dm-crypt open that one and the
+ * target's, where e2fsck finds nothing.
  */
 export async function postgres(
   { from, to }: { from: Plane; to: Plane },
@@ -114,7 +115,10 @@ export async function postgres(
   }
 }
 
-/** With the dm-crypt of a guest, where this machine has none: guests see its files below /host, and cannot write them. */
+/**
+ * With the dm-crypt of a guest, where this machine has none: guests see its files below /host, and cannot
+ * write them.
+ */
 async function checkWithCryptsetup(
   lab: Lab,
   { member, dataDir }: LabWorker,
@@ -131,7 +135,10 @@ async function checkWithCryptsetup(
   }
 }
 
-/** A port of the lab itself that leads to the members in turn: a client that connects again finds the one that answers. */
+/**
+ * A port of the lab itself that leads to the members in turn: a client that connects again finds the one that
+ * answers.
+ */
 async function frontOf(members: readonly Member[]): Promise<{ server: Server; port: number }> {
   let turn = 0;
   const server = createServer((socket) => {

@@ -35,8 +35,9 @@ type World = {
 };
 
 /**
- * Targets that cannot do it. Held to: the move ends undone with a code and a next action, nothing of it is left at the target, and the machine was not stopped for
- * it. Then what comes to light only when the machine is there: nothing is lost, nothing wrong is believed, and it goes on when the trouble is over.
+ * Targets that cannot do it. Held to: the move ends undone with a code and a next action, nothing of it is
+ * left at the target, and the machine was not stopped for it. Then what comes to light only when the machine
+ * is there: nothing is lost, nothing wrong is believed, and it goes on when the trouble is over.
  */
 export async function refusals(say: (line: string) => void): Promise<void> {
   const lab = await Lab.start({
@@ -209,8 +210,9 @@ async function makeStale(guest: Guest, lengthBytes: number): Promise<void> {
 }
 
 /**
- * A move that ends undone. `expected`: the code of the error of the target's own run, or what it says in its answer when it does not even begin one. `arrange`
- * makes the trouble once the move is asked for, and resolves with what ends it.
+ * A move that ends undone. `expected`: the code of the error of the target's own run, or what it says in its
+ * answer when it does not even begin one. `arrange` makes the trouble once the move is asked for, and
+ * resolves with what ends it.
  */
 async function refused(
   { source, target, machineId, volumeId, history, say }: World,

@@ -24,8 +24,9 @@ const AWAY_MS = 20_000;
 type Moving = Omit<MoveInProgress, 'say'> & { volumeId: string };
 
 /**
- * The source goes in the middle of a copy and never comes back. Held to: the machine gets no error; the target says what
- * it waits for and for whom; and an operator who gives the machine up gets rid of it, with nothing left in the kernel, though reads wait for the source.
+ * The source goes in the middle of a copy and never comes back. Held to: the machine gets no error; the
+ * target says what it waits for and for whom; and an operator who gives the machine up gets rid of it, with
+ * nothing left in the kernel, though reads wait for the source.
  */
 export function sourceGone(say: (line: string) => void): Promise<void> {
   return moving({ slow: true }, async ({ source, target, machineId, volumeId, runId, history }) => {
@@ -69,8 +70,9 @@ export function sourceGone(say: (line: string) => void): Promise<void> {
 }
 
 /**
- * The source goes for good when all blocks have come and nothing is proved. Held to: the target says what it waits for; an operator who does without the
- * receipt gets a volume that is whole, under a machine that writes all the time, with neither clone nor session left.
+ * The source goes for good when all blocks have come and nothing is proved. Held to: the target says what it
+ * waits for; an operator who does without the receipt gets a volume that is whole, under a machine that
+ * writes all the time, with neither clone nor session left.
  */
 export function sourceGoneUnproven(say: (line: string) => void): Promise<void> {
   const environment = crashAt('serve', 'after', MIGRATE_OUT);

@@ -5,7 +5,9 @@ import type { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import { prepareGuest } from '../prepare.ts';
 import { isGuest, type MoveInProgress, type MoveOptions, patienceMs, until } from './move.ts';
 
-/** What goes wrong while the blocks are on their way. Slow enough a network that they still are when it does. */
+/**
+ * What goes wrong while the blocks are on their way. Slow enough a network that they still are when it does.
+ */
 const SLOW = { rateMbit: 40 };
 
 export const TROUBLE: Readonly<Record<string, MoveOptions>> = {
@@ -42,7 +44,9 @@ const STEPS = [
   'finish',
 ] as const;
 
-/** The worker of that side of a move kills itself at the end of that step, before or after it is noted, once. */
+/**
+ * The worker of that side of a move kills itself at the end of that step, before or after it is noted, once.
+ */
 export function crashAt(
   step: string,
   when: 'before' | 'after' = 'before',

@@ -259,7 +259,10 @@ test('a peer over HTTP', async (t) => {
   assert.equal(await peer.run('other'), null);
 });
 
-/** Two workers whose addresses a fleet file has the wrong way round: what is meant for `worker-1` reaches `worker-2`. */
+/**
+ * Two workers whose addresses a fleet file has the wrong way round: what is meant for `worker-1` reaches
+ * `worker-2`.
+ */
 async function swapped(t: TestContext, version: 'names itself' | 'old') {
   const service = new FakeWorkerService('worker-2');
   const app = await createApiServer({

@@ -34,19 +34,26 @@ const REPLY_BYTES_MAX = 64 * 1024 * 1024;
 export const SILENT_AFTER_QUESTIONS = 3;
 
 export type ApiClientOptions = {
-  /** `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the worker must name the host. */
+  /**
+   * `https://host:port`, or `http://host:port` for a worker without certificates. The certificate of the
+   * worker must name the host.
+   */
   url: string;
   token: string;
   /**
-   * The worker that is meant; any other that answers is `API_WRONG_WORKER`, and does nothing. `isOld`: one of an earlier version does not say its name with each answer:
-   * it is asked for it before anything is changed there (`ask`), or believed. Left out: whoever is there.
+   * The worker that is meant; any other that answers is `API_WRONG_WORKER`, and does nothing. `isOld`: one of
+   * an earlier version does not say its name with each answer: it is asked for it before anything is changed
+   * there (`ask`), or believed. Left out: whoever is there.
    */
   worker?: { name: string; isOld: 'ask' | 'believe' };
   /** Whom to believe, and who we are. Default: the authorities that Node knows, and nobody. */
   tls?: TlsClient | undefined;
   /** For the connection and the whole reply. Default 30 s. */
   timeoutMs?: number;
-  /** Instead: calls end when the worker answers nothing at all, and never for taking long. For calls between workers. */
+  /**
+   * Instead: calls end when the worker answers nothing at all, and never for taking long. For calls between
+   * workers.
+   */
   lives?: { name: string; clock: Clock; times: AnswerTime };
 };
 
@@ -63,11 +70,13 @@ type Call = {
 };
 
 /**
- * A worker's API, typed: a method for each question of contract/operator.ts. Every method rejects with the worker's own GodwitError, or with
- * - `API_UNREACHABLE`: no answer. `values.delivered` is false when the request certainly never reached the worker (no
- *   connection came about), and 'unknown' when it may have (the connection broke or the time was up afterwards): then only a
- *   question or an idempotent repetition tells what happened.
- * - `API_TLS_REFUSED`: the worker's certificate is not believed, or what answers does not speak TLS. `values.delivered` is false.
+ * A worker's API, typed: a method for each question of contract/operator.ts. Every method rejects with the
+ * worker's own GodwitError, or with
+ * - `API_UNREACHABLE`: no answer. `values.delivered` is false when the request certainly never reached the
+ *   worker (no connection came about), and 'unknown' when it may have (the connection broke or the time was
+ *   up afterwards): then only a question or an idempotent repetition tells what happened.
+ * - `API_TLS_REFUSED`: the worker's certificate is not believed, or what answers does not speak TLS.
+ *   `values.delivered` is false.
  * - `API_BAD_REPLY`: something answered that is not a godwit worker, or is one of another version.
  * When `signal` aborts, a call rejects with the signal's reason and its outcome is unknown.
  */
@@ -162,7 +171,10 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     yield* this.#body(response, signal);
   }
 
-  /** Ends when the worker closes in good order; rejects when the signal aborts (its reason) or the worker is lost. */
+  /**
+   * Ends when the worker closes in good order; rejects when the signal aborts (its reason) or the worker is
+   * lost.
+   */
   async *events(signal?: AbortSignal): AsyncGenerator<ApiEvent> {
     const response = await this.#send('GET', '/v1/events', { signal });
     if (response.statusCode !== 200) throw await this.#failure(response);
@@ -257,7 +269,8 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     try {
       return await this.#sendOnce(method, path, call, call.accept ? false : this.#agent);
     } catch (error) {
-      // The worker may close an idle connection just as we use it again. What may be repeated is, on a connection of its own.
+      // The worker may close an idle connection just as we use it again. What may be repeated is, on a
+      // connection of its own.
       if (!(error instanceof StaleConnection)) throw error;
       if (method === 'POST' && !call.idempotent) throw this.#unreachable(error.cause, true);
       return await this.#sendOnce(method, path, call, false).catch((again: unknown) => {
@@ -287,7 +300,8 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
         reject(this.#aborted(signal, false));
         return;
       }
-      // Nothing is written before the connection stands, so until then the worker cannot have seen the request.
+      // Nothing is written before the connection stands, so until then the worker cannot have seen the
+      // request.
       let connected = false;
       let inHandshake = false;
       const onAbort = () => request.destroy(signal?.reason);
@@ -301,7 +315,8 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
       });
       signal?.addEventListener('abort', onAbort, { once: true });
       request.once('socket', (socket) => {
-        // A call that takes long sends nothing: only so does the kernel find out that the host on the other side has started anew.
+        // A call that takes long sends nothing: only so does the kernel find out that the host on the other
+        // side has started anew.
         if (this.#lives) socket.setKeepAlive(true, PAUSE.tcpKeepAlive.ms);
         // The connection stands when the worker has proved itself.
         const isPending = secure ? !(socket as TLSSocket).authorized : socket.connecting;

@@ -28,7 +28,10 @@ export type ApiLimits = {
   idleTimeoutMs: number;
   /** A client that has an answer to take and takes nothing of it for so long is dropped. */
   stallTimeoutMs: number;
-  /** Descriptors of the process that connections never get: the worker has files, sockets and children of its own. */
+  /**
+   * Descriptors of the process that connections never get: the worker has files, sockets and children of its
+   * own.
+   */
   descriptorsKept: number;
 };
 
@@ -78,7 +81,10 @@ type Entry = {
   takenAtMs: number;
 };
 
-/** Requests of one connection that are not answered yet. Ours send one at a time; each costs some kilobytes before anybody asks for a token. */
+/**
+ * Requests of one connection that are not answered yet. Ours send one at a time; each costs some kilobytes
+ * before anybody asks for a token.
+ */
 const PIPELINED_MAX = 8;
 const NOTHING_SHOWN = 0;
 const PROVEN = 1;
@@ -86,9 +92,10 @@ const LOOK_MS = PAUSE.connectionLook.ms;
 const REPORT_MS = PAUSE.connectionReport.ms;
 
 /**
- * Keeps the API's connections within their limits. A connection proves itself by a request with the token. Who gets a place when there is none is a matter of the
- * doorkeeper (`base/doorkeeper.ts`): those go that have proven nothing, then those that have and ask for nothing; never those at work. So who has the token gets in while
- * others hold all that they can.
+ * Keeps the API's connections within their limits. A connection proves itself by a request with the token.
+ * Who gets a place when there is none is a matter of the doorkeeper (`base/doorkeeper.ts`): those go that
+ * have proven nothing, then those that have and ask for nothing; never those at work. So who has the token
+ * gets in while others hold all that they can.
  */
 export class ConnectionGuard {
   readonly #limits: ApiLimits;

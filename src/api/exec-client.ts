@@ -26,8 +26,8 @@ export type ExecStreamOptions = {
 /** The client's side of a command in a machine (exec-frames.ts). */
 export class ExecStream {
   /**
-   * How the command ended. Rejects with the worker's error, `API_UNREACHABLE` when the connection is lost or the worker says nothing for a minute,
-   * `API_BAD_FRAME`, and with what `close` was given.
+   * How the command ended. Rejects with the worker's error, `API_UNREACHABLE` when the connection is lost or
+   * the worker says nothing for a minute, `API_BAD_FRAME`, and with what `close` was given.
    */
   readonly ended: Promise<SessionEnd>;
   readonly #socket: Duplex;

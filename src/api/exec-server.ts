@@ -28,10 +28,12 @@ export type ExecServerOptions = {
 };
 
 /**
- * The worker's side of a command in a machine: input and output over one connection, until the command ends or the client leaves, which hangs it up (SIGHUP).
+ * The worker's side of a command in a machine: input and output over one connection, until the command ends
+ * or the client leaves, which hangs it up (SIGHUP).
  *
- * What is held is bounded whatever the client does: input by its window, output by one piece, because a client that does not read makes the command wait. It is
- * always read from, so that its end is seen, but while it does not take what it is sent; then the guard of connections ends it.
+ * What is held is bounded whatever the client does: input by its window, output by one piece, because a
+ * client that does not read makes the command wait. It is always read from, so that its end is seen, but
+ * while it does not take what it is sent; then the guard of connections ends it.
  */
 export class ExecServer {
   readonly #socket: Duplex;

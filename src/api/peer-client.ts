@@ -9,8 +9,8 @@ import type { TlsClient } from '../sys/tls-identity.ts';
 import { ApiClient } from './client.ts';
 
 /**
- * A neighbour over HTTP. Errors are those of ApiClient; of an `API_UNREACHABLE` the caller learns from `values.delivered` whether
- * the other side may have acted.
+ * A neighbour over HTTP. Errors are those of ApiClient; of an `API_UNREACHABLE` the caller learns from
+ * `values.delivered` whether the other side may have acted.
  */
 export class HttpPeer extends asking(PEER) implements Peer {
   readonly name: string;
@@ -21,8 +21,9 @@ export class HttpPeer extends asking(PEER) implements Peer {
   readonly #times: AnswerTime;
 
   /**
-   * `floorMs`: how long an answer to "do you live?" is waited for at least. A call ends with `API_UNREACHABLE` when several of them in a row
-   * stay without an answer (base/while-alive.ts), and never for taking long.
+   * `floorMs`: how long an answer to "do you live?" is waited for at least. A call ends with
+   * `API_UNREACHABLE` when several of them in a row stay without an answer (base/while-alive.ts), and never
+   * for taking long.
    */
   constructor(options: {
     name: string;

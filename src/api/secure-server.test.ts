@@ -228,7 +228,10 @@ test('one connection for many questions; new files of either side for the next o
   };
   use(first);
   const { port } = await startWorker(t, used);
-  /** The name in the worker's certificate, as a new connection sees it, and whether its session could be resumed. */
+  /**
+   * The name in the worker's certificate, as a new connection sees it, and whether its session could be
+   * resumed.
+   */
   let session: Buffer | undefined;
   const look = () =>
     new Promise<{ name: string; resumed: boolean }>((resolve, reject) => {

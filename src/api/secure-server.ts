@@ -10,7 +10,10 @@ import { answerUpgrades, shouldUpgradeCallback } from './upgrade.ts';
 export type SecureServerOptions = {
   identity: TlsIdentity;
   handler: RequestListener;
-  /** For requests that come in the clear: to refuse them in words, or to answer them. Their connections end with the answer. */
+  /**
+   * For requests that come in the clear: to refuse them in words, or to answer them. Their connections end
+   * with the answer.
+   */
   plainHandler: RequestListener;
   keepAliveTimeoutMs: number;
   guard: ConnectionGuard;
@@ -18,15 +21,21 @@ export type SecureServerOptions = {
   closing: AbortSignal;
 };
 
-/** ContentType of a TLS record that begins a handshake (RFC 8446, section 5.1). No HTTP request begins with it. */
+/**
+ * ContentType of a TLS record that begins a handshake (RFC 8446, section 5.1). No HTTP request begins with
+ * it.
+ */
 const TLS_HANDSHAKE = 0x16;
-/** A client has so long for its first byte, then for its handshake; one in the clear for the head of its request. */
+/**
+ * A client has so long for its first byte, then for its handshake; one in the clear for the head of its
+ * request.
+ */
 const GREETING_TIMEOUT_MS = PATIENCE.greeting.ms;
 
 /**
- * An HTTPS server, TLS 1.3, that asks for a client certificate and leaves it to the handler whether one is needed (`certificateFlaw`): a refusal
- * over HTTP says why, an alert of TLS does not. It tells clients that speak plain HTTP by their first byte. Renewed certificates are used from
- * the next connection on.
+ * An HTTPS server, TLS 1.3, that asks for a client certificate and leaves it to the handler whether one is
+ * needed (`certificateFlaw`): a refusal over HTTP says why, an alert of TLS does not. It tells clients that
+ * speak plain HTTP by their first byte. Renewed certificates are used from the next connection on.
  */
 export function createSecureServer(options: SecureServerOptions): Server {
   const { identity, closing, plainHandler } = options;

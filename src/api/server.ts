@@ -34,18 +34,24 @@ export type ApiServerOptions = {
   token: string;
   logger: Logger;
   version: string;
-  /** The name of the worker: told in every answer, and a request that names another is refused. Left out: neither. */
+  /**
+   * The name of the worker: told in every answer, and a request that names another is refused. Left out:
+   * neither.
+   */
   worker?: string;
   /**
-   * Serve HTTPS, and answer the calls of other workers only to those with a certificate of the same CA. `optional`: answer everybody, in the
-   * clear too, while a fleet gets its certificates. null: plain HTTP.
+   * Serve HTTPS, and answer the calls of other workers only to those with a certificate of the same CA.
+   * `optional`: answer everybody, in the clear too, while a fleet gets its certificates. null: plain HTTP.
    */
   tls?: { identity: TlsIdentity; optional: boolean } | null;
   /** Largest request body. Default 1 MiB. */
   bodyBytesMax?: number;
   limits?: Partial<ApiLimits>;
   clock?: Clock;
-  /** Connections were dropped or refused because there were too many: at most once in ten seconds. It is in the log already. */
+  /**
+   * Connections were dropped or refused because there were too many: at most once in ten seconds. It is in
+   * the log already.
+   */
   onExhausted?: (what: ApiExhaustion) => void;
 };
 
@@ -67,8 +73,8 @@ const NOTED_ADDRESSES_MAX = 1_000;
 export const RUN_ID_HEADER = 'godwit-run-id';
 
 /**
- * The worker's HTTP server, not listening yet (`await server.listen({host, port})`, `server.close()`). Closing ends the streams
- * (events, followed logs) and lets the other requests finish.
+ * The worker's HTTP server, not listening yet (`await server.listen({host, port})`, `server.close()`).
+ * Closing ends the streams (events, followed logs) and lets the other requests finish.
  */
 export async function createApiServer(options: ApiServerOptions): Promise<ApiApp> {
   const { service, logger } = options;
@@ -107,7 +113,10 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     });
 
   const withoutCertificate = new Set<string>();
-  /** Throws what `certificateError` finds; where certificates are optional it is only noted, once for each address. */
+  /**
+   * Throws what `certificateError` finds; where certificates are optional it is only noted, once for each
+   * address.
+   */
   const checkCertificate = (socket: Socket): void => {
     const error = certificateError(socket);
     if (error === null) return;
@@ -179,7 +188,8 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   });
 
   app.addHook('onSend', async (request, reply) => {
-    // Refused while its body still comes. Who sends it in one piece reads the answer and may go on; who drips does not keep the connection.
+    // Refused while its body still comes. Who sends it in one piece reads the answer and may go on; who drips
+    // does not keep the connection.
     if (
       reply.statusCode >= 400 &&
       !(await isWhole(request.raw, Math.min(REFUSED_BODY_MS, limits.bodyTimeoutMs / 2), clock))
@@ -237,7 +247,8 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   answerRoutes(app, PEER, service.peers);
   machineStreamRoutes(app, service, { closing: closing.signal, clock });
   eventRoutes(app, service, closing.signal);
-  // Of all routes, so not before the first request; and made once, because everybody may ask for it, and again and again.
+  // Of all routes, so not before the first request; and made once, because everybody may ask for it, and
+  // again and again.
   let description: Buffer | null = null;
   app.get(
     '/openapi.json',
@@ -251,7 +262,8 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     },
     async (_request, reply) => {
       description ??= Buffer.from(JSON.stringify(app.swagger()));
-      // Bytes that are JSON already: no serializer sees them, and the schema is only what the description says of itself.
+      // Bytes that are JSON already: no serializer sees them, and the schema is only what the description
+      // says of itself.
       return reply.type('application/json; charset=utf-8').send(description as never);
     },
   );

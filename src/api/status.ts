@@ -1,6 +1,6 @@
 /**
- * HTTP status of an error code. The codes are the contract; the status is for generic clients, so one rule for each family of
- * names is enough, and only what no rule fits is listed one by one.
+ * HTTP status of an error code. The codes are the contract; the status is for generic clients, so one rule
+ * for each family of names is enough, and only what no rule fits is listed one by one.
  */
 const EXACT: Readonly<Record<string, number>> = {
   API_UNAUTHORIZED: 401,

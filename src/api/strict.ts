@@ -1,9 +1,10 @@
 import type { TSchema } from 'typebox';
 
 /**
- * The same schema with every object closed: a property that it does not name is refused instead of ignored, so that a typo in a
- * request is an error and not a default. Objects that are parts of an intersection are closed as a whole
- * (`unevaluatedProperties`), since each part knows only its own properties. Records (`patternProperties`) stay as they are.
+ * The same schema with every object closed: a property that it does not name is refused instead of ignored,
+ * so that a typo in a request is an error and not a default. Objects that are parts of an intersection are
+ * closed as a whole (`unevaluatedProperties`), since each part knows only its own properties. Records
+ * (`patternProperties`) stay as they are.
  */
 export function strict<Schema extends TSchema>(schema: Schema): Schema {
   return close(schema, true) as Schema;

@@ -6,8 +6,8 @@ import { Convert, Default } from 'typebox/value';
 import { GodwitError } from '../base/errors.ts';
 
 /**
- * Compiles the schema of one part of a request (body, query string, path). Bodies are taken as they are; query strings and paths,
- * which are all strings, are converted first. Defaults are filled in.
+ * Compiles the schema of one part of a request (body, query string, path). Bodies are taken as they are;
+ * query strings and paths, which are all strings, are converted first. Defaults are filled in.
  */
 export const validatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, httpPart }) => {
   const validator = Compile(schema);
@@ -59,7 +59,8 @@ export function describe(errors: readonly TLocalizedValidationError[]): string {
     );
     return at(tags[0]!, `must be one of ${[...new Set(allowed)].join(', ')}`);
   }
-  // `anyOf` and `unevaluatedProperties` follow from the errors inside them, `boolean` repeats additionalProperties.
+  // `anyOf` and `unevaluatedProperties` follow from the errors inside them, `boolean` repeats
+  // additionalProperties.
   const telling = tagged.filter(
     ({ keyword }) => !['anyOf', 'allOf', 'boolean', 'unevaluatedProperties'].includes(keyword),
   );
@@ -83,7 +84,10 @@ const TIME_UNITS: readonly (readonly [number, string])[] = [
   [1_000, 's'],
 ];
 
-/** A bound of a size or a time as a person says it: `: the length must be at least 16 MiB`. null: it is no such bound. */
+/**
+ * A bound of a size or a time as a person says it: `: the length must be at least 16 MiB`. null: it is no
+ * such bound.
+ */
 function inUnits({ keyword, instancePath, params }: TLocalizedValidationError): string | null {
   const [, name, unit] = /\/([a-zA-Z]+)(Bytes|Ms)$/.exec(instancePath) ?? [];
   const limit = 'limit' in params ? Number(params.limit) : Number.NaN;

@@ -12,8 +12,8 @@ import {
 const { EACCES, ENOENT, ENOSYS, EPERM } = constants.errno;
 
 /**
- * Answers every request that is not about data, from the length of the file alone. The bytes of the reply; 0 where none may
- * be sent; null for requests that move or change data.
+ * Answers every request that is not about data, from the length of the file alone. The bytes of the reply; 0
+ * where none may be sent; null for requests that move or change data.
  */
 export function answerMetadata(slot: FuseSlot, lengthBytes: number): number | null {
   switch (slot.opcode) {
@@ -45,7 +45,8 @@ export function answerMetadata(slot: FuseSlot, lengthBytes: number): number | nu
     case OPCODE.destroy:
       return slot.replyEmpty();
     default:
-      // The kernel takes ENOSYS as a lasting answer and stops asking (flush, access, interrupt, xattr, ioctl, lseek…).
+      // The kernel takes ENOSYS as a lasting answer and stops asking (flush, access, interrupt, xattr, ioctl,
+      // lseek…).
       return slot.replyError(ENOSYS);
   }
 }

@@ -37,13 +37,15 @@ const FUSECTL = '/sys/fs/fuse/connections';
 const TOOL_TIMEOUT_MS = PATIENCE.fuseUnmount.ms;
 
 /**
- * Mounts a FUSE directory with one file (`FILE_NAME`) at `dir`, which must exist, and answers the INIT handshake. After that
- * a server can be started, and started again, on the descriptor: each begins with the resend notification.
+ * Mounts a FUSE directory with one file (`FILE_NAME`) at `dir`, which must exist, and answers the INIT
+ * handshake. After that a server can be started, and started again, on the descriptor: each begins with the
+ * resend notification.
  *
- * From the mount on this process must not touch `dir` in any way: it would wait for a server that it may have to start itself.
+ * From the mount on this process must not touch `dir` in any way: it would wait for a server that it may have
+ * to start itself.
  *
- * Throws `ATTACH_NO_FUSE` when the kernel or its modules or rights are missing, `ATTACH_NO_RESEND` on a kernel before 6.9 unless `resendRequired`
- * is false, `ATTACH_MOUNT_FAILED` for the rest.
+ * Throws `ATTACH_NO_FUSE` when the kernel or its modules or rights are missing, `ATTACH_NO_RESEND` on a
+ * kernel before 6.9 unless `resendRequired` is false, `ATTACH_MOUNT_FAILED` for the rest.
  */
 export async function mountFuse(options: {
   dir: string;
@@ -100,9 +102,10 @@ export async function mountFuse(options: {
 }
 
 /**
- * Takes the directory away and closes the descriptor; the server may be there or not. When that is refused or takes too long, the
- * directory is detached from the tree and the connection aborted, which ends every request in it with an error and frees whoever
- * waits. Loop devices on the file must be gone before. Throws `ATTACH_UNMOUNT_FAILED` only when even that left the mount there.
+ * Takes the directory away and closes the descriptor; the server may be there or not. When that is refused or
+ * takes too long, the directory is detached from the tree and the connection aborted, which ends every
+ * request in it with an error and frees whoever waits. Loop devices on the file must be gone before. Throws
+ * `ATTACH_UNMOUNT_FAILED` only when even that left the mount there.
  */
 export async function unmountFuse(
   mount: FuseMount,
@@ -136,7 +139,10 @@ export async function unmountFuse(
   }
 }
 
-/** Ends a connection by force, through fusectl. Everything that waits in it gets an error. False when it is gone already. */
+/**
+ * Ends a connection by force, through fusectl. Everything that waits in it gets an error. False when it is
+ * gone already.
+ */
 export async function abortFuseConnection(connectionId: number): Promise<boolean> {
   if (!existsSync(`${FUSECTL}/${connectionId}`)) {
     await systemTools().run(['mount', '-t', 'fusectl', 'none', FUSECTL], { deadlineMs: TOOL_TIMEOUT_MS });
@@ -194,7 +200,10 @@ function answerInit(fd: number): { kernelMinor: number; canResend: boolean } {
   return { kernelMinor: offered.minor, canResend };
 }
 
-/** proc(5) mountinfo: id, parent, major:minor, root, mount point. The minor number of a FUSE mount is its connection. */
+/**
+ * proc(5) mountinfo: id, parent, major:minor, root, mount point. The minor number of a FUSE mount is its
+ * connection.
+ */
 function mountInfoOf(dir: string): { minor: number } | null {
   const lines = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
   for (const line of lines.reverse()) {

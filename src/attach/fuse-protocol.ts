@@ -1,7 +1,7 @@
 /**
- * The FUSE wire protocol as far as a directory with one regular file needs it (include/uapi/linux/fuse.h, protocol 7.40; all
- * fields little-endian on the machines that we run on). A request is
- * read whole with one read(2) from /dev/fuse, a reply is written whole with one write(2).
+ * The FUSE wire protocol as far as a directory with one regular file needs it (include/uapi/linux/fuse.h,
+ * protocol 7.40; all fields little-endian on the machines that we run on). A request is read whole with one
+ * read(2) from /dev/fuse, a reply is written whole with one write(2).
  *
  *   struct fuse_in_header (40)          struct fuse_out_header (16)
  *     0 u32 len                           0 u32 len
@@ -11,15 +11,16 @@
  *    24 u32 uid, 28 u32 gid, 32 u32 pid
  *    36 u16 total_extlen, 38 u16 padding
  *
- * A request lies in a slot (slots.ts) so that what follows the 80 bytes of header and fuse_write_in is page-aligned:
+ * A request lies in a slot (slots.ts) so that what follows the 80 bytes of header and fuse_write_in is
+ * page-aligned:
  *
  *   REQUEST_AT            PAYLOAD_AT (a page border)
  *   | in_header | write_in | payload of a WRITE … |
  *                   | out_header | reply body or data of a READ … |
  *                   REPLY_AT = PAYLOAD_AT - 16
  *
- * So the reply of a READ is header and data in one piece, and a WRITE is written to the file from where it arrived. A reply
- * overwrites the end of the request's arguments: read them before.
+ * So the reply of a READ is header and data in one piece, and a WRITE is written to the file from where it
+ * arrived. A reply overwrites the end of the request's arguments: read them before.
  */
 
 const IN_HEADER_BYTES = 40;
@@ -59,7 +60,10 @@ export const OPCODE = {
   fallocate: 43,
 } as const;
 
-/** Bits of `flags` in fuse_init_in and fuse_init_out; those of `flags2` are bits 32 and up of one 64-bit number. */
+/**
+ * Bits of `flags` in fuse_init_in and fuse_init_out; those of `flags2` are bits 32 and up of one 64-bit
+ * number.
+ */
 export const INIT_FLAG = {
   asyncRead: 1n << 0n,
   bigWrites: 1n << 5n,
@@ -83,7 +87,10 @@ export const FILE_NAME = 'disk';
 
 /** Oldest protocol that is spoken: 7.31, Linux 5.4 (max_pages needs 7.28). */
 export const MINOR_MIN = 31;
-/** The one that replies say: 7.40, Linux 6.9 (FUSE_HAS_RESEND). The kernel speaks the lower of its own and this. */
+/**
+ * The one that replies say: 7.40, Linux 6.9 (FUSE_HAS_RESEND). The kernel speaks the lower of its own and
+ * this.
+ */
 export const MINOR = 40;
 
 const S_IFDIR = 0o040000;
@@ -110,7 +117,9 @@ export class FuseSlot {
     return this.#view.getUint32(REQUEST_AT + 4, true);
   }
 
-  /** For logs; a reply echoes the 64 bits as they are (the top one is set on a request that was sent again). */
+  /**
+   * For logs; a reply echoes the 64 bits as they are (the top one is set on a request that was sent again).
+   */
   get unique(): bigint {
     return this.#view.getBigUint64(REQUEST_AT + 8, true);
   }

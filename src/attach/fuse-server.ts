@@ -30,8 +30,8 @@ const MODE_DISCARD = 0x02 | 0x01;
 const MODE_WRITE_ZEROES = 0x10 | 0x01;
 
 /**
- * How long the hot thread looks for the next request before it sleeps. A guest at depth 1 comes back within some 25 us on the machine
- * that this was measured on; see docs/performance.md.
+ * How long the hot thread looks for the next request before it sleeps. A guest at depth 1 comes back within
+ * some 25 us on the machine that this was measured on; see docs/performance.md.
  */
 const SPIN_MICROSECONDS = 50;
 
@@ -42,14 +42,16 @@ const accessNumbers = {
 } as const;
 
 export type FuseServerOptions = {
-  /** The descriptor of a mounted FUSE connection whose INIT was answered (fuse-mount.ts). Stays the caller's. */
+  /**
+   * The descriptor of a mounted FUSE connection whose INIT was answered (fuse-mount.ts). Stays the caller's.
+   */
   fuseFd: number;
   /** Serves what the hot path does not. `blockBytes` must not be above the loop device's sector size. */
   device: BlockDevice;
   /**
-   * The local file under `device`, for the hot path; null where there is none. `validity`: address and number of 32-bit words of the
-   * bits that say which blocks of the file are valid (clone/validity-map.ts); null: all are. With `encryption` the file is ciphertext and
-   * `device` is plaintext.
+   * The local file under `device`, for the hot path; null where there is none. `validity`: address and number
+   * of 32-bit words of the bits that say which blocks of the file are valid (clone/validity-map.ts); null:
+   * all are. With `encryption` the file is ciphertext and `device` is plaintext.
    */
   hot: HotPath | null;
   access: Access;
@@ -58,13 +60,16 @@ export type FuseServerOptions = {
 };
 
 /**
- * Serves one device as the file of one FUSE connection. A hot thread reads the requests and answers what it can at once; the
- * rest comes here, to the thread that runs the asynchronous device.
+ * Serves one device as the file of one FUSE connection. A hot thread reads the requests and answers what it
+ * can at once; the rest comes here, to the thread that runs the asynchronous device.
  *
  * Writes of the hot path do not pass through `device`: its `flush` must make all of the local file durable.
  */
 export class FuseServer {
-  /** Resolves when the connection ended: the file was unmounted, aborted, or `stop` was called. Rejects when the hot thread broke. */
+  /**
+   * Resolves when the connection ended: the file was unmounted, aborted, or `stop` was called. Rejects when
+   * the hot thread broke.
+   */
   readonly closed: Promise<void>;
   readonly #options: FuseServerOptions;
   readonly #slots = new Slots();
@@ -91,7 +96,9 @@ export class FuseServer {
   #writesBack = false;
   #failed = false;
 
-  /** Starts to serve at once. Asks the kernel to send again what a dead forerunner had read and not answered. */
+  /**
+   * Starts to serve at once. Asks the kernel to send again what a dead forerunner had read and not answered.
+   */
   constructor(options: FuseServerOptions) {
     this.#options = options;
     const { device, hot } = options;
@@ -149,8 +156,9 @@ export class FuseServer {
   }
 
   /**
-   * Resolves when the new access holds: after `readonly` and `standby` no write that came before is still on its way and none
-   * passes any more (a write then gets EROFS, or waits). Does not flush. After `standby`, reads wait as well.
+   * Resolves when the new access holds: after `readonly` and `standby` no write that came before is still on
+   * its way and none passes any more (a write then gets EROFS, or waits). Does not flush. After `standby`,
+   * reads wait as well.
    */
   async setAccess(access: Access): Promise<void> {
     this.#access = access;
@@ -165,15 +173,19 @@ export class FuseServer {
     if (access !== 'writable') await this.#idle.until(() => this.#changesInFlight === 0);
   }
 
-  /** From here on `device` has the word on everything, and is known to refuse: the hot thread answers nothing by itself any more. */
+  /**
+   * From here on `device` has the word on everything, and is known to refuse: the hot thread answers nothing
+   * by itself any more.
+   */
   failStop(): void {
     this.#failed = true;
     this.#slots.access = ACCESS_STANDBY;
   }
 
   /**
-   * From here on `device` serves, and every block of the local file is valid: how a clone drops its source when it is whole. Resolves
-   * when nobody looks at the old device or the validity bits any more; then they can be closed and unmapped.
+   * From here on `device` serves, and every block of the local file is valid: how a clone drops its source
+   * when it is whole. Resolves when nobody looks at the old device or the validity bits any more; then they
+   * can be closed and unmapped.
    */
   async becomeWhole(device: BlockDevice): Promise<void> {
     this.#device = device;
@@ -209,7 +221,10 @@ export class FuseServer {
     return this.#waits.take(this.#options.clock.monotonicMs());
   }
 
-  /** What the guest will want first when it starts elsewhere: regions of `HEAT_REGION_BYTES`, most wanted first. */
+  /**
+   * What the guest will want first when it starts elsewhere: regions of `HEAT_REGION_BYTES`, most wanted
+   * first.
+   */
   heat(): number[] {
     return hottestRegions([this.#hotHeat, this.#slowHeat]);
   }
@@ -227,8 +242,9 @@ export class FuseServer {
   }
 
   /**
-   * Ends the hot thread; requests that the device still works on are answered when it is done, but for those that it drops because it is closed. The
-   * connection stays: those, and new requests, wait in the kernel for the next server. Idempotent.
+   * Ends the hot thread; requests that the device still works on are answered when it is done, but for those
+   * that it drops because it is closed. The connection stays: those, and new requests, wait in the kernel for
+   * the next server. Idempotent.
    */
   async stop(): Promise<void> {
     if (this.#stopped) return;
@@ -347,7 +363,9 @@ export class FuseServer {
     return slot.replyEmpty();
   }
 
-  /** Whether the request has to wait for the source: a read of an absent block, or a write of a part of one. */
+  /**
+   * Whether the request has to wait for the source: a read of an absent block, or a write of a part of one.
+   */
   #isMiss(opcode: number, offsetBytes: number, lengthBytes: number): boolean {
     if (this.#validity === null || (opcode !== OPCODE.read && opcode !== OPCODE.write)) return false;
     if (!(offsetBytes + lengthBytes <= this.#device.lengthBytes)) return false;
@@ -380,7 +398,8 @@ export class FuseServer {
 
   #write(bytes: Uint8Array): void {
     const count = rawWrite(this.#options.fuseFd, addressOf(bytes), bytes.length);
-    // A kernel without resend answers EINVAL: nothing could have been in flight there (fuse-mount.ts), so nothing is lost.
+    // A kernel without resend answers EINVAL: nothing could have been in flight there (fuse-mount.ts), so
+    // nothing is lost.
     if (count < 0 && count !== -EINVAL) throw callFailed('write of /dev/fuse', count);
   }
 }

@@ -22,8 +22,8 @@ const COUNTERS = 12;
 const COUNTER_BYTES = COUNTERS * Float64Array.BYTES_PER_ELEMENT;
 
 /**
- * Counters and latencies (arrival of a request at the server to its reply) of one thread, in shared memory: the thread that owns them
- * counts with plain stores, and others read.
+ * Counters and latencies (arrival of a request at the server to its reply) of one thread, in shared memory:
+ * the thread that owns them counts with plain stores, and others read.
  */
 export class GuestCounters {
   readonly shared: SharedArrayBuffer;

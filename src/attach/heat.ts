@@ -11,8 +11,9 @@ const FIRST_READS_AT = 2;
 const LATEST_AT = FIRST_READS_AT + FIRST_READS_MAX;
 
 /**
- * Which parts of a volume its guest will want first when it starts elsewhere: the first reads since the volume was attached, which are its last boot,
- * and what it touched latest. One thread records with plain stores, others look. It is a hint: nothing depends on it.
+ * Which parts of a volume its guest will want first when it starts elsewhere: the first reads since the
+ * volume was attached, which are its last boot, and what it touched latest. One thread records with plain
+ * stores, others look. It is a hint: nothing depends on it.
  *
  *   Uint32 0          first reads recorded
  *   Uint32 1          touches recorded, modulo 2^32

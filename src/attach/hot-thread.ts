@@ -28,9 +28,10 @@ import { Heat } from './heat.ts';
 import { ACCESS_STANDBY, ACCESS_WRITABLE, type SharedSlots, SLOT_COUNT, Slots } from './slots.ts';
 
 /**
- * The hot thread of a volume server: reads requests from /dev/fuse and answers at once, with synchronous system calls, what needs
- * no waiting: reads and writes of blocks that are in the local file. Everything else goes to the main thread. No promise, no
- * allocation, no thread hop on this path: see docs/performance.md for what each of them costs.
+ * The hot thread of a volume server: reads requests from /dev/fuse and answers at once, with synchronous
+ * system calls, what needs no waiting: reads and writes of blocks that are in the local file. Everything else
+ * goes to the main thread. No promise, no allocation, no thread hop on this path: see docs/performance.md for
+ * what each of them costs.
  */
 export type HotThreadData = {
   fuseFd: number;
@@ -54,11 +55,20 @@ export type HotPath = {
   validity: MapPlace | null;
   /** Where the blocks are marked that are written to (volume/validity-file.ts), before they are. */
   written?: MapPlace | null;
-  /** Address of a word that is set to 1 when the guest changes data (volume/data-guard.ts); there until all is whole. */
+  /**
+   * Address of a word that is set to 1 when the guest changes data (volume/data-guard.ts); there until all is
+   * whole.
+   */
   unflushedAddress?: bigint | null;
-  /** KiB that may be written before somebody looks whether the disk has room (volume/disk-room.ts). Left out: nobody looks. */
+  /**
+   * KiB that may be written before somebody looks whether the disk has room (volume/disk-room.ts). Left out:
+   * nobody looks.
+   */
   portion?: SharedArrayBuffer;
-  /** The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the key. */
+  /**
+   * The file is ciphertext of a LUKS2 segment from its first byte on. The thread overwrites its copy of the
+   * key.
+   */
   encryption?: { key: Uint8Array; sectorBytes: number };
 };
 
@@ -66,14 +76,16 @@ export type HotPath = {
 export type HotThreadMessage = 'posted' | 'dirty' | { closed: number };
 
 /**
- * Larger writes go to the file in pieces of this size. The page cache makes folios as large as the write that creates them, and a later 4 KiB
- * write costs a walk over all blocks of its folio: measured on ext4, 10.0 us after 1 MiB writes, 3.0 us after 64 KiB ones.
+ * Larger writes go to the file in pieces of this size. The page cache makes folios as large as the write that
+ * creates them, and a later 4 KiB write costs a walk over all blocks of its folio: measured on ext4, 10.0 us
+ * after 1 MiB writes, 3.0 us after 64 KiB ones.
  */
 const WRITE_PIECE_BYTES = 64 * 1024;
 
 /**
- * After this many bytes of writes the file's dirty pages start on their way to the disk, so that they do not pile up until a flush (the
- * seal before a handoff is one) or until the host throttles every writer, this thread among them.
+ * After this many bytes of writes the file's dirty pages start on their way to the disk, so that they do not
+ * pile up until a flush (the seal before a handoff is one) or until the host throttles every writer, this
+ * thread among them.
  */
 const WRITE_BEHIND_BYTES = 64 * 1024 * 1024;
 
@@ -127,8 +139,9 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   }
 
   /**
-   * Looks for the next request for a short while. Waking a sleeping processor takes longer than a whole request, so at depth 1 this
-   * doubles the rate; where requests come slowly it gives up and costs next to nothing.
+   * Looks for the next request for a short while. Waking a sleeping processor takes longer than a whole
+   * request, so at depth 1 this doubles the rate; where requests come slowly it gives up and costs next to
+   * nothing.
    */
   function spin(address: number): number {
     const startMs = performance.now();
@@ -144,8 +157,8 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
       }
       nowMs = performance.now();
     } while (nowMs < endMs);
-    // Much later than meant: somebody else needed the processor. A thread that sleeps gets it at once when it wakes, one that
-    // used its share up with looking does not.
+    // Much later than meant: somebody else needed the processor. A thread that sleeps gets it at once when it
+    // wakes, one that used its share up with looking does not.
     const preempted = nowMs - endMs > PREEMPTED_AFTER_MS;
     if (preempted || ++spinMisses >= SPIN_MISSES_MAX) {
       spinMisses = 0;
@@ -174,8 +187,9 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
       readWithoutWaiting = rawReadAt;
       count = rawReadAt(dataFd, address + PAYLOAD_AT, sizeBytes, offsetBytes);
     }
-    // Not in the page cache, and the attempt has started the disk. Nobody else waits: then waiting here is quicker than two
-    // thread hops. Somebody does: then the main thread waits, and reads of the disk run side by side.
+    // Not in the page cache, and the attempt has started the disk. Nobody else waits: then waiting here is
+    // quicker than two thread hops. Somebody does: then the main thread waits, and reads of the disk run side
+    // by side.
     if (count !== sizeBytes && poll.wait(0) === 0) {
       count = rawReadAt(dataFd, address + PAYLOAD_AT, sizeBytes, offsetBytes);
     }
@@ -194,8 +208,8 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   }
 
   /**
-   * Mostly a look at one word: what is written once is written often. False: the map needs memory for that, which is the main thread's to reserve; once
-   * in 128 MiB.
+   * Mostly a look at one word: what is written once is written often. False: the map needs memory for that,
+   * which is the main thread's to reserve; once in 128 MiB.
    */
   function markWritten(offsetBytes: number, endBytes: number): boolean {
     const first = Math.floor(offsetBytes / BLOCK_BYTES);
@@ -295,7 +309,8 @@ function wordAt(address: bigint): Uint32Array {
 }
 
 assert(parentPort !== null, 'the hot thread is a worker of the FUSE server');
-// A server usually ends by a signal, and then nothing would be kept for the next one. No effect without NODE_COMPILE_CACHE.
+// A server usually ends by a signal, and then nothing would be kept for the next one. No effect without
+// NODE_COMPILE_CACHE.
 flushCompileCache();
 const data = workerData as HotThreadData;
 const cipher = cipherOf(data);

@@ -6,24 +6,28 @@ import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
 export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
   /** null: not counted (kernel plane). */
   blocksFetchedTwice: number | null;
-  /** What the guest reads of missing blocks is stored, and so comes once. Not in the kernel plane: dm-clone passes it on and forgets it. */
+  /**
+   * What the guest reads of missing blocks is stored, and so comes once. Not in the kernel plane: dm-clone
+   * passes it on and forgets it.
+   */
   missesKept: boolean;
   /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
   transport: 'tls' | 'tcp' | 'foreign';
 };
 
 /**
- * What a volume server is told to serve (first line on its standard input), and what can be asked of it afterwards. The
- * spec holds a CHAP secret, so it never appears in argv or in the environment.
+ * What a volume server is told to serve (first line on its standard input), and what can be asked of it
+ * afterwards. The spec holds a CHAP secret, so it never appears in argv or in the environment.
  *
  * A volume server is one process for one volume, in one of three roles:
- * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on, or an NBD socket in its place, or both. Underneath is
- *   the local file alone, or a clone of it over an iSCSI source.
+ * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on, or an NBD socket in its
+ *   place, or both. Underneath is the local file alone, or a clone of it over an iSCSI source.
  * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
  * - `serve`: serves a whole volume that nobody else has open to clients of other systems, over NBD or iSCSI.
  *
  * It may be killed at any moment. Its supervisor starts another one with the same spec (access as last
- * commanded); what was acknowledged survives because the validity map lives in shared memory and the data in the page cache.
+ * commanded); what was acknowledged survives because the validity map lives in shared memory and the data in
+ * the page cache.
  */
 
 /** One grant: who may read an export. Dies with the move. */
@@ -58,11 +62,17 @@ export const SourceSpec = Type.Object({
 export type SourceSpec = Static<typeof SourceSpec>;
 
 /** A disk of another system that a clone is made of (volume/import-source.ts). */
-/** What tells a logical unit from another: its serial number, and its designators in hexadecimal (VPD pages 80 and 83). Empty where it has none. */
+/**
+ * What tells a logical unit from another: its serial number, and its designators in hexadecimal (VPD pages 80
+ * and 83). Empty where it has none.
+ */
 export const ImportedUnit = Type.Object({ serial: Type.String(), designators: Type.String() });
 export type ImportedUnit = Static<typeof ImportedUnit>;
 
-/** What tells an NBD export from another beside its length, as far as its server says anything (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE). */
+/**
+ * What tells an NBD export from another beside its length, as far as its server says anything (NBD_INFO_NAME,
+ * NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE).
+ */
 export const ImportedExport = Type.Object({
   name: Type.String(),
   description: Type.String(),
@@ -93,8 +103,8 @@ export const CloneSpec = Type.Object({
   /** Durable bits (clone/metadata.ts). Lives beside the data file. */
   metadataPath: Type.String(),
   /**
-   * The live validity bits as a shared mapping: outlives the process, not the boot (its header has the boot id). On
-   * tmpfs where there is one.
+   * The live validity bits as a shared mapping: outlives the process, not the boot (its header has the boot
+   * id). On tmpfs where there is one.
    */
   validityPath: Type.String(),
   /** An export of another worker, or a disk of another system. */
@@ -144,14 +154,17 @@ export const NbdSocketSpec = Type.Object({
   path: Type.String({ minLength: 1 }),
   /** Who may connect, beside root. */
   owner: Type.Object({ uid: Type.Integer({ minimum: 0 }), gid: Type.Integer({ minimum: 0 }) }),
-  /** `guest`: reads and writes, and there is no FUSE file. `observer`: reads what a guest writes through the FUSE file. */
+  /**
+   * `guest`: reads and writes, and there is no FUSE file. `observer`: reads what a guest writes through the
+   * FUSE file.
+   */
   client: Type.Union([Type.Literal('guest'), Type.Literal('observer')]),
 });
 export type NbdSocketSpec = Static<typeof NbdSocketSpec>;
 
 /**
- * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a target before the handoff,
- * and of an export before the seal. `writable` and `readonly`: what they say.
+ * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a
+ * target before the handoff, and of an export before the seal. `writable` and `readonly`: what they say.
  */
 export const Access = Type.Union([
   Type.Literal('standby'),
@@ -163,13 +176,19 @@ export type Access = Static<typeof Access>;
 export const VolumeServerSpec = Type.Object({
   role: Type.Union([Type.Literal('attach'), Type.Literal('export'), Type.Literal('serve')]),
   volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
-  /** The generation that this opening is for; must equal the one in the volume's record on disk at the time of `writable`. */
+  /**
+   * The generation that this opening is for; must equal the one in the volume's record on disk at the time of
+   * `writable`.
+   */
   generation: Type.Integer({ minimum: 1 }),
   lengthBytes: Type.Integer({ minimum: 4096 }),
   /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
   volumeDir: Type.String(),
   access: Access,
-  /** What becomes of the guest's writes when the disk is full but for its reserve (volume/disk-room.ts). Left out: they wait. */
+  /**
+   * What becomes of the guest's writes when the disk is full but for its reserve (volume/disk-room.ts). Left
+   * out: they wait.
+   */
   whenFull: Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')])),
   /** How much of that reserve is open, for a machine that leaves: the last `room`. Left out: none. */
   leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
@@ -181,10 +200,15 @@ export const VolumeServerSpec = Type.Object({
   instance: Type.Optional(Type.String()),
   /** What an earlier server told to be lost, and perhaps could not write down. */
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() })),
-  /** `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane). */
+  /**
+   * `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane).
+   */
   plane: Type.Optional(Type.Literal('kernel')),
   clone: Type.Optional(CloneSpec),
-  /** The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that of plaintext and ciphertext. */
+  /**
+   * The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is
+   * that of plaintext and ciphertext.
+   */
   encryption: Type.Optional(
     Type.Object({
       uuid: Type.String(),
@@ -195,7 +219,9 @@ export const VolumeServerSpec = Type.Object({
       keys: KeySource,
       /** No call leaves zeros in the ciphertext (volume/record.ts). */
       holes: Type.Optional(Type.Literal('none')),
-      /** With `clone`: its source is ciphertext under another header and key, which come from the same place. */
+      /**
+       * With `clone`: its source is ciphertext under another header and key, which come from the same place.
+       */
       source: Type.Optional(
         Type.Object({
           uuid: Type.String(),
@@ -208,7 +234,9 @@ export const VolumeServerSpec = Type.Object({
   export: Type.Optional(
     Type.Object({
       listenHost: Type.String(),
-      /** 0: the system picks; the `ready` event says which. A restarted export asks for the same port again. */
+      /**
+       * 0: the system picks; the `ready` event says which. A restarted export asks for the same port again.
+       */
       listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
       targetIqn: Type.String(),
       grants: Type.Array(Grant),
@@ -218,7 +246,10 @@ export const VolumeServerSpec = Type.Object({
   ),
   /** Only in role `attach`. */
   nbd: Type.Optional(NbdSocketSpec),
-  /** With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a reader. */
+  /**
+   * With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a
+   * reader.
+   */
   serve: Type.Optional(
     Type.Object({
       /** What NBD clients ask for. */
@@ -229,7 +260,10 @@ export const VolumeServerSpec = Type.Object({
 });
 export type VolumeServerSpec = Static<typeof VolumeServerSpec>;
 
-/** Answer to `status`, and the payload of the `progress` event (sent about twice a second while something changes). */
+/**
+ * Answer to `status`, and the payload of the `progress` event (sent about twice a second while something
+ * changes).
+ */
 export type VolumeServerStatus = {
   role: VolumeServerSpec['role'];
   volumeId: string;
@@ -241,8 +275,8 @@ export type VolumeServerStatus = {
   /** The disk lost what the guest wrote; everything is refused until an operator decides. */
   dataLoss?: { atMs: number; reason: string };
   /**
-   * The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is 0. With `map` it is where that file is, the live
-   * map of a clone, that is full. Sizes in bytes.
+   * The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is
+   * 0. With `map` it is where that file is, the live map of a clone, that is full. Sizes in bytes.
    */
   noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number; map?: string };
   /** What is kept back of the disk is open to the guest, which leaves. Left out: it is not. */
@@ -254,7 +288,9 @@ export type VolumeServerStatus = {
   served?: { location: string; connections: number };
 };
 
-/** null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane). */
+/**
+ * null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane).
+ */
 export type GuestStatistics = {
   reads: number;
   readBytes: number;
@@ -269,7 +305,10 @@ export type GuestStatistics = {
   missLatencyP99Ms: number | null;
 };
 
-/** What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB (`HEAT_REGION_BYTES` of heat.ts). */
+/**
+ * What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB
+ * (`HEAT_REGION_BYTES` of heat.ts).
+ */
 export const HeatHint = Type.Object({
   regions: Type.Array(Type.Integer({ minimum: 0 }), { maxItems: 1024 }),
 });
@@ -277,7 +316,10 @@ export type HeatHint = Static<typeof HeatHint>;
 
 /** Answer to `free-map`. */
 export type FreeMapReport = {
-  /** Bytes of the volume that its filesystem does not use, as far as `free.map` says so; 0 where there is no map. */
+  /**
+   * Bytes of the volume that its filesystem does not use, as far as `free.map` says so; 0 where there is no
+   * map.
+   */
   unusedBytes: number;
   /** Why there is no map. */
   reason: WireError | null;

@@ -2,18 +2,23 @@ import { rawRelease } from '../sys/raw-io.ts';
 import { PAYLOAD_BYTES_MAX, SLOT_BYTES } from './fuse-protocol.ts';
 
 /**
- * What the hot thread and the main thread of a volume server share: request slots, and a ring through which the hot thread hands
- * requests over by number, without a copy. All of it is allocated once. When every slot is with the main thread, the
- * hot thread waits: so the memory for requests is bounded, and the kernel keeps the rest.
+ * What the hot thread and the main thread of a volume server share: request slots, and a ring through which
+ * the hot thread hands requests over by number, without a copy. All of it is allocated once. When every slot
+ * is with the main thread, the hot thread waits: so the memory for requests is bounded, and the kernel keeps
+ * the rest.
  */
 
 /**
- * What the kernel sends at once at most (`max_background` of the handshake). A loop device has 128 requests of at most 1280 KiB (LOOP_DEFAULT_HW_Q_DEPTH in
- * drivers/block/loop.c, max_sectors_kb), each of which is two of FUSE's 1 MiB: 256, when all of them wait for a source. At its limit the kernel makes the loop
- * device's only thread wait, and with it every request behind; so there is room for a loop device of twice the depth.
+ * What the kernel sends at once at most (`max_background` of the handshake). A loop device has 128 requests
+ * of at most 1280 KiB (LOOP_DEFAULT_HW_Q_DEPTH in drivers/block/loop.c, max_sectors_kb), each of which is two
+ * of FUSE's 1 MiB: 256, when all of them wait for a source. At its limit the kernel makes the loop device's
+ * only thread wait, and with it every request behind; so there is room for a loop device of twice the depth.
  */
 export const BACKGROUND_REQUESTS_MAX = 512;
-/** Flushes, discards and metadata are not counted there: one for each thread that sends some. Address space only: a page that was never used costs nothing. */
+/**
+ * Flushes, discards and metadata are not counted there: one for each thread that sends some. Address space
+ * only: a page that was never used costs nothing.
+ */
 const FOREGROUND_SLOTS = 64;
 export const SLOT_COUNT = BACKGROUND_REQUESTS_MAX + FOREGROUND_SLOTS;
 
@@ -94,8 +99,9 @@ export class Slots {
   }
 
   /**
-   * Hot thread: between `begin` and `end` it acts on what it read from `access` and `whole`. Together with `sequence`, the main thread
-   * can change one of them and then know that nobody acts on the old value (all four are sequentially consistent).
+   * Hot thread: between `begin` and `end` it acts on what it read from `access` and `whole`. Together with
+   * `sequence`, the main thread can change one of them and then know that nobody acts on the old value (all
+   * four are sequentially consistent).
    */
   begin(): void {
     Atomics.add(this.#control, SEQUENCE, 1);

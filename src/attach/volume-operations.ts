@@ -25,9 +25,10 @@ import type {
 type Nothing = Record<string, never>;
 
 /**
- * What can be asked of an open volume: worker to shim (`volume.command`), shim to volume server, as line-JSON (base/line-rpc.ts); in the kernel plane the shim answers
- * itself. volume/operations.ts reads the arguments. A role answers what it has (`attach`: the volume of a machine or of a clone; `export`: a sealed one, for its clones;
- * `serve`), and `VOLUME_UNKNOWN_OP` to the rest.
+ * What can be asked of an open volume: worker to shim (`volume.command`), shim to volume server, as line-JSON
+ * (base/line-rpc.ts); in the kernel plane the shim answers itself. volume/operations.ts reads the arguments.
+ * A role answers what it has (`attach`: the volume of a machine or of a clone; `export`: a sealed one, for
+ * its clones; `serve`), and `VOLUME_UNKNOWN_OP` to the rest.
  *
  * Events: `ready` {port?, instance?}, `progress` VolumeServerStatus, `hydrated` {}, `source-lost` {message},
  * `source-back` {}, `data-lost` {message}, `no-room` {message}, `room-again` {}, `failed` WireError.
@@ -35,8 +36,9 @@ type Nothing = Record<string, never>;
 export type VolumeOperations = {
   status: { args: Nothing; result: VolumeServerStatus };
   /**
-   * standby to writable or readonly. For `writable` the server checks volume.json (id, generation, not sealed) and takes an exclusive flock on data.raw. A clone takes
-   * the blocks of a `free.map` beside the data as zeros.
+   * standby to writable or readonly. For `writable` the server checks volume.json (id, generation, not
+   * sealed) and takes an exclusive flock on data.raw. A clone takes the blocks of a `free.map` beside the
+   * data as zeros.
    */
   activate: { args: { access: Access }; result: Nothing };
   flush: { args: Nothing; result: Nothing };

@@ -21,8 +21,8 @@ import type {
 import type { OperationArgs, OperationResult, VolumeOperation } from './volume-operations.ts';
 
 /**
- * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and small young generations keep the
- * idle process under 80 MiB resident, hot thread included.
+ * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and
+ * small young generations keep the idle process under 80 MiB resident, hot thread included.
  */
 export const VOLUME_SERVER_NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=128'] as const;
 
@@ -32,8 +32,8 @@ const WELL_AFTER_MS = 250;
 const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = PAUSE.serverRestartMax.ms;
 /**
- * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every processor busy must not hold up its own
- * reads. It sleeps whenever nothing is asked of it.
+ * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every
+ * processor busy must not hold up its own reads. It sleeps whenever nothing is asked of it.
  */
 const SERVER_NICE = -10;
 /** Of the questions whether a server lives. */
@@ -44,22 +44,30 @@ const QUICK_DEATHS_MAX = 20;
 const LOOK_MS = PAUSE.serverLook.ms;
 
 export type VolumeSupervisorOptions = {
-  /** Program and arguments of the volume server; it reads the spec as the first line of its standard input. */
+  /**
+   * Program and arguments of the volume server; it reads the spec as the first line of its standard input.
+   */
   command: readonly [string, ...string[]];
   env?: NodeJS.ProcessEnv;
   spec: VolumeServerSpec;
-  /** Descriptor of the FUSE connection, which becomes the server's descriptor 3. null for an export. Stays the caller's. */
+  /**
+   * Descriptor of the FUSE connection, which becomes the server's descriptor 3. null for an export. Stays the
+   * caller's.
+   */
   fuseFd: number | null;
   /** Standard error of the servers is appended here. */
   logPath: string;
   /**
-   * `cgroup.procs` files that every server is moved into: never a cgroup of the workload, because under a memory limit that both
-   * share the server would wait for memory that only its own work can free.
+   * `cgroup.procs` files that every server is moved into: never a cgroup of the workload, because under a
+   * memory limit that both share the server would wait for memory that only its own work can free.
    */
   cgroupProcsPaths?: readonly string[];
   clock: Clock;
   logger: Logger;
-  /** Events of the server (`ready`, `progress`, `hydrated`, `source-lost`, `source-back`, `failed`), and `restarted` {restarts}. */
+  /**
+   * Events of the server (`ready`, `progress`, `hydrated`, `source-lost`, `source-back`, `failed`), and
+   * `restarted` {restarts}.
+   */
   onEvent?: (event: string, data: unknown) => void;
 };
 
@@ -73,14 +81,17 @@ export type VolumeSupervisorState = {
   lastError: GodwitError | null;
   /** The newest `progress` event or answer to `status`. */
   lastStatus: VolumeServerStatus | null;
-  /** What guards the server against memory pressure. Both need CAP_SYS_RESOURCE; null before the first start. */
+  /**
+   * What guards the server against memory pressure. Both need CAP_SYS_RESOURCE; null before the first start.
+   */
   protection: { ioFlusher: boolean; outOfMemoryKiller: boolean } | null;
 };
 
 /**
- * Keeps one volume server alive: starts it with the spec, starts another one at once when it dies, on the same descriptor and with
- * what was commanded since (access, hydration, grants, room), and passes commands and events on. A command
- * that was under way when the server died is given to the next one: all of them are idempotent.
+ * Keeps one volume server alive: starts it with the spec, starts another one at once when it dies, on the
+ * same descriptor and with what was commanded since (access, hydration, grants, room), and passes commands
+ * and events on. A command that was under way when the server died is given to the next one: all of them are
+ * idempotent.
  */
 export class VolumeSupervisor {
   readonly #options: VolumeSupervisorOptions;
@@ -130,8 +141,9 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Starts the first server and resolves at its `ready` event, however long that takes while it does something. Rejects with what the server says
-   * in a `failed` event, or `ATTACH_SERVER_NOT_READY` when it does nothing for `quietMs`, or servers end again and again; it goes on trying.
+   * Starts the first server and resolves at its `ready` event, however long that takes while it does
+   * something. Rejects with what the server says in a `failed` event, or `ATTACH_SERVER_NOT_READY` when it
+   * does nothing for `quietMs`, or servers end again and again; it goes on trying.
    */
   async start(quietMs: number = PATIENCE.serverReady.ms): Promise<void> {
     this.#spawn();
@@ -139,8 +151,9 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Passes one operation to the server (attach/volume-operations.ts lists them) and returns its result. Waits for a server while there is none. Rejects
-   * with the server's own error, or `ATTACH_SERVER_NOT_READY` or `RPC_TIMEOUT` after `timeoutMs`; null: when the server answers nothing at all.
+   * Passes one operation to the server (attach/volume-operations.ts lists them) and returns its result. Waits
+   * for a server while there is none. Rejects with the server's own error, or `ATTACH_SERVER_NOT_READY` or
+   * `RPC_TIMEOUT` after `timeoutMs`; null: when the server answers nothing at all.
    */
   async call<Op extends VolumeOperation>(
     op: Op,
@@ -184,8 +197,8 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Ends the server (SIGTERM, then SIGKILL) and starts no other. Requests in the FUSE connection wait on; unmount or abort it
-   * afterwards. Idempotent.
+   * Ends the server (SIGTERM, then SIGKILL) and starts no other. Requests in the FUSE connection wait on;
+   * unmount or abort it afterwards. Idempotent.
    */
   async stop(): Promise<void> {
     this.#stopping = true;
@@ -207,7 +220,8 @@ export class VolumeSupervisor {
     this.#readyAtMs = null;
     this.#failure = null;
     const logFd = openSync(logPath, 'a', 0o600);
-    // The mark is inherited through fork and exec by every thread of the server; set later it would miss those that Node starts first.
+    // The mark is inherited through fork and exec by every thread of the server; set later it would miss
+    // those that Node starts first.
     const marked = setIoFlusher(true);
     let child: ChildProcess;
     try {
@@ -289,7 +303,8 @@ export class VolumeSupervisor {
     } else if (event === 'failed') {
       this.#failure = failedError(data);
       this.#lastError = this.#failure;
-      // It says why it cannot serve: better than a timeout for whoever waits. The next server is tried all the same.
+      // It says why it cannot serve: better than a timeout for whoever waits. The next server is tried all
+      // the same.
       if (!this.#isReady) {
         this.#ready.reject(this.#failure);
         this.#ready = Promise.withResolvers();

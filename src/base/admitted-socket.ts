@@ -2,8 +2,9 @@ import type { Socket } from 'node:net';
 import type { Doorkeeper, Guest, Stay } from './doorkeeper.ts';
 
 /**
- * `Doorkeeper.come` for a connection that was accepted paused (`pauseOnConnect`): while it waits nothing is read of it, and when it goes it is forgotten. False: too many
- * wait, and it is closed. `guest.turnOut` closes the socket when it waits.
+ * `Doorkeeper.come` for a connection that was accepted paused (`pauseOnConnect`): while it waits nothing is
+ * read of it, and when it goes it is forgotten. False: too many wait, and it is closed. `guest.turnOut`
+ * closes the socket when it waits.
  */
 export function admitSocket(
   doorkeeper: Doorkeeper,

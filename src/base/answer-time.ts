@@ -1,7 +1,8 @@
 /*
- * How long an answer may be waited for, from how long answers took: the estimator of RFC 6298, which TCP uses for its retransmissions. A smoothed
- * time and a smoothed deviation follow what is measured; the patience is the time plus four deviations, never below a floor, and doubles with each
- * question that nobody answered until one is.
+ * How long an answer may be waited for, from how long answers took: the estimator of RFC 6298, which TCP uses
+ * for its retransmissions. A smoothed time and a smoothed deviation follow what is measured; the patience is
+ * the time plus four deviations, never below a floor, and doubles with each question that nobody answered
+ * until one is.
  *
  * Sections: 2.2 (first measurement), 2.3 (each next one; alpha 1/8, beta 1/4), 2.4 (floor), 5.5 (back off).
  */

@@ -1,11 +1,12 @@
 import { assert } from './assert.ts';
 
 /**
- * Big buffers used again. A fresh megabyte costs 256 page faults, more than copying into it. Sizes are powers of two; what is kept
- * for later is bounded, and what does not fit goes to the garbage collector.
+ * Big buffers used again. A fresh megabyte costs 256 page faults, more than copying into it. Sizes are powers
+ * of two; what is kept for later is bounded, and what does not fit goes to the garbage collector.
  *
- * A buffer has one owner at a time, and that is whoever holds its `BufferLease`. Others (a parser in the middle of a payload, a device call, a socket) work
- * on a buffer on behalf of the owner, and the owner keeps the lease until they are through, or hands it to somebody who does.
+ * A buffer has one owner at a time, and that is whoever holds its `BufferLease`. Others (a parser in the
+ * middle of a payload, a device call, a socket) work on a buffer on behalf of the owner, and the owner keeps
+ * the lease until they are through, or hands it to somebody who does.
  */
 export class BufferPool {
   readonly #keepBytesMax: number;
@@ -13,7 +14,10 @@ export class BufferPool {
   readonly #free = new Map<number, Buffer[]>();
   #keptBytes = 0;
 
-  /** `checked`: for tests. What is given back is poisoned, and whoever writes to it afterwards is found out when it is taken again. */
+  /**
+   * `checked`: for tests. What is given back is poisoned, and whoever writes to it afterwards is found out
+   * when it is taken again.
+   */
   constructor(keepBytesMax: number, options: { checked?: boolean } = {}) {
     this.#keepBytesMax = keepBytesMax;
     this.#checked = options.checked ?? false;
@@ -57,7 +61,10 @@ export class BufferPool {
   }
 }
 
-/** The right to a pooled buffer. Released once, by its one owner; there is no way to the bytes through it afterwards. */
+/**
+ * The right to a pooled buffer. Released once, by its one owner; there is no way to the bytes through it
+ * afterwards.
+ */
 export class BufferLease {
   readonly #pool: BufferPool;
   #buffer: Buffer | null;

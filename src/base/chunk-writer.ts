@@ -12,14 +12,18 @@ const SLAB_BYTES = 128 * 1024;
 const EAGER_BYTES = 32 * 1024;
 /** Payloads up to here are cheaper to copy than to hand on as a chunk of their own. */
 const COPY_BYTES_MAX = 4 * 1024;
-/** Batches on their way to a kernel that takes nothing. Each costs objects whatever its size, so what comes after these gathers in the slab. */
+/**
+ * Batches on their way to a kernel that takes nothing. Each costs objects whatever its size, so what comes
+ * after these gathers in the slab.
+ */
 const BATCHES_MAX = 16;
 const NO_SLAB = Buffer.alloc(0);
 
 /**
- * Gathers what a connection sends for one write. Headers and small payloads lie side by side in a slab; big payloads are handed on by reference, uncopied.
- * What one turn of the event loop produced goes out together, unless `BATCHES_MAX` are on their way already. A writer with nothing to send holds no slab.
- * Slabs are charged to the peer's account, where there is one; payloads are their owners' to charge.
+ * Gathers what a connection sends for one write. Headers and small payloads lie side by side in a slab; big
+ * payloads are handed on by reference, uncopied. What one turn of the event loop produced goes out together,
+ * unless `BATCHES_MAX` are on their way already. A writer with nothing to send holds no slab. Slabs are
+ * charged to the peer's account, where there is one; payloads are their owners' to charge.
  *
  *   const at = writer.room(length);  fill writer.slab from `at`;  writer.filled(end);  writer.payload(data, release);
  */
@@ -64,7 +68,10 @@ export class ChunkWriter {
     return this.#slab;
   }
 
-  /** Makes sure that `lengthBytes` (at most `ROOM_BYTES_MAX`) fit into the slab, and returns the position from which on. */
+  /**
+   * Makes sure that `lengthBytes` (at most `ROOM_BYTES_MAX`) fit into the slab, and returns the position from
+   * which on.
+   */
   room(lengthBytes: number): number {
     assert(lengthBytes <= ROOM_BYTES_MAX, 'what goes into the slab is small');
     if (this.#slab.length - this.#position < lengthBytes) this.#newSlab();
@@ -95,7 +102,9 @@ export class ChunkWriter {
     else this.#schedule();
   }
 
-  /** Calls `release` when all that came before is written: for a buffer that several payloads are parts of. */
+  /**
+   * Calls `release` when all that came before is written: for a buffer that several payloads are parts of.
+   */
   afterwards(release: () => void): void {
     if (this.#chunks.length > 0 || this.#position > this.#chunkStart) {
       this.#releases.push(release);
@@ -106,7 +115,10 @@ export class ChunkWriter {
     else last.releases.push(release);
   }
 
-  /** Hands on what there is, unless too many batches are on their way: then it follows as soon as one of them has been taken. */
+  /**
+   * Hands on what there is, unless too many batches are on their way: then it follows as soon as one of them
+   * has been taken.
+   */
   flush(): void {
     if (this.#batches.length < BATCHES_MAX || this.#closed) this.finish();
   }
@@ -126,7 +138,10 @@ export class ChunkWriter {
     else this.#sink(chunks, () => this.#written());
   }
 
-  /** The connection is gone, and the kernel does not read our buffers any more: what is queued is forgotten, nothing more is sent. */
+  /**
+   * The connection is gone, and the kernel does not read our buffers any more: what is queued is forgotten,
+   * nothing more is sent.
+   */
   close(): void {
     this.#closed = true;
     this.onDrain = null;

@@ -2,11 +2,18 @@
 export interface Clock {
   /** Milliseconds since the Unix epoch. For records and people, never for durations. */
   wallMs(): number;
-  /** Milliseconds on a clock that never goes back. For durations and deadlines. Sub-millisecond resolution. */
+  /**
+   * Milliseconds on a clock that never goes back. For durations and deadlines. Sub-millisecond resolution.
+   */
   monotonicMs(): number;
-  /** Calls back once after `delayMs`; the returned function cancels. Does not keep the process alive on its own. */
+  /**
+   * Calls back once after `delayMs`; the returned function cancels. Does not keep the process alive on its
+   * own.
+   */
   timer(delayMs: number, callback: () => void): () => void;
-  /** Resolves after `delayMs`; rejects with the signal's reason when it aborts first. Keeps the process alive. */
+  /**
+   * Resolves after `delayMs`; rejects with the signal's reason when it aborts first. Keeps the process alive.
+   */
   sleep(delayMs: number, signal?: AbortSignal): Promise<void>;
 }
 

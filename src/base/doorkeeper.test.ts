@@ -134,8 +134,9 @@ test('who waits and goes is forgotten, and after the end nobody comes in', () =>
 });
 
 /*
- * A server at whose door a crowd from one address is back as soon as it is turned out, and one honest client from that address now and then. The machine does one thing at
- * a time, and takes `slowness` times as long for each.
+ * A server at whose door a crowd from one address is back as soon as it is turned out, and one honest client
+ * from that address now and then. The machine does one thing at a time, and takes `slowness` times as long
+ * for each.
  */
 
 /** Clients that have asked for something, as the NBD server has them. */
@@ -146,7 +147,10 @@ const SESSIONS: DoorLimits = {
   graceMs: 1_000,
   protectedMsMax: Number.POSITIVE_INFINITY,
 };
-/** On a quick machine, in milliseconds: what a connection, a step and a byte cost the server, and how long the crowd and the client take. */
+/**
+ * On a quick machine, in milliseconds: what a connection, a step and a byte cost the server, and how long the
+ * crowd and the client take.
+ */
 const ACCEPT_MS = 0.4;
 const STEP_MS = 0.5;
 const DRIP_MS = 0.05;
@@ -157,8 +161,9 @@ const STEPS = 8;
 const CLEAR_STEPS = 2;
 
 /**
- * What one of the crowd does in its handshake or after it. All but the silent ones begin one. `knocks`: connections that are closed as soon as they are made, so many a second, beside as many
- * silent ones as one address may have; of one that waits nobody sees that it is closed.
+ * What one of the crowd does in its handshake or after it. All but the silent ones begin one. `knocks`:
+ * connections that are closed as soon as they are made, so many a second, beside as many silent ones as one
+ * address may have; of one that waits nobody sees that it is closed.
  */
 type Crowd = 'silent' | 'half a handshake' | 'drips' | 'idle sessions' | 'asks once' | 'knocks';
 
@@ -229,7 +234,10 @@ class Siege {
     if (stay === null) this.#after(20, () => this.#hostile());
   }
 
-  /** How long it takes an honest client to be through with its handshake and its first request, tries included. */
+  /**
+   * How long it takes an honest client to be through with its handshake and its first request, tries
+   * included.
+   */
   honest(): number {
     const cameMs = this.clock.monotonicMs();
     let served = false;

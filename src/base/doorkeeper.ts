@@ -2,9 +2,10 @@ import type { Clock } from './clock.ts';
 import { type Seat, Seats } from './seats.ts';
 
 /**
- * Who of a crowd gets a place at a server, for peers that have nothing to show yet. Places are bounded, in all and for each key (an address). Where all are
- * taken others have to go for who comes, and those that went come back at once; so by the order of their coming alone nobody would be left the time to show
- * anything. What each is given:
+ * Who of a crowd gets a place at a server, for peers that have nothing to show yet. Places are bounded, in
+ * all and for each key (an address). Where all are taken others have to go for who comes, and those that went
+ * come back at once; so by the order of their coming alone nobody would be left the time to show anything.
+ * What each is given:
  *
  *   a turn      newcomers wait in a row for each key, and come in in the order in which they came
  *   a minimum   who is in loses the place to nobody before it has stood still for `graceMs`; what goes on moving keeps it for `protectedMsMax`
@@ -12,10 +13,11 @@ import { type Seat, Seats } from './seats.ts';
  *   a pace      no more than `perSecond` come in for whom others have to go: each costs work, most of it in vain
  *   an end      who still waits after `waitMsMax` is turned out: those that have the places work, and stay
  *
- * So with P places, a newcomer waits for at most (those before it) / min(P / graceMs, perSecond), and then has at least `graceMs` from step to step.
+ * So with P places, a newcomer waits for at most (those before it) / min(P / graceMs, perSecond), and then
+ * has at least `graceMs` from step to step.
  *
- * Time is that in which this process ran: while it had no processor nobody could show anything, and on a machine on which all take ten times as long each has
- * ten times as long.
+ * Time is that in which this process ran: while it had no processor nobody could show anything, and on a
+ * machine on which all take ten times as long each has ten times as long.
  */
 export type DoorLimits = {
   placesMax: number;
@@ -45,7 +47,10 @@ export const HANDSHAKES: DoorLimits = {
 
 export type Guest = {
   readonly key: string;
-  /** What it has to show, from 0 on: those with less go first. null: it works, and stays. Asked when a place is needed. */
+  /**
+   * What it has to show, from 0 on: those with less go first. null: it works, and stays. Asked when a place
+   * is needed.
+   */
   shows: () => number | null;
   /** Grows as it moves. Asked while others wait, for what nobody else sees move: a handshake of TLS. */
   movedBytes?: () => number;
@@ -96,7 +101,8 @@ export class Stay implements Seat {
     this.#doorkeeper.ended(this);
   }
 
-  // --- for Doorkeeper and Seats ---------------------------------------------------------------------------------------
+  // --- for Doorkeeper and Seats
+  // ---------------------------------------------------------------------------------------
 
   get waitedMs(): number {
     return this.#doorkeeper.nowMs() - this.#cameMs;

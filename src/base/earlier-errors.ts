@@ -1,8 +1,9 @@
 import type { ErrorValues, Retry } from './errors.ts';
 
 /*
- * Versions before the field `retry` decided by these codes whether to try again. Their errors still come: from a worker, a shim or a volume server that
- * was not replaced yet, and from journals. A code that is made from now on says for itself, and is never added here.
+ * Versions before the field `retry` decided by these codes whether to try again. Their errors still come:
+ * from a worker, a shim or a volume server that was not replaced yet, and from journals. A code that is made
+ * from now on says for itself, and is never added here.
  */
 
 const NEVER = new Set([

@@ -9,8 +9,9 @@ export const PROGRAM_FILES = [
 export type ProgramFile = (typeof PROGRAM_FILES)[number];
 
 /**
- * Where a process or a thread of its own begins. Sources are TypeScript in a checkout, JavaScript in the package (Node runs no TypeScript below node_modules), and
- * one file a program in dist/ (scripts/bundle): that file is where this module is then, and it is one folder below the root as well.
+ * Where a process or a thread of its own begins. Sources are TypeScript in a checkout, JavaScript in the
+ * package (Node runs no TypeScript below node_modules), and one file a program in dist/ (scripts/bundle):
+ * that file is where this module is then, and it is one folder below the root as well.
  */
 export function entryPoint(file: ProgramFile): URL {
   const name = import.meta.url.endsWith('.ts') ? file : file.replace(/\.ts$/, '.js');

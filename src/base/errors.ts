@@ -2,8 +2,8 @@
  * The one error class of godwit. An error carries a stable code (scripts match on it), the values that
  * matter (so that a log line needs no parsing) and the next action for the person who reads it.
  *
- * Codes are UPPER_SNAKE, prefixed by their room (`CLONE_WRONG_GENERATION`); docs/errors.md lists them all and a test
- * keeps that page complete.
+ * Codes are UPPER_SNAKE, prefixed by their room (`CLONE_WRONG_GENERATION`); docs/errors.md lists them all and
+ * a test keeps that page complete.
  */
 import { retryOfEarlier } from './earlier-errors.ts';
 
@@ -11,8 +11,9 @@ import { retryOfEarlier } from './earlier-errors.ts';
 export type ErrorValues = Readonly<Record<string, string | number | boolean | null>>;
 
 /**
- * Whether trying the same again can help. `never`: it ends in the same way until a person changes something, so an attempt that meets it is over at once.
- * `later`: something did not answer, or takes long, which says nothing of what is in the way. `unknown`: worth some tries.
+ * Whether trying the same again can help. `never`: it ends in the same way until a person changes something,
+ * so an attempt that meets it is over at once. `later`: something did not answer, or takes long, which says
+ * nothing of what is in the way. `unknown`: worth some tries.
  */
 export const RETRIES = ['never', 'later', 'unknown'] as const;
 export type Retry = (typeof RETRIES)[number];

@@ -8,7 +8,10 @@ const SETTLE_TURNS = 4;
 /** How long `runUntil` waits, in real time, for a promise that no timer drives. */
 const STUCK_AFTER_TURNS = 5_000;
 
-/** A clock that only moves when told to. For tests. Timers that fall due together run in the order in which they were set. */
+/**
+ * A clock that only moves when told to. For tests. Timers that fall due together run in the order in which
+ * they were set.
+ */
 export class FakeClock implements Clock {
   #monotonicMs = 0;
   #wallOffsetMs: number;
@@ -52,7 +55,9 @@ export class FakeClock implements Clock {
     });
   }
 
-  /** Moves on by `ms` and runs what falls due, in order and at its own time, without giving promises a turn. */
+  /**
+   * Moves on by `ms` and runs what falls due, in order and at its own time, without giving promises a turn.
+   */
   advance(ms: number): void {
     const untilMs = this.#monotonicMs + ms;
     for (let next = this.#next(); next !== undefined && next.atMs <= untilMs; next = this.#next())
@@ -61,12 +66,17 @@ export class FakeClock implements Clock {
     this.#monotonicMs = Math.max(this.#monotonicMs, untilMs);
   }
 
-  /** Moves on by `ms` without running anything: this process was stopped (SIGSTOP, no processor), and finds its timers long due. */
+  /**
+   * Moves on by `ms` without running anything: this process was stopped (SIGSTOP, no processor), and finds
+   * its timers long due.
+   */
   skip(ms: number): void {
     this.#monotonicMs += ms;
   }
 
-  /** Moves on by `ms`; after each timer promises get their turn, so what they set falls due in the same call. */
+  /**
+   * Moves on by `ms`; after each timer promises get their turn, so what they set falls due in the same call.
+   */
   async run(ms: number): Promise<void> {
     const untilMs = this.#monotonicMs + ms;
     await this.settle();
@@ -79,8 +89,8 @@ export class FakeClock implements Clock {
   }
 
   /**
-   * Moves from timer to timer until `promise` settles, and returns its value. Only for work in memory: time does not wait for
-   * real I/O. Rejects when nothing moves any more.
+   * Moves from timer to timer until `promise` settles, and returns its value. Only for work in memory: time
+   * does not wait for real I/O. Rejects when nothing moves any more.
    */
   async runUntil<T>(promise: Promise<T>): Promise<T> {
     let settled = false;

@@ -1,14 +1,15 @@
 /**
- * Log-linear histogram of durations: 32 buckets for every doubling, so that a quantile is off by at most 1/32 (3.2 %). The
- * layout of HdrHistogram (hdrhistogram.org) with 5 bits of precision:
+ * Log-linear histogram of durations: 32 buckets for every doubling, so that a quantile is off by at most 1/32
+ * (3.2 %). The layout of HdrHistogram (hdrhistogram.org) with 5 bits of precision:
  *
  *   ticks of 0.1 us   bucket
  *   0 to 63           the tick itself
  *   64 to 127         64 to 95, two ticks each
  *   128 to 255        96 to 127, four ticks each … up to 2^32 - 1 ticks (7 minutes; longer ones count as that)
  *
- * Recording allocates nothing. The counts can live on memory that threads share: one thread records, any thread reads (a read of an
- * aligned 64-bit element does not tear); each recorder has a histogram of its own, and readers merge them.
+ * Recording allocates nothing. The counts can live on memory that threads share: one thread records, any
+ * thread reads (a read of an aligned 64-bit element does not tear); each recorder has a histogram of its own,
+ * and readers merge them.
  */
 const PRECISION_BITS = 5;
 const BUCKETS = (32 - PRECISION_BITS + 1) * 2 ** PRECISION_BITS;
@@ -41,8 +42,8 @@ export class Histogram {
   }
 
   /**
-   * The duration in ms that the share `quantile` (0 to 1) of all recorded ones does not exceed: the upper border of its bucket, so never
-   * better than the truth. 0 when nothing was recorded.
+   * The duration in ms that the share `quantile` (0 to 1) of all recorded ones does not exceed: the upper
+   * border of its bucket, so never better than the truth. 0 when nothing was recorded.
    */
   quantileMs(quantile: number): number {
     // At least one, so that quantile 0 is the smallest that was recorded.

@@ -12,9 +12,9 @@ const LEVELS = { debug: 20, info: 30, warn: 40, error: 50 } as const;
 const FILE_BYTES_MAX = 4 * 1024 * 1024;
 
 /**
- * Log lines as pino writes them (JSON with level, time, msg), without pino: for processes of which there are many and
- * whose memory counts. Lines are written at once, so the last one before a crash is there. `fd`: of a file it
- * was opened for appending.
+ * Log lines as pino writes them (JSON with level, time, msg), without pino: for processes of which there are
+ * many and whose memory counts. Lines are written at once, so the last one before a crash is there. `fd`: of
+ * a file it was opened for appending.
  */
 export function lineLogger(fd: number, clock: Clock, fields: object = {}): Logger {
   const write = (level: keyof typeof LEVELS) => (more: object, msg: string) => {

@@ -3,8 +3,8 @@ import { TIMER_MS_MAX } from './clock.ts';
 import { GodwitError, toWireError, type WireError } from './errors.ts';
 
 /**
- * Requests, replies and events as one JSON object a line: what the worker speaks with a shim (unix socket) and a shim with its
- * volume server (pipes). Chosen because a person can read it with `socat`.
+ * Requests, replies and events as one JSON object a line: what the worker speaks with a shim (unix socket)
+ * and a shim with its volume server (pipes). Chosen because a person can read it with `socat`.
  *
  *   request  {"id":7,"op":"status","args":{…}}
  *   reply    {"id":7,"ok":true,"result":…}   or   {"id":7,"error":{"code":…,"message":…,"values":…,"nextAction":…}}
@@ -66,8 +66,8 @@ export class LineRpc {
   }
 
   /**
-   * Rejects with the peer's error, with `RPC_CLOSED` when the connection ends, with `RPC_TIMEOUT` after `timeoutMs` (null: never), and with the
-   * reason of `signal`.
+   * Rejects with the peer's error, with `RPC_CLOSED` when the connection ends, with `RPC_TIMEOUT` after
+   * `timeoutMs` (null: never), and with the reason of `signal`.
    */
   call(
     op: string,
@@ -86,7 +86,8 @@ export class LineRpc {
       };
       const late = () => giveUp(rpcTimeout(op, timeoutMs ?? 0));
       const onAbort = () => giveUp(signal?.reason);
-      // When this process was stopped, or had no processor, its timers are due before the answers are read that came meanwhile.
+      // When this process was stopped, or had no processor, its timers are due before the answers are read
+      // that came meanwhile.
       const timeout =
         timeoutMs === null
           ? undefined

@@ -8,7 +8,10 @@ import { patient } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { logDestination } from './log-destination.ts';
 
-/** Writes lines to its standard error, far more than a pipe holds, says that it has, and ends by `process.exit`. */
+/**
+ * Writes lines to its standard error, far more than a pipe holds, says that it has, and ends by
+ * `process.exit`.
+ */
 const WRITER = `
   import { logDestination } from ${JSON.stringify(new URL('./log-destination.ts', import.meta.url).href)};
   import { writeSync } from 'node:fs';

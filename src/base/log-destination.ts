@@ -8,8 +8,9 @@ const PENDING_BYTES_MAX = 1024 * 1024;
 export type LogDestination = { write: (line: string) => void };
 
 /**
- * Lines for a descriptor that never stop who writes them, neither while it runs nor at its end: a full disk and a reader that is gone or has stopped reading
- * cost lines, and the first line that goes through again says how many.
+ * Lines for a descriptor that never stop who writes them, neither while it runs nor at its end: a full disk
+ * and a reader that is gone or has stopped reading cost lines, and the first line that goes through again
+ * says how many.
  */
 export function logDestination(fd: number): LogDestination {
   const stats = fstatSync(fd);

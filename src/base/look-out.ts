@@ -1,8 +1,9 @@
 import { availableParallelism } from 'node:os';
 
 /**
- * Keeps the event loop looking for the next request for a moment instead of sleeping at once: waking a sleeping processor takes longer than the
- * work of a small request. Nothing waits for it: each look is a turn of the loop that does whatever else there is.
+ * Keeps the event loop looking for the next request for a moment instead of sleeping at once: waking a
+ * sleeping processor takes longer than the work of a small request. Nothing waits for it: each look is a turn
+ * of the loop that does whatever else there is.
  *
  * It stops looking where that does not pay: after a few looks in vain it sits out some requests.
  */

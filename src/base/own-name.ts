@@ -1,6 +1,7 @@
 /*
- * What names something in the folders of this worker, wherever it came from: an id in a path or body of a request, in a record, on a command line. One plain
- * name: no separator, not `.` or `..`, nothing that a shell or a log would take for something else.
+ * What names something in the folders of this worker, wherever it came from: an id in a path or body of a
+ * request, in a record, on a command line. One plain name: no separator, not `.` or `..`, nothing that a
+ * shell or a log would take for something else.
  */
 
 /** For schemas; sys/named-path.ts makes paths of it and of nothing else. */

@@ -1,6 +1,6 @@
 /*
- * Every time for which the control path waits, in one place: docs/patience.md is made from this file (`npm run pages`), and scripts/tidy.ts finds
- * times that stand elsewhere. Values in milliseconds.
+ * Every time for which the control path waits, in one place: docs/patience.md is made from this file (`npm
+ * run pages`), and scripts/tidy.ts finds times that stand elsewhere. Values in milliseconds.
  *
  *   measured   follows how long answers took (base/answer-time.ts); the value is its floor
  *   silence    how long nothing may advance (base/progress.ts); what advances is waited for, however long it takes
@@ -8,7 +8,8 @@
  *   help       for something that may be left out: a hint, a number of a report
  *   limit      of the length of something whose progress nobody can see; far from what it takes, and tried again where it matters
  *
- * Before a machine is stopped nothing ends for its length, so that a slow host can be emptied; afterwards nothing ends for being slow at all.
+ * Before a machine is stopped nothing ends for its length, so that a slow host can be emptied; afterwards
+ * nothing ends for being slow at all.
  */
 
 export type PatienceKind = 'measured' | 'silence' | 'named' | 'help' | 'limit';

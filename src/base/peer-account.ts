@@ -2,8 +2,9 @@ import { assert } from './assert.ts';
 import type { Clock } from './clock.ts';
 
 /**
- * What peers make this process hold: input that is not used yet, output that they do not take, replies, queued work. One book a process, one account a
- * connection, and three bounds: of all peers together, of one address, of one connection.
+ * What peers make this process hold: input that is not used yet, output that they do not take, replies,
+ * queued work. One book a process, one account a connection, and three bounds: of all peers together, of one
+ * address, of one connection.
  *
  *     reserve of a connection ── its own: nobody else's appetite takes it away
  *     beyond it ──────────────── shared, up to the share of the connection, of the address, of the process
@@ -12,19 +13,23 @@ import type { Clock } from './clock.ts';
  *   account.charge(bytes)  for what cannot be refused because it is there already; the owner looks at `full` after it and reads no more
  *   account.release(bytes) when it is gone
  *
- * Bytes are those of the allocation, not those that are used of it; what is small is counted as `OBJECT_BYTES`, so that a million replies of 16 bytes are
- * not 16 MB. What is granted beyond the reserves never exceeds `sharedBytesMax`, so all peers together never hold more than
- * `sharedBytesMax` + connections x `connectionBytesReserved` + one charge each.
+ * Bytes are those of the allocation, not those that are used of it; what is small is counted as
+ * `OBJECT_BYTES`, so that a million replies of 16 bytes are not 16 MB. What is granted beyond the reserves
+ * never exceeds `sharedBytesMax`, so all peers together never hold more than `sharedBytesMax` + connections x
+ * `connectionBytesReserved` + one charge each.
  *
- * A peer that *owes* (the rest of what it began to send, or the taking of what it asked for) and does not move is dropped after `stallTimeoutMs`; sooner,
- * after `pressureTimeoutMs`, while others wait for what it holds. What the device or this process is late with is never the peer's debt.
+ * A peer that *owes* (the rest of what it began to send, or the taking of what it asked for) and does not
+ * move is dropped after `stallTimeoutMs`; sooner, after `pressureTimeoutMs`, while others wait for what it
+ * holds. What the device or this process is late with is never the peer's debt.
  */
 export type PeerLimits = {
   /** Of all peers together beyond their reserves. At least the largest single request. */
   sharedBytesMax: number;
   /** Of one address beyond the reserves of its connections. */
   addressBytesMax: number;
-  /** Of one connection, its reserve included. A request on a connection that holds nothing else may exceed it. */
+  /**
+   * Of one connection, its reserve included. A request on a connection that holds nothing else may exceed it.
+   */
   connectionBytesMax: number;
   /** Of a connection, whatever others hold. */
   connectionBytesReserved: number;
@@ -49,18 +54,27 @@ export const PEER_LIMITS: PeerLimits = {
 /** What a queued reply, task or list entry costs beside its bytes: some objects of V8 with their closures. */
 export const OBJECT_BYTES = 512;
 
-/** What a peer owes: the rest of something that it began to send, the taking of what is queued for it, or both. */
+/**
+ * What a peer owes: the rest of something that it began to send, the taking of what is queued for it, or
+ * both.
+ */
 export type Debt = 'nothing' | 'input' | 'output' | 'both';
 const DIRECTIONS = ['input', 'output'] as const;
 
 export type PeerAccountOptions = {
   /** Peers of one address share a bound. Of a unix socket: `unix`. */
   address: string;
-  /** Asked now and then; never `input` while reading is stopped, never anything because of a device that is slow. */
+  /**
+   * Asked now and then; never `input` while reading is stopped, never anything because of a device that is
+   * slow.
+   */
   debt: () => Debt;
   /** Bytes that moved in the direction of the debt since the connection began. */
   movedBytes: (debt: 'input' | 'output') => number;
-  /** A `take` was refused, or the account was `full`, and that may be over. Not called inside of `release`: from a later turn. */
+  /**
+   * A `take` was refused, or the account was `full`, and that may be over. Not called inside of `release`:
+   * from a later turn.
+   */
   onRoom: () => void;
   /** Ends the connection at once. */
   drop: (reason: string) => void;
@@ -122,7 +136,10 @@ export class PeerAccount {
     this.#heldBytes -= bytes;
   }
 
-  /** The connection is gone, and nothing that it held is used by a device any more. Idempotent; what is released later was counted out here. */
+  /**
+   * The connection is gone, and nothing that it held is used by a device any more. Idempotent; what is
+   * released later was counted out here.
+   */
   close(): void {
     if (this.#closed) return;
     this.release(this.#heldBytes);
@@ -155,7 +172,10 @@ export class PeerBook {
     return bytes;
   }
 
-  /** Those of them that are beyond the reserves: at most `sharedBytesMax`, but for charges of what was there already. */
+  /**
+   * Those of them that are beyond the reserves: at most `sharedBytesMax`, but for charges of what was there
+   * already.
+   */
   get sharedBytes(): number {
     return this.#sharedBytes;
   }
@@ -176,7 +196,8 @@ export class PeerBook {
     return account;
   }
 
-  // --- for the accounts ----------------------------------------------------------------------------------------------
+  // --- for the accounts
+  // ----------------------------------------------------------------------------------------------
 
   fits(account: PeerAccount, bytes: number): boolean {
     if (account.heldBytes + bytes <= this.limits.connectionBytesReserved) return true;
@@ -186,7 +207,8 @@ export class PeerBook {
   #fitsItsShares({ heldBytes, options }: PeerAccount, bytes: number): boolean {
     const { connectionBytesReserved, connectionBytesMax, addressBytesMax } = this.limits;
     const after = heldBytes + bytes;
-    // A single large request is let through on a connection that has nothing else of weight: it could never run otherwise.
+    // A single large request is let through on a connection that has nothing else of weight: it could never
+    // run otherwise.
     if (after > connectionBytesMax && heldBytes > connectionBytesReserved) return false;
     const ofAddress = this.#addressBytes.get(options.address) ?? 0;
     return ofAddress === 0 || ofAddress + this.#more(heldBytes, bytes) <= addressBytesMax;
@@ -203,7 +225,10 @@ export class PeerBook {
     return this.#beyond(heldBytes + bytes) - this.#beyond(heldBytes);
   }
 
-  /** True when somebody has waited so long for much that those who want little go behind: they would eat it up as it comes. */
+  /**
+   * True when somebody has waited so long for much that those who want little go behind: they would eat it up
+   * as it comes.
+   */
   mustGiveWay(account: PeerAccount, bytes: number): boolean {
     if (this.#waiting.size === 0) return false;
     if (account.heldBytes + bytes <= this.limits.connectionBytesReserved) return false;
@@ -247,7 +272,10 @@ export class PeerBook {
     }
   }
 
-  /** True when another waits for what this one holds. Who only waits for room in its own share is in nobody's way. */
+  /**
+   * True when another waits for what this one holds. Who only waits for room in its own share is in nobody's
+   * way.
+   */
   #isInTheWay(account: PeerAccount): boolean {
     for (const waiting of this.#waiting) {
       if (waiting === account) continue;

@@ -4,8 +4,9 @@ import { PATIENCE } from './patience.ts';
 import { advanced } from './progress.ts';
 
 /*
- * Whether a process that was started, and has not said anything yet, does something: it uses a processor, or pages come in for it. One that is slow,
- * because there is little processor for it or the disk is busy, does; one that is stopped or waits for a device that does not answer does not.
+ * Whether a process that was started, and has not said anything yet, does something: it uses a processor, or
+ * pages come in for it. One that is slow, because there is little processor for it or the disk is busy, does;
+ * one that is stopped or waits for a device that does not answer does not.
  */
 
 export type ProcessWork = {
@@ -21,8 +22,8 @@ export type ProcessWork = {
 const TICKS_PER_SECOND = 100;
 
 /**
- * Fields of /proc/PID/stat: pid (comm) state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt utime stime … (proc_pid_stat(5)).
- * Null for text of another form. Pure.
+ * Fields of /proc/PID/stat: pid (comm) state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt
+ * utime stime … (proc_pid_stat(5)). Null for text of another form. Pure.
  */
 export function parseProcessWork(stat: string): ProcessWork | null {
   // The name may hold anything, also spaces and brackets.

@@ -2,12 +2,13 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { PAUSE } from './patience.ts';
 
 /*
- * What advances while somebody waits. Whoever can see that work goes on (an answer came, bytes were written, a process used its processor)
- * says so with `advanced`, however deep in the call it is; whoever decides whether to go on waiting listens with `listening`. Work that nobody
- * listens to says it to nobody, at the cost of one look.
+ * What advances while somebody waits. Whoever can see that work goes on (an answer came, bytes were written,
+ * a process used its processor) says so with `advanced`, however deep in the call it is; whoever decides
+ * whether to go on waiting listens with `listening`. Work that nobody listens to says it to nobody, at the
+ * cost of one look.
  *
- * The listener is found through the asynchronous context of the call, so that a question that six rooms lie between needs no parameter in each
- * of them: how far something is has no influence on what it does.
+ * The listener is found through the asynchronous context of the call, so that a question that six rooms lie
+ * between needs no parameter in each of them: how far something is has no influence on what it does.
  */
 
 export type AdvanceUnit = 'bytes' | 'answers' | 'processor ms' | 'steps';

@@ -14,7 +14,10 @@ export const systemRandom: Random = {
   bytes: (length) => randomBytes(length),
 };
 
-/** Mulberry32: small, fast, good enough for tests and jitter; the same seed gives the same sequence everywhere. */
+/**
+ * Mulberry32: small, fast, good enough for tests and jitter; the same seed gives the same sequence
+ * everywhere.
+ */
 export function seededRandom(seed: number): Random {
   let state = seed >>> 0;
   const next = (): number => {

@@ -1,8 +1,9 @@
 import { Socket, type SocketConstructorOpts } from 'node:net';
 
 /**
- * A socket that reads into buffers of our choice, on the connection of `accepted`. Node offers that for connections that one makes (`onread` of
- * net.connect), not for those that one accepts, so the handle moves to a socket that is made so.
+ * A socket that reads into buffers of our choice, on the connection of `accepted`. Node offers that for
+ * connections that one makes (`onread` of net.connect), not for those that one accepts, so the handle moves
+ * to a socket that is made so.
  */
 export function withReadBuffer(
   accepted: Socket,

@@ -5,7 +5,10 @@ export type QueuedRequest = {
   reject: (error: unknown) => void;
 };
 
-/** Requests to a remote device that are not sent yet: those that a guest waits for go first, the background never fills the whole depth. */
+/**
+ * Requests to a remote device that are not sent yet: those that a guest waits for go first, the background
+ * never fills the whole depth.
+ */
 export class RequestQueue<Request extends QueuedRequest> {
   readonly #guest: Request[] = [];
   readonly #background: Request[] = [];

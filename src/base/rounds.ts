@@ -1,6 +1,9 @@
 import type { Clock } from './clock.ts';
 
-/** Does something at once, and again `pauseMs` after each end, until it is closed. One that is under way then goes on to its end. */
+/**
+ * Does something at once, and again `pauseMs` after each end, until it is closed. One that is under way then
+ * goes on to its end.
+ */
 export class Rounds {
   readonly #clock: Clock;
   readonly #pauseMs: number;

@@ -1,11 +1,14 @@
 /**
- * A bounded number of places, with a share for each key (an address, a grant). Whoever comes gets one where somebody can be asked to leave for it: of the
- * keys that have the most, the one that is worth least, of these the one that came first. So a crowd that sits there in silence keeps nobody out who has
- * something to say, and a crowd from one address nobody from another.
+ * A bounded number of places, with a share for each key (an address, a grant). Whoever comes gets one where
+ * somebody can be asked to leave for it: of the keys that have the most, the one that is worth least, of
+ * these the one that came first. So a crowd that sits there in silence keeps nobody out who has something to
+ * say, and a crowd from one address nobody from another.
  */
 export type Seat = {
   readonly key: string;
-  /** What it has to show for itself: those with less go first. null: it stays. Asked when a place is needed. */
+  /**
+   * What it has to show for itself: those with less go first. null: it stays. Asked when a place is needed.
+   */
   worth: () => number | null;
   /** It has lost its place. */
   evict: (reason: string) => void;
@@ -70,7 +73,10 @@ export class Seats {
     if (seats.size === 0) this.#byKey.delete(seat.key);
   }
 
-  /** Of the keys that have the most, and no fewer than the newcomer's: the most that one has takes nothing from who has less. */
+  /**
+   * Of the keys that have the most, and no fewer than the newcomer's: the most that one has takes nothing
+   * from who has less.
+   */
   #evictOfLargest(newcomerKey: string): boolean {
     const own = this.#byKey.get(newcomerKey)?.size ?? 0;
     const sizes = [...new Set([...this.#byKey.values()].map(({ size }) => size))];

@@ -3,8 +3,10 @@ import { TLSSocket } from 'node:tls';
 import type { ChunkSink } from './chunk-writer.ts';
 
 /**
- * Of what is given to a TLS socket so much is with it at a time. It encrypts all that it gets at once, whether the peer takes it or not, and what is encrypted is
- * on nobody's account. Eight records of TLS (RFC 8446 section 5.1) are what Node hands to the kernel in one turn, so less would cost turns and more only memory.
+ * Of what is given to a TLS socket so much is with it at a time. It encrypts all that it gets at once,
+ * whether the peer takes it or not, and what is encrypted is on nobody's account. Eight records of TLS (RFC
+ * 8446 section 5.1) are what Node hands to the kernel in one turn, so less would cost turns and more only
+ * memory.
  */
 export const TLS_AHEAD_BYTES_MAX = 128 * 1024;
 
@@ -35,11 +37,17 @@ class DirectSink implements SocketSink {
   }
 }
 
-/** Never more than `aheadBytesMax` at a time: the rest stays with whoever made it until the socket has got rid of that. */
+/**
+ * Never more than `aheadBytesMax` at a time: the rest stays with whoever made it until the socket has got rid
+ * of that.
+ */
 export class PacedSink implements SocketSink {
   readonly #socket: Socket;
   readonly #aheadBytesMax: number;
-  /** Batches that the socket has not been given whole; of the first of them `#at` bytes of chunk `#index` are through. */
+  /**
+   * Batches that the socket has not been given whole; of the first of them `#at` bytes of chunk `#index` are
+   * through.
+   */
   #batches: { chunks: Uint8Array[]; done: () => void }[] = [];
   #index = 0;
   #at = 0;

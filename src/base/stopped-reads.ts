@@ -7,9 +7,9 @@ function handleOf(socket: Socket): Handle | null {
 }
 
 /**
- * `socket.pause`, at once. A paused stream of Node reads on until 64 KiB have come together; over TLS each record
- * is a buffer of its own, and a peer that sends records of a byte makes that 64 Ki buffers, some 10 MiB. So the
- * handle below it is stopped too, as Node itself does it where it reads into a buffer of ours.
+ * `socket.pause`, at once. A paused stream of Node reads on until 64 KiB have come together; over TLS each
+ * record is a buffer of its own, and a peer that sends records of a byte makes that 64 Ki buffers, some 10
+ * MiB. So the handle below it is stopped too, as Node itself does it where it reads into a buffer of ours.
  */
 export function stopReading(socket: Socket): void {
   socket.pause();

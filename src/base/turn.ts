@@ -5,9 +5,10 @@ const TURN_MS = 5;
 let askedMs: number | null = null;
 
 /**
- * Cuts long work into turns of the event loop, so that nobody waits for all of it: `if (turnIsLong()) await nextTurn()` now and then. A promise that is
- * resolved already lets nobody in, so a loop that awaits is not enough. All that asks shares the turn. Measures by the processor's clock,
- * whatever time it is where the work belongs.
+ * Cuts long work into turns of the event loop, so that nobody waits for all of it: `if (turnIsLong()) await
+ * nextTurn()` now and then. A promise that is resolved already lets nobody in, so a loop that awaits is not
+ * enough. All that asks shares the turn. Measures by the processor's clock, whatever time it is where the
+ * work belongs.
  */
 export function turnIsLong(): boolean {
   const nowMs = performance.now();
@@ -26,8 +27,9 @@ export function nextTurn(): Promise<void> {
 }
 
 /**
- * What one peer may ask for in a turn of the event loop, so that many small requests of one do not keep the others waiting: libuv reads a socket up to 32 times before
- * it looks at the next. After `countMax` it has no more until the turn is over, then `onNext` is called.
+ * What one peer may ask for in a turn of the event loop, so that many small requests of one do not keep the
+ * others waiting: libuv reads a socket up to 32 times before it looks at the next. After `countMax` it has no
+ * more until the turn is over, then `onNext` is called.
  */
 export class TurnPortion {
   readonly #countMax: number;
@@ -43,7 +45,10 @@ export class TurnPortion {
     return this.#count === this.#countMax;
   }
 
-  /** One more, when it is not spent. The count goes on over turns: only a peer that fills it is set back, and a quiet one costs nothing. */
+  /**
+   * One more, when it is not spent. The count goes on over turns: only a peer that fills it is set back, and
+   * a quiet one costs nothing.
+   */
   take(): void {
     this.#count += 1;
     if (this.isSpent) setImmediate(this.#next);

@@ -4,12 +4,14 @@ import type { Clock } from './clock.ts';
 import { advanced, asks, lives, type Question } from './progress.ts';
 
 /*
- * Slow or dead? A call that takes long is not given up for that: whoever works on it is asked something cheap meanwhile, and as long as that is
- * answered the call is waited for. Only who answers none of several questions in a row, each waited for as long as its earlier answers let
- * expect and twice as long as the one before, is silent.
+ * Slow or dead? A call that takes long is not given up for that: whoever works on it is asked something cheap
+ * meanwhile, and as long as that is answered the call is waited for. Only who answers none of several
+ * questions in a row, each waited for as long as its earlier answers let expect and twice as long as the one
+ * before, is silent.
  *
- * A process that was stopped itself, or had no processor, finds its timers due and the answers unread. So what has arrived is looked at before a
- * question counts as unanswered, and a question whose time passed while this process slept does not count at all.
+ * A process that was stopped itself, or had no processor, finds its timers due and the answers unread. So
+ * what has arrived is looked at before a question counts as unanswered, and a question whose time passed
+ * while this process slept does not count at all.
  */
 
 export type WhileAlive = {
@@ -29,7 +31,10 @@ export type WhileAlive = {
   signal?: AbortSignal | undefined;
 };
 
-/** As `work` ends; as `silent` says when nobody answers; with the reason of `signal`. `work` must end when its own signal aborts. */
+/**
+ * As `work` ends; as `silent` says when nobody answers; with the reason of `signal`. `work` must end when its
+ * own signal aborts.
+ */
 export async function whileAlive<T>(
   work: (signal: AbortSignal) => Promise<T>,
   options: WhileAlive,

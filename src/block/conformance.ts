@@ -6,8 +6,8 @@ import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from './block-device.ts';
 
 /**
- * The contract of BlockDevice as tests, for every device and layer: call `testConformance` at the top of the test file. Not part of the
- * product.
+ * The contract of BlockDevice as tests, for every device and layer: call `testConformance` at the top of the
+ * test file. Not part of the product.
  */
 export type ConformanceWant = {
   lengthBytes: number;
@@ -17,7 +17,10 @@ export type ConformanceWant = {
 };
 
 export type ConformanceOptions = {
-  /** Opens a device. It registers its own tear-down with `t.after` (closing the device too, which may be closed already). */
+  /**
+   * Opens a device. It registers its own tear-down with `t.after` (closing the device too, which may be
+   * closed already).
+   */
   open: (t: TestContext, want: ConformanceWant) => Promise<BlockDevice>;
   /** `both` (default), or the only side that the device has. */
   access?: 'both' | 'readonly' | 'writable';

@@ -4,13 +4,16 @@ import type { BlockDevice } from './block-device.ts';
 export type DelaySettings = {
   /** Added to every call, in ms; calls wait side by side. Default 0. */
   latencyMs?: number;
-  /** Reads and writes queue for this many bytes per second, one after the other as on a wire. Default: no limit. */
+  /**
+   * Reads and writes queue for this many bytes per second, one after the other as on a wire. Default: no
+   * limit.
+   */
   bytesPerSecond?: number;
 };
 
 /**
- * A layer that makes a device slow. `settings` may be changed at any time and holds for calls that start then. There is no `readNow`:
- * nothing is at hand without waiting.
+ * A layer that makes a device slow. `settings` may be changed at any time and holds for calls that start
+ * then. There is no `readNow`: nothing is at hand without waiting.
  */
 export class DelayDevice implements BlockDevice {
   readonly lengthBytes: number;

@@ -10,17 +10,21 @@ import { SparseBytes } from './sparse-bytes.ts';
 /**
  * A disk that misbehaves on demand. The fault model:
  *
- * - Two images: what reads see now (volatile), and what is on the platter for certain (durable). A mutation changes the first and joins the
- *   list of unflushed operations; a flush moves the list into the second and empties it.
- * - Power cut: each unflushed operation, independently of the others and of their order, survives whole, is lost, or is torn: any subset of its
- *   512-byte sectors survives. Discards and zeroes are operations like writes. The durable image with the survivors is
- *   what the disk holds afterwards. Sectors are atomic; nothing is ever invented, and nothing flushed is ever lost.
- *   (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, find applications break on just these reorderings.)
- * - Crash of a process without loss of power: `reopen()`. All that was written is still there, unflushed or not.
+ * - Two images: what reads see now (volatile), and what is on the platter for certain (durable). A mutation
+ *   changes the first and joins the list of unflushed operations; a flush moves the list into the second and
+ *   empties it.
+ * - Power cut: each unflushed operation, independently of the others and of their order, survives whole, is
+ *   lost, or is torn: any subset of its 512-byte sectors survives. Discards and zeroes are operations like
+ *   writes. The durable image with the survivors is what the disk holds afterwards. Sectors are atomic;
+ *   nothing is ever invented, and nothing flushed is ever lost. (Pillai et al., "All File Systems Are Not
+ *   Created Equal", OSDI 2014, find applications break on just these reorderings.)
+ * - Crash of a process without loss of power: `reopen()`. All that was written is still there, unflushed or
+ *   not.
  * - Failure: the Nth call of some kinds rejects with a given error and does nothing, once or for ever.
  * - Stall: calls of some kinds wait until released, and take effect only then.
  *
- * Operations cost memory copies of their own length only, so that a run can visit tens of thousands of crash points.
+ * Operations cost memory copies of their own length only, so that a run can visit tens of thousands of crash
+ * points.
  */
 export type OperationKind = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes' | 'extents';
 
@@ -123,8 +127,9 @@ export class FaultDevice implements BlockDevice {
   }
 
   /**
-   * Another handle on the same disk, as the next process has it; this one is dead: its calls, stalled ones too, reject with
-   * `BLOCK_CLOSED` and do nothing. Rules and stalls stay behind with it. `writable` of the new handle can be chosen.
+   * Another handle on the same disk, as the next process has it; this one is dead: its calls, stalled ones
+   * too, reject with `BLOCK_CLOSED` and do nothing. Rules and stalls stay behind with it. `writable` of the
+   * new handle can be chosen.
    */
   reopen(options: { writable?: boolean } = {}): FaultDevice {
     this.#dead = true;
@@ -147,8 +152,8 @@ export class FaultDevice implements BlockDevice {
   powerCut(random: Random): void {
     this.#powerCuts++;
     const { live, durable, unflushed } = this.#medium;
-    // Disks that lose all of their cache or nothing of it are the common ones, and no mix of independent coins over many
-    // operations would ever show them.
+    // Disks that lose all of their cache or nothing of it are the common ones, and no mix of independent
+    // coins over many operations would ever show them.
     const mood = random.below(4);
     for (const operation of unflushed) {
       if (mood === 0) continue;
@@ -288,7 +293,10 @@ function apply(bytes: SparseBytes, operation: Unflushed, start: number, end: num
   else bytes.write(operation.offsetBytes + start, operation.bytes.subarray(start, end));
 }
 
-/** Most pieces that a torn operation breaks into; a discard of a terabyte has too many sectors to toss a coin for each. */
+/**
+ * Most pieces that a torn operation breaks into; a discard of a terabyte has too many sectors to toss a coin
+ * for each.
+ */
 const PIECES_MAX = 256;
 
 function applySurvivors(bytes: SparseBytes, operation: Unflushed, random: Random): void {

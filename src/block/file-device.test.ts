@@ -122,7 +122,8 @@ test('after a flush failed no later one claims success', async (t) => {
   closeSync(device.fileDescriptor);
   const failed = (error: unknown) => isGodwitError(error, 'BLOCK_IO') && error.values.errno === 'EBADF';
   await assert.rejects(device.flush(), failed);
-  // A good descriptor of the same number: the disk is well again, and the data of before is gone all the same.
+  // A good descriptor of the same number: the disk is well again, and the data of before is gone all the
+  // same.
   const others: number[] = [];
   while (others.at(-1) !== device.fileDescriptor && others.length < 100) others.push(openSync(path, 'r+'));
   for (const fd of others) if (fd !== device.fileDescriptor) closeSync(fd);
@@ -154,7 +155,8 @@ test('without holes in the filesystem, zeros are written', { skip: requires('roo
       await device.close();
     }
   } finally {
-    // Here and not in t.after: those run in the order in which they were registered, so the folder would go first.
+    // Here and not in t.after: those run in the order in which they were registered, so the folder would go
+    // first.
     execFileSync('umount', [folder], { timeout: patient(30_000) });
   }
 });
@@ -176,7 +178,8 @@ test('a full disk is BLOCK_NO_SPACE, and freed space can be used again', {
       await device.close();
     }
   } finally {
-    // Here and not in t.after: those run in the order in which they were registered, so the folder would go first.
+    // Here and not in t.after: those run in the order in which they were registered, so the folder would go
+    // first.
     execFileSync('umount', [folder], { timeout: patient(30_000) });
   }
 });

@@ -19,17 +19,18 @@ export type FileDeviceOptions = {
   /** Default true. False opens a path O_RDONLY. */
   writable?: boolean;
   /**
-   * Default true: see the class. False is for a caller that keeps all that it wrote since the last flush that succeeded, and writes it again when one fails.
+   * Default true: see the class. False is for a caller that keeps all that it wrote since the last flush that
+   * succeeded, and writes it again when one fails.
    */
   flushFailureStays?: boolean;
 };
 
 /**
- * A device on a raw file, sparse: discarded and zeroed ranges become holes. The file may be longer than the device, never shorter.
- * Its data goes through the page cache; flush is fdatasync(2).
+ * A device on a raw file, sparse: discarded and zeroed ranges become holes. The file may be longer than the
+ * device, never shorter. Its data goes through the page cache; flush is fdatasync(2).
  *
- * After a flush failed, every later one fails too: the kernel reports a lost write once and then calls the pages clean
- * (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+ * After a flush failed, every later one fails too: the kernel reports a lost write once and then calls the
+ * pages clean (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
  */
 export class FileDevice implements BlockDevice {
   readonly lengthBytes: number;
@@ -39,7 +40,10 @@ export class FileDevice implements BlockDevice {
   readonly fileDescriptor: number;
   readonly #flushFailureStays: boolean;
   #closed = false;
-  /** Calls that use the descriptor. It is closed after the last one, so that no late call hits whatever gets its number next. */
+  /**
+   * Calls that use the descriptor. It is closed after the last one, so that no late call hits whatever gets
+   * its number next.
+   */
   #inFlight = 0;
   #closing: PromiseWithResolvers<void> | null = null;
   #flushFailure: GodwitError | null = null;
@@ -54,7 +58,10 @@ export class FileDevice implements BlockDevice {
     this.fileDescriptor = fileDescriptor;
   }
 
-  /** Rejects with `BLOCK_BAD_GEOMETRY`, `BLOCK_SHORT_FILE`, or `BLOCK_OPEN_FAILED` with the errno in its values. */
+  /**
+   * Rejects with `BLOCK_BAD_GEOMETRY`, `BLOCK_SHORT_FILE`, or `BLOCK_OPEN_FAILED` with the errno in its
+   * values.
+   */
   static async open(options: FileDeviceOptions): Promise<FileDevice> {
     const flags = options.writable === false ? constants.O_RDONLY : constants.O_RDWR;
     let fileDescriptor: number;
@@ -76,8 +83,8 @@ export class FileDevice implements BlockDevice {
   }
 
   /**
-   * Makes a new file of holes, durably (file and folder are synced), readable by the owner only, and opens it. Rejects with
-   * `BLOCK_OPEN_FAILED` (EEXIST when there is one already) or `BLOCK_NO_SPACE`.
+   * Makes a new file of holes, durably (file and folder are synced), readable by the owner only, and opens
+   * it. Rejects with `BLOCK_OPEN_FAILED` (EEXIST when there is one already) or `BLOCK_NO_SPACE`.
    */
   static async create(
     path: string,
@@ -316,8 +323,9 @@ export class FileDevice implements BlockDevice {
 }
 
 /**
- * Extents of a filesystem as extents of a device: the borders of the first can be finer than the blocks of the second, and a block that holds
- * any data is data. The range is aligned and `extents` covers it without gaps.
+ * Extents of a filesystem as extents of a device: the borders of the first can be finer than the blocks of
+ * the second, and a block that holds any data is data. The range is aligned and `extents` covers it without
+ * gaps.
  */
 export function alignExtents(
   extents: Iterable<Extent>,

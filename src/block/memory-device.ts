@@ -9,13 +9,19 @@ export type MemoryDeviceOptions = {
   blockBytes?: number;
   /** Default true. */
   writable?: boolean;
-  /** Unit of allocation and of holes, a power of two from 512. Default 4096; larger is faster for large writes. */
+  /**
+   * Unit of allocation and of holes, a power of two from 512. Default 4096; larger is faster for large
+   * writes.
+   */
   chunkBytes?: number;
   /** What it holds from byte 0 on, copied. Default: zeros. */
   content?: Uint8Array;
 };
 
-/** A device in memory that is allocated as it is written: 1 TiB costs nothing until then. Flush has nothing to do. */
+/**
+ * A device in memory that is allocated as it is written: 1 TiB costs nothing until then. Flush has nothing to
+ * do.
+ */
 export class MemoryDevice implements BlockDevice {
   readonly lengthBytes: number;
   readonly blockBytes: number;

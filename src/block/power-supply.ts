@@ -7,16 +7,19 @@ export interface PowerLoad {
 }
 
 /**
- * The power of one simulated host. All FaultDevices of the host share one, so that a test can cut the power of data and metadata
- * devices at the same instant, at the k-th mutating operation (write, discard, writeZeroes, flush) counted over all of them.
+ * The power of one simulated host. All FaultDevices of the host share one, so that a test can cut the power
+ * of data and metadata devices at the same instant, at the k-th mutating operation (write, discard,
+ * writeZeroes, flush) counted over all of them.
  *
- * To visit every crash point of a scenario: run it once without a cut and read `operations`; then run it again for
- * k = 1 to that number with `cutAt = k`, and check what a fresh host finds after `restore()`.
+ * To visit every crash point of a scenario: run it once without a cut and read `operations`; then run it
+ * again for k = 1 to that number with `cutAt = k`, and check what a fresh host finds after `restore()`.
  */
 export class PowerSupply {
   /** Mutating operations that began so far, over all devices. */
   operations = 0;
-  /** The operation (counted from 1) at which power goes: it may survive, or be lost, or be torn. null: never. */
+  /**
+   * The operation (counted from 1) at which power goes: it may survive, or be lost, or be torn. null: never.
+   */
   cutAt: number | null;
   /** Called after all devices lost power. */
   onCut: (() => void) | null = null;
@@ -41,7 +44,10 @@ export class PowerSupply {
     this.#loads.delete(load);
   }
 
-  /** A device reports that a mutating operation begins. True: power goes now, and the device's own part of `cut` follows. */
+  /**
+   * A device reports that a mutating operation begins. True: power goes now, and the device's own part of
+   * `cut` follows.
+   */
   beginOperation(): boolean {
     this.operations++;
     return this.operations === this.cutAt;

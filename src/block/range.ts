@@ -6,8 +6,9 @@ export type Geometry = Pick<BlockDevice, 'lengthBytes' | 'blockBytes'>;
 
 /** True when the range lies inside the device and is aligned to its blocks. An empty range is fine. */
 export function rangeFits(device: Geometry, offsetBytes: number, lengthBytes: number): boolean {
-  // Bit operations cut numbers to 32 bits, so alignment is taken from the low bits only, which suffices: blockBytes is a
-  // power of two of at most 4096 and the ECMAScript ToInt32 keeps the low 32 bits of every safe integer.
+  // Bit operations cut numbers to 32 bits, so alignment is taken from the low bits only, which suffices:
+  // blockBytes is a power of two of at most 4096 and the ECMAScript ToInt32 keeps the low 32 bits of every
+  // safe integer.
   return (
     Number.isSafeInteger(offsetBytes) &&
     Number.isSafeInteger(lengthBytes) &&
@@ -70,8 +71,8 @@ export function readOnlyError(): GodwitError {
 }
 
 /**
- * Collects extents in the form that the contract asks for: in order, without gaps, neighbours of one kind merged, at most
- * `limitExtents`. Feed it pieces from left to right until `add` says that no more fits.
+ * Collects extents in the form that the contract asks for: in order, without gaps, neighbours of one kind
+ * merged, at most `limitExtents`. Feed it pieces from left to right until `add` says that no more fits.
  */
 export class ExtentList {
   readonly extents: Extent[] = [];

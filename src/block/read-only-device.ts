@@ -1,7 +1,10 @@
 import type { BlockDevice } from './block-device.ts';
 import { readOnlyError } from './range.ts';
 
-/** What all devices that are only read have in common: changes reject with `BLOCK_READ_ONLY`, and there is nothing to flush. */
+/**
+ * What all devices that are only read have in common: changes reject with `BLOCK_READ_ONLY`, and there is
+ * nothing to flush.
+ */
 export abstract class ReadOnlyDevice implements BlockDevice {
   abstract readonly lengthBytes: number;
   abstract readonly blockBytes: number;

@@ -2,8 +2,8 @@ import type { Extent } from './block-device.ts';
 import { ExtentList } from './range.ts';
 
 /**
- * A byte space of any size that takes memory only where something was written: fixed chunks in a map. Synchronous and
- * without range checks; MemoryDevice and FaultDevice put the contract around it.
+ * A byte space of any size that takes memory only where something was written: fixed chunks in a map.
+ * Synchronous and without range checks; MemoryDevice and FaultDevice put the contract around it.
  */
 export class SparseBytes {
   readonly #chunkBytes: number;

@@ -70,9 +70,9 @@ export async function* readTrace(
 const TRANSFER_BYTES_MAX = 64 * 1024 * 1024;
 
 /**
- * Does to `device` what the trace says, one call after the other, as fast as it goes; writes carry bytes of no meaning. Calls that
- * failed when they were traced are left out. Rejects with the first error of the device, or with `BLOCK_BAD_TRACE`. Returns the
- * number of calls.
+ * Does to `device` what the trace says, one call after the other, as fast as it goes; writes carry bytes of
+ * no meaning. Calls that failed when they were traced are left out. Rejects with the first error of the
+ * device, or with `BLOCK_BAD_TRACE`. Returns the number of calls.
  */
 export async function replayTrace(
   records: AsyncIterable<TraceRecord> | Iterable<TraceRecord>,

@@ -3,8 +3,8 @@ import type { BlockDevice } from './block-device.ts';
 import { checkGeometry, checkRange, rangeFits } from './range.ts';
 
 /**
- * A layer that shows a part of a device as a device of its own, for example what follows a LUKS2 header. The checks are against the window,
- * so nothing outside it can be reached. Closing it closes the device under it.
+ * A layer that shows a part of a device as a device of its own, for example what follows a LUKS2 header. The
+ * checks are against the window, so nothing outside it can be reached. Closing it closes the device under it.
  */
 export class WindowDevice implements BlockDevice {
   readonly lengthBytes: number;
@@ -15,7 +15,10 @@ export class WindowDevice implements BlockDevice {
   readonly #inner: BlockDevice;
   readonly #startBytes: number;
 
-  /** `startBytes` and `lengthBytes` are whole blocks of the device and lie inside it; else throws `BLOCK_BAD_GEOMETRY`. */
+  /**
+   * `startBytes` and `lengthBytes` are whole blocks of the device and lie inside it; else throws
+   * `BLOCK_BAD_GEOMETRY`.
+   */
   constructor(inner: BlockDevice, startBytes: number, lengthBytes: number) {
     this.#inner = inner;
     this.#startBytes = startBytes;

@@ -19,8 +19,9 @@ export type FollowOptions = {
 };
 
 /**
- * Watches a drain to its end. The drain itself lives in the worker: nothing here moves it, and it goes on when nobody watches.
- * Rejects with `API_UNREACHABLE` when the worker is away for too long, and with the signal's reason.
+ * Watches a drain to its end. The drain itself lives in the worker: nothing here moves it, and it goes on
+ * when nobody watches. Rejects with `API_UNREACHABLE` when the worker is away for too long, and with the
+ * signal's reason.
  */
 export async function followDrain(
   options: FollowOptions,

@@ -4,8 +4,9 @@ import { displayWidth, printable, table, truncate } from './table.ts';
 import { formatDuration, formatSize, shortDigest } from './units.ts';
 
 /**
- * How a drain looks: pure functions from its status to lines. On a terminal one line a machine, drawn over again
- * (`renderDrain`); elsewhere a line for every change (`describeChanges`); at the end a table (`renderSummary`).
+ * How a drain looks: pure functions from its status to lines. On a terminal one line a machine, drawn over
+ * again (`renderDrain`); elsewhere a line for every change (`describeChanges`); at the end a table
+ * (`renderSummary`).
  */
 export type RenderOptions = {
   /** Columns of the terminal. */
@@ -62,7 +63,10 @@ function headline(status: DrainStatus, nowMs: number): string {
 
 type Cell = { text: string; paint: (text: string) => string };
 
-/** In the order of the line; `keep` is the order in which columns are given up when the terminal is narrow, lowest last. */
+/**
+ * In the order of the line; `keep` is the order in which columns are given up when the terminal is narrow,
+ * lowest last.
+ */
 const COLUMNS = [
   { name: 'name', keep: 0 },
   { name: 'phase', keep: 1 },

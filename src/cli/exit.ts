@@ -1,7 +1,10 @@
 import { statusOf } from '../api/status.ts';
 import { GodwitError, toWireError, type WireError } from '../base/errors.ts';
 
-/** Exit codes of godwit. Scripts stand on them: only ever append. Documented in docs/cli.md and in `godwit --help`. */
+/**
+ * Exit codes of godwit. Scripts stand on them: only ever append. Documented in docs/cli.md and in `godwit
+ * --help`.
+ */
 export const EXIT = {
   done: 0,
   error: 1,

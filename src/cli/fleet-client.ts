@@ -73,8 +73,9 @@ export class FleetClient {
   }
 
   /**
-   * Rejects `CLI_NAME_TAKEN` when a worker that answers has a machine or a volume of that name: two of one name could only be told apart by their ids. Copies that
-   * moves left are no namesakes. `worker`, where the new one is to be, says so itself.
+   * Rejects `CLI_NAME_TAKEN` when a worker that answers has a machine or a volume of that name: two of one
+   * name could only be told apart by their ids. Copies that moves left are no namesakes. `worker`, where the
+   * new one is to be, says so itself.
    */
   async mustBeFree(noun: 'machine' | 'volume', name: string, worker: string): Promise<void> {
     const { items } = noun === 'machine' ? await this.machines() : await this.volumes();
@@ -196,11 +197,17 @@ function isOwnTrouble(code: string): boolean {
   return isAway(code) || REFUSALS.has(code) || statusOf(code) >= 500;
 }
 
-/** During a move both sides know the machine; who owns it, or soon will, is asked. Lower is asked first; default 0. */
+/**
+ * During a move both sides know the machine; who owns it, or soon will, is asked. Lower is asked first;
+ * default 0.
+ */
 const MACHINE_RANK: Readonly<Record<string, number>> = { moving: 1, incoming: 2, moved: 3 };
 const VOLUME_RANK: Readonly<Record<string, number>> = { sealed: 1, incoming: 2, retained: 3 };
 
-/** The one that `ref` (id or name) means, or null. Throws `CLI_AMBIGUOUS_REF` when several things have that name. */
+/**
+ * The one that `ref` (id or name) means, or null. Throws `CLI_AMBIGUOUS_REF` when several things have that
+ * name.
+ */
 export function pick<Item extends { id: string; name: string; state: string }, Found extends { item: Item }>(
   ref: string,
   what: string,

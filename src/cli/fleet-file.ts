@@ -13,7 +13,10 @@ export type FleetFile = {
   workers: { name: string; url: string; pid?: number }[];
   /** Relative to the folder of the fleet file. */
   tokenFile?: string;
-  /** Of the authority that signed the certificates of workers with https URLs; relative like the other. Without it those count that Node knows. */
+  /**
+   * Of the authority that signed the certificates of workers with https URLs; relative like the other.
+   * Without it those count that Node knows.
+   */
   caFile?: string;
   /** Process of the `godwit dev` that looks after the workers, when there is one. */
   devPid?: number;
@@ -34,7 +37,10 @@ export type FleetOptions = {
   ca?: string | undefined;
 };
 
-/** Finds the fleet: `--url`, `--fleet`, GODWIT_FLEET, ./.godwit/fleet.json, ~/.config/godwit/fleet.json; the first that there is. */
+/**
+ * Finds the fleet: `--url`, `--fleet`, GODWIT_FLEET, ./.godwit/fleet.json, ~/.config/godwit/fleet.json; the
+ * first that there is.
+ */
 export function findFleet(options: FleetOptions, env: NodeJS.ProcessEnv, cwd: string): Fleet {
   const givenToken =
     options.token ??

@@ -3,8 +3,9 @@ const EXIT_CODES: Partial<Record<NodeJS.Signals, number>> = { SIGHUP: 129, SIGIN
 const SIGNALS = Object.keys(EXIT_CODES) as NodeJS.Signals[];
 
 /**
- * Aborts with `Interrupted` at Ctrl-C, at SIGTERM, and when the terminal goes away, so that what a command keeps up for as long as it runs does not stay when
- * its window is closed; `dispose` takes the handlers away again. (Node takes a hangup that nohup ignores for one that it does not: setsid is what detaches.)
+ * Aborts with `Interrupted` at Ctrl-C, at SIGTERM, and when the terminal goes away, so that what a command
+ * keeps up for as long as it runs does not stay when its window is closed; `dispose` takes the handlers away
+ * again. (Node takes a hangup that nohup ignores for one that it does not: setsid is what detaches.)
  */
 export function interruption(): { signal: AbortSignal; dispose: () => void } {
   const abort = new AbortController();

@@ -1,6 +1,9 @@
 const ESC = String.fromCharCode(27);
 
-/** Lines at the bottom of a terminal that are drawn over again (ECMA-48 cursor up, erase in line, erase in page). */
+/**
+ * Lines at the bottom of a terminal that are drawn over again (ECMA-48 cursor up, erase in line, erase in
+ * page).
+ */
 export class LiveRegion {
   readonly #output: { write(text: string): unknown };
   #lines = 0;
@@ -9,7 +12,10 @@ export class LiveRegion {
     this.#output = output;
   }
 
-  /** Replaces what was drawn before. No line may be wider than the terminal, nor the lines more than its height. */
+  /**
+   * Replaces what was drawn before. No line may be wider than the terminal, nor the lines more than its
+   * height.
+   */
   draw(lines: readonly string[]): void {
     const up = this.#lines > 0 ? `${ESC}[${this.#lines}A` : '';
     const body = lines.map((line) => `${ESC}[2K${line}\n`).join('');

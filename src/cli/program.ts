@@ -4,8 +4,8 @@ import type { Context, GlobalOptions } from './context.ts';
 import { EXIT_HELP } from './exit.ts';
 
 /**
- * The commands, their options and their help. What they do is in commands/, and loaded when it is asked for: `godwit --help`
- * and completion wait for nothing.
+ * The commands, their options and their help. What they do is in commands/, and loaded when it is asked for:
+ * `godwit --help` and completion wait for nothing.
  */
 export function makeProgram(host: NodeJS.Process, version: string): Command {
   const program = new Command('godwit')

@@ -4,8 +4,8 @@ import type { Writable } from 'node:stream';
 import { GodwitError } from '../base/errors.ts';
 
 /**
- * Holds on until its descriptor 3 is closed, which the kernel does however this process ends. Then the terminal is as it was, unless somebody else (the
- * shell that waits for us) has changed it since.
+ * Holds on until its descriptor 3 is closed, which the kernel does however this process ends. Then the
+ * terminal is as it was, unless somebody else (the shell that waits for us) has changed it since.
  */
 const KEEPER = `
 trap '' HUP INT QUIT TERM
@@ -18,9 +18,10 @@ read -r _ <&3
 `;
 
 /**
- * The terminal at standard input, in raw mode: each key goes to whoever runs at the other end, Ctrl-C too, and output comes as that one makes it. By stty and not by Node, which leaves
- * output processing on (a line feed would begin a new line). A process of its own, in a session of its own, puts the terminal back, so that
- * neither a crash of this one nor SIGKILL leaves it raw.
+ * The terminal at standard input, in raw mode: each key goes to whoever runs at the other end, Ctrl-C too,
+ * and output comes as that one makes it. By stty and not by Node, which leaves output processing on (a line
+ * feed would begin a new line). A process of its own, in a session of its own, puts the terminal back, so
+ * that neither a crash of this one nor SIGKILL leaves it raw.
  */
 export class RawTerminal {
   readonly #keeper: ChildProcess;

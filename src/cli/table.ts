@@ -32,7 +32,10 @@ function stripEscapes(text: string): string {
   return text.replace(ESCAPES, '');
 }
 
-/** Foreign text (names, reasons, log lines in tables) without control characters: it cannot move the cursor or recolour. */
+/**
+ * Foreign text (names, reasons, log lines in tables) without control characters: it cannot move the cursor or
+ * recolour.
+ */
 export function printable(text: string): string {
   return text.replace(/\p{Cc}+/gu, ' ');
 }

@@ -6,8 +6,9 @@ import { type Command, CommanderError } from 'commander';
 import { makeProgram } from './program.ts';
 
 /**
- * Every command that docs, next actions of errors, and `why` tell people to type is one that godwit has, with the options and arguments that it takes. What
- * the ones for emergencies do is in test/chaos/overrides.test.ts, at three workers.
+ * Every command that docs, next actions of errors, and `why` tell people to type is one that godwit has, with
+ * the options and arguments that it takes. What the ones for emergencies do is in
+ * test/chaos/overrides.test.ts, at three workers.
  */
 
 const ROOT = join(import.meta.dirname, '..', '..');

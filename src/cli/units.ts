@@ -20,8 +20,8 @@ const FACTORS: Readonly<Record<string, number>> = {
 };
 
 /**
- * Bytes of `10GiB`, `1.5g`, `500MB` or `4096`. IEC units and their first letters are powers of 1024, SI units are
- * powers of 1000. Throws `CLI_INVALID_SIZE`.
+ * Bytes of `10GiB`, `1.5g`, `500MB` or `4096`. IEC units and their first letters are powers of 1024, SI units
+ * are powers of 1000. Throws `CLI_INVALID_SIZE`.
  */
 export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
@@ -51,7 +51,10 @@ export function formatSize(bytes: number): string {
 
 const DURATIONS: Readonly<Record<string, number>> = { ms: 1, s: 1e3, m: 60e3, h: 3600e3, d: 86400e3 };
 
-/** Milliseconds of `500ms`, `10s`, `1.5m`, `2h` or `7d`; a bare number is seconds. Throws `CLI_INVALID_DURATION`. */
+/**
+ * Milliseconds of `500ms`, `10s`, `1.5m`, `2h` or `7d`; a bare number is seconds. Throws
+ * `CLI_INVALID_DURATION`.
+ */
 export function parseDuration(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?$/.exec(text.trim());
   if (match) return Math.round(Number(match[1]) * DURATIONS[match[2] ?? 's']!);

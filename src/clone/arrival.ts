@@ -9,16 +9,25 @@ import type { FetchLog } from './fetch-log.ts';
 import { type Fetch, type InFlight, owns, release } from './in-flight.ts';
 import type { ValidityMap } from './validity-map.ts';
 
-/** Fetched bytes that are asked for, or here and not in place for certain: what a SIGKILL makes the next process fetch again at most. */
+/**
+ * Fetched bytes that are asked for, or here and not in place for certain: what a SIGKILL makes the next
+ * process fetch again at most.
+ */
 const HELD_BYTES_MAX = 64 * 2 ** 20;
-/** Content that the disk refuses is kept up to this much and tried again; what is beyond is fetched again when it is wanted. */
+/**
+ * Content that the disk refuses is kept up to this much and tried again; what is beyond is fetched again when
+ * it is wanted.
+ */
 const REFUSED_BYTES_MAX = 16 * 2 ** 20;
 const RETRY_FIRST_MS = 1_000;
 const RETRY_MAX_MS = 8_000;
 /** A disk that has taken nothing for so long is named in the status. */
 const SLOW_AFTER_MS = 5_000;
 
-/** The local file, on a handle of its own: what it says of failed write-backs must not be heard by anybody else. */
+/**
+ * The local file, on a handle of its own: what it says of failed write-backs must not be heard by anybody
+ * else.
+ */
 export type ArrivalStore = Pick<BlockDevice, 'write' | 'writeBack' | 'beginWriteBack' | 'discard'>;
 
 export type ArrivalsOptions = {
@@ -55,11 +64,14 @@ type Run = { first: number; end: number };
  *
  *   write to the local file (page cache) → write-back, waited for and checked → record in the log → source vouched for → bit
  *
- * A bit in the live map is believed by every later process, and the page cache does not keep what a disk refused: it calls the page clean and
- * forgets it, and says so once. So no bit is set before the disk has the bytes. Until then the buffer answers who reads the blocks, and a write of the guest takes
- * them over (`stored` in in-flight.ts). A disk that refuses leaves them absent; the content is written again from the buffer, or fetched again.
+ * A bit in the live map is believed by every later process, and the page cache does not keep what a disk
+ * refused: it calls the page clean and forgets it, and says so once. So no bit is set before the disk has the
+ * bytes. Until then the buffer answers who reads the blocks, and a write of the guest takes them over
+ * (`stored` in in-flight.ts). A disk that refuses leaves them absent; the content is written again from the
+ * buffer, or fetched again.
  *
- * What is between the wire and the bit is bounded: whoever would fetch more waits for room (`admit`), misses of the guest too.
+ * What is between the wire and the bit is bounded: whoever would fetch more waits for room (`admit`), misses
+ * of the guest too.
  */
 export class Arrivals {
   readonly #options: ArrivalsOptions;
@@ -68,7 +80,10 @@ export class Arrivals {
   #admittedBytes = 0;
   #unplacedBytes = 0;
   #refusedBytes = 0;
-  /** Write-backs that failed: whatever was written before the last one and not confirmed by then is written again. */
+  /**
+   * Write-backs that failed: whatever was written before the last one and not confirmed by then is written
+   * again.
+   */
   #refusals = 0;
   #queue: Confirmation[] = [];
   #confirming = false;
@@ -97,12 +112,16 @@ export class Arrivals {
     const nowMs = this.#options.clock.monotonicMs();
     const forMs = nowMs - Math.max(this.#oldestAtMs, Math.min(this.#confirmedAtMs, nowMs));
     if (this.#unplacedBytes === 0 || forMs < SLOW_AFTER_MS) return null;
-    // What the disk has taken waits for the source's word: why that does not come, the source's own error says.
+    // What the disk has taken waits for the source's word: why that does not come, the source's own error
+    // says.
     if (this.#waitingForWord > 0) return null;
     return `storing fetched blocks: the local disk has taken none for ${Math.round(forMs / 1000)} s`;
   }
 
-  /** Room for the bytes of one fetch, given back with `leave`. Null: taken at once; else it is when the promise resolves, first come, first served. */
+  /**
+   * Room for the bytes of one fetch, given back with `leave`. Null: taken at once; else it is when the
+   * promise resolves, first come, first served.
+   */
   admit(bytes: number): Promise<void> | null {
     // One that is larger than all the room there is goes alone.
     if (this.#waiting.length === 0 && this.#fits(bytes)) {
@@ -122,8 +141,9 @@ export class Arrivals {
   }
 
   /**
-   * Brings what the fetch still owns into its place: true when its bits are set. False: it is absent as before, because the disk refused it and too much
-   * is waiting to be tried again, or because of `close`. Never rejects.
+   * Brings what the fetch still owns into its place: true when its bits are set. False: it is absent as
+   * before, because the disk refused it and too much is waiting to be tried again, or because of `close`.
+   * Never rejects.
    */
   async place(fetch: Fetch): Promise<boolean> {
     const bytes = (fetch.end - fetch.first) * BLOCK_BYTES;
@@ -154,7 +174,10 @@ export class Arrivals {
     return placed;
   }
 
-  /** Until it is its turn, what arrived is as what the disk refused: whoever reads it has it from the buffer, and writes of the guest take blocks over. */
+  /**
+   * Until it is its turn, what arrived is as what the disk refused: whoever reads it has it from the buffer,
+   * and writes of the guest take blocks over.
+   */
   async #tryInTurn(fetch: Fetch, record: () => Promise<void>): Promise<boolean> {
     const passage = this.#options.gate.enter(fetch.contentBytes, { waits: fetch.purpose !== 'miss' });
     if (passage.turn !== null) {
@@ -178,7 +201,10 @@ export class Arrivals {
     }
   }
 
-  /** Resolves when a look that began after this call found the source to be what it was; rejects when it is another, or on `close`. */
+  /**
+   * Resolves when a look that began after this call found the source to be what it was; rejects when it is
+   * another, or on `close`.
+   */
   vouched(): Promise<void> {
     const { vouch } = this.#options;
     if (vouch === undefined) return Promise.resolve();
@@ -237,8 +263,10 @@ export class Arrivals {
   }
 
   /**
-   * Takes away what a refusal left behind: blocks that the filesystem has given to a page that was not written hold nobody knows what, and the next try should find
-   * a hole, as the first one did. Seen through a loop device on a full tmpfs, whose driver calls a short write a success; not on a disk that refuses whole requests.
+   * Takes away what a refusal left behind: blocks that the filesystem has given to a page that was not
+   * written hold nobody knows what, and the next try should find a hole, as the first one did. Seen through a
+   * loop device on a full tmpfs, whose driver calls a short write a success; not on a disk that refuses whole
+   * requests.
    */
   async #clear(fetch: Fetch): Promise<void> {
     fetch.state = 'storing';
@@ -250,12 +278,17 @@ export class Arrivals {
     this.#options.inFlight.wake(fetch);
   }
 
-  /** All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the rest. */
+  /**
+   * All of it as it arrived, also what a mutation took over: a block that the guest writes in part keeps the
+   * rest.
+   */
   async #record(fetch: Fetch): Promise<void> {
     await this.#options.log?.record(fetch.first, fetch.asArrived.subarray(0, fetch.contentBytes));
   }
 
-  /** Resolves when the runs, written since `refusals`, have been written back and no write-back failed since. */
+  /**
+   * Resolves when the runs, written since `refusals`, have been written back and no write-back failed since.
+   */
   #confirmed(runs: readonly Run[], refusals: number): Promise<void> {
     if (!this.#options.store.writeBack || runs.length === 0) return Promise.resolve();
     return new Promise((confirmed, refused) => {
@@ -264,7 +297,10 @@ export class Arrivals {
     });
   }
 
-  /** One call at a time, for all that came meanwhile: a failure that it tells of may be of anything that was written before it ended. */
+  /**
+   * One call at a time, for all that came meanwhile: a failure that it tells of may be of anything that was
+   * written before it ended.
+   */
   async #confirmQueue(): Promise<void> {
     const { store } = this.#options;
     this.#confirming = true;

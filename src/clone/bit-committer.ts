@@ -3,12 +3,17 @@ import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type CloneMetadata, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 import type { ValidityMap } from './validity-map.ts';
 
-/** Metadata sectors that one round writes at most (4 MiB, the bits of 126 GiB): bounds the memory of a commit. */
+/**
+ * Metadata sectors that one round writes at most (4 MiB, the bits of 126 GiB): bounds the memory of a commit.
+ */
 const ROUND_SECTORS = 8192;
 
 /** What is known of one metadata sector: all of its bits are durable, or some are not, which... */
 const CLEAN = 0;
-/** ...stand for hydrated blocks: losing them costs a second fetch, so no flush of the guest waits for them; or which... */
+/**
+ * ...stand for hydrated blocks: losing them costs a second fetch, so no flush of the guest waits for them; or
+ * which...
+ */
 const LAZY = 1;
 /** ...stand for writes of the guest: its next flush must not end before they are durable; or which... */
 const URGENT = 2;
@@ -18,7 +23,10 @@ const STATES = 4;
 /** Sectors that are looked at together when nothing of them is dirty. */
 const GROUP_SECTORS = 1024;
 
-/** The two steps of a round in the order that keeps the promise. A test puts another order in, to see that it would be noticed. */
+/**
+ * The two steps of a round in the order that keeps the promise. A test puts another order in, to see that it
+ * would be noticed.
+ */
 export type CommitOrder = (
   dataDurable: () => Promise<void>,
   bitsDurable: () => Promise<void>,
@@ -40,8 +48,9 @@ type Scope = 'urgent' | 'all';
  *
  * One commit runs at a time. The flushes that arrive while it runs share the next one (group commit).
  *
- * What is owed outlives the process beside the bits: a sector is noted before a bit of it is set, and is clean when its round has ended. So whoever
- * opens the map of a dead process knows what is not durable without comparing anything.
+ * What is owed outlives the process beside the bits: a sector is noted before a bit of it is set, and is
+ * clean when its round has ended. So whoever opens the map of a dead process knows what is not durable
+ * without comparing anything.
  */
 export class BitCommitter {
   readonly #local: Flushable;
@@ -57,7 +66,10 @@ export class BitCommitter {
   /** The bits of a round, used again by the next: one round runs at a time. */
   #words = new Uint32Array(0);
   #logFailure: Error | null = null;
-  /** Some sectors may have bits that rest neither on the log nor on a write: those of unused blocks, and what a dead process owed. */
+  /**
+   * Some sectors may have bits that rest neither on the log nor on a write: those of unused blocks, and what
+   * a dead process owed.
+   */
   #othersOwed = false;
   #running: Promise<void> | null = null;
   /** The commit that runs has bits of the guest's. */
@@ -65,8 +77,9 @@ export class BitCommitter {
   #next: { scope: Scope; promise: Promise<void> } | null = null;
 
   /**
-   * `local` has the content that bits vouch for, `log` the digests of what was fetched; `written` tells which blocks need none, because the guest wrote them. `owed`
-   * has `owedBytes(metadata.sectorCount)`: zeros, or what the committer of a dead process left in it.
+   * `local` has the content that bits vouch for, `log` the digests of what was fetched; `written` tells which
+   * blocks need none, because the guest wrote them. `owed` has `owedBytes(metadata.sectorCount)`: zeros, or
+   * what the committer of a dead process left in it.
    */
   constructor(
     local: Flushable,
@@ -90,15 +103,18 @@ export class BitCommitter {
     this.#takeOver();
   }
 
-  /** Notes in the `owed` of a map that no committer has yet that nothing of the blocks [first, end) is durable. */
+  /**
+   * Notes in the `owed` of a map that no committer has yet that nothing of the blocks [first, end) is
+   * durable.
+   */
   static owe(owed: Uint8Array, sectorCount: number, first: number, end: number): void {
     owed.fill(URGENT, sectorOf(first), sectorOf(end - 1) + 1);
     owed.fill(1, sectorCount + groupOf(sectorOf(first)), sectorCount + groupOf(sectorOf(end - 1)) + 1);
   }
 
   /**
-   * Why bits of fetched blocks are held back though their data is durable: their digests could not be made durable. Null: none is. What the guest wrote
-   * does not wait for that.
+   * Why bits of fetched blocks are held back though their data is durable: their digests could not be made
+   * durable. Null: none is. What the guest wrote does not wait for that.
    */
   get logFailure(): Error | null {
     return this.#logFailure;
@@ -123,14 +139,17 @@ export class BitCommitter {
     this.written(first, end);
   }
 
-  /** The guest wrote to the blocks [first, end). Call it before their bits are set by that, in the same turn. */
+  /**
+   * The guest wrote to the blocks [first, end). Call it before their bits are set by that, in the same turn.
+   */
   written(first: number, end: number): void {
     for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) this.#become(sector, URGENT);
   }
 
   /**
-   * The guest wrote over blocks that were local already. Where their bits are not durable yet, its next flush has to wait for them: a power
-   * cut would make the blocks absent again, and the write would be lost behind the source's content.
+   * The guest wrote over blocks that were local already. Where their bits are not durable yet, its next flush
+   * has to wait for them: a power cut would make the blocks absent again, and the write would be lost behind
+   * the source's content.
    */
   overwritten(first: number, end: number): void {
     for (let sector = sectorOf(first); sector <= sectorOf(end - 1); sector++) {
@@ -144,8 +163,9 @@ export class BitCommitter {
   }
 
   /**
-   * The same where others write over local blocks without a word. `written` has every block that was ever written to, marked before it was. Bits of fetched
-   * blocks are waited for only in sectors that hold such a block: a flush of a guest that wrote elsewhere costs one flush of the data, also while a commit runs.
+   * The same where others write over local blocks without a word. `written` has every block that was ever
+   * written to, marked before it was. Bits of fetched blocks are waited for only in sectors that hold such a
+   * block: a flush of a guest that wrote elsewhere costs one flush of the data, also while a commit runs.
    */
   flushWritten(written: ValidityMap): Promise<void> {
     let waits = this.#runningUrgent;
@@ -245,7 +265,9 @@ export class BitCommitter {
     return running;
   }
 
-  /** Takes what is dirty from front to back, once: what is added behind that meanwhile could go on for ever. */
+  /**
+   * Takes what is dirty from front to back, once: what is added behind that meanwhile could go on for ever.
+   */
   async #commit(scope: Scope): Promise<void> {
     for (let from = 0; ; ) {
       const sectors = this.#take(from, scope);
@@ -315,7 +337,10 @@ export class BitCommitter {
     if (sectors.length > 0) this.#logFailure = logFailure;
   }
 
-  /** Takes the bits out that rest on the log: all but those that are durable and those of blocks that the guest wrote. */
+  /**
+   * Takes the bits out that rest on the log: all but those that are durable and those of blocks that the
+   * guest wrote.
+   */
   async #withoutFetched(sectors: readonly number[], words: Uint32Array, failure: Error): Promise<void> {
     const written = this.#written;
     // Which bits those are is not known, and a flush must not end without them.
@@ -339,7 +364,10 @@ function asError(error: unknown): Error {
   return error instanceof Error ? error : new Error(String(error));
 }
 
-/** Length of what a committer keeps of `sectorCount` sectors: a state for each, and for each group whether one of them is not clean. */
+/**
+ * Length of what a committer keeps of `sectorCount` sectors: a state for each, and for each group whether one
+ * of them is not clean.
+ */
 export function owedBytes(sectorCount: number): number {
   return sectorCount + Math.ceil(sectorCount / GROUP_SECTORS);
 }

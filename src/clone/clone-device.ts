@@ -28,26 +28,37 @@ export type CloneDeviceOptions = LiveMap & {
   /** A sparse file that was fresh (all zeros) when the clone was made. */
   local: BlockDevice;
   /**
-   * The same file on a handle of its own, for what is fetched (arrival.ts). Where the file has a page cache it is told of each failed write-back
-   * once a handle: what a fetched block needs to know must not be taken from the guest's flush, nor the other way round. Default `local`; the owner closes it.
+   * The same file on a handle of its own, for what is fetched (arrival.ts). Where the file has a page cache
+   * it is told of each failed write-back once a handle: what a fetched block needs to know must not be taken
+   * from the guest's flush, nor the other way round. Default `local`; the owner closes it.
    */
   arrivals?: ArrivalStore;
   /** The sealed volume. Only read. A read may take as long as an outage does. */
   source: CloneSource;
   /** Opened or created for this clone. */
   metadata: CloneMetadata;
-  /** True: the live map is that of an earlier process of this boot. False: it is fresh, and what is durable counts. */
+  /**
+   * True: the live map is that of an earlier process of this boot. False: it is fresh, and what is durable
+   * counts.
+   */
   validityIsCurrent: boolean;
   /** Opened or created for this clone: the digest of all that is fetched. */
   fetchLog?: FetchLog;
-  /** Opened or created for this clone: discards and zeroing that cut absent blocks need no source. Without it they wait, as writes do. */
+  /**
+   * Opened or created for this clone: discards and zeroing that cut absent blocks need no source. Without it
+   * they wait, as writes do.
+   */
   zeroLog?: ZeroLog;
   /**
-   * Of as many blocks: those that a guest overwrote, or may have. Set before the data changes, here and by whoever else writes to present blocks; so a block
-   * whose bit is clear after it was read has the content that was fetched.
+   * Of as many blocks: those that a guest overwrote, or may have. Set before the data changes, here and by
+   * whoever else writes to present blocks; so a block whose bit is clear after it was read has the content
+   * that was fetched.
    */
   written?: MapMemory;
-  /** True: `written` is that of an earlier process of this boot. False: who wrote what is not known, and every present block may have been overwritten. */
+  /**
+   * True: `written` is that of an earlier process of this boot. False: who wrote what is not known, and every
+   * present block may have been overwritten.
+   */
   writtenIsCurrent?: boolean;
   clock: Clock;
   logger?: Logger;
@@ -57,22 +68,28 @@ export type CloneDeviceOptions = LiveMap & {
   hydration?: HydrationSettings;
   /** Default `wait`: the guest never sees an error of the source. */
   sourceErrorPolicy?: SourceErrorPolicy;
-  /** Smallest hydration window. Below 64 KiB it is a share of time (hydration-window.ts). Default 4 KiB: a sixteenth. */
+  /**
+   * Smallest hydration window. Below 64 KiB it is a share of time (hydration-window.ts). Default 4 KiB: a
+   * sixteenth.
+   */
   windowFloorBytes?: number;
   /** Background bytes in flight at most. Default 8 MiB. */
   windowMaxBytes?: number;
   /** How often bits are made durable without a flush of the guest. Default 2,000. */
   commitIntervalMs?: number;
-  /** Hydrated bytes that may be written and not durable; then hydration waits for a commit. Default 512 MiB. */
+  /**
+   * Hydrated bytes that may be written and not durable; then hydration waits for a commit. Default 512 MiB.
+   */
   uncommittedBytesMax?: number;
   /**
-   * True: others write to local blocks past this device (attach/hot-thread.ts). Which of those writes stand on bits that are not durable is known
-   * from `written`; without it every flush makes all bits durable. Default false.
+   * True: others write to local blocks past this device (attach/hot-thread.ts). Which of those writes stand
+   * on bits that are not durable is known from `written`; without it every flush makes all bits durable.
+   * Default false.
    */
   localWrittenByOthers?: boolean;
   /**
-   * Throws when the guest must be answered nothing any more, because what it wrote is lost: the source has older content of a block whose bit went with it. Looked at
-   * by every request of the guest.
+   * Throws when the guest must be answered nothing any more, because what it wrote is lost: the source has
+   * older content of a block whose bit went with it. Looked at by every request of the guest.
    */
   checkGuest?: () => void;
   /** Fetched bytes between the wire and their place at most; then misses wait too. Default 64 MiB. */
@@ -96,7 +113,10 @@ const COMMIT_INTERVAL_MS = 2_000;
 const UNCOMMITTED_BYTES_MAX = 512 * 2 ** 20;
 /** Pages of the map of written blocks that are looked at between two commits. */
 const COMPACTED_PAGES = 256;
-/** The background copy rests while so much that arrived is on its way to the disk: the guest's own writes queue behind it there. */
+/**
+ * The background copy rests while so much that arrived is on its way to the disk: the guest's own writes
+ * queue behind it there.
+ */
 const UNPLACED_BACKGROUND_BYTES_MAX = 16 * 2 ** 20;
 /** After a full local disk or a failing source. */
 const HOLD_AFTER_FAILURE_MS = 1_000;
@@ -109,25 +129,31 @@ type Change = {
   apply: (offsetBytes: number, lengthBytes: number) => Promise<void>;
   /** It makes its range zeros. */
   zeroes: boolean;
-  /** Does it to a part of the content of one block: bytes [from, to) of the device, the block's content beginning at `blockStart`. */
+  /**
+   * Does it to a part of the content of one block: bytes [from, to) of the device, the block's content
+   * beginning at `blockStart`.
+   */
   merge: (content: Uint8Array, blockStart: number, from: number, to: number) => void;
 };
 
 /**
- * The asynchronous clone: a device that is whole at once, though its blocks are still at the source. A block is read from the source
- * when somebody needs it or the hydrator gets to it, is stored locally, and never read there again. Writes stay local.
+ * The asynchronous clone: a device that is whole at once, though its blocks are still at the source. A block
+ * is read from the source when somebody needs it or the hydrator gets to it, is stored locally, and never
+ * read there again. Writes stay local.
  *
  * What holds, and why:
- * - A block is present when its bit is set. The bit of a fetched block is set after the disk has its bytes (arrival.ts), that of a written one after
- *   the write. So reads of present blocks (also by other threads) need only the local device, and it never goes back.
- * - An absent block has at most one owner (in-flight.ts). Fetches of a block, and mutations of it, so happen one
- *   after the other; a mutation of whole blocks takes them over from a fetch that is on the wire.
- * - All mutations go through this object (it has to know which of them stand on bits that are not durable yet), or it is told
- *   that others write to present blocks, and then every flush makes every bit durable.
+ * - A block is present when its bit is set. The bit of a fetched block is set after the disk has its bytes
+ *   (arrival.ts), that of a written one after the write. So reads of present blocks (also by other threads)
+ *   need only the local device, and it never goes back.
+ * - An absent block has at most one owner (in-flight.ts). Fetches of a block, and mutations of it, so happen
+ *   one after the other; a mutation of whole blocks takes them over from a fetch that is on the wire.
+ * - All mutations go through this object (it has to know which of them stand on bits that are not durable
+ *   yet), or it is told that others write to present blocks, and then every flush makes every bit durable.
  * - Flush: data durable, then bits, then the answer (bit-committer.ts).
  *
- * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error`, or when the source was given up), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE`
- * from `finish`, and what `CloneMetadata.load` rejects with.
+ * Errors beside those of the contract: `CLONE_SOURCE_FAILED` (policy `error`, or when the source was given
+ * up), `CLONE_WRONG_LENGTH` from `open`, `CLONE_NOT_COMPLETE` from `finish`, and what `CloneMetadata.load`
+ * rejects with.
  */
 export class CloneDevice implements BlockDevice {
   readonly lengthBytes: number;
@@ -252,10 +278,12 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * Discards blocks that nobody needs (the free map of the filesystem), given as ascending runs: they read as zeros and are not fetched. For the first opening
-   * of a generation, before `start` and before any guest, because afterwards a guest may know their content. Sets bits and does no I/O a block: only what
-   * is a hole of the local file counts, for bytes in an absent block are left over from a write that a crash cut off. As with any discard,
-   * the guest's next flush makes it last. Returns how many blocks were marked. Idempotent.
+   * Discards blocks that nobody needs (the free map of the filesystem), given as ascending runs: they read as
+   * zeros and are not fetched. For the first opening of a generation, before `start` and before any guest,
+   * because afterwards a guest may know their content. Sets bits and does no I/O a block: only what is a hole
+   * of the local file counts, for bytes in an absent block are left over from a write that a crash cut off.
+   * As with any discard, the guest's next flush makes it last. Returns how many blocks were marked.
+   * Idempotent.
    */
   async markUnused(runs: Iterable<BlockRun>): Promise<number> {
     this.#check(0, 0);
@@ -280,8 +308,9 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * The source will not come back: reads that wait for it, and those that will, fail with `CLONE_SOURCE_FAILED` when the source device
-   * rejects. Nothing more is hydrated. What is local stays as it is.
+   * The source will not come back: reads that wait for it, and those that will, fail with
+   * `CLONE_SOURCE_FAILED` when the source device rejects. Nothing more is hydrated. What is local stays as it
+   * is.
    */
   giveUpSource(): void {
     this.#hydrator.configure({ paused: true, rateBytesPerSecondMax: 0 });
@@ -289,20 +318,23 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * `waits` tells what the guest waited for since it was asked last, but for the source: the background copy stands back at the local disk for that.
+   * `waits` tells what the guest waited for since it was asked last, but for the source: the background copy
+   * stands back at the local disk for that.
    */
   watchGuest(waits: () => GuestWaits): void {
     this.#gate.watch(waits);
   }
 
-  /** Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back. */
+  /**
+   * Pauses, resumes or limits the background copy. Misses of the guest, and read-ahead, are not held back.
+   */
   configureHydration(settings: HydrationSettings): void {
     this.#hydrator.configure(settings);
   }
 
   /**
-   * Bring these ranges first and in this order, also while the background copy is paused; behind misses and read-ahead. What of them lies outside the
-   * device is left out. Before `start` too.
+   * Bring these ranges first and in this order, also while the background copy is paused; behind misses and
+   * read-ahead. What of them lies outside the device is left out. Before `start` too.
    */
   warm(ranges: readonly { offsetBytes: number; lengthBytes: number }[]): void {
     const { blockCount } = this.#validity;
@@ -320,7 +352,10 @@ export class CloneDevice implements BlockDevice {
     return this.#hydrator.settings;
   }
 
-  /** Every block is local, and all that is known of what came is recorded: nothing is added to the log any more but by a mend. */
+  /**
+   * Every block is local, and all that is known of what came is recorded: nothing is added to the log any
+   * more but by a mend.
+   */
   get complete(): boolean {
     return this.#validity.complete && !this.#fetcher.placing;
   }
@@ -397,8 +432,9 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * Ends the clone once it is complete: all data and bits durable, no timer left, the source not used again (the caller closes it).
-   * The device goes on serving from the local one. Error: `CLONE_NOT_COMPLETE`. Idempotent.
+   * Ends the clone once it is complete: all data and bits durable, no timer left, the source not used again
+   * (the caller closes it). The device goes on serving from the local one. Error: `CLONE_NOT_COMPLETE`.
+   * Idempotent.
    */
   async finish(): Promise<void> {
     this.#check(0, 0);
@@ -429,8 +465,9 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * Stops everything; requests that wait for the source reject with `BLOCK_CLOSED`. Resolves when nothing writes to the local device
-   * or the metadata any more. Does not flush. Closes the local device, the metadata and the fetch log; the source is the caller's.
+   * Stops everything; requests that wait for the source reject with `BLOCK_CLOSED`. Resolves when nothing
+   * writes to the local device or the metadata any more. Does not flush. Closes the local device, the
+   * metadata and the fetch log; the source is the caller's.
    */
   async close(): Promise<void> {
     if (this.#closed) return;
@@ -456,7 +493,8 @@ export class CloneDevice implements BlockDevice {
     checkRange(this, offsetBytes, lengthBytes);
   }
 
-  // --- reads ---------------------------------------------------------------------------------------------------------
+  // --- reads
+  // ---------------------------------------------------------------------------------------------------------
 
   async #readMissing(offsetBytes: number, into: Uint8Array): Promise<void> {
     const first = firstBlockOf(offsetBytes);
@@ -544,11 +582,12 @@ export class CloneDevice implements BlockDevice {
     });
   }
 
-  // --- mutations -----------------------------------------------------------------------------------------------------
+  // --- mutations
+  // -----------------------------------------------------------------------------------------------------
 
   /**
-   * What waits for the source is only a block that is absent and covered in part, and it owns nothing while it waits. The whole blocks between two such
-   * ends are changed at once.
+   * What waits for the source is only a block that is absent and covered in part, and it owns nothing while
+   * it waits. The whole blocks between two such ends are changed at once.
    */
   async #mutate(change: Change): Promise<void> {
     if (change.lengthBytes === 0) return;
@@ -616,8 +655,8 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * Zeroes a part of an absent block without its content, which gets the zeros when it arrives. False: that cannot be, and nothing was done. A block that has no
-   * other content left is local.
+   * Zeroes a part of an absent block without its content, which gets the zeros when it arrives. False: that
+   * cannot be, and nothing was done. A block that has no other content left is local.
    */
   async #zeroPart(block: number, from: number, to: number): Promise<boolean> {
     const zeros = this.#options.zeroLog;
@@ -637,8 +676,9 @@ export class CloneDevice implements BlockDevice {
   }
 
   /**
-   * The content of an absent block, from the fetch that brings it or (owner null) by one of its own. From then on a mutation owns the block, and the caller has to
-   * store it. Null: the block has come, or has another owner.
+   * The content of an absent block, from the fetch that brings it or (owner null) by one of its own. From
+   * then on a mutation owns the block, and the caller has to store it. Null: the block has come, or has
+   * another owner.
    */
   #takeContent(
     block: number,
@@ -678,7 +718,9 @@ export class CloneDevice implements BlockDevice {
     await this.#makeLocal(block, block + 1, store, mutation);
   }
 
-  /** Blocks [first, end), some of them absent and none with another owner, get content that needs no source. */
+  /**
+   * Blocks [first, end), some of them absent and none with another owner, get content that needs no source.
+   */
   async #makeLocal(first: number, end: number, store: () => Promise<void>, owning?: Mutation): Promise<void> {
     const mutation: Mutation = owning ?? { kind: 'mutation', first, end, waiters: [] };
     if (owning === undefined) this.#inFlight.add(mutation);
@@ -706,7 +748,8 @@ export class CloneDevice implements BlockDevice {
     }
   }
 
-  // --- commits and completion ----------------------------------------------------------------------------------------
+  // --- commits and completion
+  // ----------------------------------------------------------------------------------------
 
   #fetchEnded(fetch: Fetch, stored: boolean): void {
     if (!stored) this.#hydrator.failedHalfWay();
@@ -775,7 +818,8 @@ export class CloneDevice implements BlockDevice {
     try {
       await this.#commitEverything();
     } catch (error) {
-      // The bits stay dirty: the next commit takes them, and a flush of the guest would report the error to it.
+      // The bits stay dirty: the next commit takes them, and a flush of the guest would report the error to
+      // it.
       this.#logger.warn({ error: messageOf(error) }, 'could not make validity bits durable; trying again');
     } finally {
       this.#committing = false;
@@ -794,14 +838,18 @@ export class CloneDevice implements BlockDevice {
   }
 }
 
-/** The sectors of a block that the bytes [from, to) of it are, one bit each: whole ones, for a zero log is for devices of 512-byte blocks. */
+/**
+ * The sectors of a block that the bytes [from, to) of it are, one bit each: whole ones, for a zero log is for
+ * devices of 512-byte blocks.
+ */
 function sectorMask(from: number, to: number): number {
   return ((1 << (to / SECTOR_BYTES)) - 1) & ~((1 << (from / SECTOR_BYTES)) - 1);
 }
 
 /**
- * Takes over what is durable, where the map does not have it from an earlier process of this boot; such a map has all that is durable, and `owed` says what
- * of it is not. What is local goes into `written` too, where there is one.
+ * Takes over what is durable, where the map does not have it from an earlier process of this boot; such a map
+ * has all that is durable, and `owed` says what of it is not. What is local goes into `written` too, where
+ * there is one.
  */
 async function loadDurableBits(
   metadata: CloneMetadata,
@@ -810,7 +858,8 @@ async function loadDurableBits(
   written: ValidityMap | null,
 ): Promise<void> {
   if (!validityIsCurrent) {
-    // A process that died between writing bits and flushing them leaves bits that can be read and are not durable.
+    // A process that died between writing bits and flushing them leaves bits that can be read and are not
+    // durable.
     await metadata.flush();
     const { blockCount } = validity;
     await metadata.load(

@@ -18,9 +18,10 @@ import { ValidityMap } from './validity-map.ts';
 import { ZeroLog } from './zero-log.ts';
 
 /**
- * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed decides everything. Each
- * device operation waits until the scheduler picks it, so that operations end in any order; power goes at a given
- * operation; the process dies and comes back; the source stalls and fails. A model of every 512-byte sector says what a read may return.
+ * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed
+ * decides everything. Each device operation waits until the scheduler picks it, so that operations end in any
+ * order; power goes at a given operation; the process dies and comes back; the source stalls and fails. A
+ * model of every 512-byte sector says what a read may return.
  *
  * The invariants (numbers of the design) that are checked all along:
  *   2  what was flushed is there after any power cut; what was acknowledged is there after any death of the process
@@ -40,12 +41,15 @@ export type SimulationOptions = {
   /** Hydrate to the end afterwards, finish, and compare everything. */
   toTheEnd: boolean;
   /**
-   * Writes and write-backs of fetched blocks fail now and then, flushes of metadata and log too; what was refused is gone from the page cache, at once or
-   * later, and each handle is told once.
+   * Writes and write-backs of fetched blocks fail now and then, flushes of metadata and log too; what was
+   * refused is gone from the page cache, at once or later, and each handle is told once.
    */
   failingDisk?: boolean;
   commitOrder?: CommitOrder;
-  /** Fetched blocks count as stored when they are in the page cache: what the simulation has to notice on a failing disk. */
+  /**
+   * Fetched blocks count as stored when they are in the page cache: what the simulation has to notice on a
+   * failing disk.
+   */
   trustPageCache?: boolean;
 };
 
@@ -130,7 +134,10 @@ class Simulation {
   readonly #power: PowerSupply;
   readonly #clock = new ManualClock();
   readonly #lengthBytes: number;
-  /** The blocks that the guest uses: [firstBlock, firstBlock + blocks). The rest of the volume is a hole of the source. */
+  /**
+   * The blocks that the guest uses: [firstBlock, firstBlock + blocks). The rest of the volume is a hole of
+   * the source.
+   */
   readonly #firstBlock: number;
   readonly #blocks: number;
   readonly #local: FaultDevice;
@@ -387,7 +394,8 @@ class Simulation {
     return true;
   }
 
-  // --- the guest -----------------------------------------------------------------------------------------------------
+  // --- the guest
+  // -----------------------------------------------------------------------------------------------------
 
   #beginGuestOperation(): void {
     this.#guestOperations++;
@@ -524,7 +532,8 @@ class Simulation {
     );
   }
 
-  // --- what may be read ----------------------------------------------------------------------------------------------
+  // --- what may be read
+  // ----------------------------------------------------------------------------------------------
 
   #checkRead(firstSector: number, content: Uint8Array, startedAt: number): void {
     for (const [index, tag] of tagsOf(content).entries()) {
@@ -570,7 +579,10 @@ class Simulation {
     await this.#open(false);
   }
 
-  /** What is durable after a power cut, or (at the end) what the process has: each local block has a record that fits, or an excuse. */
+  /**
+   * What is durable after a power cut, or (at the end) what the process has: each local block has a record
+   * that fits, or an excuse.
+   */
   async #checkAccounted(): Promise<void> {
     const durableBits = new ValidityMap(new HeapMapMemory(this.#blocksTotal), this.#blocksTotal);
     const metadata = await CloneMetadata.open(withoutTrace(this.#metadataDisk), this.#identity);
@@ -674,7 +686,8 @@ class Simulation {
     this.#violation ??= new Violation(message);
   }
 
-  // --- a disk that fails ---------------------------------------------------------------------------------------------
+  // --- a disk that fails
+  // ---------------------------------------------------------------------------------------------
 
   #refuses(): boolean {
     // An opening that fails is tried again by the supervisor: nothing of interest.
@@ -684,7 +697,10 @@ class Simulation {
     return true;
   }
 
-  /** What is fetched is in the page cache only, until it was written back; what the guest writes over it is the guest's. */
+  /**
+   * What is fetched is in the page cache only, until it was written back; what the guest writes over it is
+   * the guest's.
+   */
   #noteCached(kind: PendingOperation['kind'], range: ByteRange): void {
     if (kind !== 'local' && kind !== 'arrivals') return;
     const endBytes = range.offsetBytes + range.lengthBytes;
@@ -718,8 +734,8 @@ class Simulation {
 
   async #flush(device: BlockDevice, kind: PendingOperation['kind']): Promise<void> {
     if (kind === 'metadata' && this.#refuses()) {
-      // As after a power cut, on this disk alone: of what was not flushed some is there. Not of the log, whose sectors were written back one by one before a bit
-      // rested on them.
+      // As after a power cut, on this disk alone: of what was not flushed some is there. Not of the log,
+      // whose sectors were written back one by one before a bit rested on them.
       if (device === this.#metadataDisk) this.#metadataDisk.powerCut(this.#random);
       throw refusedError('flush');
     }
@@ -727,7 +743,8 @@ class Simulation {
     if (kind === 'local') this.#cached.clear();
   }
 
-  // --- devices -------------------------------------------------------------------------------------------------------
+  // --- devices
+  // -------------------------------------------------------------------------------------------------------
 
   #countFetch(offsetBytes: number, lengthBytes: number): void {
     const end = Math.ceil((offsetBytes + lengthBytes) / BLOCK_BYTES);
@@ -745,7 +762,10 @@ class Simulation {
     }
   }
 
-  /** The device as the present process has it: each call waits in `#pending`, and never ends when the process dies before. */
+  /**
+   * The device as the present process has it: each call waits in `#pending`, and never ends when the process
+   * dies before.
+   */
   #scheduled(device: BlockDevice, kind: PendingOperation['kind']): BlockDevice {
     const process = this.#process;
     const schedule = <T>(work: () => Promise<T>): Promise<T> =>

@@ -20,8 +20,8 @@ export type Passage = {
 };
 
 /**
- * Where what was fetched in the background waits for its turn at the local disk, in the order of arrival: as much as disk-window.ts says is on its way there at
- * once. Misses do not wait here, but they count.
+ * Where what was fetched in the background waits for its turn at the local disk, in the order of arrival: as
+ * much as disk-window.ts says is on its way there at once. Misses do not wait here, but they count.
  */
 export class DiskGate {
   readonly #clock: Clock;
@@ -37,7 +37,10 @@ export class DiskGate {
     this.#window = initialDiskWindow(maxBytes);
   }
 
-  /** Who tells what the guest waited for since it was asked last; nobody: the guest is taken not to use the disk. */
+  /**
+   * Who tells what the guest waited for since it was asked last; nobody: the guest is taken not to use the
+   * disk.
+   */
   watch(guest: () => GuestWaits): void {
     this.#guest = guest;
   }

@@ -21,8 +21,9 @@ const quiet = (): GuestWaits => ({
 });
 
 /**
- * A disk that serves what it gets one after the other at its rate, each answer `latencyMs` later; a copy that always has more; and a guest that
- * flushes every 20 ms, three small writes one after the other, and reads every 5 ms. One step is 0.1 ms.
+ * A disk that serves what it gets one after the other at its rate, each answer `latencyMs` later; a copy that
+ * always has more; and a guest that flushes every 20 ms, three small writes one after the other, and reads
+ * every 5 ms. One step is 0.1 ms.
  */
 function share(disk: { bytesPerMs: number; latencyMs: number }, seconds: number, windowBytes: number | null) {
   let window: DiskWindow = initialDiskWindow(MAX_BYTES);

@@ -1,11 +1,15 @@
 /**
- * How much of what was fetched may be on its way to the local disk, from what the guest waits for there: its flushes, its reads and its writes stand in the
- * same queue. Pure, as hydration-window.ts: a state goes in with an observation, the next state comes out.
+ * How much of what was fetched may be on its way to the local disk, from what the guest waits for there: its
+ * flushes, its reads and its writes stand in the same queue. Pure, as hydration-window.ts: a state goes in
+ * with an observation, the next state comes out.
  *
- * A disk is busy with no more in flight than its rate times its latency; what is beyond that only waits, and makes others wait. So while the guest uses the disk
- * the window stays near that product. It is measured, because disks differ by a factor of a thousand: now and then for half a second with nothing in flight (what
- * the guest's own requests cost without us), then for a tenth of a second with plenty (the latency of the first, and the rate of all). Then it shrinks while the guest's
- * requests cost more than they did alone, as long as the copy has three quarters of the rate, and else grows, to three times the product at most. While the guest does not use the disk, the window is as large as it may be.
+ * A disk is busy with no more in flight than its rate times its latency; what is beyond that only waits, and
+ * makes others wait. So while the guest uses the disk the window stays near that product. It is measured,
+ * because disks differ by a factor of a thousand: now and then for half a second with nothing in flight (what
+ * the guest's own requests cost without us), then for a tenth of a second with plenty (the latency of the
+ * first, and the rate of all). Then it shrinks while the guest's requests cost more than they did alone, as
+ * long as the copy has three quarters of the rate, and else grows, to three times the product at most. While
+ * the guest does not use the disk, the window is as large as it may be.
  *
  *   free ──guest──▶ baseline ──▶ rate ──▶ shared ──30 s──▶ baseline …
  *     ◀───────────── a second without the guest ─────────────┘
@@ -68,7 +72,10 @@ const SHARED_MS = 30_000;
 const RATE_SMOOTHING = 1 / 8;
 /** The share of the disk's rate that the copy always has. Above the 70 % that are promised. */
 const USED_MIN = 0.76;
-/** More than this above the baseline, on average, and the window shrinks. Below the 1.5 that is promised for the 99th percentile. */
+/**
+ * More than this above the baseline, on average, and the window shrinks. Below the 1.5 that is promised for
+ * the 99th percentile.
+ */
 const COST_FACTOR_MAX = 1.15;
 const SHRINK = 0.94;
 const GROW = 1.03;
@@ -198,7 +205,10 @@ function afterBaseline(window: DiskWindow, nowMs: number, phaseMs: number, maxBy
   };
 }
 
-/** The first write of a baseline's first measurement found the disk idle but for the guest: its time is the latency. The rate is that of what followed. */
+/**
+ * The first write of a baseline's first measurement found the disk idle but for the guest: its time is the
+ * latency. The rate is that of what followed.
+ */
 function afterRate(window: DiskWindow, nowMs: number, maxBytes: number): DiskWindow {
   const { first, windowBytes } = window;
   // A copy that is paused, or starved by the network, tells nothing of the disk.

@@ -7,8 +7,9 @@ import { SHA256_BYTES } from '../sys/sha256.ts';
 import { blockCountOf } from './validity-map.ts';
 
 /**
- * What came over the wire into a clone, and its digest as it arrived: one record for each fetch (two where it crosses a region border), in the order of
- * arrival. A sparse file of sectors of 512 bytes, which a disk writes whole or not at all.
+ * What came over the wire into a clone, and its digest as it arrived: one record for each fetch (two where it
+ * crosses a region border), in the order of arrival. A sparse file of sectors of 512 bytes, which a disk
+ * writes whole or not at all.
  *
  *   sector 0     0  8  magic "GWFETCH\0"          16  8  generation          32  .  volume id, UTF-8, zero padded
  *                8  4  format version, 1          24  8  length of the volume in bytes
@@ -19,9 +20,10 @@ import { blockCountOf } from './validity-map.ts';
  *   record       0  6  first block                8  32  SHA-256 of the content
  *                6  2  blocks; 0: the record does not count any more (its range was fetched again)
  *
- * All integers are little-endian. A sector is filled up by writing it again, which must not tear the records that are durable in it: a page is changed only when the
- * last write of it has been written back, so that what is on its way to the disk is never half of one and half of the other. After a crash a new sector is begun;
- * one that is torn was never durable, and no validity bit rests on it.
+ * All integers are little-endian. A sector is filled up by writing it again, which must not tear the records
+ * that are durable in it: a page is changed only when the last write of it has been written back, so that
+ * what is on its way to the disk is never half of one and half of the other. After a crash a new sector is
+ * begun; one that is torn was never durable, and no validity bit rests on it.
  */
 const MAGIC = Buffer.from('GWFETCH\0', 'latin1');
 const FORMAT_VERSION = 1;
@@ -40,7 +42,10 @@ const ZEROS = Buffer.alloc(SECTOR_BYTES);
 
 export type FetchLogIdentity = { volumeId: string; generation: number; lengthBytes: number };
 
-/** SHA-256 of content as it crossed the wire. The default digests what it is given; a clone that stores other bytes than it fetched puts its own in. */
+/**
+ * SHA-256 of content as it crossed the wire. The default digests what it is given; a clone that stores other
+ * bytes than it fetched puts its own in.
+ */
 export type FetchDigest = (offsetBytes: number, bytes: Uint8Array) => Promise<Uint8Array>;
 
 export type FetchRecord = RangeDigest & {
@@ -48,7 +53,10 @@ export type FetchRecord = RangeDigest & {
   position: number;
 };
 
-/** Length of the log of a clone of `lengthBytes`: room for every block to come in a fetch of its own, twice. Sparse. */
+/**
+ * Length of the log of a clone of `lengthBytes`: room for every block to come in a fetch of its own, twice.
+ * Sparse.
+ */
 export function fetchLogLengthBytes(lengthBytes: number): number {
   const sectors = Math.ceil((2 * blockCountOf(lengthBytes)) / RECORDS_A_SECTOR);
   return (1 + sectors + SPARE_SECTORS) * SECTOR_BYTES;
@@ -66,7 +74,10 @@ export class FetchLog {
   #working: Promise<void> = Promise.resolve();
   #writing = false;
   #dirty = true;
-  /** Sectors that were written since the last flush that succeeded, as they are now: where one fails, they are written again before the next. */
+  /**
+   * Sectors that were written since the last flush that succeeded, as they are now: where one fails, they are
+   * written again before the next.
+   */
   readonly #unflushed = new Map<number, Buffer>();
   #mustRewrite = false;
   #flushing: Promise<void> | null = null;
@@ -107,7 +118,10 @@ export class FetchLog {
     return new FetchLog(device, identity, digest, (await lastUsedSector(device)) + 1);
   }
 
-  /** Digests content that arrived and puts it down. When it resolves the record outlives the process; `flush` makes it durable. */
+  /**
+   * Digests content that arrived and puts it down. When it resolves the record outlives the process; `flush`
+   * makes it durable.
+   */
   async record(firstBlock: number, bytes: Uint8Array): Promise<void> {
     const parts: Promise<void>[] = [];
     for (let done = 0; done < bytes.length; ) {
@@ -184,8 +198,9 @@ export class FetchLog {
   }
 
   /**
-   * Records from `cursor` (0, or the `next` of an answer) on, at most `limit` and a few more, in order; those that were retired and damaged sectors are left out.
-   * `next` goes on behind them; `ended` says that nothing was there when this was answered.
+   * Records from `cursor` (0, or the `next` of an answer) on, at most `limit` and a few more, in order; those
+   * that were retired and damaged sectors are left out. `next` goes on behind them; `ended` says that nothing
+   * was there when this was answered.
    */
   async read(
     cursor: number,
@@ -266,7 +281,10 @@ export class FetchLog {
     await this.#put(first, Buffer.concat(sectors));
   }
 
-  /** Whole sectors from `sector` on. Written back when it resolves: nothing of their pages is on its way to the disk when they are changed the next time. */
+  /**
+   * Whole sectors from `sector` on. Written back when it resolves: nothing of their pages is on its way to
+   * the disk when they are changed the next time.
+   */
   async #put(sector: number, bytes: Buffer): Promise<void> {
     const offsetBytes = sector * SECTOR_BYTES;
     for (let at = 0; at < bytes.length; at += SECTOR_BYTES)
@@ -275,7 +293,8 @@ export class FetchLog {
       await this.#device.write(offsetBytes, bytes);
       await this.#device.writeBack?.([{ offsetBytes, lengthBytes: bytes.length }]);
     } finally {
-      // Not before the write: a flush that began meanwhile did not cover it. Also when it failed: some of it may be there.
+      // Not before the write: a flush that began meanwhile did not cover it. Also when it failed: some of it
+      // may be there.
       this.#dirty = true;
     }
   }
@@ -329,7 +348,10 @@ function decodeSector(bytes: Buffer, sector: number): FetchRecord[] | null {
   });
 }
 
-/** The last sector that is not zeros, whole or torn. Looks from the end: what was written earlier does not matter, however much it is. */
+/**
+ * The last sector that is not zeros, whole or torn. Looks from the end: what was written earlier does not
+ * matter, however much it is.
+ */
 async function lastUsedSector(device: BlockDevice): Promise<number> {
   const data = await dataExtents(device);
   const bytes = Buffer.alloc(Math.min(READ_SECTORS_MAX * SECTOR_BYTES, device.lengthBytes));

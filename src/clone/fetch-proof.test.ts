@@ -15,7 +15,10 @@ const BLOCK = 4096;
 const BLOCKS = 520;
 const LENGTH = BLOCKS * BLOCK - 512;
 
-/** A clone that is whole: blocks 0 to 63 and the last two came, 64 to 79 were written by the guest, the rest is zeros. */
+/**
+ * A clone that is whole: blocks 0 to 63 and the last two came, 64 to 79 were written by the guest, the rest
+ * is zeros.
+ */
 async function makeClone(clock: Clock = systemClock, refetchedBytes = () => 0) {
   const source = new MemoryDevice({ lengthBytes: LENGTH });
   const local = new MemoryDevice({ lengthBytes: LENGTH });

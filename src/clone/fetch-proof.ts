@@ -27,7 +27,9 @@ export type FetchProofOptions = {
   log: FetchLog;
   /** Blocks that the guest overwrote, or may have (`CloneDeviceOptions.written`). */
   written: MapMemory;
-  /** SHA-256 in hex of the free map that came with the handoff, as far as it is known; null: there was none. */
+  /**
+   * SHA-256 in hex of the free map that came with the handoff, as far as it is known; null: there was none.
+   */
   freeMapDigest: string | null;
   clock: Clock;
   /** Bytes that came and were not in place when a server of this clone was killed (`ValidityFile`). */
@@ -56,9 +58,10 @@ type Sums = {
 };
 
 /**
- * The target's part of proving a move, for a clone that is whole: says what was fetched and whether the disk still has it, fetches again what was wrong,
- * and adds up. The log is read once, as far as a question has time, and from there on by the next. Bounded memory: a page of ranges, one region, and two bits
- * a block at most.
+ * The target's part of proving a move, for a clone that is whole: says what was fetched and whether the disk
+ * still has it, fetches again what was wrong, and adds up. The log is read once, as far as a question has
+ * time, and from there on by the next. Bounded memory: a page of ranges, one region, and two bits a block at
+ * most.
  */
 export class FetchProof {
   readonly #options: FetchProofOptions;
@@ -74,7 +77,10 @@ export class FetchProof {
     });
   }
 
-  /** A part of the fetch log in its order, from `cursor` on (0, or a `next`). Reads the local content of its ranges. */
+  /**
+   * A part of the fetch log in its order, from `cursor` on (0, or a `next`). Reads the local content of its
+   * ranges.
+   */
   async fetched(cursor: number): Promise<FetchedPage> {
     const { records, next, ended } = await this.#options.log.read(cursor, PROOF_RANGES_MAX);
     const ranges: FetchedRange[] = [];
@@ -93,8 +99,9 @@ export class FetchProof {
   }
 
   /**
-   * What is local without having been fetched or written: holes and unused blocks, if all is well, which read as zeros; and what of it does not. From the block `cursor` on, as far as
-   * one question may take. Rejects `CLONE_PROOF_GOES_ON` where the log takes longer to read: ask again.
+   * What is local without having been fetched or written: holes and unused blocks, if all is well, which read
+   * as zeros; and what of it does not. From the block `cursor` on, as far as one question may take. Rejects
+   * `CLONE_PROOF_GOES_ON` where the log takes longer to read: ask again.
    */
   async unfetched(cursor: number): Promise<UnfetchedPage> {
     const { blockCount } = this.#written;
@@ -117,7 +124,10 @@ export class FetchProof {
     return { ranges, next: block < blockCount ? block : null, garbage };
   }
 
-  /** What of [first, end) is not zeros on the disk, and not of the guest. Looks at one region at least; returns where it stopped. */
+  /**
+   * What of [first, end) is not zeros on the disk, and not of the guest. Looks at one region at least;
+   * returns where it stopped.
+   */
   async #findGarbage(first: number, end: number, found: BlockRange[], untilMs: number): Promise<number> {
     const { local, stored, clock } = this.#options;
     if (!local.extents) return end;
@@ -145,8 +155,8 @@ export class FetchProof {
   }
 
   /**
-   * Fetches ranges again and stores them where the guest has not written, if they are what the source says that it has: durably, content before record.
-   * Idempotent but for the bytes on the wire.
+   * Fetches ranges again and stores them where the guest has not written, if they are what the source says
+   * that it has: durably, content before record. Idempotent but for the bytes on the wire.
    */
   async mend(request: MendRequest): Promise<MendReply> {
     const results: MendReply['results'] = [];
@@ -154,7 +164,10 @@ export class FetchProof {
     return { results };
   }
 
-  /** `freeMapDigest`: SHA-256 in hex, null where there was no map. Rejects `CLONE_PROOF_GOES_ON` where the log takes longer to read: ask again. */
+  /**
+   * `freeMapDigest`: SHA-256 in hex, null where there was no map. Rejects `CLONE_PROOF_GOES_ON` where the log
+   * takes longer to read: ask again.
+   */
   async figures(freeMapDigest: string | null): Promise<ProofFigures> {
     const { root, ranges, comparedBytes, recorded } = await this.#sum(freeMapDigest);
     const lastBlock = recorded.blockCount - 1;

@@ -31,12 +31,16 @@ const PIECES_MAX = 256;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
-/** Where absent blocks come from. One that knows priorities (iscsi/initiator.ts) lets reads that the guest waits for pass the others. */
+/**
+ * Where absent blocks come from. One that knows priorities (iscsi/initiator.ts) lets reads that the guest
+ * waits for pass the others.
+ */
 export type CloneSource = Omit<BlockDevice, 'read'> & {
   read(offsetBytes: number, into: Uint8Array, options?: { priority?: 'guest' | 'background' }): Promise<void>;
   /**
-   * Resolves when a look at the source that began after this call found it to be what it was when the clone was made; rejects when it is another. Nothing
-   * that was read is taken for the clone's own before. Absent where nobody can tell.
+   * Resolves when a look at the source that began after this call found it to be what it was when the clone
+   * was made; rejects when it is another. Nothing that was read is taken for the clone's own before. Absent
+   * where nobody can tell.
    */
   vouch?(): Promise<void>;
 };
@@ -72,7 +76,10 @@ export type FetcherOptions = {
   heldBytesMax?: number;
 };
 
-/** Brings blocks from the source: the only place that reads its content. What becomes of it then is in arrival.ts. */
+/**
+ * Brings blocks from the source: the only place that reads its content. What becomes of it then is in
+ * arrival.ts.
+ */
 export class Fetcher {
   readonly #options: FetcherOptions;
   readonly #arrivals: Arrivals;
@@ -127,7 +134,9 @@ export class Fetcher {
     return this.#arrivals.unplacedBytes;
   }
 
-  /** Content has arrived that is not recorded or not in place yet: the log of what was fetched still grows. */
+  /**
+   * Content has arrived that is not recorded or not in place yet: the log of what was fetched still grows.
+   */
   get placing(): boolean {
     return this.#options.inFlight.entries.some(
       (entry) => entry.kind === 'fetch' && entry.state !== 'fetching',
@@ -145,7 +154,10 @@ export class Fetcher {
     return Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** Math.min(10, this.#consecutiveFailures - 1));
   }
 
-  /** How long a question to the source has been waiting without any other being answered, in milliseconds. 0: none waits. */
+  /**
+   * How long a question to the source has been waiting without any other being answered, in milliseconds. 0:
+   * none waits.
+   */
   silentForMs(nowMs: number): number {
     let oldestMs = nowMs;
     for (const entry of this.#options.inFlight.entries) {
@@ -181,7 +193,10 @@ export class Fetcher {
     return fetch;
   }
 
-  /** Calls the waiter when the content is there, at once when it already is. Somebody waits, so a retry does not. */
+  /**
+   * Calls the waiter when the content is there, at once when it already is. Somebody waits, so a retry does
+   * not.
+   */
   whenArrived(fetch: Fetch, waiter: FetchWaiter): void {
     if (fetch.state !== 'fetching') {
       waiter.arrived(fetch);
@@ -200,14 +215,20 @@ export class Fetcher {
     if (applied !== content) fetch.buffer = applied;
   }
 
-  /** From now on a fetch that the source does not answer fails with `CLONE_SOURCE_FAILED`; those that wait for their next attempt make it now. */
+  /**
+   * From now on a fetch that the source does not answer fails with `CLONE_SOURCE_FAILED`; those that wait for
+   * their next attempt make it now.
+   */
   stopWaiting(): void {
     this.#policy = 'error';
     for (const entry of [...this.#options.inFlight.entries])
       if (entry.kind === 'fetch' && entry.state === 'fetching') entry.retryNow?.();
   }
 
-  /** Resolves when what was read by now may be taken for the clone's own: a look at the source that began after this call was good. */
+  /**
+   * Resolves when what was read by now may be taken for the clone's own: a look at the source that began
+   * after this call was good.
+   */
   vouched(): Promise<void> {
     return this.#arrivals.vouched();
   }
@@ -249,7 +270,8 @@ export class Fetcher {
     }
     this.#countArrival(fetch);
     if (fetch.contentWaiters.length === 0 && ownedRuns(fetch).length === 0) {
-      // The guest wrote all of it meanwhile. Nobody has use for it, and a record of it might come when the log is being added up.
+      // The guest wrote all of it meanwhile. Nobody has use for it, and a record of it might come when the
+      // log is being added up.
       this.#end(fetch, () => {});
       this.#noteUnstored(fetch);
       this.#recycle(fetch);
@@ -267,7 +289,10 @@ export class Fetcher {
     this.#storing.delete(storing);
   }
 
-  /** An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not be asked for again. */
+  /**
+   * An error is one to pass on. 'again': blocks were taken over while the source did not answer, and must not
+   * be asked for again.
+   */
   async #readSource(fetch: Fetch): Promise<'arrived' | 'again' | Error> {
     const { source, clock } = this.#options;
     fetch.startedAtMs = clock.monotonicMs();

@@ -12,8 +12,8 @@ import {
 const LIMITS = { floorBytes: 4 * 1024, maxBytes: 8 * 2 ** 20 };
 
 /**
- * A guest that misses every 2 ms for `durationMs`. A miss takes `baseMs`, and more with what hydration has in flight; with a window
- * below a region, hydration has one region in flight for that share of the time.
+ * A guest that misses every 2 ms for `durationMs`. A miss takes `baseMs`, and more with what hydration has in
+ * flight; with a window below a region, hydration has one region in flight for that share of the time.
  */
 function withGuest(
   window: HydrationWindow,

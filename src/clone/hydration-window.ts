@@ -1,12 +1,17 @@
 /**
- * How much of the background copy may be on the wire, from what the guest feels: additive increase, multiplicative
- * decrease (Chiu and Jain, 1989) against the latency that a miss has without hydration. Pure: a state goes in with an
- * observation, the next state comes out.
+ * How much of the background copy may be on the wire, from what the guest feels: additive increase,
+ * multiplicative decrease (Chiu and Jain, 1989) against the latency that a miss has without hydration. Pure:
+ * a state goes in with an observation, the next state comes out.
  */
 export type HydrationWindow = {
-  /** Bytes of background fetches that may be in flight. Below the smallest region it is a share of time: see `restMs`. */
+  /**
+   * Bytes of background fetches that may be in flight. Below the smallest region it is a share of time: see
+   * `restMs`.
+   */
   windowBytes: number;
-  /** What a miss costs that begins with no background fetch in flight, smoothed; null until enough was seen. */
+  /**
+   * What a miss costs that begins with no background fetch in flight, smoothed; null until enough was seen.
+   */
   baselineMs: number | null;
   /** Samples that went into the baseline since the last probe. */
   baselineSamples: number;
@@ -32,7 +37,10 @@ export type MissObservation = {
   backgroundBytes: number;
 };
 
-/** Hydration costs a miss at most this factor, then the window shrinks. Below the 1.5 that is promised for the 99th percentile. */
+/**
+ * Hydration costs a miss at most this factor, then the window shrinks. Below the 1.5 that is promised for the
+ * 99th percentile.
+ */
 const LATENCY_FACTOR_MAX = 1.2;
 /** Differences below this are noise of timers and scheduling. */
 const LATENCY_NOISE_MS = 0.03;
@@ -40,7 +48,9 @@ const SMOOTHING = 1 / 8;
 const BASELINE_SAMPLES_MIN = 16;
 /** The source or the network may have become faster or slower: measure the baseline again this often. */
 const PROBE_EVERY_MS = 15_000;
-/** A guest that misses too rarely to fill a probe does not hold hydration at its floor for longer than this. */
+/**
+ * A guest that misses too rarely to fill a probe does not hold hydration at its floor for longer than this.
+ */
 const PROBE_LENGTH_MAX_MS = 500;
 /** Without a miss for so long nobody is in the way. */
 const QUIET_AFTER_MS = 250;
@@ -48,7 +58,10 @@ const QUIET_AFTER_MS = 250;
 const OUTAGE_MS = 1_000;
 /** A single slow fetch must not put hydration to sleep. */
 const REST_MS_MAX = 1_000;
-/** A fresh copy begins with this part of its largest window; while nobody misses, it has all of it within a fifth of a second. */
+/**
+ * A fresh copy begins with this part of its largest window; while nobody misses, it has all of it within a
+ * fifth of a second.
+ */
 const INITIAL_DIVISOR = 16;
 const INCREASE_BYTES = 8 * 1024;
 const REGION_BYTES_MIN = 64 * 1024;
@@ -112,7 +125,10 @@ export function windowAfterTick(
   return next;
 }
 
-/** How much one background fetch takes: small while the guest misses, so that a miss does not stand behind a large one. */
+/**
+ * How much one background fetch takes: small while the guest misses, so that a miss does not stand behind a
+ * large one.
+ */
 export function regionBytes(window: HydrationWindow, nowMs: number): number {
   const quiet = nowMs - window.lastMissAtMs >= QUIET_AFTER_MS;
   const maxBytes = quiet ? REGION_BYTES_MAX : REGION_BYTES_WITH_MISSES_MAX;
@@ -122,8 +138,9 @@ export function regionBytes(window: HydrationWindow, nowMs: number): number {
 }
 
 /**
- * How long to leave the source alone after a background fetch that took `fetchMs`, so that one region in flight at a time is as much
- * as the window says: a window of a sixteenth of a region is a sixteenth of the time. 0 for windows of a region and more.
+ * How long to leave the source alone after a background fetch that took `fetchMs`, so that one region in
+ * flight at a time is as much as the window says: a window of a sixteenth of a region is a sixteenth of the
+ * time. 0 for windows of a region and more.
  */
 export function restMs(window: HydrationWindow, fetchMs: number): number {
   if (window.windowBytes >= REGION_BYTES_MIN) return 0;

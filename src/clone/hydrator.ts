@@ -68,7 +68,10 @@ const READ_AHEAD_RANGES_MAX = 8;
 const EXTENTS_LIMIT = 1024;
 /** Answers of so many extents each that are looked at while the copy is paused. */
 const NOTING_LOOKS_MAX = 8;
-/** Marked in one go without letting other work in: some milliseconds. So are as many extents of the local file as are asked for. */
+/**
+ * Marked in one go without letting other work in: some milliseconds. So are as many extents of the local file
+ * as are asked for.
+ */
 const MARK_BYTES_MAX = 64 * 2 ** 30;
 const LOCAL_EXTENTS_LIMIT = 128;
 const MAP_FAILURES_MAX = 8;
@@ -82,9 +85,10 @@ const SILENCE_IS_LOSS_MS = 2_000;
 type Range = { first: number; end: number };
 
 /**
- * The background copy. Misses of the guest never queue here: they go straight to the source. What this decides is how much else may be
- * on the wire (hydration-window.ts) and which blocks: read-ahead first, then what the guest touched most where it came from, then everything absent from front to back. Where the source can
- * tell its holes, they are marked as local without a fetch, and the linear copy stays behind that map.
+ * The background copy. Misses of the guest never queue here: they go straight to the source. What this
+ * decides is how much else may be on the wire (hydration-window.ts) and which blocks: read-ahead first, then
+ * what the guest touched most where it came from, then everything absent from front to back. Where the source
+ * can tell its holes, they are marked as local without a fetch, and the linear copy stays behind that map.
  */
 export class Hydrator {
   readonly #options: HydratorOptions;
@@ -98,7 +102,10 @@ export class Hydrator {
   /** The linear copy may fetch below this block: it is known what of it is a hole. */
   #mappedEnd = 0;
   #mapStarted = false;
-  /** Holes of the source that are known and whose bits are not set yet, ascending. Nobody fetches them unasked. */
+  /**
+   * Holes of the source that are known and whose bits are not set yet, ascending. Nobody fetches them
+   * unasked.
+   */
   #notedHoles: Range[] = [];
   #noting = false;
   /** Times that what was under way at the local device failed. */
@@ -181,7 +188,10 @@ export class Hydrator {
     this.#heldUntilMs = this.#options.clock.monotonicMs() + delayMs;
   }
 
-  /** Something failed half-way, and may have left bytes in absent blocks: what is being learned of holes of the local device is not true any more. */
+  /**
+   * Something failed half-way, and may have left bytes in absent blocks: what is being learned of holes of
+   * the local device is not true any more.
+   */
   failedHalfWay(): void {
     this.#failures++;
   }
@@ -293,7 +303,10 @@ export class Hydrator {
     return null;
   }
 
-  /** The next absent, unowned run for the linear copy, inside one region of `blocks`; from the front again after the end. */
+  /**
+   * The next absent, unowned run for the linear copy, inside one region of `blocks`; from the front again
+   * after the end.
+   */
   #nextRegion(blocks: number): Range | null {
     const { validity } = this.#options;
     this.#firstAbsentHint = validity.firstAbsent(this.#firstAbsentHint, validity.blockCount);
@@ -304,7 +317,10 @@ export class Hydrator {
     return found;
   }
 
-  /** The first run of [from, limit) that is absent and has no owner: at most `blocks`, and not across a multiple of that. */
+  /**
+   * The first run of [from, limit) that is absent and has no owner: at most `blocks`, and not across a
+   * multiple of that.
+   */
   #freeRun(from: number, limit: number, blocks: number): Range | null {
     const { validity, inFlight, clock, fetcher } = this.#options;
     const nowMs = clock.monotonicMs();
@@ -327,7 +343,10 @@ export class Hydrator {
     return null;
   }
 
-  /** Not while paused: a machine that boots would wait at its first flush for the bits of all holes to become durable. */
+  /**
+   * Not while paused: a machine that boots would wait at its first flush for the bits of all holes to become
+   * durable.
+   */
   #startMap(): void {
     if (!this.#running || this.#stopped || this.#settings.paused || this.#mapStarted) return;
     this.#mapStarted = true;
@@ -336,8 +355,8 @@ export class Hydrator {
   }
 
   /**
-   * While the copy is paused no hole is marked, but what is brought ahead of a booting guest should not be zeros: so a bounded look at the holes. Never
-   * rejects.
+   * While the copy is paused no hole is marked, but what is brought ahead of a booting guest should not be
+   * zeros: so a bounded look at the holes. Never rejects.
    */
   async #noteHoles(): Promise<void> {
     const { source, validity } = this.#options;

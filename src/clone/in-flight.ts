@@ -1,9 +1,9 @@
 import { assert } from '../base/assert.ts';
 
 /**
- * Who is busy with which absent blocks. A block has at most one owner at a time: a fetch that will store it, or a
- * mutation of the guest that makes it local without the source. Present blocks need no owner. The table is a plain list, because it
- * has as many entries as requests are in flight (tens), each over a range.
+ * Who is busy with which absent blocks. A block has at most one owner at a time: a fetch that will store it,
+ * or a mutation of the guest that makes it local without the source. Present blocks need no owner. The table
+ * is a plain list, because it has as many entries as requests are in flight (tens), each over a range.
  */
 
 /** A mutation of the guest: owns [first, end) from its start to the moment when the bits are set. */
@@ -26,16 +26,25 @@ export type Fetch = {
   first: number;
   end: number;
   purpose: FetchPurpose;
-  /** Blocks of the fetch that it no longer owns: a mutation took them over while it was on the wire. null: none. */
+  /**
+   * Blocks of the fetch that it no longer owns: a mutation took them over while it was on the wire. null:
+   * none.
+   */
   released: Uint8Array | null;
   /**
-   * `fetching`: on the wire or waiting for room, blocks can still be taken over. `storing`: content is there and being written to the local device. `stored`:
-   * content is there, and was written or refused; the disk may not have it yet. Blocks can be taken over again.
+   * `fetching`: on the wire or waiting for room, blocks can still be taken over. `storing`: content is there
+   * and being written to the local device. `stored`: content is there, and was written or refused; the disk
+   * may not have it yet. Blocks can be taken over again.
    */
   state: 'fetching' | 'storing' | 'stored';
-  /** The content for the guest and the local device: as it arrived, but for sectors that the guest zeroed meanwhile. */
+  /**
+   * The content for the guest and the local device: as it arrived, but for sectors that the guest zeroed
+   * meanwhile.
+   */
   buffer: Uint8Array;
-  /** Where the source's content is read to, and stays as it came. Empty until there is room for what comes. */
+  /**
+   * Where the source's content is read to, and stays as it came. Empty until there is room for what comes.
+   */
   asArrived: Uint8Array;
   /** What of the buffers is content: the last block of a device may be cut short by its end. */
   contentBytes: number;
@@ -107,7 +116,10 @@ export class InFlight {
     return found;
   }
 
-  /** What a mutation of [first, end) has to wait for: another mutation, or a fetch that is storing. null: it may begin. */
+  /**
+   * What a mutation of [first, end) has to wait for: another mutation, or a fetch that is storing. null: it
+   * may begin.
+   */
   blockerOf(first: number, end: number): Mutation | Fetch | null {
     for (const entry of this.#entries) {
       if (entry.end <= first || entry.first >= end) continue;
@@ -121,8 +133,9 @@ export class InFlight {
   }
 
   /**
-   * Takes [first, end) away from the fetches that do not store it now: what they bring for it is not stored. Whoever waits for such a fetch looks again, because
-   * what it needs may be local before the source says anything.
+   * Takes [first, end) away from the fetches that do not store it now: what they bring for it is not stored.
+   * Whoever waits for such a fetch looks again, because what it needs may be local before the source says
+   * anything.
    */
   takeOver(first: number, end: number): void {
     for (const entry of this.#entries) {

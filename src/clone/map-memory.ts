@@ -13,17 +13,25 @@ export function pageCountOf(blockCount: number): number {
 }
 
 /**
- * Where a map (validity-map.ts) has its bits. A page whose bits are all the same needs no memory for them: its entry says which. So a map of 64 TiB
- * that is nearly empty, or nearly whole, is as small as what differs.
+ * Where a map (validity-map.ts) has its bits. A page whose bits are all the same needs no memory for them:
+ * its entry says which. So a map of 64 TiB that is nearly empty, or nearly whole, is as small as what
+ * differs.
  */
 export type MapMemory = {
-  /** One word a page. What it means is the map's business; 0: no bit of the page is set, and it has no memory. */
+  /**
+   * One word a page. What it means is the map's business; 0: no bit of the page is set, and it has no memory.
+   */
   readonly entries: Uint32Array;
   /** One number for who keeps count of the bits that are set; NaN while it changes. */
   readonly count: Float64Array;
-  /** The bits of a page that was reserved: `PAGE_WORDS` words, all of which view the same memory in every thread. */
+  /**
+   * The bits of a page that was reserved: `PAGE_WORDS` words, all of which view the same memory in every
+   * thread.
+   */
   page(page: number): Uint32Array;
-  /** From here on the page has memory, all zeros. Throws where there is none, and then nothing has changed. */
+  /**
+   * From here on the page has memory, all zeros. Throws where there is none, and then nothing has changed.
+   */
   reserve(page: number): void;
   /** The page's memory is not needed any more. Who still looks at it sees its old bits, or zeros. */
   release(page: number): void;
@@ -57,7 +65,10 @@ const NO_BITS = new Uint32Array(PAGE_WORDS);
 /** Views that are kept: making one costs more than a look at a bit. */
 const VIEWS_MAX = 256;
 
-/** In a stretch of memory that has room for every page, and is really there only where pages are reserved: a mapping of a sparse file. */
+/**
+ * In a stretch of memory that has room for every page, and is really there only where pages are reserved: a
+ * mapping of a sparse file.
+ */
 class FlatMapMemory implements MapMemory {
   readonly entries: Uint32Array;
   readonly count: Float64Array;

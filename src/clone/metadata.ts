@@ -31,13 +31,14 @@ import { blockCountOf } from './validity-map.ts';
  *     4  4  index of the sector; of a summary sector 2^31 more
  *     8  504 bits, block (or bitmap sector) 0 of the sector in the lowest bit of the first byte
  *
- * A disk writes a sector of 512 bytes whole or not at all, and bits only go from 0 to 1. So a write of several
- * sectors that is torn leaves each of them old or new, and old only means that a block is fetched again. The kernel does not keep that promise for a page that
- * is changed while it is on its way to the disk: half of a sector may be old then. So pages of 4096 bytes are written whole, each once between two flushes.
- * A sector that is
- * all zeros was never written (a written one has a bit and an index under its CRC): it has no bits, which makes the
- * metadata of a fresh clone of any size an empty sparse file. Every other sector with a wrong CRC is corruption, and never taken for
- * "no bits": that would bring old content back from the source over newer writes.
+ * A disk writes a sector of 512 bytes whole or not at all, and bits only go from 0 to 1. So a write of
+ * several sectors that is torn leaves each of them old or new, and old only means that a block is fetched
+ * again. The kernel does not keep that promise for a page that is changed while it is on its way to the disk:
+ * half of a sector may be old then. So pages of 4096 bytes are written whole, each once between two flushes.
+ * A sector that is all zeros was never written (a written one has a bit and an index under its CRC): it has
+ * no bits, which makes the metadata of a fresh clone of any size an empty sparse file. Every other sector
+ * with a wrong CRC is corruption, and never taken for "no bits": that would bring old content back from the
+ * source over newer writes.
  */
 const METADATA_SECTOR_BYTES = 512;
 const HEADER_COPY_OFFSETS = [0, 4096] as const;
@@ -68,7 +69,9 @@ export function metadataSectorCount(lengthBytes: number): number {
   return Math.ceil(blockCountOf(lengthBytes) / SECTOR_BLOCKS);
 }
 
-/** Length of the metadata of a volume of `lengthBytes`, in bytes: a multiple of 4096. 1 TiB needs 32.5 MiB. */
+/**
+ * Length of the metadata of a volume of `lengthBytes`, in bytes: a multiple of 4096. 1 TiB needs 32.5 MiB.
+ */
 export function metadataLengthBytes(lengthBytes: number): number {
   return summaryOffsetBytes(lengthBytes) + roundUp(summarySectorCount(lengthBytes) * METADATA_SECTOR_BYTES);
 }
@@ -111,8 +114,9 @@ export class CloneMetadata {
   }
 
   /**
-   * Makes fresh metadata without any bit, durably. Whatever was on the device is gone, in an order in which a crash leaves
-   * either no header or a valid one over an empty bitmap. Errors: `CLONE_METADATA_SHORT` and the device's own.
+   * Makes fresh metadata without any bit, durably. Whatever was on the device is gone, in an order in which a
+   * crash leaves either no header or a valid one over an empty bitmap. Errors: `CLONE_METADATA_SHORT` and the
+   * device's own.
    */
   static async create(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
     checkDevice(device, metadataLengthBytes(identity.lengthBytes));
@@ -127,9 +131,9 @@ export class CloneMetadata {
   }
 
   /**
-   * Opens the metadata of exactly this clone. One damaged header copy is repaired from the other. Errors: `CLONE_METADATA_BLANK`,
-   * `CLONE_METADATA_CORRUPT`, `CLONE_METADATA_SHORT`, `CLONE_METADATA_VERSION`, `CLONE_WRONG_VOLUME`, `CLONE_WRONG_GENERATION`,
-   * `CLONE_WRONG_LENGTH` and the device's own.
+   * Opens the metadata of exactly this clone. One damaged header copy is repaired from the other. Errors:
+   * `CLONE_METADATA_BLANK`, `CLONE_METADATA_CORRUPT`, `CLONE_METADATA_SHORT`, `CLONE_METADATA_VERSION`,
+   * `CLONE_WRONG_VOLUME`, `CLONE_WRONG_GENERATION`, `CLONE_WRONG_LENGTH` and the device's own.
    */
   static async open(device: BlockDevice, identity: CloneIdentity): Promise<CloneMetadata> {
     checkDevice(device, BITMAP_OFFSET_BYTES);
@@ -154,9 +158,10 @@ export class CloneMetadata {
   }
 
   /**
-   * Calls `full` with the runs of sectors [first, end) that are known to be all ones (by default that is a visit to each of them), then `visit` with every
-   * other sector that was ever written, in order; `words` (126 of them) is valid during the call only. Reads only what the device has data for, 1 MiB at a time. Error: `CLONE_METADATA_CORRUPT` with the
-   * sector.
+   * Calls `full` with the runs of sectors [first, end) that are known to be all ones (by default that is a
+   * visit to each of them), then `visit` with every other sector that was ever written, in order; `words`
+   * (126 of them) is valid during the call only. Reads only what the device has data for, 1 MiB at a time.
+   * Error: `CLONE_METADATA_CORRUPT` with the sector.
    */
   async load(
     visit: (sector: number, words: Uint32Array) => void,
@@ -179,8 +184,9 @@ export class CloneMetadata {
   }
 
   /**
-   * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and have at least one bit each. One that is all ones is
-   * a bit of the summary. Durable after `flush`. One write at a time, and none after it before the flush has ended, well or not.
+   * Writes whole sectors: `words` holds 126 words for each of `sectors`, which are in ascending order and
+   * have at least one bit each. One that is all ones is a bit of the summary. Durable after `flush`. One
+   * write at a time, and none after it before the flush has ended, well or not.
    */
   async write(sectors: readonly number[], words: Uint32Array): Promise<void> {
     assert(words.length === sectors.length * SECTOR_WORDS, 'every sector has its words');
@@ -198,7 +204,10 @@ export class CloneMetadata {
     await this.#put(summaryOffsetBytes(this.identity.lengthBytes), SUMMARY_INDEX, summarySectors);
   }
 
-  /** What is durable of one sector, or on its way there; null: it was never written. Error: `CLONE_METADATA_CORRUPT`. */
+  /**
+   * What is durable of one sector, or on its way there; null: it was never written. Error:
+   * `CLONE_METADATA_CORRUPT`.
+   */
   async readSector(sector: number): Promise<Uint32Array | null> {
     if (this.#inSummary(sector)) return new Uint32Array(SECTOR_WORDS).fill(ALL_ONES);
     const image = new Uint8Array(METADATA_SECTOR_BYTES);
@@ -220,7 +229,10 @@ export class CloneMetadata {
     }
   }
 
-  /** In one write the pages of `sectors`, which are adjacent; the other sectors of these pages stay as they are. */
+  /**
+   * In one write the pages of `sectors`, which are adjacent; the other sectors of these pages stay as they
+   * are.
+   */
   async #putPages(offsetBytes: number, indexBase: number, sectors: readonly Sector[]): Promise<void> {
     const first = pageOf(sectors[0]!) * PAGE_SECTORS;
     const end = (pageOf(sectors.at(-1)!) + 1) * PAGE_SECTORS;

@@ -1,7 +1,7 @@
 /**
- * Says what to bring before the guest asks: behind a sequential reader what comes next, and around any other miss its neighbourhood, because
- * what was written together is read together (the bubble of Hines and Gopalan, VEE 2009). A booting machine misses in a few dozen
- * places, and that is what its users wait for.
+ * Says what to bring before the guest asks: behind a sequential reader what comes next, and around any other
+ * miss its neighbourhood, because what was written together is read together (the bubble of Hines and
+ * Gopalan, VEE 2009). A booting machine misses in a few dozen places, and that is what its users wait for.
  */
 
 const STREAMS_MAX = 8;
@@ -25,8 +25,8 @@ export class ReadAhead {
   }
 
   /**
-   * The guest missed [first, end). The range to bring, or null; what of it is local or on its way is the caller's to skip. The ranges ahead
-   * of one stream do not overlap.
+   * The guest missed [first, end). The range to bring, or null; what of it is local or on its way is the
+   * caller's to skip. The ranges ahead of one stream do not overlap.
    */
   observe(first: number, end: number): { first: number; end: number } | null {
     const index = this.#streams.findIndex(

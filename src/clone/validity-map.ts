@@ -20,21 +20,23 @@ const COUNT_MASK = MIXED - 1;
 
 export type ValidityMapOptions = {
   /**
-   * True (the default): this instance is the only one that sets bits, and it keeps the count of them. False: it only asks, or it sets bits beside others
-   * (then nobody counts).
+   * True (the default): this instance is the only one that sets bits, and it keeps the count of them. False:
+   * it only asks, or it sets bits beside others (then nobody counts).
    */
   counted: boolean;
 };
 
 /**
- * Which blocks are local: one bit for each block of 4 KiB. Bits only go from 0 to 1. Two levels: pages of 32,768 bits, and a word for each that says where
- * all of its bits are the same; those take no memory, and no time to pass over.
+ * Which blocks are local: one bit for each block of 4 KiB. Bits only go from 0 to 1. Two levels: pages of
+ * 32,768 bits, and a word for each that says where all of its bits are the same; those take no memory, and no
+ * time to pass over.
  *
- * The memory is the caller's (map-memory.ts): in a volume server a shared mapping, where it outlives the process and other threads read it. Hence the rule
- * for every writer: the data is in place before its bit is set, and the bit is set with an atomic operation. A reader that sees the bit therefore sees the data.
+ * The memory is the caller's (map-memory.ts): in a volume server a shared mapping, where it outlives the
+ * process and other threads read it. Hence the rule for every writer: the data is in place before its bit is
+ * set, and the bit is set with an atomic operation. A reader that sees the bit therefore sees the data.
  *
- * One instance in one thread gives pages back. Another that looks meanwhile may find zeros in the page, so who finds a bit clear looks at the entry
- * again, where the page was declared full before it was given back.
+ * One instance in one thread gives pages back. Another that looks meanwhile may find zeros in the page, so
+ * who finds a bit clear looks at the entry again, where the page was declared full before it was given back.
  *
  * Block numbers go beyond 2^32 (16 TiB): no 32-bit operator may be applied to one. Inside a page they fit.
  */
@@ -92,7 +94,10 @@ export class ValidityMap {
     return this.#find(first, end, true);
   }
 
-  /** Whether a request has to wait for the source: a read of an absent block, or a write of a part of one. The range is inside the map. */
+  /**
+   * Whether a request has to wait for the source: a read of an absent block, or a write of a part of one. The
+   * range is inside the map.
+   */
   mustFetch(kind: 'read' | 'write', offsetBytes: number, lengthBytes: number): boolean {
     if (lengthBytes === 0) return false;
     const endBytes = offsetBytes + lengthBytes;
@@ -106,8 +111,9 @@ export class ValidityMap {
   }
 
   /**
-   * Marks [first, end). Call it when the data is in place, not before. Returns how many bits were new. Throws what `reserve` of the memory throws, and then no
-   * bit has been set: of what is half marked nobody could say whose it is.
+   * Marks [first, end). Call it when the data is in place, not before. Returns how many bits were new. Throws
+   * what `reserve` of the memory throws, and then no bit has been set: of what is half marked nobody could
+   * say whose it is.
    */
   setRange(first: number, end: number): number {
     assert(first >= 0 && first <= end && end <= this.blockCount, 'the range is inside the map');
@@ -126,7 +132,9 @@ export class ValidityMap {
     return added;
   }
 
-  /** As `setRange`, for who must not reserve memory: false, and nothing is set, where that would be needed. */
+  /**
+   * As `setRange`, for who must not reserve memory: false, and nothing is set, where that would be needed.
+   */
   trySetRange(first: number, end: number): boolean {
     const lastPage = Math.floor((end - 1) / PAGE_BLOCKS);
     for (let page = Math.floor(first / PAGE_BLOCKS); page <= lastPage; page++)
@@ -135,7 +143,10 @@ export class ValidityMap {
     return true;
   }
 
-  /** ORs whole words in, from the word `firstWord` on; bits beyond the last block must be zero. Returns how many were new. */
+  /**
+   * ORs whole words in, from the word `firstWord` on; bits beyond the last block must be zero. Returns how
+   * many were new.
+   */
   orWords(firstWord: number, words: Uint32Array): number {
     let added = 0;
     for (let index = 0; index < words.length; ) {
@@ -160,8 +171,9 @@ export class ValidityMap {
   }
 
   /**
-   * Gives back what pages take whose bits have all been set meanwhile: for maps that several set bits in, where nobody sees the last one come. Looks at
-   * `pagesMax` pages that have memory, and at the next ones when it is called again.
+   * Gives back what pages take whose bits have all been set meanwhile: for maps that several set bits in,
+   * where nobody sees the last one come. Looks at `pagesMax` pages that have memory, and at the next ones
+   * when it is called again.
    */
   compact(pagesMax: number): void {
     const pages = pageCountOf(this.blockCount);

@@ -4,8 +4,9 @@ import { GodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 
 /**
- * Sectors that the guest made zero in blocks that are still only at the source: a discard that begins or ends inside of an absent block has its answer
- * at once, and the block gets its zeros when it arrives. A sparse file of sectors of 512 bytes, filled from front to back.
+ * Sectors that the guest made zero in blocks that are still only at the source: a discard that begins or ends
+ * inside of an absent block has its answer at once, and the block gets its zeros when it arrives. A sparse
+ * file of sectors of 512 bytes, filled from front to back.
  *
  *   sector 0     0  8  magic "GWZEROS\0"          16  8  generation          32  .  volume id, UTF-8, zero padded
  *                8  4  format version, 1          24  8  length of the volume in bytes
@@ -15,9 +16,10 @@ import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
  *                6  1  sectors, one bit each       12  4  CRC32C of bytes 0 to 11
  *                7  1  1
  *
- * All integers are little-endian. A sector is filled up by writing it again with more records; those that were there stay byte for byte, so that what was durable
- * is never in danger. After an opening a new sector is begun. A record that is all zeros was never written. A record says nothing about a block that is local: its
- * bit is durable before anything rests on it, and never goes back.
+ * All integers are little-endian. A sector is filled up by writing it again with more records; those that
+ * were there stay byte for byte, so that what was durable is never in danger. After an opening a new sector
+ * is begun. A record that is all zeros was never written. A record says nothing about a block that is local:
+ * its bit is durable before anything rests on it, and never goes back.
  */
 const MAGIC = Buffer.from('GWZEROS\0', 'latin1');
 const FORMAT_VERSION = 1;
@@ -64,7 +66,10 @@ export class ZeroLog {
     await device.flush();
   }
 
-  /** Errors: `CLONE_ZEROS_FOREIGN` for a log of another clone, or a file that is none; `CLONE_ZEROS_CORRUPT` for one with a damaged record. */
+  /**
+   * Errors: `CLONE_ZEROS_FOREIGN` for a log of another clone, or a file that is none; `CLONE_ZEROS_CORRUPT`
+   * for one with a damaged record.
+   */
   static async open(device: BlockDevice, identity: ZeroLogIdentity): Promise<ZeroLog> {
     const header = Buffer.alloc(SECTOR_BYTES);
     await device.read(0, header);
@@ -91,8 +96,9 @@ export class ZeroLog {
   }
 
   /**
-   * From the call on the sectors of `mask` (bit 0: the first 512 bytes) count as zero. When it resolves that outlives the process; `flush` makes it durable. Rejects
-   * with what the disk says: then it may be forgotten with the process. Not when the log is full.
+   * From the call on the sectors of `mask` (bit 0: the first 512 bytes) count as zero. When it resolves that
+   * outlives the process; `flush` makes it durable. Rejects with what the disk says: then it may be forgotten
+   * with the process. Not when the log is full.
    */
   add(block: number, mask: number): Promise<void> {
     assert(mask > 0 && mask <= WHOLE_BLOCK, 'a record names sectors of a block');

@@ -1,8 +1,8 @@
 import type { Static, TSchema } from 'typebox';
 
 /**
- * One question of a conversation, as data. Router, client, OpenAPI and test doubles are made of tables of these (`Conversation`), so a new question is a row here
- * and a handler where it is answered.
+ * One question of a conversation, as data. Router, client, OpenAPI and test doubles are made of tables of
+ * these (`Conversation`), so a new question is a row here and a handler where it is answered.
  */
 export type Endpoint = {
   /** One sentence, without its full stop. */
@@ -29,9 +29,15 @@ export type Endpoint = {
   readonly shown?: (reply: never) => unknown;
   /** A POST that may be sent twice. All other methods may. */
   readonly idempotent?: true;
-  /** How long a person waits for the whole answer, where the client's own patience is too short; workers never end a call for being slow. */
+  /**
+   * How long a person waits for the whole answer, where the client's own patience is too short; workers never
+   * end a call for being slow.
+   */
   readonly deadlineMs?: number | ((body: never) => number);
-  /** Who may ask: anybody at all, who has the token, or another worker (which has a certificate, where there are any). */
+  /**
+   * Who may ask: anybody at all, who has the token, or another worker (which has a certificate, where there
+   * are any).
+   */
   readonly caller: 'anybody' | 'operator' | 'worker';
 };
 
@@ -132,7 +138,9 @@ export function argumentsOf(
   return endpoint.query === undefined ? values : [...values, came.query];
 }
 
-/** Whoever carries calls out: over the wire, or in memory. `name` is that of the endpoint in its conversation. */
+/**
+ * Whoever carries calls out: over the wire, or in memory. `name` is that of the endpoint in its conversation.
+ */
 export interface Caller {
   call(name: string, endpoint: Endpoint, request: Request, options: CallOptions): Promise<unknown>;
 }
@@ -158,7 +166,10 @@ export type AnyAnswer = (...args: unknown[]) => Promise<unknown>;
 
 type All<Parts> = Parts extends readonly [infer First, ...infer Rest] ? First & All<Rest> : unknown;
 
-/** One that answers a conversation, of several that answer parts of it; of two that answer the same the first does. */
+/**
+ * One that answers a conversation, of several that answer parts of it; of two that answer the same the first
+ * does.
+ */
 export function answering<C extends Conversation, Parts extends readonly object[]>(
   conversation: C,
   ...parts: All<Parts> extends Answers<C> ? Parts : never

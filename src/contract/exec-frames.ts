@@ -1,7 +1,8 @@
 import { GodwitError } from '../base/errors.ts';
 
 /**
- * What is said on a connection that was upgraded to `godwit-exec/1` (`GET /v1/machines/{ref}/session`): frames, both ways.
+ * What is said on a connection that was upgraded to `godwit-exec/1` (`GET /v1/machines/{ref}/session`):
+ * frames, both ways.
  *
  *   offset 0   kind, 1 byte
  *          1   length of what follows, 4 bytes, big-endian, at most FRAME_BYTES_MAX
@@ -15,7 +16,10 @@ export const TERM_PATTERN = '^[a-zA-Z0-9][a-zA-Z0-9+._-]{0,63}$';
 export const FRAME = {
   /** Client, first and once: ExecStart as JSON. */
   start: 1,
-  /** Client: bytes for the command's input; INPUT_WINDOW_BYTES of them at most that the worker has not said to be taken. */
+  /**
+   * Client: bytes for the command's input; INPUT_WINDOW_BYTES of them at most that the worker has not said to
+   * be taken.
+   */
   input: 2,
   /** Client: there is no more input. */
   inputEnd: 3,

@@ -54,8 +54,9 @@ export const HEALTH = {
 } as const satisfies Conversation;
 
 /**
- * What a person asks of a worker: `ref` is a name or an id. Every answer rejects with a GodwitError, whose code gives the HTTP status (api/status.ts); anything else is
- * a 500. Streams (events, followed logs, a terminal) are in api/routes.
+ * What a person asks of a worker: `ref` is a name or an id. Every answer rejects with a GodwitError, whose
+ * code gives the HTTP status (api/status.ts); anything else is a 500. Streams (events, followed logs, a
+ * terminal) are in api/routes.
  */
 export const OPERATOR = {
   worker: {
@@ -87,7 +88,10 @@ export const OPERATOR = {
     field: 'machines',
     caller: 'operator',
   },
-  /** Answers once the machine is put down and (with `start`) its start has begun; its health is watched with showMachine. */
+  /**
+   * Answers once the machine is put down and (with `start`) its start has begun; its health is watched with
+   * showMachine.
+   */
   createMachine: {
     ...MACHINE,
     ...OPERATION,
@@ -120,7 +124,10 @@ export const OPERATOR = {
     method: 'POST',
     path: '/v1/machines/:ref/start',
   },
-  /** Answers when no process of the machine is left: whoever asks waits for longer than the machine's own stop timeout. */
+  /**
+   * Answers when no process of the machine is left: whoever asks waits for longer than the machine's own stop
+   * timeout.
+   */
   stopMachine: {
     ...MACHINE,
     ...OPERATION,
@@ -303,7 +310,10 @@ export const OPERATOR = {
     method: 'POST',
     path: '/v1/runs/:id/nudge',
   },
-  /** The last resort: docs/api.md. `targetIsDestroyed` goes only where it is stated: workers of earlier versions refuse what they do not know. */
+  /**
+   * The last resort: docs/api.md. `targetIsDestroyed` goes only where it is stated: workers of earlier
+   * versions refuse what they do not know.
+   */
   forceRun: {
     ...RUN,
     // It asks the other worker, and waits for what the run leaves to be given back.

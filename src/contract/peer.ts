@@ -23,8 +23,9 @@ import type { Answers, Asks, Conversation } from './endpoint.ts';
 import { Ref } from './schemas.ts';
 
 /**
- * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its source still
- * means it, through `run`); every call is idempotent and carries the id of the source's run, which names the move on both sides.
+ * What one worker asks of another during a move. Only the source asks (and a target that wonders whether its
+ * source still means it, through `run`); every call is idempotent and carries the id of the source's run,
+ * which names the move on both sides.
  */
 
 const KeySlot = Type.Union([
@@ -43,7 +44,10 @@ const KeySlot = Type.Union([
   }),
 ]);
 
-/** What a worker must know of an encrypted volume to tell whether it could open it; the fields are those of crypt/geometry.ts. None is secret. */
+/**
+ * What a worker must know of an encrypted volume to tell whether it could open it; the fields are those of
+ * crypt/geometry.ts. None is secret.
+ */
 export const EncryptionNeeds = Type.Object({
   /** By the volume's record; that of the header is in `geometry`. */
   uuid: Type.String(),
@@ -76,12 +80,18 @@ export const PlacementRequest = Type.Object({
   volumeUsedBytes: Type.Integer({ minimum: 0 }),
   /** Of an encrypted volume. */
   encryption: Type.Optional(EncryptionNeeds),
-  /** What only the userspace plane can do for its volume, as the end of a sentence that begins with "it". Left out: either plane can have it. */
+  /**
+   * What only the userspace plane can do for its volume, as the end of a sentence that begins with "it". Left
+   * out: either plane can have it.
+   */
   userspaceOnly: Type.Optional(Type.String()),
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 
-/** Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they are sent to who says that he knows them. */
+/**
+ * Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they
+ * are sent to who says that he knows them.
+ */
 export const KNOWN = {
   /** `PrepareRequest.ailing`. */
   ailing: 'ailing',
@@ -100,7 +110,10 @@ export type OfferNeeds = Static<typeof OfferNeeds>;
 export const OfferRequest = Type.Object({
   sourceWorker: Id,
   machine: PlacementRequest,
-  /** Machines that a plan has already put on this worker: counted as if they were there. Empty for a real move. */
+  /**
+   * Machines that a plan has already put on this worker: counted as if they were there. Empty for a real
+   * move.
+   */
   planned: Type.Array(PlacementRequest),
   /** Said only to who knows it (`Offer.knows`). */
   needs: Type.Optional(OfferNeeds),
@@ -144,7 +157,10 @@ export const PrepareRequest = Type.Object({
       /** Generation that the source seals; the target opens the next one. */
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
-      /** The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no journal. */
+      /**
+       * The target asks the source for the header (`volumeHeader`): key material, though encrypted, is in no
+       * journal.
+       */
       encryption: Type.Optional(
         Type.Object({
           uuid: Type.String(),
@@ -164,8 +180,9 @@ export const PrepareRequest = Type.Object({
   /** False: the machine was stopped before the move and stays so. */
   startMachine: Type.Boolean(),
   /**
-   * What is wrong with the machine before the move, as the end of a sentence that begins with "it": it is started at the target as well, and nobody waits
-   * for it to get healthy. Left out: nothing. Said only to who knows it (`Offer.knows`).
+   * What is wrong with the machine before the move, as the end of a sentence that begins with "it": it is
+   * started at the target as well, and nobody waits for it to get healthy. Left out: nothing. Said only to
+   * who knows it (`Offer.knows`).
    */
   ailing: Type.Optional(Type.String()),
 });
@@ -173,12 +190,17 @@ export type PrepareRequest = Static<typeof PrepareRequest>;
 
 /** What comes with "it is yours". */
 export const HandoffRequest = Type.Object({
-  /** Base64 of the blocks that the sealed filesystem does not use (freemap/sealed-map.ts). Null: everything may be in use. */
+  /**
+   * Base64 of the blocks that the sealed filesystem does not use (freemap/sealed-map.ts). Null: everything
+   * may be in use.
+   */
   freeMap: Type.Union([Type.String({ maxLength: 4 * Math.ceil(SEALED_MAP_BYTES_MAX / 3) }), Type.Null()]),
 });
 export type HandoffRequest = Static<typeof HandoffRequest>;
 
-/** Where the target is with a move. Only ever goes down this list (or to `forgotten` from the first three). */
+/**
+ * Where the target is with a move. Only ever goes down this list (or to `forgotten` from the first three).
+ */
 export const TargetPhase = Type.Union([
   Type.Literal('preparing'),
   /** All that can be done before the stop is done. */
@@ -206,7 +228,10 @@ export const TargetStatus = Type.Object({
   /** Why it waits or failed, null when it goes on. */
   reason: Type.Union([Type.String(), Type.Null()]),
   nextAction: Type.Union([Type.String(), Type.Null()]),
-  /** Of the error that the run ended with, or is being undone for. Left out: none, or a target of an earlier version. */
+  /**
+   * Of the error that the run ended with, or is being undone for. Left out: none, or a target of an earlier
+   * version.
+   */
   retry: Type.Optional(RetrySchema),
   /** Wall clock of the target, for the report only. */
   timesMs: Type.Object({
@@ -237,9 +262,15 @@ export const TargetStatus = Type.Object({
   ]),
   /** When an operator said that the target need not wait for the receipt, and it did not. */
   waivedAtMs: Type.Union([Type.Number(), Type.Null()]),
-  /** The volume was opened there, and is not there any more: an operator destroyed it. The source may have the machine back. */
+  /**
+   * The volume was opened there, and is not there any more: an operator destroyed it. The source may have the
+   * machine back.
+   */
   gone: Type.Optional(Type.Boolean()),
-  /** Why the machine, which is on, is not healthy; as of the end of its start, and of the move. Left out: it is, or it is not known. */
+  /**
+   * Why the machine, which is on, is not healthy; as of the end of its start, and of the move. Left out: it
+   * is, or it is not known.
+   */
   unhealthy: Type.Optional(Type.String()),
 });
 export type TargetStatus = Static<typeof TargetStatus>;
@@ -260,7 +291,8 @@ const parameter = Ref;
 const deadlineMs = PATIENCE.personProof.ms;
 
 /**
- * What one worker asks of another during a move. Every question is idempotent; `runId` is that of the source's run.
+ * What one worker asks of another during a move. Every question is idempotent; `runId` is that of the
+ * source's run.
  */
 export const PEER = {
   offer: {
@@ -273,7 +305,10 @@ export const PEER = {
     idempotent: true,
     caller: 'worker',
   },
-  /** Starts the target's run, or answers for the one that is there. Rejects `MIGRATION_REFUSED` when the offer no longer holds. */
+  /**
+   * Starts the target's run, or answers for the one that is there. Rejects `MIGRATION_REFUSED` when the offer
+   * no longer holds.
+   */
   prepare: {
     summary: 'Do everything that can be done before the stop',
     tag,
@@ -315,7 +350,10 @@ export const PEER = {
     idempotent: true,
     caller: 'worker',
   },
-  /** Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten, durably. */
+  /**
+   * Answers `forgotten`, or a later phase when it is too late. A run that was never heard of is forgotten,
+   * durably.
+   */
   cancel: {
     summary: 'Forget it, unless it is too late; the answer says which',
     tag,

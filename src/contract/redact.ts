@@ -1,8 +1,9 @@
 const SECRET_KEY = /secret|password|token|credential/i;
 
 /**
- * A copy of a JSON value with every string under a key that names a secret replaced by `***`. Runs keep their inputs, and the
- * input of a move holds the CHAP secret of its grant: it must not leave the worker through a listing.
+ * A copy of a JSON value with every string under a key that names a secret replaced by `***`. Runs keep their
+ * inputs, and the input of a move holds the CHAP secret of its grant: it must not leave the worker through a
+ * listing.
  */
 export function redact(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(redact);

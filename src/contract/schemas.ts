@@ -6,13 +6,17 @@ import { VolumeRecord } from '../volume/record.ts';
 import { TERM_PATTERN } from './exec-frames.ts';
 
 /**
- * Requests and replies of the worker's HTTP API. One schema is the type, the validator and the page in /openapi.json.
- * Times are milliseconds since the Unix epoch (`…AtMs`, `sinceMs`) or durations (`…Ms`); sizes are bytes.
+ * Requests and replies of the worker's HTTP API. One schema is the type, the validator and the page in
+ * /openapi.json. Times are milliseconds since the Unix epoch (`…AtMs`, `sinceMs`) or durations (`…Ms`); sizes
+ * are bytes.
  */
 
 const Nullable = <Schema extends TSchema>(schema: Schema) => Type.Union([schema, Type.Null()]);
 
-/** What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an underscore). */
+/**
+ * What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an
+ * underscore).
+ */
 export const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
 
 /** A name or an id: one plain name. */
@@ -124,14 +128,20 @@ export const MachineView = Type.Object({
     Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
   ),
   hydration: Nullable(HydrationView),
-  /** Its owner wants it up, and it is down because of godwit: since when (wall clock), and what it does then. Left out: it is not. */
+  /**
+   * Its owner wants it up, and it is down because of godwit: since when (wall clock), and what it does then.
+   * Left out: it is not.
+   */
   down: Type.Optional(Type.Object({ sinceMs: Type.Number(), why: Type.String() })),
   /**
-   * The data disk of its worker is full but for what is kept back: since when (wall clock), and how many of its writes wait for room. 0: they fail (`--when-full
-   * error`). Left out: there is room.
+   * The data disk of its worker is full but for what is kept back: since when (wall clock), and how many of
+   * its writes wait for room. 0: they fail (`--when-full error`). Left out: there is room.
    */
   ioPaused: Type.Optional(Type.Object({ sinceMs: Type.Number(), waiting: Type.Integer() })),
-  /** What is wrong with it, which is wanted to run: the end of a sentence that begins with "it". Left out: nothing that is known. */
+  /**
+   * What is wrong with it, which is wanted to run: the end of a sentence that begins with "it". Left out:
+   * nothing that is known.
+   */
   ailment: Type.Optional(
     Type.Object({
       kind: Type.Union([Type.Literal('ended'), Type.Literal('restarting'), Type.Literal('unhealthy')]),
@@ -192,7 +202,10 @@ export type LogsQuery = Static<typeof LogsQuery>;
 export const MoveRequest = Type.Object({
   /** Null: the best offer wins. */
   target: Type.Union([Name, Type.Null()], { default: null }),
-  /** The volume gets another key at the target; refused (`WORKER_NOT_ENCRYPTED`) for one that is not encrypted. */
+  /**
+   * The volume gets another key at the target; refused (`WORKER_NOT_ENCRYPTED`) for one that is not
+   * encrypted.
+   */
   rekey: Type.Optional(Type.Boolean()),
 });
 export type MoveRequest = Static<typeof MoveRequest>;
@@ -225,7 +238,10 @@ export const VolumeView = Type.Object({
   /** To other systems, or to its machine as a socket; null otherwise. */
   served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
-  /** The disk lost what was written to it, and everything is refused until an operator decides. Left out: not that anybody knows. */
+  /**
+   * The disk lost what was written to it, and everything is refused until an operator decides. Left out: not
+   * that anybody knows.
+   */
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String(), file: Type.String() })),
 });
 export type VolumeView = Static<typeof VolumeView>;
@@ -247,8 +263,9 @@ export type CreateVolumeRequest = Static<typeof CreateVolumeRequest>;
 export const ImportVolumeRequest = Type.Object({
   name: Name,
   /**
-   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`, `iscsi://[user%secret@]host[:port]/iqn/lun`, `iscsis://…?tls-certificates=FOLDER`, or the absolute path of a raw
-   * image on the worker. May hold a secret: it is in no answer.
+   * A disk of another system: `nbd://…`, `nbds://…`, `nbd+unix://…`,
+   * `iscsi://[user%secret@]host[:port]/iqn/lun`, `iscsis://…?tls-certificates=FOLDER`, or the absolute path
+   * of a raw image on the worker. May hold a secret: it is in no answer.
    */
   source: Type.String({ minLength: 1, maxLength: 8192 }),
   /** Left out: what the source is formatted with, as far as that is known here. */
@@ -270,10 +287,14 @@ export const ServeVolumeRequest = Type.Object({
   listen: Type.String({ minLength: 1, maxLength: 256 }),
   writable: Type.Boolean({ default: false }),
   /**
-   * NBD on loopback without TLS: every process of the host may read it (and write, with `writable`), machines with the network of the host too.
+   * NBD on loopback without TLS: every process of the host may read it (and write, with `writable`), machines
+   * with the network of the host too.
    */
   openToHost: Type.Optional(Type.Boolean()),
-  /** Of iSCSI: over TLS, for clients with a certificate of the worker's authority. NBD at an address is over TLS anyway. */
+  /**
+   * Of iSCSI: over TLS, for clients with a certificate of the worker's authority. NBD at an address is over
+   * TLS anyway.
+   */
   tls: Type.Optional(Type.Boolean()),
   /** Of iSCSI; left out: made up. */
   chap: Type.Optional(Chap),
@@ -384,7 +405,9 @@ export const DrainRequest = Type.Object({
   desired: Type.Literal(true),
   /** Only to this worker; null: wherever the best offer is. */
   target: Type.Union([Name, Type.Null()], { default: null }),
-  /** Encrypted volumes get another key at their target. Left out: as the drain that is on has it, else not. */
+  /**
+   * Encrypted volumes get another key at their target. Left out: as the drain that is on has it, else not.
+   */
   rekey: Type.Optional(Type.Boolean()),
 });
 export type DrainRequest = Static<typeof DrainRequest>;
@@ -409,7 +432,9 @@ export const Plan = Type.Object({
     }),
   ),
   totalBytes: Type.Integer(),
-  /** From the start of the drain to the release of the last source; null when some machine has nowhere to go. */
+  /**
+   * From the start of the drain to the release of the last source; null when some machine has nowhere to go.
+   */
   predictedFinishMs: Nullable(Type.Number()),
   /** What an operator should know before it begins. Sentences. */
   warnings: Type.Array(Type.String()),
@@ -418,7 +443,10 @@ export const Plan = Type.Object({
 });
 export type Plan = Static<typeof Plan>;
 
-/** The same as the type in journal/run.ts; schemas.test.ts holds them together. Secrets in input and output are blanked. */
+/**
+ * The same as the type in journal/run.ts; schemas.test.ts holds them together. Secrets in input and output
+ * are blanked.
+ */
 export const RunReply = Type.Object({
   id: Type.String(),
   kind: Type.String(),
@@ -455,7 +483,9 @@ export const RunReply = Type.Object({
   reason: Nullable(
     Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
   ),
-  /** What advances in the step that runs, since when, and when it did last. Left out: nothing was heard yet. */
+  /**
+   * What advances in the step that runs, since when, and when it did last. Left out: nothing was heard yet.
+   */
   progress: Type.Optional(
     Nullable(
       Type.Object({
@@ -494,9 +524,10 @@ export type RunsQuery = Static<typeof RunsQuery>;
 
 export const ForceRunRequest = Type.Object({
   /**
-   * undo: undo it now, also past its point of no return. forward: its step's deadline begins anew, and a run that failed
-   * past its point of no return goes on. forget: it ends as it stands, and what it left behind is for a person to clear. unproven: the target's
-   * run of a move that has all its blocks no longer waits for the receipt, which a source that is lost can never sign.
+   * undo: undo it now, also past its point of no return. forward: its step's deadline begins anew, and a run
+   * that failed past its point of no return goes on. forget: it ends as it stands, and what it left behind is
+   * for a person to clear. unproven: the target's run of a move that has all its blocks no longer waits for
+   * the receipt, which a source that is lost can never sign.
    */
   how: Type.Union([
     Type.Literal('undo'),
@@ -505,8 +536,8 @@ export const ForceRunRequest = Type.Object({
     Type.Literal('unproven'),
   ]),
   /**
-   * For undo and forget of a move that was handed over, when its target cannot be asked: its host is lost for good, and with it what the machine
-   * wrote there.
+   * For undo and forget of a move that was handed over, when its target cannot be asked: its host is lost for
+   * good, and with it what the machine wrote there.
    */
   targetIsDestroyed: Type.Optional(Type.Boolean()),
 });

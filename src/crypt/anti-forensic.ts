@@ -2,9 +2,10 @@ import { hash, randomFillSync } from 'node:crypto';
 import { DIGEST_BYTES } from './kdf.ts';
 
 /**
- * The anti-forensic split of LUKS: a key becomes `stripes` times as many bytes, of which each one is needed, so that losing any one sector
- * (a disk that remaps and keeps old sectors loses some when it is wiped) loses the key. Fruhwirth, "New Methods in Hard Disk Encryption", 2005, section 5.2;
- * LUKS On-Disk Format 1.2.3, section 2.4; `lib/luks1/af.c` of cryptsetup:
+ * The anti-forensic split of LUKS: a key becomes `stripes` times as many bytes, of which each one is needed,
+ * so that losing any one sector (a disk that remaps and keeps old sectors loses some when it is wiped) loses
+ * the key. Fruhwirth, "New Methods in Hard Disk Encryption", 2005, section 5.2; LUKS On-Disk Format 1.2.3,
+ * section 2.4; `lib/luks1/af.c` of cryptsetup:
  *
  *     s_1 .. s_n-1 random;  d_0 = 0, d_k = H(d_k-1 xor s_k);  s_n = d_n-1 xor key
  *     H: each piece of digest length, with its number before it (32 bits, big-endian), is replaced by its hash

@@ -2,8 +2,9 @@ import { createHash, randomBytes } from 'node:crypto';
 import { corruptError, unsupportedError } from './errors.ts';
 
 /**
- * The binary header of LUKS2: 4096 bytes, twice on the disk, each before a JSON area of its own.
- * "LUKS2 On-Disk Format Specification", version 1.1.x, section 2.1 (`struct luks2_hdr_disk`); integers are big-endian.
+ * The binary header of LUKS2: 4096 bytes, twice on the disk, each before a JSON area of its own. "LUKS2
+ * On-Disk Format Specification", version 1.1.x, section 2.1 (`struct luks2_hdr_disk`); integers are
+ * big-endian.
  *
  *     offset  bytes  field
  *          0      6  magic         "LUKS" 0xba 0xbe (first header), "SKUL" 0xba 0xbe (second)
@@ -41,7 +42,10 @@ export type BinaryHeader = {
 const MAGIC = { first: Buffer.from('LUKS\xba\xbe', 'latin1'), second: Buffer.from('SKUL\xba\xbe', 'latin1') };
 const CHECKSUM_OFFSET = 448;
 const CHECKSUM_FIELD_BYTES = 64;
-/** cryptsetup writes sha256 and leaves the choice to the format; the bytes in the field are as many as the digest has. */
+/**
+ * cryptsetup writes sha256 and leaves the choice to the format; the bytes in the field are as many as the
+ * digest has.
+ */
 const CHECKSUM_ALGORITHMS: readonly string[] = ['sha256', 'sha512', 'sha1'];
 
 /** True when the bytes begin as a LUKS header does, of any version. */
@@ -50,8 +54,8 @@ export function hasMagic(bytes: Uint8Array, role: HeaderRole): boolean {
 }
 
 /**
- * Fields of a binary header at its place, without the checksum (for which the JSON area is needed). Throws `CRYPT_HEADER_CORRUPT`, and
- * `CRYPT_UNSUPPORTED` for LUKS1.
+ * Fields of a binary header at its place, without the checksum (for which the JSON area is needed). Throws
+ * `CRYPT_HEADER_CORRUPT`, and `CRYPT_UNSUPPORTED` for LUKS1.
  */
 export function decodeBinaryHeader(bytes: Buffer, role: HeaderRole, offsetBytes: number): BinaryHeader {
   if (!hasMagic(bytes, role)) throw corruptError(`${role} header`, 'no magic');

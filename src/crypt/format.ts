@@ -11,9 +11,15 @@ import { CIPHER, parseMetadata } from './metadata.ts';
 import { Secret } from './secret.ts';
 
 export type FormatOptions = {
-  /** Where the ciphertext begins: 16 MiB as cryptsetup does, or 4 MiB. 0 for a detached header. Default 16 MiB. */
+  /**
+   * Where the ciphertext begins: 16 MiB as cryptsetup does, or 4 MiB. 0 for a detached header. Default 16
+   * MiB.
+   */
   dataOffsetBytes?: number;
-  /** 512, 1024, 2048 or 4096. Default 4096, which is the faster one; the length of the volume is a multiple of it. */
+  /**
+   * 512, 1024, 2048 or 4096. Default 4096, which is the faster one; the length of the volume is a multiple of
+   * it.
+   */
   sectorBytes?: number;
   /** 32 (AES-128) or 64 (AES-256). Default 64. */
   keyBytes?: 32 | 64;
@@ -32,12 +38,16 @@ export type FormatOptions = {
 const DEFAULT_DATA_OFFSET_BYTES = 16 * 1024 * 1024;
 /** LUKS2_MAX_KEYSLOTS_SIZE of cryptsetup. */
 const MAX_SLOTS_AREA_BYTES = 128 * 1024 * 1024;
-/** The volume key has 256 random bits or more: no number of iterations adds to that. This is the least that cryptsetup takes. */
+/**
+ * The volume key has 256 random bits or more: no number of iterations adds to that. This is the least that
+ * cryptsetup takes.
+ */
 const DIGEST_ITERATIONS = 1000;
 
 /**
- * Makes a new volume key and a header with one slot for the passphrase. The data is not touched. The first thing that makes the device a
- * LUKS2 volume is the last thing written, so a crash leaves one that opens, none, or half a header, which `overwrite` gets rid of.
+ * Makes a new volume key and a header with one slot for the passphrase. The data is not touched. The first
+ * thing that makes the device a LUKS2 volume is the last thing written, so a crash leaves one that opens,
+ * none, or half a header, which `overwrite` gets rid of.
  *
  * Rejects with `CRYPT_BAD_GEOMETRY`, and `CRYPT_NOT_BLANK` where there is a header already.
  */

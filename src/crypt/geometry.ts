@@ -5,8 +5,9 @@ import { type Kdf, type KdfLimits, kdfLimitError } from './kdf.ts';
 import { CIPHER } from './metadata.ts';
 
 /**
- * What another host must know of an encrypted volume to tell whether it could open it: plain values that travel as JSON before a move, none of them secret. Two versions of
- * cryptsetup put the data at 4 MiB and at 16 MiB by default; a size that is inferred instead of told is a volume of the wrong length.
+ * What another host must know of an encrypted volume to tell whether it could open it: plain values that
+ * travel as JSON before a move, none of them secret. Two versions of cryptsetup put the data at 4 MiB and at
+ * 16 MiB by default; a size that is inferred instead of told is a volume of the wrong length.
  */
 export type Luks2Geometry = {
   uuid: string;
@@ -65,8 +66,9 @@ export function luks2Geometry(header: Luks2Header): Luks2Geometry {
 }
 
 /**
- * Length of the plaintext on a device of `deviceLengthBytes` that the segment lies on. Throws `CRYPT_BAD_GEOMETRY` when the device ends before the data or in
- * the middle of a sector: rounding would make a volume of another length than the one that was written.
+ * Length of the plaintext on a device of `deviceLengthBytes` that the segment lies on. Throws
+ * `CRYPT_BAD_GEOMETRY` when the device ends before the data or in the middle of a sector: rounding would make
+ * a volume of another length than the one that was written.
  */
 export function plainLengthBytes(
   geometry: Pick<Luks2Geometry, 'dataOffsetBytes' | 'dataLengthBytes' | 'sectorBytes'>,
@@ -85,7 +87,10 @@ export function plainLengthBytes(
   return lengthBytes;
 }
 
-/** Why this host could not open the volume; empty when it could. Decided from values only, before anything is stopped. */
+/**
+ * Why this host could not open the volume; empty when it could. Decided from values only, before anything is
+ * stopped.
+ */
 export function assessGeometry(
   geometry: Luks2Geometry,
   host: HostCapabilities,

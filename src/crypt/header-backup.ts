@@ -3,14 +3,18 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { type Luks2Header, readHeader } from './header-store.ts';
 
-/** Bytes from the start of the device to the end of the key slots: what a backup holds and what a restore overwrites. */
+/**
+ * Bytes from the start of the device to the end of the key slots: what a backup holds and what a restore
+ * overwrites.
+ */
 export function headerAreaBytes(header: Luks2Header): number {
   return 2 * header.binary.headerBytes + header.metadata.slotsAreaBytes;
 }
 
 /**
- * Both headers and all key slots as they are on the device, in the form of `cryptsetup luksHeaderBackup`. With an old passphrase it opens the volume for ever,
- * also after that passphrase was removed: keep it as a key. Up to 136 MiB.
+ * Both headers and all key slots as they are on the device, in the form of `cryptsetup luksHeaderBackup`.
+ * With an old passphrase it opens the volume for ever, also after that passphrase was removed: keep it as a
+ * key. Up to 136 MiB.
  */
 export async function backupHeader(device: BlockDevice): Promise<Buffer> {
   const header = await readHeader(device);
@@ -20,9 +24,9 @@ export async function backupHeader(device: BlockDevice): Promise<Buffer> {
 }
 
 /**
- * Puts a backup in place. Where a sound header is there, the backup must be of the same volume and geometry (`CRYPT_HEADER_MISMATCH`); with
- * `overwrite` it need not. Key slots are durable before the headers. A crash in between leaves a volume that may not open: do it again, the
- * backup is still there.
+ * Puts a backup in place. Where a sound header is there, the backup must be of the same volume and geometry
+ * (`CRYPT_HEADER_MISMATCH`); with `overwrite` it need not. Key slots are durable before the headers. A crash
+ * in between leaves a volume that may not open: do it again, the backup is still there.
  */
 export async function restoreHeader(
   device: BlockDevice,

@@ -29,11 +29,12 @@ export type Luks2Header = {
 type Copy = { role: HeaderRole; binary: BinaryHeader; json: JsonObject };
 
 /**
- * Reads both copies and takes the newer sound one, from at most 8 MiB of the device, whatever they say. Writes nothing. The device is the one that holds the
- * header: the volume itself, or the file of a detached header.
+ * Reads both copies and takes the newer sound one, from at most 8 MiB of the device, whatever they say.
+ * Writes nothing. The device is the one that holds the header: the volume itself, or the file of a detached
+ * header.
  *
- * Throws `CRYPT_NOT_LUKS2` where there is no trace of a header, `CRYPT_HEADER_CORRUPT` where no copy is sound, and
- * `CRYPT_UNSUPPORTED` (an older copy is not taken instead: it may be older than the reason).
+ * Throws `CRYPT_NOT_LUKS2` where there is no trace of a header, `CRYPT_HEADER_CORRUPT` where no copy is
+ * sound, and `CRYPT_UNSUPPORTED` (an older copy is not taken instead: it may be older than the reason).
  */
 export async function readHeader(device: BlockDevice): Promise<Luks2Header> {
   const first = await attempt(() => readCopy(device, 'first', 0));
@@ -66,9 +67,9 @@ export async function repairHeader(device: BlockDevice, header: Luks2Header): Pr
 }
 
 /**
- * Writes new JSON into both copies, with the next sequence number, and returns the header as it is now. Whenever power goes, a whole copy is there, the old
- * or the new one: a damaged copy is mended first, and each write is durable before the next begins. What the new JSON refers to must be durable
- * already.
+ * Writes new JSON into both copies, with the next sequence number, and returns the header as it is now.
+ * Whenever power goes, a whole copy is there, the old or the new one: a damaged copy is mended first, and
+ * each write is durable before the next begins. What the new JSON refers to must be durable already.
  */
 export async function updateHeader(
   device: BlockDevice,
@@ -107,7 +108,9 @@ async function readSecond(
   return result!;
 }
 
-/** The problems of one copy are values, for the other one may be sound. What the device itself throws is not. */
+/**
+ * The problems of one copy are values, for the other one may be sound. What the device itself throws is not.
+ */
 async function attempt(read: () => Promise<Copy>): Promise<Copy | { problem: GodwitError }> {
   try {
     return await read();

@@ -1,14 +1,17 @@
 import { corruptError } from './errors.ts';
 
-/** The JSON of a header, as it is: what is not understood (tokens, fields of later versions) stays in it and is written back. */
+/**
+ * The JSON of a header, as it is: what is not understood (tokens, fields of later versions) stays in it and
+ * is written back.
+ */
 export type JsonObject = { [key: string]: unknown };
 
 /** cryptsetup nests four deep; tokens may go further. */
 const MAX_DEPTH = 32;
 
 /**
- * Reads JSON of a disk. The depth is looked at first, since recursion over a hostile one would exhaust the stack; numbers that JavaScript would
- * round are kept as they are written. Throws `CRYPT_HEADER_CORRUPT`.
+ * Reads JSON of a disk. The depth is looked at first, since recursion over a hostile one would exhaust the
+ * stack; numbers that JavaScript would round are kept as they are written. Throws `CRYPT_HEADER_CORRUPT`.
  */
 export function parseJson(text: string): JsonObject {
   if (depthOf(text) > MAX_DEPTH) throw corruptError('JSON', `nested more than ${MAX_DEPTH} deep`);
@@ -66,7 +69,10 @@ export function integerOf(value: unknown, where: string, min: number, max: numbe
   return value;
 }
 
-/** LUKS2 writes 64-bit numbers as decimal strings (specification, section 3). Above 2^53 nothing fits any device. */
+/**
+ * LUKS2 writes 64-bit numbers as decimal strings (specification, section 3). Above 2^53 nothing fits any
+ * device.
+ */
 export function uint64Of(value: unknown, where: string): number {
   const number = typeof value === 'string' && /^[0-9]{1,20}$/.test(value) ? Number(value) : Number.NaN;
   if (!Number.isSafeInteger(number)) throw corruptError(where, 'not a number below 2^53 in a string');

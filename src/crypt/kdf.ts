@@ -16,17 +16,26 @@ export const DIGEST_BYTES: ReadonlyMap<string, number> = new Map([
   ['sha512', 64],
 ]);
 
-/** What a header may ask of this host. A header of foreign hands could else ask for 4 TiB or for a thousand years. */
+/**
+ * What a header may ask of this host. A header of foreign hands could else ask for 4 TiB or for a thousand
+ * years.
+ */
 export type KdfLimits = {
   memoryKib: number;
-  /** Argon2: memory (KiB) times passes, which is what its time is proportional to. 2^20 is 1 GiB once, about a second. */
+  /**
+   * Argon2: memory (KiB) times passes, which is what its time is proportional to. 2^20 is 1 GiB once, about a
+   * second.
+   */
   memoryPassesKib: number;
   lanes: number;
   /** PBKDF2: about two million a second. */
   iterations: number;
 };
 
-/** What cryptsetup chooses on any machine (at most 1 GiB, 4 lanes, tuned to 2 s) with room for one ten times as fast. */
+/**
+ * What cryptsetup chooses on any machine (at most 1 GiB, 4 lanes, tuned to 2 s) with room for one ten times
+ * as fast.
+ */
 export const DEFAULT_KDF_LIMITS: KdfLimits = {
   memoryKib: 1024 * 1024,
   memoryPassesKib: 32 * 1024 * 1024,
@@ -49,7 +58,10 @@ export function kdfLimitError(kdf: Kdf, limits: KdfLimits): GodwitError | null {
     : limitError('memoryPassesKib', memoryPassesKib, limits.memoryPassesKib);
 }
 
-/** A key of `keyBytes` from a passphrase, computed in the thread pool. Rejects with `CRYPT_KDF_LIMIT` and `CRYPT_KDF_FAILED` (no memory). */
+/**
+ * A key of `keyBytes` from a passphrase, computed in the thread pool. Rejects with `CRYPT_KDF_LIMIT` and
+ * `CRYPT_KDF_FAILED` (no memory).
+ */
 export async function deriveKey(
   kdf: Kdf,
   passphrase: Uint8Array,

@@ -14,16 +14,23 @@ export type KeyRequest = {
   volumeId: string;
   /** The generation that is about to be opened: a provider can refuse one that is not this worker's. */
   generation: number;
-  /** Which key of the volume: the generation that it was made for. 1 is the first one; a move with another key makes the next. */
+  /**
+   * Which key of the volume: the generation that it was made for. 1 is the first one; a move with another key
+   * makes the next.
+   */
   keyGeneration: number;
 };
 
-/** Where the keys of volumes come from. The bytes are a passphrase of LUKS2, taken as they are, a final newline too. */
+/**
+ * Where the keys of volumes come from. The bytes are a passphrase of LUKS2, taken as they are, a final
+ * newline too.
+ */
 export interface KeyProvider {
   /** The caller disposes of the key. Rejects with `CRYPT_KEY_UNAVAILABLE` and `CRYPT_KEY_EXPOSED`. */
   keyOf(request: KeyRequest): Promise<Secret>;
   /**
-   * A key that is durable where the provider keeps its keys when this resolves; the same one when it is asked again. Rejects as `keyOf` does.
+   * A key that is durable where the provider keeps its keys when this resolves; the same one when it is asked
+   * again. Rejects as `keyOf` does.
    */
   newKeyOf(request: KeyRequest): Promise<Secret>;
 }
@@ -37,9 +44,10 @@ const NEW_KEY_CHARACTERS = 43;
 const BASE64URL = Buffer.from('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_');
 
 /**
- * Keys in files, for development and for hosts that unseal a folder at boot. `{volume}` in the path stands for the id of the volume; without it all volumes share their
- * first key. A later key of a volume is beside its first one, in `PATH.gN`, or `PATH.VOLUME.gN` where that is shared. A file that others can
- * read is refused (`CRYPT_KEY_EXPOSED`).
+ * Keys in files, for development and for hosts that unseal a folder at boot. `{volume}` in the path stands
+ * for the id of the volume; without it all volumes share their first key. A later key of a volume is beside
+ * its first one, in `PATH.gN`, or `PATH.VOLUME.gN` where that is shared. A file that others can read is
+ * refused (`CRYPT_KEY_EXPOSED`).
  *
  * New keys are 43 random characters of base64url, 258 bits. A first key that is shared is never made here.
  */
@@ -117,8 +125,9 @@ export type ExecKeyProviderOptions = {
 };
 
 /**
- * Keys from a program: a client of Vault or a KMS, a TPM tool. It is told the volume in GODWIT_VOLUME_ID and GODWIT_VOLUME_GENERATION, which key of it in
- * GODWIT_KEY_GENERATION, and what to do in GODWIT_KEY_ACTION: `get` that key, or `create` it where it is not there yet. It prints the key, and nothing else, to its
+ * Keys from a program: a client of Vault or a KMS, a TPM tool. It is told the volume in GODWIT_VOLUME_ID and
+ * GODWIT_VOLUME_GENERATION, which key of it in GODWIT_KEY_GENERATION, and what to do in GODWIT_KEY_ACTION:
+ * `get` that key, or `create` it where it is not there yet. It prints the key, and nothing else, to its
  * standard output. What it prints elsewhere is thrown away, since it could hold the key (`sh -x`).
  */
 export class ExecKeyProvider implements KeyProvider {

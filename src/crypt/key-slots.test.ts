@@ -45,8 +45,8 @@ async function opens(device: BlockDevice, header: Luks2Header, passphrase: strin
 }
 
 test('Argon2id as its reference program has it, and PBKDF2 as RFC 7914', async () => {
-  // The vector of the RFC has a secret and associated data, which LUKS2 does not use; this one is of the reference program:
-  // argon2 somesalt -id -t 2 -k 65536 -p 1 -l 32, password "password".
+  // The vector of the RFC has a secret and associated data, which LUKS2 does not use; this one is of the
+  // reference program: argon2 somesalt -id -t 2 -k 65536 -p 1 -l 32, password "password".
   using argon2id = await deriveKey(
     { type: 'argon2id', salt: Buffer.from('somesalt'), passes: 2, memoryKib: 65536, lanes: 1 },
     Buffer.from('password'),

@@ -19,16 +19,19 @@ export type KdfChoice =
 export const DEFAULT_KDF: KdfChoice = { type: 'argon2id', passes: 3, memoryKib: 64 * 1024, lanes: 4 };
 
 const SALT_BYTES = 32;
-/** Areas of key slots are encrypted in sectors of 512 bytes, the first one with tweak 0 (specification 1.1, section 3.1). */
+/**
+ * Areas of key slots are encrypted in sectors of 512 bytes, the first one with tweak 0 (specification 1.1,
+ * section 3.1).
+ */
 const AREA_SECTOR_BYTES = 512;
 const AREA_ALIGNMENT_BYTES = 4096;
 
 export type Unlocked = { slot: number; volumeKey: Secret };
 
 /**
- * The volume key, by the first slot that the passphrase opens: preferred slots first, ignored ones only when named. The key is the caller's to dispose of.
- * Rejects with `CRYPT_WRONG_KEY`, `CRYPT_KDF_LIMIT` (no slot opened and one was not tried, because it asks for too much), and what the
- * device rejects with.
+ * The volume key, by the first slot that the passphrase opens: preferred slots first, ignored ones only when
+ * named. The key is the caller's to dispose of. Rejects with `CRYPT_WRONG_KEY`, `CRYPT_KDF_LIMIT` (no slot
+ * opened and one was not tried, because it asks for too much), and what the device rejects with.
  */
 export async function unlock(
   device: BlockDevice,
@@ -73,8 +76,9 @@ async function isVolumeKey(metadata: Luks2Metadata, volumeKey: Secret, limits: K
 }
 
 /**
- * Adds a slot for another passphrase, in the lowest free number or the one that is named. The key material is durable before the header names it.
- * Rejects with `CRYPT_NO_SLOT`, `CRYPT_KDF_LIMIT` (this host could not open it itself), `CRYPT_WRONG_KEY` for a key that is not the volume's.
+ * Adds a slot for another passphrase, in the lowest free number or the one that is named. The key material is
+ * durable before the header names it. Rejects with `CRYPT_NO_SLOT`, `CRYPT_KDF_LIMIT` (this host could not
+ * open it itself), `CRYPT_WRONG_KEY` for a key that is not the volume's.
  */
 export async function addKey(
   device: BlockDevice,
@@ -106,8 +110,9 @@ export async function addKey(
 }
 
 /**
- * Removes a slot. Its key material is overwritten, durably, before the header forgets it: a crash in between leaves a slot that nothing opens. Rejects with
- * `CRYPT_NO_SLOT` for one that is not there, and `CRYPT_LAST_SLOT` for the last one that opens the volume, unless `lastToo`.
+ * Removes a slot. Its key material is overwritten, durably, before the header forgets it: a crash in between
+ * leaves a slot that nothing opens. Rejects with `CRYPT_NO_SLOT` for one that is not there, and
+ * `CRYPT_LAST_SLOT` for the last one that opens the volume, unless `lastToo`.
  */
 export async function removeKey(
   device: BlockDevice,
@@ -141,8 +146,9 @@ export async function removeKey(
 }
 
 /**
- * Another passphrase in the place of one: a slot for the new one is added, then that of the old one removed. After a crash in between both open the volume; doing it
- * again ends it. Rejects as `unlock`, `addKey` and `removeKey` do.
+ * Another passphrase in the place of one: a slot for the new one is added, then that of the old one removed.
+ * After a crash in between both open the volume; doing it again ends it. Rejects as `unlock`, `addKey` and
+ * `removeKey` do.
  */
 export async function changeKey(
   device: BlockDevice,

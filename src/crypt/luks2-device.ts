@@ -10,13 +10,15 @@ import {
 import { TWEAK_BYTES, type XtsCipher } from './xts.ts';
 
 /**
- * Which calls may leave holes (runs of zeros that take no space) in the ciphertext. Holes show which parts of a volume are unused to whoever can read
- * the disk, and only godwit reads them as zeros: dm-crypt decrypts them to noise.
+ * Which calls may leave holes (runs of zeros that take no space) in the ciphertext. Holes show which parts of
+ * a volume are unused to whoever can read the disk, and only godwit reads them as zeros: dm-crypt decrypts
+ * them to noise.
  *
  * - `none`: a discard writes encrypted zeros, as writeZeroes does. Nothing is shown, no space comes back.
- * - `discards`: a discard is passed down. Right for dm-crypt too, because no filesystem relies on what a discarded range reads as; a
- *   writeZeroes, on which they do rely, writes encrypted zeros.
- * - `all`: a writeZeroes is passed down as well. Takes no space and no time, and dm-crypt must never open the volume.
+ * - `discards`: a discard is passed down. Right for dm-crypt too, because no filesystem relies on what a
+ *   discarded range reads as; a writeZeroes, on which they do rely, writes encrypted zeros.
+ * - `all`: a writeZeroes is passed down as well. Takes no space and no time, and dm-crypt must never open the
+ *   volume.
  */
 export type HolePolicy = 'none' | 'discards' | 'all';
 
@@ -40,15 +42,16 @@ const KEPT_LARGE = 4;
 const ZEROS = new Uint8Array(PIECE_BYTES);
 
 /**
- * The plaintext of a LUKS2 segment: a layer over its ciphertext. Blocks are sectors of the encryption, or blocks of the device under it where those are larger, so
- * nothing is ever read in order to be written.
+ * The plaintext of a LUKS2 segment: a layer over its ciphertext. Blocks are sectors of the encryption, or
+ * blocks of the device under it where those are larger, so nothing is ever read in order to be written.
  *
- * A sector whose ciphertext is all zeros reads as zeros. That keeps the promise of BlockDevice for discards and makes holes of a sparse file
- * what they look like; a real sector encrypts to zeros with a probability of 2^-4096 or less. Whoever can write to the disk can make a sector
- * read as zeros by it; XTS protects no integrity anyway, and without this rule the same person could make it noise.
+ * A sector whose ciphertext is all zeros reads as zeros. That keeps the promise of BlockDevice for discards
+ * and makes holes of a sparse file what they look like; a real sector encrypts to zeros with a probability of
+ * 2^-4096 or less. Whoever can write to the disk can make a sector read as zeros by it; XTS protects no
+ * integrity anyway, and without this rule the same person could make it noise.
  *
- * A read decrypts in the caller's buffer; a write encrypts from the caller's buffer into one of a few that are kept. Nothing is allocated
- * for a sector.
+ * A read decrypts in the caller's buffer; a write encrypts from the caller's buffer into one of a few that
+ * are kept. Nothing is allocated for a sector.
  */
 export class Luks2Device implements BlockDevice {
   readonly lengthBytes: number;
@@ -64,7 +67,10 @@ export class Luks2Device implements BlockDevice {
   readonly #large: Uint8Array[] = [];
   #closed = false;
 
-  /** `inner` is the ciphertext from the start of the segment. Throws `BLOCK_BAD_GEOMETRY` when it is not whole sectors long. */
+  /**
+   * `inner` is the ciphertext from the start of the segment. Throws `BLOCK_BAD_GEOMETRY` when it is not whole
+   * sectors long.
+   */
   constructor(inner: BlockDevice, options: Luks2DeviceOptions) {
     this.#inner = inner;
     this.#cipher = options.cipher;
@@ -171,7 +177,10 @@ export class Luks2Device implements BlockDevice {
   }
 }
 
-/** Whole sectors, in place: runs of them at once. Sectors of zeros are left as they are; `onZeros` is told where each begins. */
+/**
+ * Whole sectors, in place: runs of them at once. Sectors of zeros are left as they are; `onZeros` is told
+ * where each begins.
+ */
 export function decryptSectors(
   cipher: XtsCipher,
   bytes: Uint8Array,
@@ -217,7 +226,8 @@ function wholeBlocks(extents: readonly Extent[], blockBytes: number, limitExtent
     at = holeEnd;
   }
   const last = extents.at(-1)!;
-  // The list under us may have been cut off in the middle of a block; the rest of that block is data, which is always right.
+  // The list under us may have been cut off in the middle of a block; the rest of that block is data, which
+  // is always right.
   const end = Math.ceil((last.offsetBytes + last.lengthBytes) / blockBytes) * blockBytes;
   list.add(at, end - at, 'data');
   return list.extents;

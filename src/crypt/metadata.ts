@@ -25,7 +25,10 @@ import { DIGEST_BYTES } from './kdf.ts';
  */
 export type Luks2Metadata = {
   slots: ReadonlyMap<number, KeySlot>;
-  /** Slots that are sound, and ask for what is not done here (a hash, a KDF, a cipher of their own): others of the volume open it all the same. */
+  /**
+   * Slots that are sound, and ask for what is not done here (a hash, a KDF, a cipher of their own): others of
+   * the volume open it all the same.
+   */
   unusable: ReadonlyMap<number, UnusableSlot>;
   /** Slots of a kind that is not understood; they are left alone, and so is their area. */
   foreignAreas: readonly Area[];
@@ -79,9 +82,10 @@ const MAX_SALT_BYTES = 1024;
 const PRIORITIES = [0, 1, 2] as const;
 
 /**
- * Throws `CRYPT_HEADER_CORRUPT` for what contradicts the format or itself, and `CRYPT_UNSUPPORTED` for what is sound and not done here: any mandatory
- * requirement (a re-encryption that has begun, something newer), another cipher, integrity, more than one segment. Key slots are judged one by one, as
- * cryptsetup does: one that asks for what is not done here is only not used.
+ * Throws `CRYPT_HEADER_CORRUPT` for what contradicts the format or itself, and `CRYPT_UNSUPPORTED` for what
+ * is sound and not done here: any mandatory requirement (a re-encryption that has begun, something newer),
+ * another cipher, integrity, more than one segment. Key slots are judged one by one, as cryptsetup does: one
+ * that asks for what is not done here is only not used.
  */
 export function parseMetadata(json: JsonObject, headerBytes: number): Luks2Metadata {
   const slotsAreaBytes = parseConfig(objectOf(json.config, 'config'), headerBytes);
@@ -185,7 +189,10 @@ function parseArea(value: unknown, where: string): Area {
   };
 }
 
-/** Inside the space for areas, aligned, and apart from each other: a slot that is wiped must not take another with it. */
+/**
+ * Inside the space for areas, aligned, and apart from each other: a slot that is wiped must not take another
+ * with it.
+ */
 function checkAreas(areas: readonly Area[], headerBytes: number, slotsAreaBytes: number): void {
   let endBytes = 2 * headerBytes;
   for (const area of [...areas].sort((a, b) => a.offsetBytes - b.offsetBytes)) {

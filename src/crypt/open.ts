@@ -9,8 +9,9 @@ import type { Secret } from './secret.ts';
 import { createXts } from './xts.ts';
 
 /**
- * The plaintext of a volume. `device` holds the ciphertext at the place that the header names: the volume with its header before the data, or,
- * with `detached`, only the data. The volume key is copied; it is the one that `unlock` gave for this header.
+ * The plaintext of a volume. `device` holds the ciphertext at the place that the header names: the volume
+ * with its header before the data, or, with `detached`, only the data. The volume key is copied; it is the
+ * one that `unlock` gave for this header.
  *
  * Throws `CRYPT_HEADER_CORRUPT` when the data would overlap an attached header, and `CRYPT_BAD_GEOMETRY`.
  */

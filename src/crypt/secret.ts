@@ -1,9 +1,9 @@
 import { inspect } from 'node:util';
 
 /**
- * Bytes that must not be seen: a volume key, a passphrase. They live in memory of their own, which is overwritten by `dispose`
- * (or at the end of a `using` block); whatever prints or serialises the object prints `[secret]`. There is no string of it anywhere, because strings
- * cannot be overwritten.
+ * Bytes that must not be seen: a volume key, a passphrase. They live in memory of their own, which is
+ * overwritten by `dispose` (or at the end of a `using` block); whatever prints or serialises the object
+ * prints `[secret]`. There is no string of it anywhere, because strings cannot be overwritten.
  */
 export class Secret {
   readonly #bytes: Buffer;

@@ -7,8 +7,8 @@ import { EvpXts, evpIsThere } from '../sys/evp-xts.ts';
 import { createXts, NativeXts, NodeXts, type XtsCipher } from './xts.ts';
 
 /**
- * IEEE 1619-2018, annex B. Vector 1 has two equal halves of the key, which OpenSSL refuses. `tweak` is the data unit sequence number; the unit is one
- * sector of the length of the text.
+ * IEEE 1619-2018, annex B. Vector 1 has two equal halves of the key, which OpenSSL refuses. `tweak` is the
+ * data unit sequence number; the unit is one sector of the length of the text.
  */
 const SHORT_VECTORS = [
   {

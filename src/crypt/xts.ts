@@ -2,13 +2,17 @@ import { createCipheriv, createDecipheriv } from 'node:crypto';
 import { EvpXts, evpIsThere } from '../sys/evp-xts.ts';
 
 /**
- * AES-XTS of sectors (IEEE 1619-2018) with the tweak `plain64`: the number of the sector, little-endian, in units of 512 bytes whatever the
- * size of the sector (LUKS2 on-disk format 1.1, section 3.3; dm-crypt without `iv_large_sectors`).
+ * AES-XTS of sectors (IEEE 1619-2018) with the tweak `plain64`: the number of the sector, little-endian, in
+ * units of 512 bytes whatever the size of the sector (LUKS2 on-disk format 1.1, section 3.3; dm-crypt without
+ * `iv_large_sectors`).
  */
 export interface XtsCipher {
   /** 512 to 4096. */
   readonly sectorBytes: number;
-  /** `firstTweak`: of the first sector, in units of 512 bytes. `from` and `into` are as long, whole sectors, and may be the same bytes. */
+  /**
+   * `firstTweak`: of the first sector, in units of 512 bytes. `from` and `into` are as long, whole sectors,
+   * and may be the same bytes.
+   */
   encrypt(from: Uint8Array, into: Uint8Array, firstTweak: number): void;
   decrypt(from: Uint8Array, into: Uint8Array, firstTweak: number): void;
   /** Overwrites the key. Every call after it throws. */
@@ -18,7 +22,10 @@ export interface XtsCipher {
 /** The unit of tweaks. */
 export const TWEAK_BYTES = 512;
 
-/** The fastest there is. `key` of 32 or 64 bytes is copied. Throws `SYS_CALL_FAILED` for a key that OpenSSL refuses. */
+/**
+ * The fastest there is. `key` of 32 or 64 bytes is copied. Throws `SYS_CALL_FAILED` for a key that OpenSSL
+ * refuses.
+ */
 export function createXts(key: Uint8Array, sectorBytes: number): XtsCipher {
   return evpIsThere ? new NativeXts(key, sectorBytes) : new NodeXts(key, sectorBytes);
 }

@@ -1,7 +1,10 @@
 import type { BlockDevice } from '../block/block-device.ts';
 import { noMap } from './errors.ts';
 
-/** Reads any bytes of a device, whatever its blocks are. The result is a view of its own buffer. Error: `FREEMAP_CORRUPT` outside of it. */
+/**
+ * Reads any bytes of a device, whatever its blocks are. The result is a view of its own buffer. Error:
+ * `FREEMAP_CORRUPT` outside of it.
+ */
 export async function readBytes(
   device: BlockDevice,
   offsetBytes: number,

@@ -2,10 +2,11 @@ import { crc32c } from '@node-rs/crc32';
 import { noMap } from './errors.ts';
 
 /**
- * The parts of ext2, ext3 and ext4 that say which blocks are free. All integers are little-endian.
- * Sources: Linux Documentation/filesystems/ext4 (super.rst, group_descr.rst, bitmaps.rst, blockgroup.rst, checksums.rst), fs/ext4/ext4.h,
- * fs/ext4/balloc.c (ext4_num_base_meta_clusters, ext4_init_block_bitmap), fs/ext4/super.c (ext4_check_descriptors, descriptor_loc),
- * and e2fsprogs lib/ext2fs/closefs.c (ext2fs_super_and_bgd_loc2).
+ * The parts of ext2, ext3 and ext4 that say which blocks are free. All integers are little-endian. Sources:
+ * Linux Documentation/filesystems/ext4 (super.rst, group_descr.rst, bitmaps.rst, blockgroup.rst,
+ * checksums.rst), fs/ext4/ext4.h, fs/ext4/balloc.c (ext4_num_base_meta_clusters, ext4_init_block_bitmap),
+ * fs/ext4/super.c (ext4_check_descriptors, descriptor_loc), and e2fsprogs lib/ext2fs/closefs.c
+ * (ext2fs_super_and_bgd_loc2).
  *
  * Superblock, 1024 bytes at byte 1024 of the volume:
  *   0x004  4  blocks, low               0x0CE  2  reserved blocks for the descriptor table to grow into
@@ -31,7 +32,8 @@ import { noMap } from './errors.ts';
  *                                       0x2C 2  free clusters, high
  *                                       0x38 2  block bitmap checksum, high
  *
- * Block bitmap: one bit a cluster (a block, without bigalloc), 1 for used, cluster 0 of the group in the lowest bit of byte 0.
+ * Block bitmap: one bit a cluster (a block, without bigalloc), 1 for used, cluster 0 of the group in the
+ * lowest bit of byte 0.
  */
 export const SUPERBLOCK_OFFSET_BYTES = 1024;
 export const SUPERBLOCK_BYTES = 1024;
@@ -46,7 +48,10 @@ const INCOMPAT_RECOVER = 0x4;
 const INCOMPAT_META_BG = 0x10;
 const INCOMPAT_64BIT = 0x80;
 const INCOMPAT_CSUM_SEED = 0x2000;
-/** filetype, recover, meta_bg, extent, 64bit, mmp, flex_bg, ea_inode, csum_seed, largedir, inline_data, encrypt, casefold. */
+/**
+ * filetype, recover, meta_bg, extent, 64bit, mmp, flex_bg, ea_inode, csum_seed, largedir, inline_data,
+ * encrypt, casefold.
+ */
 const INCOMPAT_KNOWN =
   0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x10000 | 0x20000;
 const RO_COMPAT_SPARSE_SUPER = 0x1;
@@ -54,7 +59,10 @@ const RO_COMPAT_GDT_CSUM = 0x10;
 const RO_COMPAT_BIGALLOC = 0x200;
 const RO_COMPAT_METADATA_CSUM = 0x400;
 const RO_COMPAT_ORPHAN_PRESENT = 0x10000;
-/** sparse_super, large_file, huge_file, uninit_bg, dir_nlink, extra_isize, quota, bigalloc, metadata_csum, read-only, project, verity, orphans. */
+/**
+ * sparse_super, large_file, huge_file, uninit_bg, dir_nlink, extra_isize, quota, bigalloc, metadata_csum,
+ * read-only, project, verity, orphans.
+ */
 const RO_COMPAT_KNOWN =
   0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x200 | 0x400 | 0x1000 | 0x2000 | 0x8000 | 0x10000;
 
@@ -104,7 +112,10 @@ export function isExt4(superblock: Buffer): boolean {
   return superblock.readUInt16LE(0x38) === MAGIC;
 }
 
-/** Errors: `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT`. Not being clean is a value, because a mounted one is not. */
+/**
+ * Errors: `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT`. Not being clean is a value,
+ * because a mounted one is not.
+ */
 export function parseSuperblock(superblock: Buffer, volumeBytes: number): Ext4Layout {
   const u16 = (offset: number) => superblock.readUInt16LE(offset);
   const u32 = (offset: number) => superblock.readUInt32LE(offset);
@@ -236,7 +247,10 @@ export function descriptorBlock(layout: Ext4Layout, index: number): number {
   return baseBlock(layout, group) + (hasSuperblock(layout, group) ? 1 : 0);
 }
 
-/** The superblock copy and descriptor blocks at the start of a group, as [first, end); empty where it has none. */
+/**
+ * The superblock copy and descriptor blocks at the start of a group, as [first, end); empty where it has
+ * none.
+ */
 export function baseMetadata(layout: Ext4Layout, group: number): { first: number; end: number } {
   const superblock = hasSuperblock(layout, group);
   const perBlock = descriptorsPerBlock(layout);
@@ -252,7 +266,10 @@ export function baseMetadata(layout: Ext4Layout, group: number): { first: number
   return { first, end: Math.min(layout.blockCount, first + blocks) };
 }
 
-/** Blocks of 1 KiB with groups that begin at block 0 (bigalloc): the superblock of group 0 is block 1, for block 0 is the boot block. */
+/**
+ * Blocks of 1 KiB with groups that begin at block 0 (bigalloc): the superblock of group 0 is block 1, for
+ * block 0 is the boot block.
+ */
 function baseBlock(layout: Ext4Layout, group: number): number {
   const first = groupFirstBlock(layout, group);
   return first === 0 && layout.blockBytes === 1024 ? 1 : first;
@@ -319,8 +336,8 @@ export function bitmapChecksum(layout: Ext4Layout, seed: number, bitmap: Uint8Ar
 }
 
 /**
- * True where the checksum in a descriptor identifies its bitmap: all 32 bits of it. Of a narrow descriptor's 16 bits another bitmap has the
- * same too often.
+ * True where the checksum in a descriptor identifies its bitmap: all 32 bits of it. Of a narrow descriptor's
+ * 16 bits another bitmap has the same too often.
  */
 export function provesBitmaps(layout: Ext4Layout): boolean {
   return layout.checksums.kind === 'crc32c' && layout.descriptorBytes >= DESCRIPTOR_64_BYTES;

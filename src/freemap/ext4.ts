@@ -34,9 +34,10 @@ type Group = { group: number; descriptor: GroupDescriptor };
 /**
  * The free blocks of ext2, ext3 and ext4.
  *
- * `prime` keeps the block bitmaps of a filesystem that may be mounted, and the parsed descriptor blocks. `read` believes a kept bitmap only where
- * it has the checksum that the group's descriptor has *then*: what it was when it was read does not matter. Without such checksums
- * (no metadata_csum, or only 16 bits of it) every bitmap is read.
+ * `prime` keeps the block bitmaps of a filesystem that may be mounted, and the parsed descriptor blocks.
+ * `read` believes a kept bitmap only where it has the checksum that the group's descriptor has *then*: what
+ * it was when it was read does not matter. Without such checksums (no metadata_csum, or only 16 bits of it)
+ * every bitmap is read.
  */
 export class Ext4Reader {
   readonly #device: BlockDevice;
@@ -65,8 +66,9 @@ export class Ext4Reader {
   }
 
   /**
-   * Errors: `FREEMAP_NOT_CLEAN`, `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT` and the device's own. A group whose bitmap
-   * does not fit its checksum or its count of free clusters counts as used.
+   * Errors: `FREEMAP_NOT_CLEAN`, `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT` and the
+   * device's own. A group whose bitmap does not fit its checksum or its count of free clusters counts as
+   * used.
    */
   async read(superblock: Buffer): Promise<FreeMap> {
     const layout = parseSuperblock(superblock, this.#device.lengthBytes);
@@ -77,7 +79,10 @@ export class Ext4Reader {
     this.bitmapsRead = 0;
     const map = new FreeMap(this.#device.lengthBytes);
     const free = new FreeRuns(layout, map);
-    /** Of each group its two bitmaps and its inode table: with flex_bg they lie in other groups, before or after it. */
+    /**
+     * Of each group its two bitmaps and its inode table: with flex_bg they lie in other groups, before or
+     * after it.
+     */
     const metadata = new Float64Array(layout.groupCount * 3);
     for await (const groups of this.#descriptors(layout, { lenient: false })) {
       const bitmaps = await this.#bitmapsOf(layout, groups);
@@ -90,7 +95,8 @@ export class Ext4Reader {
       }
     }
     free.end();
-    // Also where the bitmaps have it: those that were never written have not, and no bitmap is worth more than this rule.
+    // Also where the bitmaps have it: those that were never written have not, and no bitmap is worth more
+    // than this rule.
     markUsed(layout, map, 0, layout.firstDataBlock);
     for (let group = 0; group < layout.groupCount; group++) {
       const base = baseMetadata(layout, group);
@@ -104,7 +110,10 @@ export class Ext4Reader {
     return map;
   }
 
-  /** What was kept belongs to a filesystem of this seed and group size: under another seed a checksum proves nothing. */
+  /**
+   * What was kept belongs to a filesystem of this seed and group size: under another seed a checksum proves
+   * nothing.
+   */
   #forgetUnless(layout: Ext4Layout): void {
     const seed = layout.checksums.kind === 'crc32c' ? layout.checksums.seed : null;
     if (seed !== this.#seed || layout.groupClusters !== this.#groupClusters) {
@@ -115,7 +124,10 @@ export class Ext4Reader {
     this.#groupClusters = layout.groupClusters;
   }
 
-  /** All groups in order, a chunk of the descriptor table at a time. `lenient` leaves out the blocks that do not parse. */
+  /**
+   * All groups in order, a chunk of the descriptor table at a time. `lenient` leaves out the blocks that do
+   * not parse.
+   */
   async *#descriptors(layout: Ext4Layout, options: { lenient: boolean }): AsyncGenerator<Group[]> {
     const chunkBlocks = Math.max(1, TABLE_CHUNK_BYTES / layout.blockBytes);
     const perBlock = descriptorsPerBlock(layout);
@@ -146,7 +158,8 @@ export class Ext4Reader {
     const perBlock = descriptorsPerBlock(layout);
     const groups = Math.min(perBlock, layout.groupCount - block * perBlock);
     const known = this.#tables.get(block);
-    // Checked before, under the same seed: the same bytes need no second look. A filesystem that has grown has more descriptors in it.
+    // Checked before, under the same seed: the same bytes need no second look. A filesystem that has grown
+    // has more descriptors in it.
     if (known?.bytes.equals(bytes) && known.descriptors.length === groups) return known.descriptors;
     const descriptors: GroupDescriptor[] = [];
     for (let place = 0; place < groups; place++) {
@@ -218,7 +231,10 @@ export class Ext4Reader {
   }
 }
 
-/** The checksum where there is one, and the count of free clusters, as the kernel does before it allocates (ext4_mb_generate_buddy). */
+/**
+ * The checksum where there is one, and the count of free clusters, as the kernel does before it allocates
+ * (ext4_mb_generate_buddy).
+ */
 function isSound(layout: Ext4Layout, descriptor: GroupDescriptor, group: number, bitmap: Bitmap): boolean {
   if (layout.checksums.kind === 'crc32c' && bitmap.checksum !== descriptor.bitmapChecksum) return false;
   let free = 0;
@@ -233,7 +249,10 @@ function clustersOf(layout: Ext4Layout, group: number): number {
   return Math.ceil(blocks / layout.clusterBlocks);
 }
 
-/** Collects free runs in ascending order, and joins them over the borders of groups, which need not be those of 4 KiB blocks. */
+/**
+ * Collects free runs in ascending order, and joins them over the borders of groups, which need not be those
+ * of 4 KiB blocks.
+ */
 class FreeRuns {
   readonly #layout: Ext4Layout;
   readonly #map: FreeMap;

@@ -16,11 +16,12 @@ export type FreeMapResult =
   | { kind: 'none'; reason: GodwitError };
 
 /**
- * Reads which blocks the filesystem of a volume does not use, in two passes: `prime` while it may be mounted, `finish` once it is
- * unmounted. The first is only there to make the second short; nothing that it read is believed without a checksum that was read afterwards.
+ * Reads which blocks the filesystem of a volume does not use, in two passes: `prime` while it may be mounted,
+ * `finish` once it is unmounted. The first is only there to make the second short; nothing that it read is
+ * believed without a checksum that was read afterwards.
  *
- * The caller says which filesystem is on the volume, and no other is looked for: under data that is no filesystem at all the superblock of an
- * earlier one may have survived.
+ * The caller says which filesystem is on the volume, and no other is looked for: under data that is no
+ * filesystem at all the superblock of an earlier one may have survived.
  */
 export class FreeMapReader {
   readonly #device: BlockDevice;
@@ -38,7 +39,10 @@ export class FreeMapReader {
     return this.#ext4.bitmapsRead;
   }
 
-  /** A filesystem that is being written may look like anything: what cannot be read now is read by `finish`. Rejects with errors of the device. */
+  /**
+   * A filesystem that is being written may look like anything: what cannot be read now is read by `finish`.
+   * Rejects with errors of the device.
+   */
   async prime(): Promise<void> {
     if (this.#filesystem !== 'ext4') return;
     try {

@@ -16,8 +16,9 @@ const FREE = 1;
 const MIXED = 2;
 
 /**
- * Which blocks of 4 KiB of a volume its filesystem does not use: one bit a block, 1 for free, in pages; a page that is all used or all free takes no memory
- * and no time, so that an empty filesystem of 64 TiB is a few KiB. A fresh map says that everything is used; a last, partial block always is.
+ * Which blocks of 4 KiB of a volume its filesystem does not use: one bit a block, 1 for free, in pages; a
+ * page that is all used or all free takes no memory and no time, so that an empty filesystem of 64 TiB is a
+ * few KiB. A fresh map says that everything is used; a last, partial block always is.
  *
  * Block numbers go beyond 2^32: no 32-bit operator may be applied to one.
  */
@@ -110,7 +111,10 @@ export class FreeMap {
   }
 }
 
-/** The first bit at or after `from` that differs from those of `skip` (all ones or all zeros); `PAGE_BLOCKS` where there is none. */
+/**
+ * The first bit at or after `from` that differs from those of `skip` (all ones or all zeros); `PAGE_BLOCKS`
+ * where there is none.
+ */
 function firstBit(words: Uint32Array, from: number, skip: number): number {
   let word = from >>> 5;
   let differing = (words[word]! ^ skip) & (0xffffffff << (from & 31));

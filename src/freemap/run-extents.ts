@@ -7,9 +7,9 @@ import type { BlockRun } from './free-map.ts';
 const EXTENTS_AT_ONCE = 256;
 
 /**
- * Cuts ascending runs where a device changes between data and holes. A block that is a hole in part only is data. A device that cannot tell has
- * data everywhere, and so has what lies behind the first `extentsMax` extents (and up to 256 more): a machine may be waiting. Between two runs others get
- * their turn.
+ * Cuts ascending runs where a device changes between data and holes. A block that is a hole in part only is
+ * data. A device that cannot tell has data everywhere, and so has what lies behind the first `extentsMax`
+ * extents (and up to 256 more): a machine may be waiting. Between two runs others get their turn.
  */
 export async function* extentsOfRuns(
   device: BlockDevice,
@@ -44,8 +44,8 @@ function endOf(extent: Extent): number {
 }
 
 /**
- * The parts of ascending runs that the device holds data for: its holes need no map, because whoever copies sees them himself. What lies behind
- * `extentsMax` extents is answered as it came.
+ * The parts of ascending runs that the device holds data for: its holes need no map, because whoever copies
+ * sees them himself. What lies behind `extentsMax` extents is answered as it came.
  */
 export async function allocatedRuns(
   device: BlockDevice,

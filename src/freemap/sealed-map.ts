@@ -5,7 +5,8 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { BlockRun } from './free-map.ts';
 
 /**
- * A free map as it travels in the handoff of a move: bound to the volume and to the generation that was sealed when it was read.
+ * A free map as it travels in the handoff of a move: bound to the volume and to the generation that was
+ * sealed when it was read.
  *
  *   0  8  magic "GWFREEM\0"
  *   8  2  format version, 1
@@ -34,8 +35,8 @@ export const SEALED_MAP_BYTES_MAX = 512 * 1024;
 export type SealedMapIdentity = { volumeId: string; generation: number; lengthBytes: number };
 
 /**
- * Encodes free runs, which `runs` gives in ascending order, anew at each call. Where there are too many for `bytesMax` (default
- * `SEALED_MAP_BYTES_MAX`), the shortest are left out: those blocks travel.
+ * Encodes free runs, which `runs` gives in ascending order, anew at each call. Where there are too many for
+ * `bytesMax` (default `SEALED_MAP_BYTES_MAX`), the shortest are left out: those blocks travel.
  */
 export function encodeSealedMap(
   identity: SealedMapIdentity,
@@ -64,8 +65,8 @@ export function encodeSealedMap(
 }
 
 /**
- * The free runs of a map of exactly this volume and generation. Memory: some 20 times the input at most. Errors: `FREEMAP_BAD_MAP`,
- * `FREEMAP_WRONG_VOLUME`.
+ * The free runs of a map of exactly this volume and generation. Memory: some 20 times the input at most.
+ * Errors: `FREEMAP_BAD_MAP`, `FREEMAP_WRONG_VOLUME`.
  */
 export function decodeSealedMap(bytes: Uint8Array, expected: SealedMapIdentity): BlockRun[] {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);

@@ -3,11 +3,12 @@ import { readBytes } from './device-bytes.ts';
 import { noMap } from './errors.ts';
 
 /**
- * Whether an XFS was unmounted: the last record in its log says so. Sources: Linux fs/xfs/xfs_log_recover.c (xlog_find_head,
- * xlog_check_unmount_rec), fs/xfs/libxfs/xfs_log_format.h. Integers are big-endian.
+ * Whether an XFS was unmounted: the last record in its log says so. Sources: Linux fs/xfs/xfs_log_recover.c
+ * (xlog_find_head, xlog_check_unmount_rec), fs/xfs/libxfs/xfs_log_format.h. Integers are big-endian.
  *
- * The log is a ring of sectors of 512 bytes. The first 4 bytes of each are the cycle, the number of the round in which it was written (in a record
- * header: the next 4). So the cycles are c up to the head and c - 1 from there on.
+ * The log is a ring of sectors of 512 bytes. The first 4 bytes of each are the cycle, the number of the round
+ * in which it was written (in a record header: the next 4). So the cycles are c up to the head and c - 1 from
+ * there on.
  *
  * Record header:
  *     0  4  magic 0xFEEDBABE          40  4  operations in the record
@@ -21,10 +22,16 @@ const SECTOR_BYTES = 512;
 const HEADER_MAGIC = 0xfeedbabe;
 const HEADER_CYCLE_BYTES = 32 * 1024;
 const UNMOUNT_FLAG = 0x20;
-/** What can be on its way to the log at once: 8 buffers of 256 KiB. So far around the head, a crash may have left holes. */
+/**
+ * What can be on its way to the log at once: 8 buffers of 256 KiB. So far around the head, a crash may have
+ * left holes.
+ */
 const IN_FLIGHT_SECTORS = (8 * 256 * 1024) / SECTOR_BYTES;
 
-/** Throws `FREEMAP_NOT_CLEAN` unless the log ends with an unmount, in a ring without holes. Reads 5 MiB at most. */
+/**
+ * Throws `FREEMAP_NOT_CLEAN` unless the log ends with an unmount, in a ring without holes. Reads 5 MiB at
+ * most.
+ */
 export async function checkXfsLog(device: BlockDevice, offsetBytes: number, logBytes: number): Promise<void> {
   const sectors = logBytes / SECTOR_BYTES;
   const read = (sector: number, count: number) =>

@@ -7,8 +7,9 @@ import { FreeMap } from './free-map.ts';
 import { checkXfsLog } from './xfs-log.ts';
 
 /**
- * The parts of XFS version 5 that say which blocks are free. Integers are big-endian, checksums (crc32c) little-endian, over the sector or block
- * with zeros in their place. Sources: "XFS Algorithms & Data Structures" (xfs-docs), Linux fs/xfs/libxfs/xfs_format.h.
+ * The parts of XFS version 5 that say which blocks are free. Integers are big-endian, checksums (crc32c)
+ * little-endian, over the sector or block with zeros in their place. Sources: "XFS Algorithms & Data
+ * Structures" (xfs-docs), Linux fs/xfs/libxfs/xfs_format.h.
  *
  * Superblock, one sector at byte 0:
  *     0  4  magic "XFSB"            104  2  inode size           208  4  compatible features
@@ -50,7 +51,10 @@ const RO_COMPAT_KNOWN = 0x1 | 0x2 | 0x4 | 0x8;
 const INCOMPAT_KNOWN = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80;
 const INCOMPAT_META_UUID = 0x4;
 const INCOMPAT_NEEDSREPAIR = 0x10;
-/** Logged extended attributes: the log may hold something else than transactions of blocks, but a clean one holds nothing. */
+/**
+ * Logged extended attributes: the log may hold something else than transactions of blocks, but a clean one
+ * holds nothing.
+ */
 const LOG_INCOMPAT_KNOWN = 0x1;
 /** Smallest AG that mkfs makes (XFS_AG_MIN_BYTES); bounds their number. */
 const AG_BYTES_MIN = 16 * 2 ** 20;
@@ -72,7 +76,10 @@ export async function isXfs(device: BlockDevice): Promise<boolean> {
   return (await readBytes(device, 0, 4)).toString('latin1') === MAGIC;
 }
 
-/** Errors: `FREEMAP_NOT_CLEAN`, `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT` and the device's own. */
+/**
+ * Errors: `FREEMAP_NOT_CLEAN`, `FREEMAP_NOT_SUPPORTED`, `FREEMAP_BAD_CHECKSUM`, `FREEMAP_CORRUPT` and the
+ * device's own.
+ */
 export async function readXfs(device: BlockDevice): Promise<FreeMap> {
   const layout = await readSuperblock(device);
   await checkXfsLog(device, layout.logOffsetBytes, layout.logBytes);
@@ -147,8 +154,8 @@ async function readAg(device: BlockDevice, layout: XfsLayout, ag: number, map: F
 }
 
 /**
- * One AG's tree of free extents from left to right. It ends on any tree: every leaf must lie behind the one before it, so that none is visited
- * twice, and every node leads down one level.
+ * One AG's tree of free extents from left to right. It ends on any tree: every leaf must lie behind the one
+ * before it, so that none is visited twice, and every node leads down one level.
  */
 class TreeWalk {
   freeBlocks = 0;

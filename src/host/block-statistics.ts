@@ -23,7 +23,9 @@ export async function blockStatistics(kernelName: string, root = '/sys/block'): 
   return parseBlockStatistics(await readFile(`${root}/${kernelName}/stat`, 'utf8'));
 }
 
-/** Documentation/block/stat.rst: 11 numbers, 15 since Linux 4.18, 17 since 5.5. Throws `HOST_UNKNOWN_OUTPUT`. */
+/**
+ * Documentation/block/stat.rst: 11 numbers, 15 since Linux 4.18, 17 since 5.5. Throws `HOST_UNKNOWN_OUTPUT`.
+ */
 export function parseBlockStatistics(text: string): BlockStatistics {
   const words = text.trim().split(/\s+/);
   if (words.length < 11 || !words.every((word) => /^\d+$/.test(word)))

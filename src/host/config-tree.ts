@@ -4,7 +4,10 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 
-/** configfs, as far as LIO needs it: objects are folders that the kernel fills, attributes are files. Paths are absolute. */
+/**
+ * configfs, as far as LIO needs it: objects are folders that the kernel fills, attributes are files. Paths
+ * are absolute.
+ */
 export interface ConfigTree {
   /** Makes one object; nothing to do when it is there. */
   makeObject(path: string): Promise<void>;
@@ -21,8 +24,9 @@ export interface ConfigTree {
 const DEADLINE_MS = PATIENCE.configTree.ms;
 
 /**
- * The host's own. Rejects with Node's errors, and `HOST_CONFIGFS_STUCK` where the kernel does not come back in time: removing a target waits for
- * its commands, and so for the device below. The call itself cannot be ended; it keeps a thread of the pool until the kernel answers.
+ * The host's own. Rejects with Node's errors, and `HOST_CONFIGFS_STUCK` where the kernel does not come back
+ * in time: removing a target waits for its commands, and so for the device below. The call itself cannot be
+ * ended; it keeps a thread of the pool until the kernel answers.
  */
 export function systemConfigTree(clock: Clock, deadlineMs = DEADLINE_MS): ConfigTree {
   const inTime = <Args extends [path: string, ...rest: string[]], Value>(

@@ -31,10 +31,12 @@ export type CryptStatus = {
 };
 
 /**
- * cryptsetup(8). The planes open volumes with their own key slots and tables (docs/encryption.md, docs/kernel-plane.md); this is the other implementation, which
- * a volume must open with as well: labs and tests hold ours against it, and so may an operator.
+ * cryptsetup(8). The planes open volumes with their own key slots and tables (docs/encryption.md,
+ * docs/kernel-plane.md); this is the other implementation, which a volume must open with as well: labs and
+ * tests hold ours against it, and so may an operator.
  *
- * Rejects `HOST_TOOL_FAILED` with what cryptsetup said (a wrong key, a device in use), `HOST_UNKNOWN_OUTPUT`, and as `Tools.run` does.
+ * Rejects `HOST_TOOL_FAILED` with what cryptsetup said (a wrong key, a device in use), `HOST_UNKNOWN_OUTPUT`,
+ * and as `Tools.run` does.
  */
 export class Cryptsetup {
   readonly #tools: Tools;
@@ -84,7 +86,10 @@ export class Cryptsetup {
   }
 }
 
-/** `  name:  value` lines after one that says what it is about (cryptsetup 2.x, src/cryptsetup.c, action_status). Throws `HOST_UNKNOWN_OUTPUT`. */
+/**
+ * `  name:  value` lines after one that says what it is about (cryptsetup 2.x, src/cryptsetup.c,
+ * action_status). Throws `HOST_UNKNOWN_OUTPUT`.
+ */
 export function parseCryptStatus({ stdout }: Pick<ToolOutput, 'stdout'>): CryptStatus {
   const [title = '', ...lines] = stdout.trimEnd().split('\n');
   const fields = new Map<string, string>();

@@ -18,8 +18,9 @@ const TARGET_VERSION = 1;
 const NAME_CHARACTERS_MAX = 127;
 
 /**
- * Devices of the kernel's device-mapper by dmsetup(8). Tables go in by standard input: that of dm-crypt has a key. Where udev does not run, dmsetup makes
- * the nodes by itself (DM_DISABLE_UDEV), else it would wait for udev.
+ * Devices of the kernel's device-mapper by dmsetup(8). Tables go in by standard input: that of dm-crypt has a
+ * key. Where udev does not run, dmsetup makes the nodes by itself (DM_DISABLE_UDEV), else it would wait for
+ * udev.
  *
  * All methods reject `HOST_MAPPER_MISSING` where the kernel has no device-mapper, `HOST_TOOL_*` else.
  */
@@ -31,7 +32,10 @@ export class DeviceMapper {
     this.#tools = tools;
   }
 
-  /** Makes an active device and resolves with its path. Rejects `HOST_MAPPER_NAME_TAKEN`, `HOST_MAPPER_NO_TARGET`. */
+  /**
+   * Makes an active device and resolves with its path. Rejects `HOST_MAPPER_NAME_TAKEN`,
+   * `HOST_MAPPER_NO_TARGET`.
+   */
   async create(name: string, table: MapperTable, options: { readonly?: boolean } = {}): Promise<string> {
     const argv = ['dmsetup', 'create', checkName(name), ...(options.readonly ? ['--readonly'] : [])] as const;
     const output = await this.#tools.run(argv as never, { input: encodeMapperTable(table) });
@@ -46,8 +50,9 @@ export class DeviceMapper {
   }
 
   /**
-   * The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target: 'clone', text: '8 105/1024 …'}`. Without
-   * --noflush a target like dm-clone would commit its metadata first, and flush its disks for it, at every look.
+   * The status line of a device with one target, without start and length: `clone 8 105/1024 …` is `{target:
+   * 'clone', text: '8 105/1024 …'}`. Without --noflush a target like dm-clone would commit its metadata
+   * first, and flush its disks for it, at every look.
    */
   async status(name: string): Promise<{ sectors: number; target: string; text: string }> {
     return parseLine('status', await this.#must(['dmsetup', 'status', '--noflush', checkName(name)]));
@@ -63,8 +68,8 @@ export class DeviceMapper {
   }
 
   /**
-   * Holds all I/O back; what is in flight ends first, and one that does not within `deadlineMs` ends the suspension (`HOST_TOOL_STUCK`). `flush`: what
-   * waits goes down first. A filesystem on top is not frozen.
+   * Holds all I/O back; what is in flight ends first, and one that does not within `deadlineMs` ends the
+   * suspension (`HOST_TOOL_STUCK`). `flush`: what waits goes down first. A filesystem on top is not frozen.
    */
   async suspend(name: string, options: { flush: boolean; deadlineMs?: number }): Promise<void> {
     await mustRun(
@@ -105,8 +110,9 @@ export class DeviceMapper {
   }
 
   /**
-   * That the kernel has a target (`clone`), and of the one version whose tables and status lines are known here: another first number means that they are others.
-   * Rejects `HOST_MAPPER_NO_TARGET`, `HOST_UNKNOWN_OUTPUT`.
+   * That the kernel has a target (`clone`), and of the one version whose tables and status lines are known
+   * here: another first number means that they are others. Rejects `HOST_MAPPER_NO_TARGET`,
+   * `HOST_UNKNOWN_OUTPUT`.
    */
   async requireTarget(target: string): Promise<void> {
     let version = await this.#targetVersion(target);

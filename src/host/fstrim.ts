@@ -4,8 +4,9 @@ import { failedError, type Tools, unknownOutputError } from './tools.ts';
 const DEADLINE_MS = PATIENCE.trim.ms;
 
 /**
- * Discards what the mounted filesystem does not use; the bytes that it told the device. ext4 tells each free range once for a mount. Rejects
- * `HOST_TOOL_FAILED` with what fstrim said (a device that takes no discards), `HOST_UNKNOWN_OUTPUT`, and as `Tools.run` does.
+ * Discards what the mounted filesystem does not use; the bytes that it told the device. ext4 tells each free
+ * range once for a mount. Rejects `HOST_TOOL_FAILED` with what fstrim said (a device that takes no discards),
+ * `HOST_UNKNOWN_OUTPUT`, and as `Tools.run` does.
  */
 export async function fstrim(tools: Tools, mountPoint: string): Promise<number> {
   const argv = ['fstrim', '--verbose', mountPoint] as const;

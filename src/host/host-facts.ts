@@ -6,7 +6,10 @@ import { mustRun, type Tools } from './tools.ts';
 
 const FOLDERS = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin'];
 const PROGRAMS = ['losetup', 'mount', 'unshare', 'setpriv', 'mkfs.ext4', 'dmsetup', 'iscsiadm', 'fstrim'];
-/** Abstract socket on which iscsid listens, or systemd for it until somebody asks (open-iscsi, usr/mgmt_ipc.h). */
+/**
+ * Abstract socket on which iscsid listens, or systemd for it until somebody asks (open-iscsi,
+ * usr/mgmt_ipc.h).
+ */
 const ISCSID_SOCKET = '@ISCSIADM_ABSTRACT_NAMESPACE';
 
 /** Looks at this host. Changes nothing; what cannot be read counts as not there. */

@@ -40,10 +40,12 @@ export const DATABASE_DIRS = ['/etc/iscsi', '/var/lib/iscsi'] as const;
 export const SESSION_DIR = '/sys/class/iscsi_session';
 
 /**
- * The kernel's iSCSI initiator by open-iscsi. Every login has an interface record of its own (iscsiadm(8), `-m iface`), so that it goes out under the initiator name
- * that its grant is for. Disks are not looked for at the login but by `rescan`: a source that stands by has none yet, or answers no read.
+ * The kernel's iSCSI initiator by open-iscsi. Every login has an interface record of its own (iscsiadm(8),
+ * `-m iface`), so that it goes out under the initiator name that its grant is for. Disks are not looked for
+ * at the login but by `rescan`: a source that stands by has none yet, or answers no read.
  *
- * While the source is away, I/O waits for as long as it takes (`replacement_timeout` -1): a machine sees a pause, never an error.
+ * While the source is away, I/O waits for as long as it takes (`replacement_timeout` -1): a machine sees a
+ * pause, never an error.
  *
  * Rejects `HOST_ISCSI_NO_DAEMON` where iscsid does not run, `HOST_ISCSI_LOGIN_REFUSED`, `HOST_TOOL_*`.
  */

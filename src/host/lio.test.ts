@@ -4,7 +4,10 @@ import { isGodwitError } from '../base/errors.ts';
 import type { ConfigTree } from './config-tree.ts';
 import { Lio } from './lio.ts';
 
-/** configfs as far as it matters here: folders, attributes, links; only what is empty of objects and links goes away. */
+/**
+ * configfs as far as it matters here: folders, attributes, links; only what is empty of objects and links
+ * goes away.
+ */
 class MemoryTree implements ConfigTree {
   readonly objects = new Set<string>(['/t', '/t/core']);
   readonly attributes = new Map<string, string>();

@@ -29,16 +29,16 @@ const LUN = 'lun_0';
 const HBA_PREFIX = 'iblock_';
 
 /**
- * The kernel's iSCSI target by configfs, without targetcli. Laid out as Documentation/target and drivers/target/iscsi/iscsi_target_configfs.c have it:
+ * The kernel's iSCSI target by configfs, without targetcli. Laid out as Documentation/target and
+ * drivers/target/iscsi/iscsi_target_configfs.c have it:
  *
  *     core/iblock_<n>/<name>/{control,enable,wwn/vpd_unit_serial}        the disk
  *     iscsi/<iqn>/tpgt_1/{enable,attrib/…,np/<host>:<port>}              the target
  *     iscsi/<iqn>/tpgt_1/lun/lun_0/<name> → core/iblock_<n>/<name>       the disk of the target
  *     iscsi/<iqn>/tpgt_1/acls/<initiator>/{auth/…,lun_0/…}               who may see it, read-only
  *
- * All methods are idempotent. They reject
- * `HOST_LIO_MISSING` where the kernel has no LIO or configfs is not mounted, `HOST_LIO_FAILED` with the attribute that was refused,
- * and as the `ConfigTree` does.
+ * All methods are idempotent. They reject `HOST_LIO_MISSING` where the kernel has no LIO or configfs is not
+ * mounted, `HOST_LIO_FAILED` with the attribute that was refused, and as the `ConfigTree` does.
  */
 export class Lio {
   readonly #tree: ConfigTree;

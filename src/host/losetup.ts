@@ -17,13 +17,15 @@ export type AttachLoopOptions = {
 };
 
 /**
- * Puts a loop device on a file, with direct I/O (the file's server is the only cache): its path, `/dev/loop7`. The file must be
- * served by another process than this one, or be an ordinary file.
+ * Puts a loop device on a file, with direct I/O (the file's server is the only cache): its path,
+ * `/dev/loop7`. The file must be served by another process than this one, or be an ordinary file.
  *
- * `sectorBytes`: the logical block size, 512 or 4096. 512 is what a volume made on any disk can be mounted on. With 4096 no write
- * is smaller than the unit of validity, but XFS, LUKS and partition tables that were made on 512 do not open.
+ * `sectorBytes`: the logical block size, 512 or 4096. 512 is what a volume made on any disk can be mounted
+ * on. With 4096 no write is smaller than the unit of validity, but XFS, LUKS and partition tables that were
+ * made on 512 do not open.
  *
- * Rejects `HOST_NO_LOOP` where the loop driver is missing, `HOST_LOOP_FAILED` with what losetup said, and as `Tools.run` does.
+ * Rejects `HOST_NO_LOOP` where the loop driver is missing, `HOST_LOOP_FAILED` with what losetup said, and as
+ * `Tools.run` does.
  */
 export async function attachLoop(options: AttachLoopOptions): Promise<string> {
   const { filePath, readonly = false, sectorBytes = 512, deadlineMs = DEADLINE_MS } = options;
@@ -55,8 +57,8 @@ export async function attachLoop(options: AttachLoopOptions): Promise<string> {
 }
 
 /**
- * Detaches and waits until the kernel has let go of the file. Idempotent. A device that is still open (a mount) is detached by the kernel when its
- * last user closes it: `HOST_LOOP_BUSY` after `deadlineMs`.
+ * Detaches and waits until the kernel has let go of the file. Idempotent. A device that is still open (a
+ * mount) is detached by the kernel when its last user closes it: `HOST_LOOP_BUSY` after `deadlineMs`.
  */
 export async function detachLoop(
   device: string,

@@ -4,8 +4,9 @@ import { checkName } from './device-mapper.ts';
 import { unknownOutputError } from './tools.ts';
 
 /**
- * The requests to device-mapper that are made many times a second, or while a guest is held for them: the same as dmsetup's, without a process for each. Everything else
- * goes by dmsetup (device-mapper.ts), also what may wait without an end: a process can be killed, a call of ours cannot.
+ * The requests to device-mapper that are made many times a second, or while a guest is held for them: the
+ * same as dmsetup's, without a process for each. Everything else goes by dmsetup (device-mapper.ts), also
+ * what may wait without an end: a process can be killed, a call of ours cannot.
  *
  *   struct dm_ioctl (312, include/uapi/linux/dm-ioctl.h)
  *     0 u32 version[3]            28 u32 flags

@@ -38,8 +38,8 @@ export type MapperTable =
  *   linear <device> <start>
  *   clone  <metadata> <target> <source> <region> <#features> [no_hydration] <#core> hydration_threshold N hydration_batch_size N
  *   crypt  <cipher> <key> <iv offset> <device> <start> <#options> [allow_discards] [sector_size:N]
- * Documentation/admin-guide/device-mapper/{linear,dm-clone,dm-crypt}.rst. The IV of dm-crypt counts sectors of 512 bytes whatever `sectorBytes` is,
- * as that of LUKS2 does.
+ * Documentation/admin-guide/device-mapper/{linear,dm-clone,dm-crypt}.rst. The IV of dm-crypt counts sectors
+ * of 512 bytes whatever `sectorBytes` is, as that of LUKS2 does.
  */
 export function encodeMapperTable(table: MapperTable): string {
   const begin = `0 ${table.sectors} ${table.target}`;
@@ -68,7 +68,10 @@ export function encodeMapperTable(table: MapperTable): string {
 
 /** What dm-clone says of itself. */
 export type CloneStatus = {
-  /** `failed`: the metadata is lost; `readonly`: it cannot be written, so missing regions cannot be written either. */
+  /**
+   * `failed`: the metadata is lost; `readonly`: it cannot be written, so missing regions cannot be written
+   * either.
+   */
   mode: 'writable' | 'readonly' | 'failed';
   metadataBlocksUsed: number;
   metadataBlocksTotal: number;

@@ -18,12 +18,15 @@ export type MkfsOptions = {
 /**
  * How a file becomes a filesystem. For ext4:
  * - blocks of 4 KiB, the unit of validity of a clone, whatever the size;
- * - the sparse file reads as zeros, so nothing is zeroed and the inode tables count as done (no background zeroing by the kernel on the
- *   first mount, which would turn into writes on a clone): 100 GiB take 5 MiB and some 10 ms;
- * - no blocks kept back for root: the volume is one machine's, which may be root or not, and gets what it paid for;
- * - a journal of at most 64 MiB instead of up to 1 GiB: the journal is written round and round, so all of it ends up allocated and
- *   has to travel with every move.
- * mkfs.xfs reserves the blocks of its log (64 MiB) without writing them: they are taken on the host and read as a hole, so they do not travel.
+ * - the sparse file reads as zeros, so nothing is zeroed and the inode tables count as done (no background
+ *   zeroing by the kernel on the first mount, which would turn into writes on a clone): 100 GiB take 5 MiB
+ *   and some 10 ms;
+ * - no blocks kept back for root: the volume is one machine's, which may be root or not, and gets what it
+ *   paid for;
+ * - a journal of at most 64 MiB instead of up to 1 GiB: the journal is written round and round, so all of it
+ *   ends up allocated and has to travel with every move.
+ * mkfs.xfs reserves the blocks of its log (64 MiB) without writing them: they are taken on the host and read
+ * as a hole, so they do not travel.
  */
 export function mkfsCommand(options: MkfsOptions): [program: string, ...args: string[]] {
   const { filesystem, path, lengthBytes, sectorBytes = 512 } = options;

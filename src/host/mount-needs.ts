@@ -1,7 +1,8 @@
 import { type Static, Type } from 'typebox';
 
 /*
- * What a kernel must know to mount a filesystem, from its superblock; nothing of it is secret, or says what is in it.
+ * What a kernel must know to mount a filesystem, from its superblock; nothing of it is secret, or says what
+ * is in it.
  *
  * ext4, little-endian, 1024 bytes into the device (layout in freemap/ext4-layout.ts):
  *   0x018 4 block size, log2 - 10     0x038 2 magic 0xEF53     0x05C 4 compatible features
@@ -50,7 +51,10 @@ const EXT4_INCOMPAT_STATE = 0x4;
 const EXT4_RO_COMPAT_STATE = 0x10000;
 const XFS_MAGIC = 0x58465342;
 
-/** From the first `SUPERBLOCK_READ_BYTES` of the device; null: they are of no filesystem of that kind, or damaged. Pure. */
+/**
+ * From the first `SUPERBLOCK_READ_BYTES` of the device; null: they are of no filesystem of that kind, or
+ * damaged. Pure.
+ */
 export function mountNeeds(filesystem: 'ext4' | 'xfs', bytes: Buffer): MountNeeds | null {
   if (bytes.length < SUPERBLOCK_READ_BYTES) return null;
   return filesystem === 'ext4' ? ext4Needs(bytes.subarray(EXT4_OFFSET_BYTES)) : xfsNeeds(bytes);

@@ -8,9 +8,10 @@ import type { MountNeeds } from './mount-needs.ts';
 import { systemTools, type Tools } from './tools.ts';
 
 /*
- * Can the kernel of this host mount a filesystem with these features? A list of features says what it knows, not what it was built with
- * (casefold needs CONFIG_UNICODE, quota CONFIG_QUOTA): so an empty one is made, and mounted, in a mount namespace that ends with the program. The loop
- * device goes by itself with the mount.
+ * Can the kernel of this host mount a filesystem with these features? A list of features says what it knows,
+ * not what it was built with (casefold needs CONFIG_UNICODE, quota CONFIG_QUOTA): so an empty one is made,
+ * and mounted, in a mount namespace that ends with the program. The loop device goes by itself with the
+ * mount.
  */
 
 /** By bit, as mke2fs(8) calls them (e2fsprogs lib/e2p/feature.c). */
@@ -101,7 +102,10 @@ type Recipe = {
   readonlyCompatible: number;
 };
 
-/** How an empty filesystem of that kind is made at `path`; the bits that the program has no name for are put in afterwards. Pure. */
+/**
+ * How an empty filesystem of that kind is made at `path`; the bits that the program has no name for are put
+ * in afterwards. Pure.
+ */
 export function proofRecipe(needs: MountNeeds, path: string): Recipe {
   if (needs.filesystem === 'ext4') {
     const compatible = named(needs.compatible, EXT4_COMPATIBLE);
@@ -163,7 +167,10 @@ export class MountProof {
   readonly #answers = new Map<string, { answer: Promise<string | null>; untilMs: number }>();
   #count = 0;
 
-  /** `dir`: there must be room for 64 MiB, sparse; what an earlier process left in it is taken away by `sweep`. */
+  /**
+   * `dir`: there must be room for 64 MiB, sparse; what an earlier process left in it is taken away by
+   * `sweep`.
+   */
   constructor(options: { dir: string; tools?: Tools; clock?: Clock }) {
     this.#dir = options.dir;
     this.#tools = options.tools ?? systemTools();
@@ -171,8 +178,8 @@ export class MountProof {
   }
 
   /**
-   * Why this host cannot mount such a filesystem, as the end of a sentence; null: it can. Rejects `HOST_MOUNT_UNPROVED` when it could not be tried,
-   * which says nothing about the kernel.
+   * Why this host cannot mount such a filesystem, as the end of a sentence; null: it can. Rejects
+   * `HOST_MOUNT_UNPROVED` when it could not be tried, which says nothing about the kernel.
    */
   refusal(needs: MountNeeds): Promise<string | null> {
     const key = JSON.stringify(needs);
@@ -194,7 +201,8 @@ export class MountProof {
     try {
       const said = await this.#mounts(needs);
       if (said === null) return null;
-      // Programs, loop devices or rights may be what is missing: then what every kernel mounts is not mounted either.
+      // Programs, loop devices or rights may be what is missing: then what every kernel mounts is not mounted
+      // either.
       const other = await this.#mounts(CONTROL);
       if (other !== null) throw new Error(`a plain ext4 is not mounted either: ${other}`);
       const { features, incompatible, readonlyCompatible } = proofRecipe(needs, '');
@@ -215,7 +223,10 @@ export class MountProof {
     }
   }
 
-  /** What mount says when it fails; null: it is mounted, and gone again. Throws where there is nothing to mount. */
+  /**
+   * What mount says when it fails; null: it is mounted, and gone again. Throws where there is nothing to
+   * mount.
+   */
   async #mounts(needs: MountNeeds): Promise<string | null> {
     const { filesystem } = needs;
     const path = join(this.#dir, `mount-proof-${process.pid}-${this.#count++}`);

@@ -18,8 +18,9 @@ export type ToolOptions = {
 /** Runs the host's programs. Drivers get it by constructor; tests give them recorded runs. */
 export interface Tools {
   /**
-   * The exit code and output of a program that ended by itself. Rejects `HOST_TOOL_MISSING` when there is no such program, and `HOST_TOOL_STUCK` when it
-   * did nothing for its deadline: it is killed then, and not waited for, because a process in an uninterruptible wait does not die.
+   * The exit code and output of a program that ended by itself. Rejects `HOST_TOOL_MISSING` when there is no
+   * such program, and `HOST_TOOL_STUCK` when it did nothing for its deadline: it is killed then, and not
+   * waited for, because a process in an uninterruptible wait does not die.
    */
   run(argv: readonly [string, ...string[]], options?: ToolOptions): Promise<ToolOutput>;
 }

@@ -6,8 +6,10 @@ const BDI_DIR = '/sys/class/bdi';
 const PAGE_BYTES = 4096;
 
 /**
- * Lets at most about so many bytes of a block device wait in the page cache, whoever wrote them; null: as many as the host allows. `strict_limit` makes the kernel keep to it also while
- * there is plenty of memory. Kernels from 6.2 on. False: this one cannot, or there is no such device. Who writes more waits for the device, as on any host that is short of memory.
+ * Lets at most about so many bytes of a block device wait in the page cache, whoever wrote them; null: as
+ * many as the host allows. `strict_limit` makes the kernel keep to it also while there is plenty of memory.
+ * Kernels from 6.2 on. False: this one cannot, or there is no such device. Who writes more waits for the
+ * device, as on any host that is short of memory.
  */
 export function boundDirtyPages(device: string, bytesMax: number | null, bdiDir: string = BDI_DIR): boolean {
   try {
@@ -46,7 +48,10 @@ function bdiOf(device: string, bdiDir: string): string {
   return join(bdiDir, `${major}:${minor}`);
 }
 
-/** Bytes that may wait in the page cache of this host before who writes has to wait; null: the kernel does not say. */
+/**
+ * Bytes that may wait in the page cache of this host before who writes has to wait; null: the kernel does not
+ * say.
+ */
 export function dirtyBytesMax(): number | null {
   try {
     const pages = /^nr_dirty_threshold (\d+)$/m.exec(readFileSync('/proc/vmstat', 'utf8'))?.[1];

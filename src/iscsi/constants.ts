@@ -1,5 +1,6 @@
 /**
- * The numbers of iSCSI (RFC 7143), in the order of the RFC. `nameOf` turns one back into its name for logs and errors.
+ * The numbers of iSCSI (RFC 7143), in the order of the RFC. `nameOf` turns one back into its name for logs
+ * and errors.
  */
 
 /** Bytes of the basic header segment, RFC 7143 section 11.2. */

@@ -1,8 +1,8 @@
 import { crc32c } from '@node-rs/crc32';
 
 /*
- * CRC32C digests (RFC 7143 sections 11.2.3 and 13.1). On the wire the least significant byte comes first: 32 bytes of zeros
- * give aa 36 91 8a (appendix A.4 of RFC 3720).
+ * CRC32C digests (RFC 7143 sections 11.2.3 and 13.1). On the wire the least significant byte comes first: 32
+ * bytes of zeros give aa 36 91 8a (appendix A.4 of RFC 3720).
  */
 
 const ZEROS = new Uint8Array(4);

@@ -34,8 +34,8 @@ import { IscsiTarget } from './target.ts';
 import { parseBinary, parseTextKeys } from './text-keys.ts';
 
 /*
- * Peers that mean harm, or are broken. 20,000 inputs, half of them to the parsers and half to a whole target over TCP; 1,000,000 with
- * GODWIT_LONG=1. GODWIT_SEED repeats a run.
+ * Peers that mean harm, or are broken. 20,000 inputs, half of them to the parsers and half to a whole target
+ * over TCP; 1,000,000 with GODWIT_LONG=1. GODWIT_SEED repeats a run.
  */
 const INPUTS = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;
 const PARSER_RUNS = Math.floor(INPUTS / 2 / 6);
@@ -56,7 +56,8 @@ const runs = (t: TestContext, numRuns = PARSER_RUNS): fc.Parameters<unknown> => 
   return { numRuns, seed: SEED };
 };
 
-// --- parsers -----------------------------------------------------------------------------------------------------------
+// --- parsers
+// -----------------------------------------------------------------------------------------------------------
 
 test('any 48 bytes are a header to every decoder', (t) => {
   const decoders = Object.entries(pdus).filter(([name]) => /^decode(?!Lun)/.test(name));
@@ -309,7 +310,8 @@ test('any command with any data: a result, and the device is never asked for wha
   decodeSense(Buffer.alloc(0));
 });
 
-// --- a whole target ----------------------------------------------------------------------------------------------------
+// --- a whole target
+// ----------------------------------------------------------------------------------------------------
 
 /** What a client said on its one connection. */
 async function record(port: number, talk: (relayPort: number) => Promise<void>): Promise<Buffer> {
@@ -340,7 +342,10 @@ function cut(bytes: Buffer): Buffer[] {
   return parts;
 }
 
-/** A session that uses what there is: login, reads, writes with and without R2T, discards, extents, flush, logout. */
+/**
+ * A session that uses what there is: login, reads, writes with and without R2T, discards, extents, flush,
+ * logout.
+ */
 async function recordSession(port: number): Promise<Buffer[]> {
   const bytes = await record(port, async (relayPort) => {
     const initiator = await IscsiInitiator.connect(
@@ -441,7 +446,10 @@ function mutate(corpus: readonly Buffer[], isid: number, mutations: readonly Mut
   return stream ?? Buffer.concat(parts);
 }
 
-/** The stream begins with the login of the corpus, whatever its ISID: one request, complete, with nothing changed that matters. */
+/**
+ * The stream begins with the login of the corpus, whatever its ISID: one request, complete, with nothing
+ * changed that matters.
+ */
 function isLogin(bytes: Buffer, loginBytes: number): boolean {
   const header = bytes.subarray(0, 48);
   return (
@@ -453,8 +461,8 @@ function isLogin(bytes: Buffer, loginBytes: number): boolean {
 }
 
 /**
- * Sends all of it in pieces, takes whatever comes, and resolves when the connection is gone. What follows the login waits a little for the
- * answer, as a target may drop a peer that does not.
+ * Sends all of it in pieces, takes whatever comes, and resolves when the connection is gone. What follows the
+ * login waits a little for the answer, as a target may drop a peer that does not.
  */
 async function throwAt(
   port: number,
@@ -540,7 +548,8 @@ test('a target that is shot at goes on serving, forgets every connection and hol
   assert.ok(servedMib > 1.02 * numRuns, 'many inputs get past the login');
   while (target.statistics().connections > 1) await new Promise((resolve) => setImmediate(resolve));
   assert.equal(share.sessions, 0);
-  // The unit that was shot at may be stopped or reserved by now, as any logged-in initiator may do. The other one takes new sessions as before.
+  // The unit that was shot at may be stopped or reserved by now, as any logged-in initiator may do. The other
+  // one takes new sessions as before.
   const another = await startInitiator(t, target.port, { targetIqn: canary.targetIqn, readOnly: true });
   await another.read(0, into);
   assert.ok(into.equals(content));
@@ -570,7 +579,8 @@ test('many small requests of one peer leave the others their turns of the loop',
   assert.ok(turns >= requests / 256, `${requests} requests in ${turns} turns`);
 });
 
-// --- grants ------------------------------------------------------------------------------------------------------------
+// --- grants
+// ------------------------------------------------------------------------------------------------------------
 
 type Refusal = { status: string; reason: string; initiator: string | null };
 

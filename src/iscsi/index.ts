@@ -1,4 +1,7 @@
-/** iSCSI (RFC 7143): a target that exports block devices, and an initiator that is one. `godwit/iscsi` for other programs. */
+/**
+ * iSCSI (RFC 7143): a target that exports block devices, and an initiator that is one. `godwit/iscsi` for
+ * other programs.
+ */
 export { type Clock, systemClock } from '../base/clock.ts';
 export { GodwitError, isGodwitError } from '../base/errors.ts';
 export { type Logger, silentLogger } from '../base/logger.ts';

@@ -354,7 +354,10 @@ test('a target that pings for ever and takes no answer is left', () => {
   assert.ok(writer.queuedBytes < 1024 * 1024);
 });
 
-/** Logs in whoever comes, and answers commands with what `answer` says: bytes as an answer to the CDB, or null for nothing at all. */
+/**
+ * Logs in whoever comes, and answers commands with what `answer` says: bytes as an answer to the CDB, or null
+ * for nothing at all.
+ */
 async function serveAnswers(
   answer: (cdb: Buffer) => Uint8Array | null,
 ): Promise<{ port: number; close: () => void }> {

@@ -36,8 +36,9 @@ import { decodeSense, type Sense } from './scsi/sense.ts';
 import { serialAdd, serialDistance } from './serial-number.ts';
 
 /**
- * One session of the initiator on one connection, without I/O: bytes go in through `parser`, PDUs out through the writer.
- * It is made for one connection and ends with it; whoever owns it makes the next one and sends again what was not answered.
+ * One session of the initiator on one connection, without I/O: bytes go in through `parser`, PDUs out through
+ * the writer. It is made for one connection and ends with it; whoever owns it makes the next one and sends
+ * again what was not answered.
  *
  *   login ─ready─→ full feature ─(logout)─→ over       any state ─(error, silence)─→ over
  */
@@ -55,7 +56,10 @@ export type InitiatorTask = {
   unsentPayloads: number;
   /** The answer came before they were all taken. */
   whenSent: (() => void) | null;
-  /** `sense` is there with status CHECK CONDITION only. `residualBytes`: more (positive) or less (negative) than expected, as the target counts. */
+  /**
+   * `sense` is there with status CHECK CONDITION only. `residualBytes`: more (positive) or less (negative)
+   * than expected, as the target counts.
+   */
   finish: (status: number, sense: Sense | null, residualBytes: number) => void;
 };
 
@@ -204,7 +208,9 @@ export class InitiatorSession implements PduSink {
     this.#options.onOver(error);
   }
 
-  /** Where the next bytes should land. Of a session that is over nothing lands in a caller's buffer any more. */
+  /**
+   * Where the next bytes should land. Of a session that is over nothing lands in a caller's buffer any more.
+   */
   space(): Uint8Array {
     if (!this.#over) return this.parser.space();
     this.#scratch ??= Buffer.allocUnsafeSlow(SCRATCH_BYTES);
@@ -223,7 +229,8 @@ export class InitiatorSession implements PduSink {
     }
   }
 
-  // --- PduSink -------------------------------------------------------------------------------------------------------
+  // --- PduSink
+  // -------------------------------------------------------------------------------------------------------
 
   destination(header: Buffer, lengthBytes: number): Uint8Array | null {
     if (opcodeOf(header) !== OPCODE.dataIn) return null;
@@ -285,7 +292,8 @@ export class InitiatorSession implements PduSink {
     if (!this.#over && this.hasRoom) this.#options.onRoom();
   }
 
-  // --- login ---------------------------------------------------------------------------------------------------------
+  // --- login
+  // ---------------------------------------------------------------------------------------------------------
 
   #sendLogin(send: LoginSend): void {
     encodeLoginRequest(this.#writer.begin(), {
@@ -317,7 +325,8 @@ export class InitiatorSession implements PduSink {
     this.#options.onReady();
   }
 
-  // --- full feature phase --------------------------------------------------------------------------------------------
+  // --- full feature phase
+  // --------------------------------------------------------------------------------------------
 
   #dataIn(header: Buffer, data: Uint8Array): void {
     const pdu = decodeDataIn(header);
@@ -347,7 +356,10 @@ export class InitiatorSession implements PduSink {
     this.#answered(pdu.initiatorTaskTag, task, pdu.status, sense, pdu.residualBytes);
   }
 
-  /** A target may answer before it has taken what we send: the kernel still reads from the caller's buffer then. */
+  /**
+   * A target may answer before it has taken what we send: the kernel still reads from the caller's buffer
+   * then.
+   */
   #answered(
     tag: number,
     task: InitiatorTask,
@@ -387,7 +399,8 @@ export class InitiatorSession implements PduSink {
     if (task === undefined || task.direction !== 'out')
       throw protocolError('R2T for a command that writes nothing');
     const end = pdu.bufferOffset + pdu.desiredBytes;
-    // DataSequenceInOrder, and no recovery of lost data at level 0: so a target cannot make us queue the same bytes again and again.
+    // DataSequenceInOrder, and no recovery of lost data at level 0: so a target cannot make us queue the same
+    // bytes again and again.
     if (pdu.bufferOffset !== task.sentBytes) {
       throw protocolError('R2T out of order', { offset: pdu.bufferOffset, expected: task.sentBytes });
     }
@@ -459,7 +472,8 @@ export class InitiatorSession implements PduSink {
     }
   }
 
-  // --- numbers and liveness ------------------------------------------------------------------------------------------
+  // --- numbers and liveness
+  // ------------------------------------------------------------------------------------------
 
   /** RFC 7143 section 4.2.2.1: the window never shrinks; a MaxCmdSN below ExpCmdSN - 1 is ignored. */
   #window(expCmdSn: number, maxCmdSn: number): void {
@@ -479,8 +493,9 @@ export class InitiatorSession implements PduSink {
   }
 
   /**
-   * Silence for an interval is answered with a ping, silence after the ping ends the session. Any byte counts as life.
-   * Counting in rounds instead of comparing times keeps a process that was itself asleep from blaming its peer.
+   * Silence for an interval is answered with a ping, silence after the ping ends the session. Any byte counts
+   * as life. Counting in rounds instead of comparing times keeps a process that was itself asleep from
+   * blaming its peer.
    */
   #armTimer(delayMs: number): void {
     this.#cancelTimer = this.#options.clock.timer(delayMs, () => {

@@ -31,14 +31,17 @@ import { PAGE } from './scsi/inquiry.ts';
 import { describeSense, SENSE, SENSE_KEY, type Sense, STATUS } from './scsi/sense.ts';
 
 /**
- * A remote logical unit as a block device. The connection may come and go: what was not answered is sent again on the
- * next one, and whoever reads only sees that it takes longer.
+ * A remote logical unit as a block device. The connection may come and go: what was not answered is sent
+ * again on the next one, and whoever reads only sees that it takes longer.
  *
  *   connecting ──→ connected ⇄ lost        any ──close──→ closed        any ──target changed──→ failed
  */
 export type InitiatorState = 'connecting' | 'connected' | 'lost' | 'failed' | 'closed';
 
-/** guest: somebody waits for it. background: it goes when no guest command waits, and never takes the last quarter of the queue. */
+/**
+ * guest: somebody waits for it. background: it goes when no guest command waits, and never takes the last
+ * quarter of the queue.
+ */
 export type ReadPriority = 'guest' | 'background';
 export type ReadOptions = { priority?: ReadPriority; signal?: AbortSignal };
 
@@ -52,7 +55,10 @@ export type UnitIdentity = {
   designators: string;
 };
 
-/** Where a target is. With `tls` both sides show a certificate before the login begins; the target's must name `host`. */
+/**
+ * Where a target is. With `tls` both sides show a certificate before the login begins; the target's must name
+ * `host`.
+ */
 export type Portal = { host: string; port: number; tls?: TlsIdentity };
 
 export type InitiatorOptions = {
@@ -70,7 +76,10 @@ export type InitiatorOptions = {
   expected?: { lengthBytes: number; blockBytes?: number; serial?: string; designators?: string };
   /** Default true: refuses writes, whatever the target would take. */
   readOnly?: boolean;
-  /** CRC32C on headers and data. TCP's own checksum is weak; on a path with TLS or on loopback they only cost. Default false. */
+  /**
+   * CRC32C on headers and data. TCP's own checksum is weak; on a path with TLS or on loopback they only cost.
+   * Default false.
+   */
   digests?: boolean;
   /** Commands at once, 1 to 1024. Default 64. */
   queueDepth?: number;
@@ -105,7 +114,9 @@ type Task = InitiatorTask & {
   attempts: number;
   /** Part of a look at the unit. */
   readonly looks: boolean;
-  /** Connections that ended while it was under way; of these the target ended so many while nothing else was. */
+  /**
+   * Connections that ended while it was under way; of these the target ended so many while nothing else was.
+   */
   losses: number;
   lossesAlone: number;
   resolve: () => void;
@@ -134,7 +145,9 @@ const BURST_BYTES = 1024 * 1024;
 /** A command that the target aborts again and again is given up; one that it is too busy for is not. */
 const ATTEMPTS_MAX = 16;
 const RETRY_MS = 100;
-/** The unit is looked at so often while it is used, whether the target has said that something changed or not. */
+/**
+ * The unit is looked at so often while it is used, whether the target has said that something changed or not.
+ */
 const LOOK_EVERY_MS = 5_000;
 /** A command that lost so many connections is sent alone … */
 const LOSSES_MAX = 3;
@@ -188,14 +201,15 @@ export class IscsiInitiator implements BlockDevice {
     this.#options = { ...DEFAULTS, lun: 0, readOnly: true, digests: false, ...options };
     this.#clock = options.clock;
     this.#logger = options.logger.child({ targetIqn: options.targetIqn });
-    // RFC 7143 section 10.1.2.1: type 10b, random, qualifier 0. Kept for life, so that a new login replaces the old session.
+    // RFC 7143 section 10.1.2.1: type 10b, random, qualifier 0. Kept for life, so that a new login replaces
+    // the old session.
     this.#isid = Buffer.concat([Buffer.from([0x80]), Buffer.from(options.random.bytes(3)), Buffer.alloc(2)]);
     this.#queue = new RequestQueue(this.#options.queueDepth);
   }
 
   /**
-   * Resolves once the unit is there and checked. Network errors are tried again for `timeoutMs` (default 30 s) or until
-   * `signal`; a refusal rejects at once.
+   * Resolves once the unit is there and checked. Network errors are tried again for `timeoutMs` (default 30
+   * s) or until `signal`; a refusal rejects at once.
    */
   static async connect(
     options: InitiatorOptions,
@@ -227,8 +241,8 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /**
-   * A device at once, connected in the background: for whoever knows what the unit is and has to come up while it is away.
-   * Reads wait for it.
+   * A device at once, connected in the background: for whoever knows what the unit is and has to come up
+   * while it is away. Reads wait for it.
    */
   static open(options: InitiatorOptions & { expected: { lengthBytes: number } }): IscsiInitiator {
     const initiator = new IscsiInitiator(options);
@@ -236,7 +250,8 @@ export class IscsiInitiator implements BlockDevice {
     return initiator;
   }
 
-  // --- what it is ----------------------------------------------------------------------------------------------------
+  // --- what it is
+  // ----------------------------------------------------------------------------------------------------
 
   get lengthBytes(): number {
     return this.#unit?.lengthBytes ?? this.#options.expected!.lengthBytes;
@@ -289,8 +304,9 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /**
-   * Looks at the unit: resolves when a look that began after this call found the unit that it was. What was read before this call came from that unit
-   * then. Many calls share a look. Rejects with `ISCSI_TARGET_CHANGED`, after which nothing is read any more, or `BLOCK_CLOSED`.
+   * Looks at the unit: resolves when a look that began after this call found the unit that it was. What was
+   * read before this call came from that unit then. Many calls share a look. Rejects with
+   * `ISCSI_TARGET_CHANGED`, after which nothing is read any more, or `BLOCK_CLOSED`.
    */
   vouch(): Promise<void> {
     if (this.#failure !== null) return Promise.reject(this.#failure);
@@ -335,9 +351,13 @@ export class IscsiInitiator implements BlockDevice {
     }
   }
 
-  // --- BlockDevice ---------------------------------------------------------------------------------------------------
+  // --- BlockDevice
+  // ---------------------------------------------------------------------------------------------------
 
-  /** Waits through outages. A signal takes effect while the read is queued; once it is on the wire it is waited for. */
+  /**
+   * Waits through outages. A signal takes effect while the read is queued; once it is on the wire it is
+   * waited for.
+   */
   read(offsetBytes: number, into: Uint8Array, options?: ReadOptions): Promise<void> {
     try {
       checkRange(this, offsetBytes, into.length);
@@ -363,8 +383,8 @@ export class IscsiInitiator implements BlockDevice {
   }
 
   /**
-   * By WRITE SAME with UNMAP and not by the UNMAP command: only with the former must the range read as zeros afterwards, whatever the
-   * target thinks of its alignment.
+   * By WRITE SAME with UNMAP and not by the UNMAP command: only with the former must the range read as zeros
+   * afterwards, whatever the target thinks of its alignment.
    */
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
     this.#checkMutation(offsetBytes, lengthBytes);
@@ -424,7 +444,8 @@ export class IscsiInitiator implements BlockDevice {
     await this.#loop;
   }
 
-  // --- commands ------------------------------------------------------------------------------------------------------
+  // --- commands
+  // ------------------------------------------------------------------------------------------------------
 
   #checkMutation(offsetBytes: number, lengthBytes: number): void {
     if (this.#failure !== null) throw this.#failure;
@@ -507,7 +528,8 @@ export class IscsiInitiator implements BlockDevice {
       if (isIllegalRequest(error)) return everything;
       throw error;
     }
-    // What holes read as is known once the unit has been seen, which a command that was answered has made sure of.
+    // What holes read as is known once the unit has been seen, which a command that was answered has made
+    // sure of.
     if (this.#unit?.zeroesUnmapped !== true) return everything;
     const listed = Math.min(receivedBytes < 4 ? 0 : answer.readUInt32BE(0) + 4, receivedBytes);
     const extents: Extent[] = [];
@@ -679,7 +701,8 @@ export class IscsiInitiator implements BlockDevice {
     for (const task of tasks) task.reject(error);
   }
 
-  // --- connection ----------------------------------------------------------------------------------------------------
+  // --- connection
+  // ----------------------------------------------------------------------------------------------------
 
   #setState(state: InitiatorState): void {
     if (this.#state === state) return;
@@ -715,7 +738,8 @@ export class IscsiInitiator implements BlockDevice {
           'iSCSI: connection lost',
         );
       }
-      // A connection that carried something was good: begin anew. Else wait longer each time, and try the next portal.
+      // A connection that carried something was good: begin anew. Else wait longer each time, and try the
+      // next portal.
       if (this.#answers > answersBefore) attempt = 0;
       else this.#portal += 1;
       const ceilingMs = Math.min(
@@ -801,7 +825,10 @@ export class IscsiInitiator implements BlockDevice {
     }
   }
 
-  /** Commands without an answer go again, but for one that the target ends each connection for: that one fails, by name, and the others go on. */
+  /**
+   * Commands without an answer go again, but for one that the target ends each connection for: that one
+   * fails, by name, and the others go on.
+   */
   #putBack(unanswered: Task[]): void {
     const alone = unanswered.length === 1 && isGodwitError(this.#lastError, 'ISCSI_CONNECTION_LOST');
     this.#statistics.replayed += unanswered.length;
@@ -891,7 +918,9 @@ export class IscsiInitiator implements BlockDevice {
     return { session, socket, writer };
   }
 
-  /** Asks for everything that tells the unit. A reconnection waits for it, so the questions go side by side. */
+  /**
+   * Asks for everything that tells the unit. A reconnection waits for it, so the questions go side by side.
+   */
   async #probe(session: InitiatorSession): Promise<Unit> {
     const questions: Question[] = [
       ...IDENTITY_QUESTIONS,
@@ -944,7 +973,10 @@ export class IscsiInitiator implements BlockDevice {
     };
   }
 
-  /** The answer, or null where the target does not support the question. Unit attentions of a new session are passed over. */
+  /**
+   * The answer, or null where the target does not support the question. Unit attentions of a new session are
+   * passed over.
+   */
   #ask(
     session: InitiatorSession,
     encode: (cdb: Buffer, bytes: number) => void,
@@ -1056,7 +1088,10 @@ function endOf(extent: Extent): number {
   return extent.offsetBytes + extent.lengthBytes;
 }
 
-/** Rejects with the first error, but only when no part is under way any more: the buffers are in use until then. */
+/**
+ * Rejects with the first error, but only when no part is under way any more: the buffers are in use until
+ * then.
+ */
 async function allSettled(parts: Promise<void>[]): Promise<void> {
   for (const result of await Promise.allSettled(parts)) {
     if (result.status === 'rejected') throw result.reason;
@@ -1080,8 +1115,9 @@ function unitDesignators(page: Buffer): string {
 }
 
 /**
- * What to do about a command that did not succeed. retry: at once, a bounded number of times. wait: after a pause, for as long as it
- * takes. verify: when the unit has been looked at, a bounded number of times. fail: tell the caller.
+ * What to do about a command that did not succeed. retry: at once, a bounded number of times. wait: after a
+ * pause, for as long as it takes. verify: when the unit has been looked at, a bounded number of times. fail:
+ * tell the caller.
  */
 function judge(status: number, sense: Sense | null): 'retry' | 'wait' | 'verify' | 'fail' {
   if (status === STATUS.busy || status === STATUS.taskSetFull) return 'wait';
@@ -1101,7 +1137,10 @@ function judge(status: number, sense: Sense | null): 'retry' | 'wait' | 'verify'
   }
 }
 
-/** Unit attentions after which it may be another disk: power on or reset (29/xx), operating conditions or inquiry data changed (3F/xx), capacity (2A/09). */
+/**
+ * Unit attentions after which it may be another disk: power on or reset (29/xx), operating conditions or
+ * inquiry data changed (3F/xx), capacity (2A/09).
+ */
 function mayBeAnother({ asc }: Sense): boolean {
   const code = asc >> 8;
   return (
@@ -1169,7 +1208,8 @@ function lostError(
   const { host, port } = portal;
   const systemCode = systemErrorCode(error) ?? null;
   if (portal.tls !== undefined && !session.hasHeard) {
-    // OpenSSL's errors come from no system call. A target that does not take our certificate ends the connection after the handshake.
+    // OpenSSL's errors come from no system call. A target that does not take our certificate ends the
+    // connection after the handshake.
     const refused = error !== null && !('syscall' in error);
     const dropped = (socket as TLSSocket).authorized && (error === null || systemCode === 'ECONNRESET');
     if (refused || dropped) {

@@ -1,12 +1,17 @@
 import { HANDSHAKES } from '../base/doorkeeper.ts';
 
-/** Upper bounds of a target. Every one has a default; memory and time of a peer's doing are bounded by them. */
+/**
+ * Upper bounds of a target. Every one has a default; memory and time of a peer's doing are bounded by them.
+ */
 export type TargetLimits = {
   /** Sessions at once. One more gets the place of one that is idle, or is refused. */
   connectionsMax: number;
   /** Of these one grant, or all discovery, has at most so many. */
   grantSessionsMax: number;
-  /** Connections that have not logged in yet. One more waits for the place of the one that has shown the least, of these the one that stands still for longest. */
+  /**
+   * Connections that have not logged in yet. One more waits for the place of the one that has shown the
+   * least, of these the one that stands still for longest.
+   */
   halfOpenMax: number;
   /** Of these one address has at most so many. */
   halfOpenAddressMax: number;
@@ -41,7 +46,10 @@ export type TargetLimits = {
   nopIntervalMs: number;
   /** … and is dropped when nothing came for so long after it. */
   nopTimeoutMs: number;
-  /** For so long the refusal of the first failed login from an address is held back; doubles with each further one, up to the maximum. */
+  /**
+   * For so long the refusal of the first failed login from an address is held back; doubles with each further
+   * one, up to the maximum.
+   */
   loginDelayMs: number;
   loginDelayMsMax: number;
   /** Addresses with failed logins that are remembered. */

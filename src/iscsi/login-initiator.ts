@@ -22,8 +22,8 @@ import {
 } from './text-keys.ts';
 
 /**
- * The initiator's side of a login (RFC 7143 sections 6 and 11.12), without I/O: `start` gives the first request, `step` takes a response
- * and gives the next request or the outcome.
+ * The initiator's side of a login (RFC 7143 sections 6 and 11.12), without I/O: `start` gives the first
+ * request, `step` takes a response and gives the next request or the outcome.
  *
  *   without CHAP:  operational → full feature
  *   with CHAP:     names + AuthMethod → CHAP_A → CHAP_N, CHAP_R (+ our challenge) → operational → full feature
@@ -89,7 +89,9 @@ export class InitiatorLogin {
     return this.#send(STAGE.security, null, [...names, ['AuthMethod', 'CHAP']]);
   }
 
-  /** Throws `ISCSI_LOGIN_REFUSED`, `ISCSI_LOGIN_REDIRECTED`, `ISCSI_TARGET_NOT_AUTHENTIC` or `ISCSI_PROTOCOL`. */
+  /**
+   * Throws `ISCSI_LOGIN_REFUSED`, `ISCSI_LOGIN_REDIRECTED`, `ISCSI_TARGET_NOT_AUTHENTIC` or `ISCSI_PROTOCOL`.
+   */
   step(response: LoginResponsePdu, data: Uint8Array): InitiatorLoginStep {
     if (response.status !== LOGIN_STATUS.success) throw refused(response.status, this.#options.targetName);
     if (response.versionActive !== VERSION) throw protocolError('target chose another protocol version');

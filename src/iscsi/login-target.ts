@@ -21,7 +21,8 @@ import {
 } from './text-keys.ts';
 
 /**
- * The target's side of a login (RFC 7143 sections 6 and 11.12), without I/O: a request goes in, a response comes out.
+ * The target's side of a login (RFC 7143 sections 6 and 11.12), without I/O: a request goes in, a response
+ * comes out.
  *
  *   stage          state       asks for                           next
  *   security       names       InitiatorName, TargetName          method, or done where no secret is asked for
@@ -62,7 +63,10 @@ export type LoginOutcome = {
 export type LoginStep = {
   response: Omit<LoginResponsePdu, 'statSn' | 'expCmdSn' | 'maxCmdSn'>;
   data: Buffer;
-  /** continue: wait for the next request. refused: close after sending. done: the session begins with the response. */
+  /**
+   * continue: wait for the next request. refused: close after sending. done: the session begins with the
+   * response.
+   */
   next: 'continue' | 'refused' | 'done';
   /** Why it was refused, for the log. */
   reason: string | null;

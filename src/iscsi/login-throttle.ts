@@ -1,10 +1,11 @@
 import type { Clock } from '../base/clock.ts';
 
 /**
- * Slows down guessing: the refusal of a wrong login is held back, each behind the last one of its address, twice as long with each failure. A login that
- * is right is never held back: who guesses from the same address cannot keep the one who knows out. So a guesser who does not wait for refusals is
- * slowed down by nothing but its connections, and it is the length of the secret that keeps it out.
- * A success clears the address. The table is bounded: the address that failed longest ago is forgotten first.
+ * Slows down guessing: the refusal of a wrong login is held back, each behind the last one of its address,
+ * twice as long with each failure. A login that is right is never held back: who guesses from the same
+ * address cannot keep the one who knows out. So a guesser who does not wait for refusals is slowed down by
+ * nothing but its connections, and it is the length of the secret that keeps it out. A success clears the
+ * address. The table is bounded: the address that failed longest ago is forgotten first.
  */
 export class LoginThrottle {
   readonly #clock: Clock;
@@ -25,7 +26,8 @@ export class LoginThrottle {
     const nowMs = this.#clock.monotonicMs();
     const entry = this.#entries.get(address);
     const failures = (entry?.failures ?? 0) + 1;
-    // Parallel attempts queue up, so that many connections are not a way round; nobody waits longer than the longest delay for it.
+    // Parallel attempts queue up, so that many connections are not a way round; nobody waits longer than the
+    // longest delay for it.
     const freeAtMs = Math.min(
       Math.max(nowMs, entry?.freeAtMs ?? 0) + this.#stepMs(failures),
       nowMs + this.#delayMsMax,

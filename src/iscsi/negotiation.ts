@@ -97,8 +97,8 @@ export class Negotiation {
   }
 
   /**
-   * The responder's side: what to answer to a key that the peer offered; null where a key gets no answer. A value that
-   * cannot be agreed on is answered with `Reject`, an unknown key with `NotUnderstood`.
+   * The responder's side: what to answer to a key that the peer offered; null where a key gets no answer. A
+   * value that cannot be agreed on is answered with `Reject`, an unknown key with `NotUnderstood`.
    */
   respond(key: string, offered: string, options: { discovery: boolean }): TextPair | null {
     const rule = OPERATIONAL_RULES[key];
@@ -115,8 +115,8 @@ export class Negotiation {
   }
 
   /**
-   * The originator's side: takes the peer's answer to a key that we offered. An answer that does not follow from the
-   * offer is a protocol error.
+   * The originator's side: takes the peer's answer to a key that we offered. An answer that does not follow
+   * from the offer is a protocol error.
    */
   accept(key: string, answer: string): void {
     const rule = OPERATIONAL_RULES[key];

@@ -10,25 +10,35 @@ import { ahsBytesOf, dataSegmentBytesOf, opcodeOf } from './pdu.ts';
  *                                                              '--- absent when the data segment is empty
  *
  * Two ways in. `push(bytes)` takes whatever arrived. `space()` says where the next bytes should land and
- * `landed(count)` that they did: a reader that can choose its buffer puts a payload straight into its destination, which
- * the sink names once the header is known. In both, the data segment is in one piece at the end and no chunks are joined.
+ * `landed(count)` that they did: a reader that can choose its buffer puts a payload straight into its
+ * destination, which the sink names once the header is known. In both, the data segment is in one piece at
+ * the end and no chunks are joined.
  *
- * Memory is bounded: header, trailer and staging are fixed, and a data segment above `dataSegmentBytesMax` is refused before
- * anything is allocated for it. All violations throw `ISCSI_PROTOCOL`; after that the parser refuses everything.
+ * Memory is bounded: header, trailer and staging are fixed, and a data segment above `dataSegmentBytesMax` is
+ * refused before anything is allocated for it. All violations throw `ISCSI_PROTOCOL`; after that the parser
+ * refuses everything.
  */
 export interface PduSink {
   /**
-   * Where the data segment of this PDU should land: exactly `lengthBytes` bytes, or null for a buffer of the parser's own.
-   * The header has passed its digest. Valid only during the call.
+   * Where the data segment of this PDU should land: exactly `lengthBytes` bytes, or null for a buffer of the
+   * parser's own. The header has passed its digest. Valid only during the call.
    */
   destination(header: Buffer, lengthBytes: number): Uint8Array | null;
-  /** A whole PDU, digests checked. `header` and `ahs` are valid only during the call; `data` belongs to the sink. */
+  /**
+   * A whole PDU, digests checked. `header` and `ahs` are valid only during the call; `data` belongs to the
+   * sink.
+   */
   pdu(header: Buffer, ahs: Buffer, data: Uint8Array): void;
-  /** False: no other PDU is begun now, and `push` stops before it. Asked before each. Default: always true. */
+  /**
+   * False: no other PDU is begun now, and `push` stops before it. Asked before each. Default: always true.
+   */
   takesMore?(): boolean;
 }
 
-/** From this size on the rest of a payload is read straight into its destination; below, one read for many PDUs is cheaper. */
+/**
+ * From this size on the rest of a payload is read straight into its destination; below, one read for many
+ * PDUs is cheaper.
+ */
 const DIRECT_BYTES_MIN = 16 * 1024;
 export const STAGING_BYTES = 64 * 1024;
 const NOTHING = Buffer.alloc(0);
@@ -55,7 +65,10 @@ export class PduParser {
   #staging: Buffer | null = null;
   #direct = false;
 
-  /** `staging`: where bytes land that have no place of their own; several parsers of one thread may share it. Default: one is made when it is needed. */
+  /**
+   * `staging`: where bytes land that have no place of their own; several parsers of one thread may share it.
+   * Default: one is made when it is needed.
+   */
   constructor(sink: PduSink, options: { dataSegmentBytesMax: number; staging?: Buffer }) {
     this.#sink = sink;
     this.#staging = options.staging ?? null;
@@ -95,7 +108,10 @@ export class PduParser {
     if (this.#dataBytes === this.#data.length) this.#endOfData();
   }
 
-  /** Takes the bytes from `from` on. Returns the position up to which: their end, unless the sink takes no more. */
+  /**
+   * Takes the bytes from `from` on. Returns the position up to which: their end, unless the sink takes no
+   * more.
+   */
   push(bytes: Uint8Array, from = 0): number {
     let at = from;
     while (at < bytes.length) {

@@ -14,8 +14,8 @@ const TRAILER_BYTES_MAX = 3 + DIGEST_BYTES;
  *
  *   const header = writer.begin();  encodeX(header, …);  writer.end(payload);
  *
- * or, when the payload can be made on the spot: `begin`, `inline(length)` and fill it, `end()`. From `begin` to `end` is one piece of
- * synchronous code.
+ * or, when the payload can be made on the spot: `begin`, `inline(length)` and fill it, `end()`. From `begin`
+ * to `end` is one piece of synchronous code.
  */
 export class PduWriter {
   headerDigest = false;
@@ -70,7 +70,8 @@ export class PduWriter {
   }
 
   /**
-   * Ends the PDU. `data` is the payload (none: what was made with `inline`, or nothing); it must stay as it is until `release` is called.
+   * Ends the PDU. `data` is the payload (none: what was made with `inline`, or nothing); it must stay as it
+   * is until `release` is called.
    */
   end(data?: Uint8Array, release?: () => void): void {
     const header = this.#header;
@@ -95,7 +96,8 @@ export class PduWriter {
     if (this.dataDigest) digest = digestOf(data);
     this.#writer.filled(position);
     this.#writer.payload(data);
-    // Not with the payload, which is released at once where it was copied: PDUs before this one may refer to the same buffer.
+    // Not with the payload, which is released at once where it was copied: PDUs before this one may refer to
+    // the same buffer.
     if (release !== undefined) this.#writer.afterwards(release);
     if (this.dataDigest || (lengthBytes & 3) !== 0) {
       this.#trailer(this.#writer.room(TRAILER_BYTES_MAX), lengthBytes, digest);

@@ -1,9 +1,9 @@
 import { BHS_BYTES, OPCODE } from './constants.ts';
 
 /**
- * The basic header segment of each PDU in the order of RFC 7143 section 11: layout, then encode, then decode. Encoders get
- * 48 zeroed bytes and leave DataSegmentLength to the writer; decoders read a header whose opcode was checked and never
- * throw: every bit pattern of 48 bytes is a value, and whoever gets it judges it.
+ * The basic header segment of each PDU in the order of RFC 7143 section 11: layout, then encode, then decode.
+ * Encoders get 48 zeroed bytes and leave DataSegmentLength to the writer; decoders read a header whose opcode
+ * was checked and never throw: every bit pattern of 48 bytes is a value, and whoever gets it judges it.
  *
  * Common to all (section 11.2.1):
  *   0      . I opcode(6)          I: immediate delivery
@@ -44,7 +44,8 @@ export function initiatorTaskTagOf(header: Buffer): number {
 }
 
 /**
- * A LUN (SAM-5 section 4.7): single level, by peripheral (00b) or flat (01b) addressing. -1 for every other form.
+ * A LUN (SAM-5 section 4.7): single level, by peripheral (00b) or flat (01b) addressing. -1 for every other
+ * form.
  */
 function decodeLun(bytes: Buffer, offset: number): number {
   if (bytes.readUInt16BE(offset + 2) !== 0 || bytes.readUInt32BE(offset + 4) !== 0) return -1;

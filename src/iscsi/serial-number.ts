@@ -1,5 +1,6 @@
 /**
- * Serial number arithmetic on 32 bits (RFC 1982), which CmdSN, StatSN and their windows use (RFC 7143 section 4.2.2).
+ * Serial number arithmetic on 32 bits (RFC 1982), which CmdSN, StatSN and their windows use (RFC 7143 section
+ * 4.2.2).
  */
 
 /** `a + n` modulo 2^32. */

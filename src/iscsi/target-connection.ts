@@ -33,8 +33,8 @@ import type { TargetSession } from './target-session.ts';
 export type ConnectionHost = {
   admit: (names: LoginNames) => Admission;
   /**
-   * Makes the session that a successful login asked for; a predecessor of the same name and ISID is gone when this resolves. A number is
-   * the login status to refuse with.
+   * Makes the session that a successful login asked for; a predecessor of the same name and ISID is gone when
+   * this resolves. A number is the login status to refuse with.
    */
   begin: (
     outcome: LoginOutcome,
@@ -60,18 +60,25 @@ export type SessionWiring = {
 };
 
 const NOTHING = Buffer.alloc(0);
-/** Until the login is over an initiator sends 8 KiB at most (RFC 7143 section 13.12). What is longer than a text may be is refused; this would have to be kept first. */
+/**
+ * Until the login is over an initiator sends 8 KiB at most (RFC 7143 section 13.12). What is longer than a
+ * text may be is refused; this would have to be kept first.
+ */
 const LOGIN_SEGMENT_BYTES_MAX = 64 * 1024;
-/** PDUs of one peer in a turn of the event loop: more than a queue of commands and what belongs to them, and less than a millisecond of work. */
+/**
+ * PDUs of one peer in a turn of the event loop: more than a queue of commands and what belongs to them, and
+ * less than a millisecond of work.
+ */
 const TURN_PDUS_MAX = 128;
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
 
 /**
- * One TCP connection to the target: login first, then the PDUs go to its session. Whatever goes wrong on it ends it, and only it.
+ * One TCP connection to the target: login first, then the PDUs go to its session. Whatever goes wrong on it
+ * ends it, and only it.
  *
- * Nothing more is read while the session takes no more, in a login while the peer leaves our answers lying, and when it has had its portion of the turn: `#rest` is
- * what was read and not looked at.
+ * Nothing more is read while the session takes no more, in a login while the peer leaves our answers lying,
+ * and when it has had its portion of the turn: `#rest` is what was read and not looked at.
  */
 export class TargetConnection {
   /** Of what counts as one peer. */
@@ -231,7 +238,10 @@ export class TargetConnection {
     return this.#gone;
   }
 
-  /** Bytes land where the parser wants them: a payload in the buffer that is written from. TLS decrypts into buffers of its own. */
+  /**
+   * Bytes land where the parser wants them: a payload in the buffer that is written from. TLS decrypts into
+   * buffers of its own.
+   */
   #adopt(accepted: Socket, staging: Buffer): Socket {
     if (accepted instanceof TLSSocket) {
       accepted.on('data', (bytes: Buffer) => this.#received(bytes, false));

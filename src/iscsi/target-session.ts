@@ -50,19 +50,21 @@ import { serialAdd, serialDistance } from './serial-number.ts';
 import { formatTextKeys, parseTextKeys, type TextPair } from './text-keys.ts';
 
 /**
- * The full feature phase of one session at the target (RFC 7143 sections 4 and 11): PDUs in, PDUs out through the writer.
- * One connection a session, error recovery level 0.
+ * The full feature phase of one session at the target (RFC 7143 sections 4 and 11): PDUs in, PDUs out through
+ * the writer. One connection a session, error recovery level 0.
  *
  *   command arrives ─ plan ─┬─ answer or sense ──────────────────────────────────────────────→ response
  *                           ├─ read:   [held in standby] ─ [waits for output room] ─ running ─→ Data-In + status
  *                           ├─ write:  collecting (unsolicited data, then R2Ts) ───── running ─→ response
  *                           └─ other:  [held in standby] ─ running ───────────────────────────→ response
  *
- * A task is in `#tasks` from arrival to response; an aborted one leaves without a response, once its device call has settled.
+ * A task is in `#tasks` from arrival to response; an aborted one leaves without a response, once its device
+ * call has settled.
  *
- * The buffer of a transfer is the task's, who holds its lease, from the R2T to the end of the device call, or from the device call to the last byte on the
- * socket. A task that ends while the parser is in the middle of a payload for it leaves the buffer to `#landing`, and that gives it back when
- * the payload is over or the connection is gone: nobody else's data may be where its rest will land.
+ * The buffer of a transfer is the task's, who holds its lease, from the R2T to the end of the device call, or
+ * from the device call to the last byte on the socket. A task that ends while the parser is in the middle of
+ * a payload for it leaves the buffer to `#landing`, and that gives it back when the payload is over or the
+ * connection is gone: nobody else's data may be where its rest will land.
  */
 type Task = {
   readonly initiatorTaskTag: number;
@@ -147,7 +149,10 @@ export class TargetSession implements PduSink {
   /** Writes that wait for a buffer. */
   #waitingWrites: Task[] = [];
   #readBytesRunning = 0;
-  /** Where the parser puts the payload that it is in the middle of. `orphan`: its task is gone meanwhile, and the buffer is ours to give back. */
+  /**
+   * Where the parser puts the payload that it is in the middle of. `orphan`: its task is gone meanwhile, and
+   * the buffer is ours to give back.
+   */
   #landing: { lease: BufferLease; orphanBytes: number | null } | null = null;
   #collecting = 0;
   #dataOutBytes = 0;
@@ -208,9 +213,13 @@ export class TargetSession implements PduSink {
     return this.#tasks.size === 0 ? this.#lastCommandMs : null;
   }
 
-  // --- PduSink -------------------------------------------------------------------------------------------------------
+  // --- PduSink
+  // -------------------------------------------------------------------------------------------------------
 
-  /** What is queued for the peer has a bound; so has what it holds, but data that it owes us is always taken: it fills what is held already. */
+  /**
+   * What is queued for the peer has a bound; so has what it holds, but data that it owes us is always taken:
+   * it fills what is held already.
+   */
   takesMore(): boolean {
     if (this.#writer.queuedBytes > this.#limits.outputBytesMax + this.#limits.transferBytesMax) return false;
     return this.collects || !this.#account.full;
@@ -269,7 +278,8 @@ export class TargetSession implements PduSink {
     }
   }
 
-  // --- from the outside ----------------------------------------------------------------------------------------------
+  // --- from the outside
+  // ----------------------------------------------------------------------------------------------
 
   /** The unit has left standby: what was held runs. */
   open(): void {
@@ -304,8 +314,8 @@ export class TargetSession implements PduSink {
   }
 
   /**
-   * The connection is gone. Resolves when no device call of this session is under way any more, so that a successor cannot be
-   * overtaken by an old write.
+   * The connection is gone. Resolves when no device call of this session is under way any more, so that a
+   * successor cannot be overtaken by an old write.
    */
   async close(): Promise<void> {
     this.#ended = true;
@@ -315,7 +325,8 @@ export class TargetSession implements PduSink {
     this.#unit?.leave(this.#nexus);
   }
 
-  // --- SCSI commands -------------------------------------------------------------------------------------------------
+  // --- SCSI commands
+  // -------------------------------------------------------------------------------------------------
 
   #scsiCommand(header: Buffer, ahs: Buffer, data: Uint8Array): void {
     const pdu = decodeScsiCommand(header);
@@ -365,7 +376,8 @@ export class TargetSession implements PduSink {
     this.#tasks.set(task.initiatorTaskTag, task);
     this.#account.charge(OBJECT_BYTES);
     if (pdu.immediate) this.#immediateTasks += 1;
-    // An additional header is an extended CDB or a bidirectional read length; neither kind of command is supported.
+    // An additional header is an extended CDB or a bidirectional read length; neither kind of command is
+    // supported.
     task.plan = ahs.length > 0 ? refuse('invalidOpcode') : this.#plan(pdu.lun, header.subarray(32, 48));
     const sentBytes = pdu.final ? data.length : Math.min(pdu.expectedBytes, this.#parameters.firstBurstBytes);
     if (sentBytes > 0 && !this.#charge(task, sentBytes)) {
@@ -494,7 +506,8 @@ export class TargetSession implements PduSink {
     this.#sendResult(task, result);
   }
 
-  // --- reads ---------------------------------------------------------------------------------------------------------
+  // --- reads
+  // ---------------------------------------------------------------------------------------------------------
 
   #outputIsFull(): boolean {
     return this.#writer.queuedBytes + this.#readBytesRunning > this.#limits.outputBytesMax;
@@ -562,7 +575,9 @@ export class TargetSession implements PduSink {
     return true;
   }
 
-  /** The read of what is at hand: header and data side by side in the slab, done at once. False: not possible. */
+  /**
+   * The read of what is at hand: header and data side by side in the slab, done at once. False: not possible.
+   */
   #readInline(task: Task, offsetBytes: number): boolean {
     const { device, blockBytes } = this.#unit!;
     const bytes = task.transferBytes;
@@ -599,7 +614,10 @@ export class TargetSession implements PduSink {
     this.#sendResult(task, deviceFailed(error, 'read'));
   }
 
-  /** Sends a read as Data-In PDUs of at most the peer's segment size, in bursts; the last one carries the status. */
+  /**
+   * Sends a read as Data-In PDUs of at most the peer's segment size, in bursts; the last one carries the
+   * status.
+   */
   #sendRead(task: Task, data: Buffer, release: () => void): void {
     const bytes = task.transferBytes;
     const burstBytes = this.#parameters.maxBurstBytes;
@@ -641,7 +659,8 @@ export class TargetSession implements PduSink {
     });
   }
 
-  // --- writes --------------------------------------------------------------------------------------------------------
+  // --- writes
+  // --------------------------------------------------------------------------------------------------------
 
   /** Asks for the next burst of a write, when there is a buffer for it. */
   #solicit(task: Task): void {
@@ -705,7 +724,8 @@ export class TargetSession implements PduSink {
       throw protocolError('data out of order', { offset: pdu.bufferOffset, expected: task.receivedBytes });
     }
     if (pdu.dataSn !== task.dataSn) {
-      // A data PDU is missing (RFC 7143 section 7.8). What is left of the sequence is swallowed, then the command fails.
+      // A data PDU is missing (RFC 7143 section 7.8). What is left of the sequence is swallowed, then the
+      // command fails.
       task.plan = refuse('protocolServiceCrcError');
       task.state = 'swallowing';
       if (pdu.final) this.#collected(task);
@@ -773,7 +793,8 @@ export class TargetSession implements PduSink {
     this.#run(task, medium.write(plan.offsetBytes, from, plan.after));
   }
 
-  // --- answers -------------------------------------------------------------------------------------------------------
+  // --- answers
+  // -------------------------------------------------------------------------------------------------------
 
   #sendResult(task: Task, result: Result): void {
     if (result.kind === 'sense') {
@@ -855,11 +876,12 @@ export class TargetSession implements PduSink {
     this.#account.release(landing.orphanBytes);
   }
 
-  // --- numbers -------------------------------------------------------------------------------------------------------
+  // --- numbers
+  // -------------------------------------------------------------------------------------------------------
 
   /**
-   * True: this is the next command. False: outside the window or a duplicate, to be ignored (RFC 7143 section 4.2.2.1). A gap inside
-   * the window cannot happen on one connection.
+   * True: this is the next command. False: outside the window or a duplicate, to be ignored (RFC 7143 section
+   * 4.2.2.1). A gap inside the window cannot happen on one connection.
    */
   #takeCmdSn(cmdSn: number, immediate: boolean): boolean {
     if (immediate) return true;
@@ -900,12 +922,14 @@ export class TargetSession implements PduSink {
     return tag;
   }
 
-  // --- the other requests --------------------------------------------------------------------------------------------
+  // --- the other requests
+  // --------------------------------------------------------------------------------------------
 
   #nopOut(header: Buffer, data: Uint8Array): void {
     const pdu = decodeNopOut(header);
     if (pdu.initiatorTaskTag === RESERVED_TAG) {
-      // The answer to our ping, or a ping that wants no answer. It has a number only when it is not immediate.
+      // The answer to our ping, or a ping that wants no answer. It has a number only when it is not
+      // immediate.
       if (!pdu.immediate) this.#takeCmdSn(pdu.cmdSn, false);
       return;
     }
@@ -1088,7 +1112,8 @@ export class TargetSession implements PduSink {
     this.#writer.end(copy);
   }
 
-  // --- liveness ------------------------------------------------------------------------------------------------------
+  // --- liveness
+  // ------------------------------------------------------------------------------------------------------
 
   #armTimer(): void {
     const { clock } = this.#options;
@@ -1096,7 +1121,8 @@ export class TargetSession implements PduSink {
     this.#cancelTimer = clock.timer(waitMs, () => {
       if (this.#ended) return;
       const nowMs = clock.monotonicMs();
-      // Taking what is queued is a sign of life too: a ping at the end of it has not arrived. And that we do not read is no sign of death.
+      // Taking what is queued is a sign of life too: a ping at the end of it has not arrived. And that we do
+      // not read is no sign of death.
       const { queuedBytes, writtenBytes } = this.#writer;
       const takes = queuedBytes > 0 && writtenBytes !== this.#writtenBytes;
       this.#writtenBytes = writtenBytes;

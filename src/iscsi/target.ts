@@ -26,8 +26,9 @@ import { TargetSession } from './target-session.ts';
 import type { TextPair } from './text-keys.ts';
 
 /**
- * Who may log in to an export: this initiator name (`ANY_INITIATOR`: every one that no other grant names), with this CHAP user and secret, while the export is at this generation. All four must
- * fit. Without `chap` no secret is asked for: for loopback and tests.
+ * Who may log in to an export: this initiator name (`ANY_INITIATOR`: every one that no other grant names),
+ * with this CHAP user and secret, while the export is at this generation. All four must fit. Without `chap`
+ * no secret is asked for: for loopback and tests.
  */
 export type IscsiGrant = {
   initiatorIqn: string;
@@ -159,11 +160,12 @@ export class TargetExport {
   }
 
   /**
-   * Lets an initiator in. Replaces a grant of the same initiator name; the sessions of one that differs are ended.
-   * Throws `ISCSI_BAD_GRANT`.
+   * Lets an initiator in. Replaces a grant of the same initiator name; the sessions of one that differs are
+   * ended. Throws `ISCSI_BAD_GRANT`.
    */
   grant(grant: IscsiGrant): void {
-    // Of any two grants: who may ask us to answer a challenge with a secret must not get the answer that lets another in.
+    // Of any two grants: who may ask us to answer a challenge with a secret must not get the answer that lets
+    // another in.
     const others = [...this.#grants.values()].filter((other) => other.initiatorIqn !== grant.initiatorIqn);
     const all = [...others, grant];
     if (all.some((a) => all.some((b) => a.mutualChap && a.mutualChap.secret === b.chap?.secret))) {
@@ -222,7 +224,10 @@ export type TargetOptions = {
   pool?: BufferPool;
 };
 
-/** An iSCSI target: a server with exports, on a port in the clear, a port with TLS, or both. docs/iscsi.md says what it supports. */
+/**
+ * An iSCSI target: a server with exports, on a port in the clear, a port with TLS, or both. docs/iscsi.md
+ * says what it supports.
+ */
 export class IscsiTarget {
   readonly host: string;
   readonly #plain: Server | null;
@@ -320,7 +325,10 @@ export class IscsiTarget {
     return share;
   }
 
-  /** Ends the sessions of an export and forgets it. Resolves when its device is not in use any more. Does not close the device. */
+  /**
+   * Ends the sessions of an export and forgets it. Resolves when its device is not in use any more. Does not
+   * close the device.
+   */
   async removeExport(targetIqn: string): Promise<void> {
     const share = this.#exports.get(targetIqn);
     if (share === undefined) return;
@@ -401,7 +409,10 @@ export class IscsiTarget {
     this.#comes(socket, peer, () => this.#connect(socket, peer));
   }
 
-  /** Its handshake is done: it holds a certificate that our authority signed, and loses its place to nobody who has none. */
+  /**
+   * Its handshake is done: it holds a certificate that our authority signed, and loses its place to nobody
+   * who has none.
+   */
   #acceptSecure(socket: Socket): void {
     const peer = [...this.#raw.values()].find((one) => one.isOf(socket));
     if (peer === undefined || this.#closed) {
@@ -538,7 +549,10 @@ export class IscsiTarget {
     return { session, tsih };
   }
 
-  /** Sessions of one grant share a bound; of those that are idle, the one that has been so for the longest goes first. */
+  /**
+   * Sessions of one grant share a bound; of those that are idle, the one that has been so for the longest
+   * goes first.
+   */
   #sessionSeat(names: LoginNames, share: TargetExport | null, connection: TargetConnection): Seat {
     const key =
       share === null ? 'discovery' : `${share.targetIqn}\n${share.grantNameOf(names.initiatorName)}`;
@@ -566,7 +580,10 @@ export class IscsiTarget {
     return done;
   }
 
-  /** SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own target. The port is the one that was asked on. */
+  /**
+   * SendTargets (RFC 7143 appendix C): All in a discovery session, a name, or nothing for the session's own
+   * target. The port is the one that was asked on.
+   */
   #sendTargets(which: string, names: LoginNames, localPort: number): TextPair[] {
     const answers: TextPair[] = [];
     const normal = names.sessionType === 'Normal';

@@ -1,8 +1,8 @@
 import { protocolError } from './errors.ts';
 
 /**
- * Text keys (RFC 7143 section 6.1): `key=value` pairs, each ended by a NUL. Order and repetition are kept: SendTargets answers with
- * the same key many times, a negotiation must not.
+ * Text keys (RFC 7143 section 6.1): `key=value` pairs, each ended by a NUL. Order and repetition are kept:
+ * SendTargets answers with the same key many times, a negotiation must not.
  */
 export type TextPair = readonly [key: string, value: string];
 
@@ -38,7 +38,9 @@ export function parseTextKeys(data: Uint8Array): TextPair[] {
   return pairs;
 }
 
-/** As `parseTextKeys`, for a negotiation: a key that comes twice is a protocol error (RFC 7143 section 6.2). */
+/**
+ * As `parseTextKeys`, for a negotiation: a key that comes twice is a protocol error (RFC 7143 section 6.2).
+ */
 export function parseUniqueTextKeys(data: Uint8Array): Map<string, string> {
   const keys = new Map<string, string>();
   for (const [key, value] of parseTextKeys(data)) {

@@ -73,8 +73,8 @@ function checksFor(t: TestContext, flaw: Flaw): SagaChecks<string, SetWorld> {
 
 test('a sound definition passes all checks', async (t) => {
   await checkSaga(checksFor(t, 'none'));
-  // Forwards 2 for `started`, `finished` and each of 4 starts, 4 puts, 4 ends; backwards 2 for `started`, `undoing`, `finished`, 3 starts,
-  // 2 puts, 2 ends, a failure, 3 undos begun and 3 ended.
+  // Forwards 2 for `started`, `finished` and each of 4 starts, 4 puts, 4 ends; backwards 2 for `started`,
+  // `undoing`, `finished`, 3 starts, 2 puts, 2 ends, a failure, 3 undos begun and 3 ended.
   assert.equal(await checkEndsAfterEachCrash(checksFor(t, 'none')), 2 * 14 + 2 * 17);
 });
 

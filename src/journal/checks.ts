@@ -14,7 +14,8 @@ import type { RunDefinition, RunView, StepDefinition } from './run.ts';
  *   1. it fails at each step and unwinds                        4. the process dies before and after every append, forwards
  *   2. it unwinds with every undo run twice                        and backwards, and the run still ends
  *   3. it succeeds with every step run twice
- * A world is what the steps change: a model in memory that says whether it is clean and whether the work is done.
+ * A world is what the steps change: a model in memory that says whether it is clean and whether the work is
+ * done.
  */
 
 export type World = {
@@ -30,7 +31,10 @@ export type SagaChecks<Input, W extends World> = {
   input: Input;
   /** A new path for a database with each call. */
   databasePath: () => string;
-  /** A clock for each run. Default: a FakeClock, which suits worlds in memory; a world with real I/O needs the system's. */
+  /**
+   * A clock for each run. Default: a FakeClock, which suits worlds in memory; a world with real I/O needs the
+   * system's.
+   */
   makeClock?: () => Clock;
 };
 
@@ -43,8 +47,9 @@ export async function checkSaga<Input, W extends World>(checks: SagaChecks<Input
 }
 
 /**
- * Fails at each step, once before it did anything and once after all that it does. Up to the point of no return the run is undone and the world
- * clean; past it the run ends well in spite of the failure. (After the step of the point of no return an abort would be a lie: not tried.)
+ * Fails at each step, once before it did anything and once after all that it does. Up to the point of no
+ * return the run is undone and the world clean; past it the run ends well in spite of the failure. (After the
+ * step of the point of no return an abort would be a lie: not tried.)
  */
 export async function checkUnwindsAtEachStep<Input, W extends World>(
   checks: SagaChecks<Input, W>,
@@ -73,8 +78,8 @@ export async function checkSucceedsWithStepsRepeated<Input, W extends World>(
 }
 
 /**
- * Lets the process die before and after each append, one run for each: forwards, and backwards from a failure at the last step that can be
- * undone. Returns how many deaths it tried.
+ * Lets the process die before and after each append, one run for each: forwards, and backwards from a failure
+ * at the last step that can be undone. Returns how many deaths it tried.
  */
 export async function checkEndsAfterEachCrash<Input, W extends World>(
   checks: SagaChecks<Input, W>,

@@ -4,9 +4,9 @@ import type { EventType } from './history.ts';
 import type { RunDefinition } from './run.ts';
 
 /**
- * Places at which a test lets the process die: just before and just after each append to the journal. A name is
- * `kind:step:before-X-append` or `kind:step:after-X-append`, where X names the event (CRASH_POINT_OF_EVENT) and step is `run` for
- * what belongs to no step.
+ * Places at which a test lets the process die: just before and just after each append to the journal. A name
+ * is `kind:step:before-X-append` or `kind:step:after-X-append`, where X names the event
+ * (CRASH_POINT_OF_EVENT) and step is `run` for what belongs to no step.
  */
 export interface CrashPoints {
   reached(name: string): void;
@@ -14,7 +14,10 @@ export interface CrashPoints {
 
 export const noCrashPoints: CrashPoints = { reached() {} };
 
-/** Thrown by a CrashPoints, it stands for the death of the process: the journal writes nothing more and lets its database go. */
+/**
+ * Thrown by a CrashPoints, it stands for the death of the process: the journal writes nothing more and lets
+ * its database go.
+ */
 export class Crash extends Error {
   constructor(name: string) {
     super(`crash at ${name}`);
@@ -47,8 +50,9 @@ const both = (kind: string, step: string, type: EventType): string[] => [
 ];
 
 /**
- * Names of the crash points of a kind. `forward`: those that each run reaches that ends `done`. `backward`: those that are added when a
- * run is undone from its last undoable step. `all`: also those that depend on what the steps do (failures, puts, waits…).
+ * Names of the crash points of a kind. `forward`: those that each run reaches that ends `done`. `backward`:
+ * those that are added when a run is undone from its last undoable step. `all`: also those that depend on
+ * what the steps do (failures, puts, waits…).
  */
 export function crashPointNames(
   definition: RunDefinition<never>,
@@ -92,8 +96,9 @@ export function crashPointNames(
 }
 
 /**
- * Kills this process with SIGKILL when it reaches the point that `GODWIT_CRASH_AT` names. Once: the file `GODWIT_CRASH_MARKER` is made
- * first, and where it exists already nothing happens, so the process that is started next goes on. Without either variable: no crash points.
+ * Kills this process with SIGKILL when it reaches the point that `GODWIT_CRASH_AT` names. Once: the file
+ * `GODWIT_CRASH_MARKER` is made first, and where it exists already nothing happens, so the process that is
+ * started next goes on. Without either variable: no crash points.
  */
 export function crashPointsFromEnvironment(environment: NodeJS.ProcessEnv): CrashPoints {
   const crashAt = environment.GODWIT_CRASH_AT;

@@ -3,8 +3,8 @@ import type { Random } from '../base/random.ts';
 import { type EventBody, type History, type StoredStep, sideOf } from './history.ts';
 
 /*
- * What a run does next, from its history and from how long nothing in it has advanced. The journal asks after everything that happens, does the
- * one thing that it is told, and asks again.
+ * What a run does next, from its history and from how long nothing in it has advanced. The journal asks after
+ * everything that happens, does the one thing that it is told, and asks again.
  */
 
 export type Action =
@@ -16,10 +16,15 @@ export type Action =
   /** The run is over. */
   | { type: 'rest' };
 
-/** The time, for a decision. The two durations are of the monotonic clock: a wall clock that is set makes no step late. */
+/**
+ * The time, for a decision. The two durations are of the monotonic clock: a wall clock that is set makes no
+ * step late.
+ */
 export type Now = {
   wallMs: number;
-  /** Since anything in the step at the cursor advanced last; since its first attempt began, where nothing has. */
+  /**
+   * Since anything in the step at the cursor advanced last; since its first attempt began, where nothing has.
+   */
   quietMs: number;
   /** The same for the attempt that is in progress. */
   attemptQuietMs: number;
@@ -50,7 +55,10 @@ function decideInFlight(history: History, now: Now): Action {
   return { type: 'await', stop, wakeAtMs: leftMs > 0 ? now.wallMs + leftMs : null };
 }
 
-/** True for an undo, and for a step that is tried again although it was quiet for too long: such attempts have a patience of their own. */
+/**
+ * True for an undo, and for a step that is tried again although it was quiet for too long: such attempts have
+ * a patience of their own.
+ */
 function ownLimit({ phase, steps, cursor, inFlight }: History): boolean {
   return phase === 'undoing' || inFlight!.limitAtMs > (steps[cursor]?.deadlineAtMs ?? 0);
 }
@@ -84,7 +92,8 @@ function decideForward(history: History, { wallMs: nowMs, quietMs }: Now): Actio
       step: cursor,
       attempt: current.attempts + 1,
       deadlineAtMs,
-      // A step that was quiet for too long and is not undone is tried again; each attempt may be quiet for as long once more.
+      // A step that was quiet for too long and is not undone is tried again; each attempt may be quiet for as
+      // long once more.
       limitAtMs: late ? nowMs + stored.deadlineMs : deadlineAtMs,
     },
   };
@@ -106,13 +115,19 @@ function decideBackward(history: History, { wallMs: nowMs }: Now): Action {
   };
 }
 
-/** When the next attempt may begin. A wall clock that was set back makes nobody wait longer than the backoff was meant to be. */
+/**
+ * When the next attempt may begin. A wall clock that was set back makes nobody wait longer than the backoff
+ * was meant to be.
+ */
 function backoffUntil({ failure }: History, nowMs: number): number {
   if (!failure) return nowMs;
   return Math.min(failure.retryAtMs, nowMs + Math.max(0, failure.retryAtMs - failure.atMs));
 }
 
-/** Exponential from `retryInitialMs` to `retryMaxMs`; the upper half of it is random, so that runs that failed together part. */
+/**
+ * Exponential from `retryInitialMs` to `retryMaxMs`; the upper half of it is random, so that runs that failed
+ * together part.
+ */
 export function backoffMs(step: StoredStep, attempt: number, random: Random): number {
   const fullMs = Math.min(step.retryMaxMs, step.retryInitialMs * 2 ** Math.min(attempt - 1, 30));
   const halfMs = Math.floor(fullMs / 2);

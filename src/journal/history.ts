@@ -6,17 +6,24 @@ import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import type { RunState, RunView, StepView } from './run.ts';
 
 /*
- * The log of a run, and what it adds up to. A run is its header (who, what, which steps) and its events; everything else is
- * computed from them by `applyEvent`, in the running process and after a restart alike. An event in a place where it cannot stand is
- * JOURNAL_CORRUPT: better a run that waits for a person than one that guesses which of its steps are done.
+ * The log of a run, and what it adds up to. A run is its header (who, what, which steps) and its events;
+ * everything else is computed from them by `applyEvent`, in the running process and after a restart alike. An
+ * event in a place where it cannot stand is JOURNAL_CORRUPT: better a run that waits for a person than one
+ * that guesses which of its steps are done.
  */
 
-/** A step as it is stored with its run: what `decide` needs, and what a later version of the code is checked against. */
+/**
+ * A step as it is stored with its run: what `decide` needs, and what a later version of the code is checked
+ * against.
+ */
 export const StoredStep = Type.Object({
   name: Type.String(),
   pointOfNoReturn: Type.Boolean(),
   undo: Type.Boolean(),
-  /** `quietMs` of its definition. Of a run that this code carries on, today's holds, not that of the start (journal.ts). */
+  /**
+   * `quietMs` of its definition. Of a run that this code carries on, today's holds, not that of the start
+   * (journal.ts).
+   */
   deadlineMs: Type.Number({ exclusiveMinimum: 0 }),
   /** Left out: `undo`, as all steps were once. */
   whenQuiet: Type.Optional(Type.Union([Type.Literal('undo'), Type.Literal('wait')])),
@@ -40,7 +47,10 @@ const attempt = Type.Integer({ minimum: 1 });
 /** The kinds of event, in the order in which a run meets them. Times are wall clock, ms since the epoch. */
 export const EventBody = Type.Union([
   Type.Object({ type: Type.Literal('started') }),
-  /** When the step, and this attempt of it, are over if nothing advances from here on. What advances later is not in the log. */
+  /**
+   * When the step, and this attempt of it, are over if nothing advances from here on. What advances later is
+   * not in the log.
+   */
   Type.Object({
     type: Type.Literal('step-started'),
     step,
@@ -114,7 +124,10 @@ export type History = {
   readonly lastSequence: number;
   readonly phase: 'new' | 'forward' | 'undoing' | 'ended';
   readonly steps: readonly StepHistory[];
-  /** forward: the step that runs or is next, `steps.length` after the last. undoing: the same for undos, -1 after the last. */
+  /**
+   * forward: the step that runs or is next, `steps.length` after the last. undoing: the same for undos, -1
+   * after the last.
+   */
   readonly cursor: number;
   /** The attempt that has begun and not ended, as far as the log knows. */
   readonly inFlight: {
@@ -192,7 +205,9 @@ export function foldEvents(header: RunHeader, events: Iterable<JournalEvent>): H
   return history;
 }
 
-/** On which side of the point of no return the run is. `at`: its step has been tried and nobody here knows. */
+/**
+ * On which side of the point of no return the run is. `at`: its step has been tried and nobody here knows.
+ */
 export function sideOf(history: History): 'before' | 'at' | 'past' {
   const index = history.header.steps.findIndex((each) => each.pointOfNoReturn);
   const pivot = history.steps[index];
@@ -427,7 +442,10 @@ function turnedRound(history: History): History {
   };
 }
 
-/** Goes down from `from` to the next step that has something to undo; the started ones on the way have nothing and count as undone. */
+/**
+ * Goes down from `from` to the next step that has something to undo; the started ones on the way have nothing
+ * and count as undone.
+ */
 function passedOver(
   header: RunHeader,
   steps: readonly StepHistory[],

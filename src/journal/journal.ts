@@ -27,9 +27,9 @@ import type { RunDefinition, RunState, RunView, StepContext, StepDefinition } fr
 import { type EndState, type LoadedRun, resourceBusy, Store } from './store.ts';
 
 /*
- * Durable runs. One owner, one loop: whatever happens to a run (its step ends, time passes, someone cancels) is written to its log,
- * and then `decide` (decide.ts) is asked what comes next, from the log alone. So a restart is no special case: the log is read, and
- * `decide` is asked.
+ * Durable runs. One owner, one loop: whatever happens to a run (its step ends, time passes, someone cancels)
+ * is written to its log, and then `decide` (decide.ts) is asked what comes next, from the log alone. So a
+ * restart is no special case: the log is read, and `decide` is asked.
  *
  * What always holds:
  *   - A step runs only after its `step-started` is durable, and the next one only after its `step-succeeded` is. An append that
@@ -85,7 +85,10 @@ type Attempt = {
   readonly questions: Set<Question>;
 };
 
-/** When something last advanced in the step (or undo) at the cursor. On the monotonic clock, since the log and the wall clock may be set. */
+/**
+ * When something last advanced in the step (or undo) at the cursor. On the monotonic clock, since the log and
+ * the wall clock may be set.
+ */
 type Pace = {
   readonly phase: History['phase'];
   readonly cursor: number;
@@ -112,7 +115,10 @@ type LiveRun = {
   /** Why the journal cannot be written at present. */
   trouble: RunView['reason'];
   cancelTimer: (() => void) | null;
-  /** The failure whose backoff is slept out, and when that is over, on the monotonic clock: whatever is done to the wall clock meanwhile. */
+  /**
+   * The failure whose backoff is slept out, and when that is over, on the monotonic clock: whatever is done
+   * to the wall clock meanwhile.
+   */
   backoff: { failure: History['failure']; dueMs: number } | null;
   scheduled: boolean;
   driven: boolean;
@@ -153,8 +159,9 @@ export class Journal {
   #prunedRuns = 0;
 
   /**
-   * Reads the runs that are open; none goes on before `resume`. Throws what the database throws: JOURNAL_LOCKED, JOURNAL_CORRUPT,
-   * JOURNAL_NEWER, JOURNAL_UNUSABLE. A single damaged run does not keep the others from their work: it is parked.
+   * Reads the runs that are open; none goes on before `resume`. Throws what the database throws:
+   * JOURNAL_LOCKED, JOURNAL_CORRUPT, JOURNAL_NEWER, JOURNAL_UNUSABLE. A single damaged run does not keep the
+   * others from their work: it is parked.
    */
   constructor(options: JournalOptions) {
     this.#clock = options.clock;
@@ -172,9 +179,10 @@ export class Journal {
   }
 
   /**
-   * Starts a run and returns at once; its first step begins in a moment. With a `runId` that exists already: returns that run when kind and
-   * input are the same, else throws JOURNAL_RUN_CONFLICT. Throws JOURNAL_RESOURCE_BUSY when any run holds the resource,
-   * JOURNAL_UNKNOWN_KIND, JOURNAL_APPEND_FAILED, JOURNAL_CLOSED. `input` is stored as JSON.
+   * Starts a run and returns at once; its first step begins in a moment. With a `runId` that exists already:
+   * returns that run when kind and input are the same, else throws JOURNAL_RUN_CONFLICT. Throws
+   * JOURNAL_RESOURCE_BUSY when any run holds the resource, JOURNAL_UNKNOWN_KIND, JOURNAL_APPEND_FAILED,
+   * JOURNAL_CLOSED. `input` is stored as JSON.
    */
   start(kind: string, input: unknown, options: { runId?: string } = {}): RunView {
     this.#mustBeOpen();
@@ -227,8 +235,9 @@ export class Journal {
   }
 
   /**
-   * Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). What it costs follows the runs that it
-   * returns, not the length of the history; with states of open runs alone, nothing is read.
+   * Runs that fit all that is given, open ones first, then newest first; at most `limit` (default 1000). What
+   * it costs follows the runs that it returns, not the length of the history; with states of open runs alone,
+   * nothing is read.
    */
   find(filter: RunQuery = {}): RunView[] {
     const { found, ids } = this.#search(filter);
@@ -236,7 +245,10 @@ export class Journal {
     return found;
   }
 
-  /** As `find`, reading no longer than a turn of the event loop may take at a time: for lists, whose runs nobody may have asked for before. */
+  /**
+   * As `find`, reading no longer than a turn of the event loop may take at a time: for lists, whose runs
+   * nobody may have asked for before.
+   */
   async findInTurns(filter: RunQuery = {}): Promise<RunView[]> {
     const { found, ids } = this.#search(filter);
     await this.#readInTurns(ids, found);
@@ -284,7 +296,10 @@ export class Journal {
     return this.find({ ...filter, state: OPEN_STATES }).filter((run) => run.endedAtMs === null);
   }
 
-  /** Of each resource the newest run of a kind, where it was created at `sinceMs` (wall clock) or later. What is over is read once and remembered. */
+  /**
+   * Of each resource the newest run of a kind, where it was created at `sinceMs` (wall clock) or later. What
+   * is over is read once and remembered.
+   */
   newest(kind: string, sinceMs: number): RunView[] {
     this.#mustNotBeClosed();
     return this.#store.newestIds(kind, sinceMs).map((id) => this.get(id));
@@ -305,8 +320,8 @@ export class Journal {
   }
 
   /**
-   * Resolves when the run is over, or when `until` says so. Rejects with JOURNAL_UNKNOWN_RUN, with JOURNAL_WAIT_TIMEOUT after
-   * `timeoutMs`, with JOURNAL_CLOSED when the journal closes first.
+   * Resolves when the run is over, or when `until` says so. Rejects with JOURNAL_UNKNOWN_RUN, with
+   * JOURNAL_WAIT_TIMEOUT after `timeoutMs`, with JOURNAL_CLOSED when the journal closes first.
    */
   async wait(
     id: string,
@@ -360,8 +375,9 @@ export class Journal {
   }
 
   /**
-   * Asks a run to stop and undo what it did; returns at once. Asking again changes nothing. Throws JOURNAL_CANCEL_TOO_LATE in the step
-   * of the point of no return and past it, JOURNAL_RUN_OVER, JOURNAL_RUN_PARKED, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
+   * Asks a run to stop and undo what it did; returns at once. Asking again changes nothing. Throws
+   * JOURNAL_CANCEL_TOO_LATE in the step of the point of no return and past it, JOURNAL_RUN_OVER,
+   * JOURNAL_RUN_PARKED, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
    */
   cancel(id: string, reason: string): RunView {
     const run = this.#mustBeLive(id);
@@ -387,7 +403,10 @@ export class Journal {
     return this.#view(run);
   }
 
-  /** Ends the backoff of a run, so that it tries again now. No effect on a run that does not wait for a retry. Throws JOURNAL_UNKNOWN_RUN. */
+  /**
+   * Ends the backoff of a run, so that it tries again now. No effect on a run that does not wait for a retry.
+   * Throws JOURNAL_UNKNOWN_RUN.
+   */
   nudge(id: string): RunView {
     this.#mustBeOpen();
     const run = this.#live.get(id);
@@ -407,11 +426,13 @@ export class Journal {
   }
 
   /**
-   * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return. `forward`: the step's patience begins anew;
-   * a run that failed past its point of no return goes on, and one that was forced to go back, and whose kind turns round, goes forward again until
-   * its first undo has ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither steps nor undos
-   * are run any more. What is running is told to stop, and the run follows when it has. Throws JOURNAL_FORCE_REFUSED where it makes no sense,
-   * JOURNAL_RUN_PARKED (a parked run can only be forgotten), JOURNAL_RUN_OVER, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
+   * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return.
+   * `forward`: the step's patience begins anew; a run that failed past its point of no return goes on, and
+   * one that was forced to go back, and whose kind turns round, goes forward again until its first undo has
+   * ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither steps
+   * nor undos are run any more. What is running is told to stop, and the run follows when it has. Throws
+   * JOURNAL_FORCE_REFUSED where it makes no sense, JOURNAL_RUN_PARKED (a parked run can only be forgotten),
+   * JOURNAL_RUN_OVER, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
    */
   force(
     id: string,
@@ -474,8 +495,9 @@ export class Journal {
   }
 
   /**
-   * Tells what runs to stop, waits for it (at most `graceMs`), and closes the database. All open runs stay as they are and go on at the
-   * next `resume`. A step that ends well while it is told to stop has ended; one that fails then will be tried again.
+   * Tells what runs to stop, waits for it (at most `graceMs`), and closes the database. All open runs stay as
+   * they are and go on at the next `resume`. A step that ends well while it is told to stop has ended; one
+   * that fails then will be tried again.
    */
   async close(options: { graceMs?: number } = {}): Promise<void> {
     if (this.#state !== 'open') return;
@@ -555,7 +577,10 @@ export class Journal {
     };
   }
 
-  /** Lets the run's loop turn soon. Never at once: a caller or listener must not find the run changed under its hands. */
+  /**
+   * Lets the run's loop turn soon. Never at once: a caller or listener must not find the run changed under
+   * its hands.
+   */
   #schedule(run: LiveRun): void {
     if (run.scheduled || !run.driven || run.parked || this.#state !== 'open') return;
     run.scheduled = true;
@@ -641,8 +666,9 @@ export class Journal {
   }
 
   /**
-   * How long the step at the cursor was quiet before this process looks at it for the first time. An attempt that died with its process may have
-   * been about to end: it begins anew. A step whose attempts failed has had its time.
+   * How long the step at the cursor was quiet before this process looks at it for the first time. An attempt
+   * that died with its process may have been about to end: it begins anew. A step whose attempts failed has
+   * had its time.
    */
   #quietBefore({ history }: LiveRun): number {
     const since = history.steps[history.cursor]?.startedAtMs ?? null;
@@ -667,7 +693,8 @@ export class Journal {
     const delayMs = Math.min(TIMER_MAX_MS, Math.max(1, atMs - this.#clock.wallMs()));
     const dueMs = this.#clock.monotonicMs() + delayMs;
     run.cancelTimer = this.#clock.timer(delayMs, () => {
-      // This process was stopped, or had no processor: what advanced meanwhile is about to be read, and is not held against the step.
+      // This process was stopped, or had no processor: what advanced meanwhile is about to be read, and is
+      // not held against the step.
       const lateMs = this.#clock.monotonicMs() - dueMs;
       if (lateMs > LATE_MS && run.pace) {
         const nowMs = this.#clock.monotonicMs();
@@ -812,8 +839,9 @@ export class Journal {
   }
 
   /**
-   * Writes how the attempt ended, and in the same append what follows from it where that is the start of a step: a step costs one
-   * write to the disk, not three. When that fails, the attempt has failed; false until the journal could be told.
+   * Writes how the attempt ended, and in the same append what follows from it where that is the start of a
+   * step: a step costs one write to the disk, not three. When that fails, the attempt has failed; false until
+   * the journal could be told.
    */
   #writeAttemptEnd(run: LiveRun, end: AttemptEnd): boolean {
     const { body, handoff } = end;
@@ -1029,7 +1057,10 @@ export class Journal {
 
   // ---- the end ----
 
-  /** A broken promise of this code, or a Crash: nothing more is written. The former also ends the process: its next start resumes. */
+  /**
+   * A broken promise of this code, or a Crash: nothing more is written. The former also ends the process: its
+   * next start resumes.
+   */
   #die(error: unknown): void {
     this.#shut();
     if (error instanceof Crash) return;
@@ -1114,7 +1145,10 @@ function storedSteps({ steps }: RunDefinition<unknown>): StoredStep[] {
   }));
 }
 
-/** A run waits as long as the code that carries it on says: what an earlier version called the deadline of a step ended also one that advanced. */
+/**
+ * A run waits as long as the code that carries it on says: what an earlier version called the deadline of a
+ * step ended also one that advanced.
+ */
 function withPatienceOf(definition: RunDefinition<unknown>, header: RunHeader): RunHeader {
   const today = storedSteps(definition);
   const steps = header.steps.map(({ whenQuiet: _then, ...step }, index) => {
@@ -1124,7 +1158,10 @@ function withPatienceOf(definition: RunDefinition<unknown>, header: RunHeader): 
   return { ...header, steps };
 }
 
-/** Why a stored run cannot be carried on with this code, or null. Backoffs may differ: those of the start hold. */
+/**
+ * Why a stored run cannot be carried on with this code, or null. Backoffs may differ: those of the start
+ * hold.
+ */
 function misfitOf(header: RunHeader, definition: RunDefinition<unknown> | null): GodwitError | null {
   const nextAction = `Run the version of godwit that started run ${header.id} until it has ended, or put its resource in order by hand and force it with "forget".`;
   if (!definition) {
@@ -1199,7 +1236,10 @@ function isIn(output: Readonly<Record<string, unknown>>, values: Readonly<Record
   );
 }
 
-/** The start of a step or undo that `decide` asks for once `bodies` have happened, null when it asks for something else. */
+/**
+ * The start of a step or undo that `decide` asks for once `bodies` have happened, null when it asks for
+ * something else.
+ */
 function startAfter(
   run: LiveRun,
   bodies: readonly EventBody[],

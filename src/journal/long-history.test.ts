@@ -205,7 +205,8 @@ test('every question is answered from an index', async (t) => {
     if (/^PRAGMA/.test(sql)) continue;
     const plan = database.prepare(`EXPLAIN QUERY PLAN ${sql}`).all() as { detail: string }[];
     for (const { detail } of plan) {
-      // A scan of an index in its order, of which no more is read than is asked for, is none of the table; nor is sorting within one key.
+      // A scan of an index in its order, of which no more is read than is asked for, is none of the table;
+      // nor is sorting within one key.
       const isPart = /INDEX runs_one_per_resource/.test(plan.map((step) => step.detail).join());
       const walk =
         /^SCAN (runs|events)(?! USING)/.test(detail) || (/TEMP B-TREE FOR ORDER BY/.test(detail) && !isPart);

@@ -1,8 +1,9 @@
 import { type GodwitError, toWireError, type WireError } from '../base/errors.ts';
 
 /*
- * What a step can throw to steer its run. Before the point of no return an error that trying again does not lift (`retry: 'never'`) is an Abort; everything
- * else is retried with backoff until nothing has advanced in the step for too long.
+ * What a step can throw to steer its run. Before the point of no return an error that trying again does not
+ * lift (`retry: 'never'`) is an Abort; everything else is retried with backoff until nothing has advanced in
+ * the step for too long.
  *
  *                 before the point of no return    in its step                   past it
  *   Retry         again later                      again later                   again later
@@ -11,7 +12,10 @@ import { type GodwitError, toWireError, type WireError } from '../base/errors.ts
  *   Handoff       ends `done`, another run starts in the same transaction (on either side)
  */
 
-/** "Not yet": the step is tried again, after `afterMs` (default: the step's backoff). The reason is what `godwit why` shows. */
+/**
+ * "Not yet": the step is tried again, after `afterMs` (default: the step's backoff). The reason is what
+ * `godwit why` shows.
+ */
 export class Retry extends Error {
   readonly afterMs: number | undefined;
   readonly wire: WireError;
@@ -35,7 +39,10 @@ export class Retry extends Error {
   }
 }
 
-/** "Give up and undo": the run ends `undone` with this error. In the step of the point of no return: "certainly not gone over". */
+/**
+ * "Give up and undo": the run ends `undone` with this error. In the step of the point of no return:
+ * "certainly not gone over".
+ */
 export class Abort extends Error {
   readonly wire: WireError;
 
@@ -63,15 +70,17 @@ export class Handoff extends Error {
 }
 
 /**
- * "No attempt can succeed." Before the point of no return the run is undone and ends `failed`. From the step of the point of
- * no return on it ends `failed` as it stands and keeps its resource, so that no other run starts on a machine in an unknown state,
- * until an operator decides (`Journal.force`).
+ * "No attempt can succeed." Before the point of no return the run is undone and ends `failed`. From the step
+ * of the point of no return on it ends `failed` as it stands and keeps its resource, so that no other run
+ * starts on a machine in an unknown state, until an operator decides (`Journal.force`).
  */
 export class Unrecoverable extends Error {
   readonly blame: 'system' | 'user';
   readonly wire: WireError;
 
-  /** `blame`: whose fault it is; ends up in the error's values, for metrics and for the person who reads it. */
+  /**
+   * `blame`: whose fault it is; ends up in the error's values, for metrics and for the person who reads it.
+   */
   constructor(error: GodwitError | Error, blame: 'system' | 'user') {
     const wire = toWireError(error);
     super(wire.message, { cause: error });

@@ -49,9 +49,15 @@ export type StepContext<Input> = {
   readonly output: Readonly<Record<string, unknown>>;
   /** 1 for the first try of this step over all restarts. */
   readonly attempt: number;
-  /** Aborts when nothing has advanced for the step's `quietMs`, at a cancel before the point of no return, and when the process ends in good order. */
+  /**
+   * Aborts when nothing has advanced for the step's `quietMs`, at a cancel before the point of no return, and
+   * when the process ends in good order.
+   */
   readonly signal: AbortSignal;
-  /** Aborts when somebody has the run go back or end (a cancel, a forced end), also after `signal` has aborted for being quiet. */
+  /**
+   * Aborts when somebody has the run go back or end (a cancel, a forced end), also after `signal` has aborted
+   * for being quiet.
+   */
   readonly calledOff: AbortSignal;
   /** Puts values into `output`, durably before it returns. */
   put(values: Record<string, unknown>): void;
@@ -70,20 +76,27 @@ export type StepDefinition<Input> = {
   /** Must be idempotent, and safe when `do` never ran or ran half. A step without one has nothing to undo. */
   undo?: (context: StepContext<Input>) => Promise<void>;
   /**
-   * How long nothing in it may advance (base/progress.ts; an attempt that fails is no advance, however often). Then the attempt is told to end, and
-   * the run is undone (before the point of no return), or waits with a reason and tries again (after it). However long a step takes in which
-   * something advances, it is not ended for that.
+   * How long nothing in it may advance (base/progress.ts; an attempt that fails is no advance, however
+   * often). Then the attempt is told to end, and the run is undone (before the point of no return), or waits
+   * with a reason and tries again (after it). However long a step takes in which something advances, it is
+   * not ended for that.
    */
   quietMs: number;
-  /** How long answers that say no more than "I live" (`lives` of base/progress.ts) count as an advance when nothing else advances. Default: for ever. */
+  /**
+   * How long answers that say no more than "I live" (`lives` of base/progress.ts) count as an advance when
+   * nothing else advances. Default: for ever.
+   */
   livesOnlyMs?: number;
-  /** `wait`: not undone for being quiet before the point of no return either, because its machine is stopped. Default: `undo`. */
+  /**
+   * `wait`: not undone for being quiet before the point of no return either, because its machine is stopped.
+   * Default: `undo`.
+   */
   whenQuiet?: 'undo' | 'wait';
   retry?: { initialMs: number; maxMs: number };
   /**
-   * The step at which the run changes sides. While it runs nobody can know from here whether the other side has gone over, so
-   * neither silence nor a cancel undoes it (it waits with a reason): only an Abort that it throws itself, meaning "certainly
-   * not gone over", does. Once it is done the run only goes forward.
+   * The step at which the run changes sides. While it runs nobody can know from here whether the other side
+   * has gone over, so neither silence nor a cancel undoes it (it waits with a reason): only an Abort that it
+   * throws itself, meaning "certainly not gone over", does. Once it is done the run only goes forward.
    */
   pointOfNoReturn?: boolean;
 };

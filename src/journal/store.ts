@@ -12,7 +12,8 @@ import {
 } from './history.ts';
 
 /*
- * The journal on disk: SQLite in WAL mode with synchronous=FULL, so that a committed append survives power loss.
+ * The journal on disk: SQLite in WAL mode with synchronous=FULL, so that a committed append survives power
+ * loss.
  *
  *   runs    id, kind, resource, input (JSON), steps (JSON, StoredStep[]), created_at_ms,
  *           end_state, ended_at_ms   null while the run is open
@@ -22,7 +23,10 @@ import {
  *   events  run_id, sequence, at_ms, type, step, attempt, data (JSON of the other fields of the EventBody); never updated
  */
 
-/** Each entry brings the schema from its index to the next; `user_version` counts them. Entries are never edited. */
+/**
+ * Each entry brings the schema from its index to the next; `user_version` counts them. Entries are never
+ * edited.
+ */
 const MIGRATIONS: readonly string[] = [
   `CREATE TABLE runs (
      id TEXT PRIMARY KEY,
@@ -51,8 +55,9 @@ const MIGRATIONS: readonly string[] = [
 ];
 
 /**
- * What is asked all the time: the newest runs of a kind and of all, the newest of each resource since a time, which are old. They change no meaning,
- * so they are no migration: a version that does not know them keeps them up to date as well.
+ * What is asked all the time: the newest runs of a kind and of all, the newest of each resource since a time,
+ * which are old. They change no meaning, so they are no migration: a version that does not know them keeps
+ * them up to date as well.
  */
 const INDEXES: readonly string[] = [
   'CREATE INDEX IF NOT EXISTS runs_created ON runs (created_at_ms)',
@@ -61,8 +66,8 @@ const INDEXES: readonly string[] = [
 ];
 
 /**
- * A step that is tried for days keeps its first and its latest attempts in the log; what lies between is dropped as it goes, all but
- * what it put and what people asked for.
+ * A step that is tried for days keeps its first and its latest attempts in the log; what lies between is
+ * dropped as it goes, all but what it put and what people asked for.
  */
 const ATTEMPTS_KEPT_FIRST = 8;
 const ATTEMPTS_KEPT_LAST = 56;
@@ -124,9 +129,10 @@ export class Store {
   >;
 
   /**
-   * `database`: a path (created when missing; locked against other processes, JOURNAL_LOCKED), or an open database that has nothing
-   * else in it and that the caller closes. Throws JOURNAL_CORRUPT where the file is no sound database, JOURNAL_NEWER where a later
-   * version of godwit wrote it, JOURNAL_UNUSABLE where it cannot be opened at all.
+   * `database`: a path (created when missing; locked against other processes, JOURNAL_LOCKED), or an open
+   * database that has nothing else in it and that the caller closes. Throws JOURNAL_CORRUPT where the file is
+   * no sound database, JOURNAL_NEWER where a later version of godwit wrote it, JOURNAL_UNUSABLE where it
+   * cannot be opened at all.
    */
   constructor(database: string | DatabaseSync) {
     this.#owned = typeof database === 'string';
@@ -186,8 +192,8 @@ export class Store {
   }
 
   /**
-   * Writes events of one run, durably, all or none; with `successor` also the first event of another run. Throws
-   * JOURNAL_APPEND_FAILED (nothing is written then) and, for the successor, JOURNAL_RESOURCE_BUSY.
+   * Writes events of one run, durably, all or none; with `successor` also the first event of another run.
+   * Throws JOURNAL_APPEND_FAILED (nothing is written then) and, for the successor, JOURNAL_RESOURCE_BUSY.
    */
   append(
     runId: string,
@@ -279,7 +285,10 @@ export class Store {
     return row ? this.#load(row) : null;
   }
 
-  /** Runs that hold their resource: the open ones, and those that failed where they cannot be undone. Oldest first. */
+  /**
+   * Runs that hold their resource: the open ones, and those that failed where they cannot be undone. Oldest
+   * first.
+   */
   loadHeld(): LoadedRun[] {
     const rows = this.#database
       // By name: the index of times gives the order too, and a walk over all of history.
@@ -290,11 +299,15 @@ export class Store {
     return rows.map((row) => this.#load(row));
   }
 
-  /** Ids of runs that are over and hold nothing, newest first, one at a time: no more of the table is read than is asked for. */
+  /**
+   * Ids of runs that are over and hold nothing, newest first, one at a time: no more of the table is read
+   * than is asked for.
+   */
   *idsOver(filter: RunFilter): Generator<string> {
     const { resource, kind, endStates } = filter;
     const where = ['holds_resource = 0'];
-    // What is not asked for is left out, and not compared with null: the index is chosen when the statement is prepared.
+    // What is not asked for is left out, and not compared with null: the index is chosen when the statement
+    // is prepared.
     if (resource !== undefined) where.push('resource = :resource');
     // Of one resource there are few: its index is the one to use.
     if (kind !== undefined) where.push(resource === undefined ? 'kind = :kind' : '+kind = :kind');
@@ -305,7 +318,9 @@ export class Store {
     for (const row of rows) yield (row as { id: string }).id;
   }
 
-  /** Of each resource the newest run of a kind that was created at `sinceMs` or later: its id. No run is read. */
+  /**
+   * Of each resource the newest run of a kind that was created at `sinceMs` or later: its id. No run is read.
+   */
   newestIds(kind: string, sinceMs: number): string[] {
     const rows = this.#statements.newestIds.all(kind, Math.floor(sinceMs)) as { id: string }[];
     return rows.map(({ id }) => id);
@@ -354,8 +369,9 @@ export class Store {
   }
 
   /**
-   * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and those beyond the newest `keepRuns`; `runsMax` of them at
-   * most, because all of it is one turn of the event loop. Returns their ids.
+   * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and those
+   * beyond the newest `keepRuns`; `runsMax` of them at most, because all of it is one turn of the event loop.
+   * Returns their ids.
    */
   prune(endedBeforeMs: (kind: string) => number, keepRuns: number, runsMax: number): string[] {
     const pruned: string[] = [];

@@ -6,12 +6,13 @@ import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { parseMountTable } from './mount-table.ts';
 
 /**
- * The control groups of one machine: they limit it, count it and, before all, know every process of it, so that a stop can
- * promise that none is left.
+ * The control groups of one machine: they limit it, count it and, before all, know every process of it, so
+ * that a stop can promise that none is left.
  *
  * Version 2 is one folder (Documentation/admin-guide/cgroup-v2.rst). Version 1 is one folder a controller
- * (Documentation/admin-guide/cgroup-v1/), and where the version 2 hierarchy is mounted beside it (`unified`, without controllers) that one
- * does the killing: `cgroup.kill` is atomic, while the freezer of version 1 needs a loop.
+ * (Documentation/admin-guide/cgroup-v1/), and where the version 2 hierarchy is mounted beside it (`unified`,
+ * without controllers) that one does the killing: `cgroup.kill` is atomic, while the freezer of version 1
+ * needs a loop.
  *
  *   v2   <root>/godwit/<name>/{memory.max,cpu.max,pids.max,cgroup.kill,cgroup.events}
  *   v1   <memory>/godwit/<name>/memory.limit_in_bytes   <cpu>/godwit/<name>/cpu.cfs_quota_us
@@ -68,7 +69,9 @@ export function readCgroupLayout(): CgroupLayout {
 export type CgroupPlan = {
   /** Every folder of the group, to be made and removed. */
   folders: string[];
-  /** Written after the folders are there; absent limits are lifted, so that an old folder does not keep them. */
+  /**
+   * Written after the folders are there; absent limits are lifted, so that an old folder does not keep them.
+   */
   settings: {
     file: string;
     value: string;
@@ -85,7 +88,9 @@ export type CgroupPlan = {
   outOfMemoryFile: string | null;
 };
 
-/** What to make and write for a group of that name; decides, touches nothing. `name` is one path component. */
+/**
+ * What to make and write for a group of that name; decides, touches nothing. `name` is one path component.
+ */
 export function planCgroup(layout: CgroupLayout, name: string, limits: CgroupLimits): CgroupPlan {
   const folderOf = (root: string | null): string | null => (root === null ? null : join(root, PARENT, name));
   const memory = folderOf(layout.memory);
@@ -137,7 +142,10 @@ export function planCgroup(layout: CgroupLayout, name: string, limits: CgroupLim
   };
 }
 
-/** Throws `MACHINE_CGROUP_MISSING` when the host has no hierarchy at all, or lacks the controller of a limit that was asked for. */
+/**
+ * Throws `MACHINE_CGROUP_MISSING` when the host has no hierarchy at all, or lacks the controller of a limit
+ * that was asked for.
+ */
 export function checkLimits({ missing, folders }: CgroupPlan): void {
   if (missing.length === 0 && folders.length > 0) return;
   throw new GodwitError(
@@ -179,8 +187,9 @@ export class Cgroup {
   }
 
   /**
-   * Makes the group and sets its limits; may be repeated with others. Rejects `MACHINE_CGROUP_MISSING` when the host has no
-   * hierarchy at all, or lacks the controller of a limit that was asked for; `MACHINE_CGROUP_FAILED` when the kernel refuses.
+   * Makes the group and sets its limits; may be repeated with others. Rejects `MACHINE_CGROUP_MISSING` when
+   * the host has no hierarchy at all, or lacks the controller of a limit that was asked for;
+   * `MACHINE_CGROUP_FAILED` when the kernel refuses.
    */
   async create(limits: CgroupLimits): Promise<void> {
     const plan = planCgroup(this.#layout, this.name, limits);
@@ -227,8 +236,8 @@ export class Cgroup {
   }
 
   /**
-   * Kills every process of the group and resolves when none is left. Rejects `MACHINE_KILL_STUCK` with the pids after `timeoutMs`: they
-   * hang in the kernel.
+   * Kills every process of the group and resolves when none is left. Rejects `MACHINE_KILL_STUCK` with the
+   * pids after `timeoutMs`: they hang in the kernel.
    */
   async killAll(timeoutMs: number): Promise<void> {
     const deadlineMs = this.#clock.monotonicMs() + timeoutMs;
@@ -287,7 +296,8 @@ export class Cgroup {
     for (const group of [dirname(parent), parent]) {
       for (const controller of ['memory', 'cpu', 'pids'] as const) {
         if (this.#layout[controller] === null) continue;
-        // One by one: a refused one must not take the others with it. A missing one shows when its limit is set.
+        // One by one: a refused one must not take the others with it. A missing one shows when its limit is
+        // set.
         await writeFile(join(group, 'cgroup.subtree_control'), `+${controller}`).catch(() => {});
       }
     }

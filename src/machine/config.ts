@@ -37,21 +37,28 @@ export const MachineConfig = Type.Object({
   volume: Type.Optional(
     Type.Object({
       volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
-      /** Absolute path at which the machine sees the volume's filesystem. Absent: it is not mounted, and `nbd` is true. */
+      /**
+       * Absolute path at which the machine sees the volume's filesystem. Absent: it is not mounted, and `nbd`
+       * is true.
+       */
       mountPath: Type.Optional(Type.String({ pattern: '^/.+' })),
       /**
-       * The machine sees the volume as an NBD export at /run/godwit/disk.sock: for reading and writing where it is not mounted, as a virtual machine
-       * wants its disk, and for reading where it is.
+       * The machine sees the volume as an NBD export at /run/godwit/disk.sock: for reading and writing where
+       * it is not mounted, as a virtual machine wants its disk, and for reading where it is.
        */
       nbd: Type.Optional(Type.Boolean()),
     }),
   ),
   /**
-   * Folders of the host that the machine sees at the same path, read-only: programs that are installed below a place which every machine has of
-   * its own (/tmp, /run), or on a filesystem that does not show in the machine's root. Every host needs them.
+   * Folders of the host that the machine sees at the same path, read-only: programs that are installed below
+   * a place which every machine has of its own (/tmp, /run), or on a filesystem that does not show in the
+   * machine's root. Every host needs them.
    */
   hostFolders: Type.Optional(Type.Array(Type.String({ pattern: '^/.+' }), { maxItems: 64 })),
-  /** Character devices of the host that the machine sees, with the host's owner and mode: /dev/kvm. Every host needs them. */
+  /**
+   * Character devices of the host that the machine sees, with the host's owner and mode: /dev/kvm. Every host
+   * needs them.
+   */
   devices: Type.Optional(Type.Array(Type.String({ pattern: '^/dev/.+' }), { maxItems: 16 })),
   restart: Type.Object(
     {

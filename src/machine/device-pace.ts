@@ -4,7 +4,10 @@ import { PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
 import { kernelNameOf } from '../host/block-statistics.ts';
 
-/** The kernel's counters of a block device as they stand (Documentation/block/stat.rst); null: it has none. They are compared, not understood. */
+/**
+ * The kernel's counters of a block device as they stand (Documentation/block/stat.rst); null: it has none.
+ * They are compared, not understood.
+ */
 export function readDeviceCounters(device: string): string | null {
   try {
     return readFileSync(`/sys/block/${kernelNameOf(device)}/stat`, 'utf8');
@@ -14,8 +17,8 @@ export function readDeviceCounters(device: string): string | null {
 }
 
 /**
- * Waits for work on a device, as long as the device does something. `late` when it did nothing for `quietMs`; the work goes on then, and is the
- * caller's to wait for again. Rejects as the work does.
+ * Waits for work on a device, as long as the device does something. `late` when it did nothing for `quietMs`;
+ * the work goes on then, and is the caller's to wait for again. Rejects as the work does.
  */
 export async function whileDeviceMoves(
   work: Promise<unknown>,

@@ -24,11 +24,19 @@ export type Entrance = {
 export type SessionOutput = (stream: 'stdout' | 'stderr', bytes: Buffer) => void;
 export type SessionEnd = { exitCode: number | null; signal: string | null };
 
-/** A command inside a machine whose input and output somebody has in hand. Ends with the process that made it. */
+/**
+ * A command inside a machine whose input and output somebody has in hand. Ends with the process that made it.
+ */
 export interface ExecSession {
-  /** Once, when the command has ended and all that it wrote before was handed over. Never, after `hangUp`, for a command that goes on. */
+  /**
+   * Once, when the command has ended and all that it wrote before was handed over. Never, after `hangUp`, for
+   * a command that goes on.
+   */
   readonly ended: Promise<SessionEnd>;
-  /** Resolves when the command, or the buffer of its terminal or pipe, has them, or when nobody will take them any more. One at a time. */
+  /**
+   * Resolves when the command, or the buffer of its terminal or pipe, has them, or when nobody will take them
+   * any more. One at a time.
+   */
   write(bytes: Uint8Array): Promise<void>;
   /** No more input. */
   endInput(): void;
@@ -41,8 +49,8 @@ export interface ExecSession {
 }
 
 /**
- * Starts a command in a machine, with a terminal of the machine's own devpts or with pipes. Throws `MACHINE_NOT_RUNNING` when the machine has ended meanwhile,
- * `MACHINE_NO_TERMINAL`.
+ * Starts a command in a machine, with a terminal of the machine's own devpts or with pipes. Throws
+ * `MACHINE_NOT_RUNNING` when the machine has ended meanwhile, `MACHINE_NO_TERMINAL`.
  */
 export function startSession(
   entrance: Entrance,
@@ -126,7 +134,8 @@ class TerminalSession implements ExecSession {
   }
 
   endInput(): void {
-    // What a person types for it: the line discipline makes it an end of file for who reads lines, and for nobody else.
+    // What a person types for it: the line discipline makes it an end of file for who reads lines, and for
+    // nobody else.
     void this.write(Uint8Array.of(4));
   }
 
@@ -149,7 +158,10 @@ class TerminalSession implements ExecSession {
     this.#close();
   }
 
-  /** A daemon that the command has left behind may keep the terminal open: what is there now is read, and no end is waited for. */
+  /**
+   * A daemon that the command has left behind may keep the terminal open: what is there now is read, and no
+   * end is waited for.
+   */
   async #drain(): Promise<void> {
     this.#stream.off('data', this.#onData);
     this.#stream.pause();
@@ -255,7 +267,10 @@ class PipeSession implements ExecSession {
     }
   }
 
-  /** After the end: a child of the command that keeps the pipes open is not waited for, but all that is in them is read. */
+  /**
+   * After the end: a child of the command that keeps the pipes open is not waited for, but all that is in
+   * them is read.
+   */
   async #quiet(clock: Clock): Promise<void> {
     for (;;) {
       await this.#gate.passed();

@@ -16,17 +16,22 @@ type Call = 'mount' | 'unmount' | 'sync';
 const PLACE_SOURCE = 'godwit-place';
 
 /**
- * The filesystem of a machine's volume at `<runtimeDir>/fs`. Every step has a timeout and is done by a thread of the pool or a child
- * process: the shim itself never touches what is mounted there, because a device that hangs would take it along.
+ * The filesystem of a machine's volume at `<runtimeDir>/fs`. Every step has a timeout and is done by a thread
+ * of the pool or a child process: the shim itself never touches what is mounted there, because a device that
+ * hangs would take it along.
  *
- * A place is an empty, read-only, shared mount at that folder. A jail that is built before the volume is mounted gets a copy of it, and what
- * is then mounted here appears there, and goes from there, by itself (propagation, mount_namespaces(7)).
+ * A place is an empty, read-only, shared mount at that folder. A jail that is built before the volume is
+ * mounted gets a copy of it, and what is then mounted here appears there, and goes from there, by itself
+ * (propagation, mount_namespaces(7)).
  */
 export class Filesystem {
   readonly directory: string;
   readonly #clock: Clock;
   #device: string | null = null;
-  /** Calls that the kernel has not answered; asked for again, they are waited for again instead of keeping another thread. */
+  /**
+   * Calls that the kernel has not answered; asked for again, they are waited for again instead of keeping
+   * another thread.
+   */
   readonly #calls = new Map<Call, Promise<void>>();
 
   constructor(directory: string, clock: Clock) {
@@ -38,7 +43,10 @@ export class Filesystem {
     return this.#entry() !== undefined;
   }
 
-  /** Makes the place. Idempotent; nothing to do when the filesystem is mounted already. Rejects `MACHINE_MOUNT_FAILED`. */
+  /**
+   * Makes the place. Idempotent; nothing to do when the filesystem is mounted already. Rejects
+   * `MACHINE_MOUNT_FAILED`.
+   */
   async makePlace(): Promise<void> {
     const entry = mountAt(this.directory);
     if (entry !== undefined && !(isPlace(entry) && !entry.shared)) return;
@@ -72,14 +80,18 @@ export class Filesystem {
         place: this.directory,
         type: filesystem,
         flags: MOUNT_FLAG.noDev,
-        // Two imports of one golden image, or a recovered copy beside its original: XFS refuses the second for its uuid.
+        // Two imports of one golden image, or a recovered copy beside its original: XFS refuses the second
+        // for its uuid.
         ...(filesystem === 'xfs' && { data: 'nouuid' }),
       }),
     );
     this.#device = device;
   }
 
-  /** Writes all dirty pages out (syncfs(2)); nothing to do when it is not mounted. Rejects `MACHINE_SYNC_FAILED`. */
+  /**
+   * Writes all dirty pages out (syncfs(2)); nothing to do when it is not mounted. Rejects
+   * `MACHINE_SYNC_FAILED`.
+   */
   async sync(): Promise<void> {
     if (!this.mounted) return;
     const device = this.#entry()?.source ?? this.#device;
@@ -90,8 +102,9 @@ export class Filesystem {
   }
 
   /**
-   * Resolves when the kernel has written everything and let go of the device, in every mount namespace. Idempotent.
-   * Rejects `MACHINE_UNMOUNT_FAILED`, and `MACHINE_DEVICE_HELD` when something else on the host still has it mounted.
+   * Resolves when the kernel has written everything and let go of the device, in every mount namespace.
+   * Idempotent. Rejects `MACHINE_UNMOUNT_FAILED`, and `MACHINE_DEVICE_HELD` when something else on the host
+   * still has it mounted.
    */
   async unmount(): Promise<void> {
     const entry = this.#entry();
@@ -141,8 +154,9 @@ export class Filesystem {
   }
 
   /**
-   * A mount that was copied into another mount namespace (a machine that is just starting makes one for a moment) keeps the
-   * filesystem alive after umount(2). It claims its device exclusively until its last write is done, so an exclusive open says when.
+   * A mount that was copied into another mount namespace (a machine that is just starting makes one for a
+   * moment) keeps the filesystem alive after umount(2). It claims its device exclusively until its last write
+   * is done, so an exclusive open says when.
    */
   async #released(device: string): Promise<void> {
     let counters = readDeviceCounters(device);

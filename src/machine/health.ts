@@ -9,10 +9,16 @@ export type ProbeResult = { ok: boolean; message: string };
 /** Asks once; must settle soon after the signal aborts (timeout or stop). */
 export type Probe = (signal: AbortSignal) => Promise<ProbeResult>;
 
-/** The first probes come this close together: the time to the first success is part of the interruption of a move. */
+/**
+ * The first probes come this close together: the time to the first success is part of the interruption of a
+ * move.
+ */
 const FAST_INTERVAL_MS_MIN = 10;
 const FAST_INTERVAL_MS_MAX = 100;
-/** A pause is about a tenth of the time that the machine has taken so far: so much too late may its health be seen. */
+/**
+ * A pause is about a tenth of the time that the machine has taken so far: so much too late may its health be
+ * seen.
+ */
 const FAST_INTERVAL_GROWTH = 1.1;
 
 /**

@@ -11,7 +11,10 @@ import { findHolders, heldError, isFrozen } from './holders.ts';
 
 const skip = requires('root', 'mkfs.ext4', 'mount', 'umount', 'losetup', 'unshare', 'fsfreeze');
 
-/** A filesystem of its own. Holders go first, then a freeze, then the mount; all in one hook, since hooks run in the order in which they were set. */
+/**
+ * A filesystem of its own. Holders go first, then a freeze, then the mount; all in one hook, since hooks run
+ * in the order in which they were set.
+ */
 function filesystem(t: TestContext): { place: string; holders: ChildProcess[] } {
   const dir = mkdtempSync(join(tmpdir(), 'gw-h-'));
   const holders: ChildProcess[] = [];

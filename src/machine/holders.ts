@@ -7,11 +7,11 @@ import { mountAt, parseMountTable } from './mount-table.ts';
 import { parseStat } from './process-identity.ts';
 
 /*
- * Who on this host would keep a machine's filesystem from being unmounted. Looked for while the machine still runs: after its stop such a process
- * keeps it down for as long as it likes.
+ * Who on this host would keep a machine's filesystem from being unmounted. Looked for while the machine still
+ * runs: after its stop such a process keeps it down for as long as it likes.
  *
- * Nothing here touches the filesystem itself: mount tables, file descriptors (`mnt_id` of /proc/<pid>/fdinfo, proc_pid_fdinfo(5)), working folders and
- * mappings are read from /proc.
+ * Nothing here touches the filesystem itself: mount tables, file descriptors (`mnt_id` of /proc/<pid>/fdinfo,
+ * proc_pid_fdinfo(5)), working folders and mappings are read from /proc.
  */
 
 /** A process that is not the machine's, and how it has the filesystem. */
@@ -25,8 +25,9 @@ const PROBE_LOOK_MS = PAUSE.frozenLook.ms;
 const FROZEN_IN = /percpu_rwsem|percpu_down_read|sb_start_write/;
 
 /**
- * Who holds what is mounted at `place`, without the processes of `own`, what they started (a sync of the shim waits for as long as a full disk does, and is waited
- * for by its unmount), and this process's own mount. Nobody where nothing is mounted there.
+ * Who holds what is mounted at `place`, without the processes of `own`, what they started (a sync of the shim
+ * waits for as long as a full disk does, and is waited for by its unmount), and this process's own mount.
+ * Nobody where nothing is mounted there.
  */
 export async function findHolders(place: string, own: ReadonlySet<number>): Promise<Holder[]> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
@@ -55,8 +56,9 @@ export async function findHolders(place: string, own: ReadonlySet<number>): Prom
 }
 
 /**
- * True when writes to the filesystem at `place` wait for a thaw (fsfreeze(8)). Sets the times of its root folder to what they are, from a process of its
- * own, and looks where in the kernel that waits; a filesystem that is only slow is waited for.
+ * True when writes to the filesystem at `place` wait for a thaw (fsfreeze(8)). Sets the times of its root
+ * folder to what they are, from a process of its own, and looks where in the kernel that waits; a filesystem
+ * that is only slow is waited for.
  */
 export async function isFrozen(place: string, clock: Clock): Promise<boolean> {
   const child = spawn('touch', ['-c', '-r', place, place], { stdio: 'ignore' });

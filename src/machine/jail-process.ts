@@ -8,8 +8,8 @@ import type { WorkloadExit } from './restart-policy.ts';
 const STATUS_BYTES_MAX = 64 * 1024;
 
 /**
- * One run of a machine's process tree: `unshare` outside, PID 1 inside, and the socket on which jail-init.sh tells how it goes. It makes the
- * jail at once, and executes the command when it is let `go`.
+ * One run of a machine's process tree: `unshare` outside, PID 1 inside, and the socket on which jail-init.sh
+ * tells how it goes. It makes the jail at once, and executes the command when it is let `go`.
  */
 export class JailProcess {
   readonly #child: ChildProcess;
@@ -59,8 +59,9 @@ export class JailProcess {
   }
 
   /**
-   * Resolves with the notes for the machine's log when the command has been executed. Rejects `MACHINE_START_FAILED` with the step of
-   * jail-init.sh that failed; what is left must then be killed through the cgroup.
+   * Resolves with the notes for the machine's log when the command has been executed. Rejects
+   * `MACHINE_START_FAILED` with the step of jail-init.sh that failed; what is left must then be killed
+   * through the cgroup.
    */
   started(): Promise<string[]> {
     return this.#started;
@@ -100,8 +101,8 @@ export class JailProcess {
 }
 
 /**
- * All lines until `last`, or until the socket closes. `unshare` itself holds the socket, so that its end means that all is over; at
- * `ready` this side closes it.
+ * All lines until `last`, or until the socket closes. `unshare` itself holds the socket, so that its end
+ * means that all is over; at `ready` this side closes it.
  */
 function readStatus(socket: Duplex, last: 'built' | 'ready'): Promise<string[]> {
   return new Promise((resolve) => {

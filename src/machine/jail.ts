@@ -9,8 +9,9 @@ import type { MountEntry } from './mount-table.ts';
 import { findProgram } from './program.ts';
 
 /**
- * How a machine is shut in: mount, pid, uts, ipc and (network `none`) net namespaces of its own, and as root an overlay of the
- * host's root whose upper side is a tmpfs that is gone after the stop. Only the volume, at its mount path, stays.
+ * How a machine is shut in: mount, pid, uts, ipc and (network `none`) net namespaces of its own, and as root
+ * an overlay of the host's root whose upper side is a tmpfs that is gone after the stop. Only the volume, at
+ * its mount path, stays.
  *
  *   /            overlay: host's / below, tmpfs above (charged to the memory of the machine)
  *   /dev         null zero full random urandom tty, pts and shm of its own, and the devices that the configuration names
@@ -21,7 +22,8 @@ import { findProgram } from './program.ts';
  *   <mountPath>  the filesystem of the volume
  *   /run/godwit  disk.sock, the volume as an NBD export, where the configuration asks for it
  *
- * This file decides (pure); jail-init.sh does, in as few programs as can be, because a start is part of the interruption of a move.
+ * This file decides (pure); jail-init.sh does, in as few programs as can be, because a start is part of the
+ * interruption of a move.
  */
 export type JailPlan = {
   /** Tmpfs of the machine is mounted here, in its own namespace only. */
@@ -35,7 +37,10 @@ export type JailPlan = {
   devices: readonly string[];
   /** Folders of the host that the machine sees empty. */
   hidden: readonly string[];
-  /** Folders below / that are filesystems of their own on this host, so that the overlay of / does not show them. */
+  /**
+   * Folders below / that are filesystems of their own on this host, so that the overlay of / does not show
+   * them.
+   */
   ownFilesystems: readonly string[];
   /** Folder with the host's resolv.conf when it is not in /etc, else null. */
   resolverFolder: string | null;
@@ -62,7 +67,10 @@ export type JailTools = {
   setpriv: string;
   setsid: string;
   env: string;
-  /** Init process for PID 1; without it the command itself is PID 1, and ignores signals that it has no handler for. */
+  /**
+   * Init process for PID 1; without it the command itself is PID 1, and ignores signals that it has no
+   * handler for.
+   */
   tini: string | null;
 };
 
@@ -165,7 +173,8 @@ export function jailFstab(plan: JailPlan, root: 'overlay' | 'bind'): string {
     lines.push([plan.volume.source, inside(plan.volume.place), 'none', 'bind,X-mount.mkdir']);
   }
   if (plan.nbdFolder !== null) {
-    // The folder and not the socket, which is another one after every restart of the volume server. Read-only does not keep from connecting.
+    // The folder and not the socket, which is another one after every restart of the volume server. Read-only
+    // does not keep from connecting.
     lines.push([plan.nbdFolder, inside(NBD_PLACE), 'none', 'bind,ro,nosuid,nodev,noexec,X-mount.mkdir']);
   }
   return `${lines.map((fields) => fields.map(escapeFstab).join(' ')).join('\n')}\n`;
@@ -195,8 +204,9 @@ export function jailArguments(
 }
 
 /**
- * Program and arguments that run `command` inside a running machine: in its cgroups, all its namespaces, its root and working directory, as its
- * account. `initPid` is its PID 1 as the host counts. `hasTerminal`: the command leads a session whose terminal is its standard input.
+ * Program and arguments that run `command` inside a running machine: in its cgroups, all its namespaces, its
+ * root and working directory, as its account. `initPid` is its PID 1 as the host counts. `hasTerminal`: the
+ * command leads a session whose terminal is its standard input.
  */
 export function enterCommand(
   enter: {
@@ -221,7 +231,8 @@ export function enterCommand(
       ...[tools.nsenter, '--target', String(enter.initPid), '--mount', '--pid', '--uts', '--ipc'],
       ...(enter.network === 'none' ? ['--net'] : []),
       ...['--root', '--wd', '--'],
-      // Inside: a session's leader must have a number in the pid namespace, or shells do not know their own terminal.
+      // Inside: a session's leader must have a number in the pid namespace, or shells do not know their own
+      // terminal.
       ...(enter.hasTerminal === true ? [tools.setsid, '--ctty'] : []),
       ...asAccount(tools, enter.account, enter.environment),
       ...command,
@@ -229,7 +240,9 @@ export function enterCommand(
   };
 }
 
-/** Environment of everything in the machine; the configuration overrides. Rejects `MACHINE_BAD_ENVIRONMENT`. */
+/**
+ * Environment of everything in the machine; the configuration overrides. Rejects `MACHINE_BAD_ENVIRONMENT`.
+ */
 export function machineEnvironment(
   config: Pick<MachineConfig, 'env'>,
   hostname: string,
@@ -291,8 +304,8 @@ export function readAccount(user: string | undefined): Account {
 }
 
 /**
- * The mount path without symbolic links of the host (`/var/run/x` is `/run/x`): a mount would follow them out of the jail.
- * Rejects `MACHINE_BAD_MOUNT_PATH` for a place that the jail itself needs.
+ * The mount path without symbolic links of the host (`/var/run/x` is `/run/x`): a mount would follow them out
+ * of the jail. Rejects `MACHINE_BAD_MOUNT_PATH` for a place that the jail itself needs.
  */
 export function resolveMountPath(mountPath: string): string {
   let existing = posix.normalize(mountPath).replace(/(.)\/+$/, '$1');
@@ -316,8 +329,8 @@ export function resolveMountPath(mountPath: string): string {
 }
 
 /**
- * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
- * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`.
+ * Everything about `config` that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`,
+ * `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`.
  */
 export function checkHostCanRun(config: MachineConfig): void {
   readAccount(config.user);
@@ -339,8 +352,8 @@ export function checkHostCanRun(config: MachineConfig): void {
 }
 
 /**
- * The program that a machine would run and that this host does not have; null: it has it, or nobody can know. What is on the machine's own volume, relative
- * to its folder, or in the /tmp that it gets is not looked for.
+ * The program that a machine would run and that this host does not have; null: it has it, or nobody can know.
+ * What is on the machine's own volume, relative to its folder, or in the /tmp that it gets is not looked for.
  */
 export function missingProgram(config: MachineConfig): string | null {
   const program = config.command[0] ?? '';
@@ -394,7 +407,10 @@ export function resolveDevices(devices: readonly string[]): readonly string[] {
   return devices;
 }
 
-/** Rejects `MACHINE_BAD_HOST_FOLDER` for what is not a folder of this host, or a place that a machine has of its own. */
+/**
+ * Rejects `MACHINE_BAD_HOST_FOLDER` for what is not a folder of this host, or a place that a machine has of
+ * its own.
+ */
 export function resolveHostFolders(folders: readonly string[]): string[] {
   return folders.map((folder) => {
     const path = posix.normalize(folder).replace(/(.)\/+$/, '$1');
@@ -418,7 +434,9 @@ export function resolveHostFolders(folders: readonly string[]): string[] {
   });
 }
 
-/** Folder below /run in which the host keeps its resolv.conf (systemd-resolved, NetworkManager), else null. */
+/**
+ * Folder below /run in which the host keeps its resolv.conf (systemd-resolved, NetworkManager), else null.
+ */
 export function resolverFolder(): string | null {
   try {
     const folder = dirname(realpathSync('/etc/resolv.conf'));

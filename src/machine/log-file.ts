@@ -10,8 +10,8 @@ const LOG_BYTES_MAX = 8 * 1024 * 1024;
 const QUEUE_BYTES_MAX = 1024 * 1024;
 
 /**
- * Writes the output of a machine to `path`, at most twice `bytesMax` on disk. Write errors (a full disk) lose output and are
- * counted; they never stop the machine.
+ * Writes the output of a machine to `path`, at most twice `bytesMax` on disk. Write errors (a full disk) lose
+ * output and are counted; they never stop the machine.
  */
 export class LogWriter {
   readonly path: string;
@@ -112,7 +112,8 @@ const FOLLOW_INTERVAL_MS = 200;
 const READ_BYTES = 64 * 1024;
 
 /**
- * The kept output of a machine, oldest first, in chunks of at most 64 KiB; reads past a rotation. A machine without output gives nothing.
+ * The kept output of a machine, oldest first, in chunks of at most 64 KiB; reads past a rotation. A machine
+ * without output gives nothing.
  */
 export async function* readLog(
   path: string,
@@ -161,7 +162,8 @@ async function tailStart(
   lines: number,
 ): Promise<number> {
   if (lines === 0) return oldBytes + currentBytes;
-  // One newline more than lines: the one before the first wanted line. The last byte of a log is mostly a newline.
+  // One newline more than lines: the one before the first wanted line. The last byte of a log is mostly a
+  // newline.
   let wanted = lines + 1;
   const files = [
     { path, base: oldBytes, size: currentBytes },

@@ -38,7 +38,10 @@ const HOLDER_PAUSE_MS = 500;
 
 /** What machines need of the volumes of their worker. */
 export interface VolumeProvider {
-  /** How to open the volume for writing, at its present generation. Rejects when it is sealed, incoming, or another machine's. */
+  /**
+   * How to open the volume for writing, at its present generation. Rejects when it is sealed, incoming, or
+   * another machine's.
+   */
   attachSpec(volumeId: string, machineId: string): Promise<VolumeServerSpec>;
   filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'>;
   /** Gives the volume to the machine, or takes it back (null). Rejects when it is another machine's. */
@@ -48,7 +51,10 @@ export interface VolumeProvider {
 export type MachineManagerOptions = {
   store: MachineStore;
   volumes: VolumeProvider;
-  /** Runtime folders of the shims, one a machine; on a filesystem that a reboot empties (`/run/godwit/<worker>`). */
+  /**
+   * Runtime folders of the shims, one a machine; on a filesystem that a reboot empties
+   * (`/run/godwit/<worker>`).
+   */
   runtimeRoot: string;
   /** Folders of the fleet on this host that no machine may see. */
   hidden: readonly string[];
@@ -61,7 +67,10 @@ export type MachineShow = {
   record: MachineRecord;
   /** Null: no shim runs, so the machine is stopped and its volume is not attached. */
   shim: ShimStatus | null;
-  /** The shim is there and does not answer, for so long: `shim` is what it said last. Left out: it answers, or there is none. */
+  /**
+   * The shim is there and does not answer, for so long: `shim` is what it said last. Left out: it answers, or
+   * there is none.
+   */
   silentForMs?: number;
 };
 
@@ -79,8 +88,9 @@ export type Recovery = {
 };
 
 /**
- * The machines of one worker. The records on disk say what should be, the shims what is; nothing else is remembered, so that a worker may be
- * killed and started again at any moment. Operations on one machine run one after the other.
+ * The machines of one worker. The records on disk say what should be, the shims what is; nothing else is
+ * remembered, so that a worker may be killed and started again at any moment. Operations on one machine run
+ * one after the other.
  */
 export class MachineManager {
   readonly #options: MachineManagerOptions;
@@ -134,8 +144,8 @@ export class MachineManager {
   }
 
   /**
-   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_SIGNAL`, with what `checkHostCanRun` rejects, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`,
-   * and what the volume room says of the volume.
+   * A new machine, stopped. Rejects `MACHINE_NAME_TAKEN`, `MACHINE_BAD_SIGNAL`, with what `checkHostCanRun`
+   * rejects, `MACHINE_VOLUME_WITHOUT_FILESYSTEM`, and what the volume room says of the volume.
    */
   async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
     const { clock, random, volumes, store } = this.#options;
@@ -168,8 +178,9 @@ export class MachineManager {
   }
 
   /**
-   * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`,
-   * `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`, `MACHINE_PATH_TOO_LONG`, `MACHINE_CGROUP_MISSING`.
+   * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`,
+   * `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`,
+   * `MACHINE_PATH_TOO_LONG`, `MACHINE_CGROUP_MISSING`.
    */
   checkHostCanRun(machineId: string, config: MachineConfig): void {
     checkHostCanRun(config);
@@ -177,7 +188,10 @@ export class MachineManager {
     if (config.volume?.nbd === true) nbdSocketPath(this.runtimeDir(machineId));
   }
 
-  /** Takes a machine in that came by a move (its id, name and configuration are given). Idempotent; replaces the record of the same id. */
+  /**
+   * Takes a machine in that came by a move (its id, name and configuration are given). Idempotent; replaces
+   * the record of the same id.
+   */
   async adopt(record: MachineRecord): Promise<void> {
     await this.#exclusively(record.id, async () => {
       this.#refuseTakenName(record.name, record.id);
@@ -260,7 +274,10 @@ export class MachineManager {
     return this.#show(this.get(ref));
   }
 
-  /** Wants it running, and starts it: shim, volume, filesystem, workload. Answers at once when it runs. Does not wait for its health. */
+  /**
+   * Wants it running, and starts it: shim, volume, filesystem, workload. Answers at once when it runs. Does
+   * not wait for its health.
+   */
   async start(ref: string): Promise<void> {
     const { id } = this.get(ref);
     await this.#exclusively(id, async () => {
@@ -278,8 +295,8 @@ export class MachineManager {
   }
 
   /**
-   * Wants it stopped, and ends the workload. Its volume stays attached, so that the next start is quick. `moving`: also one that a move has, which
-   * goes on without it.
+   * Wants it stopped, and ends the workload. Its volume stays attached, so that the next start is quick.
+   * `moving`: also one that a move has, which goes on without it.
    */
   async stop(
     ref: string,
@@ -305,8 +322,9 @@ export class MachineManager {
   }
 
   /**
-   * Ends the workload: its signal, its time, then SIGKILL. Resolves when no process of it is left, also where its shim has died (all that it left is
-   * cleaned up then) or hangs (it is ended, at the end of that time). For the move that has the machine; others call `stop`.
+   * Ends the workload: its signal, its time, then SIGKILL. Resolves when no process of it is left, also where
+   * its shim has died (all that it left is cleaned up then) or hangs (it is ended, at the end of that time).
+   * For the move that has the machine; others call `stop`.
    */
   async stopWorkload(machineId: string, how: { signal?: string; timeoutMs?: number } = {}): Promise<void> {
     const { stop } = this.get(machineId).config;
@@ -343,8 +361,9 @@ export class MachineManager {
   }
 
   /**
-   * Opens what is kept back of the disk for a machine that leaves, or closes it again. Where nobody answers, nobody holds its writes back for that either: a volume
-   * server of an earlier version, of the kernel plane, or one that hangs, which the stop finds out.
+   * Opens what is kept back of the disk for a machine that leaves, or closes it again. Where nobody answers,
+   * nobody holds its writes back for that either: a volume server of an earlier version, of the kernel plane,
+   * or one that hangs, which the stop finds out.
    */
   async openReserve(machineId: string, leaving: Leaving): Promise<void> {
     const args = { leaving: leaving !== 'no', stopped: leaving === 'stopped' };
@@ -354,8 +373,8 @@ export class MachineManager {
   }
 
   /**
-   * What would keep the machine's filesystem from being unmounted, named; null: nothing that can be seen. `frozen`: it is looked for that too, by
-   * a write, which a frozen filesystem does not answer.
+   * What would keep the machine's filesystem from being unmounted, named; null: nothing that can be seen.
+   * `frozen`: it is looked for that too, by a write, which a frozen filesystem does not answer.
    */
   async obstacle(machineId: string, options: { frozen: boolean }): Promise<GodwitError | null> {
     const { clock } = this.#options;
@@ -378,7 +397,10 @@ export class MachineManager {
     return (await isFrozen(place, clock)) ? frozenError(place) : null;
   }
 
-  /** SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on at once. Rejects `MACHINE_KILL_STUCK`. */
+  /**
+   * SIGKILL for all processes of the machine, past its queue and its shim: a stop that waits for them goes on
+   * at once. Rejects `MACHINE_KILL_STUCK`.
+   */
   async kill(machineId: string): Promise<void> {
     const killing = this.#cgroup(machineId).killAll(PATIENCE.kill.ms);
     if (this.get(machineId).config.volume !== undefined) void this.openReserve(machineId, 'stopped');
@@ -405,7 +427,10 @@ export class MachineManager {
     });
   }
 
-  /** Stops it and gives back all that it holds on this host: mount, loop device, processes. The record and the volume's data stay. */
+  /**
+   * Stops it and gives back all that it holds on this host: mount, loop device, processes. The record and the
+   * volume's data stay.
+   */
   async release(ref: string): Promise<void> {
     const { id } = this.get(ref);
     await this.#exclusively(id, async () => {
@@ -416,8 +441,9 @@ export class MachineManager {
   }
 
   /**
-   * Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that runs, without `force`. With it the
-   * machine also goes when its volume waits for a source that does not answer, and is killed at once, also where a stop gives it its time just now.
+   * Removes the machine; its volume stays and is free for another. Rejects `MACHINE_RUNNING` for one that
+   * runs, without `force`. With it the machine also goes when its volume waits for a source that does not
+   * answer, and is killed at once, also where a stop gives it its time just now.
    */
   async destroy(ref: string, options: { force?: boolean } = {}): Promise<void> {
     const record = this.get(ref);
@@ -487,8 +513,8 @@ export class MachineManager {
   }
 
   /**
-   * Connection to the machine's shim, null when none runs. The steps of a move go through it one by one. The connection belongs to
-   * the manager: not to be closed.
+   * Connection to the machine's shim, null when none runs. The steps of a move go through it one by one. The
+   * connection belongs to the manager: not to be closed.
    */
   async client(machineId: string): Promise<ShimClient | null> {
     // A connection that this process has closed is no shim that died: nothing is done about it any more.
@@ -503,7 +529,10 @@ export class MachineManager {
     }
   }
 
-  /** The machine's shim, started when none runs, after the remains of a dead one are gone. For an export or a standby too. */
+  /**
+   * The machine's shim, started when none runs, after the remains of a dead one are gone. For an export or a
+   * standby too.
+   */
   ensureShim(machineId: string): Promise<ShimClient> {
     // Who cleans up after a dead one must not meet the one that another has just started.
     const ensuring =
@@ -532,8 +561,9 @@ export class MachineManager {
       try {
         await client.call('shutdown', options);
       } catch (error) {
-        // A shim of an earlier version, whose machine has a signal that does not exist, cannot stop it by itself. One that answers nothing at all
-        // has no machine to stop: who asks for that has stopped it, or it serves a volume to others.
+        // A shim of an earlier version, whose machine has a signal that does not exist, cannot stop it by
+        // itself. One that answers nothing at all has no machine to stop: who asks for that has stopped it,
+        // or it serves a volume to others.
         const hangs = isGodwitError(error, 'RPC_TIMEOUT');
         if (hangs || isGodwitError(error, 'MACHINE_BAD_SIGNAL')) await this.#endHungShim(machineId);
         // It died on the way: the clean-up below does the rest.
@@ -550,7 +580,10 @@ export class MachineManager {
     await cleanUpAfterDeadShim(runtimeDir, this.#options.clock, this.#options.logger);
   }
 
-  /** A shim that is of no use any more; the volume server outlives it until the clean-up has unmounted what it serves. */
+  /**
+   * A shim that is of no use any more; the volume server outlives it until the clean-up has unmounted what it
+   * serves.
+   */
   async #endHungShim(machineId: string): Promise<void> {
     const runtimeDir = this.runtimeDir(machineId);
     const { clock, logger } = this.#options;
@@ -564,10 +597,10 @@ export class MachineManager {
   }
 
   /**
-   * At the start of a worker: finds the shims that run, starts machines that should run and whose shim is gone (after cleaning up
-   * after it), ends the stops that were under way, leaves all others; machines in the hands of a move are
-   * left to it. One that fails does not hold up the others, and is told like all of them when it is over:
-   * one may take long, where its source is away.
+   * At the start of a worker: finds the shims that run, starts machines that should run and whose shim is
+   * gone (after cleaning up after it), ends the stops that were under way, leaves all others; machines in the
+   * hands of a move are left to it. One that fails does not hold up the others, and is told like all of them
+   * when it is over: one may take long, where its source is away.
    */
   async recover(tell: (recovery: Recovery) => void = () => {}): Promise<Recovery[]> {
     return Promise.all(

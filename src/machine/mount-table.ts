@@ -14,8 +14,8 @@ export type MountEntry = {
 };
 
 /**
- * `<id> <parent> <major:minor> <root> <mount point> <options> [<optional>…] - <filesystem> <source> <super options>`
- * Lines that do not look so are left out.
+ * `<id> <parent> <major:minor> <root> <mount point> <options> [<optional>…] - <filesystem> <source> <super
+ * options>` Lines that do not look so are left out.
  */
 export function parseMountTable(text: string): MountEntry[] {
   const entries: MountEntry[] = [];

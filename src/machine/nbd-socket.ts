@@ -20,8 +20,8 @@ export function nbdSocketPath(runtimeDir: string): string {
 }
 
 /**
- * The spec with the socket that the machine asked for, owned by whom the machine runs as: for reading and writing when nothing is mounted, else for
- * reading. Rejects `MACHINE_PATH_TOO_LONG`, `MACHINE_UNKNOWN_USER`.
+ * The spec with the socket that the machine asked for, owned by whom the machine runs as: for reading and
+ * writing when nothing is mounted, else for reading. Rejects `MACHINE_PATH_TOO_LONG`, `MACHINE_UNKNOWN_USER`.
  */
 export function withNbdSocket(
   spec: VolumeServerSpec,

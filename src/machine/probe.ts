@@ -69,9 +69,9 @@ async function probeTcp(host: string, port: number, signal: AbortSignal): Promis
 }
 
 /**
- * In a network namespace of its own nothing of ours can connect without a program inside. But the kernel completes a
- * connection to a listening socket before the program accepts it, so that a listener in the namespace's own
- * table (/proc/<pid>/net/tcp) is the same finding, for the price of a read.
+ * In a network namespace of its own nothing of ours can connect without a program inside. But the kernel
+ * completes a connection to a listening socket before the program accepts it, so that a listener in the
+ * namespace's own table (/proc/<pid>/net/tcp) is the same finding, for the price of a read.
  */
 function probeListening(initPid: number, port: number): ProbeResult {
   const tables = ['tcp', 'tcp6'].map((name) => {
@@ -86,8 +86,8 @@ function probeListening(initPid: number, port: number): ProbeResult {
 }
 
 /**
- * True when /proc/net/tcp or tcp6 has a listener (state 0A) on that port.
- * `sl local_address rem_address st …`, addresses as hex `<ip>:<port>` (proc_net_tcp in the kernel's Documentation/networking).
+ * True when /proc/net/tcp or tcp6 has a listener (state 0A) on that port. `sl local_address rem_address st
+ * …`, addresses as hex `<ip>:<port>` (proc_net_tcp in the kernel's Documentation/networking).
  */
 export function listens(table: string, port: number): boolean {
   const wanted = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
@@ -109,7 +109,10 @@ async function probeHttp(url: string, signal: AbortSignal): Promise<ProbeResult>
   });
 }
 
-/** The same in a process inside the machine's network; started only once something listens, since a Node costs 50 ms. */
+/**
+ * The same in a process inside the machine's network; started only once something listens, since a Node costs
+ * 50 ms.
+ */
 async function probeHttpInside(url: string, target: ProbeTarget, signal: AbortSignal): Promise<ProbeResult> {
   const parsed = new URL(url);
   const port = Number(parsed.port || (parsed.protocol === 'https:' ? 443 : 80));

@@ -33,8 +33,9 @@ export function isAlive(identity: ProcessIdentity): boolean {
 }
 
 /**
- * State, parent, number of threads and start of a line of /proc/<pid>/stat: fields 3, 4, 20 and 22 (proc_pid_stat(5)); the name in parentheses may itself hold
- * spaces and parentheses. The state is that of the first thread: it may be a zombie while others of the process still run, with its files and locks.
+ * State, parent, number of threads and start of a line of /proc/<pid>/stat: fields 3, 4, 20 and 22
+ * (proc_pid_stat(5)); the name in parentheses may itself hold spaces and parentheses. The state is that of
+ * the first thread: it may be a zombie while others of the process still run, with its files and locks.
  */
 export function parseStat(
   line: string,

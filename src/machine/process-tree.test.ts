@@ -6,7 +6,8 @@ import { until } from '../../test/support/patience.ts';
 import { mainProcess, processTree } from './process-tree.ts';
 
 test('the tree has what descends from init, and its oldest child is the command', async (t) => {
-  // "init" is a shell with a child, which has a child; a process of ours is in the same list and not below it.
+  // "init" is a shell with a child, which has a child; a process of ours is in the same list and not below
+  // it.
   const init = spawn('sh', ['-c', 'sh -c "sleep 1000 & wait" & wait']);
   const other = spawn('sleep', ['1000']);
   t.after(() => {

@@ -5,8 +5,9 @@ import { isOver, parseStat } from './process-identity.ts';
 export type TreeProcess = { pid: number; parentPid: number; startTicks: number; alive: boolean };
 
 /**
- * Of `pids`, those that descend from `initPid`, which is none of them: what somebody had enter the machine from outside (an exec, a probe) does not, until its
- * own parent ends. Zombies are in it, with `alive: false`.
+ * Of `pids`, those that descend from `initPid`, which is none of them: what somebody had enter the machine
+ * from outside (an exec, a probe) does not, until its own parent ends. Zombies are in it, with `alive:
+ * false`.
  */
 export function processTree(initPid: number, pids: readonly number[]): TreeProcess[] {
   const known = new Map<number, TreeProcess>();
@@ -25,7 +26,10 @@ export function processTree(initPid: number, pids: readonly number[]): TreeProce
   return [...known.values()].filter((process) => process.pid !== initPid && descends(process));
 }
 
-/** The command of a machine: of what its init has for children, the first. What it inherits later began later. Null: it has none. Pure. */
+/**
+ * The command of a machine: of what its init has for children, the first. What it inherits later began later.
+ * Null: it has none. Pure.
+ */
 export function mainProcess(initPid: number, tree: readonly TreeProcess[]): TreeProcess | null {
   const children = tree.filter(({ parentPid }) => parentPid === initPid);
   return (

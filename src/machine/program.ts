@@ -29,9 +29,9 @@ const DRAIN_TURNS_MAX = 64;
 const KILL_GRACE_MS = PATIENCE.programKill.ms;
 
 /**
- * Runs a program in a process group of its own, kills the whole group at the deadline or when `signal` aborts, and always
- * resolves in bounded time: a program that hangs in the kernel (a dead device) is left behind rather than waited for.
- * Rejects `MACHINE_PROGRAM_MISSING` when it cannot be started.
+ * Runs a program in a process group of its own, kills the whole group at the deadline or when `signal`
+ * aborts, and always resolves in bounded time: a program that hangs in the kernel (a dead device) is left
+ * behind rather than waited for. Rejects `MACHINE_PROGRAM_MISSING` when it cannot be started.
  */
 export function runProgram(
   file: string,
@@ -74,7 +74,8 @@ export function runProgram(
         timedOut,
       });
     };
-    // What it wrote is in the pipes when it has ended. On a busy host the time for that may be over before they were looked at: first they are read to their end.
+    // What it wrote is in the pipes when it has ended. On a busy host the time for that may be over before
+    // they were looked at: first they are read to their end.
     const drain = (turnsLeft: number) => {
       const before = pieces;
       setImmediate(() => (pieces === before || turnsLeft === 0 ? finish() : drain(turnsLeft - 1)));
@@ -127,7 +128,9 @@ export async function mustRun(
   });
 }
 
-/** Where a program is on PATH or in the sbin folders that a plain shell leaves out; null when it is nowhere. */
+/**
+ * Where a program is on PATH or in the sbin folders that a plain shell leaves out; null when it is nowhere.
+ */
 export function findProgram(name: string): string | null {
   for (const folder of [
     ...(process.env.PATH ?? '').split(delimiter),

@@ -16,8 +16,8 @@ export type RestartDecision =
   | { kind: 'failed' };
 
 /**
- * What to do after the workload ended by itself; pure. `restartsInRow`: restarts so far without a steady run between;
- * `ranMs`: how long this run lasted.
+ * What to do after the workload ended by itself; pure. `restartsInRow`: restarts so far without a steady run
+ * between; `ranMs`: how long this run lasted.
  */
 export function decideRestart(
   restart: MachineConfig['restart'],

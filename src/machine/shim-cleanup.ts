@@ -22,10 +22,11 @@ import { cgroupName } from './workload.ts';
 const FOR_EVER_MS = 2 ** 31 - 1;
 
 /**
- * Ends everything that a dead shim has left on this host: the machine's processes, the mounted filesystem, the loop device, the FUSE mount,
- * the volume server; in this order, so that as long as the volume server lives the filesystem is unmounted in good order.
- * Idempotent; goes by the host's own tables and takes `shim.json` only for what those do not say. The logs stay.
- * Rejects `MACHINE_SHIM_ALIVE`, `MACHINE_KILL_STUCK`, `MACHINE_CLEAN_UP_FAILED` (something could not be ended; ask again).
+ * Ends everything that a dead shim has left on this host: the machine's processes, the mounted filesystem,
+ * the loop device, the FUSE mount, the volume server; in this order, so that as long as the volume server
+ * lives the filesystem is unmounted in good order. Idempotent; goes by the host's own tables and takes
+ * `shim.json` only for what those do not say. The logs stay. Rejects `MACHINE_SHIM_ALIVE`,
+ * `MACHINE_KILL_STUCK`, `MACHINE_CLEAN_UP_FAILED` (something could not be ended; ask again).
  */
 export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger: Logger): Promise<void> {
   // The kernel's tables have the paths without symbolic links.
@@ -112,7 +113,10 @@ async function withAbort(abort: Abort, step: () => Promise<boolean>): Promise<bo
   return false;
 }
 
-/** An `umount` that ends well; false too when its device does nothing for too long: the program is killed then. */
+/**
+ * An `umount` that ends well; false too when its device does nothing for too long: the program is killed
+ * then.
+ */
 async function succeeds(place: string, clock: Clock, args: string[]): Promise<boolean> {
   const giveUp = new AbortController();
   const unmounting = runProgram('umount', args, { timeoutMs: FOR_EVER_MS, signal: giveUp.signal });

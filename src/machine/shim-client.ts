@@ -58,7 +58,8 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
       cwd: '/',
       env: {
         ...process.env,
-        // Compiled code, shared by all shims and their volume servers: half the memory, and a start in a quarter of the time.
+        // Compiled code, shared by all shims and their volume servers: half the memory, and a start in a
+        // quarter of the time.
         NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(dirname(runtimeDir), 'compile-cache'),
       },
     },
@@ -75,12 +76,14 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   child.unref();
   const pace = new ProcessPace(child.pid ?? 0, clock);
   while (true) {
-    // The end is looked at first: one that could not start because another did has left that other one to connect to.
+    // The end is looked at first: one that could not start because another did has left that other one to
+    // connect to.
     const over = ended ?? (pace.isQuiet() ? `it does nothing: ${pace.text()}` : undefined);
     const socket = await tryConnect(runtimeDir);
     if (socket !== null) {
       const client = new ShimClient(runtimeDir, socket, clock);
-      // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it ends.
+      // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it
+      // ends.
       const { shimPid } = await client.call('status', {});
       if (shimPid !== child.pid) child.kill('SIGKILL');
       return client;
@@ -138,9 +141,10 @@ export class ShimClient {
   }
 
   /**
-   * Asks the shim; connects first where the connection was lost. Rejects with the shim's error, `MACHINE_SHIM_GONE` when there is none any
-   * more, `RPC_CLOSED` when it went in mid-question, `RPC_TIMEOUT` after `timeoutMs`. Left out: an operation may take as long as it takes, as
-   * long as the shim answers how it is; and an answer to just that is waited for as long as earlier ones took.
+   * Asks the shim; connects first where the connection was lost. Rejects with the shim's error,
+   * `MACHINE_SHIM_GONE` when there is none any more, `RPC_CLOSED` when it went in mid-question, `RPC_TIMEOUT`
+   * after `timeoutMs`. Left out: an operation may take as long as it takes, as long as the shim answers how
+   * it is; and an answer to just that is waited for as long as earlier ones took.
    */
   async call<Op extends keyof ShimOps>(
     op: Op,
@@ -163,8 +167,9 @@ export class ShimClient {
   }
 
   /**
-   * Asks the open volume of the shim. `volumeTimeoutMs`: how long the shim waits for its volume server (`RPC_TIMEOUT`, `ATTACH_SERVER_NOT_READY`); `timeoutMs`: for how
-   * long the shim is waited for. Left out: as `call`.
+   * Asks the open volume of the shim. `volumeTimeoutMs`: how long the shim waits for its volume server
+   * (`RPC_TIMEOUT`, `ATTACH_SERVER_NOT_READY`); `timeoutMs`: for how long the shim is waited for. Left out:
+   * as `call`.
    */
   async volume<Op extends VolumeOperation>(
     op: Op,

@@ -4,14 +4,17 @@ import { PATIENCE } from '../base/patience.ts';
 import type { ShimClient } from './shim-client.ts';
 import type { ShimStatus } from './shim-protocol.ts';
 
-/** What is known of a shim. `silentForMs`: null when `status` is its answer of now; else for how long it has not answered. */
+/**
+ * What is known of a shim. `silentForMs`: null when `status` is its answer of now; else for how long it has
+ * not answered.
+ */
 export type ShimLook = { status: ShimStatus | null; silentForMs: number | null };
 
 type Question = { askedMs: number; answer: Promise<ShimStatus | null> };
 
 /**
- * The state of shims for lists and for people. One that hangs costs one short wait, once: who asks while it has not answered gets what it said last,
- * at once, and puts no second question to it.
+ * The state of shims for lists and for people. One that hangs costs one short wait, once: who asks while it
+ * has not answered gets what it said last, at once, and puts no second question to it.
  */
 export class ShimLooks {
   readonly #clock: Clock;

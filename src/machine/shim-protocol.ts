@@ -5,14 +5,18 @@ import type { MachineConfig } from './config.ts';
 import type { Entrance } from './exec-session.ts';
 
 /**
- * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts). A shim is started detached
- * (`setsid`) as `node src/machine/shim.ts <runtimeDir>`, and outlives the worker. Any number of connections; every one gets the
- * events. Every operation is idempotent: asking for what is already so answers at once.
+ * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts).
+ * A shim is started detached (`setsid`) as `node src/machine/shim.ts <runtimeDir>`, and outlives the worker.
+ * Any number of connections; every one gets the events. Every operation is idempotent: asking for what is
+ * already so answers at once.
  */
 export type ShimOps = {
   status: { args: Record<string, never>; result: ShimStatus };
 
-  /** FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`; a guest that comes through NBD). */
+  /**
+   * FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`; a guest
+   * that comes through NBD).
+   */
   'volume.open': {
     args: { spec: VolumeServerSpec };
     result: { loopDevice: string | null; exportPort: number | null };
@@ -22,7 +26,10 @@ export type ShimOps = {
     args: { op: VolumeOperation; args: unknown; timeoutMs?: number | undefined };
     result: unknown;
   };
-  /** Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem must be unmounted. */
+  /**
+   * Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem
+   * must be unmounted.
+   */
   'volume.close': { args: Record<string, never>; result: Record<string, never> };
 
   /** Mounts the loop device at `<runtimeDir>/fs`. */
@@ -32,8 +39,9 @@ export type ShimOps = {
   'fs.unmount': { args: Record<string, never>; result: Record<string, never> };
 
   /**
-   * Makes the machine's jail, all but the volume in it, so that a `workload.start` of the same configuration only has to execute the command.
-   * Nothing runs yet, and `status` shows nothing of it. Answers at once when the machine runs.
+   * Makes the machine's jail, all but the volume in it, so that a `workload.start` of the same configuration
+   * only has to execute the command. Nothing runs yet, and `status` shows nothing of it. Answers at once when
+   * the machine runs.
    */
   'workload.prepare': {
     args: { machineId: string; name: string; config: MachineConfig };
@@ -58,12 +66,16 @@ export type ShimOps = {
     args: { command: string[]; terminal: { term: string } | null };
     result: Entrance;
   };
-  /** Resolves when the machine is healthy (at once without a health check, when it runs), rejects `MACHINE_NOT_HEALTHY` at the deadline. */
+  /**
+   * Resolves when the machine is healthy (at once without a health check, when it runs), rejects
+   * `MACHINE_NOT_HEALTHY` at the deadline.
+   */
   'workload.awaitHealthy': { args: { timeoutMs: number }; result: { healthyAtMs: number } };
 
   /**
-   * Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. An unmount may wait for a source that does not answer;
-   * with `giveUpSource` it waits no longer than some seconds for that. May be asked again with it while the first is under way.
+   * Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. An
+   * unmount may wait for a source that does not answer; with `giveUpSource` it waits no longer than some
+   * seconds for that. May be asked again with it while the first is under way.
    */
   shutdown: { args: { giveUpSource?: boolean }; result: Record<string, never> };
 };
@@ -99,13 +111,17 @@ export type ShimStatus = {
   } | null;
 };
 
-/** Exit code of a shim that found another one on its runtime folder; that one is running or just coming up. */
+/**
+ * Exit code of a shim that found another one on its runtime folder; that one is running or just coming up.
+ */
 export const SHIM_EXIT_TAKEN = 3;
 
 /** Files of a shim's runtime folder. The path of the socket must stay under 108 bytes (sun_path). */
 export const SHIM_FILES = {
   socket: 'shim.sock',
-  /** What the shim holds on this host (pids, loop device, mounts, cgroups), for cleaning up after a dead shim. */
+  /**
+   * What the shim holds on this host (pids, loop device, mounts, cgroups), for cleaning up after a dead shim.
+   */
   state: 'shim.json',
   log: 'shim.log',
   /** Output of the workload; rotated at 8 MiB, one old file is kept (`machine.log.1`). */

@@ -13,7 +13,10 @@ import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
 import { type ShimState, writeShimState } from './shim-state.ts';
 import type { Workload } from './workload.ts';
 
-/** What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running on it. */
+/**
+ * What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running
+ * on it.
+ */
 export interface VolumeHolder {
   open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
   command(op: VolumeOperation, args: unknown, timeoutMs?: number): Promise<unknown>;
@@ -70,7 +73,8 @@ export class ShimService {
     status: async () => this.status(),
     'volume.open': ({ spec }) =>
       this.#volumeOp(async () => {
-        // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server, whatever the worker's plane.
+        // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server,
+        // whatever the worker's plane.
         if (!this.#volume?.status())
           this.#volume = await this.#options.makeVolume(spec.nbd ? undefined : spec.plane, {
             onChange: () => this.changed(),
@@ -184,7 +188,10 @@ export class ShimService {
     return this.#lastWrite;
   }
 
-  /** Stop, unmount, close, in this order. Rejects with the first thing that did not go; may be asked again then. */
+  /**
+   * Stop, unmount, close, in this order. Rejects with the first thing that did not go; may be asked again
+   * then.
+   */
   shutdown({ giveUpSource = false }: ShimOps['shutdown']['args'] = {}): Promise<void> {
     if (giveUpSource) this.#sourceGivenUp.resolve();
     this.#shutdown ??= this.#release().catch((error: unknown) => {
@@ -210,7 +217,10 @@ export class ShimService {
     this.#options.onShutdown();
   }
 
-  /** The machine is dead, so that errors harm nobody: reads that its page cache still waits for must not keep its volume for ever. */
+  /**
+   * The machine is dead, so that errors harm nobody: reads that its page cache still waits for must not keep
+   * its volume for ever.
+   */
   #pressOn(released: Promise<void>): void {
     const { clock, logger } = this.#options;
     let cancel = () => {};

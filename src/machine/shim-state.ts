@@ -20,16 +20,16 @@ export type ShimState = {
 };
 
 /**
- * Writes the file so that a reader sees the old or the new one, never half. Readable by root only. Not durable: after a reboot nothing of what it names is there
- * any more.
+ * Writes the file so that a reader sees the old or the new one, never half. Readable by root only. Not
+ * durable: after a reboot nothing of what it names is there any more.
  */
 export function writeShimState(runtimeDir: string, state: ShimState): Promise<void> {
   return replaceFileOfThisBoot(join(runtimeDir, SHIM_FILES.state), `${JSON.stringify(state, null, 2)}\n`);
 }
 
 /**
- * Null without the file, and for an empty one: that is what a power cut leaves of a file that was not made durable, and after it nothing
- * of what it named is there. Rejects `MACHINE_SHIM_STATE_CORRUPT`.
+ * Null without the file, and for an empty one: that is what a power cut leaves of a file that was not made
+ * durable, and after it nothing of what it named is there. Rejects `MACHINE_SHIM_STATE_CORRUPT`.
  */
 export function readShimState(runtimeDir: string): ShimState | null {
   const path = join(runtimeDir, SHIM_FILES.state);

@@ -15,8 +15,8 @@ import { ShimService } from './shim-service.ts';
 import { Workload } from './workload.ts';
 
 /**
- * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim-client.ts with its output in `shim.log`; from then on it
- * depends on nobody. SIGTERM is an orderly shutdown.
+ * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim-client.ts with its
+ * output in `shim.log`; from then on it depends on nobody. SIGTERM is an orderly shutdown.
  */
 const LOG_FD = 2;
 
@@ -104,8 +104,8 @@ async function main(): Promise<void> {
 }
 
 /**
- * Two shims on one folder would fight for its socket. An abstract socket (unix(7)) is taken by one process at a time and is gone with it, so
- * it is a lock that cannot be left behind.
+ * Two shims on one folder would fight for its socket. An abstract socket (unix(7)) is taken by one process at
+ * a time and is gone with it, so it is a lock that cannot be left behind.
  */
 async function lock(runtimeDir: string): Promise<void> {
   const name = `\0godwit-shim-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 32)}`;
@@ -129,7 +129,10 @@ function listen(server: Server, path: string): Promise<void> {
   });
 }
 
-/** Dirty pages of the machine can only be written with the help of this process's children: the OOM killer must leave them alone. */
+/**
+ * Dirty pages of the machine can only be written with the help of this process's children: the OOM killer
+ * must leave them alone.
+ */
 function protectFromOutOfMemory(logger: Logger): void {
   try {
     writeFileSync('/proc/self/oom_score_adj', '-1000');

@@ -14,7 +14,10 @@ export const MachineRecord = Type.Object({
   id: Type.String({ pattern: '^m_[0-9a-z]{26}$' }),
   name: Type.String({ minLength: 1, maxLength: 200 }),
   config: MachineConfig,
-  /** What its owner wants. The shim restarts a workload by its policy; the worker a machine whose shim is gone. */
+  /**
+   * What its owner wants. The shim restarts a workload by its policy; the worker a machine whose shim is
+   * gone.
+   */
   desired: Type.Union([Type.Literal('running'), Type.Literal('stopped')]),
   createdAtMs: Type.Integer(),
   /** Run of the move that has the machine in its hands: nobody else starts, stops or destroys it. */
@@ -24,7 +27,10 @@ export type MachineRecord = Static<typeof MachineRecord>;
 
 const compiled = Compile(MachineRecord);
 
-/** The records of a worker's machines, a file each, written by rename and fsync. The worker is the only writer. */
+/**
+ * The records of a worker's machines, a file each, written by rename and fsync. The worker is the only
+ * writer.
+ */
 export class MachineStore {
   readonly directory: string;
 
@@ -42,7 +48,9 @@ export class MachineStore {
     return store;
   }
 
-  /** Every record that can be read, oldest id first, and every file that cannot, as `MACHINE_RECORD_CORRUPT`. */
+  /**
+   * Every record that can be read, oldest id first, and every file that cannot, as `MACHINE_RECORD_CORRUPT`.
+   */
   async load(): Promise<{ machines: MachineRecord[]; broken: { file: string; error: GodwitError }[] }> {
     const machines: MachineRecord[] = [];
     const broken: { file: string; error: GodwitError }[] = [];
@@ -59,7 +67,10 @@ export class MachineStore {
     return { machines, broken };
   }
 
-  /** Durable when it resolves. Rejects `MACHINE_NO_SPACE` when the disk is full; the former record is then still there. */
+  /**
+   * Durable when it resolves. Rejects `MACHINE_NO_SPACE` when the disk is full; the former record is then
+   * still there.
+   */
   async write(record: MachineRecord): Promise<void> {
     const path = this.#path(record.id);
     try {

@@ -20,15 +20,19 @@ export type VolumeHolderOptions = {
   onEvent: (event: string, data: unknown) => void;
   /** Program of the volume server; for tests. */
   command?: readonly [string, ...string[]];
-  /** Default true. false: also on a kernel before 6.9, where the death of the volume server is the machine's; for measurements. */
+  /**
+   * Default true. false: also on a kernel before 6.9, where the death of the volume server is the machine's;
+   * for measurements.
+   */
   resendRequired?: boolean;
 };
 
 type Opened = { supervisor: VolumeSupervisor; fuse: FuseMount | null; loopDevice: string | null };
 
 /**
- * The one volume of a shim: FUSE connection, volume server under its supervisor, loop device, made in this order and taken away in the order
- * that lets the server write everything: loop device, FUSE mount, server. A guest that comes through NBD needs the server only.
+ * The one volume of a shim: FUSE connection, volume server under its supervisor, loop device, made in this
+ * order and taken away in the order that lets the server write everything: loop device, FUSE mount, server. A
+ * guest that comes through NBD needs the server only.
  */
 export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
   const { runtimeDir, clock, logger } = options;
@@ -51,7 +55,8 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     const fuseDir = join(runtimeDir, SHIM_FILES.fuse);
     let fuse: FuseMount | null = null;
     if (spec.nbd) {
-      // The machine comes in here without the folders above it, and may be any user; the socket says who may connect.
+      // The machine comes in here without the folders above it, and may be any user; the socket says who may
+      // connect.
       await mkdir(dirname(spec.nbd.path), { recursive: true });
       await chmod(dirname(spec.nbd.path), 0o755);
     }

@@ -40,10 +40,15 @@ import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
 type WorkloadStatus = NonNullable<ShimStatus['workload']>;
 type StopResult = ShimOps['workload.stop']['result'];
 
-/** Each stream of an exec as JSON; two of them must fit into one line of the shim's socket (LINE_BYTES_MAX). */
+/**
+ * Each stream of an exec as JSON; two of them must fit into one line of the shim's socket (LINE_BYTES_MAX).
+ */
 const EXEC_JSON_BYTES_MAX = 1_900_000;
 const EXEC_OUTPUT_BYTES_MAX = 1024 * 1024;
-/** A stop of several processes looks for their end so often at the least: it is part of the interruption of a move. */
+/**
+ * A stop of several processes looks for their end so often at the least: it is part of the interruption of a
+ * move.
+ */
 const STOP_LOOK_MS = 10;
 /** What a command left, and is not gone at once, is told of in the machine's log. */
 const STOP_TOLD_MS = 200;
@@ -82,8 +87,8 @@ type Run = {
 };
 
 /**
- * The process tree of one machine: starts it in its jail, restarts it by its policy, watches its health, stops it so that nothing is left. Lives in
- * the shim, so that all of it works while the worker is dead.
+ * The process tree of one machine: starts it in its jail, restarts it by its policy, watches its health,
+ * stops it so that nothing is left. Lives in the shim, so that all of it works while the worker is dead.
  */
 export class Workload {
   readonly cgroup: Cgroup;
@@ -129,8 +134,9 @@ export class Workload {
   }
 
   /**
-   * Starts the machine; answers at once when it runs already. Rejects `MACHINE_START_FAILED`, `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`,
-   * `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
+   * Starts the machine; answers at once when it runs already. Rejects `MACHINE_START_FAILED`,
+   * `MACHINE_UNKNOWN_USER`, `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`,
+   * `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
    */
   start(subject: Subject): Promise<{ startedAtMs: number }> {
     return this.#exclusively(async () => {
@@ -177,8 +183,9 @@ export class Workload {
   }
 
   /**
-   * Makes the jail of a machine that is to be started here soon; `start` makes another one when something about it has changed by then, or it
-   * has died. Ends with `stop`, and with this process. Rejects as `start` does; nothing is left then.
+   * Makes the jail of a machine that is to be started here soon; `start` makes another one when something
+   * about it has changed by then, or it has died. Ends with `stop`, and with this process. Rejects as `start`
+   * does; nothing is left then.
    */
   prepare(subject: Subject): Promise<void> {
     return this.#exclusively(async () => {
@@ -200,8 +207,9 @@ export class Workload {
   }
 
   /**
-   * Signal, at most `timeoutMs`, then SIGKILL to the whole cgroup. Resolves when no process is left; at once when none runs. A configuration whose
-   * signal does not exist is asked with SIGTERM: it must be possible to end every machine. Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
+   * Signal, at most `timeoutMs`, then SIGKILL to the whole cgroup. Resolves when no process is left; at once
+   * when none runs. A configuration whose signal does not exist is asked with SIGTERM: it must be possible to
+   * end every machine. Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
    */
   stop(how: { signal?: string; timeoutMs?: number } = {}): Promise<StopResult> {
     return this.#exclusively(async () => {
@@ -249,7 +257,9 @@ export class Workload {
     });
   }
 
-  /** Asks the command to end, and then what it leaves. False when something is left at the end of the time. */
+  /**
+   * Asks the command to end, and then what it leaves. False when something is left at the end of the time.
+   */
   async #end(run: Run, signal: NodeJS.Signals, timeoutMs: number): Promise<boolean> {
     const { clock } = this.#options;
     const startedMs = clock.monotonicMs();
@@ -264,7 +274,8 @@ export class Workload {
       run.process.signal(signal);
       return this.#within(timeoutMs, run.process.exited);
     }
-    // With init the kernel ends all processes of the machine. It is held, so that it does not end with the command.
+    // With init the kernel ends all processes of the machine. It is held, so that it does not end with the
+    // command.
     run.process.signal('SIGSTOP');
     send(main.pid, signal);
     const asked = new Set<number>();
@@ -282,7 +293,8 @@ export class Workload {
             `its command has ended; what it left (${alive.length} processes) got SIGTERM and has ${seconds} s more`,
           );
         }
-        // A command that is a shell passes no signal on; what it had in the background ignores all that a terminal would send.
+        // A command that is a shell passes no signal on; what it had in the background ignores all that a
+        // terminal would send.
         for (const { pid } of alive.filter((each) => !asked.has(each.pid))) {
           asked.add(pid);
           send(pid, 'SIGTERM');
@@ -296,7 +308,10 @@ export class Workload {
     return this.#within(Math.max(leftMs(), PATIENCE.kill.ms), run.process.exited);
   }
 
-  /** Runs a command inside. Rejects `MACHINE_NOT_RUNNING`. Output is cut at 1 MiB each (less where JSON blows it up). */
+  /**
+   * Runs a command inside. Rejects `MACHINE_NOT_RUNNING`. Output is cut at 1 MiB each (less where JSON blows
+   * it up).
+   */
   async exec(command: readonly string[], timeoutMs: number): Promise<ShimOps['workload.exec']['result']> {
     const run = this.#run;
     if (run === undefined || this.#subject === undefined) throw this.#notRunning();
@@ -320,8 +335,8 @@ export class Workload {
   }
 
   /**
-   * Resolves when the machine is healthy; at once when it runs and has no check. Rejects `MACHINE_NOT_HEALTHY` at the deadline, or when the
-   * machine has ended for good.
+   * Resolves when the machine is healthy; at once when it runs and has no check. Rejects
+   * `MACHINE_NOT_HEALTHY` at the deadline, or when the machine has ended for good.
    */
   async awaitHealthy(timeoutMs: number): Promise<{ healthyAtMs: number }> {
     const { clock } = this.#options;
@@ -613,8 +628,8 @@ export class Workload {
 }
 
 /**
- * One path component, the same for every shim of that runtime folder: the machine's id is not enough, since source and target of a move
- * may be workers of one host.
+ * One path component, the same for every shim of that runtime folder: the machine's id is not enough, since
+ * source and target of a move may be workers of one host.
  */
 export function cgroupName(runtimeDir: string): string {
   return `machine-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 16)}`;
@@ -629,7 +644,10 @@ function send(pid: number, signal: NodeJS.Signals): void {
   }
 }
 
-/** The longest beginning of `text` that takes at most `bytesMax` bytes as JSON, give or take a little on the short side. */
+/**
+ * The longest beginning of `text` that takes at most `bytesMax` bytes as JSON, give or take a little on the
+ * short side.
+ */
 export function cutForJson(text: string, bytesMax: number): string {
   let cut = text;
   for (let size = jsonBytes(cut); size > bytesMax; size = jsonBytes(cut)) {

@@ -10,9 +10,10 @@ import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-
 import { isServing, MovePace } from './move-pace.ts';
 
 /**
- * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines here, runs of the
- * journal) and does the next thing, again and again; asking twice, restarting the worker or losing a peer changes nothing of that. One
- * machine at a time is between stop and healthy, while the blocks of earlier ones still follow; one that is held up there (move-pace.ts) is not waited for.
+ * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines
+ * here, runs of the journal) and does the next thing, again and again; asking twice, restarting the worker or
+ * losing a peer changes nothing of that. One machine at a time is between stop and healthy, while the blocks
+ * of earlier ones still follow; one that is held up there (move-pace.ts) is not waited for.
  */
 export type DrainMachineState = 'queued' | 'moving' | 'hydrating' | 'moved' | 'waiting' | 'failed';
 
@@ -76,7 +77,10 @@ export type Obstacle = {
 export type DrainLimits = {
   /** Machines between their stop and their first healthy answer. */
   movingMax: number;
-  /** Machines whose blocks still follow, and those that are held up: a fault that all have in common does not take all of them along. */
+  /**
+   * Machines whose blocks still follow, and those that are held up: a fault that all have in common does not
+   * take all of them along.
+   */
   hydratingMax: number;
   /** How long a move may come no further before the next machine goes. */
   heldAfterMs: number;
@@ -109,7 +113,10 @@ function roomForMoves(
   return Math.max(0, Math.min(limits.movingMax - moving, limits.hydratingMax - active.length));
 }
 
-/** Which machines start their move now, at `nowMs` of the monotonic clock. Smallest first, so that most of the worker is free soonest. Pure. */
+/**
+ * Which machines start their move now, at `nowMs` of the monotonic clock. Smallest first, so that most of the
+ * worker is free soonest. Pure.
+ */
 export function nextMoves(
   machines: readonly LocalMachine[],
   runs: readonly RunView[],
@@ -278,7 +285,10 @@ export class DrainController {
     return this.#row()?.desired === 1;
   }
 
-  /** Idempotent; only a new target, or what is said about new keys, changes a drain that is on. `rekey` left out: as it was, at first not. */
+  /**
+   * Idempotent; only a new target, or what is said about new keys, changes a drain that is on. `rekey` left
+   * out: as it was, at first not.
+   */
   request(target: string | null, options: { rekey?: boolean } = {}): void {
     const { database, clock } = this.#options;
     const rekey = options.rekey === undefined ? null : Number(options.rekey);
@@ -299,7 +309,9 @@ export class DrainController {
     this.wake();
   }
 
-  /** All have gone, and some were not healthy where they arrived. That was told; who asks again has seen it. */
+  /**
+   * All have gone, and some were not healthy where they arrived. That was told; who asks again has seen it.
+   */
   #isOver(): boolean {
     const row = this.#row();
     if (!row || row.ended_at_ms === null) return false;
@@ -387,7 +399,8 @@ export class DrainController {
       );
     });
     const left = machines.filter((machine) => machine.state !== 'moved');
-    // Behind moves that are held up, and take all the room there is, those that wait for their turn wait with them.
+    // Behind moves that are held up, and take all the room there is, those that wait for their turn wait with
+    // them.
     const room = roomForMoves([...runs.values()], limits, held);
     const goesOn = ({ state }: DrainMachineView) =>
       state === 'moving' || state === 'hydrating' || (state === 'queued' && room > 0);
@@ -411,7 +424,8 @@ export class DrainController {
     const row = this.#row();
     if (row?.desired !== 1) return;
     const { clock, logger, limits, live } = this.#options;
-    // Runs first: a move that ends in between still counts as busy here, instead of its machine as one that nobody moves.
+    // Runs first: a move that ends in between still counts as busy here, instead of its machine as one that
+    // nobody moves.
     const runs = this.#options.runs.open();
     const machines = await this.#options.machines();
     for (const machine of machines) this.#seen.set(machine.machineId, machine);
@@ -447,7 +461,10 @@ export class DrainController {
     }
   }
 
-  /** A clock that is set back makes runs that seem to be from before the drain: they are of it all the same, with their failures. */
+  /**
+   * A clock that is set back makes runs that seem to be from before the drain: they are of it all the same,
+   * with their failures.
+   */
   #followClock(): void {
     const row = this.#row();
     const nowMs = this.#options.clock.wallMs();
@@ -455,7 +472,10 @@ export class DrainController {
     this.#options.database.prepare('UPDATE drain SET runs_since_ms = ? WHERE id = 1').run(nowMs);
   }
 
-  /** A run that ended undone since the last look is an obstacle: it is tried again later, not at once for ever. */
+  /**
+   * A run that ended undone since the last look is an obstacle: it is tried again later, not at once for
+   * ever.
+   */
   #learnFromRuns(machineId: string, sinceMs: number): void {
     const newest = this.#options.runs.newestOf(machineId, sinceMs);
     if (!newest) return;
@@ -502,7 +522,10 @@ export class DrainController {
 type DrainRow = {
   desired: number;
   since_ms: number;
-  /** Runs that began at it or later are of this drain: the lowest that the clock has shown since it was asked for. */
+  /**
+   * Runs that began at it or later are of this drain: the lowest that the clock has shown since it was asked
+   * for.
+   */
   runs_since_ms: number;
   ended_at_ms: number | null;
   target: string | null;

@@ -7,8 +7,9 @@ import type { MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
 const OF_TARGET = new Set(['prepare', 'open', 'handoff']);
 
 /**
- * Targets that refused or failed a machine of late. For a while each goes behind every other that accepts the machine; it stays better than none. Kept in
- * memory, on the monotonic clock; `learn` at the start from what the journal has.
+ * Targets that refused or failed a machine of late. For a while each goes behind every other that accepts the
+ * machine; it stays better than none. Kept in memory, on the monotonic clock; `learn` at the start from what
+ * the journal has.
  */
 export class FailedTargets {
   readonly #clock: Clock;

@@ -1,15 +1,16 @@
 import type { DatabaseSync } from 'node:sqlite';
 
 /**
- * The one message that a target waits for: "the volume is sealed, it is yours", or "forget it". Whichever is written first is
- * final, which is what makes a lost answer harmless: asking again gives the same answer, and a move that was forgotten can never be
- * activated by a handoff that was still on its way.
+ * The one message that a target waits for: "the volume is sealed, it is yours", or "forget it". Whichever is
+ * written first is final, which is what makes a lost answer harmless: asking again gives the same answer, and
+ * a move that was forgotten can never be activated by a handoff that was still on its way.
  */
 export type Verdict = 'handed-over' | 'forgotten';
 
 /**
- * How the target's run of a move that was handed over ended. The journal forgets runs, and a source that was away for a month asks all the same.
- * `activated`: somebody ended the run, and the volume had been opened here.
+ * How the target's run of a move that was handed over ended. The journal forgets runs, and a source that was
+ * away for a month asks all the same. `activated`: somebody ended the run, and the volume had been opened
+ * here.
  */
 export type Ending = {
   phase: 'released' | 'activated' | 'forgotten';
@@ -69,7 +70,10 @@ export class MoveInbox {
     return { verdict, decidedAtMs, ending: phase && { phase, volume } };
   }
 
-  /** Writes how the run of a move that was handed over ended, durably; the first word counts. Nothing to do for others. */
+  /**
+   * Writes how the run of a move that was handed over ended, durably; the first word counts. Nothing to do
+   * for others.
+   */
   end(runId: string, { phase, volume }: Ending): void {
     this.#database
       .prepare(
@@ -107,8 +111,9 @@ export class MoveInbox {
   }
 
   /**
-   * Drops what was forgotten before `beforeMs`: a move that nobody knows is forgotten anyway. What was handed over is kept for ever (some 150 bytes
-   * each), because nothing but this word keeps a source that comes back from starting the machine.
+   * Drops what was forgotten before `beforeMs`: a move that nobody knows is forgotten anyway. What was handed
+   * over is kept for ever (some 150 bytes each), because nothing but this word keeps a source that comes back
+   * from starting the machine.
    */
   prune(beforeMs: number): void {
     this.#database

@@ -12,7 +12,8 @@ import type { ReceiptBook } from './receipt-book.ts';
 import type { TargetSide } from './target-side.ts';
 
 /**
- * The target's run of a move. Its id is the source's run id with `TARGET_RUN_SUFFIX`, so that both may live in one journal.
+ * The target's run of a move. Its id is the source's run id with `TARGET_RUN_SUFFIX`, so that both may live
+ * in one journal.
  *
  *     reserve → volume → attach → await ── activate ─┐ → boot → healthy → settle → hydrate → prove → finish
  *      the      sparse   shim,    the     the fence  │   mount,                              the      drop the
@@ -20,8 +21,9 @@ import type { TargetSide } from './target-side.ts';
  *      again    bits     login    off     the point of no return                             is here, log out
  *                                                                                            or waived
  *
- * Before `activate` the run unwinds when the source says so, when the source's run is gone, or when the handoff does not come; each
- * is first written to the inbox as `forgotten`, so that a handoff that arrives later is refused. After it nothing goes back.
+ * Before `activate` the run unwinds when the source says so, when the source's run is gone, or when the
+ * handoff does not come; each is first written to the inbox as `forgotten`, so that a handoff that arrives
+ * later is refused. After it nothing goes back.
  */
 export type MigrateInInput = PrepareRequest;
 
@@ -37,7 +39,10 @@ export type MigrateInOutput = {
   waivedAtMs?: number;
   /** Of the free map that came with the handoff, SHA-256 in hex; null: none came. */
   freeMapDigest?: string | null;
-  /** The machine did not become healthy in time, or ended; the move went on, because there is no way back. Null: it is now. */
+  /**
+   * The machine did not become healthy in time, or ended; the move went on, because there is no way back.
+   * Null: it is now.
+   */
   unhealthy?: string | null;
   hydration?: TargetStatus['hydration'];
   /** On whose word an operator had the run go back though the volume was open here. */
@@ -76,7 +81,10 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   const sourceProbeMs = options.sourceProbeMs ?? PAUSE.sourceProbe.ms;
   type Context = StepContext<MigrateInInput>;
   const out = (context: Context) => context.output as MigrateInOutput;
-  /** By the monotonic clock, over all attempts of this process: a clock that is set must not end, nor lengthen, anybody's wait. */
+  /**
+   * By the monotonic clock, over all attempts of this process: a clock that is set must not end, nor
+   * lengthen, anybody's wait.
+   */
   const healthUntilMs = new Map<string, number>();
   const untilHealthyMs = (runId: string): number => {
     const known = healthUntilMs.get(runId) ?? clock.monotonicMs() + PATIENCE.healthPatience.ms;
@@ -175,7 +183,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
           if (!context.input.startMachine || out(context).healthyAtMs !== undefined) return;
           const { ailing } = context.input;
           if (ailing !== undefined) {
-            // Known before the move: it is brought here as it was, and nobody waits for what did not come there either.
+            // Known before the move: it is brought here as it was, and nobody waits for what did not come
+            // there either.
             await target.hydrate(context.input);
             return { healthyAtMs: clock.wallMs(), unhealthy: `it ${ailing} (so it did at its source)` };
           }
@@ -256,7 +265,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
         async do(context) {
           const { runId, sourceWorker, volume } = context.input;
           if (!volume) return;
-          // The source asks, through the receiver (move-receiver.ts); this side stays connected until both have signed.
+          // The source asks, through the receiver (move-receiver.ts); this side stays connected until both
+          // have signed.
           const yieldToSource = watchSource(context);
           for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {
             await yieldToSource();
@@ -288,8 +298,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   };
 
   /**
-   * A source that was told that this host is destroyed runs the machine again. When this host is back all the same, it hears so, and stops its own:
-   * `MIGRATION_SOURCE_TOOK_BACK`. Asks once in `SOURCE_WATCH_MS`.
+   * A source that was told that this host is destroyed runs the machine again. When this host is back all the
+   * same, it hears so, and stops its own: `MIGRATION_SOURCE_TOOK_BACK`. Asks once in `SOURCE_WATCH_MS`.
    */
   function watchSource(context: Context): () => Promise<void> {
     let askAtMs = 0;
@@ -306,8 +316,8 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
   }
 
   /**
-   * Why the source no longer means this move, or null. A source that cannot be asked may still mean it; one that is slow to say so may have handed over
-   * meanwhile, which is not kept waiting for its answer.
+   * Why the source no longer means this move, or null. A source that cannot be asked may still mean it; one
+   * that is slow to say so may have handed over meanwhile, which is not kept waiting for its answer.
    */
   async function sourceGaveUp(
     context: Context,
@@ -347,15 +357,18 @@ export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInp
 }
 
 /**
- * What the source hears last of the machine. One that was healthy and whose check fails now and then is its owner's; one that has ended, or never got healthy,
- * is told. Pure.
+ * What the source hears last of the machine. One that was healthy and whose check fails now and then is its
+ * owner's; one that has ended, or never got healthy, is told. Pure.
  */
 export function unhealthyAtLast(before: string | null, now: Ailment | null): string | null {
   if (now === null || (now.kind === 'unhealthy' && before === null)) return null;
   return `it ${now.message}`;
 }
 
-/** The target's answer to "where are you with this move?". `live` is the hydration as of now, if it is known. Pure. */
+/**
+ * The target's answer to "where are you with this move?". `live` is the hydration as of now, if it is known.
+ * Pure.
+ */
 export function targetStatus(
   moveId: string,
   phase: TargetPhase,

@@ -23,13 +23,15 @@ import type { MoveSubject, SourceSide } from './source-side.ts';
  *       for     for one   does all  pages   machine       may be  point │    target   shim     it is   came    sealed file
  *       offers  grant     it can    out                   read    of no │    boots    ends     whole   is it   as a way back
  *                                                                 return
- * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer it does not. Until
- * `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and the machine starts here again.
+ * Everything before `stop` happens while the machine runs; from `stop` to the target's first healthy answer
+ * it does not. Until `handoff` every failure unwinds: the target forgets, the volume is unsealed as g+2, and
+ * the machine starts here again.
  *
- * `handoff` is where two hosts must agree. `open` asks the target for a sign of life first, so that a dead one is found out while the run
- * can still unwind. In the first attempt of `handoff` a request that certainly never left (no connection came about) unwinds too. After
- * any other failure, or the death of this process, the request may have been delivered, and only the target's own word ends the
- * doubt: a later phase, or `forgotten`, which the target keeps for ever.
+ * `handoff` is where two hosts must agree. `open` asks the target for a sign of life first, so that a dead
+ * one is found out while the run can still unwind. In the first attempt of `handoff` a request that certainly
+ * never left (no connection came about) unwinds too. After any other failure, or the death of this process,
+ * the request may have been delivered, and only the target's own word ends the doubt: a later phase, or
+ * `forgotten`, which the target keeps for ever.
  */
 export type MigrateOutInput = {
   machineId: string;
@@ -83,7 +85,10 @@ export type MigrateOutOutput = {
   override?: OverrideNote;
 };
 
-/** From the stop signal to the first healthy answer, by phase. Each host times its own phases, so skewed clocks do not matter. */
+/**
+ * From the stop signal to the first healthy answer, by phase. Each host times its own phases, so skewed
+ * clocks do not matter.
+ */
 export type Interruption = {
   stop: number;
   seal: number;
@@ -94,8 +99,8 @@ export type Interruption = {
 };
 
 /**
- * `handoff` is what is left: export opened, request and answer on the way, and the journal. Null where the machine was not running or
- * a time is missing.
+ * `handoff` is what is left: export opened, request and answer on the way, and the journal. Null where the
+ * machine was not running or a time is missing.
  */
 export function interruption(output: MigrateOutOutput, times: TargetStatus['timesMs']): Interruption | null {
   const { stopStartedAtMs, handedOverAtMs, targetAnsweredAtMs, stopMs, sealMs } = output;
@@ -129,7 +134,9 @@ export type MigrateOutOptions = {
   peers: () => readonly Peer[];
   /** That all who ask for offers share. Left out: one of its own. */
   desk?: OfferDesk;
-  /** Targets that failed this machine of late, with their reasons: they are taken only where no other accepts. */
+  /**
+   * Targets that failed this machine of late, with their reasons: they are taken only where no other accepts.
+   */
   failedTargets?: (machineId: string) => ReadonlyMap<string, string>;
   clock: Clock;
   /** This worker. */
@@ -139,7 +146,10 @@ export type MigrateOutOptions = {
   receipts: ReceiptBook;
   /** How long the sealed volume is kept after the move. */
   retentionMs: number;
-  /** How long a stopped machine waits for a target that cannot be asked, before it starts here again. Default 15 s. */
+  /**
+   * How long a stopped machine waits for a target that cannot be asked, before it starts here again. Default
+   * 15 s.
+   */
   handoffPatienceMs?: number;
   /** Where the run's live view of the target goes (drain status, `top`); not durable. */
   onProgress?: (runId: string, status: TargetStatus) => void;
@@ -151,7 +161,9 @@ export const MIGRATE_OUT = 'migrate-out';
 /** A stop that takes longer says so. */
 const STOP_SILENCE_MS = PAUSE.stopTold.ms;
 const BEFORE_STOP = { quietMs: PATIENCE.observedStep.ms, livesOnlyMs: PATIENCE.livesOnly.ms };
-/** The machine is stopped: what cannot be done has a name and undoes the run, what is only slow never does. */
+/**
+ * The machine is stopped: what cannot be done has a name and undoes the run, what is only slow never does.
+ */
 const STOPPED = { quietMs: PATIENCE.stoppedStep.ms, whenQuiet: 'wait' as const };
 const FORWARD = { quietMs: PATIENCE.forwardStep.ms };
 const LONG = { quietMs: PATIENCE.longStep.ms };
@@ -317,8 +329,9 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           }
         },
         async undo(context) {
-          // Best effort on purpose: the target was never told that the volume is its own, it asks for this run itself, and it
-          // forgets when it hears that the run was undone. A target that is dead, or no peer any more, must not keep the machine locked.
+          // Best effort on purpose: the target was never told that the volume is its own, it asks for this
+          // run itself, and it forgets when it hears that the run was undone. A target that is dead, or no
+          // peer any more, must not keep the machine locked.
           const status = await peerOf(context)
             ?.cancel(context.runId, { signal: context.signal })
             .catch(() => null);
@@ -356,8 +369,8 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
           const startedMs = clock.monotonicMs();
           const cancelSaying = sayLater(context);
           try {
-            // Not when this process ends, since the next one takes the stop up where it is, and not because it is slow: the machine has the
-            // time that its owner gave it.
+            // Not when this process ends, since the next one takes the stop up where it is, and not because
+            // it is slow: the machine has the time that its owner gave it.
             await source.stop(context.input.machineId, context.calledOff);
           } finally {
             cancelSaying();
@@ -574,7 +587,10 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     ],
   };
 
-  /** Since the first stop signal, over all attempts: the machine has been down for so long, whichever of them did it. */
+  /**
+   * Since the first stop signal, over all attempts: the machine has been down for so long, whichever of them
+   * did it.
+   */
   function sinceTheStop(context: Context): number {
     return clock.wallMs() - (out(context).stopStartedAtMs ?? clock.wallMs());
   }
@@ -594,7 +610,10 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     });
   }
 
-  /** A target that was said to be destroyed and answers is asked once more before its blocks go. Rejects `MIGRATION_TARGET_HAS_IT`. */
+  /**
+   * A target that was said to be destroyed and answers is asked once more before its blocks go. Rejects
+   * `MIGRATION_TARGET_HAS_IT`.
+   */
   async function refuseWhenItAnswers(context: Context): Promise<void> {
     if (out(context).override !== 'target-is-destroyed') return;
     const status = await peerOf(context)
@@ -626,7 +645,10 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     }
   }
 
-  /** The target brings what the machine reads at its boot before it asks. A hint: nothing is lost when it does not arrive. */
+  /**
+   * The target brings what the machine reads at its boot before it asks. A hint: nothing is lost when it does
+   * not arrive.
+   */
   async function warmTarget(context: Context): Promise<number> {
     const signal = AbortSignal.any([context.signal, AbortSignal.timeout(PATIENCE.warm.ms)]);
     try {
@@ -669,7 +691,10 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
     }
   }
 
-  /** A pause, with the reason; an Abort when patience is over. Only while nothing was sent that the target could act upon. */
+  /**
+   * A pause, with the reason; an Abort when patience is over. Only while nothing was sent that the target
+   * could act upon.
+   */
   async function waitForTarget(
     peer: Peer,
     context: Context,

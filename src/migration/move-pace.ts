@@ -6,7 +6,10 @@ export function isServing(run: RunView): boolean {
   return run.steps.some((step) => step.name === 'settle' && step.state === 'done');
 }
 
-/** Answers say that somebody lives, and not that what he was asked for comes any nearer. They count only in steps that end by themselves. */
+/**
+ * Answers say that somebody lives, and not that what he was asked for comes any nearer. They count only in
+ * steps that end by themselves.
+ */
 const STEPS_THAT_ANSWERS_ADVANCE = new Set([
   'choose',
   'export',
@@ -30,8 +33,9 @@ function paceMark(run: RunView, live: TargetStatus | null): string {
 }
 
 /**
- * Which moves have come no further for `heldAfterMs`: a stop that takes its time, a target in doubt, a machine that does not get healthy, blocks that do
- * not come. By the monotonic clock, and from when this process looked first: what a move did before that is not known.
+ * Which moves have come no further for `heldAfterMs`: a stop that takes its time, a target in doubt, a
+ * machine that does not get healthy, blocks that do not come. By the monotonic clock, and from when this
+ * process looked first: what a move did before that is not known.
  */
 export class MovePace {
   readonly #heldAfterMs: number;

@@ -63,7 +63,10 @@ export class MoveReceiver implements MoveAnswers {
     receipts: ReceiptBook;
     /** Where the room of a move is held while its answer is made; left out: nowhere. */
     reservations?: Reservations;
-    /** How long an answer to `handoff` is held back for the volume to open, so that the source need not ask again. Default 10 s. */
+    /**
+     * How long an answer to `handoff` is held back for the volume to open, so that the source need not ask
+     * again. Default 10 s.
+     */
     handoffHoldMs?: number;
   }) {
     this.#journal = options.journal;
@@ -87,7 +90,10 @@ export class MoveReceiver implements MoveAnswers {
     return this.status(request.runId);
   }
 
-  /** Rejects `MIGRATION_REFUSED`. Its room is held while it is looked for, so that a move that comes meanwhile does not get it too. */
+  /**
+   * Rejects `MIGRATION_REFUSED`. Its room is held while it is looked for, so that a move that comes meanwhile
+   * does not get it too.
+   */
   async #promise(request: PrepareRequest): Promise<void> {
     this.#reservations?.hold(request);
     try {
@@ -121,8 +127,8 @@ export class MoveReceiver implements MoveAnswers {
   }
 
   /**
-   * Writes down how a run of this side ended: the journal forgets it. Called at its end, and for `unended` ones at the start, since the process may
-   * die between the two.
+   * Writes down how a run of this side ended: the journal forgets it. Called at its end, and for `unended`
+   * ones at the start, since the process may die between the two.
    */
   async noteEnd(run: RunView): Promise<void> {
     if (run.kind !== MIGRATE_IN || run.endedAtMs === null) return;
@@ -138,14 +144,16 @@ export class MoveReceiver implements MoveAnswers {
   async noteEnds(): Promise<void> {
     for (const moveId of this.#inbox.unended()) {
       const run = this.#run(moveId);
-      // A record that cannot be read now may be readable at the next start; until then the run itself is there.
+      // A record that cannot be read now may be readable at the next start; until then the run itself is
+      // there.
       if (run !== null) await this.noteEnd(run).catch(() => {});
     }
   }
 
   /**
-   * Where the move is. The word that was given counts before all else, then the volume's record, then the run: a run may be damaged, forced to its
-   * end, or forgotten by the journal, and "forgotten" has the source start the machine. `gone`: what was opened here is not here any more.
+   * Where the move is. The word that was given counts before all else, then the volume's record, then the
+   * run: a run may be damaged, forced to its end, or forgotten by the journal, and "forgotten" has the source
+   * start the machine. `gone`: what was opened here is not here any more.
    */
   async #phase(moveId: string, run: RunView | null): Promise<{ phase: TargetPhase; gone: boolean }> {
     const decided = this.#inbox.verdict(moveId);
@@ -153,7 +161,8 @@ export class MoveReceiver implements MoveAnswers {
     const is = (phase: TargetPhase, gone = false) => ({ phase, gone });
     if (decided?.verdict !== 'handed-over') {
       if (told !== null && told !== 'forgotten') return is(told);
-      // A move that this side does not know can never be activated here; say so for good before saying so at all.
+      // A move that this side does not know can never be activated here; say so for good before saying so at
+      // all.
       const stands = this.#inbox.decide(moveId, 'forgotten', this.#clock.wallMs());
       return stands === 'forgotten' ? is('forgotten') : this.#phase(moveId, run);
     }
@@ -219,7 +228,10 @@ export class MoveReceiver implements MoveAnswers {
     return this.#target.mend(this.#hydrated(moveId), request);
   }
 
-  /** Rejects `MIGRATION_PROOF_DIFFERS` for another free map than that of the handoff: what it names is not here. */
+  /**
+   * Rejects `MIGRATION_PROOF_DIFFERS` for another free map than that of the handoff: what it names is not
+   * here.
+   */
   async compare(moveId: string, request: CompareRequest): Promise<CompareReply> {
     const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
     if (freeMapDigest !== undefined && freeMapDigest !== request.freeMapDigest)
@@ -233,7 +245,10 @@ export class MoveReceiver implements MoveAnswers {
     return { ...figures, worker: { worker: this.#worker, publicKey, keyFingerprint: fingerprint } };
   }
 
-  /** Signs what this side finds too, and nothing else. Rejects `MIGRATION_PROOF_DIFFERS`, `MIGRATION_NOT_PROVABLE`, and as `verifyReceipt` throws. */
+  /**
+   * Signs what this side finds too, and nothing else. Rejects `MIGRATION_PROOF_DIFFERS`,
+   * `MIGRATION_NOT_PROVABLE`, and as `verifyReceipt` throws.
+   */
   async countersign(moveId: string, draft: Receipt): Promise<Receipt> {
     const kept = this.#receipts.get(moveId);
     if (kept) return kept;
@@ -253,8 +268,9 @@ export class MoveReceiver implements MoveAnswers {
   }
 
   /**
-   * An operator's word, for a source that can never sign: `run`, this side's run of a move that has all its blocks, goes on without the receipt.
-   * Throws `MIGRATION_NOTHING_TO_WAIVE` for any other run, and as `Journal.force`.
+   * An operator's word, for a source that can never sign: `run`, this side's run of a move that has all its
+   * blocks, goes on without the receipt. Throws `MIGRATION_NOTHING_TO_WAIVE` for any other run, and as
+   * `Journal.force`.
    */
   waiveReceipt(run: RunView, by: string): RunView {
     const waits = run.kind === MIGRATE_IN && run.endedAtMs === null && phaseOf(run) === 'hydrated';

@@ -27,7 +27,10 @@ import { type Override, Overrides } from './overrides.ts';
 import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
-/** Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that outlives its "process". */
+/**
+ * Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that
+ * outlives its "process".
+ */
 class Pair {
   readonly world = new MoveWorld();
   readonly #dir: string;
@@ -123,7 +126,9 @@ class Pair {
     return overrides.force('run1', { how, targetIsDestroyed, by: 'a test' });
   }
 
-  /** Resolves when the source has handed over and the target, which has the volume open, goes on no further. */
+  /**
+   * Resolves when the source has handed over and the target, which has the volume open, goes on no further.
+   */
   async heldAtTheTarget(): Promise<void> {
     let boots = false;
     const { boot } = this.world.targetSide;

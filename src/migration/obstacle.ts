@@ -2,14 +2,17 @@ import { isGodwitError } from '../base/errors.ts';
 import { Abort } from '../journal/outcome.ts';
 
 /*
- * What stands in the way of a step has a name, or it is only slow. An obstacle that trying again does not lift (`retry: 'never'`) sends the run back at
- * once, which the journal does for every step; slowness and silence never do, once the machine is stopped (journal/run.ts, `whenQuiet`).
+ * What stands in the way of a step has a name, or it is only slow. An obstacle that trying again does not
+ * lift (`retry: 'never'`) sends the run back at once, which the journal does for every step; slowness and
+ * silence never do, once the machine is stopped (journal/run.ts, `whenQuiet`).
  */
 
 /** Of what is neither: tries after which it does not pass by itself either. */
 const TRIES_MAX = 5;
 
-/** While the machine is stopped: what is not known to pass is tried a few times, because the machine waits. */
+/**
+ * While the machine is stopped: what is not known to pass is tried a few times, because the machine waits.
+ */
 export async function orBack<T>(attempt: number, work: Promise<T>): Promise<T> {
   try {
     return await work;

@@ -16,15 +16,19 @@ export type OfferQuestion = {
   wanted: string | null;
   request: OfferRequest;
   signal?: AbortSignal | undefined;
-  /** Who has not answered by then counts as silent. Left out: as long as he lives (api/peer-client.ts), or until another has accepted and a moment more. */
+  /**
+   * Who has not answered by then counts as silent. Left out: as long as he lives (api/peer-client.ts), or
+   * until another has accepted and a moment more.
+   */
   waitMs?: number;
   /** Of questions that belong together (a plan): who was silent once is not asked again. Filled here. */
   silent?: Map<string, Offer>;
 };
 
 /**
- * Asks peers for offers, side by side. One that does not answer counts as a refusal with that reason, and is remembered: until it has answered, it is asked
- * along, by one question at a time, and nobody waits for it. So a worker that hangs costs one bounded wait, whoever asks and however often.
+ * Asks peers for offers, side by side. One that does not answer counts as a refusal with that reason, and is
+ * remembered: until it has answered, it is asked along, by one question at a time, and nobody waits for it.
+ * So a worker that hangs costs one bounded wait, whoever asks and however often.
  */
 export class OfferDesk {
   readonly #peers: () => readonly Peer[];
@@ -81,7 +85,10 @@ export class OfferDesk {
     }
   }
 
-  /** Of one that was silent: its answer, if that comes within a moment. The question goes on, and its answer ends the silence. */
+  /**
+   * Of one that was silent: its answer, if that comes within a moment. The question goes on, and its answer
+   * ends the silence.
+   */
   async #probe(peer: Peer, request: OfferRequest): Promise<Offer> {
     if (this.#probes.has(peer.name)) throw stillSilent();
     const probe = this.#offer(peer, request).finally(() => this.#probes.delete(peer.name));

@@ -28,9 +28,9 @@ export type OverridesOptions = {
 };
 
 /**
- * An operator's overrides of the two runs of a move. One host may not decide for two: where an override could have the machine run twice, or takes
- * blocks from a target that needs them, the other worker is asked first. Its word counts; when there is none, only the statement that it is
- * destroyed stands in for it.
+ * An operator's overrides of the two runs of a move. One host may not decide for two: where an override could
+ * have the machine run twice, or takes blocks from a target that needs them, the other worker is asked first.
+ * Its word counts; when there is none, only the statement that it is destroyed stands in for it.
  */
 export class Overrides {
   readonly #options: OverridesOptions;
@@ -40,8 +40,8 @@ export class Overrides {
   }
 
   /**
-   * Rejects as `Journal.force`, and `MIGRATION_TARGET_HAS_IT`, `MIGRATION_TARGET_NEEDS_BLOCKS`, `MIGRATION_TARGET_UNASKED`; `unproven` as
-   * `MoveReceiver.waiveReceipt`.
+   * Rejects as `Journal.force`, and `MIGRATION_TARGET_HAS_IT`, `MIGRATION_TARGET_NEEDS_BLOCKS`,
+   * `MIGRATION_TARGET_UNASKED`; `unproven` as `MoveReceiver.waiveReceipt`.
    */
   async force(id: string, override: Override): Promise<RunView> {
     const { journal, receiver } = this.#options;

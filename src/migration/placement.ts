@@ -25,7 +25,10 @@ export type HostLoad = {
   freeDiskBytes: number;
   /** What volumes that are still arriving will take of it. */
   reserved: readonly DiskReservation[];
-  /** The memory that live maps of clones are in, where the userspace plane has them. Left out: it is not known. */
+  /**
+   * The memory that live maps of clones are in, where the userspace plane has them. Left out: it is not
+   * known.
+   */
   maps?: { dir: string; freeBytes: number; reserved: readonly DiskReservation[] };
   totalDiskBytes: number;
   /** Machines that are here and moves that have been promised room, without the machine in question. */
@@ -75,12 +78,17 @@ const DISK_HEADROOM_FRACTION = 0.1;
 /** CPUs may be promised this many times over; memory is never. */
 const CPU_OVERCOMMIT = 4;
 
-/** Bytes of disk that must be free for a machine to be taken. Volumes are thin, so this follows the use, not the length. */
+/**
+ * Bytes of disk that must be free for a machine to be taken. Volumes are thin, so this follows the use, not
+ * the length.
+ */
 export function diskNeedBytes(machine: Pick<PlacementRequest, 'volumeUsedBytes'>): number {
   return Math.ceil(machine.volumeUsedBytes * (1 + DISK_HEADROOM_FRACTION));
 }
 
-/** A worker's answer to "can you take this machine?". Pure: the same question and load give the same answer. */
+/**
+ * A worker's answer to "can you take this machine?". Pure: the same question and load give the same answer.
+ */
 export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   const others = [...host.placed, ...request.planned].filter(
     (placed) => placed.machineId !== request.machine.machineId,
@@ -107,7 +115,8 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
 
   if (host.worker === request.sourceWorker) return refuse('is the worker that the machine leaves');
   if (host.draining) return refuse('is draining');
-  // More may be promised than there is (machines that rest were admitted one at a time): who asks for none takes none.
+  // More may be promised than there is (machines that rest were admitted one at a time): who asks for none
+  // takes none.
   if (request.machine.memoryBytes > Math.max(0, freeMemoryBytes)) {
     return refuse(
       `memory: needs ${mebibytes(request.machine.memoryBytes)}, has ${mebibytes(freeMemoryBytes)}`,
@@ -153,7 +162,10 @@ function planeProblem(plane: Plane, lacking: string, { userspaceOnly }: Placemen
   return `cannot do the ${plane} plane${why}: ${lacking}`;
 }
 
-/** Why the host could not open the machine's volume; null when it could, given its key, or when the volume is not encrypted. */
+/**
+ * Why the host could not open the machine's volume; null when it could, given its key, or when the volume is
+ * not encrypted.
+ */
 function encryptionProblem(host: HostLoad, machine: PlacementRequest): string | null {
   const { encryption, volumeLengthBytes } = machine;
   if (encryption === undefined) return null;
@@ -168,8 +180,9 @@ function encryptionProblem(host: HostLoad, machine: PlacementRequest): string | 
 }
 
 /**
- * The best of the offers, or why there is none. A worker that failed the machine of late (`failed`, with its reason) goes behind all others; then one without a
- * member of the machine's group always goes before one with a member; within that the higher score, then the name, so that the choice is the same every time.
+ * The best of the offers, or why there is none. A worker that failed the machine of late (`failed`, with its
+ * reason) goes behind all others; then one without a member of the machine's group always goes before one
+ * with a member; within that the higher score, then the name, so that the choice is the same every time.
  */
 export function chooseOffer(
   offers: readonly Offer[],

@@ -83,7 +83,8 @@ test('interruptions follow one after the other, hydrations share the wire, a sto
     plan.steps.map((step) => step.predictedHydrationMs),
     [1000, 1000],
   );
-  // 500 before the stop, 700 stopped, then a second for the bytes of a; b is ready by then, and its second follows.
+  // 500 before the stop, 700 stopped, then a second for the bytes of a; b is ready by then, and its second
+  // follows.
   assert.equal(plan.predictedFinishMs, 500 + 700 + 1000 + 1000);
 });
 

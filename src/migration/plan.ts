@@ -43,8 +43,9 @@ export type PlanSubject = {
 };
 
 /**
- * Asks for offers in the order in which the drain would move the machines, counting what the plan has already put on each worker.
- * Interruptions follow one after the other; each hydration begins when its machine has booted and they share the source's bandwidth.
+ * Asks for offers in the order in which the drain would move the machines, counting what the plan has already
+ * put on each worker. Interruptions follow one after the other; each hydration begins when its machine has
+ * booted and they share the source's bandwidth.
  */
 export async function planDrain(
   worker: string,

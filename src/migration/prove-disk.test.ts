@@ -13,7 +13,10 @@ import type { GuestWrites } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { RegionDigests } from '../volume/region-digests.ts';
 
-/** The proof of a move to the kernel plane: a sealed device, and one that the kernel is said to have made a copy of. */
+/**
+ * The proof of a move to the kernel plane: a sealed device, and one that the kernel is said to have made a
+ * copy of.
+ */
 const MIB = 2 ** 20;
 const BLOCK = 4096;
 const LENGTH = 200 * MIB + 3 * BLOCK;

@@ -53,11 +53,13 @@ const ASK_AGAIN_MS = PAUSE.proofAgain.ms;
 type ToMend = StatedRange & { position: number | null };
 
 /**
- * The source's part of proving a move whose target is whole: holds what the target fetched against the sealed content, has mended what differs, and signs
- * with the target what was found. Only the source asks. Idempotent: a receipt that either side has is the one.
+ * The source's part of proving a move whose target is whole: holds what the target fetched against the sealed
+ * content, has mended what differs, and signs with the target what was found. Only the source asks.
+ * Idempotent: a receipt that either side has is the one.
  *
- * Rejects `MIGRATION_CONTENT_DIFFERS` where something was wrong twice, `MIGRATION_CONTENT_UNEXPLAINED` where more differs than the guest has written, `MIGRATION_PROOF_DIFFERS` when the two workers do not get the same sums, and with
- * what the two volume servers reject.
+ * Rejects `MIGRATION_CONTENT_DIFFERS` where something was wrong twice, `MIGRATION_CONTENT_UNEXPLAINED` where
+ * more differs than the guest has written, `MIGRATION_PROOF_DIFFERS` when the two workers do not get the same
+ * sums, and with what the two volume servers reject.
  */
 export async function proveMove(options: ProveOptions): Promise<Receipt> {
   const { moveId, peer, receipts, signal } = options;
@@ -131,7 +133,8 @@ class Proof {
     );
     const sums = { ranges: 0, bytes: 0, readBackBytes: 0 };
     let ended = false;
-    // What is mended comes again at the end of the log: only a page that was asked for after the last mend can say where that is.
+    // What is mended comes again at the end of the log: only a page that was asked for after the last mend
+    // can say where that is.
     const ask = (cursor: number) => ({
       mends: this.#mends,
       answer: quietly(peer.fetched(moveId, { cursor }, { signal })),
@@ -163,7 +166,9 @@ class Proof {
     return { ...sums, root: root.hex(), disk: null };
   }
 
-  /** Holds all that may be in use against the target's disk: by regions, and by blocks where a region differs. */
+  /**
+   * Holds all that may be in use against the target's disk: by regions, and by blocks where a region differs.
+   */
   async #compareDisk(freeMapDigest: string | null): Promise<Compared> {
     const { source, moveId, onProgress } = this.#options;
     const disk = new Comparison(this.#lengthBytes, freeMapDigest);

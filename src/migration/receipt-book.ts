@@ -2,8 +2,8 @@ import type { DatabaseSync } from 'node:sqlite';
 import { type Receipt, verifyReceipt } from '../receipt/envelope.ts';
 
 /**
- * The receipts of this worker's moves, to and fro, and which moves an operator ended without one at their target. Kept for ever: some 3 KiB
- * each.
+ * The receipts of this worker's moves, to and fro, and which moves an operator ended without one at their
+ * target. Kept for ever: some 3 KiB each.
  */
 export class ReceiptBook {
   readonly #database: DatabaseSync;
@@ -40,7 +40,10 @@ export class ReceiptBook {
     return row?.waived_at_ms ?? null;
   }
 
-  /** Durably, unless there is one of this move; answers the one that stands. The receipt is complete and holds. */
+  /**
+   * Durably, unless there is one of this move; answers the one that stands. The receipt is complete and
+   * holds.
+   */
   keep(receipt: Receipt): Receipt {
     const { moveId, machine, timesMs } = verifyReceipt(receipt);
     this.#database

@@ -3,9 +3,10 @@ import { PATIENCE } from '../base/patience.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 
 /**
- * Room that this worker is about to promise: a move that asks for it holds its part while its answer is being made, so that two that come at once do not get the same
- * room. Once it is promised, the target's own run holds it (migrate-in.ts), for as long as that is open. Held by run id, in the order in which they came, and not for
- * longer than an answer may take.
+ * Room that this worker is about to promise: a move that asks for it holds its part while its answer is being
+ * made, so that two that come at once do not get the same room. Once it is promised, the target's own run
+ * holds it (migrate-in.ts), for as long as that is open. Held by run id, in the order in which they came, and
+ * not for longer than an answer may take.
  */
 export class Reservations {
   readonly #clock: Clock;

@@ -19,7 +19,10 @@ import { MIGRATE_OUT, migrateOut } from './migrate-out.ts';
 import { MoveReceiver } from './move-receiver.ts';
 import { ReceiptBook } from './receipt-book.ts';
 
-/** Moves on a virtual clock, on hosts where everything takes `factor` times as long as on a quick one, or something hangs. */
+/**
+ * Moves on a virtual clock, on hosts where everything takes `factor` times as long as on a quick one, or
+ * something hangs.
+ */
 
 /** On a quick host, in milliseconds. What is not here takes `OTHER_MS`. */
 const USUAL_MS: Readonly<Record<string, number>> = {

@@ -17,7 +17,10 @@ export type NbdTls = {
   /** Our own certificate and key (PEM), where the server asks for them. */
   certificate?: string | Buffer;
   key?: string | Buffer;
-  /** Name that the server's certificate must be for. Default: the host of the address, `localhost` for a Unix socket. */
+  /**
+   * Name that the server's certificate must be for. Default: the host of the address, `localhost` for a Unix
+   * socket.
+   */
   hostname?: string;
   /** Default true. False: encrypted, but to whom is anybody's guess. */
   verifyPeer?: boolean;
@@ -58,8 +61,8 @@ export class NbdConnection<Result> {
   constructor(options: NbdConnectionOptions<Result>) {
     this.#options = options;
     const staging = Buffer.allocUnsafeSlow(HANDSHAKE_STAGING_BYTES);
-    // Bytes land where the session wants them: a payload in the caller's buffer, with no copy in between. A socket on which TLS may
-    // begin cannot do that: it reads into buffers of its own.
+    // Bytes land where the session wants them: a payload in the caller's buffer, with no copy in between. A
+    // socket on which TLS may begin cannot do that: it reads into buffers of its own.
     this.#socket =
       options.tls.mode === 'off'
         ? new Socket({
@@ -95,7 +98,10 @@ export class NbdConnection<Result> {
     this.#writer?.close();
   }
 
-  /** Ends the connection when what was written has left; resolves when it is closed. Nothing is called any more. */
+  /**
+   * Ends the connection when what was written has left; resolves when it is closed. Nothing is called any
+   * more.
+   */
   end(): Promise<void> {
     this.#over = true;
     this.#writer?.finish();
@@ -130,8 +136,8 @@ export class NbdConnection<Result> {
 
   #next(): void {
     if (this.#driver.waitsFor === 'bytes') return;
-    // Bytes that somebody slipped in before the encryption began must not count as bytes from inside of it; and a server has
-    // nothing to say before the first request.
+    // Bytes that somebody slipped in before the encryption began must not count as bytes from inside of it;
+    // and a server has nothing to say before the first request.
     if (this.#driver.restBytes > 0) throw protocolError('bytes that were not asked for');
     if (this.#driver.waitsFor === 'secure') {
       this.#secure();

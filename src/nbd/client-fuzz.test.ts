@@ -30,9 +30,10 @@ import {
 import { RequestWriter } from './request-writer.ts';
 
 /**
- * Hostile servers against both phases of the client: what a correct server would send, with fields that lie, chunks left out, repeated,
- * swapped, cut and flipped, and cut into reads at random places. Every input ends in answers or in one typed error, no byte lands outside
- * of the buffer that was asked for, and a read that succeeds has every byte that the server sent for it.
+ * Hostile servers against both phases of the client: what a correct server would send, with fields that lie,
+ * chunks left out, repeated, swapped, cut and flipped, and cut into reads at random places. Every input ends
+ * in answers or in one typed error, no byte lands outside of the buffer that was asked for, and a read that
+ * succeeds has every byte that the server sent for it.
  */
 const RUNS = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;
 const SEED = testSeed();

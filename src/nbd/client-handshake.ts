@@ -28,13 +28,15 @@ import {
 } from './protocol.ts';
 
 /**
- * The client's side of the handshake (doc/proto.md, "Fixed newstyle negotiation"), without I/O: generators that say what they
- * need next. Every one begins with the greeting; `negotiate` ends where requests may be sent, `list` with a soft disconnect.
+ * The client's side of the handshake (doc/proto.md, "Fixed newstyle negotiation"), without I/O: generators
+ * that say what they need next. Every one begins with the greeting; `negotiate` ends where requests may be
+ * sent, `list` with a soft disconnect.
  *
  *   greeting ─→ [STARTTLS] ─→ EXTENDED_HEADERS, else STRUCTURED_REPLY ─→ SET_META_CONTEXT ─→ GO, else EXPORT_NAME
  *   greeting ─→ [STARTTLS] ─→ LIST ─→ ABORT
  *
- * The rule is one option at a time, so each arrow is a round trip. Everything that the server sends has a limit, in length and in number.
+ * The rule is one option at a time, so each arrow is a round trip. Everything that the server sends has a
+ * limit, in length and in number.
  */
 export type HandshakeStep =
   /** Answer with exactly so many bytes. */
@@ -294,8 +296,8 @@ function checkExport(export_: RemoteExport): void {
 }
 
 /**
- * Drives a handshake with the bytes of a connection. `push` answers what is to be done now; bytes that came after the end of the
- * handshake, or after its switch to TLS, are in `rest`.
+ * Drives a handshake with the bytes of a connection. `push` answers what is to be done now; bytes that came
+ * after the end of the handshake, or after its switch to TLS, are in `rest`.
  */
 export class HandshakeDriver<Result> {
   readonly #handshake: Handshake<Result>;

@@ -28,16 +28,19 @@ import {
 import type { RequestWriter } from './request-writer.ts';
 
 /**
- * The transmission phase of one connection, without I/O: bytes go in through `space` and `landed` (or `push`), requests out through the
- * writer. It is made for one connection and ends with it; whoever owns it makes the next one and sends again what was not answered.
+ * The transmission phase of one connection, without I/O: bytes go in through `space` and `landed` (or
+ * `push`), requests out through the writer. It is made for one connection and ends with it; whoever owns it
+ * makes the next one and sends again what was not answered.
  *
- * Replies may come in any order and, where structured, in any number of chunks. Each names its request by cookie: the number of a slot and
- * how many requests that slot has had, so that a late, repeated or invented reply finds nothing. The data of a read lands in the
- * buffer of whoever asked; a read has succeeded only when every byte of it came exactly once. All violations throw `NBD_PROTOCOL`.
+ * Replies may come in any order and, where structured, in any number of chunks. Each names its request by
+ * cookie: the number of a slot and how many requests that slot has had, so that a late, repeated or invented
+ * reply finds nothing. The data of a read lands in the buffer of whoever asked; a read has succeeded only
+ * when every byte of it came exactly once. All violations throw `NBD_PROTOCOL`.
  *
- * NBD has no ping. A connection that is silent for an interval is asked for its first block, the cheapest request that every server
- * answers; and a request that is not answered in time ends the connection, since the server has lost it or is not there. The time doubles
- * with each replay of the request: one that takes a server long ends some day, instead of being sent again for ever.
+ * NBD has no ping. A connection that is silent for an interval is asked for its first block, the cheapest
+ * request that every server answers; and a request that is not answered in time ends the connection, since
+ * the server has lost it or is not there. The time doubles with each replay of the request: one that takes a
+ * server long ends some day, instead of being sent again for ever.
  */
 
 /** What a server says about a request that it failed. */
@@ -93,7 +96,10 @@ type Slot = {
 
 /** Requests on the wire at the very most. */
 const SLOTS_MAX = 1024;
-/** From this size on the rest of a payload is read straight into its destination; below, one read for many replies is cheaper. */
+/**
+ * From this size on the rest of a payload is read straight into its destination; below, one read for many
+ * replies is cheaper.
+ */
 const DIRECT_BYTES_MIN = 16 * 1024;
 const STAGING_BYTES = 128 * 1024;
 const BIG_PAYLOAD_BYTES = 128 * 1024;
@@ -121,7 +127,10 @@ export class NbdSession {
   #state: 'head' | 'data' | 'payload' = 'head';
   readonly #head = Buffer.alloc(HEAD_BYTES_MAX);
   #headBytes = 0;
-  /** Destination of the bytes that are coming in: a piece of the buffer of a read, or the payload of another chunk. */
+  /**
+   * Destination of the bytes that are coming in: a piece of the buffer of a read, or the payload of another
+   * chunk.
+   */
   #data: Uint8Array = NOTHING;
   #dataBytes = 0;
   /** Whose they are, the type of their chunk, and whether it is the last one. */
@@ -221,7 +230,8 @@ export class NbdSession {
     this.#options.onOver(error);
   }
 
-  // --- bytes in ------------------------------------------------------------------------------------------------------
+  // --- bytes in
+  // ------------------------------------------------------------------------------------------------------
 
   /** Where the next bytes should land. Never empty. */
   space(): Uint8Array {
@@ -275,7 +285,10 @@ export class NbdSession {
     this.fail(error instanceof GodwitError ? error : protocolError(String(error)));
   }
 
-  /** How many bytes of the input it took. A head that is whole in the input is read there; one in two pieces is put together first. */
+  /**
+   * How many bytes of the input it took. A head that is whole in the input is read there; one in two pieces
+   * is put together first.
+   */
   #takeHead(bytes: Buffer, at: number): number {
     if (this.#headBytes === 0) {
       const taken = this.#parseHead(bytes, at, bytes.length - at);
@@ -469,9 +482,13 @@ export class NbdSession {
     if (!this.#over) this.#options.onRoom();
   }
 
-  // --- liveness ------------------------------------------------------------------------------------------------------
+  // --- liveness
+  // ------------------------------------------------------------------------------------------------------
 
-  /** Counting intervals instead of comparing times keeps a process that was itself asleep from blaming its peer. */
+  /**
+   * Counting intervals instead of comparing times keeps a process that was itself asleep from blaming its
+   * peer.
+   */
   #armTimer(): void {
     this.#cancelTimer = this.#options.clock.timer(this.#options.keepAliveIntervalMs, () => {
       if (this.#over) return;

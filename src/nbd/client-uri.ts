@@ -3,7 +3,10 @@ import { type ErrorValues, GodwitError } from '../base/errors.ts';
 /** Where a server listens. */
 export type NbdAddress = { host: string; port: number } | { path: string };
 
-/** off: never. allow: where the server offers it, which whoever sits in between can prevent. require: or not at all. */
+/**
+ * off: never. allow: where the server offers it, which whoever sits in between can prevent. require: or not
+ * at all.
+ */
 export type NbdTlsMode = 'off' | 'allow' | 'require';
 
 /** What a URI of the NBD project (doc/uri.md) says. */
@@ -15,7 +18,9 @@ export type NbdUri = {
     /** Name that the server's certificate must be for; null: the host of the address. */
     hostname: string | null;
     verifyPeer: boolean;
-    /** Folder with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` where the server asks for them. */
+    /**
+     * Folder with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` where the server asks for them.
+     */
     certificatesDir: string | null;
   };
 };
@@ -41,9 +46,10 @@ export function isNbdUri(text: string): boolean {
 }
 
 /**
- * Takes `nbd://HOST[:PORT]/EXPORT`, `nbds://…` (TLS or nothing), `nbd+unix:///EXPORT?socket=PATH` and `nbds+unix:///…`, with the
- * query parameters `socket`, `tls-type` (x509 only), `tls-hostname`, `tls-verify-peer`, and libnbd's `tls-certificates`. Parameters
- * that begin with `x-` are somebody's experiments and are passed over; all others are refused, as the document asks. Pure. Throws `NBD_BAD_URI`.
+ * Takes `nbd://HOST[:PORT]/EXPORT`, `nbds://…` (TLS or nothing), `nbd+unix:///EXPORT?socket=PATH` and
+ * `nbds+unix:///…`, with the query parameters `socket`, `tls-type` (x509 only), `tls-hostname`,
+ * `tls-verify-peer`, and libnbd's `tls-certificates`. Parameters that begin with `x-` are somebody's
+ * experiments and are passed over; all others are refused, as the document asks. Pure. Throws `NBD_BAD_URI`.
  */
 export function parseNbdUri(text: string): NbdUri {
   const match = URI_PATTERN.exec(text);

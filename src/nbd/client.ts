@@ -14,8 +14,8 @@ import type { NbdAddress } from './client-uri.ts';
 import { ALLOCATION_STATE, COMMAND, COMMAND_FLAG, NBD_ERROR, nameOf, TRANSMISSION_FLAG } from './protocol.ts';
 
 /**
- * An export of an NBD server as a block device. Connections may come and go: what was not answered is sent again on the next
- * one, and whoever reads only sees that it takes longer.
+ * An export of an NBD server as a block device. Connections may come and go: what was not answered is sent
+ * again on the next one, and whoever reads only sees that it takes longer.
  *
  *   connecting ──→ connected ⇄ lost        any ──close──→ closed        any ──export changed──→ failed
  *
@@ -23,7 +23,10 @@ import { ALLOCATION_STATE, COMMAND, COMMAND_FLAG, NBD_ERROR, nameOf, TRANSMISSIO
  */
 export type NbdClientState = 'connecting' | 'connected' | 'lost' | 'failed' | 'closed';
 
-/** guest: somebody waits for it. background: it goes when no guest request waits, and never takes the last quarter of the queue. */
+/**
+ * guest: somebody waits for it. background: it goes when no guest request waits, and never takes the last
+ * quarter of the queue.
+ */
 export type NbdReadOptions = { priority?: 'guest' | 'background'; signal?: AbortSignal };
 
 /** What tells an export from another. */
@@ -47,19 +50,27 @@ export type NbdClientOptions = {
   expected?: Pick<NbdIdentity, 'lengthBytes'> & Partial<NbdIdentity>;
   /** Default true: refuses writes, whatever the server would take. */
   readOnly?: boolean;
-  /** Connections at once, 1 to 16, where the server allows more than one (NBD_FLAG_CAN_MULTI_CONN). Default 1. */
+  /**
+   * Connections at once, 1 to 16, where the server allows more than one (NBD_FLAG_CAN_MULTI_CONN). Default 1.
+   */
   connections?: number;
   /** Requests at once over all connections, 1 to 1024. Default 64. */
   queueDepth?: number;
   /** Largest single READ or WRITE; longer ones are split. Default 1 MiB. */
   transferBytesMax?: number;
-  /** From dialling to the end of the handshake. Default 10 s; doubles, up to eight times, as long as the server is silent. */
+  /**
+   * From dialling to the end of the handshake. Default 10 s; doubles, up to eight times, as long as the
+   * server is silent.
+   */
   handshakeTimeoutMs?: number;
   /** Silence after which the server is asked for its first block. Default 3 s. */
   keepAliveIntervalMs?: number;
   /** How long that may take while nothing else is under way. Default 5 s; doubles like the handshake's. */
   keepAliveTimeoutMs?: number;
-  /** How long a request may take before its connection is given up; doubles with each replay of the request. Default 15 s. */
+  /**
+   * How long a request may take before its connection is given up; doubles with each replay of the request.
+   * Default 15 s.
+   */
   requestTimeoutMs?: number;
   /** First and longest pause between attempts to connect. Default 50 ms and 3 s. */
   backoffMs?: number;
@@ -115,7 +126,10 @@ const DEFAULTS = {
 const BLOCK_BYTES_MIN = 512;
 const BLOCK_BYTES_MAX = 4096;
 const SLABS_KEPT_BYTES = 2 * 1024 * 1024;
-/** One request that carries no data: WRITE_ZEROES, TRIM, BLOCK_STATUS. Bounded, so that none of them keeps others waiting for long. */
+/**
+ * One request that carries no data: WRITE_ZEROES, TRIM, BLOCK_STATUS. Bounded, so that none of them keeps
+ * others waiting for long.
+ */
 const EFFECT_BYTES_MAX = 256 * 1024 * 1024;
 const STATUS_BYTES_MAX = 2 * 2 ** 30;
 /** A request that the server has no memory for is tried again, so often. */
@@ -152,8 +166,8 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * Resolves once the export is there and checked. Network errors are tried again for `timeoutMs` (default 30 s) or until
-   * `signal`; a refusal rejects at once.
+   * Resolves once the export is there and checked. Network errors are tried again for `timeoutMs` (default 30
+   * s) or until `signal`; a refusal rejects at once.
    */
   static async connect(
     options: NbdClientOptions,
@@ -187,8 +201,8 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * A device at once, connected in the background: for whoever knows what the export is and has to come up while it is away.
-   * Reads wait for it.
+   * A device at once, connected in the background: for whoever knows what the export is and has to come up
+   * while it is away. Reads wait for it.
    */
   static open(options: NbdClientOptions & { expected: { lengthBytes: number } }): NbdClient {
     const client = new NbdClient(options);
@@ -196,7 +210,10 @@ export class NbdClient implements BlockDevice {
     return client;
   }
 
-  /** What the server has, in its order. Rejects with the errors of a connection; `NBD_REFUSED` where the server does not tell. */
+  /**
+   * What the server has, in its order. Rejects with the errors of a connection; `NBD_REFUSED` where the
+   * server does not tell.
+   */
   static listExports(
     options: Pick<NbdClientOptions, 'address' | 'tls' | 'clock'> & { timeoutMs?: number },
   ): Promise<NbdListedExport[]> {
@@ -230,7 +247,8 @@ export class NbdClient implements BlockDevice {
     });
   }
 
-  // --- what it is ----------------------------------------------------------------------------------------------------
+  // --- what it is
+  // ----------------------------------------------------------------------------------------------------
 
   get lengthBytes(): number {
     return this.#export?.lengthBytes ?? this.#options.expected!.lengthBytes;
@@ -286,9 +304,13 @@ export class NbdClient implements BlockDevice {
     return () => this.#listeners.delete(listener);
   }
 
-  // --- BlockDevice ---------------------------------------------------------------------------------------------------
+  // --- BlockDevice
+  // ---------------------------------------------------------------------------------------------------
 
-  /** Waits through outages. A signal takes effect while the read is queued; once it is on the wire it is waited for. */
+  /**
+   * Waits through outages. A signal takes effect while the read is queued; once it is on the wire it is
+   * waited for.
+   */
   read(offsetBytes: number, into: Uint8Array, options?: NbdReadOptions): Promise<void> {
     try {
       checkRange(this, offsetBytes, into.length);
@@ -300,8 +322,9 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * `fua`: resolves when the data is durable. Where the server's minimum block is larger than 4096 bytes, a write that is not made of whole
-   * ones rejects with `NBD_UNALIGNED`: to read, change and write back would undo what another client wrote in between.
+   * `fua`: resolves when the data is durable. Where the server's minimum block is larger than 4096 bytes, a
+   * write that is not made of whole ones rejects with `NBD_UNALIGNED`: to read, change and write back would
+   * undo what another client wrote in between.
    */
   async write(offsetBytes: number, from: Uint8Array, options: { fua?: boolean } = {}): Promise<void> {
     this.#checkMutation(offsetBytes, from.length);
@@ -320,8 +343,8 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * By WRITE_ZEROES, which lets the server make a hole, and not by TRIM: after TRIM the range may read as anything, its old
-   * content included, and by the contract of a block device it reads as zeros.
+   * By WRITE_ZEROES, which lets the server make a hole, and not by TRIM: after TRIM the range may read as
+   * anything, its old content included, and by the contract of a block device it reads as zeros.
    */
   async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
     this.#checkMutation(offsetBytes, lengthBytes);
@@ -333,7 +356,10 @@ export class NbdClient implements BlockDevice {
     await this.#writeZeroes(offsetBytes, lengthBytes, COMMAND_FLAG.noHole);
   }
 
-  /** The protocol's own TRIM: a hint after which the range reads as anything. Nothing happens where the server does not know it. */
+  /**
+   * The protocol's own TRIM: a hint after which the range reads as anything. Nothing happens where the server
+   * does not know it.
+   */
   async trim(offsetBytes: number, lengthBytes: number): Promise<void> {
     this.#checkMutation(offsetBytes, lengthBytes);
     if (!this.#has(TRANSMISSION_FLAG.sendTrim)) return;
@@ -344,8 +370,8 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * By BLOCK_STATUS with base:allocation; all data where the server cannot tell. A hole is what the server says reads as zeros; what is
-   * only not allocated may read as anything.
+   * By BLOCK_STATUS with base:allocation; all data where the server cannot tell. A hole is what the server
+   * says reads as zeros; what is only not allocated may read as anything.
    */
   async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
     checkRange(this, offsetBytes, lengthBytes);
@@ -389,7 +415,8 @@ export class NbdClient implements BlockDevice {
     cancel();
   }
 
-  // --- requests ------------------------------------------------------------------------------------------------------
+  // --- requests
+  // ------------------------------------------------------------------------------------------------------
 
   #has(flag: number): boolean {
     return this.#export !== null && (this.#export.transmissionFlags & flag) !== 0;
@@ -477,7 +504,10 @@ export class NbdClient implements BlockDevice {
     }
   }
 
-  /** Pieces from `offsetBytes` on without gaps, in whole blocks, at most to the end of the range and never none. */
+  /**
+   * Pieces from `offsetBytes` on without gaps, in whole blocks, at most to the end of the range and never
+   * none.
+   */
   async #status(offsetBytes: number, lengthBytes: number): Promise<Pick<Extent, 'lengthBytes' | 'kind'>[]> {
     // Whether the server can tell is known after the first connection.
     if (this.#export === null)
@@ -636,7 +666,8 @@ export class NbdClient implements BlockDevice {
     return tasks;
   }
 
-  // --- connections ---------------------------------------------------------------------------------------------------
+  // --- connections
+  // ---------------------------------------------------------------------------------------------------
 
   #setState(state: NbdClientState): void {
     if (this.#state === state || this.#state === 'closed') return;
@@ -776,7 +807,10 @@ export class NbdClient implements BlockDevice {
     else this.#pump();
   }
 
-  /** Throws `NBD_EXPORT_CHANGED` unless the export is the one that we know or expect; `NBD_UNSUPPORTED_EXPORT`. */
+  /**
+   * Throws `NBD_EXPORT_CHANGED` unless the export is the one that we know or expect;
+   * `NBD_UNSUPPORTED_EXPORT`.
+   */
   #checkExport(export_: RemoteExport): void {
     const unit = Math.min(BLOCK_BYTES_MAX, Math.max(BLOCK_BYTES_MIN, export_.minimumBlockBytes));
     if (export_.lengthBytes === 0 || export_.lengthBytes % unit !== 0) {
@@ -822,7 +856,10 @@ export class NbdClient implements BlockDevice {
   }
 }
 
-/** Rejects with the first error, but only when no part is under way any more: the buffers are in use until then. */
+/**
+ * Rejects with the first error, but only when no part is under way any more: the buffers are in use until
+ * then.
+ */
 async function allSettled(parts: Promise<void>[]): Promise<void> {
   for (const result of await Promise.allSettled(parts)) {
     if (result.status === 'rejected') throw result.reason;

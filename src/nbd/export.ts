@@ -5,8 +5,9 @@ import { ALLOCATION_CONTEXT, HYDRATION_CONTEXT, TRANSMISSION_FLAG } from './prot
 export type HydrationExtent = { offsetBytes: number; lengthBytes: number; kind: 'hydrated' | 'remote' };
 
 /**
- * Which parts of a range are hydrated, in order, without gaps, adjacent extents of one kind merged, at most `limitExtents`; so the last one
- * may end before the range does. Borders are multiples of the device's `blockBytes`.
+ * Which parts of a range are hydrated, in order, without gaps, adjacent extents of one kind merged, at most
+ * `limitExtents`; so the last one may end before the range does. Borders are multiples of the device's
+ * `blockBytes`.
  */
 export type HydrationExtents = (
   offsetBytes: number,
@@ -15,7 +16,10 @@ export type HydrationExtents = (
 ) => HydrationExtent[] | Promise<HydrationExtent[]>;
 
 export type NbdExportOptions = {
-  /** What clients ask for: at most 4096 bytes of UTF-8. A server with one export gives it to clients that ask for no name too. */
+  /**
+   * What clients ask for: at most 4096 bytes of UTF-8. A server with one export gives it to clients that ask
+   * for no name too.
+   */
   name: string;
   /** For people, in lists. */
   description?: string;
@@ -25,11 +29,15 @@ export type NbdExportOptions = {
   /** Of a clone: offers the metadata context `godwit:hydration`. */
   hydration?: HydrationExtents;
   /**
-   * Plain writes go through `writeNow` of the device, where it has that: for files in the page cache it saves two hops between threads. It holds
-   * up the process while the kernel throttles writers, so it is for processes that have nothing else to do. Default false.
+   * Plain writes go through `writeNow` of the device, where it has that: for files in the page cache it saves
+   * two hops between threads. It holds up the process while the kernel throttles writers, so it is for
+   * processes that have nothing else to do. Default false.
    */
   writesNow?: boolean;
-  /** `writeZeroes` of the device is faster than writing. Default: true for devices that tell their extents, because they make holes. */
+  /**
+   * `writeZeroes` of the device is faster than writing. Default: true for devices that tell their extents,
+   * because they make holes.
+   */
   fastZeroes?: boolean;
 };
 

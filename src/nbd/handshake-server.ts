@@ -27,7 +27,9 @@ import {
 export type Agreement = {
   export: NbdExport;
   mode: ReplyMode;
-  /** Of the metadata contexts of the export those that the client selected, as places in `export.contexts`. */
+  /**
+   * Of the metadata contexts of the export those that the client selected, as places in `export.contexts`.
+   */
   contextIds: number[];
 };
 
@@ -41,15 +43,18 @@ export type HandshakeHost = {
 
 export type HandshakeStep =
   | { next: 'more' }
-  /** The answer is to be sent, then TLS begins; bytes that came after the option were not encrypted and end the connection. */
+  /**
+   * The answer is to be sent, then TLS begins; bytes that came after the option were not encrypted and end
+   * the connection.
+   */
   | { next: 'tls' }
   | { next: 'transmission'; agreement: Agreement }
   /** The answer is to be sent, then the connection ends. */
   | { next: 'end'; reason: string };
 
 /**
- * The server's side of the fixed newstyle handshake. Bytes in, replies and the next step out; no socket, no clock.
- * Options are answered at once, so that one is under way at a time.
+ * The server's side of the fixed newstyle handshake. Bytes in, replies and the next step out; no socket, no
+ * clock. Options are answered at once, so that one is under way at a time.
  */
 export class ServerHandshake {
   readonly #host: HandshakeHost;
@@ -96,8 +101,8 @@ export class ServerHandshake {
   }
 
   /**
-   * Takes bytes from `at` on. Stops after a step that is not 'more', and before an option that is not taken now, and says where. Throws `NBD_PROTOCOL` for a client that does not keep
-   * to the protocol.
+   * Takes bytes from `at` on. Stops after a step that is not 'more', and before an option that is not taken
+   * now, and says where. Throws `NBD_PROTOCOL` for a client that does not keep to the protocol.
    */
   push(bytes: Buffer, at: number): { at: number; step: HandshakeStep } {
     for (;;) {

@@ -1,6 +1,9 @@
 import { HANDSHAKES } from '../base/doorkeeper.ts';
 
-/** Upper bounds of a server. Every one has a default; time and work of a peer's doing are bounded by them, its memory by `PeerLimits`. */
+/**
+ * Upper bounds of a server. Every one has a default; time and work of a peer's doing are bounded by them, its
+ * memory by `PeerLimits`.
+ */
 export type ServerLimits = {
   /** Clients at once that have asked for something. */
   connectionsMax: number;
@@ -20,7 +23,9 @@ export type ServerLimits = {
   handshakeOutputBytesMax: number;
   /** Largest read, write, cache and write-zeroes; announced as the maximum block size. */
   requestBytesMax: number;
-  /** A longer payload ends the connection; one above `requestBytesMax` is skipped and answered with an error. */
+  /**
+   * A longer payload ends the connection; one above `requestBytesMax` is skipped and answered with an error.
+   */
   payloadBytesMax: number;
   /** Requests of one connection at once. */
   requestsMax: number;

@@ -1,11 +1,12 @@
 import { protocolError } from './errors.ts';
 
 /**
- * The NBD protocol (NetworkBlockDevice/nbd, doc/proto.md), fixed newstyle: its constants, and one encode/decode pair for each message.
- * Everything is big-endian. Nothing here keeps state or reads from a socket.
+ * The NBD protocol (NetworkBlockDevice/nbd, doc/proto.md), fixed newstyle: its constants, and one
+ * encode/decode pair for each message. Everything is big-endian. Nothing here keeps state or reads from a
+ * socket.
  *
- * 64-bit offsets and lengths are numbers: above 2^53 they are rounded, which is beyond every export, so that range checks still
- * refuse them. Cookies are opaque; they travel as two 32-bit halves.
+ * 64-bit offsets and lengths are numbers: above 2^53 they are rounded, which is beyond every export, so that
+ * range checks still refuse them. Cookies are opaque; they travel as two 32-bit halves.
  */
 
 /** 'NBDMAGIC', the first half of the greeting. */
@@ -125,7 +126,10 @@ export const NBD_ERROR = {
 /** The context of the standard: which extents are allocated, which read as zeros. */
 export const ALLOCATION_CONTEXT = 'base:allocation';
 export const ALLOCATION_STATE = { hole: 1 << 0, zero: 1 << 1 } as const;
-/** Our own context, of clones: which extents have to be fetched from their source before they can be read from here. */
+/**
+ * Our own context, of clones: which extents have to be fetched from their source before they can be read from
+ * here.
+ */
 export const HYDRATION_CONTEXT = 'godwit:hydration';
 export const HYDRATION_STATE = { remote: 1 << 0 } as const;
 
@@ -301,7 +305,10 @@ export function isErrorReply(type: number): boolean {
   return type >= ERROR_BIT;
 }
 
-/** Server to client, to NBD_OPT_EXPORT_NAME: length(8) transmission flags(2) zeroes(124, unless the client wants none). */
+/**
+ * Server to client, to NBD_OPT_EXPORT_NAME: length(8) transmission flags(2) zeroes(124, unless the client
+ * wants none).
+ */
 export function encodeExportNameReply(
   reply: { lengthBytes: number; transmissionFlags: number },
   zeroes: boolean,
@@ -414,7 +421,10 @@ export function decodeListed(data: Buffer): { name: string; description: string 
   return { name, description: fields.string(fields.left) };
 }
 
-/** Data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT: name length(4) name, count(4), then length(4) query each. */
+/**
+ * Data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT: name length(4) name, count(4), then
+ * length(4) query each.
+ */
 export function encodeMetaContextRequest(exportName: string, queries: readonly string[]): Buffer {
   const parts: Buffer[] = [];
   const uint32 = (value: number) => {
@@ -504,15 +514,18 @@ export function decodeRequest(from: Buffer, at: number, extended: boolean): Requ
 }
 
 /**
- * How many bytes of payload follow a request. Writes carry their bytes; with extended headers the payload-length flag says so for
- * any other command too (known or not), which is what lets a server skip it.
+ * How many bytes of payload follow a request. Writes carry their bytes; with extended headers the
+ * payload-length flag says so for any other command too (known or not), which is what lets a server skip it.
  */
 export function requestPayloadBytes(request: Request, extended: boolean): number {
   if (request.type === COMMAND.write) return request.lengthBytes;
   return extended && (request.flags & COMMAND_FLAG.payloadLength) !== 0 ? request.lengthBytes : 0;
 }
 
-/** Server to client: magic(4) error(4) cookie(8), then the bytes of a successful read. Returns the position after it. */
+/**
+ * Server to client: magic(4) error(4) cookie(8), then the bytes of a successful read. Returns the position
+ * after it.
+ */
 export function encodeSimpleReply(
   into: Buffer,
   at: number,
@@ -603,7 +616,10 @@ export function encodeErrorChunk(error: number, message: string, offsetBytes: nu
   return bytes;
 }
 
-/** `offsetBytes` is null unless the chunk has one. Error chunks of a type that is not known may end in fields of their own. */
+/**
+ * `offsetBytes` is null unless the chunk has one. Error chunks of a type that is not known may end in fields
+ * of their own.
+ */
 export function decodeErrorChunk(
   type: number,
   payload: Buffer,
@@ -666,7 +682,10 @@ export function decodeBlockStatus(
   return { contextId, extents };
 }
 
-/** Payload of a NBD_CMD_BLOCK_STATUS request with the payload-length flag: length of the effect(8), context ids(4 each). */
+/**
+ * Payload of a NBD_CMD_BLOCK_STATUS request with the payload-length flag: length of the effect(8), context
+ * ids(4 each).
+ */
 export function encodeBlockStatusPayload(lengthBytes: number, contextIds: readonly number[]): Buffer {
   const bytes = Buffer.allocUnsafe(8 + 4 * contextIds.length);
   let at = writeUint64(bytes, lengthBytes, 0);

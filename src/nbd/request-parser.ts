@@ -7,14 +7,19 @@ import {
   requestPayloadBytes,
 } from './protocol.ts';
 
-/** From this size on the rest of a payload is read straight into its buffer; below, one read for many requests is cheaper. */
+/**
+ * From this size on the rest of a payload is read straight into its buffer; below, one read for many requests
+ * is cheaper.
+ */
 const DIRECT_BYTES_MIN = 16 * 1024;
 
 /**
  * Cuts the byte stream of the transmission phase into requests and their payloads.
  *
- * A payload that lies whole in the bytes that arrived is handed on as it lies there, uncopied. Of any other one the pieces are copied once, to where
- * the sink wants it; a reader that can choose its buffer (`space`, `landed`) reads them right there. Memory is bounded: the parser has one header, and a payload is received only after the sink admitted it.
+ * A payload that lies whole in the bytes that arrived is handed on as it lies there, uncopied. Of any other
+ * one the pieces are copied once, to where the sink wants it; a reader that can choose its buffer (`space`,
+ * `landed`) reads them right there. Memory is bounded: the parser has one header, and a payload is received
+ * only after the sink admitted it.
  */
 export interface RequestSink {
   /** May this request begin? No: `push` stops before its payload, and asks again when it is called again. */
@@ -22,8 +27,8 @@ export interface RequestSink {
   /** Where the payload should land: exactly `payloadBytes` bytes. */
   payloadBuffer(payloadBytes: number): Uint8Array;
   /**
-   * A whole request. `payload` is null when it has none, or one that `skips` said to leave out. It belongs to the sink, unless it is
-   * `borrowed`: then only during the call.
+   * A whole request. `payload` is null when it has none, or one that `skips` said to leave out. It belongs to
+   * the sink, unless it is `borrowed`: then only during the call.
    */
   request(request: Request, payload: Uint8Array | null, borrowed: boolean): void;
   /** Should the payload be passed over? Asked after `admit`. */
@@ -71,8 +76,9 @@ export class RequestParser {
   }
 
   /**
-   * Takes `bytes` from `at` on and returns the position up to which it did: short of the end only when the sink does not admit a request.
-   * `borrowed`: the chunk is used again afterwards; else it must not be written to. Throws `NBD_PROTOCOL`, and refuses everything from then on.
+   * Takes `bytes` from `at` on and returns the position up to which it did: short of the end only when the
+   * sink does not admit a request. `borrowed`: the chunk is used again afterwards; else it must not be
+   * written to. Throws `NBD_PROTOCOL`, and refuses everything from then on.
    */
   push(bytes: Buffer, at: number, borrowed = false): number {
     for (;;) {

@@ -21,19 +21,26 @@ import type { TlsHandshakes } from './tls-handshakes.ts';
 
 /** How long a peer may take to read our last words and close. */
 const LINGER_MS = 2_000;
-/** A client that has asked for so much, as a disk in use has, keeps its place when nothing came from it for so long. */
+/**
+ * A client that has asked for so much, as a disk in use has, keeps its place when nothing came from it for so
+ * long.
+ */
 const ESTABLISHED_REQUESTS = 1024;
 const ESTABLISHED_IDLE_AFTER_MS = 10_000;
 /** So much of a payload, or of answers that are taken, is a step; less is a drip. */
 const STEP_BYTES = 64 * 1024;
-/** What a client has to show that has asked for nothing: a connection, a certificate or at least TLS, a handshake. */
+/**
+ * What a client has to show that has asked for nothing: a connection, a certificate or at least TLS, a
+ * handshake.
+ */
 const NOTHING_SHOWN = 0;
 const ENCRYPTS = 1;
 const AGREED = 2;
 const NOTHING = Buffer.alloc(0);
 
 /**
- * One connection to the server: handshake, TLS where it is asked for, then transmission. Whatever goes wrong on it ends it, and only it.
+ * One connection to the server: handshake, TLS where it is asked for, then transmission. Whatever goes wrong
+ * on it ends it, and only it.
  */
 export class ServerConnection {
   readonly #limits: ServerLimits;
@@ -279,8 +286,9 @@ export class ServerConnection {
   }
 
   /**
-   * For `Guest.shows`: null while it works, or has worked much and not long ago. Else how often what it had asked for doubled, so that a crowd that asks once and sits there
-   * goes before a disk that is in use and idle for a moment.
+   * For `Guest.shows`: null while it works, or has worked much and not long ago. Else how often what it had
+   * asked for doubled, so that a crowd that asks once and sits there goes before a disk that is in use and
+   * idle for a moment.
    */
   #worksFor(seat: Stay): number | null {
     const session = this.#session!;
@@ -403,7 +411,10 @@ export class ServerConnection {
     );
   }
 
-  /** The rest of a request that we read, the taking of answers. Not a request that waits for room, nor one that the device has. */
+  /**
+   * The rest of a request that we read, the taking of answers. Not a request that waits for room, nor one
+   * that the device has.
+   */
   #debt(): Debt {
     if (this.#ending || this.#parser === null) return 'nothing';
     const input = !this.#paused && this.#parser.owed;

@@ -27,8 +27,9 @@ import { RequestParser } from './request-parser.ts';
 import { ServerSession } from './server-session.ts';
 
 /*
- * Hostile clients against the whole server without its socket: handshake, parser, session, writer. Inputs are recorded conversations of
- * each kind of client, mutilated: cut into pieces, truncated, bytes changed, lengths that lie, parts repeated, and plain random bytes.
+ * Hostile clients against the whole server without its socket: handshake, parser, session, writer. Inputs are
+ * recorded conversations of each kind of client, mutilated: cut into pieces, truncated, bytes changed,
+ * lengths that lie, parts repeated, and plain random bytes.
  */
 
 const RUNS = process.env.GODWIT_LONG === '1' ? 1_000_000 : 20_000;

@@ -34,7 +34,10 @@ import {
 } from './protocol.ts';
 import type { RequestSink } from './request-parser.ts';
 
-/** Reads up to here are made right behind their header, without a buffer of their own, when the device need not wait. */
+/**
+ * Reads up to here are made right behind their header, without a buffer of their own, when the device need
+ * not wait.
+ */
 const INLINE_BYTES_MAX = 32 * 1024;
 /** Reads from here on are asked for holes. Below, the question costs more than the zeros. */
 const SPARSE_BYTES_MIN = 64 * 1024;
@@ -44,7 +47,10 @@ const EXTENT_BYTES = 128;
 /** A cache request reads in pieces of this size, and zeroes that must take space are written in such. */
 const PIECE_BYTES = 256 * 1024;
 const ZEROES = Buffer.alloc(PIECE_BYTES);
-/** Requests of one client in a turn of the event loop: what is answered at once needs no device, and there is no end to it. */
+/**
+ * Requests of one client in a turn of the event loop: what is answered at once needs no device, and there is
+ * no end to it.
+ */
 const TURN_REQUESTS_MAX = 128;
 
 type Refusal = { error: number; message: string };
@@ -52,11 +58,15 @@ type Refusal = { error: number; message: string };
 export type SessionStatistics = { requests: number; bytesRead: number; bytesWritten: number };
 
 /**
- * The transmission phase of one connection: requests in, device calls, replies out. Requests run side by side and are answered as they finish.
+ * The transmission phase of one connection: requests in, device calls, replies out. Requests run side by side
+ * and are answered as they finish.
  *
- * Memory: a request is charged to the peer's account, with its buffers as they are allocated, before anything is taken for it; when there is no more room, or the client has had its portion of the turn, `admit` says
- * no, the connection stops reading, and `onRoom` says when to ask again. Buffers: the session holds the lease of a payload from `payloadBuffer` on, while the parser fills
- * it and while the device writes it; that of a read until the kernel has taken it. What was begun when the connection ends is given back when nobody works on it any more.
+ * Memory: a request is charged to the peer's account, with its buffers as they are allocated, before anything
+ * is taken for it; when there is no more room, or the client has had its portion of the turn, `admit` says
+ * no, the connection stops reading, and `onRoom` says when to ask again. Buffers: the session holds the lease
+ * of a payload from `payloadBuffer` on, while the parser fills it and while the device writes it; that of a
+ * read until the kernel has taken it. What was begun when the connection ends is given back when nobody works
+ * on it any more.
  */
 export class ServerSession implements RequestSink {
   readonly #agreement: Agreement;
@@ -95,7 +105,10 @@ export class ServerSession implements RequestSink {
     limits: ServerLimits;
     logger: Logger;
     statistics: SessionStatistics;
-    /** Asked before a request is taken, until it is true; when it becomes so without being asked, `room` says that. */
+    /**
+     * Asked before a request is taken, until it is true; when it becomes so without being asked, `room` says
+     * that.
+     */
     hasPlace: () => boolean;
     /** A request that was not admitted may be now. */
     onRoom: () => void;
@@ -423,7 +436,8 @@ export class ServerSession implements RequestSink {
     const reads = pieces
       .filter((piece) => piece.kind === 'data')
       .map((piece) => device.read(piece.offsetBytes, pieceOf(buffer, offsetBytes, piece)));
-    // The buffer goes back to the pool when this ends, so all of them have to have ended, the failed one first or not.
+    // The buffer goes back to the pool when this ends, so all of them have to have ended, the failed one
+    // first or not.
     const failed = (await Promise.allSettled(reads)).find((result) => result.status === 'rejected');
     if (failed !== undefined) throw failed.reason;
     return pieces;
@@ -447,7 +461,8 @@ export class ServerSession implements RequestSink {
         this.#writer.filled(encodeHole(this.#writer.slab, at, piece.offsetBytes, piece.lengthBytes));
       }
     }
-    // Not with the last piece: that may be small enough to be copied, while others are still to be sent from the buffer.
+    // Not with the last piece: that may be small enough to be copied, while others are still to be sent from
+    // the buffer.
     this.#writer.afterwards(release);
   }
 
@@ -473,8 +488,9 @@ export class ServerSession implements RequestSink {
   }
 
   /**
-   * Whole blocks are written, so that they have a place. What cuts a block at either end is zeroed as the device likes to: a block that has a place keeps it, and
-   * for a part of one that a clone does not have yet nobody waits.
+   * Whole blocks are written, so that they have a place. What cuts a block at either end is zeroed as the
+   * device likes to: a block that has a place keeps it, and for a part of one that a clone does not have yet
+   * nobody waits.
    */
   async #writeZeroBytes(offsetBytes: number, lengthBytes: number): Promise<void> {
     const { device } = this.#agreement.export;

@@ -904,7 +904,8 @@ test('the status of 64 TiB is told in every mode', async (t) => {
     assert.equal(error, 0);
     const [{ payload } = assert.fail()] = chunks;
     const found: [lengthBytes: number, state: number][] = [];
-    // Context and, extended, the count; then pairs of 32 or 64 bits (doc/proto.md, NBD_REPLY_TYPE_BLOCK_STATUS).
+    // Context and, extended, the count; then pairs of 32 or 64 bits (doc/proto.md,
+    // NBD_REPLY_TYPE_BLOCK_STATUS).
     if (mode === 'structured') {
       for (let at = 4; at < payload.length; at += 8)
         found.push([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)]);

@@ -28,19 +28,27 @@ export type NbdServerTls = {
       /** PEM. */
       certificate: string | Buffer;
       privateKey: string | Buffer;
-      /** PEM of the authorities that sign clients. With it, a client without a certificate of theirs is refused. */
+      /**
+       * PEM of the authorities that sign clients. With it, a client without a certificate of theirs is
+       * refused.
+       */
       clientAuthority?: string | Buffer;
     }
-  /** Files, each connection with what is in them then; a client without a certificate of their authority is refused. */
+  /**
+   * Files, each connection with what is in them then; a client without a certificate of their authority is
+   * refused.
+   */
   | { identity: TlsIdentity }
 );
 
 export type NbdServerOptions = {
-  /** TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to. */
+  /**
+   * TCP (port 0: the system picks one), or a unix socket, which only the owner of the process can connect to.
+   */
   address: NbdAddress;
   /**
-   * Of a unix socket: its owner, if not the user of this process; `own`: the path is in a folder that the caller keeps for this, and only what is there is
-   * looked at (`NamedPathOptions`).
+   * Of a unix socket: its owner, if not the user of this process; `own`: the path is in a folder that the
+   * caller keeps for this, and only what is there is looked at (`NamedPathOptions`).
    */
   socket?: { owner?: { uid: number; gid: number }; own?: boolean };
   tls?: NbdServerTls;
@@ -59,7 +67,9 @@ export type NbdServerStatistics = SessionStatistics & { connections: number };
 const SOCKET_PATH_BYTES_MAX = 107;
 /** The largest read from a socket outside of payloads. */
 const STAGING_BYTES = 64 * 1024;
-/** A client that has asked for something may lose its place to another when nothing came from it for so long. */
+/**
+ * A client that has asked for something may lose its place to another when nothing came from it for so long.
+ */
 const IDLE_AFTER_MS = 1_000;
 /** Buffers kept for later. */
 const POOL_BYTES = 32 * 1024 * 1024;
@@ -113,7 +123,8 @@ export class NbdServer {
   }
 
   /**
-   * Rejects with `NBD_LISTEN_FAILED`, `NBD_PATH_TOO_LONG`, `SYS_PATH_REFUSED`. A unix socket that a dead process left behind is replaced; nothing else is.
+   * Rejects with `NBD_LISTEN_FAILED`, `NBD_PATH_TOO_LONG`, `SYS_PATH_REFUSED`. A unix socket that a dead
+   * process left behind is replaced; nothing else is.
    */
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
     const server = new NbdServer(options);
@@ -179,7 +190,10 @@ export class NbdServer {
     this.#exports.set(name, new NbdExport(options));
   }
 
-  /** Drops the connections of an export and forgets it. Resolves when its device is not in use any more. Does not close the device. */
+  /**
+   * Drops the connections of an export and forgets it. Resolves when its device is not in use any more. Does
+   * not close the device.
+   */
   async removeExport(name: string): Promise<void> {
     const removed = this.#exports.get(name);
     if (removed === undefined) return;

@@ -10,8 +10,9 @@ type Idle = { server: Server; madeOf: TlsOptions };
 /**
  * TLS, at the server, of connections that were accepted in the clear.
  *
- * A `tls.Server` does not say which of its connections a handshake belongs to, so one has one handshake at a time here. To make one from certificate and key takes ten times as
- * long as a client needs to ask for it, so it is used again when its handshake is over, for as long as the certificates are those that it was made of.
+ * A `tls.Server` does not say which of its connections a handshake belongs to, so one has one handshake at a
+ * time here. To make one from certificate and key takes ten times as long as a client needs to ask for it, so
+ * it is used again when its handshake is over, for as long as the certificates are those that it was made of.
  */
 export class TlsHandshakes {
   readonly #options: () => TlsOptions;
@@ -19,12 +20,18 @@ export class TlsHandshakes {
   /** Servers that were made, since the beginning. */
   made = 0;
 
-  /** `options` are asked for at each handshake. TLS 1.3 or nothing, and no session that could be resumed: each handshake proves the certificates of its day. */
+  /**
+   * `options` are asked for at each handshake. TLS 1.3 or nothing, and no session that could be resumed: each
+   * handshake proves the certificates of its day.
+   */
   constructor(options: () => TlsOptions) {
     this.#options = options;
   }
 
-  /** `over` is called once: with the socket that decrypts, or with why there is none; `raw` is to be destroyed then. */
+  /**
+   * `over` is called once: with the socket that decrypts, or with why there is none; `raw` is to be destroyed
+   * then.
+   */
   begin(raw: Socket, over: (result: TLSSocket | Error) => void): void {
     const { server, madeOf } = this.#take();
     const ends = (result: TLSSocket | Error) => {

@@ -21,7 +21,10 @@ import { TlsIdentity } from '../sys/tls-identity.ts';
 import type { NbdServerTls } from './index.ts';
 import { COMMAND, encodeInfoRequest, OPTION } from './protocol.ts';
 
-/* What server.test.ts and client.test.ts show of hostile peers in the clear, under TLS, where bytes come in other pieces and buffers. */
+/*
+ * What server.test.ts and client.test.ts show of hostile peers in the clear, under TLS, where bytes come in
+ * other pieces and buffers.
+ */
 
 const KIB = 1024;
 const MIB = 2 ** 20;

@@ -91,8 +91,9 @@ const UNCOUNTED = {
  *             clone.dm ── loop ├─ clone ── gate (linear) ── [crypt] ── filesystem
  *             source ─── iSCSI ┘
  *
- * The gate is what changes under the mounted filesystem when all blocks are here: from the clone to the loop device. It is also where the guest is held
- * for a moment when dm-clone would starve (hydration-control.ts). This process only makes, watches and takes down; no byte passes through it.
+ * The gate is what changes under the mounted filesystem when all blocks are here: from the clone to the loop
+ * device. It is also where the guest is held for a moment when dm-clone would starve (hydration-control.ts).
+ * This process only makes, watches and takes down; no byte passes through it.
  */
 export class KernelVolume {
   readonly #spec: VolumeServerSpec;
@@ -122,8 +123,8 @@ export class KernelVolume {
   }
 
   /**
-   * `standby`: everything that needs no sealed source (key, files, session). `writable`: the whole stack. Rejects with the errors of the fence, `PLANE_*`, `HOST_*`,
-   * those of the key. Nothing is left then.
+   * `standby`: everything that needs no sealed source (key, files, session). `writable`: the whole stack.
+   * Rejects with the errors of the fence, `PLANE_*`, `HOST_*`, those of the key. Nothing is left then.
    */
   static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
     // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
@@ -202,7 +203,10 @@ export class KernelVolume {
     });
   }
 
-  /** The filesystem is unmounted: takes the whole stack down, so that nobody can write, and makes the data durable. Idempotent. */
+  /**
+   * The filesystem is unmounted: takes the whole stack down, so that nobody can write, and makes the data
+   * durable. Idempotent.
+   */
   seal(): Promise<void> {
     return this.#exclusively(async () => {
       if (this.#access === 'writable') {
@@ -229,8 +233,8 @@ export class KernelVolume {
   }
 
   /**
-   * Writes `free.map` of the generation that was sealed here, with the holes of the file: a target whose kernel does the copying cannot ask for them. Rejects
-   * `VOLUME_BAD_ACCESS` before the seal.
+   * Writes `free.map` of the generation that was sealed here, with the holes of the file: a target whose
+   * kernel does the copying cannot ask for them. Rejects `VOLUME_BAD_ACCESS` before the seal.
    */
   async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
     if (this.#access !== 'readonly') {
@@ -281,7 +285,10 @@ export class KernelVolume {
     this.#clone?.configure(settings);
   }
 
-  /** All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
+  /**
+   * All blocks are here: the gate goes from the clone to the local file, the source is let go. Rejects
+   * `CLONE_NOT_COMPLETE`. Idempotent.
+   */
   async finish(): Promise<void> {
     await this.#closeProof();
     await this.#exclusively(async () => {
@@ -298,8 +305,8 @@ export class KernelVolume {
   }
 
   /**
-   * Ends the wait for a source that will not come back: without its session, reads of what is only there are I/O errors. Idempotent. Not in the
-   * queue of the others, which may be waiting for the source themselves.
+   * Ends the wait for a source that will not come back: without its session, reads of what is only there are
+   * I/O errors. Idempotent. Not in the queue of the others, which may be waiting for the source themselves.
    */
   async giveUpSource(): Promise<void> {
     const source = this.#spec.clone?.source;
@@ -308,8 +315,8 @@ export class KernelVolume {
   }
 
   /**
-   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched nor what the guest wrote, so the disk itself is
-   * held against the source.
+   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched
+   * nor what the guest wrote, so the disk itself is held against the source.
    */
   fetched(cursor: number): FetchedPage {
     return { ranges: [], next: cursor, ended: true, untold: true };
@@ -444,7 +451,8 @@ export class KernelVolume {
     });
     this.#clone = clone;
     await this.#markUnused(cloneDevice);
-    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every tick.
+    // No machine waits for a number: an answer that cannot be read is told, and asked for again in every
+    // tick.
     await clone.look().catch((error: unknown) => clone.noteError(error));
     return host.mapper.create(names.gate, this.#linear(cloneDevice));
   }
@@ -527,8 +535,9 @@ export class KernelVolume {
   }
 
   /**
-   * The map that came with the handoff, once: it is noted durably, as is that a guest's writes are counted from now on, before anything is mounted, because what was free at the seal is soon in use. A
-   * map that cannot be used is none: past the point of no return nothing may hang on it.
+   * The map that came with the handoff, once: it is noted durably, as is that a guest's writes are counted
+   * from now on, before anything is mounted, because what was free at the seal is soon in use. A map that
+   * cannot be used is none: past the point of no return nothing may hang on it.
    */
   async #markUnused(cloneDevice: string): Promise<void> {
     const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
@@ -562,7 +571,10 @@ export class KernelVolume {
     await writeCloneBinding(volumeDir, counted);
   }
 
-  /** Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null: not known. */
+  /**
+   * Of all devices that the guest had, whatever is in flight included: it is held until that has ended. Null:
+   * not known.
+   */
   async #guestWrites(): Promise<GuestWrites | null> {
     const { control, mapper } = this.#options.host;
     const past = (await readCloneBinding(this.#spec.volumeDir))?.guestWrites?.past;
@@ -608,8 +620,8 @@ export class KernelVolume {
 }
 
 /**
- * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step finds its device unused. Idempotent. Rejects
- * `HOST_MAPPER_BUSY` while a filesystem is mounted.
+ * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step
+ * finds its device unused. Idempotent. Rejects `HOST_MAPPER_BUSY` while a filesystem is mounted.
  */
 export async function removeStack(
   spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir' | 'clone'>,
@@ -630,7 +642,8 @@ async function removeMapper(
   const top = [crypt, gate].find((name) => present.includes(name));
   const counts = top === undefined ? null : await statisticsOf(`${MAPPER_FOLDER}/${top}`).catch(() => null);
   for (const name of [crypt, gate, clone]) if (present.includes(name)) await host.mapper.remove(name);
-  // Where only the clone was there, nothing was written. Where none was there, a power cut took the counts along.
+  // Where only the clone was there, nothing was written. Where none was there, a power cut took the counts
+  // along.
   if (counts !== null || (top === undefined && present.includes(clone)))
     await endCounting(spec.volumeDir, counts);
   await detachLoops(join(spec.volumeDir, PLANE_FILES.cloneMetadata), { readonly: false, clock });

@@ -9,8 +9,8 @@ import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
 
 /**
- * dm-clone's metadata does not say what it is the metadata of: a stale file would make it serve old bytes as new ones. So a file beside it says so,
- * and neither is believed without the other.
+ * dm-clone's metadata does not say what it is the metadata of: a stale file would make it serve old bytes as
+ * new ones. So a file beside it says so, and neither is believed without the other.
  */
 export type CloneBinding = {
   formatVersion: 1;
@@ -19,7 +19,10 @@ export type CloneBinding = {
   lengthBytes: number;
   regionBytes: number;
   metadataBytes: number;
-  /** The free map of the handoff has been used, or there was none: later, what was free at the seal may be in use. */
+  /**
+   * The free map of the handoff has been used, or there was none: later, what was free at the seal may be in
+   * use.
+   */
   freeMapTaken: boolean;
   /** And all of it was used, not the longest runs only. */
   freeMapWhole?: boolean;
@@ -47,8 +50,8 @@ export const REGION_BYTES = 4096;
 const METADATA_FLOOR_BYTES = 8 * 2 ** 20;
 
 /**
- * Length of dm-clone's metadata: a bit a region in blocks of 4 KiB (persistent-data's bitset), the blocks above them, and as much again,
- * because a commit writes changed blocks elsewhere.
+ * Length of dm-clone's metadata: a bit a region in blocks of 4 KiB (persistent-data's bitset), the blocks
+ * above them, and as much again, because a commit writes changed blocks elsewhere.
  */
 export function cloneMetadataBytes(lengthBytes: number): number {
   const bitmapBytes = Math.ceil(lengthBytes / REGION_BYTES / 8);
@@ -57,8 +60,9 @@ export function cloneMetadataBytes(lengthBytes: number): number {
 }
 
 /**
- * Blank metadata with its space reserved, and the binding. A blank file says that nothing is here yet, so it may only be made before
- * anything was written to the volume; what lies there of another volume is replaced. Idempotent. Rejects `VOLUME_NO_SPACE`.
+ * Blank metadata with its space reserved, and the binding. A blank file says that nothing is here yet, so it
+ * may only be made before anything was written to the volume; what lies there of another volume is replaced.
+ * Idempotent. Rejects `VOLUME_NO_SPACE`.
  */
 export async function createCloneMetadata(volumeDir: string, identity: CloneIdentity): Promise<CloneBinding> {
   const present = await readCloneBinding(volumeDir);
@@ -120,7 +124,10 @@ export async function readCloneBinding(volumeDir: string): Promise<CloneBinding 
   }
 }
 
-/** Rejects `PLANE_METADATA_MISSING`, `PLANE_METADATA_WRONG`: in both cases which blocks are local is not known, and nothing is served. */
+/**
+ * Rejects `PLANE_METADATA_MISSING`, `PLANE_METADATA_WRONG`: in both cases which blocks are local is not
+ * known, and nothing is served.
+ */
 export async function requireCloneBinding(volumeDir: string, identity: CloneIdentity): Promise<CloneBinding> {
   const binding = await readCloneBinding(volumeDir);
   if (binding === null) {

@@ -46,8 +46,8 @@ const PULSE_BEGIN_MS = 20;
 const SESSION_UP = 'LOGGED_IN';
 
 /**
- * The copy of one dm-clone device while its guest runs: looks at it four times a second, tells it to copy as much as the guest's reads allow (hydration-control.ts), and
- * knows how far it is.
+ * The copy of one dm-clone device while its guest runs: looks at it four times a second, tells it to copy as
+ * much as the guest's reads allow (hydration-control.ts), and knows how far it is.
  */
 export class CloneCopy {
   readonly #options: CloneCopyOptions;
@@ -96,8 +96,9 @@ export class CloneCopy {
   }
 
   /**
-   * Begins to look, and to copy when the settings allow it. `top`: the guest's device. `trim`: what its filesystem does not use is told by an fstrim before the copy.
-   * `exclusively`: runs a tick while nobody changes the stack.
+   * Begins to look, and to copy when the settings allow it. `top`: the guest's device. `trim`: what its
+   * filesystem does not use is told by an fstrim before the copy. `exclusively`: runs a tick while nobody
+   * changes the stack.
    */
   start(options: {
     top: string;
@@ -191,7 +192,8 @@ export class CloneCopy {
     const status = this.#status;
     if (!this.#enabled || this.#settings.paused || status === null || this.#lostSinceMs !== null) return;
     if (status.regionsHydrated >= status.regionsTotal) return;
-    // What the guest writes or discards becomes local too, and what it misses comes over the wire too: the copy is in both.
+    // What the guest writes or discards becomes local too, and what it misses comes over the wire too: the
+    // copy is in both.
     const localBytes = (status.regionsHydrated - (statusBefore?.regionsHydrated ?? 0)) * BLOCK_BYTES;
     const runMs = this.#runMs(nowMs, Math.min(localBytes, this.#wireBytes - wireBytesBefore));
     if (runMs === 0) return this.#setCopies(false);
@@ -246,13 +248,17 @@ export class CloneCopy {
     this.#copies = copies;
   }
 
-  /** Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as the floor wants. */
+  /**
+   * Holds the guest until none of its I/O is in flight, and lets dm-clone begin to copy as many regions as
+   * the floor wants.
+   */
   async #pulse(limits: HydrationLimits): Promise<void> {
     const { mapper, control } = this.#host;
     const { gate, clone } = this.#names;
     const threshold = Math.max(limits.floorRegions, this.#control?.threshold ?? 0);
     await control.message(clone, ['hydration_threshold', String(threshold)]);
-    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be done before the guest is held.
+    // Changing the flag is what wakes its worker; it would look by itself once a second. Half of that can be
+    // done before the guest is held.
     await this.#setCopies(false);
     try {
       // A process, which can be killed when the source does not answer.
@@ -278,7 +284,10 @@ export class CloneCopy {
     }
   }
 
-  /** Brings dm-clone to what was asked for. The first time it may copy, what the filesystem does not use is trimmed away before. */
+  /**
+   * Brings dm-clone to what was asked for. The first time it may copy, what the filesystem does not use is
+   * trimmed away before.
+   */
   async #applySettings(): Promise<void> {
     const { paused } = this.#settings;
     if (paused) await this.#pause();
@@ -296,7 +305,10 @@ export class CloneCopy {
     this.#enabled = false;
   }
 
-  /** Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the free map left out. */
+  /**
+   * Discards of a mounted filesystem mark what it does not use as local: holes of the source, and what the
+   * free map left out.
+   */
   async #trim(): Promise<void> {
     if (this.#trimmed || this.#top === null) return;
     this.#trimmed = true;

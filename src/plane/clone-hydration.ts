@@ -16,7 +16,10 @@ export type CloneFacts = {
   lastError: string | null;
 };
 
-/** How far a clone of dm-clone is. As long as nobody could tell what is here, nothing is: a copy that is taken for whole is let go of by its source. Pure. */
+/**
+ * How far a clone of dm-clone is. As long as nobody could tell what is here, nothing is: a copy that is taken
+ * for whole is let go of by its source. Pure.
+ */
 export function cloneHydration(facts: CloneFacts): HydrationStatus {
   const { samples, lostForMs } = facts;
   const { regionsTotal, regionsHydrated, regionsHydrating } = facts.status ?? {

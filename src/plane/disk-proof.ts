@@ -28,8 +28,9 @@ export type DiskProofOptions = {
 };
 
 /**
- * The target's part of proving a move whose blocks the kernel has fetched: says what the disk has, and adds up what both sides found (receipt/comparison.ts).
- * The guest goes on writing meanwhile, so its requests are counted when the comparison has ended. One question at a time.
+ * The target's part of proving a move whose blocks the kernel has fetched: says what the disk has, and adds
+ * up what both sides found (receipt/comparison.ts). The guest goes on writing meanwhile, so its requests are
+ * counted when the comparison has ended. One question at a time.
  */
 export class DiskProof {
   readonly #options: DiskProofOptions;
@@ -41,7 +42,10 @@ export class DiskProof {
     this.#options = options;
   }
 
-  /** Rejects `RECEIPT_OUT_OF_STEP` for a question that does not follow the last one; the first one may always be asked. */
+  /**
+   * Rejects `RECEIPT_OUT_OF_STEP` for a question that does not follow the last one; the first one may always
+   * be asked.
+   */
   async compare(request: CompareRequest): Promise<CompareReply> {
     const { from, freeMapDigest, ranges } = request;
     const last = this.#last;

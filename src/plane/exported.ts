@@ -30,7 +30,8 @@ export const ISCSI_PORT = 3260;
  *
  *     data.raw ── loop, read-only ── linear ── LIO, one target, one initiator
  *
- * The linear device is suspended until the seal: an initiator can log in and ask for size and serial number, and its reads wait.
+ * The linear device is suspended until the seal: an initiator can log in and ask for size and serial number,
+ * and its reads wait.
  */
 export class KernelExport {
   readonly #spec: VolumeServerSpec;
@@ -106,7 +107,10 @@ export class KernelExport {
     return this.#isOpen ? 'readonly' : 'standby';
   }
 
-  /** Lets the reads through that wait, once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
+  /**
+   * Lets the reads through that wait, once the record says that the generation is sealed (`VOLUME_FENCED`).
+   * Idempotent.
+   */
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') throw exportAccessError(this.access, access);
@@ -138,7 +142,10 @@ export class KernelExport {
     };
   }
 
-  /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
+  /**
+   * SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before
+   * the seal.
+   */
   async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
     return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
   }

@@ -25,7 +25,10 @@ type Left = Pick<VolumeServerSpec, 'role' | 'volumeId' | 'volumeDir'> & {
   targetIqn: string | null;
 };
 
-/** The one volume of a shim in the kernel plane. The same calls as for one with a volume server; there is no server, the shim itself drives the kernel. */
+/**
+ * The one volume of a shim in the kernel plane. The same calls as for one with a volume server; there is no
+ * server, the shim itself drives the kernel.
+ */
 export function openKernelHolder(options: KernelHolderOptions): {
   open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
   command(op: string, args: unknown, timeoutMs?: number): Promise<unknown>;
@@ -125,7 +128,8 @@ function attachedAnswers(volume: KernelVolume): VolumeAnswers {
     activate: (access) => volume.activate(access),
     flush: () => volume.flush(),
     seal: () => volume.seal(),
-    // Its first pass would read the device through the page cache while the guest writes; the one after the seal reads it all.
+    // Its first pass would read the device through the page cache while the guest writes; the one after the
+    // seal reads it all.
     'prime-free-map': () => {},
     'free-map': (filesystem) => volume.sealFreeMap(filesystem),
     hydration: (settings) => volume.configureHydration(settings),
@@ -155,7 +159,10 @@ function exportedAnswers(volume: KernelExport): VolumeAnswers {
   };
 }
 
-/** Takes down what a dead shim has left in the kernel. The filesystem is unmounted. Nothing to do where it had nothing there. */
+/**
+ * Takes down what a dead shim has left in the kernel. The filesystem is unmounted. Nothing to do where it had
+ * nothing there.
+ */
 export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Promise<void> {
   const left = await readLeft(runtimeDir);
   if (left !== null) {

@@ -1,15 +1,20 @@
 import { BLOCK_BYTES } from '../block/block-device.ts';
 
 /**
- * How much dm-clone copies in the background. Its own rules are two numbers and one fault: it only looks for more to copy at a moment without any
- * guest I/O in flight (drivers/md/dm-clone-target.c, `do_hydration`), so that a guest that always has one outstanding starves it. So there
- * are three decisions here, taken every tick and pure: how many regions may be in flight, from what the guest's reads take; whether the guest is
- * held for a moment so that the copy can go on at all, from how far it came; and, where a rate is asked for, how long the copy runs at all.
+ * How much dm-clone copies in the background. Its own rules are two numbers and one fault: it only looks for
+ * more to copy at a moment without any guest I/O in flight (drivers/md/dm-clone-target.c, `do_hydration`), so
+ * that a guest that always has one outstanding starves it. So there are three decisions here, taken every
+ * tick and pure: how many regions may be in flight, from what the guest's reads take; whether the guest is
+ * held for a moment so that the copy can go on at all, from how far it came; and, where a rate is asked for,
+ * how long the copy runs at all.
  */
 export type HydrationControl = {
   /** Regions in flight (`hydration_threshold`). */
   threshold: number;
-  /** Mean read latency of the guest in the best of the last ticks, in milliseconds; null: nothing was read yet. */
+  /**
+   * Mean read latency of the guest in the best of the last ticks, in milliseconds; null: nothing was read
+   * yet.
+   */
   calmReadMs: number | null;
   /** Regions at the last tick, and when the floor was last reached. */
   regionsHydrated: number;
@@ -63,7 +68,8 @@ export function decideHydration(
   const readMs = sample.reads > 0 ? sample.readTimeMs / sample.reads : null;
   let { calmReadMs, threshold } = before;
   if (readMs !== null) {
-    // It drifts up slowly: what was calm when everything came from the page cache is not the measure for ever.
+    // It drifts up slowly: what was calm when everything came from the page cache is not the measure for
+    // ever.
     calmReadMs = calmReadMs === null ? readMs : Math.min(readMs, calmReadMs * 1.02);
   }
   const slow = readMs !== null && calmReadMs !== null && readMs > calmReadMs * slowFactor + slackMs;
@@ -102,7 +108,9 @@ export function decideHydration(
   return { control, pulse: true };
 }
 
-/** What holds the copy to a rate: dm-clone has none of its own, but it can be told to copy and not to copy. */
+/**
+ * What holds the copy to a rate: dm-clone has none of its own, but it can be told to copy and not to copy.
+ */
 export type HydrationPace = {
   atMs: number;
   /** What may come now; below zero: what came too much, and is waited for. */
@@ -120,9 +128,14 @@ export type PaceSample = {
 
 /** The least that a run of the copy lasts, and what it lasts before its speed is known. */
 const RUN_MS_MIN = 10;
-/** What was not used of the rate is used later for so long, not more: a copy that was held up does not make up for it in one go. */
+/**
+ * What was not used of the rate is used later for so long, not more: a copy that was held up does not make up
+ * for it in one go.
+ */
 const ALLOWANCE_SPAN_MS = 1_000;
-/** Regions in flight under a rate: what comes in this time. They arrive also after the copy was told to stop. */
+/**
+ * Regions in flight under a rate: what comes in this time. They arrive also after the copy was told to stop.
+ */
 const IN_FLIGHT_SPAN_MS = 100;
 
 export function firstPace(atMs: number): HydrationPace {
@@ -130,8 +143,8 @@ export function firstPace(atMs: number): HydrationPace {
 }
 
 /**
- * A duty cycle: for how long the copy runs from now on, 0 to `tickMs`, so that on average no more than `rateBytesPerSecondMax` (above 0) comes. What was too much in
- * one tick is made up for in the next ones.
+ * A duty cycle: for how long the copy runs from now on, 0 to `tickMs`, so that on average no more than
+ * `rateBytesPerSecondMax` (above 0) comes. What was too much in one tick is made up for in the next ones.
  */
 export function decidePace(
   before: HydrationPace,

@@ -5,8 +5,8 @@ import { kernelNameOf } from '../host/block-statistics.ts';
 import { detachLoop, findLoops } from '../host/losetup.ts';
 
 /**
- * Detaches the loop devices on a file that are read-only, or those that are not: an export and a machine have a data file of their own each, for
- * a moment in the middle of a move.
+ * Detaches the loop devices on a file that are read-only, or those that are not: an export and a machine have
+ * a data file of their own each, for a moment in the middle of a move.
  */
 export async function detachLoops(path: string, options: { readonly: boolean; clock: Clock }): Promise<void> {
   let file: string;

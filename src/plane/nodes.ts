@@ -1,7 +1,10 @@
 import { readFile, readlink, stat, writeFile } from 'node:fs/promises';
 import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/block-statistics.ts';
 
-/** Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is set, and looked at when the counts are. */
+/**
+ * Linux counts for devices of device-mapper whatever its flag says, or goes by it (later than 6.1). So it is
+ * set, and looked at when the counts are.
+ */
 export async function startStatistics(device: string): Promise<void> {
   await writeFile(`/sys/block/${await kernelNode(device)}/queue/iostats`, '1').catch(() => {});
 }
@@ -13,7 +16,9 @@ export async function statisticsOf(device: string): Promise<BlockStatistics | nu
   return counts === '1' ? blockStatistics(name) : null;
 }
 
-/** `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere. */
+/**
+ * `dm-3` of `/dev/mapper/name`, which is a symbolic link where udev runs, and a node of its own elsewhere.
+ */
 export async function kernelNode(device: string): Promise<string> {
   if (!device.startsWith('/dev/mapper/')) return kernelNameOf(device);
   const target = await readlink(device).catch(() => null);

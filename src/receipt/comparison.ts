@@ -6,8 +6,9 @@ import { rangeBytes } from './range.ts';
 import { RootHash } from './root.ts';
 
 /**
- * What the target's disk has, held against what was sealed, where nobody could tell what came over the wire and what the guest wrote (the kernel plane). Both
- * workers do it, from the same digests in the same order, and get the same sums. Ranges come once each, ascending. One that differs as a whole comes again, by
+ * What the target's disk has, held against what was sealed, where nobody could tell what came over the wire
+ * and what the guest wrote (the kernel plane). Both workers do it, from the same digests in the same order,
+ * and get the same sums. Ranges come once each, ascending. One that differs as a whole comes again, by
  * blocks, at any time. Blocks are then one of four:
  *
  *                          the source has zeros      the source has data
@@ -44,8 +45,9 @@ export class Comparison {
   }
 
   /**
-   * `stated`: SHA-256 of what the source has there, one for the whole range or one a block; `found`: the same of the target. False: it differs and is to come
-   * again by blocks. Throws `RECEIPT_OUT_OF_STEP` where it does not go on from what was added before.
+   * `stated`: SHA-256 of what the source has there, one for the whole range or one a block; `found`: the same
+   * of the target. False: it differs and is to come again by blocks. Throws `RECEIPT_OUT_OF_STEP` where it
+   * does not go on from what was added before.
    */
   add(range: BlockRange, stated: Uint8Array, found: Uint8Array): boolean {
     const { first, blocks } = range;
@@ -120,7 +122,9 @@ export class Comparison {
 
 const zeroDigests = new Map<number, Buffer>();
 
-/** SHA-256 of so many zeros; at most 1 MiB. Few lengths: whole blocks of one region, and the end of a volume. */
+/**
+ * SHA-256 of so many zeros; at most 1 MiB. Few lengths: whole blocks of one region, and the end of a volume.
+ */
 export function digestOfZeros(bytes: number): Buffer {
   let digest = zeroDigests.get(bytes);
   if (digest === undefined) {

@@ -6,12 +6,13 @@ import { malformed, parseBody, type ReceiptBody, type ReceiptWorker } from './re
 
 /**
  * A receipt as it is stored and sent: a DSSE envelope (Dead Simple Signing Envelope, protocol version 1.0,
- * https://github.com/secure-systems-lab/dsse) in JSON. What is signed are the bytes of the payload as they are, so nothing hangs on how JSON is
- * written:
+ * https://github.com/secure-systems-lab/dsse) in JSON. What is signed are the bytes of the payload as they
+ * are, so nothing hangs on how JSON is written:
  *
  *   PAE = "DSSEv1" SP length(type) SP type SP length(payload) SP payload     (lengths in decimal, of bytes)
  *
- * One Ed25519 signature (RFC 8032) by the source and one by the target; `keyid` is the fingerprint of the key.
+ * One Ed25519 signature (RFC 8032) by the source and one by the target; `keyid` is the fingerprint of the
+ * key.
  */
 const PAYLOAD_TYPE = 'application/vnd.godwit.receipt+json';
 
@@ -84,8 +85,9 @@ export type VerifyOptions = {
 };
 
 /**
- * The body of a receipt that holds: shape, sums and signatures. Without `fingerprints` it proves that nobody changed it since the two keys that it names
- * signed it, and not whose keys they are. Errors: `RECEIPT_MALFORMED`, `RECEIPT_FIGURES`, `RECEIPT_BAD_SIGNATURE`, `RECEIPT_UNKNOWN_KEY`.
+ * The body of a receipt that holds: shape, sums and signatures. Without `fingerprints` it proves that nobody
+ * changed it since the two keys that it names signed it, and not whose keys they are. Errors:
+ * `RECEIPT_MALFORMED`, `RECEIPT_FIGURES`, `RECEIPT_BAD_SIGNATURE`, `RECEIPT_UNKNOWN_KEY`.
  */
 export function verifyReceipt(value: unknown, options: VerifyOptions = {}): ReceiptBody {
   if (!Value.Check(Receipt, value)) throw malformed('it is not an envelope of this kind');

@@ -2,8 +2,9 @@ import { type Static, Type } from 'typebox';
 import { PROOF_RANGES_MAX } from './range.ts';
 
 /**
- * What is said between the two workers, and between a worker and its volume servers, when a move is proved. Ranges are of blocks of 4 KiB and lie inside
- * one region of 1 MiB, unless said otherwise; digests are SHA-256 in hex.
+ * What is said between the two workers, and between a worker and its volume servers, when a move is proved.
+ * Ranges are of blocks of 4 KiB and lie inside one region of 1 MiB, unless said otherwise; digests are
+ * SHA-256 in hex.
  */
 const Block = Type.Integer({ minimum: 0, maximum: 2 ** 48 });
 const Digest = Type.String({ pattern: '^[0-9a-f]{64}$' });
@@ -20,7 +21,10 @@ export const FetchedRange = Type.Object({
   blocks: Type.Integer({ minimum: 1, maximum: 256 }),
   /** Of the content as it arrived. */
   digest: Digest,
-  /** What the target's disk has there now. `written`: not looked at, because the guest wrote there, or may have. */
+  /**
+   * What the target's disk has there now. `written`: not looked at, because the guest wrote there, or may
+   * have.
+   */
   stored: Type.Union([Type.Literal('same'), Type.Literal('differs'), Type.Literal('written')]),
 });
 export type FetchedRange = Static<typeof FetchedRange>;
@@ -30,7 +34,10 @@ export const FetchedPage = Type.Object({
   /** Cursor of what follows, also of what is appended after the end. */
   next: Type.Integer({ minimum: 0 }),
   ended: Type.Boolean(),
-  /** Nobody can tell what came (the kernel fetched it): all of the disk is to be held against the source (`compare`). */
+  /**
+   * Nobody can tell what came (the kernel fetched it): all of the disk is to be held against the source
+   * (`compare`).
+   */
   untold: Type.Optional(Type.Boolean()),
 });
 export type FetchedPage = Static<typeof FetchedPage>;
@@ -39,7 +46,10 @@ export type FetchedPage = Static<typeof FetchedPage>;
 export const UnfetchedPage = Type.Object({
   ranges: Type.Array(BlockRange),
   next: Cursor,
-  /** Parts of `ranges` that should read as zeros and do not, each inside one region. Left out by a target that does not look. */
+  /**
+   * Parts of `ranges` that should read as zeros and do not, each inside one region. Left out by a target that
+   * does not look.
+   */
   garbage: Type.Optional(Type.Array(BlockRange)),
 });
 export type UnfetchedPage = Static<typeof UnfetchedPage>;
@@ -149,7 +159,9 @@ export const ProofFigures = Type.Object({
   comparedBytes: Type.Integer({ minimum: 0 }),
   /** The same with each block counted once. */
   fetchedBytes: Type.Integer({ minimum: 0 }),
-  /** Came, was not in place yet when a volume server was killed, and came again. Left out: none, or not known. */
+  /**
+   * Came, was not in place yet when a volume server was killed, and came again. Left out: none, or not known.
+   */
   refetchedBytes: Type.Optional(Count),
   /** There when the disk was compared. `guest`: until the comparison had ended; null: not known. */
   disk: Type.Optional(

@@ -4,8 +4,8 @@ import { GodwitError } from '../base/errors.ts';
 import { GuestWrites } from './proof.ts';
 
 /**
- * What a receipt says: one move of one volume. All of it is signed by both workers (envelope.ts). Sizes in bytes, times in milliseconds since 1970 by
- * the clock of the source.
+ * What a receipt says: one move of one volume. All of it is signed by both workers (envelope.ts). Sizes in
+ * bytes, times in milliseconds since 1970 by the clock of the source.
  */
 const Count = Type.Integer({ minimum: 0 });
 const Digest = Type.String({ pattern: '^[0-9a-f]{64}$' });
@@ -25,8 +25,8 @@ export const ReceiptWorker = Type.Object(
 export type ReceiptWorker = Static<typeof ReceiptWorker>;
 
 /**
- * Of a target that could not tell what came (the kernel plane): all of its disk was held against the sealed content (comparison.ts). Bytes; with
- * `compared` they make up the volume.
+ * Of a target that could not tell what came (the kernel plane): all of its disk was held against the sealed
+ * content (comparison.ts). Bytes; with `compared` they make up the volume.
  */
 export const ReceiptDisk = Type.Object(
   {
@@ -38,7 +38,10 @@ export const ReceiptDisk = Type.Object(
     cleared: Count,
     /** Not looked at: the filesystem did not use it when the volume was sealed. */
     unused: Count,
-    /** What the guest had written and discarded at the end of the comparison: it explains `changed` and `cleared`. Null: not known. */
+    /**
+     * What the guest had written and discarded at the end of the comparison: it explains `changed` and
+     * `cleared`. Null: not known.
+     */
     guest: Type.Union([GuestWrites, Type.Null()]),
   },
   closed,
@@ -62,21 +65,32 @@ export const ReceiptBody = Type.Object(
         total: Count,
         /** Parts of the volume that came over the wire, each counted once. */
         fetched: Count,
-        /** Holes, blocks that the filesystem does not use, and blocks that the guest wrote or discarded before they came. */
+        /**
+         * Holes, blocks that the filesystem does not use, and blocks that the guest wrote or discarded before
+         * they came.
+         */
         notFetched: Count,
         /** Data of the source that the free map spared the wire; part of `notFetched`. */
         avoided: Count,
-        /** Digested by the target as it arrived and found to be what the source has: `readBack` + `writtenSince`. Above `fetched` where a block came twice. */
+        /**
+         * Digested by the target as it arrived and found to be what the source has: `readBack` +
+         * `writtenSince`. Above `fetched` where a block came twice.
+         */
         compared: Count,
         /** Of `compared`: read again from the target's disk, and the same. */
         readBack: Count,
-        /** Of `compared`: not read again, because the guest wrote there since, or may have (docs/receipts.md). */
+        /**
+         * Of `compared`: not read again, because the guest wrote there since, or may have (docs/receipts.md).
+         */
         writtenSince: Count,
         /** Fetched again, because what had arrived or what was stored was wrong. */
         mended: Count,
         /** Of `mended`: not stored again, because the guest had written there in the meantime. */
         mendedLeft: Count,
-        /** Came twice, because a volume server of the target was killed before the disk had it: at most 64 MiB each time. Left out: none, or not known. */
+        /**
+         * Came twice, because a volume server of the target was killed before the disk had it: at most 64 MiB
+         * each time. Left out: none, or not known.
+         */
         refetched: Type.Optional(Count),
       },
       closed,
@@ -152,8 +166,9 @@ function checkFigures(body: ReceiptBody): void {
 }
 
 /**
- * Bytes that differ beyond what the guest's requests can have changed; 0 where these are not known. A request touches each block of 4 KiB that it has a
- * part of; zeros are from writes or discards, everything else is from writes. Pure.
+ * Bytes that differ beyond what the guest's requests can have changed; 0 where these are not known. A request
+ * touches each block of 4 KiB that it has a part of; zeros are from writes or discards, everything else is
+ * from writes. Pure.
  */
 export function unexplainedBytes({ changed, cleared, guest }: ReceiptDisk): number {
   if (guest === null) return 0;
@@ -164,7 +179,10 @@ export function unexplainedBytes({ changed, cleared, guest }: ReceiptDisk): numb
   return 4096 * Math.max(0, changedBlocks - written, differingBlocks - written - discarded);
 }
 
-/** With n sectors in a block, k sectors in a row touch (k + n - 2) / n + 1 blocks at most, rounded down; and no more than k. */
+/**
+ * With n sectors in a block, k sectors in a row touch (k + n - 2) / n + 1 blocks at most, rounded down; and
+ * no more than k.
+ */
 function touchedBlocksMax(requests: number, bytes: number, sectorBytes: number): number {
   const sectors = Math.ceil(bytes / sectorBytes);
   const sectorsInBlock = 4096 / sectorBytes;

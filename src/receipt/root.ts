@@ -9,8 +9,9 @@ const LEAF_RANGE = 0x01;
 const RANGE_LEAF_BYTES = 1 + 8 + 8 + SHA256_BYTES;
 
 /**
- * The root of a receipt: one SHA-256 over what was compared, in the order in which it came over the wire, so that it is made in one pass with a few
- * hundred bytes of memory whatever the volume. Both workers make it by themselves, each from what it has.
+ * The root of a receipt: one SHA-256 over what was compared, in the order in which it came over the wire, so
+ * that it is made in one pass with a few hundred bytes of memory whatever the volume. Both workers make it by
+ * themselves, each from what it has.
  *
  *   SHA-256 of
  *     "godwit receipt root v1\n"
@@ -18,7 +19,8 @@ const RANGE_LEAF_BYTES = 1 + 8 + 8 + SHA256_BYTES;
  *     then for each range that was compared:
  *     0x01  8 bytes: first byte   8 bytes: number of bytes   32 bytes: SHA-256 of the content
  *
- * Integers are little-endian. Every leaf begins with its kind and has a fixed length, so no two lists make the same bytes.
+ * Integers are little-endian. Every leaf begins with its kind and has a fixed length, so no two lists make
+ * the same bytes.
  */
 export class RootHash {
   readonly #hash: Hash = createHash('sha256').update(DOMAIN, 'latin1');

@@ -5,8 +5,8 @@ import { replaceFileNow } from '../sys/durable-file.ts';
 import { WorkerKey } from './envelope.ts';
 
 /**
- * The key in this file (PEM, readable by its owner only); made when there is none, durably, so that no receipt is signed by a key that a power cut takes
- * away. Throws `RECEIPT_BAD_KEY`.
+ * The key in this file (PEM, readable by its owner only); made when there is none, durably, so that no
+ * receipt is signed by a key that a power cut takes away. Throws `RECEIPT_BAD_KEY`.
  */
 export function openWorkerKey(path: string): WorkerKey {
   try {

@@ -8,9 +8,10 @@ const BUFFER_BYTES = 2 ** 20;
 const readAt = promisify(read);
 
 /**
- * Reads of a file past the page cache (open(2), O_DIRECT): what the disk has, not what was written. The kernel writes dirty pages of the range out first,
- * and keeps the cache as it is. On a filesystem that cannot do that (tmpfs before Linux 6.6) it reads through the cache.
- * Offsets and lengths are multiples of 4096; one read at a time.
+ * Reads of a file past the page cache (open(2), O_DIRECT): what the disk has, not what was written. The
+ * kernel writes dirty pages of the range out first, and keeps the cache as it is. On a filesystem that cannot
+ * do that (tmpfs before Linux 6.6) it reads through the cache. Offsets and lengths are multiples of 4096; one
+ * read at a time.
  */
 export class DirectFile {
   readonly #fd: number;

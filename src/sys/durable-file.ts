@@ -10,7 +10,8 @@ import { systemErrorCode } from '../base/errors.ts';
  *   2. fsync(2) of the descriptor that wrote it is waited for and checked, before anybody can see it under its name.
  *   3. rename(2), then fsync(2) of the folder: the name too is there after a power cut.
  *
- * Whatever fails: the former file stands, what was begun is removed, and the error (Node's, with its errno) is the caller's. One writer a file.
+ * Whatever fails: the former file stands, what was begun is removed, and the error (Node's, with its errno)
+ * is the caller's. One writer a file.
  */
 
 export type NewFileOptions = {
@@ -31,8 +32,8 @@ export async function replaceFile(
 }
 
 /**
- * Replaced in one step as well, and not made durable: for what means nothing after a reboot. A reader has to take an empty file, which a power cut may leave,
- * for none.
+ * Replaced in one step as well, and not made durable: for what means nothing after a reboot. A reader has to
+ * take an empty file, which a power cut may leave, for none.
  */
 export function replaceFileOfThisBoot(
   path: string,
@@ -72,7 +73,10 @@ export function replaceFileNow(
   }
 }
 
-/** Makes the file unless there is one; false: there is. Two that do this at once agree on one content. `token` keeps their beginnings apart. */
+/**
+ * Makes the file unless there is one; false: there is. Two that do this at once agree on one content. `token`
+ * keeps their beginnings apart.
+ */
 export async function createFile(
   path: string,
   content: string | Uint8Array,
@@ -104,7 +108,10 @@ export function syncFolder(folder: string): Promise<void> {
   return syncPath(folder);
 }
 
-/** fsync(2) by path: of a folder, or of a file that this process has just written and closed. What another process lost before is not found this way. */
+/**
+ * fsync(2) by path: of a folder, or of a file that this process has just written and closed. What another
+ * process lost before is not found this way.
+ */
 export async function syncPath(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {

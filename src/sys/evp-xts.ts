@@ -3,10 +3,12 @@ import { libc } from './libc.ts';
 import { addressOf } from './raw-io.ts';
 
 /**
- * AES-XTS by the OpenSSL that is linked into the node program, which exports it. Two calls a sector on fixed addresses and no allocation:
- * node:crypto makes an object and a buffer for each sector and is 40 to 90 times slower (docs/performance.md, "Encryption").
+ * AES-XTS by the OpenSSL that is linked into the node program, which exports it. Two calls a sector on fixed
+ * addresses and no allocation: node:crypto makes an object and a buffer for each sector and is 40 to 90 times
+ * slower (docs/performance.md, "Encryption").
  *
- * EVP_EncryptInit(3): a context keeps its key while EVP_CipherInit_ex with a null cipher and key sets the next IV.
+ * EVP_EncryptInit(3): a context keeps its key while EVP_CipherInit_ex with a null cipher and key sets the
+ * next IV.
  */
 type Evp = {
   contextNew: () => number;
@@ -52,17 +54,26 @@ const evp = load();
 /** Whether this node program exports OpenSSL. */
 export const evpIsThere = evp !== null;
 
-/** One key. The native side keeps copies of it until `dispose`, which overwrites them (EVP_CIPHER_CTX_free does). */
+/**
+ * One key. The native side keeps copies of it until `dispose`, which overwrites them (EVP_CIPHER_CTX_free
+ * does).
+ */
 export class EvpXts {
   readonly #evp: Evp;
   #encryptContext = 0;
   #decryptContext = 0;
-  /** The tweak, 16 bytes little-endian, of which the upper half stays 0; then the `int` that EVP_CipherUpdate wants to tell the length in. */
+  /**
+   * The tweak, 16 bytes little-endian, of which the upper half stays 0; then the `int` that EVP_CipherUpdate
+   * wants to tell the length in.
+   */
   readonly #scratch = new Uint32Array(8);
   readonly #tweakAddress: number;
   readonly #lengthAddress: number;
 
-  /** `key` is 32 (AES-128) or 64 bytes (AES-256), half for the data and half for the tweak. Throws `SYS_CALL_FAILED`. */
+  /**
+   * `key` is 32 (AES-128) or 64 bytes (AES-256), half for the data and half for the tweak. Throws
+   * `SYS_CALL_FAILED`.
+   */
   constructor(key: Uint8Array) {
     if (evp === null) throw opensslError('load', 0);
     this.#evp = evp;
@@ -80,8 +91,9 @@ export class EvpXts {
   }
 
   /**
-   * Every sector of `from` into `into`, which may be the same bytes. The tweak of the first sector is `firstTweak`, a safe integer, and grows by
-   * `tweakStep` from sector to sector. Both lengths are the same, whole sectors of at least 16 bytes.
+   * Every sector of `from` into `into`, which may be the same bytes. The tweak of the first sector is
+   * `firstTweak`, a safe integer, and grows by `tweakStep` from sector to sector. Both lengths are the same,
+   * whole sectors of at least 16 bytes.
    */
   encrypt(
     from: Uint8Array,

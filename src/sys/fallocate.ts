@@ -2,9 +2,10 @@ import { constants } from 'node:os';
 import { callAsync, callError, lastErrno, libc } from './libc.ts';
 
 /**
- * fallocate(2): holes, zeros and reserved space in a file. Each as a promise (the work may take long on a large range and runs in
- * the thread pool) and as `…Now` for small ranges. Offsets and lengths in bytes, any alignment; a length of 0 is EINVAL.
- * Failures are `SYS_CALL_FAILED`, with ENOTSUP where the filesystem cannot do it.
+ * fallocate(2): holes, zeros and reserved space in a file. Each as a promise (the work may take long on a
+ * large range and runs in the thread pool) and as `…Now` for small ranges. Offsets and lengths in bytes, any
+ * alignment; a length of 0 is EINVAL. Failures are `SYS_CALL_FAILED`, with ENOTSUP where the filesystem
+ * cannot do it.
  */
 const fallocate = libc.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']);
 
@@ -31,7 +32,10 @@ export function zeroRangeNow(fd: number, offsetBytes: number, lengthBytes: numbe
   callNow(fd, ZERO_RANGE | KEEP_SIZE, offsetBytes, lengthBytes);
 }
 
-/** Reserves space for the range, so that writes into it cannot meet ENOSPC. Grows the file to the end of the range. */
+/**
+ * Reserves space for the range, so that writes into it cannot meet ENOSPC. Grows the file to the end of the
+ * range.
+ */
 export function allocate(fd: number, offsetBytes: number, lengthBytes: number): Promise<void> {
   return call(fd, 0, offsetBytes, lengthBytes);
 }

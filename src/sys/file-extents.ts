@@ -10,9 +10,10 @@ const SEEK_HOLE = 4;
 export type FileExtent = { offsetBytes: number; lengthBytes: number; kind: 'data' | 'hole' };
 
 /**
- * The data and the holes of a range of an open file, in order, without gaps, lazily: one lseek(2) an extent. What lies behind the end of the
- * file is a hole. Borders are where the filesystem has them (commonly multiples of its block). A filesystem that knows
- * no holes gives one data extent. Moves the file offset of the descriptor.
+ * The data and the holes of a range of an open file, in order, without gaps, lazily: one lseek(2) an extent.
+ * What lies behind the end of the file is a hole. Borders are where the filesystem has them (commonly
+ * multiples of its block). A filesystem that knows no holes gives one data extent. Moves the file offset of
+ * the descriptor.
  */
 export function* fileExtents(fd: number, offsetBytes: number, lengthBytes: number): Generator<FileExtent> {
   const endBytes = offsetBytes + lengthBytes;
@@ -21,7 +22,8 @@ export function* fileExtents(fd: number, offsetBytes: number, lengthBytes: numbe
     if (dataAt > at) yield { offsetBytes: at, lengthBytes: dataAt - at, kind: 'hole' };
     if (dataAt >= endBytes) return;
     const holeAt = Math.min(endBytes, seek(fd, dataAt, SEEK_HOLE, endBytes));
-    // A file that is changed meanwhile may lose the data between the two calls; one byte of it keeps the loop going.
+    // A file that is changed meanwhile may lose the data between the two calls; one byte of it keeps the loop
+    // going.
     at = Math.max(holeAt, dataAt + 1);
     yield { offsetBytes: dataAt, lengthBytes: at - dataAt, kind: 'data' };
   }

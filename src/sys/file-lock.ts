@@ -10,9 +10,9 @@ const LOCK_NB = 4;
 const LOCK_UN = 8;
 
 /**
- * Takes the exclusive flock(2) of an open file without waiting. It belongs to the open file description: children that
- * inherit the descriptor share it, another open() of the same file, in the same process too, does not; it goes when
- * the last descriptor is closed. Throws `SYS_LOCKED` when another holds it.
+ * Takes the exclusive flock(2) of an open file without waiting. It belongs to the open file description:
+ * children that inherit the descriptor share it, another open() of the same file, in the same process too,
+ * does not; it goes when the last descriptor is closed. Throws `SYS_LOCKED` when another holds it.
  */
 export function lockExclusive(fd: number): void {
   if (flock(fd, LOCK_EX | LOCK_NB) === 0) return;

@@ -39,8 +39,8 @@ export async function fileSystemOf(path: string): Promise<FileSystem> {
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
 
 /**
- * Whether the filesystem of a folder can hold a file of this length, full of holes. True where it cannot be tried: whoever makes the file meets the
- * answer then.
+ * Whether the filesystem of a folder can hold a file of this length, full of holes. True where it cannot be
+ * tried: whoever makes the file meets the answer then.
  */
 export function holdsFileOf(directory: string, lengthBytes: number): boolean {
   let fd: number;

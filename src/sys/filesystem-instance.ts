@@ -5,9 +5,11 @@ import { basename } from 'node:path';
 const FILESYSTEMS = ['ext4', 'xfs', 'f2fs'] as const;
 
 /**
- * Which mounted instance of its filesystem a path is on: the same for every process and in every mount namespace, another one when the filesystem was taken down
- * and mounted again, in the same boot too. What is only in the page cache is valid as long as it stays the same. It is the inode number of the folder that the
- * filesystem has in sysfs, which the kernel gives to none of this boot again (fs/kernfs, `kernfs_node.id`). Null where that cannot be told: no such folder, no sysfs.
+ * Which mounted instance of its filesystem a path is on: the same for every process and in every mount
+ * namespace, another one when the filesystem was taken down and mounted again, in the same boot too. What is
+ * only in the page cache is valid as long as it stays the same. It is the inode number of the folder that the
+ * filesystem has in sysfs, which the kernel gives to none of this boot again (fs/kernfs, `kernfs_node.id`).
+ * Null where that cannot be told: no such folder, no sysfs.
  */
 export function filesystemInstance(path: string): string | null {
   try {

@@ -8,12 +8,12 @@ const PR_SET_IO_FLUSHER = 57;
 const PR_GET_IO_FLUSHER = 58;
 
 /**
- * Marks the calling thread as one that the kernel needs to write dirty pages back (`on`), so that its own allocations never wait for
- * that write-back: without it a data path in user space can wait for itself under memory pressure. False when not permitted
- * (needs CAP_SYS_RESOURCE) or when the kernel is older than 5.6.
+ * Marks the calling thread as one that the kernel needs to write dirty pages back (`on`), so that its own
+ * allocations never wait for that write-back: without it a data path in user space can wait for itself under
+ * memory pressure. False when not permitted (needs CAP_SYS_RESOURCE) or when the kernel is older than 5.6.
  *
- * The mark is the thread's, and threads and processes that it starts inherit it, through exec too. To have it on every thread of
- * a server (V8's and the pool's start early), the parent sets it around the spawn.
+ * The mark is the thread's, and threads and processes that it starts inherit it, through exec too. To have it
+ * on every thread of a server (V8's and the pool's start early), the parent sets it around the spawn.
  */
 export function setIoFlusher(on: boolean): boolean {
   if (prctl(PR_SET_IO_FLUSHER, on ? 1 : 0, 0, 0, 0) === 0) return true;

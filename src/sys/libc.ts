@@ -3,9 +3,9 @@ import koffi from 'koffi';
 import { type ErrorValues, GodwitError, systemErrorCode } from '../base/errors.ts';
 
 /**
- * The C library that this process already has: the few system calls that Node lacks go through it. Declared for 64-bit Linux
- * (x86_64 and arm64), where `off_t`, `size_t`, `long` and pointers are 64 bits and variadic functions take integers the same
- * way as others (System V AMD64 ABI 3.5.7; AAPCS64 on Linux).
+ * The C library that this process already has: the few system calls that Node lacks go through it. Declared
+ * for 64-bit Linux (x86_64 and arm64), where `off_t`, `size_t`, `long` and pointers are 64 bits and variadic
+ * functions take integers the same way as others (System V AMD64 ABI 3.5.7; AAPCS64 on Linux).
  */
 export const libc = koffi.load(null);
 
@@ -13,7 +13,8 @@ export type NativeFunction = ReturnType<typeof libc.func>;
 
 const nameByErrno = new Map<number, string>();
 for (const [name, errno] of Object.entries(constants.errno)) {
-  // Two names of one number (EAGAIN and EWOULDBLOCK, ENOTSUP and EOPNOTSUPP): the first one, as Node's own errors say.
+  // Two names of one number (EAGAIN and EWOULDBLOCK, ENOTSUP and EOPNOTSUPP): the first one, as Node's own
+  // errors say.
   if (!nameByErrno.has(errno)) nameByErrno.set(errno, name);
 }
 
@@ -22,7 +23,10 @@ export function errnoName(errno: number): string {
   return nameByErrno.get(errno) ?? `E${errno}`;
 }
 
-/** errno of the last call through `libc` on this thread that failed; in the callback of an asynchronous call: of that one. */
+/**
+ * errno of the last call through `libc` on this thread that failed; in the callback of an asynchronous call:
+ * of that one.
+ */
 export function lastErrno(): number {
   return koffi.errno();
 }
@@ -44,7 +48,10 @@ export function errnoOf(error: unknown): string | undefined {
   return systemErrorCode(error);
 }
 
-/** Runs a call that returns 0 or -1 in the thread pool. Rejects with `SYS_CALL_FAILED`; repeats what a signal interrupted. */
+/**
+ * Runs a call that returns 0 or -1 in the thread pool. Rejects with `SYS_CALL_FAILED`; repeats what a signal
+ * interrupted.
+ */
 export function callAsync(
   call: string,
   native: NativeFunction,

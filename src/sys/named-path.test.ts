@@ -43,7 +43,9 @@ function folder(t: TestContext): string {
 
 const isRefused = (error: unknown) => isGodwitError(error, 'SYS_PATH_REFUSED');
 
-/** Listens until the end of the test; `server.close()` alone does not take the socket away, as after a kill. */
+/**
+ * Listens until the end of the test; `server.close()` alone does not take the socket away, as after a kill.
+ */
 function listener(t: TestContext): { server: Server; listen: (path: string) => Promise<void> } {
   const server = createServer((socket) => socket.destroy());
   t.after(() => server.close());

@@ -27,10 +27,12 @@ import { OWN_NAME } from '../base/own-name.ts';
 import { replaceFileNow } from './durable-file.ts';
 
 /*
- * Paths that somebody named, on a command line, in a request or in a record: what godwit reads, makes and removes there, mostly as root, goes through here.
+ * Paths that somebody named, on a command line, in a request or in a record: what godwit reads, makes and
+ * removes there, mostly as root, goes through here.
  *
- * Nothing is removed but a socket of ours that nobody listens on, and the folder of a worker that says so itself. Nothing is written into the data folder of a
- * worker, whichever one, nor where somebody else could put another thing in its place: then what was looked at is what is used.
+ * Nothing is removed but a socket of ours that nobody listens on, and the folder of a worker that says so
+ * itself. Nothing is written into the data folder of a worker, whichever one, nor where somebody else could
+ * put another thing in its place: then what was looked at is what is used.
  */
 
 /** The file by which the data folder of a worker is known. */
@@ -45,7 +47,10 @@ const STICKY = 0o1000;
 export type NamedPathOptions = {
   /** Folders that are closed besides the data folders of workers, which are found by themselves. */
   closed?: readonly string[];
-  /** It is godwit itself that named the path, in a data folder: only what is there is looked at. Default false. */
+  /**
+   * It is godwit itself that named the path, in a data folder: only what is there is looked at. Default
+   * false.
+   */
   own?: boolean;
 };
 
@@ -66,7 +71,10 @@ export function namedPlace(path: string, options: NamedPathOptions = {}): NamedP
   return { folder, name, path: join(folder, name) };
 }
 
-/** The real path of a folder that is made where it is missing, with `mode`. `isData`: it may be the data folder of a worker itself. Throws `SYS_PATH_REFUSED`, and errors of mkdir(2). */
+/**
+ * The real path of a folder that is made where it is missing, with `mode`. `isData`: it may be the data
+ * folder of a worker itself. Throws `SYS_PATH_REFUSED`, and errors of mkdir(2).
+ */
 export function namedFolder(
   path: string,
   mode: number,
@@ -84,15 +92,18 @@ export function namedFolder(
   return realFolder(path, whole);
 }
 
-/** Something of ours in a folder of ours, by a name that came from elsewhere: an id in a record or in the request of another worker. Throws `SYS_PATH_REFUSED`. Pure. */
+/**
+ * Something of ours in a folder of ours, by a name that came from elsewhere: an id in a record or in the
+ * request of another worker. Throws `SYS_PATH_REFUSED`. Pure.
+ */
 export function ownPath(folder: string, name: string): string {
   if (!OWN_NAME.test(name)) throw refused(name.slice(0, 200), 'it is not the name of one thing');
   return join(folder, name);
 }
 
 /**
- * Removes the data folder of a worker, and only such a one: its mark is in it. A folder that is not there is no error. Throws `SYS_PATH_REFUSED`.
- * What was in a folder with no mark stays.
+ * Removes the data folder of a worker, and only such a one: its mark is in it. A folder that is not there is
+ * no error. Throws `SYS_PATH_REFUSED`. What was in a folder with no mark stays.
  */
 export function removeDataFolder(path: string): void {
   const found = lstatSync(path, { throwIfNoEntry: false });
@@ -103,8 +114,9 @@ export function removeDataFolder(path: string): void {
 }
 
 /**
- * Opens a regular file for reading, whatever hides behind its name meanwhile: the open file is what is looked at. Its descriptor is the caller's.
- * Throws `SYS_PATH_REFUSED` and errors of open(2). Never waits: a FIFO is refused.
+ * Opens a regular file for reading, whatever hides behind its name meanwhile: the open file is what is looked
+ * at. Its descriptor is the caller's. Throws `SYS_PATH_REFUSED` and errors of open(2). Never waits: a FIFO is
+ * refused.
  */
 export function openNamedFile(
   path: string,
@@ -123,7 +135,10 @@ export function openNamedFile(
   }
 }
 
-/** Writes a file whole and durable; one that is there is replaced, anything else that is there stays. Throws `SYS_PATH_REFUSED` and system errors. */
+/**
+ * Writes a file whole and durable; one that is there is replaced, anything else that is there stays. Throws
+ * `SYS_PATH_REFUSED` and system errors.
+ */
 export function writeNamedFile(path: string, text: string, mode: number): void {
   const place = namedPlace(resolve(path));
   const there = lstatSync(place.path, { throwIfNoEntry: false });
@@ -139,9 +154,10 @@ export type NamedSocket = {
 };
 
 /**
- * Makes a unix socket at `path`, with mode 0600 and its owner from the first moment. `listen` listens where it is told, in a folder that is closed to all
- * others; then the socket gets its name, if that is free. What is there already is removed only when it is a socket of `owner` or of this process that nobody
- * listens on. Rejects `SYS_PATH_REFUSED`, `SYS_SOCKET_IN_USE`, and what `listen` rejects.
+ * Makes a unix socket at `path`, with mode 0600 and its owner from the first moment. `listen` listens where
+ * it is told, in a folder that is closed to all others; then the socket gets its name, if that is free. What
+ * is there already is removed only when it is a socket of `owner` or of this process that nobody listens on.
+ * Rejects `SYS_PATH_REFUSED`, `SYS_SOCKET_IN_USE`, and what `listen` rejects.
  */
 export async function listenAt(
   path: string,
@@ -149,7 +165,8 @@ export async function listenAt(
   listen: (path: string) => Promise<void>,
 ): Promise<NamedSocket> {
   const place = namedPlace(path, options);
-  // Everything goes through the open folder: what the name of the folder says later does not matter, and the path is short enough for a socket.
+  // Everything goes through the open folder: what the name of the folder says later does not matter, and the
+  // path is short enough for a socket.
   const folderFd = openSync(place.folder, constants.O_RDONLY | constants.O_DIRECTORY);
   const folder = descriptorPath(folderFd);
   const target = join(folder, place.name);

@@ -1,6 +1,9 @@
 import { readFileSync } from 'node:fs';
 
-/** The process that started this one, by a name that no other process of this boot has: `<pid>.<start time in clock ticks>`. Null: it is gone. */
+/**
+ * The process that started this one, by a name that no other process of this boot has: `<pid>.<start time in
+ * clock ticks>`. Null: it is gone.
+ */
 export function parentProcess(): string | null {
   try {
     const status = readFileSync(`/proc/${process.ppid}/stat`, 'latin1');

@@ -15,7 +15,10 @@ const O_CLOEXEC = 0o2000000;
 const TIOCSWINSZ = 0x5414;
 const TIOCSPTLCK = 0x40045431;
 const TIOCGPTPEER = 0x5441;
-/** Device number of the multiplexer of every devpts: TTYAUX_MAJOR 5, minor 2 (Documentation/admin-guide/devices.txt). */
+/**
+ * Device number of the multiplexer of every devpts: TTYAUX_MAJOR 5, minor 2
+ * (Documentation/admin-guide/devices.txt).
+ */
 const PTMX = (5 << 8) | 2;
 
 /** Of a terminal, in characters; 1 to 65535. */
@@ -25,8 +28,9 @@ export type TerminalSize = { columns: number; rows: number };
 export type Pty = { master: number; slave: number };
 
 /**
- * A pseudoterminal of the devpts that is mounted at /dev/pts below `root` (which may be `/proc/<pid>/root`), so that it is a terminal for who lives there, and none of the
- * host's. The path is walked without following a link, and the slave comes from the master and not by name: whoever rules that root cannot have another
+ * A pseudoterminal of the devpts that is mounted at /dev/pts below `root` (which may be `/proc/<pid>/root`),
+ * so that it is a terminal for who lives there, and none of the host's. The path is walked without following
+ * a link, and the slave comes from the master and not by name: whoever rules that root cannot have another
  * file opened. The slave belongs to `owner`. Throws `SYS_CALL_FAILED`, `SYS_NO_PTY`. The caller closes both.
  */
 export function openPty(root: string, owner: { uid: number; gid: number }, size: TerminalSize): Pty {

@@ -3,9 +3,10 @@ import koffi from 'koffi';
 import { lastErrno, libc } from './libc.ts';
 
 /**
- * System calls on addresses, for loops that make some ten thousand calls a second: no buffer is looked at, nothing is
- * allocated, and a failure is the negative errno as a return value, because an exception costs more than the call. The addresses are the
- * caller's responsibility: a wrong one is EFAULT or a write into foreign memory.
+ * System calls on addresses, for loops that make some ten thousand calls a second: no buffer is looked at,
+ * nothing is allocated, and a failure is the negative errno as a return value, because an exception costs
+ * more than the call. The addresses are the caller's responsibility: a wrong one is EFAULT or a write into
+ * foreign memory.
  */
 const readCall = libc.func('read', 'int64_t', ['int', 'uint64_t', 'size_t']);
 const writeCall = libc.func('write', 'int64_t', ['int', 'uint64_t', 'size_t']);
@@ -32,7 +33,10 @@ const POLLIN = 1;
 const iovec = new BigUint64Array(2);
 const iovecAddress = addressOf(iovec);
 
-/** Where the bytes of a view are, as a number (user-space addresses fit in 53 bits). The view must stay referenced. */
+/**
+ * Where the bytes of a view are, as a number (user-space addresses fit in 53 bits). The view must stay
+ * referenced.
+ */
 export function addressOf(view: NodeJS.ArrayBufferView): number {
   return Number(koffi.address(view));
 }
@@ -69,7 +73,10 @@ export function rawWriteAt(fd: number, address: number, lengthBytes: number, off
   return count < 0 ? -lastErrno() : count;
 }
 
-/** Gives whole pages of anonymous memory back to the kernel; they read as zeros afterwards. 0 or a negative errno. */
+/**
+ * Gives whole pages of anonymous memory back to the kernel; they read as zeros afterwards. 0 or a negative
+ * errno.
+ */
 export function rawRelease(address: number, lengthBytes: number): number {
   return madviseCall(address, lengthBytes, MADV_DONTNEED) < 0 ? -lastErrno() : 0;
 }
@@ -85,14 +92,20 @@ export class ReadablePoll {
     this.#address = addressOf(this.#entries);
   }
 
-  /** Blocks this thread, for ever with -1. The number of descriptors that are ready, 0 after the timeout, or a negative errno. */
+  /**
+   * Blocks this thread, for ever with -1. The number of descriptors that are ready, 0 after the timeout, or a
+   * negative errno.
+   */
   wait(timeoutMs: number): number {
     const count: number = pollCall(this.#address, this.#entries.length / 2, timeoutMs);
     return count < 0 ? -lastErrno() : count;
   }
 }
 
-/** eventfd(2), non-blocking, counter 0: what a thread that waits in poll can be woken with. Throws nothing: negative errno. */
+/**
+ * eventfd(2), non-blocking, counter 0: what a thread that waits in poll can be woken with. Throws nothing:
+ * negative errno.
+ */
 export function eventDescriptor(): number {
   const fd: number = eventfdCall(0, EFD_CLOEXEC | EFD_NONBLOCK);
   return fd < 0 ? -lastErrno() : fd;

@@ -1,7 +1,8 @@
 import koffi from 'koffi';
 import { callAsync, callError, libc } from './libc.ts';
 
-// The result is declared as a number: MAP_FAILED is -1, and user-space addresses fit in 53 bits on both architectures.
+// The result is declared as a number: MAP_FAILED is -1, and user-space addresses fit in 53 bits on both
+// architectures.
 const mmap = libc.func('mmap', 'int64_t', ['uint64_t', 'size_t', 'int', 'int', 'int', 'int64_t']);
 const munmap = libc.func('munmap', 'int', ['uint64_t', 'size_t']);
 const msync = libc.func('msync', 'int', ['uint64_t', 'size_t', 'int']);
@@ -15,9 +16,10 @@ const MS_SYNC = 4;
 export type SharedMapping = { address: bigint; view: Uint8Array };
 
 /**
- * Maps the first `lengthBytes` of a file, shared: every process and thread that maps it sees each store at once, and the bytes live in
- * the page cache, so they outlive the process. The file must be that long: an access behind its end is SIGBUS,
- * which ends the process. Atomics work on views of it (not wait and notify: those need a SharedArrayBuffer).
+ * Maps the first `lengthBytes` of a file, shared: every process and thread that maps it sees each store at
+ * once, and the bytes live in the page cache, so they outlive the process. The file must be that long: an
+ * access behind its end is SIGBUS, which ends the process. Atomics work on views of it (not wait and notify:
+ * those need a SharedArrayBuffer).
  */
 export function mapShared(fd: number, lengthBytes: number): SharedMapping {
   const result = Number(mmap(0, lengthBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
@@ -36,7 +38,10 @@ export function syncMapping(address: bigint, lengthBytes: number): Promise<void>
   return callAsync('msync', msync, [address, lengthBytes, MS_SYNC], { lengthBytes });
 }
 
-/** Takes the mapping away. Every view of it, in every thread, is dead from here on: an access ends the process. */
+/**
+ * Takes the mapping away. Every view of it, in every thread, is dead from here on: an access ends the
+ * process.
+ */
 export function unmap(address: bigint, lengthBytes: number): void {
   if (munmap(address, lengthBytes) !== 0) throw callError('munmap', { lengthBytes });
 }

@@ -26,7 +26,9 @@ async function serve(t: TestContext, identity: TlsIdentity): Promise<number> {
   return (server.address() as AddressInfo).port;
 }
 
-/** What the server said, its certificate's name, and the protocol. Rejects with the failure of the handshake. */
+/**
+ * What the server said, its certificate's name, and the protocol. Rejects with the failure of the handshake.
+ */
 function greet(
   identity: TlsIdentity,
   port: number,

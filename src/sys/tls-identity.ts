@@ -5,12 +5,15 @@ import { createSecureContext, type SecureContext, type Server } from 'node:tls';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 
-/** Three PEM files: this host's certificate (with intermediates behind it, if any), its key, and the CA that peers must be signed by. */
+/**
+ * Three PEM files: this host's certificate (with intermediates behind it, if any), its key, and the CA that
+ * peers must be signed by.
+ */
 export type TlsFiles = { certFile: string; keyFile: string; caFile: string };
 
 /**
- * What OpenSSL is given: PEM, TLS 1.3 or nothing, and no session that could be resumed: each connection is a handshake with the certificates
- * of its day.
+ * What OpenSSL is given: PEM, TLS 1.3 or nothing, and no session that could be resumed: each connection is a
+ * handshake with the certificates of its day.
  */
 export type TlsMaterial = {
   cert: Buffer;
@@ -26,9 +29,9 @@ export type TlsClient = {
 };
 
 /**
- * Who this host is in TLS, for both sides of a connection: both show a certificate, and each must be signed by the CA. The files may be
- * replaced at any time: they are looked at for every new connection, and what does not fit together (a certificate that is there
- * before its key) leaves the last good set in use.
+ * Who this host is in TLS, for both sides of a connection: both show a certificate, and each must be signed
+ * by the CA. The files may be replaced at any time: they are looked at for every new connection, and what
+ * does not fit together (a certificate that is there before its key) leaves the last good set in use.
  *
  *   server:  tls.createServer({ ...identity.serverOptions(), … }) and identity.follow(server)
  *   client:  tls.connect({ host, port, ...identity.clientOptions() }), which checks the name or address in the peer's certificate
@@ -59,7 +62,10 @@ export class TlsIdentity implements TlsClient {
     return { secureContext: this.#context, rejectUnauthorized: true };
   }
 
-  /** Why a client that connects to `host` refuses this certificate today as far as can be seen from here; null: nothing is wrong with it. Pure but for the clock of the host. */
+  /**
+   * Why a client that connects to `host` refuses this certificate today as far as can be seen from here;
+   * null: nothing is wrong with it. Pure but for the clock of the host.
+   */
   flaw(host: string): string | null {
     const certificate = new X509Certificate(this.#material.cert);
     const address = host.replace(/^\[|\]$/g, '');
@@ -103,7 +109,10 @@ export class TlsIdentity implements TlsClient {
   }
 }
 
-/** A client without a certificate of its own, such as the command line: it believes servers that are signed by this CA. The file is read once. */
+/**
+ * A client without a certificate of its own, such as the command line: it believes servers that are signed by
+ * this CA. The file is read once.
+ */
 export class TlsTrust implements TlsClient {
   readonly #context: SecureContext;
 

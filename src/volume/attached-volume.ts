@@ -75,7 +75,9 @@ export class AttachedVolume {
   readonly #front: Front;
   /** The NBD socket: `#front` itself, or a second way in, for reading. */
   readonly #nbd: NbdAttachment | null;
-  /** The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole. */
+  /**
+   * The data file on a descriptor of its own: for the hot path, and for everything once the volume is whole.
+   */
   readonly #local: FileDevice;
   /** The same as the guest has it. */
   readonly #data: GuardedFile;
@@ -91,7 +93,10 @@ export class AttachedVolume {
   #proof: OpenProof | null = null;
   /** Until the guest's requests go on that a mend holds back. */
   #mending: Promise<void> = Promise.resolve();
-  /** The questions of a proof that are not answered yet. A mend among them takes the access away for a moment: whoever changes it waits. */
+  /**
+   * The questions of a proof that are not answered yet. A mend among them takes the access away for a moment:
+   * whoever changes it waits.
+   */
   #proving: Promise<unknown> = Promise.resolve();
 
   private constructor(
@@ -126,9 +131,10 @@ export class AttachedVolume {
   }
 
   /**
-   * Opens all that the spec names and serves the FUSE file or the socket. In `standby` the source must answer now; later it may be away. Rejects
-   * with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, those of clone/metadata.ts and validity-file.ts, those of the login,
-   * and those of listening on a socket.
+   * Opens all that the spec names and serves the FUSE file or the socket. In `standby` the source must answer
+   * now; later it may be away. Rejects with the errors of the fence, `BLOCK_SHORT_FILE`, those of
+   * encryption.ts, those of clone/metadata.ts and validity-file.ts, those of the login, and those of
+   * listening on a socket.
    */
   static async open(spec: VolumeServerSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
     const { clock, logger } = options;
@@ -195,7 +201,9 @@ export class AttachedVolume {
     }
   }
 
-  /** Begins to hydrate where the volume is open for writing already. Call it once, when events can be told. */
+  /**
+   * Begins to hydrate where the volume is open for writing already. Call it once, when events can be told.
+   */
   start(): void {
     if (this.#front.access === 'writable') this.#clone?.device.start();
   }
@@ -224,8 +232,8 @@ export class AttachedVolume {
   }
 
   /**
-   * Nothing of a source is fetched, and no hole of it is believed, before this says `writable`: until the handoff the source may change.
-   * Idempotent.
+   * Nothing of a source is fetched, and no hole of it is believed, before this says `writable`: until the
+   * handoff the source may change. Idempotent.
    */
   async activate(access: Access): Promise<void> {
     // A mend has taken the access away for a moment; it is not standby.
@@ -265,7 +273,10 @@ export class AttachedVolume {
     await (this.#clone?.device ?? this.#data).flush();
   }
 
-  /** Ends the writes: those that were accepted are durable when it resolves, and no other is accepted. Idempotent. */
+  /**
+   * Ends the writes: those that were accepted are durable when it resolves, and no other is accepted.
+   * Idempotent.
+   */
   async seal(): Promise<void> {
     await this.#proving;
     if (this.#front.access === 'writable') await this.#setAccess('readonly');
@@ -290,21 +301,26 @@ export class AttachedVolume {
     );
   }
 
-  /** What its filesystem is, as base64: what has been written to it, which the kernel does to a superblock with each sync. */
+  /**
+   * What its filesystem is, as base64: what has been written to it, which the kernel does to a superblock
+   * with each sync.
+   */
   async superblock(): Promise<{ bytes: string }> {
     const { readBytes } = await import('../freemap/device-bytes.ts');
     const device = plaintextOf(this.#encryption, this.#clone, this.#local);
     return { bytes: (await readBytes(device, 0, SUPERBLOCK_READ_BYTES)).toString('base64') };
   }
 
-  /** Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read. */
+  /**
+   * Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read.
+   */
   async primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
     await (await this.#reader(filesystem)).prime();
   }
 
   /**
-   * Writes `free.map`, of the generation that was sealed here, once the filesystem is unmounted. Without a map, the report says why. Rejects
-   * `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
+   * Writes `free.map`, of the generation that was sealed here, once the filesystem is unmounted. Without a
+   * map, the report says why. Rejects `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
    */
   async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
     if (this.#front.access !== 'readonly') {
@@ -318,7 +334,8 @@ export class AttachedVolume {
       );
     }
     if (this.#spec.nbd?.client === 'guest') {
-      // It may have written a partition table or anything else, and the filesystem that was here before still looks whole.
+      // It may have written a partition table or anything else, and the filesystem that was here before still
+      // looks whole.
       await removeFreeMap(this.#spec.volumeDir);
       return { unusedBytes: 0, reason: diskOfGuest(this.#spec.volumeId).toWire() };
     }
@@ -348,7 +365,10 @@ export class AttachedVolume {
     this.#clone?.device.configureHydration(settings);
   }
 
-  /** Ends the wait for a source that will not come back: reads of what is only there are I/O errors from now on. Idempotent. */
+  /**
+   * Ends the wait for a source that will not come back: reads of what is only there are I/O errors from now
+   * on. Idempotent.
+   */
   async giveUpSource(): Promise<void> {
     if (this.#clone === null) return;
     this.#clone.device.giveUpSource();
@@ -378,8 +398,9 @@ export class AttachedVolume {
   }
 
   /**
-   * Asks the target's part of proving a move (clone/fetch-proof.ts), one question at a time. Rejects `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where
-   * there is nothing to prove: a volume that is whole, or the clone of a disk of another system.
+   * Asks the target's part of proving a move (clone/fetch-proof.ts), one question at a time. Rejects
+   * `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where there is nothing to prove: a volume that is whole,
+   * or the clone of a disk of another system.
    */
   prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
     const answered = this.#proving.then(async () => {
@@ -434,7 +455,10 @@ export class AttachedVolume {
     }
   }
 
-  /** Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients that connect again. Idempotent. */
+  /**
+   * Makes everything durable and ends serving; requests wait for the next server, in the kernel or in clients
+   * that connect again. Idempotent.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -475,7 +499,10 @@ export class AttachedVolume {
     return this.#freeMapReader;
   }
 
-  /** The map that came with the handoff. A map that cannot be used is none: past the point of no return nothing may hang on it. */
+  /**
+   * The map that came with the handoff. A map that cannot be used is none: past the point of no return
+   * nothing may hang on it.
+   */
   async #markUnused(): Promise<void> {
     if (this.#clone === null) return;
     const { volumeDir, volumeId, generation, lengthBytes } = this.#spec;
@@ -588,7 +615,9 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
   };
 }
 
-/** What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top. */
+/**
+ * What the guest sees: a clone under another key is plaintext already, everything else is decrypted on top.
+ */
 function plaintextOf(
   encryption: Encryption | null,
   clone: CloneLayer | null,
@@ -631,7 +660,10 @@ async function openNbd(
   });
 }
 
-/** For writing whatever the access: the seal of a server that came after a dead one makes durable what that one had accepted. */
+/**
+ * For writing whatever the access: the seal of a server that came after a dead one makes durable what that
+ * one had accepted.
+ */
 function openData(spec: VolumeServerSpec): Promise<FileDevice> {
   return FileDevice.open({
     file: join(spec.volumeDir, VOLUME_FILES.data),
@@ -642,7 +674,8 @@ function openData(spec: VolumeServerSpec): Promise<FileDevice> {
 }
 
 /**
- * False when the clone that the spec speaks of has become a plain volume meanwhile: the spec of a supervisor is as old as its attach.
+ * False when the clone that the spec speaks of has become a plain volume meanwhile: the spec of a supervisor
+ * is as old as its attach.
  */
 async function isClone(spec: VolumeServerSpec): Promise<boolean> {
   const record = await readRecord(spec.volumeDir);

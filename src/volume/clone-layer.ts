@@ -30,10 +30,16 @@ import { exportSerial } from './specs.ts';
 import { openValidityFile, type ValidityFile, writtenPath } from './validity-file.ts';
 import { openZeroLog } from './zero-log-file.ts';
 
-/** The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code and its memory. */
+/**
+ * The clone layer of a volume, and what it holds. A module of its own: a plain volume does without this code
+ * and its memory.
+ */
 export type CloneLayer = {
   device: CloneDevice;
-  /** The content of `device` is plaintext, because its source has another key; else it is what the data file holds. */
+  /**
+   * The content of `device` is plaintext, because its source has another key; else it is what the data file
+   * holds.
+   */
   plaintext: boolean;
   source: SourceDevice;
   validity: ValidityFile;
@@ -76,7 +82,9 @@ const BLOCK_BYTES = 512;
 /** Sectors of the encryption are this at most, and the loop device over them has it. */
 const PLAINTEXT_BLOCK_BYTES = 4096;
 
-/** Rejects with the errors of clone/metadata.ts, validity-file.ts and FileDevice. Calls nobody on the network. */
+/**
+ * Rejects with the errors of clone/metadata.ts, validity-file.ts and FileDevice. Calls nobody on the network.
+ */
 export async function openClone(
   spec: VolumeServerSpec,
   cloneSpec: CloneSpec,

@@ -171,7 +171,8 @@ test('an operator accepts the loss that is meant, once, and it is kept that it w
     accepted,
     'the answer may have been lost',
   );
-  // One that came since stands, whoever asks for the old one again; after a crash in the middle it is asked for once more.
+  // One that came since stands, whoever asks for the old one again; after a crash in the middle it is asked
+  // for once more.
   lossAt(2_000);
   assert.equal(await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 9_000 }), null);
   assert.equal(guardOf(dir).lost?.atMs, 2_000);

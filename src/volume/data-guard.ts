@@ -9,8 +9,9 @@ import { removeFile, replaceFile } from '../sys/durable-file.ts';
 import { VOLUME_FILES } from './files.ts';
 
 /**
- * `data-loss.json` in a volume's folder: what a guest wrote there at this generation, and was told to be accepted, is not on the disk, and nobody knows which part of
- * it. It stands until an operator accepts it (`acceptDataLoss`).
+ * `data-loss.json` in a volume's folder: what a guest wrote there at this generation, and was told to be
+ * accepted, is not on the disk, and nobody knows which part of it. It stands until an operator accepts it
+ * (`acceptDataLoss`).
  *
  *   {"formatVersion": 1, "volumeId": "v_…", "generation": 3, "atMs": 1767225600000, "reason": "flush failed: EIO"}
  */
@@ -48,8 +49,8 @@ export function readDataLoss(
   try {
     const found = JSON.parse(text) as Partial<DataLoss> | null;
     if (typeof found?.generation !== 'number') return unread;
-    // Also of an earlier generation of this file: a seal finds a loss when the record is sealed, and then the move
-    // is undone, which makes it a later one.
+    // Also of an earlier generation of this file: a seal finds a loss when the record is sealed, and then the
+    // move is undone, which makes it a later one.
     if (found.generation > generation) return null;
     return { ...unread, atMs: Number(found.atMs ?? 0), reason: String(found.reason ?? unread.reason) };
   } catch {
@@ -64,8 +65,9 @@ export type AcceptedLoss = DataLoss & { acceptedAtMs: number };
 const ACCEPTED_MAX = 32;
 
 /**
- * Ends the loss that was found at `atMs`: what the disk has counts from now on, and `data-loss-accepted.json` says that somebody wanted that. For a volume that
- * nobody has open. Idempotent. Null: there is no such loss; another one, which came since, stands.
+ * Ends the loss that was found at `atMs`: what the disk has counts from now on, and `data-loss-accepted.json`
+ * says that somebody wanted that. For a volume that nobody has open. Idempotent. Null: there is no such loss;
+ * another one, which came since, stands.
  */
 export async function acceptDataLoss(
   volumeDir: string,
@@ -120,14 +122,17 @@ export type DataGuardOptions = {
 };
 
 /**
- * What a guest wrote and the disk lost is an error, never old bytes: the kernel says once that a write-back failed, then calls the pages clean. From then on the
- * volume refuses everything, for this server and every later one, until an operator decides. What was fetched is no loss (clone/arrival.ts): a flush that fails
+ * What a guest wrote and the disk lost is an error, never old bytes: the kernel says once that a write-back
+ * failed, then calls the pages clean. From then on the volume refuses everything, for this server and every
+ * later one, until an operator decides. What was fetched is no loss (clone/arrival.ts): a flush that fails
  * while the guest has nothing to flush is only a flush that failed.
  */
 export class DataGuard {
   readonly #options: DataGuardOptions;
   #lost: DataLoss | null;
-  /** Shared with the hot thread and the next server; null: it is not known, and so true, that the guest wrote. */
+  /**
+   * Shared with the hot thread and the next server; null: it is not known, and so true, that the guest wrote.
+   */
   #unflushed: Uint32Array | null = null;
   #running: Promise<void> | null = null;
   #next: Promise<void> | null = null;
@@ -154,7 +159,10 @@ export class DataGuard {
     if (this.#lost !== null) listener();
   }
 
-  /** Takes over what the last server left in the live map: of a flush that it was in the middle of, the next one tells. */
+  /**
+   * Takes over what the last server left in the live map: of a flush that it was in the middle of, the next
+   * one tells.
+   */
   share(unflushed: Uint32Array): void {
     this.#unflushed = unflushed;
     if (unflushed[FLUSHING] === LOST)
@@ -177,7 +185,10 @@ export class DataGuard {
     if (this.#unflushed !== null) this.#unflushed[WROTE] = 1;
   }
 
-  /** `flush` makes all of the file durable. Those that come while one runs share the next. Rejects `VOLUME_DATA_LOST`, or with the error of a disk that lost nothing. */
+  /**
+   * `flush` makes all of the file durable. Those that come while one runs share the next. Rejects
+   * `VOLUME_DATA_LOST`, or with the error of a disk that lost nothing.
+   */
   flush(flush: () => Promise<void>): Promise<void> {
     if (this.#next !== null) return this.#next;
     if (this.#running === null) return this.#start(flush);
@@ -320,7 +331,10 @@ export class GuardedFile implements BlockDevice {
     return this.#file.close();
   }
 
-  /** Noted before, so that it is known should this process die, and after, because a flush that began meanwhile did not cover it. */
+  /**
+   * Noted before, so that it is known should this process die, and after, because a flush that began
+   * meanwhile did not cover it.
+   */
   async #change(change: () => Promise<void>): Promise<void> {
     this.#guard.check();
     this.#guard.noteWrite();

@@ -3,17 +3,23 @@ import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
 import { lockExclusive, unlock } from '../sys/file-lock.ts';
 
 /**
- * The lock on a volume's data file: whoever serves the volume, for writing or as an export, holds it for as long. It is an flock on an
- * open file description of its own, so the kernel drops it with the process, however that ends.
+ * The lock on a volume's data file: whoever serves the volume, for writing or as an export, holds it for as
+ * long. It is an flock on an open file description of its own, so the kernel drops it with the process,
+ * however that ends.
  */
 export type DataLock = {
-  /** Throws `VOLUME_DATA_REPLACED` unless the descriptor is of the very file that is locked: the path may have been given to another one since either was opened. */
+  /**
+   * Throws `VOLUME_DATA_REPLACED` unless the descriptor is of the very file that is locked: the path may have
+   * been given to another one since either was opened.
+   */
   checkIs(fd: number): void;
   /** Idempotent. */
   release(): void;
 };
 
-/** Takes the lock without waiting. Throws `VOLUME_LOCKED` when another server (of this process too) has it. */
+/**
+ * Takes the lock without waiting. Throws `VOLUME_LOCKED` when another server (of this process too) has it.
+ */
 export function lockData(path: string): DataLock {
   const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {

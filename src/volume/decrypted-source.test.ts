@@ -10,7 +10,10 @@ import { DecryptedSource } from './decrypted-source.ts';
 const KEY = seededRandom(11).bytes(64);
 const LENGTH = 64 * 4096;
 
-/** A volume with data, encrypted zeros, holes, and, where sectors are smaller than blocks, blocks that are a hole in part. */
+/**
+ * A volume with data, encrypted zeros, holes, and, where sectors are smaller than blocks, blocks that are a
+ * hole in part.
+ */
 async function volume(sectorBytes: number, tweakOffset: number) {
   const ciphertext = new MemoryDevice({ lengthBytes: LENGTH });
   const owner = new Luks2Device(ciphertext, {

@@ -15,11 +15,11 @@ export type DecryptedSourceOptions = {
 };
 
 /**
- * The plaintext of a source under its own key: what a clone with another key hydrates from. `inner` is the ciphertext from the start of
- * the segment, and is closed by its owner.
+ * The plaintext of a source under its own key: what a clone with another key hydrates from. `inner` is the
+ * ciphertext from the start of the segment, and is closed by its owner.
  *
- * A sector whose ciphertext is zeros reads as zeros, as everywhere (crypt/luks2-device.ts), and so do holes: what the source reads there as its
- * volume's content, the target reads too.
+ * A sector whose ciphertext is zeros reads as zeros, as everywhere (crypt/luks2-device.ts), and so do holes:
+ * what the source reads there as its volume's content, the target reads too.
  */
 export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   readonly lengthBytes: number;
@@ -28,8 +28,8 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   readonly #cipher: XtsCipher;
   readonly #tweakOffset: number;
   /**
-   * A bit for each sector that came as zeros: plaintext zeros do not tell whether they were encrypted. The source is sealed, so a bit stays true. Memory
-   * is used where such sectors came.
+   * A bit for each sector that came as zeros: plaintext zeros do not tell whether they were encrypted. The
+   * source is sealed, so a bit stays true. Memory is used where such sectors came.
    */
   readonly #zeroSectors: ValidityMap;
   #closed = false;
@@ -71,8 +71,8 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
   }
 
   /**
-   * What crossed the wire for plaintext that was read here: it is encrypted again under the source's key, except for sectors that came as zeros. Exact for every
-   * range that this object has read; whole sectors.
+   * What crossed the wire for plaintext that was read here: it is encrypted again under the source's key,
+   * except for sectors that came as zeros. Exact for every range that this object has read; whole sectors.
    */
   ciphertextUnderOldKey(offsetBytes: number, plaintext: Uint8Array): Uint8Array {
     if (this.#closed) throw closedError();
@@ -94,7 +94,10 @@ export class DecryptedSource extends ReadOnlyDevice implements CloneSource {
     return this.#zeroSectors.hasAll(offsetBytes / sectorBytes, (offsetBytes + lengthBytes) / sectorBytes);
   }
 
-  /** Of the ciphertext: a hole of it reads as zeros. One that covers a sector in part is for the caller to leave, who asks for whole blocks. */
+  /**
+   * Of the ciphertext: a hole of it reads as zeros. One that covers a sector in part is for the caller to
+   * leave, who asks for whole blocks.
+   */
   async extents(offsetBytes: number, lengthBytes: number, limitExtents: number): Promise<Extent[]> {
     if (this.#closed) throw closedError();
     if (this.#inner.extents) return this.#inner.extents(offsetBytes, lengthBytes, limitExtents);

@@ -13,9 +13,11 @@ import { fileSystemOf } from '../sys/file-system.ts';
  *     free ────────────────────────────────────────────────────────────────────────▶ 0
  *     │ volumes write │ reserve: a machine that leaves │ … and has stopped │ last: journal, records │
  *
- * Writes that need room stop before the reserve, those of all volumes at the same place and in small portions, and wait there (`pause`: the guest sees a slow disk, and goes
- * on when there is room) or fail with `BLOCK_NO_SPACE` (`error`). Writes of what the file has already go on. The reserve is opened for the machine that leaves: what its
- * page cache holds must reach the volume before it can be unmounted. Half of it only when it has stopped: else it would write on until nothing is left for that.
+ * Writes that need room stop before the reserve, those of all volumes at the same place and in small
+ * portions, and wait there (`pause`: the guest sees a slow disk, and goes on when there is room) or fail with
+ * `BLOCK_NO_SPACE` (`error`). Writes of what the file has already go on. The reserve is opened for the
+ * machine that leaves: what its page cache holds must reach the volume before it can be unmounted. Half of it
+ * only when it has stopped: else it would write on until nothing is left for that.
  */
 const RESERVE_BYTES_MAX = 256 * 2 ** 20;
 const RESERVE_PART = 16;
@@ -41,13 +43,19 @@ export function keptBytes(totalBytes: number, leaving: Leaving): number {
   return leaving === 'stopped' ? lastBytes : Math.ceil((reserveBytes + lastBytes) / 2);
 }
 
-/** What a volume may write before it looks at the disk again: a part of what is free, so that many volumes do not pass the reserve at once. */
+/**
+ * What a volume may write before it looks at the disk again: a part of what is free, so that many volumes do
+ * not pass the reserve at once.
+ */
 const PORTION_PART = 16;
 const PORTION_BYTES_MIN = 2 ** 20;
 const PORTION_BYTES_MAX = 64 * 2 ** 20;
 const UNIT_BYTES = 1024;
 const LOOK_MS = PAUSE.roomLook.ms;
-/** What is not written of a portion by then is nobody's: else many volumes that hardly write would together have promised more than the reserve. */
+/**
+ * What is not written of a portion by then is nobody's: else many volumes that hardly write would together
+ * have promised more than the reserve.
+ */
 const PORTION_MS = PAUSE.roomPortion.ms;
 /** What was seen of the disk counts for so long for fetched blocks, of which there are many. */
 const FRESH_MS = 250;
@@ -81,7 +89,9 @@ type Waiter = { lengthBytes: number; admit: () => void; refuse: (error: Error) =
 
 /** The room that one volume finds on its disk. */
 export class DiskRoom {
-  /** What may be written before the next look, in KiB; shared with the hot thread, which takes its part of it. */
+  /**
+   * What may be written before the next look, in KiB; shared with the hot thread, which takes its part of it.
+   */
   readonly portion = new SharedArrayBuffer(4);
   readonly #portion = new Int32Array(this.portion);
   readonly #options: DiskRoomOptions;
@@ -140,7 +150,10 @@ export class DiskRoom {
     return Atomics.sub(this.#portion, 0, units) >= units;
   }
 
-  /** Resolves when the guest may write this; `done` follows when it has. Rejects `BLOCK_NO_SPACE` where writes fail for want of room. */
+  /**
+   * Resolves when the guest may write this; `done` follows when it has. Rejects `BLOCK_NO_SPACE` where writes
+   * fail for want of room.
+   */
   async admit(offsetBytes: number, lengthBytes: number): Promise<void> {
     if (this.#waiters.length === 0 && this.spend(lengthBytes)) {
       this.#pendingBytes += lengthBytes;
@@ -169,7 +182,10 @@ export class DiskRoom {
     return true;
   }
 
-  /** The disk refused though it seemed to have room: others were quicker, or there is a quota. True: try again; false: the guest is to be told. */
+  /**
+   * The disk refused though it seemed to have room: others were quicker, or there is a quota. True: try
+   * again; false: the guest is to be told.
+   */
   refused(): Promise<boolean> {
     if (this.#options.whenFull === 'pause') this.#sinceMs ??= this.#options.clock.wallMs();
     return this.#mayTryAgain();
@@ -211,8 +227,8 @@ export class DiskRoom {
   }
 
   /**
-   * Looks no more. `refuse`: who waits is told that there is no room, and else waits on: for a server that ends, since the kernel sends to the next one what this
-   * one did not answer.
+   * Looks no more. `refuse`: who waits is told that there is no room, and else waits on: for a server that
+   * ends, since the kernel sends to the next one what this one did not answer.
    */
   close({ refuse }: { refuse: boolean }): void {
     this.#closed = true;

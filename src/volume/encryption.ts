@@ -37,11 +37,13 @@ import type { VolumeRecord } from './record.ts';
 import { RekeyedFile } from './rekeyed-file.ts';
 
 /**
- * Encrypted volumes of a worker. The LUKS2 header is a file of its own beside the data (a detached header, as `cryptsetup --header` has it), so
- * plaintext and ciphertext are as long, whatever the header's size: lengths of records, exports and clones are the same for both kinds of
- * volume. The header travels in the preparation of a move, so that the target has opened it before anything stops.
+ * Encrypted volumes of a worker. The LUKS2 header is a file of its own beside the data (a detached header, as
+ * `cryptsetup --header` has it), so plaintext and ciphertext are as long, whatever the header's size: lengths
+ * of records, exports and clones are the same for both kinds of volume. The header travels in the preparation
+ * of a move, so that the target has opened it before anything stops.
  *
- * Sectors of 4096 bytes: the unit of validity of a clone, and the faster size. The loop device on top has them too.
+ * Sectors of 4096 bytes: the unit of validity of a clone, and the faster size. The loop device on top has
+ * them too.
  */
 export const ENCRYPTED_SECTOR_BYTES = 4096;
 
@@ -57,8 +59,8 @@ function keyProvider(source: KeySource): KeyProvider {
 }
 
 /**
- * The volume key of a volume in `volumeDir`, by its own header. Rejects with
- * `VOLUME_WRONG_HEADER` when the header is of another volume, and with the errors of the key provider, the header and its key slots.
+ * The volume key of a volume in `volumeDir`, by its own header. Rejects with `VOLUME_WRONG_HEADER` when the
+ * header is of another volume, and with the errors of the key provider, the header and its key slots.
  */
 export async function unlockVolume(
   spec: Pick<VolumeServerSpec, 'volumeId' | 'generation' | 'volumeDir'> & {
@@ -107,7 +109,10 @@ async function unlockFile(
   }
 }
 
-/** The plaintext of `device`. By default both discards and zeroes leave holes: a volume stays as sparse as its owner makes it. */
+/**
+ * The plaintext of `device`. By default both discards and zeroes leave holes: a volume stays as sparse as its
+ * owner makes it.
+ */
 export function plaintextOf(
   device: BlockDevice,
   { header, volumeKey }: UnlockedVolume,
@@ -144,8 +149,9 @@ export function rekeyedFile(
 }
 
 /**
- * Makes the header and the ciphertext of a new volume in a folder that nobody sees yet. `fill` makes the plaintext in a sparse file beside it: an empty
- * filesystem, nothing that is secret. With `dmCrypt` what the filesystem uses of its holes is written, as encrypted zeros. Answers what belongs into the record.
+ * Makes the header and the ciphertext of a new volume in a folder that nobody sees yet. `fill` makes the
+ * plaintext in a sparse file beside it: an empty filesystem, nothing that is secret. With `dmCrypt` what the
+ * filesystem uses of its holes is written, as encrypted zeros. Answers what belongs into the record.
  */
 export async function encryptNew(
   folder: string,
@@ -181,10 +187,12 @@ export async function encryptNew(
 }
 
 /**
- * The header of an incoming volume that moves to another key, and that of its source beside it, in a folder that nobody sees yet. Proves on the way that
- * this worker gets the key of the source and that it opens the source's header. Answers what belongs into the record.
+ * The header of an incoming volume that moves to another key, and that of its source beside it, in a folder
+ * that nobody sees yet. Proves on the way that this worker gets the key of the source and that it opens the
+ * source's header. Answers what belongs into the record.
  *
- * Rejects with `CRYPT_KEY_NOT_NEW` when the provider gives the same key again, with its own errors, and with those of the header and its key slots.
+ * Rejects with `CRYPT_KEY_NOT_NEW` when the provider gives the same key again, with its own errors, and with
+ * those of the header and its key slots.
  */
 export async function rekeyIncoming(
   folder: string,
@@ -248,7 +256,10 @@ function formatHeader(
   });
 }
 
-/** Header and key slots of a volume, for the target of a move. Nobody opens the volume with it without its passphrase. */
+/**
+ * Header and key slots of a volume, for the target of a move. Nobody opens the volume with it without its
+ * passphrase.
+ */
 export async function readHeaderFile(volumeDir: string): Promise<Buffer> {
   const device = await openHeader(join(volumeDir, VOLUME_FILES.header));
   try {
@@ -260,7 +271,10 @@ export async function readHeaderFile(volumeDir: string): Promise<Buffer> {
   }
 }
 
-/** What a move tells other workers of the volume before anything stops. Rejects with `VOLUME_WRONG_HEADER` and the errors of the header. */
+/**
+ * What a move tells other workers of the volume before anything stops. Rejects with `VOLUME_WRONG_HEADER` and
+ * the errors of the header.
+ */
 export async function readGeometry(volumeDir: string): Promise<Luks2Geometry> {
   const device = await openHeader(join(volumeDir, VOLUME_FILES.header));
   try {
@@ -281,8 +295,8 @@ export function encryptionCapabilities(freeMemoryBytes = Number.POSITIVE_INFINIT
 }
 
 /**
- * Rejects with `VOLUME_WRONG_HEADER`, which names every reason, when this host could not open the volume with that header; with the errors of the header
- * when it is none.
+ * Rejects with `VOLUME_WRONG_HEADER`, which names every reason, when this host could not open the volume with
+ * that header; with the errors of the header when it is none.
  */
 export async function checkHeader(
   header: Buffer,
@@ -307,7 +321,9 @@ async function openHeader(path: string): Promise<FileDevice> {
   return FileDevice.open({ file: path, lengthBytes: size });
 }
 
-/** What the filesystem does not use: nobody will ever ask what is there. Nothing where that cannot be told. */
+/**
+ * What the filesystem does not use: nobody will ever ask what is there. Nothing where that cannot be told.
+ */
 async function unusedRuns(plain: FileDevice, filesystem: VolumeRecord['filesystem']): Promise<BlockRun[]> {
   if (filesystem === 'none') return [];
   // Volume servers do without this code and its memory.
@@ -317,8 +333,9 @@ async function unusedRuns(plain: FileDevice, filesystem: VolumeRecord['filesyste
 }
 
 /**
- * Copies what `from` holds; with `unused`, which ascends, zeros too where it has holes that are not in there. In one pass: blocks that are reserved and not
- * written turn from hole to data when somebody reads them into the page cache.
+ * Copies what `from` holds; with `unused`, which ascends, zeros too where it has holes that are not in there.
+ * In one pass: blocks that are reserved and not written turn from hole to data when somebody reads them into
+ * the page cache.
  */
 async function copyData(
   from: FileDevice,

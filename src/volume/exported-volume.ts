@@ -53,8 +53,8 @@ export class ExportedVolume {
   }
 
   /**
-   * Listens. In `standby` initiators can log in and ask for the size, and their reads wait. Rejects with the errors of the fence,
-   * `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`, and of `TlsIdentity`.
+   * Listens. In `standby` initiators can log in and ask for the size, and their reads wait. Rejects with the
+   * errors of the fence, `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`, and of `TlsIdentity`.
    */
   static async open(spec: VolumeServerSpec, options: ExportedVolumeOptions): Promise<ExportedVolume> {
     const exportSpec = spec.export;
@@ -123,7 +123,10 @@ export class ExportedVolume {
     };
   }
 
-  /** Lets the reads through that wait. Only once the record says that the generation is sealed (`VOLUME_FENCED`). Idempotent. */
+  /**
+   * Lets the reads through that wait. Only once the record says that the generation is sealed
+   * (`VOLUME_FENCED`). Idempotent.
+   */
   async activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') throw exportAccessError(this.access, access);
@@ -143,7 +146,10 @@ export class ExportedVolume {
     }
   }
 
-  /** SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before the seal. */
+  /**
+   * SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before
+   * the seal.
+   */
   async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
     return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
   }

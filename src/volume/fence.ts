@@ -8,7 +8,10 @@ import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
 import { readRecord } from './record-file.ts';
 
-/** Somebody who only looks whether the lock is taken holds it for a moment; another server holds it for as long as it lives. */
+/**
+ * Somebody who only looks whether the lock is taken holds it for a moment; another server holds it for as
+ * long as it lives.
+ */
 const LOCK_PATIENCE_MS = PATIENCE.dataLock.ms;
 const LOCK_RETRY_MS = 20;
 
@@ -18,9 +21,9 @@ export type Opening = Pick<VolumeServerSpec, 'volumeId' | 'generation' | 'volume
 export type Purpose = 'write' | 'export';
 
 /**
- * Takes the lock of the data file, then checks the record: in this order, because a sealer writes the record first. Rejects
- * `VOLUME_LOCKED` when another server has the volume, `VOLUME_FENCED` when the record says that the opening must not be,
- * `VOLUME_RECORD_CORRUPT`.
+ * Takes the lock of the data file, then checks the record: in this order, because a sealer writes the record
+ * first. Rejects `VOLUME_LOCKED` when another server has the volume, `VOLUME_FENCED` when the record says
+ * that the opening must not be, `VOLUME_RECORD_CORRUPT`.
  */
 export async function passFence(opening: Opening, purpose: Purpose, clock: Clock): Promise<DataLock> {
   const lock = await takeLock(join(opening.volumeDir, VOLUME_FILES.data), clock);

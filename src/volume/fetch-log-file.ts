@@ -11,7 +11,10 @@ import { syncFolder } from '../sys/durable-file.ts';
 
 const BLOCK_BYTES = 512;
 
-/** Makes an empty `fetch.log`, durably. Built beside its place and renamed, so that a crash leaves none or a whole one. */
+/**
+ * Makes an empty `fetch.log`, durably. Built beside its place and renamed, so that a crash leaves none or a
+ * whole one.
+ */
 export async function createFetchLog(path: string, identity: FetchLogIdentity): Promise<void> {
   const temporary = `${path}.new`;
   await rm(temporary, { force: true });

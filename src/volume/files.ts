@@ -1,5 +1,6 @@
 /**
- * Layout of a volume's folder. A file of its own, because the schema beside which it would stand costs a volume server a fifth of its memory.
+ * Layout of a volume's folder. A file of its own, because the schema beside which it would stand costs a
+ * volume server a fifth of its memory.
  */
 export const VOLUME_FILES = {
   record: 'volume.json',
@@ -14,7 +15,10 @@ export const VOLUME_FILES = {
   sourceHeader: 'source-header.luks2',
   /** Digests of what was fetched, until the clone is whole (clone/fetch-log.ts). */
   fetchLog: 'fetch.log',
-  /** Sectors that were zeroed in blocks that are still at the source, until the clone is whole (clone/zero-log.ts). */
+  /**
+   * Sectors that were zeroed in blocks that are still at the source, until the clone is whole
+   * (clone/zero-log.ts).
+   */
   zeroLog: 'zero.log',
   /** That the disk lost what the guest wrote (data-guard.ts). */
   dataLoss: 'data-loss.json',

@@ -15,8 +15,9 @@ const DURABLE_TRIES = 10;
 const DURABLE_RETRY_MS = 500;
 
 /**
- * `free.map` beside the data of a volume. Whoever writes it does not wait until it is durable, because a machine is stopped; it is soon after, also when the disk
- * refuses at first: when the move is proved, both sides must still have the same (receipt/root.ts). It names its volume and generation under a checksum.
+ * `free.map` beside the data of a volume. Whoever writes it does not wait until it is durable, because a
+ * machine is stopped; it is soon after, also when the disk refuses at first: when the move is proved, both
+ * sides must still have the same (receipt/root.ts). It names its volume and generation under a checksum.
  * `lasting` resolves with whether it is durable.
  */
 export async function writeFreeMap(
@@ -29,7 +30,10 @@ export async function writeFreeMap(
   return { lasting: makeDurable(path, bytes, clock) };
 }
 
-/** Where a write-back failed, from the memory that the map was made in: of the file there may be nothing left to sync. Never rejects. */
+/**
+ * Where a write-back failed, from the memory that the map was made in: of the file there may be nothing left
+ * to sync. Never rejects.
+ */
 async function makeDurable(path: string, bytes: Uint8Array, clock: Clock): Promise<boolean> {
   for (let tries = 0; tries < DURABLE_TRIES; tries++) {
     if (tries > 0) await clock.sleep(DURABLE_RETRY_MS);
@@ -53,9 +57,10 @@ function frozenPath(volumeDir: string, generation: number): string {
 }
 
 /**
- * From now on the map of this sealed generation is what `free.map` is, or none where there is none yet: a server that was given up while it read the filesystem may write one
- * later, when the target has been told that there is none, and the proof needs the same on both sides. `free.map.g<generation>`, empty for none. Idempotent; does not
- * wait until it is durable.
+ * From now on the map of this sealed generation is what `free.map` is, or none where there is none yet: a
+ * server that was given up while it read the filesystem may write one later, when the target has been told
+ * that there is none, and the proof needs the same on both sides. `free.map.g<generation>`, empty for none.
+ * Idempotent; does not wait until it is durable.
  */
 export async function freezeFreeMap(volumeDir: string, generation: number): Promise<void> {
   const path = frozenPath(volumeDir, generation);
@@ -109,7 +114,10 @@ export async function removeFreeMap(volumeDir: string): Promise<void> {
   await rm(join(volumeDir, VOLUME_FILES.freeMap), { force: true });
 }
 
-/** The runs of the map of exactly this generation, null where there is none. Errors: those of `decodeSealedMap`. */
+/**
+ * The runs of the map of exactly this generation, null where there is none. Errors: those of
+ * `decodeSealedMap`.
+ */
 export async function readFreeRuns(
   volumeDir: string,
   identity: SealedMapIdentity,
@@ -118,7 +126,10 @@ export async function readFreeRuns(
   return bytes === null ? null : decodeSealedMap(bytes, identity);
 }
 
-/** Bytes that the data file of a sealed volume holds in the blocks of its map: what the map spared the wire. 0 without a map. */
+/**
+ * Bytes that the data file of a sealed volume holds in the blocks of its map: what the map spared the wire. 0
+ * without a map.
+ */
 export async function bytesAvoided(volumeDir: string, identity: SealedMapIdentity): Promise<number> {
   const runs = await readFreeRuns(volumeDir, identity);
   if (runs === null) return 0;

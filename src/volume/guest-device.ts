@@ -9,7 +9,10 @@ import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import type { HydrationExtent } from '../nbd/index.ts';
 
-/** After this many bytes of writes their way to the disk begins, so that dirty pages do not pile up until the seal before a handoff. */
+/**
+ * After this many bytes of writes their way to the disk begins, so that dirty pages do not pile up until the
+ * seal before a handoff.
+ */
 const WRITE_BEHIND_BYTES = 64 * 1024 * 1024;
 
 export type GuestDeviceOptions = {
@@ -23,8 +26,9 @@ export type GuestDeviceOptions = {
 };
 
 /**
- * A volume as its guest has it who does not come through FUSE: the same gate, counts and heat that `FuseServer` has, as a layer. In `standby` reads and
- * writes wait; in `readonly` writes reject with `BLOCK_READ_ONLY`.
+ * A volume as its guest has it who does not come through FUSE: the same gate, counts and heat that
+ * `FuseServer` has, as a layer. In `standby` reads and writes wait; in `readonly` writes reject with
+ * `BLOCK_READ_ONLY`.
  */
 export class GuestDevice implements BlockDevice {
   readonly lengthBytes: number;
@@ -68,7 +72,10 @@ export class GuestDevice implements BlockDevice {
     return this.#access;
   }
 
-  /** Resolves when the new access holds: after `readonly` no change that was let in before is still under way. Does not flush. */
+  /**
+   * Resolves when the new access holds: after `readonly` no change that was let in before is still under way.
+   * Does not flush.
+   */
   async setAccess(access: Access): Promise<void> {
     if (this.#access !== 'standby' && access === 'standby') this.#opened = Promise.withResolvers();
     this.#access = access;
@@ -76,7 +83,10 @@ export class GuestDevice implements BlockDevice {
     if (access !== 'writable') await this.#idle.until(() => this.#changesInFlight === 0);
   }
 
-  /** From here on `device` serves, and every block is here. Resolves when nobody uses the old one or the validity bits any more. */
+  /**
+   * From here on `device` serves, and every block is here. Resolves when nobody uses the old one or the
+   * validity bits any more.
+   */
   async becomeWhole(device: BlockDevice): Promise<void> {
     const users = this.#users;
     this.#users = { count: 0 };
@@ -246,7 +256,10 @@ export class GuestDevice implements BlockDevice {
       });
   }
 
-  /** Lets a call in when the gate is open. Between the look at the gate and the count of the call nothing else runs. */
+  /**
+   * Lets a call in when the gate is open. Between the look at the gate and the count of the call nothing else
+   * runs.
+   */
   async #through<T>(changes: boolean, call: () => Promise<T>): Promise<T> {
     while (this.#access === 'standby') await this.#opened.promise;
     if (changes && this.#access !== 'writable') throw readOnlyError();

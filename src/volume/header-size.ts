@@ -1,4 +1,7 @@
-/** Sizes of the file with a volume's LUKS2 header. A file of its own: the command line needs it and none of the code of encryption.ts. */
+/**
+ * Sizes of the file with a volume's LUKS2 header. A file of its own: the command line needs it and none of
+ * the code of encryption.ts.
+ */
 
 /** Of each of the two headers; the key slots have the rest of the file. */
 export const BINARY_AND_JSON_BYTES = 16 * 1024;

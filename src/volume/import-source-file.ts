@@ -10,12 +10,16 @@ import { VOLUME_FILES } from './files.ts';
  *   {"formatVersion": 1, "location": "nbd://…", "sourceLengthBytes": 1073741824, "usedBytes": 5242880,
  *    "unit": {"serial": "…", "designators": "…"}}
  *
- * `unit` is there of iSCSI; of NBD in its place "nbdExport": {"name": "…", "description": "…", "minimumBlockBytes": 1}. Both of volumes that were imported since
- * it is kept: the disk behind the address must be that one for as long as the volume is not whole.
+ * `unit` is there of iSCSI; of NBD in its place "nbdExport": {"name": "…", "description": "…",
+ * "minimumBlockBytes": 1}. Both of volumes that were imported since it is kept: the disk behind the address
+ * must be that one for as long as the volume is not whole.
  */
 
 export type ImportRecord = ImportedSourceSpec & {
-  /** Of the source when it was looked at first: what is no hole, as far as could be told. Disk that the volume will take. */
+  /**
+   * Of the source when it was looked at first: what is no hole, as far as could be told. Disk that the volume
+   * will take.
+   */
   usedBytes: number;
 };
 
@@ -23,7 +27,10 @@ export function encodeImportSource(source: ImportRecord): string {
   return `${JSON.stringify({ formatVersion: 1, ...source })}\n`;
 }
 
-/** Null without the file: the volume is not imported, or whole. Rejects `VOLUME_SOURCE_CORRUPT`, which does not repeat what it read. */
+/**
+ * Null without the file: the volume is not imported, or whole. Rejects `VOLUME_SOURCE_CORRUPT`, which does
+ * not repeat what it read.
+ */
 export async function readImportSource(volumeDir: string): Promise<ImportRecord | null> {
   const path = join(volumeDir, VOLUME_FILES.importSource);
   let text: string;

@@ -33,7 +33,10 @@ export type ImportSource =
       targetIqn: string;
       lun: number;
       chap: { user: string; secret: string } | null;
-      /** Over TLS, as the one that has these certificates: a folder with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. */
+      /**
+       * Over TLS, as the one that has these certificates: a folder with `ca-cert.pem`, `client-cert.pem` and
+       * `client-key.pem`.
+       */
       certificatesDir: string | null;
     }
   | { kind: 'file'; path: string };
@@ -54,21 +57,25 @@ type Expecting = ImportSourceOptions & { sourceLengthBytes: number };
 const ISCSI_PORT = 3260;
 const INITIATOR_IQN = 'iqn.2026-11.dev.godwit:import';
 /**
- * MD5, which every target has, before what some have: tgt takes SHA-256's number (7) for SHA-1, chooses it where it is offered first, and then refuses
- * the right secret.
+ * MD5, which every target has, before what some have: tgt takes SHA-256's number (7) for SHA-1, chooses it
+ * where it is offered first, and then refuses the right secret.
  */
 const CHAP_ALGORITHMS = ['md5', 'sha3_256', 'sha256', 'sha1'] as const;
 const FILE_BLOCK_BYTES = 512;
 /** Of one question about holes: an answer is small, and asked for soon enough to end when the time is up. */
 const MEASURE_STEP_BYTES = 4 * 1024 ** 3;
 const MEASURE_EXTENTS = 1000;
-/** libiscsi's form. User and secret are percent-encoded; the separator between them is a percent sign that begins no code, or a colon. */
+/**
+ * libiscsi's form. User and secret are percent-encoded; the separator between them is a percent sign that
+ * begins no code, or a colon.
+ */
 const ISCSI_PATTERN =
   /^(iscsis?):\/\/(?:([^/@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(?::(\d{1,5}))?\/([^/?#]+)\/(\d{1,3})(?:\?tls-certificates=([^&#]+))?$/i;
 
 /**
- * `nbd://…` and its kin (nbd/client-uri.ts), `iscsi://[user[%secret]@]host[:port]/iqn/lun`, `iscsis://…?tls-certificates=FOLDER`, or the path of a file with a raw image. Pure.
- * Throws `NBD_BAD_URI` or `VOLUME_BAD_SOURCE`; neither repeats a secret.
+ * `nbd://…` and its kin (nbd/client-uri.ts), `iscsi://[user[%secret]@]host[:port]/iqn/lun`,
+ * `iscsis://…?tls-certificates=FOLDER`, or the path of a file with a raw image. Pure. Throws `NBD_BAD_URI` or
+ * `VOLUME_BAD_SOURCE`; neither repeats a secret.
  */
 export function parseImportSource(text: string): ImportSource {
   if (isNbdUri(text)) return { kind: 'nbd', uri: parseNbdUri(text) };
@@ -115,8 +122,9 @@ function decode(text: string): string {
 }
 
 /**
- * The source, connected and checked, for the first look at it: its `lengthBytes` are rounded up to whole blocks of 4096 bytes, and what is
- * behind its real end reads as zeros. Rejects with the errors of the client, or `VOLUME_BAD_SOURCE` for a file that cannot be read.
+ * The source, connected and checked, for the first look at it: its `lengthBytes` are rounded up to whole
+ * blocks of 4096 bytes, and what is behind its real end reads as zeros. Rejects with the errors of the
+ * client, or `VOLUME_BAD_SOURCE` for a file that cannot be read.
  */
 export async function connectImportSource(
   source: ImportSource,
@@ -133,7 +141,10 @@ export async function connectImportSource(
   }
 }
 
-/** What the source is formatted with, by the magic number of its superblock (ext4: s_magic, Linux fs/ext4/ext4.h; XFS: XFS_SB_MAGIC). */
+/**
+ * What the source is formatted with, by the magic number of its superblock (ext4: s_magic, Linux
+ * fs/ext4/ext4.h; XFS: XFS_SB_MAGIC).
+ */
 export async function detectFilesystem(
   device: Pick<BlockDevice, 'read' | 'lengthBytes'>,
 ): Promise<'ext4' | 'xfs' | 'none'> {
@@ -144,8 +155,8 @@ export async function detectFilesystem(
 }
 
 /**
- * How much of a source is no hole: `dataBytes` certainly, `unknownBytes` nobody knows, because the time was up or the source failed to tell.
- * One that never tells is all data.
+ * How much of a source is no hole: `dataBytes` certainly, `unknownBytes` nobody knows, because the time was
+ * up or the source failed to tell. One that never tells is all data.
  */
 export async function measureUse(
   device: Pick<ImportedDevice, 'extents' | 'lengthBytes'>,
@@ -307,7 +318,10 @@ class LateFile implements Pick<BlockDevice, 'lengthBytes' | 'blockBytes' | 'read
   }
 }
 
-/** The same extents with borders at whole blocks: a block with data in it is data. Pure. The first begins at a block. */
+/**
+ * The same extents with borders at whole blocks: a block with data in it is data. Pure. The first begins at a
+ * block.
+ */
 export function inWholeBlocks(offsetBytes: number, extents: readonly Extent[]): Extent[] {
   const whole: Extent[] = [];
   let at = offsetBytes;
@@ -390,7 +404,10 @@ function expectedOf({
     : { expected: { lengthBytes: sourceLengthBytes, ...nbdExport } };
 }
 
-/** The open file is what is looked at: its name may lead elsewhere by the time that it is opened again, into the data of another volume too. */
+/**
+ * The open file is what is looked at: its name may lead elsewhere by the time that it is opened again, into
+ * the data of another volume too.
+ */
 async function openFile(path: string, expectedBytes: number | null): Promise<FileDevice> {
   let file: ReturnType<typeof openNamedFile>;
   try {

@@ -13,7 +13,10 @@ const EXPORT_NAME = 'disk';
 
 export type NbdAttachmentOptions = {
   socket: NbdSocketSpec;
-  /** What clients find in the export's description: another volume, or another generation of it, has another one. */
+  /**
+   * What clients find in the export's description: another volume, or another generation of it, has another
+   * one.
+   */
   serial: string;
   device: BlockDevice;
   access: Access;
@@ -26,8 +29,9 @@ export type NbdAttachmentOptions = {
 };
 
 /**
- * A volume behind an NBD socket, with the calls of `FuseServer`. The socket takes connections from the start, and has nothing to offer them before
- * standby ends: what a client is told in the handshake, such as whether it may write, is then true from the first time.
+ * A volume behind an NBD socket, with the calls of `FuseServer`. The socket takes connections from the start,
+ * and has nothing to offer them before standby ends: what a client is told in the handshake, such as whether
+ * it may write, is then true from the first time.
  */
 export class NbdAttachment {
   /** Never: nobody unmounts a socket. */
@@ -68,7 +72,10 @@ export class NbdAttachment {
     return { location, connections: this.#server.connections };
   }
 
-  /** An observer never writes, whatever the access. Clients that were told that they may write get EPERM after a seal. */
+  /**
+   * An observer never writes, whatever the access. Clients that were told that they may write get EPERM after
+   * a seal.
+   */
   async setAccess(access: Access): Promise<void> {
     await this.#guest.setAccess(allowed(access, this.#options.socket));
     if (access !== 'standby') this.#offer();

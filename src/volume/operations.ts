@@ -56,7 +56,10 @@ export type VolumeAnswers = {
   [Op in VolumeOperation]?: (args: ReturnType<(typeof READERS)[Op]>) => Outcome<Op> | Promise<Outcome<Op>>;
 };
 
-/** Answers one operation. Rejects `VOLUME_UNKNOWN_OP` for one that is not among `answers`, `VOLUME_BAD_SPEC` for arguments that do not fit. */
+/**
+ * Answers one operation. Rejects `VOLUME_UNKNOWN_OP` for one that is not among `answers`, `VOLUME_BAD_SPEC`
+ * for arguments that do not fit.
+ */
 export async function performOperation(answers: VolumeAnswers, op: string, args: unknown): Promise<unknown> {
   const answer = Object.hasOwn(answers, op) ? answers[op as VolumeOperation] : undefined;
   if (answer === undefined) {

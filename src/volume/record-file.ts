@@ -42,8 +42,9 @@ export function encodeRecord(record: VolumeRecord): string {
 }
 
 /**
- * What keeps a value from being a record of the schema `VolumeRecord`; null: nothing. Written out, because the schema's
- * own validator would take a third of a volume server's memory and half of its start; a test holds the two together.
+ * What keeps a value from being a record of the schema `VolumeRecord`; null: nothing. Written out, because
+ * the schema's own validator would take a third of a volume server's memory and half of its start; a test
+ * holds the two together.
  */
 export function wrongField(value: unknown): string | null {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return 'it is not an object';

@@ -13,8 +13,9 @@ import { PROOF_RANGES_MAX, REGION_BYTES, rangeBytes } from '../receipt/range.ts'
 import { SHA256_BYTES, sha256 } from '../sys/sha256.ts';
 
 /**
- * SHA-256 of the sealed content of a volume, by regions of 1 MiB: taken once, soon after the seal, and what every later look at the content is held
- * against. Beside the data in a sparse file, so that the next server of the export goes on where this one was:
+ * SHA-256 of the sealed content of a volume, by regions of 1 MiB: taken once, soon after the seal, and what
+ * every later look at the content is held against. Beside the data in a sparse file, so that the next server
+ * of the export goes on where this one was:
  *
  *     0..31    SHA-256 of "godwit region digests v1\n<volume id>\n<generation>\n<length in bytes>\n"
  *    32..      32 bytes for each region: its SHA-256; zeros: not taken
@@ -47,7 +48,10 @@ export class RegionDigests {
   readonly #file: FileHandle;
   readonly #ending = new AbortController();
   #pass: Promise<void> | null = null;
-  /** The region that was read last and found to be what its digest says: questions come in the order of the volume, mostly. */
+  /**
+   * The region that was read last and found to be what its digest says: questions come in the order of the
+   * volume, mostly.
+   */
   #checked: { region: number; content: Buffer } | null = null;
   #working: Promise<unknown> = Promise.resolve();
   #servedBefore: number;
@@ -90,8 +94,8 @@ export class RegionDigests {
   }
 
   /**
-   * The digest of each range, which lies in one region. Rejects `VOLUME_REGION_CHANGED` where the content is not any more what it was when its digest was
-   * taken.
+   * The digest of each range, which lies in one region. Rejects `VOLUME_REGION_CHANGED` where the content is
+   * not any more what it was when its digest was taken.
    */
   async digestsOf(ranges: readonly BlockRange[]): Promise<string[]> {
     const digests: string[] = [];
@@ -100,8 +104,8 @@ export class RegionDigests {
   }
 
   /**
-   * Of blocks that did not travel, those that should have: the source has data there, and its free map does not name them. From `cursor` (a block) on;
-   * each in one region.
+   * Of blocks that did not travel, those that should have: the source has data there, and its free map does
+   * not name them. From `cursor` (a block) on; each in one region.
    */
   async owed(range: BlockRange, cursor: number): Promise<{ ranges: StatedRange[]; next: number | null }> {
     const { device } = this.#options;
@@ -134,7 +138,10 @@ export class RegionDigests {
     return { ranges, next: block < end ? block : null };
   }
 
-  /** All that is not in the free map, from the block `cursor` on; each range in one region. Holes are not read. */
+  /**
+   * All that is not in the free map, from the block `cursor` on; each range in one region. Holes are not
+   * read.
+   */
   async stated(cursor: number): Promise<StatedPage> {
     const { device } = this.#options;
     const end = Math.ceil(device.lengthBytes / BLOCK_BYTES);

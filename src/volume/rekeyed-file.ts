@@ -5,9 +5,9 @@ import { TWEAK_BYTES, type XtsCipher } from '../crypt/xts.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
 
 /**
- * The plaintext of the data file of a clone under another key than its source, in blocks of 4 KiB. A block that came from the source as zeros is zeros in the
- * file too, and not encrypted ones: the volume stays as sparse as it was, and the file alone tells what crossed the wire, also to the
- * next volume server.
+ * The plaintext of the data file of a clone under another key than its source, in blocks of 4 KiB. A block
+ * that came from the source as zeros is zeros in the file too, and not encrypted ones: the volume stays as
+ * sparse as it was, and the file alone tells what crossed the wire, also to the next volume server.
  */
 export class RekeyedFile extends Luks2Device {
   readonly #file: BlockDevice;
@@ -56,9 +56,10 @@ export class RekeyedFile extends Luks2Device {
   }
 
   /**
-   * The plaintext of a part of the file that `stored` reads by another way (past the page cache). Tells the source which blocks are zeros in it, so that
-   * `ciphertextUnderOldKey` is exact for what was fetched by an earlier volume server too; not for blocks of a source with smaller sectors of which only
-   * some came as zeros.
+   * The plaintext of a part of the file that `stored` reads by another way (past the page cache). Tells the
+   * source which blocks are zeros in it, so that `ciphertextUnderOldKey` is exact for what was fetched by an
+   * earlier volume server too; not for blocks of a source with smaller sectors of which only some came as
+   * zeros.
    */
   decrypting(stored: Pick<BlockDevice, 'read'>): Pick<BlockDevice, 'read'> {
     return {

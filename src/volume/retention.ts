@@ -5,13 +5,17 @@ import type { Logger } from '../base/logger.ts';
 import { replaceFile } from '../sys/durable-file.ts';
 
 /*
- * `.retention.json` among the volumes: for how long each copy that a move left is still to be kept, in time that this worker was up. The wall clock may be set, by
- * years where a host's battery is empty, and the last way back of a volume must not go for that.
+ * `.retention.json` among the volumes: for how long each copy that a move left is still to be kept, in time
+ * that this worker was up. The wall clock may be set, by years where a host's battery is empty, and the last
+ * way back of a volume must not go for that.
  *
  *   {"formatVersion": 1, "leftMs": {"v_…@3": 601200000}}
  */
 
-/** A copy whose time seems to be over when it is seen first is kept for this long all the same, or as long as any is: the clock may be wrong, or was. */
+/**
+ * A copy whose time seems to be over when it is seen first is kept for this long all the same, or as long as
+ * any is: the clock may be wrong, or was.
+ */
 const GRACE_MS = 24 * 3_600_000;
 /** Of one volume on this worker, the newest. */
 const COPIES_MAX = 3;
@@ -33,7 +37,10 @@ export class Retention {
     this.#lookedMs = options.clock.monotonicMs();
   }
 
-  /** `copies`: all that there are. `keepMs`: how long any is kept at most. Those whose time is over, and the oldest of a volume beyond `COPIES_MAX`. */
+  /**
+   * `copies`: all that there are. `keepMs`: how long any is kept at most. Those whose time is over, and the
+   * oldest of a volume beyond `COPIES_MAX`.
+   */
   async over<Copy extends RetainedCopy>(copies: readonly Copy[], keepMs: number): Promise<Copy[]> {
     const { clock } = this.#options;
     const before = this.#leftMs ?? (await this.#read());

@@ -66,8 +66,9 @@ export class ServedVolume {
   }
 
   /**
-   * Takes the lock and listens. A reader passes the fence of a writer too: nobody else has the volume open meanwhile. Rejects with the
-   * errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts, `NBD_LISTEN_FAILED`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`.
+   * Takes the lock and listens. A reader passes the fence of a writer too: nobody else has the volume open
+   * meanwhile. Rejects with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts,
+   * `NBD_LISTEN_FAILED`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`.
    */
   static async open(spec: VolumeServerSpec, options: ServedVolumeOptions): Promise<ServedVolume> {
     const { serve } = spec;
@@ -135,7 +136,9 @@ export class ServedVolume {
     if (this.#device.writable) await this.#device.flush();
   }
 
-  /** Drops the clients. What they wrote is durable when it resolves; a write that waits for room is refused. */
+  /**
+   * Drops the clients. What they wrote is durable when it resolves; a write that waits for room is refused.
+   */
   async close(): Promise<void> {
     this.#room?.close({ refuse: true });
     await this.#listener.close();

@@ -24,9 +24,10 @@ const BLOCK_MAX = 2 ** 48;
 const RANGES_MAX = 2 * PROOF_RANGES_MAX;
 
 /**
- * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their validator would take a third of
- * the process's memory and half of the pause that a restart is for the guest. A message names the field and never its value, which
- * may be a secret. Everything here throws `VOLUME_BAD_SPEC`.
+ * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their
+ * validator would take a third of the process's memory and half of the pause that a restart is for the guest.
+ * A message names the field and never its value, which may be a secret. Everything here throws
+ * `VOLUME_BAD_SPEC`.
  */
 export function parseSpec(line: string): VolumeServerSpec {
   let value: unknown;
@@ -104,7 +105,10 @@ export function parseHeat(value: unknown): number[] {
   return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
 }
 
-/** Workers of earlier versions do not say whether the machine has stopped: then all of it is open from the beginning. */
+/**
+ * Workers of earlier versions do not say whether the machine has stopped: then all of it is open from the
+ * beginning.
+ */
 export function parseLeaving(value: unknown): Leaving {
   const { leaving, stopped } = object(value, 'room');
   if (!flag(leaving, 'room.leaving')) return 'no';

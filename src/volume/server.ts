@@ -14,18 +14,22 @@ import { badSpec, parseSpec } from './server-input.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**
- * The volume server: one process that serves one volume. `server-spec.ts` says what it is told and asked. Descriptors: 0 and 1 the
- * conversation with the supervisor, 2 the log (JSON lines), 3 the FUSE connection in role `attach`.
+ * The volume server: one process that serves one volume. `server-spec.ts` says what it is told and asked.
+ * Descriptors: 0 and 1 the conversation with the supervisor, 2 the log (JSON lines), 3 the FUSE connection in
+ * role `attach`.
  *
- * Exit codes: 0 ended in good order (SIGTERM, unmounted, or an export whose supervisor is gone), 1 broke while serving, 2 could not
- * start; the `failed` event says why.
+ * Exit codes: 0 ended in good order (SIGTERM, unmounted, or an export whose supervisor is gone), 1 broke
+ * while serving, 2 could not start; the `failed` event says why.
  */
 
 const LOG_FD = 2;
 const FUSE_FD = 3;
 const EXIT_BROKEN = 1;
 const EXIT_NOT_STARTED = 2;
-/** Of this process: a volume server serves one volume, by FUSE and a socket, by a target, or by one for others. */
+/**
+ * Of this process: a volume server serves one volume, by FUSE and a socket, by a target, or by one for
+ * others.
+ */
 const PEERS = new PeerBook(systemClock);
 
 /** Everything up to the first newline; what follows it stays in the stream. */
@@ -204,14 +208,16 @@ async function main(): Promise<void> {
   opened.resolve(served);
   emit('ready', served.ready);
   served.start();
-  // Now, because a server that is killed would not: the next one starts in half the time, and without the compiler's memory.
+  // Now, because a server that is killed would not: the next one starts in half the time, and without the
+  // compiler's memory.
   flushCompileCache();
   reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
   reporter.start();
 
   let isEnding = false;
   const end = async (reason: string) => {
-    // The unmount and the signal that follows it come together, and the second must not find the volume half closed.
+    // The unmount and the signal that follows it come together, and the second must not find the volume half
+    // closed.
     if (isEnding) return;
     isEnding = true;
     reporter?.stop();
@@ -229,8 +235,8 @@ async function main(): Promise<void> {
     () => end('the file was unmounted'),
     (error) => fail(error, 'serving the file broke', EXIT_BROKEN),
   );
-  // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the file. A server of a port would
-  // only stand in the way of the next one on the same port.
+  // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the
+  // file. A server of a port would only stand in the way of the next one on the same port.
   if (spec.role !== 'attach') void rpc.closed.then(() => end('the supervisor is gone'));
 }
 

@@ -23,7 +23,10 @@ export type SourceDeviceOptions = {
   connect: () => Promise<Connection>;
 };
 
-/** The source of a clone, not called before it is needed: a clone that is whole needs none, and its source may be gone for ever. */
+/**
+ * The source of a clone, not called before it is needed: a clone that is whole needs none, and its source may
+ * be gone for ever.
+ */
 export class SourceDevice extends ReadOnlyDevice implements CloneSource {
   readonly lengthBytes: number;
   readonly blockBytes: number;
@@ -38,7 +41,10 @@ export class SourceDevice extends ReadOnlyDevice implements CloneSource {
     this.#options = options;
   }
 
-  /** Why there is no connection, or why reads wait although there is one; null when they do not, or none was needed. */
+  /**
+   * Why there is no connection, or why reads wait although there is one; null when they do not, or none was
+   * needed.
+   */
   get lastError(): string | null {
     if (this.#connection === null) return null;
     if (this.#connection.state === 'connected') return this.#connection.trouble?.message ?? null;

@@ -20,7 +20,10 @@ import type { VolumeRecord } from './record.ts';
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';
 const CHAP_SECRET_BYTES = 24;
 
-/** Spec of a volume server that attaches the volume, throws `VOLUME_NO_KEYS` for an encrypted one without `keys`; with `clone` for a record in state `incoming` or `clone`. */
+/**
+ * Spec of a volume server that attaches the volume, throws `VOLUME_NO_KEYS` for an encrypted one without
+ * `keys`; with `clone` for a record in state `incoming` or `clone`.
+ */
 export function attachSpec(
   record: VolumeRecord,
   options: {
@@ -75,8 +78,8 @@ export function validityPath(validityDir: string, volumeId: string): string {
 }
 
 /**
- * Spec of an export of the record's generation; `standby` before it is sealed, `readonly` afterwards. A restart on the
- * same port gives `listenPort`.
+ * Spec of an export of the record's generation; `standby` before it is sealed, `readonly` afterwards. A
+ * restart on the same port gives `listenPort`.
  */
 export function exportSpec(
   record: VolumeRecord,
@@ -137,7 +140,10 @@ export function newGrant(record: VolumeRecord, targetWorker: string, random: Ran
   };
 }
 
-/** A worker that is to open, make or receive an encrypted volume, which a new one is, has to know where keys come from. */
+/**
+ * A worker that is to open, make or receive an encrypted volume, which a new one is, has to know where keys
+ * come from.
+ */
 export function noKeysError(volume: { name: string }): GodwitError {
   return new GodwitError(
     'VOLUME_NO_KEYS',
@@ -167,7 +173,9 @@ export function sourceSpec(
   };
 }
 
-/** What initiators know a volume's export by; another volume, or another generation of it, has another one. */
+/**
+ * What initiators know a volume's export by; another volume, or another generation of it, has another one.
+ */
 export function exportSerial(volumeId: string, generation: number): string {
   return `${volumeId}.${generation}`;
 }
@@ -180,7 +188,10 @@ function initiatorIqn(worker: string, volumeId: string): string {
   return `${IQN_PREFIX}:worker.${iqnPart(worker)}.${iqnPart(volumeId)}`;
 }
 
-/** iSCSI names take lower-case letters, digits, `-`, `.` and `:` (RFC 3722); the underscore of our ids is not among them. */
+/**
+ * iSCSI names take lower-case letters, digits, `-`, `.` and `:` (RFC 3722); the underscore of our ids is not
+ * among them.
+ */
 function iqnPart(text: string): string {
   return text.toLowerCase().replace(/[^a-z0-9.-]/g, '-');
 }

@@ -9,7 +9,10 @@ export type StatusReporterOptions = {
   clock: Clock;
 };
 
-/** Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`, `data-lost`, `no-room`, `room-again`. */
+/**
+ * Looks at a volume twice a second and tells what changed: `progress`, `source-lost`, `source-back`,
+ * `data-lost`, `no-room`, `room-again`.
+ */
 export class StatusReporter {
   readonly #options: StatusReporterOptions;
   #told = '';

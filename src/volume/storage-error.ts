@@ -1,7 +1,10 @@
 import { GodwitError } from '../base/errors.ts';
 import { errnoOf } from '../sys/libc.ts';
 
-/** `VOLUME_NO_SPACE` and `VOLUME_BAD_LENGTH` for what a filesystem says when it is full, or cannot hold a file so long; everything else as it is. */
+/**
+ * `VOLUME_NO_SPACE` and `VOLUME_BAD_LENGTH` for what a filesystem says when it is full, or cannot hold a file
+ * so long; everything else as it is.
+ */
 export function storageError(error: unknown, path: string): unknown {
   const code = errnoOf(error);
   if (code === 'ENOSPC' || code === 'EDQUOT') {

@@ -44,9 +44,9 @@ import { createZeroLog } from './zero-log-file.ts';
  *   <dataDir>/volumes/.retention.json      for how long copies are still kept (retention.ts)
  *   <dataDir>/volumes/.new-*, .gone-*      being made, being destroyed; a crash leaves them and `open` removes them
  *
- * A folder appears by rename when all in it is durable and goes by rename first, so half a volume is never seen. The disk
- * is the truth: nothing is cached, every answer is read from the records. One process owns the folder (the worker); volume
- * servers read the record of theirs.
+ * A folder appears by rename when all in it is durable and goes by rename first, so half a volume is never
+ * seen. The disk is the truth: nothing is cached, every answer is read from the records. One process owns the
+ * folder (the worker); volume servers read the record of theirs.
  */
 export class VolumeStore {
   readonly directory: string;
@@ -113,8 +113,9 @@ export class VolumeStore {
   }
 
   /**
-   * A new volume that is a clone of a disk of another system, at generation 1: usable at once, and `complete` when nothing of it is only at the
-   * source. `lengthBytes` is that of the source, rounded up to whole blocks. Rejects `VOLUME_BAD_LENGTH`, `VOLUME_NO_SPACE`.
+   * A new volume that is a clone of a disk of another system, at generation 1: usable at once, and `complete`
+   * when nothing of it is only at the source. `lengthBytes` is that of the source, rounded up to whole
+   * blocks. Rejects `VOLUME_BAD_LENGTH`, `VOLUME_NO_SPACE`.
    */
   async createImported(request: {
     name: string;
@@ -133,9 +134,10 @@ export class VolumeStore {
   }
 
   /**
-   * The files of a volume that a move will bring, in state `incoming`. Idempotent for the same generation. A retained earlier
-   * generation of the same volume is kept beside it; a never activated incoming one of an earlier generation is replaced.
-   * Rejects `VOLUME_EXISTS` when this worker has the volume in any other state.
+   * The files of a volume that a move will bring, in state `incoming`. Idempotent for the same generation. A
+   * retained earlier generation of the same volume is kept beside it; a never activated incoming one of an
+   * earlier generation is replaced. Rejects `VOLUME_EXISTS` when this worker has the volume in any other
+   * state.
    */
   async createIncoming(request: {
     id: string;
@@ -145,8 +147,9 @@ export class VolumeStore {
     generation: number;
     machineId?: string | null;
     /**
-     * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the volume gets another key from there, and a
-     * header of this worker's size; rejects then as `rekeyIncoming` does too.
+     * Of an encrypted volume: its LUKS2 header, which is checked (`VOLUME_WRONG_HEADER`). With `rekey` the
+     * volume gets another key from there, and a header of this worker's size; rejects then as `rekeyIncoming`
+     * does too.
      */
     luks2?: {
       uuid: string;
@@ -222,7 +225,10 @@ export class VolumeStore {
     });
   }
 
-  /** Of a volume that no server has open: what its last one wrote is on the disk, or this rejects; `VOLUME_NO_SPACE`, or the error of the disk. */
+  /**
+   * Of a volume that no server has open: what its last one wrote is on the disk, or this rejects;
+   * `VOLUME_NO_SPACE`, or the error of the disk.
+   */
   async makeDataDurable(id: string): Promise<void> {
     const folder = this.folder(id);
     try {
@@ -232,7 +238,10 @@ export class VolumeStore {
     }
   }
 
-  /** All volumes that can be read, retained generations among them, oldest id first; and the folders that cannot be read, with the reason. */
+  /**
+   * All volumes that can be read, retained generations among them, oldest id first; and the folders that
+   * cannot be read, with the reason.
+   */
   async list(): Promise<{ volumes: VolumeRecord[]; broken: { folder: string; error: GodwitError }[] }> {
     const volumes: VolumeRecord[] = [];
     const broken: { folder: string; error: GodwitError }[] = [];
@@ -275,8 +284,8 @@ export class VolumeStore {
   }
 
   /**
-   * Goes on with what the disk has of a volume that lost data at `atMs` (data-guard.ts). For a volume that nobody has open. Idempotent. Rejects
-   * `VOLUME_NO_SUCH_LOSS`.
+   * Goes on with what the disk has of a volume that lost data at `atMs` (data-guard.ts). For a volume that
+   * nobody has open. Idempotent. Rejects `VOLUME_NO_SUCH_LOSS`.
    */
   acceptDataLoss(id: string, atMs: number): Promise<AcceptedLoss> {
     return this.#exclusively(id, async () => {
@@ -300,8 +309,9 @@ export class VolumeStore {
   }
 
   /**
-   * Lets the event happen to the volume, durably; answers the record after it (unchanged when it had happened already).
-   * Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata and where it came from.
+   * Lets the event happen to the volume, durably; answers the record after it (unchanged when it had happened
+   * already). Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata and where it came
+   * from.
    */
   apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
     return this.#exclusively(id, async () => {
@@ -325,7 +335,10 @@ export class VolumeStore {
     });
   }
 
-  /** Gives the volume to a machine or takes it back (null). Rejects `VOLUME_IN_USE` when another machine has it. */
+  /**
+   * Gives the volume to a machine or takes it back (null). Rejects `VOLUME_IN_USE` when another machine has
+   * it.
+   */
   assignMachine(id: string, machineId: string | null): Promise<VolumeRecord> {
     return this.#exclusively(id, async () => {
       const before = await this.get(id);
@@ -343,8 +356,9 @@ export class VolumeStore {
   }
 
   /**
-   * Removes the volume and its data for ever; nothing to do where it is gone. Rejects `VOLUME_ATTACHED` while a process has its
-   * data open, whatever is asked; `VOLUME_KEPT` for a sealed, retained or half-moved (clone) volume without `force`.
+   * Removes the volume and its data for ever; nothing to do where it is gone. Rejects `VOLUME_ATTACHED` while
+   * a process has its data open, whatever is asked; `VOLUME_KEPT` for a sealed, retained or half-moved
+   * (clone) volume without `force`.
    */
   destroy(id: string, options: { force?: boolean } = {}): Promise<void> {
     return this.#exclusively(id, async () => {
@@ -366,8 +380,9 @@ export class VolumeStore {
   }
 
   /**
-   * Makes the newest retained generation of a volume a volume of its own, under a new id at generation 1, so that nothing can take it for the one that
-   * moved. No byte is copied: the way back is used up. Rejects `VOLUME_NOT_RETAINED`, `VOLUME_ATTACHED`, `VOLUME_ALREADY_RECOVERED`.
+   * Makes the newest retained generation of a volume a volume of its own, under a new id at generation 1, so
+   * that nothing can take it for the one that moved. No byte is copied: the way back is used up. Rejects
+   * `VOLUME_NOT_RETAINED`, `VOLUME_ATTACHED`, `VOLUME_ALREADY_RECOVERED`.
    */
   recover(id: string, name: string): Promise<VolumeRecord> {
     checkId(id);
@@ -423,8 +438,8 @@ export class VolumeStore {
   }
 
   /**
-   * Destroys every retained copy whose time is over, kept for `keepMs` at most, and the oldest of a volume that has too many (retention.ts); answers their ids. One
-   * that is still open is left for the next sweep.
+   * Destroys every retained copy whose time is over, kept for `keepMs` at most, and the oldest of a volume
+   * that has too many (retention.ts); answers their ids. One that is still open is left for the next sweep.
    */
   async sweepRetained(keepMs: number): Promise<string[]> {
     const copies = await this.#copies();
@@ -442,7 +457,10 @@ export class VolumeStore {
     return swept;
   }
 
-  /** Destroys all copies that moves of a volume left here, now. Rejects `VOLUME_ATTACHED` for one that is open. Answers how many there were. */
+  /**
+   * Destroys all copies that moves of a volume left here, now. Rejects `VOLUME_ATTACHED` for one that is
+   * open. Answers how many there were.
+   */
   async destroyCopies(id: string): Promise<number> {
     checkId(id);
     let destroyed = 0;
@@ -475,7 +493,10 @@ export class VolumeStore {
     });
   }
 
-  /** False: the filesystem of the volumes cannot hold a file of this length (ext4 ends below 16 TiB). Looks by making one that nobody sees. */
+  /**
+   * False: the filesystem of the volumes cannot hold a file of this length (ext4 ends below 16 TiB). Looks by
+   * making one that nobody sees.
+   */
   holdsFileOf(lengthBytes: number): boolean {
     return holdsFileOf(this.directory, lengthBytes);
   }
@@ -611,7 +632,10 @@ export class VolumeStore {
     await rm(gone, { recursive: true, force: true });
   }
 
-  /** What is done to one volume is done one after the other. A mkfs, or the deletion of 100 GiB, keeps nobody else's seal waiting. */
+  /**
+   * What is done to one volume is done one after the other. A mkfs, or the deletion of 100 GiB, keeps nobody
+   * else's seal waiting.
+   */
   #exclusively<T>(id: string, work: () => Promise<T>): Promise<T> {
     const result = (this.#queues.get(id) ?? Promise.resolve()).then(work, work);
     const settled = result.then(
@@ -654,8 +678,9 @@ const ID_PATTERN = /^v_[0-9a-z]{1,64}$/;
 const METADATA_RESERVED_MAX_BYTES = 66 * 2 ** 20;
 
 /**
- * Durable validity bits without any bit set. Their space is reserved: a flush of the guest depends on them, and must not fail because
- * the disk became full meanwhile. Of a volume so large that this would take gigabytes for what is mostly holes, only the summary is.
+ * Durable validity bits without any bit set. Their space is reserved: a flush of the guest depends on them,
+ * and must not fail because the disk became full meanwhile. Of a volume so large that this would take
+ * gigabytes for what is mostly holes, only the summary is.
  */
 async function createCloneMetadata(folder: string, record: VolumeRecord): Promise<void> {
   const { id: volumeId, generation, lengthBytes } = record;

@@ -2,8 +2,8 @@ import { GodwitError } from '../base/errors.ts';
 import type { VolumeRecord } from './record.ts';
 
 /**
- * What can happen to a volume's state. Every event names the generation that its sender means, so that a step that is
- * repeated after a crash finds its work done and changes nothing, and one that comes late is refused.
+ * What can happen to a volume's state. Every event names the generation that its sender means, so that a step
+ * that is repeated after a crash finds its work done and changes nothing, and one that comes late is refused.
  *
  *   | event    | from         | to             | already done when            |
  *   |----------|--------------|----------------|------------------------------|
@@ -13,8 +13,9 @@ import type { VolumeRecord } from './record.ts';
  *   | unseal   | sealed (g)   | ready (g + 2)  | ready (g + 2)                |
  *   | retain   | sealed (g)   | retained (g)   | retained (g)                 |
  *
- * With `complete` a volume that moved to another key forgets the source's. A clone cannot be sealed: its data file alone is not the volume, so nobody could be served from it. An incoming volume is never
- * sealed either: it is destroyed. `unseal` burns g + 1, which was promised to the target of the move that is undone.
+ * With `complete` a volume that moved to another key forgets the source's. A clone cannot be sealed: its data
+ * file alone is not the volume, so nobody could be served from it. An incoming volume is never sealed either:
+ * it is destroyed. `unseal` burns g + 1, which was promised to the target of the move that is undone.
  */
 export type VolumeEvent =
   | { kind: 'activate'; generation: number }
@@ -34,7 +35,8 @@ const TABLE: Record<VolumeEvent['kind'], { from: State; to: State; step: 0 | 2; 
 };
 
 /**
- * The record after the event; the same object when the event has happened already. Pure. Throws `VOLUME_BAD_TRANSITION`.
+ * The record after the event; the same object when the event has happened already. Pure. Throws
+ * `VOLUME_BAD_TRANSITION`.
  */
 export function transition(record: VolumeRecord, event: VolumeEvent): VolumeRecord {
   const { from, to, step, done } = TABLE[event.kind];

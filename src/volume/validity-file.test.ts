@@ -45,7 +45,9 @@ function mapOf(file: ValidityFile, { lengthBytes }: ValidityFileRequest): Validi
   return new ValidityMap(file.memory, blockCountOf(lengthBytes));
 }
 
-/** Opens, sets the bit of a block, closes; says whether the content was current and what the bit was before. */
+/**
+ * Opens, sets the bit of a block, closes; says whether the content was current and what the bit was before.
+ */
 function visit(wanted: ValidityFileRequest, block: number): { current: boolean; before: boolean } {
   const file = openValidityFile(wanted);
   const map = mapOf(file, wanted);

@@ -30,11 +30,13 @@ import { errnoOf } from '../sys/libc.ts';
 import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
 
 /**
- * The live validity bits of a clone in a file that processes share by mmap. It outlives the volume server, so that a write that was
- * acknowledged (its data in the page cache, its bit here) survives a server that was killed. It does not outlive the page cache: after a power cut, and
- * when the filesystem of the data was taken down and mounted again, only the bits of clone/metadata.ts count, because only those were written after their data
- * was durable. The header therefore carries the id of the boot and of the mounted instance, and content of another is thrown away. Of an instance that is not known
- * on either side nothing is concluded: what was acknowledged must not be dropped by mistake.
+ * The live validity bits of a clone in a file that processes share by mmap. It outlives the volume server, so
+ * that a write that was acknowledged (its data in the page cache, its bit here) survives a server that was
+ * killed. It does not outlive the page cache: after a power cut, and when the filesystem of the data was
+ * taken down and mounted again, only the bits of clone/metadata.ts count, because only those were written
+ * after their data was durable. The header therefore carries the id of the boot and of the mounted instance,
+ * and content of another is thrown away. Of an instance that is not known on either side nothing is
+ * concluded: what was acknowledged must not be dropped by mistake.
  *
  *   bytes      content (little endian)
  *   0..7       magic 'GODWITVM'
@@ -61,13 +63,16 @@ import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
  *   ...        what of the metadata is not durable, a byte a sector and more (`owedBytes` of clone/bit-committer.ts)
  *   ...        the bits: a page of 4096 bytes for each word above, block 0 in the lowest bit of its first word. A page that no word points to is a hole.
  *
- * Each part begins at a multiple of 4096. Words are in the byte order of this host. Pages are reserved in the file before anything is put there, so a full
- * filesystem is an error and no SIGBUS.
+ * Each part begins at a multiple of 4096. Words are in the byte order of this host. Pages are reserved in the
+ * file before anything is put there, so a full filesystem is an error and no SIGBUS.
  *
  * Version 1 had all bits from byte 4096 on and nothing else; one of this boot is rewritten when it is opened.
  */
 export type ValidityFile = {
-  /** True: the bits are what the last server of this boot left. False: they are all zero and the durable ones count. */
+  /**
+   * True: the bits are what the last server of this boot left. False: they are all zero and the durable ones
+   * count.
+   */
   readonly current: boolean;
   /** The bits. Valid until `close`. */
   readonly memory: MapMemory;
@@ -75,19 +80,29 @@ export type ValidityFile = {
   readonly owed: Uint8Array;
   /** For a thread that sees the bits without a copy (`sharedMapMemory`). */
   readonly place: MapPlace;
-  /** Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds. */
+  /**
+   * Payload bytes that earlier servers of this clone and boot counted; what is put here the next one finds.
+   */
   wireBytes: number;
   /** There was no map. */
   readonly fresh: boolean;
-  /** The guest is the one of the last server, and what it wrote and had not flushed is gone with the filesystem that it was in. */
+  /**
+   * The guest is the one of the last server, and what it wrote and had not flushed is gone with the
+   * filesystem that it was in.
+   */
   readonly guestLost: boolean;
-  /** Whether the guest wrote since a flush of the data began, and whether one is under way: [0] and [1], 1 for yes. Shared like the bits. */
+  /**
+   * Whether the guest wrote since a flush of the data began, and whether one is under way: [0] and [1], 1 for
+   * yes. Shared like the bits.
+   */
   readonly unflushed: Uint32Array;
   /** Address of the same. */
   readonly unflushedAddress: bigint;
   /** Bytes that arrived and are not in place for certain. */
   unplacedBytes: number;
-  /** Bytes that earlier servers of this clone and boot left so when they were killed: they were fetched again. */
+  /**
+   * Bytes that earlier servers of this clone and boot left so when they were killed: they were fetched again.
+   */
   refetchedBytes: number;
   /** For a map of written blocks (`writtenPath`): that it tells all of them. False in a new file. */
   tellsAll: boolean;
@@ -139,9 +154,10 @@ function roundUp(bytes: number): number {
 }
 
 /**
- * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is replaced by an empty
- * one. Throws `VOLUME_VALIDITY_FOREIGN` for a file that is not this volume's map (nothing of it is changed),
- * `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is damaged, `VOLUME_NO_SPACE`.
+ * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is
+ * replaced by an empty one. Throws `VOLUME_VALIDITY_FOREIGN` for a file that is not this volume's map
+ * (nothing of it is changed), `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is
+ * damaged, `VOLUME_NO_SPACE`.
  */
 export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   const found = inspect(request);
@@ -255,8 +271,9 @@ export function validityFilesBytes(path: string): number {
 }
 
 /**
- * Beside the validity bits a map of the same layout: the blocks that the guest overwrote, or may have. A bit is set before the data changes. After a reboot
- * who wrote what is not known: every block that is local then counts as written.
+ * Beside the validity bits a map of the same layout: the blocks that the guest overwrote, or may have. A bit
+ * is set before the data changes. After a reboot who wrote what is not known: every block that is local then
+ * counts as written.
  */
 export function writtenPath(validityPath: string): string {
   return `${validityPath}.written`;
@@ -313,7 +330,10 @@ function flatWordCount({ lengthBytes }: ValidityFileRequest): number {
   return Math.ceil(blockCountOf(lengthBytes) / 32);
 }
 
-/** Built beside its place and renamed, so that a killed server leaves either what was there or a whole new map. */
+/**
+ * Built beside its place and renamed, so that a killed server leaves either what was there or a whole new
+ * map.
+ */
 function replaceWith(request: ValidityFileRequest, fill: (path: string) => void): void {
   const temporary = `${request.path}.new`;
   try {

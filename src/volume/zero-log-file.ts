@@ -8,8 +8,9 @@ import { syncFolder } from '../sys/durable-file.ts';
 const BLOCK_BYTES = 512;
 
 /**
- * Opens `zero.log`, and makes one, durably, where there is none: a clone that an earlier version began has none. Null where there is no room for one: a clone that was
- * there before goes on without. Errors: those of `ZeroLog.open` and of the disk.
+ * Opens `zero.log`, and makes one, durably, where there is none: a clone that an earlier version began has
+ * none. Null where there is no room for one: a clone that was there before goes on without. Errors: those of
+ * `ZeroLog.open` and of the disk.
  */
 export async function openZeroLog(path: string, identity: ZeroLogIdentity): Promise<ZeroLog | null> {
   if ((await stat(path).catch(() => null)) === null) {
@@ -29,7 +30,10 @@ export async function openZeroLog(path: string, identity: ZeroLogIdentity): Prom
   }
 }
 
-/** Makes an empty one, durably. Built beside its place and renamed, so that a crash leaves none or a whole one. */
+/**
+ * Makes an empty one, durably. Built beside its place and renamed, so that a crash leaves none or a whole
+ * one.
+ */
 export async function createZeroLog(path: string, identity: ZeroLogIdentity): Promise<void> {
   const temporary = `${path}.new`;
   await rm(temporary, { force: true });

@@ -18,7 +18,10 @@ export class Admission {
     this.#o = options;
   }
 
-  /** `work`, which makes or starts the machine, where that is admitted; what is admitted meanwhile counts it. Rejects as `#admit` does. */
+  /**
+   * `work`, which makes or starts the machine, where that is admitted; what is admitted meanwhile counts it.
+   * Rejects as `#admit` does.
+   */
   async admitted<T>(
     machine: Pick<MachineRecord, 'id' | 'name' | 'config'>,
     work: () => Promise<T>,
@@ -33,10 +36,11 @@ export class Admission {
   }
 
   /**
-   * As an offer to take the machine does, for what a person begins here: a worker that is being emptied takes nothing, memory and CPUs are promised once, and so
-   * is the name. Its volume is here already, and its host is looked at when it is made. One that is here and is started has its place among those that are wanted
-   * to run, and not among those that rest: two of which only one has room at a time may take turns. Rejects `WORKER_DRAINING`, `WORKER_NO_CAPACITY`,
-   * `MACHINE_NAME_TAKEN`.
+   * As an offer to take the machine does, for what a person begins here: a worker that is being emptied takes
+   * nothing, memory and CPUs are promised once, and so is the name. Its volume is here already, and its host
+   * is looked at when it is made. One that is here and is started has its place among those that are wanted
+   * to run, and not among those that rest: two of which only one has room at a time may take turns. Rejects
+   * `WORKER_DRAINING`, `WORKER_NO_CAPACITY`, `MACHINE_NAME_TAKEN`.
    */
   async #admit(machine: Pick<MachineRecord, 'id' | 'name' | 'config'>): Promise<PlacementRequest> {
     const load = await this.#o.load();

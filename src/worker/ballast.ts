@@ -20,8 +20,9 @@ export type BallastOptions = {
 };
 
 /**
- * Room on the data disk that is kept back for the worker's own journal and records: a file with nothing in it, which is given up when the disk is full all the same
- * (volumes stop earlier, see volume/disk-room.ts; others do not), and made again when there is room. So what empties a full host can be written down.
+ * Room on the data disk that is kept back for the worker's own journal and records: a file with nothing in
+ * it, which is given up when the disk is full all the same (volumes stop earlier, see volume/disk-room.ts;
+ * others do not), and made again when there is room. So what empties a full host can be written down.
  */
 export class Ballast {
   readonly #options: BallastOptions;

@@ -34,7 +34,8 @@ export class DataFolder {
   }
 
   close(): void {
-    // Nothing to do with it while clones are here; a worker without any leaves no trace outside of its data folder.
+    // Nothing to do with it while clones are here; a worker without any leaves no trace outside of its data
+    // folder.
     try {
       rmdirSync(this.paths.validityDir);
     } catch {}

@@ -2,11 +2,13 @@ import type { DatabaseSync } from 'node:sqlite';
 import { GodwitError } from '../base/errors.ts';
 
 /**
- * Whose a data folder is, in its `state.sqlite`: the records in it carry the name of the worker, and so do those of other workers about it.
+ * Whose a data folder is, in its `state.sqlite`: the records in it carry the name of the worker, and so do
+ * those of other workers about it.
  *
  *   owner   id = 1, name
  *
- * A folder of a version that did not write it down gets the name of the first worker that is started on it. Throws `WORKER_OTHER_DATA` for any other.
+ * A folder of a version that did not write it down gets the name of the first worker that is started on it.
+ * Throws `WORKER_OTHER_DATA` for any other.
  */
 export function claimDataFolder(state: DatabaseSync, name: string, dataDir: string): void {
   state.exec(

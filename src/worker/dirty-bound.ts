@@ -21,14 +21,19 @@ export type DirtyBoundOptions = {
 const DEVICE_BYTES_MIN = 4 * 2 ** 20;
 
 /**
- * What a machine has in its page cache must reach its volume before that can be unmounted, also when the disk below is full: through what is kept back for who leaves
- * (volume/disk-room.ts), which is small, while the kernel lets gigabytes wait. So on a disk that has no more room than what may wait, each machine may have no more waiting than what is
- * opened for it when it has stopped. Elsewhere nothing is bounded: a machine that writes in bursts would wait for its disk.
+ * What a machine has in its page cache must reach its volume before that can be unmounted, also when the disk
+ * below is full: through what is kept back for who leaves (volume/disk-room.ts), which is small, while the
+ * kernel lets gigabytes wait. So on a disk that has no more room than what may wait, each machine may have no
+ * more waiting than what is opened for it when it has stopped. Elsewhere nothing is bounded: a machine that
+ * writes in bursts would wait for its disk.
  */
 export class DirtyBound {
   readonly #options: Required<DirtyBoundOptions>;
   readonly #rounds: Rounds;
-  /** Some device may have a bound: of an earlier process of this worker, too. A device that comes has none (host/losetup.ts). */
+  /**
+   * Some device may have a bound: of an earlier process of this worker, too. A device that comes has none
+   * (host/losetup.ts).
+   */
   #mayBeBound = true;
   #isNear = false;
 
@@ -52,7 +57,8 @@ export class DirtyBound {
       const { totalBytes, availableBytes } = await look();
       const bytesMax = this.#bytesMax(totalBytes, availableBytes);
       if (bytesMax === null && !this.#mayBeBound) return;
-      // At each look: what was attached since has none, and the kernel keeps a part of the memory, which changes.
+      // At each look: what was attached since has none, and the kernel keeps a part of the memory, which
+      // changes.
       for (const device of await devices()) bound(device, bytesMax);
       this.#mayBeBound = bytesMax !== null;
     } catch (error) {

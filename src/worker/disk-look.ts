@@ -3,12 +3,16 @@ import type { Clock } from '../base/clock.ts';
 import { isDiskFull, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 
-/** The data disk of this worker refuses to be written. `sinceMs`: wall clock, of when somebody looked and found it first. */
+/**
+ * The data disk of this worker refuses to be written. `sinceMs`: wall clock, of when somebody looked and
+ * found it first.
+ */
 export type DiskTrouble = { message: string; sinceMs: number };
 
 /**
- * Whether the data disk takes a write, for people who ask why. A filesystem that has met an error is read-only from then on, and what runs
- * on it fails one by one in ways of its own. One that is full has its own word (volume/disk-room.ts), and one that hangs is not waited for.
+ * Whether the data disk takes a write, for people who ask why. A filesystem that has met an error is
+ * read-only from then on, and what runs on it fails one by one in ways of its own. One that is full has its
+ * own word (volume/disk-room.ts), and one that hangs is not waited for.
  */
 export class DiskLook {
   readonly #path: string;

@@ -4,7 +4,10 @@ import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts'
 import { isServing } from '../migration/move-pace.ts';
 import type { Trouble } from './recovery.ts';
 
-/** A machine that its owner wants up, and that is down because of godwit. `sinceMs`: wall clock; `why`: the end of a sentence that begins with "it". */
+/**
+ * A machine that its owner wants up, and that is down because of godwit. `sinceMs`: wall clock; `why`: the
+ * end of a sentence that begins with "it".
+ */
 export type Down = { sinceMs: number; why: string };
 
 const isDone = (run: RunView, name: string, state: 'done' | 'undone') =>

@@ -8,8 +8,9 @@ import type { MachineManager } from '../machine/manager.ts';
 export type HostCheck = (machine: { id: string; name: string }, needs: OfferNeeds) => Promise<string | null>;
 
 /**
- * Whether this host has all that a machine's configuration and its filesystem ask for: account, devices, folders, limits, the program, a name that is free, a kernel
- * that mounts it. Why not, as the end of a sentence that begins with the worker's name; null: it has. What would fail at the boot is better known
+ * Whether this host has all that a machine's configuration and its filesystem ask for: account, devices,
+ * folders, limits, the program, a name that is free, a kernel that mounts it. Why not, as the end of a
+ * sentence that begins with the worker's name; null: it has. What would fail at the boot is better known
  * before the machine is stopped elsewhere.
  */
 export function hostCheck(options: {

@@ -48,9 +48,10 @@ const LOOK_MS = PAUSE.importLook.ms;
 const CONNECT_TIMEOUT_MS = PATIENCE.importConnect.ms;
 
 /**
- * Volumes that are made of disks of other systems, until they are whole. A volume hydrates wherever it is open: in the shim of its machine, or,
- * while no machine has it open, in a shim of its own (`i_…`) without a workload. What is to be done is found by looking, so a worker may end
- * at any moment: records and `source.json` say which volumes these are, the shims what is open where.
+ * Volumes that are made of disks of other systems, until they are whole. A volume hydrates wherever it is
+ * open: in the shim of its machine, or, while no machine has it open, in a shim of its own (`i_…`) without a
+ * workload. What is to be done is found by looking, so a worker may end at any moment: records and
+ * `source.json` say which volumes these are, the shims what is open where.
  */
 export class Imports {
   readonly #options: ImportsOptions;
@@ -92,8 +93,8 @@ export class Imports {
   }
 
   /**
-   * Looks at the source, and makes the volume. It hydrates from now on. Rejects with the errors of the source's client, `VOLUME_BAD_SOURCE`,
-   * `WORKER_IMPORT_NO_SPACE` and those of `VolumeStore.createImported`.
+   * Looks at the source, and makes the volume. It hydrates from now on. Rejects with the errors of the
+   * source's client, `VOLUME_BAD_SOURCE`, `WORKER_IMPORT_NO_SPACE` and those of `VolumeStore.createImported`.
    */
   async create(request: ImportVolumeRequest): Promise<VolumeRecord> {
     const { clock, random, logger, volumes } = this.#options;
@@ -152,7 +153,10 @@ export class Imports {
     if (this.#open.has(volumeId)) await this.#exclusively(volumeId, () => this.#endHolder(volumeId));
   }
 
-  /** Ends the import, and runs `destroy`, which ends the volume. An import whose volume could not be destroyed goes on. */
+  /**
+   * Ends the import, and runs `destroy`, which ends the volume. An import whose volume could not be destroyed
+   * goes on.
+   */
   async destroy(volumeId: string, destroy: () => Promise<void>): Promise<void> {
     await this.#exclusively(volumeId, async () => {
       await this.#endHolder(volumeId);

@@ -3,7 +3,10 @@ import { assessHost, KERNEL_PLANE_MODULES, missingFor } from '../host/capabiliti
 import { loadModules, readHostFacts } from '../host/host-facts.ts';
 import { systemTools } from '../host/tools.ts';
 
-/** Loads the modules of the kernel plane, and rejects `WORKER_NO_KERNEL_PLANE` with every reason where this host cannot do it: now, and not in a move. */
+/**
+ * Loads the modules of the kernel plane, and rejects `WORKER_NO_KERNEL_PLANE` with every reason where this
+ * host cannot do it: now, and not in a move.
+ */
 export async function requireKernelPlane(): Promise<void> {
   const modules = KERNEL_PLANE_MODULES.map(({ module }) => module);
   await loadModules(systemTools(), readHostFacts(), modules);

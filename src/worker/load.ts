@@ -68,8 +68,8 @@ function limitsMissing({ memory, cpu }: CgroupLayout): ('memory' | 'cpu')[] {
 export type Importing = { volumeId: string; lengthBytes: number; usedBytes: number };
 
 /**
- * What this host has and has promised. Disk that volumes still arriving will take, by a move or an import, is not free any more, though nothing
- * is written there yet.
+ * What this host has and has promised. Disk that volumes still arriving will take, by a move or an import, is
+ * not free any more, though nothing is written there yet.
  */
 export async function hostLoad(
   options: Pick<WorkerOptions, 'name' | 'capacity' | 'tls' | 'plane' | 'keys'> & {

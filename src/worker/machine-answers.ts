@@ -79,7 +79,10 @@ export class MachineAnswers {
     return this.showMachine(id);
   }
 
-  /** A machine that could not be started is not made. The error of that; or, where something is left, what, and how it goes. */
+  /**
+   * A machine that could not be started is not made. The error of that; or, where something is left, what,
+   * and how it goes.
+   */
   async #unmade(record: MachineRecord, error: unknown): Promise<unknown> {
     const { machines, events } = this.#o;
     try {
@@ -131,7 +134,8 @@ export class MachineAnswers {
   async stopMachine(ref: string): Promise<MachineView> {
     const { id } = this.#o.machines.get(ref);
     const run = this.#o.moves.runsOf(id).find(({ endedAtMs }) => endedAtMs === null);
-    // Past its point of no return a move goes on without the machine's running: it is its owner's. Before it, the move is called off.
+    // Past its point of no return a move goes on without the machine's running: it is its owner's. Before it,
+    // the move is called off.
     const owned = run !== undefined && ownsMachine(run);
     if (run !== undefined && !owned) await this.#o.moves.endMove(id, 'its machine is being stopped');
     await this.#o.machines.stop(id, {}, { moving: owned });

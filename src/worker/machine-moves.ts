@@ -20,7 +20,8 @@ export class MachineMoves {
   runsOf(machineId: string): RunView[] {
     const resource = `machine:${machineId}`;
     const open = this.#journal.open({ resource });
-    // Of those that are over, the newest: one that failed where it cannot be undone keeps the machine, so none is newer.
+    // Of those that are over, the newest: one that failed where it cannot be undone keeps the machine, so
+    // none is newer.
     return open.length > 0 ? open : this.#journal.find({ resource, limit: 1 });
   }
 
@@ -44,8 +45,9 @@ export class MachineMoves {
   }
 
   /**
-   * A machine is its owner's wherever it is: before its point of no return the move is called off; past it, here, the machine is killed at once, and the
-   * move ends without it. What takes longer is told by whoever looks next.
+   * A machine is its owner's wherever it is: before its point of no return the move is called off; past it,
+   * here, the machine is killed at once, and the move ends without it. What takes longer is told by whoever
+   * looks next.
    */
   async endMove(machineId: string, reason: string): Promise<void> {
     const journal = this.#journal;

@@ -14,8 +14,9 @@ import type { Given, HostParts, MoveParts, SurfaceParts } from './parts.ts';
 import { SURFACE_PARTS } from './surface-parts.ts';
 
 /**
- * One worker, put together of its parts: records first, then what runs, the API, and last the journal's runs; so that whoever can ask finds everything in place. Rejects
- * `WORKER_ALREADY_RUNS` when another process has the data folder.
+ * One worker, put together of its parts: records first, then what runs, the API, and last the journal's runs;
+ * so that whoever can ask finds everything in place. Rejects `WORKER_ALREADY_RUNS` when another process has
+ * the data folder.
  */
 export async function startWorker(options: WorkerOptions): Promise<RunningWorker> {
   const logger: Logger = pino({ level: options.logLevel, base: { worker: options.name } }, logDestination(2));

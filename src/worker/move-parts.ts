@@ -25,7 +25,10 @@ import { SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 
 const VERDICT_KEEP_MS = 90 * 24 * 3_600_000;
-/** A worker that is told to end lets steps come to a safe point for so long; they go on at the next start anyway. */
+/**
+ * A worker that is told to end lets steps come to a safe point for so long; they go on at the next start
+ * anyway.
+ */
 const CLOSE_GRACE_MS = PATIENCE.workerClose.ms;
 
 export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> = {

@@ -3,7 +3,10 @@ import { dirname } from 'node:path';
 import type { KeySource } from '../attach/server-spec.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 
-/** What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and configuration file. */
+/**
+ * What `godwit worker` is started with; made by cli/commands/worker.ts out of flags, environment and
+ * configuration file.
+ */
 export type WorkerOptions = {
   /** Unique in the fleet, and for ever: the records on disk carry it. */
   name: string;
@@ -19,20 +22,32 @@ export type WorkerOptions = {
   token: string;
   /** Address on which exports listen and at which targets reach them. */
   iscsiHost: string;
-  /** Certificate of this host and the CA of the fleet: the API is served over TLS, and so are the blocks of a move to a worker that has them too. null: none. */
+  /**
+   * Certificate of this host and the CA of the fleet: the API is served over TLS, and so are the blocks of a
+   * move to a worker that has them too. null: none.
+   */
   tls: TlsFiles | null;
   /**
-   * What serves volumes on this host: processes of ours, or the kernel's own device-mapper, iSCSI target and initiator, where it has them
-   * (docs/kernel-plane.md).
+   * What serves volumes on this host: processes of ours, or the kernel's own device-mapper, iSCSI target and
+   * initiator, where it has them (docs/kernel-plane.md).
    */
   plane: 'userspace' | 'kernel';
-  /** With `tls`: other workers may ask and be asked without certificates and in the clear, while the fleet gets them. */
+  /**
+   * With `tls`: other workers may ask and be asked without certificates and in the clear, while the fleet
+   * gets them.
+   */
   tlsOptional: boolean;
   /** What offers may promise; null: what the host has. */
   capacity: { memoryBytes: number | null; cpus: number | null; diskBytes: number | null };
-  /** What becomes of writes of machines when the data disk is full but for its reserve: they wait for room, or fail. */
+  /**
+   * What becomes of writes of machines when the data disk is full but for its reserve: they wait for room, or
+   * fail.
+   */
   whenFull: 'pause' | 'error';
-  /** Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a guest waits for is not held back. */
+  /**
+   * Upper bound of the background copy of each volume that arrives here, bytes per second; 0: none. What a
+   * guest waits for is not held back.
+   */
   hydrationRateBytesPerSecondMax: number;
   /** How long a source volume is kept after its move. */
   retainMs: number;
@@ -50,7 +65,10 @@ export type RunningWorker = {
   close(): Promise<void>;
 };
 
-/** What no machine may see, though it has a view of the host's root: the data, the keys of volumes, and the key of this host's certificate, links followed. */
+/**
+ * What no machine may see, though it has a view of the host's root: the data, the keys of volumes, and the
+ * key of this host's certificate, links followed.
+ */
 export function hiddenFolders({
   dataDir,
   keys,

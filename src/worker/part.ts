@@ -1,8 +1,9 @@
 /**
- * A part of a worker: how it is made, of what, and what it does at the start and at the end of the worker. `Made` is what others get of it.
+ * A part of a worker: how it is made, of what, and what it does at the start and at the end of the worker.
+ * `Made` is what others get of it.
  *
- * `parts` has all of them. Those that are needed for the making are in `needs`, and are made before; what is only reached for later (by a callback, at the start) may be
- * any, in a circle too.
+ * `parts` has all of them. Those that are needed for the making are in `needs`, and are made before; what is
+ * only reached for later (by a callback, at the start) may be any, in a circle too.
  */
 export type Part<Parts, Made> = {
   readonly needs: readonly (keyof Parts & string)[];
@@ -19,7 +20,10 @@ export type PartTable<Given, Made> = {
   readonly [Name in keyof Made]: Part<Given & Made, Made[Name]>;
 };
 
-/** The names so that each comes after those it needs, and otherwise as they stand. Throws where parts need each other in a circle, or one that is not there. */
+/**
+ * The names so that each comes after those it needs, and otherwise as they stand. Throws where parts need
+ * each other in a circle, or one that is not there.
+ */
 export function orderOf(
   table: Readonly<Record<string, { needs: readonly string[] }>>,
   given: object,
@@ -40,8 +44,9 @@ export function orderOf(
 }
 
 /**
- * Makes the parts, starts them, and closes them in the end. Rejects with what the first that fails rejects with, when those that were made are closed; an error in closing
- * one does not keep the others open, and is what `close` rejects with.
+ * Makes the parts, starts them, and closes them in the end. Rejects with what the first that fails rejects
+ * with, when those that were made are closed; an error in closing one does not keep the others open, and is
+ * what `close` rejects with.
  */
 export async function assemble<Given extends object, Made extends object>(
   table: PartTable<Given, Made>,

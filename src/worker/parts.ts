@@ -88,7 +88,10 @@ export type SurfaceParts = {
   service: WorkerService;
   /** Serves when it has started. */
   api: { url: string };
-  /** Runs go on, and what was left of machines is looked after: when whoever can ask finds everything in place. */
+  /**
+   * Runs go on, and what was left of machines is looked after: when whoever can ask finds everything in
+   * place.
+   */
   resumption: object;
 };
 

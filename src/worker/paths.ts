@@ -18,9 +18,13 @@ export type WorkerPaths = {
   writeProbe: string;
   /** Runtime folders of shims: sockets, logs, mount points. */
   runtimeRoot: string;
-  /** Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot. */
+  /**
+   * Live validity bits of clones; on tmpfs where there is one, because they are worth nothing after a reboot.
+   */
   validityDir: string;
-  /** Empty filesystems that are mounted to see whether they can be; nothing in it outlives its worker process. */
+  /**
+   * Empty filesystems that are mounted to see whether they can be; nothing in it outlives its worker process.
+   */
   mountProofs: string;
 };
 
@@ -46,7 +50,10 @@ export function workerPaths(dataDir: string): WorkerPaths {
   };
 }
 
-/** Throws `SYS_PATH_REFUSED` for a data folder that others could change, or that lies in the one of another worker. */
+/**
+ * Throws `SYS_PATH_REFUSED` for a data folder that others could change, or that lies in the one of another
+ * worker.
+ */
 export function makeFolders(paths: WorkerPaths): void {
   namedFolder(paths.dataDir, 0o700, { isData: true });
   rmSync(paths.mountProofs, { recursive: true, force: true });

@@ -39,8 +39,9 @@ const RETRY_FIRST_MS = PAUSE.recoveryRetry.ms;
 const RETRY_MAX_MS = PAUSE.recoveryRetryMax.ms;
 
 /**
- * Brings back what should be there, again and again until it is: machines that should run and could not be started (a key program that is away for a
- * moment, a disk that is full), and what runs left behind that an operator had forgotten: claims, exports, volumes that never arrived.
+ * Brings back what should be there, again and again until it is: machines that should run and could not be
+ * started (a key program that is away for a moment, a disk that is full), and what runs left behind that an
+ * operator had forgotten: claims, exports, volumes that never arrived.
  */
 export class MachineRecovery {
   readonly #options: MachineRecoveryOptions;

@@ -43,7 +43,9 @@ const SILENT: ServedView = { location: null, connections: 0, writable: false };
 const SOCKET_PATH_BYTES_MAX = 107;
 const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
 
-/** Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload. */
+/**
+ * Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload.
+ */
 export class Serving {
   readonly #options: ServingOptions;
   readonly #looks: VolumeServerLooks;
@@ -54,9 +56,9 @@ export class Serving {
   }
 
   /**
-   * Serves a whole volume that no running machine has, until `stop`; a stopped one gives it back. Rejects `WORKER_VOLUME_SERVED`,
-   * `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`, `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of
-   * `ServedVolume.open`.
+   * Serves a whole volume that no running machine has, until `stop`; a stopped one gives it back. Rejects
+   * `WORKER_VOLUME_SERVED`, `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`,
+   * `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of `ServedVolume.open`.
    */
   async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
     const { machines, volumes, keys, whenFull, random } = this.#options;

@@ -97,7 +97,8 @@ export class SourceHost implements SourceSide {
     };
     const { shim } = await machines.show(machineId);
     const workload = shim?.workload ?? null;
-    // What is counts, not what was wanted: one that has ended, and that its policy does not start again, moves as one that has ended.
+    // What is counts, not what was wanted: one that has ended, and that its policy does not start again,
+    // moves as one that has ended.
     const hasEnded = workload?.state === 'exited' || workload?.state === 'failed';
     const running = record.desired === 'running' && !hasEnded;
     const ailment = running ? ailmentOf(workload, this.#options.clock.wallMs()) : null;
@@ -132,7 +133,10 @@ export class SourceHost implements SourceSide {
     };
   }
 
-  /** Of the filesystem that is mounted; null: it could not be read, and then the target does not prove that it can mount it. */
+  /**
+   * Of the filesystem that is mounted; null: it could not be read, and then the target does not prove that it
+   * can mount it.
+   */
   async #mountNeeds(machineId: string, filesystem: VolumeRecord['filesystem']): Promise<MountNeeds | null> {
     if (filesystem === 'none') return null;
     try {
@@ -254,7 +258,8 @@ export class SourceHost implements SourceSide {
       await client.volume('flush', {});
       return;
     }
-    // What its page cache holds needs room on a disk that may have none but for those who leave. First: a filesystem whose journal waits for room looks like a frozen one.
+    // What its page cache holds needs room on a disk that may have none but for those who leave. First: a
+    // filesystem whose journal waits for room looks like a frozen one.
     await machines.openReserve(machineId, 'running');
     try {
       // Whoever holds it now holds it after the stop, when the machine waits for that.
@@ -274,7 +279,8 @@ export class SourceHost implements SourceSide {
         await machines.openReserve(machineId, 'no');
         throw error;
       }
-      // It writes on as fast as there is room. What it may have in its page cache is bounded, and that fits when it has stopped.
+      // It writes on as fast as there is room. What it may have in its page cache is bounded, and that fits
+      // when it has stopped.
       const obstacle = await machines.obstacle(machineId, { frozen: false });
       if (obstacle !== null) throw obstacle;
     }
@@ -282,7 +288,8 @@ export class SourceHost implements SourceSide {
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
     if (filesystem === 'none') return;
     await client.volume('prime-free-map', { filesystem }).catch((error: unknown) => {
-      // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in trouble.
+      // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in
+      // trouble.
       this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
     });
   }
@@ -294,8 +301,8 @@ export class SourceHost implements SourceSide {
   }
 
   /**
-   * What `work` resolves with. Rejects `VOLUME_DISK_FULL` when it waits for more than what is kept back: found before the stop, that costs the machine nothing more than
-   * it waits for already.
+   * What `work` resolves with. Rejects `VOLUME_DISK_FULL` when it waits for more than what is kept back:
+   * found before the stop, that costs the machine nothing more than it waits for already.
    */
   async #unlessFull<Value>(machineId: string, client: ShimClient, work: Promise<Value>): Promise<Value> {
     const { clock } = this.#options;
@@ -360,7 +367,8 @@ export class SourceHost implements SourceSide {
         }
       }
     }
-    // A server of other systems that came up since the move began: the record must not be sealed under its writes.
+    // A server of other systems that came up since the move began: the record must not be sealed under its
+    // writes.
     if (await servedVolume(machines, volumeId)) throw servedError(await volumes.get(volumeId));
     // What a server wrote that died is in the page cache, or the disk refused it: then nothing is sealed.
     await volumes.makeDataDurable(volumeId);

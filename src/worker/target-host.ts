@@ -144,7 +144,8 @@ export class TargetHost implements TargetSide {
     };
     await machines.adopt(record);
     const client = await this.#attached(request, 'standby');
-    // The jail stands by too; and one that cannot be made here is better known before the machine stops there.
+    // The jail stands by too; and one that cannot be made here is better known before the machine stops
+    // there.
     if (request.startMachine) await client.call('workload.prepare', workloadOf(request));
   }
 
@@ -293,7 +294,10 @@ export class TargetHost implements TargetSide {
     return startMachine && this.#options.machines.get(machineId).desired === 'running';
   }
 
-  /** A host that went down since the boot took the machine along, and nobody else starts it while the move has it. */
+  /**
+   * A host that went down since the boot took the machine along, and nobody else starts it while the move has
+   * it.
+   */
   async #bootAgain(request: PrepareRequest): Promise<void> {
     const { status } = await this.#open(request, 'writable');
     if (status.workload === null) await this.boot(request, () => {});

@@ -110,7 +110,10 @@ export class Views {
     };
   }
 
-  /** From the file, so that it is told when no server runs; from the server while the disk refuses the file too. */
+  /**
+   * From the file, so that it is told when no server runs; from the server while the disk refuses the file
+   * too.
+   */
   dataLossOf(record: VolumeRecord, told?: { atMs: number; reason: string }): Pick<VolumeView, 'dataLoss'> {
     const folder = this.#o.volumes.folder(record.id);
     const loss = readDataLoss(folder, { volumeId: record.id, generation: record.generation }) ?? told;

@@ -26,7 +26,10 @@ export type VolumeAccessOptions = {
   incoming: (volumeId: string) => PrepareRequest | null;
   hydrationRateBytesPerSecondMax: number;
   whenFull: WorkerOptions['whenFull'];
-  /** Called when a machine is about to open the volume: whoever else on this worker has it open lets it go, or says why not. */
+  /**
+   * Called when a machine is about to open the volume: whoever else on this worker has it open lets it go, or
+   * says why not.
+   */
   beforeAttach: (record: VolumeRecord) => Promise<void>;
 };
 
@@ -65,7 +68,8 @@ export class VolumeAccess implements VolumeProvider {
     }
     const clone = await this.#cloneSpec(record, access, volumeDir);
     if (clone) {
-      // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets another key, is cloned in the userspace plane.
+      // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets
+      // another key, is cloned in the userspace plane.
       const spec = attachSpec(record, { volumeDir, access, keys, whenFull, clone });
       const inKernel =
         record.state === 'clone' ? await isKernelClone(volumeDir) : plane === 'kernel' && fitsKernel(spec);
@@ -93,7 +97,8 @@ export class VolumeAccess implements VolumeProvider {
       return cloneSpec(record, {
         ...{ volumeDir, validityDir, tls },
         source: moved.source,
-        // A machine that boots has host and wire for itself; the move lets hydration begin when it is healthy.
+        // A machine that boots has host and wire for itself; the move lets hydration begin when it is
+        // healthy.
         hydration: { paused: true, rateBytesPerSecondMax: 0 },
       });
     }
@@ -114,10 +119,16 @@ export class VolumeAccess implements VolumeProvider {
   }
 }
 
-/** Longest volume of the kernel plane: dm-clone has a bit for each 4 KiB in the memory of the kernel, and room for all of its metadata is taken when a clone is made. */
+/**
+ * Longest volume of the kernel plane: dm-clone has a bit for each 4 KiB in the memory of the kernel, and room
+ * for all of its metadata is taken when a clone is made.
+ */
 export const KERNEL_LENGTH_BYTES_MAX = 16 * 2 ** 40;
 
-/** Not one that is too long, not a disk of another system, none that gets another key on the way, and no ciphertext that dm-crypt would read differently. */
+/**
+ * Not one that is too long, not a disk of another system, none that gets another key on the way, and no
+ * ciphertext that dm-crypt would read differently.
+ */
 function fitsKernel({ clone, encryption, lengthBytes }: VolumeServerSpec): boolean {
   if (lengthBytes > KERNEL_LENGTH_BYTES_MAX) return false;
   const isMove = clone === undefined || 'targetIqn' in clone.source;

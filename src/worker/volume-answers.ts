@@ -181,7 +181,9 @@ export class VolumeAnswers {
     return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
   }
 
-  /** `work` makes a volume of that name, which nobody else does meanwhile. Rejects `WORKER_VOLUME_NAME_TAKEN`. */
+  /**
+   * `work` makes a volume of that name, which nobody else does meanwhile. Rejects `WORKER_VOLUME_NAME_TAKEN`.
+   */
   async #underNewName<T>(name: string, work: () => Promise<T>): Promise<T> {
     if (this.#beingMade.has(name)) throw this.#nameTaken(name);
     this.#beingMade.add(name);

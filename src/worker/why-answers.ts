@@ -144,7 +144,10 @@ export class WhyAnswers {
     };
   }
 
-  /** Machines, and clients of volumes that are served, whose writes wait for room on the disk, or fail for want of it. */
+  /**
+   * Machines, and clients of volumes that are served, whose writes wait for room on the disk, or fail for
+   * want of it.
+   */
   async #withoutRoom(): Promise<Why['conditions']> {
     const { machines, volumes, name } = this.#o;
     const ofMachines = (await machines.list()).flatMap(({ record, shim }) =>
@@ -165,7 +168,10 @@ export class WhyAnswers {
     return client && this.#looks.look(record.id, client, shim.volume.serverPid);
   }
 
-  /** Of moves away from here that need their export: that it hangs. Its target says only that the source does not answer. */
+  /**
+   * Of moves away from here that need their export: that it hangs. Its target says only that the source does
+   * not answer.
+   */
   async #exportTrouble(runs: readonly RunView[]): Promise<Why['conditions']> {
     const { machines } = this.#o;
     const open = runs.filter(({ kind, endedAtMs }) => kind === MIGRATE_OUT && endedAtMs === null);

@@ -187,7 +187,10 @@ export function drainConditions(drain: DrainView): Condition[] {
   return [...machines, ...volumes];
 }
 
-/** Its disk is full: what it writes waits, or fails, and that is nobody's fault who looks at the machine alone. */
+/**
+ * Its disk is full: what it writes waits, or fails, and that is nobody's fault who looks at the machine
+ * alone.
+ */
 export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, worker: string): Condition[] {
   if (!noRoom) return [];
   if (noRoom.map !== undefined) {
@@ -419,7 +422,9 @@ function whoBrings({ state, lastError }: NonNullable<VolumeView['hydration']>): 
   return lastError === null ? 'its move, which lets it begin' : 'an operator';
 }
 
-/** A copy that is paused without an error waits for a move to let it go on, and then for its worker's disk. */
+/**
+ * A copy that is paused without an error waits for a move to let it go on, and then for its worker's disk.
+ */
 function afterPause(lastError: string | null): string {
   if (lastError === null)
     return 'Nothing to do while its move goes on; make room on this worker if its disk is full.';

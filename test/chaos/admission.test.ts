@@ -73,7 +73,8 @@ test('what is too much, too small, meant for another worker, or new on one that 
     ['one'],
   );
 
-  // Where else in the fleet something of that name is, the command looks itself: two could only be told apart by their ids.
+  // Where else in the fleet something of that name is, the command looks itself: two could only be told apart
+  // by their ids.
   await refused(
     6,
     /CLI_NAME_TAKEN: a machine one is on a already/,
@@ -194,7 +195,8 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   const stateOf = async (worker: FleetWorker, name: string) =>
     (await worker.client.listMachines()).find((machine) => machine.name === name)?.state;
 
-  // 1. Of two that have room one at a time, the second is refused while the first is wanted; asked for at once, exactly one begins.
+  // 1. Of two that have room one at a time, the second is refused while the first is wanted; asked for at
+  // once, exactly one begins.
   await create(a, 'one', 150 * MIB);
   await create(a, 'two', 150 * MIB);
   const both = await Promise.all([
@@ -212,7 +214,8 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   await run(0, 'machine', 'stop', on!);
   await run(0, 'machine', 'start', off!);
 
-  // 2. An import counts what is in use at its source against what is free but for what is kept back (256 MiB).
+  // 2. An import counts what is in use at its source against what is free but for what is kept back (256
+  // MiB).
   const image = (name: string, dataBytes: number) => {
     const path = join(fleet.dir, name);
     writeFileSync(path, Buffer.alloc(dataBytes, 7));

@@ -54,7 +54,9 @@ test('a clone whose files are damaged, cut short, or of another volume: refused 
 
   const open = (as: VolumeRecord = record) =>
     lab.attach(targetStore, as, { access: 'writable', source: source.source, paused: true });
-  /** With these bytes in the file it is refused, and no file is changed by that. Then the file is as it was. */
+  /**
+   * With these bytes in the file it is refused, and no file is changed by that. Then the file is as it was.
+   */
   const refused = async (name: keyof typeof path, bytes: Uint8Array | number, code: RegExp) => {
     if (typeof bytes === 'number') truncateSync(path[name], bytes);
     else writeFileSync(path[name], bytes);
@@ -67,7 +69,10 @@ test('a clone whose files are damaged, cut short, or of another volume: refused 
     );
     writeFileSync(path[name], bytesOf(name));
   };
-  /** The same after a boot of the host: then what is durable is all there is, and is looked at whole. Before, the live map knows better, and the disk is not asked. */
+  /**
+   * The same after a boot of the host: then what is durable is all there is, and is looked at whole. Before,
+   * the live map knows better, and the disk is not asked.
+   */
   const refusedAfterBoot = async (bytes: Uint8Array, code: RegExp) => {
     rmSync(path.validity);
     writeFileSync(path.metadata, bytes);

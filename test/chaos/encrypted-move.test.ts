@@ -67,7 +67,8 @@ test('an encrypted volume moves: nothing is lost, and its keys are nowhere but i
   await history.incarnation(1);
   await history.more(5);
 
-  // Whoever restarts the volume server must get at the key again, and one that crashes leaves no memory behind.
+  // Whoever restarts the volume server must get at the key again, and one that crashes leaves no memory
+  // behind.
   const before = history.acknowledged;
   const folderOfCores = crashVolumeServer(b, machine.id);
   await history.more(5);
@@ -148,7 +149,10 @@ async function keyOf(worker: FleetWorker, volumeId: string, flags: readonly stri
   return volumeKey.bytes;
 }
 
-/** Searches every file of the fleet (records, journals, logs, headers, data) and every answer of the workers for the keys and passphrases. */
+/**
+ * Searches every file of the fleet (records, journals, logs, headers, data) and every answer of the workers
+ * for the keys and passphrases.
+ */
 async function assertNoSecrets(
   fleet: Fleet,
   workers: readonly FleetWorker[],
@@ -252,8 +256,9 @@ function killVolumeServer(worker: FleetWorker, machineId: string): void {
 }
 
 /**
- * Shows `visit` every file below the folder that is not empty; their number. The workers go on replacing theirs meanwhile:
- * after a pass in which one was gone before it could be read, all of them are read again, so that what it became is not missed.
+ * Shows `visit` every file below the folder that is not empty; their number. The workers go on replacing
+ * theirs meanwhile: after a pass in which one was gone before it could be read, all of them are read again,
+ * so that what it became is not missed.
  */
 function forEachFileBelow(folder: string, visit: (path: string, bytes: Buffer) => void): number {
   for (let pass = 1; ; pass++) {

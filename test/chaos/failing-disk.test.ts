@@ -17,8 +17,9 @@ import { requires } from '../support/requires.ts';
 import { killServer, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
- * The data disk of the target fails, really: a filesystem of the kernel on a disk whose store runs out of room, and one that is taken away and mounted again in the same boot.
- * Whatever it lost, the guest never reads zeros or old bytes for it.
+ * The data disk of the target fails, really: a filesystem of the kernel on a disk whose store runs out of
+ * room, and one that is taken away and mounted again in the same boot. Whatever it lost, the guest never
+ * reads zeros or old bytes for it.
  */
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 24 * MIB;
@@ -89,7 +90,8 @@ async function refusesAndGoes(lab: VolumeLab, disk: RefusingDisk, named: RegExp)
   await remounted();
   await reads(0, 18);
 
-  // Written by the guest where nothing was, answered, and not flushed: an error, not what the source has there.
+  // Written by the guest where nothing was, answered, and not flushed: an error, not what the source has
+  // there.
   const own = join(lab.dir, 'own');
   await tool('dd', 'if=/dev/urandom', `of=${own}`, 'bs=64k', 'count=1', 'status=none');
   const write = ['bs=64k', `seek=${20 * 16}`, 'status=none'];

@@ -170,7 +170,8 @@ test('the disk fills up under a filesystem in mid-hydration: what was synced sta
   assert.equal(target.server.state.restarts, 0);
   await target.server.call('finish');
   await target.unmount();
-  // Replays the journal, and repairs what a write that was refused may have left: never what was synced before.
+  // Replays the journal, and repairs what a write that was refused may have left: never what was synced
+  // before.
   await tool('sh', '-c', `e2fsck -f -y ${target.loop} || test $? -le 2`);
   dir = await target.mount();
   const found = await digestFiles(dir);

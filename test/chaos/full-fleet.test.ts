@@ -14,7 +14,9 @@ import { diskReserveBytes, keptBytes, lastReserveBytes } from '../../src/volume/
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
-/** The data disk of a worker is full: nobody's filesystem breaks, everybody says why, and it can be emptied. */
+/**
+ * The data disk of a worker is full: nobody's filesystem breaks, everybody says why, and it can be emptied.
+ */
 
 const MIB = 2 ** 20;
 const DISK_BYTES = 320 * MIB;
@@ -94,7 +96,8 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
     64 * MIB,
     'while :; do date +%s >> /data/log; sync /data/log; sleep 0.2; done',
   );
-  // While there is room: later it waits as the hog does, for as long as nothing may be written to its journal.
+  // While there is room: later it waits as the hog does, for as long as nothing may be written to its
+  // journal.
   const fresh = await inMachine(
     small,
     'quiet',
@@ -133,7 +136,8 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   // The journals and logs of the worker go on meanwhile.
   assert.ok(freeBytes() >= diskReserveBytes(totalBytes) / 2, `${freeBytes()} bytes are free`);
   assert.match(await inMachine(small, 'quiet', 'grep " /data " /proc/mounts'), / rw,/);
-  // 2. Others take the rest: the room of the journal is opened, and what is asked for is done, or refused by name.
+  // 2. Others take the rest: the room of the journal is opened, and what is asked for is done, or refused by
+  // name.
   await tool('sh', '-c', `dd if=/dev/zero of=${join(disk, 'rest')} bs=1M status=none || true`);
   await fleet.until('the room of the journal to be opened', () => !existsSync(join(disk, 'kept-back')));
   const drain = await fleet.run('drain', 'small', '--wait', '1s');
@@ -142,7 +146,8 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   assert.equal((await fleet.run('runs', 'list')).exitCode, 0);
   rmSync(join(disk, 'rest'));
 
-  // 3. Both leave through what is kept back for that: the neighbour with all that it wrote, and the hog with what it may have in its page cache.
+  // 3. Both leave through what is kept back for that: the neighbour with all that it wrote, and the hog with
+  // what it may have in its page cache.
   await fleet.until('the neighbour to leave', async () =>
     (await other.client.listMachines()).some(({ id, state }) => id === quiet.id && state === 'running'),
   );

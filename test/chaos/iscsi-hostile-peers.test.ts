@@ -14,9 +14,10 @@ import { TestAuthority } from '../support/test-authority.ts';
 import type { Memory } from '../support/watched-book.ts';
 
 /*
- * Peers at the socket that know the protocol and not our code (test/fixtures/iscsi_peer.py), against a target in a process of its own: in the clear and
- * over TLS. What they must not reach: another session's bytes, more memory than the budget, and the place of one who holds the secret. One target for
- * all of them: what one kind of peer left behind would be found by the next.
+ * Peers at the socket that know the protocol and not our code (test/fixtures/iscsi_peer.py), against a target
+ * in a process of its own: in the clear and over TLS. What they must not reach: another session's bytes, more
+ * memory than the budget, and the place of one who holds the secret. One target for all of them: what one
+ * kind of peer left behind would be found by the next.
  */
 
 const MIB = 2 ** 20;

@@ -14,7 +14,10 @@ import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
 
-/* Targets that know the protocol and not our code (test/fixtures/iscsi_target.py), and do what they must not: the initiator's data stays right, and it says what is wrong: in the clear and over TLS. */
+/*
+ * Targets that know the protocol and not our code (test/fixtures/iscsi_target.py), and do what they must not:
+ * the initiator's data stays right, and it says what is wrong: in the clear and over TLS.
+ */
 
 const TARGET_PROGRAM = join(import.meta.dirname, '../fixtures/iscsi_target.py');
 const MIB = 2 ** 20;

@@ -25,9 +25,10 @@ import { scratchDir } from '../support/scratch.ts';
 import { testSeed } from '../support/seed.ts';
 
 /**
- * Initiator and target with a bad network between them. A short exchange with every kind of PDU is recorded once; then it is made again and
- * again, each time with one fault at one place of it: at every PDU boundary and in the middle of every part of a PDU, in both directions.
- * Every run has to end, with every byte where it belongs.
+ * Initiator and target with a bad network between them. A short exchange with every kind of PDU is recorded
+ * once; then it is made again and again, each time with one fault at one place of it: at every PDU boundary
+ * and in the middle of every part of a PDU, in both directions. Every run has to end, with every byte where
+ * it belongs.
  */
 
 const LONG = process.env.GODWIT_LONG === '1';
@@ -39,7 +40,9 @@ const LENGTH_BYTES = LANES * STRIPE_BYTES;
 const PARALLEL = 8;
 /** Nothing here takes a second; this long means stuck. */
 const STUCK_MS = 60_000;
-/** Small, so that small transfers have all kinds of PDUs: immediate data, R2T, several Data-Out and Data-In. */
+/**
+ * Small, so that small transfers have all kinds of PDUs: immediate data, R2T, several Data-Out and Data-In.
+ */
 const LIMITS = {
   ...{ dataSegmentBytesMax: 4 * KIB, burstBytesMax: 8 * KIB, firstBurstBytesMax: 1 * KIB },
   ...{ loginDelayMs: 1, loginDelayMsMax: 1, loginTimeoutMs: letPass(2_000) },
@@ -143,8 +146,8 @@ async function exchange({ fault, digests, seed }: Exchange): Promise<Outcome> {
 }
 
 /**
- * Every place of the exchange with every `share`-th of the kinds, in turn: neighbouring places, and the parts of one PDU, get different
- * ones. 1: all kinds everywhere.
+ * Every place of the exchange with every `share`-th of the kinds, in turn: neighbouring places, and the parts
+ * of one PDU, get different ones. 1: all kinds everywhere.
  */
 function faultsOf(recorded: Outcome['recorded'], kinds: readonly FaultKind[], share: number): Fault[] {
   const faults: Fault[] = [];
@@ -202,7 +205,8 @@ for (const digests of [true, false]) {
         `${kind}: connected again ${sorted.length} times after ${quantile(sorted, 0.5)} (median), ${quantile(sorted, 1)} (longest)`,
       );
     }
-    // The order of two lanes is not the same every time, and a PDU at the end may not come; most faults must happen.
+    // The order of two lanes is not the same every time, and a PDU at the end may not come; most faults must
+    // happen.
     assert.ok(fired > faults.length * 0.9, `${fired} of ${faults.length}`);
   });
 }

@@ -12,12 +12,14 @@ import { testSeed } from '../support/seed.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
 /**
- * The control process of the source or of the target is killed at a step of the journal, before or after the append, while a machine moves
- * and writes. It is started again, and then: the move ends, every acknowledged write is there, and there was never a second writer.
+ * The control process of the source or of the target is killed at a step of the journal, before or after the
+ * append, while a machine moves and writes. It is started again, and then: the move ends, every acknowledged
+ * write is there, and there was never a second writer.
  *
- * One machine goes to and fro between two workers. Always `a` is killed: on the way out at a point of migrate-out, on the way back at one of
- * migrate-in. With GODWIT_FULL=1 all points are tried; else those at both ends of a run, one of the two around the ends of some steps, and some of
- * the others, drawn by seed. (Every point is tried against the model in src/migration/moves.test.ts, each time.)
+ * One machine goes to and fro between two workers. Always `a` is killed: on the way out at a point of
+ * migrate-out, on the way back at one of migrate-in. With GODWIT_FULL=1 all points are tried; else those at
+ * both ends of a run, one of the two around the ends of some steps, and some of the others, drawn by seed.
+ * (Every point is tried against the model in src/migration/moves.test.ts, each time.)
  */
 const seed = testSeed();
 const full = process.env.GODWIT_FULL === '1';
@@ -61,7 +63,8 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
   let position: 'a' | 'b' = 'b';
   let armed: string | null = null;
 
-  // In turns, so that the machine comes back by the next point; where one side has more of them, the way back is without a crash.
+  // In turns, so that the machine comes back by the next point; where one side has more of them, the way back
+  // is without a crash.
   const schedule = Array.from({ length: Math.max(points.out.length, points.in.length) }, (_, index) => [
     points.in[index],
     points.out[index],
@@ -78,7 +81,8 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
       await a.kill();
       await a.start({ crashAt: point });
     }
-    // A worker that is started again dies at the next point, unless the run that goes on would come by there too.
+    // A worker that is started again dies at the next point, unless the run that goes on would come by there
+    // too.
     armed = next?.split(':')[0] === point.split(':')[0] ? null : next;
     try {
       await move(source, target, point, armed);
@@ -152,8 +156,8 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
 });
 
 /**
- * Invariant 1, from the records on disk: never may both workers open the volume for writing. A record that is the same before and after the
- * other one is read was so in between too.
+ * Invariant 1, from the records on disk: never may both workers open the volume for writing. A record that is
+ * the same before and after the other one is read was so in between too.
  */
 function watchOwners(
   t: Pick<test.TestContext, 'after'>,

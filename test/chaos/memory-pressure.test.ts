@@ -160,8 +160,8 @@ test('the host is short of memory while fio writes files on a clone that hydrate
 });
 
 /**
- * What lives here has to share it: this process, the servers of source and target, fio, and stress-ng, which alone wants most of it. Unlike the
- * host's own memory this can be used up without harm to others.
+ * What lives here has to share it: this process, the servers of source and target, fio, and stress-ng, which
+ * alone wants most of it. Unlike the host's own memory this can be used up without harm to others.
  */
 const SMALL_HOST_BYTES = 640 * MIB;
 
@@ -258,7 +258,9 @@ async function shimOf(lab: VolumeLab): Promise<{ shim: ShimClient; runtimeDir: s
   return { shim, runtimeDir };
 }
 
-/** Where the right is missing (containers without CAP_SYS_RESOURCE) there must at least be a word about it. */
+/**
+ * Where the right is missing (containers without CAP_SYS_RESOURCE) there must at least be a word about it.
+ */
 function assertProtected(pids: number[], serverPid: number, log: string): void {
   if (hasSysResource()) {
     for (const pid of pids) assert.equal(outOfMemoryAdjustment(pid), -1000);

@@ -37,7 +37,10 @@ function certificateAt(host: string, port: number): Promise<string> {
   });
 }
 
-/** The secret of the move's grant, as the source's journal has it: no answer of the API does. Ends the control process, which has the journal locked. */
+/**
+ * The secret of the move's grant, as the source's journal has it: no answer of the API does. Ends the control
+ * process, which has the journal locked.
+ */
 async function secretOf(source: FleetWorker, runId: string): Promise<string> {
   await source.kill();
   const journal = new DatabaseSync(workerPaths(source.dataDir).journal);
@@ -55,7 +58,10 @@ async function secretOf(source: FleetWorker, runId: string): Promise<string> {
   }
 }
 
-/** Moves a machine from a to b, on an address of their own, and answers with the secret of the move and all that went over the wire meanwhile. */
+/**
+ * Moves a machine from a to b, on an address of their own, and answers with the secret of the move and all
+ * that went over the wire meanwhile.
+ */
 async function movedUnderWatch(t: TestContext, host: string, certificates: Record<string, TlsFiles>) {
   const collector = await WriterCollector.open(t);
   const fleet = await Fleet.start(t, ['a', 'b'], { host, tls: certificates });

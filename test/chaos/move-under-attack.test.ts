@@ -14,11 +14,17 @@ import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
-/* A machine that writes and verifies moves while the export of its source is attacked by peers that do not hold the secret, from before the target's login to the end. */
+/*
+ * A machine that writes and verifies moves while the export of its source is attacked by peers that do not
+ * hold the secret, from before the target's login to the end.
+ */
 
 const KIB = 1024;
 const MIB = 2 ** 20;
-/** What docs/iscsi.md promises of the memory of a process that exports: the book, each session's own, logins, and what is kept, uncollected or in OpenSSL. */
+/**
+ * What docs/iscsi.md promises of the memory of a process that exports: the book, each session's own, logins,
+ * and what is kept, uncollected or in OpenSSL.
+ */
 const LOGIN_BYTES = 200 * KIB;
 const ASIDE_BYTES = (32 + 64) * MIB;
 const TLS_BYTES = 256 * KIB;

@@ -10,7 +10,10 @@ import { patient } from '../support/patience.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
-/* Where a volume is served, as somebody named it: nothing else is touched there, and nobody gets in who was not asked to. */
+/*
+ * Where a volume is served, as somebody named it: nothing else is touched there, and nobody gets in who was
+ * not asked to.
+ */
 
 const MIB = 2 ** 20;
 
@@ -68,7 +71,10 @@ test('serving a volume removes nothing that is there already, whoever asks', {
   assert.equal(fleet.worker('alpha').shims().length, 1, 'nothing of what was refused is left');
 });
 
-/** Greets an NBD server, chooses the export without a name and reads its first sector; exit code 0 when it did. Knows the protocol, nothing of godwit. */
+/**
+ * Greets an NBD server, chooses the export without a name and reads its first sector; exit code 0 when it
+ * did. Knows the protocol, nothing of godwit.
+ */
 const READER = `
 import socket, struct, sys
 kind, place = sys.argv[1:3]

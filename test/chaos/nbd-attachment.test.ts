@@ -14,8 +14,9 @@ import { testSeed } from '../support/seed.ts';
 import { type Attachment, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
- * Volumes whose guest comes through NBD, and volumes that are looked at through NBD beside their guest: what holds for FUSE holds for them. The
- * volume server is killed, the volume sealed, and its blocks come from a source, under load.
+ * Volumes whose guest comes through NBD, and volumes that are looked at through NBD beside their guest: what
+ * holds for FUSE holds for them. The volume server is killed, the volume sealed, and its blocks come from a
+ * source, under load.
  */
 const MIB = 2 ** 20;
 const SEED = testSeed();
@@ -77,7 +78,8 @@ test('the same on a clone that hydrates; what the guest did not touch is as at t
   t.after(() => closeSync(file));
   const content = Buffer.alloc(STRIPED_BYTES);
   readSync(file, content, 0, content.length, 0);
-  // Paused: all that the guest does is on blocks that are not here. Then slowly enough that each kill meets the copy.
+  // Paused: all that the guest does is on blocks that are not here. Then slowly enough that each kill meets
+  // the copy.
   const writers = new StripedWriters(client, SEED, content);
   await writers.progress(200);
   const kills = LONG ? 30 : 3;
@@ -151,7 +153,8 @@ test('godwit:hydration tells what is here: paused, running, whole', { skip: NEED
     (await map()).reduce((sum, { length, type }) => sum + (type === 1 ? length : 0), 0);
 
   assert.deepEqual(await extents(), [[0, 64 * MIB, 1]], 'nothing is here');
-  // A read of a miss brings the 64 KiB around it; a write takes its own blocks only, and no byte crosses the wire.
+  // A read of a miss brings the 64 KiB around it; a write takes its own blocks only, and no byte crosses the
+  // wire.
   const client = await connect(t, target);
   await client.read(MIB, Buffer.alloc(4096));
   await client.write(8 * MIB, randomBytes(8192));

@@ -17,9 +17,10 @@ import { testSeed } from '../support/seed.ts';
 import { readPems, TestAuthority } from '../support/test-authority.ts';
 
 /**
- * The NBD client on a bad network, while writers and readers check every byte (nbd-stripes.ts). Whatever happens in between, every call
- * ends well, every byte is right, and nothing stays behind in a queue. At the end the whole disk is compared. Recovery is from the end of the
- * trouble to the next answer. The server is qemu-nbd: nbdkit 1.32 aborts when a connection goes away under several requests.
+ * The NBD client on a bad network, while writers and readers check every byte (nbd-stripes.ts). Whatever
+ * happens in between, every call ends well, every byte is right, and nothing stays behind in a queue. At the
+ * end the whole disk is compared. Recovery is from the end of the trouble to the next answer. The server is
+ * qemu-nbd: nbdkit 1.32 aborts when a connection goes away under several requests.
  */
 const QEMU = requires('qemu-nbd');
 const LONG = process.env.GODWIT_LONG === '1';
@@ -162,8 +163,8 @@ test('a server that is killed and started again: nothing lost, nothing stuck', {
 type Sabotage = { afterBytes: number; action: 'cut' | 'garbage' };
 
 /**
- * A TCP port in front of a Unix socket. With `sabotage` the answers of each connection go through up to a number of bytes; then it is cut, or
- * garbage stands in the place of what follows.
+ * A TCP port in front of a Unix socket. With `sabotage` the answers of each connection go through up to a
+ * number of bytes; then it is cut, or garbage stands in the place of what follows.
  */
 async function tcpToUnix(
   t: TestContext,

@@ -11,7 +11,10 @@ import { Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
 import { LAB_NEEDS, type Move, moveVolume, tool, VolumeLab } from '../support/volume-lab.ts';
 
-/** One bit is wrong, somewhere between the sealed file and the disk of the target: what a receipt is for. Real volume servers, iSCSI without digests. */
+/**
+ * One bit is wrong, somewhere between the sealed file and the disk of the target: what a receipt is for. Real
+ * volume servers, iSCSI without digests.
+ */
 
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 24 * MIB;
@@ -170,7 +173,8 @@ test('a bit that changes on the disk of the target is found, and mended where no
 }, async (t) => {
   const moved = await move(lab(t));
   await moved.target.until('whole', ({ state }) => state === 'complete');
-  // The guest's own, in the same MiB as one damage; and a damage where the guest wrote, which is the guest's to find.
+  // The guest's own, in the same MiB as one damage; and a damage where the guest wrote, which is the guest's
+  // to find.
   await tool(
     'dd',
     'if=/dev/urandom',

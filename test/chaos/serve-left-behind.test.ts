@@ -9,7 +9,10 @@ import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { Terminal } from '../support/terminal.ts';
 
-/* What stays exported when the command that asked for it, its terminal, the worker or the volume server dies (docs/volumes.md, Serving a volume). */
+/*
+ * What stays exported when the command that asked for it, its terminal, the worker or the volume server dies
+ * (docs/volumes.md, Serving a volume).
+ */
 
 const MIB = 2 ** 20;
 const LENGTH_BYTES = 16 * MIB;

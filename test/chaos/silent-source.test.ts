@@ -11,8 +11,9 @@ import { requires } from '../support/requires.ts';
 import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 /**
- * While the source says nothing, what needs it waits, and nothing else does: whatever number and mix of requests wait. Everything that needs no source is asked for
- * meanwhile, also of a server that was killed, before the source comes back.
+ * While the source says nothing, what needs it waits, and nothing else does: whatever number and mix of
+ * requests wait. Everything that needs no source is asked for meanwhile, also of a server that was killed,
+ * before the source comes back.
  */
 const MIB = 2 ** 20;
 const KIB = 1024;
@@ -26,8 +27,9 @@ const COLD_READS_FROM_MIB = 32;
 const PART_WRITES_FROM_MIB = 80;
 const CUTS_FROM_MIB = 90;
 /**
- * Of 128 requests, which is all that the kernel lets into a loop device (docs/clone.md): where they all wait, nothing else comes as far as the server. Larger
- * reads would be split wherever the memory of the reader is not in one piece (128 segments a request).
+ * Of 128 requests, which is all that the kernel lets into a loop device (docs/clone.md): where they all wait,
+ * nothing else comes as far as the server. Larger reads would be split wherever the memory of the reader is
+ * not in one piece (128 segments a request).
  */
 const COLD_READS = 90;
 const COLD_READ_KIB = 512;
@@ -81,7 +83,10 @@ async function world(t: { after(work: () => Promise<void>): void }): Promise<Wor
   };
 }
 
-/** Reads, writes, flushes and discards that need no source; each has to come to its end. Does the same to the file. */
+/**
+ * Reads, writes, flushes and discards that need no source; each has to come to its end. Does the same to the
+ * file.
+ */
 async function everythingElseGoesOn({ lab, loop, expectedPath }: World): Promise<void> {
   const piece = join(lab.dir, 'piece');
   await tool('dd', 'if=/dev/urandom', `of=${piece}`, 'bs=64k', 'count=4', 'status=none');
@@ -109,7 +114,10 @@ function zero(path: string, offsetBytes: number, lengthBytes: number): void {
   closeSync(file);
 }
 
-/** Direct reads of as many different ranges that are not here, all at once; with a gap between them, or the kernel makes one of two. */
+/**
+ * Direct reads of as many different ranges that are not here, all at once; with a gap between them, or the
+ * kernel makes one of two.
+ */
 function coldReads({ waits, loop }: World): Running {
   return waits(
     'fio',
@@ -145,7 +153,10 @@ async function partWrites({ waits, loop, expectedPath }: World): Promise<Running
   return waits('fio', ...same, `--filename=${loop}`, ...queue);
 }
 
-/** Discards and zeroing whose ends are in the middle of a block that is not here, and one with both ends in the same. */
+/**
+ * Discards and zeroing whose ends are in the middle of a block that is not here, and one with both ends in
+ * the same.
+ */
 async function cuts({ loop, expectedPath }: World): Promise<void> {
   for (const [atMib, lengthBytes, ...zeroing] of [
     [CUTS_FROM_MIB, 2 * MIB + KIB],

@@ -15,7 +15,10 @@ const TIB = 2 ** 40;
 const LENGTH = 64 * TIB;
 const skip = requires(...LAB_NEEDS, 'mkfs.xfs', 'fio');
 
-/** Where the source has data: at both ends, and across 8 TiB (2^31 blocks), 16 TiB (2^32 blocks) and places beyond. */
+/**
+ * Where the source has data: at both ends, and across 8 TiB (2^31 blocks), 16 TiB (2^32 blocks) and places
+ * beyond.
+ */
 const PLACE_BYTES = 8 * MIB;
 const PLACES = [0, 8 * TIB - 4 * MIB, 16 * TIB - 4 * MIB, 40 * TIB, 63 * TIB, LENGTH - PLACE_BYTES];
 
@@ -63,7 +66,8 @@ test('64 TiB: moved, written around 16 and 63 TiB under fio --verify while it hy
     for (const [place, expected] of content)
       if (offset >= place && offset < place + PLACE_BYTES) bytes.copy(expected, offset - place);
   };
-  // A block, and the one that has the same number in 32 bits: one is written, the other is still at the source.
+  // A block, and the one that has the same number in 32 bits: one is written, the other is still at the
+  // source.
   await write(16 * TIB + 5 * 4096, randomBytes(4096));
   await write(8 * TIB + 9 * 4096, randomBytes(4096));
   await device.sync();

@@ -13,8 +13,9 @@ import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
 /**
- * A host in trouble is the one that must be emptied. Each host here has a tenth of a processor for all that godwit runs on it (worker, shims, volume
- * servers and the programs that they start), and each fsync of theirs takes 100 ms more. Its machine has the processor that it always had.
+ * A host in trouble is the one that must be emptied. Each host here has a tenth of a processor for all that
+ * godwit runs on it (worker, shims, volume servers and the programs that they start), and each fsync of
+ * theirs takes 100 ms more. Its machine has the processor that it always had.
  */
 
 const CPU_GROUPS = '/sys/fs/cgroup/cpu';
@@ -52,7 +53,10 @@ function slowFsync(t: test.TestContext): string {
   return library;
 }
 
-/** A control group of one host; everything of that worker that runs now goes into it, and what those start later is born in it. */
+/**
+ * A control group of one host; everything of that worker that runs now goes into it, and what those start
+ * later is born in it.
+ */
 class SlowHost {
   readonly #folder: string;
   readonly #worker: FleetWorker;
@@ -78,7 +82,9 @@ class SlowHost {
     }
   }
 
-  /** How often something of it wanted to run and had no quota left, so that the test knows that it was slow. */
+  /**
+   * How often something of it wanted to run and had no quota left, so that the test knows that it was slow.
+   */
   get throttled(): number {
     const text = readFileSync(join(this.#folder, 'cpu.stat'), 'utf8');
     return Number(/nr_throttled (\d+)/.exec(text)?.[1] ?? 0);

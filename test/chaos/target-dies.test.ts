@@ -12,11 +12,17 @@ import { WriterCollector, type WriterHistory } from '../support/writer-collector
 /** One of the two hosts of a move dies and stays dead for a while. */
 
 const MIB = 2 ** 20;
-/** Most of it is still at the source when the test looks, because the target brings no more than `SLOW` of it in a second. */
+/**
+ * Most of it is still at the source when the test looks, because the target brings no more than `SLOW` of it
+ * in a second.
+ */
 const BALLAST_BYTES = 48 * MIB;
 const SLOW = ['--hydration-rate', '1MiB'];
 
-/** The writer ignores this signal, so a stop takes until it is hung up on: time to do things to a move just before its stop. */
+/**
+ * The writer ignores this signal, so a stop takes until it is hung up on: time to do things to a move just
+ * before its stop.
+ */
 const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 3_600_000 };
 
 type Scene = {
@@ -41,7 +47,10 @@ async function scene(t: test.TestContext): Promise<Scene> {
   return { fleet, source, target: fleet.worker('target'), collector, history, machine };
 }
 
-/** Starts a move and resolves when the target has prepared everything and the source waits for the machine to stop. */
+/**
+ * Starts a move and resolves when the target has prepared everything and the source waits for the machine to
+ * stop.
+ */
 async function moveUpToTheStop({ fleet, source, target, machine }: Scene): Promise<RunView> {
   const run = await source.client.moveMachine(machine.id, { target: target.name });
   await fleet.until('the stop', async () => (await source.client.showRun(run.id)).step === 'stop');
@@ -130,7 +139,9 @@ test('a target host that dies right after the activation: the source waits and s
   history.assertSound();
 });
 
-/** Moves the machine with ballast on its volume up to the hydration, which is slow until the test lets it go. */
+/**
+ * Moves the machine with ballast on its volume up to the hydration, which is slow until the test lets it go.
+ */
 async function moveUpToTheHydration(stage: Scene): Promise<{ run: RunView; digest: string }> {
   const { fleet, source, target, collector, history, machine } = stage;
   const made = await source.client.execInMachine(machine.id, {

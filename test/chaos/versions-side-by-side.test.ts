@@ -11,7 +11,10 @@ import { Fleet, type FleetWorker, fleetNeeds, killProcess } from '../support/fle
 import { scratchDir } from '../support/scratch.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
-/** A fleet in the middle of its upgrade: workers of the last version and of this one answer each other, and this one takes over what that one left. */
+/**
+ * A fleet in the middle of its upgrade: workers of the last version and of this one answer each other, and
+ * this one takes over what that one left.
+ */
 
 test('workers of two versions move machines both ways, and the later one goes on with the data, runs and machines of the earlier', {
   skip: fleetNeeds || lacksEarlierVersion(),
@@ -74,7 +77,8 @@ test('workers of two versions move machines both ways, and the later one goes on
   await run(0, 'why', 'back');
   for (const worker of ['old', 'new']) await run(0, 'drain', worker, '--dry-run');
 
-  // 3. The earlier one dies in the middle of a move, between two that it has finished and one that it receives; this one is started on its data.
+  // 3. The earlier one dies in the middle of a move, between two that it has finished and one that it
+  // receives; this one is started on its data.
   await old.kill();
   await old.start({ crashAt: 'migrate-out:serve:after-start-append' });
   const half = await old.client.moveMachine(back.id, { target: 'third' });
@@ -98,7 +102,8 @@ test('workers of two versions move machines both ways, and the later one goes on
   assert.deepEqual([await same(moved.id, old, now), await same(came.id, old, now)], receipts);
   await same(half.id, old, fleet.worker('third'));
 
-  // 4. Its machine ran on all the time, in the hands of a shim of the earlier version; it can be stopped, started and moved.
+  // 4. Its machine ran on all the time, in the hands of a shim of the earlier version; it can be stopped,
+  // started and moved.
   const seen = await old.client.showMachine(stays.id);
   assert.equal(seen.state, 'running');
   assert.equal(seen.restarts, 0);

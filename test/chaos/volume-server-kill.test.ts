@@ -21,7 +21,10 @@ const FIO = [
   ...['--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'],
 ];
 
-/** fio again and again, until the last kill is made: a machine may write all that one run of it writes between two of them. */
+/**
+ * fio again and again, until the last kill is made: a machine may write all that one run of it writes between
+ * two of them.
+ */
 async function verifiedAllTheTime(words: readonly string[], kills: Promise<void>): Promise<void> {
   let isOver = false;
   const end = () => {

@@ -34,7 +34,8 @@ const VARIANTS = [
   { name: 'header-4m', sectorBytes: 512, dataOffsetBytes: 4 * MIB, keyBytes: 64, kdf: 'pbkdf2' },
   { name: 'aes-128', sectorBytes: 2048, dataOffsetBytes: 16 * MIB, keyBytes: 32, kdf: 'pbkdf2' },
   { name: 'detached', sectorBytes: 4096, dataOffsetBytes: 0, keyBytes: 64, kdf: 'pbkdf2' },
-  // What cryptsetup chooses without being told: argon2id with up to 1 GiB, tuned to two seconds of this machine.
+  // What cryptsetup chooses without being told: argon2id with up to 1 GiB, tuned to two seconds of this
+  // machine.
   {
     name: 'default',
     sectorBytes: 4096,

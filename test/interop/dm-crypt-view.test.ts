@@ -10,8 +10,8 @@ import { requires } from '../support/requires.ts';
 import { digestFiles, LAB_NEEDS, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 /**
- * What dm-crypt would make of a volume, without device-mapper: every sector is decrypted, zeros of the ciphertext too, and the filesystem's own programs look at
- * the outcome.
+ * What dm-crypt would make of a volume, without device-mapper: every sector is decrypted, zeros of the
+ * ciphertext too, and the filesystem's own programs look at the outcome.
  */
 const skip = requires(...LAB_NEEDS, 'e2fsck', 'mkfs.xfs', 'xfs_repair', 'fallocate');
 const MIB = 2 ** 20;

@@ -100,7 +100,10 @@ async function assertMountedIsUnclean(image: FilesystemImage): Promise<void> {
   });
 }
 
-/** Free extents of all AGs; those blocks that are on an AG's own free list are in there as well, and not in the map. */
+/**
+ * Free extents of all AGs; those blocks that are on an AG's own free list are in there as well, and not in
+ * the map.
+ */
 async function assertXfsDbAgrees(image: FilesystemImage): Promise<void> {
   const super0 = await tool('xfs_db', ['-r', '-c', 'sb 0', '-c', 'p blocksize agblocks agcount', image.path]);
   const field = (key: string) => Number(new RegExp(`^${key} = (\\d+)$`, 'm').exec(super0)![1]);

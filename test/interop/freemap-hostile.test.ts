@@ -225,7 +225,8 @@ test('a tree without an end: a node that leads to itself', {
   const root = sector.readUInt32BE(16);
   const tree = Buffer.alloc(4096);
   await base.read(root * 4096, tree);
-  // Nine levels of nodes, all of them this one block: it has a level of its own, so the second visit is refused.
+  // Nine levels of nodes, all of them this one block: it has a level of its own, so the second visit is
+  // refused.
   sector.writeUInt32BE(9, 28);
   sector.writeUInt32LE(0, 216);
   sector.writeUInt32LE(crc32c(sector), 216);

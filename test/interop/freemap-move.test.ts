@@ -7,13 +7,19 @@ import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { patient } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 
-/** A whole move with the free map: what was deleted on the source does not travel, and what was not is all there. */
+/**
+ * A whole move with the free map: what was deleted on the source does not travel, and what was not is all
+ * there.
+ */
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 const skip = fleetNeeds || requires('e2fsck', 'sha256sum', 'dd');
 
-/** Writes files and checks them ever after: healthy is that all of them have the content that they were written with. */
+/**
+ * Writes files and checks them ever after: healthy is that all of them have the content that they were
+ * written with.
+ */
 async function machineWithFiles(
   worker: FleetWorker,
   options: { lengthBytes: number; keptMib: number; deletedMib: number },

@@ -29,7 +29,10 @@ import { scratchDir } from '../support/scratch.ts';
 import { readPems, TestAuthority } from '../support/test-authority.ts';
 import { startTgt } from '../support/tgt.ts';
 
-/* Disks of other systems become volumes, and volumes become disks of other systems: through workers, their API and the command line. */
+/*
+ * Disks of other systems become volumes, and volumes become disks of other systems: through workers, their
+ * API and the command line.
+ */
 
 const MIB = 2 ** 20;
 

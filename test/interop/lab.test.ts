@@ -14,7 +14,10 @@ const skip = requires(
   ...['mkfs.ext4', 'linux.uml'],
 );
 
-/** The short proof of the kernel plane, with dm-clone and open-iscsi of a real kernel: of the scenarios with a move the one with one guest. `npm run lab` has all that it is held to. */
+/**
+ * The short proof of the kernel plane, with dm-clone and open-iscsi of a real kernel: of the scenarios with a
+ * move the one with one guest. `npm run lab` has all that it is held to.
+ */
 it('a machine moves to a kernel of the lab', { skip }, async (t) => {
   const child = spawn(SCRIPT, ['userspace-to-kernel'], { stdio: ['ignore', 'pipe', 'pipe'] });
   t.after(() => child.kill('SIGTERM'));

@@ -14,8 +14,8 @@ import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
 
 /*
- * Peers that know the protocol and not our code (test/support/hostile-nbd-peer.py), against a server in a process of its own, in the clear and over TLS, and what an honest client,
- * libnbd, gets meanwhile.
+ * Peers that know the protocol and not our code (test/support/hostile-nbd-peer.py), against a server in a
+ * process of its own, in the clear and over TLS, and what an honest client, libnbd, gets meanwhile.
  */
 
 const KIB = 1024;

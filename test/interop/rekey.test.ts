@@ -23,7 +23,10 @@ import { leisurely } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 import { type Attachment, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
-/** Clones under another key, with volume servers and loop devices, and cryptsetup as the judge of what they leave. */
+/**
+ * Clones under another key, with volume servers and loop devices, and cryptsetup as the judge of what they
+ * leave.
+ */
 const skip = requires(...LAB_NEEDS, 'cryptsetup', 'blkdiscard');
 const MIB = 2 ** 20;
 const LENGTH = 64 * MIB;
@@ -73,7 +76,8 @@ for (const { name, from, to } of MOVES) {
     await targetStore.apply(made.id, { kind: 'activate', generation: 2 });
     await target.server.call('activate', { access: 'writable' });
 
-    // Reads through the clone, of data, encrypted zeros and holes; then writes and discards of what is absent.
+    // Reads through the clone, of data, encrypted zeros and holes; then writes and discards of what is
+    // absent.
     for (const [offset, bytes] of [
       [0, MIB],
       [10 * MIB - 4096, 8192],
@@ -211,7 +215,10 @@ async function cryptsetupHeader(
   return store.get(record.id);
 }
 
-/** Data, zeros that are written, a hole, data behind it, and zeros in the ciphertext that take space. Answers the plaintext. */
+/**
+ * Data, zeros that are written, a hole, data behind it, and zeros in the ciphertext that take space. Answers
+ * the plaintext.
+ */
 async function fill(store: VolumeStore, record: VolumeRecord, keys: KeySource): Promise<Buffer> {
   const content = Buffer.alloc(LENGTH);
   randomBytes(10 * MIB).copy(content, 0);

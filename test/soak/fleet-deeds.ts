@@ -203,7 +203,9 @@ async function destroy(
   if (exitCode === 0) await world.addMachine(worker);
 }
 
-/** The copy that a move left, as a volume of its own, with a machine on it: what it has is older, and whole. */
+/**
+ * The copy that a move left, as a volume of its own, with a machine on it: what it has is older, and whole.
+ */
 async function clone(world: World, { worker }: { worker: FleetWorker }): Promise<void> {
   if (world.machines.filter(({ desired }) => desired !== 'gone').length >= MACHINES_MAX) return;
   const copies = (await worker.client.listVolumes()).filter(({ state }) => state === 'retained');

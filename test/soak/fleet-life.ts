@@ -6,11 +6,14 @@ import { type Known, WORKERS, World } from './fleet-world.ts';
 import type { SoakContext } from './soaks.ts';
 
 /**
- * Thirty machines on three real workers, to which everything happens, by seed: shims, volume servers and workers are killed, processes are stopped (SIGSTOP), disks are full, and operators move, drain, undrain,
- * stop, start, exec, cancel, force, nudge, destroy and clone. Each machine writes numbers and makes each durable (writer.ts).
+ * Thirty machines on three real workers, to which everything happens, by seed: shims, volume servers and
+ * workers are killed, processes are stopped (SIGSTOP), disks are full, and operators move, drain, undrain,
+ * stop, start, exec, cancel, force, nudge, destroy and clone. Each machine writes numbers and makes each
+ * durable (writer.ts).
  *
- * What must hold: at no time two writers; no acknowledged number is lost; no command ends with `INTERNAL`; when it is over each machine is as it was asked to be; and of each
- * that something is done to on purpose `why` says that, first, and of the others nothing.
+ * What must hold: at no time two writers; no acknowledged number is lost; no command ends with `INTERNAL`;
+ * when it is over each machine is as it was asked to be; and of each that something is done to on purpose
+ * `why` says that, first, and of the others nothing.
  */
 const MACHINES = Number(process.env.GODWIT_SOAK_MACHINES ?? 30);
 const AT_ONCE = 4;
@@ -158,7 +161,8 @@ async function checkWhy(world: World, random: Random): Promise<void> {
   await world.godwit('machine', 'restart', sick.name);
   await world.settled();
 
-  // A drain that can go nowhere says so of each machine; a worker that is away is named by whoever is asked about its machines.
+  // A drain that can go nowhere says so of each machine; a worker that is away is named by whoever is asked
+  // about its machines.
   for (const { client } of world.fleet.workers) await client.drain();
   const stuck = take();
   await expectWhy(

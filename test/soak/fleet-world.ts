@@ -192,7 +192,10 @@ export class World {
     );
   }
 
-  /** One writer: never does the machine run twice, and never may two workers open its volume for writing. Asks nobody: processes and records on disk are looked at. */
+  /**
+   * One writer: never does the machine run twice, and never may two workers open its volume for writing. Asks
+   * nobody: processes and records on disk are looked at.
+   */
   async #watch(): Promise<void> {
     while (!this.#isOver) {
       for (const { id, name } of this.machines) {
@@ -258,7 +261,10 @@ export class World {
     this.drained.clear();
   }
 
-  /** Resolves when all machines are as they were asked to be, and no run is left; rejects with what is not so, and what `why` says of it. */
+  /**
+   * Resolves when all machines are as they were asked to be, and no run is left; rejects with what is not so,
+   * and what `why` says of it.
+   */
   async settled(): Promise<void> {
     const bad = async (): Promise<string[]> => {
       const views = await this.views();

@@ -20,11 +20,15 @@ import { TestAuthority } from '../support/test-authority.ts';
 import type { SoakContext } from './soaks.ts';
 
 /**
- * One worker with machines that write and verify (fio), first in quiet, then among hostile peers of every kind: of a volume that is served over NBD, of one that is served over
- * iSCSI, and of the API. Meanwhile libnbd reads the one, an initiator in Python logs in to the other, and a client with the token asks the API, all the time.
+ * One worker with machines that write and verify (fio), first in quiet, then among hostile peers of every
+ * kind: of a volume that is served over NBD, of one that is served over iSCSI, and of the API. Meanwhile
+ * libnbd reads the one, an initiator in Python logs in to the other, and a client with the token asks the
+ * API, all the time.
  *
- * What must hold: no byte wrong, no I/O error; fsync and read p99 of the machines within 1.5 of quiet; memory within what docs/nbd.md and docs/iscsi.md say; everybody honest is
- * served. GODWIT_SOAK_MACHINES and GODWIT_SOAK_PEERS make it smaller; with GODWIT_SOAK_TLS=1 the API and NBD are under TLS, and half handshakes are among the peers.
+ * What must hold: no byte wrong, no I/O error; fsync and read p99 of the machines within 1.5 of quiet; memory
+ * within what docs/nbd.md and docs/iscsi.md say; everybody honest is served. GODWIT_SOAK_MACHINES and
+ * GODWIT_SOAK_PEERS make it smaller; with GODWIT_SOAK_TLS=1 the API and NBD are under TLS, and half
+ * handshakes are among the peers.
  */
 const MIB = 2 ** 20;
 const MACHINES = Number(process.env.GODWIT_SOAK_MACHINES ?? 10);
@@ -37,7 +41,10 @@ const TEAR_DOWN_MS = 40_000;
 const MINUTES_MIN = 3;
 const VOLUME_BYTES = 64 * MIB;
 const LATENCY_FACTOR_MAX = 1.5;
-/** Of a process that serves, beside its book: buffers that are kept for later and what V8 has not collected (docs/nbd.md, docs/iscsi.md). */
+/**
+ * Of a process that serves, beside its book: buffers that are kept for later and what V8 has not collected
+ * (docs/nbd.md, docs/iscsi.md).
+ */
 const ALLOWANCE_BYTES = 96 * MIB;
 /** Of a connection in its handshake, and with OpenSSL of any. */
 const HANDSHAKE_BYTES = 0.2 * MIB;
@@ -65,7 +72,10 @@ type Report = {
 };
 type Processors = { worker: number; nbd: number; iscsi: number; peers: number };
 
-/** Each line of `rounds`: nanoseconds of the 99th percentile of reads and of fsync. A round that fio ends with an error is in `failed`, and the last. */
+/**
+ * Each line of `rounds`: nanoseconds of the 99th percentile of reads and of fsync. A round that fio ends with
+ * an error is in `failed`, and the last.
+ */
 const WRITER = `
 cd /data || exit 9
 : > rounds
@@ -367,7 +377,10 @@ const PATIENCE_MS = 30_000;
 const NBD_KINDS = ['silent', 'idle', 'flush', 'read', 'status', 'drip', ...(TLS ? ['half-tls'] : [])];
 /** Each begins anew after so long. */
 const ISCSI_KINDS = ['idle', 'guesses', 'endless_login'];
-/** They hold the secret, and have a session each: fewer than a grant has, of which each of the secret is worth one. */
+/**
+ * They hold the secret, and have a session each: fewer than a grant has, of which each of the secret is worth
+ * one.
+ */
 const ISCSI_SESSION_KINDS = ['pings', 'inquiries', 'verifies', 'unfinished_writes'];
 const ISCSI_SESSIONS_MAX = TARGET_LIMITS.grantSessionsMax - 8;
 const ISCSI_TURN_SECONDS = 45;
@@ -379,7 +392,10 @@ const API_WORDS = [
   'GET /v1/worker HTTP/1.1\r\nhost: x\r\n\r\n'.repeat(200),
 ];
 
-/** Two fifths of them at NBD and as many at iSCSI, by programs that know the protocols and not our code; the rest at the API. Who is turned out comes again. */
+/**
+ * Two fifths of them at NBD and as many at iSCSI, by programs that know the protocols and not our code; the
+ * rest at the API. Who is turned out comes again.
+ */
 class Crowd {
   readonly #children = new Set<ChildProcess>();
   readonly #random;
@@ -433,7 +449,8 @@ class Crowd {
   #keepUp(words: readonly string[]): void {
     if (this.#over) return;
     const child = spawn(findProgram('python3')!, words, { stdio: ['pipe', 'ignore', 'ignore'] });
-    // They are on hosts of their own: here they take no processor from anybody. It is what they make others do that counts.
+    // They are on hosts of their own: here they take no processor from anybody. It is what they make others
+    // do that counts.
     if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
     this.#children.add(child);
     child.once('exit', () => {

@@ -6,7 +6,10 @@ import { parseArgs } from 'node:util';
 import { SOAKS, type Soak } from './soaks.ts';
 import { nextRound, type Round, readState, report, roundSeed, type SoakState, writeState } from './state.ts';
 
-/** `npm run soak -- MINUTES`: round after round of what takes long, in turns, for that long. Exit code 1 when a round failed. */
+/**
+ * `npm run soak -- MINUTES`: round after round of what takes long, in turns, for that long. Exit code 1 when
+ * a round failed.
+ */
 const HELP = `npm run soak -- MINUTES [--seed N] [--only NAME,NAME] [--resume] [--state FOLDER]
   --seed N      of the whole; printed, and drawn when it is not given
   --only NAMES  some of them

@@ -1,6 +1,6 @@
 /**
- * What can go on for hours. A soak goes round by round, each with a seed of its own that repeats it. A round is a test file that takes
- * GODWIT_SEED, or a module that exports `run` (SoakModule).
+ * What can go on for hours. A soak goes round by round, each with a seed of its own that repeats it. A round
+ * is a test file that takes GODWIT_SEED, or a module that exports `run` (SoakModule).
  */
 export type Soak = {
   name: string;

@@ -29,7 +29,10 @@ export function writeState(path: string, state: SoakState): void {
   renameSync(`${path}.new`, path);
 }
 
-/** The soak whose turn it is: the one with the fewest rounds that are over, the first of several. An unfinished round is tried again, with its seed. */
+/**
+ * The soak whose turn it is: the one with the fewest rounds that are over, the first of several. An
+ * unfinished round is tried again, with its seed.
+ */
 export function nextRound(state: SoakState, names: readonly string[]): { soak: string; seed: number } {
   const over = (name: string) =>
     state.rounds.filter(({ soak, outcome }) => soak === name && outcome !== 'unfinished').length;

@@ -6,8 +6,10 @@ import { createServer } from '../../src/sys/http.ts';
 import { FakeWorkerService } from './fake-service.ts';
 
 /**
- * An API server in a process of its own, with the limits that the process was started with. Prints a line of JSON for each thing that it has to say: `{port, controlPort}` at the start,
- * `{exhausted}` for each report. A GET of the control port answers with the descriptors that are open, after opening one more, as the worker's own work does.
+ * An API server in a process of its own, with the limits that the process was started with. Prints a line of
+ * JSON for each thing that it has to say: `{port, controlPort}` at the start, `{exhausted}` for each report.
+ * A GET of the control port answers with the descriptors that are open, after opening one more, as the
+ * worker's own work does.
  */
 const app = await createApiServer({
   service: new FakeWorkerService('worker-1'),

@@ -21,7 +21,10 @@ export type AttachedVolume = {
   detach(): Promise<void>;
 };
 
-/** A plain file of `lengthBytes` (which must exist) as a loop device, served by plain-volume-server.ts under a supervisor. */
+/**
+ * A plain file of `lengthBytes` (which must exist) as a loop device, served by plain-volume-server.ts under a
+ * supervisor.
+ */
 export async function attachPlainVolume(options: {
   dir: string;
   filePath: string;
@@ -79,8 +82,9 @@ export async function attachPlainVolume(options: {
 }
 
 /**
- * The same on a new sparse file in a folder of its own, which all goes when the test ends, whatever its outcome. `mountPoint` may be mounted
- * on by the test; it is unmounted first, after the steps of `beforeDetach` (node:test runs its own hooks in the order of their registration).
+ * The same on a new sparse file in a folder of its own, which all goes when the test ends, whatever its
+ * outcome. `mountPoint` may be mounted on by the test; it is unmounted first, after the steps of
+ * `beforeDetach` (node:test runs its own hooks in the order of their registration).
  */
 export async function attachedVolume(
   t: TestContext,

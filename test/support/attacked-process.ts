@@ -10,8 +10,9 @@ import type { Memory } from './watched-book.ts';
 const MIB = 2 ** 20;
 
 /*
- * A server in a process of its own, and what the documentation promises of its memory (docs/nbd.md, docs/iscsi.md), whatever its peers do. Said in the
- * figures that do not depend on when a collection runs and how quick the machine is:
+ * A server in a process of its own, and what the documentation promises of its memory (docs/nbd.md,
+ * docs/iscsi.md), whatever its peers do. Said in the figures that do not depend on when a collection runs and
+ * how quick the machine is:
  *
  *   what is on the book      never more than the shared part, each connection's own, and for each one charge of what was there already
  *   what is referred to      never more than what is on the book, the buffers that are kept for later, and a little
@@ -25,9 +26,15 @@ export const SMALL_BOOK: Partial<PeerLimits> = { sharedBytesMax: 32 * MIB, addre
 const CHARGE_BYTES_MAX = (128 + 64) * 1024;
 /** Buffers that are kept for later. */
 const POOL_BYTES = 32 * MIB;
-/** Objects of connections, compiled code, and buffers of the last turns that a thread has not given back yet: TLS decrypts into new ones all the time. */
+/**
+ * Objects of connections, compiled code, and buffers of the last turns that a thread has not given back yet:
+ * TLS decrypts into new ones all the time.
+ */
 const ASIDE_BYTES = 72 * MIB;
-/** With OpenSSL, of each connection: its state, and what it encrypted and the kernel has not taken (`TLS_AHEAD_BYTES_MAX`). */
+/**
+ * With OpenSSL, of each connection: its state, and what it encrypted and the kernel has not taken
+ * (`TLS_AHEAD_BYTES_MAX`).
+ */
 const TLS_BYTES = 256 * 1024;
 /** What nobody refers to: V8 lets 64 MiB of buffers come together before it looks, a heap grow for a while, and glibc keeps what it was given back. More on a slow machine;
  * without bounds peers took one to two GiB. */
@@ -54,7 +61,10 @@ export class AttackedProcess {
     this.#limits = { ...PEER_LIMITS, ...book };
   }
 
-  /** `args`: a program that says one line, and then answers by `WatchedBook.answer` with a book of these limits. */
+  /**
+   * `args`: a program that says one line, and then answers by `WatchedBook.answer` with a book of these
+   * limits.
+   */
   static async start(
     args: readonly string[],
     book: Partial<PeerLimits>,
@@ -87,7 +97,10 @@ export class AttackedProcess {
     return JSON.parse(value) as Memory;
   }
 
-  /** Nobody is connected, and nothing is held of those that were. From here on it is looked at what an attack does. */
+  /**
+   * Nobody is connected, and nothing is held of those that were. From here on it is looked at what an attack
+   * does.
+   */
   async atRest(): Promise<void> {
     await until('the server holds nothing of anybody', async () => {
       const memory = await this.#ask('memory');

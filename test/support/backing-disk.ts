@@ -10,7 +10,10 @@ import { tool, type VolumeLab } from './volume-lab.ts';
 /** What a `BackingDisk` needs. */
 export const BACKING_DISK_NEEDS = ['nbdkit', 'nbdfuse', 'fusermount3'] as const;
 
-/** A folder of the lab on a filesystem of its own, on a disk that does what nbdkit and its filters make it do: a loop device over nbdfuse over nbdkit. */
+/**
+ * A folder of the lab on a filesystem of its own, on a disk that does what nbdkit and its filters make it do:
+ * a loop device over nbdfuse over nbdkit.
+ */
 export type BackingDisk = {
   dir: string;
   /** Of mount(8), for the filesystem. */
@@ -72,7 +75,10 @@ async function mkfsExt4(loop: string): Promise<readonly string[]> {
   return [];
 }
 
-/** Takes the filesystem away as a disk that dies does, with what was not durable, and mounts what is left. `ready`: whoever used it has been ended. */
+/**
+ * Takes the filesystem away as a disk that dies does, with what was not durable, and mounts what is left.
+ * `ready`: whoever used it has been ended.
+ */
 export async function goneAndBack({ dir, mount }: BackingDisk, ready: () => Promise<void>): Promise<void> {
   // XFS's call, which is EXT4_IOC_SHUTDOWN too; without flushing the log.
   await tool('xfs_io', '-x', '-c', 'shutdown', dir);
@@ -118,7 +124,10 @@ export type RefusingDisk = BackingDisk & {
   takeAgain(): void;
 };
 
-/** An ext4 with a store of `roomBytes` behind it, which can run out: whole requests of what it does not have yet fail then. */
+/**
+ * An ext4 with a store of `roomBytes` behind it, which can run out: whole requests of what it does not have
+ * yet fail then.
+ */
 export async function thinDisk(
   lab: VolumeLab,
   name: string,
@@ -148,7 +157,10 @@ export async function thinDisk(
 /** The least that mkfs.xfs makes. */
 const XFS_BYTES_MIN = 300 * 2 ** 20;
 
-/** An XFS on a disk that answers writes and discards with EIO when it is told to. Its log is on another one, which goes on: else all that there were to see is a filesystem that ends. */
+/**
+ * An XFS on a disk that answers writes and discards with EIO when it is told to. Its log is on another one,
+ * which goes on: else all that there were to see is a filesystem that ends.
+ */
 export async function failingXfs(lab: VolumeLab, name: string): Promise<RefusingDisk> {
   const trigger = join(lab.dir, `${name}-fails`);
   const logFile = join(lab.dir, `${name}-log.img`);

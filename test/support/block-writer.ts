@@ -13,7 +13,10 @@ const PAUSE_MS = 2;
 /** A range of whole blocks, in bytes. */
 export type BlockRange = { offsetBytes: number; lengthBytes: number };
 
-/** The endless list of writes that belongs to a seed: whole blocks, anywhere in the range. The bytes are good until the next one. */
+/**
+ * The endless list of writes that belongs to a seed: whole blocks, anywhere in the range. The bytes are good
+ * until the next one.
+ */
 export function* blockWrites(
   seed: number,
   range: BlockRange,
@@ -36,8 +39,8 @@ export function* blockWrites(
 }
 
 /**
- * A process of its own: writes that list to a device past the page cache, tells the number of each on standard output, until
- * standard input ends. An I/O error ends it.
+ * A process of its own: writes that list to a device past the page cache, tells the number of each on
+ * standard output, until standard input ends. An I/O error ends it.
  */
 function main(path: string, seed: number, range: BlockRange): void {
   const file = openSync(path, constants.O_WRONLY | constants.O_DIRECT);

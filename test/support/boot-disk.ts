@@ -1,5 +1,6 @@
 /**
- * A disk that a PC boots from. Each time it reads a text, counts one up on the disk, and says both on the first serial port:
+ * A disk that a PC boots from. Each time it reads a text, counts one up on the disk, and says both on the
+ * first serial port:
  *
  *     sector 0    the program below
  *     sector 1    the text, up to a zero byte

@@ -6,7 +6,10 @@ import { mayLack } from './skips.ts';
 
 const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 
-/** The last version before errors said whether trying again can help, and before the reserve of a disk had two halves. */
+/**
+ * The last version before errors said whether trying again can help, and before the reserve of a disk had two
+ * halves.
+ */
 const EARLIER = 'c968b3e8d5562503a921aa5987138e282050c9a0';
 
 /** For `skip` of node:test. */

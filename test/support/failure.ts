@@ -5,8 +5,9 @@ import { fileURLToPath } from 'node:url';
 import { tellMeasure } from './patience.ts';
 
 /**
- * What a failed test leaves for the person who reads of it: its seed, the command that runs it again, the folder with its state, which is kept then, and the
- * ends of all logs in there. It is printed where the test fails; a test that passes leaves nothing. Whoever imports this, or a fixture that does, has it.
+ * What a failed test leaves for the person who reads of it: its seed, the command that runs it again, the
+ * folder with its state, which is kept then, and the ends of all logs in there. It is printed where the test
+ * fails; a test that passes leaves nothing. Whoever imports this, or a fixture that does, has it.
  */
 
 const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
@@ -55,7 +56,10 @@ export function hasFailed({ passed, fullName }: Ending): boolean {
   );
 }
 
-/** Removes the folder of a test that has passed, or of no test. Of one that has failed it stays, and what processes have said in there is told. */
+/**
+ * Removes the folder of a test that has passed, or of no test. Of one that has failed it stays, and what
+ * processes have said in there is told.
+ */
 export function leaveFolder(t: Ending | null, dir: string): void {
   if (t !== null && hasFailed(t)) tellFolder(dir);
   else rmSync(dir, { recursive: true, force: true });

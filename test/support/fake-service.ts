@@ -25,8 +25,8 @@ import type { ExecSession, SessionEnd, SessionOutput } from '../../src/machine/e
 import type { Receipt } from '../../src/receipt/envelope.ts';
 
 /**
- * A worker without a host: machines and volumes are records in memory and a drain advances by one step at every question. For
- * the tests of the server, of the client and of the command line.
+ * A worker without a host: machines and volumes are records in memory and a drain advances by one step at
+ * every question. For the tests of the server, of the client and of the command line.
  */
 export class FakeWorkerService implements WorkerService {
   readonly name: string;
@@ -142,7 +142,10 @@ export class FakeWorkerService implements WorkerService {
     return { exitCode, stdout: `${request.command.join(' ')}\n`, stderr: '', timedOut: false };
   }
 
-  /** Says back what is put in, until there is no more; `size` says each size, `fill` writes as long as somebody takes it. */
+  /**
+   * Says back what is put in, until there is no more; `size` says each size, `fill` writes as long as
+   * somebody takes it.
+   */
   async execStream(ref: string, request: ExecStart, onOutput: SessionOutput): Promise<ExecSession> {
     await this.showMachine(ref);
     this.calls.push(`session ${JSON.stringify(request)}`);

@@ -25,7 +25,10 @@ import { scratchDir } from './scratch.ts';
 
 const toolDeadlineMs = () => patient(60_000);
 
-/** A sparse file with a real filesystem, and a folder to mount it on; unmounted and removed after the test, whatever happens. */
+/**
+ * A sparse file with a real filesystem, and a folder to mount it on; unmounted and removed after the test,
+ * whatever happens.
+ */
 export class FilesystemImage {
   readonly path: string;
   readonly mountDir: string;
@@ -77,7 +80,8 @@ export class FilesystemImage {
       .find(([, place]) => place === this.mountDir);
     if (entry === undefined) return;
     await tool('umount', [this.mountDir]);
-    // A machine of another test that starts just now has a copy of every mount for a moment, and the filesystem ends with the last of them.
+    // A machine of another test that starts just now has a copy of every mount for a moment, and the
+    // filesystem ends with the last of them.
     const inUse = `/sys/fs/${entry[2]}/${basename(entry[0]!)}`;
     await until(`${inUse} to go`, () => !existsSync(inUse));
   }
@@ -104,7 +108,10 @@ export async function tool(program: string, argv: readonly string[]): Promise<st
   return (await mustRun(systemTools(), [program, ...argv], { deadlineMs: toolDeadlineMs() })).trim();
 }
 
-/** Makes a random tree of files, some with holes, some deleted or cut again, until `budgetBytes` are written or the disk is full. */
+/**
+ * Makes a random tree of files, some with holes, some deleted or cut again, until `budgetBytes` are written
+ * or the disk is full.
+ */
 export function growTree(dir: string, random: Random, budgetBytes: number): void {
   let leftBytes = budgetBytes;
   // A folder of its own, so that a tree can be grown again.
@@ -175,8 +182,8 @@ export function digestTree(dir: string): Map<string, string> {
 }
 
 /**
- * The blocks of 4 KiB that lie wholly in free blocks of the filesystem: free runs [first, last] of `blockBytes` each, as its own tool tells them.
- * One byte a block, 1 for free.
+ * The blocks of 4 KiB that lie wholly in free blocks of the filesystem: free runs [first, last] of
+ * `blockBytes` each, as its own tool tells them. One byte a block, 1 for free.
  */
 export function freeUnits(
   runs: Iterable<readonly [first: number, last: number]>,

@@ -47,7 +47,10 @@ import { writerConfig } from './writer-config.ts';
 
 const MAIN = programPath('cli/main.ts');
 const TOKEN = 'a-token-of-a-test-fleet';
-/** In the environment of every process of a worker: control, shims, volume servers. By it they are found and ended. */
+/**
+ * In the environment of every process of a worker: control, shims, volume servers. By it they are found and
+ * ended.
+ */
 const MARK = 'GODWIT_TEST_WORKER';
 
 const MIB = 2 ** 20;
@@ -59,7 +62,10 @@ export const fleetNeeds = requires(
   ...['unshare', 'nsenter', 'setpriv', 'mount', 'tini'],
 );
 
-/** Worker processes on this host, each with a data folder of its own. All that they started is gone when the test ends, however it ends. */
+/**
+ * Worker processes on this host, each with a data folder of its own. All that they started is gone when the
+ * test ends, however it ends.
+ */
 export class Fleet {
   readonly dir: string;
   /** Of its API. */
@@ -78,9 +84,11 @@ export class Fleet {
   }
 
   /**
-   * `flags`: of a worker's command line, beside those that make it part of the fleet. `dataDir`: a folder for one worker's data that is not
-   * in the fleet's own folder, such as a small filesystem; the caller unmounts it after the fleet is closed. `tls`: certificates of workers, whose
-   * API is then https. `host`: the address of all of them, of loopback. `main`: the entry point of another version (earlier-version.ts), for one worker.
+   * `flags`: of a worker's command line, beside those that make it part of the fleet. `dataDir`: a folder for
+   * one worker's data that is not in the fleet's own folder, such as a small filesystem; the caller unmounts
+   * it after the fleet is closed. `tls`: certificates of workers, whose API is then https. `host`: the
+   * address of all of them, of loopback. `main`: the entry point of another version (earlier-version.ts), for
+   * one worker.
    */
   static async start(
     t: Ending,
@@ -132,7 +140,10 @@ export class Fleet {
     return fleet;
   }
 
-  /** Resolves with the first value that is neither null, undefined nor false; errors of `look` count as "not yet". */
+  /**
+   * Resolves with the first value that is neither null, undefined nor false; errors of `look` count as "not
+   * yet".
+   */
   until<Value>(what: string, look: Look<Value>, options: UntilOptions<Value> = {}): Promise<Value> {
     return until(what, look, { ...options, signal: this.#closing.signal });
   }
@@ -267,7 +278,9 @@ export class Fleet {
     return out;
   }
 
-  /** Ends every process of every worker, and gives back all that they held. Rejects when something is left. */
+  /**
+   * Ends every process of every worker, and gives back all that they held. Rejects when something is left.
+   */
   async close(): Promise<void> {
     const errors: unknown[] = [];
     if (hasFailed(this.#test)) await Promise.all(this.workers.map((worker) => worker.tell()));
@@ -297,7 +310,9 @@ type FleetWorkerOptions = {
   arguments: readonly string[];
 };
 
-/** One worker: its process, which may be killed and started again, and all that goes on running without it. */
+/**
+ * One worker: its process, which may be killed and started again, and all that goes on running without it.
+ */
 export class FleetWorker {
   readonly name: string;
   readonly url: string;
@@ -343,7 +358,10 @@ export class FleetWorker {
     return this.#child !== null && this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
-  /** Starts the control process, and resolves when it answers. `crashAt`: where it kills itself, once (src/journal/crash-points.ts). */
+  /**
+   * Starts the control process, and resolves when it answers. `crashAt`: where it kills itself, once
+   * (src/journal/crash-points.ts).
+   */
   async start(options: { crashAt?: string | null } = {}): Promise<void> {
     this.spawn(options);
     await this.healthy();
@@ -411,9 +429,9 @@ export class FleetWorker {
   }
 
   /**
-   * What a power cut does to the processes and the memory of this host: all ends at once, without a word, and the live bits of clones, which are
-   * in memory, are lost. What the host had not yet written from its page cache stays, unlike in a power cut: the clone simulation
-   * has that part.
+   * What a power cut does to the processes and the memory of this host: all ends at once, without a word, and
+   * the live bits of clones, which are in memory, are lost. What the host had not yet written from its page
+   * cache stays, unlike in a power cut: the clone simulation has that part.
    */
   async powerOff(): Promise<void> {
     if (this.isRunning) this.#child?.kill('SIGKILL');
@@ -487,7 +505,9 @@ export class FleetWorker {
     return readFileSync(this.#options.logPath, 'utf8').split('\n').slice(-15).join('\n');
   }
 
-  /** Ends shims and volume servers, living or dead, with all that they hold. The control process must be gone. */
+  /**
+   * Ends shims and volume servers, living or dead, with all that they hold. The control process must be gone.
+   */
   async cleanUp(): Promise<void> {
     const { runtimeRoot, validityDir } = workerPaths(this.dataDir);
     const errors: unknown[] = [];

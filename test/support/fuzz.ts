@@ -4,8 +4,8 @@ import fc from 'fast-check';
 const BATCH_RUNS = 2_000;
 
 /**
- * `fc.assert` in batches, with a turn of the event loop between them: what the code under test left for the end of the turn (a writer's batch) would
- * otherwise pile up over a million runs.
+ * `fc.assert` in batches, with a turn of the event loop between them: what the code under test left for the
+ * end of the turn (a writer's batch) would otherwise pile up over a million runs.
  */
 export async function assertInBatches<Values>(
   property: fc.IRawProperty<Values>,

@@ -4,7 +4,10 @@ import { json } from 'node:stream/consumers';
 import type { TSchema } from 'typebox';
 import { Value } from 'typebox/value';
 
-/** Requests of every route with names in them that lead elsewhere, made of what a worker says of itself in /openapi.json: a route that is added tomorrow is tried too. */
+/**
+ * Requests of every route with names in them that lead elsewhere, made of what a worker says of itself in
+ * /openapi.json: a route that is added tomorrow is tried too.
+ */
 
 export const HOSTILE = [
   '../x',
@@ -21,7 +24,10 @@ export const HOSTILE = [
   '',
 ];
 
-/** Texts that name nothing in a folder of the worker, each with what becomes of it. A new one belongs here, or gets a pattern. */
+/**
+ * Texts that name nothing in a folder of the worker, each with what becomes of it. A new one belongs here, or
+ * gets a pattern.
+ */
 const NO_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\.(command|command\.0)$/, 'executed in the machine'],
   [/\.(env|metadata)\.\*$/, 'given to the machine'],
@@ -67,7 +73,10 @@ export type Operation = {
 /** Texts, one of which fits every pattern of the API. */
 const TEXTS = ['abc', 'SIGTERM', '/abc', '/dev/null', '7'.repeat(64), 'twelve bytes'];
 
-/** A value that fits, and every place in it that has a free text: the pointer, and how the value is with another text there. */
+/**
+ * A value that fits, and every place in it that has a free text: the pointer, and how the value is with
+ * another text there.
+ */
 type Sample = { value: Json; texts: { at: string; having: (text: string) => Json }[] };
 
 function sampleOf(schema: Schema, at: string): Sample {
@@ -175,7 +184,10 @@ export function asking(url: string, token: string): Ask {
     });
 }
 
-/** Asks every route for all of that, and asserts that each is refused before anything is looked for. Resolves with how many places were tried. */
+/**
+ * Asks every route for all of that, and asserts that each is refused before anything is looked for. Resolves
+ * with how many places were tried.
+ */
 export async function tryHostileNames(
   paths: Record<string, Record<string, Operation>>,
   ask: Ask,

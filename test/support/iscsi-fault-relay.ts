@@ -6,7 +6,10 @@ import { reset } from './reset.ts';
 /** out: initiator to target. */
 export type Direction = 'out' | 'in';
 
-/** Where in a PDU: before its first byte, or in the middle of a part of it. Where the PDU has no such part, before its last byte. */
+/**
+ * Where in a PDU: before its first byte, or in the middle of a part of it. Where the PDU has no such part,
+ * before its last byte.
+ */
 export const FAULT_PARTS = ['boundary', 'header', 'data', 'digest'] as const;
 export type FaultPart = (typeof FAULT_PARTS)[number];
 
@@ -108,8 +111,8 @@ class Tap {
 type Pair = { client: Socket; upstream: Socket; taps: Record<Direction, Tap>; frozen: boolean };
 
 /**
- * A TCP relay between an iSCSI initiator and a target that knows where PDUs begin and end, and does one thing wrong at one exact place of
- * the first connection. Connections after it go through as they are.
+ * A TCP relay between an iSCSI initiator and a target that knows where PDUs begin and end, and does one thing
+ * wrong at one exact place of the first connection. Connections after it go through as they are.
  */
 export class IscsiFaultRelay {
   readonly #server: Server;

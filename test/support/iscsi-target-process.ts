@@ -5,7 +5,10 @@ import { FileDevice } from '../../src/block/file-device.ts';
 import { IscsiTarget } from '../../src/iscsi/index.ts';
 import { GRANT, TARGET_IQN } from './iscsi-pair.ts';
 
-/* A target in a process of its own, to be killed: FILE LENGTH PORT SERIAL [INITIATOR_IQN let in without CHAP]… Prints its port when it listens. */
+/*
+ * A target in a process of its own, to be killed: FILE LENGTH PORT SERIAL [INITIATOR_IQN let in without
+ * CHAP]… Prints its port when it listens.
+ */
 
 const [file, lengthBytes, port, serial, ...initiators] = process.argv.slice(2) as [
   ...[string, string, string, string],

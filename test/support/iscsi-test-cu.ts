@@ -18,8 +18,8 @@ export type SuiteResult = {
 };
 
 /**
- * Runs `iscsi-test-cu --dataloss` on a unit that holds nothing of value. The second path of its multipath tests is the same portal. Rejects
- * when the suite does not come to its end.
+ * Runs `iscsi-test-cu --dataloss` on a unit that holds nothing of value. The second path of its multipath
+ * tests is the same portal. Rejects when the suite does not come to its end.
  */
 export async function runSuite(
   url: string,

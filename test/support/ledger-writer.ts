@@ -1,8 +1,9 @@
 import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs';
 
 /**
- * Appends numbered lines to the file of its first argument, each one fsynced and then told on standard output, until standard
- * input ends. A process of its own: it waits in the kernel while a volume server is away.
+ * Appends numbered lines to the file of its first argument, each one fsynced and then told on standard
+ * output, until standard input ends. A process of its own: it waits in the kernel while a volume server is
+ * away.
  */
 const file = openSync(process.argv[2]!, 'a');
 let ended = false;

@@ -38,8 +38,9 @@ export function machineConfig(script: string, overrides: Partial<MachineConfig> 
 }
 
 /**
- * A folder whose path is short enough for unix sockets, without symbolic links. Afterwards `end` runs, what is mounted below goes, and the
- * folder too; in one hook, since node:test runs hooks in the order in which they were set and stops at the first that fails.
+ * A folder whose path is short enough for unix sockets, without symbolic links. Afterwards `end` runs, what
+ * is mounted below goes, and the folder too; in one hook, since node:test runs hooks in the order in which
+ * they were set and stops at the first that fails.
  */
 export function runtimeFolder(t: Ending, end: (dir: string) => Promise<void> = async () => {}): string {
   const dir = realpathSync(mkdtempSync(join(tmpdir(), 'gw-m-')));

@@ -1,6 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 
-/** Folder of a memory controller in which a group can be made, and the name of its limit: version 1, or 2. Null: none. */
+/**
+ * Folder of a memory controller in which a group can be made, and the name of its limit: version 1, or 2.
+ * Null: none.
+ */
 export function memoryController(): { dir: string; limit: string } | null {
   if (existsSync('/sys/fs/cgroup/memory/memory.limit_in_bytes')) {
     return { dir: '/sys/fs/cgroup/memory', limit: 'memory.limit_in_bytes' };

@@ -15,8 +15,9 @@ import type { TargetSide } from '../../src/migration/target-side.ts';
 import { RootHash } from '../../src/receipt/root.ts';
 
 /**
- * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a move against. Every change
- * checks the invariant that matters most: at no time can both hosts write the volume, and a machine runs on one of them at most.
+ * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a
+ * move against. Every change checks the invariant that matters most: at no time can both hosts write the
+ * volume, and a machine runs on one of them at most.
  */
 export class MoveWorld {
   readonly source = {

@@ -25,7 +25,8 @@ export type RawReply = { cookie: number; chunks: { type: number; payload: Buffer
 export type RawMode = 'simple' | 'structured' | 'extended';
 
 /**
- * The client's side of the protocol, message by message, for tests that have to send what no real client would. Works on any byte stream.
+ * The client's side of the protocol, message by message, for tests that have to send what no real client
+ * would. Works on any byte stream.
  */
 export class RawNbdClient {
   mode: RawMode = 'simple';
@@ -153,7 +154,10 @@ export class RawNbdClient {
     return cookie;
   }
 
-  /** The next reply; of one in several chunks, all of them (requests whose chunks interleave are not for this client). */
+  /**
+   * The next reply; of one in several chunks, all of them (requests whose chunks interleave are not for this
+   * client).
+   */
   async reply(): Promise<RawReply> {
     const reply: RawReply = { cookie: 0, chunks: [], error: 0 };
     for (;;) {

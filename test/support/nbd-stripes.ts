@@ -9,7 +9,8 @@ const STRIPE_BYTES = 2 * 2 ** 20;
 export const STRIPED_BYTES = STRIPES * STRIPE_BYTES;
 
 /**
- * Writers and readers that check every byte: each writer owns a stripe of the disk, knows what it wrote last, and reads it back.
+ * Writers and readers that check every byte: each writer owns a stripe of the disk, knows what it wrote last,
+ * and reads it back.
  */
 export class StripedWriters {
   /** What the stripes have to hold. */

@@ -6,7 +6,8 @@ import { NbdClient } from '../../src/nbd/client.ts';
 import { BLOCK_BYTES, blockOf, checkBlocks, collectorAt, PAUSE_MS, SLOTS } from './writer.ts';
 
 /**
- * What writer.ts does, on a disk that the machine has as an NBD socket: `node nbd-writer.ts SOCKET PORT NAME`.
+ * What writer.ts does, on a disk that the machine has as an NBD socket: `node nbd-writer.ts SOCKET PORT
+ * NAME`.
  *
  *     block 0         filled with the highest number
  *     block 1 + slot  of number n at slot n mod SLOTS, filled with n

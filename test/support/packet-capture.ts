@@ -7,8 +7,8 @@ import { findProgram } from './requires.ts';
 import { scratchDir } from './scratch.ts';
 
 /**
- * All that goes from and to an address of loopback, by tcpdump. `stop` answers with every byte of it, in packets. With a control beside it: a
- * capture that misses what is there proves nothing.
+ * All that goes from and to an address of loopback, by tcpdump. `stop` answers with every byte of it, in
+ * packets. With a control beside it: a capture that misses what is there proves nothing.
  */
 export async function capturePackets(t: TestContext, host: string): Promise<{ stop: () => Promise<Buffer> }> {
   const file = join(scratchDir(t), 'packets');

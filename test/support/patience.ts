@@ -16,15 +16,19 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * How long tests wait. Each names a base patience: what is ample on the machine on which they were written, when it is quiet. Here it is
- * multiplied by how slow this machine is: measured once a run, and again by every wait that becomes long. A wait that is over sooner costs nothing,
- * so nothing here makes a test slower that passes.
+ * How long tests wait. Each names a base patience: what is ample on the machine on which they were written,
+ * when it is quiet. Here it is multiplied by how slow this machine is: measured once a run, and again by
+ * every wait that becomes long. A wait that is over sooner costs nothing, so nothing here makes a test slower
+ * that passes.
  */
 
 /** Of a wait that does not say otherwise, in milliseconds before scaling. */
 export const PATIENCE_MS = 120_000;
 
-/** In the environment of a test run: a name of its own, under which its measure is kept for all of its processes. */
+/**
+ * In the environment of a test run: a name of its own, under which its measure is kept for all of its
+ * processes.
+ */
 export const RUN_VARIABLE = 'GODWIT_TEST_RUN';
 
 /** A measure is of a run; one that a shell left behind is taken again after so long. */
@@ -37,10 +41,16 @@ const LET_PASS_SLOWNESS_MAX = 5;
 /** Of a wait: after so long it looks how slow the machine has become, and then again each time. */
 const PROBE_EVERY_MS = 5_000;
 const TURN_MS = 60;
-/** A turn that took longer than so many of its lengths is time in which this process did not run; others then did not either. */
+/**
+ * A turn that took longer than so many of its lengths is time in which this process did not run; others then
+ * did not either.
+ */
 const TURN_COUNTS_MAX = 5;
 
-/** What this machine takes for the things that tests wait for most, in milliseconds, and how many times as slow that makes it; at least 1. */
+/**
+ * What this machine takes for the things that tests wait for most, in milliseconds, and how many times as
+ * slow that makes it; at least 1.
+ */
 export type Measure = {
   /** Start and end of a node process. */
   processMs: number;
@@ -73,14 +83,17 @@ export function measure(): Measure {
   return known;
 }
 
-/** That time on a quiet machine, in milliseconds, here and now: for programs, options and guards whose end nobody can ask about. */
+/**
+ * That time on a quiet machine, in milliseconds, here and now: for programs, options and guards whose end
+ * nobody can ask about.
+ */
 export function patient(baseMs: number): number {
   return Math.ceil(baseMs * slowness());
 }
 
 /**
- * A time-out of what is tested that the test lets pass, again and again: so much longer here that answers come before it, and never so much that the test waits
- * for nothing else.
+ * A time-out of what is tested that the test lets pass, again and again: so much longer here that answers
+ * come before it, and never so much that the test waits for nothing else.
  */
 export function letPass(baseMs: number): number {
   return Math.ceil(baseMs * Math.min(LET_PASS_SLOWNESS_MAX, slowness()));
@@ -91,7 +104,10 @@ export function leisurely(bytesPerSecond: number): number {
   return Math.ceil(bytesPerSecond / slowness());
 }
 
-/** How many times as slow as the machine on which tests were written: the measure of the run, or what this process has seen since. */
+/**
+ * How many times as slow as the machine on which tests were written: the measure of the run, or what this
+ * process has seen since.
+ */
 export function slowness(): number {
   return Math.max(measure().slowness, lately);
 }
@@ -125,8 +141,8 @@ export type UntilOptions<Value> = {
 };
 
 /**
- * Resolves with the first value that is it. Errors of `look` count as "not yet". Rejects with what was waited for, how long, and what the state was last
- * when patience is out.
+ * Resolves with the first value that is it. Errors of `look` count as "not yet". Rejects with what was waited
+ * for, how long, and what the state was last when patience is out.
  */
 export async function until<Value>(
   what: string,
@@ -189,7 +205,8 @@ export class Patience {
 
   /** Lets some time pass; false when patience is out. */
   async turn(signal?: AbortSignal): Promise<boolean> {
-    // The first looks come at once: most waits are short. Each costs those who answer, and the next are no later than a tenth of the wait.
+    // The first looks come at once: most waits are short. Each costs those who answer, and the next are no
+    // later than a tenth of the wait.
     const turnMs = Math.min(TURN_MS, 1 + (performance.now() - this.#startedMs) / 10);
     const beforeMs = performance.now();
     await sleep(turnMs, undefined, signal ? { signal } : {});
@@ -230,7 +247,10 @@ export type RunOptions = {
   signal?: AbortSignal;
 };
 
-/** Resolves with how a program ended, and all that it said. One that outlives patience is killed, and the rejection tells what it had said by then. */
+/**
+ * Resolves with how a program ended, and all that it said. One that outlives patience is killed, and the
+ * rejection tells what it had said by then.
+ */
 export async function runToEnd(
   program: string,
   words: readonly string[],
@@ -267,7 +287,10 @@ export async function runToEnd(
   }
 }
 
-/** As `runToEnd`, with what it said on its standard output; rejects with all that it said when it did not end with 0. */
+/**
+ * As `runToEnd`, with what it said on its standard output; rejects with all that it said when it did not end
+ * with 0.
+ */
 export async function mustEndWell(
   program: string,
   words: readonly string[],

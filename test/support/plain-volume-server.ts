@@ -9,9 +9,10 @@ import { Luks2Device } from '../../src/crypt/luks2-device.ts';
 import { createXts } from '../../src/crypt/xts.ts';
 
 /**
- * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard input. For the tests and benches of
- * the attach room, without the checks and layers of the real one. `volumeDir` is the path of the file itself. With PLAIN_VOLUME_KEY (hex, 64
- * bytes, for tests only) the file is ciphertext in sectors of 4096 bytes.
+ * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard
+ * input. For the tests and benches of the attach room, without the checks and layers of the real one.
+ * `volumeDir` is the path of the file itself. With PLAIN_VOLUME_KEY (hex, 64 bytes, for tests only) the file
+ * is ciphertext in sectors of 4096 bytes.
  */
 function firstLine(): Promise<string> {
   return new Promise((resolve, reject) => {

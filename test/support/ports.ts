@@ -2,9 +2,10 @@ import { createServer, type Server } from 'node:net';
 import type { TestContext } from 'node:test';
 
 /**
- * Ports of servers that are ended and started again. Below those that the system gives to outgoing connections (ip_local_port_range begins with 32768),
- * so that none of these takes one while its server is down. A port belongs to the test that listens on the abstract socket named after it: one at a time on
- * this host, whichever checkout it is of, and the kernel gives it back however the test ends.
+ * Ports of servers that are ended and started again. Below those that the system gives to outgoing
+ * connections (ip_local_port_range begins with 32768), so that none of these takes one while its server is
+ * down. A port belongs to the test that listens on the abstract socket named after it: one at a time on this
+ * host, whichever checkout it is of, and the kernel gives it back however the test ends.
  */
 const FIRST = 10_000;
 const COUNT = 20_000;

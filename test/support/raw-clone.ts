@@ -12,8 +12,8 @@ const MIB = 2 ** 20;
 const writerPath = fileURLToPath(new URL('./block-writer.ts', import.meta.url));
 
 /**
- * A clone without a filesystem: random bytes at the source at a known place, and beside it a plain file that is kept as the device has
- * to be, to compare the two at the end.
+ * A clone without a filesystem: random bytes at the source at a known place, and beside it a plain file that
+ * is kept as the device has to be, to compare the two at the end.
  */
 export async function moveRawVolume(
   lab: VolumeLab,

@@ -8,7 +8,8 @@ import { reset } from './reset.ts';
  *   stall   connections stay open and nothing goes through, in either direction: a half-open peer
  *   refuse  a new connection is accepted and reset at once
  *
- * and `cut` resets all connections that there are. Bytes are never lost or reordered within a connection that lives.
+ * and `cut` resets all connections that there are. Bytes are never lost or reordered within a connection that
+ * lives.
  */
 export class TcpRelay {
   readonly #server: Server;

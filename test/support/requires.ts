@@ -22,9 +22,10 @@ export function findProgram(name: string): string | null {
 }
 
 /**
- * Value for node:test's `skip` option: false when all is there, else the reason. `program` names are looked up on
- * PATH; a name with a slash is a file that must exist; `root` asks for uid 0. With GODWIT_NO_SKIP=1 (CI) nothing is ever missing:
- * the test runs, and fails where something is. What may be missing there too is in skips.ts.
+ * Value for node:test's `skip` option: false when all is there, else the reason. `program` names are looked
+ * up on PATH; a name with a slash is a file that must exist; `root` asks for uid 0. With GODWIT_NO_SKIP=1
+ * (CI) nothing is ever missing: the test runs, and fails where something is. What may be missing there too is
+ * in skips.ts.
  */
 export function requires(...needs: string[]): string | false {
   if (process.env.GODWIT_NO_SKIP === '1') return false;

@@ -3,7 +3,10 @@ import { toldOnFailure } from './failure.ts';
 const SEEDS = 2 ** 31;
 let drawn: number | null = null;
 
-/** Of all that this test process draws: GODWIT_SEED, or another one each time. A failure tells it. From 0 to 2^31 - 1. */
+/**
+ * Of all that this test process draws: GODWIT_SEED, or another one each time. A failure tells it. From 0 to
+ * 2^31 - 1.
+ */
 export function testSeed(): number {
   if (drawn === null) {
     const asked = process.env.GODWIT_SEED;

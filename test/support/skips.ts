@@ -1,6 +1,7 @@
 /**
- * Why a test may be left out, also in CI (GODWIT_NO_SKIP=1): what no package of scripts/setup brings, because the kernel, the container or this build of node
- * has it or has not. Anything else that is missing there makes its tests fail. scripts/tidy.ts knows when no test needs an entry any more.
+ * Why a test may be left out, also in CI (GODWIT_NO_SKIP=1): what no package of scripts/setup brings, because
+ * the kernel, the container or this build of node has it or has not. Anything else that is missing there
+ * makes its tests fail. scripts/tidy.ts knows when no test needs an entry any more.
  */
 export const SKIPS = {
   'memory controller': 'a container may be given none, and limits of memory cannot be tried then',

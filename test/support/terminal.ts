@@ -15,7 +15,9 @@ export type TerminalModes = {
   outputProcessing: boolean;
 };
 
-/** A command on a terminal of another program (python3's pty), of 100 columns and 30 rows. Ends with the test. */
+/**
+ * A command on a terminal of another program (python3's pty), of 100 columns and 30 rows. Ends with the test.
+ */
 export class Terminal {
   output = '';
   exitStatus: number | null = null;

@@ -5,8 +5,8 @@ import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { patient } from './patience.ts';
 
 /**
- * A certificate authority of a test, by the openssl program. Its folder has the files under the names that nbdkit, qemu and libnbd look for:
- * ca-cert.pem, and NAME-cert.pem and NAME-key.pem of every certificate.
+ * A certificate authority of a test, by the openssl program. Its folder has the files under the names that
+ * nbdkit, qemu and libnbd look for: ca-cert.pem, and NAME-cert.pem and NAME-key.pem of every certificate.
  */
 export class TestAuthority {
   readonly dir: string;
@@ -24,7 +24,10 @@ export class TestAuthority {
     );
   }
 
-  /** For servers and clients, valid for two days. `addresses`: of the subject alternative name, beside the name itself. `expired`: since yesterday. */
+  /**
+   * For servers and clients, valid for two days. `addresses`: of the subject alternative name, beside the
+   * name itself. `expired`: since yesterday.
+   */
   issue(name: string, options: { addresses?: string; expired?: boolean } = {}): TlsFiles {
     const { addresses = 'IP:127.0.0.1,DNS:localhost', expired = false } = options;
     const certFile = join(this.dir, `${name}-cert.pem`);

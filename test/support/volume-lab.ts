@@ -38,7 +38,10 @@ export function tool(program: string, ...args: string[]): Promise<string> {
   return mustEndWell(program, args, { env });
 }
 
-/** Two workers' volume stores on one host and what serves them, as the shims of a move would. All of it goes when the test ends. */
+/**
+ * Two workers' volume stores on one host and what serves them, as the shims of a move would. All of it goes
+ * when the test ends.
+ */
 export class VolumeLab {
   /** What becomes of writes when the disk is full. */
   whenFull: 'pause' | 'error' = 'pause';
@@ -57,8 +60,9 @@ export class VolumeLab {
   }
 
   /**
-   * Undoes everything in reverse order; goes on when one part fails, and then throws the first error. What does not let go may wait for a
-   * volume server that cannot answer any more: everything in the FUSE connections gets an error then, and the part is tried again.
+   * Undoes everything in reverse order; goes on when one part fails, and then throws the first error. What
+   * does not let go may wait for a volume server that cannot answer any more: everything in the FUSE
+   * connections gets an error then, and the part is tried again.
    */
   async close(): Promise<void> {
     const errors: unknown[] = [];
@@ -110,7 +114,9 @@ export class VolumeLab {
     this.onClose(() => tool('umount', this.validityDir));
   }
 
-  /** An XFS of its own for the store of this name: it holds files of any length, where ext4 ends below 16 TiB. */
+  /**
+   * An XFS of its own for the store of this name: it holds files of any length, where ext4 ends below 16 TiB.
+   */
   async xfsDisk(name: string, sizeBytes: number): Promise<string> {
     const dir = join(this.dir, name);
     const image = join(this.dir, `${name}.img`);
@@ -149,7 +155,10 @@ export class VolumeLab {
     return { server, grant, source: sourceSpec(record, grant, place) };
   }
 
-  /** FUSE mount, volume server, loop device; an NBD socket beside them for an observer, or instead of them for a guest. */
+  /**
+   * FUSE mount, volume server, loop device; an NBD socket beside them for an observer, or instead of them for
+   * a guest.
+   */
   async attach(
     store: VolumeStore,
     record: VolumeRecord,
@@ -235,8 +244,9 @@ export class VolumeLab {
 export type Export = { server: VolumeSupervisor; grant: Grant; source: SourceSpec };
 
 /**
- * A move of a sealed volume as the migration does it: export in standby, target attached in standby, seal, handoff, activation.
- * `fill` writes the source's content into its mounted filesystem; `write` makes a volume without one and writes its data file itself.
+ * A move of a sealed volume as the migration does it: export in standby, target attached in standby, seal,
+ * handoff, activation. `fill` writes the source's content into its mounted filesystem; `write` makes a volume
+ * without one and writes its data file itself.
  */
 export async function moveVolume(
   lab: VolumeLab,
@@ -344,7 +354,9 @@ export class Attachment {
     return until(what, () => this.hydration(), { is: condition });
   }
 
-  /** A signal that ends the volume server, SIGKILL; resolves when the supervisor has another one that answers. */
+  /**
+   * A signal that ends the volume server, SIGKILL; resolves when the supervisor has another one that answers.
+   */
   killServer(signal?: NodeJS.Signals): Promise<void> {
     return killServer(this.server, signal);
   }
@@ -381,8 +393,8 @@ export function writeFiles(
 }
 
 /**
- * Digests of all files of the folder, by name. Read by another process: this one has the supervisor in it, and must never wait for
- * a volume server that it may have to start again.
+ * Digests of all files of the folder, by name. Read by another process: this one has the supervisor in it,
+ * and must never wait for a volume server that it may have to start again.
  */
 export async function digestFiles(dir: string): Promise<Map<string, string>> {
   const lines = await tool(

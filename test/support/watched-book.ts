@@ -8,7 +8,10 @@ import { PeerBook, type PeerLimits } from '../../src/base/peer-account.ts';
 export type Memory = {
   /** Of the process, with all that a runtime has not given back. */
   residentBytes: number;
-  /** That something in the process refers to: heap and buffers, after a collection. What OpenSSL allocates is not in it. */
+  /**
+   * That something in the process refers to: heap and buffers, after a collection. What OpenSSL allocates is
+   * not in it.
+   */
   liveBytes: number;
   /** On the book at that moment. */
   heldBytes: number;
@@ -52,7 +55,8 @@ export class WatchedBook extends PeerBook {
 
   async #memory(): Promise<Memory> {
     const residentBytes = process.memoryUsage.rss();
-    // Buffers are given back by a thread, some time after the collection that found nobody who refers to them: the second waits for the first one's.
+    // Buffers are given back by a thread, some time after the collection that found nobody who refers to
+    // them: the second waits for the first one's.
     for (let times = 0; times < 2; times += 1) {
       globalThis.gc!();
       await new Promise((resolve) => setTimeout(resolve, 20));

@@ -29,7 +29,10 @@ export class WriterHistory {
     return `${this.name}: ${this.faults.slice(0, 10).join('; ')}`;
   }
 
-  /** Resolves when so many more numbers are acknowledged, by whichever incarnation. Rejects with the first fault. */
+  /**
+   * Resolves when so many more numbers are acknowledged, by whichever incarnation. Rejects with the first
+   * fault.
+   */
   async more(count: number, patienceMs = 120_000): Promise<void> {
     const until = this.acknowledged + count;
     await this.#until(
@@ -92,7 +95,10 @@ export class WriterHistory {
   }
 }
 
-/** Outside every volume: remembers what writers (writer.ts) have acknowledged, and holds it against what they find later. */
+/**
+ * Outside every volume: remembers what writers (writer.ts) have acknowledged, and holds it against what they
+ * find later.
+ */
 export class WriterCollector {
   readonly port: number;
   readonly #server: Server;

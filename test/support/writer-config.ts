@@ -6,7 +6,10 @@ const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));
 /** Machines have a /tmp of their own, and the checkout may be below that of the host. */
 const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 
-/** A machine that is the writer (writer.ts), with its volume at /data. `collector`: port, or host and port, of who keeps its acknowledgements. */
+/**
+ * A machine that is the writer (writer.ts), with its volume at /data. `collector`: port, or host and port, of
+ * who keeps its acknowledgements.
+ */
 export function writerConfig(volumeId: string, collector: string, name: string): MachineConfig {
   return {
     command: [

@@ -14,20 +14,25 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 /**
- * Program of a test machine: `node writer.ts FOLDER [HOST:]PORT NAME`. Writes the numbers 1, 2, 3… to a volume, makes each durable, and only then
- * tells it to the collector (writer-collector.ts) on 127.0.0.1:PORT or HOST:PORT, which answers before the next one is written. When it starts it
- * reads all that is there and says what it found.
+ * Program of a test machine: `node writer.ts FOLDER [HOST:]PORT NAME`. Writes the numbers 1, 2, 3… to a
+ * volume, makes each durable, and only then tells it to the collector (writer-collector.ts) on 127.0.0.1:PORT
+ * or HOST:PORT, which answers before the next one is written. When it starts it reads all that is there and
+ * says what it found.
  *
  *     FOLDER/log      one line a number, in order
  *     FOLDER/blocks   SLOTS blocks of 4 KiB; the block of number n is at slot n mod SLOTS, filled with n. Each block is written over
  *                     again and again, so a block of an older copy of the volume does not go unnoticed.
  *
- * Times are of CLOCK_MONOTONIC, which all machines of a host share: that is how two writers at the same time would show. With a HOST, the machines are in
- * kernels of their own on one host, and what they share is the time of day.
+ * Times are of CLOCK_MONOTONIC, which all machines of a host share: that is how two writers at the same time
+ * would show. With a HOST, the machines are in kernels of their own on one host, and what they share is the
+ * time of day.
  */
 export const SLOTS = 256;
 export const BLOCK_BYTES = 4096;
-/** Many writes in each phase of a move, and little of the machine: a volume server with nothing else to do serves hundreds a second. */
+/**
+ * Many writes in each phase of a move, and little of the machine: a volume server with nothing else to do
+ * serves hundreds a second.
+ */
 export const PAUSE_MS = 30;
 /** In its environment: another pause, in milliseconds, for many writers on one host. */
 export const PAUSE_VARIABLE = 'WRITER_PAUSE_MS';
@@ -66,7 +71,10 @@ function checkLog(text: string, faults: string[]): { last: number; lengthBytes: 
   return { last: lines.length, lengthBytes };
 }
 
-/** The block is written before the line, so that of the number after the last one may be there already, whole or in part. */
+/**
+ * The block is written before the line, so that of the number after the last one may be there already, whole
+ * or in part.
+ */
 export function checkBlocks(blocks: Buffer, last: number, faults: string[]): void {
   for (let slot = 0; slot < SLOTS; slot++) {
     const newest = last - ((last - slot + SLOTS) % SLOTS);
@@ -89,7 +97,10 @@ export function blockOf(number: number): Buffer {
   return Buffer.alloc(BLOCK_BYTES, word);
 }
 
-/** Connects to the collector. What is returned tells it something, and resolves when it has heard. Without it there is no going on. */
+/**
+ * Connects to the collector. What is returned tells it something, and resolves when it has heard. Without it
+ * there is no going on.
+ */
 export async function collectorAt(
   port: number,
   host = '127.0.0.1',

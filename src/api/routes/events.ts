@@ -5,7 +5,10 @@ import type { ApiApp } from '../app.ts';
 import type { WorkerService } from '../service.ts';
 import { abortOnClose, TextStream } from '../stream.ts';
 
-/** A comment line this often keeps proxies and the client's own timeout from taking a quiet stream for a dead one. */
+/**
+ * A comment line this often keeps proxies and the client's own timeout from taking a quiet stream for a dead
+ * one.
+ */
 const HEARTBEAT_MS = PAUSE.heartbeat.ms;
 
 export function eventRoutes(app: ApiApp, service: WorkerService, closing: AbortSignal): void {

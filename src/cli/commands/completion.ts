@@ -4,7 +4,10 @@ import { FleetClient, owned } from '../fleet-client.ts';
 
 export type Shell = 'bash' | 'zsh' | 'fish';
 
-/** Each script asks `godwit complete -- WORDS…` for the words that may stand where the last one is, one a line. */
+/**
+ * Each script asks `godwit complete -- WORDS…` for the words that may stand where the last one is, one a
+ * line.
+ */
 const SCRIPTS: Readonly<Record<Shell, string>> = {
   bash: `# godwit completion for bash: source <(godwit completion bash)
 _godwit() {
@@ -36,7 +39,8 @@ export function completionScript(shell: Shell): string {
 const PLACEHOLDERS = /\b(MACHINE|VOLUME|WORKER|RUN|REF)\b/;
 
 /**
- * Words that may stand where the last of `words` (maybe empty) is. `names` gives the things of the fleet for a placeholder.
+ * Words that may stand where the last of `words` (maybe empty) is. `names` gives the things of the fleet for
+ * a placeholder.
  */
 export async function complete(
   program: Command,

@@ -8,7 +8,9 @@ import { requires } from '../../../test/support/requires.ts';
 import { scratchDir } from '../../../test/support/scratch.ts';
 import { readFleetFile } from '../fleet-file.ts';
 
-/** A fleet without machines: what the keeper of local workers does. Machines on it are the business of test/. */
+/**
+ * A fleet without machines: what the keeper of local workers does. Machines on it are the business of test/.
+ */
 
 const BIN = join(import.meta.dirname, '..', '..', '..', 'bin', 'godwit');
 

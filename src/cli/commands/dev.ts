@@ -301,7 +301,10 @@ class Keeper {
   }
 }
 
-/** True when the process is one of godwit's with `word` in its command line, and not another that has got its pid since. */
+/**
+ * True when the process is one of godwit's with `word` in its command line, and not another that has got its
+ * pid since.
+ */
 function isGodwitProcess(pid: number, word: string): boolean {
   try {
     const words = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');

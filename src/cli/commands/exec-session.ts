@@ -12,7 +12,10 @@ import { noTerminal, RawTerminal } from '../raw-terminal.ts';
 const USUAL = { columns: 80, rows: 24, term: 'xterm' } as const;
 const TERM = new RegExp(TERM_PATTERN);
 
-/** `machine exec -i` and `-t`: a command in a machine that has our input, and a terminal where it is asked for. */
+/**
+ * `machine exec -i` and `-t`: a command in a machine that has our input, and a terminal where it is asked
+ * for.
+ */
 export async function execSession(
   context: Context,
   ref: string,
@@ -66,7 +69,9 @@ export async function execSession(
   }
 }
 
-/** As much as the other side takes, and its end. A terminal that ends was closed: nobody is there any more. */
+/**
+ * As much as the other side takes, and its end. A terminal that ends was closed: nobody is there any more.
+ */
 async function passInput(stdin: NodeJS.ReadStream, stream: ExecStream, isTerminal: boolean): Promise<void> {
   try {
     for await (const bytes of stdin as AsyncIterable<Buffer>) await stream.write(bytes);

@@ -102,7 +102,8 @@ export async function run(context: Context, command: string[], options: RunOptio
   try {
     machine = await worker.client.createMachine({ name: options.name, config, start: true });
   } catch (error) {
-    // A volume made for a machine that does not come about goes too, unless nobody knows whether it came about.
+    // A volume made for a machine that does not come about goes too, unless nobody knows whether it came
+    // about.
     const isUnknown = isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false;
     if (made && isUnknown) {
       context.note(
@@ -123,8 +124,9 @@ export async function run(context: Context, command: string[], options: RunOptio
 }
 
 /**
- * Watches a machine until it is healthy (without a health check: until it has run for a second, or has done what it was to do). One whose first start
- * fails is told at once, with its last words; `remove` is the command that takes it away.
+ * Watches a machine until it is healthy (without a health check: until it has run for a second, or has done
+ * what it was to do). One whose first start fails is told at once, with its last words; `remove` is the
+ * command that takes it away.
  */
 async function awaitHealthy(
   context: Context,
@@ -342,7 +344,10 @@ function invalid(message: string): GodwitError {
   return new GodwitError('CLI_INVALID_OPTIONS', message, { nextAction: 'See godwit machine run --help.' });
 }
 
-/** For people: state and health in a word or two, and for how long it is down because of godwit, or waits for room on a full disk. */
+/**
+ * For people: state and health in a word or two, and for how long it is down because of godwit, or waits for
+ * room on a full disk.
+ */
 export function stateOf(machine: MachineView, nowMs: number = Date.now()): string {
   const { health, down, ioPaused } = machine;
   const since = (sinceMs: number) => formatDuration(Math.max(0, nowMs - sinceMs));
@@ -556,7 +561,8 @@ export async function exec(
     context.stderr.write(result.stderr);
     if (result.timedOut) context.note(`error: killed after ${formatDuration(timeoutMs)}`);
   }
-  // As timeout(1) has it for a command that took too long; a command that a signal ended has no exit code of its own.
+  // As timeout(1) has it for a command that took too long; a command that a signal ended has no exit code of
+  // its own.
   const exitCode = result.timedOut ? 124 : (result.exitCode ?? 125);
   if (exitCode !== 0) throw new ExitWith(exitCode);
 }

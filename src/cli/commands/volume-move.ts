@@ -12,8 +12,9 @@ const LEAVES = 'godwit.leaves';
 const POLL_MS = 500;
 
 /**
- * A volume moves in the hands of a machine: with its fences, its seal, its receipt. One that no machine has gets a carrier for the way, which never runs:
- * made here, moved stopped, destroyed at the target. Who is interrupted asks again: the carrier is found by what it says that it carries, wherever it is.
+ * A volume moves in the hands of a machine: with its fences, its seal, its receipt. One that no machine has
+ * gets a carrier for the way, which never runs: made here, moved stopped, destroyed at the target. Who is
+ * interrupted asks again: the carrier is found by what it says that it carries, wherever it is.
  */
 export async function moveVolume(context: Context, ref: string, options: { to?: string }): Promise<void> {
   const fleet = context.fleet();
@@ -21,7 +22,8 @@ export async function moveVolume(context: Context, ref: string, options: { to?: 
   const known = await carrierOf(context, worker, volume);
   const machine = known ?? (await makeCarrier(worker, volume));
   const { to = null } = options;
-  // A command before this one may have brought it there, and was interrupted; and a drain takes it along by itself.
+  // A command before this one may have brought it there, and was interrupted; and a drain takes it along by
+  // itself.
   const isThere = (found: MachineView) =>
     to === null ? found.worker !== found.config.metadata[LEAVES] : found.worker === to;
   let said = '';
@@ -37,7 +39,8 @@ export async function moveVolume(context: Context, ref: string, options: { to?: 
       try {
         if (await hasMoved(context, machine.id, to, say)) continue;
       } catch (error) {
-        // It is where it was, and waits for nobody: what was made for its way goes again. Who is interrupted asks again.
+        // It is where it was, and waits for nobody: what was made for its way goes again. Who is interrupted
+        // asks again.
         const isOver = known === null && !(error instanceof Interrupted);
         if (isOver) await worker.client.destroyMachine(machine.id).catch(() => {});
         throw error;
@@ -51,8 +54,8 @@ export async function moveVolume(context: Context, ref: string, options: { to?: 
 }
 
 /**
- * False: not now, because another move has it, or it is still arriving: `say` is told. Ends the command where a move ends without it, and where it
- * cannot move for another reason.
+ * False: not now, because another move has it, or it is still arriving: `say` is told. Ends the command where
+ * a move ends without it, and where it cannot move for another reason.
  */
 async function hasMoved(
   context: Context,

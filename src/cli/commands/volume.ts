@@ -288,7 +288,9 @@ export async function destroy(
   if (options.allCopies === true && someAreAway) throw new ExitWith(EXIT.unreachable);
 }
 
-/** Where the data of a destroyed volume still is: nobody should have to guess whether that was the last of it. */
+/**
+ * Where the data of a destroyed volume still is: nobody should have to guess whether that was the last of it.
+ */
 function whatIsLeft(
   volumeId: string,
   left: { each: { name: string }; copy: VolumeView }[],

@@ -36,7 +36,10 @@ export type WorkerFlags = {
   logLevel?: string;
 };
 
-/** Keys of the configuration file (JSON): the long names of the flags in camelCase, `peer` as a list of NAME=URL. */
+/**
+ * Keys of the configuration file (JSON): the long names of the flags in camelCase, `peer` as a list of
+ * NAME=URL.
+ */
 const FILE_KEYS = [
   'name',
   'data',
@@ -167,7 +170,10 @@ function isSet(option: string, value: string | boolean | undefined): boolean {
   throw invalid(`${option} is true or false, not ${text}`);
 }
 
-/** A fleet is under TLS or it is not: a peer that is asked in the clear by mistake would be told the secrets of moves. */
+/**
+ * A fleet is under TLS or it is not: a peer that is asked in the clear by mistake would be told the secrets
+ * of moves.
+ */
 function checkPeer(
   { name, url }: { name: string; url: string },
   hasTls: boolean,

@@ -1,6 +1,6 @@
 /**
- * Command descriptor blocks (SPC-4, SBC-3) as values. What the bytes ask for is decided here, what is allowed and done in
- * logical-unit.ts.
+ * Command descriptor blocks (SPC-4, SBC-3) as values. What the bytes ask for is decided here, what is allowed
+ * and done in logical-unit.ts.
  */
 
 /** In the order of the operation code. */
@@ -47,7 +47,9 @@ export const OPERATION = {
   verify12: 0xaf,
 } as const;
 
-/** Of SERVICE ACTION IN(16) and MAINTENANCE IN. Those of PERSISTENT RESERVE IN and OUT are in reservations.ts. */
+/**
+ * Of SERVICE ACTION IN(16) and MAINTENANCE IN. Those of PERSISTENT RESERVE IN and OUT are in reservations.ts.
+ */
 export const SERVICE_ACTION = {
   readCapacity16: 0x10,
   getLbaStatus: 0x12,

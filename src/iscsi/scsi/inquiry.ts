@@ -106,7 +106,10 @@ export function vitalProductData(
   }
 }
 
-/** Designators: NAA locally assigned (a hash of target and serial), T10 vendor identification, SCSI name of the port. */
+/**
+ * Designators: NAA locally assigned (a hash of target and serial), T10 vendor identification, SCSI name of
+ * the port.
+ */
 function identification(identity: LogicalUnitIdentity): Buffer {
   const hash = createHash('sha256')
     .update(`${identity.targetIqn}\0${identity.serial}`)

@@ -181,7 +181,8 @@ test('sense goes there and back in both formats', () => {
   assert.equal(decodeSense(Uint8Array.of(0x70, 0, 5)), null);
 });
 
-// --- several initiators ------------------------------------------------------------------------------------------------
+// --- several initiators
+// ------------------------------------------------------------------------------------------------
 
 function nexus(name: string, onAbort = () => {}): Nexus {
   return new Nexus({ port: `iqn.x:${name},i,0x1`, abortTasks: async () => onAbort(), end: () => {} });

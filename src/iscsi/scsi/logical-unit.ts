@@ -28,7 +28,10 @@ export type LogicalUnitOptions = LogicalUnitIdentity & {
 export class Nexus {
   /** As in reservations.ts. */
   readonly port: string;
-  /** Unit attention conditions that the initiator has not been told of yet, oldest first. Each kind is in it once. */
+  /**
+   * Unit attention conditions that the initiator has not been told of yet, oldest first. Each kind is in it
+   * once.
+   */
   readonly attentions: Sense[] = [];
   /** Resolves when none of its commands can touch the medium any more. */
   readonly abortTasks: () => Promise<void>;
@@ -104,7 +107,10 @@ export class LogicalUnit {
     this.#reservations.nexusLost(nexus.port);
   }
 
-  /** LOGICAL UNIT RESET and target resets (SAM-5 section 6.3.2). Resolves when no command of anybody is under way. */
+  /**
+   * LOGICAL UNIT RESET and target resets (SAM-5 section 6.3.2). Resolves when no command of anybody is under
+   * way.
+   */
   async reset(): Promise<void> {
     this.#reservations.reset();
     this.#mode = { ...MODE_DEFAULTS };
@@ -245,7 +251,8 @@ export class LogicalUnit {
     }
   }
 
-  // --- the medium ----------------------------------------------------------------------------------------------------
+  // --- the medium
+  // ----------------------------------------------------------------------------------------------------
 
   #range(command: { lba: number; blocks: number }): Range {
     return {
@@ -373,7 +380,8 @@ export class LogicalUnit {
     return { kind: 'run', medium: false, run: () => this.medium.flush() };
   }
 
-  // --- the initiators ------------------------------------------------------------------------------------------------
+  // --- the initiators
+  // ------------------------------------------------------------------------------------------------
 
   #requestSense(command: Command & { kind: 'request-sense' }, sense: Sense): Plan {
     return answer(encodeSense(sense, command.descriptor ? 'descriptor' : 'fixed'), command.allocationBytes);
@@ -426,7 +434,10 @@ export class LogicalUnit {
   }
 }
 
-/** Commands to a LUN that has no unit: INQUIRY says so, REQUEST SENSE too, all else is refused (SPC-4 section 4.5.7). */
+/**
+ * Commands to a LUN that has no unit: INQUIRY says so, REQUEST SENSE too, all else is refused (SPC-4 section
+ * 4.5.7).
+ */
 export function planForNoUnit(command: Command): Plan {
   if (command.kind === 'inquiry' && !command.vitalProductData && command.page === 0) {
     return answer(standardInquiry(false), command.allocationBytes);

@@ -20,14 +20,16 @@ const LBA_STATUS_DESCRIPTORS_MAX = 512;
 const WORKSPACE_PLACES = 4;
 /** Writes up to here are done on the spot: the hop to another thread costs more than the copy. */
 const WRITE_NOW_BYTES_MAX = 32 * 1024;
-/** A write on the spot that took longer was made to wait by the kernel (dirty page limits, a busy journal) … */
+/**
+ * A write on the spot that took longer was made to wait by the kernel (dirty page limits, a busy journal) …
+ */
 const WRITE_NOW_SLOW_MS = 2;
 /** … and so many after it go to the other thread, so that the other sessions are not held up again. */
 const WRITE_NOW_PAUSE = 1024;
 
 /**
- * What commands do to the device, once they are allowed to. Everything that changes it goes through one gate, for the commands that
- * must be alone between reading and writing. Device errors come back as sense.
+ * What commands do to the device, once they are allowed to. Everything that changes it goes through one gate,
+ * for the commands that must be alone between reading and writing. Device errors come back as sense.
  */
 export class Medium {
   readonly #device: BlockDevice;

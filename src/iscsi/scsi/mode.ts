@@ -71,8 +71,8 @@ export function modeSense(
 }
 
 /**
- * The settings after a MODE SELECT. A page must be what MODE SENSE gave but for the bits that can be changed; all pages are looked at
- * before any takes effect.
+ * The settings after a MODE SELECT. A page must be what MODE SENSE gave but for the bits that can be changed;
+ * all pages are looked at before any takes effect.
  */
 export function modeSelect(
   request: ModeSelectRequest,

@@ -2,8 +2,9 @@ import { OPERATION, SERVICE_ACTION } from './command.ts';
 import { IN_ACTION, OUT_ACTION } from './reservations.ts';
 
 /**
- * What the unit can do, byte for byte (REPORT SUPPORTED OPERATION CODES, SPC-4 section 6.35). A usage map has a 1 for each bit
- * of the CDB that the unit looks at; its first byte is the operation code, and the service action stands as itself.
+ * What the unit can do, byte for byte (REPORT SUPPORTED OPERATION CODES, SPC-4 section 6.35). A usage map has
+ * a 1 for each bit of the CDB that the unit looks at; its first byte is the operation code, and the service
+ * action stands as itself.
  */
 type Supported = { operation: number; serviceAction: number | null; usage: Buffer };
 
@@ -116,7 +117,8 @@ export function reportSupportedOperationCodes(request: OperationCodesRequest): B
   }
   const ofOperation = SUPPORTED.filter((it) => it.operation === request.operation);
   const hasActions = ofOperation.some((it) => it.serviceAction !== null);
-  // An option that does not fit a command which is there is refused; a command that is not there is reported so.
+  // An option that does not fit a command which is there is refused; a command that is not there is reported
+  // so.
   if (request.options === REPORT.operation && hasActions) return null;
   if (request.options === REPORT.serviceAction && ofOperation.length > 0 && !hasActions) return null;
   if (request.options > REPORT.either) return null;

@@ -2,8 +2,8 @@ import { isGodwitError, systemErrorCode } from '../../base/errors.ts';
 import { SENSE, type Sense } from './sense.ts';
 
 /**
- * What a command comes to. Made without I/O by the logical unit; whoever owns the transport moves the data: reads into its own
- * buffers, writes out of them.
+ * What a command comes to. Made without I/O by the logical unit; whoever owns the transport moves the data:
+ * reads into its own buffers, writes out of them.
  */
 export type Plan =
   | Result

@@ -51,7 +51,10 @@ function attentions(outcome: ReservationOutcome): [string, string][] {
   return outcome.kind === 'good' ? outcome.notices.map(({ port, attention }) => [port, attention]) : [];
 }
 
-/** SPC-4 table 68: the six types, by who asks and what for. Rows: reads and writes of a registered port, then of one that is not. */
+/**
+ * SPC-4 table 68: the six types, by who asks and what for. Rows: reads and writes of a registered port, then
+ * of one that is not.
+ */
 const ACCESS: Record<
   ReservationType,
   [read: boolean, write: boolean, strangerReads: boolean, strangerWrites: boolean]

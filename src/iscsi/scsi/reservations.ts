@@ -1,8 +1,10 @@
 /**
- * Who may touch the medium: RESERVE(6) and RELEASE(6) of SPC-2, persistent reservations of SPC-4 section 5.9. Both live as long as
- * the unit does (no persistence through power loss, and reported so), persistent ones across logins.
+ * Who may touch the medium: RESERVE(6) and RELEASE(6) of SPC-2, persistent reservations of SPC-4 section 5.9.
+ * Both live as long as the unit does (no persistence through power loss, and reported so), persistent ones
+ * across logins.
  *
- * Initiator ports are named as in SPC-4 section 7.6.4.6: `iqn…,i,0x` and the ISID in hexadecimal. There is one target port.
+ * Initiator ports are named as in SPC-4 section 7.6.4.6: `iqn…,i,0x` and the ISID in hexadecimal. There is
+ * one target port.
  *
  * A decision comes back as a value; who gets which unit attention is part of it.
  */

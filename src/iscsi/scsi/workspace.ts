@@ -1,8 +1,9 @@
 import { nextTurn, turnIsLong } from '../../base/turn.ts';
 
 /**
- * Memory that commands need beside the data that they move: to compare with, to repeat a block in. It is in nobody's account, so of one unit only so many commands have some
- * at a time, however many initiators ask with a few bytes for a MiB; the others wait in the order in which they came.
+ * Memory that commands need beside the data that they move: to compare with, to repeat a block in. It is in
+ * nobody's account, so of one unit only so many commands have some at a time, however many initiators ask
+ * with a few bytes for a MiB; the others wait in the order in which they came.
  */
 export class Workspace {
   readonly #placesMax: number;

@@ -1,7 +1,7 @@
 /**
- * Lets many writes in at once, or one command alone that reads and then writes (COMPARE AND WRITE, ORWRITE): what it
- * has read must still be there when it writes (SBC-3 section 5.3). The one that waits for its turn comes before writes that arrive later,
- * so a stream of writes cannot keep it waiting for ever.
+ * Lets many writes in at once, or one command alone that reads and then writes (COMPARE AND WRITE, ORWRITE):
+ * what it has read must still be there when it writes (SBC-3 section 5.3). The one that waits for its turn
+ * comes before writes that arrive later, so a stream of writes cannot keep it waiting for ever.
  */
 export class WriteGate {
   #writing = 0;
