@@ -537,7 +537,10 @@ export class CloneDevice implements BlockDevice {
   ): number {
     const owner = this.#inFlight.ownerOf(first);
     let end = first + 1;
-    const endMax = Math.min(limit, owner === null ? this.#fetcher.refused.endOf(first) : owner.end);
+    const endMax = Math.min(
+      limit,
+      owner === null ? this.#fetcher.refused.endOf(first, this.#options.clock.monotonicMs()) : owner.end,
+    );
     while (end < endMax && this.#inFlight.ownerOf(end) === owner) end++;
     if (owner?.kind === 'mutation') {
       parts.push(ended(owner).then(() => this.#readAgain(first, end, offsetBytes, into)));

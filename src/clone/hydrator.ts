@@ -333,7 +333,7 @@ export class Hydrator {
       const regionEnd = Math.min(
         limit,
         (Math.floor(block / blocks) + 1) * blocks,
-        fetcher.refused.endOf(block),
+        fetcher.refused.endOf(block, nowMs),
       );
       const absentEnd = validity.firstPresent(block, regionEnd);
       const first = inFlight.firstFree(block, absentEnd);

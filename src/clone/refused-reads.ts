@@ -8,13 +8,16 @@ const SMALLER = 16;
 const REGIONS_MAX = 4096;
 const REST_MS = 1_000;
 const REST_OF_BLOCKS_MS = 5_000;
+/** A source that answers again is read in large pieces again. */
+const FORGET_AFTER_MS = 60_000;
 
-type Region = { pieceBlocks: number; untilMs: number };
+type Region = { pieceBlocks: number; untilMs: number; notedMs: number };
 
 /**
  * Where the source answered a read with an error. Of a disk that has a bad sector all else can still be read,
  * so what lies there is asked for in smaller pieces, down to single blocks, and the background copy goes on
- * elsewhere before it tries there again.
+ * elsewhere before it tries there again. What nothing was refused of for a minute is forgotten: where the bad
+ * sector is still bad, it is all that is absent there.
  */
 export class RefusedReads {
   readonly #regions = new Map<number, Region>();
@@ -27,7 +30,7 @@ export class RefusedReads {
       const pieceBlocks = 2 ** Math.floor(Math.log2(Math.max(1, refusedBlocks / SMALLER)));
       const untilMs = nowMs + (before === 1 ? REST_OF_BLOCKS_MS : REST_MS);
       this.#regions.delete(region);
-      this.#regions.set(region, { pieceBlocks, untilMs });
+      this.#regions.set(region, { pieceBlocks, untilMs, notedMs: nowMs });
     }
     for (const oldest of this.#regions.keys()) {
       if (this.#regions.size <= REGIONS_MAX) break;
@@ -36,10 +39,12 @@ export class RefusedReads {
   }
 
   /** The end of the longest read from `block` on. */
-  endOf(block: number): number {
-    const pieceBlocks = this.#regions.get(regionOf(block))?.pieceBlocks;
-    if (pieceBlocks === undefined) return block + REGION_BLOCKS;
-    return (Math.floor(block / pieceBlocks) + 1) * pieceBlocks;
+  endOf(block: number, nowMs: number): number {
+    const region = this.#regions.get(regionOf(block));
+    if (region !== undefined && nowMs - region.notedMs < FORGET_AFTER_MS)
+      return (Math.floor(block / region.pieceBlocks) + 1) * region.pieceBlocks;
+    this.#regions.delete(regionOf(block));
+    return block + REGION_BLOCKS;
   }
 
   /**
