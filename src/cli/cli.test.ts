@@ -537,3 +537,30 @@ test('the volume that a move left is recovered where it is kept', async (t) => {
   );
   assert.equal((await fleet.godwit('volume', 'recover', 'other', '--as', 'x')).code, 5);
 });
+
+test('a volume that arrives says how: over TLS, in the clear, or from a disk of another system', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const [here] = fleet.services;
+  const volume = await here!.createVolume({ name: 'data', lengthBytes: 4096, filesystem: 'none' });
+  const words = { tls: 'TLS', tcp: 'in the clear', foreign: 'from a foreign disk' } as const;
+  for (const transport of ['tls', 'tcp', 'foreign'] as const) {
+    const hydration = {
+      state: 'running' as const,
+      blocksTotal: 10,
+      blocksPresent: 5,
+      exposedBytes: 20_480,
+      wireBytes: 1_048_576,
+      blocksFetchedTwice: 0,
+      missesKept: true,
+      bytesPerSecond: 4096,
+      etaMs: 5_000,
+      sourceLostForMs: null,
+      lastError: null,
+      transport,
+    };
+    here!.volumes.set(volume.id, { ...volume, hydration });
+    const { stdout } = await fleet.godwit('volume', 'show', 'data');
+    assert.match(stdout, new RegExp(`over the wire +1 MiB \\(${words[transport]}\\)`));
+    assert.match(stdout, /hydrated +50% \(running\)/);
+  }
+});
