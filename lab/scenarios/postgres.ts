@@ -75,7 +75,7 @@ export async function postgres(
 
     const ids = { machineId, volumeId };
     const there = await leftOn(source, from, ids);
-    for (const what of [/\/godwit\/machine-/, /shim\.ts/, /\/fs rw/, /^\/\S+(data\.raw|fuse\/\S+)$/])
+    for (const what of [/\/godwit\/machine-/, /shim\.[jt]s/, /\/fs rw/, /^\/\S+(data\.raw|fuse\/\S+)$/])
       assert.ok(
         there.some((line) => what.test(line)),
         `${what} of a machine that runs`,
