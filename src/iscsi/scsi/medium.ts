@@ -117,7 +117,7 @@ export class Medium {
     const repeats = expected !== null && expected.length < range.lengthBytes;
     const chunkBytes = Math.min(range.lengthBytes, CHECK_CHUNK_BYTES);
     const repeated = repeats ? Buffer.allocUnsafe(chunkBytes).fill(expected) : null;
-    const chunk = Buffer.allocUnsafe(Math.min(range.lengthBytes, CHECK_CHUNK_BYTES));
+    const chunk = Buffer.allocUnsafe(chunkBytes);
     try {
       for (let done = 0; done < range.lengthBytes; done += chunk.length) {
         const part = chunk.subarray(0, Math.min(chunk.length, range.lengthBytes - done));
