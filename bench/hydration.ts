@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
-import type { Grant, ImportedSourceSpec, SourceSpec } from '../src/attach/server-spec.ts';
 import { systemRandom } from '../src/base/random.ts';
+import type { Grant, ImportedSourceSpec, SourceSpec } from '../src/opening/spec.ts';
 import { newGrant } from '../src/volume/specs.ts';
 import { type Attachment, type Export, tool, VolumeLab } from '../test/support/volume-lab.ts';
 

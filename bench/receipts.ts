@@ -1,6 +1,6 @@
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { ImportedSourceSpec } from '../src/attach/server-spec.ts';
+import type { ImportedSourceSpec } from '../src/opening/spec.ts';
 import { ProofPair } from '../test/support/proof-pair.ts';
 import { VolumeLab } from '../test/support/volume-lab.ts';
 import { hydrateSeconds, makeSource, median, readP99Ms, type Source } from './hydration.ts';

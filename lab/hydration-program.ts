@@ -1,13 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type {
-  HydrationSettings,
-  HydrationStatus,
-  SourceSpec,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../src/attach/server-spec.ts';
 import { systemClock } from '../src/base/clock.ts';
 import { silentLogger } from '../src/base/logger.ts';
 import { systemRandom } from '../src/base/random.ts';
@@ -16,6 +9,8 @@ import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
 import { openVolumeHolder } from '../src/machine/volume-holder.ts';
+import type { HydrationSettings, SourceSpec, VolumeServerSpec } from '../src/opening/spec.ts';
+import type { HydrationStatus, VolumeServerStatus } from '../src/opening/status.ts';
 import { KernelVolume } from '../src/plane/attached.ts';
 import { KernelExport } from '../src/plane/exported.ts';
 import { systemPlaneHost } from '../src/plane/host.ts';

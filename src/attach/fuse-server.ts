@@ -13,6 +13,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import { sharedMapMemory } from '../clone/map-memory.ts';
 import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
+import type { GuestStatistics } from '../opening/guest.ts';
+import type { Access } from '../opening/spec.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
@@ -20,7 +22,6 @@ import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fu
 import { COUNTER, GuestCounters, WaitMeter } from './guest-counters.ts';
 import { Heat, hottestRegions } from './heat.ts';
 import type { HotPath, HotThreadData, HotThreadMessage } from './hot-thread.ts';
-import type { Access, GuestStatistics } from './server-spec.ts';
 import { ACCESS_READONLY, ACCESS_STANDBY, ACCESS_WRITABLE, SLOT_COUNT, Slots } from './slots.ts';
 
 const { EIO, EROFS, EINVAL, ENOSPC, EOPNOTSUPP, EFBIG } = constants.errno;

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { HEAT_REGION_BYTES, Heat, hottestRegions } from './heat.ts';
+import { HEAT_REGION_BYTES } from '../opening/guest.ts';
+import { Heat, hottestRegions } from './heat.ts';
 
 test('the first reads come first and in order, then what was touched latest, each region once', () => {
   const writer = new Heat();

@@ -1,7 +1,4 @@
-/** What the guest touches, in units of this many bytes. */
-export const HEAT_REGION_BYTES = 64 * 1024;
-/** Regions that one answer holds at most: 64 MiB of volume. */
-export const HEAT_REGIONS_MAX = 256;
+import { HEAT_REGION_BYTES, HEAT_REGIONS_MAX } from '../opening/guest.ts';
 
 const FIRST_READS_MAX = 1024;
 const LATEST_MAX = 4096;

@@ -10,15 +10,10 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
 import { whileAlive } from '../base/while-alive.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import type { Access, Grant, HydrationSettings, VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import { setIoFlusher } from '../sys/io-flusher.ts';
-import type {
-  Access,
-  Grant,
-  HydrationSettings,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from './server-spec.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from './volume-operations.ts';
 
 /**
  * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and
@@ -151,7 +146,7 @@ export class VolumeSupervisor {
   }
 
   /**
-   * Passes one operation to the server (attach/volume-operations.ts lists them) and returns its result. Waits
+   * Passes one operation to the server (opening/operations.ts lists them) and returns its result. Waits
    * for a server while there is none. Rejects with the server's own error, or `ATTACH_SERVER_NOT_READY` or
    * `RPC_TIMEOUT` after `timeoutMs`; null: when the server answers nothing at all.
    */

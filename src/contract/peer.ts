@@ -1,11 +1,11 @@
 import { type Static, Type } from 'typebox';
-import { HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
 import { MachineConfig } from '../machine/config.ts';
+import { HeatHint, SourceSpec } from '../opening/spec.ts';
 import { Receipt } from '../receipt/envelope.ts';
 import {
   CompareReply,

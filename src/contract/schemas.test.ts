@@ -3,8 +3,9 @@ import { test } from 'node:test';
 import type { Static } from 'typebox';
 import { Check } from 'typebox/value';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
-import type { GuestStatistics, HydrationStatus } from '../attach/server-spec.ts';
 import type { RunView } from '../journal/run.ts';
+import type { GuestStatistics } from '../opening/guest.ts';
+import type { HydrationStatus } from '../opening/status.ts';
 import {
   DrainMachine,
   DrainStatus,

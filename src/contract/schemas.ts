@@ -26,7 +26,7 @@ export const ErrorReply = Type.Object({ error: WireErrorSchema });
 
 export const Empty = Type.Object({});
 
-/** The same as the type in attach/server-spec.ts; schemas.test.ts holds them together. */
+/** The same as the type in opening/status.ts; schemas.test.ts holds them together. */
 export const HydrationView = Type.Object({
   state: Type.Union([
     Type.Literal('paused'),

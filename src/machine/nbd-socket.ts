@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
 import type { MachineConfig } from './config.ts';
 import { readAccount } from './jail.ts';
 import { SHIM_FILES } from './shim-protocol.ts';

@@ -1,6 +1,7 @@
-import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
-import type { VolumeOperation } from '../attach/volume-operations.ts';
 import type { WireError } from '../base/errors.ts';
+import type { VolumeOperation } from '../opening/operations.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import type { MachineConfig } from './config.ts';
 import type { Entrance } from './exec-session.ts';
 

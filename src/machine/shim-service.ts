@@ -1,11 +1,11 @@
 import { join } from 'node:path';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
-import type { VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isOwnName } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type { VolumeOperation } from '../opening/operations.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
 import { Filesystem } from './filesystem.ts';
 import { mountAt } from './mount-table.ts';
 import { identifyProcess } from './process-identity.ts';

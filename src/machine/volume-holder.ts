@@ -2,13 +2,13 @@ import { chmod, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type FuseMount, mountFuse, unmountFuse } from '../attach/fuse-mount.ts';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../attach/volume-supervisor.ts';
 import type { Clock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { attachLoop, detachLoop } from '../host/losetup.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
 import { SHIM_FILES } from './shim-protocol.ts';
 import type { VolumeHolder } from './shim-service.ts';
 

@@ -1,4 +1,3 @@
-import type { SourceSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, type WireError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
@@ -6,6 +5,7 @@ import { advanced } from '../base/progress.ts';
 import { KNOWN, type Peer, type TargetPhase, type TargetStatus } from '../contract/peer.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { RunDefinition, StepContext } from '../journal/run.ts';
+import type { SourceSpec } from '../opening/spec.ts';
 import { verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import { orBack } from './obstacle.ts';
 import { noCapacity, OfferDesk, offerRequest } from './offers.ts';

@@ -1,5 +1,4 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { HeatHint } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
@@ -13,6 +12,7 @@ import type {
 } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
+import type { HeatHint } from '../opening/spec.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
 import type {
   CompareReply,

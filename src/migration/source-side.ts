@@ -1,7 +1,8 @@
-import type { FreeMapReport, HeatHint, SourceSpec } from '../attach/server-spec.ts';
 import type { PlacementRequest } from '../contract/peer.ts';
 import type { MountNeeds } from '../host/mount-needs.ts';
 import type { MachineConfig } from '../machine/config.ts';
+import type { HeatHint, SourceSpec } from '../opening/spec.ts';
+import type { FreeMapReport } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 
 /** The machine that is to move, as it is now. */

@@ -1,6 +1,6 @@
-import type { HeatHint } from '../attach/server-spec.ts';
 import type { Offer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import type { Ailment } from '../machine/ailment.ts';
+import type { HeatHint } from '../opening/spec.ts';
 import type {
   CompareReply,
   CompareRequest,

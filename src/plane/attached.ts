@@ -1,17 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { NO_GUEST } from '../attach/no-guest.ts';
-import type {
-  Access,
-  FreeMapReport,
-  GuestStatistics,
-  HydrationSettings,
-  HydrationStatus,
-  SourceSpec,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -24,6 +13,10 @@ import { MAPPER_FOLDER } from '../host/device-mapper.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type MapperTable, SECTOR_BYTES } from '../host/mapper-table.ts';
+import type { GuestStatistics } from '../opening/guest.ts';
+import { NO_GUEST } from '../opening/guest.ts';
+import type { Access, HydrationSettings, SourceSpec, VolumeServerSpec } from '../opening/spec.ts';
+import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
 import type {
   CompareReply,
   CompareRequest,

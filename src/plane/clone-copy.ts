@@ -1,4 +1,3 @@
-import type { HydrationSettings, HydrationStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,6 +7,8 @@ import { type BlockStatistics, blockStatistics, kernelNameOf } from '../host/blo
 import { fstrim } from '../host/fstrim.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { type CloneStatus, parseCloneStatus } from '../host/mapper-table.ts';
+import type { HydrationSettings } from '../opening/spec.ts';
+import type { HydrationStatus } from '../opening/status.ts';
 import { cloneHydration } from './clone-hydration.ts';
 import type { PlaneHost } from './host.ts';
 import {

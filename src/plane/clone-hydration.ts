@@ -1,5 +1,5 @@
-import type { HydrationStatus } from '../attach/server-spec.ts';
 import type { CloneStatus } from '../host/mapper-table.ts';
+import type { HydrationStatus } from '../opening/status.ts';
 import { REGION_BYTES } from './clone-binding.ts';
 
 export type CloneFacts = {

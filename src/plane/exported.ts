@@ -1,6 +1,4 @@
 import { join } from 'node:path';
-import { NO_GUEST } from '../attach/no-guest.ts';
-import type { Access, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,6 +6,9 @@ import { FileDevice } from '../block/file-device.ts';
 import type { LioExport } from '../host/lio.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
+import { NO_GUEST } from '../opening/guest.ts';
+import type { Access, VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import { exportAccessError } from '../volume/export-access.ts';

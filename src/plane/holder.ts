@@ -1,11 +1,12 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
-import { performOperation, type VolumeAnswers } from '../volume/operations.ts';
 import { KernelVolume, removeStack } from './attached.ts';
 import { KernelExport, removeExport } from './exported.ts';
 import { type PlaneHost, systemPlaneHost } from './host.ts';

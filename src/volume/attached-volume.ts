@@ -1,16 +1,5 @@
 import { join } from 'node:path';
 import { FuseServer } from '../attach/fuse-server.ts';
-import { HEAT_REGION_BYTES } from '../attach/heat.ts';
-import type {
-  Access,
-  CloneSpec,
-  FreeMapReport,
-  HydrationSettings,
-  HydrationStatus,
-  NbdSocketSpec,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -24,13 +13,23 @@ import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
+import { HEAT_REGION_BYTES } from '../opening/guest.ts';
+import type {
+  Access,
+  CloneSpec,
+  HydrationSettings,
+  Leaving,
+  NbdSocketSpec,
+  VolumeServerSpec,
+} from '../opening/spec.ts';
+import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
 import { filesystemInstance } from '../sys/filesystem-instance.ts';
 import type { CloneLayer, Rekey } from './clone-layer.ts';
 import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
 import type { DecryptedSource } from './decrypted-source.ts';
-import { type DiskRoom, type Leaving, RoomyDevice, roomOf } from './disk-room.ts';
+import { type DiskRoom, RoomyDevice, roomOf } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
 import { passFence } from './fence.ts';
 import { VOLUME_FILES } from './files.ts';

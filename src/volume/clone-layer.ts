@@ -1,6 +1,5 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -14,6 +13,7 @@ import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import type { ZeroLog } from '../clone/zero-log.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
+import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../opening/spec.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { filesystemInstance } from '../sys/filesystem-instance.ts';
 import { parentProcess } from '../sys/parent-process.ts';

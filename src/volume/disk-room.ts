@@ -1,10 +1,10 @@
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
 import type { ArrivalStore } from '../clone/arrival.ts';
+import type { Leaving, VolumeServerSpec } from '../opening/spec.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 
 /**
@@ -32,9 +32,6 @@ export function diskReserveBytes(totalBytes: number): number {
 export function lastReserveBytes(totalBytes: number): number {
   return Math.floor(diskReserveBytes(totalBytes) / LAST_PART);
 }
-
-/** How much of the reserve is open: none, half, all of it but its last part. */
-export type Leaving = 'no' | 'running' | 'stopped';
 
 /** Bytes of a disk of this size that a volume leaves free. */
 export function keptBytes(totalBytes: number, leaving: Leaving): number {

@@ -1,6 +1,5 @@
 import { rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { KeySource, VolumeServerSpec } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -29,6 +28,7 @@ import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
 import { createXts } from '../crypt/xts.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
+import type { KeySource, VolumeServerSpec } from '../opening/spec.ts';
 import { replaceFile } from '../sys/durable-file.ts';
 import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';

@@ -1,5 +1,5 @@
-import type { Access } from '../attach/server-spec.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { Access } from '../opening/spec.ts';
 
 /** An export, of either plane, is only ever opened for reading. */
 export function exportAccessError(access: Access, requested: Access): GodwitError {

@@ -1,6 +1,4 @@
 import { join } from 'node:path';
-import { NO_GUEST } from '../attach/no-guest.ts';
-import type { Access, Grant, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,6 +6,9 @@ import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
+import { NO_GUEST } from '../opening/guest.ts';
+import type { Access, Grant, VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
 import { exportAccessError } from './export-access.ts';

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
-import type { VolumeServerSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
 import { type DataLock, lockData } from './data-lock.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';

@@ -1,6 +1,5 @@
 import { COUNTER, GuestCounters, WaitMeter } from '../attach/guest-counters.ts';
 import { Heat, hottestRegions } from '../attach/heat.ts';
-import type { Access, GuestStatistics } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { Condition } from '../base/condition.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
@@ -8,6 +7,8 @@ import { readOnlyError } from '../block/range.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import type { HydrationExtent } from '../nbd/index.ts';
+import type { GuestStatistics } from '../opening/guest.ts';
+import type { Access } from '../opening/spec.ts';
 
 /**
  * After this many bytes of writes their way to the disk begins, so that dirty pages do not pile up until the

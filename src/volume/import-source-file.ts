@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ImportedExport, ImportedSourceSpec, ImportedUnit } from '../attach/server-spec.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import type { ImportedExport, ImportedSourceSpec, ImportedUnit } from '../opening/spec.ts';
 import { VOLUME_FILES } from './files.ts';
 
 /*

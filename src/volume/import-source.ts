@@ -1,6 +1,5 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { ImportedExport, ImportedUnit } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { type ErrorValues, GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -19,6 +18,7 @@ import {
   type NbdUri,
   parseNbdUri,
 } from '../nbd/index.ts';
+import type { ImportedExport, ImportedUnit } from '../opening/spec.ts';
 import { openNamedFile } from '../sys/named-path.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import type { Connection } from './source-device.ts';

@@ -1,6 +1,7 @@
 /** The volumes of one worker: what machines, migration and the worker use of this room. */
 
-export * from '../attach/server-spec.ts';
+export * from '../opening/spec.ts';
+export * from '../opening/status.ts';
 export { readDataLoss } from './data-guard.ts';
 export { isDataLocked } from './data-lock.ts';
 export { diskReserveBytes } from './disk-room.ts';

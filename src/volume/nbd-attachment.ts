@@ -1,4 +1,3 @@
-import type { Access, GuestStatistics, NbdSocketSpec } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { PeerBook } from '../base/peer-account.ts';
@@ -6,6 +5,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import { NbdServer } from '../nbd/index.ts';
+import type { GuestStatistics } from '../opening/guest.ts';
+import type { Access, NbdSocketSpec } from '../opening/spec.ts';
 import { GuestDevice } from './guest-device.ts';
 
 /** What NBD clients of a machine's own socket may ask for; without a name they get the same. */

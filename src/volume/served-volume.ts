@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import type { ServeListen, VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -9,6 +8,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
 import { NbdServer } from '../nbd/index.ts';
+import type { ServeListen, VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import type { TlsFiles, TlsIdentity } from '../sys/tls-identity.ts';
 import type { DataLock } from './data-lock.ts';
 import { type DiskRoom, RoomyDevice, roomOf } from './disk-room.ts';

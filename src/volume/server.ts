@@ -1,7 +1,6 @@
 // First: see there.
 import '../sys/thread-pool.ts';
 import { flushCompileCache } from 'node:module';
-import type { VolumeServerSpec, VolumeServerStatus } from '../attach/server-spec.ts';
 import { systemClock } from '../base/clock.ts';
 import { toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
@@ -9,12 +8,15 @@ import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { PeerBook } from '../base/peer-account.ts';
 import { systemRandom } from '../base/random.ts';
-import { performOperation, type VolumeAnswers } from './operations.ts';
-import { badSpec, parseSpec } from './server-input.ts';
+import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
+import { badSpec } from '../opening/read-fields.ts';
+import { parseSpec } from '../opening/read-spec.ts';
+import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import { StatusReporter } from './status-reporter.ts';
 
 /**
- * The volume server: one process that serves one volume. `server-spec.ts` says what it is told and asked.
+ * The volume server: one process that serves one volume. opening/ says what it is told and asked.
  * Descriptors: 0 and 1 the conversation with the supervisor, 2 the log (JSON lines), 3 the FUSE connection in
  * role `attach`.
  *

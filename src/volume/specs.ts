@@ -1,4 +1,6 @@
 import { join } from 'node:path';
+import { GodwitError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
 import type {
   Access,
   CloneSpec,
@@ -8,9 +10,7 @@ import type {
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
-} from '../attach/server-spec.ts';
-import { GodwitError } from '../base/errors.ts';
-import type { Random } from '../base/random.ts';
+} from '../opening/spec.ts';
 import { ownPath } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import { VOLUME_FILES } from './files.ts';

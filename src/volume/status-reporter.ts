@@ -1,5 +1,5 @@
-import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 
 const INTERVAL_MS = 500;
 

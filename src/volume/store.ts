@@ -1,7 +1,6 @@
 import { link, mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { ulid } from 'ulid';
-import type { KeySource } from '../attach/server-spec.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -11,6 +10,7 @@ import { FileDevice } from '../block/file-device.ts';
 import { CloneMetadata, metadataLengthBytes, summaryOffsetBytes } from '../clone/metadata.ts';
 import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
+import type { KeySource } from '../opening/spec.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { holdsFileOf } from '../sys/file-system.ts';
 import { ownPath } from '../sys/named-path.ts';

@@ -1,6 +1,6 @@
 import { realpathSync } from 'node:fs';
 import { dirname } from 'node:path';
-import type { KeySource } from '../attach/server-spec.ts';
+import type { KeySource } from '../opening/spec.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 
 /**

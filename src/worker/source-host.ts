@@ -1,6 +1,4 @@
 import { rm } from 'node:fs/promises';
-import type { HeatHint } from '../attach/server-spec.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -14,6 +12,8 @@ import type { MachineManager } from '../machine/manager.ts';
 import type { ShimClient } from '../machine/shim-client.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import type { HeatHint } from '../opening/spec.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {

@@ -1,5 +1,3 @@
-import type { HeatHint } from '../attach/server-spec.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -12,6 +10,8 @@ import type { ShimOps, ShimStatus } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import type { HeatHint } from '../opening/spec.ts';
 import type {
   CompareReply,
   CompareRequest,

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runView } from '../../test/support/fake-service.ts';
-import type { HydrationStatus } from '../attach/server-spec.ts';
+import type { HydrationStatus } from '../opening/status.ts';
 import { arriving } from './views.ts';
 
 test('a volume that has come arrives no more, however long its server remembers that it did', () => {

@@ -1,5 +1,4 @@
 import { dirname } from 'node:path';
-import type { VolumeServerStatus } from '../attach/server-spec.ts';
 import type { WireError } from '../base/errors.ts';
 import { progressText, type Question, questionText, unanswered } from '../base/progress.ts';
 import type { MachineView, VolumeView, Why } from '../contract/schemas.ts';
@@ -9,6 +8,7 @@ import type { Beginning } from '../machine/manager.ts';
 import type { DrainView } from '../migration/drain.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import type { VolumeServerStatus } from '../opening/status.ts';
 import type { DiskTrouble } from './disk-look.ts';
 import type { Trouble } from './recovery.ts';
 import type { ServerTrouble } from './volume-server-looks.ts';

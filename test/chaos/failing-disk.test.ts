@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import test from 'node:test';
-import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
+import type { VolumeServerStatus } from '../../src/opening/status.ts';
 import {
   BACKING_DISK_NEEDS,
   failingXfs,

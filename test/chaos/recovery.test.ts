@@ -3,8 +3,8 @@ import { chmodSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'node:test';
-import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import type { VolumeServerStatus } from '../../src/opening/status.ts';
 import { Fleet, fleetNeeds, killProcess } from '../support/fleet.ts';
 
 /** What should be there comes back by itself, and says why it is not there yet. */

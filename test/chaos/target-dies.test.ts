@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import type { HydrationStatus } from '../../src/attach/server-spec.ts';
 import type { MachineView } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
+import type { HydrationStatus } from '../../src/opening/status.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { patient } from '../support/patience.ts';
 import { WriterCollector, type WriterHistory } from '../support/writer-collector.ts';

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import test from 'node:test';
-import type { VolumeServerStatus } from '../../src/attach/server-spec.ts';
 import type { VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
+import type { VolumeServerStatus } from '../../src/opening/status.ts';
 import { attachedVolume } from '../support/attached-volume.ts';
 import { leisurely, mustEndWell, NotYet, patient, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';

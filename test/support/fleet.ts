@@ -13,7 +13,6 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ApiClient } from '../../src/api/client.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/attach/volume-operations.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/logger.ts';
@@ -25,6 +24,7 @@ import { cleanUpAfterDeadShim } from '../../src/machine/shim-cleanup.ts';
 import { ShimClient } from '../../src/machine/shim-client.ts';
 import { readShimState, type ShimState } from '../../src/machine/shim-state.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/opening/operations.ts';
 import { type TlsFiles, TlsTrust } from '../../src/sys/tls-identity.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { workerPaths } from '../../src/worker/paths.ts';

@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import type { SourceSpec } from '../../src/attach/server-spec.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import {
   argumentsOf,
@@ -12,6 +11,7 @@ import {
 import { type MoveAnswers, type Offer, PEER, type Peer, type TargetStatus } from '../../src/contract/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
+import type { SourceSpec } from '../../src/opening/spec.ts';
 import { RootHash } from '../../src/receipt/root.ts';
 
 /**

@@ -1,12 +1,12 @@
 import { flushCompileCache } from 'node:module';
 import { FuseServer } from '../../src/attach/fuse-server.ts';
-import type { Access, VolumeServerSpec } from '../../src/attach/server-spec.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { LineRpc } from '../../src/base/line-rpc.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { Luks2Device } from '../../src/crypt/luks2-device.ts';
 import { createXts } from '../../src/crypt/xts.ts';
+import type { Access, VolumeServerSpec } from '../../src/opening/spec.ts';
 
 /**
  * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard

@@ -1,15 +1,15 @@
 import { createHash } from 'node:crypto';
 import { DatabaseSync } from 'node:sqlite';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/attach/volume-operations.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { PrepareRequest, TargetFigures } from '../../src/contract/peer.ts';
 import type { MigrateInOutput } from '../../src/migration/migrate-in.ts';
 import { differenceOf } from '../../src/migration/move-receiver.ts';
 import { type Mended, type ProveOptions, proveMove } from '../../src/migration/prove.ts';
 import { ReceiptBook } from '../../src/migration/receipt-book.ts';
+import type { OperationArgs, OperationResult, VolumeOperation } from '../../src/opening/operations.ts';
+import { performOperation, type VolumeAnswers } from '../../src/opening/perform.ts';
 import { countersign, type Receipt, verifyReceipt } from '../../src/receipt/envelope.ts';
 import type { ReceiptBody } from '../../src/receipt/receipt.ts';
-import { performOperation, type VolumeAnswers } from '../../src/volume/operations.ts';
 import { MoveWorld } from './move-world.ts';
 import { newWorkerKey } from './worker-keys.ts';
 

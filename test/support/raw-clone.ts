@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { NbdSocketSpec, SourceSpec } from '../../src/attach/server-spec.ts';
+import type { NbdSocketSpec, SourceSpec } from '../../src/opening/spec.ts';
 import { type BlockRange, blockWrites } from './block-writer.ts';
 import { inPatience, NotWorthWaiting, NotYet, until } from './patience.ts';
 import { type Move, moveVolume, tool, type VolumeLab } from './volume-lab.ts';

@@ -3,22 +3,21 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { abortFuseConnection, type FuseMount, mountFuse, unmountFuse } from '../../src/attach/fuse-mount.ts';
-import type {
-  Access,
-  Grant,
-  HydrationStatus,
-  ImportedSourceSpec,
-  KeySource,
-  NbdSocketSpec,
-  SourceSpec,
-  VolumeServerSpec,
-  VolumeServerStatus,
-} from '../../src/attach/server-spec.ts';
 import { VOLUME_SERVER_NODE_FLAGS, VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
+import type {
+  Access,
+  Grant,
+  ImportedSourceSpec,
+  KeySource,
+  NbdSocketSpec,
+  SourceSpec,
+  VolumeServerSpec,
+} from '../../src/opening/spec.ts';
+import type { HydrationStatus, VolumeServerStatus } from '../../src/opening/status.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
 import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';

@@ -1,20 +1,19 @@
-import type { OperationResult, VolumeOperation } from '../attach/volume-operations.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { OperationResult, VolumeOperation } from './operations.ts';
 import {
   parseActivate,
   parseCompare,
   parseCursor,
   parseFilesystem,
   parseFreeMapDigest,
-  parseGrant,
   parseHeat,
-  parseHydration,
   parseInitiator,
   parseLeaving,
   parseMend,
   parseOwed,
   parseRanges,
-} from './server-input.ts';
+} from './read-arguments.ts';
+import { parseGrant, parseHydration } from './read-spec.ts';
 
 const nothing = (): undefined => undefined;
 

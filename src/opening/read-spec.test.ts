@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { Value } from 'typebox/value';
-import { VolumeServerSpec } from '../attach/server-spec.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { parseSpec } from './server-input.ts';
+import { parseSpec } from './read-spec.ts';
+import { VolumeServerSpec } from './spec.ts';
 
 const good: VolumeServerSpec = {
   role: 'attach',

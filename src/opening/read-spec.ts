@@ -1,4 +1,5 @@
-import { HEAT_REGIONS_MAX } from '../attach/heat.ts';
+import type { TlsFiles } from '../sys/tls-identity.ts';
+import { badSpec, boolean, flag, integer, nodeName, object, oneOf, ownName, text } from './read-fields.ts';
 import type {
   Access,
   CloneSpec,
@@ -11,20 +12,10 @@ import type {
   ServeListen,
   SourceSpec,
   VolumeServerSpec,
-} from '../attach/server-spec.ts';
-import { GodwitError } from '../base/errors.ts';
-import { isOwnName, NODE_NAME } from '../base/own-name.ts';
-import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, CompareRequest, MendRequest } from '../receipt/proof.ts';
-import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
-import type { TlsFiles } from '../sys/tls-identity.ts';
-import type { Leaving } from './disk-room.ts';
-
-const BLOCK_MAX = 2 ** 48;
-const RANGES_MAX = 2 * PROOF_RANGES_MAX;
+} from './spec.ts';
 
 /**
- * What a volume server is told, checked by hand: the schemas of server-spec.ts say the same, but their
+ * What a volume server is told, checked by hand: the schemas of spec.ts say the same, but their
  * validator would take a third of the process's memory and half of the pause that a restart is for the guest.
  * A message names the field and never its value, which may be a secret. Everything here throws
  * `VOLUME_BAD_SPEC`.
@@ -61,18 +52,13 @@ export function parseSpec(line: string): VolumeServerSpec {
   };
 }
 
-function boolean(value: unknown, what: string): boolean {
-  if (typeof value !== 'boolean') throw badSpec(`${what} is not a boolean`);
-  return value;
-}
-
 function parseLoss(value: unknown): NonNullable<VolumeServerSpec['dataLoss']> {
   const loss = object(value, 'dataLoss');
   if (typeof loss.atMs !== 'number') throw badSpec('dataLoss.atMs is not a number');
   return { atMs: loss.atMs, reason: text(loss.reason, 'dataLoss.reason', 0) };
 }
 
-function parseAccess(value: unknown): Access {
+export function parseAccess(value: unknown): Access {
   return oneOf(value, ['standby', 'writable', 'readonly'], 'access');
 }
 
@@ -92,97 +78,6 @@ export function parseHydration(value: unknown): HydrationSettings {
     paused: flag(settings.paused, 'hydration.paused'),
     rateBytesPerSecondMax: integer(settings.rateBytesPerSecondMax, 0, 'hydration.rateBytesPerSecondMax'),
   };
-}
-
-export function parseInitiator(value: unknown): string {
-  return text(object(value, 'revoke').initiatorIqn, 'initiatorIqn');
-}
-
-/** A hint: what is no region is left out. */
-export function parseHeat(value: unknown): number[] {
-  const { regions } = object(value, 'warm');
-  if (!Array.isArray(regions)) throw badSpec('warm.regions does not fit');
-  return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
-}
-
-/**
- * Workers of earlier versions do not say whether the machine has stopped: then all of it is open from the
- * beginning.
- */
-export function parseLeaving(value: unknown): Leaving {
-  const { leaving, stopped } = object(value, 'room');
-  if (!flag(leaving, 'room.leaving')) return 'no';
-  return stopped === undefined || flag(stopped, 'room.stopped') ? 'stopped' : 'running';
-}
-
-export function parseActivate(value: unknown): Access {
-  return parseAccess(object(value, 'activate').access);
-}
-
-export function parseFilesystem(value: unknown): FreeMapFilesystem {
-  return oneOf(object(value, 'free map').filesystem, ['ext4', 'xfs'], 'filesystem');
-}
-
-export function parseCursor(value: unknown): number {
-  return integer(object(value, 'proof').cursor, 0, 'cursor');
-}
-
-function parseRange(value: unknown): BlockRange {
-  const range = object(value, 'range');
-  return {
-    first: integer(range.first, 0, 'range.first', BLOCK_MAX),
-    blocks: integer(range.blocks, 1, 'range.blocks', BLOCK_MAX),
-  };
-}
-
-export function parseRanges(value: unknown): BlockRange[] {
-  return list(object(value, 'digests').ranges, 'digests.ranges').map(parseRange);
-}
-
-export function parseOwed(value: unknown): { range: BlockRange; cursor: number } {
-  return { range: parseRange(value), cursor: parseCursor(value) };
-}
-
-export function parseCompare(value: unknown): CompareRequest {
-  const request = object(value, 'compare');
-  return {
-    from: integer(request.from, 0, 'compare.from'),
-    freeMapDigest: parseFreeMapDigest(value),
-    ranges: list(request.ranges, 'compare.ranges').map((item) => {
-      const { blocks, digests } = object(item, 'compare.ranges');
-      return {
-        ...parseRange(item),
-        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
-        digests: text(digests, 'range.digests'),
-      };
-    }),
-  };
-}
-
-export function parseMend(value: unknown): MendRequest {
-  return {
-    ranges: list(object(value, 'mend').ranges, 'mend.ranges').map((item) => {
-      const { digest, position, blocks } = object(item, 'mend.ranges');
-      return {
-        ...parseRange(item),
-        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
-        digest: digestText(digest),
-        position: position === null ? null : integer(position, 0, 'position'),
-      };
-    }),
-  };
-}
-
-export function parseFreeMapDigest(value: unknown): string | null {
-  const { freeMapDigest } = object(value, 'figures');
-  return freeMapDigest === null ? null : digestText(freeMapDigest);
-}
-
-export function badSpec(reason: string, cause?: unknown): GodwitError {
-  return new GodwitError('VOLUME_BAD_SPEC', `a volume server cannot take this: ${reason}`, {
-    nextAction: 'The shim and the volume server must be of the same godwit version.',
-    cause,
-  });
 }
 
 function parseClone(value: unknown): CloneSpec {
@@ -319,52 +214,4 @@ function parseTlsFiles(value: unknown, what: string): TlsFiles {
     keyFile: text(files.keyFile, `${what}.keyFile`),
     caFile: text(files.caFile, `${what}.caFile`),
   };
-}
-
-function list(value: unknown, what: string): unknown[] {
-  if (Array.isArray(value) && value.length <= RANGES_MAX) return value;
-  throw badSpec(`${what} does not fit`);
-}
-
-function digestText(value: unknown): string {
-  const digest = text(value, 'digest');
-  if (/^[0-9a-f]{64}$/.test(digest)) return digest;
-  throw badSpec('digest does not fit');
-}
-
-function object(value: unknown, what: string): Record<string, unknown> {
-  if (typeof value === 'object' && value !== null) return value as Record<string, unknown>;
-  throw badSpec(`${what} is not an object`);
-}
-
-function text(value: unknown, what: string, lengthMin = 0): string {
-  if (typeof value === 'string' && value.length >= lengthMin) return value;
-  throw badSpec(`${what} does not fit`);
-}
-
-function ownName(value: unknown, what: string): string {
-  if (isOwnName(value)) return value;
-  throw badSpec(`${what} does not fit`);
-}
-
-function nodeName(value: unknown, what: string): string {
-  if (typeof value === 'string' && NODE_NAME.test(value)) return value;
-  throw badSpec(`${what} does not fit`);
-}
-
-function flag(value: unknown, what: string): boolean {
-  if (typeof value === 'boolean') return value;
-  throw badSpec(`${what} does not fit`);
-}
-
-function integer(value: unknown, minimum: number, what: string, maximum = Number.MAX_SAFE_INTEGER): number {
-  if (Number.isInteger(value) && (value as number) >= minimum && (value as number) <= maximum)
-    return value as number;
-  throw badSpec(`${what} does not fit`);
-}
-
-function oneOf<T extends string>(value: unknown, choices: readonly T[], what: string): T {
-  const choice = choices.find((one) => one === value);
-  if (choice !== undefined) return choice;
-  throw badSpec(`${what} does not fit`);
 }

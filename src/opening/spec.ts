@@ -1,19 +1,5 @@
 import { type Static, Type } from 'typebox';
-import type { WireError } from '../base/errors.ts';
 import { NODE_NAME_PATTERN, OWN_NAME_PATTERN } from '../base/own-name.ts';
-import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
-
-export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
-  /** null: not counted (kernel plane). */
-  blocksFetchedTwice: number | null;
-  /**
-   * What the guest reads of missing blocks is stored, and so comes once. Not in the kernel plane: dm-clone
-   * passes it on and forgets it.
-   */
-  missesKept: boolean;
-  /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
-  transport: 'tls' | 'tcp' | 'foreign';
-};
 
 /**
  * What a volume server is told to serve (first line on its standard input), and what can be asked of it
@@ -173,6 +159,9 @@ export const Access = Type.Union([
 ]);
 export type Access = Static<typeof Access>;
 
+/** How much of a disk's reserve is open: none, half, all of it but its last part (volume/disk-room.ts). */
+export type Leaving = 'no' | 'running' | 'stopped';
+
 export const VolumeServerSpec = Type.Object({
   role: Type.Union([Type.Literal('attach'), Type.Literal('export'), Type.Literal('serve')]),
   volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
@@ -261,51 +250,6 @@ export const VolumeServerSpec = Type.Object({
 export type VolumeServerSpec = Static<typeof VolumeServerSpec>;
 
 /**
- * Answer to `status`, and the payload of the `progress` event (sent about twice a second while something
- * changes).
- */
-export type VolumeServerStatus = {
-  role: VolumeServerSpec['role'];
-  volumeId: string;
-  generation: number;
-  access: Access;
-  residentBytes: number;
-  /** Only in role `attach` with a clone that is not yet whole. */
-  hydration?: HydrationStatus;
-  /** The disk lost what the guest wrote; everything is refused until an operator decides. */
-  dataLoss?: { atMs: number; reason: string };
-  /**
-   * The disk is full but for what is kept back: what the guest writes anew waits, or fails where `waiting` is
-   * 0. With `map` it is where that file is, the live map of a clone, that is full. Sizes in bytes.
-   */
-  noRoom?: { sinceMs: number; waiting: number; freeBytes: number; reserveBytes: number; map?: string };
-  /** What is kept back of the disk is open to the guest, which leaves. Left out: it is not. */
-  leaving?: 'running' | 'stopped';
-  guest: GuestStatistics;
-  /** Only in role `export`. */
-  export?: { host: string; port: number; sessions: number; bytesServed: number };
-  /** In role `serve`, and with `nbd`. `location` is a URI without a secret. */
-  served?: { location: string; connections: number };
-};
-
-/**
- * null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane).
- */
-export type GuestStatistics = {
-  reads: number;
-  readBytes: number;
-  writes: number;
-  writeBytes: number;
-  flushes: number;
-  /** Reads and writes that had to wait for the source. */
-  misses: number | null;
-  readLatencyP50Ms: number | null;
-  readLatencyP99Ms: number | null;
-  missLatencyP50Ms: number | null;
-  missLatencyP99Ms: number | null;
-};
-
-/**
  * What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB
  * (`HEAT_REGION_BYTES` of heat.ts).
  */
@@ -313,14 +257,3 @@ export const HeatHint = Type.Object({
   regions: Type.Array(Type.Integer({ minimum: 0 }), { maxItems: 1024 }),
 });
 export type HeatHint = Static<typeof HeatHint>;
-
-/** Answer to `free-map`. */
-export type FreeMapReport = {
-  /**
-   * Bytes of the volume that its filesystem does not use, as far as `free.map` says so; 0 where there is no
-   * map.
-   */
-  unusedBytes: number;
-  /** Why there is no map. */
-  reason: WireError | null;
-};

@@ -13,20 +13,14 @@ import type {
   StatedRange,
   UnfetchedPage,
 } from '../receipt/proof.ts';
-import type {
-  Access,
-  FreeMapReport,
-  Grant,
-  HeatHint,
-  HydrationSettings,
-  VolumeServerStatus,
-} from './server-spec.ts';
+import type { Access, Grant, HeatHint, HydrationSettings } from './spec.ts';
+import type { FreeMapReport, VolumeServerStatus } from './status.ts';
 
 type Nothing = Record<string, never>;
 
 /**
  * What can be asked of an open volume: worker to shim (`volume.command`), shim to volume server, as line-JSON
- * (base/line-rpc.ts); in the kernel plane the shim answers itself. volume/operations.ts reads the arguments.
+ * (base/line-rpc.ts); in the kernel plane the shim answers itself. perform.ts reads the arguments.
  * A role answers what it has (`attach`: the volume of a machine or of a clone; `export`: a sealed one, for
  * its clones; `serve`), and `VOLUME_UNKNOWN_OP` to the rest.
  *
