@@ -8,12 +8,12 @@ import { blockStatistics, kernelNameOf } from '../src/host/block-statistics.ts';
 import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
-import { openVolumeHolder } from '../src/machine/volume-holder.ts';
 import type { HydrationSettings, SourceSpec, VolumeServerSpec } from '../src/opening/spec.ts';
 import type { HydrationStatus, VolumeServerStatus } from '../src/opening/status.ts';
 import { KernelVolume } from '../src/plane/attached.ts';
 import { KernelExport } from '../src/plane/exported.ts';
 import { systemPlaneHost } from '../src/plane/host.ts';
+import { openVolumeHolder } from '../src/shim/volume-holder.ts';
 import {
   attachSpec,
   cloneSpec,

@@ -36,7 +36,7 @@ export async function prepareGuest(guest: Guest): Promise<void> {
 
 /**
  * A worker waits 30 s for a shim, however slow its processor is. So the first one finds the compiled code of
- * another, which ended for want of arguments, where it looks for it (shim-client.ts).
+ * another, which ended for want of arguments, where it looks for it (client.ts).
  */
 async function compileShim(guest: Guest): Promise<void> {
   await guest.run([

@@ -113,6 +113,8 @@ const WAITING_ROOMS = [
   'journal',
   'plane',
   'migration',
+  'shim',
+  'jail',
   'machine',
   'contract',
   'api',
@@ -138,7 +140,7 @@ const NOT_WAITING: Readonly<Record<string, string>> = {
   'src/base/doorkeeper.ts':
     'the same of connections that have shown nothing yet (docs/iscsi.md, docs/nbd.md)',
   'src/base/histogram.ts': 'a unit',
-  'src/machine/config.ts': "a machine's own times",
+  'src/contract/machine-config.ts': "a machine's own times",
   'src/machine/restart-policy.ts': 'the restart policy of machines (docs/machines.md)',
   'src/contract/schemas.ts': 'bounds and defaults of requests',
   'src/migration/plan.ts': 'a prediction',

@@ -13,7 +13,7 @@ import {
   INPUT_WINDOW_BYTES,
 } from '../contract/exec-frames.ts';
 import type { ExecStart } from '../contract/schemas.ts';
-import type { SessionEnd } from '../machine/exec-session.ts';
+import type { SessionEnd } from '../shim/exec-session.ts';
 import type { TerminalSize } from '../sys/pty.ts';
 
 export type ExecStreamOptions = {

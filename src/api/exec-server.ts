@@ -15,7 +15,7 @@ import {
   INPUT_WINDOW_BYTES,
 } from '../contract/exec-frames.ts';
 import { ExecStart } from '../contract/schemas.ts';
-import type { ExecSession, SessionOutput } from '../machine/exec-session.ts';
+import type { ExecSession, SessionOutput } from '../shim/exec-session.ts';
 import { strict } from './strict.ts';
 
 const startSchema = Compile(strict(ExecStart));

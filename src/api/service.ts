@@ -1,7 +1,7 @@
 import type { OperatorAnswers } from '../contract/operator.ts';
 import type { PeerAnswers } from '../contract/peer.ts';
 import type { ApiEvent, ExecStart, LogsQuery } from '../contract/schemas.ts';
-import type { ExecSession, SessionOutput } from '../machine/exec-session.ts';
+import type { ExecSession, SessionOutput } from '../shim/exec-session.ts';
 
 /** What a worker does for its HTTP API; src/worker implements it. */
 export interface WorkerService extends OperatorAnswers {

@@ -2,7 +2,7 @@
 export const PROGRAM_FILES = [
   'cli/main.ts',
   'machine/shim.ts',
-  'machine/jail-init.sh',
+  'jail/jail-init.sh',
   'volume/server.ts',
   'attach/hot-thread.ts',
 ] as const;

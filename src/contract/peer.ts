@@ -4,7 +4,6 @@ import { PATIENCE } from '../base/patience.ts';
 import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
-import { MachineConfig } from '../machine/config.ts';
 import { HeatHint, SourceSpec } from '../opening/spec.ts';
 import { Receipt } from '../receipt/envelope.ts';
 import {
@@ -20,6 +19,7 @@ import {
 } from '../receipt/proof.ts';
 import { ReceiptWorker } from '../receipt/receipt.ts';
 import type { Answers, Asks, Conversation } from './endpoint.ts';
+import { MachineConfig } from './machine-config.ts';
 import { Ref } from './schemas.ts';
 
 /**

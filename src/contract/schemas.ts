@@ -1,9 +1,9 @@
 import { type Static, type TSchema, Type } from 'typebox';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
-import { MachineConfig } from '../machine/config.ts';
 import { VolumeRecord } from '../volume/record.ts';
 import { TERM_PATTERN } from './exec-frames.ts';
+import { MachineConfig } from './machine-config.ts';
 
 /**
  * Requests and replies of the worker's HTTP API. One schema is the type, the validator and the page in

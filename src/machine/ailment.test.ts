@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import type { ShimStatus } from '../shim/protocol.ts';
 import { ailmentOf } from './ailment.ts';
-import type { ShimStatus } from './shim-protocol.ts';
 
 type Workload = NonNullable<ShimStatus['workload']>;
 

@@ -1,5 +1,5 @@
+import type { ShimStatus } from '../shim/protocol.ts';
 import { STEADY_MS } from './restart-policy.ts';
-import type { ShimStatus } from './shim-protocol.ts';
 
 /** How a machine is not what its owner wants, though it is wanted to run; null: nothing to say. */
 export type Ailment = {

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { patient } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { FakeClock } from '../base/fake-clock.ts';
-import type { HealthCheck } from './config.ts';
+import type { HealthCheck } from '../contract/machine-config.ts';
 import { HealthMonitor, HealthTracker } from './health.ts';
 import { listens, makeProbe } from './probe.ts';
 

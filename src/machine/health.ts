@@ -1,5 +1,5 @@
 import type { Clock } from '../base/clock.ts';
-import type { HealthCheck } from './config.ts';
+import type { HealthCheck } from '../contract/machine-config.ts';
 
 export type HealthState = 'none' | 'starting' | 'healthy' | 'unhealthy';
 export type Health = { state: HealthState; sinceMs: number; message: string };

@@ -8,8 +8,8 @@ import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
+import { identifyProcess } from '../host/process-identity.ts';
 import { MachineManager, STOP_SLACK_MS, type VolumeProvider } from './manager.ts';
-import { identifyProcess } from './process-identity.ts';
 import { MachineStore } from './store.ts';
 
 const SLEEP = 'while :; do sleep 0.05; done';

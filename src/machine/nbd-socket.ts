@@ -1,9 +1,9 @@
 import { join } from 'node:path';
 import { GodwitError } from '../base/errors.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
+import { readAccount } from '../jail/jail.ts';
 import type { VolumeServerSpec } from '../opening/spec.ts';
-import type { MachineConfig } from './config.ts';
-import { readAccount } from './jail.ts';
-import { SHIM_FILES } from './shim-protocol.ts';
+import { SHIM_FILES } from '../shim/protocol.ts';
 
 /** sun_path of unix(7), without its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;

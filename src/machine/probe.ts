@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { PATIENCE } from '../base/patience.ts';
-import type { HealthCheck, MachineConfig } from './config.ts';
+import type { HealthCheck, MachineConfig } from '../contract/machine-config.ts';
+import { runProgram } from '../host/program.ts';
 import type { Probe, ProbeResult } from './health.ts';
-import { runProgram } from './program.ts';
 
 /** What a probe needs to know of the running machine. */
 export type ProbeTarget = {

@@ -1,7 +1,5 @@
-import type { MachineConfig } from './config.ts';
-
-/** How a run of a workload ended. */
-export type WorkloadExit = { exitCode: number | null; exitSignal: string | null };
+import type { MachineConfig } from '../contract/machine-config.ts';
+import type { WorkloadExit } from '../jail/jail-process.ts';
 
 const BACKOFF_MS_MIN = 100;
 const BACKOFF_MS_MAX = 10_000;

@@ -9,14 +9,14 @@ import { NotYet, patient, until } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
-import { Cgroup, readCgroupLayout } from './cgroup.ts';
-import { mountAt } from './mount-table.ts';
-import { identifyProcess, isAlive } from './process-identity.ts';
-import { mustRun } from './program.ts';
-import { cleanUpAfterDeadShim } from './shim-cleanup.ts';
-import { findShim, ShimClient, startShim } from './shim-client.ts';
-import { readShimState, writeShimState } from './shim-state.ts';
-import { cgroupName } from './workload.ts';
+import { Cgroup, readCgroupLayout } from '../host/cgroup.ts';
+import { mountAt } from '../host/mount-table.ts';
+import { identifyProcess, isAlive } from '../host/process-identity.ts';
+import { mustRun } from '../host/program.ts';
+import { cgroupName } from '../shim/cgroup-name.ts';
+import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
+import { findShim, ShimClient, startShim } from '../shim/client.ts';
+import { readShimState, writeShimState } from '../shim/state.ts';
 
 const SLEEP = 'while :; do sleep 0.05; done';
 const skip = machineNeeds;
@@ -112,13 +112,13 @@ test('wrong questions get typed errors', { skip }, async (t) => {
 
 test('the machine survives its worker, killed with all that it can take along', { skip }, async (t) => {
   const runtimeDir = folder(t);
-  const modules = new URL('.', import.meta.url).href;
+  const modules = new URL('../shim/', import.meta.url).href;
   const worker = spawn(
     process.execPath,
     [
       '--input-type=module',
       '-e',
-      `const { startShim } = await import('${modules}shim-client.ts');
+      `const { startShim } = await import('${modules}client.ts');
        const { systemClock } = await import('${new URL('../base/clock.ts', import.meta.url).href}');
        const client = await startShim({ runtimeDir: ${JSON.stringify(runtimeDir)}, hidden: [], clock: systemClock });
        await client.call('workload.start', ${JSON.stringify(machine(`trap 'exit 5' TERM; echo up; ${SLEEP}`, { restart: { policy: 'always', retriesMax: 0 } }))});

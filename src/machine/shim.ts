@@ -8,14 +8,14 @@ import { messageOf, systemErrorCode } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
-import { readCgroupLayout } from './cgroup.ts';
-import { findJailTools } from './jail.ts';
-import { SHIM_EXIT_TAKEN, SHIM_FILES } from './shim-protocol.ts';
-import { ShimService } from './shim-service.ts';
+import { readCgroupLayout } from '../host/cgroup.ts';
+import { findJailTools } from '../jail/jail.ts';
+import { SHIM_EXIT_TAKEN, SHIM_FILES } from '../shim/protocol.ts';
+import { ShimService } from '../shim/service.ts';
 import { Workload } from './workload.ts';
 
 /**
- * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim-client.ts with its
+ * Process main: `node shim.ts <runtimeDir> [<hidden folder>…]`. Started detached by shim/client.ts with its
  * output in `shim.log`; from then on it depends on nobody. SIGTERM is an orderly shutdown.
  */
 const LOG_FD = 2;
@@ -49,7 +49,7 @@ async function main(): Promise<void> {
         const { openKernelHolder } = await import('../plane/holder.ts');
         return openKernelHolder({ runtimeDir, clock: systemClock, logger, ...events });
       }
-      const { openVolumeHolder } = await import('./volume-holder.ts');
+      const { openVolumeHolder } = await import('../shim/volume-holder.ts');
       setTimeout(flushCompileCache, 500).unref();
       return openVolumeHolder({ runtimeDir, clock: systemClock, logger, ...events });
     },

@@ -3,9 +3,9 @@ import { basename, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { MachineConfig } from '../contract/machine-config.ts';
 import { removeFile, replaceFile } from '../sys/durable-file.ts';
 import { ownPath } from '../sys/named-path.ts';
-import { MachineConfig } from './config.ts';
 
 /** What a worker knows of one of its machines: `<dataDir>/machines/<id>.json`. */
 export const MachineRecord = Type.Object({

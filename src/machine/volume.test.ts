@@ -9,10 +9,10 @@ import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
+import { readMountTable } from '../host/mount-table.ts';
+import { identifyProcess } from '../host/process-identity.ts';
 import { attachSpec, type FreeMapReport, isDataLocked, VolumeStore } from '../volume/index.ts';
 import { MachineManager } from './manager.ts';
-import { readMountTable } from './mount-table.ts';
-import { identifyProcess } from './process-identity.ts';
 import { MachineStore } from './store.ts';
 
 const SLEEP = 'while :; do sleep 0.05; done';

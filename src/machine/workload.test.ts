@@ -18,9 +18,9 @@ import { patient, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { Filesystem } from './filesystem.ts';
-import { mountAt, readMountTable } from './mount-table.ts';
-import { mustRun } from './program.ts';
+import { mountAt, readMountTable } from '../host/mount-table.ts';
+import { mustRun } from '../host/program.ts';
+import { Filesystem } from '../shim/filesystem.ts';
 import { cutForJson, type Workload } from './workload.ts';
 
 const SLEEP = 'while :; do sleep 0.05; done';
@@ -49,6 +49,8 @@ test('a machine has namespaces, a host name and a process tree of its own', { sk
   const { workload } = testWorkload(t);
   await start(workload, machineConfig(SLEEP, { network: 'none' }));
   const pid = workload.initPid!;
+  // What makes the jail executes env, which executes tini.
+  await until('init', () => readFileSync(`/proc/${pid}/comm`, 'utf8'), { is: (name) => name === 'tini\n' });
   for (const kind of ['mnt', 'pid', 'uts', 'ipc', 'net']) {
     assert.notEqual(readlinkSync(`/proc/${pid}/ns/${kind}`), readlinkSync(`/proc/self/ns/${kind}`), kind);
   }

@@ -1,14 +1,14 @@
-import { createHash } from 'node:crypto';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
-import { Cgroup, type CgroupLayout } from './cgroup.ts';
-import type { MachineConfig } from './config.ts';
-import type { Entrance } from './exec-session.ts';
-import { type Health, HealthMonitor } from './health.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
+import { Cgroup, type CgroupLayout } from '../host/cgroup.ts';
+import { readMountTable } from '../host/mount-table.ts';
+import { identifyProcess } from '../host/process-identity.ts';
+import { runProgram } from '../host/program.ts';
 import {
   type Account,
   checkStopSignal,
@@ -26,16 +26,16 @@ import {
   resolveHostFolders,
   resolveMountPath,
   resolverFolder,
-} from './jail.ts';
-import { JailProcess } from './jail-process.ts';
-import { LogWriter } from './log-file.ts';
-import { readMountTable } from './mount-table.ts';
+} from '../jail/jail.ts';
+import { JailProcess, type WorkloadExit } from '../jail/jail-process.ts';
+import { mainProcess, processTree } from '../jail/process-tree.ts';
+import { cgroupName } from '../shim/cgroup-name.ts';
+import type { Entrance } from '../shim/exec-session.ts';
+import { LogWriter } from '../shim/log-file.ts';
+import { SHIM_FILES, type ShimOps, type ShimStatus } from '../shim/protocol.ts';
+import { type Health, HealthMonitor } from './health.ts';
 import { makeProbe } from './probe.ts';
-import { identifyProcess } from './process-identity.ts';
-import { mainProcess, processTree } from './process-tree.ts';
-import { runProgram } from './program.ts';
-import { decideRestart, type WorkloadExit } from './restart-policy.ts';
-import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
+import { decideRestart } from './restart-policy.ts';
 
 type WorkloadStatus = NonNullable<ShimStatus['workload']>;
 type StopResult = ShimOps['workload.stop']['result'];
@@ -625,14 +625,6 @@ export class Workload {
     this.#last = result.catch(() => {});
     return result;
   }
-}
-
-/**
- * One path component, the same for every shim of that runtime folder: the machine's id is not enough, since
- * source and target of a move may be workers of one host.
- */
-export function cgroupName(runtimeDir: string): string {
-  return `machine-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 16)}`;
 }
 
 /** Nothing happens when it has ended. */

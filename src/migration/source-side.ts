@@ -1,6 +1,6 @@
+import type { MachineConfig } from '../contract/machine-config.ts';
 import type { PlacementRequest } from '../contract/peer.ts';
 import type { MountNeeds } from '../host/mount-needs.ts';
-import type { MachineConfig } from '../machine/config.ts';
 import type { HeatHint, SourceSpec } from '../opening/spec.ts';
 import type { FreeMapReport } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';

@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
 import type { MountNeeds } from '../host/mount-needs.ts';
-import type { MachineConfig } from '../machine/config.ts';
-import { missingProgram } from '../machine/jail.ts';
+import { missingProgram } from '../jail/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { hostCheck } from './host-check.ts';
 

@@ -2,7 +2,7 @@ import { isGodwitError, messageOf, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { OfferNeeds } from '../contract/peer.ts';
 import type { MountProof } from '../host/mount-proof.ts';
-import { missingProgram } from '../machine/jail.ts';
+import { missingProgram } from '../jail/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
 
 export type HostCheck = (machine: { id: string; name: string }, needs: OfferNeeds) => Promise<string | null>;

@@ -8,8 +8,6 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { ImportVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { ShimClient } from '../machine/shim-client.ts';
-import type { ShimStatus } from '../machine/shim-protocol.ts';
 import {
   DISK_RESERVE_BYTES,
   diskNeedBytes,
@@ -17,6 +15,8 @@ import {
   mapsProblem,
   unpromisedDiskBytes,
 } from '../migration/placement.ts';
+import type { ShimClient } from '../shim/client.ts';
+import type { ShimStatus } from '../shim/protocol.ts';
 import {
   readImportSource,
   removeValidityFile,

@@ -1,10 +1,10 @@
 import { availableParallelism, freemem, totalmem } from 'node:os';
 import { liveMapsBytes } from '../clone/live-map.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../contract/peer.ts';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
+import { type CgroupLayout, readCgroupLayout } from '../host/cgroup.ts';
 import { readHostFacts } from '../host/host-facts.ts';
-import { type CgroupLayout, readCgroupLayout } from '../machine/cgroup.ts';
-import type { MachineConfig } from '../machine/config.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
 import { fileSystemOf } from '../sys/file-system.ts';

@@ -11,14 +11,15 @@ import type {
   MachineView,
   MoveRequest,
 } from '../contract/schemas.ts';
+import { startSession } from '../jail/exec-session.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
-import { type ExecSession, type SessionOutput, startSession } from '../machine/exec-session.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { DrainController } from '../migration/drain.ts';
 import { MIGRATE_OUT, type MigrateOutInput } from '../migration/migrate-out.ts';
 import type { SourceSide } from '../migration/source-side.ts';
+import type { ExecSession, SessionOutput } from '../shim/exec-session.ts';
 import type { VolumeStore } from '../volume/index.ts';
 import type { Admission } from './admission.ts';
 import type { EventBus } from './event-bus.ts';

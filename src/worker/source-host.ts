@@ -9,12 +9,12 @@ import { type MountNeeds, mountNeeds } from '../host/mount-needs.ts';
 import { dirtyBoundOf } from '../host/write-back.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { ShimClient } from '../machine/shim-client.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
 import type { HeatHint } from '../opening/spec.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
+import type { ShimClient } from '../shim/client.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   bytesAvoided,

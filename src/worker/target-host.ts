@@ -5,8 +5,6 @@ import type { Offer, Peer, PrepareRequest, TargetStatus } from '../contract/peer
 import { type Ailment, ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { withNbdSocket } from '../machine/nbd-socket.ts';
-import type { ShimClient } from '../machine/shim-client.ts';
-import type { ShimOps, ShimStatus } from '../machine/shim-protocol.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
@@ -23,6 +21,8 @@ import type {
   ProofQuery,
   UnfetchedPage,
 } from '../receipt/proof.ts';
+import type { ShimClient } from '../shim/client.ts';
+import type { ShimOps, ShimStatus } from '../shim/protocol.ts';
 import {
   freeMapDigest,
   type KeySource,

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
-import type { HealthCheck, MachineConfig } from '../../src/machine/config.ts';
-import { isAlive } from '../../src/machine/process-identity.ts';
+import type { HealthCheck, MachineConfig } from '../../src/contract/machine-config.ts';
+import { isAlive } from '../../src/host/process-identity.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 
 /** One machine, one volume, one worker that hangs: none of them holds up all the others. */

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isGodwitError } from '../../src/base/errors.ts';
-import { ShimClient } from '../../src/machine/shim-client.ts';
+import { ShimClient } from '../../src/shim/client.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
 import { asking, HOSTILE, type Operation, tryHostileNames } from '../support/hostile-names.ts';
 

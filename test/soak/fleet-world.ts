@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Random } from '../../src/base/random.ts';
 import type { MachineView, Why } from '../../src/contract/schemas.ts';
-import { isAlive, type ProcessIdentity } from '../../src/machine/process-identity.ts';
+import { isAlive, type ProcessIdentity } from '../../src/host/process-identity.ts';
 import { diskReserveBytes } from '../../src/volume/disk-room.ts';
 import { Fleet, type FleetWorker, killProcess } from '../support/fleet.ts';
 import { NotWorthWaiting, NotYet, until } from '../support/patience.ts';

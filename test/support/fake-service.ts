@@ -21,8 +21,8 @@ import type {
   WorkerView,
 } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
-import type { ExecSession, SessionEnd, SessionOutput } from '../../src/machine/exec-session.ts';
 import type { Receipt } from '../../src/receipt/envelope.ts';
+import type { ExecSession, SessionEnd, SessionOutput } from '../../src/shim/exec-session.ts';
 
 /**
  * A worker without a host: machines and volumes are records in memory and a drain advances by one step at

@@ -32,7 +32,7 @@ const NO_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\.(command|command\.0)$/, 'executed in the machine'],
   [/\.(env|metadata)\.\*$/, 'given to the machine'],
   [/\.(user|workingDirectory)$/, 'looked up in the machine'],
-  [/\.(mountPath|hostFolders\.0|devices\.0)$/, 'a whole path by its nature: machine/jail.ts judges it'],
+  [/\.(mountPath|hostFolders\.0|devices\.0)$/, 'a whole path by its nature: jail/jail.ts judges it'],
   [/\.health\.(host|url|command\.0)$/, 'asked in the network of the machine'],
   [/\.group$/, 'compared'],
   [/^importVolume\.source$/, 'a URI, or a whole path: worker/imports.ts judges it'],

@@ -1,5 +1,5 @@
 import { fileURLToPath } from 'node:url';
-import type { MachineConfig } from '../../src/machine/config.ts';
+import type { MachineConfig } from '../../src/contract/machine-config.ts';
 import { letPass, patient } from './patience.ts';
 
 const WRITER = fileURLToPath(new URL('./writer.ts', import.meta.url));

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Check } from 'typebox/value';
 import { machineView } from '../../../test/support/fake-service.ts';
+import { MachineConfig } from '../../contract/machine-config.ts';
 import type { MachineView } from '../../contract/schemas.ts';
-import { MachineConfig } from '../../machine/config.ts';
 import { configOf, ioPausedLine, type RunOptions, stateOf } from './machine.ts';
 
 const minimal: RunOptions = {

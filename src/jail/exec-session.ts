@@ -6,47 +6,11 @@ import { ReadStream } from 'node:tty';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
+import type { Entrance, ExecSession, SessionEnd, SessionOutput } from '../shim/exec-session.ts';
 import { openPty, resizeTerminal, type TerminalSize } from '../sys/pty.ts';
-import { isAlive, type ProcessIdentity } from './process-identity.ts';
 
 const PIECE_BYTES = 64 * 1024;
-
-/** What a shim says of how its machine is entered (`workload.enter`). */
-export type Entrance = {
-  file: string;
-  args: string[];
-  /** PID 1 of the machine. */
-  init: ProcessIdentity;
-  uid: number;
-  gid: number;
-};
-
-export type SessionOutput = (stream: 'stdout' | 'stderr', bytes: Buffer) => void;
-export type SessionEnd = { exitCode: number | null; signal: string | null };
-
-/**
- * A command inside a machine whose input and output somebody has in hand. Ends with the process that made it.
- */
-export interface ExecSession {
-  /**
-   * Once, when the command has ended and all that it wrote before was handed over. Never, after `hangUp`, for
-   * a command that goes on.
-   */
-  readonly ended: Promise<SessionEnd>;
-  /**
-   * Resolves when the command, or the buffer of its terminal or pipe, has them, or when nobody will take them
-   * any more. One at a time.
-   */
-  write(bytes: Uint8Array): Promise<void>;
-  /** No more input. */
-  endInput(): void;
-  resize(size: TerminalSize): void;
-  /** No output until `resume`: then the command waits when it writes. */
-  pause(): void;
-  resume(): void;
-  /** SIGHUP, and nobody is there any more. Idempotent. */
-  hangUp(): void;
-}
 
 /**
  * Starts a command in a machine, with a terminal of the machine's own devpts or with pipes. Throws

@@ -4,9 +4,9 @@ import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
-import type { MachineConfig } from './config.ts';
-import type { MountEntry } from './mount-table.ts';
-import { findProgram } from './program.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
+import type { MountEntry } from '../host/mount-table.ts';
+import { findProgram } from '../host/program.ts';
 
 /**
  * How a machine is shut in: mount, pid, uts, ipc and (network `none`) net namespaces of its own, and as root
@@ -120,7 +120,7 @@ const CAPABILITIES = [
 ] as const;
 
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
-const SCRIPT = fileURLToPath(entryPoint('machine/jail-init.sh'));
+const SCRIPT = fileURLToPath(entryPoint('jail/jail-init.sh'));
 
 /** Folders that distributions put on filesystems of their own. */
 const PLACES_OF_OWN = ['/usr', '/usr/local', '/etc', '/opt', '/var', '/var/lib', '/var/log', '/home', '/srv'];

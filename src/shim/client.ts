@@ -11,10 +11,10 @@ import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
 import { whileAlive } from '../base/while-alive.ts';
+import { isAlive } from '../host/process-identity.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
-import { isAlive } from './process-identity.ts';
-import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './shim-protocol.ts';
-import { readShimState } from './shim-state.ts';
+import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
+import { readShimState } from './state.ts';
 
 /** sun_path of unix(7), with its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;

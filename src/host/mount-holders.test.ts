@@ -7,7 +7,7 @@ import { type TestContext, test } from 'node:test';
 import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
-import { findHolders, heldError, isFrozen } from './holders.ts';
+import { findHolders, heldError, isFrozen } from './mount-holders.ts';
 
 const skip = requires('root', 'mkfs.ext4', 'mount', 'umount', 'losetup', 'unshare', 'fsfreeze');
 

@@ -4,14 +4,14 @@ import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isOwnName } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { mountAt } from '../host/mount-table.ts';
+import { identifyProcess } from '../host/process-identity.ts';
 import type { VolumeOperation } from '../opening/operations.ts';
 import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { Entrance } from './exec-session.ts';
 import { Filesystem } from './filesystem.ts';
-import { mountAt } from './mount-table.ts';
-import { identifyProcess } from './process-identity.ts';
-import { SHIM_FILES, type ShimOps, type ShimStatus } from './shim-protocol.ts';
-import { type ShimState, writeShimState } from './shim-state.ts';
-import type { Workload } from './workload.ts';
+import { SHIM_FILES, type ShimOps, type ShimStatus } from './protocol.ts';
+import { type ShimState, writeShimState } from './state.ts';
 
 /**
  * What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running
@@ -26,9 +26,26 @@ export interface VolumeHolder {
   status(): Omit<NonNullable<ShimStatus['volume']>, 'mounted'> | null;
 }
 
+/** What a shim runs beside its volume. machine/workload.ts says how each ends and rejects. */
+export interface HeldWorkload {
+  readonly status: ShimStatus['workload'];
+  /** Control groups that all its processes are in. */
+  readonly cgroup: { readonly folders: readonly string[] };
+  /** As the host counts; null: it does not run. */
+  readonly initPid: number | null;
+  prepare(subject: ShimOps['workload.prepare']['args']): Promise<void>;
+  start(subject: ShimOps['workload.start']['args']): Promise<ShimOps['workload.start']['result']>;
+  stop(how?: ShimOps['workload.stop']['args']): Promise<ShimOps['workload.stop']['result']>;
+  exec(command: readonly string[], timeoutMs: number): Promise<ShimOps['workload.exec']['result']>;
+  enter(command: readonly string[], terminal: { term: string } | null): Entrance;
+  awaitHealthy(timeoutMs: number): Promise<ShimOps['workload.awaitHealthy']['result']>;
+  /** After the stop: nothing of it is left, on this host and in this process. */
+  close(): Promise<void>;
+}
+
 export type ShimServiceOptions = {
   runtimeDir: string;
-  workload: Workload;
+  workload: HeldWorkload;
   /** Made when a volume is opened: a machine without a volume does not load its code. */
   makeVolume: (
     plane: VolumeServerSpec['plane'],

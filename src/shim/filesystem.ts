@@ -3,9 +3,9 @@ import { mkdir, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
-import { readDeviceCounters, whileDeviceMoves } from './device-pace.ts';
-import { type MountEntry, mountAt } from './mount-table.ts';
-import { mustRun } from './program.ts';
+import { readDeviceCounters, whileDeviceMoves } from '../host/device-pace.ts';
+import { type MountEntry, mountAt } from '../host/mount-table.ts';
+import { mustRun } from '../host/program.ts';
 
 /** For a program that nobody ends. */
 const FOR_EVER_MS = 2 ** 31 - 1;

@@ -1,13 +1,13 @@
 import type { WireError } from '../base/errors.ts';
+import type { MachineConfig } from '../contract/machine-config.ts';
 import type { VolumeOperation } from '../opening/operations.ts';
 import type { VolumeServerSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
-import type { MachineConfig } from './config.ts';
 import type { Entrance } from './exec-session.ts';
 
 /**
  * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts).
- * A shim is started detached (`setsid`) as `node src/machine/shim.ts <runtimeDir>`, and outlives the worker.
+ * A shim is started detached (`setsid`) as `node machine/shim.ts <runtimeDir>`, and outlives the worker.
  * Any number of connections; every one gets the events. Every operation is idempotent: asking for what is
  * already so answers at once.
  */

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import type { Clock } from '../base/clock.ts';
 import { PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
-import { kernelNameOf } from '../host/block-statistics.ts';
+import { kernelNameOf } from './block-statistics.ts';
 
 /**
  * The kernel's counters of a block device as they stand (Documentation/block/stat.rst); null: it has none.

@@ -9,8 +9,8 @@ import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { attachLoop, detachLoop } from '../host/losetup.ts';
 import type { VolumeServerSpec } from '../opening/spec.ts';
-import { SHIM_FILES } from './shim-protocol.ts';
-import type { VolumeHolder } from './shim-service.ts';
+import { SHIM_FILES } from './protocol.ts';
+import type { VolumeHolder } from './service.ts';
 
 export type VolumeHolderOptions = {
   runtimeDir: string;

@@ -3,9 +3,9 @@ import test from 'node:test';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { rpcTimeout } from '../base/line-rpc.ts';
-import type { ShimClient } from './shim-client.ts';
-import { ShimLooks } from './shim-looks.ts';
-import type { ShimStatus } from './shim-protocol.ts';
+import type { ShimClient } from './client.ts';
+import { ShimLooks } from './looks.ts';
+import type { ShimStatus } from './protocol.ts';
 
 const STATUS: ShimStatus = { shimPid: 1, startedAtMs: 1, volume: null, workload: null };
 

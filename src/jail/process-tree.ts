@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { isOver, parseStat } from './process-identity.ts';
+import { isOver, parseStat } from '../host/process-identity.ts';
 
 /** A process below the init of a machine. */
 export type TreeProcess = { pid: number; parentPid: number; startTicks: number; alive: boolean };

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
+import { parseMountTable } from '../host/mount-table.ts';
 import {
   enterCommand,
   hostnameOf,
@@ -15,7 +16,6 @@ import {
   resolveAccount,
   resolveMountPath,
 } from './jail.ts';
-import { parseMountTable } from './mount-table.ts';
 
 const plan: JailPlan = {
   jailDir: '/run/gw/m/jail',

@@ -1,8 +1,8 @@
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { ShimClient } from './shim-client.ts';
-import type { ShimStatus } from './shim-protocol.ts';
+import type { ShimClient } from './client.ts';
+import type { ShimStatus } from './protocol.ts';
 
 /**
  * What is known of a shim. `silentForMs`: null when `status` is its answer of now; else for how long it has

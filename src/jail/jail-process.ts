@@ -1,8 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Duplex, Readable } from 'node:stream';
 import { GodwitError } from '../base/errors.ts';
-import type { LogWriter } from './log-file.ts';
-import type { WorkloadExit } from './restart-policy.ts';
+import type { LogWriter } from '../shim/log-file.ts';
+
+/** How a run of a workload ended. */
+export type WorkloadExit = { exitCode: number | null; exitSignal: string | null };
 
 /** More than this on the status pipe is not from jail-init.sh. */
 const STATUS_BYTES_MAX = 64 * 1024;

@@ -1,9 +1,9 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import type { ProcessIdentity } from '../host/process-identity.ts';
 import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
-import type { ProcessIdentity } from './process-identity.ts';
-import { SHIM_FILES } from './shim-protocol.ts';
+import { SHIM_FILES } from './protocol.ts';
 
 /** `shim.json`: what a shim holds on this host, so that all of it can be found when the shim is dead. */
 export type ShimState = {

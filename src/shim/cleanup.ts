@@ -7,16 +7,16 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { Cgroup, readCgroupLayout } from '../host/cgroup.ts';
+import { whileDeviceMoves } from '../host/device-pace.ts';
 import { detachLoop, findLoops } from '../host/losetup.ts';
+import { mountAt } from '../host/mount-table.ts';
+import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
+import { runProgram } from '../host/program.ts';
 import { PLANE_STATE_FILE } from '../plane/names.ts';
-import { Cgroup, readCgroupLayout } from './cgroup.ts';
-import { whileDeviceMoves } from './device-pace.ts';
-import { mountAt } from './mount-table.ts';
-import { isAlive, type ProcessIdentity } from './process-identity.ts';
-import { runProgram } from './program.ts';
-import { SHIM_FILES } from './shim-protocol.ts';
-import { readShimState } from './shim-state.ts';
-import { cgroupName } from './workload.ts';
+import { cgroupName } from './cgroup-name.ts';
+import { SHIM_FILES } from './protocol.ts';
+import { readShimState } from './state.ts';
 
 /** For a program that is ended by its signal only. */
 const FOR_EVER_MS = 2 ** 31 - 1;
