@@ -116,3 +116,41 @@ test('the simulation notices blocks that are present because the page cache has 
     (error) => error instanceof Violation && /a read of sector|is not what was fetched/.test(error.message),
   );
 });
+
+test(`a data filesystem that is mounted again loses nothing that was flushed (GODWIT_SEED=${seed})`, async (t) => {
+  const remounts = { harmless: 0, lossy: 0 };
+  for (let index = 0; index < (LONG ? 4_000 : 80); index++) {
+    const found = await simulateClone({
+      seed: seed + index,
+      cutAt: null,
+      cutsAfterwards: 0,
+      guestOperations: 60,
+      toTheEnd: true,
+      failingDisk: index % 2 === 1,
+      remounts: true,
+    });
+    remounts.harmless += found.remounts.harmless;
+    remounts.lossy += found.remounts.lossy;
+  }
+  assert.ok(remounts.harmless > 20 && remounts.lossy > 20, `both kinds came: ${JSON.stringify(remounts)}`);
+  t.diagnostic(`${remounts.harmless} without a loss, ${remounts.lossy} with one`);
+});
+
+test('the simulation notices a live map that is believed after its data was mounted again', async () => {
+  await assert.rejects(
+    async () => {
+      for (let index = 0; index < 400; index++) {
+        await simulateClone({
+          seed: seed + index,
+          cutAt: null,
+          cutsAfterwards: 0,
+          guestOperations: 60,
+          toTheEnd: true,
+          remounts: true,
+          trustLiveMap: true,
+        });
+      }
+    },
+    (error) => error instanceof Violation,
+  );
+});

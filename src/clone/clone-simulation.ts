@@ -45,6 +45,10 @@ export type SimulationOptions = {
    * refused is gone from the page cache, at once or later, and each handle is told once.
    */
   failingDisk?: boolean;
+  /** The filesystem of the data is taken away now and then and mounted again; the host lives. */
+  remounts?: boolean;
+  /** The live map is believed after that: what the simulation has to notice. */
+  trustLiveMap?: boolean;
   commitOrder?: CommitOrder;
   /**
    * Fetched blocks count as stored when they are in the page cache: what the simulation has to notice on a
@@ -60,6 +64,8 @@ export type SimulationResult = {
   /** What a disk refused. */
   faultPoints: number;
   processDeaths: number;
+  /** Of the filesystem of the data: with nothing of the guest lost, and with something. */
+  remounts: { harmless: number; lossy: number };
   steps: number;
 };
 
@@ -127,6 +133,7 @@ class Simulation {
     crashPoints: 0,
     faultPoints: 0,
     processDeaths: 0,
+    remounts: { harmless: 0, lossy: 0 },
     steps: 0,
   };
   readonly #options: SimulationOptions;
@@ -374,6 +381,7 @@ class Simulation {
     if (this.#options.failingDisk && !this.#quiet && this.#random.below(20) === 0) this.#losePages();
     if (dice < 2) this.#sourceStalled = !this.#sourceStalled;
     else if (dice < 4) await this.#killProcess();
+    else if (dice < 6 && this.#options.remounts) await this.#remount();
     else if (dice < 30 && mayBegin) this.#beginGuestOperation();
     else if (dice < 60 || !(await this.#runPending())) {
       if (this.#sourceStalled && this.#random.below(4) === 0) this.#sourceStalled = false;
@@ -557,11 +565,17 @@ class Simulation {
 
   async #recoverFromPowerCut(): Promise<void> {
     this.result.crashPoints++;
+    this.#power.restore();
+    await this.#beginAnew();
+  }
+
+  /** A new guest with what the disks have: some of what was not flushed, or nothing of it. */
+  async #beginAnew(): Promise<void> {
     this.#process++; // the process that was running is gone with its requests
     this.#mutations.clear();
     this.#inFlight = 0;
     this.#sourceStalled = false;
-    this.#power.restore();
+    this.#cached.clear();
     for (const [block, settled] of this.#settledBlocks.entries())
       if (settled === 1) this.#settledBlocks[block] = 0;
     await this.#checkAccounted();
@@ -642,6 +656,34 @@ class Simulation {
       await clone.read(this.#firstByte + start, content.subarray(start, start + 65_536));
     }
     return content;
+  }
+
+  /**
+   * The filesystem of the data is shut down under the running guest and mounted again: of what was not
+   * flushed some is gone, data and metadata alike, and the live map on its tmpfs knows nothing of that. The
+   * next server drops the map (volume/validity-file.ts). A guest that had acknowledged writes which were not
+   * flushed is told of the loss and begins anew; any other goes on, sends again what was not answered, and
+   * must not notice.
+   */
+  async #remount(): Promise<void> {
+    const flushedAt = this.#flushedAt;
+    const isLossy = this.#sectors.some((versions) =>
+      versions.some(({ ackedAt }) => ackedAt > flushedAt && ackedAt !== Number.POSITIVE_INFINITY),
+    );
+    this.#process++;
+    for (const disk of [this.#local, this.#metadataDisk, this.#logDisk, this.#zeroLogDisk])
+      disk.powerCut(this.#random);
+    if (isLossy) {
+      this.result.remounts.lossy++;
+      return this.#beginAnew();
+    }
+    this.result.remounts.harmless++;
+    const unanswered = this.#mutations;
+    this.#mutations = new Set();
+    this.#inFlight = 0;
+    this.#cached.clear();
+    if (!(await this.#open(this.#options.trustLiveMap === true))) return;
+    for (const mutation of unanswered) this.#send(mutation);
   }
 
   /** Of the operations that were on their way to the kernel, some happen and some do not. The host lives. */
