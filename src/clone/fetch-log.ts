@@ -354,7 +354,8 @@ function decodeSector(bytes: Buffer, sector: number): FetchRecord[] | null {
  */
 async function lastUsedSector(device: BlockDevice): Promise<number> {
   const data = await dataExtents(device);
-  const bytes = Buffer.alloc(Math.min(READ_SECTORS_MAX * SECTOR_BYTES, device.lengthBytes));
+  const longestBytes = data.reduce((most, { lengthBytes }) => Math.max(most, lengthBytes), 0);
+  const bytes = Buffer.alloc(Math.min(READ_SECTORS_MAX * SECTOR_BYTES, longestBytes));
   for (const { offsetBytes, lengthBytes } of data.toReversed()) {
     for (let end = offsetBytes + lengthBytes; end > offsetBytes; ) {
       const start = Math.max(offsetBytes, end - bytes.length);
