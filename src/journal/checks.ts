@@ -108,7 +108,7 @@ function twice<Input>(step: StepDefinition<Input>, which: 'do' | 'undo'): StepDe
     ...step,
     [which]: async (context: Parameters<typeof once>[0]) => {
       await once(context);
-      await once(context);
+      return once(context);
     },
   };
 }

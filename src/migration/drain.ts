@@ -7,7 +7,8 @@ import { questionText } from '../base/progress.ts';
 import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
 import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
-import { isServing, MovePace } from './move-pace.ts';
+import { MovePace } from './move-pace.ts';
+import { isServing } from './move-watch.ts';
 
 /**
  * A drain is desired state: "this worker shall have no machines". The controller looks at what is (machines

@@ -2,9 +2,7 @@ import type { Clock } from '../base/clock.ts';
 import { PAUSE } from '../base/patience.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
-
-/** Steps whose failure says something of the target. What fails elsewhere fails for every target. */
-const OF_TARGET = new Set(['prepare', 'open', 'handoff']);
+import { lastStepOf } from './move-watch.ts';
 
 /**
  * Targets that refused or failed a machine of late. For a while each goes behind every other that accepts the
@@ -23,8 +21,7 @@ export class FailedTargets {
   learn(run: RunView): void {
     if (run.endedAtMs === null || run.state === 'done' || run.cancelRequested || !run.error) return;
     const { target } = run.output as MigrateOutOutput;
-    const step = run.steps.filter(({ attempts }) => attempts > 0).at(-1);
-    if (target === undefined || step === undefined || !OF_TARGET.has(step.name)) return;
+    if (target === undefined || !lastStepOf(run)?.blamesTarget) return;
     // The wall clock may have been set since: not longer than it was meant to be.
     const agoMs = Math.max(0, this.#clock.wallMs() - run.endedAtMs);
     const leftMs = PAUSE.failedTarget.ms - agoMs;

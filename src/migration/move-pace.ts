@@ -1,30 +1,15 @@
 import type { TargetStatus } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
-
-/** The machine runs at its target; this worker only serves blocks. */
-export function isServing(run: RunView): boolean {
-  return run.steps.some((step) => step.name === 'settle' && step.state === 'done');
-}
+import { stepOf } from './move-watch.ts';
 
 /**
- * Answers say that somebody lives, and not that what he was asked for comes any nearer. They count only in
- * steps that end by themselves.
+ * Another text whenever a move has come further. Answers say that somebody lives, and not that what he was
+ * asked for comes any nearer: they count only in steps that end by themselves. Pure.
  */
-const STEPS_THAT_ANSWERS_ADVANCE = new Set([
-  'choose',
-  'export',
-  'prepare',
-  'sync',
-  'detach',
-  'prove',
-  'release',
-]);
-
-/** Another text whenever a move has come further. Pure. */
 function paceMark(run: RunView, live: TargetStatus | null): string {
   const { step, state, progress, pastPointOfNoReturn } = run;
   const counts =
-    progress && (progress.unit !== 'answers' || STEPS_THAT_ANSWERS_ADVANCE.has(step ?? ''))
+    progress && (progress.unit !== 'answers' || stepOf(run)?.answersAdvance)
       ? `${progress.what} ${progress.count}`
       : '';
   const arrived = live?.hydration ? `${live.hydration.presentBytes} ${live.hydration.wireBytes}` : '';

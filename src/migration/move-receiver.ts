@@ -25,19 +25,16 @@ import type {
   UnfetchedPage,
 } from '../receipt/proof.ts';
 import type { ReceiptBody } from '../receipt/receipt.ts';
+import { targetStatus } from './in-notes.ts';
+import { refusal } from './in-tools.ts';
 import type { MoveInbox } from './inbox.ts';
-import {
-  MIGRATE_IN,
-  type MigrateInOutput,
-  phaseOf,
-  refusal,
-  targetRunId,
-  targetStatus,
-} from './migrate-in.ts';
-import { MIGRATE_OUT, reached } from './migrate-out.ts';
+import { MIGRATE_IN, type MigrateInOutput, phaseOf, targetRunId } from './migrate-in.ts';
+import { MIGRATE_OUT } from './migrate-out.ts';
+import { mayHavePassed, stepOf } from './move-watch.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { Reservations } from './reservations.ts';
+import { reached } from './target-phase.ts';
 import type { TargetSide } from './target-side.ts';
 
 /** The target's end of the calls in peer.ts. */
@@ -175,7 +172,7 @@ export class MoveReceiver implements MoveAnswers {
       ? { volumeId: request.volume.volumeId, generation: request.volume.sealedGeneration + 1 }
       : (ending?.volume ?? null);
     // Begun is enough: nobody can say how far it came.
-    const tried = ending !== null || run === null || run.steps.some(isBegunActivation);
+    const tried = ending !== null || run === null || mayHavePassed(run);
     if (volume === null) return is(tried ? 'activated' : 'forgotten');
     const state = await this.#target.volumeState(volume.volumeId, volume.generation);
     if (state === 'opened') return is(atLeastActivated(told));
@@ -333,8 +330,7 @@ export class MoveReceiver implements MoveAnswers {
   }
 
   async #live(run: RunView): Promise<TargetStatus['hydration']> {
-    if (run.step !== 'hydrate' && run.step !== 'healthy' && run.step !== 'settle' && run.step !== 'finish')
-      return null;
+    if (!stepOf(run)?.hydrates) return null;
     return this.#target.hydration(run.input as PrepareRequest).catch(() => null);
   }
 
@@ -346,10 +342,6 @@ export class MoveReceiver implements MoveAnswers {
       throw error;
     }
   }
-}
-
-function isBegunActivation({ name, attempts }: RunView['steps'][number]): boolean {
-  return name === 'activate' && attempts > 0;
 }
 
 /** A run that was ended by force, or is damaged, may say less than its volume does. */

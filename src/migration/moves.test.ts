@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { type TestContext, test } from 'node:test';
+import { test } from 'node:test';
+import { crashAt, MovePair } from '../../test/support/move-pair.ts';
 import { ModelPeer, MoveWorld } from '../../test/support/move-world.ts';
 import { patient, until } from '../../test/support/patience.ts';
 import { receiptBody } from '../../test/support/receipts.ts';
@@ -9,11 +10,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { silentLogger } from '../base/logger.ts';
-import { seededRandom } from '../base/random.ts';
-import type { Peer } from '../contract/peer.ts';
-import { Crash, type CrashPoints, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
-import { Journal } from '../journal/journal.ts';
+import { Crash, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
 import { Comparison } from '../receipt/comparison.ts';
 import { draftReceipt, verifyReceipt } from '../receipt/envelope.ts';
@@ -21,213 +18,13 @@ import type { GuestWrites } from '../receipt/proof.ts';
 import { machineView } from './drain.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn, phaseOf, targetRunId } from './migrate-in.ts';
-import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from './migrate-out.ts';
-import { MoveReceiver } from './move-receiver.ts';
-import { type Override, Overrides } from './overrides.ts';
+import { type MigrateOutOutput, migrateOut } from './migrate-out.ts';
+import { Overrides } from './overrides.ts';
 import { ReceiptBook } from './receipt-book.ts';
 import type { SourceSide } from './source-side.ts';
 
-/**
- * Both workers of a move over the model of test/support/move-world.ts, each with a journal on disk that
- * outlives its "process".
- */
-class Pair {
-  readonly world = new MoveWorld();
-  readonly #dir: string;
-  readonly #inboxDatabase: DatabaseSync;
-  source!: Journal;
-  target!: Journal;
-  #receiver!: MoveReceiver;
-  readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
-  sourceReceipts!: ReceiptBook;
-  targetReceipts!: ReceiptBook;
-  inbox!: MoveInbox;
-  /** Calls to the target whose answer gets lost, once each. */
-  readonly loseAnswersOf = new Set<string>();
-
-  constructor(t: TestContext, crashPoints: { source?: CrashPoints; target?: CrashPoints } = {}) {
-    this.#dir = scratchDir(t);
-    this.#inboxDatabase = new DatabaseSync(join(this.#dir, 'inbox.sqlite'));
-    this.sourceReceipts = new ReceiptBook(new DatabaseSync(':memory:'));
-    this.targetReceipts = new ReceiptBook(this.#inboxDatabase);
-    this.openTarget(crashPoints.target ?? noCrashPoints);
-    this.openSource(crashPoints.source ?? noCrashPoints);
-    this.world.sourceRunState = () => this.#run(this.source);
-    t.after(async () => {
-      await this.source.close({ graceMs: 100 });
-      await this.target.close({ graceMs: 100 });
-      this.#inboxDatabase.close();
-    });
-  }
-
-  openSource(crashPoints: CrashPoints = noCrashPoints, source: SourceSide = this.world.sourceSide): void {
-    const { peer } = this;
-    const definition = migrateOut({
-      source,
-      peers: () => (this.peerIsRemoved ? [] : [peer]),
-      clock: systemClock,
-      key: this.#keys.source,
-      receipts: this.sourceReceipts,
-      worker: { name: 'w1', url: 'model:' },
-      retentionMs: 1000,
-      handoffPatienceMs: 50,
-    });
-    this.source = this.#open('source', quick(definition), crashPoints);
-  }
-
-  openTarget(crashPoints: CrashPoints = noCrashPoints, keepMs?: number): void {
-    const inbox = new MoveInbox(this.#inboxDatabase);
-    const definition = migrateIn({
-      target: this.world.targetSide,
-      inbox,
-      receipts: this.targetReceipts,
-      clock: systemClock,
-      sourceProbeMs: 20,
-    });
-    const kept = quick(definition);
-    const target = this.#open('target', keepMs === undefined ? kept : { ...kept, keepMs }, crashPoints);
-    this.target = target;
-    this.inbox = inbox;
-    const receiver = this.receiverOf(inbox);
-    target.subscribe((run) => void receiver.noteEnd(run));
-    this.#receiver = receiver;
-  }
-
-  receiverOf(inbox: MoveInbox): MoveReceiver {
-    return new MoveReceiver({
-      journal: this.target,
-      inbox,
-      target: this.world.targetSide,
-      clock: systemClock,
-      worker: 'w2',
-      key: this.#keys.target,
-      receipts: this.targetReceipts,
-      handoffHoldMs: 100,
-    });
-  }
-
-  /** The target's journal forgets all that is over, as it does after 30 days or 10,000 runs. */
-  async forgetTargetRuns(): Promise<void> {
-    await this.target.close({ graceMs: 100 });
-    this.openTarget(noCrashPoints, -60_000);
-  }
-
-  get peer(): Peer {
-    return this.world.peer(
-      () => this.#receiver,
-      (call) => this.loseAnswersOf.delete(call),
-    );
-  }
-
-  /** An operator's override at the source. */
-  force(how: Override['how'], targetIsDestroyed = false): Promise<RunView> {
-    const { source: journal, receiver, peer } = this;
-    const overrides = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
-    return overrides.force('run1', { how, targetIsDestroyed, by: 'a test' });
-  }
-
-  /**
-   * Resolves when the source has handed over and the target, which has the volume open, goes on no further.
-   */
-  async heldAtTheTarget(): Promise<void> {
-    let boots = false;
-    const { boot } = this.world.targetSide;
-    this.world.targetSide.boot = async (...args) => {
-      if (!boots) throw new Error('it does not boot yet');
-      await boot(...args);
-    };
-    this.letBoot = () => {
-      boots = true;
-    };
-    this.start();
-    await this.source.wait('run1', { timeoutMs: patient(20_000), until: ({ step }) => step === 'settle' });
-  }
-
-  letBoot: () => void = () => {};
-  /** The source's worker was started without the target among its peers. */
-  peerIsRemoved = false;
-
-  get receiver(): MoveReceiver {
-    return this.#receiver;
-  }
-
-  start(): RunView {
-    return this.source.start(
-      MIGRATE_OUT,
-      { machineId: 'm_1', targetWorker: null, requestedBy: 'test' },
-      { runId: 'run1' },
-    );
-  }
-
-  async sourceEnd(): Promise<RunView> {
-    return this.source.wait('run1', { timeoutMs: patient(20_000) });
-  }
-
-  async targetEnd(): Promise<RunView> {
-    return this.target.wait(targetRunId('run1'), { timeoutMs: patient(20_000) });
-  }
-
-  /** Waits until the journal has died of a Crash, then opens it again and lets it go on. */
-  async reopen(side: 'source' | 'target', died: Promise<void>): Promise<void> {
-    await died;
-    await this[side].close({ graceMs: 100 }).catch(() => {});
-    if (side === 'source') this.openSource();
-    else this.openTarget();
-  }
-
-  #open(name: string, definition: RunDefinition<never>, crashPoints: CrashPoints): Journal {
-    const journal = new Journal({
-      database: join(this.#dir, `${name}.sqlite`),
-      clock: systemClock,
-      random: seededRandom(1),
-      logger: silentLogger,
-      definitions: [definition],
-      crashPoints,
-    });
-    journal.resume();
-    return journal;
-  }
-
-  #run(journal: Journal): { state: string } | null {
-    try {
-      return journal.get('run1');
-    } catch {
-      return null;
-    }
-  }
-}
-
-/** The same run with retries that do not make a test wait. */
-function quick<Input>(definition: RunDefinition<Input>): RunDefinition<never> {
-  return {
-    ...definition,
-    steps: definition.steps.map((step) => ({ ...step, retry: { initialMs: 1, maxMs: 20 } })),
-  } as RunDefinition<never>;
-}
-
-/** Dies at the named point, once. */
-function crashAt(name: string): { points: CrashPoints; died: Promise<void>; reached: () => boolean } {
-  let resolveDied!: () => void;
-  const died = new Promise<void>((resolve) => {
-    resolveDied = resolve;
-  });
-  let done = false;
-  return {
-    died,
-    reached: () => done,
-    points: {
-      reached(point) {
-        if (done || point !== name) return;
-        done = true;
-        resolveDied();
-        throw new Crash(name);
-      },
-    },
-  };
-}
-
 test('a move: the machine ends on the target, at the next generation, and the source keeps a sealed copy', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   pair.start();
   const end = await pair.sourceEnd();
   assert.equal(end.state, 'done');
@@ -268,7 +65,7 @@ for (const side of ['source', 'target'] as const) {
       if (point.startsWith(`${definitions[side].kind}:run:before-started`)) continue;
       await t.test(point, async (t) => {
         const crash = crashAt(point);
-        const pair = new Pair(t, { [side]: crash.points });
+        const pair = new MovePair(t, { [side]: crash.points });
         try {
           pair.start();
         } catch (error) {
@@ -288,7 +85,7 @@ test('each step of the source fails for good: the machine runs again where it wa
   const steps: (keyof SourceSide)[] = ['openExport', 'stop', 'seal', 'releaseExport'];
   for (const step of steps) {
     await t.test(step, async (t) => {
-      const pair = new Pair(t);
+      const pair = new MovePair(t);
       await pair.source.close();
       const { Unrecoverable } = await import('../journal/outcome.ts');
       const failing: SourceSide = {
@@ -313,7 +110,7 @@ test('an undo that is cut off at each append is carried to its end', async (t) =
   for (const point of crashPointNames(definitions.source, 'backward')) {
     await t.test(point, async (t) => {
       const crash = crashAt(point);
-      const pair = new Pair(t, { source: crash.points });
+      const pair = new MovePair(t, { source: crash.points });
       // The target vanishes when it would be told: nothing was sent, so the source must unwind.
       const seal = pair.world.sourceSide.seal;
       pair.world.sourceSide.seal = async (...args) => {
@@ -336,7 +133,7 @@ test('an undo that is cut off at each append is carried to its end', async (t) =
 });
 
 test('both sides have the same receipt, and the source has it before it lets go', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const { retain } = pair.world.sourceSide;
   pair.world.sourceSide.retain = async (...args) => {
     assert.ok(
@@ -371,7 +168,7 @@ test('both sides have the same receipt, and the source has it before it lets go'
 });
 
 test('what came wrong is mended, and the receipt says so', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   pair.world.fetchLog = ['f'.repeat(64)];
   pair.start();
   assert.equal((await pair.sourceEnd()).state, 'done');
@@ -380,7 +177,7 @@ test('what came wrong is mended, and the receipt says so', async (t) => {
 });
 
 test('what is wrong twice stops the release and says where; it goes on when it is right', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   pair.world.fetchLog = ['f'.repeat(64)];
   pair.world.mendable = false;
   pair.start();
@@ -405,7 +202,7 @@ test('what is wrong twice stops the release and says where; it goes on when it i
 
 test('the source is lost when all blocks are there: an operator does without the receipt, and the source comes to know', async (t) => {
   const crash = crashAt('migrate-out:serve:after-done-append');
-  const pair = new Pair(t, { source: crash.points });
+  const pair = new MovePair(t, { source: crash.points });
   pair.start();
   await crash.died;
   const id = targetRunId('run1');
@@ -434,7 +231,7 @@ test('the source is lost when all blocks are there: an operator does without the
 for (const asks of ['handoff', 'serve'] as const) {
   test(`a source that comes back in step ${asks} when the target's journal has forgotten the run: it never starts the machine`, async (t) => {
     const crash = crashAt(`migrate-out:${asks}:${asks === 'handoff' ? 'before' : 'after'}-done-append`);
-    const pair = new Pair(t, { source: crash.points });
+    const pair = new MovePair(t, { source: crash.points });
     pair.start();
     await crash.died;
     const id = targetRunId('run1');
@@ -457,7 +254,7 @@ for (const asks of ['handoff', 'serve'] as const) {
 
 test('what an operator ended at the target is answered by the record of its volume', async (t) => {
   const crash = crashAt('migrate-out:handoff:before-done-append');
-  const pair = new Pair(t, { source: crash.points });
+  const pair = new MovePair(t, { source: crash.points });
   pair.world.targetSide.boot = async () => {
     throw new Error('it does not boot');
   };
@@ -484,7 +281,7 @@ test('a verdict of an earlier version, whose run nobody knows any more, still ke
   t.after(() => database.close());
   database.exec(`CREATE TABLE move_verdicts (run_id TEXT PRIMARY KEY, verdict TEXT NOT NULL, decided_at_ms INTEGER NOT NULL) STRICT;
     INSERT INTO move_verdicts VALUES ('run1', 'handed-over', 1), ('run2', 'forgotten', 1)`);
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const inbox = new MoveInbox(database);
   inbox.prune(2);
   const receiver = pair.receiverOf(inbox);
@@ -495,7 +292,7 @@ test('a verdict of an earlier version, whose run nobody knows any more, still ke
 });
 
 test('what a live target has is not taken back, and its blocks are not taken away, whatever is stated', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   await pair.heldAtTheTarget();
   for (const how of ['undo', 'forget'] as const) {
     for (const destroyed of [false, true]) {
@@ -510,7 +307,7 @@ test('what a live target has is not taken back, and its blocks are not taken awa
 });
 
 test('a target that cannot be asked is given up only by a statement that names the loss', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   await pair.heldAtTheTarget();
   pair.world.connected = false;
   for (const how of ['undo', 'forget'] as const) {
@@ -531,7 +328,7 @@ test('a target that cannot be asked is given up only by a statement that names t
 });
 
 test('a target that was said to be destroyed and answers keeps what it has; the undo can be turned round', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   await pair.heldAtTheTarget();
   pair.world.connected = false;
   let asked = 0;
@@ -561,7 +358,7 @@ test('a target that was said to be destroyed and answers keeps what it has; the 
 });
 
 test('what was destroyed at the target may come back; what the target runs is not undone there', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   await pair.heldAtTheTarget();
   const { target: journal, receiver, peer } = pair;
   const atTarget = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
@@ -581,7 +378,7 @@ test('what was destroyed at the target may come back; what the target runs is no
 });
 
 test('a target that comes back after it was said to be destroyed stops its machine, and an operator throws away what it wrote', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const { hydration } = pair.world.targetSide;
   pair.world.targetSide.hydration = async (request) => {
     const status = await hydration(request);
@@ -622,7 +419,7 @@ test('a target that comes back after it was said to be destroyed stops its machi
 });
 
 test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   pair.world.fetchLog = ['f'.repeat(64)];
   pair.world.mendable = false;
   pair.start();
@@ -636,7 +433,7 @@ test('a dispute that nobody can settle ends without a receipt when an operator s
 });
 
 test('only a move that waits for its receipt can do without it', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const refuses = (run: RunView, nextAction: RegExp) =>
     assert.throws(
       () => pair.receiver.waiveReceipt(run, 'a test'),
@@ -663,7 +460,7 @@ test('only a move that waits for its receipt can do without it', async (t) => {
 });
 
 /** The target's kernel has fetched, and has `digest` in the one block that may be in use. */
-function copyByKernel({ world }: Pair, digest: string, guest: GuestWrites): void {
+function copyByKernel({ world }: MovePair, digest: string, guest: GuestWrites): void {
   let comparison: Comparison | null = null;
   world.targetSide.fetched = async () => ({ ranges: [], next: 0, ended: true, untold: true });
   world.targetSide.compare = async (_request, { from, freeMapDigest, ranges }) => {
@@ -686,7 +483,7 @@ function copyByKernel({ world }: Pair, digest: string, guest: GuestWrites): void
 
 test('where the kernel has fetched, the disk is compared, and the receipt says what differs', async (t) => {
   for (const digest of ['a', 'b']) {
-    const pair = new Pair(t);
+    const pair = new MovePair(t);
     copyByKernel(pair, digest.repeat(64), {
       ...{ writes: 1, writeBytes: 4096, discards: 0, discardBytes: 0 },
       sectorBytes: 4096,
@@ -703,7 +500,7 @@ test('where the kernel has fetched, the disk is compared, and the receipt says w
 });
 
 test('more that differs than the guest wrote stops the release for good', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const guest: GuestWrites = { writes: 0, writeBytes: 0, discards: 0, discardBytes: 0, sectorBytes: 512 };
   copyByKernel(pair, 'b'.repeat(64), guest);
   pair.start();
@@ -731,7 +528,7 @@ test('more that differs than the guest wrote stops the release for good', async 
 });
 
 test('the target does not sign what it finds otherwise', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const { fetched } = pair.world.targetSide;
   let block!: () => void;
   const blocked = new Promise<void>((resolve) => {
@@ -764,7 +561,7 @@ test('the target does not sign what it finds otherwise', async (t) => {
 test('any one answer of the target gets lost: the move ends all the same', async (t) => {
   for (const call of ['prepare', 'status', 'handoff', 'fetched', 'figures', 'countersign', 'receipt']) {
     await t.test(call, async (t) => {
-      const pair = new Pair(t);
+      const pair = new MovePair(t);
       pair.loseAnswersOf.add(call);
       pair.start();
       assert.equal((await pair.sourceEnd()).state, 'done');
@@ -776,7 +573,7 @@ test('any one answer of the target gets lost: the move ends all the same', async
 test('the target dies when the handoff has or may have reached it: the source waits with a reason and never starts the machine', async (t) => {
   for (const answer of ['lost', 'given']) {
     await t.test(`an answer that is ${answer}`, async (t) => {
-      const pair = new Pair(t);
+      const pair = new MovePair(t);
       const activate = pair.world.targetSide.activate;
       let blocked = true;
       pair.world.targetSide.activate = async (request) => {
@@ -813,7 +610,7 @@ test('the target dies when the handoff has or may have reached it: the source wa
 });
 
 test('a peer that was removed does not keep a machine from coming back', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const { seal } = pair.world.sourceSide;
   pair.world.sourceSide.seal = async (...args) => {
     const report = await seal(...args);
@@ -827,7 +624,7 @@ test('a peer that was removed does not keep a machine from coming back', async (
 });
 
 test('nobody takes the machine: it stays untouched, with the reason', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   pair.world.accepts = false;
   pair.start();
   const end = await pair.sourceEnd();
@@ -839,7 +636,7 @@ test('nobody takes the machine: it stays untouched, with the reason', async (t) 
 });
 
 test('a cancel before the handoff brings everything back', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   const stop = pair.world.sourceSide.stop;
   pair.world.sourceSide.stop = async (...args) => {
     await stop(...args);
@@ -853,7 +650,7 @@ test('a cancel before the handoff brings everything back', async (t) => {
 });
 
 test('what was forgotten stays forgotten: a late prepare and a late handoff are refused', async (t) => {
-  const pair = new Pair(t);
+  const pair = new MovePair(t);
   assert.equal((await pair.receiver.cancel('run9')).phase, 'forgotten');
   assert.equal((await pair.receiver.handoff('run9', { freeMap: null })).phase, 'forgotten');
   await assert.rejects(

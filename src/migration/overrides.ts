@@ -5,9 +5,11 @@ import type { Peer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, phaseOf } from './migrate-in.ts';
-import { MIGRATE_OUT, type MigrateOutOutput, reached } from './migrate-out.ts';
+import { MIGRATE_OUT, type MigrateOutOutput } from './migrate-out.ts';
 import type { MoveReceiver } from './move-receiver.ts';
+import { mayHavePassed } from './move-watch.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
+import { reached } from './target-phase.ts';
 
 /** An override, and what its operator states beside it. */
 export type Override = {
@@ -58,7 +60,8 @@ export class Overrides {
 
   /** On whose word the source's run may go back, or be forgotten. Null: it needs nobody's. */
   async #ofSource(run: RunView, { how, targetIsDestroyed }: Override): Promise<OverrideNote | null> {
-    if (!isHandedOver(run)) return null;
+    // The target may have been told that the volume is its own.
+    if (!mayHavePassed(run)) return null;
     const target = (run.output as MigrateOutOutput).target ?? 'the target';
     const status = await this.#ask(target, run.id);
     if (status instanceof Error) {
@@ -78,7 +81,7 @@ export class Overrides {
     const { runId, sourceWorker } = run.input as PrepareRequest;
     const { phase } = await this.#options.receiver.status(runId);
     if (phase === 'forgotten' || phaseOf(run) === 'preparing' || phaseOf(run) === 'prepared') return null;
-    if (phase === 'handed-over' && !isBegun(run, 'activate')) return null;
+    if (phase === 'handed-over' && !mayHavePassed(run)) return null;
     const peer = this.#options.peers().find(({ name }) => name === sourceWorker);
     const asked = await peer?.run(runId, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) }).catch(() => null);
     if (asked?.state === 'undone') return 'source-took-back';
@@ -102,15 +105,6 @@ export class Overrides {
       return error instanceof Error ? error : new Error(messageOf(error));
     }
   }
-}
-
-/** The target may have been told that the volume is its own. */
-function isHandedOver(run: RunView): boolean {
-  return isBegun(run, 'handoff');
-}
-
-function isBegun(run: RunView, step: string): boolean {
-  return run.steps.some(({ name, attempts }) => name === step && attempts > 0);
 }
 
 function needsBlocks(run: RunView, target: string): GodwitError {

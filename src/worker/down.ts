@@ -1,7 +1,7 @@
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, type MigrateInInput, type MigrateInOutput } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
-import { isServing } from '../migration/move-pace.ts';
+import { isPast, isServing, isUndone, ownsMachine } from '../migration/move-watch.ts';
 import type { Trouble } from './recovery.ts';
 
 /**
@@ -10,16 +10,13 @@ import type { Trouble } from './recovery.ts';
  */
 export type Down = { sinceMs: number; why: string };
 
-const isDone = (run: RunView, name: string, state: 'done' | 'undone') =>
-  run.steps.some((step) => step.name === name && step.state === state);
-
 /** By the move that has it, whichever side of it `run` is. Pure. */
 export function downByMove(run: RunView): Down | null {
   if (run.endedAtMs !== null) return null;
   if (run.kind === MIGRATE_OUT) {
     const { subject, stopStartedAtMs, target } = run.output as MigrateOutOutput;
     // The undo of the stop is its start.
-    if (!subject?.running || stopStartedAtMs === undefined || isServing(run) || isDone(run, 'stop', 'undone'))
+    if (!subject?.running || stopStartedAtMs === undefined || isServing(run) || isUndone(run, 'interruption'))
       return null;
     const why = run.state === 'undoing' ? 'comes back from its move' : 'moves';
     return {
@@ -27,8 +24,7 @@ export function downByMove(run: RunView): Down | null {
       why: `${why}${target ? ` to ${target}` : ''} (step ${run.step ?? '?'})`,
     };
   }
-  if (run.kind !== MIGRATE_IN || !isDone(run, 'activate', 'done') || isDone(run, 'healthy', 'done'))
-    return null;
+  if (!ownsMachine(run) || isPast(run, 'interruption')) return null;
   const { startMachine, sourceWorker } = run.input as MigrateInInput;
   const { handedOverAtMs, activatedAtMs } = run.output as MigrateInOutput;
   const sinceMs = handedOverAtMs ?? activatedAtMs;

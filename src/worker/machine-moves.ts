@@ -5,6 +5,7 @@ import type { RunView } from '../journal/run.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
+import { ownsMachine } from '../migration/move-watch.ts';
 
 /** The moves that a machine is part of, and what they keep from being done with it. */
 export class MachineMoves {
@@ -68,11 +69,6 @@ export class MachineMoves {
     }
     await journal.wait(run.id, { timeoutMs: PATIENCE.destroyMoving.ms }).catch(() => null);
   }
-}
-
-/** Past its point of no return an incoming machine is this worker's. */
-export function ownsMachine(run: RunView): boolean {
-  return run.steps.some(({ name, state }) => name === 'activate' && state === 'done');
 }
 
 /** What the source calls it. */

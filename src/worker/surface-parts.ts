@@ -5,6 +5,7 @@ import type { Logger } from '../base/logger.ts';
 import { answering } from '../contract/endpoint.ts';
 import { PEER } from '../contract/peer.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import { stepOf } from '../migration/move-watch.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { DiskLook } from './disk-look.ts';
@@ -38,7 +39,7 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
           drain.wake();
         }
         // The machine is healthy elsewhere: the next one may go.
-        if (run.step === 'serve') drain.wake();
+        if (run.kind === MIGRATE_OUT && stepOf(run)?.phase === 'after') drain.wake();
       });
       machines.onEvent((machineId, event, data) => {
         events.emit('machine', machineId, eventText(event, data));

@@ -6,6 +6,7 @@ import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
+import { ownsMachine } from '../migration/move-watch.ts';
 import {
   readDataLoss,
   VOLUME_FILES,
@@ -15,7 +16,7 @@ import {
 } from '../volume/index.ts';
 import { downByMove, downByTrouble } from './down.ts';
 import type { Imports } from './imports.ts';
-import { type MachineMoves, ownsMachine } from './machine-moves.ts';
+import type { MachineMoves } from './machine-moves.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
 

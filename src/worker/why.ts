@@ -8,6 +8,7 @@ import type { Beginning } from '../machine/manager.ts';
 import type { DrainView } from '../migration/drain.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import { isBefore, mayHavePassed, stepOf } from '../migration/move-watch.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { DiskTrouble } from './disk-look.ts';
 import type { Trouble } from './recovery.ts';
@@ -64,9 +65,9 @@ export function runConditions(run: RunView, nowMs: number = Date.now()): Conditi
 }
 
 /** All is ready here, and the machine still runs there. Null: it is in another step. */
-function waitsForHandoff({ kind, step, input }: RunView): string | null {
-  const { sourceWorker } = input as { sourceWorker?: string };
-  return kind === MIGRATE_IN && step === 'await' && sourceWorker
+function waitsForHandoff(run: RunView): string | null {
+  const { sourceWorker } = run.input as { sourceWorker?: string };
+  return run.kind === MIGRATE_IN && stepOf(run)?.reaches === 'handed-over' && sourceWorker
     ? `${sourceWorker}, which hands the machine over when it has stopped there`
     : null;
 }
@@ -74,11 +75,10 @@ function waitsForHandoff({ kind, step, input }: RunView): string | null {
 /** Somebody has not answered, and the run has no word for that yet. */
 function silentCondition(run: RunView, question: Question, pace: string | null): Condition {
   const { who, sinceMs, livesAtMs } = question;
-  const isBeforeStop =
-    run.kind === MIGRATE_OUT && run.steps.some(({ name, attempts }) => name === 'stop' && attempts === 0);
-  const meanwhile = isBeforeStop
-    ? 'The machine runs on here meanwhile; if that lasts, the move is undone by itself.'
-    : 'All goes on by itself when it answers.';
+  const meanwhile =
+    run.kind === MIGRATE_OUT && isBefore(run, 'interruption')
+      ? 'The machine runs on here meanwhile; if that lasts, the move is undone by itself.'
+      : 'All goes on by itself when it answers.';
   const look =
     livesAtMs === undefined
       ? `Look whether ${who} runs, or hangs (its process may be stopped, or its disk hang).`
@@ -91,9 +91,6 @@ function silentCondition(run: RunView, question: Question, pace: string | null):
   };
 }
 
-/** In which it waits for nobody else. */
-const STEPS_OF_TARGET = new Set(['reserve', 'volume', 'activate', 'boot', 'settle', 'finish']);
-
 function whoClears(run: RunView): string {
   if (run.state === 'undoing') return 'this worker, which tries again by itself';
   // Two workers have looked twice: it is the hardware's turn.
@@ -102,19 +99,21 @@ function whoClears(run: RunView): string {
     return disputed.code === 'MIGRATION_CONTENT_UNEXPLAINED'
       ? 'an operator'
       : 'an operator; it is tried again by itself';
-  const target = typeof run.output.target === 'string' ? run.output.target : null;
+  const isOut = run.kind === MIGRATE_OUT;
+  const peer = isOut ? run.output.target : (run.input as { sourceWorker?: string }).sourceWorker;
+  const other = typeof peer === 'string' ? peer : isOut ? 'the target' : 'the source';
   // From the first handoff on only the target knows, or acts.
-  const handedOver = run.steps.some((step) => step.pointOfNoReturn === true && step.attempts > 0);
-  if (run.kind === 'migrate-out' && handedOver) return target ?? 'the target';
-  if (run.kind === 'migrate-in') {
-    if (run.step === 'healthy') return 'its owner';
-    if (STEPS_OF_TARGET.has(run.step ?? ''))
+  if (isOut && mayHavePassed(run)) return other;
+  switch (stepOf(run)?.waitsFor) {
+    case 'peer':
+      return other;
+    case 'owner':
+      return isOut ? 'its owner; time: it is killed then' : 'its owner';
+    case 'this-worker':
       return 'this worker, which tries again by itself; an operator of it';
-    return (run.input as { sourceWorker?: string }).sourceWorker ?? 'the source';
+    default:
+      return 'godwit itself';
   }
-  if (run.step === 'stop') return 'its owner; time: it is killed then';
-  if (run.step === 'prepare') return target ?? 'the target';
-  return 'godwit itself';
 }
 
 /** Why a machine is not simply running and whole. */

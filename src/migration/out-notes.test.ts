@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import type { TargetStatus } from '../contract/peer.ts';
-import { interruption, type MigrateOutOutput } from './migrate-out.ts';
+import { interruption, type MigrateOutOutput } from './out-notes.ts';
 
 /** The source's clock is 1,000,000 ms ahead of the target's. */
 const AHEAD_MS = 1_000_000;

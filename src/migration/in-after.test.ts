@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { unhealthyAtLast } from './migrate-in.ts';
+import { unhealthyAtLast } from './in-after.ts';
 
 test('a move ends with what is wrong with its machine, and not with a check that failed once', () => {
   assert.equal(unhealthyAtLast(null, null), null);

@@ -1,0 +1,128 @@
+import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { verifyReceipt } from '../receipt/envelope.ts';
+import { keepExport, OUT_PATIENCE, outStep, targetOf, watch } from './out-tools.ts';
+import { proveMove } from './prove.ts';
+import { reached } from './target-phase.ts';
+
+/*
+ * The source's steps while the machine runs at the target.
+ */
+
+/** Somebody has to look at a disk. */
+const DISPUTES = new Set([
+  'MIGRATION_CONTENT_UNEXPLAINED',
+  'MIGRATION_CONTENT_DIFFERS',
+  'VOLUME_REGION_CHANGED',
+]);
+
+export const detach = outStep({
+  ...{ name: 'detach', phase: 'after', waitsFor: 'peer', answersAdvance: true },
+  ...OUT_PATIENCE.forward,
+  async do({ source }, { input }) {
+    await source.detach(input.machineId);
+  },
+});
+
+export const serve = outStep({
+  ...{ name: 'serve', phase: 'after', waitsFor: 'peer' },
+  ...OUT_PATIENCE.long,
+  needs: ['subject', 'target'],
+  uses: ['source', 'targetTls'],
+  gives: ['last'],
+  async do(tools, context) {
+    const { notes, runId } = context;
+    const peer = targetOf(tools, notes.target);
+    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
+      await keepExport(tools, runId, notes.subject, notes);
+      const status = await watch(tools, peer, context, 'fetches the rest');
+      if (reached(status, 'hydrated')) return { last: status };
+      context.waiting(
+        `${peer.name} fetches the blocks that are still only here`,
+        'Nothing to do; keep this worker up until then.',
+      );
+      await tools.clock.sleep(pauseMs, context.signal);
+    }
+  },
+});
+
+export const prove = outStep({
+  ...{ name: 'prove', phase: 'after', waitsFor: 'peer', answersAdvance: true },
+  ...OUT_PATIENCE.long,
+  retry: { initialMs: 500, maxMs: 60_000 },
+  needs: ['subject', 'target'],
+  uses: ['source', 'targetTls', 'handedOverAtMs', 'stopStartedAtMs'],
+  gives: ['bytesAvoided', 'mended', 'disputed', 'root', 'waivedAtMs'],
+  async do(tools, context) {
+    const { source, receipts, clock, worker, key } = tools;
+    const { notes, runId } = context;
+    const { subject, target } = notes;
+    const { volume } = subject;
+    // Nothing was fetched: there is nothing to prove.
+    if (volume === null) return { bytesAvoided: 0 };
+    const { waivedAtMs } = await watch(tools, targetOf(tools, target), context, 'has all blocks');
+    if (waivedAtMs !== null) {
+      receipts.waive(runId, waivedAtMs);
+      return { waivedAtMs, disputed: null };
+    }
+    await keepExport(tools, runId, subject, notes);
+    const { handedOverAtMs, stopStartedAtMs, mended, disputed } = notes;
+    // Once is for good: the guest writes on, and its writes would soon seem to explain it.
+    const known = disputed ? GodwitError.fromWire(disputed) : null;
+    if (known?.retry === 'never') throw known;
+    const bytesAvoided =
+      notes.bytesAvoided ?? (await source.bytesAvoided(volume.volumeId, volume.generation));
+    const proving = proveMove({
+      moveId: runId,
+      subject: { ...subject, volume },
+      peer: targetOf(tools, target),
+      ...{ worker, key, source, receipts, bytesAvoided, clock },
+      times: {
+        stopped: subject.running ? (stopStartedAtMs ?? null) : null,
+        handedOver: handedOverAtMs ?? clock.wallMs(),
+      },
+      mended: mended ?? { ranges: 0, bytes: 0, leftBytes: 0 },
+      onMended: (sums) => context.put({ mended: sums }),
+      onProgress: (bytes) =>
+        context.waiting(
+          `holding what ${target} has against the sealed volume`,
+          `Nothing to do; keep both workers up until then. ${Math.floor(bytes / 2 ** 30)} GiB are compared.`,
+        ),
+      signal: context.signal,
+    });
+    const receipt = await proving.catch((error: unknown) => {
+      if (isGodwitError(error) && DISPUTES.has(error.code)) context.put({ disputed: error.toWire() });
+      throw error;
+    });
+    return { bytesAvoided, root: verifyReceipt(receipt).root, disputed: null };
+  },
+});
+
+export const release = outStep({
+  ...{ name: 'release', phase: 'after', waitsFor: 'peer', answersAdvance: true },
+  ...OUT_PATIENCE.forward,
+  needs: ['subject', 'target'],
+  uses: ['waivedAtMs'],
+  gives: ['last', 'destroyAfterMs'],
+  async do(tools, context) {
+    const { source, clock, retentionMs } = tools;
+    const { notes, runId, input } = context;
+    const peer = targetOf(tools, notes.target);
+    let last = await watch(tools, peer, context, 'takes the volume as its own');
+    for (let pauseMs = 20; !reached(last, 'released'); pauseMs = Math.min(pauseMs * 2, 500)) {
+      context.waiting(
+        `${peer.name} takes the volume as its own`,
+        notes.waivedAtMs === undefined
+          ? 'Nothing to do; the receipt is signed.'
+          : 'Nothing to do; an operator had it do without the receipt.',
+      );
+      await clock.sleep(pauseMs, context.signal);
+      last = await watch(tools, peer, context, 'takes the volume as its own');
+    }
+    context.put({ last });
+    await source.closeExport(runId);
+    const destroyAfterMs = notes.destroyAfterMs ?? clock.wallMs() + retentionMs;
+    context.put({ destroyAfterMs });
+    await source.retain(input.machineId, notes.subject.volume?.volumeId ?? null, destroyAfterMs);
+    return { last, destroyAfterMs };
+  },
+});
