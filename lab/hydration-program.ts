@@ -8,17 +8,17 @@ import { blockStatistics, kernelNameOf } from '../src/host/block-statistics.ts';
 import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
-import type { HydrationSettings, SourceSpec, VolumeServerSpec } from '../src/opening/spec.ts';
+import type { CloneSpec, HydrationSettings, SourceSpec } from '../src/opening/spec.ts';
 import type { HydrationStatus, VolumeServerStatus } from '../src/opening/status.ts';
 import { KernelVolume } from '../src/plane/attached.ts';
 import { KernelExport } from '../src/plane/exported.ts';
 import { systemPlaneHost } from '../src/plane/host.ts';
 import { openVolumeHolder } from '../src/shim/volume-holder.ts';
 import {
-  attachSpec,
   cloneSpec,
   exportSpec,
   newGrant,
+  ownSpec,
   sourceSpec,
   VolumeStore,
   writeFreeMap,
@@ -68,7 +68,7 @@ async function source(address: string): Promise<Plan> {
   const volumes = await openStore();
   const record = await volumes.create({ name: 'bench', lengthBytes: LENGTH_BYTES, filesystem: 'ext4' });
   const volumeDir = volumes.folder(record.id);
-  const volume = await KernelVolume.open(attachSpec(record, { volumeDir, access: 'writable' }), {
+  const volume = await KernelVolume.open(ownSpec(record, { volumeDir, access: 'writable' }), {
     host,
     clock,
     logger: silentLogger,
@@ -256,7 +256,7 @@ async function byHand(knobs: number, plan: Plan): Promise<Way> {
 /** What the shim of a target does in a move; `open` is that of the plane. */
 async function byPlane(
   plan: Plan,
-  open: (spec: VolumeServerSpec) => Promise<{
+  open: (spec: CloneSpec) => Promise<{
     activate(): Promise<string>;
     configureHydration(settings: HydrationSettings): Promise<unknown>;
     hydration(): Promise<HydrationStatus>;
@@ -274,13 +274,14 @@ async function byPlane(
   });
   const volumeDir = volumes.folder(record.id);
   await writeFreeMap(volumeDir, Buffer.from(plan.freeMap, 'base64'));
-  const clone = cloneSpec(record, {
+  const spec = cloneSpec(record, {
     volumeDir,
+    access: 'standby',
     validityDir: '/dev/shm',
     source: plan.source,
     hydration: { paused: true, rateBytesPerSecondMax: 0 },
   });
-  const volume = await open(attachSpec(record, { volumeDir, access: 'standby', clone }));
+  const volume = await open(spec);
   return {
     async activate() {
       await volumes.apply(record.id, { kind: 'activate', generation: 2 });

@@ -11,7 +11,8 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
 import { whileAlive } from '../base/while-alive.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
-import type { Access, Grant, HydrationSettings, VolumeServerSpec } from '../opening/spec.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
+import { specAfter, specAtPort, specFollowing, specWithLoss } from '../opening/spec-after.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { setIoFlusher } from '../sys/io-flusher.ts';
 
@@ -44,7 +45,7 @@ export type VolumeSupervisorOptions = {
    */
   command: readonly [string, ...string[]];
   env?: NodeJS.ProcessEnv;
-  spec: VolumeServerSpec;
+  spec: OpeningSpec;
   /**
    * Descriptor of the FUSE connection, which becomes the server's descriptor 3. null for an export. Stays the
    * caller's.
@@ -90,9 +91,7 @@ export type VolumeSupervisorState = {
  */
 export class VolumeSupervisor {
   readonly #options: VolumeSupervisorOptions;
-  #spec: VolumeServerSpec;
-  /** Of the last server that was ready, for the next one. */
-  #before: Pick<VolumeServerSpec, 'follows' | 'instance'> = {};
+  #spec: OpeningSpec;
   #child: ChildProcess | null = null;
   #rpc: LineRpc | null = null;
   #ready: PromiseWithResolvers<void> = Promise.withResolvers();
@@ -131,7 +130,7 @@ export class VolumeSupervisor {
   }
 
   /** What the next server would be started with. Holds secrets. */
-  get spec(): VolumeServerSpec {
+  get spec(): OpeningSpec {
     return this.#spec;
   }
 
@@ -159,14 +158,14 @@ export class VolumeSupervisor {
     const { clock } = this.#options;
     const deadlineMs = timeoutMs === null ? null : clock.monotonicMs() + timeoutMs;
     // From here on no server may be started writable, whatever becomes of this call.
-    if (op === 'seal') this.#spec = { ...this.#spec, access: 'readonly' };
+    if (op === 'seal') this.#spec = specAfter(this.#spec, { op, args: {} });
     for (;;) {
       await this.#whenReady(deadlineMs);
       const rpc = this.#rpc;
       if (rpc === null) continue;
       try {
         const result = await this.#ask(rpc, op, args, deadlineMs);
-        this.#remember(op, args);
+        this.#spec = specAfter(this.#spec, { op, args } as never);
         if (op === 'status') this.#lastStatus = result as VolumeServerStatus;
         return result as OperationResult<Op>;
       } catch (error) {
@@ -247,7 +246,7 @@ export class VolumeSupervisor {
     const input = child.stdin as Writable;
     const output = child.stdout as Readable;
     input.on('error', () => {}); // the exit says more
-    input.write(`${JSON.stringify({ ...this.#spec, ...this.#before })}\n`);
+    input.write(`${JSON.stringify(this.#spec)}\n`);
     this.#rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
   }
 
@@ -284,17 +283,17 @@ export class VolumeSupervisor {
     if (event === 'ready') {
       const port = portOf(data);
       // A restarted export must be found where the first one was.
-      if (port !== null) this.#spec = atPort(this.#spec, port);
+      if (port !== null) this.#spec = specAtPort(this.#spec, port);
       this.#isReady = true;
       const instance = (data as { instance?: unknown } | null)?.instance;
-      this.#before = { follows: true, ...(typeof instance === 'string' && { instance }) };
+      this.#spec = specFollowing(this.#spec, typeof instance === 'string' ? instance : null);
       this.#readyAtMs = this.#options.clock.monotonicMs();
       this.#ready.resolve();
     } else if (event === 'progress') {
       this.#lastStatus = data as VolumeServerStatus;
       // The disk may refuse to have it written down, and this process outlives the server.
       const { dataLoss } = this.#lastStatus;
-      if (dataLoss !== undefined) this.#spec = { ...this.#spec, dataLoss };
+      if (dataLoss !== undefined) this.#spec = specWithLoss(this.#spec, dataLoss);
     } else if (event === 'failed') {
       this.#failure = failedError(data);
       this.#lastError = this.#failure;
@@ -307,30 +306,6 @@ export class VolumeSupervisor {
       }
     }
     this.#options.onEvent?.(event, data);
-  }
-
-  #remember(op: VolumeOperation, args: unknown): void {
-    const spec = this.#spec;
-    if (op === 'activate') {
-      this.#spec = { ...spec, access: (args as { access: Access }).access };
-    } else if (op === 'hydration' && spec.clone !== undefined) {
-      this.#spec = { ...spec, clone: { ...spec.clone, hydration: args as HydrationSettings } };
-    } else if (op === 'room') {
-      const { leaving, stopped } = args as { leaving: boolean; stopped?: boolean };
-      const { leaving: _before, ...rest } = spec;
-      this.#spec = leaving ? { ...rest, leaving: stopped === false ? 'running' : 'stopped' } : rest;
-    } else if (op === 'finish') {
-      const { clone: _dropped, ...rest } = spec;
-      this.#spec = rest;
-    } else if (op === 'grant' && spec.export !== undefined) {
-      const grant = args as Grant;
-      const others = spec.export.grants.filter((one) => one.initiatorIqn !== grant.initiatorIqn);
-      this.#spec = { ...spec, export: { ...spec.export, grants: [...others, grant] } };
-    } else if (op === 'revoke' && spec.export !== undefined) {
-      const { initiatorIqn } = args as { initiatorIqn: string };
-      const grants = spec.export.grants.filter((one) => one.initiatorIqn !== initiatorIqn);
-      this.#spec = { ...spec, export: { ...spec.export, grants } };
-    }
   }
 
   #serverIsGone(): void {
@@ -416,12 +391,6 @@ export class VolumeSupervisor {
 /** 0 after a server that was well, and after the first one that was not. */
 function restartDelayMs(quickDeaths: number): number {
   return quickDeaths <= 1 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (quickDeaths - 2));
-}
-
-function atPort(spec: VolumeServerSpec, port: number): VolumeServerSpec {
-  if (spec.export) return { ...spec, export: { ...spec.export, listenPort: port } };
-  if (!spec.serve || spec.serve.listen.kind === 'nbd-unix') return spec;
-  return { ...spec, serve: { ...spec.serve, listen: { ...spec.serve.listen, port } } };
 }
 
 function portOf(data: unknown): number | null {

@@ -13,7 +13,7 @@ import { findHolders, frozenError, heldError, isFrozen } from '../host/mount-hol
 import { mountAt } from '../host/mount-table.ts';
 import { isAlive } from '../host/process-identity.ts';
 import { checkHostCanRun, checkStopSignal, isSignal } from '../jail/jail.ts';
-import type { Leaving, VolumeServerSpec } from '../opening/spec.ts';
+import type { AttachSpec, Leaving } from '../opening/spec.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
 import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
 import { findShim, ShimClient, startShim } from '../shim/client.ts';
@@ -41,7 +41,7 @@ export interface VolumeProvider {
    * How to open the volume for writing, at its present generation. Rejects when it is sealed, incoming, or
    * another machine's.
    */
-  attachSpec(volumeId: string, machineId: string): Promise<VolumeServerSpec>;
+  attachSpec(volumeId: string, machineId: string): Promise<AttachSpec>;
   filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'>;
   /** Gives the volume to the machine, or takes it back (null). Rejects when it is another machine's. */
   assignMachine(volumeId: string, machineId: string | null): Promise<unknown>;
@@ -698,7 +698,7 @@ export class MachineManager {
       if (filesystem === null ? volume === null : volume?.mounted !== true) {
         say('has its volume opened');
         const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
-        await client.call('volume.open', { spec: withNbdSocket(spec, config, this.runtimeDir(record.id)) });
+        await client.open(withNbdSocket(spec, config, this.runtimeDir(record.id)));
         say('has its filesystem mounted');
         if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }

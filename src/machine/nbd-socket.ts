@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { GodwitError } from '../base/errors.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import { readAccount } from '../jail/jail.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { AttachSpec } from '../opening/spec.ts';
 import { SHIM_FILES } from '../shim/protocol.ts';
 
 /** sun_path of unix(7), without its closing zero byte. */
@@ -24,10 +24,10 @@ export function nbdSocketPath(runtimeDir: string): string {
  * writing when nothing is mounted, else for reading. Rejects `MACHINE_PATH_TOO_LONG`, `MACHINE_UNKNOWN_USER`.
  */
 export function withNbdSocket(
-  spec: VolumeServerSpec,
+  spec: AttachSpec,
   config: Pick<MachineConfig, 'volume' | 'user'>,
   runtimeDir: string,
-): VolumeServerSpec {
+): AttachSpec {
   if (config.volume?.nbd !== true) return spec;
   const { uid, gid } = readAccount(config.user);
   const client = config.volume.mountPath === undefined ? 'guest' : 'observer';

@@ -11,7 +11,7 @@ import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { readMountTable } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
-import { attachSpec, type FreeMapReport, isDataLocked, VolumeStore } from '../volume/index.ts';
+import { type FreeMapReport, isDataLocked, ownSpec, VolumeStore } from '../volume/index.ts';
 import { MachineManager } from './manager.ts';
 import { MachineStore } from './store.ts';
 
@@ -34,7 +34,7 @@ async function fixture(t: TestContext) {
     store: await MachineStore.open(dir),
     volumes: {
       attachSpec: async (id) =>
-        attachSpec(await store.get(id), { volumeDir: store.folder(id), access: 'writable' }),
+        ownSpec(await store.get(id), { volumeDir: store.folder(id), access: 'writable' }),
       filesystem: async (id) => (await store.get(id)).filesystem,
       assignMachine: (id, machineId) => store.assignMachine(id, machineId),
     },
@@ -169,14 +169,14 @@ test('a target opens in standby, and mounts once it is activated', { skip }, asy
   const { store, manager, create } = await fixture(t);
   const { volume, machine } = await create('db');
   const client = await manager.ensureShim(machine.id);
-  const spec = attachSpec(await store.get(volume.id), {
+  const spec = ownSpec(await store.get(volume.id), {
     volumeDir: store.folder(volume.id),
     access: 'standby',
   });
-  const { loopDevice } = await client.call('volume.open', { spec });
+  const { loopDevice } = await client.open(spec);
   assert.match(loopDevice ?? '', /^\/dev\/loop\d+$/);
-  assert.deepEqual(await client.call('volume.open', { spec }), { loopDevice, exportPort: null });
-  await assert.rejects(client.call('volume.open', { spec: { ...spec, generation: 9 } }), (error) =>
+  assert.deepEqual(await client.open(spec), { loopDevice, exportPort: null });
+  await assert.rejects(client.open({ ...spec, generation: 9 }), (error) =>
     isGodwitError(error, 'MACHINE_VOLUME_OPEN'),
   );
   const subject = { machineId: machine.id, name: 'db', config: machine.config };
@@ -196,17 +196,17 @@ test('a volume that cannot be opened says why, and leaves nothing', { skip }, as
   const { dir, store, manager, create } = await fixture(t);
   const { volume, machine } = await create('db');
   const client = await manager.ensureShim(machine.id);
-  const spec = attachSpec(await store.get(volume.id), {
+  const spec = ownSpec(await store.get(volume.id), {
     volumeDir: store.folder(volume.id),
     access: 'writable',
   });
-  await assert.rejects(client.call('volume.open', { spec: { ...spec, generation: 7 } }), (error) => {
+  await assert.rejects(client.open({ ...spec, generation: 7 }), (error) => {
     assert.ok(isGodwitError(error));
     assert.notEqual(error.code, 'INTERNAL');
     return true;
   });
   assertNothingHeld(dir);
-  await client.call('volume.open', { spec });
+  await client.open(spec);
 });
 
 test('a killed shim with a volume in use: all of it is ended, and the machine starts again', {

@@ -11,11 +11,6 @@ export function badSpec(reason: string, cause?: unknown): GodwitError {
   });
 }
 
-export function boolean(value: unknown, what: string): boolean {
-  if (typeof value !== 'boolean') throw badSpec(`${what} is not a boolean`);
-  return value;
-}
-
 export function list(value: unknown, what: string): unknown[] {
   if (Array.isArray(value) && value.length <= RANGES_MAX) return value;
   throw badSpec(`${what} does not fit`);

@@ -4,61 +4,105 @@ import fc from 'fast-check';
 import { Value } from 'typebox/value';
 import { isGodwitError } from '../base/errors.ts';
 import { parseSpec } from './read-spec.ts';
-import { VolumeServerSpec } from './spec.ts';
+import { type CloneSpec, type EncryptionSpec, OpeningSpec } from './spec.ts';
 
-const good: VolumeServerSpec = {
-  role: 'attach',
-  volumeId: 'v_1',
-  generation: 2,
-  lengthBytes: 4096,
-  volumeDir: 'dir',
-  access: 'standby',
+const volume = { volumeId: 'v_1', generation: 2, lengthBytes: 4096, volumeDir: 'dir' };
+const attach = {
+  ...volume,
+  ...({ access: 'standby', whenFull: 'error', leaving: 'running' } as const),
   follows: true,
   instance: 'ext4:7',
   dataLoss: { atMs: 1767225600000, reason: 'flush failed' },
-  clone: {
-    metadataPath: 'meta',
-    validityPath: 'bits',
-    source: {
-      host: 'host',
-      port: 3260,
-      targetIqn: 'iqn.2026-11.example:t',
-      lun: 0,
-      initiatorIqn: 'iqn.2026-11.example:i',
-      chapUser: 'user',
-      chapSecret: 'twelve bytes',
-    },
-    hydration: { paused: false, rateBytesPerSecondMax: 0 },
-  },
-  encryption: {
-    uuid: 'u',
-    keyGeneration: 3,
-    holes: 'none',
-    keyVolumeId: 'v_0',
-    source: { uuid: 'old', keyGeneration: 1 },
-    keys: { kind: 'exec', argv: ['key', 'of'] },
-  },
-  export: {
-    listenHost: 'host',
-    listenPort: 0,
-    targetIqn: 'iqn.2026-11.example:t',
-    grants: [
-      { initiatorIqn: 'iqn.2026-11.example:i', chapUser: 'user', chapSecret: 'twelve bytes', generation: 1 },
-    ],
-  },
   nbd: { path: '/run/s', owner: { uid: 1, gid: 2 }, client: 'guest' },
-  serve: {
-    exportName: 'disk',
-    listen: {
-      kind: 'iscsi',
-      host: 'host',
-      port: 0,
-      targetIqn: 'iqn.2026-11.example:t',
-      chapUser: 'user',
-      chapSecret: 'twelve bytes',
+} as const;
+const encryption: EncryptionSpec = {
+  uuid: 'u',
+  keyGeneration: 3,
+  holes: 'none',
+  keyVolumeId: 'v_0',
+  keys: { kind: 'exec', argv: ['key', 'of'] },
+};
+const copy = {
+  metadataPath: 'meta',
+  validityPath: 'bits',
+  hydration: { paused: false, rateBytesPerSecondMax: 0 },
+};
+const tls = { certFile: 'cert', keyFile: 'key', caFile: 'ca' };
+
+/** One of each kind, with every field that it has. */
+const GOOD: OpeningSpec[] = [
+  { kind: 'own', ...attach, plane: 'kernel', encryption },
+  {
+    kind: 'clone',
+    ...attach,
+    encryption: { ...encryption, source: { uuid: 'old', keyGeneration: 1 } },
+    clone: {
+      ...copy,
+      source: {
+        host: 'host',
+        port: 3260,
+        targetIqn: 'iqn.2026-11.example:t',
+        lun: 0,
+        initiatorIqn: 'iqn.2026-11.example:i',
+        chapUser: 'user',
+        chapSecret: 'twelve bytes',
+        tls: true,
+      },
+      tls,
     },
   },
-};
+  {
+    kind: 'import',
+    ...attach,
+    encryption,
+    clone: {
+      ...copy,
+      source: {
+        location: 'nbd://host/disk',
+        sourceLengthBytes: 4096,
+        unit: { serial: 's', designators: 'd' },
+        nbdExport: { name: 'n', description: 'd', minimumBlockBytes: 512 },
+      },
+    },
+  },
+  {
+    kind: 'export',
+    ...volume,
+    access: 'standby',
+    export: {
+      listenHost: 'host',
+      listenPort: 0,
+      targetIqn: 'iqn.2026-11.example:t',
+      grants: [
+        {
+          initiatorIqn: 'iqn.2026-11.example:i',
+          chapUser: 'user',
+          chapSecret: 'twelve bytes',
+          generation: 1,
+        },
+      ],
+      tls,
+    },
+  },
+  {
+    kind: 'serve',
+    ...volume,
+    ...({ access: 'writable', whenFull: 'pause' } as const),
+    encryption: { ...encryption, keys: { kind: 'file', path: 'keys' } },
+    serve: {
+      exportName: 'disk',
+      listen: {
+        kind: 'iscsi',
+        host: 'host',
+        port: 0,
+        targetIqn: 'iqn.2026-11.example:t',
+        chapUser: 'user',
+        chapSecret: 'twelve bytes',
+        tls,
+      },
+    },
+  },
+];
 
 /** Paths to every field of the spec. */
 function pathsOf(value: unknown, path: string[] = []): string[][] {
@@ -66,10 +110,10 @@ function pathsOf(value: unknown, path: string[] = []): string[][] {
   return [path, ...Object.entries(value).flatMap(([key, inner]) => pathsOf(inner, [...path, key]))];
 }
 
-function withField(path: readonly string[], value: unknown): unknown {
+function withField(good: OpeningSpec, path: readonly string[], value: unknown): unknown {
   const [first, ...rest] = path;
   if (first === undefined) return value;
-  const copy = structuredClone(good) as Record<string, unknown>;
+  const copy = structuredClone(good) as unknown as Record<string, unknown>;
   let at = copy;
   for (const key of path.slice(0, -1)) at = at[key] as Record<string, unknown>;
   at[rest.at(-1) ?? first] = value;
@@ -77,7 +121,7 @@ function withField(path: readonly string[], value: unknown): unknown {
 }
 
 test('a spec that fits comes through unchanged', () => {
-  assert.deepEqual(parseSpec(JSON.stringify(good)), good);
+  for (const good of GOOD) assert.deepEqual(parseSpec(JSON.stringify(good)), good);
 });
 
 test('the checks by hand refuse what the schema refuses, and never show a value', () => {
@@ -95,18 +139,21 @@ test('the checks by hand refuse what the schema refuses, and never show a value'
       65536,
       1.5,
       '',
-      'attach',
+      'own',
+      'clone',
+      'export',
       'readonly',
       'secret',
       true,
       null,
     ),
   );
+  const places = GOOD.flatMap((good) => pathsOf(good).map((path) => [good, path] as const));
   fc.assert(
-    fc.property(fc.constantFrom(...pathsOf(good)), strange, (path, value) => {
+    fc.property(fc.constantFrom(...places), strange, ([good, path], value) => {
       // Beyond 2^53 the schema still says integer; we do not count that far.
       fc.pre(!Number.isInteger(value) || Number.isSafeInteger(value));
-      const spec = withField(path, value);
+      const spec = withField(good, path, value);
       let accepted = true;
       try {
         parseSpec(JSON.stringify(spec));
@@ -115,9 +162,13 @@ test('the checks by hand refuse what the schema refuses, and never show a value'
         assert.ok(isGodwitError(error, 'VOLUME_BAD_SPEC'));
         assert.ok(!error.message.includes('secret') || error.message.includes('Secret'));
       }
-      assert.equal(accepted, Value.Check(VolumeServerSpec, JSON.parse(JSON.stringify(spec))), path.join('.'));
+      assert.equal(
+        accepted,
+        Value.Check(OpeningSpec, JSON.parse(JSON.stringify(spec))),
+        `${good.kind}: ${path.join('.')}`,
+      );
     }),
-    { numRuns: 3000 },
+    { numRuns: 6000 },
   );
   for (const line of ['', '{', 'null', '7']) {
     assert.throws(
@@ -131,12 +182,12 @@ test('the checks by hand refuse what the schema refuses, and never show a value'
 test('what names a volume leads into no other folder', () => {
   for (const name of ['../x', 'a/b', '.', '..', 'a\0b', 'x'.repeat(300), 'a b', '']) {
     const isRefused = (error: unknown) => isGodwitError(error, 'VOLUME_BAD_SPEC');
-    const encryption = good.encryption!;
-    const source = { ...encryption.source!, keyVolumeId: name };
+    const clone = GOOD[1] as CloneSpec;
+    const source = { ...clone.encryption!.source!, keyVolumeId: name };
     for (const spec of [
-      { ...good, volumeId: name },
-      { ...good, encryption: { ...encryption, keyVolumeId: name } },
-      { ...good, encryption: { ...encryption, source } },
+      ...GOOD.map((good) => ({ ...good, volumeId: name })),
+      { ...clone, encryption: { ...encryption, keyVolumeId: name } },
+      { ...clone, encryption: { ...encryption, source } },
     ])
       assert.throws(() => parseSpec(JSON.stringify(spec)), isRefused, name);
   }

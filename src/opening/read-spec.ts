@@ -1,17 +1,23 @@
 import type { TlsFiles } from '../sys/tls-identity.ts';
-import { badSpec, boolean, flag, integer, nodeName, object, oneOf, ownName, text } from './read-fields.ts';
+import { withKind } from './earlier-spec.ts';
+import { badSpec, flag, integer, nodeName, object, oneOf, ownName, text } from './read-fields.ts';
 import type {
   Access,
+  AttachSpec,
   CloneSpec,
+  EncryptionSpec,
+  ExportSpec,
   Grant,
   HydrationSettings,
   ImportedExport,
   ImportedSourceSpec,
   ImportedUnit,
+  ImportSpec,
   NbdSocketSpec,
+  OpeningSpec,
   ServeListen,
+  ServeSpec,
   SourceSpec,
-  VolumeServerSpec,
 } from './spec.ts';
 
 /**
@@ -20,39 +26,70 @@ import type {
  * A message names the field and never its value, which may be a secret. Everything here throws
  * `VOLUME_BAD_SPEC`.
  */
-export function parseSpec(line: string): VolumeServerSpec {
+export function parseSpec(line: string): OpeningSpec {
   let value: unknown;
   try {
     value = JSON.parse(line);
   } catch (error) {
     throw badSpec('the first line is not JSON', error);
   }
-  const spec = object(value, 'spec');
-  return {
-    role: oneOf(spec.role, ['attach', 'export', 'serve'], 'role'),
+  const spec = withKind(object(value, 'spec'));
+  const kind = oneOf(spec.kind, ['own', 'clone', 'import', 'export', 'serve'], 'kind');
+  const volume = {
     volumeId: ownName(spec.volumeId, 'volumeId'),
     generation: integer(spec.generation, 1, 'generation'),
     lengthBytes: integer(spec.lengthBytes, 4096, 'lengthBytes'),
     volumeDir: text(spec.volumeDir, 'volumeDir'),
+    ...(spec.plane === undefined ? {} : { plane: oneOf(spec.plane, ['kernel'], 'plane') }),
+  };
+  switch (kind) {
+    case 'own':
+      return { kind, ...volume, ...parseAttach(spec), ...parseKey(spec) };
+    case 'clone':
+      return { kind, ...volume, ...parseAttach(spec), ...parseKeys(spec), clone: parseClone(spec.clone) };
+    case 'import':
+      return { kind, ...volume, ...parseAttach(spec), ...parseKey(spec), clone: parseImport(spec.clone) };
+    case 'export': {
+      const access = oneOf(spec.access, ['standby', 'readonly'], 'access');
+      return { kind, ...volume, access, export: parseExport(spec.export) };
+    }
+    case 'serve': {
+      const access = oneOf(spec.access, ['readonly', 'writable'], 'access');
+      const { whenFull } = spec;
+      return {
+        ...{ kind, ...volume, access, ...parseKey(spec) },
+        ...(whenFull === undefined ? {} : { whenFull: parseWhenFull(whenFull) }),
+        serve: parseServe(spec.serve),
+      };
+    }
+  }
+}
+
+type Fields = Readonly<Record<string, unknown>>;
+
+function parseWhenFull(value: unknown): 'pause' | 'error' {
+  return oneOf(value, ['pause', 'error'], 'whenFull');
+}
+
+function parseAttach(
+  spec: Fields,
+): Omit<
+  AttachSpec,
+  'kind' | 'volumeId' | 'generation' | 'lengthBytes' | 'volumeDir' | 'plane' | 'encryption' | 'clone'
+> {
+  const { whenFull, leaving, follows, instance, dataLoss, nbd } = spec;
+  return {
     access: parseAccess(spec.access),
-    ...(spec.whenFull === undefined
-      ? {}
-      : { whenFull: oneOf(spec.whenFull, ['pause', 'error'], 'whenFull') }),
-    ...(spec.leaving === undefined
-      ? {}
-      : { leaving: oneOf(spec.leaving, ['running', 'stopped'], 'leaving') }),
-    ...(spec.follows === undefined ? {} : { follows: boolean(spec.follows, 'follows') }),
-    ...(spec.instance === undefined ? {} : { instance: text(spec.instance, 'instance', 0) }),
-    ...(spec.dataLoss === undefined ? {} : { dataLoss: parseLoss(spec.dataLoss) }),
-    ...(spec.clone === undefined ? {} : { clone: parseClone(spec.clone) }),
-    ...(spec.encryption === undefined ? {} : { encryption: parseEncryption(spec.encryption) }),
-    ...(spec.export === undefined ? {} : { export: parseExport(spec.export) }),
-    ...(spec.nbd === undefined ? {} : { nbd: parseNbdSocket(spec.nbd) }),
-    ...(spec.serve === undefined ? {} : { serve: parseServe(spec.serve) }),
+    ...(whenFull === undefined ? {} : { whenFull: parseWhenFull(whenFull) }),
+    ...(leaving === undefined ? {} : { leaving: oneOf(leaving, ['running', 'stopped'], 'leaving') }),
+    ...(follows === undefined ? {} : { follows: flag(follows, 'follows') }),
+    ...(instance === undefined ? {} : { instance: text(instance, 'instance', 0) }),
+    ...(dataLoss === undefined ? {} : { dataLoss: parseLoss(dataLoss) }),
+    ...(nbd === undefined ? {} : { nbd: parseNbdSocket(nbd) }),
   };
 }
 
-function parseLoss(value: unknown): NonNullable<VolumeServerSpec['dataLoss']> {
+function parseLoss(value: unknown): NonNullable<AttachSpec['dataLoss']> {
   const loss = object(value, 'dataLoss');
   if (typeof loss.atMs !== 'number') throw badSpec('dataLoss.atMs is not a number');
   return { atMs: loss.atMs, reason: text(loss.reason, 'dataLoss.reason', 0) };
@@ -80,28 +117,54 @@ export function parseHydration(value: unknown): HydrationSettings {
   };
 }
 
-function parseClone(value: unknown): CloneSpec {
-  const clone = object(value, 'clone');
+function parseCopy(clone: Fields): Omit<CloneSpec['clone'], 'source' | 'tls'> {
   return {
     metadataPath: text(clone.metadataPath, 'clone.metadataPath'),
     validityPath: text(clone.validityPath, 'clone.validityPath'),
-    source: parseSource(clone.source),
-    ...(clone.tls === undefined ? {} : { tls: parseTlsFiles(clone.tls, 'clone.tls') }),
     hydration: parseHydration(clone.hydration),
   };
 }
 
-function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encryption']> {
-  const encryption = object(value, 'encryption');
+function parseClone(value: unknown): CloneSpec['clone'] {
+  const clone = object(value, 'clone');
+  return {
+    ...parseCopy(clone),
+    source: parseSource(object(clone.source, 'clone.source')),
+    ...(clone.tls === undefined ? {} : { tls: parseTlsFiles(clone.tls, 'clone.tls') }),
+  };
+}
+
+function parseImport(value: unknown): ImportSpec['clone'] {
+  const clone = object(value, 'clone');
+  return { ...parseCopy(clone), source: parseImportedSource(object(clone.source, 'clone.source')) };
+}
+
+/** Of a volume whose key is one. */
+function parseKey({ encryption }: Fields): { encryption?: EncryptionSpec } {
+  return encryption === undefined ? {} : { encryption: parseEncryption(object(encryption, 'encryption')) };
+}
+
+/** Of a clone, whose source may have another one. */
+function parseKeys({ encryption }: Fields): Pick<CloneSpec, 'encryption'> {
+  if (encryption === undefined) return {};
+  const fields = object(encryption, 'encryption');
+  const { source } = fields;
+  const header = source === undefined ? undefined : object(source, 'encryption.source');
+  return {
+    encryption: {
+      ...parseEncryption(fields),
+      ...(header === undefined ? {} : { source: parseHeader(header, 'encryption.source') }),
+    },
+  };
+}
+
+function parseEncryption(encryption: Fields): EncryptionSpec {
   const keys = object(encryption.keys, 'encryption.keys');
   const header = {
     ...parseHeader(encryption, 'encryption'),
     ...(encryption.holes === undefined
       ? {}
       : { holes: oneOf(encryption.holes, ['none'], 'encryption.holes') }),
-    ...(encryption.source === undefined
-      ? {}
-      : { source: parseHeader(object(encryption.source, 'encryption.source'), 'encryption.source') }),
   };
   const kind = oneOf(keys.kind, ['file', 'exec'], 'encryption.keys.kind');
   if (kind === 'file') return { ...header, keys: { kind, path: text(keys.path, 'encryption.keys.path', 1) } };
@@ -110,7 +173,7 @@ function parseEncryption(value: unknown): NonNullable<VolumeServerSpec['encrypti
 }
 
 function parseHeader(
-  fields: Record<string, unknown>,
+  fields: Fields,
   what: string,
 ): { uuid: string; keyGeneration: number; keyVolumeId?: string } {
   return {
@@ -132,16 +195,16 @@ function parseNbdSocket(value: unknown): NbdSocketSpec {
   };
 }
 
-function parseSource(value: unknown): SourceSpec | ImportedSourceSpec {
-  const source = object(value, 'clone.source');
-  if (source.location !== undefined) {
-    return {
-      location: text(source.location, 'source.location', 1),
-      sourceLengthBytes: integer(source.sourceLengthBytes, 512, 'source.sourceLengthBytes'),
-      ...(source.unit === undefined ? {} : { unit: parseUnit(source.unit) }),
-      ...(source.nbdExport === undefined ? {} : { nbdExport: parseNbdExport(source.nbdExport) }),
-    };
-  }
+function parseImportedSource(source: Fields): ImportedSourceSpec {
+  return {
+    location: text(source.location, 'source.location', 1),
+    sourceLengthBytes: integer(source.sourceLengthBytes, 512, 'source.sourceLengthBytes'),
+    ...(source.unit === undefined ? {} : { unit: parseUnit(source.unit) }),
+    ...(source.nbdExport === undefined ? {} : { nbdExport: parseNbdExport(source.nbdExport) }),
+  };
+}
+
+function parseSource(source: Fields): SourceSpec {
   return {
     host: text(source.host, 'source.host'),
     port: integer(source.port, 1, 'source.port', 65535),
@@ -171,7 +234,7 @@ function parseNbdExport(value: unknown): ImportedExport {
   };
 }
 
-function parseExport(value: unknown): NonNullable<VolumeServerSpec['export']> {
+function parseExport(value: unknown): ExportSpec['export'] {
   const fields = object(value, 'export');
   if (!Array.isArray(fields.grants)) throw badSpec('export.grants does not fit');
   return {
@@ -183,7 +246,7 @@ function parseExport(value: unknown): NonNullable<VolumeServerSpec['export']> {
   };
 }
 
-function parseServe(value: unknown): NonNullable<VolumeServerSpec['serve']> {
+function parseServe(value: unknown): ServeSpec['serve'] {
   const serve = object(value, 'serve');
   return { exportName: text(serve.exportName, 'serve.exportName'), listen: parseListen(serve.listen) };
 }

@@ -2,18 +2,21 @@ import { type Static, Type } from 'typebox';
 import { NODE_NAME_PATTERN, OWN_NAME_PATTERN } from '../base/own-name.ts';
 
 /**
- * What a volume server is told to serve (first line on its standard input), and what can be asked of it
- * afterwards. The spec holds a CHAP secret, so it never appears in argv or in the environment.
+ * What it is to open a volume, as data: `OpeningSpec`, one kind for each way. A shim is told it, and gives it
+ * to a volume server as the first line of its standard input; it holds secrets, so it never appears in argv,
+ * in the environment or in a status (`shown`).
  *
- * A volume server is one process for one volume, in one of three roles:
- * - `attach`: serves the FUSE file (descriptor 3) that the loop device sits on, or an NBD socket in its
- *   place, or both. Underneath is the local file alone, or a clone of it over an iSCSI source.
- * - `export`: serves the sealed local file read-only over iSCSI to the holders of grants.
- * - `serve`: serves a whole volume that nobody else has open to clients of other systems, over NBD or iSCSI.
+ * | kind     | role     | what is opened |
+ * |----------|----------|----------------|
+ * | `own`    | `attach` | the local file alone, for a machine: a FUSE file that a loop device sits on, an NBD socket, or both |
+ * | `clone`  | `attach` | the same over a file whose blocks still come from another worker |
+ * | `import` | `attach` | the same over a disk of another system |
+ * | `export` | `export` | the sealed file, read-only, for the holders of grants |
+ * | `serve`  | `serve`  | a whole volume that nobody else has open, for clients of other systems |
  *
- * It may be killed at any moment. Its supervisor starts another one with the same spec (access as last
- * commanded); what was acknowledged survives because the validity map lives in shared memory and the data in
- * the page cache.
+ * Whoever serves it may be killed at any moment, and another one is started with the same spec (access as
+ * last commanded); what was acknowledged survives because the validity map lives in shared memory and the
+ * data in the page cache.
  */
 
 /** One grant: who may read an export. Dies with the move. */
@@ -47,7 +50,6 @@ export const SourceSpec = Type.Object({
 });
 export type SourceSpec = Static<typeof SourceSpec>;
 
-/** A disk of another system that a clone is made of (volume/import-source.ts). */
 /**
  * What tells a logical unit from another: its serial number, and its designators in hexadecimal (VPD pages 80
  * and 83). Empty where it has none.
@@ -66,6 +68,7 @@ export const ImportedExport = Type.Object({
 });
 export type ImportedExport = Static<typeof ImportedExport>;
 
+/** A disk of another system that a clone is made of (volume/import-source.ts). */
 export const ImportedSourceSpec = Type.Object({
   /** NBD or iSCSI URI, which may hold a secret, or the path of a file on this host. */
   location: Type.String({ minLength: 1 }),
@@ -85,7 +88,8 @@ export const HydrationSettings = Type.Object({
 });
 export type HydrationSettings = Static<typeof HydrationSettings>;
 
-export const CloneSpec = Type.Object({
+/** What both kinds of copies have of their own. */
+const COPY = {
   /** Durable bits (clone/metadata.ts). Lives beside the data file. */
   metadataPath: Type.String(),
   /**
@@ -93,13 +97,8 @@ export const CloneSpec = Type.Object({
    * id). On tmpfs where there is one.
    */
   validityPath: Type.String(),
-  /** An export of another worker, or a disk of another system. */
-  source: Type.Union([SourceSpec, ImportedSourceSpec]),
-  /** Certificate files of this host: there where the source is reached over TLS. */
-  tls: Type.Optional(TlsFilesSpec),
   hydration: HydrationSettings,
-});
-export type CloneSpec = Static<typeof CloneSpec>;
+};
 
 /** Where the key of an encrypted volume comes from (crypt/key-provider.ts). The key itself is in no spec. */
 export const KeySource = Type.Union([
@@ -134,7 +133,7 @@ export const ServeListen = Type.Union([
 ]);
 export type ServeListen = Static<typeof ServeListen>;
 
-/** The volume of an `attach` as an NBD export on a unix socket. */
+/** An attached volume as an NBD export on a unix socket. */
 export const NbdSocketSpec = Type.Object({
   /** At most 107 bytes. */
   path: Type.String({ minLength: 1 }),
@@ -162,23 +161,31 @@ export type Access = Static<typeof Access>;
 /** How much of a disk's reserve is open: none, half, all of it but its last part (volume/disk-room.ts). */
 export type Leaving = 'no' | 'running' | 'stopped';
 
-export const VolumeServerSpec = Type.Object({
-  role: Type.Union([Type.Literal('attach'), Type.Literal('export'), Type.Literal('serve')]),
+/** Of every opening. */
+const VOLUME = {
   volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
   /**
-   * The generation that this opening is for; must equal the one in the volume's record on disk at the time of
-   * `writable`.
+   * The generation that this opening is for; must equal the one in the volume's record on disk when it is
+   * opened for more than `standby`.
    */
   generation: Type.Integer({ minimum: 1 }),
   lengthBytes: Type.Integer({ minimum: 4096 }),
   /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
   volumeDir: Type.String(),
+  /** In the kernel's own devices (room plane). Left out: by a volume server. */
+  plane: Type.Optional(Type.Literal('kernel')),
+};
+
+/**
+ * What becomes of writes when the disk is full but for its reserve (volume/disk-room.ts). Left out: they
+ * wait.
+ */
+const WHEN_FULL = Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')]));
+
+/** Of an opening in role `attach`. */
+const ATTACH = {
   access: Access,
-  /**
-   * What becomes of the guest's writes when the disk is full but for its reserve (volume/disk-room.ts). Left
-   * out: they wait.
-   */
-  whenFull: Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')])),
+  whenFull: WHEN_FULL,
   /** How much of that reserve is open, for a machine that leaves: the last `room`. Left out: none. */
   leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
   /** The guest has had a server before this one, which was ready and is gone. Left out: no. */
@@ -189,65 +196,106 @@ export const VolumeServerSpec = Type.Object({
   instance: Type.Optional(Type.String()),
   /** What an earlier server told to be lost, and perhaps could not write down. */
   dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() })),
-  /**
-   * `kernel`: no volume server at all, the shim puts the volume into the kernel's own devices (room plane).
-   */
-  plane: Type.Optional(Type.Literal('kernel')),
-  clone: Type.Optional(CloneSpec),
-  /**
-   * The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is
-   * that of plaintext and ciphertext.
-   */
+  nbd: Type.Optional(NbdSocketSpec),
+};
+
+/** A LUKS2 header and its key. */
+const HEADER = {
+  uuid: Type.String(),
+  /** Which key of the volume (crypt/key-provider.ts). */
+  keyGeneration: Type.Integer({ minimum: 1 }),
+  /** Left out: this one. */
+  keyVolumeId: Type.Optional(Type.String({ pattern: OWN_NAME_PATTERN })),
+};
+
+const ENCRYPTION = {
+  ...HEADER,
+  keys: KeySource,
+  /** No call leaves zeros in the ciphertext (volume/record.ts). */
+  holes: Type.Optional(Type.Literal('none')),
+};
+
+/**
+ * The data file is the ciphertext of a LUKS2 volume, whose header is a file beside it. `lengthBytes` is that
+ * of plaintext and ciphertext.
+ */
+const EncryptionSpec = Type.Object(ENCRYPTION);
+export type EncryptionSpec = Static<typeof EncryptionSpec>;
+
+const OWN = Type.Object({
+  kind: Type.Literal('own'),
+  ...VOLUME,
+  ...ATTACH,
+  encryption: Type.Optional(EncryptionSpec),
+});
+export type OwnSpec = Static<typeof OWN>;
+
+const CLONE = Type.Object({
+  kind: Type.Literal('clone'),
+  ...VOLUME,
+  ...ATTACH,
   encryption: Type.Optional(
     Type.Object({
-      uuid: Type.String(),
-      /** Which key of the volume (crypt/key-provider.ts). */
-      keyGeneration: Type.Integer({ minimum: 1 }),
-      /** Left out: this one. */
-      keyVolumeId: Type.Optional(Type.String({ pattern: OWN_NAME_PATTERN })),
-      keys: KeySource,
-      /** No call leaves zeros in the ciphertext (volume/record.ts). */
-      holes: Type.Optional(Type.Literal('none')),
-      /**
-       * With `clone`: its source is ciphertext under another header and key, which come from the same place.
-       */
-      source: Type.Optional(
-        Type.Object({
-          uuid: Type.String(),
-          keyGeneration: Type.Integer({ minimum: 1 }),
-          keyVolumeId: Type.Optional(Type.String({ pattern: OWN_NAME_PATTERN })),
-        }),
-      ),
+      ...ENCRYPTION,
+      /** The export is ciphertext under another header and key, which come from the same place. */
+      source: Type.Optional(Type.Object(HEADER)),
     }),
   ),
-  export: Type.Optional(
-    Type.Object({
-      listenHost: Type.String(),
-      /**
-       * 0: the system picks; the `ready` event says which. A restarted export asks for the same port again.
-       */
-      listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
-      targetIqn: Type.String(),
-      grants: Type.Array(Grant),
-      /** Certificate files of this host: the port takes TLS and nothing else. */
-      tls: Type.Optional(TlsFilesSpec),
-    }),
-  ),
-  /** Only in role `attach`. */
-  nbd: Type.Optional(NbdSocketSpec),
-  /**
-   * With `access` readonly or writable; both have the lock of a writer, so that nothing changes under a
-   * reader.
-   */
-  serve: Type.Optional(
-    Type.Object({
-      /** What NBD clients ask for. */
-      exportName: Type.String(),
-      listen: ServeListen,
-    }),
-  ),
+  clone: Type.Object({
+    ...COPY,
+    source: SourceSpec,
+    /** Certificate files of this host: there where the source is reached over TLS. */
+    tls: Type.Optional(TlsFilesSpec),
+  }),
 });
-export type VolumeServerSpec = Static<typeof VolumeServerSpec>;
+export type CloneSpec = Static<typeof CLONE>;
+
+const IMPORT = Type.Object({
+  kind: Type.Literal('import'),
+  ...VOLUME,
+  ...ATTACH,
+  encryption: Type.Optional(EncryptionSpec),
+  clone: Type.Object({ ...COPY, source: ImportedSourceSpec }),
+});
+export type ImportSpec = Static<typeof IMPORT>;
+
+const EXPORT = Type.Object({
+  kind: Type.Literal('export'),
+  ...VOLUME,
+  access: Type.Union([Type.Literal('standby'), Type.Literal('readonly')]),
+  export: Type.Object({
+    listenHost: Type.String(),
+    /**
+     * 0: the system picks; the `ready` event says which. A restarted export asks for the same port again.
+     */
+    listenPort: Type.Integer({ minimum: 0, maximum: 65535 }),
+    targetIqn: Type.String(),
+    grants: Type.Array(Grant),
+    /** Certificate files of this host: the port takes TLS and nothing else. */
+    tls: Type.Optional(TlsFilesSpec),
+  }),
+});
+export type ExportSpec = Static<typeof EXPORT>;
+
+const SERVE = Type.Object({
+  kind: Type.Literal('serve'),
+  ...VOLUME,
+  /** With either the lock of a writer is held, so that nothing changes under a reader. */
+  access: Type.Union([Type.Literal('readonly'), Type.Literal('writable')]),
+  whenFull: WHEN_FULL,
+  encryption: Type.Optional(EncryptionSpec),
+  serve: Type.Object({
+    /** What NBD clients ask for. */
+    exportName: Type.String(),
+    listen: ServeListen,
+  }),
+});
+export type ServeSpec = Static<typeof SERVE>;
+
+/** An opening in role `attach`. */
+export type AttachSpec = OwnSpec | CloneSpec | ImportSpec;
+export const OpeningSpec = Type.Union([OWN, CLONE, IMPORT, EXPORT, SERVE]);
+export type OpeningSpec = AttachSpec | ExportSpec | ServeSpec;
 
 /**
  * What a guest touched at its last boot and latest, most wanted first, in regions of 64 KiB

@@ -1,7 +1,8 @@
 import type { WireError } from '../base/errors.ts';
 import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
 import type { GuestStatistics } from './guest.ts';
-import type { Access, VolumeServerSpec } from './spec.ts';
+import type { Role } from './role.ts';
+import type { Access } from './spec.ts';
 
 export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
   /** null: not counted (kernel plane). */
@@ -20,7 +21,7 @@ export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
  * changes).
  */
 export type VolumeServerStatus = {
-  role: VolumeServerSpec['role'];
+  role: Role;
   volumeId: string;
   generation: number;
   access: Access;

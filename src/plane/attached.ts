@@ -13,9 +13,8 @@ import { MAPPER_FOLDER } from '../host/device-mapper.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type MapperTable, SECTOR_BYTES } from '../host/mapper-table.ts';
-import type { GuestStatistics } from '../opening/guest.ts';
-import { NO_GUEST } from '../opening/guest.ts';
-import type { Access, HydrationSettings, SourceSpec, VolumeServerSpec } from '../opening/spec.ts';
+import { type GuestStatistics, NO_GUEST } from '../opening/guest.ts';
+import type { Access, AttachSpec, HydrationSettings, SourceSpec } from '../opening/spec.ts';
 import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
 import type {
   CompareReply,
@@ -89,7 +88,7 @@ const UNCOUNTED = {
  * This process only makes, watches and takes down; no byte passes through it.
  */
 export class KernelVolume {
-  readonly #spec: VolumeServerSpec;
+  readonly #spec: AttachSpec;
   readonly #options: KernelVolumeOptions;
   #lock: DataLock | null = null;
   #access: Access = 'standby';
@@ -109,19 +108,22 @@ export class KernelVolume {
   /** One change of the stack at a time; a tick too. */
   #last: Promise<unknown> = Promise.resolve();
 
-  private constructor(spec: VolumeServerSpec, options: KernelVolumeOptions) {
+  private constructor(spec: AttachSpec, options: KernelVolumeOptions) {
     this.#spec = spec;
     this.#options = options;
-    this.#settings = spec.clone?.hydration ?? { paused: true, rateBytesPerSecondMax: 0 };
+    this.#settings = (spec.kind === 'own' ? null : spec.clone.hydration) ?? {
+      paused: true,
+      rateBytesPerSecondMax: 0,
+    };
   }
 
   /**
    * `standby`: everything that needs no sealed source (key, files, session). `writable`: the whole stack.
    * Rejects with the errors of the fence, `PLANE_*`, `HOST_*`, those of the key. Nothing is left then.
    */
-  static async open(spec: VolumeServerSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
+  static async open(spec: AttachSpec, options: KernelVolumeOptions): Promise<KernelVolume> {
     // What a shim before this one has left. Mounted, it is not ours to take: HOST_MAPPER_BUSY.
-    await removeStack(spec, options);
+    await removeStack({ ...spec, source: sourceOf(spec) }, options);
     const volume = new KernelVolume(spec, options);
     try {
       await volume.#prepare();
@@ -204,7 +206,7 @@ export class KernelVolume {
     return this.#exclusively(async () => {
       if (this.#access === 'writable') {
         this.#clone?.stop();
-        await removeStack(this.#spec, this.#options);
+        await this.#removeStack();
         this.#top = null;
         this.#dataLoop = null;
         this.#clone = null;
@@ -287,7 +289,7 @@ export class KernelVolume {
     await this.#exclusively(async () => {
       if (this.#clone !== null) await this.#collapse(this.#clone);
       if (this.#session === null) return;
-      await this.#options.host.iscsi.logout(this.#spec.clone!.source as SourceSpec);
+      await this.#options.host.iscsi.logout(sourceOf(this.#spec)!);
       this.#session = null;
       await detachLoops(join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata), {
         readonly: false,
@@ -302,9 +304,8 @@ export class KernelVolume {
    * I/O errors. Idempotent. Not in the queue of the others, which may be waiting for the source themselves.
    */
   async giveUpSource(): Promise<void> {
-    const source = this.#spec.clone?.source;
-    if (source && 'targetIqn' in source && this.#session !== null)
-      await this.#options.host.iscsi.logout(source);
+    const source = sourceOf(this.#spec);
+    if (source && this.#session !== null) await this.#options.host.iscsi.logout(source);
   }
 
   /**
@@ -348,7 +349,7 @@ export class KernelVolume {
     await this.#closeProof();
     await this.#exclusively(async () => {
       this.#clone?.stop();
-      await removeStack(this.#spec, this.#options);
+      await this.#removeStack();
       this.#top = null;
       this.#clone = null;
       this.#dataLoop = null;
@@ -361,7 +362,7 @@ export class KernelVolume {
   }
 
   async #prepare(): Promise<void> {
-    const { volumeDir, encryption, clone } = this.#spec;
+    const { volumeDir, encryption, kind } = this.#spec;
     const record = await readRecord(volumeDir);
     if (encryption && encryption.holes !== 'none') {
       throw new GodwitError(
@@ -383,17 +384,17 @@ export class KernelVolume {
       filePath: join(volumeDir, VOLUME_FILES.data),
       sectorBytes: this.#unlocked ? 4096 : 512,
     });
-    if (!clone || record.state === 'ready') {
+    if (kind === 'own' || record.state === 'ready') {
       await removeCloneMetadata(volumeDir);
       return;
     }
-    const source = clone.source;
-    if ('location' in source || source.tls) {
+    const source = sourceOf(this.#spec);
+    if (source === null || source.tls) {
       throw new GodwitError(
         'PLANE_SOURCE_UNSUPPORTED',
         'the kernel plane clones from exports of other workers, without TLS',
         {
-          values: { volumeId: this.#spec.volumeId, foreign: 'location' in source },
+          values: { volumeId: this.#spec.volumeId, foreign: source === null },
           retry: 'never',
           nextAction: 'Use the userspace plane for this volume: start the worker without --plane kernel.',
         },
@@ -413,7 +414,7 @@ export class KernelVolume {
 
   async #makeClone(): Promise<string> {
     const { host } = this.#options;
-    const source = this.#spec.clone!.source as SourceSpec;
+    const source = sourceOf(this.#spec)!;
     const names = mapperNames(this.#spec.volumeId);
     this.#session = (await host.iscsi.session(source.targetIqn)) ?? (await host.iscsi.login(source));
     const disk = await host.iscsi.disk(this.#session);
@@ -605,6 +606,10 @@ export class KernelVolume {
     return { volumeId, generation, lengthBytes };
   }
 
+  #removeStack(): Promise<void> {
+    return removeStack({ ...this.#spec, source: sourceOf(this.#spec) }, this.#options);
+  }
+
   #exclusively<Value>(work: () => Promise<Value>): Promise<Value> {
     const result = this.#last.then(work, work);
     this.#last = result.catch(() => {});
@@ -612,22 +617,30 @@ export class KernelVolume {
   }
 }
 
+/** Of another worker; null: there is none, or it is a disk of another system, which no kernel clones here. */
+function sourceOf(spec: AttachSpec): SourceSpec | null {
+  return spec.kind === 'clone' ? spec.clone.source : null;
+}
+
 /**
  * Takes down everything that a volume has in this kernel, whoever made it: from the top, so that each step
  * finds its device unused. Idempotent. Rejects `HOST_MAPPER_BUSY` while a filesystem is mounted.
  */
 export async function removeStack(
-  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir' | 'clone'>,
+  spec: {
+    volumeId: string;
+    volumeDir: string;
+    source: Pick<SourceSpec, 'targetIqn' | 'host' | 'port' | 'initiatorIqn'> | null;
+  },
   { host, clock }: Pick<KernelVolumeOptions, 'host' | 'clock'>,
 ): Promise<void> {
   await removeMapper(spec, { host, clock });
-  const source = spec.clone?.source;
-  if (source && 'targetIqn' in source) await host.iscsi.logout(source);
+  if (spec.source) await host.iscsi.logout(spec.source);
   await detachLoops(join(spec.volumeDir, VOLUME_FILES.data), { readonly: false, clock });
 }
 
 async function removeMapper(
-  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir'>,
+  spec: Pick<AttachSpec, 'volumeId' | 'volumeDir'>,
   { host, clock }: Pick<KernelVolumeOptions, 'host' | 'clock'>,
 ): Promise<void> {
   const { crypt, gate, clone } = mapperNames(spec.volumeId);

@@ -7,7 +7,7 @@ import type { LioExport } from '../host/lio.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
 import { NO_GUEST } from '../opening/guest.ts';
-import type { Access, VolumeServerSpec } from '../opening/spec.ts';
+import type { Access, ExportSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
@@ -35,7 +35,7 @@ export const ISCSI_PORT = 3260;
  * and its reads wait.
  */
 export class KernelExport {
-  readonly #spec: VolumeServerSpec;
+  readonly #spec: ExportSpec;
   readonly #share: LioExport;
   readonly #host: PlaneHost;
   readonly #clock: Clock;
@@ -47,11 +47,7 @@ export class KernelExport {
   #bytesServed = 0;
   #sessions = 0;
 
-  private constructor(
-    spec: VolumeServerSpec,
-    share: LioExport,
-    { host, clock, logger }: KernelExportOptions,
-  ) {
+  private constructor(spec: ExportSpec, share: LioExport, { host, clock, logger }: KernelExportOptions) {
     this.#logger = logger;
     this.#spec = spec;
     this.#share = share;
@@ -60,24 +56,14 @@ export class KernelExport {
   }
 
   /** Rejects `VOLUME_BAD_SPEC`, with the errors of the fence and of LIO. */
-  static async open(spec: VolumeServerSpec, options: KernelExportOptions): Promise<KernelExport> {
+  static async open(spec: ExportSpec, options: KernelExportOptions): Promise<KernelExport> {
     const { host, clock } = options;
-    const [grant, ...others] = spec.export?.grants ?? [];
-    if (
-      !spec.export ||
-      grant === undefined ||
-      others.length > 0 ||
-      spec.export.tls ||
-      spec.access === 'writable'
-    ) {
-      throw new GodwitError(
-        'VOLUME_BAD_SPEC',
-        'an export of the kernel plane has one grant, no TLS, and is never writable',
-        {
-          values: { volumeId: spec.volumeId, access: spec.access, grants: spec.export?.grants.length ?? 0 },
-          nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
-        },
-      );
+    const [grant, ...others] = spec.export.grants;
+    if (grant === undefined || others.length > 0 || spec.export.tls) {
+      throw new GodwitError('VOLUME_BAD_SPEC', 'an export of the kernel plane has one grant, and no TLS', {
+        values: { volumeId: spec.volumeId, grants: spec.export.grants.length },
+        nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
+      });
     }
     const share: LioExport = {
       targetIqn: spec.export.targetIqn,
@@ -90,7 +76,7 @@ export class KernelExport {
     const made = new KernelExport(spec, share, options);
     try {
       // What a shim before this one has left.
-      await removeExport(spec, host, clock);
+      await removeExport({ ...spec, targetIqn: share.targetIqn }, host, clock);
       await made.#openStandby();
       if (spec.access === 'readonly') await made.activate('readonly');
       return made;
@@ -166,7 +152,7 @@ export class KernelExport {
     this.#digests = null;
     await this.#sealed?.close();
     this.#sealed = null;
-    await removeExport(this.#spec, this.#host, this.#clock);
+    await removeExport({ ...this.#spec, targetIqn: this.#share.targetIqn }, this.#host, this.#clock);
     this.#isOpen = false;
     this.#lock?.release();
     this.#lock = null;
@@ -225,19 +211,19 @@ export class KernelExport {
 
 /** Everything of an export that is on this host. Idempotent. */
 export async function removeExport(
-  spec: Pick<VolumeServerSpec, 'volumeId' | 'volumeDir' | 'export'>,
+  spec: { volumeId: string; volumeDir: string; targetIqn: string },
   { mapper, lio }: PlaneHost,
   clock: Clock,
 ): Promise<void> {
   const name = mapperNames(spec.volumeId).export;
   const present = (await mapper.names()).includes(name);
-  if (present && spec.export && (await lio.isOpen(spec.export.targetIqn))) {
+  if (present && (await lio.isOpen(spec.targetIqn))) {
     // A read that waits for the seal would hold up the end of its session.
     const { sectors } = await mapper.table(name);
     await mapper.load(name, { target: 'error', sectors });
     await mapper.resume(name);
   }
-  if (spec.export) await lio.close(spec.export.targetIqn);
+  await lio.close(spec.targetIqn);
   if (present) await mapper.remove(name);
   await detachLoops(join(spec.volumeDir, VOLUME_FILES.data), { readonly: true, clock });
 }

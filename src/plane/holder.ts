@@ -4,7 +4,8 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import { isSameOpening, roleOf, type ShownSpec, shown } from '../opening/role.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
 import { KernelVolume, removeStack } from './attached.ts';
@@ -21,7 +22,7 @@ export type KernelHolderOptions = {
   host?: PlaneHost;
 };
 
-type Left = Pick<VolumeServerSpec, 'role' | 'volumeId' | 'volumeDir'> & {
+type Left = Pick<OpeningSpec, 'volumeId' | 'volumeDir'> & {
   source: { targetIqn: string; host: string; port: number; initiatorIqn: string } | null;
   targetIqn: string | null;
 };
@@ -31,11 +32,11 @@ type Left = Pick<VolumeServerSpec, 'role' | 'volumeId' | 'volumeDir'> & {
  * server, the shim itself drives the kernel.
  */
 export function openKernelHolder(options: KernelHolderOptions): {
-  open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
+  open(spec: OpeningSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
   command(op: string, args: unknown, timeoutMs?: number): Promise<unknown>;
   close(): Promise<void>;
   status(): {
-    spec: VolumeServerSpec;
+    spec: ShownSpec;
     serverPid: null;
     serverRestarts: 0;
     loopDevice: string | null;
@@ -45,7 +46,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
 } {
   const { runtimeDir, clock, logger } = options;
   const host = options.host ?? systemPlaneHost(clock);
-  let opened: { spec: VolumeServerSpec; volume: KernelVolume | KernelExport } | undefined;
+  let opened: { spec: OpeningSpec; volume: KernelVolume | KernelExport } | undefined;
   let lastError: WireError | null = null;
 
   async function command(op: string, args: unknown): Promise<unknown> {
@@ -63,18 +64,20 @@ export function openKernelHolder(options: KernelHolderOptions): {
 
   return {
     async open(spec) {
-      if (opened !== undefined && !isSame(opened.spec, spec)) {
-        const { volumeId, generation, role } = opened.spec;
+      if (opened !== undefined && !isSameOpening(opened.spec, spec)) {
+        const { kind, volumeId, generation } = opened.spec;
+        const role = roleOf(kind);
         throw new GodwitError('MACHINE_VOLUME_OPEN', `this shim has volume ${volumeId} open (${role})`, {
           values: { volumeId, generation, role },
           nextAction: 'Close it first.',
         });
       }
       if (opened === undefined) {
+        if (spec.kind === 'serve') throw notHere(spec);
         await noteLeft(runtimeDir, spec);
         try {
           const volume =
-            spec.role === 'export'
+            spec.kind === 'export'
               ? await KernelExport.open(spec, { host, clock, logger })
               : await KernelVolume.open(spec, { host, clock, logger });
           opened = { spec, volume };
@@ -109,10 +112,8 @@ export function openKernelHolder(options: KernelHolderOptions): {
     status() {
       if (opened === undefined) return null;
       const { spec, volume } = opened;
-      // They hold secrets, or may (the arguments of a key program).
-      const { clone: _clone, export: _export, encryption: _encryption, serve: _serve, ...shown } = spec;
       return {
-        spec: { ...shown, access: volume.access },
+        spec: { ...shown(spec), access: volume.access },
         serverPid: null,
         serverRestarts: 0,
         loopDevice: volume instanceof KernelVolume ? volume.device : null,
@@ -170,11 +171,9 @@ export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Prom
     const { volumeId, volumeDir, source, targetIqn } = left;
     const host = systemPlaneHost(clock);
     if (targetIqn !== null) {
-      const share = { listenHost: '', listenPort: 0, targetIqn, grants: [] };
-      await removeExport({ volumeId, volumeDir, export: share }, host, clock);
+      await removeExport({ volumeId, volumeDir, targetIqn }, host, clock);
     } else {
-      await removeStack({ volumeId, volumeDir }, { host, clock });
-      if (source) await host.iscsi.logout(source);
+      await removeStack({ volumeId, volumeDir, source }, { host, clock });
     }
   }
   await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
@@ -198,24 +197,28 @@ async function readLeft(runtimeDir: string): Promise<Left | null> {
   return text.replaceAll('\0', '') === '' ? null : (JSON.parse(text) as Left);
 }
 
-async function noteLeft(runtimeDir: string, spec: VolumeServerSpec): Promise<void> {
-  const { role, volumeId, volumeDir, clone } = spec;
-  const source = clone && 'targetIqn' in clone.source ? clone.source : null;
+/** Kinds that only volume servers open. */
+function notHere(spec: OpeningSpec): GodwitError {
+  return new GodwitError('VOLUME_BAD_SPEC', `the kernel plane opens nothing of kind ${spec.kind}`, {
+    values: { volumeId: spec.volumeId, kind: spec.kind },
+    nextAction: 'This is a defect of the caller: volumes are served by volume servers.',
+  });
+}
+
+async function noteLeft(runtimeDir: string, spec: OpeningSpec): Promise<void> {
+  const { volumeId, volumeDir } = spec;
+  const source = spec.kind === 'clone' ? spec.clone.source : null;
   const left: Left = {
-    ...{ role, volumeId, volumeDir },
+    ...{ volumeId, volumeDir },
     source: source && {
       targetIqn: source.targetIqn,
       host: source.host,
       port: source.port,
       initiatorIqn: source.initiatorIqn,
     },
-    targetIqn: spec.export?.targetIqn ?? null,
+    targetIqn: spec.kind === 'export' ? spec.export.targetIqn : null,
   };
   await mkdir(runtimeDir, { recursive: true });
   const path = join(runtimeDir, PLANE_STATE_FILE);
   await replaceFileOfThisBoot(path, `${JSON.stringify(left)}\n`);
-}
-
-function isSame(one: VolumeServerSpec, other: VolumeServerSpec): boolean {
-  return one.volumeId === other.volumeId && one.generation === other.generation && one.role === other.role;
 }

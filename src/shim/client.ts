@@ -12,7 +12,9 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
 import { whileAlive } from '../base/while-alive.ts';
 import { isAlive } from '../host/process-identity.ts';
+import { forAnyShim } from '../opening/earlier-spec.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
 import { readShimState } from './state.ts';
 
@@ -164,6 +166,11 @@ export class ShimClient {
       silent: (ms) => rpcTimeout(`${op}, nor to any other question,`, ms),
       clock: this.#clock,
     }) as Result;
+  }
+
+  /** Opens a volume in the shim; answers at once where it has it open. Rejects with what the backend says. */
+  open(spec: OpeningSpec): Promise<ShimOps['volume.open']['result']> {
+    return this.call('volume.open', { spec: forAnyShim(spec) });
   }
 
   /**

@@ -1,7 +1,8 @@
 import type { WireError } from '../base/errors.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { VolumeOperation } from '../opening/operations.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { ShownSpec } from '../opening/role.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { Entrance } from './exec-session.ts';
 
@@ -19,7 +20,7 @@ export type ShimOps = {
    * that comes through NBD).
    */
   'volume.open': {
-    args: { spec: VolumeServerSpec };
+    args: { spec: OpeningSpec };
     result: { loopDevice: string | null; exportPort: number | null };
   };
   /** Passed on to the open volume. `ShimClient.volume` has the types. */
@@ -86,7 +87,7 @@ export type ShimStatus = {
   /** Of the shim's start; with the pid it tells a shim from a reused pid. */
   startedAtMs: number;
   volume: {
-    spec: Omit<VolumeServerSpec, 'export' | 'clone' | 'serve'>;
+    spec: ShownSpec;
     serverPid: number | null;
     /** Times that the volume server died and was started again. */
     serverRestarts: number;

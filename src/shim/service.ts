@@ -6,8 +6,9 @@ import { isOwnName } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
+import { withKind } from '../opening/earlier-spec.ts';
 import type { VolumeOperation } from '../opening/operations.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import type { Entrance } from './exec-session.ts';
 import { Filesystem } from './filesystem.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from './protocol.ts';
@@ -18,7 +19,7 @@ import { type ShimState, writeShimState } from './state.ts';
  * on it.
  */
 export interface VolumeHolder {
-  open(spec: VolumeServerSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
+  open(spec: OpeningSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
   command(op: VolumeOperation, args: unknown, timeoutMs?: number): Promise<unknown>;
   /** Detaches the loop device, unmounts FUSE, ends the server. */
   close(): Promise<void>;
@@ -48,7 +49,7 @@ export type ShimServiceOptions = {
   workload: HeldWorkload;
   /** Made when a volume is opened: a machine without a volume does not load its code. */
   makeVolume: (
-    plane: VolumeServerSpec['plane'],
+    plane: OpeningSpec['plane'],
     events: {
       onChange: () => void;
       onEvent: (event: string, data: unknown) => void;
@@ -88,12 +89,14 @@ export class ShimService {
 
   readonly #handlers: Handlers = {
     status: async () => this.status(),
-    'volume.open': ({ spec }) =>
+    'volume.open': (args) =>
       this.#volumeOp(async () => {
+        // Of a worker of any version; the volume server checks it.
+        const spec = withKind(args.spec) as OpeningSpec;
         // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server,
         // whatever the worker's plane.
         if (!this.#volume?.status())
-          this.#volume = await this.#options.makeVolume(spec.nbd ? undefined : spec.plane, {
+          this.#volume = await this.#options.makeVolume('nbd' in spec ? undefined : spec.plane, {
             onChange: () => this.changed(),
             onEvent: (event, data) => this.#options.emit('volume', { event, data }),
           });

@@ -8,7 +8,8 @@ import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { attachLoop, detachLoop } from '../host/losetup.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import { isAttach, isSameOpening, roleOf, shown } from '../opening/role.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import { SHIM_FILES } from './protocol.ts';
 import type { VolumeHolder } from './service.ts';
 
@@ -51,16 +52,17 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     await what.supervisor.stop();
   }
 
-  async function open(spec: VolumeServerSpec): Promise<Opened> {
+  async function open(spec: OpeningSpec): Promise<Opened> {
     const fuseDir = join(runtimeDir, SHIM_FILES.fuse);
     let fuse: FuseMount | null = null;
-    if (spec.nbd) {
+    const nbd = isAttach(spec) ? spec.nbd : undefined;
+    if (nbd) {
       // The machine comes in here without the folders above it, and may be any user; the socket says who may
       // connect.
-      await mkdir(dirname(spec.nbd.path), { recursive: true });
-      await chmod(dirname(spec.nbd.path), 0o755);
+      await mkdir(dirname(nbd.path), { recursive: true });
+      await chmod(dirname(nbd.path), 0o755);
     }
-    if (spec.role === 'attach' && spec.nbd?.client !== 'guest') {
+    if (isAttach(spec) && nbd?.client !== 'guest') {
       await mkdir(fuseDir, { recursive: true });
       fuse = await mountFuse({
         dir: fuseDir,
@@ -86,7 +88,7 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
       await supervisor.start();
       if (fuse !== null) {
         // The sectors of the encryption, or those that a filesystem of any disk can be mounted on.
-        const sectorBytes = spec.encryption ? 4096 : 512;
+        const sectorBytes = isAttach(spec) && spec.encryption ? 4096 : 512;
         made.loopDevice = await attachLoop({ filePath: fuse.filePath, sectorBytes });
       }
       return made;
@@ -105,17 +107,19 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
 
   return {
     async open(spec) {
-      if (opened !== undefined && !isSame(opened.supervisor.spec, spec)) {
-        const { volumeId, generation, role } = opened.supervisor.spec;
+      if (opened !== undefined && !isSameOpening(opened.supervisor.spec, spec)) {
+        const { kind, volumeId, generation } = opened.supervisor.spec;
+        const role = roleOf(kind);
         throw new GodwitError('MACHINE_VOLUME_OPEN', `this shim has volume ${volumeId} open (${role})`, {
           values: { volumeId, generation, role },
           nextAction: 'Close it first.',
         });
       }
       opened ??= await open(spec);
+      const now = opened.supervisor.spec;
       return {
         loopDevice: opened.loopDevice,
-        exportPort: opened.supervisor.spec.export?.listenPort ?? null,
+        exportPort: now.kind === 'export' ? now.export.listenPort : null,
       };
     },
 
@@ -135,10 +139,8 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
     status() {
       if (opened === undefined) return null;
       const { spec, state } = opened.supervisor;
-      // They hold secrets, or may (the arguments of a key program).
-      const { clone: _clone, export: _export, encryption: _encryption, serve: _serve, ...shown } = spec;
       return {
-        spec: shown,
+        spec: shown(spec),
         serverPid: state.serverPid,
         serverRestarts: state.restarts,
         loopDevice: opened.loopDevice,
@@ -147,8 +149,4 @@ export function openVolumeHolder(options: VolumeHolderOptions): VolumeHolder {
       };
     },
   };
-}
-
-function isSame(one: VolumeServerSpec, other: VolumeServerSpec): boolean {
-  return one.volumeId === other.volumeId && one.generation === other.generation && one.role === other.role;
 }

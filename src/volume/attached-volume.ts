@@ -16,11 +16,12 @@ import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reade
 import { HEAT_REGION_BYTES } from '../opening/guest.ts';
 import type {
   Access,
+  AttachSpec,
   CloneSpec,
   HydrationSettings,
+  ImportSpec,
   Leaving,
   NbdSocketSpec,
-  VolumeServerSpec,
 } from '../opening/spec.ts';
 import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
@@ -69,7 +70,7 @@ type Front = Pick<
 export class AttachedVolume {
   /** Of the filesystem that its data is in; null: not known. */
   readonly instance: string | null;
-  readonly #spec: VolumeServerSpec;
+  readonly #spec: AttachSpec;
   readonly #options: AttachedVolumeOptions;
   readonly #front: Front;
   /** The NBD socket: `#front` itself, or a second way in, for reading. */
@@ -99,7 +100,7 @@ export class AttachedVolume {
   #proving: Promise<unknown> = Promise.resolve();
 
   private constructor(
-    spec: VolumeServerSpec,
+    spec: AttachSpec,
     options: AttachedVolumeOptions,
     parts: {
       front: Front;
@@ -135,7 +136,7 @@ export class AttachedVolume {
    * encryption.ts, those of clone/metadata.ts and validity-file.ts, those of the login, and those of
    * listening on a socket.
    */
-  static async open(spec: VolumeServerSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
+  static async open(spec: AttachSpec, options: AttachedVolumeOptions): Promise<AttachedVolume> {
     const { clock, logger } = options;
     const lock = spec.access === 'writable' ? await passFence(spec, 'write', clock) : null;
     let local: FileDevice | undefined;
@@ -146,18 +147,18 @@ export class AttachedVolume {
       const guard = new DataGuard({ ...spec, clock, logger });
       guard.onLost(options.onDataLost);
       const instance = filesystemInstance(spec.volumeDir);
-      const cloned = spec.clone && (await isClone(spec)) ? spec.clone : null;
+      const cloned = spec.kind !== 'own' && (await isCopy(spec)) ? spec : null;
       // A clone knows more: whether the guest had anything that was not flushed (clone-layer.ts).
       if (cloned === null && hasMoved(spec, instance))
         guard.lose('its filesystem was mounted again under the running machine');
       // The key and its derivation: in standby, so before anything stops.
-      encryption = await openEncryption(spec, cloned !== null);
+      encryption = await openEncryption(spec, cloned?.kind === 'clone' ? cloned : null);
       local = await openData(spec);
       lock?.checkIs(local.fileDescriptor);
       const room = roomOf(spec, local, clock);
       if (cloned) {
         const { openClone } = await import('./clone-layer.ts');
-        clone = await openClone(spec, cloned, {
+        clone = await openClone(cloned, {
           ...options,
           guard,
           room,
@@ -526,7 +527,7 @@ export class AttachedVolume {
     return {
       ...status,
       lastError: lastError?.replace('BLOCK_NO_SPACE', 'VOLUME_NO_SPACE') ?? null,
-      transport: transportOf(this.#spec.clone?.source),
+      transport: transportOf(this.#spec),
       missesKept: true,
     };
   }
@@ -547,16 +548,16 @@ function noFetchLog(volumeId: string): GodwitError {
 
 type OpenProof = { proof: FetchProof; stored: DirectFile };
 
-function transportOf(source: CloneSpec['source'] | undefined): HydrationStatus['transport'] {
-  if (source === undefined || 'location' in source) return 'foreign';
-  return source.tls ? 'tls' : 'tcp';
+function transportOf(spec: AttachSpec): HydrationStatus['transport'] {
+  if (spec.kind !== 'clone') return 'foreign';
+  return spec.clone.source.tls ? 'tls' : 'tcp';
 }
 
 /** Extents of the file that a seal looks at for its free map: some milliseconds. */
 const MAP_EXTENTS_MAX = 8192;
 
 /** The filesystem of the data is another one than a server of the same guest has written to. */
-function hasMoved(spec: VolumeServerSpec, instance: string | null): boolean {
+function hasMoved(spec: AttachSpec, instance: string | null): boolean {
   if (spec.follows !== true || spec.access !== 'writable') return false;
   return spec.instance !== undefined && instance !== null && spec.instance !== instance;
 }
@@ -573,7 +574,7 @@ type Encryption = {
   forget: () => void;
 };
 
-async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<Encryption | null> {
+async function openEncryption(spec: AttachSpec, clone: CloneSpec | null): Promise<Encryption | null> {
   const { encryption } = spec;
   if (encryption === undefined) return null;
   // Its code and memory are for encrypted volumes only.
@@ -585,7 +586,8 @@ async function openEncryption(spec: VolumeServerSpec, cloned: boolean): Promise<
   let source: UnlockedVolume | null = null;
   let decrypted: DecryptedSource | null = null;
   try {
-    if (cloned && encryption.source) source = await unlockSource({ ...spec, encryption }, encryption.source);
+    const header = clone?.encryption?.source;
+    if (header) source = await unlockSource({ ...spec, encryption }, header);
   } catch (error) {
     unlocked.volumeKey.dispose();
     throw error;
@@ -638,7 +640,7 @@ function diskOfGuest(volumeId: string): GodwitError {
 }
 
 async function openNbd(
-  spec: VolumeServerSpec,
+  spec: AttachSpec,
   socket: NbdSocketSpec,
   { device, local, clone }: { device: BlockDevice; local: FileDevice; clone: CloneLayer | null },
   { clock, logger, peers }: AttachedVolumeOptions,
@@ -663,7 +665,7 @@ async function openNbd(
  * For writing whatever the access: the seal of a server that came after a dead one makes durable what that
  * one had accepted.
  */
-function openData(spec: VolumeServerSpec): Promise<FileDevice> {
+function openData(spec: AttachSpec): Promise<FileDevice> {
   return FileDevice.open({
     file: join(spec.volumeDir, VOLUME_FILES.data),
     lengthBytes: spec.lengthBytes,
@@ -673,13 +675,13 @@ function openData(spec: VolumeServerSpec): Promise<FileDevice> {
 }
 
 /**
- * False when the clone that the spec speaks of has become a plain volume meanwhile: the spec of a supervisor
+ * False when the copy that the spec speaks of has become a plain volume meanwhile: the spec of a supervisor
  * is as old as its attach.
  */
-async function isClone(spec: VolumeServerSpec): Promise<boolean> {
+async function isCopy(spec: CloneSpec | ImportSpec): Promise<boolean> {
   const record = await readRecord(spec.volumeDir);
   const whole =
     record.id === spec.volumeId && record.generation === spec.generation && record.state === 'ready';
-  if (whole && spec.clone) removeValidityFile(spec.clone.validityPath);
+  if (whole) removeValidityFile(spec.clone.validityPath);
   return !whole;
 }

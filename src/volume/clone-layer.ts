@@ -13,7 +13,7 @@ import type { CloneSource } from '../clone/fetcher.ts';
 import { CloneMetadata, metadataLengthBytes } from '../clone/metadata.ts';
 import type { ZeroLog } from '../clone/zero-log.ts';
 import { type InitiatorOptions, IscsiInitiator, type Portal } from '../iscsi/index.ts';
-import type { CloneSpec, SourceSpec, VolumeServerSpec } from '../opening/spec.ts';
+import type { CloneSpec, ImportSpec, SourceSpec } from '../opening/spec.ts';
 import { bootId } from '../sys/boot-id.ts';
 import { filesystemInstance } from '../sys/filesystem-instance.ts';
 import { parentProcess } from '../sys/parent-process.ts';
@@ -86,13 +86,12 @@ const PLAINTEXT_BLOCK_BYTES = 4096;
  * Rejects with the errors of clone/metadata.ts, validity-file.ts and FileDevice. Calls nobody on the network.
  */
 export async function openClone(
-  spec: VolumeServerSpec,
-  cloneSpec: CloneSpec,
+  spec: CloneSpec | ImportSpec,
   options: CloneLayerOptions,
 ): Promise<CloneLayer> {
   const { clock, logger } = options;
-  const { volumeId, generation, lengthBytes } = spec;
-  const metadataDevice = await openMetadataFile(cloneSpec.metadataPath, lengthBytes);
+  const { volumeId, generation, lengthBytes, clone } = spec;
+  const metadataDevice = await openMetadataFile(clone.metadataPath, lengthBytes);
   let validity: ValidityFile | undefined;
   let written: ValidityFile | undefined;
   let log: FetchLog | undefined;
@@ -107,10 +106,10 @@ export async function openClone(
       instance: filesystemInstance(spec.volumeDir),
       supervisor: parentProcess(),
     };
-    validity = openValidityFile({ path: cloneSpec.validityPath, ...identity, ...holder });
-    if (!('location' in cloneSpec.source)) {
+    validity = openValidityFile({ path: clone.validityPath, ...identity, ...holder });
+    if (spec.kind === 'clone') {
       written = openValidityFile({
-        path: writtenPath(cloneSpec.validityPath),
+        path: writtenPath(clone.validityPath),
         ...identity,
         ...holder,
       });
@@ -133,7 +132,7 @@ export async function openClone(
     const source = new SourceDevice({
       lengthBytes,
       blockBytes: BLOCK_BYTES,
-      ...(await reach(spec, cloneSpec.source, options)),
+      ...(await reach(spec, options)),
     });
     const rekeyed = options.rekey?.(local, source);
     const sides = rekeyed ?? { local, source };
@@ -171,7 +170,7 @@ export async function openClone(
       clock,
       logger,
       blockBytes: rekeyed ? PLAINTEXT_BLOCK_BYTES : BLOCK_BYTES,
-      hydration: cloneSpec.hydration,
+      hydration: clone.hydration,
       localWrittenByOthers: true,
       checkGuest: () => options.guard.check(),
       wireBytesBefore: validity.wireBytes,
@@ -189,7 +188,7 @@ export async function openClone(
       plaintext: rekeyed !== undefined,
       source,
       validity,
-      validityPath: cloneSpec.validityPath,
+      validityPath: clone.validityPath,
       proof,
       arrivals,
     };
@@ -219,21 +218,20 @@ async function openMetadataFile(path: string, lengthBytes: number): Promise<File
 
 /** How the source is opened in the background, and with somebody waiting for it. Calls nobody yet. */
 async function reach(
-  spec: VolumeServerSpec,
-  source: CloneSpec['source'],
+  spec: CloneSpec | ImportSpec,
   options: CloneLayerOptions,
 ): Promise<Pick<SourceDeviceOptions, 'open' | 'connect'>> {
-  if ('location' in source) {
+  if (spec.kind === 'import') {
     // Code of its own, which the clones of moves do without.
     const { connectImportSource, openImportSource, parseImportSource } = await import('./import-source.ts');
-    const imported = parseImportSource(source.location);
-    const { location: _location, ...expected } = source;
+    const { location, ...expected } = spec.clone.source;
+    const imported = parseImportSource(location);
     return {
       open: () => openImportSource(imported, { ...options, ...expected }),
       connect: () => connectImportSource(imported, { ...options, ...expected }, PATIENCE.firstLogin.ms),
     };
   }
-  const initiatorOptions = await initiatorOptionsOf(spec, source, options);
+  const initiatorOptions = await initiatorOptionsOf(spec, options);
   return {
     open: () => IscsiInitiator.open(initiatorOptions),
     connect: () => IscsiInitiator.connect(initiatorOptions, { timeoutMs: PATIENCE.firstLogin.ms }),
@@ -242,14 +240,12 @@ async function reach(
 
 /** The generation that is cloned is the one that was sealed: the one before the clone's own. */
 async function initiatorOptionsOf(
-  spec: VolumeServerSpec,
-  source: SourceSpec,
+  spec: CloneSpec,
   options: CloneLayerOptions,
 ): Promise<InitiatorOptions & { expected: { lengthBytes: number } }> {
+  const { source, tls } = spec.clone;
   return {
-    portals: [
-      { host: source.host, port: source.port, ...(await portalTls(source, spec.clone?.tls, options.logger)) },
-    ],
+    portals: [{ host: source.host, port: source.port, ...(await portalTls(source, tls, options.logger)) }],
     targetIqn: source.targetIqn,
     initiatorIqn: source.initiatorIqn,
     chap: { user: source.chapUser, secret: source.chapSecret },

@@ -4,7 +4,7 @@ import { PAUSE } from '../base/patience.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
 import type { ArrivalStore } from '../clone/arrival.ts';
-import type { Leaving, VolumeServerSpec } from '../opening/spec.ts';
+import type { AttachSpec, Leaving } from '../opening/spec.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 
 /**
@@ -409,7 +409,7 @@ export function roomyArrivals(store: ArrivalStore, room: DiskRoom): ArrivalStore
 
 /** `local`: the data file of the volume that the spec is of. */
 export function roomOf(
-  { volumeDir, whenFull, leaving }: Pick<VolumeServerSpec, 'volumeDir' | 'whenFull' | 'leaving'>,
+  { volumeDir, whenFull, leaving }: Pick<AttachSpec, 'volumeDir' | 'whenFull' | 'leaving'>,
   local: FileDevice,
   clock: Clock,
 ): DiskRoom {

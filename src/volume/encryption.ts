@@ -28,7 +28,7 @@ import { openLuks2 } from '../crypt/open.ts';
 import type { Secret } from '../crypt/secret.ts';
 import { createXts } from '../crypt/xts.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
-import type { KeySource, VolumeServerSpec } from '../opening/spec.ts';
+import type { EncryptionSpec, KeySource, OpeningSpec } from '../opening/spec.ts';
 import { replaceFile } from '../sys/durable-file.ts';
 import { DecryptedSource } from './decrypted-source.ts';
 import { VOLUME_FILES } from './files.ts';
@@ -63,8 +63,8 @@ function keyProvider(source: KeySource): KeyProvider {
  * header is of another volume, and with the errors of the key provider, the header and its key slots.
  */
 export async function unlockVolume(
-  spec: Pick<VolumeServerSpec, 'volumeId' | 'generation' | 'volumeDir'> & {
-    encryption: NonNullable<VolumeServerSpec['encryption']>;
+  spec: Pick<OpeningSpec, 'volumeId' | 'generation' | 'volumeDir'> & {
+    encryption: EncryptionSpec;
   },
 ): Promise<UnlockedVolume> {
   const { generation, volumeDir, encryption } = spec;

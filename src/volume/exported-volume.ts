@@ -7,7 +7,7 @@ import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
 import { NO_GUEST } from '../opening/guest.ts';
-import type { Access, Grant, VolumeServerSpec } from '../opening/spec.ts';
+import type { Access, ExportSpec, Grant } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
@@ -31,7 +31,7 @@ const DIGESTS_AFTER_MS = 1_000;
 
 /** Role `export`: the sealed data file, read-only, over iSCSI. */
 export class ExportedVolume {
-  readonly #spec: VolumeServerSpec;
+  readonly #spec: ExportSpec;
   readonly #options: ExportedVolumeOptions;
   readonly #device: FileDevice;
   readonly #target: IscsiTarget;
@@ -41,7 +41,7 @@ export class ExportedVolume {
   #cancelDigests: () => void = () => {};
 
   private constructor(
-    spec: VolumeServerSpec,
+    spec: ExportSpec,
     options: ExportedVolumeOptions,
     parts: { device: FileDevice; target: IscsiTarget; share: TargetExport; lock: DataLock | null },
   ) {
@@ -55,16 +55,10 @@ export class ExportedVolume {
 
   /**
    * Listens. In `standby` initiators can log in and ask for the size, and their reads wait. Rejects with the
-   * errors of the fence, `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`, and of `TlsIdentity`.
+   * errors of the fence, `BLOCK_SHORT_FILE`, `ISCSI_LISTEN_FAILED`, and of `TlsIdentity`.
    */
-  static async open(spec: VolumeServerSpec, options: ExportedVolumeOptions): Promise<ExportedVolume> {
-    const exportSpec = spec.export;
-    if (!exportSpec || spec.access === 'writable') {
-      throw new GodwitError('VOLUME_BAD_SPEC', 'an export needs a place to listen, and is never writable', {
-        values: { volumeId: spec.volumeId, access: spec.access },
-        nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
-      });
-    }
+  static async open(spec: ExportSpec, options: ExportedVolumeOptions): Promise<ExportedVolume> {
+    const { export: share } = spec;
     const lock = spec.access === 'readonly' ? await passFence(spec, 'export', options.clock) : null;
     let device: FileDevice | undefined;
     let target: IscsiTarget | undefined;
@@ -77,22 +71,22 @@ export class ExportedVolume {
       });
       lock?.checkIs(device.fileDescriptor);
       target = await IscsiTarget.listen({
-        host: exportSpec.listenHost,
-        ...(await listenOptions(exportSpec, options.logger)),
+        host: share.listenHost,
+        ...(await listenOptions(share, options.logger)),
         clock: options.clock,
         random: options.random,
         logger: options.logger,
         peers: options.peers,
       });
-      const share = target.addExport({
-        targetIqn: exportSpec.targetIqn,
+      const exported = target.addExport({
+        targetIqn: share.targetIqn,
         device,
         serial: exportSerial(spec.volumeId, spec.generation),
         generation: spec.generation,
         standby: spec.access === 'standby',
       });
-      for (const grant of exportSpec.grants) share.grant(iscsiGrant(grant));
-      const volume = new ExportedVolume(spec, options, { device, target, share, lock });
+      for (const grant of share.grants) exported.grant(iscsiGrant(grant));
+      const volume = new ExportedVolume(spec, options, { device, target, share: exported, lock });
       if (lock !== null) volume.#digestInBackground();
       return volume;
     } catch (error) {
@@ -104,7 +98,7 @@ export class ExportedVolume {
   }
 
   get port(): number {
-    return this.#spec.export?.tls ? this.#target.tlsPort : this.#target.port;
+    return this.#spec.export.tls ? this.#target.tlsPort : this.#target.port;
   }
 
   get access(): Access {
@@ -216,7 +210,7 @@ export class ExportedVolume {
 
 /** Its code is loaded when it is needed. */
 async function openDigests(
-  spec: VolumeServerSpec,
+  spec: ExportSpec,
   device: FileDevice,
   options: Pick<RegionDigestsOptions, 'clock' | 'logger' | 'bytesServed'>,
 ): Promise<RegionDigests> {
@@ -229,7 +223,7 @@ async function openDigests(
 
 /** One port, under TLS or in the clear: never both, so that nobody can talk two workers out of TLS. */
 async function listenOptions(
-  spec: NonNullable<VolumeServerSpec['export']>,
+  spec: ExportSpec['export'],
   logger: Logger,
 ): Promise<Pick<TargetOptions, 'port' | 'tls'>> {
   if (!spec.tls) return { port: spec.listenPort };

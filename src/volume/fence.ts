@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import { type DataLock, lockData } from './data-lock.ts';
 import { VOLUME_FILES } from './files.ts';
 import type { VolumeRecord } from './record.ts';
@@ -15,7 +15,7 @@ import { readRecord } from './record-file.ts';
 const LOCK_PATIENCE_MS = PATIENCE.dataLock.ms;
 const LOCK_RETRY_MS = 20;
 
-export type Opening = Pick<VolumeServerSpec, 'volumeId' | 'generation' | 'volumeDir' | 'lengthBytes'>;
+export type FencedVolume = Pick<OpeningSpec, 'volumeId' | 'generation' | 'volumeDir' | 'lengthBytes'>;
 
 /** What an opening is for: `write` by the owner, `export` of what the owner sealed. */
 export type Purpose = 'write' | 'export';
@@ -25,7 +25,7 @@ export type Purpose = 'write' | 'export';
  * first. Rejects `VOLUME_LOCKED` when another server has the volume, `VOLUME_FENCED` when the record says
  * that the opening must not be, `VOLUME_RECORD_CORRUPT`.
  */
-export async function passFence(opening: Opening, purpose: Purpose, clock: Clock): Promise<DataLock> {
+export async function passFence(opening: FencedVolume, purpose: Purpose, clock: Clock): Promise<DataLock> {
   const lock = await takeLock(join(opening.volumeDir, VOLUME_FILES.data), clock);
   try {
     checkFence(await readRecord(opening.volumeDir), opening, purpose);
@@ -37,7 +37,7 @@ export async function passFence(opening: Opening, purpose: Purpose, clock: Clock
 }
 
 /** Throws `VOLUME_FENCED` unless the record allows the opening. Pure. */
-function checkFence(record: VolumeRecord, opening: Opening, purpose: Purpose): void {
+function checkFence(record: VolumeRecord, opening: FencedVolume, purpose: Purpose): void {
   const allowed: readonly VolumeRecord['state'][] =
     purpose === 'write' ? ['ready', 'clone'] : ['sealed', 'retained'];
   const fits = record.id === opening.volumeId && record.generation === opening.generation;

@@ -18,12 +18,13 @@ export { readImportSource } from './import-source-file.ts';
 export { VolumeRecord } from './record.ts';
 export { readRecord } from './record-file.ts';
 export {
-  attachSpec,
   cloneSpec,
   exportSpec,
+  importSpec,
   newChapSecret,
   newGrant,
   noKeysError,
+  ownSpec,
   serveSpec,
   sourceSpec,
   targetIqn,

@@ -1,6 +1,5 @@
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
@@ -8,7 +7,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
 import { NbdServer } from '../nbd/index.ts';
-import type { ServeListen, VolumeServerSpec } from '../opening/spec.ts';
+import type { ServeListen, ServeSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { TlsFiles, TlsIdentity } from '../sys/tls-identity.ts';
 import type { DataLock } from './data-lock.ts';
@@ -40,7 +39,7 @@ const BLOCK_BYTES = 512;
 
 /** Role `serve`: a whole volume, its plaintext where it is encrypted, for clients of other systems. */
 export class ServedVolume {
-  readonly #spec: VolumeServerSpec;
+  readonly #spec: ServeSpec;
   readonly #device: BlockDevice;
   /** Null: nobody writes. */
   readonly #room: DiskRoom | null;
@@ -49,7 +48,7 @@ export class ServedVolume {
   readonly #forgetKey: () => void;
 
   private constructor(
-    spec: VolumeServerSpec,
+    spec: ServeSpec,
     parts: {
       device: BlockDevice;
       room: DiskRoom | null;
@@ -69,16 +68,10 @@ export class ServedVolume {
   /**
    * Takes the lock and listens. A reader passes the fence of a writer too: nobody else has the volume open
    * meanwhile. Rejects with the errors of the fence, `BLOCK_SHORT_FILE`, those of encryption.ts,
-   * `NBD_LISTEN_FAILED`, `ISCSI_LISTEN_FAILED`, `VOLUME_BAD_SPEC`.
+   * `NBD_LISTEN_FAILED`, `ISCSI_LISTEN_FAILED`.
    */
-  static async open(spec: VolumeServerSpec, options: ServedVolumeOptions): Promise<ServedVolume> {
+  static async open(spec: ServeSpec, options: ServedVolumeOptions): Promise<ServedVolume> {
     const { serve } = spec;
-    if (!serve || spec.clone || spec.access === 'standby') {
-      throw new GodwitError('VOLUME_BAD_SPEC', 'what is served is whole, open, and has a place to listen', {
-        values: { volumeId: spec.volumeId, access: spec.access },
-        nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
-      });
-    }
     const lock = await passFence(spec, 'write', options.clock);
     let unlocked: UnlockedVolume | null = null;
     let device: BlockDevice | null = null;
@@ -151,7 +144,7 @@ export class ServedVolume {
 }
 
 async function listenNbd(
-  spec: VolumeServerSpec,
+  spec: ServeSpec,
   exportName: string,
   listen: Exclude<ServeListen, { kind: 'iscsi' }>,
   device: BlockDevice,
@@ -177,7 +170,7 @@ async function listenNbd(
 }
 
 async function listenIscsi(
-  spec: VolumeServerSpec,
+  spec: ServeSpec,
   listen: Extract<ServeListen, { kind: 'iscsi' }>,
   device: BlockDevice,
   options: ServedVolumeOptions,

@@ -11,7 +11,8 @@ import { systemRandom } from '../base/random.ts';
 import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
 import { badSpec } from '../opening/read-fields.ts';
 import { parseSpec } from '../opening/read-spec.ts';
-import type { VolumeServerSpec } from '../opening/spec.ts';
+import { isAttach } from '../opening/role.ts';
+import type { AttachSpec, ExportSpec, OpeningSpec, ServeSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { StatusReporter } from './status-reporter.ts';
 
@@ -70,7 +71,7 @@ type Served = {
 };
 
 async function serveAttached(
-  spec: VolumeServerSpec,
+  spec: AttachSpec,
   logger: Logger,
   emit: (event: string, data: unknown) => void,
   lookNow: () => void,
@@ -113,7 +114,7 @@ async function serveAttached(
   };
 }
 
-async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
+async function serveExported(spec: ExportSpec, logger: Logger): Promise<Served> {
   const { ExportedVolume } = await import('./exported-volume.ts');
   const volume = await ExportedVolume.open(spec, {
     clock: systemClock,
@@ -140,7 +141,7 @@ async function serveExported(spec: VolumeServerSpec, logger: Logger): Promise<Se
   };
 }
 
-async function serveToOthers(spec: VolumeServerSpec, logger: Logger): Promise<Served> {
+async function serveToOthers(spec: ServeSpec, logger: Logger): Promise<Served> {
   const { ServedVolume } = await import('./served-volume.ts');
   const volume = await ServedVolume.open(spec, {
     clock: systemClock,
@@ -159,13 +160,15 @@ async function serveToOthers(spec: VolumeServerSpec, logger: Logger): Promise<Se
 }
 
 async function serve(
-  spec: VolumeServerSpec,
+  spec: OpeningSpec,
   logger: Logger,
   emit: (event: string, data: unknown) => void,
   lookNow: () => void,
 ): Promise<Served> {
-  switch (spec.role) {
-    case 'attach':
+  switch (spec.kind) {
+    case 'own':
+    case 'clone':
+    case 'import':
       return serveAttached(spec, logger, emit, lookNow);
     case 'export':
       return serveExported(spec, logger);
@@ -188,7 +191,7 @@ async function main(): Promise<void> {
     process.stdout.write('', () => process.exit(exitCode));
   };
 
-  let spec: VolumeServerSpec;
+  let spec: OpeningSpec;
   let served: Served;
   try {
     const line = await readFirstLine(process.stdin);
@@ -200,7 +203,7 @@ async function main(): Promise<void> {
     });
     spec = parseSpec(line);
     // Before there is a key in this process.
-    if (spec.encryption) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
+    if ('encryption' in spec) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
     served = await serve(spec, logger, emit, () => reporter?.look());
   } catch (error) {
     opened.reject(error);
@@ -239,7 +242,7 @@ async function main(): Promise<void> {
   );
   // The supervisor is gone. A guest goes on: its supervisor comes back, or whoever cleans up unmounts the
   // file. A server of a port would only stand in the way of the next one on the same port.
-  if (spec.role !== 'attach') void rpc.closed.then(() => end('the supervisor is gone'));
+  if (!isAttach(spec)) void rpc.closed.then(() => end('the supervisor is gone'));
 }
 
 await main();

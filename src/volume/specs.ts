@@ -3,13 +3,18 @@ import { GodwitError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
 import type {
   Access,
+  AttachSpec,
   CloneSpec,
+  ExportSpec,
   Grant,
   HydrationSettings,
+  ImportedSourceSpec,
+  ImportSpec,
   KeySource,
+  OwnSpec,
   ServeListen,
+  ServeSpec,
   SourceSpec,
-  VolumeServerSpec,
 } from '../opening/spec.ts';
 import { ownPath } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
@@ -20,54 +25,66 @@ import type { VolumeRecord } from './record.ts';
 const IQN_PREFIX = 'iqn.2026-11.dev.godwit';
 const CHAP_SECRET_BYTES = 24;
 
-/**
- * Spec of a volume server that attaches the volume, throws `VOLUME_NO_KEYS` for an encrypted one without
- * `keys`; with `clone` for a record in state `incoming` or `clone`.
- */
-export function attachSpec(
+/** Where an attached volume is, for whom, and with which keys. */
+export type AttachOptions = {
+  volumeDir: string;
+  access: Access;
+  keys?: KeySource | null;
+  whenFull?: AttachSpec['whenFull'];
+};
+
+/** What a copy has beside that. `validityDir` is a folder on tmpfs that all volumes of the worker share. */
+type CopyOptions = AttachOptions & { validityDir: string; hydration?: HydrationSettings };
+
+/** For a record in state `ready`. Throws `VOLUME_NO_KEYS` for an encrypted one without `keys`. */
+export function ownSpec(record: VolumeRecord, options: AttachOptions): OwnSpec {
+  return { kind: 'own', ...attachOf(record, options), ...keysOf(record, options) };
+}
+
+/** For a record in state `incoming` or `clone` that a move made. Throws `VOLUME_NO_KEYS`. */
+export function cloneSpec(
   record: VolumeRecord,
-  options: {
-    volumeDir: string;
-    access: Access;
-    clone?: CloneSpec;
-    keys?: KeySource | null;
-    whenFull?: VolumeServerSpec['whenFull'];
-  },
-): VolumeServerSpec {
-  const { volumeDir, access, clone, keys } = options;
-  const { encryption } = record;
-  if (encryption && !keys) throw noKeysError(record);
+  options: CopyOptions & { source: SourceSpec; tls?: TlsFiles | null },
+): CloneSpec {
+  const { source, tls } = options;
   return {
-    role: 'attach',
-    volumeId: record.id,
-    generation: record.generation,
-    lengthBytes: record.lengthBytes,
-    volumeDir,
-    access,
-    ...(options.whenFull && { whenFull: options.whenFull }),
-    ...(clone ? { clone } : {}),
-    ...(encryption && keys
-      ? { encryption: { ...encryption, keyGeneration: encryption.keyGeneration ?? 1, keys } }
-      : {}),
+    ...{ kind: 'clone', ...attachOf(record, options), ...keysOf(record, options) },
+    clone: { ...copyOf(record, options), source, ...(source.tls && tls ? { tls } : {}) },
   };
 }
 
-/** The clone part of an attach. `validityDir` is a folder on tmpfs that all volumes of the worker share. */
-export function cloneSpec(
+/** For a record in state `clone` that is made of a disk of another system. Throws `VOLUME_NO_KEYS`. */
+export function importSpec(
   record: VolumeRecord,
-  options: {
-    volumeDir: string;
-    validityDir: string;
-    source: CloneSpec['source'];
-    tls?: TlsFiles | null;
-    hydration?: HydrationSettings;
-  },
-): CloneSpec {
+  options: CopyOptions & { source: ImportedSourceSpec },
+): ImportSpec {
+  const { source } = options;
+  return {
+    ...{ kind: 'import', ...attachOf(record, options), ...keysOf(record, options) },
+    clone: { ...copyOf(record, options), source },
+  };
+}
+
+function volumeOf(record: VolumeRecord, volumeDir: string) {
+  const { id: volumeId, generation, lengthBytes } = record;
+  return { volumeId, generation, lengthBytes, volumeDir };
+}
+
+function attachOf(record: VolumeRecord, { volumeDir, access, whenFull }: AttachOptions) {
+  return { ...volumeOf(record, volumeDir), access, ...(whenFull && { whenFull }) };
+}
+
+function keysOf(record: VolumeRecord, { keys }: Pick<AttachOptions, 'keys'>): Pick<CloneSpec, 'encryption'> {
+  const { encryption } = record;
+  if (!encryption) return {};
+  if (!keys) throw noKeysError(record);
+  return { encryption: { ...encryption, keyGeneration: encryption.keyGeneration ?? 1, keys } };
+}
+
+function copyOf(record: VolumeRecord, options: CopyOptions) {
   return {
     metadataPath: join(options.volumeDir, VOLUME_FILES.cloneMetadata),
     validityPath: validityPath(options.validityDir, record.id),
-    source: options.source,
-    ...('tls' in options.source && options.source.tls && options.tls ? { tls: options.tls } : {}),
     hydration: options.hydration ?? { paused: false, rateBytesPerSecondMax: 0 },
   };
 }
@@ -91,13 +108,10 @@ export function exportSpec(
     grants: Grant[];
     tls?: TlsFiles | null;
   },
-): VolumeServerSpec {
+): ExportSpec {
   return {
-    role: 'export',
-    volumeId: record.id,
-    generation: record.generation,
-    lengthBytes: record.lengthBytes,
-    volumeDir: options.volumeDir,
+    kind: 'export',
+    ...volumeOf(record, options.volumeDir),
     access: options.access,
     export: {
       listenHost: options.listenHost,
@@ -112,17 +126,14 @@ export function exportSpec(
 /** Spec of a server for clients of other systems; of a volume that is `ready`. Throws `VOLUME_NO_KEYS`. */
 export function serveSpec(
   record: VolumeRecord,
-  options: {
-    volumeDir: string;
-    access: 'readonly' | 'writable';
-    listen: ServeListen;
-    keys: KeySource | null;
-    whenFull?: VolumeServerSpec['whenFull'];
-  },
-): VolumeServerSpec {
-  const { listen, ...attach } = options;
-  const spec = attachSpec(record, attach);
-  return { ...spec, role: 'serve', serve: { exportName: record.name, listen } };
+  options: Omit<AttachOptions, 'access'> & { access: ServeSpec['access']; listen: ServeListen },
+): ServeSpec {
+  const { volumeDir, access, listen, whenFull } = options;
+  return {
+    ...{ kind: 'serve', ...volumeOf(record, volumeDir), access, ...keysOf(record, options) },
+    ...(whenFull && { whenFull }),
+    serve: { exportName: record.name, listen },
+  };
 }
 
 /** CHAP secret of 192 bits. */

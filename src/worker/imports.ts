@@ -206,7 +206,7 @@ export class Imports {
     // The start of a machine opens the volume itself.
     if (record.machineId !== null && this.#isWanted(record.machineId)) return;
     const client = await machines.ensureShim(holderId(volumeId));
-    await client.call('volume.open', { spec: await access.spec(record, 'writable') });
+    await client.open(await access.spec(record, 'writable'));
   }
 
   #isWanted(machineId: string): boolean {

@@ -83,7 +83,7 @@ export class Serving {
     try {
       const access = request.writable ? 'writable' : 'readonly';
       const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys, whenFull });
-      await client.call('volume.open', { spec });
+      await client.open(spec);
       const { served } = await client.volume('status', {}, { volumeTimeoutMs: STATUS_TIMEOUT_MS });
       if (!served) throw new Error('a served volume says where');
       if (listen.kind === 'nbd' && !listen.tls) {

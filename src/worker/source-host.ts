@@ -222,8 +222,9 @@ export class SourceHost implements SourceSide {
       },
     );
     const client = await machines.ensureShim(shimId);
-    const { exportPort } = await client.call('volume.open', {
-      spec: { ...spec, ...(plane === 'kernel' && !tls && { plane: 'kernel' as const }) },
+    const { exportPort } = await client.open({
+      ...spec,
+      ...(plane === 'kernel' && !tls && { plane: 'kernel' as const }),
     });
     if (exportPort === null) throw new Error('an export has a port');
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {

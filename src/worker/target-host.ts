@@ -322,7 +322,7 @@ export class TargetHost implements TargetSide {
       const record = await volumes.get(request.volume.volumeId);
       const spec = await this.#options.access.spec(record, access);
       const runtimeDir = machines.runtimeDir(request.machineId);
-      await client.call('volume.open', { spec: withNbdSocket(spec, request.config, runtimeDir) });
+      await client.open(withNbdSocket(spec, request.config, runtimeDir));
     }
     return { client, status };
   }

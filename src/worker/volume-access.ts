@@ -4,13 +4,13 @@ import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
 import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
-  attachSpec,
-  type CloneSpec,
+  type AttachSpec,
   cloneSpec,
+  importSpec,
   type KeySource,
+  ownSpec,
   readImportSource,
   type VolumeRecord,
-  type VolumeServerSpec,
   type VolumeStore,
 } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
@@ -41,7 +41,7 @@ export class VolumeAccess implements VolumeProvider {
     this.#options = options;
   }
 
-  async attachSpec(volumeId: string, machineId: string): Promise<VolumeServerSpec> {
+  async attachSpec(volumeId: string, machineId: string): Promise<AttachSpec> {
     const record = await this.#options.volumes.get(volumeId);
     if (record.machineId !== machineId) {
       throw new GodwitError(
@@ -58,22 +58,34 @@ export class VolumeAccess implements VolumeProvider {
   }
 
   /** Rejects `WORKER_VOLUME_SEALED` for a volume that is not this worker's to write. */
-  async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<VolumeServerSpec> {
-    const { keys, plane, whenFull } = this.#options;
+  async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<AttachSpec> {
+    const spec = await this.#spec(record, access);
+    // A clone stays in the plane that its metadata is of.
+    const inKernel =
+      record.state === 'clone'
+        ? await isKernelClone(spec.volumeDir)
+        : this.#options.plane === 'kernel' && fitsKernel(spec);
+    return { ...spec, ...(inKernel && { plane: 'kernel' }) };
+  }
+
+  async #spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<AttachSpec> {
+    const { keys, tls, whenFull, validityDir, hydrationRateBytesPerSecondMax } = this.#options;
     const volumeDir = this.#options.volumes.folder(record.id);
-    const kernel = { plane: 'kernel' as const };
-    if (record.state === 'ready') {
-      const spec = attachSpec(record, { volumeDir, access, keys, whenFull });
-      return { ...spec, ...(plane === 'kernel' && fitsKernel(spec) && kernel) };
-    }
-    const clone = await this.#cloneSpec(record, access, volumeDir);
-    if (clone) {
-      // A clone stays in the plane that its metadata is of; a disk of another system, and one that gets
-      // another key, is cloned in the userspace plane.
-      const spec = attachSpec(record, { volumeDir, access, keys, whenFull, clone });
-      const inKernel =
-        record.state === 'clone' ? await isKernelClone(volumeDir) : plane === 'kernel' && fitsKernel(spec);
-      return { ...spec, ...(inKernel && kernel) };
+    const options = { volumeDir, access, keys, whenFull };
+    if (record.state === 'ready') return ownSpec(record, options);
+    if (record.state === 'clone' || (record.state === 'incoming' && access === 'standby')) {
+      const moved = this.#options.incoming(record.id)?.volume;
+      if (moved) {
+        // A machine that boots has host and wire for itself; the move lets hydration begin when it is
+        // healthy.
+        const hydration = { paused: true, rateBytesPerSecondMax: 0 };
+        return cloneSpec(record, { ...options, validityDir, tls, source: moved.source, hydration });
+      }
+      const imported = await readImportSource(volumeDir);
+      if (imported) {
+        const hydration = { paused: false, rateBytesPerSecondMax: hydrationRateBytesPerSecondMax };
+        return importSpec(record, { ...options, validityDir, source: imported, hydration });
+      }
     }
     throw new GodwitError(
       'WORKER_VOLUME_SEALED',
@@ -83,31 +95,6 @@ export class VolumeAccess implements VolumeProvider {
         nextAction: 'It has moved, or is moving: `godwit volume list` says where the newest generation is.',
       },
     );
-  }
-
-  async #cloneSpec(
-    record: VolumeRecord,
-    access: 'standby' | 'writable',
-    volumeDir: string,
-  ): Promise<CloneSpec | null> {
-    const { validityDir, tls, hydrationRateBytesPerSecondMax } = this.#options;
-    if (record.state !== 'clone' && !(record.state === 'incoming' && access === 'standby')) return null;
-    const moved = this.#options.incoming(record.id)?.volume;
-    if (moved) {
-      return cloneSpec(record, {
-        ...{ volumeDir, validityDir, tls },
-        source: moved.source,
-        // A machine that boots has host and wire for itself; the move lets hydration begin when it is
-        // healthy.
-        hydration: { paused: true, rateBytesPerSecondMax: 0 },
-      });
-    }
-    const imported = await readImportSource(volumeDir);
-    if (!imported) return null;
-    return cloneSpec(record, {
-      ...{ volumeDir, validityDir, source: imported },
-      hydration: { paused: false, rateBytesPerSecondMax: hydrationRateBytesPerSecondMax },
-    });
   }
 
   async filesystem(volumeId: string): Promise<'ext4' | 'xfs' | 'none'> {
@@ -129,10 +116,10 @@ export const KERNEL_LENGTH_BYTES_MAX = 16 * 2 ** 40;
  * Not one that is too long, not a disk of another system, none that gets another key on the way, and no
  * ciphertext that dm-crypt would read differently.
  */
-function fitsKernel({ clone, encryption, lengthBytes }: VolumeServerSpec): boolean {
-  if (lengthBytes > KERNEL_LENGTH_BYTES_MAX) return false;
-  const isMove = clone === undefined || 'targetIqn' in clone.source;
-  return isMove && (encryption === undefined || (encryption.holes === 'none' && !encryption.source));
+function fitsKernel(spec: AttachSpec): boolean {
+  if (spec.lengthBytes > KERNEL_LENGTH_BYTES_MAX || spec.kind === 'import') return false;
+  if (spec.encryption && spec.encryption.holes !== 'none') return false;
+  return spec.kind === 'own' || spec.encryption?.source === undefined;
 }
 
 /** True while processes hold the machine's volume open on this host. */

@@ -16,7 +16,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { cleanUpAfterDeadShim } from '../../src/shim/cleanup.ts';
 import { findShim, type ShimClient, startShim } from '../../src/shim/client.ts';
-import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
+import { cloneSpec } from '../../src/volume/specs.ts';
 import { machineConfig, machineNeeds } from '../support/machine.ts';
 import { hasSysResource, isIoFlusher, memoryController, outOfMemoryAdjustment } from '../support/memory.ts';
 import { leisurely, patient, until } from '../support/patience.ts';
@@ -46,19 +46,16 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   const incoming = await targetStore.createIncoming({ ...made, generation: 2 });
   const { shim, runtimeDir } = await shimOf(lab);
   const volumeDir = targetStore.folder(made.id);
-  await shim.call('volume.open', {
-    spec: attachSpec(incoming, {
+  await shim.open(
+    cloneSpec(incoming, {
       volumeDir,
       access: 'standby',
-      clone: cloneSpec(incoming, {
-        volumeDir,
-        validityDir: lab.validityDir,
-        source: source.source,
-        // So slow that there is something left to hydrate while the machine writes.
-        hydration: { paused: false, rateBytesPerSecondMax: leisurely(16 * MIB) },
-      }),
+      validityDir: lab.validityDir,
+      source: source.source,
+      // So slow that there is something left to hydrate while the machine writes.
+      hydration: { paused: false, rateBytesPerSecondMax: leisurely(16 * MIB) },
     }),
-  });
+  );
   await sourceStore.apply(made.id, { kind: 'seal', generation: 1 });
   await source.server.call('activate', { access: 'readonly' });
   await targetStore.apply(made.id, { kind: 'activate', generation: 2 });

@@ -9,7 +9,7 @@ import { seededRandom, systemRandom } from '../../src/base/random.ts';
 import { openClone } from '../../src/volume/clone-layer.ts';
 import { DataGuard } from '../../src/volume/data-guard.ts';
 import { connectImportSource, parseImportSource } from '../../src/volume/import-source.ts';
-import { attachSpec, cloneSpec } from '../../src/volume/specs.ts';
+import { importSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
 import { startQemuNbd } from '../support/nbd-programs.ts';
 import { findProgram, requires } from '../support/requires.ts';
@@ -36,11 +36,11 @@ async function importAndCompare(t: TestContext, location: string, content: Buffe
   const volumeDir = store.folder(record.id);
   const validityDir = join(dir, 'validity');
   mkdirSync(validityDir);
-  const clone = cloneSpec(record, { volumeDir, validityDir, source: { location, sourceLengthBytes } });
-  const spec = attachSpec(record, { volumeDir, access: 'standby', clone });
+  const source = { location, sourceLengthBytes };
+  const spec = importSpec(record, { volumeDir, access: 'standby', validityDir, source });
   const hydrated = Promise.withResolvers<void>();
   const guard = new DataGuard({ ...spec, ...OPTIONS });
-  const layer = await openClone(spec, clone, { ...OPTIONS, guard, onHydrated: () => hydrated.resolve() });
+  const layer = await openClone(spec, { ...OPTIONS, guard, onHydrated: () => hydrated.resolve() });
   t.after(async () => {
     await layer.device.close();
     await layer.source.close();

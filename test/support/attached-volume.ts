@@ -45,7 +45,7 @@ export async function attachPlainVolume(options: {
     ],
     env: { ...process.env, ...options.env },
     spec: {
-      role: 'attach',
+      kind: 'own',
       volumeId: 'plain',
       generation: 1,
       lengthBytes,

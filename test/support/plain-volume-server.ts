@@ -6,7 +6,7 @@ import { silentLogger } from '../../src/base/logger.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { Luks2Device } from '../../src/crypt/luks2-device.ts';
 import { createXts } from '../../src/crypt/xts.ts';
-import type { Access, VolumeServerSpec } from '../../src/opening/spec.ts';
+import type { Access, OpeningSpec } from '../../src/opening/spec.ts';
 
 /**
  * The smallest volume server: a plain file behind FUSE descriptor 3, the spec as first line on standard
@@ -34,7 +34,7 @@ function firstLine(): Promise<string> {
   });
 }
 
-const spec = JSON.parse(await firstLine()) as VolumeServerSpec;
+const spec = JSON.parse(await firstLine()) as OpeningSpec;
 const file = await FileDevice.open({ file: spec.volumeDir, lengthBytes: spec.lengthBytes });
 const key = Buffer.from(process.env.PLAIN_VOLUME_KEY ?? '', 'hex');
 const encryption = key.length === 64 ? { key: new Uint8Array(key), sectorBytes: 4096 } : null;

@@ -10,16 +10,18 @@ import { systemRandom } from '../../src/base/random.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import type {
   Access,
+  AttachSpec,
+  ExportSpec,
   Grant,
   ImportedSourceSpec,
   KeySource,
   NbdSocketSpec,
+  OpeningSpec,
   SourceSpec,
-  VolumeServerSpec,
 } from '../../src/opening/spec.ts';
 import type { HydrationStatus, VolumeServerStatus } from '../../src/opening/status.ts';
 import type { VolumeRecord } from '../../src/volume/record.ts';
-import { attachSpec, cloneSpec, exportSpec, newGrant, sourceSpec } from '../../src/volume/specs.ts';
+import { cloneSpec, exportSpec, importSpec, newGrant, ownSpec, sourceSpec } from '../../src/volume/specs.ts';
 import { VolumeStore } from '../../src/volume/store.ts';
 import './compile-cache.ts';
 import { type Ending, leaveFolder } from './failure.ts';
@@ -150,7 +152,7 @@ export class VolumeLab {
       grants: [grant],
     });
     const server = await this.#serve(spec, null, 'export');
-    const place = { host: '127.0.0.1', port: server.spec.export!.listenPort };
+    const place = { host: '127.0.0.1', port: (server.spec as ExportSpec).export.listenPort };
     return { server, grant, source: sourceSpec(record, grant, place) };
   }
 
@@ -171,29 +173,17 @@ export class VolumeLab {
     },
   ): Promise<Attachment> {
     const volumeDir = options.volumeDir ?? store.folder(record.id);
-    const clone = options.source && {
-      clone: cloneSpec(record, {
-        volumeDir,
-        validityDir: this.validityDir,
-        source: options.source,
-        hydration: { paused: options.paused ?? false, rateBytesPerSecondMax: 0 },
-      }),
-    };
     const socket = options.nbd && join(mkdtempSync(join(this.dir, 'nbd-')), 's');
     const nbd = options.nbd &&
       socket && { nbd: { path: socket, owner: { uid: 0, gid: 0 }, client: options.nbd } };
     const fuse = options.nbd === 'guest' ? null : await this.#mountFuse();
     const events: [event: string, data: unknown][] = [];
-    const spec = {
-      ...attachSpec(record, {
-        volumeDir,
-        access: options.access,
-        ...clone,
-        keys: options.keys ?? null,
-        whenFull: this.whenFull,
-      }),
-      ...nbd,
+    const opening = {
+      ...{ volumeDir, access: options.access, validityDir: this.validityDir },
+      hydration: { paused: options.paused ?? false, rateBytesPerSecondMax: 0 },
+      ...{ keys: options.keys ?? null, whenFull: this.whenFull },
     };
+    const spec = { ...specOf(record, opening, options.source), ...nbd };
     const server = await this.#serve(spec, fuse, 'attach', events);
     const loop = fuse
       ? await attachLoop({ filePath: fuse.filePath, ...(record.encryption && { sectorBytes: 4096 }) })
@@ -214,7 +204,7 @@ export class VolumeLab {
   }
 
   async #serve(
-    spec: VolumeServerSpec,
+    spec: OpeningSpec,
     fuse: FuseMount | null,
     name: string,
     events: [string, unknown][] = [],
@@ -238,6 +228,17 @@ export class VolumeLab {
     }
     return server;
   }
+}
+
+function specOf(
+  record: VolumeRecord,
+  options: Parameters<typeof cloneSpec>[1] extends infer Options ? Omit<Options, 'source'> : never,
+  source: SourceSpec | ImportedSourceSpec | undefined,
+): AttachSpec {
+  if (source === undefined) return ownSpec(record, options);
+  return 'location' in source
+    ? importSpec(record, { ...options, source })
+    : cloneSpec(record, { ...options, source });
 }
 
 export type Export = { server: VolumeSupervisor; grant: Grant; source: SourceSpec };
