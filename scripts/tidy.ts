@@ -9,6 +9,7 @@ import { importsOf, wallProblems } from './house.ts';
 import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
 import { findings, type Measures } from './measures.ts';
 import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
+import { portProblems } from './ports.ts';
 
 const problems: string[] = [];
 const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
@@ -17,7 +18,7 @@ const read = (path: string) => ({ path, text: readFileSync(path, 'utf8') });
 const all = sources.map(read);
 const isProduct = ({ path }: { path: string }) => path.startsWith('src/') && !path.endsWith('.test.ts');
 const product = all.filter(isProduct);
-problems.push(...wallProblems(readHouse(), product));
+problems.push(...wallProblems(readHouse(), product), ...portProblems(product));
 for (const file of all) {
   for (const imported of importsOf(file))
     if (!imported.endsWith('.ts')) problems.push(`${file.path}: import ${imported} without its .ts`);

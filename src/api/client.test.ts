@@ -6,10 +6,11 @@ import { FakeWorkerService, machineView, runView } from '../../test/support/fake
 import { patient } from '../../test/support/patience.ts';
 import { PeerCalls } from '../../test/support/peer-calls.ts';
 import { reset } from '../../test/support/reset.ts';
+import { systemClock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { ApiClient } from './client.ts';
-import { HttpPeer } from './peer-client.ts';
+import { HttpPeer, httpTransport } from './peer-client.ts';
 import { createApiServer } from './server.ts';
 
 const TOKEN = 'a-token-of-the-fleet';
@@ -228,7 +229,8 @@ test('a worker that dies over a request on an idle connection may have had it, a
 
 test('a peer over HTTP', async (t) => {
   const { url } = await start(t);
-  const peer = new HttpPeer({ logger: silentLogger, name: 'worker-1', url, token: TOKEN });
+  const transport = httpTransport({ name: 'worker-1', url, token: TOKEN });
+  const peer = new HttpPeer({ name: 'worker-1', url, transport, logger: silentLogger, clock: systemClock });
   t.after(() => peer.close());
   const machine = {
     machineId: 'm_1',

@@ -2,8 +2,7 @@ import type { Agent as HttpAgent, IncomingMessage } from 'node:http';
 import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { AnswerTime } from '../base/answer-time.ts';
-import { type Clock, TIMER_MS_MAX } from '../base/clock.ts';
+import { TIMER_MS_MAX } from '../base/clock.ts';
 import {
   type ErrorValues,
   GodwitError,
@@ -14,7 +13,6 @@ import {
   type WireError,
 } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
-import { whileAlive } from '../base/while-alive.ts';
 import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
 import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
 import { HEALTH, OPERATOR } from '../contract/operator.ts';
@@ -29,9 +27,6 @@ const RUN_ID_HEADER = 'godwit-run-id';
 
 /** Longest accepted reply. A worker with a thousand machines stays far below. */
 const REPLY_BYTES_MAX = 64 * 1024 * 1024;
-
-/** Of the questions whether a worker lives. */
-export const SILENT_AFTER_QUESTIONS = 3;
 
 export type ApiClientOptions = {
   /**
@@ -50,11 +45,8 @@ export type ApiClientOptions = {
   tls?: TlsClient | undefined;
   /** For the connection and the whole reply. Default 30 s. */
   timeoutMs?: number;
-  /**
-   * Instead: calls end when the worker answers nothing at all, and never for taking long. For calls between
-   * workers.
-   */
-  lives?: { name: string; clock: Clock; times: AnswerTime };
+  /** Instead: a call takes as long as it takes. For workers, who ask meanwhile whether the other lives. */
+  patient?: true;
 };
 
 type Call = {
@@ -87,14 +79,14 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
   readonly #timeoutMs: number;
   readonly #tls: TlsClient | undefined;
   readonly #agent: HttpAgent;
-  readonly #lives: ApiClientOptions['lives'];
+  readonly #patient: boolean;
   readonly #meant: ApiClientOptions['worker'];
   /** The worker has said its name. */
   #named = false;
 
   constructor(options: ApiClientOptions) {
     super();
-    this.#lives = options.lives;
+    this.#patient = options.patient === true;
     this.#meant = options.worker;
     this.url = options.url.replace(/\/+$/, '');
     const base = URL.parse(this.url);
@@ -197,7 +189,7 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
   }
 
   async #json<Reply>(method: string, path: string, call: Call = {}): Promise<Reply> {
-    if (this.#lives) return this.#whileAlive(this.#lives, method, path, call);
+    if (this.#patient) return this.#exchange(method, path, call);
     const timeoutMs = call.timeoutMs ?? this.#timeoutMs;
     const deadline = new AbortController();
     const timeout = setTimeout(
@@ -217,25 +209,6 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     const status = response.statusCode ?? 0;
     if (status < 200 || status > 299) throw await this.#failure(response, call.signal);
     return this.#parse(await this.#text(response, call.signal)) as Reply;
-  }
-
-  /** A call that takes as long as it takes, to a worker that answers meanwhile whether it lives. */
-  #whileAlive<Reply>(
-    { name, clock, times }: NonNullable<ApiClientOptions['lives']>,
-    method: string,
-    path: string,
-    call: Call,
-  ): Promise<Reply> {
-    return whileAlive((signal) => this.#exchange<Reply>(method, path, { ...call, signal }), {
-      who: name,
-      ask: (signal) => this.#exchange('GET', '/healthz', { signal }),
-      times,
-      questionsMax: SILENT_AFTER_QUESTIONS,
-      pauseMs: PAUSE.peerQuestion.ms,
-      silent: (ms) => new DeadlineError(`it has answered nothing for ${(ms / 1000).toFixed(1)} s`),
-      clock,
-      signal: call.signal,
-    });
   }
 
   /** Resolves with the head of the response. */
@@ -317,7 +290,7 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
       request.once('socket', (socket) => {
         // A call that takes long sends nothing: only so does the kernel find out that the host on the other
         // side has started anew.
-        if (this.#lives) socket.setKeepAlive(true, PAUSE.tcpKeepAlive.ms);
+        if (this.#patient) socket.setKeepAlive(true, PAUSE.tcpKeepAlive.ms);
         // The connection stands when the worker has proved itself.
         const isPending = secure ? !(socket as TLSSocket).authorized : socket.connecting;
         if (!isPending) connected = true;
@@ -449,7 +422,8 @@ function isNotTls(error: Error): boolean {
   );
 }
 
-class DeadlineError extends Error {}
+/** Why a call was ended that found nobody who answers. */
+export class DeadlineError extends Error {}
 
 function wireErrorOf(reply: unknown): WireError | null {
   if (typeof reply !== 'object' || reply === null || !('error' in reply)) return null;

@@ -1,21 +1,28 @@
 import { AnswerTime } from '../base/answer-time.ts';
-import { type Clock, systemClock } from '../base/clock.ts';
+import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
-import { PATIENCE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { whileAlive } from '../base/while-alive.ts';
 import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
 import { PEER, type Peer, type PrepareRequest } from '../contract/peer.ts';
 import type { TlsClient } from '../sys/tls-identity.ts';
-import { ApiClient } from './client.ts';
+import { ApiClient, DeadlineError } from './client.ts';
+
+/** Of the questions whether a worker lives. */
+const SILENT_AFTER_QUESTIONS = 3;
+
+/** How questions reach another worker: `ApiClient` (`patient`), or what a simulation has in its place. */
+export type PeerTransport = Pick<ApiClient, 'ask' | 'healthz' | 'close'>;
 
 /**
- * A neighbour over HTTP. Errors are those of ApiClient; of an `API_UNREACHABLE` the caller learns from
+ * A neighbour over HTTP. Errors are those of its transport; of an `API_UNREACHABLE` the caller learns from
  * `values.delivered` whether the other side may have acted.
  */
 export class HttpPeer extends asking(PEER) implements Peer {
   readonly name: string;
   readonly url: string;
-  readonly #client: ApiClient;
+  readonly #transport: PeerTransport;
   readonly #logger: Logger;
   readonly #clock: Clock;
   readonly #times: AnswerTime;
@@ -28,14 +35,13 @@ export class HttpPeer extends asking(PEER) implements Peer {
   constructor(options: {
     name: string;
     url: string;
-    token: string;
-    tls?: TlsClient | undefined;
+    transport: PeerTransport;
     logger: Logger;
-    clock?: Clock;
+    clock: Clock;
     floorMs?: number;
   }) {
     super();
-    this.#clock = options.clock ?? systemClock;
+    this.#clock = options.clock;
     this.#times = new AnswerTime({
       floorMs: options.floorMs ?? PATIENCE.peerAnswer.ms,
       ceilingMs: PATIENCE.peerAnswerMax.ms,
@@ -43,13 +49,7 @@ export class HttpPeer extends asking(PEER) implements Peer {
     this.name = options.name;
     this.url = options.url;
     this.#logger = options.logger;
-    this.#client = new ApiClient({
-      url: options.url,
-      token: options.token,
-      worker: { name: options.name, isOld: 'believe' },
-      tls: options.tls,
-      lives: { name: options.name, clock: this.#clock, times: this.#times },
-    });
+    this.#transport = options.transport;
   }
 
   override async call(
@@ -60,7 +60,16 @@ export class HttpPeer extends asking(PEER) implements Peer {
   ): Promise<unknown> {
     if (name === 'prepare' && (request.body as PrepareRequest).volume) this.#warnInClear(request);
     const askedMs = this.#clock.monotonicMs();
-    const reply = await this.#client.ask(endpoint, request, options);
+    const reply = await whileAlive((signal) => this.#transport.ask(endpoint, request, { signal }), {
+      who: this.name,
+      ask: (signal) => this.#transport.healthz({ signal }),
+      times: this.#times,
+      questionsMax: SILENT_AFTER_QUESTIONS,
+      pauseMs: PAUSE.peerQuestion.ms,
+      silent: (ms) => new DeadlineError(`it has answered nothing for ${(ms / 1000).toFixed(1)} s`),
+      clock: this.#clock,
+      signal: options.signal,
+    });
     // Asked all the time, and answered from memory: what it takes is what an answer takes.
     if (name === 'status') this.#times.answered(this.#clock.monotonicMs() - askedMs);
     return reply;
@@ -76,8 +85,19 @@ export class HttpPeer extends asking(PEER) implements Peer {
 
   /** Closes idle connections. */
   close(): void {
-    this.#client.close();
+    this.#transport.close();
   }
+}
+
+/** Over HTTP, to a worker that says its name, or is believed. */
+export function httpTransport(options: {
+  name: string;
+  url: string;
+  token: string;
+  tls?: TlsClient | undefined;
+}): PeerTransport {
+  const { name, ...how } = options;
+  return new ApiClient({ ...how, worker: { name, isOld: 'believe' }, patient: true });
 }
 
 /** True for the URL of a worker to which tokens and secrets go over a network without TLS. Pure. */

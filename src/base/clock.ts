@@ -50,3 +50,10 @@ export const systemClock: Clock = {
     });
   },
 };
+
+/** Aborts after `delayMs` with a `TimeoutError`. Does not keep the process alive. */
+export function deadline(clock: Pick<Clock, 'timer'>, delayMs: number): AbortSignal {
+  const controller = new AbortController();
+  clock.timer(delayMs, () => controller.abort(new DOMException('the time is up', 'TimeoutError')));
+  return controller.signal;
+}

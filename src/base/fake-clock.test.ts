@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { deadline } from './clock.ts';
 import { FakeClock } from './fake-clock.ts';
 
 test('timers fire in order of time, then of setting, each at its own time', () => {
@@ -60,4 +61,13 @@ test('stepping the wall clock moves no duration', () => {
   clock.advance(10);
   assert.equal(fired, true);
   assert.equal(clock.wallMs(), -4990);
+});
+
+test('a deadline aborts when its time is up, by the clock that it is of', () => {
+  const clock = new FakeClock();
+  const signal = deadline(clock, 10);
+  clock.advance(9);
+  assert.equal(signal.aborted, false);
+  clock.advance(1);
+  assert.equal(signal.reason.name, 'TimeoutError');
 });

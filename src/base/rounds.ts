@@ -25,7 +25,11 @@ export class Rounds {
   /** Resolves after the first round. */
   async start(): Promise<void> {
     await this.#round();
-    if (this.#closed) return;
+    if (!this.#closed) this.startLater();
+  }
+
+  /** The first round comes after a pause, too. */
+  startLater(): void {
     this.#cancelTimer = this.#clock.timer(this.#pauseMs, () => void this.start());
   }
 

@@ -9,6 +9,7 @@ import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { identifyProcess } from '../host/process-identity.ts';
+import { localMachineHost } from './machine-host.ts';
 import { MachineManager, STOP_SLACK_MS, type VolumeProvider } from './manager.ts';
 import { MachineStore } from './store.ts';
 
@@ -48,6 +49,7 @@ async function fixture(t: TestContext) {
       volumes,
       runtimeRoot: join(dir, 'run'),
       hidden: [dir],
+      host: localMachineHost({ clock: systemClock, logger: silentLogger }),
       clock: systemClock,
       random: systemRandom,
       logger: silentLogger,
@@ -142,6 +144,7 @@ test('a volume that is not mounted is had through a socket, and needs no filesys
     // Just short enough for the socket of the shim, and not for that of the volume.
     runtimeRoot: join(dir, 'x'.repeat(107 - dir.length - '//m_/shim.sock'.length - 26)),
     hidden: [],
+    host: localMachineHost({ clock: systemClock, logger: silentLogger }),
     clock: systemClock,
     random: systemRandom,
     logger: silentLogger,

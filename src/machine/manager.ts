@@ -1,5 +1,3 @@
-import { mkdirSync, realpathSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ulid } from 'ulid';
 import type { Clock } from '../base/clock.ts';
@@ -8,32 +6,22 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
-import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from '../host/cgroup.ts';
-import { findHolders, frozenError, heldError, isFrozen } from '../host/mount-holders.ts';
-import { mountAt } from '../host/mount-table.ts';
-import { isAlive } from '../host/process-identity.ts';
-import { checkHostCanRun, checkStopSignal, isSignal } from '../jail/jail.ts';
+import { checkStopSignal, isSignal } from '../jail/jail.ts';
 import type { AttachSpec, Leaving } from '../opening/spec.ts';
-import { cgroupName } from '../shim/cgroup-name.ts';
-import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
-import { findShim, ShimClient, startShim } from '../shim/client.ts';
+import { ShimClient } from '../shim/client.ts';
 import type { Entrance } from '../shim/exec-session.ts';
 import { type LogReadOptions, readLog } from '../shim/log-file.ts';
 import { type ShimLook, ShimLooks } from '../shim/looks.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from '../shim/protocol.ts';
-import { readShimState } from '../shim/state.ts';
 import { ownPath } from '../sys/named-path.ts';
-import { nbdSocketPath, withNbdSocket } from './nbd-socket.ts';
+import type { MachineHost, ShimProcess } from './machine-host.ts';
+import { withNbdSocket } from './nbd-socket.ts';
 import type { MachineRecord, MachineStore } from './store.ts';
 
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
 export const STOP_SLACK_MS = PATIENCE.stopSlack.ms;
 /** After the time of a stop: its shim has killed by then. */
 const KILLED_BY_MS = 500;
-
-/** Who holds a filesystem holds it that often, with that pause, before it counts. */
-const HOLDER_LOOKS = 4;
-const HOLDER_PAUSE_MS = 500;
 
 /** What machines need of the volumes of their worker. */
 export interface VolumeProvider {
@@ -50,6 +38,7 @@ export interface VolumeProvider {
 export type MachineManagerOptions = {
   store: MachineStore;
   volumes: VolumeProvider;
+  host: MachineHost;
   /**
    * Runtime folders of the shims, one a machine; on a filesystem that a reboot empties
    * (`/run/godwit/<worker>`).
@@ -109,8 +98,7 @@ export class MachineManager {
   private constructor(options: MachineManagerOptions) {
     this.#options = options;
     this.#looks = new ShimLooks(options.clock);
-    mkdirSync(options.runtimeRoot, { recursive: true, mode: 0o700 });
-    this.#runtimeRoot = realpathSync(options.runtimeRoot);
+    this.#runtimeRoot = options.host.openRoot(options.runtimeRoot);
   }
 
   /** Loads the records; starts nothing. Corrupt ones are in `broken`, the others work. */
@@ -126,14 +114,19 @@ export class MachineManager {
     return this.#broken;
   }
 
-  /** Has a folder for each shim, of machines and of others. */
-  get runtimeRoot(): string {
-    return this.#runtimeRoot;
+  /** Of all shims that have a folder here, of machines and of others. */
+  shimIds(): Promise<string[]> {
+    return this.#options.host.list(this.#runtimeRoot);
   }
 
   /** Folder of a machine's shim; the move starts and drives shims there itself. */
   runtimeDir(machineId: string): string {
     return ownPath(this.#runtimeRoot, machineId);
+  }
+
+  /** The shim must be gone. */
+  removeRuntime(shimId: string): Promise<void> {
+    return this.#options.host.remove(this.runtimeDir(shimId));
   }
 
   /** Events of all shims that this worker is connected to. The returned function ends it. */
@@ -182,9 +175,7 @@ export class MachineManager {
    * `MACHINE_PATH_TOO_LONG`, `MACHINE_CGROUP_MISSING`.
    */
   checkHostCanRun(machineId: string, config: MachineConfig): void {
-    checkHostCanRun(config);
-    checkLimits(planCgroup(readCgroupLayout(), machineId, config.resources));
-    if (config.volume?.nbd === true) nbdSocketPath(this.runtimeDir(machineId));
+    this.#options.host.check(this.runtimeDir(machineId), machineId, config);
   }
 
   /**
@@ -203,7 +194,7 @@ export class MachineManager {
     await this.#exclusively(machineId, async () => {
       await this.#options.store.remove(machineId);
       this.#records.delete(machineId);
-      await rm(this.runtimeDir(machineId), { recursive: true, force: true });
+      await this.removeRuntime(machineId);
     });
   }
 
@@ -375,25 +366,8 @@ export class MachineManager {
    * What would keep the machine's filesystem from being unmounted, named; null: nothing that can be seen.
    * `frozen`: it is looked for that too, by a write, which a frozen filesystem does not answer.
    */
-  async obstacle(machineId: string, options: { frozen: boolean }): Promise<GodwitError | null> {
-    const { clock } = this.#options;
-    const runtimeDir = this.runtimeDir(machineId);
-    const place = join(runtimeDir, SHIM_FILES.filesystem);
-    if (mountAt(place) === undefined) return null;
-    const state = readShimState(runtimeDir);
-    const own = new Set([...this.#cgroup(machineId).processes(), process.pid]);
-    for (const identity of [state?.shim, state?.volumeServer, state?.machineInit])
-      if (identity) own.add(identity.pid);
-    let holders = await findHolders(place, own);
-    // A jail that is just being made has a copy of every mount of the host for a moment.
-    for (let look = 0; look < HOLDER_LOOKS && holders.length > 0; look++) {
-      await clock.sleep(HOLDER_PAUSE_MS);
-      const before = new Set(holders.map(({ pid }) => pid));
-      holders = (await findHolders(place, own)).filter(({ pid }) => before.has(pid));
-    }
-    const held = heldError(place, holders);
-    if (held !== null || !options.frozen) return held;
-    return (await isFrozen(place, clock)) ? frozenError(place) : null;
+  obstacle(machineId: string, options: { frozen: boolean }): Promise<GodwitError | null> {
+    return this.#options.host.obstacle(this.runtimeDir(machineId), options);
   }
 
   /**
@@ -401,14 +375,9 @@ export class MachineManager {
    * at once. Rejects `MACHINE_KILL_STUCK`.
    */
   async kill(machineId: string): Promise<void> {
-    const killing = this.#cgroup(machineId).killAll(PATIENCE.kill.ms);
+    const killing = this.#options.host.kill(this.runtimeDir(machineId));
     if (this.get(machineId).config.volume !== undefined) void this.openReserve(machineId, 'stopped');
     await killing;
-  }
-
-  #cgroup(machineId: string): Cgroup {
-    const { clock } = this.#options;
-    return new Cgroup(cgroupName(this.runtimeDir(machineId)), { layout: readCgroupLayout(), clock });
   }
 
   /**
@@ -471,7 +440,7 @@ export class MachineManager {
       }
       await this.#options.store.remove(record.id);
       this.#records.delete(record.id);
-      await rm(this.runtimeDir(record.id), { recursive: true, force: true });
+      await this.removeRuntime(record.id);
     });
   }
 
@@ -520,12 +489,9 @@ export class MachineManager {
     if (this.#closed) throw closedError();
     const known = this.#clients.get(machineId);
     if (known !== undefined) return known;
-    try {
-      return this.#keep(machineId, await ShimClient.connect(this.runtimeDir(machineId)));
-    } catch (error) {
-      if (isGodwitError(error, 'MACHINE_SHIM_GONE')) return null;
-      throw error;
-    }
+    const { clock, host } = this.#options;
+    const client = await ShimClient.find(this.runtimeDir(machineId), { clock, dial: host.dial });
+    return client && this.#keep(machineId, client);
   }
 
   /**
@@ -544,18 +510,17 @@ export class MachineManager {
   async #ensureShim(machineId: string): Promise<ShimClient> {
     const running = await this.client(machineId);
     if (running !== null) return running;
-    const { clock, logger, hidden } = this.#options;
+    const { clock, host, hidden } = this.#options;
     const runtimeDir = this.runtimeDir(machineId);
-    if ((await findShim(runtimeDir)) !== 'running') await cleanUpAfterDeadShim(runtimeDir, clock, logger);
-    const client = await startShim({ runtimeDir, hidden: [...hidden, this.#runtimeRoot], clock });
+    if ((await host.find(runtimeDir)) !== 'running') await host.cleanUp(runtimeDir);
+    const client = await host.start({ runtimeDir, hidden: [...hidden, this.#runtimeRoot], clock });
     return this.#keep(machineId, client);
   }
 
   /** Ends the shim and all that it holds, also of a dead one. Idempotent. */
   async shutdownShim(machineId: string, options: ShimOps['shutdown']['args'] = {}): Promise<void> {
-    const runtimeDir = this.runtimeDir(machineId);
     const client = await this.client(machineId);
-    const shim = readShimState(runtimeDir)?.shim;
+    const shim = this.#options.host.process(this.runtimeDir(machineId));
     if (client !== null) {
       try {
         await client.call('shutdown', options);
@@ -573,10 +538,7 @@ export class MachineManager {
       client.close();
     }
     // It has answered; the process itself is gone some milliseconds later.
-    for (let attempt = 0; shim !== undefined && isAlive(shim) && attempt < 500; attempt++) {
-      await this.#options.clock.sleep(10);
-    }
-    await cleanUpAfterDeadShim(runtimeDir, this.#options.clock, this.#options.logger);
+    await this.#cleanUpAfter(machineId, shim);
   }
 
   /**
@@ -584,15 +546,17 @@ export class MachineManager {
    * serves.
    */
   async #endHungShim(machineId: string): Promise<void> {
-    const runtimeDir = this.runtimeDir(machineId);
-    const { clock, logger } = this.#options;
-    const shim = readShimState(runtimeDir)?.shim;
+    const shim = this.#options.host.process(this.runtimeDir(machineId));
     this.#clients.get(machineId)?.close();
     this.#clients.delete(machineId);
-    if (shim !== undefined && isAlive(shim)) process.kill(shim.pid, 'SIGKILL');
-    for (let attempt = 0; shim !== undefined && isAlive(shim) && attempt < 500; attempt++)
-      await clock.sleep(10);
-    await cleanUpAfterDeadShim(runtimeDir, clock, logger);
+    if (shim?.isAlive()) shim.kill();
+    await this.#cleanUpAfter(machineId, shim);
+  }
+
+  async #cleanUpAfter(machineId: string, shim: ShimProcess | null): Promise<void> {
+    const { clock, host } = this.#options;
+    for (let attempt = 0; shim?.isAlive() && attempt < 500; attempt++) await clock.sleep(10);
+    await host.cleanUp(this.runtimeDir(machineId));
   }
 
   /**
@@ -672,7 +636,7 @@ export class MachineManager {
       await this.#bringUp(record);
       return 'restarted';
     }
-    await cleanUpAfterDeadShim(this.runtimeDir(record.id), this.#options.clock, this.#options.logger);
+    await this.#options.host.cleanUp(this.runtimeDir(record.id));
     return 'left';
   }
 

@@ -131,7 +131,7 @@ test('the machine survives its worker, killed with all that it can take along', 
   process.kill(-worker.pid!, 'SIGKILL');
   await once(worker, 'exit');
 
-  const client = await ShimClient.connect(runtimeDir);
+  const client = await ShimClient.connect(runtimeDir, { clock: systemClock });
   const before = (await client.call('status', {})).workload!;
   assert.equal(before.state, 'running');
   await saysAgain(runtimeDir, 'up', 1);

@@ -12,6 +12,7 @@ import { systemRandom } from '../base/random.ts';
 import { readMountTable } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
 import { type FreeMapReport, isDataLocked, ownSpec, VolumeStore } from '../volume/index.ts';
+import { localMachineHost } from './machine-host.ts';
 import { MachineManager } from './manager.ts';
 import { MachineStore } from './store.ts';
 
@@ -40,6 +41,7 @@ async function fixture(t: TestContext) {
     },
     runtimeRoot: join(dir, 'run'),
     hidden: [dir],
+    host: localMachineHost({ clock: systemClock, logger: silentLogger }),
     clock: systemClock,
     random: systemRandom,
     logger: silentLogger,

@@ -1,4 +1,4 @@
-import type { Clock } from '../base/clock.ts';
+import { type Clock, deadline } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
@@ -48,7 +48,7 @@ export function watchSource(
   return async () => {
     if (clock.monotonicMs() < askAtMs) return;
     askAtMs = clock.monotonicMs() + SOURCE_WATCH_MS;
-    const signal = AbortSignal.any([ends, AbortSignal.timeout(SOURCE_WATCH_MS)]);
+    const signal = AbortSignal.any([ends, deadline(clock, SOURCE_WATCH_MS)]);
     const run = await target.sourceRun(input, signal).catch(() => null);
     ends.throwIfAborted();
     if (run?.state !== 'undone') return;

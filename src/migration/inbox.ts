@@ -1,4 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
+import type { Clock } from '../base/clock.ts';
 
 /**
  * The one message that a target waits for: "the volume is sealed, it is yours", or "forget it". Whichever is
@@ -28,10 +29,12 @@ type Row = {
 
 export class MoveInbox {
   readonly #database: DatabaseSync;
+  readonly #clock: Clock;
   readonly #waiters = new Map<string, Set<() => void>>();
 
-  constructor(database: DatabaseSync) {
+  constructor(database: DatabaseSync, clock: Clock) {
     this.#database = database;
+    this.#clock = clock;
     database.exec(
       `CREATE TABLE IF NOT EXISTS move_verdicts (
          run_id TEXT PRIMARY KEY,
@@ -98,13 +101,13 @@ export class MoveInbox {
       const waiters = this.#waiters.get(runId) ?? new Set();
       this.#waiters.set(runId, waiters);
       const done = () => {
-        clearTimeout(timeout);
+        cancelTimer();
         signal.removeEventListener('abort', done);
         waiters.delete(done);
         if (waiters.size === 0) this.#waiters.delete(runId);
         resolve();
       };
-      const timeout = setTimeout(done, timeoutMs);
+      const cancelTimer = this.#clock.timer(timeoutMs, done);
       signal.addEventListener('abort', done, { once: true });
       waiters.add(done);
     });

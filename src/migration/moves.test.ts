@@ -51,7 +51,7 @@ const definitions = (() => {
     }) as RunDefinition<never>,
     target: migrateIn({
       target: world.targetSide,
-      inbox: new MoveInbox(database),
+      inbox: new MoveInbox(database, systemClock),
       receipts: new ReceiptBook(database),
       clock: systemClock,
     }) as RunDefinition<never>,
@@ -282,7 +282,7 @@ test('a verdict of an earlier version, whose run nobody knows any more, still ke
   database.exec(`CREATE TABLE move_verdicts (run_id TEXT PRIMARY KEY, verdict TEXT NOT NULL, decided_at_ms INTEGER NOT NULL) STRICT;
     INSERT INTO move_verdicts VALUES ('run1', 'handed-over', 1), ('run2', 'forgotten', 1)`);
   const pair = new MovePair(t);
-  const inbox = new MoveInbox(database);
+  const inbox = new MoveInbox(database, systemClock);
   inbox.prune(2);
   const receiver = pair.receiverOf(inbox);
   assert.equal((await receiver.status('run1')).phase, 'activated');

@@ -1,3 +1,4 @@
+import { deadline } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
@@ -151,7 +152,7 @@ export const sync = outStep({
  * not arrive.
  */
 async function warm(tools: OutTools, target: string, machineId: string, context: Waiting): Promise<number> {
-  const signal = AbortSignal.any([context.signal, AbortSignal.timeout(PATIENCE.warm.ms)]);
+  const signal = AbortSignal.any([context.signal, deadline(tools.clock, PATIENCE.warm.ms)]);
   try {
     const heat = await tools.source.heat(machineId);
     await targetOf(tools, target).warm(context.runId, heat, { signal });

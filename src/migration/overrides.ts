@@ -1,4 +1,4 @@
-import type { Clock } from '../base/clock.ts';
+import { type Clock, deadline } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Peer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
@@ -83,7 +83,9 @@ export class Overrides {
     if (phase === 'forgotten' || phaseOf(run) === 'preparing' || phaseOf(run) === 'prepared') return null;
     if (phase === 'handed-over' && !mayHavePassed(run)) return null;
     const peer = this.#options.peers().find(({ name }) => name === sourceWorker);
-    const asked = await peer?.run(runId, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) }).catch(() => null);
+    const asked = await peer
+      ?.run(runId, { signal: deadline(this.#options.clock, ASK_TIMEOUT_MS) })
+      .catch(() => null);
     if (asked?.state === 'undone') return 'source-took-back';
     throw new GodwitError(
       'MIGRATION_TARGET_HAS_IT',
@@ -100,7 +102,7 @@ export class Overrides {
     const peer = this.#options.peers().find((candidate) => candidate.name === name);
     if (!peer) return new Error('it is not among the peers of this worker');
     try {
-      return await peer.cancel(moveId, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) });
+      return await peer.cancel(moveId, { signal: deadline(this.#options.clock, ASK_TIMEOUT_MS) });
     } catch (error) {
       return error instanceof Error ? error : new Error(messageOf(error));
     }

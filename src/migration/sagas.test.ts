@@ -6,6 +6,7 @@ import { type ModelAnswer, ModelPeer, MoveWorld } from '../../test/support/move-
 import { receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
+import { systemClock } from '../base/clock.ts';
 import type { Peer, PeerAnswers, PrepareRequest, TargetPhase, TargetStatus } from '../contract/peer.ts';
 import { checkSaga, type World } from '../journal/checks.ts';
 import { countersign, type Receipt } from '../receipt/envelope.ts';
@@ -113,7 +114,7 @@ test('migrate-out: fails at each step and unwinds, undos repeated, steps repeate
 /** The source has sealed its volume and handed it over; only the target's run is under test. */
 class SealedSource extends MoveWorld implements World {
   readonly database = new DatabaseSync(':memory:');
-  readonly inbox = new MoveInbox(this.database);
+  readonly inbox = new MoveInbox(this.database, systemClock);
   readonly receipts = new ReceiptBook(this.database);
 
   constructor() {

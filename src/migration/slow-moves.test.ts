@@ -54,20 +54,14 @@ class SlowPair {
     this.#factor = factor;
     const { clock, world } = this;
     const database = new DatabaseSync(':memory:');
-    const inbox = new MoveInbox(database);
+    const inbox = new MoveInbox(database, clock);
     const receipts = {
       source: new ReceiptBook(new DatabaseSync(':memory:')),
       target: new ReceiptBook(database),
     };
     const target = this.#slow(world.targetSide);
     this.target = this.#open(
-      migrateIn({
-        target,
-        inbox,
-        receipts: receipts.target,
-        clock,
-        sourceProbeMs: 1,
-      }) as RunDefinition<never>,
+      migrateIn({ target, inbox, receipts: receipts.target, clock }) as RunDefinition<never>,
     );
     const receiver = new MoveReceiver({
       ...{ journal: this.target, inbox, target, clock, worker: 'w2' },

@@ -4,6 +4,7 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { BlockStatistics } from '../host/block-statistics.ts';
 import { replaceFile } from '../sys/durable-file.ts';
+import { allocate } from '../sys/fallocate.ts';
 import { reserve } from '../volume/reserve.ts';
 import { storageError } from '../volume/storage-error.ts';
 import { PLANE_FILES } from './names.ts';
@@ -93,7 +94,7 @@ async function createBlank(path: string, lengthBytes: number): Promise<void> {
   const file = await FileDevice.create(path, { lengthBytes });
   try {
     // A commit that meets a full disk would make the clone read-only.
-    await reserve(file, 0, lengthBytes);
+    await reserve(file, 0, lengthBytes, allocate);
   } finally {
     await file.close();
   }

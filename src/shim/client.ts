@@ -4,7 +4,7 @@ import { connect, type Socket } from 'node:net';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { AnswerTime } from '../base/answer-time.ts';
-import { type Clock, systemClock } from '../base/clock.ts';
+import type { Clock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
 import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
@@ -46,8 +46,9 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
       nextAction: 'Choose a shorter runtime folder for the worker.',
     });
   }
-  const running = await tryConnect(runtimeDir);
-  if (running !== null) return new ShimClient(runtimeDir, running, clock);
+  const connect = () => ShimClient.find(runtimeDir, { clock });
+  const running = await connect();
+  if (running !== null) return running;
 
   const log = openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600);
   let ended: string | undefined;
@@ -81,9 +82,8 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     // The end is looked at first: one that could not start because another did has left that other one to
     // connect to.
     const over = ended ?? (pace.isQuiet() ? `it does nothing: ${pace.text()}` : undefined);
-    const socket = await tryConnect(runtimeDir);
-    if (socket !== null) {
-      const client = new ShimClient(runtimeDir, socket, clock);
+    const client = await connect();
+    if (client !== null) {
       // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it
       // ends.
       const { shimPid } = await client.call('status', {});
@@ -116,12 +116,25 @@ export async function findShim(runtimeDir: string): Promise<ShimPresence> {
   return isAlive(state.shim) ? 'running' : 'dead';
 }
 
+/** A conversation with a shim; `LineRpc` over its socket. */
+export type ShimConnection = Pick<LineRpc, 'call' | 'closed' | 'close'>;
+
+/** Connects to the shim of a runtime folder; null: nobody listens there. */
+export type Dial = (
+  runtimeDir: string,
+  onEvent: (event: string, data: unknown) => void,
+) => Promise<ShimConnection | null>;
+
+/** `dial` left out: over the shim's socket. */
+export type ShimClientOptions = { clock: Clock; dial?: Dial };
+
 /** A worker's side of a shim: calls, events, and connecting again when the connection was lost. */
 export class ShimClient {
   readonly runtimeDir: string;
-  #rpc: LineRpc | undefined;
-  #connecting: Promise<LineRpc> | undefined;
+  #rpc: ShimConnection | undefined;
+  #connecting: Promise<ShimConnection> | undefined;
   readonly #clock: Clock;
+  readonly #dial: Dial;
   readonly #times = new AnswerTime({
     floorMs: PATIENCE.shimAnswer.ms,
     ceilingMs: PATIENCE.shimAnswerMax.ms,
@@ -129,17 +142,27 @@ export class ShimClient {
   readonly #listeners = new Set<(event: string, data: unknown) => void>();
   readonly #onClosed = new Set<() => void>();
 
-  constructor(runtimeDir: string, socket?: Socket, clock: Clock = systemClock) {
+  private constructor(runtimeDir: string, { clock, dial = dialShim }: ShimClientOptions) {
     this.runtimeDir = runtimeDir;
     this.#clock = clock;
-    if (socket !== undefined) this.#use(socket);
+    this.#dial = dial;
   }
 
   /** Connects to a running shim. Rejects `MACHINE_SHIM_GONE`. */
-  static async connect(runtimeDir: string): Promise<ShimClient> {
-    const client = new ShimClient(runtimeDir);
+  static async connect(runtimeDir: string, options: ShimClientOptions): Promise<ShimClient> {
+    const client = new ShimClient(runtimeDir, options);
     await client.#connected();
     return client;
+  }
+
+  /** Null where no shim runs. */
+  static async find(runtimeDir: string, options: ShimClientOptions): Promise<ShimClient | null> {
+    try {
+      return await ShimClient.connect(runtimeDir, options);
+    } catch (error) {
+      if (isGodwitError(error, 'MACHINE_SHIM_GONE')) return null;
+      throw error;
+    }
   }
 
   /**
@@ -188,7 +211,7 @@ export class ShimClient {
   }
 
   /** Also measures: it is what the shim is asked when something else takes long. */
-  async #status(rpc: LineRpc, timeoutMs: number | undefined): Promise<unknown> {
+  async #status(rpc: ShimConnection, timeoutMs: number | undefined): Promise<unknown> {
     const askedMs = this.#clock.monotonicMs();
     const patienceMs = timeoutMs ?? Math.max(PATIENCE.shimStatus.ms, this.#times.patienceMs);
     try {
@@ -220,7 +243,7 @@ export class ShimClient {
     this.#rpc = undefined;
   }
 
-  async #connected(): Promise<LineRpc> {
+  async #connected(): Promise<ShimConnection> {
     if (this.#rpc !== undefined) return this.#rpc;
     this.#connecting ??= this.#connect().finally(() => {
       this.#connecting = undefined;
@@ -228,26 +251,19 @@ export class ShimClient {
     return this.#connecting;
   }
 
-  async #connect(): Promise<LineRpc> {
-    const socket = await tryConnect(this.runtimeDir);
-    if (socket !== null) return this.#use(socket);
-    throw new GodwitError('MACHINE_SHIM_GONE', `no shim answers at ${this.runtimeDir}`, {
-      values: { runtimeDir: this.runtimeDir },
-      retry: 'later',
-      nextAction:
-        'The worker cleans up after it and starts the machine again; look at shim.log for why it ended.',
+  async #connect(): Promise<ShimConnection> {
+    const rpc = await this.#dial(this.runtimeDir, (event, data) => {
+      for (const listener of this.#listeners) listener(event, data);
     });
-  }
-
-  #use(socket: Socket): LineRpc {
-    const rpc = new LineRpc(socket, socket, {
-      onEvent: (event, data) => {
-        for (const listener of this.#listeners) listener(event, data);
-      },
-    });
+    if (rpc === null)
+      throw new GodwitError('MACHINE_SHIM_GONE', `no shim answers at ${this.runtimeDir}`, {
+        values: { runtimeDir: this.runtimeDir },
+        retry: 'later',
+        nextAction:
+          'The worker cleans up after it and starts the machine again; look at shim.log for why it ended.',
+      });
     this.#rpc = rpc;
     void rpc.closed.then(() => {
-      socket.destroy();
       if (this.#rpc !== rpc) return;
       this.#rpc = undefined;
       for (const listener of this.#onClosed) listener();
@@ -255,6 +271,15 @@ export class ShimClient {
     return rpc;
   }
 }
+
+/** Over the shim's socket. */
+export const dialShim: Dial = async (runtimeDir, onEvent) => {
+  const socket = await tryConnect(runtimeDir);
+  if (socket === null) return null;
+  const rpc = new LineRpc(socket, socket, { onEvent });
+  void rpc.closed.then(() => socket.destroy());
+  return rpc;
+};
 
 const NOBODY = new Set(['ENOENT', 'ECONNREFUSED', 'ECONNRESET', 'ENOTDIR']);
 

@@ -1,6 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { nextTurn } from '../base/turn.ts';
 import type { ShimClient } from './client.ts';
 import type { ShimStatus } from './protocol.ts';
 
@@ -35,12 +36,12 @@ export class ShimLooks {
     }
     const question = this.#questions.get(shimId) ?? this.#ask(shimId, client);
     const leftMs = question.askedMs + this.#patienceMs - this.#clock.monotonicMs();
-    const late = Promise.withResolvers<'late'>();
-    const cancel = this.#clock.timer(Math.max(0, leftMs), () => late.resolve('late'));
+    const late = Promise.withResolvers<void>();
+    const cancel = this.#clock.timer(Math.max(0, leftMs), () => late.resolve());
     // What has arrived is read before a timer of a process that was stopped itself counts.
     const answer = await Promise.race([
       question.answer,
-      late.promise.then(() => new Promise<'late'>((resolve) => setImmediate(() => resolve('late')))),
+      late.promise.then(() => nextTurn().then(() => 'late' as const)),
     ]).finally(cancel);
     if (answer !== 'late') return { status: answer, silentForMs: null };
     const silentForMs = this.#clock.monotonicMs() - question.askedMs;

@@ -12,6 +12,7 @@ import { mkfs } from '../host/mkfs.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 import type { KeySource } from '../opening/spec.ts';
 import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
+import { allocate } from '../sys/fallocate.ts';
 import { holdsFileOf } from '../sys/file-system.ts';
 import { ownPath } from '../sys/named-path.ts';
 import { type AcceptedLoss, acceptDataLoss, readDataLoss } from './data-guard.ts';
@@ -55,6 +56,7 @@ export class VolumeStore {
   readonly #logger: Logger;
   readonly #tools: Tools;
   readonly #headerFileBytes: number;
+  readonly #allocate: typeof allocate;
   readonly #retention: Retention;
   /** Changes run one after the other: each reads a record, decides and writes. */
   readonly #queues = new Map<string, Promise<void>>();
@@ -68,6 +70,7 @@ export class VolumeStore {
     this.#retention = new Retention({ ...options, path: join(directory, RETENTION_FILE) });
     this.#tools = options.tools ?? systemTools();
     this.#headerFileBytes = options.headerFileBytes ?? DEFAULT_HEADER_FILE_BYTES;
+    this.#allocate = options.allocate ?? allocate;
   }
 
   /** Makes the folder where there is none and removes what a crash left half made or half destroyed. */
@@ -127,7 +130,7 @@ export class VolumeStore {
     const record = this.#newRecord(request, 'clone');
     return this.#exclusively(record.id, () =>
       this.#build(record, async (folder) => {
-        await createCloneMetadata(folder, record);
+        await createCloneMetadata(folder, record, this.#allocate);
         await replaceFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source));
       }),
     );
@@ -206,7 +209,7 @@ export class VolumeStore {
         }
       }
       return this.#build(record, async (folder) => {
-        await createCloneMetadata(folder, record);
+        await createCloneMetadata(folder, record, this.#allocate);
         const { id: volumeId, generation, lengthBytes } = record;
         await createFetchLog(join(folder, VOLUME_FILES.fetchLog), { volumeId, generation, lengthBytes });
         if (!luks2?.rekey)
@@ -657,6 +660,8 @@ export type VolumeStoreOptions = {
   tools?: Tools;
   /** Of the LUKS2 headers that are made here, key slots included. Default `DEFAULT_HEADER_FILE_BYTES`. */
   headerFileBytes?: number;
+  /** Default: that of the kernel. */
+  allocate?: typeof allocate;
 };
 
 export type VolumeCapacity = {
@@ -682,14 +687,18 @@ const METADATA_RESERVED_MAX_BYTES = 66 * 2 ** 20;
  * and must not fail because the disk became full meanwhile. Of a volume so large that this would take
  * gigabytes for what is mostly holes, only the summary is.
  */
-async function createCloneMetadata(folder: string, record: VolumeRecord): Promise<void> {
+async function createCloneMetadata(
+  folder: string,
+  record: VolumeRecord,
+  take: typeof allocate,
+): Promise<void> {
   const { id: volumeId, generation, lengthBytes } = record;
   const path = join(folder, VOLUME_FILES.cloneMetadata);
   const device = await FileDevice.create(path, { lengthBytes: metadataLengthBytes(lengthBytes) });
   try {
     await CloneMetadata.create(device, { volumeId, generation, lengthBytes });
     const summaryAt = device.lengthBytes <= METADATA_RESERVED_MAX_BYTES ? 0 : summaryOffsetBytes(lengthBytes);
-    await reserve(device, summaryAt, device.lengthBytes - summaryAt);
+    await reserve(device, summaryAt, device.lengthBytes - summaryAt, take);
   } finally {
     await device.close();
   }

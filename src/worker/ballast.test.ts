@@ -6,6 +6,7 @@ import { until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
+import { allocate } from '../sys/fallocate.ts';
 import { Ballast } from './ballast.ts';
 
 const MIB = 2 ** 20;
@@ -15,7 +16,7 @@ test('room is taken where there is plenty, given up when the disk is full, and t
   const clock = new FakeClock();
   let availableBytes = 500 * MIB;
   const look = async () => ({ totalBytes: 640 * MIB, availableBytes });
-  const ballast = new Ballast({ path, look, clock, logger: silentLogger });
+  const ballast = new Ballast({ path, look, allocate, clock, logger: silentLogger });
   t.after(() => ballast.close());
   await ballast.start();
   assert.equal(ballast.held, true);
@@ -40,7 +41,7 @@ test('what an earlier process had kept is given up by a worker that starts on a 
   const path = join(scratchDir(t), 'ballast');
   writeFileSync(path, 'x');
   const look = async () => ({ totalBytes: 640 * MIB, availableBytes: 0 });
-  const ballast = new Ballast({ path, look, clock: new FakeClock(), logger: silentLogger });
+  const ballast = new Ballast({ path, look, allocate, clock: new FakeClock(), logger: silentLogger });
   t.after(() => ballast.close());
   await ballast.start();
   assert.equal(existsSync(path), false);
@@ -49,7 +50,7 @@ test('what an earlier process had kept is given up by a worker that starts on a 
 test('a disk that cannot be asked is no reason not to work', async (t) => {
   const look = () => Promise.reject(new Error('EIO'));
   const path = join(scratchDir(t), 'ballast');
-  const ballast = new Ballast({ path, look, clock: new FakeClock(), logger: silentLogger });
+  const ballast = new Ballast({ path, look, allocate, clock: new FakeClock(), logger: silentLogger });
   t.after(() => ballast.close());
   await ballast.start();
   assert.equal(ballast.held, false);

@@ -4,7 +4,7 @@ import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
 import { Rounds } from '../base/rounds.ts';
-import { allocate } from '../sys/fallocate.ts';
+import type { allocate } from '../sys/fallocate.ts';
 
 /** What the journal, the records and the logs of a day may need to empty a worker. */
 const BALLAST_BYTES_MAX = 32 * 2 ** 20;
@@ -15,6 +15,7 @@ export type BallastOptions = {
   path: string;
   /** Of the filesystem that it is on. */
   look: () => Promise<{ totalBytes: number; availableBytes: number }>;
+  allocate: typeof allocate;
   clock: Clock;
   logger: Logger;
 };
@@ -79,7 +80,7 @@ export class Ballast {
   async #take(lengthBytes: number): Promise<void> {
     const fd = openSync(this.#options.path, 'w', 0o600);
     try {
-      await allocate(fd, 0, lengthBytes);
+      await this.#options.allocate(fd, 0, lengthBytes);
       this.#held = true;
     } finally {
       closeSync(fd);

@@ -1,6 +1,6 @@
-import { DatabaseSync } from 'node:sqlite';
 import { toWireError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
+import { Rounds } from '../base/rounds.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 import { MountProof } from '../host/mount-proof.ts';
 import { MachineManager } from '../machine/manager.ts';
@@ -16,7 +16,7 @@ import { claimDataFolder } from './data-owner.ts';
 import { DirtyBound } from './dirty-bound.ts';
 import { hostCheck } from './host-check.ts';
 import { Imports } from './imports.ts';
-import { hostLoad, lackingOnThisHost } from './load.ts';
+import { hostLoad } from './load.ts';
 import { hiddenFolders } from './options.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
@@ -40,9 +40,9 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   ballast: {
     needs: ['folder'],
-    async make({ folder, options, clock, logger }) {
+    async make({ folder, options, edges: { allocate }, clock, logger }) {
       const look = () => fileSystemOf(options.dataDir);
-      const ballast = new Ballast({ path: folder.paths.ballast, look, clock, logger });
+      const ballast = new Ballast({ path: folder.paths.ballast, look, allocate, clock, logger });
       // Before anything is written.
       await ballast.start();
       return ballast;
@@ -52,8 +52,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   state: {
     needs: ['ballast', 'folder'],
-    make({ folder, options }) {
-      const state = new DatabaseSync(folder.paths.state);
+    make({ folder, options, edges }) {
+      const state = edges.database(folder.paths.state);
       state.exec('PRAGMA journal_mode = WAL');
       state.exec('PRAGMA synchronous = FULL');
       claimDataFolder(state, options.name, options.dataDir);
@@ -66,8 +66,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   volumes: {
     needs: ['state'],
-    make: ({ options: { dataDir, headerFileBytes }, clock, random, logger }) =>
-      VolumeStore.open(dataDir, { clock, random, logger, headerFileBytes }),
+    make: ({ options: { dataDir, headerFileBytes }, edges: { allocate }, clock, random, logger }) =>
+      VolumeStore.open(dataDir, { clock, random, logger, headerFileBytes, allocate }),
   },
 
   access: {
@@ -94,11 +94,12 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   machines: {
     needs: ['access', 'folder'],
-    async make({ access, folder, options, clock, random, logger }) {
+    async make({ access, folder, options, edges, clock, random, logger }) {
       const machines = await MachineManager.open({
         store: await MachineStore.open(options.dataDir),
         volumes: access,
         runtimeRoot: folder.paths.runtimeRoot,
+        host: edges.machineHost({ clock, logger }),
         hidden: hiddenFolders(options),
         clock,
         random,
@@ -150,7 +151,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
   load: {
     needs: ['machines', 'volumes', 'imports', 'reservations', 'folder'],
     make(parts) {
-      const { machines, volumes, imports, reservations, folder, options } = parts;
+      const { machines, volumes, imports, reservations, folder, options, edges } = parts;
       return (forRun) =>
         hostLoad(
           { ...options, validityDir: folder.paths.validityDir },
@@ -159,7 +160,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
           [...incoming(parts), ...reservations.held(forRun)],
           imports.arriving(),
           parts.drain.desired,
-          lackingOnThisHost,
+          edges.lacking,
         );
     },
   },
@@ -187,15 +188,15 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   sweep: {
     needs: ['volumes'],
-    make({ volumes, options, logger }) {
-      const sweep = setInterval(() => {
+    make({ volumes, options, clock, logger }) {
+      const sweep = () =>
         volumes
           .sweepRetained(options.retainMs)
+          .then(() => {})
           .catch((error: unknown) => logger.error({ error: toWireError(error) }, 'sweep failed'));
-      }, PAUSE.sweep.ms);
-      sweep.unref();
-      return { close: () => clearInterval(sweep) };
+      return new Rounds(clock, PAUSE.sweep.ms, sweep);
     },
+    start: (sweep) => sweep.startLater(),
     rest: (sweep) => sweep.close(),
   },
 };

@@ -1,5 +1,4 @@
 import { realpathSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { isAbsolute, sep } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
@@ -231,7 +230,7 @@ export class Imports {
   async #endHolder(volumeId: string): Promise<void> {
     const { machines } = this.#options;
     await machines.shutdownShim(holderId(volumeId));
-    await rm(machines.runtimeDir(holderId(volumeId)), { recursive: true, force: true });
+    await machines.removeRuntime(holderId(volumeId));
   }
 
   /** As an offer to take a machine does. */

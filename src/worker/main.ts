@@ -5,6 +5,7 @@ import { logDestination } from '../base/log-destination.ts';
 import type { Logger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { keepOutOfDumps } from '../sys/secret-memory.ts';
+import { systemEdges } from './edges.ts';
 import { HOST_PARTS } from './host-parts.ts';
 import { requireKernelPlane } from './kernel-plane.ts';
 import { MOVE_PARTS } from './move-parts.ts';
@@ -32,6 +33,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
       logger,
       version: packageVersion(),
       environment: process.env,
+      edges: systemEdges,
     },
   );
   const { url } = parts.api;

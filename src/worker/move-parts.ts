@@ -34,8 +34,11 @@ const CLOSE_GRACE_MS = PATIENCE.workerClose.ms;
 export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> = {
   peers: {
     needs: ['identity'],
-    make: ({ options: { peers, token }, identity, logger }) =>
-      peers.map(({ name, url }) => new HttpPeer({ name, url, token, tls: identity ?? undefined, logger })),
+    make: ({ options: { peers, token }, identity, edges, clock, logger }) =>
+      peers.map(({ name, url }) => {
+        const transport = edges.transport({ name, url, token, tls: identity });
+        return new HttpPeer({ name, url, transport, clock, logger });
+      }),
   },
 
   desk: { needs: ['peers'], make: ({ peers, clock }) => new OfferDesk({ peers: () => peers, clock }) },
@@ -43,7 +46,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   inbox: {
     needs: ['state'],
     make({ state, clock }) {
-      const inbox = new MoveInbox(state);
+      const inbox = new MoveInbox(state, clock);
       inbox.prune(clock.wallMs() - VERDICT_KEEP_MS);
       return inbox;
     },
@@ -85,9 +88,9 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   journal: {
     needs: ['source', 'target', 'peers', 'desk', 'failedTargets', 'key', 'receipts', 'inbox', 'progress'],
     make(parts) {
-      const { folder, machines, failedTargets, clock, random, logger, environment } = parts;
+      const { folder, machines, failedTargets, clock, random, logger, environment, edges } = parts;
       const journal = new Journal({
-        database: folder.paths.journal,
+        database: edges.journal(folder.paths.journal),
         clock,
         random,
         logger,

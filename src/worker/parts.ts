@@ -4,6 +4,7 @@ import type { WorkerService } from '../api/service.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import type { Rounds } from '../base/rounds.ts';
 import type { TargetStatus } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -22,6 +23,7 @@ import type { Ballast } from './ballast.ts';
 import type { DataFolder } from './data-folder.ts';
 import type { DirtyBound } from './dirty-bound.ts';
 import type { DownEvents } from './down.ts';
+import type { Edges } from './edges.ts';
 import type { EventBus } from './event-bus.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
@@ -40,6 +42,7 @@ export type Given = {
   logger: Logger;
   version: string;
   environment: Readonly<Record<string, string | undefined>>;
+  edges: Edges;
 };
 
 /** What is on this host and in its data folder. */
@@ -60,7 +63,7 @@ export type HostParts = {
   check: HostCheck;
   dirtyBound: DirtyBound;
   /** Destroys the retained copies whose time is over. */
-  sweep: { close(): void };
+  sweep: Rounds;
 };
 
 /** Moves and drains, from here and to here. */

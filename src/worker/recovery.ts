@@ -1,4 +1,3 @@
-import { readdir } from 'node:fs/promises';
 import { basename } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { toWireError, type WireError } from '../base/errors.ts';
@@ -161,7 +160,7 @@ export class MachineRecovery {
       );
       await this.#release(record, this.#options.run(moveId));
     }
-    for (const name of await readdir(machines.runtimeRoot).catch(() => [])) {
+    for (const name of await machines.shimIds().catch(() => [])) {
       const runId = runOfExport(name);
       if (runId === null || this.#isOpen(runId)) continue;
       logger.warn({ shim: name }, 'the run of an export is over: it is closed');

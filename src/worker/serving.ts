@@ -1,4 +1,3 @@
-import { rm } from 'node:fs/promises';
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
@@ -104,7 +103,7 @@ export class Serving {
   async stop(volumeId: string): Promise<void> {
     const { machines } = this.#options;
     await machines.shutdownShim(servingId(volumeId));
-    await rm(machines.runtimeDir(servingId(volumeId)), { recursive: true, force: true });
+    await machines.removeRuntime(servingId(volumeId));
   }
 
   async view(volumeId: string): Promise<ServedView | null> {

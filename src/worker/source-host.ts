@@ -1,4 +1,3 @@
-import { rm } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -245,7 +244,7 @@ export class SourceHost implements SourceSide {
   async closeExport(runId: string): Promise<void> {
     const { machines } = this.#options;
     await machines.shutdownShim(exportShimId(runId));
-    await rm(machines.runtimeDir(exportShimId(runId)), { recursive: true, force: true });
+    await machines.removeRuntime(exportShimId(runId));
   }
 
   async syncEarly(machineId: string): Promise<void> {

@@ -57,6 +57,10 @@ export class WhyAnswers {
     this.#looks = new VolumeServerLooks(options.clock);
   }
 
+  get #nowMs(): number {
+    return this.#o.clock.wallMs();
+  }
+
   async why(ref: string): Promise<Why> {
     const { journal, machines, name } = this.#o;
     const drain = await this.#o.drain.status();
@@ -74,7 +78,7 @@ export class WhyAnswers {
     }
     const run = this.#findRun(ref);
     if (run) {
-      const conditions = [...(await this.#exportTrouble([run])), ...runConditions(run)];
+      const conditions = [...(await this.#exportTrouble([run])), ...runConditions(run, this.#nowMs)];
       return { subject: `run ${run.id}`, state: run.state, conditions, runs: [run] };
     }
 
@@ -89,7 +93,7 @@ export class WhyAnswers {
       return {
         subject: `machine ${ref}`,
         state: trace.state,
-        conditions: [...(await this.#exportTrouble(traces)), ...runConditions(trace)],
+        conditions: [...(await this.#exportTrouble(traces)), ...runConditions(trace, this.#nowMs)],
         runs: traces,
       };
     }
@@ -119,7 +123,7 @@ export class WhyAnswers {
         ...stoppingConditions(view, machine.desired, machines.endingSinceMs(machine.id)),
         ...beginningConditions(machines.beginning(machine.id)),
         ...recoveryConditions(recovery.trouble(machine.id), machine.desired),
-        ...machineConditions(view, runs, drain),
+        ...machineConditions(view, runs, drain, this.#nowMs),
       ],
       runs,
     };
@@ -135,10 +139,10 @@ export class WhyAnswers {
       state: record.state,
       conditions: [
         ...diskConditions(await this.#o.disk.look(), name),
-        ...servingConditions(silentForMs, serving.runtimeDir(record.id), record.name),
+        ...servingConditions(silentForMs, serving.runtimeDir(record.id), record.name, this.#nowMs),
         ...serverConditions(server, serving.runtimeDir(record.id), record.name),
         ...noRoomConditions(record.name, await this.#noRoomServing(record.id), name),
-        ...volumeConditions(view, runs),
+        ...volumeConditions(view, runs, this.#nowMs),
       ],
       runs,
     };
@@ -188,7 +192,7 @@ export class WhyAnswers {
             ? await this.#looks.look(shimId, client, status.volume.serverPid)
             : null;
         return [
-          ...servingConditions(silentForMs, runtimeDir, name),
+          ...servingConditions(silentForMs, runtimeDir, name, this.#nowMs),
           ...serverConditions(server, runtimeDir, name),
         ];
       }),

@@ -30,7 +30,7 @@ const HYDRATION: NonNullable<VolumeView['hydration']> = {
 const NO_DRAIN = { machines: [], desired: false } as unknown as DrainView;
 
 function messages(hydration: NonNullable<VolumeView['hydration']>): string[] {
-  return machineConditions(machineView({ hydration }), [], NO_DRAIN).map(({ message }) => message);
+  return machineConditions(machineView({ hydration }), [], NO_DRAIN, 0).map(({ message }) => message);
 }
 
 test('a volume that is arriving says how much is missing, and how it comes', () => {
@@ -184,6 +184,7 @@ test('a machine that ends whenever it is started says so; one that ends well, wh
       }),
       [],
       NO_DRAIN,
+      0,
     )[0];
   assert.match(said(false)?.message ?? '', /^it ends whenever/);
   assert.doesNotMatch(said(false)?.nextAction ?? '', /foreground/);

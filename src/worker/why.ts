@@ -24,7 +24,7 @@ const RUNS = new Set<MachineView['state']>(['running', 'starting', 'restarting']
 /**
  * Why a run is not over: its own reason, whom it has asked in vain so far, or that it works, and how fast.
  */
-export function runConditions(run: RunView, nowMs: number = Date.now()): Condition[] {
+export function runConditions(run: RunView, nowMs: number): Condition[] {
   if (run.endedAtMs !== null && run.state !== 'failed') return [];
   if (run.state === 'failed') {
     return [
@@ -121,8 +121,9 @@ export function machineConditions(
   machine: MachineView,
   runs: readonly RunView[],
   drain: DrainView,
+  nowMs: number,
 ): Condition[] {
-  const conditions = runs.flatMap((run) => runConditions(run));
+  const conditions = runs.flatMap((run) => runConditions(run, nowMs));
   const row = drain.machines.find(({ machineId }) => machineId === machine.id);
   // Of a move that is under way its run has said it.
   const isTold = runs.some(({ id, endedAtMs }) => id === row?.runId && endedAtMs === null);
@@ -158,7 +159,7 @@ export function machineConditions(
       nextAction: `godwit machine logs ${machine.name}`,
     });
   }
-  return [...conditions, ...hydrationConditions(machine.hydration)];
+  return [...conditions, ...hydrationConditions(machine.hydration, nowMs)];
 }
 
 /** What is left on a worker that is to be empty. */
@@ -323,12 +324,17 @@ export function serverConditions(
 }
 
 /** A volume that is served, whose shim hangs. `silentForMs`: null, it answers. */
-export function servingConditions(silentForMs: number | null, runtimeDir: string, name: string): Condition[] {
+export function servingConditions(
+  silentForMs: number | null,
+  runtimeDir: string,
+  name: string,
+  nowMs: number,
+): Condition[] {
   if (silentForMs === null) return [];
   return [
     {
       message: `the process that serves ${name} (its shim) does not answer; its clients may go on`,
-      sinceMs: Date.now() - silentForMs,
+      sinceMs: nowMs - silentForMs,
       whoCanClearIt: 'an operator of the worker',
       nextAction: `Look at ${runtimeDir}/shim.log, and whether that process is stopped or waits for a disk.`,
     },
@@ -357,8 +363,8 @@ export function stoppingConditions(
 }
 
 /** Why a volume is not whole. */
-export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): Condition[] {
-  const conditions = runs.flatMap((run) => runConditions(run));
+export function volumeConditions(volume: VolumeView, runs: readonly RunView[], nowMs: number): Condition[] {
+  const conditions = runs.flatMap((run) => runConditions(run, nowMs));
   if (volume.state === 'retained') {
     conditions.push({
       message: 'it has moved; this sealed copy is kept as a way back',
@@ -367,7 +373,7 @@ export function volumeConditions(volume: VolumeView, runs: readonly RunView[]): 
       nextAction: `godwit volume recover ${volume.id} --as NAME to have it back; godwit volume destroy ${volume.id} --force to give it up now`,
     });
   }
-  return [...dataLossConditions(volume), ...conditions, ...hydrationConditions(volume.hydration)];
+  return [...dataLossConditions(volume), ...conditions, ...hydrationConditions(volume.hydration, nowMs)];
 }
 
 /** Whatever else is the matter: nothing of the volume can be read or written. */
@@ -390,14 +396,14 @@ function missesOf({ missesKept }: { missesKept: boolean }): string {
     : '; what is read of them meanwhile is not kept (kernel plane), so it comes again, and misses are not counted';
 }
 
-function hydrationConditions(hydration: VolumeView['hydration']): Condition[] {
+function hydrationConditions(hydration: VolumeView['hydration'], nowMs: number): Condition[] {
   if (!hydration || hydration.exposedBytes === 0) return [];
   const mebibytes = Math.ceil(hydration.exposedBytes / 2 ** 20);
   if (hydration.state === 'source-lost') {
     return [
       {
         message: `the source of its volume does not answer${hydration.lastError ? ` (${hydration.lastError})` : ''}; ${mebibytes} MiB are only there, and reads of them wait`,
-        sinceMs: hydration.sourceLostForMs === null ? null : Date.now() - hydration.sourceLostForMs,
+        sinceMs: hydration.sourceLostForMs === null ? null : nowMs - hydration.sourceLostForMs,
         whoCanClearIt: hydration.transport === 'foreign' ? 'whoever serves the source' : 'the source worker',
         nextAction: `Bring ${hydration.transport === 'foreign' ? 'it' : 'the source worker'} and its network back: everything goes on by itself.`,
       },

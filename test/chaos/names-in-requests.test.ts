@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { ShimClient } from '../../src/shim/client.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
@@ -30,7 +31,7 @@ test('a name that leads elsewhere is refused at the edge, at every parameter of 
   assert.ok(tried.path > 20 && tried.body > 10, JSON.stringify(tried));
 
   // And who is past the API: a shim is asked by its socket.
-  const shim = await ShimClient.connect(join(a.dataDir, 'run', machine.id));
+  const shim = await ShimClient.connect(join(a.dataDir, 'run', machine.id), { clock: systemClock });
   t.after(() => shim.close());
   for (const text of HOSTILE) {
     const asked = [

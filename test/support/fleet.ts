@@ -449,7 +449,9 @@ export class FleetWorker {
     op: Op,
     args: OperationArgs<Op>,
   ): Promise<OperationResult<Op>> {
-    const client = await ShimClient.connect(join(workerPaths(this.dataDir).runtimeRoot, machineId));
+    const client = await ShimClient.connect(join(workerPaths(this.dataDir).runtimeRoot, machineId), {
+      clock: systemClock,
+    });
     try {
       return await client.volume(op, args);
     } finally {
@@ -546,7 +548,7 @@ export class FleetWorker {
 
 /** Orderly, as long as it goes; otherwise like the clean-up after a dead shim. */
 async function endShim(runtimeDir: string): Promise<void> {
-  const client = await ShimClient.connect(runtimeDir).catch(() => null);
+  const client = await ShimClient.connect(runtimeDir, { clock: systemClock }).catch(() => null);
   if (client !== null) {
     await client.call('shutdown', {}, patient(SHUTDOWN_TIMEOUT_MS)).catch(() => {});
     client.close();

@@ -82,7 +82,7 @@ export function testWorkload(
 /** Ends whatever shim there is at the folder, living or dead. */
 export async function endShim(runtimeDir: string): Promise<void> {
   if ((await findShim(runtimeDir)) === 'running') {
-    const client = await ShimClient.connect(runtimeDir);
+    const client = await ShimClient.connect(runtimeDir, { clock: systemClock });
     await client.call('shutdown', {}).catch(() => {});
     client.close();
     await until('the shim to end', () => findShim(runtimeDir), { is: (found) => found !== 'running' });

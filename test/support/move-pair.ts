@@ -48,7 +48,7 @@ export class MovePair {
     this.#inboxDatabase = new DatabaseSync(join(this.#dir, 'inbox.sqlite'));
     this.sourceReceipts = new ReceiptBook(new DatabaseSync(':memory:'));
     this.targetReceipts = new ReceiptBook(this.#inboxDatabase);
-    this.inbox = new MoveInbox(this.#inboxDatabase);
+    this.inbox = new MoveInbox(this.#inboxDatabase, systemClock);
     before(this, this.#dir);
     this.openTarget(crashPoints.target ?? noCrashPoints);
     this.openSource(crashPoints.source ?? noCrashPoints);
@@ -76,7 +76,7 @@ export class MovePair {
   }
 
   openTarget(crashPoints: CrashPoints = noCrashPoints, keepMs?: number): void {
-    const inbox = new MoveInbox(this.#inboxDatabase);
+    const inbox = new MoveInbox(this.#inboxDatabase, systemClock);
     const definition = migrateIn({
       target: this.world.targetSide,
       inbox,
