@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type TestContext } from 'node:test';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
 import { NotYet } from '../support/patience.ts';
-import { requires } from '../support/requires.ts';
+import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { Terminal } from '../support/terminal.ts';
 import { TestAuthority } from '../support/test-authority.ts';
@@ -29,12 +30,14 @@ async function fleetWithMachine(t: TestContext) {
       metadata: {},
     },
   });
-  const exec = (...words: string[]) => new Terminal(t, fleet.command('machine', 'exec', ...words));
+  const execWith = (env: NodeJS.ProcessEnv, ...words: string[]) =>
+    new Terminal(t, fleet.command('machine', 'exec', ...words), { ...process.env, ...env });
+  const exec = (...words: string[]) => execWith({}, ...words);
   /** Runs a line of shell inside, without a session. */
   const inside = async (line: string) =>
     (await worker.client.execInMachine(machine.id, { command: ['sh', '-c', line], timeoutMs: 60_000 }))
       .stdout;
-  return { fleet, worker, machine, exec, inside };
+  return { fleet, worker, machine, exec, execWith, inside };
 }
 
 const RAW = { echo: false, canonical: false, signals: false, outputProcessing: false };
@@ -76,6 +79,25 @@ test('a command has a terminal of its machine, of the size of the one outside, w
   assert.equal(await terminal.ended(), 7);
   const { echo, canonical, signals, outputProcessing } = await terminal.modes();
   assert.ok(echo && canonical && signals && outputProcessing, 'the terminal is as it was');
+});
+
+test('nothing is shown before the terminal is raw, however long that takes', { skip }, async (t) => {
+  const { execWith } = await fleetWithMachine(t);
+  const programs = join(scratchDir(t), 'bin');
+  mkdirSync(programs);
+  const stty = `#!/bin/sh\nsleep 0.3\nexec ${findProgram('stty')} "$@"\n`;
+  writeFileSync(join(programs, 'stty'), stty, { mode: 0o755 });
+  const terminal = execWith(
+    { PATH: `${programs}:${process.env.PATH}` },
+    '-it',
+    'm',
+    '--',
+    'sh',
+    '-c',
+    HUNG_UP,
+  );
+  await terminal.says(/ready/);
+  assert.deepEqual(await terminal.modes(), RAW);
 });
 
 test('the terminal is put back, and the program hung up, whatever ends the command line', {

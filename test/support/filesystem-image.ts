@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import {
   closeSync,
-  existsSync,
+  constants,
   ftruncateSync,
   mkdirSync,
   openSync,
@@ -13,7 +13,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { systemErrorCode } from '../../src/base/errors.ts';
 import type { Random } from '../../src/base/random.ts';
@@ -80,10 +80,7 @@ export class FilesystemImage {
       .find(([, place]) => place === this.mountDir);
     if (entry === undefined) return;
     await tool('umount', [this.mountDir]);
-    // A machine of another test that starts just now has a copy of every mount for a moment, and the
-    // filesystem ends with the last of them.
-    const inUse = `/sys/fs/${entry[2]}/${basename(entry[0]!)}`;
-    await until(`${inUse} to go`, () => !existsSync(inUse));
+    await until(`the mount of ${entry[0]} to end`, () => isClaimable(entry[0]!));
   }
 
   /** Fills every block of the map with garbage. */
@@ -100,6 +97,21 @@ export class FilesystemImage {
     } finally {
       closeSync(file);
     }
+  }
+}
+
+/**
+ * A machine of another test that starts just now has a copy of every mount for a moment, and the filesystem
+ * ends with the last of them. Until its last block is written the kernel has the device as its own; the
+ * filesystem is gone from sysfs before that.
+ */
+function isClaimable(device: string): boolean {
+  try {
+    closeSync(openSync(device, constants.O_RDONLY | constants.O_EXCL));
+    return true;
+  } catch (error) {
+    if (systemErrorCode(error) === 'EBUSY') return false;
+    throw error;
   }
 }
 

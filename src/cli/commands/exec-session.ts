@@ -34,6 +34,8 @@ export async function execSession(
   const { worker, machine } = await context.fleet().machine(ref);
   const interrupt = interruption();
   let raw: RawTerminal | null = null;
+  /** Nothing is shown before: a prompt would be answered on a terminal that is not raw yet. */
+  const shows = Promise.withResolvers<void>();
   let stream: ExecStream | null = null;
   const sizeOf = () => ({ columns: stdout.columns || USUAL.columns, rows: stdout.rows || USUAL.rows });
   const onResize = () => stream?.resize(sizeOf());
@@ -43,6 +45,7 @@ export async function execSession(
     const opened = await worker.client.execStream(machine.id, start, {
       signal: interrupt.signal,
       onOutput: async (name, bytes) => {
+        await shows.promise;
         const output = name === 'stdout' ? stdout : stderr;
         if (!output.write(bytes)) await once(output, 'drain', { signal: interrupt.signal });
       },
@@ -56,10 +59,12 @@ export async function execSession(
       // It may have changed since it was read.
       onResize();
     }
+    shows.resolve();
     void passInput(stdin, opened, withTerminal);
     const { exitCode } = await opened.ended;
     if (exitCode !== 0) throw new ExitWith(exitCode ?? 125);
   } finally {
+    shows.resolve();
     stream?.close(new Error('over'));
     stdout.off('resize', onResize);
     await raw?.leave();
