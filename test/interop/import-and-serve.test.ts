@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFile, execFileSync } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import {
@@ -11,10 +11,8 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { connect as tlsConnect } from 'node:tls';
 import { promisify } from 'node:util';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { seededRandom } from '../../src/base/random.ts';
@@ -23,10 +21,11 @@ import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { TARGET_IQN } from '../support/iscsi-pair.ts';
 import { startNbdkit, startQemuNbd } from '../support/nbd-programs.ts';
-import { patient } from '../support/patience.ts';
+import { NotYet, patient, until } from '../support/patience.ts';
+import { reservePorts } from '../support/ports.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
-import { readPems, TestAuthority } from '../support/test-authority.ts';
+import { TestAuthority } from '../support/test-authority.ts';
 import { startTgt } from '../support/tgt.ts';
 
 /*
@@ -275,27 +274,32 @@ test('a volume is served over NBD and iSCSI', { skip: NEEDS_CLIENTS }, async (t)
   assert.ok(alpha.shims().every(({ id }) => !id.startsWith('s_')));
 });
 
-/** Speaks TLS for a program that does not, as stunnel does: its port. */
-async function tlsTunnel(t: TestContext, port: number, files: TlsFiles): Promise<number> {
-  const { ca, certificate, key } = readPems(files);
-  const server = createServer((near) => {
-    const far = tlsConnect({ host: '127.0.0.1', port, ca, cert: certificate, key });
-    for (const [from, to] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      from.on('error', () => {});
-      from.once('close', () => to.destroy());
-      from.pipe(to);
-    }
+/** Speaks TLS for a program that does not, set up as docs/volumes.md says: its port. */
+async function stunnel(t: TestContext, farPort: number, files: TlsFiles): Promise<number> {
+  const [port] = await reservePorts(t, 1);
+  const settings = join(scratchDir(t), 'stunnel.conf');
+  const lines = [
+    ...['foreground = yes', 'pid =', '[disk]', 'client = yes'],
+    ...[`accept = 127.0.0.1:${port}`, `connect = 127.0.0.1:${farPort}`],
+    ...[`cert = ${files.certFile}`, `key = ${files.keyFile}`, `CAfile = ${files.caFile}`],
+    ...['verifyChain = yes', 'checkIP = 127.0.0.1'],
+  ];
+  writeFileSync(settings, `${lines.join('\n')}\n`);
+  const child = spawn(findProgram('stunnel')!, [settings], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    said += chunk.toString();
   });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.after(() => server.close());
-  return (server.address() as AddressInfo).port;
+  const exited = once(child, 'exit');
+  t.after(async () => {
+    child.kill('SIGKILL');
+    await exited;
+  });
+  await until('stunnel to listen', () => /Configuration successful/.test(said) || new NotYet(said));
+  return port!;
 }
 
-const NEEDS_TLS = fleetNeeds || requires('openssl', 'nbdinfo', 'nbdcopy', 'iscsi-inq', 'qemu-img');
+const NEEDS_TLS = fleetNeeds || requires('openssl', 'nbdinfo', 'nbdcopy', 'qemu-img', 'stunnel');
 test('beyond the host a volume is served over TLS, NBD and iSCSI, to clients of the same authority', {
   skip: NEEDS_TLS,
 }, async (t) => {
@@ -344,10 +348,11 @@ test('beyond the host a volume is served over TLS, NBD and iSCSI, to clients of 
     });
   };
   rmSync(copy);
-  await convert(await tlsTunnel(t, Number(iscsiPort), files));
+  await convert(await stunnel(t, Number(iscsiPort), files));
   assert.ok(readFileSync(copy).equals(readFileSync(data)));
   await assert.rejects(convert(Number(iscsiPort)), 'in the clear');
-  await assert.rejects(convert(await tlsTunnel(t, Number(iscsiPort), strange)), 'of another authority');
+  const stranger = { ...strange, caFile: files.caFile };
+  await assert.rejects(convert(await stunnel(t, Number(iscsiPort), stranger)), 'of another authority');
   const source = (dir: string) => `iscsis://${login(Number(iscsiPort))}?tls-certificates=${dir}`;
   const strangeImport = await fleet.run('volume', 'import', 'copy', source(strangers.dir));
   assert.match(strangeImport.stderr, /ISCSI_TLS_REFUSED/);
