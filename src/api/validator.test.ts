@@ -43,6 +43,21 @@ test('defaults are filled in, at every depth', () => {
   });
 });
 
+test('what runs may have its kind said, and is as strict then', () => {
+  const run = (more: object) =>
+    validate(strict(CreateMachineRequest), 'body', {
+      name: 'pg',
+      config: { run: { kind: 'process', command: ['x'], ...more } },
+    });
+  assert.deepEqual((run({}) as { config: { run: unknown } }).config.run, {
+    kind: 'process',
+    command: ['x'],
+    env: {},
+  });
+  assert.equal(run({ image: 'x' }), 'body /config/run: unknown property image');
+  assert.equal(run({ kind: 'image' }), 'body /config/run/kind: must be one of process');
+});
+
 test('an unknown property is refused by name, at every depth', () => {
   assert.equal(machine({ comand: ['x'] }), 'body /config: unknown property comand');
   assert.equal(machine({ resources: { memory: 1 } }), 'body /config/resources: unknown property memory');

@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import { GodwitError } from '../base/errors.ts';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 
 /** What a machine is, as its owner wrote it. Travels with a move unchanged. */
@@ -27,13 +28,54 @@ export const HealthCheck = Type.Intersect([
 ]);
 export type HealthCheck = Static<typeof HealthCheck>;
 
-export const MachineConfig = Type.Object({
-  /** Program and arguments; found through PATH inside the machine. */
-  command: Type.Array(Type.String(), { minItems: 1, maxItems: 1024 }),
-  env: Type.Record(Type.String(), Type.String(), { default: {} }),
+/** Program and arguments; found through PATH inside the machine. */
+const Command = Type.Array(Type.String(), { minItems: 1, maxItems: 1024 });
+
+const PROCESS = {
   /** User name or numeric id inside the machine; default root. */
   user: Type.Optional(Type.String()),
   workingDirectory: Type.Optional(Type.String()),
+  /**
+   * Folders of the host that the machine sees at the same path, read-only: programs that are installed below
+   * a place which every machine has of its own (/tmp, /run), or on a filesystem that does not show in the
+   * machine's root. Every host needs them.
+   */
+  hostFolders: Type.Optional(Type.Array(Type.String({ pattern: '^/.+' }), { maxItems: 64 })),
+  /**
+   * Character devices of the host that the machine sees, with the host's owner and mode: /dev/kvm. Every host
+   * needs them.
+   */
+  devices: Type.Optional(Type.Array(Type.String({ pattern: '^/dev/.+' }), { maxItems: 16 })),
+};
+const Environment = Type.Record(Type.String(), Type.String(), { default: {} });
+
+/** What runs. Each kind has a runtime (shim/runtime.ts). */
+export const MachineRun = Type.Union([
+  /** Programs of the host, shut in. */
+  Type.Object({ kind: Type.Literal('process'), command: Command, env: Environment, ...PROCESS }),
+]);
+export type MachineRun = Static<typeof MachineRun>;
+export type ProcessRun = Extract<MachineRun, { kind: 'process' }>;
+
+/** How it is on the network. */
+export type MachineNetwork =
+  /** The worker's own. */
+  | { kind: 'host' }
+  /** A network namespace with only loopback. */
+  | { kind: 'none' };
+
+/**
+ * What a machine is, as it is said in requests, between workers and shims, and in records. Kinds had no names
+ * at first: a process is what stands at the top, beside what every machine has, and a network is a word. It is
+ * written so still (`writtenConfig`), because workers and command lines of earlier versions read nothing else.
+ * Who asks what runs asks `runOf`, and `networkOf`.
+ */
+export const MachineConfig = Type.Object({
+  /** Instead of `command` and what goes with it. */
+  run: Type.Optional(MachineRun),
+  command: Type.Optional(Command),
+  env: Environment,
+  ...PROCESS,
   volume: Type.Optional(
     Type.Object({
       volumeId: Type.String({ pattern: OWN_NAME_PATTERN }),
@@ -49,17 +91,6 @@ export const MachineConfig = Type.Object({
       nbd: Type.Optional(Type.Boolean()),
     }),
   ),
-  /**
-   * Folders of the host that the machine sees at the same path, read-only: programs that are installed below
-   * a place which every machine has of its own (/tmp, /run), or on a filesystem that does not show in the
-   * machine's root. Every host needs them.
-   */
-  hostFolders: Type.Optional(Type.Array(Type.String({ pattern: '^/.+' }), { maxItems: 64 })),
-  /**
-   * Character devices of the host that the machine sees, with the host's owner and mode: /dev/kvm. Every host
-   * needs them.
-   */
-  devices: Type.Optional(Type.Array(Type.String({ pattern: '^/dev/.+' }), { maxItems: 16 })),
   restart: Type.Object(
     {
       policy: Type.Union([Type.Literal('no'), Type.Literal('on-failure'), Type.Literal('always')]),
@@ -85,10 +116,44 @@ export const MachineConfig = Type.Object({
     },
     { default: {} },
   ),
-  /** host: the worker's own network. none: a network namespace with only loopback. */
   network: Type.Union([Type.Literal('host'), Type.Literal('none')], { default: 'host' }),
   /** Anti-affinity: two machines of one group are never placed on one worker while another has room. */
   group: Type.Optional(Type.String()),
   metadata: Type.Record(Type.String(), Type.String(), { default: {} }),
 });
 export type MachineConfig = Static<typeof MachineConfig>;
+
+/** Throws `MACHINE_BAD_RUN` for a configuration that names nothing to run, or two things. */
+export function runOf(config: MachineConfig): MachineRun {
+  const { run, command, env, user, workingDirectory, hostFolders, devices } = config;
+  const atTheTop = [command, user, workingDirectory, hostFolders, devices].some((each) => each !== undefined);
+  if (run !== undefined && !atTheTop) return run;
+  if (command === undefined || run !== undefined)
+    throw new GodwitError('MACHINE_BAD_RUN', 'a machine runs one thing: give `command`, or `run`', {
+      retry: 'never',
+      nextAction: 'Correct the configuration; /openapi.json has its schema.',
+    });
+  return {
+    kind: 'process',
+    command,
+    env,
+    ...(user !== undefined && { user }),
+    ...(workingDirectory !== undefined && { workingDirectory }),
+    ...(hostFolders !== undefined && { hostFolders }),
+    ...(devices !== undefined && { devices }),
+  };
+}
+
+export function networkOf({ network }: Pick<MachineConfig, 'network'>): MachineNetwork {
+  return { kind: network };
+}
+
+/** The same, as everybody reads it. Throws as `runOf` does. */
+export function writtenConfig(config: MachineConfig): MachineConfig {
+  const { kind, ...process } = runOf(config);
+  const { run, ...others } = config;
+  switch (kind) {
+    case 'process':
+      return { ...others, ...process };
+  }
+}

@@ -8,6 +8,7 @@ import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
 import type { Entrance, ExecSession, SessionEnd, SessionOutput } from '../shim/exec-session.ts';
+import type { SessionOptions } from '../shim/runtime.ts';
 import { openPty, resizeTerminal, type TerminalSize } from '../sys/pty.ts';
 
 const PIECE_BYTES = 64 * 1024;
@@ -16,10 +17,7 @@ const PIECE_BYTES = 64 * 1024;
  * Starts a command in a machine, with a terminal of the machine's own devpts or with pipes. Throws
  * `MACHINE_NOT_RUNNING` when the machine has ended meanwhile, `MACHINE_NO_TERMINAL`.
  */
-export function startSession(
-  entrance: Entrance,
-  options: { size: TerminalSize | null; onOutput: SessionOutput; clock: Clock },
-): ExecSession {
+export function startSession(entrance: Entrance, options: SessionOptions): ExecSession {
   return options.size === null
     ? new PipeSession(entrance, options)
     : new TerminalSession(entrance, { ...options, size: options.size });

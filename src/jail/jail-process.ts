@@ -2,9 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import type { Duplex, Readable } from 'node:stream';
 import { GodwitError } from '../base/errors.ts';
 import type { LogWriter } from '../shim/log-file.ts';
-
-/** How a run of a workload ended. */
-export type WorkloadExit = { exitCode: number | null; exitSignal: string | null };
+import type { WorkloadExit } from '../shim/runtime.ts';
 
 /** More than this on the status pipe is not from jail-init.sh. */
 const STATUS_BYTES_MAX = 64 * 1024;

@@ -1,10 +1,14 @@
 import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { constants } from 'node:os';
 import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
-import type { MachineConfig } from '../contract/machine-config.ts';
+import {
+  type MachineConfig,
+  type MachineNetwork,
+  type ProcessRun,
+  runOf,
+} from '../contract/machine-config.ts';
 import type { MountEntry } from '../host/mount-table.ts';
 import { findProgram } from '../host/program.ts';
 
@@ -29,7 +33,7 @@ export type JailPlan = {
   /** Tmpfs of the machine is mounted here, in its own namespace only. */
   jailDir: string;
   hostname: string;
-  network: MachineConfig['network'];
+  network: MachineNetwork['kind'];
   workingDirectory: string;
   /** Folders of the host that the machine sees read-only, without symbolic links. */
   hostFolders: readonly string[];
@@ -211,7 +215,7 @@ export function jailArguments(
 export function enterCommand(
   enter: {
     initPid: number;
-    network: MachineConfig['network'];
+    network: MachineNetwork['kind'];
     cgroupProcs: readonly string[];
     tools: JailTools;
     account: Account;
@@ -244,7 +248,7 @@ export function enterCommand(
  * Environment of everything in the machine; the configuration overrides. Rejects `MACHINE_BAD_ENVIRONMENT`.
  */
 export function machineEnvironment(
-  config: Pick<MachineConfig, 'env'>,
+  config: Pick<ProcessRun, 'env'>,
   hostname: string,
   account: Account,
 ): Record<string, string> {
@@ -333,7 +337,8 @@ export function resolveMountPath(mountPath: string): string {
  * `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`.
  */
 export function checkHostCanRun(config: MachineConfig): void {
-  readAccount(config.user);
+  const { user, hostFolders, devices } = runOf(config);
+  readAccount(user);
   const { volume } = config;
   if (volume?.mountPath !== undefined) resolveMountPath(volume.mountPath);
   else if (volume !== undefined && volume.nbd !== true) {
@@ -347,8 +352,8 @@ export function checkHostCanRun(config: MachineConfig): void {
       },
     );
   }
-  resolveHostFolders(config.hostFolders ?? []);
-  resolveDevices(config.devices ?? []);
+  resolveHostFolders(hostFolders ?? []);
+  resolveDevices(devices ?? []);
 }
 
 /**
@@ -356,13 +361,14 @@ export function checkHostCanRun(config: MachineConfig): void {
  * What is on the machine's own volume, relative to its folder, or in the /tmp that it gets is not looked for.
  */
 export function missingProgram(config: MachineConfig): string | null {
-  const program = config.command[0] ?? '';
+  const { command, env } = runOf(config);
+  const program = command[0] ?? '';
   const mountPath = config.volume?.mountPath;
   const isUnseen = (path: string) =>
     !path.startsWith('/') || isWithin(path, '/tmp') || (mountPath !== undefined && isWithin(path, mountPath));
   const places = program.includes('/')
     ? [program]
-    : (config.env.PATH ?? DEFAULT_PATH).split(':').map((folder) => `${folder}/${program}`);
+    : (env.PATH ?? DEFAULT_PATH).split(':').map((folder) => `${folder}/${program}`);
   return places.some((path) => isUnseen(posix.normalize(path)) || isProgram(path)) ? null : program;
 }
 
@@ -373,19 +379,6 @@ function isProgram(path: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** Throws `MACHINE_BAD_SIGNAL` for a name that this host does not know. */
-export function checkStopSignal(signal: string): void {
-  if (isSignal(signal)) return;
-  throw new GodwitError('MACHINE_BAD_SIGNAL', `there is no signal ${signal}`, {
-    values: { signal },
-    nextAction: 'Use a name of signal(7), such as SIGTERM, SIGINT or SIGQUIT.',
-  });
-}
-
-export function isSignal(name: string): name is NodeJS.Signals {
-  return Object.hasOwn(constants.signals, name);
 }
 
 /** Rejects `MACHINE_BAD_DEVICE` for what is not a character device of this host. */

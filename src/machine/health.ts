@@ -1,13 +1,9 @@
 import type { Clock } from '../base/clock.ts';
 import type { HealthCheck } from '../contract/machine-config.ts';
+import type { Probe, ProbeResult } from '../shim/runtime.ts';
 
 export type HealthState = 'none' | 'starting' | 'healthy' | 'unhealthy';
 export type Health = { state: HealthState; sinceMs: number; message: string };
-
-/** What one probe found. `message` says why not, for people. */
-export type ProbeResult = { ok: boolean; message: string };
-/** Asks once; must settle soon after the signal aborts (timeout or stop). */
-export type Probe = (signal: AbortSignal) => Promise<ProbeResult>;
 
 /**
  * The first probes come this close together: the time to the first success is part of the interruption of a

@@ -5,12 +5,11 @@ import type { Clock } from '../base/clock.ts';
 import type { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { MachineConfig } from '../contract/machine-config.ts';
+import { type MachineConfig, runOf } from '../contract/machine-config.ts';
 import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from '../host/cgroup.ts';
 import { findHolders, frozenError, heldError, isFrozen } from '../host/mount-holders.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { isAlive } from '../host/process-identity.ts';
-import { checkHostCanRun } from '../jail/jail.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
 import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
 import {
@@ -23,6 +22,7 @@ import {
   startShim,
 } from '../shim/client.ts';
 import { SHIM_FILES } from '../shim/protocol.ts';
+import type { Runtimes } from '../shim/runtime.ts';
 import { readShimState } from '../shim/state.ts';
 import { nbdSocketPath } from './nbd-socket.ts';
 
@@ -35,6 +35,8 @@ const HOLDER_PAUSE_MS = 500;
  * manager decides; this does. `folder` is the runtime folder of one shim.
  */
 export interface MachineHost {
+  /** What can run there. */
+  readonly runtimes: Runtimes;
   /** Makes the folder of all runtime folders; answers it without symbolic links. */
   openRoot(path: string): string;
   /** Names of the folders in it. */
@@ -58,9 +60,11 @@ export interface MachineHost {
 export type ShimProcess = { isAlive(): boolean; kill(): void };
 
 /** This host. */
-export function localMachineHost({ clock, logger }: { clock: Clock; logger: Logger }): MachineHost {
+export function localMachineHost(options: { clock: Clock; logger: Logger; runtimes: Runtimes }): MachineHost {
+  const { clock, logger, runtimes } = options;
   const cgroupOf = (folder: string) => new Cgroup(cgroupName(folder), { layout: readCgroupLayout(), clock });
   return {
+    runtimes,
     openRoot(path) {
       mkdirSync(path, { recursive: true, mode: 0o700 });
       return realpathSync(path);
@@ -68,7 +72,7 @@ export function localMachineHost({ clock, logger }: { clock: Clock; logger: Logg
     list: (root) => readdir(root),
     remove: (folder) => rm(folder, { recursive: true, force: true }),
     check(folder, machineId, config) {
-      checkHostCanRun(config);
+      runtimes[runOf(config).kind].preflight(config);
       checkLimits(planCgroup(readCgroupLayout(), machineId, config.resources));
       if (config.volume?.nbd === true) nbdSocketPath(folder);
     },

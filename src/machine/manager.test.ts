@@ -9,6 +9,7 @@ import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { identifyProcess } from '../host/process-identity.ts';
+import { jailRuntime } from '../jail/runtime.ts';
 import { localMachineHost } from './machine-host.ts';
 import { MachineManager, STOP_SLACK_MS, type VolumeProvider } from './manager.ts';
 import { MachineStore } from './store.ts';
@@ -49,7 +50,11 @@ async function fixture(t: TestContext) {
       volumes,
       runtimeRoot: join(dir, 'run'),
       hidden: [dir],
-      host: localMachineHost({ clock: systemClock, logger: silentLogger }),
+      host: localMachineHost({
+        clock: systemClock,
+        logger: silentLogger,
+        runtimes: { process: jailRuntime },
+      }),
       clock: systemClock,
       random: systemRandom,
       logger: silentLogger,
@@ -144,7 +149,11 @@ test('a volume that is not mounted is had through a socket, and needs no filesys
     // Just short enough for the socket of the shim, and not for that of the volume.
     runtimeRoot: join(dir, 'x'.repeat(107 - dir.length - '//m_/shim.sock'.length - 26)),
     hidden: [],
-    host: localMachineHost({ clock: systemClock, logger: silentLogger }),
+    host: localMachineHost({
+      clock: systemClock,
+      logger: silentLogger,
+      runtimes: { process: jailRuntime },
+    }),
     clock: systemClock,
     random: systemRandom,
     logger: silentLogger,

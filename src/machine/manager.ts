@@ -5,17 +5,18 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
-import type { MachineConfig } from '../contract/machine-config.ts';
-import { checkStopSignal, isSignal } from '../jail/jail.ts';
+import { type MachineConfig, runOf, writtenConfig } from '../contract/machine-config.ts';
 import type { AttachSpec, Leaving } from '../opening/spec.ts';
 import { ShimClient } from '../shim/client.ts';
-import type { Entrance } from '../shim/exec-session.ts';
+import type { ExecSession } from '../shim/exec-session.ts';
 import { type LogReadOptions, readLog } from '../shim/log-file.ts';
 import { type ShimLook, ShimLooks } from '../shim/looks.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from '../shim/protocol.ts';
+import type { Runtime, SessionOptions } from '../shim/runtime.ts';
 import { ownPath } from '../sys/named-path.ts';
 import type { MachineHost, ShimProcess } from './machine-host.ts';
 import { withNbdSocket } from './nbd-socket.ts';
+import { checkStopSignal, isSignal } from './signals.ts';
 import type { MachineRecord, MachineStore } from './store.ts';
 
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
@@ -141,7 +142,8 @@ export class MachineManager {
    */
   async create(request: { name: string; config: MachineConfig }): Promise<MachineRecord> {
     const { clock, random, volumes, store } = this.#options;
-    const { name, config } = request;
+    const { name } = request;
+    const config = writtenConfig(request.config);
     return this.#exclusively(`name:${name}`, async () => {
       this.#refuseTakenName(name);
       const id = `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`;
@@ -170,12 +172,26 @@ export class MachineManager {
   }
 
   /**
-   * Everything that this host can refuse before a start. Rejects `MACHINE_UNKNOWN_USER`,
-   * `MACHINE_BAD_MOUNT_PATH`, `MACHINE_BAD_HOST_FOLDER`, `MACHINE_BAD_DEVICE`, `MACHINE_VOLUME_OUT_OF_REACH`,
+   * Everything that this host can refuse before a start. Rejects with what `Runtime.preflight` throws,
    * `MACHINE_PATH_TOO_LONG`, `MACHINE_CGROUP_MISSING`.
    */
   checkHostCanRun(machineId: string, config: MachineConfig): void {
     this.#options.host.check(this.runtimeDir(machineId), machineId, config);
+  }
+
+  /** What a machine would run and this host does not have; null: it has it, or nobody can know. */
+  missing(config: MachineConfig): string | null {
+    return this.#runtimeOf(config).missing(config);
+  }
+
+  /** The spec with the socket that a machine of this worker asked for. Rejects as `withNbdSocket` does. */
+  withSocket(spec: AttachSpec, machineId: string, config: MachineConfig): AttachSpec {
+    const owner = () => this.#runtimeOf(config).account(config);
+    return withNbdSocket(spec, config, this.runtimeDir(machineId), owner);
+  }
+
+  #runtimeOf(config: MachineConfig): Runtime {
+    return this.#options.host.runtimes[runOf(config).kind];
   }
 
   /**
@@ -449,9 +465,18 @@ export class MachineManager {
     return (await this.#runningClient(ref)).call('workload.exec', { command, timeoutMs });
   }
 
-  /** How a command gets into the machine. Rejects `MACHINE_NOT_RUNNING`. */
-  async enter(ref: string, args: ShimOps['workload.enter']['args']): Promise<Entrance> {
-    return (await this.#runningClient(ref)).call('workload.enter', args);
+  /**
+   * A command inside, whose input and output this process has in hand. Rejects `MACHINE_NOT_RUNNING`,
+   * `MACHINE_NO_TERMINAL`.
+   */
+  async session(
+    ref: string,
+    args: ShimOps['workload.enter']['args'],
+    options: SessionOptions,
+  ): Promise<ExecSession> {
+    const runtime = this.#runtimeOf(this.get(ref).config);
+    const entrance = await (await this.#runningClient(ref)).call('workload.enter', args);
+    return runtime.session(entrance, options);
   }
 
   async #runningClient(ref: string): Promise<ShimClient> {
@@ -662,7 +687,7 @@ export class MachineManager {
       if (filesystem === null ? volume === null : volume?.mounted !== true) {
         say('has its volume opened');
         const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
-        await client.open(withNbdSocket(spec, config, this.runtimeDir(record.id)));
+        await client.open(this.withSocket(spec, record.id, config));
         say('has its filesystem mounted');
         if (filesystem !== null) await client.call('fs.mount', { filesystem });
       }

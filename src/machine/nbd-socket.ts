@@ -1,7 +1,6 @@
 import { join } from 'node:path';
 import { GodwitError } from '../base/errors.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
-import { readAccount } from '../jail/jail.ts';
 import type { AttachSpec } from '../opening/spec.ts';
 import { SHIM_FILES } from '../shim/protocol.ts';
 
@@ -21,15 +20,15 @@ export function nbdSocketPath(runtimeDir: string): string {
 
 /**
  * The spec with the socket that the machine asked for, owned by whom the machine runs as: for reading and
- * writing when nothing is mounted, else for reading. Rejects `MACHINE_PATH_TOO_LONG`, `MACHINE_UNKNOWN_USER`.
+ * writing when nothing is mounted, else for reading. Rejects `MACHINE_PATH_TOO_LONG`, and as `owner` does.
  */
 export function withNbdSocket(
   spec: AttachSpec,
-  config: Pick<MachineConfig, 'volume' | 'user'>,
+  config: Pick<MachineConfig, 'volume'>,
   runtimeDir: string,
+  owner: () => { uid: number; gid: number },
 ): AttachSpec {
   if (config.volume?.nbd !== true) return spec;
-  const { uid, gid } = readAccount(config.user);
   const client = config.volume.mountPath === undefined ? 'guest' : 'observer';
-  return { ...spec, nbd: { path: nbdSocketPath(runtimeDir), owner: { uid, gid }, client } };
+  return { ...spec, nbd: { path: nbdSocketPath(runtimeDir), owner: owner(), client } };
 }

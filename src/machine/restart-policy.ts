@@ -1,5 +1,5 @@
 import type { MachineConfig } from '../contract/machine-config.ts';
-import type { WorkloadExit } from '../jail/jail-process.ts';
+import type { WorkloadExit } from '../shim/runtime.ts';
 
 const BACKOFF_MS_MIN = 100;
 const BACKOFF_MS_MAX = 10_000;

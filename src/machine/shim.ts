@@ -9,7 +9,7 @@ import { lineLogger } from '../base/line-logger.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { readCgroupLayout } from '../host/cgroup.ts';
-import { findJailTools } from '../jail/jail.ts';
+import { jailRuntime } from '../jail/runtime.ts';
 import { SHIM_EXIT_TAKEN, SHIM_FILES } from '../shim/protocol.ts';
 import { ShimService } from '../shim/service.ts';
 import { Workload } from './workload.ts';
@@ -38,7 +38,7 @@ async function main(): Promise<void> {
     workload: new Workload({
       runtimeDir,
       hidden,
-      tools: findJailTools(),
+      runtimes: { process: jailRuntime },
       cgroupLayout: readCgroupLayout(),
       clock: systemClock,
       logger,

@@ -3,7 +3,7 @@ import { basename, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
-import { MachineConfig } from '../contract/machine-config.ts';
+import { MachineConfig, runOf } from '../contract/machine-config.ts';
 import { removeFile, replaceFile } from '../sys/durable-file.ts';
 import { ownPath } from '../sys/named-path.ts';
 
@@ -112,6 +112,11 @@ async function readRecord(file: string): Promise<MachineRecord> {
   if (!compiled.Check(value)) {
     const [first] = compiled.Errors(value);
     throw corrupt(first === undefined ? 'wrong shape' : `${first.instancePath || '/'} ${first.message}`);
+  }
+  try {
+    runOf(value.config);
+  } catch (error) {
+    throw corrupt(messageOf(error), error);
   }
   if (basename(file) !== `${value.id}.json`) throw corrupt(`it is the record of ${value.id}`);
   return value;

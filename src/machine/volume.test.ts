@@ -11,6 +11,7 @@ import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { readMountTable } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
+import { jailRuntime } from '../jail/runtime.ts';
 import { type FreeMapReport, isDataLocked, ownSpec, VolumeStore } from '../volume/index.ts';
 import { localMachineHost } from './machine-host.ts';
 import { MachineManager } from './manager.ts';
@@ -41,7 +42,11 @@ async function fixture(t: TestContext) {
     },
     runtimeRoot: join(dir, 'run'),
     hidden: [dir],
-    host: localMachineHost({ clock: systemClock, logger: silentLogger }),
+    host: localMachineHost({
+      clock: systemClock,
+      logger: silentLogger,
+      runtimes: { process: jailRuntime },
+    }),
     clock: systemClock,
     random: systemRandom,
     logger: silentLogger,

@@ -1,41 +1,19 @@
-import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { MachineConfig } from '../contract/machine-config.ts';
+import { type MachineConfig, runOf } from '../contract/machine-config.ts';
 import { Cgroup, type CgroupLayout } from '../host/cgroup.ts';
-import { readMountTable } from '../host/mount-table.ts';
-import { identifyProcess } from '../host/process-identity.ts';
-import { runProgram } from '../host/program.ts';
-import {
-  type Account,
-  checkStopSignal,
-  enterCommand,
-  hostnameOf,
-  isSignal,
-  type JailPlan,
-  type JailTools,
-  jailArguments,
-  jailFstab,
-  machineEnvironment,
-  ownFilesystems,
-  readAccount,
-  resolveDevices,
-  resolveHostFolders,
-  resolveMountPath,
-  resolverFolder,
-} from '../jail/jail.ts';
-import { JailProcess, type WorkloadExit } from '../jail/jail-process.ts';
-import { mainProcess, processTree } from '../jail/process-tree.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
 import type { Entrance } from '../shim/exec-session.ts';
 import { LogWriter } from '../shim/log-file.ts';
 import { SHIM_FILES, type ShimOps, type ShimStatus } from '../shim/protocol.ts';
+import type { Instance, Run, Runtimes, Subject, WorkloadExit } from '../shim/runtime.ts';
+import type { HeldWorkload } from '../shim/service.ts';
 import { type Health, HealthMonitor } from './health.ts';
-import { makeProbe } from './probe.ts';
 import { decideRestart } from './restart-policy.ts';
+import { checkStopSignal, isSignal } from './signals.ts';
 
 type WorkloadStatus = NonNullable<ShimStatus['workload']>;
 type StopResult = ShimOps['workload.stop']['result'];
@@ -45,19 +23,11 @@ type StopResult = ShimOps['workload.stop']['result'];
  */
 const EXEC_JSON_BYTES_MAX = 1_900_000;
 const EXEC_OUTPUT_BYTES_MAX = 1024 * 1024;
-/**
- * A stop of several processes looks for their end so often at the least: it is part of the interruption of a
- * move.
- */
-const STOP_LOOK_MS = 10;
-/** What a command left, and is not gone at once, is told of in the machine's log. */
-const STOP_TOLD_MS = 200;
-
 export type WorkloadOptions = {
   runtimeDir: string;
   /** Folders of the fleet that no machine may see. */
   hidden: readonly string[];
-  tools: JailTools;
+  runtimes: Runtimes;
   cgroupLayout: CgroupLayout;
   clock: Clock;
   logger: Logger;
@@ -65,39 +35,20 @@ export type WorkloadOptions = {
   onChange: () => void;
 };
 
-type Subject = { machineId: string; name: string; config: MachineConfig };
-
-/** All that makes a jail what it is. */
-type Recipe = {
-  jailDir: string;
-  account: Account;
-  environment: Record<string, string>;
-  fstab: { overlay: string; bind: string };
-  /** Of `unshare`. */
-  args: string[];
-};
-
-/** What runs now and all that was worked out for it. */
-type Run = {
-  process: JailProcess;
-  account: Account;
-  environment: Record<string, string>;
-  startedMonotonicMs: number;
-  monitor: HealthMonitor | null;
-};
+/** What runs now. */
+type Present = { run: Run; instance: Instance; startedMonotonicMs: number; monitor: HealthMonitor | null };
 
 /**
- * The process tree of one machine: starts it in its jail, restarts it by its policy, watches its health,
+ * The one machine of a shim, whatever its runtime: starts it, restarts it by its policy, watches its health,
  * stops it so that nothing is left. Lives in the shim, so that all of it works while the worker is dead.
  */
-export class Workload {
+export class Workload implements HeldWorkload {
   readonly cgroup: Cgroup;
   readonly #options: WorkloadOptions;
   readonly #log: LogWriter;
   #subject: Subject | undefined;
-  #run: Run | undefined;
-  /** A jail that waits for its command. `key`: what it was made for. */
-  #prepared: { key: string; jail: JailProcess } | undefined;
+  #present: Present | undefined;
+  readonly #instances = new Map<string, Instance>();
   #status: WorkloadStatus | null = null;
   #restartsInRow = 0;
   #cancelRestart: (() => void) | undefined;
@@ -121,16 +72,15 @@ export class Workload {
     if (this.#status === null) return null;
     return {
       ...this.#status,
-      health: this.#run?.monitor?.health ?? this.#status.health,
-      memoryBytes: this.#run === undefined ? null : this.cgroup.memoryBytes(),
-      outOfMemoryKills:
-        this.#run === undefined ? this.#status.outOfMemoryKills : this.cgroup.outOfMemoryKills(),
+      health: this.#present?.monitor?.health ?? this.#status.health,
+      memoryBytes: null,
+      ...this.#present?.instance.statistics(),
     };
   }
 
   /** PID 1 of the machine as the host counts, null when it does not run. */
   get initPid(): number | null {
-    return this.#run?.process.initPid ?? null;
+    return this.#present?.run.initPid ?? null;
   }
 
   /**
@@ -154,25 +104,16 @@ export class Workload {
       this.#subject = subject;
       this.#restartsInRow = 0;
       try {
-        const recipe = this.#recipe(subject);
-        const prepared = this.#takePrepared(keyOf(subject, recipe));
+        const instance = this.#instanceOf(subject.config);
         this.#status = freshStatus(subject.machineId, this.#options.clock.wallMs());
-        // A jail that stood by may be dying just now: then, too, another one is made.
-        const launched =
-          prepared !== undefined &&
-          (await this.#launch(recipe, prepared).then(
-            () => true,
-            () => false,
-          ));
-        if (!launched) {
-          await this.#discardPrepared();
-          await this.#launch(recipe, await this.#makeJail(subject, recipe));
-        }
+        this.#launched(instance, await instance.start(subject));
       } catch (error) {
         this.#status = { ...freshStatus(subject.machineId, this.#options.clock.wallMs()), state: 'failed' };
         this.#note(`could not be started: ${messageOf(error)}`);
-        await this.#discardPrepared();
-        await this.cgroup.remove();
+        for (const instance of this.#instances.values()) {
+          await instance.clear();
+          await instance.remove();
+        }
         this.#changed();
         throw error;
       }
@@ -183,31 +124,18 @@ export class Workload {
   }
 
   /**
-   * Makes the jail of a machine that is to be started here soon; `start` makes another one when something
-   * about it has changed by then, or it has died. Ends with `stop`, and with this process. Rejects as `start`
-   * does; nothing is left then.
+   * Makes all that a machine needs that is to be started here soon; `start` makes it anew when something about
+   * it has changed by then, or it has died. Ends with `stop`, and with this process. Rejects as `start` does;
+   * nothing is left then.
    */
   prepare(subject: Subject): Promise<void> {
     return this.#exclusively(async () => {
-      if (this.#wanted) return;
-      const recipe = this.#recipe(subject);
-      const key = keyOf(subject, recipe);
-      if (this.#prepared?.key === key && this.#prepared.jail.running) return;
-      await this.#discardPrepared();
-      try {
-        const jail = await this.#makeJail(subject, recipe);
-        this.#prepared = { key, jail };
-        await this.#inTime(jail, jail.built());
-      } catch (error) {
-        await this.#discardPrepared();
-        await this.cgroup.remove();
-        throw error;
-      }
+      if (!this.#wanted) await this.#instanceOf(subject.config).prepare(subject);
     });
   }
 
   /**
-   * Signal, at most `timeoutMs`, then SIGKILL to the whole cgroup. Resolves when no process is left; at once
+   * Signal, at most `timeoutMs`, then SIGKILL for all of it. Resolves when no process is left; at once
    * when none runs. A configuration whose signal does not exist is asked with SIGTERM: it must be possible to
    * end every machine. Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
    */
@@ -222,18 +150,17 @@ export class Workload {
       this.#wanted = false;
       this.#cancelRestart?.();
       this.#cancelRestart = undefined;
-      const run = this.#run;
+      const present = this.#present;
       let killed = false;
-      if (this.#prepared !== undefined) await this.#discardPrepared();
-      if (run !== undefined) {
+      if (present !== undefined) {
         // The monitor goes first, but is not waited for: its probe may hang in the machine and ends with it.
-        const monitorEnded = run.monitor?.stop();
-        killed = !(await this.#end(run, signal as NodeJS.Signals, timeoutMs));
-        await this.#settle(run);
+        const monitorEnded = present.monitor?.stop();
+        killed = !(await present.run.end(signal as NodeJS.Signals, timeoutMs));
+        await this.#settle(present);
         await monitorEnded;
       }
       if (this.#status !== null && this.#status.state !== 'stopped') {
-        if (run !== undefined)
+        if (present !== undefined)
           this.#note(killed ? `killed, since it did not end within ${timeoutMs} ms` : 'stopped');
         this.#status = {
           ...this.#status,
@@ -243,7 +170,7 @@ export class Workload {
         };
         this.#changed();
       }
-      await this.cgroup.killAll(PATIENCE.kill.ms);
+      for (const instance of this.#instances.values()) await instance.clear();
       // Not waited for: the kernel takes its time, and the caller is in the interruption of a move.
       void this.#exclusively(() => this.cgroup.remove()).catch((error: unknown) => {
         this.#options.logger.warn({ reason: messageOf(error) }, 'a cgroup was not removed');
@@ -258,65 +185,15 @@ export class Workload {
   }
 
   /**
-   * Asks the command to end, and then what it leaves. False when something is left at the end of the time.
-   */
-  async #end(run: Run, signal: NodeJS.Signals, timeoutMs: number): Promise<boolean> {
-    const { clock } = this.#options;
-    const startedMs = clock.monotonicMs();
-    const leftMs = () => Math.max(0, timeoutMs - (clock.monotonicMs() - startedMs));
-    const init = run.process.initPid;
-    const look = () => processTree(init, this.cgroup.processes());
-    const tree = look();
-    const main = this.#options.tools.tini === null ? null : mainProcess(init, tree);
-    // One that shall be killed is killed with all that it has.
-    const leavesSome = signal !== 'SIGKILL' && main !== null && tree.some(({ pid }) => pid !== main.pid);
-    if (!leavesSome) {
-      run.process.signal(signal);
-      return this.#within(timeoutMs, run.process.exited);
-    }
-    // With init the kernel ends all processes of the machine. It is held, so that it does not end with the
-    // command.
-    run.process.signal('SIGSTOP');
-    send(main.pid, signal);
-    const asked = new Set<number>();
-    let commandEndedMs: number | null = null;
-    let told = false;
-    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, STOP_LOOK_MS)) {
-      const alive = look().filter((process) => process.alive);
-      if (alive.length === 0) break;
-      if (!alive.some(({ pid, startTicks }) => pid === main.pid && startTicks === main.startTicks)) {
-        commandEndedMs ??= clock.monotonicMs();
-        if (!told && clock.monotonicMs() - commandEndedMs >= STOP_TOLD_MS) {
-          told = true;
-          const seconds = Math.ceil(leftMs() / 1000);
-          this.#note(
-            `its command has ended; what it left (${alive.length} processes) got SIGTERM and has ${seconds} s more`,
-          );
-        }
-        // A command that is a shell passes no signal on; what it had in the background ignores all that a
-        // terminal would send.
-        for (const { pid } of alive.filter((each) => !asked.has(each.pid))) {
-          asked.add(pid);
-          send(pid, 'SIGTERM');
-        }
-      }
-      if (leftMs() === 0) return false;
-      await this.#within(Math.min(pauseMs, leftMs()), run.process.exited);
-      if (!run.process.running) return true;
-    }
-    run.process.signal('SIGCONT');
-    return this.#within(Math.max(leftMs(), PATIENCE.kill.ms), run.process.exited);
-  }
-
-  /**
    * Runs a command inside. Rejects `MACHINE_NOT_RUNNING`. Output is cut at 1 MiB each (less where JSON blows
    * it up).
    */
   async exec(command: readonly string[], timeoutMs: number): Promise<ShimOps['workload.exec']['result']> {
-    const run = this.#run;
-    if (run === undefined || this.#subject === undefined) throw this.#notRunning();
-    const { file, args } = this.#enter(run, command);
-    const result = await runProgram(file, args, { timeoutMs, outputBytesMax: EXEC_OUTPUT_BYTES_MAX });
+    if (this.#present === undefined) throw this.#notRunning();
+    const result = await this.#present.run.exec(command, {
+      timeoutMs,
+      outputBytesMax: EXEC_OUTPUT_BYTES_MAX,
+    });
     return {
       exitCode: result.exitCode,
       stdout: cutForJson(result.stdout, EXEC_JSON_BYTES_MAX),
@@ -327,11 +204,9 @@ export class Workload {
 
   /** How `command` gets into the machine. Throws `MACHINE_NOT_RUNNING`. */
   enter(command: readonly string[], terminal: { term: string } | null): Entrance {
-    const run = this.#run;
-    const init = run === undefined ? null : identifyProcess(run.process.initPid);
-    if (run === undefined || init === null) throw this.#notRunning();
-    const { uid, gid } = run.account;
-    return { ...this.#enter(run, command, terminal), init, uid, gid };
+    const entrance = this.#present?.run.enter(command, terminal) ?? null;
+    if (entrance === null) throw this.#notRunning();
+    return entrance;
   }
 
   /**
@@ -380,130 +255,59 @@ export class Workload {
     await this.#exclusively(() => this.#log.close());
   }
 
-  #recipe(subject: Subject): Recipe {
-    const { runtimeDir, tools } = this.#options;
-    const { config } = subject;
-    const hostname = hostnameOf(subject.name);
-    const account = readAccount(config.user);
-    const environment = machineEnvironment(config, hostname, account);
-    const plan: JailPlan = {
-      jailDir: join(runtimeDir, 'jail'),
-      hostname,
-      network: config.network,
-      workingDirectory: config.workingDirectory ?? '/',
-      hostFolders: resolveHostFolders(config.hostFolders ?? []),
-      devices: resolveDevices(config.devices ?? []),
-      hidden: this.#options.hidden,
-      ownFilesystems: ownFilesystems(readMountTable()),
-      resolverFolder: config.network === 'host' ? resolverFolder() : null,
-      volume:
-        config.volume?.mountPath === undefined
-          ? null
-          : {
-              source: join(runtimeDir, SHIM_FILES.filesystem),
-              place: resolveMountPath(config.volume.mountPath),
-            },
-      nbdFolder: config.volume?.nbd === true ? join(runtimeDir, SHIM_FILES.nbd) : null,
-      cgroupProcs: this.cgroup.procsFiles,
-    };
-    return {
-      jailDir: plan.jailDir,
-      account,
-      environment,
-      fstab: { overlay: jailFstab(plan, 'overlay'), bind: jailFstab(plan, 'bind') },
-      args: jailArguments(plan, tools, account, environment, config.command),
-    };
+  /** Throws `MACHINE_BAD_RUN`. */
+  #instanceOf(config: MachineConfig): Instance {
+    const { kind } = runOf(config);
+    const { runtimes, runtimeDir, hidden, clock } = this.#options;
+    const instance =
+      this.#instances.get(kind) ??
+      runtimes[kind].instance({
+        runtimeDir,
+        hidden,
+        cgroup: this.cgroup,
+        log: this.#log,
+        clock,
+        note: (text) => this.#note(text),
+      });
+    this.#instances.set(kind, instance);
+    return instance;
   }
 
-  /** Begins a jail in a cgroup of its own. */
-  async #makeJail(subject: Subject, recipe: Recipe): Promise<JailProcess> {
-    await this.cgroup.killAll(PATIENCE.kill.ms);
-    await this.cgroup.remove();
-    await this.cgroup.create(subject.config.resources);
-    return this.#spawnJail(recipe);
-  }
-
-  async #spawnJail({ jailDir, fstab, args }: Recipe): Promise<JailProcess> {
-    await mkdir(jailDir, { recursive: true });
-    await writeFile(`${jailDir}.fstab.overlay`, fstab.overlay);
-    await writeFile(`${jailDir}.fstab.bind`, fstab.bind);
-    return new JailProcess(this.#options.tools.unshare, args, this.#log);
-  }
-
-  #takePrepared(key: string): JailProcess | undefined {
-    const prepared = this.#prepared;
-    if (prepared?.key !== key || !prepared.jail.running) return undefined;
-    this.#prepared = undefined;
-    return prepared.jail;
-  }
-
-  async #discardPrepared(): Promise<void> {
-    const jail = this.#prepared?.jail;
-    this.#prepared = undefined;
-    jail?.killOuter();
-    await this.cgroup.killAll(PATIENCE.kill.ms);
-    await jail?.exited;
-  }
-
-  /** Kills a jail that a device holds up; the promise then rejects. */
-  async #inTime<T>(jail: JailProcess, promise: Promise<T>): Promise<T> {
-    if (!(await this.#within(PATIENCE.launch.ms, promise))) jail.killOuter();
-    return promise;
-  }
-
-  /** Executes the command in its jail. */
-  async #launch(recipe: Recipe, jail: JailProcess): Promise<void> {
-    const { tools, clock } = this.#options;
-    const { config } = this.#subject!;
-    const { account, environment } = recipe;
-    jail.go();
-    const notes = await this.#inTime(jail, jail.started());
-    for (const note of notes) this.#note(note);
-    if (tools.tini === null)
-      this.#note('tini is not installed: the command is PID 1 and ignores unhandled signals');
-    const run: Run = {
-      process: jail,
-      account,
-      environment,
-      startedMonotonicMs: clock.monotonicMs(),
-      monitor: null,
-    };
-    this.#run = run;
+  #launched(instance: Instance, run: Run): void {
+    const { clock } = this.#options;
+    const { health } = this.#subject!.config;
+    const startedMonotonicMs = clock.monotonicMs();
+    const present: Present = { run, instance, startedMonotonicMs, monitor: null };
+    this.#present = present;
     this.#status = {
       ...this.#status!,
       state: 'running',
-      pid: jail.initPid,
+      pid: run.initPid,
       startedAtMs: clock.wallMs(),
       health: noHealth(clock, 'no health check'),
     };
-    const { health } = config;
     if (health !== undefined) {
-      run.monitor = new HealthMonitor({
+      present.monitor = new HealthMonitor({
         check: health,
-        probe: makeProbe(health, {
-          network: config.network,
-          initPid: jail.initPid,
-          nsenter: tools.nsenter,
-          enter: (command) => this.#enter(run, command),
-        }),
+        probe: run.probe(health),
         clock,
         onChange: (now: Health) => {
           if (now.state === 'unhealthy') this.#note(`unhealthy: ${now.message}`);
           this.#changed();
         },
       });
-      run.monitor.start();
+      present.monitor.start();
     }
-    void jail.exited.then((exit) => this.#exclusively(() => this.#ended(run, exit)));
+    void run.exited.then((exit) => this.#exclusively(() => this.#ended(present, exit)));
   }
 
   /** The process ended by itself (a stop has settled the run before it lets go of the queue). */
-  async #ended(run: Run, exit: WorkloadExit): Promise<void> {
-    if (this.#run !== run) return;
+  async #ended(present: Present, exit: WorkloadExit): Promise<void> {
+    if (this.#present !== present) return;
     const { clock } = this.#options;
-    const ranMs = clock.monotonicMs() - run.startedMonotonicMs;
-    await run.monitor?.stop();
-    await this.#settle(run);
+    const ranMs = clock.monotonicMs() - present.startedMonotonicMs;
+    await present.monitor?.stop();
+    await this.#settle(present);
     const decision = decideRestart(this.#subject!.config.restart, exit, this.#restartsInRow, ranMs);
     const what = exit.exitSignal === null ? `exit code ${exit.exitCode}` : exit.exitSignal;
     this.#status = { ...this.#status!, pid: null, health: noHealth(clock, 'not running') };
@@ -516,7 +320,7 @@ export class Workload {
       this.#note(`ended (${what}), is not started again`);
       this.#status.state = decision.kind;
       this.#wanted = false;
-      await this.cgroup.remove();
+      await present.instance.remove();
     }
     this.#changed();
   }
@@ -524,11 +328,11 @@ export class Workload {
   #restartIn(delayMs: number): void {
     this.#cancelRestart = this.#options.clock.timer(delayMs, () => {
       void this.#exclusively(async () => {
-        if (!this.#wanted || this.#run !== undefined) return;
+        if (!this.#wanted || this.#present !== undefined) return;
         this.#status = { ...this.#status!, restarts: this.#status!.restarts + 1 };
         try {
-          const recipe = this.#recipe(this.#subject!);
-          await this.#launch(recipe, await this.#spawnJail(recipe));
+          const instance = this.#instanceOf(this.#subject!.config);
+          this.#launched(instance, await instance.startAgain(this.#subject!));
         } catch (error) {
           // What failed once may work later (no memory, no pids): the policy decides as for a bad end.
           this.#note(`could not be started: ${messageOf(error)}`);
@@ -549,12 +353,11 @@ export class Workload {
   }
 
   /** Records how a run ended and kills what it left (processes that entered from outside). */
-  async #settle(run: Run): Promise<void> {
-    await this.cgroup.killAll(PATIENCE.kill.ms);
-    run.process.killOuter();
-    const exit = await run.process.exited;
+  async #settle({ run, instance }: Present): Promise<void> {
+    await instance.clear();
+    const exit = await run.settle();
     await this.#log.flush();
-    const kills = this.cgroup.outOfMemoryKills();
+    const { outOfMemoryKills: kills } = instance.statistics();
     if (kills > (this.#status?.outOfMemoryKills ?? 0))
       this.#note(`${kills} processes were killed: out of memory`);
     this.#status = {
@@ -563,26 +366,7 @@ export class Workload {
       exitedAtMs: this.#options.clock.wallMs(),
       outOfMemoryKills: kills,
     };
-    this.#run = undefined;
-  }
-
-  #enter(
-    run: Run,
-    command: readonly string[],
-    terminal: { term: string } | null = null,
-  ): { file: string; args: string[] } {
-    return enterCommand(
-      {
-        initPid: run.process.initPid,
-        network: this.#subject!.config.network,
-        cgroupProcs: this.cgroup.procsFiles,
-        tools: this.#options.tools,
-        account: run.account,
-        environment: terminal === null ? run.environment : { TERM: terminal.term, ...run.environment },
-        hasTerminal: terminal !== null,
-      },
-      command,
-    );
+    this.#present = undefined;
   }
 
   #note(text: string): void {
@@ -608,31 +392,10 @@ export class Workload {
     );
   }
 
-  /** True when the promise settled in time. */
-  #within(timeoutMs: number, promise: Promise<unknown>): Promise<boolean> {
-    return new Promise((resolve) => {
-      const cancel = this.#options.clock.timer(timeoutMs, () => resolve(false));
-      const settled = () => {
-        cancel();
-        resolve(true);
-      };
-      promise.then(settled, settled);
-    });
-  }
-
   #exclusively<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#last.then(work, work);
     this.#last = result.catch(() => {});
     return result;
-  }
-}
-
-/** Nothing happens when it has ended. */
-function send(pid: number, signal: NodeJS.Signals): void {
-  try {
-    process.kill(pid, signal);
-  } catch {
-    // ended just now
   }
 }
 
@@ -646,11 +409,6 @@ export function cutForJson(text: string, bytesMax: number): string {
     cut = cut.slice(0, Math.floor((cut.length * bytesMax) / size) - 1);
   }
   return cut;
-}
-
-/** The same for two starts that a jail made for one of them serves as well for the other. */
-function keyOf(subject: Subject, recipe: Recipe): string {
-  return JSON.stringify([subject.machineId, subject.config.resources, recipe.args, recipe.fstab]);
 }
 
 function jsonBytes(text: string): number {

@@ -27,7 +27,7 @@ export interface VolumeHolder {
   status(): Omit<NonNullable<ShimStatus['volume']>, 'mounted'> | null;
 }
 
-/** What a shim runs beside its volume. machine/workload.ts says how each ends and rejects. */
+/** What a shim runs beside its volume; how each of these ends and rejects stands in machine/workload.ts. */
 export interface HeldWorkload {
   readonly status: ShimStatus['workload'];
   /** Control groups that all its processes are in. */

@@ -3,6 +3,7 @@ import { httpTransport, type PeerTransport } from '../api/peer-client.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Plane } from '../host/capabilities.ts';
+import { jailRuntime } from '../jail/runtime.ts';
 import type { JournalOptions } from '../journal/journal.ts';
 import { localMachineHost, type MachineHost } from '../machine/machine-host.ts';
 import { allocate } from '../sys/fallocate.ts';
@@ -28,7 +29,7 @@ export type Edges = {
 };
 
 export const systemEdges: Edges = {
-  machineHost: localMachineHost,
+  machineHost: (options) => localMachineHost({ ...options, runtimes: { process: jailRuntime } }),
   database: (path) => new DatabaseSync(path),
   journal: (path) => path,
   transport: ({ tls, ...peer }) => httpTransport({ ...peer, tls: tls ?? undefined }),

@@ -27,6 +27,7 @@ test('what a host lacks for a machine is said before it comes', async () => {
   const check = hostCheck({
     machines: {
       checkHostCanRun: () => host(),
+      missing: missingProgram,
       records: () => records,
     } as unknown as MachineManager,
     proof: { refusal: () => mounts() },

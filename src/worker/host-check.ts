@@ -2,7 +2,6 @@ import { isGodwitError, messageOf, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { OfferNeeds } from '../contract/peer.ts';
 import type { MountProof } from '../host/mount-proof.ts';
-import { missingProgram } from '../jail/jail.ts';
 import type { MachineManager } from '../machine/manager.ts';
 
 export type HostCheck = (machine: { id: string; name: string }, needs: OfferNeeds) => Promise<string | null>;
@@ -14,7 +13,7 @@ export type HostCheck = (machine: { id: string; name: string }, needs: OfferNeed
  * before the machine is stopped elsewhere.
  */
 export function hostCheck(options: {
-  machines: Pick<MachineManager, 'checkHostCanRun' | 'records'>;
+  machines: Pick<MachineManager, 'checkHostCanRun' | 'missing' | 'records'>;
   proof: Pick<MountProof, 'refusal'>;
   logger: Logger;
 }): HostCheck {
@@ -27,7 +26,7 @@ export function hostCheck(options: {
     } catch (error) {
       return `cannot run it: ${messageOf(error)}`;
     }
-    const program = missingProgram(config);
+    const program = machines.missing(config);
     if (program !== null) return `has no program ${program}, which the machine runs`;
     if (mount === undefined) return null;
     try {

@@ -11,7 +11,6 @@ import type {
   MachineView,
   MoveRequest,
 } from '../contract/schemas.ts';
-import { startSession } from '../jail/exec-session.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -186,8 +185,8 @@ export class MachineAnswers {
     onOutput: SessionOutput,
   ): Promise<ExecSession> {
     const { machines, clock } = this.#o;
-    const entrance = await machines.enter(ref, { command, terminal: terminal && { term: terminal.term } });
-    return startSession(entrance, { size: terminal, onOutput, clock });
+    const how = { command, terminal: terminal && { term: terminal.term } };
+    return machines.session(ref, how, { size: terminal, onOutput, clock });
   }
 
   async machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {

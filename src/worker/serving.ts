@@ -5,6 +5,7 @@ import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import { runOf } from '../contract/machine-config.ts';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { namedPlace } from '../sys/named-path.ts';
@@ -165,7 +166,7 @@ export class Serving {
   /** Before anything is taken from a machine. The volume server looks again, when it makes the socket. */
   #checkPlace(path: string): void {
     const { machines, hidden } = this.#options;
-    const shown = machines.records().flatMap(({ config }) => config.hostFolders ?? []);
+    const shown = machines.records().flatMap(({ config }) => runOf(config).hostFolders ?? []);
     namedPlace(path, { closed: [...hidden, ...shown] });
   }
 

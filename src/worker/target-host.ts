@@ -4,7 +4,6 @@ import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { Offer, Peer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import { type Ailment, ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import { withNbdSocket } from '../machine/nbd-socket.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
@@ -321,8 +320,7 @@ export class TargetHost implements TargetSide {
     if (request.volume && status.volume === null) {
       const record = await volumes.get(request.volume.volumeId);
       const spec = await this.#options.access.spec(record, access);
-      const runtimeDir = machines.runtimeDir(request.machineId);
-      await client.open(withNbdSocket(spec, request.config, runtimeDir));
+      await client.open(machines.withSocket(spec, request.machineId, request.config));
     }
     return { client, status };
   }

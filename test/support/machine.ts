@@ -9,7 +9,7 @@ import type { MachineConfig } from '../../src/contract/machine-config.ts';
 import { readCgroupLayout } from '../../src/host/cgroup.ts';
 import { readMountTable } from '../../src/host/mount-table.ts';
 import { runProgram } from '../../src/host/program.ts';
-import { findJailTools } from '../../src/jail/jail.ts';
+import { jailRuntime } from '../../src/jail/runtime.ts';
 import { Workload } from '../../src/machine/workload.ts';
 import { cleanUpAfterDeadShim } from '../../src/shim/cleanup.ts';
 import { findShim, ShimClient } from '../../src/shim/client.ts';
@@ -70,7 +70,7 @@ export function testWorkload(
   const workload: Workload = new Workload({
     runtimeDir,
     hidden,
-    tools: findJailTools(),
+    runtimes: { process: jailRuntime },
     cgroupLayout: readCgroupLayout(),
     clock: systemClock,
     logger: silentLogger,

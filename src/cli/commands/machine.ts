@@ -4,7 +4,7 @@ import { systemClock } from '../../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/errors.ts';
 import { PATIENCE } from '../../base/patience.ts';
 import { questionText, unanswered } from '../../base/progress.ts';
-import type { HealthCheck, MachineConfig } from '../../contract/machine-config.ts';
+import { type HealthCheck, type MachineConfig, runOf } from '../../contract/machine-config.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
@@ -450,7 +450,7 @@ export async function show(context: Context, ref: string): Promise<void> {
           ]
         : []),
       ...(machine.health.message === '' ? [] : [['health', printable(machine.health.message)]]),
-      ['command', printable(config.command.join(' '))],
+      ['command', printable(runOf(config).command.join(' '))],
       ['volume', config.volume ? placeOf(config.volume) : 'none'],
       ['memory', config.resources.memoryBytes ? formatSize(config.resources.memoryBytes) : 'no limit'],
       ['cpus', config.resources.cpus ? String(config.resources.cpus) : 'no limit'],

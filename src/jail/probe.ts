@@ -1,12 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { PATIENCE } from '../base/patience.ts';
-import type { HealthCheck, MachineConfig } from '../contract/machine-config.ts';
+import type { HealthCheck, MachineNetwork } from '../contract/machine-config.ts';
 import { runProgram } from '../host/program.ts';
-import type { Probe, ProbeResult } from './health.ts';
+import type { Probe, ProbeResult } from '../shim/runtime.ts';
 
 /** What a probe needs to know of the running machine. */
 export type ProbeTarget = {
-  network: MachineConfig['network'];
+  network: MachineNetwork['kind'];
   /** PID 1 of the machine as the host counts. */
   initPid: number;
   nsenter: string;
@@ -18,7 +18,7 @@ export type ProbeTarget = {
 const PROGRAM_TIMEOUT_MS = PATIENCE.probe.ms;
 const MESSAGE_LENGTH_MAX = 500;
 
-/** The asking side of a health check; thin, decisions are in health.ts. */
+/** The asking side of a health check; thin, decisions are in machine/health.ts. */
 export function makeProbe(check: HealthCheck, target: ProbeTarget): Probe {
   switch (check.kind) {
     case 'exec':
