@@ -9,17 +9,16 @@ export { type Random, systemRandom } from '../base/random.ts';
 export type { BlockDevice, Extent } from '../block/block-device.ts';
 export { FileDevice } from '../block/file-device.ts';
 export { MemoryDevice } from '../block/memory-device.ts';
+export type {
+  ReadOptions,
+  ReadPriority,
+  RemoteState,
+  RemoteStatistics,
+} from '../remote/remote-disk.ts';
 export type { ChapAlgorithmName } from './chap.ts';
-export {
-  type InitiatorOptions,
-  type InitiatorState,
-  type InitiatorStatistics,
-  IscsiInitiator,
-  type Portal,
-  type ReadOptions,
-  type ReadPriority,
-  type UnitIdentity,
-} from './initiator.ts';
+export { IscsiInitiator } from './initiator.ts';
+export type { InitiatorOptions, Portal } from './initiator-dialect.ts';
+export type { UnitIdentity } from './initiator-unit.ts';
 export { TARGET_LIMITS, type TargetLimits } from './limits.ts';
 export type { ChapCredentials } from './login-initiator.ts';
 export {

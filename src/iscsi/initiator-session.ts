@@ -2,6 +2,8 @@ import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import type { Session } from '../remote/dialect.ts';
+import type { RemoteCommand, RemoteRequest } from '../remote/request.ts';
 import {
   ASYNC_EVENT,
   LOGOUT_REASON,
@@ -43,28 +45,18 @@ import { serialAdd, serialDistance } from './serial-number.ts';
  *   login ─ready─→ full feature ─(logout)─→ over       any state ─(error, silence)─→ over
  */
 
-/** A command and where its data goes or comes from. Can be sent again on another session. */
-export type InitiatorTask = {
-  readonly cdb: Buffer;
+/** What a target is asked to do. */
+export type ScsiCommand = RemoteCommand & {
+  /** OPERATION, for errors. */
+  readonly operation: number;
   readonly direction: 'in' | 'out' | 'none';
-  readonly buffer: Uint8Array;
-  /** Bytes of an answer that have come in, on this session. */
-  receivedBytes: number;
-  /** Bytes that have gone out, unasked or asked for, on this session. */
-  sentBytes: number;
-  /** Payloads that the kernel has not taken yet: until then the buffer is not the caller's again. */
-  unsentPayloads: number;
-  /** The answer came before they were all taken. */
-  whenSent: (() => void) | null;
-  /**
-   * `sense` is there with status CHECK CONDITION only. `residualBytes`: more (positive) or less (negative)
-   * than expected, as the target counts.
-   */
-  finish: (status: number, sense: Sense | null, residualBytes: number) => void;
+  /** The target answers with as much as it likes, up to the size of the buffer. */
+  readonly answers: boolean;
+  /** Fills a CDB of 16 zeros. */
+  encode(cdb: Buffer, lba: number, blocks: number, bufferBytes: number): void;
 };
 
-/** Of a task that is new. */
-export const UNSENT = { receivedBytes: 0, sentBytes: 0, unsentPayloads: 0, whenSent: null };
+export type InitiatorTask = RemoteRequest<ScsiCommand>;
 
 export type InitiatorSessionOptions = {
   writer: PduWriter;
@@ -82,6 +74,13 @@ export type InitiatorSessionOptions = {
   onReady: () => void;
   /** There may be room in the command window. */
   onRoom: () => void;
+  /**
+   * `sense` is there with status CHECK CONDITION only. `residualBytes`: more (positive) or less (negative)
+   * than expected, as the target counts.
+   */
+  onAnswered: (task: InitiatorTask, status: number, sense: Sense | null, residualBytes: number) => void;
+  /** The kernel has taken a payload. */
+  onSent: (task: InitiatorTask) => void;
   /** The session is over. Called once. */
   onOver: (error: GodwitError) => void;
 };
@@ -91,7 +90,7 @@ const WINDOW_MAX = 1024;
 const PINGS_QUEUED_MAX = 4096;
 const SCRATCH_BYTES = 64 * 1024;
 
-export class InitiatorSession implements PduSink {
+export class InitiatorSession implements PduSink, Session<ScsiCommand> {
   readonly parser: PduParser;
   readonly #options: InitiatorSessionOptions;
   readonly #writer: PduWriter;
@@ -106,6 +105,8 @@ export class InitiatorSession implements PduSink {
   /** In the order of sending. */
   readonly #tasks = new Map<number, InitiatorTask>();
   #logoutTag: number | null = null;
+  /** Of the unit, as soon as it is known: logical block addresses are counted in it. */
+  blockBytes = 512;
   #heard = false;
   #heardEver = false;
   /** Pings of the target that were answered since nothing was queued for it. */
@@ -130,10 +131,6 @@ export class InitiatorSession implements PduSink {
     return this.#heardEver;
   }
 
-  get inFlight(): number {
-    return this.#tasks.size;
-  }
-
   /** How many more commands the target takes now. */
   get room(): number {
     if (this.#parameters === null || this.#over || this.#logoutTag !== null) return 0;
@@ -145,44 +142,42 @@ export class InitiatorSession implements PduSink {
     return this.room > 0;
   }
 
-  /** Only when `hasRoom`. `finish` is called unless the session ends before. */
+  /** Only when `hasRoom`. `onAnswered` follows unless the session ends before. */
   send(task: InitiatorTask): void {
     assert(this.hasRoom, 'the command window is open');
     const parameters = this.#parameters!;
     const tag = this.#takeTag();
-    task.receivedBytes = 0;
-    task.sentBytes = 0;
-    task.unsentPayloads = 0;
-    task.whenSent = null;
     this.#tasks.set(tag, task);
-    const out = task.direction === 'out';
+    const { command, buffer } = task;
+    const out = command.direction === 'out';
     const immediateBytes =
       out && parameters.immediateData
-        ? Math.min(task.buffer.length, parameters.firstBurstBytes, parameters.peerDataSegmentBytes)
+        ? Math.min(buffer.length, parameters.firstBurstBytes, parameters.peerDataSegmentBytes)
         : 0;
-    task.sentBytes = immediateBytes;
+    if (out) task.movedBytes = immediateBytes;
     const header = this.#writer.begin();
     encodeScsiCommand(header, {
       immediate: false,
       // Beyond the immediate data nothing goes unasked: the target says when with an R2T.
       final: true,
-      reads: task.direction === 'in',
+      reads: command.direction === 'in',
       writes: out,
       lun: this.#options.lun,
       initiatorTaskTag: tag,
-      expectedBytes: task.buffer.length,
+      expectedBytes: buffer.length,
       cmdSn: this.#cmdSn,
       expStatSn: this.#expStatSn,
     });
-    task.cdb.copy(header, 32);
+    const { blockBytes } = this;
+    command.encode(
+      header.subarray(32),
+      task.offsetBytes / blockBytes,
+      task.lengthBytes / blockBytes,
+      buffer.length,
+    );
     this.#cmdSn = serialAdd(this.#cmdSn, 1);
     if (immediateBytes === 0) this.#writer.end();
     else this.#payload(task, 0, immediateBytes);
-  }
-
-  /** What was sent and not answered, in the order of sending. */
-  unanswered(): InitiatorTask[] {
-    return [...this.#tasks.values()];
   }
 
   /** Asks the target to end the session; `onOver` follows. */
@@ -236,10 +231,10 @@ export class InitiatorSession implements PduSink {
     if (opcodeOf(header) !== OPCODE.dataIn) return null;
     const task = this.#tasks.get(initiatorTaskTagOf(header));
     const start = header.readUInt32BE(40);
-    if (task === undefined || task.direction !== 'in')
+    if (task === undefined || task.command.direction !== 'in')
       throw protocolError('data for a command that reads nothing');
-    if (start !== task.receivedBytes) {
-      throw protocolError('data out of order', { offset: start, expected: task.receivedBytes });
+    if (start !== task.movedBytes) {
+      throw protocolError('data out of order', { offset: start, expected: task.movedBytes });
     }
     if (start + lengthBytes > task.buffer.length) {
       throw protocolError('more data than asked for', {
@@ -332,10 +327,10 @@ export class InitiatorSession implements PduSink {
     const pdu = decodeDataIn(header);
     const task = this.#tasks.get(pdu.initiatorTaskTag);
     // With data the parser has asked `destination` already; a PDU without any has not come by there.
-    if (task === undefined || task.direction !== 'in') {
+    if (task === undefined || task.command.direction !== 'in') {
       throw protocolError('data for a command that reads nothing');
     }
-    task.receivedBytes += data.length;
+    task.movedBytes += data.length;
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     if (!pdu.hasStatus) return;
     this.#status(pdu.statSn);
@@ -356,10 +351,6 @@ export class InitiatorSession implements PduSink {
     this.#answered(pdu.initiatorTaskTag, task, pdu.status, sense, pdu.residualBytes);
   }
 
-  /**
-   * A target may answer before it has taken what we send: the kernel still reads from the caller's buffer
-   * then.
-   */
   #answered(
     tag: number,
     task: InitiatorTask,
@@ -367,28 +358,13 @@ export class InitiatorSession implements PduSink {
     sense: Sense | null,
     residualBytes: number,
   ): void {
-    if (task.unsentPayloads === 0) {
-      this.#tasks.delete(tag);
-      task.finish(status, sense, residualBytes);
-      return;
-    }
-    task.whenSent = () => {
-      if (this.#over) return; // it goes to the next session, as all that has no answer
-      this.#tasks.delete(tag);
-      task.finish(status, sense, residualBytes);
-      if (this.hasRoom) this.#options.onRoom();
-    };
+    this.#tasks.delete(tag);
+    this.#options.onAnswered(task, status, sense, residualBytes);
   }
 
   #payload(task: InitiatorTask, from: number, to: number): void {
-    task.unsentPayloads += 1;
-    this.#writer.end(task.buffer.subarray(from, to), () => {
-      task.unsentPayloads -= 1;
-      if (task.unsentPayloads > 0) return;
-      const settle = task.whenSent;
-      task.whenSent = null;
-      settle?.();
-    });
+    task.unsentParts += 1;
+    this.#writer.end(task.buffer.subarray(from, to), () => this.#options.onSent(task));
   }
 
   #readyToTransfer(header: Buffer): void {
@@ -396,13 +372,13 @@ export class InitiatorSession implements PduSink {
     const parameters = this.#parameters!;
     this.#window(pdu.expCmdSn, pdu.maxCmdSn);
     const task = this.#tasks.get(pdu.initiatorTaskTag);
-    if (task === undefined || task.direction !== 'out')
+    if (task === undefined || task.command.direction !== 'out')
       throw protocolError('R2T for a command that writes nothing');
     const end = pdu.bufferOffset + pdu.desiredBytes;
     // DataSequenceInOrder, and no recovery of lost data at level 0: so a target cannot make us queue the same
     // bytes again and again.
-    if (pdu.bufferOffset !== task.sentBytes) {
-      throw protocolError('R2T out of order', { offset: pdu.bufferOffset, expected: task.sentBytes });
+    if (pdu.bufferOffset !== task.movedBytes) {
+      throw protocolError('R2T out of order', { offset: pdu.bufferOffset, expected: task.movedBytes });
     }
     if (pdu.desiredBytes === 0 || pdu.desiredBytes > parameters.maxBurstBytes || end > task.buffer.length) {
       throw protocolError('R2T outside the data', {
@@ -410,7 +386,7 @@ export class InitiatorSession implements PduSink {
         desiredBytes: pdu.desiredBytes,
       });
     }
-    task.sentBytes = end;
+    task.movedBytes = end;
     let offset = pdu.bufferOffset;
     for (let dataSn = 0; offset < end; dataSn += 1) {
       const next = Math.min(offset + parameters.peerDataSegmentBytes, end);

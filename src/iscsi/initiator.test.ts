@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { createServer } from 'node:net';
 import { test } from 'node:test';
-import { initiatorOptions, reached, startInitiator, startTarget } from '../../test/support/iscsi-pair.ts';
+import { initiatorOptions, startInitiator, startTarget } from '../../test/support/iscsi-pair.ts';
 import { patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
+import { SILENCE, testRemoteConformance } from '../../test/support/remote-conformance.ts';
+import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
@@ -257,4 +259,17 @@ test('close rejects what waits, also while the target is away', async (t) => {
   await reading;
   await assert.rejects(initiator.read(0, Buffer.alloc(512)), closed);
   assert.equal(initiator.state, 'closed');
+});
+
+testRemoteConformance({
+  name: 'iSCSI',
+  codes: { changed: 'ISCSI_TARGET_CHANGED', silent: 'ISCSI_SILENT', failed: 'ISCSI_COMMAND_FAILED' },
+  serve: async (t, device) => {
+    const { target } = await startTarget(t, device);
+    return { host: '127.0.0.1', port: target.port };
+  },
+  connect: (port, options, wait) =>
+    IscsiInitiator.connect(initiatorOptions(port, { ...SILENCE, ...options }), wait),
+  open: (port, lengthBytes, options) =>
+    IscsiInitiator.open({ ...initiatorOptions(port, { ...SILENCE, ...options }), expected: { lengthBytes } }),
 });

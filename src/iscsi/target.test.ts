@@ -6,12 +6,12 @@ import {
   GRANT,
   INITIATOR_IQN,
   initiatorOptions,
-  reached,
   startInitiator,
   startTarget,
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
 import { patient, until } from '../../test/support/patience.ts';
+import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
@@ -21,7 +21,8 @@ import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { PowerSupply } from '../block/power-supply.ts';
 import { ASYNC_EVENT, LOGIN_STATUS, OPCODE, STAGE, TASK_FUNCTION, TASK_RESPONSE } from './constants.ts';
-import { type InitiatorOptions, IscsiInitiator } from './initiator.ts';
+import { IscsiInitiator } from './initiator.ts';
+import type { InitiatorOptions } from './initiator-dialect.ts';
 import { TARGET_LIMITS } from './limits.ts';
 import {
   decodeAsyncMessage,

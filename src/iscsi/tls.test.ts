@@ -3,15 +3,10 @@ import { copyFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import {
-  GRANT,
-  initiatorOptions,
-  reached,
-  startInitiator,
-  TARGET_IQN,
-} from '../../test/support/iscsi-pair.ts';
+import { GRANT, initiatorOptions, startInitiator, TARGET_IQN } from '../../test/support/iscsi-pair.ts';
 import { patient } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
+import { reached } from '../../test/support/remote-state.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { TestAuthority } from '../../test/support/test-authority.ts';

@@ -8,8 +8,9 @@ import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
+import { NO_BYTES, RemoteRequest } from '../remote/request.ts';
 import { HandshakeDriver, list, negotiate, type RemoteExport } from './client-handshake.ts';
-import { type NbdFailure, type NbdRequest, NbdSession } from './client-session.ts';
+import { NBD, type NbdCommand, type NbdFailure, NbdSession } from './client-session.ts';
 import {
   CHUNK,
   COMMAND,
@@ -68,6 +69,12 @@ function world(replyStyle: RemoteExport['replyStyle']) {
     keepAliveTimeoutMs: patient(1000),
     requestTimeoutMs: patient(1000),
     onRoom: () => {},
+    onAnswered: (request, failure) => {
+      const index = requests.indexOf(request);
+      assert.equal(outcomes[index], null, 'answered once');
+      outcomes[index] = { failure };
+    },
+    onSent: () => assert.fail('nothing is written'),
     onOver: (error) => {
       assert.equal(over, null, 'over once');
       over = error;
@@ -76,24 +83,18 @@ function world(replyStyle: RemoteExport['replyStyle']) {
   const arena = Buffer.alloc(3 * 4096, CANARY);
   const buffer = arena.subarray(4096, 8192);
   const outcomes: Outcome[] = [null, null, null];
-  const shapes = [
-    { type: COMMAND.read, offsetBytes: 8192, lengthBytes: 4096, buffer },
-    { type: COMMAND.blockStatus, offsetBytes: 0, lengthBytes: 1024 * 1024, buffer: null },
-    { type: COMMAND.flush, offsetBytes: 0, lengthBytes: 0, buffer: null },
+  const never = () => assert.fail('a session settles nothing');
+  const request = (command: NbdCommand, offsetBytes: number, lengthBytes: number, into: Uint8Array) =>
+    new RemoteRequest(command, offsetBytes, lengthBytes, into, 0, never, never);
+  const status: NbdCommand = { counts: null, type: COMMAND.blockStatus, flags: 0, extents: null };
+  const requests = [
+    request(NBD.read, 8192, 4096, buffer),
+    request(status, 0, 1024 * 1024, NO_BYTES),
+    request(NBD.flush, 0, 0, NO_BYTES),
   ];
-  shapes.forEach((shape, index) => {
-    const request: NbdRequest = {
-      ...shape,
-      flags: 0,
-      attempts: 0,
-      extents: null,
-      finish: (failure) => {
-        assert.equal(outcomes[index], null, 'answered once');
-        outcomes[index] = { failure };
-      },
-    };
-    if (!(replyStyle === 'simple' && shape.type === COMMAND.blockStatus)) session.send(request);
-  });
+  for (const each of requests) {
+    if (!(replyStyle === 'simple' && each.command === status)) session.send(each);
+  }
   return { session, arena, buffer, outcomes, over: () => over };
 }
 

@@ -1,6 +1,8 @@
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
+import type { Session } from '../remote/dialect.ts';
+import { type RemoteCommand, RemoteRequest } from '../remote/request.ts';
 import type { RemoteExport } from './client-handshake.ts';
 import { protocolError } from './errors.ts';
 import {
@@ -46,23 +48,17 @@ import type { RequestWriter } from './request-writer.ts';
 /** What a server says about a request that it failed. */
 export type NbdFailure = { error: number; message: string; offsetBytes: number | null };
 
-/** A request and where its data goes or comes from. Can be sent again on another session. */
-export type NbdRequest = {
+/** What a server is asked to do. */
+export type NbdCommand = RemoteCommand & {
   /** COMMAND. */
   readonly type: number;
   /** COMMAND_FLAG. */
   readonly flags: number;
-  readonly offsetBytes: number;
-  readonly lengthBytes: number;
-  /** Bytes of a write, or where a read lands. */
-  readonly buffer: Uint8Array | null;
-  /** How often it has been sent before. */
-  attempts: number;
-  /** Answer to a block status request. */
+  /** Answer to a block status request, which has a command of its own. */
   extents: StatusExtent[] | null;
-  /** Called once, unless the session ends before. */
-  finish: (failure: NbdFailure | null) => void;
 };
+
+export type NbdRequest = RemoteRequest<NbdCommand>;
 
 export type NbdSessionOptions = {
   export: RemoteExport;
@@ -76,6 +72,9 @@ export type NbdSessionOptions = {
   requestTimeoutMs: number;
   /** A request was answered: there is room for another one. */
   onRoom: () => void;
+  onAnswered: (request: NbdRequest, failure: NbdFailure | null) => void;
+  /** The kernel has taken the payload of a write. */
+  onSent: (request: NbdRequest) => void;
   /** The session is over. Called once. */
   onOver: (error: GodwitError) => void;
 };
@@ -93,6 +92,17 @@ type Slot = {
   /** Intervals since it was sent. */
   rounds: number;
 };
+
+/** Commands that do not vary, but for their flags. */
+export const NBD = {
+  read: { counts: 'read', type: COMMAND.read, flags: 0, extents: null },
+  write: { counts: 'write', type: COMMAND.write, flags: 0, extents: null },
+  writeDurably: { counts: 'write', type: COMMAND.write, flags: COMMAND_FLAG.fua, extents: null },
+  flush: { counts: null, type: COMMAND.flush, flags: 0, extents: null },
+  trim: { counts: null, type: COMMAND.trim, flags: 0, extents: null },
+  makeHoles: { counts: null, type: COMMAND.writeZeroes, flags: 0, extents: null },
+  writeZeroes: { counts: null, type: COMMAND.writeZeroes, flags: COMMAND_FLAG.noHole, extents: null },
+} as const satisfies Record<string, NbdCommand>;
 
 /** Requests on the wire at the very most. */
 const SLOTS_MAX = 1024;
@@ -114,7 +124,7 @@ const PIECES_MAX = 4096;
 const TIMEOUT_DOUBLINGS_MAX = 6;
 const NOTHING = new Uint8Array(0);
 
-export class NbdSession {
+export class NbdSession implements Session<NbdCommand> {
   readonly #options: NbdSessionOptions;
   readonly #extended: boolean;
   readonly #slots: Slot[] = [];
@@ -152,11 +162,6 @@ export class NbdSession {
     this.#armTimer();
   }
 
-  /** Requests on the wire; the session's own are not counted. */
-  get inFlight(): number {
-    return this.#inFlight - (this.#probe === null ? 0 : 1);
-  }
-
   get hasRoom(): boolean {
     return !this.#over && !this.#disconnecting && this.#inFlight < SLOTS_MAX;
   }
@@ -184,30 +189,24 @@ export class NbdSession {
     slot.pieces = null;
     slot.failure = null;
     slot.rounds = 0;
-    request.extents = null;
+    const { command, buffer } = request;
+    if (command.type === COMMAND.blockStatus) command.extents = null;
     this.#inFlight += 1;
-    const writes = request.type === COMMAND.write;
+    const writes = command.type === COMMAND.write;
+    if (writes) request.unsentParts += 1;
     this.#options.writer.write(
       {
-        flags: this.#extended && writes ? request.flags | COMMAND_FLAG.payloadLength : request.flags,
-        type: request.type,
+        flags: this.#extended && writes ? command.flags | COMMAND_FLAG.payloadLength : command.flags,
+        type: command.type,
         cookieHigh: slot.sequence,
         cookieLow: index,
         offsetBytes: request.offsetBytes,
         lengthBytes: request.lengthBytes,
       },
       this.#extended,
-      writes ? request.buffer : null,
+      writes ? buffer : null,
+      writes ? () => this.#options.onSent(request) : undefined,
     );
-  }
-
-  /** What was sent and not answered. */
-  unanswered(): NbdRequest[] {
-    const requests: NbdRequest[] = [];
-    for (const { request } of this.#slots) {
-      if (request !== null && request !== this.#probe) requests.push(request);
-    }
-    return requests;
   }
 
   /** Says good-bye: nothing is answered from here on, and nothing more may be sent. */
@@ -334,7 +333,8 @@ export class NbdSession {
   }
 
   #simpleReply(error: number, slot: Slot): void {
-    const { type, buffer } = slot.request!;
+    const { command, buffer } = slot.request!;
+    const { type } = command;
     if (error !== 0) {
       slot.failure = { error, message: '', offsetBytes: null };
       this.#finish(slot);
@@ -347,7 +347,7 @@ export class NbdSession {
     }
     if (this.#options.export.replyStyle !== 'simple')
       throw protocolError('a read was answered by a simple reply');
-    this.#expectData(slot, 0, buffer!.length, true);
+    this.#expectData(slot, 0, buffer.length, true);
   }
 
   /** The head of a chunk, with the offset where it is one of data. */
@@ -362,18 +362,18 @@ export class NbdSession {
       throw protocolError('a reply is not to the offset of its request');
     }
     if (type === CHUNK.offsetData) {
-      if (request.type !== COMMAND.read) throw protocolError('data for a request that reads nothing');
+      if (request.command.type !== COMMAND.read) throw protocolError('data for a request that reads nothing');
       if (payloadBytes <= OFFSET_BYTES) throw protocolError('a data chunk without data', { payloadBytes });
       const start = readUint64(from, at + headerBytes) - request.offsetBytes;
       this.#expectData(slot, start, payloadBytes - OFFSET_BYTES, done);
       return headerBytes + OFFSET_BYTES;
     }
-    const limit = payloadLimit(type, request.type, this.#extended);
+    const limit = payloadLimit(type, request.command.type, this.#extended);
     if (limit === null || payloadBytes > limit) {
       throw protocolError('a chunk does not fit its request', {
         type: nameOf(CHUNK, type),
         payloadBytes,
-        request: nameOf(COMMAND, request.type),
+        request: nameOf(COMMAND, request.command.type),
       });
     }
     this.#current = slot;
@@ -391,7 +391,7 @@ export class NbdSession {
     this.#checkPiece(slot, start, lengthBytes);
     this.#current = slot;
     this.#chunkDone = done;
-    this.#data = slot.request!.buffer!.subarray(start, start + lengthBytes);
+    this.#data = slot.request!.buffer.subarray(start, start + lengthBytes);
     this.#dataStart = start;
     this.#afterBigPayload = lengthBytes >= BIG_PAYLOAD_BYTES;
     this.#dataBytes = 0;
@@ -399,7 +399,7 @@ export class NbdSession {
   }
 
   #checkPiece(slot: Slot, start: number, lengthBytes: number): void {
-    const bufferBytes = slot.request!.buffer!.length;
+    const bufferBytes = slot.request!.buffer.length;
     if (start < slot.coveredBytes || start + lengthBytes > bufferBytes) {
       throw protocolError('data outside of what was asked for', {
         start,
@@ -432,17 +432,20 @@ export class NbdSession {
         const start = hole.offsetBytes - request.offsetBytes;
         if (hole.lengthBytes === 0) throw protocolError('an empty hole');
         this.#checkPiece(slot, start, hole.lengthBytes);
-        request.buffer!.fill(0, start, start + hole.lengthBytes);
+        request.buffer.fill(0, start, start + hole.lengthBytes);
         this.#cover(slot, start, hole.lengthBytes);
         return;
       }
       case CHUNK.blockStatus:
       case CHUNK.blockStatusExtended: {
         const status = decodeBlockStatus(type, payload);
-        if (status.contextId !== this.#options.export.allocationContextId || request.extents !== null) {
+        if (
+          status.contextId !== this.#options.export.allocationContextId ||
+          request.command.extents !== null
+        ) {
           throw protocolError('a block status that was not asked for', { contextId: status.contextId });
         }
-        request.extents = status.extents;
+        request.command.extents = status.extents;
         return;
       }
       default:
@@ -467,10 +470,10 @@ export class NbdSession {
     const request = slot.request!;
     const { failure } = slot;
     if (failure === null) {
-      if (request.type === COMMAND.read && !isCovered(slot)) {
+      if (request.command.type === COMMAND.read && !isCovered(slot)) {
         throw protocolError('a read was not answered in full', { lengthBytes: request.lengthBytes });
       }
-      if (request.type === COMMAND.blockStatus && request.extents === null) {
+      if (request.command.type === COMMAND.blockStatus && request.command.extents === null) {
         throw protocolError('a block status without a status');
       }
     }
@@ -478,7 +481,8 @@ export class NbdSession {
     this.#free.push(slot.index);
     this.#inFlight -= 1;
     if (request === this.#probe) this.#probe = null;
-    request.finish(failure);
+    // An error is an answer.
+    else this.#options.onAnswered(request, failure);
     if (!this.#over) this.#options.onRoom();
   }
 
@@ -497,10 +501,10 @@ export class NbdSession {
         this.fail(
           new GodwitError('NBD_SILENT', 'The NBD server does not answer', {
             values: {
-              request: nameOf(COMMAND, overdue.type),
+              request: nameOf(COMMAND, overdue.command.type),
               offsetBytes: overdue.offsetBytes,
               lengthBytes: overdue.lengthBytes,
-              attempts: overdue.attempts,
+              attempts: overdue.losses,
               inFlight: this.#inFlight,
             },
             retry: 'later',
@@ -525,7 +529,7 @@ export class NbdSession {
       const limitMs =
         request === this.#probe && this.#inFlight === 1
           ? keepAliveTimeoutMs
-          : requestTimeoutMs * 2 ** Math.min(request.attempts, TIMEOUT_DOUBLINGS_MAX);
+          : requestTimeoutMs * 2 ** Math.min(request.losses, TIMEOUT_DOUBLINGS_MAX);
       // The interval in which it was sent was not a whole one.
       if ((slot.rounds - 1) * keepAliveIntervalMs >= limitMs) return request;
     }
@@ -536,17 +540,9 @@ export class NbdSession {
     const { lengthBytes: exportBytes, minimumBlockBytes } = this.#options.export;
     const lengthBytes = Math.max(512, minimumBlockBytes);
     if (exportBytes < lengthBytes) return;
-    this.#probe = {
-      type: COMMAND.read,
-      flags: 0,
-      offsetBytes: 0,
-      lengthBytes,
-      buffer: Buffer.alloc(lengthBytes),
-      attempts: 0,
-      extents: null,
-      // An error is an answer.
-      finish: () => {},
-    };
+    const ignore = (): void => {};
+    const buffer = Buffer.alloc(lengthBytes);
+    this.#probe = new RemoteRequest<NbdCommand>(NBD.read, 0, lengthBytes, buffer, 0, ignore, ignore);
     this.send(this.#probe);
   }
 }
@@ -575,5 +571,5 @@ function isCovered(slot: Slot): boolean {
     if (start !== end) return false;
     end = stop;
   }
-  return end === slot.request!.buffer!.length;
+  return end === slot.request!.buffer.length;
 }

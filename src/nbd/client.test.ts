@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
-import { nbdClientOptions, reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
-import { patient, until } from '../../test/support/patience.ts';
+import { nbdClientOptions, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
+import { letPass, patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
+import { SILENCE, testRemoteConformance } from '../../test/support/remote-conformance.ts';
+import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
@@ -12,6 +14,7 @@ import { testConformance } from '../block/conformance.ts';
 import { DelayDevice } from '../block/delay-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { NbdClient } from './client.ts';
+import type { NbdClientOptions } from './client-dialect.ts';
 import {
   COMMAND,
   decodeRequest,
@@ -78,6 +81,8 @@ async function oldServer(
     flags?: number;
     /** Error number, and the bytes of a read that succeeds; null: no answer at all. */
     answer: (request: Request, payload: Buffer) => { error: number; data?: Buffer } | null;
+    /** Sees what is there from the head of a request on; true: it takes the connection over. */
+    onRequest?: (socket: Socket, bytes: Buffer) => boolean;
   },
 ): Promise<{ host: string; port: number }> {
   const sockets = new Set<Socket>();
@@ -129,7 +134,7 @@ function serveOld(socket: Socket, options: Parameters<typeof oldServer>[1]): voi
           phase = 'requests';
         } else socket.write(encodeOptionReply(option, OPTION_REPLY.errorUnsupported));
       } else {
-        if (input.length < REQUEST_BYTES) return;
+        if (input.length < REQUEST_BYTES || options.onRequest?.(socket, input)) return;
         const request = decodeRequest(input, 0, false);
         const payloadBytes = requestPayloadBytes(request, false);
         if (input.length < REQUEST_BYTES + payloadBytes) return;
@@ -191,7 +196,7 @@ test('an export of another length is refused for good, and so is all that waits'
   lengthBytes = 2 * MIB;
   relay.cut();
   const changed = (error: unknown) => isGodwitError(error, 'NBD_EXPORT_CHANGED');
-  await reachedNbd(client, 'failed');
+  await reached(client, 'failed');
   await assert.rejects(client.read(0, Buffer.alloc(4096)), changed);
   await assert.rejects(client.write(0, Buffer.alloc(4096)), changed);
   await assert.rejects(client.flush(), changed);
@@ -275,7 +280,7 @@ test('a request that is never answered ends its connection and is sent again; an
     requestTimeoutMs: patient(60),
   });
   const read = client.read(4096, Buffer.alloc(4096));
-  await reachedNbd(client, 'lost');
+  await reached(client, 'lost');
   assert.equal(client.lastError?.code, 'NBD_SILENT');
   deaf = false;
   await read;
@@ -283,9 +288,53 @@ test('a request that is never answered ends its connection and is sent again; an
   const before = reads;
   await until('another read', () => reads > before);
   deaf = true;
-  await reachedNbd(client, 'lost');
+  await reached(client, 'lost');
   assert.equal(client.lastError?.code, 'NBD_SILENT');
   assert.notEqual(client.lostSinceMs, null);
+});
+
+test('a buffer is its caller’s again when the kernel has taken all of it, however early the server answers', async (t) => {
+  const sockets: Socket[] = [];
+  let taken = Buffer.alloc(0);
+  const address = await oldServer(t, {
+    flags: 0,
+    lengthBytes: () => 64 * MIB,
+    answer: zeros,
+    // Answers a write when it has seen its head, and then takes nothing for a while.
+    onRequest: (socket, head) => {
+      if (head.readUInt16BE(6) !== COMMAND.write) return false;
+      const reply = Buffer.alloc(16);
+      encodeSimpleReply(reply, 0, { ...decodeRequest(head, 0, false), error: 0 });
+      socket.removeAllListeners('data');
+      socket.pause();
+      socket.write(reply);
+      taken = Buffer.from(head.subarray(REQUEST_BYTES));
+      sockets.push(socket);
+      return true;
+    },
+  });
+  const client = await startNbdClient(t, address, { transferBytesMax: 32 * MIB });
+  const data = Buffer.alloc(32 * MIB, 'w');
+  let isDone = false;
+  const writing = client.write(0, data).then(() => {
+    isDone = true;
+  });
+  await until('the answer to be on its way', () => sockets.length > 0);
+  await systemClock.sleep(letPass(50));
+  assert.equal(isDone, false, 'the kernel still reads from it');
+  const lengths: number[] = [];
+  sockets[0]!.on('data', (bytes: Buffer) => {
+    lengths.push(bytes.length);
+    if (!bytes.every((byte) => byte === 0x77)) lengths.push(-1);
+  });
+  sockets[0]!.resume();
+  await writing;
+  data.fill('x');
+  await until(
+    'all of it',
+    () => taken.length + lengths.reduce((sum, length) => sum + length, 0) >= data.length,
+  );
+  assert.ok(!lengths.includes(-1), 'nothing that the caller wrote afterwards');
 });
 
 test('ESHUTDOWN sends the request to the server that comes next', async (t) => {
@@ -349,3 +398,16 @@ test('lists exports with their descriptions', async (t) => {
     { name: 'zweite Plätte', description: '' },
   ]);
 });
+
+for (const connections of [1, 3]) {
+  const optionsOf = (port: number, options: Partial<NbdClientOptions>) =>
+    nbdClientOptions({ host: '127.0.0.1', port }, { ...SILENCE, connections, ...options });
+  testRemoteConformance({
+    name: `NBD, ${connections} connections`,
+    codes: { changed: 'NBD_EXPORT_CHANGED', silent: 'NBD_SILENT', failed: 'NBD_REQUEST_FAILED' },
+    serve: async (t, device) => (await startNbdServer(t, device)).address,
+    connect: (port, options, wait) => NbdClient.connect(optionsOf(port, options), wait),
+    open: (port, lengthBytes, options) =>
+      NbdClient.open({ ...optionsOf(port, options), expected: { lengthBytes } }),
+  });
+}

@@ -9,11 +9,11 @@ export class RequestWriter {
     this.#writer = writer;
   }
 
-  /** `payload` stays as it is until the request is answered. */
-  write(request: Request, extended: boolean, payload: Uint8Array | null): void {
+  /** `payload` stays as it is until `release` is called. */
+  write(request: Request, extended: boolean, payload: Uint8Array | null, release?: () => void): void {
     const at = this.#writer.room(EXTENDED_REQUEST_BYTES);
     this.#writer.filled(encodeRequest(this.#writer.slab, at, extended, request));
-    if (payload !== null) this.#writer.payload(payload);
+    if (payload !== null) this.#writer.payload(payload, release);
   }
 
   /** Hands on what there is. */

@@ -4,10 +4,11 @@ import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
 import { type TLSSocket, connect as tlsConnect } from 'node:tls';
 import { HeldDevice } from '../../test/support/held-device.ts';
-import { reachedNbd, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
+import { startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
 import { RawNbdClient } from '../../test/support/nbd-raw-client.ts';
 import { until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
+import { reached } from '../../test/support/remote-state.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
@@ -78,7 +79,7 @@ test('a server that comes back with another export of the same size is refused f
   await disk.read(0, Buffer.alloc(4096));
   address = other.address;
   relay.cut();
-  await reachedNbd(disk, 'failed');
+  await reached(disk, 'failed');
   await assert.rejects(disk.read(0, Buffer.alloc(4096)), (error) =>
     isGodwitError(error, 'NBD_EXPORT_CHANGED'),
   );

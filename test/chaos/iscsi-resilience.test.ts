@@ -18,9 +18,10 @@ import {
   IscsiFaultRelay,
   type RecordedPdu,
 } from '../support/iscsi-fault-relay.ts';
-import { GRANT, initiatorOptions, reached, startInitiator, TARGET_IQN } from '../support/iscsi-pair.ts';
+import { GRANT, initiatorOptions, startInitiator, TARGET_IQN } from '../support/iscsi-pair.ts';
 import { inPatience, letPass, NotYet, until } from '../support/patience.ts';
 import { reservePorts } from '../support/ports.ts';
+import { reached } from '../support/remote-state.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { testSeed } from '../support/seed.ts';
 

@@ -4,7 +4,7 @@ import { closeSync, openSync, readFileSync, readSync, statSync, writeSync } from
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { isGodwitError } from '../../src/base/errors.ts';
-import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
+import type { NbdClient, NbdClientOptions } from '../../src/nbd/index.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';
 import { leisurely, NotWorthWaiting, NotYet, until } from '../support/patience.ts';

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { seededRandom } from '../../src/base/random.ts';
-import type { NbdClient, NbdClientOptions } from '../../src/nbd/client.ts';
+import type { NbdClient, NbdClientOptions } from '../../src/nbd/index.ts';
 import { startNbdClient } from '../support/nbd-pair.ts';
 import { type NbdProgram, startQemuNbd } from '../support/nbd-programs.ts';
 import { STRIPED_BYTES, StripedWriters } from '../support/nbd-stripes.ts';

@@ -79,18 +79,3 @@ export async function startInitiator(
   t.after(() => initiator.close());
   return initiator;
 }
-
-/** Resolves when the initiator is in the state. */
-export function reached(initiator: IscsiInitiator, state: IscsiInitiator['state']): Promise<void> {
-  return new Promise((resolve) => {
-    if (initiator.state === state) {
-      resolve();
-      return;
-    }
-    const unsubscribe = initiator.onStateChange((now) => {
-      if (now !== state) return;
-      unsubscribe();
-      resolve();
-    });
-  });
-}

@@ -3,9 +3,9 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
-import { NbdClient, type NbdClientOptions, type NbdClientState } from '../../src/nbd/client.ts';
 import type { NbdAddress } from '../../src/nbd/client-uri.ts';
 import type { NbdExportOptions } from '../../src/nbd/export.ts';
+import { NbdClient, type NbdClientOptions } from '../../src/nbd/index.ts';
 import { NbdServer, type NbdServerOptions } from '../../src/nbd/server.ts';
 
 /** A server on a port of its own with one export, called `disk`; gone after the test. */
@@ -51,19 +51,4 @@ export async function startNbdClient(
   const client = await NbdClient.connect(nbdClientOptions(address, options));
   t.after(() => client.close());
   return client;
-}
-
-/** Resolves when the client is in the state. */
-export function reachedNbd(client: NbdClient, state: NbdClientState): Promise<void> {
-  return new Promise((resolve) => {
-    if (client.state === state) {
-      resolve();
-      return;
-    }
-    const unsubscribe = client.onStateChange((now) => {
-      if (now !== state) return;
-      unsubscribe();
-      resolve();
-    });
-  });
 }

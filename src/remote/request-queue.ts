@@ -1,15 +1,11 @@
-/** A request to a remote device that waits for its turn. */
-export type QueuedRequest = {
-  readonly background: boolean;
-  resolve: () => void;
-  reject: (error: unknown) => void;
-};
+/** What a queue needs to know of a request. */
+type Queued = { readonly background: boolean };
 
 /**
- * Requests to a remote device that are not sent yet: those that a guest waits for go first, the background
+ * Requests to a remote disk that are not sent yet: those that a guest waits for go first, the background
  * never fills the whole depth.
  */
-export class RequestQueue<Request extends QueuedRequest> {
+export class RequestQueue<Request extends Queued> {
   readonly #guest: Request[] = [];
   readonly #background: Request[] = [];
   readonly #backgroundMax: number;
@@ -54,36 +50,17 @@ export class RequestQueue<Request extends QueuedRequest> {
     if (request.background) this.#backgroundInFlight -= 1;
   }
 
-  /** Nothing is in flight: the connection is gone. */
-  allEnded(): void {
-    this.#backgroundInFlight = 0;
+  /** Takes a request that waits here out; false: it does not. */
+  remove(request: Request): boolean {
+    const list = this.#listOf(request);
+    const index = list.indexOf(request);
+    if (index >= 0) list.splice(index, 1);
+    return index >= 0;
   }
 
   /** Removes everything that waits. */
   drain(): Request[] {
     return [...this.#guest.splice(0), ...this.#background.splice(0)];
-  }
-
-  /** An abort rejects the request while it waits here; once it is taken it runs to its end. */
-  withdrawOnAbort(request: Request, signal: AbortSignal): void {
-    const onAbort = (): void => {
-      const list = this.#listOf(request);
-      const index = list.indexOf(request);
-      if (index < 0) return;
-      list.splice(index, 1);
-      request.reject(signal.reason);
-    };
-    const { resolve, reject } = request;
-    request.resolve = () => {
-      signal.removeEventListener('abort', onAbort);
-      resolve();
-    };
-    request.reject = (error) => {
-      signal.removeEventListener('abort', onAbort);
-      reject(error);
-    };
-    if (signal.aborted) queueMicrotask(onAbort);
-    else signal.addEventListener('abort', onAbort, { once: true });
   }
 
   #listOf(request: Request): Request[] {

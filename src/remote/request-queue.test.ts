@@ -1,24 +1,10 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { type QueuedRequest, RequestQueue } from './request-queue.ts';
+import { RequestQueue } from './request-queue.ts';
 
-type Named = QueuedRequest & { name: string; ended: unknown };
+type Named = { name: string; background: boolean };
 
-function request(name: string, background = false): Named {
-  const made: Named = {
-    name,
-    background,
-    ended: null,
-    resolve: () => {
-      made.ended = 'resolved';
-    },
-    reject: (error) => {
-      made.ended = error;
-    },
-  };
-  return made;
-}
-
+const request = (name: string, background = false): Named => ({ name, background });
 const names = (requests: readonly Named[]) => requests.map(({ name }) => name);
 
 test('guests go first, and the background leaves a quarter of the depth free', () => {
@@ -43,31 +29,19 @@ test('what was in flight goes back before all that waits, in its order', () => {
   const first = [queue.take()!, queue.take()!, queue.take()!];
   assert.deepEqual(names(first), ['a', 'c', 'b']);
   queue.push(request('d'));
-  queue.allEnded();
+  for (const each of first) queue.ended(each);
   queue.putBack(first);
   assert.deepEqual(names(queue.drain()), ['a', 'c', 'd', 'b']);
   assert.equal(queue.length, 0);
 });
 
-test('an abort rejects what waits and leaves alone what was taken or has ended', async () => {
+test('what waits is taken out, and what was taken is not', () => {
   const queue = new RequestQueue<Named>(2);
-  const abort = new AbortController();
-  const [taken, waiting] = [request('taken'), request('waiting')];
-  for (const each of [taken, waiting]) {
-    queue.push(each);
-    queue.withdrawOnAbort(each, abort.signal);
-  }
+  const [taken, waiting, late] = [request('taken'), request('waiting'), request('late', true)];
+  for (const each of [taken, waiting, late]) queue.push(each);
   assert.equal(queue.take(), taken);
-  abort.abort(new Error('enough'));
-  assert.equal((waiting.ended as Error).message, 'enough');
-  assert.equal(taken.ended, null);
-  taken.resolve();
-  assert.equal(taken.ended, 'resolved');
-  const late = request('late', true);
-  queue.push(late);
-  queue.withdrawOnAbort(late, abort.signal);
-  const endedAtOnce: unknown = late.ended;
-  assert.equal(endedAtOnce, null, 'not before the caller has its promise');
-  await Promise.resolve();
-  assert.equal((late.ended as unknown as Error).message, 'enough');
+  assert.equal(queue.remove(taken), false);
+  assert.equal(queue.remove(waiting), true);
+  assert.equal(queue.remove(late), true);
+  assert.equal(queue.length, 0);
 });

@@ -1,4 +1,4 @@
-import type { GodwitError } from './errors.ts';
+import type { GodwitError } from '../base/errors.ts';
 
 const PATIENCE_MAX = 8;
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { GodwitError } from './errors.ts';
+import { GodwitError } from '../base/errors.ts';
 import { peerPatience } from './peer-patience.ts';
 
 test('silence doubles the patience with a peer up to eight times, each other end halves it', () => {

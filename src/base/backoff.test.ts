@@ -1,0 +1,18 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { backoffMs, jittered } from './backoff.ts';
+import { seededRandom } from './random.ts';
+
+test('the pause doubles with each failure up to the longest, however many there were', () => {
+  const backoff = { firstMs: 50, maxMs: 3_000 };
+  const pauses = [0, 1, 2, 3, 6, 7, 8, 1_000_000].map((failures) => backoffMs(backoff, failures));
+  assert.deepEqual(pauses, [50, 50, 100, 200, 1600, 3000, 3000, 3000]);
+  assert.equal(backoffMs({ firstMs: 1, maxMs: Number.POSITIVE_INFINITY }, 5_000), 2 ** 30);
+});
+
+test('chance takes at most half of a pause, and adds nothing', () => {
+  const random = seededRandom(5);
+  const pauses = Array.from({ length: 500 }, () => jittered(100, random));
+  assert.equal(Math.min(...pauses), 50);
+  assert.equal(Math.max(...pauses), 100);
+});
