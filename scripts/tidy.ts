@@ -4,6 +4,7 @@
  */
 import { existsSync, globSync, readFileSync } from 'node:fs';
 import { basename } from 'node:path';
+import { CONDITIONS_PAGE, conditionsPage } from './conditions-page.ts';
 import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
 import { importsOf, wallProblems } from './house.ts';
 import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
@@ -159,6 +160,7 @@ for (const file of sources) {
 for (const [page, text, source] of [
   [PATIENCE_PAGE, patiencePage(), 'src/base/patience.ts'],
   [ENDPOINTS_PAGE, endpointsPage(), 'src/contract'],
+  [CONDITIONS_PAGE, conditionsPage(), 'src/worker/condition.ts'],
   [HOUSE_PAGE, housePage(), 'src/*/room.json'],
 ] as const) {
   const found = existsSync(page) ? readFileSync(page, 'utf8') : '';

@@ -549,6 +549,10 @@ export const Why = Type.Object({
   /** Empty: it waits for nothing. */
   conditions: Type.Array(
     Type.Object({
+      /** One of docs/conditions.md. Left out, like `holdsUp`, by workers of earlier versions. */
+      code: Type.Optional(Type.String()),
+      /** What cannot go on, or not as it should: `machine db`. */
+      holdsUp: Type.Optional(Type.String()),
       message: Type.String(),
       sinceMs: Nullable(Type.Number()),
       whoCanClearIt: Type.String(),

@@ -1,8 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FakeClock } from '../base/fake-clock.ts';
-import { DiskLook } from './disk-look.ts';
-import { diskConditions } from './why.ts';
+import { DiskLook, diskConditions } from './disk-look.ts';
 
 test('a data disk that refuses a write is named since it was first found; one that is full, or takes its time, is not', async () => {
   const clock = new FakeClock();

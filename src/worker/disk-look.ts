@@ -2,6 +2,7 @@ import { rm, writeFile } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { isDiskFull, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type { Condition } from './condition.ts';
 
 /**
  * The data disk of this worker refuses to be written. `sinceMs`: wall clock, of when somebody looked and
@@ -43,6 +44,22 @@ export class DiskLook {
     this.#sinceMs ??= this.#clock.wallMs();
     return { message: messageOf(error), sinceMs: this.#sinceMs };
   }
+}
+
+/** Whatever else is the matter of what is on it: nothing of it can be changed. */
+export function diskConditions(trouble: DiskTrouble | null, worker: string): Condition[] {
+  if (trouble === null) return [];
+  return [
+    {
+      code: 'disk-unwritable',
+      holdsUp: `all of ${worker}`,
+      message: `the data disk of ${worker} cannot be written: ${trouble.message}`,
+      sinceMs: trouble.sinceMs,
+      whoCanClearIt: 'an operator of the worker',
+      nextAction:
+        'Look at it (dmesg: a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker; then start what has ended meanwhile.',
+    },
+  ];
 }
 
 async function writeAndRemove(path: string): Promise<void> {

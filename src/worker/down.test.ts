@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { runView } from '../../test/support/fake-service.ts';
+import { machineView, runView } from '../../test/support/fake-service.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { RunView } from '../journal/run.ts';
-import { DownEvents, downByMove, downByTrouble } from './down.ts';
+import { DownEvents, downByMove, downByTrouble, downConditions } from './down.ts';
 
 const step = (name: string, state: 'done' | 'undone' | 'running') => ({
   name,
@@ -81,4 +81,13 @@ test('both ends of it are told once', () => {
   events.note(run({ step: 'detach', steps: [step('settle', 'done')] }), 10);
   events.note(run({ step: null, endedAtMs: 12 }), 12);
   assert.deepEqual(told, ['m_1 down: it moves to w2 (step stop)', 'm_1 not down because of godwit any more']);
+});
+
+test('a machine that is down because of godwit says so, and since when', () => {
+  assert.deepEqual(downConditions(machineView({})), []);
+  const [down] = downConditions(machineView({ down: { sinceMs: 5, why: 'moves to w2 (step stop)' } }));
+  assert.deepEqual(
+    [down?.sinceMs, down?.message],
+    [5, 'it is down because of godwit: it moves to w2 (step stop)'],
+  );
 });

@@ -1,7 +1,9 @@
+import type { MachineView } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, type MigrateInInput, type MigrateInOutput } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import { isPast, isServing, isUndone, ownsMachine } from '../migration/move-watch.ts';
+import type { Condition } from './condition.ts';
 import type { Trouble } from './recovery.ts';
 
 /**
@@ -37,6 +39,22 @@ export function downByTrouble(trouble: Trouble | null): Down | null {
   // A shim that hangs says nothing about its machine.
   if (trouble?.error.code === 'RPC_TIMEOUT') return null;
   return trouble && { sinceMs: trouble.sinceMs, why: `could not be started again (${trouble.error.code})` };
+}
+
+/** What its owner has to know before everything else. */
+export function downConditions({ down, name, move }: MachineView): Condition[] {
+  if (down === undefined) return [];
+  return [
+    {
+      code: 'machine-down',
+      holdsUp: `machine ${name}`,
+      message: `it is down because of godwit: it ${down.why}`,
+      sinceMs: down.sinceMs,
+      whoCanClearIt:
+        move === null ? 'an operator; it is tried again by itself' : 'what its move waits for, below',
+      nextAction: move === null ? `godwit machine show ${name}` : `godwit runs show ${move.runId}`,
+    },
+  ];
 }
 
 type TellDown = (machineId: string, message: string, data: Record<string, unknown>) => void;

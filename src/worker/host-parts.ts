@@ -11,22 +11,113 @@ import { fileSystemOf } from '../sys/file-system.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { VolumeStore } from '../volume/index.ts';
 import { Ballast } from './ballast.ts';
+import type { TellsConditions } from './condition.ts';
 import { DataFolder } from './data-folder.ts';
 import { claimDataFolder } from './data-owner.ts';
 import { DirtyBound } from './dirty-bound.ts';
+import { DiskLook, diskConditions } from './disk-look.ts';
 import { hostCheck } from './host-check.ts';
 import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
+import {
+  beginningConditions,
+  noRoomConditions,
+  silentConditions,
+  stateConditions,
+  stoppingConditions,
+} from './machine-conditions.ts';
 import { hiddenFolders } from './options.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { Serving } from './serving.ts';
+import { dataLossOf } from './views.ts';
 import { VolumeAccess } from './volume-access.ts';
+import {
+  dataLossConditions,
+  hydrationConditions,
+  retainedConditions,
+  servingConditions,
+} from './volume-conditions.ts';
+import { serverConditions, VolumeServerLooks } from './volume-server-looks.ts';
 
 /** Moves that come to this worker and are not over. */
 function incoming({ journal }: WorkerParts): PrepareRequest[] {
   return journal.open({ kind: MIGRATE_IN }).map((run) => run.input as PrepareRequest);
 }
+
+const VOLUME_CONDITIONS: TellsConditions<WorkerParts, VolumeStore> = {
+  async loss(volumes, about) {
+    if (about.kind === 'volume') return dataLossConditions(about.view);
+    if (about.kind !== 'machine') return [];
+    const own = (await volumes.list()).volumes.filter(({ machineId }) => machineId === about.record.id);
+    return own.flatMap((record) => dataLossConditions({ id: record.id, ...dataLossOf(volumes, record) }));
+  },
+  state: (_, about) => (about.kind === 'volume' ? retainedConditions(about.view) : []),
+  hydration: (_, about, { clock }) =>
+    about.kind === 'volume'
+      ? hydrationConditions(about.view.hydration, `volume ${about.record.name}`, clock.wallMs())
+      : [],
+};
+
+const MACHINE_CONDITIONS: TellsConditions<WorkerParts, MachineManager> = {
+  silent: (machines, about) =>
+    about.kind === 'machine' ? silentConditions(about.view, machines.runtimeDir(about.record.id)) : [],
+  async server(machines, about, { looks }) {
+    // Only of one whose shim answers.
+    if (about.kind !== 'machine' || about.show.silentForMs !== undefined) return [];
+    const { id, name } = about.record;
+    const volume = about.show.shim?.volume;
+    const client = volume ? await machines.client(id) : null;
+    const trouble = client && volume ? await looks.look(id, client, volume.serverPid) : null;
+    return serverConditions(trouble, machines.runtimeDir(id), name);
+  },
+  async room(machines, about, { options }) {
+    const shows =
+      about.kind === 'machine' ? [about.show] : about.kind === 'worker' ? await machines.list() : [];
+    return shows.flatMap(({ record, shim }) =>
+      noRoomConditions(record.name, shim?.volume?.status?.noRoom, options.name),
+    );
+  },
+  stopping: (machines, about) =>
+    about.kind === 'machine'
+      ? stoppingConditions(about.view, about.record.desired, machines.endingSinceMs(about.record.id))
+      : [],
+  beginning: (machines, about) =>
+    about.kind === 'machine'
+      ? beginningConditions(machines.beginning(about.record.id), about.record.name)
+      : [],
+  state: (_, about) => (about.kind === 'machine' ? stateConditions(about.view) : []),
+  hydration: (_, about, { clock }) =>
+    about.kind === 'machine'
+      ? hydrationConditions(about.view.hydration, `machine ${about.record.name}`, clock.wallMs())
+      : [],
+};
+
+/** Of volumes that are served to clients of other systems. A server that does not answer says nothing of room. */
+const SERVING_CONDITIONS: TellsConditions<WorkerParts, Serving> = {
+  async silent(serving, about, { clock }) {
+    if (about.kind !== 'volume') return [];
+    const { id, name } = about.record;
+    const { silentForMs, server } = await serving.trouble(id);
+    const runtimeDir = serving.runtimeDir(id);
+    return [
+      ...servingConditions(silentForMs, runtimeDir, name, clock.wallMs()),
+      ...serverConditions(server, runtimeDir, name),
+    ];
+  },
+  async room(serving, about, { volumes, options }) {
+    const records =
+      about.kind === 'volume'
+        ? [about.record]
+        : about.kind === 'worker'
+          ? (await volumes.list()).volumes
+          : [];
+    const told = records.map(async ({ id, name }) =>
+      noRoomConditions(name, await serving.noRoom(id).catch(() => undefined), options.name),
+    );
+    return (await Promise.all(told)).flat();
+  },
+};
 
 export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> = {
   // Bad certificate files are found now and not in the middle of a move.
@@ -37,6 +128,17 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     make: ({ options }) => DataFolder.open(options.dataDir),
     close: (folder) => folder.close(),
   },
+
+  disk: {
+    needs: ['folder'],
+    make: ({ folder, clock }) => new DiskLook(folder.paths.writeProbe, clock),
+    conditions: {
+      disk: async (disk, { kind }, { options }) =>
+        kind === 'run' ? [] : diskConditions(await disk.look(), options.name),
+    },
+  },
+
+  looks: { needs: [], make: ({ clock }) => new VolumeServerLooks(clock) },
 
   ballast: {
     needs: ['folder'],
@@ -68,6 +170,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     needs: ['state'],
     make: ({ options: { dataDir, headerFileBytes }, edges: { allocate }, clock, random, logger }) =>
       VolumeStore.open(dataDir, { clock, random, logger, headerFileBytes, allocate }),
+    conditions: VOLUME_CONDITIONS,
   },
 
   access: {
@@ -110,6 +213,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
       return machines;
     },
     close: (machines) => machines.close(),
+    conditions: MACHINE_CONDITIONS,
   },
 
   serving: {
@@ -126,6 +230,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         clock,
         logger,
       }),
+    conditions: SERVING_CONDITIONS,
   },
 
   imports: {

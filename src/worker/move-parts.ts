@@ -4,25 +4,30 @@ import { PATIENCE } from '../base/patience.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 import { crashPointsFromEnvironment } from '../journal/crash-points.ts';
 import { Journal } from '../journal/journal.ts';
-import type { RunDefinition } from '../journal/run.ts';
+import type { RunDefinition, RunView } from '../journal/run.ts';
 import { DRAIN_LIMITS, DrainController } from '../migration/drain.ts';
 import { FailedTargets } from '../migration/failed-targets.ts';
 import { MoveInbox } from '../migration/inbox.ts';
 import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
-import { MIGRATE_OUT, migrateOut } from '../migration/migrate-out.ts';
+import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from '../migration/migrate-out.ts';
 import { MoveReceiver } from '../migration/move-receiver.ts';
 import { ownsMachine } from '../migration/move-watch.ts';
 import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
+import type { Condition } from './condition.ts';
+import { drainConditions, drainOfMachine } from './drain-conditions.ts';
 import { drainRuns } from './drain-runs.ts';
 import { localMachines, volumesWithoutMachine } from './local-machines.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
-import { MachineRecovery } from './recovery.ts';
-import { SourceHost } from './source-host.ts';
+import { MachineRecovery, recoveryConditions } from './recovery.ts';
+import { runConditions } from './run-conditions.ts';
+import { exportShimId, SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
+import { servingConditions } from './volume-conditions.ts';
+import { serverConditions } from './volume-server-looks.ts';
 
 const VERDICT_KEEP_MS = 90 * 24 * 3_600_000;
 /**
@@ -61,6 +66,10 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
     needs: ['machines', 'volumes'],
     make: ({ machines, volumes, options: { iscsiHost, tls, plane }, clock, random, logger }) =>
       new SourceHost({ machines, volumes, random, clock, iscsiHost, tls, plane, logger }),
+    conditions: {
+      export: (_, about, parts) =>
+        about.kind === 'machine' || about.kind === 'run' ? exportConditions(parts, about.runs) : [],
+    },
   },
 
   target: {
@@ -105,12 +114,22 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
       return journal;
     },
     close: (journal) => journal.close({ graceMs: CLOSE_GRACE_MS }),
+    conditions: {
+      runs: (_, about, { clock }) =>
+        about.kind === 'worker' ? [] : about.runs.flatMap((run) => runConditions(run, clock.wallMs())),
+    },
   },
 
   drain: {
     needs: ['state', 'journal', 'machines', 'volumes', 'progress', 'source', 'desk'],
     make: (parts) => drainController(parts),
     rest: (drain) => drain.close(),
+    conditions: {
+      drain(_, about) {
+        if (about.kind === 'worker') return drainConditions(about.drain);
+        return about.kind === 'machine' ? drainOfMachine(about.record, about.runs, about.drain) : [];
+      },
+    },
   },
 
   receiver: {
@@ -172,8 +191,40 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
       await Promise.race([recovering, clock.sleep(PATIENCE.firstRecovery.ms)]);
     },
     rest: (recovery) => recovery.close(),
+    conditions: {
+      recovery: (recovery, about) =>
+        about.kind === 'machine' ? recoveryConditions(recovery.trouble(about.record.id), about.record) : [],
+    },
   },
 };
+
+/**
+ * Of moves away from here that need their export: that it hangs. Its target says only that the source does
+ * not answer.
+ */
+async function exportConditions(
+  { machines, looks, clock }: WorkerParts,
+  runs: readonly RunView[],
+): Promise<Condition[]> {
+  const open = runs.filter(({ kind, endedAtMs }) => kind === MIGRATE_OUT && endedAtMs === null);
+  const all = await Promise.all(
+    open.map(async ({ id, output }) => {
+      const shimId = exportShimId(id);
+      const client = await machines.client(shimId);
+      if (client === null) return [];
+      const { status, silentForMs } = await machines.shimLook(shimId);
+      const name = `the export of ${(output as MigrateOutOutput).subject?.machineName ?? id}`;
+      const runtimeDir = machines.runtimeDir(shimId);
+      const answers = silentForMs === null && status?.volume;
+      const server = answers ? await looks.look(shimId, client, answers.serverPid) : null;
+      return [
+        ...servingConditions(silentForMs, runtimeDir, name, clock.wallMs()),
+        ...serverConditions(server, runtimeDir, name),
+      ];
+    }),
+  );
+  return all.flat();
+}
 
 function moves(parts: WorkerParts): RunDefinition<never>[] {
   const { source, target, peers, desk, failedTargets, key, receipts, inbox, progress, options, clock } =

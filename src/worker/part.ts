@@ -1,3 +1,5 @@
+import { type About, type Condition, collectConditions, type TellsConditions } from './condition.ts';
+
 /**
  * A part of a worker: how it is made, of what, and what it does at the start and at the end of the worker.
  * `Made` is what others get of it.
@@ -6,7 +8,7 @@
  * only reached for later (by a callback, at the start) may be any, in a circle too.
  */
 export type Part<Parts, Made> = {
-  readonly needs: readonly (keyof Parts & string)[];
+  readonly needs: readonly Exclude<keyof Parts & string, keyof Told>[];
   make(parts: Parts): Made | Promise<Made>;
   /** When all are made, in the order of their making. The worker is up when the last has started. */
   start?(made: Made, parts: Parts): unknown;
@@ -14,10 +16,17 @@ export type Part<Parts, Made> = {
   rest?(made: Made): void;
   /** In the opposite order of the making, also of what was made by a worker that did not come up. */
   close?(made: Made, parts: Parts): unknown;
+  /** What it knows to be the matter with a machine, a volume, a run or the worker (`godwit why`). */
+  readonly conditions?: TellsConditions<Parts, Made>;
+};
+
+/** What all parts say together, for whichever of them answers for the worker. */
+export type Told = {
+  conditions(about: About): Promise<Condition[]>;
 };
 
 export type PartTable<Given, Made> = {
-  readonly [Name in keyof Made]: Part<Given & Made, Made[Name]>;
+  readonly [Name in keyof Made]: Part<Given & Made & Told, Made[Name]>;
 };
 
 /**
@@ -51,10 +60,20 @@ export function orderOf(
 export async function assemble<Given extends object, Made extends object>(
   table: PartTable<Given, Made>,
   given: Given,
-): Promise<{ parts: Given & Made; close: () => Promise<void> }> {
+): Promise<{ parts: Given & Made & Told; close: () => Promise<void> }> {
   const rows = table as unknown as Readonly<Record<string, Part<unknown, unknown>>>;
   const made = new Map<string, unknown>();
-  const parts = new Proxy(given as Given & Made, {
+  const told: Told = {
+    conditions: (about) =>
+      collectConditions(
+        Object.entries(rows).flatMap(([name, { conditions }]) =>
+          conditions ? { conditions, made: made.get(name) } : [],
+        ),
+        about,
+        parts,
+      ),
+  };
+  const parts = new Proxy({ ...told, ...given } as Given & Made & Told, {
     get: (target, name: string) => {
       if (made.has(name)) return made.get(name);
       if (name in target || !(name in rows)) return (target as Record<string, unknown>)[name];

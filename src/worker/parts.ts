@@ -22,17 +22,20 @@ import type { VolumeStore } from '../volume/index.ts';
 import type { Ballast } from './ballast.ts';
 import type { DataFolder } from './data-folder.ts';
 import type { DirtyBound } from './dirty-bound.ts';
+import type { DiskLook } from './disk-look.ts';
 import type { DownEvents } from './down.ts';
 import type { Edges } from './edges.ts';
 import type { EventBus } from './event-bus.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
 import type { WorkerOptions } from './options.ts';
+import type { Told } from './part.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
 import type { SourceHost } from './source-host.ts';
 import type { TargetHost } from './target-host.ts';
 import type { VolumeAccess } from './volume-access.ts';
+import type { VolumeServerLooks } from './volume-server-looks.ts';
 
 /** What a worker is made out of. */
 export type Given = {
@@ -48,6 +51,8 @@ export type Given = {
 /** What is on this host and in its data folder. */
 export type HostParts = {
   folder: DataFolder;
+  disk: DiskLook;
+  looks: VolumeServerLooks;
   ballast: Ballast;
   state: DatabaseSync;
   /** The certificate of this host; null: it has none. */
@@ -98,4 +103,4 @@ export type SurfaceParts = {
   resumption: object;
 };
 
-export type WorkerParts = Given & HostParts & MoveParts & SurfaceParts;
+export type WorkerParts = Given & HostParts & MoveParts & SurfaceParts & Told;

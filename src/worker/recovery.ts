@@ -9,6 +9,7 @@ import type { MachineRecord } from '../machine/store.ts';
 import { targetRunId } from '../migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { VolumeStore } from '../volume/index.ts';
+import type { Condition } from './condition.ts';
 import { runOfExport } from './source-host.ts';
 
 /** Why a machine that should run does not, and when it is tried again. */
@@ -204,4 +205,24 @@ export class MachineRecovery {
     const run = this.#options.run(runId);
     return run !== null && (run.endedAtMs === null || (run.state === 'failed' && run.step !== null));
   }
+}
+
+/** It should run, and could not be started. */
+export function recoveryConditions(
+  trouble: Trouble | null,
+  { name, desired }: { name: string; desired: 'running' | 'stopped' },
+): Condition[] {
+  // A shim that hangs is told of by itself (`silentConditions`): its machine may well run.
+  if (trouble === null || trouble.error.code === 'RPC_TIMEOUT') return [];
+  const { error, sinceMs, attempts } = trouble;
+  return [
+    {
+      code: desired === 'running' ? 'machine-not-started' : 'machine-not-stopped',
+      holdsUp: `machine ${name}`,
+      message: `it could not be ${desired === 'running' ? 'started' : 'stopped'} (${attempts} ${attempts === 1 ? 'try' : 'tries'}; it is tried again by itself): ${error.message}`,
+      sinceMs,
+      whoCanClearIt: 'an operator; it is tried again by itself',
+      nextAction: error.nextAction,
+    },
+  ];
 }

@@ -8,8 +8,7 @@ import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import { stepOf } from '../migration/move-watch.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
-import { DiskLook } from './disk-look.ts';
-import { DownEvents } from './down.ts';
+import { DownEvents, downConditions } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { Neighbour } from './neighbour.ts';
 import type { PartTable } from './part.ts';
@@ -49,13 +48,13 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
       });
       return downs;
     },
+    conditions: { down: (_, about) => (about.kind === 'machine' ? downConditions(about.view) : []) },
   },
 
   service: {
     needs: [
       ...(['recovery', 'key', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal'] as const),
       ...(['drain', 'receiver', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
-      'folder',
     ],
     make(parts) {
       const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
@@ -68,7 +67,7 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
         startedAtMs: clock.wallMs(),
         keyFingerprint: parts.key.fingerprint,
         overrides: new Overrides({ journal, receiver, peers: () => peers, clock }),
-        disk: new DiskLook(parts.folder.paths.writeProbe, clock),
+        conditions: (about) => parts.conditions(about),
         answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal })),
         peers: () => peers,
         keys: options.keys,

@@ -107,20 +107,23 @@ export class Views {
         ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
         : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
-      ...this.dataLossOf(record, status?.dataLoss),
+      ...dataLossOf(this.#o.volumes, record, status?.dataLoss),
     };
   }
+}
 
-  /**
-   * From the file, so that it is told when no server runs; from the server while the disk refuses the file
-   * too.
-   */
-  dataLossOf(record: VolumeRecord, told?: { atMs: number; reason: string }): Pick<VolumeView, 'dataLoss'> {
-    const folder = this.#o.volumes.folder(record.id);
-    const loss = readDataLoss(folder, { volumeId: record.id, generation: record.generation }) ?? told;
-    if (!loss) return {};
-    return { dataLoss: { atMs: loss.atMs, reason: loss.reason, file: join(folder, VOLUME_FILES.dataLoss) } };
-  }
+/**
+ * From the file, so that it is told when no server runs; from the server while the disk refuses the file too.
+ */
+export function dataLossOf(
+  volumes: Pick<VolumeStore, 'folder'>,
+  record: VolumeRecord,
+  told?: { atMs: number; reason: string },
+): Pick<VolumeView, 'dataLoss'> {
+  const folder = volumes.folder(record.id);
+  const loss = readDataLoss(folder, { volumeId: record.id, generation: record.generation }) ?? told;
+  if (!loss) return {};
+  return { dataLoss: { atMs: loss.atMs, reason: loss.reason, file: join(folder, VOLUME_FILES.dataLoss) } };
 }
 
 /**

@@ -2,8 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
-import { VolumeServerLooks } from './volume-server-looks.ts';
-import { serverConditions } from './why.ts';
+import { serverConditions, VolumeServerLooks } from './volume-server-looks.ts';
 
 function failing(code: string, values: GodwitError['values'] = {}) {
   return new GodwitError(code, code, { values, nextAction: 'wait' });

@@ -1,6 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import { isGodwitError, toWireError, type WireError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import type { Condition } from './condition.ts';
 
 /** A volume server that does not answer, or that there is not any more. */
 export type ServerTrouble = {
@@ -52,4 +53,38 @@ export class VolumeServerLooks {
     this.#sinceMs.delete(shimId);
     return null;
   }
+}
+
+/**
+ * Nobody answers what it reads and writes: it waits, without an error. `runtimeDir`: of the shim. `who`:
+ * the machine, or the served volume.
+ */
+export function serverConditions(
+  trouble: ServerTrouble | null,
+  runtimeDir: string,
+  who: string,
+): Condition[] {
+  if (trouble === null) return [];
+  const { error, sinceMs, serverPid } = trouble;
+  const base = { holdsUp: who, sinceMs, whoCanClearIt: 'an operator of the worker' };
+  if (error.code === 'RPC_TIMEOUT') {
+    const process = serverPid === null ? 'its process' : `its process (pid ${serverPid})`;
+    return [
+      {
+        ...base,
+        code: 'volume-server-silent',
+        message: `the volume server of ${who} does not answer: what is read and written waits, and nothing of it is lost`,
+        nextAction: `Look whether ${process} is stopped, or waits for a disk, and at ${runtimeDir}/volume-server.log. It may be killed (SIGKILL): another one is started, and goes on with what waits.`,
+      },
+    ];
+  }
+  const { lastError } = error.values;
+  return [
+    {
+      ...base,
+      code: 'volume-server-ended',
+      message: `the volume server of ${who} has ended, and does not come back${lastError ? `: ${lastError}` : ''}; what is read and written waits`,
+      nextAction: `It is tried again by itself; ${runtimeDir}/volume-server.log says why it ended.`,
+    },
+  ];
 }
