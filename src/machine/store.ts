@@ -4,7 +4,7 @@ import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { MachineConfig, runOf } from '../contract/machine-config.ts';
-import { removeFile, replaceFile } from '../sys/durable-file.ts';
+import { removeFile, replaceFile, syncFolder } from '../sys/durable-file.ts';
 import { ownPath } from '../sys/named-path.ts';
 
 /** What a worker knows of one of its machines: `<dataDir>/machines/<id>.json`. */
@@ -42,6 +42,8 @@ export class MachineStore {
   static async open(dataDir: string): Promise<MachineStore> {
     const store = new MachineStore(join(dataDir, 'machines'));
     await mkdir(store.directory, { recursive: true, mode: 0o700 });
+    // Else a power cut may take the folder, and all that is made in it.
+    await syncFolder(dataDir);
     for (const name of await readdir(store.directory)) {
       if (name.endsWith('.new')) await rm(join(store.directory, name), { force: true });
     }

@@ -106,6 +106,19 @@ test('each step of the source fails for good: the machine runs again where it wa
   }
 });
 
+test('an export whose shim dies while the machine is stopped is opened again, and the move goes on', async (t) => {
+  const pair = new MovePair(t);
+  const { seal } = pair.world.sourceSide;
+  pair.world.sourceSide.seal = async (...args) => {
+    const report = await seal(...args);
+    pair.world.source.exported = null;
+    return report;
+  };
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
 test('an undo that is cut off at each append is carried to its end', async (t) => {
   for (const point of crashPointNames(definitions.source, 'backward')) {
     await t.test(point, async (t) => {

@@ -7,6 +7,7 @@ import { orBack } from './obstacle.ts';
 import { interruption, type OutNotes } from './out-notes.ts';
 import {
   forgotten,
+  keepExport,
   OUT_PATIENCE,
   type OutTools,
   outStep,
@@ -101,11 +102,12 @@ export const open = outStep({
   ...{ name: 'open', phase: 'interruption', waitsFor: 'godwit', blamesTarget: true },
   ...OUT_PATIENCE.stopped,
   needs: ['subject', 'target'],
-  uses: ['override'],
+  uses: ['override', 'source', 'targetTls'],
   async do(tools, context) {
     const { subject, target } = context.notes;
     const { runId, attempt } = context;
-    const opened = subject.volume ? tools.source.releaseExport(runId) : null;
+    // Its shim may have died since, or its host: the machine is down, and nobody else opens it again.
+    const opened = keepExport(tools, runId, subject, context.notes);
     await orBack(attempt, Promise.all([opened, signOfLife(tools, targetOf(tools, target), context)]));
   },
   async undo(tools, { runId, signal, notes: { target, override } }) {

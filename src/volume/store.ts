@@ -77,6 +77,8 @@ export class VolumeStore {
   static async open(dataDir: string, options: VolumeStoreOptions): Promise<VolumeStore> {
     const store = new VolumeStore(join(dataDir, 'volumes'), options);
     await mkdir(store.directory, { recursive: true, mode: 0o700 });
+    // Else a power cut may take the folder, and all that is made in it.
+    await syncFolder(dataDir);
     for (const name of await readdir(store.directory)) {
       if (!name.startsWith(NEW_PREFIX) && !name.startsWith(GONE_PREFIX)) continue;
       store.#logger.info({ folder: name }, 'removing what a crash left of a volume');

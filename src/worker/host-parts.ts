@@ -3,9 +3,11 @@ import { PAUSE } from '../base/patience.ts';
 import { Rounds } from '../base/rounds.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 import { MountProof } from '../host/mount-proof.ts';
+import type { RunView } from '../journal/run.ts';
 import { MachineManager } from '../machine/manager.ts';
 import { MachineStore } from '../machine/store.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
+import { isPast } from '../migration/move-watch.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
@@ -183,8 +185,13 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         tls: options.tls,
         plane: options.plane,
         keys: options.keys,
-        incoming: (volumeId) =>
-          incoming(parts).find((request) => request.volume?.volumeId === volumeId) ?? null,
+        incoming: (volumeId) => {
+          const isOf = ({ input }: RunView) => (input as PrepareRequest).volume?.volumeId === volumeId;
+          const run = parts.journal.open({ kind: MIGRATE_IN }).find(isOf);
+          return run
+            ? { request: run.input as PrepareRequest, isBooting: !isPast(run, 'interruption') }
+            : null;
+        },
         hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
         whenFull: options.whenFull,
         beforeAttach: async (record) => {

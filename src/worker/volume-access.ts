@@ -22,8 +22,11 @@ export type VolumeAccessOptions = {
   plane: WorkerOptions['plane'];
   /** Where the keys of encrypted volumes come from; null: nowhere. */
   keys: KeySource | null;
-  /** The unfinished incoming move that this volume is the clone of, null when there is none. */
-  incoming: (volumeId: string) => PrepareRequest | null;
+  /**
+   * The unfinished incoming move that this volume is the clone of, null when there is none. `isBooting`: its
+   * machine is not healthy here yet.
+   */
+  incoming: (volumeId: string) => { request: PrepareRequest; isBooting: boolean } | null;
   hydrationRateBytesPerSecondMax: number;
   whenFull: WorkerOptions['whenFull'];
   /**
@@ -74,16 +77,20 @@ export class VolumeAccess implements VolumeProvider {
     const options = { volumeDir, access, keys, whenFull };
     if (record.state === 'ready') return ownSpec(record, options);
     if (record.state === 'clone' || (record.state === 'incoming' && access === 'standby')) {
-      const moved = this.#options.incoming(record.id)?.volume;
-      if (moved) {
+      const rateBytesPerSecondMax = hydrationRateBytesPerSecondMax;
+      const move = this.#options.incoming(record.id);
+      const source = move?.request.volume?.source;
+      if (source) {
         // A machine that boots has host and wire for itself; the move lets hydration begin when it is
-        // healthy.
-        const hydration = { paused: true, rateBytesPerSecondMax: 0 };
-        return cloneSpec(record, { ...options, validityDir, tls, source: moved.source, hydration });
+        // healthy. What is opened again later goes on by itself: the move has said its word.
+        const hydration = move.isBooting
+          ? { paused: true, rateBytesPerSecondMax: 0 }
+          : { paused: false, rateBytesPerSecondMax };
+        return cloneSpec(record, { ...options, validityDir, tls, source, hydration });
       }
       const imported = await readImportSource(volumeDir);
       if (imported) {
-        const hydration = { paused: false, rateBytesPerSecondMax: hydrationRateBytesPerSecondMax };
+        const hydration = { paused: false, rateBytesPerSecondMax };
         return importSpec(record, { ...options, validityDir, source: imported, hydration });
       }
     }

@@ -138,6 +138,8 @@ export class MoveWorld {
     },
     releaseExport: async () => {
       assert.notEqual(this.source.volume.state, 'ready', 'only a sealed volume is opened for reading');
+      if (this.source.exported === null)
+        throw new GodwitError('WORKER_EXPORT_GONE', 'its shim has ended', { nextAction: 'open it again' });
       this.source.exported = 'open';
       this.#changed('releaseExport');
     },
