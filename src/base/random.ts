@@ -20,15 +20,21 @@ export const systemRandom: Random = {
  */
 export function seededRandom(seed: number): Random {
   let state = seed >>> 0;
+  /** 32 bits. */
   const next = (): number => {
     state = (state + 0x6d2b79f5) >>> 0;
     let mixed = state;
     mixed = Math.imul(mixed ^ (mixed >>> 15), mixed | 1);
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+    return (mixed ^ (mixed >>> 14)) >>> 0;
   };
   return {
-    below: (limit) => Math.floor(next() * limit),
-    bytes: (length) => Uint8Array.from({ length }, () => Math.floor(next() * 256)),
+    below: (limit) => Math.floor((next() / 2 ** 32) * limit),
+    bytes: (length) => {
+      const words = new Uint32Array(Math.ceil(length / 4));
+      for (let word = 0; word < words.length; word++) words[word] = next();
+      const bytes = new Uint8Array(words.buffer);
+      return length === bytes.length ? bytes : bytes.slice(0, length);
+    },
   };
 }
