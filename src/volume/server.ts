@@ -245,4 +245,4 @@ async function main(): Promise<void> {
   if (!isAttach(spec)) void rpc.closed.then(() => end('the supervisor is gone'));
 }
 
-await main();
+void main();
