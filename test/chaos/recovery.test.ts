@@ -66,17 +66,19 @@ test('a key program that is away for a moment keeps a machine down only for that
   assert.doesNotMatch((await fleet.run('why', 'm')).stdout, /could not be started/);
 
   // A worker that dies in the middle of a restart has not said that the machine shall stay down.
-  const deaf = ['machine', 'run', '--name', 'deaf', '--worker', 'a', '--stop-timeout', '3s', '--detach'];
+  const deaf = ['machine', 'run', '--name', 'deaf', '--worker', 'a', '--stop-timeout', '1h', '--detach'];
   assert.equal((await fleet.run(...deaf, '--', 'sh', '-c', DEAF)).exitCode, 0);
   await fleet.until('it to listen', async () =>
     /up/.test((await fleet.run('machine', 'logs', 'deaf')).stdout),
   );
+  const { pid: deafPid } = await worker.client.showMachine('deaf');
   const restarting = fleet.run('machine', 'restart', 'deaf');
   const asked = async () => /asked/.test((await fleet.run('machine', 'logs', 'deaf')).stdout);
   await fleet.until('its signal', asked);
   await worker.kill();
   assert.equal((await restarting).exitCode, 4);
   await worker.start();
+  process.kill(deafPid!, 'SIGKILL');
   await fleet.until('its second beginning', async () => {
     const { stdout } = await fleet.run('machine', 'logs', 'deaf', '--lines', '100');
     const { state } = await worker.client.showMachine('deaf');
