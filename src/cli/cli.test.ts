@@ -48,7 +48,10 @@ class Fleet {
   }
 
   spawn(...args: string[]): ChildProcess {
-    const child = spawn(BIN, args, { cwd: this.dir, env: { PATH: process.env.PATH, HOME: this.dir } });
+    // Below a home of its own nothing would be compiled yet.
+    const { PATH, NODE_COMPILE_CACHE } = process.env;
+    const env = { PATH, HOME: this.dir, ...(NODE_COMPILE_CACHE && { NODE_COMPILE_CACHE }) };
+    const child = spawn(BIN, args, { cwd: this.dir, env });
     this.#t.after(() => {
       if (child.exitCode === null) child.kill('SIGKILL');
     });
