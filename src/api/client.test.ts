@@ -119,6 +119,27 @@ test('events come one by one, and closing the server ends them', async (t) => {
   assert.ok(service.calls.includes('event listener left'));
 });
 
+test('a worker that refuses what came later is one of an earlier version; the rest it refuses as ever', async (t) => {
+  let unknown = 'copies';
+  const server = createHttpServer((_request, response) => {
+    const message = `querystring: unknown property ${unknown}`;
+    const error = { code: 'API_INVALID_REQUEST', message, values: {}, nextAction: 'x' };
+    response.writeHead(400).end(JSON.stringify({ error }));
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => server.close());
+  const client = new ApiClient({
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    token: 'x',
+  });
+  t.after(() => client.close());
+  const refused = async () => rejection(client.destroyVolume('v', { copies: true }));
+  const { code, values } = await refused();
+  assert.deepEqual([code, values.part], ['API_EARLIER_VERSION', 'copies']);
+  unknown = 'forse';
+  assert.equal((await refused()).code, 'API_INVALID_REQUEST');
+});
+
 test('nobody listens: certainly not delivered', async () => {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

@@ -120,13 +120,16 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     { signal, timeoutMs = deadlineOf(endpoint, body) }: CallOptions,
   ): Promise<unknown> {
     const { method, field, idempotent = false } = endpoint;
-    const reply = await this.#json<Record<string, unknown>>(method, path, {
+    const asked = this.#json<Record<string, unknown>>(method, path, {
       query,
       body,
       signal,
       timeoutMs,
       runId: parameters.runId,
       idempotent,
+    });
+    const reply = await asked.catch((error: unknown) => {
+      throw this.#ofEarlierVersion(endpoint, error) ?? error;
     });
     return field === undefined ? reply : reply[field];
   }
@@ -352,6 +355,20 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     const status = response.statusCode ?? 0;
     const wire = wireErrorOf(this.#parse(await this.#text(response, signal)));
     return wire ? GodwitError.fromWire(wire) : this.#badReply(`status ${status} without a godwit error`);
+  }
+
+  /** What a worker of an earlier version means that refuses a part which came later; null: it is not that. */
+  #ofEarlierVersion({ since = {} }: Endpoint, cause: unknown): GodwitError | null {
+    if (!isGodwitError(cause, 'API_INVALID_REQUEST')) return null;
+    const part = /unknown property (\w+)/.exec(cause.message)?.[1] ?? '';
+    if (!Object.hasOwn(since, part)) return null;
+    const message = `${this.url} is of an earlier version, which does not know \`${part}\``;
+    return new GodwitError('API_EARLIER_VERSION', message, {
+      values: { url: this.url, part },
+      retry: 'never',
+      nextAction: 'Upgrade that worker, or ask without it.',
+      cause,
+    });
   }
 
   #badReply(what: string): GodwitError {

@@ -10,6 +10,8 @@ import {
   type Endpoint,
   parametersOf,
   type Request,
+  unsaidParts,
+  wordsOf,
 } from './endpoint.ts';
 import { HEALTH, OPERATOR } from './operator.ts';
 import { PEER } from './peer.ts';
@@ -105,4 +107,46 @@ test('in what workers answer no two questions have one name or one route, and ev
     assert.equal(endpoint.path.startsWith('/v1/rpc/'), endpoint.caller === 'worker', name);
     if (endpoint.inBody !== undefined) assert.ok(parametersOf(endpoint).includes(endpoint.inBody), name);
   }
+});
+
+test('a part that came later goes to a worker that has said its word, and an operator says it where it means it', async () => {
+  const row = { summary: 's', tag: 't', method: 'POST', path: '/x' } as const;
+  const LATER = {
+    ask: {
+      ...row,
+      body: Type.Object({ what: Type.String(), why: Type.Optional(Type.String()) }),
+      since: { why: 'reasons' },
+      caller: 'worker',
+    },
+    drop: {
+      ...row,
+      method: 'DELETE',
+      query: Type.Object({ force: Type.Boolean({ default: false }), all: Type.Boolean({ default: false }) }),
+      since: { all: 'all' },
+      caller: 'operator',
+    },
+  } as const satisfies Conversation;
+  const sent: unknown[] = [];
+  class Client extends asking(LATER) {
+    override async call(_name: string, _endpoint: Endpoint, { body, query }: Request) {
+      sent.push(body ?? query);
+    }
+  }
+  const client = new Client();
+  const question = { what: 'a', why: 'b' };
+  await client.ask(question);
+  await client.ask(question, { knows: ['other'] });
+  await client.ask(question, { knows: ['reasons'] });
+  await client.drop({ all: false });
+  await client.drop({ force: true, all: true });
+  assert.deepEqual(sent, [{ what: 'a' }, { what: 'a' }, question, {}, { force: true, all: true }]);
+  assert.deepEqual(question, { what: 'a', why: 'b' }, 'it is the caller’s');
+  assert.deepEqual(wordsOf(LATER), ['reasons', 'all']);
+  assert.deepEqual(unsaidParts(LATER.ask, { what: 'a' }), [], 'there is nothing to say');
+});
+
+test('what a conversation says to have come later is a part of it', () => {
+  for (const { since = {}, query, body } of Object.values({ ...OPERATOR, ...PEER }) as Endpoint[])
+    for (const part of Object.keys(since))
+      assert.ok(part in ((query ?? body) as unknown as { properties: object }).properties, part);
 });

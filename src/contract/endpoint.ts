@@ -19,6 +19,12 @@ export type Endpoint = {
   readonly body?: TSchema;
   /** What is sent where who asks says nothing. */
   readonly given?: Readonly<Record<string, unknown>>;
+  /**
+   * Parts of the body or query that came later, each with the word by which a worker says that it knows it. One
+   * of an earlier version refuses what it does not know. So between workers such a part goes to who has said its
+   * word (`CallOptions.knows`), and is a hint by that; an operator's goes where it says more than its default.
+   */
+  readonly since?: Readonly<Record<string, string>>;
   /** Left out: nothing, which is an empty object on the wire. */
   readonly reply?: TSchema;
   /** On the wire the reply is the only field of an object, which can have others later. */
@@ -48,6 +54,8 @@ export type CallOptions = {
   signal?: AbortSignal | undefined;
   /** Instead of the deadline of the endpoint. */
   timeoutMs?: number | undefined;
+  /** The words that the worker which is asked has said (`Endpoint.since`). Left out: none. */
+  knows?: readonly string[] | undefined;
 };
 
 /** One call, as it goes over the wire. */
@@ -107,13 +115,32 @@ export function parametersOf({ path }: Endpoint): string[] {
   return [...path.matchAll(/:(\w+)/g)].map((match) => match[1]!);
 }
 
+/** All words of the parts that came later, for who answers a conversation to say. */
+export function wordsOf(conversation: Conversation): string[] {
+  return [...new Set(Object.values(conversation).flatMap(({ since = {} }) => Object.values(since)))];
+}
+
+/** The parts that `input` has and that go unsaid to who knows these words. */
+export function unsaidParts(endpoint: Endpoint, input: object, knows: readonly string[] = []): string[] {
+  const { since = {}, caller, query, body } = endpoint;
+  const { properties = {} } = (query ?? body ?? {}) as { properties?: Record<string, { default?: unknown }> };
+  return Object.entries(since).flatMap(([part, word]) => {
+    const value = (input as Record<string, unknown>)[part];
+    const isSaid = caller === 'worker' ? knows.includes(word) : value !== properties[part]?.default;
+    return value === undefined || isSaid ? [] : [part];
+  });
+}
+
 /** What `Ask` was called with, as it goes over the wire. */
 function requestOf(endpoint: Endpoint, args: readonly unknown[]): { request: Request; options: CallOptions } {
   const names = parametersOf(endpoint);
   const { inBody, query, body, given } = endpoint;
   const rest = inBody === undefined ? args.slice(names.length) : args;
   const hasInput = body !== undefined || query !== undefined;
+  const options = (rest[hasInput ? 1 : 0] as CallOptions | undefined) ?? {};
   const input = hasInput ? { ...given, ...(rest[0] as object | undefined) } : undefined;
+  for (const part of unsaidParts(endpoint, input ?? {}, options.knows))
+    delete (input as Record<string, unknown>)[part];
   const values = inBody === undefined ? args : names.map((name) => (input as Record<string, unknown>)[name]);
   const parameters = Object.fromEntries(names.map((name, index) => [name, String(values[index])]));
   return {
@@ -123,7 +150,7 @@ function requestOf(endpoint: Endpoint, args: readonly unknown[]): { request: Req
       ...(query !== undefined && { query: input as Record<string, unknown> }),
       ...(body !== undefined && { body: input }),
     },
-    options: (rest[hasInput ? 1 : 0] as CallOptions | undefined) ?? {},
+    options,
   };
 }
 

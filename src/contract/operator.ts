@@ -221,7 +221,6 @@ export const OPERATOR = {
     path: '/v1/volumes/:ref',
     caller: 'operator',
   },
-  /** A worker of an earlier version does not know `copies`: it is only asked where it is meant. */
   destroyVolume: {
     ...OPERATION,
     summary:
@@ -235,6 +234,7 @@ export const OPERATOR = {
       /** The sealed copies that moves left of it here, too. */
       copies: Type.Boolean({ default: false }),
     }),
+    since: { copies: 'copies' },
   },
   /** Refused while a running machine has it. */
   serveVolume: {
@@ -310,10 +310,7 @@ export const OPERATOR = {
     method: 'POST',
     path: '/v1/runs/:id/nudge',
   },
-  /**
-   * The last resort: docs/api.md. `targetIsDestroyed` goes only where it is stated: workers of earlier
-   * versions refuse what they do not know.
-   */
+  /** The last resort: docs/api.md. */
   forceRun: {
     ...RUN,
     // It asks the other worker, and waits for what the run leaves to be given back.
@@ -322,6 +319,7 @@ export const OPERATOR = {
     method: 'POST',
     path: '/v1/runs/:id/force',
     body: ForceRunRequest,
+    since: { targetIsDestroyed: 'target-is-destroyed' },
   },
   showReceipt: {
     summary: 'The receipt of a move (by its run) or of the latest move of a machine, signed by both workers',

@@ -88,17 +88,6 @@ export const PlacementRequest = Type.Object({
 });
 export type PlacementRequest = Static<typeof PlacementRequest>;
 
-/**
- * Parts of requests that came later: a worker of an earlier version refuses what it does not know, so they
- * are sent to who says that he knows them.
- */
-export const KNOWN = {
-  /** `PrepareRequest.ailing`. */
-  ailing: 'ailing',
-  /** `OfferRequest.needs`. */
-  needs: 'needs',
-} as const;
-
 /** What else its host must have. */
 export const OfferNeeds = Type.Object({
   config: MachineConfig,
@@ -115,7 +104,6 @@ export const OfferRequest = Type.Object({
    * move.
    */
   planned: Type.Array(PlacementRequest),
-  /** Said only to who knows it (`Offer.knows`). */
   needs: Type.Optional(OfferNeeds),
 });
 export type OfferRequest = Static<typeof OfferRequest>;
@@ -132,7 +120,7 @@ export const Offer = Type.Object({
   freeDiskBytes: Type.Integer(),
   /** It can fetch the blocks over TLS. Absent: it cannot. */
   tls: Type.Optional(Type.Boolean()),
-  /** What it understands beyond the first version of these requests (`KNOWN`). Absent: nothing. */
+  /** The words of what came later (`Endpoint.since`) and it knows. Absent: none. */
   knows: Type.Optional(Type.Array(Type.String())),
   /** Machines of the same group that are already here. */
   groupMembers: Type.Integer(),
@@ -181,8 +169,7 @@ export const PrepareRequest = Type.Object({
   startMachine: Type.Boolean(),
   /**
    * What is wrong with the machine before the move, as the end of a sentence that begins with "it": it is
-   * started at the target as well, and nobody waits for it to get healthy. Left out: nothing. Said only to
-   * who knows it (`Offer.knows`).
+   * started at the target as well, and nobody waits for it to get healthy. Left out: nothing.
    */
   ailing: Type.Optional(Type.String()),
 });
@@ -301,6 +288,7 @@ export const PEER = {
     method: 'POST',
     path: '/v1/rpc/offers',
     body: OfferRequest,
+    since: { needs: 'needs' },
     reply: Offer,
     idempotent: true,
     caller: 'worker',
@@ -317,6 +305,7 @@ export const PEER = {
     parameter,
     inBody: 'runId',
     body: PrepareRequest,
+    since: { ailing: 'ailing' },
     reply: TargetStatus,
     caller: 'worker',
   },

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { GodwitError } from '../base/errors.ts';
 import { FakeClock } from '../base/fake-clock.ts';
-import type { Offer, OfferRequest, Peer } from '../contract/peer.ts';
+import { asking, type Endpoint, type Request } from '../contract/endpoint.ts';
+import { type Offer, type OfferRequest, PEER, type Peer } from '../contract/peer.ts';
 import { OfferDesk } from './offers.ts';
 
 const REQUEST = { sourceWorker: 'a', planned: [] } as unknown as OfferRequest;
@@ -105,17 +106,18 @@ test('a worker that fails has answered; only those are asked that are wanted', a
 test('what came later is said to who knows it, and not any more when an earlier version has taken its place', async () => {
   const heard: string[] = [];
   let version: 'new' | 'old' = 'new';
-  const peer = {
-    name: 'b',
-    offer: async (request: OfferRequest) => {
-      heard.push(`${version}${request.needs ? ' with needs' : ''}`);
-      if (version === 'old' && request.needs)
+  class Worker extends asking(PEER) {
+    readonly name = 'b';
+    override async call(_name: string, _endpoint: Endpoint, { body }: Request) {
+      const { needs } = body as OfferRequest;
+      heard.push(`${version}${needs ? ' with needs' : ''}`);
+      if (version === 'old' && needs)
         throw new GodwitError('API_INVALID_REQUEST', 'unknown property', { nextAction: 'none' });
       if (version === 'old') return offer('b', true);
-      return { ...offer('b', request.needs === undefined), knows: ['needs'] };
-    },
-  } as unknown as Peer;
-  const { desk: offers } = desk({ peer });
+      return { ...offer('b', needs === undefined), knows: ['needs'] };
+    }
+  }
+  const { desk: offers } = desk({ peer: new Worker() as unknown as Peer });
   const request = { ...REQUEST, needs: { config: {} } } as OfferRequest;
   const ask = async () => (await offers.ask({ wanted: null, request }))[0]!.accepted;
   assert.equal(await ask(), false, 'it cannot run it');

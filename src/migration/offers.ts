@@ -2,7 +2,8 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
-import { KNOWN, type Offer, type OfferRequest, type Peer } from '../contract/peer.ts';
+import { unsaidParts } from '../contract/endpoint.ts';
+import { type Offer, type OfferRequest, PEER, type Peer } from '../contract/peer.ts';
 import type { MoveSubject } from './source-side.ts';
 
 /** What is asked for a machine that is to move now. */
@@ -37,7 +38,7 @@ export class OfferDesk {
   /** Since when, by the monotonic clock. */
   readonly #silentSinceMs = new Map<string, number>();
   readonly #probes = new Map<string, Promise<Offer>>();
-  /** What each of them said that it knows (`KNOWN`). */
+  /** What each of them said that it knows (`Endpoint.since`). */
   readonly #knows = new Map<string, readonly string[]>();
 
   constructor(options: { peers: () => readonly Peer[]; clock: Clock; graceMs?: number }) {
@@ -102,22 +103,22 @@ export class OfferDesk {
     return until(probe, late.signal).finally(cancel);
   }
 
-  /** What a worker of an earlier version would refuse to hear is said when it has said that it knows it. */
+  /** With all that it knows, which its answer says. */
   async #offer(peer: Peer, request: OfferRequest, signal?: AbortSignal): Promise<Offer> {
-    const { needs, ...plain } = request;
-    const isKnown = (knows: readonly string[] | undefined) => knows?.includes(KNOWN.needs) === true;
-    if (needs !== undefined && isKnown(this.#knows.get(peer.name))) {
-      try {
-        return this.#heard(peer, await peer.offer(request, { signal }));
-      } catch (error) {
-        if (!isGodwitError(error, 'API_INVALID_REQUEST')) throw error;
-        // It has been replaced by an earlier version.
-        this.#knows.delete(peer.name);
-      }
+    const known = this.#knows.get(peer.name);
+    try {
+      const offer = this.#heard(peer, await peer.offer(request, { signal, knows: known }));
+      const { knows } = offer;
+      const saysMore =
+        unsaidParts(PEER.offer, request, known).length > unsaidParts(PEER.offer, request, knows).length;
+      if (!offer.accepted || !saysMore) return offer;
+      return this.#heard(peer, await peer.offer(request, { signal, knows }));
+    } catch (error) {
+      if (!isGodwitError(error, 'API_INVALID_REQUEST') || !known?.length) throw error;
+      // It has been replaced by an earlier version.
+      this.#knows.delete(peer.name);
+      return this.#offer(peer, request, signal);
     }
-    const offer = this.#heard(peer, await peer.offer(plain, { signal }));
-    if (needs === undefined || !offer.accepted || !isKnown(offer.knows)) return offer;
-    return this.#heard(peer, await peer.offer(request, { signal }));
   }
 
   #heard(peer: Peer, offer: Offer): Offer {

@@ -2,7 +2,7 @@ import { deadline } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';
-import { KNOWN, type PrepareRequest } from '../contract/peer.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { Waiting } from './move-step.ts';
 import { noCapacity, offerRequest } from './offers.ts';
@@ -65,7 +65,8 @@ export const prepare = outStep({
   async do(tools, context) {
     const { runId, signal, notes } = context;
     const peer = targetOf(tools, notes.target);
-    let status = await peer.prepare(prepareRequest(tools, runId, context.input, notes), { signal });
+    const request = prepareRequest(tools, runId, context.input, notes);
+    let status = await peer.prepare(request, { signal, knows: notes.targetKnows });
     while (!reached(status, 'prepared')) {
       if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
       context.waiting(
@@ -103,7 +104,7 @@ function prepareRequest(
   { worker }: OutTools,
   runId: string,
   { rekey }: MigrateOutInput,
-  { subject, source, targetKnows }: Pick<OutNotes, 'subject' | 'source'> & Partial<OutNotes>,
+  { subject, source }: Pick<OutNotes, 'subject' | 'source'>,
 ): PrepareRequest {
   const { volume, ailing } = subject;
   return {
@@ -115,7 +116,7 @@ function prepareRequest(
     config: subject.config,
     placement: subject.placement,
     startMachine: subject.running,
-    ...(ailing !== undefined && targetKnows?.includes(KNOWN.ailing) && { ailing }),
+    ...(ailing !== undefined && { ailing }),
     volume: volume && {
       volumeId: volume.volumeId,
       name: volume.name,

@@ -24,7 +24,7 @@ export type OutNotes = {
   target: string;
   /** The target can fetch the blocks over TLS. */
   targetTls: boolean;
-  /** What it understands beyond the first version (`KNOWN`). */
+  /** What came later and it knows (`Endpoint.since`). */
   targetKnows: string[];
   source: SourceSpec | null;
   /** Regions that the target was told to bring first. */

@@ -1,5 +1,6 @@
 import { liveMapsBytes } from '../clone/live-map.ts';
-import { KNOWN, type Offer, type OfferRequest, type PlacementRequest } from '../contract/peer.ts';
+import { wordsOf } from '../contract/endpoint.ts';
+import { type Offer, type OfferRequest, PEER, type PlacementRequest } from '../contract/peer.ts';
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
 
@@ -105,7 +106,7 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
   const facts = {
     worker: host.worker,
     tls: host.tls,
-    knows: Object.values(KNOWN),
+    knows: wordsOf(PEER),
     freeMemoryBytes,
     freeCpus,
     freeDiskBytes,
