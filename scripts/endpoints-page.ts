@@ -4,9 +4,11 @@
  */
 import { writeFileSync } from 'node:fs';
 import type { TSchema } from 'typebox';
+import type { LineOperation } from '../src/base/line-conversation.ts';
 import type { Conversation, Endpoint } from '../src/contract/endpoint.ts';
 import { HEALTH, OPERATOR } from '../src/contract/operator.ts';
 import { PEER } from '../src/contract/peer.ts';
+import { SHIM } from '../src/shim/protocol.ts';
 
 export const ENDPOINTS_PAGE = 'docs/endpoints.md';
 
@@ -17,6 +19,13 @@ const HEAD = `# What a worker can be asked
 \`/openapi.json\` of a worker has the schemas of all of it. A question mark is behind what may be left out, and behind what has a default; docs/api.md has the rest: tokens, certificates,
 errors, streams (\`GET /v1/events\`, \`GET /v1/machines/{ref}/logs\`, \`GET /v1/machines/{ref}/session\`).
 `;
+
+const LINES_HEAD = `## What a worker asks a shim
+
+Over the unix socket \`shim.sock\` of the machine's runtime folder, as JSON lines: \`src/shim/protocol.ts\`.
+
+| operation | asks with | answer | rejects with |
+|---|---|---|---|`;
 
 const CALLERS: Readonly<Record<Endpoint['caller'], string>> = {
   anybody: 'Anybody, without a token',
@@ -44,7 +53,12 @@ export function endpointsPage(): string {
     }
     lines.push('');
   }
-  return lines.join('\n');
+  lines.push(LINES_HEAD);
+  for (const [op, { args, summary, errors = [] }] of Object.entries(SHIM) as [string, LineOperation][]) {
+    const names = args.fields.length === 0 ? '' : `\`${args.fields.join(', ')}\``;
+    lines.push(`| \`${op}\` | ${names} | ${summary} | ${errors.map((code) => `\`${code}\``).join(' ')} |`);
+  }
+  return `${lines.join('\n')}\n`;
 }
 
 function fields(schema: TSchema | undefined): string {

@@ -15,7 +15,7 @@ import { isAlive } from '../host/process-identity.ts';
 import { forAnyShim } from '../opening/earlier-spec.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
-import { SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
+import { SHIM, SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
 import { readShimState } from './state.ts';
 
 /** sun_path of unix(7), with its closing zero byte. */
@@ -178,7 +178,7 @@ export class ShimClient {
   ): Promise<ShimOps[Op]['result']> {
     const rpc = await this.#connected();
     type Result = Promise<ShimOps[Op]['result']>;
-    if (op === 'status') return this.#status(rpc, timeoutMs) as Result;
+    if (SHIM[op]?.patience === 'measured') return this.#measured(rpc, op, args, timeoutMs) as Result;
     if (timeoutMs !== undefined) return rpc.call(op, args, timeoutMs) as Result;
     return whileAlive((signal) => rpc.call(op, args, null, signal), {
       who: `the shim ${basename(this.runtimeDir)}`,
@@ -211,11 +211,16 @@ export class ShimClient {
   }
 
   /** Also measures: it is what the shim is asked when something else takes long. */
-  async #status(rpc: ShimConnection, timeoutMs: number | undefined): Promise<unknown> {
+  async #measured(
+    rpc: ShimConnection,
+    op: string,
+    args: unknown,
+    timeoutMs: number | undefined,
+  ): Promise<unknown> {
     const askedMs = this.#clock.monotonicMs();
     const patienceMs = timeoutMs ?? Math.max(PATIENCE.shimStatus.ms, this.#times.patienceMs);
     try {
-      const status = await rpc.call('status', {}, patienceMs);
+      const status = await rpc.call(op, args, patienceMs);
       this.#times.answered(this.#clock.monotonicMs() - askedMs);
       return status;
     } catch (error) {

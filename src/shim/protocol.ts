@@ -1,4 +1,18 @@
 import type { WireError } from '../base/errors.ts';
+import { type LineAnswers, type LineArgs, type LineReply, row } from '../base/line-conversation.ts';
+import {
+  anyObject,
+  anything,
+  duration,
+  flag,
+  list,
+  nullable,
+  object,
+  oneOf,
+  ownName,
+  type Shape,
+  text,
+} from '../base/shape.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { VolumeOperation } from '../opening/operations.ts';
 import type { ShownSpec } from '../opening/role.ts';
@@ -6,80 +20,141 @@ import type { OpeningSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { Entrance } from './exec-session.ts';
 
+type Nothing = Record<string, never>;
+const nothing = anyObject<Nothing>();
+const patience = 'alive';
+
+/** What names something here; the volume server reads the rest (opening/read-spec.ts). */
+const names = object(
+  { volumeId: ownName },
+  { encryption: nullable(object({}, { keyVolumeId: nullable(ownName) })) },
+);
+const spec: Shape<OpeningSpec> = {
+  check: (value, at) => (names as Shape<unknown>).check(value, at),
+  fields: [],
+};
+
+/** contract/machine-config.ts reads the configuration. */
+const subject = object({ machineId: ownName, name: text, config: anyObject<MachineConfig>() });
+const ARGUMENTS_MAX = 2 ** 16;
+const command = list(text, ARGUMENTS_MAX);
+const START = [
+  'MACHINE_START_FAILED',
+  'MACHINE_BAD_RUN',
+  'MACHINE_UNKNOWN_USER',
+  'MACHINE_BAD_MOUNT_PATH',
+  'MACHINE_BAD_HOST_FOLDER',
+  'MACHINE_BAD_DEVICE',
+  'MACHINE_BAD_ENVIRONMENT',
+];
+
 /**
- * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, line-JSON, base/line-rpc.ts).
- * A shim is started detached (`setsid`) as `node machine/shim.ts <runtimeDir>`, and outlives the worker.
- * Any number of connections; every one gets the events. Every operation is idempotent: asking for what is
- * already so answers at once.
+ * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, mode 0600, base/line-rpc.ts). A
+ * shim is started detached (`setsid`) as `node machine/shim.ts <runtimeDir>`, and outlives the worker. Any
+ * number of connections; every one gets the events `workload` (its status) and `volume` {event, data}. Every
+ * operation is idempotent: asking for what is already so answers at once.
  */
-export type ShimOps = {
-  status: { args: Record<string, never>; result: ShimStatus };
+export const SHIM = {
+  status: row({
+    summary: 'How it is',
+    args: nothing,
+    patience: 'measured',
+    whileEnding: true,
+  })<ShimStatus>(),
+
+  'volume.open': row({
+    summary:
+      'FUSE mount, volume server and loop device; for an export, and a guest that comes through NBD, the volume server only',
+    args: object({ spec }),
+    errors: ['MACHINE_VOLUME_OPEN'],
+    patience,
+  })<{ loopDevice: string | null; exportPort: number | null }>(),
+  /** `ShimClient.volume` has the types. */
+  'volume.command': row({
+    summary: 'Passed on to the open volume',
+    args: object({ op: text as Shape<VolumeOperation> }, { args: anything, timeoutMs: duration }),
+    errors: ['MACHINE_NO_VOLUME', 'VOLUME_UNKNOWN_OP', 'VOLUME_BAD_SPEC'],
+    patience,
+  })<unknown>(),
+  'volume.close': row({
+    summary: 'Loop device detached, FUSE unmounted, volume server ended, in this order, each with a timeout',
+    args: nothing,
+    errors: ['MACHINE_FS_MOUNTED'],
+    patience,
+  })<Nothing>(),
+
+  'fs.mount': row({
+    summary: 'Mounts the loop device at `fs` of the runtime folder',
+    args: object({ filesystem: oneOf('ext4', 'xfs') }),
+    errors: ['MACHINE_NO_VOLUME', 'MACHINE_MOUNT_FAILED'],
+    patience,
+  })<Nothing>(),
+  'fs.sync': row({
+    summary: 'Writes dirty pages early, so that the unmount after the stop has little to do',
+    args: nothing,
+    errors: ['MACHINE_SYNC_FAILED'],
+    patience,
+  })<Nothing>(),
+  'fs.unmount': row({
+    summary: 'Resolves when the kernel has written everything and let go of the device',
+    args: nothing,
+    errors: ['MACHINE_UNMOUNT_FAILED', 'MACHINE_DEVICE_HELD'],
+    patience,
+  })<Nothing>(),
+
+  /** Nothing runs yet, and `status` shows nothing of it. Answers at once when the machine runs. */
+  'workload.prepare': row({
+    summary: 'Makes all that a start of the same configuration needs, but for the volume',
+    args: subject,
+    errors: START,
+    patience,
+  })<Nothing>(),
+  'workload.start': row({
+    summary: 'Starts the machine',
+    args: subject,
+    errors: [...START, 'MACHINE_FS_NOT_MOUNTED', 'MACHINE_NO_VOLUME', 'MACHINE_SHIM_BUSY'],
+    patience,
+  })<{ startedAtMs: number }>(),
+  'workload.stop': row({
+    summary: 'Signal, wait, then SIGKILL for the whole machine; answers when no process of it is left',
+    args: object({}, { signal: text, timeoutMs: duration }),
+    errors: ['MACHINE_BAD_SIGNAL', 'MACHINE_KILL_STUCK'],
+    patience,
+  })<{ exitCode: number | null; signal: string | null; killed: boolean; durationMs: number }>(),
+  'workload.exec': row({
+    summary: 'Runs a command inside; its output is cut at 1 MiB for each stream',
+    args: object({ command, timeoutMs: duration }),
+    errors: ['MACHINE_NOT_RUNNING'],
+    patience,
+  })<{ exitCode: number | null; stdout: string; stderr: string; timedOut: boolean }>(),
+  'workload.enter': row({
+    summary: 'How a command gets into the machine, for who starts it and has its input and output in hand',
+    args: object({ command, terminal: nullable(object({ term: text })) }),
+    errors: ['MACHINE_NOT_RUNNING'],
+    patience,
+  })<Entrance>(),
+  'workload.awaitHealthy': row({
+    summary: 'Answers when the machine is healthy; at once when it runs and has no check',
+    args: object({ timeoutMs: duration }),
+    errors: ['MACHINE_NOT_HEALTHY'],
+    patience,
+  })<{ healthyAtMs: number }>(),
 
   /**
-   * FUSE mount, volume server, loop device (role `attach`), or just the volume server (role `export`; a guest
-   * that comes through NBD).
-   */
-  'volume.open': {
-    args: { spec: OpeningSpec };
-    result: { loopDevice: string | null; exportPort: number | null };
-  };
-  /** Passed on to the open volume. `ShimClient.volume` has the types. */
-  'volume.command': {
-    args: { op: VolumeOperation; args: unknown; timeoutMs?: number | undefined };
-    result: unknown;
-  };
-  /**
-   * Loop detached, FUSE unmounted, volume server ended; in this order, each with a timeout. The filesystem
-   * must be unmounted.
-   */
-  'volume.close': { args: Record<string, never>; result: Record<string, never> };
-
-  /** Mounts the loop device at `<runtimeDir>/fs`. */
-  'fs.mount': { args: { filesystem: 'ext4' | 'xfs' }; result: Record<string, never> };
-  /** syncfs: writes dirty pages early, so that the unmount after the stop has little to do. */
-  'fs.sync': { args: Record<string, never>; result: Record<string, never> };
-  'fs.unmount': { args: Record<string, never>; result: Record<string, never> };
-
-  /**
-   * Makes the machine's jail, all but the volume in it, so that a `workload.start` of the same configuration
-   * only has to execute the command. Nothing runs yet, and `status` shows nothing of it. Answers at once when
-   * the machine runs.
-   */
-  'workload.prepare': {
-    args: { machineId: string; name: string; config: MachineConfig };
-    result: Record<string, never>;
-  };
-  'workload.start': {
-    args: { machineId: string; name: string; config: MachineConfig };
-    result: { startedAtMs: number };
-  };
-  /** Signal, wait, then SIGKILL for the whole machine (cgroup). Resolves when no process of it is left. */
-  'workload.stop': {
-    args: { signal?: string; timeoutMs?: number };
-    result: { exitCode: number | null; signal: string | null; killed: boolean; durationMs: number };
-  };
-  'workload.exec': {
-    args: { command: string[]; timeoutMs: number };
-    /** Output is cut at 1 MiB each. */
-    result: { exitCode: number | null; stdout: string; stderr: string; timedOut: boolean };
-  };
-  /** How a command gets into the machine, for who wants to start it and have its input and output in hand. */
-  'workload.enter': {
-    args: { command: string[]; terminal: { term: string } | null };
-    result: Entrance;
-  };
-  /**
-   * Resolves when the machine is healthy (at once without a health check, when it runs), rejects
-   * `MACHINE_NOT_HEALTHY` at the deadline.
-   */
-  'workload.awaitHealthy': { args: { timeoutMs: number }; result: { healthyAtMs: number } };
-
-  /**
-   * Stops the workload if one runs, unmounts, closes the volume, removes cgroups and ends the process. An
-   * unmount may wait for a source that does not answer; with `giveUpSource` it waits no longer than some
+   * An unmount may wait for a source that does not answer; with `giveUpSource` it waits no longer than some
    * seconds for that. May be asked again with it while the first is under way.
    */
-  shutdown: { args: { giveUpSource?: boolean }; result: Record<string, never> };
+  shutdown: row({
+    summary: 'Stops the machine, unmounts, closes the volume, removes control groups, and ends the process',
+    args: object({}, { giveUpSource: flag }),
+    patience,
+    whileEnding: true,
+  })<Nothing>(),
+};
+export type Shim = typeof SHIM;
+export type ShimAnswers = LineAnswers<Shim>;
+export type ShimOps = {
+  [Op in keyof Shim]: { args: LineArgs<Shim[Op]>; result: LineReply<Shim[Op]> };
 };
 
 export type ShimStatus = {

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
+import { operationOf, performLine } from '../base/line-conversation.ts';
 import type { Logger } from '../base/logger.ts';
-import { isOwnName } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
@@ -11,7 +11,7 @@ import type { VolumeOperation } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
 import type { Entrance } from './exec-session.ts';
 import { Filesystem } from './filesystem.ts';
-import { SHIM_FILES, type ShimOps, type ShimStatus } from './protocol.ts';
+import { SHIM, SHIM_FILES, type ShimAnswers, type ShimOps, type ShimStatus } from './protocol.ts';
 import { type ShimState, writeShimState } from './state.ts';
 
 /**
@@ -66,8 +66,6 @@ export type ShimServiceOptions = {
 /** For an unmount that writes what is dirty; one that waits for a source takes longer. */
 const GIVE_UP_AFTER_MS = PATIENCE.giveUpSource.ms;
 
-type Handlers = { [Op in keyof ShimOps]: (args: ShimOps[Op]['args']) => Promise<ShimOps[Op]['result']> };
-
 /** The operations of a shim, without its process and its socket. */
 export class ShimService {
   readonly #options: ShimServiceOptions;
@@ -87,7 +85,7 @@ export class ShimService {
     this.#startedAtMs = options.clock.wallMs();
   }
 
-  readonly #handlers: Handlers = {
+  readonly #answers: ShimAnswers = {
     status: async () => this.status(),
     'volume.open': (args) =>
       this.#volumeOp(async () => {
@@ -160,23 +158,15 @@ export class ShimService {
     },
   };
 
-  /** Answers one operation; rejects `RPC_UNKNOWN_OP` for one that is not in ShimOps. */
+  /** Answers one operation. Rejects as `performLine` does, and `MACHINE_SHIM_ENDING`. */
   async handle(op: string, args: unknown): Promise<unknown> {
-    if (!Object.hasOwn(this.#handlers, op)) {
-      throw new GodwitError('RPC_UNKNOWN_OP', `a shim has no operation ${op}`, {
-        values: { op },
-        nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
-      });
-    }
-    if (this.#shutdown !== undefined && op !== 'status' && op !== 'shutdown') {
+    if (operationOf(SHIM, op).whileEnding !== true && this.#shutdown !== undefined) {
       throw new GodwitError('MACHINE_SHIM_ENDING', 'this shim is shutting down', {
         values: { op },
         nextAction: 'Start another one.',
       });
     }
-    const known = (args ?? {}) as Record<string, unknown>;
-    checkNames(op, known);
-    return this.#handlers[op as keyof ShimOps](known as never);
+    return performLine(SHIM, this.#answers, op, args);
   }
 
   status(): ShimStatus {
@@ -291,22 +281,5 @@ export class ShimService {
 function noVolume(): GodwitError {
   return new GodwitError('MACHINE_NO_VOLUME', 'this shim has no volume open', {
     nextAction: 'Open the volume first; a machine without a volume has no such operation.',
-  });
-}
-
-/** Ids name what is made in the folders and devices of this host. Throws `RPC_BAD_NAME`. */
-function checkNames(op: string, args: Record<string, unknown>): void {
-  const spec = args.spec as { volumeId?: unknown; encryption?: { keyVolumeId?: unknown } } | undefined;
-  const names =
-    op === 'volume.open'
-      ? [spec?.volumeId, spec?.encryption?.keyVolumeId ?? spec?.volumeId]
-      : op === 'workload.start' || op === 'workload.prepare'
-        ? [args.machineId]
-        : [];
-  if (names.every(isOwnName)) return;
-  throw new GodwitError('RPC_BAD_NAME', `${op} was asked for something that is no id`, {
-    values: { op },
-    retry: 'never',
-    nextAction: 'Worker and shim must be of the same godwit version; restart the machine.',
   });
 }

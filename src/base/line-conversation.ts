@@ -1,0 +1,85 @@
+import { GodwitError } from './errors.ts';
+import { Misfit, type Shape, type ShapeValue } from './shape.ts';
+
+const SAME_VERSION = 'Both processes must be of the same godwit version; restart the machine.';
+
+/**
+ * One operation of a conversation in JSON lines (line-rpc.ts), as data. Who answers is checked against the
+ * table and called through it (`performLine`); who asks has its types from it. A new operation is a row and
+ * the method that answers it.
+ */
+export type LineOperation<Args = unknown, Reply = unknown> = {
+  /** One sentence, without its full stop. */
+  readonly summary: string;
+  readonly args: Shape<Args>;
+  /** Codes of errors that it rejects with, beside those of any operation. */
+  readonly errors?: readonly string[];
+  /**
+   * How long the answer is waited for, where who asks says nothing: for as long as the other process answers
+   * how it is (`alive`), or for as long as earlier answers took (`measured`): of the question how it is.
+   */
+  readonly patience: 'alive' | 'measured';
+  /** Also answered while the process that answers comes to its end. */
+  readonly whileEnding?: true;
+  /** Only for the type. */
+  readonly reply?: Reply;
+};
+export type LineConversation = Readonly<Record<string, LineOperation>>;
+
+export type LineArgs<Row> = Row extends { args: infer S } ? ShapeValue<S> : never;
+export type LineReply<Row> = Row extends LineOperation<infer _, infer Reply> ? Reply : never;
+
+/** Whoever answers a conversation. */
+export type LineAnswers<C extends LineConversation> = {
+  [Op in keyof C]: (args: LineArgs<C[Op]>) => Promise<LineReply<C[Op]>>;
+};
+
+/** A row; `reply` is in the type only. */
+export function row<Args>(operation: Omit<LineOperation<Args>, 'reply'>) {
+  return <Reply>(): LineOperation<Args, Reply> => operation;
+}
+
+/**
+ * The answer to one operation. Rejects `RPC_UNKNOWN_OP` for one that is not in the table, `RPC_BAD_NAME` for an
+ * argument that is to be an id and is none, `RPC_BAD_ARGUMENTS` for others that do not fit, and as the answer
+ * does.
+ */
+export async function performLine<C extends LineConversation>(
+  conversation: C,
+  answers: LineAnswers<C>,
+  op: string,
+  args: unknown,
+): Promise<unknown> {
+  const asked = args ?? {};
+  checkArguments(operationOf(conversation, op), op, asked);
+  return (await answers[op as keyof C](asked as never)) ?? {};
+}
+
+/** Rejects `RPC_UNKNOWN_OP`. */
+export function operationOf(conversation: LineConversation, op: string): LineOperation {
+  if (Object.hasOwn(conversation, op)) return conversation[op]!;
+  throw new GodwitError('RPC_UNKNOWN_OP', `there is no operation ${op} here`, {
+    values: { op },
+    nextAction: SAME_VERSION,
+  });
+}
+
+function checkArguments({ args }: LineOperation, op: string, value: unknown): void {
+  try {
+    const { check }: { check: (value: unknown, at: string) => void } = args;
+    check(value, op);
+  } catch (error) {
+    if (!(error instanceof Misfit)) throw error;
+    if (error.isName)
+      throw new GodwitError('RPC_BAD_NAME', `${op} was asked for something that is no id`, {
+        values: { op },
+        retry: 'never',
+        nextAction: SAME_VERSION,
+      });
+    throw new GodwitError('RPC_BAD_ARGUMENTS', error.message, {
+      values: { op },
+      retry: 'never',
+      nextAction: SAME_VERSION,
+    });
+  }
+}
