@@ -44,11 +44,12 @@ export function endpointsPage(): string {
     lines.push(`## ${CALLERS[caller]}`, '', '| name | request | asks with | answer |', '|---|---|---|---|');
     for (const [name, endpoint] of Object.entries(table) as [string, Endpoint][]) {
       const { method, path, summary, query, body, status = 200, since = {} } = endpoint;
+      const onward = endpoint.ofVolume ? ' (its volume answers)' : '';
       const later = Object.keys(since).map((part) => ` (\`${part}\` came later)`);
       const route = `\`${method} ${path.replace(/:(\w+)/g, '{$1}')}\``;
       const code = status === 200 ? '' : `${status}. `;
       lines.push(
-        `| \`${name}\` | ${route} | ${fields(query ?? body)}${later.join('')} | ${code}${summary} |`,
+        `| \`${name}\` | ${route} | ${fields(query ?? body)}${later.join('')} | ${code}${summary}${onward} |`,
       );
     }
     lines.push('');

@@ -40,9 +40,9 @@ export function row<Args>(operation: Omit<LineOperation<Args>, 'reply'>) {
 }
 
 /**
- * The answer to one operation. Rejects `RPC_UNKNOWN_OP` for one that is not in the table, `RPC_BAD_NAME` for an
- * argument that is to be an id and is none, `RPC_BAD_ARGUMENTS` for others that do not fit, and as the answer
- * does.
+ * The answer to one operation. Rejects `RPC_UNKNOWN_OP` for one that is not in the table, `RPC_BAD_NAME` for
+ * an argument that is to be an id and is none, `RPC_BAD_ARGUMENTS` for others that do not fit, and as the
+ * answer does.
  */
 export async function performLine<C extends LineConversation>(
   conversation: C,

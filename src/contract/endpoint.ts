@@ -20,11 +20,16 @@ export type Endpoint = {
   /** What is sent where who asks says nothing. */
   readonly given?: Readonly<Record<string, unknown>>;
   /**
-   * Parts of the body or query that came later, each with the word by which a worker says that it knows it. One
-   * of an earlier version refuses what it does not know. So between workers such a part goes to who has said its
-   * word (`CallOptions.knows`), and is a hint by that; an operator's goes where it says more than its default.
+   * Parts of the body or query that came later, each with the word by which a worker says that it knows it.
+   * One of an earlier version refuses what it does not know. So between workers such a part goes to who has
+   * said its word (`CallOptions.knows`), and is a hint by that; an operator's goes where it says more than
+   * its default.
    */
   readonly since?: Readonly<Record<string, string>>;
+  /**
+   * Goes on to the open volume that it is about, which has an operation of this name (opening/operations.ts).
+   */
+  readonly ofVolume?: true;
   /** Left out: nothing, which is an empty object on the wire. */
   readonly reply?: TSchema;
   /** On the wire the reply is the only field of an object, which can have others later. */

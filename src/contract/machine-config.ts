@@ -66,9 +66,9 @@ export type MachineNetwork =
 
 /**
  * What a machine is, as it is said in requests, between workers and shims, and in records. Kinds had no names
- * at first: a process is what stands at the top, beside what every machine has, and a network is a word. It is
- * written so still (`writtenConfig`), because workers and command lines of earlier versions read nothing else.
- * Who asks what runs asks `runOf`, and `networkOf`.
+ * at first: a process is what stands at the top, beside what every machine has, and a network is a word. It
+ * is written so still (`writtenConfig`), because workers and command lines of earlier versions read nothing
+ * else. Who asks what runs asks `runOf`, and `networkOf`.
  */
 export const MachineConfig = Type.Object({
   /** Instead of `command` and what goes with it. */

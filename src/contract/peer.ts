@@ -359,6 +359,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/fetched',
+    ofVolume: true,
     parameter,
     body: ProofQuery,
     reply: FetchedPage,
@@ -371,6 +372,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/unfetched',
+    ofVolume: true,
     parameter,
     body: ProofQuery,
     reply: UnfetchedPage,
@@ -383,6 +385,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/mend',
+    ofVolume: true,
     parameter,
     body: MendRequest,
     reply: MendReply,
@@ -395,6 +398,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/compare',
+    ofVolume: true,
     parameter,
     body: CompareRequest,
     reply: CompareReply,
@@ -407,6 +411,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/figures',
+    ofVolume: true,
     parameter,
     body: FiguresQuery,
     reply: TargetFigures,
@@ -459,6 +464,11 @@ export const PEER = {
     caller: 'worker',
   },
 } as const satisfies Conversation;
+
+/** Names of the questions that go on to the volume of a move. */
+export const VOLUME_QUESTIONS: readonly string[] = Object.entries(PEER as Conversation)
+  .filter(([, endpoint]) => endpoint.ofVolume === true)
+  .map(([name]) => name);
 
 /** A neighbour: over HTTP (api/peer-client.ts), or in memory. */
 export type Peer = Asks<typeof PEER> & { readonly name: string; readonly url: string };

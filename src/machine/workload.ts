@@ -124,9 +124,9 @@ export class Workload implements HeldWorkload {
   }
 
   /**
-   * Makes all that a machine needs that is to be started here soon; `start` makes it anew when something about
-   * it has changed by then, or it has died. Ends with `stop`, and with this process. Rejects as `start` does;
-   * nothing is left then.
+   * Makes all that a machine needs that is to be started here soon; `start` makes it anew when something
+   * about it has changed by then, or it has died. Ends with `stop`, and with this process. Rejects as `start`
+   * does; nothing is left then.
    */
   prepare(subject: Subject): Promise<void> {
     return this.#exclusively(async () => {

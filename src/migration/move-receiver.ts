@@ -12,18 +12,10 @@ import type {
 } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
+import type { OperationArgs, OperationResult } from '../opening/operations.ts';
 import type { HeatHint } from '../opening/spec.ts';
 import { countersign, type Receipt, verifyReceipt, type WorkerKey } from '../receipt/envelope.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  FiguresQuery,
-  MendReply,
-  MendRequest,
-  ProofQuery,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
+import type { CompareReply, CompareRequest, FiguresQuery } from '../receipt/proof.ts';
 import type { ReceiptBody } from '../receipt/receipt.ts';
 import { targetStatus } from './in-notes.ts';
 import { refusal } from './in-tools.ts';
@@ -36,9 +28,13 @@ import type { ReceiptBook } from './receipt-book.ts';
 import type { Reservations } from './reservations.ts';
 import { reached } from './target-phase.ts';
 import type { TargetSide } from './target-side.ts';
+import { askingVolume, type VolumeQuestion, type VolumeQuestions } from './volume-questions.ts';
 
 /** The target's end of the calls in peer.ts. */
-export class MoveReceiver implements MoveAnswers {
+export class MoveReceiver
+  extends askingVolume<string, 'compare' | 'figures'>('compare', 'figures')
+  implements MoveAnswers
+{
   readonly #journal: Journal;
   readonly #inbox: MoveInbox;
   readonly #target: TargetSide;
@@ -66,6 +62,7 @@ export class MoveReceiver implements MoveAnswers {
      */
     handoffHoldMs?: number;
   }) {
+    super();
     this.#journal = options.journal;
     this.#inbox = options.inbox;
     this.#target = options.target;
@@ -213,16 +210,13 @@ export class MoveReceiver implements MoveAnswers {
     return this.status(moveId);
   }
 
-  async fetched(moveId: string, query: ProofQuery): Promise<FetchedPage> {
-    return this.#target.fetched(this.#hydrated(moveId), query);
-  }
-
-  async unfetched(moveId: string, query: ProofQuery): Promise<UnfetchedPage> {
-    return this.#target.unfetched(this.#hydrated(moveId), query);
-  }
-
-  async mend(moveId: string, request: MendRequest): Promise<MendReply> {
-    return this.#target.mend(this.#hydrated(moveId), request);
+  override async askVolume<Op extends VolumeQuestion>(
+    moveId: string,
+    op: Op,
+    args: OperationArgs<Op>,
+  ): Promise<OperationResult<Op>> {
+    const volume: VolumeQuestions<PrepareRequest> = this.#target;
+    return volume[op](this.#hydrated(moveId), args);
   }
 
   /**
@@ -233,12 +227,12 @@ export class MoveReceiver implements MoveAnswers {
     const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
     if (freeMapDigest !== undefined && freeMapDigest !== request.freeMapDigest)
       throw this.#differs(moveId, 'free map');
-    return this.#target.compare(this.#hydrated(moveId), request);
+    return this.askVolume(moveId, 'compare', request);
   }
 
   async figures(moveId: string, query: FiguresQuery): Promise<TargetFigures> {
     const { publicKey, fingerprint } = this.#key;
-    const figures = await this.#target.figures(this.#hydrated(moveId), query);
+    const figures = await this.askVolume(moveId, 'figures', query);
     return { ...figures, worker: { worker: this.#worker, publicKey, keyFingerprint: fingerprint } };
   }
 

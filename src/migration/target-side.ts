@@ -1,23 +1,13 @@
 import type { Offer, PrepareRequest, TargetStatus } from '../contract/peer.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import type { HeatHint } from '../opening/spec.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  FiguresQuery,
-  MendReply,
-  MendRequest,
-  ProofFigures,
-  ProofQuery,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
+import type { VolumeQuestions } from './volume-questions.ts';
 
 /**
- * What the run `migrate-in` does on its own host. Every call is idempotent; undos are safe when their do
- * never ran.
+ * What the run `migrate-in` does on its own host, and the volume's answers when the move is proved
+ * (receipt/proof.ts). Every call is idempotent; undos are safe when their do never ran.
  */
-export interface TargetSide {
+export interface TargetSide extends VolumeQuestions<PrepareRequest> {
   /** The offer again, now that it counts. */
   offer(request: PrepareRequest): Promise<Offer>;
   /** Sparse file, clone metadata and the record (`incoming`). */
@@ -78,12 +68,6 @@ export interface TargetSide {
   hydration(request: PrepareRequest): Promise<TargetStatus['hydration']>;
   /** SHA-256 in hex of the free map that came with the handoff; null: none came. */
   freeMapDigest(request: PrepareRequest): Promise<string | null>;
-  /** The volume's answers when the move is proved (receipt/proof.ts). */
-  fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage>;
-  unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage>;
-  mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply>;
-  compare(request: PrepareRequest, ranges: CompareRequest): Promise<CompareReply>;
-  figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures>;
   /** All blocks are here: drops the clone layer, logs out of the source, the record becomes `ready`. */
   finish(request: PrepareRequest): Promise<void>;
   /**

@@ -49,8 +49,8 @@ const START = [
 ];
 
 /**
- * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, mode 0600, base/line-rpc.ts). A
- * shim is started detached (`setsid`) as `node machine/shim.ts <runtimeDir>`, and outlives the worker. Any
+ * What a worker says to a shim over its unix socket (`<runtimeDir>/shim.sock`, mode 0600, base/line-rpc.ts).
+ * A shim is started detached (`setsid`) as `node machine/shim.ts <runtimeDir>`, and outlives the worker. Any
  * number of connections; every one gets the events `workload` (its status) and `volume` {event, data}. Every
  * operation is idempotent: asking for what is already so answers at once.
  */

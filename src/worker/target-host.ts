@@ -7,19 +7,9 @@ import type { MachineManager } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
 import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import { askingVolume, type VolumeQuestion } from '../migration/volume-questions.ts';
+import type { OperationArgs, OperationResult } from '../opening/operations.ts';
 import type { HeatHint } from '../opening/spec.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  FiguresQuery,
-  MendReply,
-  MendRequest,
-  ProofFigures,
-  ProofQuery,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
 import type { ShimClient } from '../shim/client.ts';
 import type { ShimOps, ShimStatus } from '../shim/protocol.ts';
 import {
@@ -52,10 +42,11 @@ export type TargetHostOptions = {
 };
 
 /** A move's target on this host. */
-export class TargetHost implements TargetSide {
+export class TargetHost extends askingVolume<PrepareRequest>() implements TargetSide {
   readonly #options: TargetHostOptions;
 
   constructor(options: TargetHostOptions) {
+    super();
     this.#options = options;
   }
 
@@ -241,27 +232,7 @@ export class TargetHost implements TargetSide {
     return freeMapDigest(this.#options.volumes.folder(volumeOf(request).volumeId));
   }
 
-  fetched(request: PrepareRequest, query: ProofQuery): Promise<FetchedPage> {
-    return this.#prove(request, 'fetched', query);
-  }
-
-  unfetched(request: PrepareRequest, query: ProofQuery): Promise<UnfetchedPage> {
-    return this.#prove(request, 'unfetched', query);
-  }
-
-  mend(request: PrepareRequest, mend: MendRequest): Promise<MendReply> {
-    return this.#prove(request, 'mend', mend);
-  }
-
-  compare(request: PrepareRequest, ranges: CompareRequest): Promise<CompareReply> {
-    return this.#prove(request, 'compare', ranges);
-  }
-
-  figures(request: PrepareRequest, query: FiguresQuery): Promise<ProofFigures> {
-    return this.#prove(request, 'figures', query);
-  }
-
-  async #prove<Op extends VolumeOperation>(
+  override async askVolume<Op extends VolumeQuestion>(
     request: PrepareRequest,
     op: Op,
     args: OperationArgs<Op>,

@@ -1,6 +1,6 @@
 import type { WorkerService } from '../../src/api/service.ts';
 import { GodwitError } from '../../src/base/errors.ts';
-import type { PeerAnswers, TargetStatus } from '../../src/contract/peer.ts';
+import { type PeerAnswers, type TargetStatus, VOLUME_QUESTIONS } from '../../src/contract/peer.ts';
 import type {
   ApiEvent,
   CreateMachineRequest,
@@ -21,8 +21,10 @@ import type {
   WorkerView,
 } from '../../src/contract/schemas.ts';
 import type { RunView } from '../../src/journal/run.ts';
+import type { VolumeQuestion } from '../../src/migration/volume-questions.ts';
 import type { Receipt } from '../../src/receipt/envelope.ts';
 import type { ExecSession, SessionEnd, SessionOutput } from '../../src/shim/exec-session.ts';
+import { unasked } from './unasked.ts';
 
 /**
  * A worker without a host: machines and volumes are records in memory and a drain advances by one step at
@@ -334,13 +336,11 @@ export class FakeWorkerService implements WorkerService {
     warm: async () => {},
     handoff: async (runId) => targetStatus(runId, 'handed-over'),
     cancel: async (runId) => targetStatus(runId, 'forgotten'),
+    ...unasked<Pick<PeerAnswers, VolumeQuestion>>(VOLUME_QUESTIONS),
     fetched: async () => ({ ranges: [], next: 0, ended: true }),
     unfetched: async () => ({ ranges: [], next: null }),
     mend: async () => ({ results: [] }),
     compare: async () => ({ found: [] }),
-    figures: async () => {
-      throw new Error('this worker has fetched nothing');
-    },
     countersign: async (_runId, draft) => draft,
     receipt: async () => this.receipt,
     volumeHeader: async () => 'aGVhZGVy',

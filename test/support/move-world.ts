@@ -8,11 +8,21 @@ import {
   type Endpoint,
   type Request,
 } from '../../src/contract/endpoint.ts';
-import { type MoveAnswers, type Offer, PEER, type Peer, type TargetStatus } from '../../src/contract/peer.ts';
+import {
+  type MoveAnswers,
+  type Offer,
+  PEER,
+  type Peer,
+  type PrepareRequest,
+  type TargetStatus,
+  VOLUME_QUESTIONS,
+} from '../../src/contract/peer.ts';
 import type { MoveSubject, SourceSide } from '../../src/migration/source-side.ts';
 import type { TargetSide } from '../../src/migration/target-side.ts';
+import type { VolumeQuestions } from '../../src/migration/volume-questions.ts';
 import type { SourceSpec } from '../../src/opening/spec.ts';
 import { RootHash } from '../../src/receipt/root.ts';
+import { unasked } from './unasked.ts';
 
 /**
  * Two hosts and one machine as a model: what the journal's checks and the kill tests run the two runs of a
@@ -254,6 +264,7 @@ export class MoveWorld {
     hydration: async () =>
       this.target.volume?.state === 'ready' || this.source.exported === 'open' ? HYDRATED : null,
     freeMapDigest: async () => createHash('sha256').update(Buffer.from('bWFw', 'base64')).digest('hex'),
+    ...unasked<VolumeQuestions<PrepareRequest>>(VOLUME_QUESTIONS),
     fetched: async (_request, { cursor }) => {
       const ranges = this.fetchLog
         .map((digest, position) => ({ position, first: 0, blocks: 1, digest, stored: 'same' as const }))
@@ -269,7 +280,6 @@ export class MoveWorld {
       }
       return { results: ranges.map(() => ({ mended: this.mendable, storedBytes: 4096, leftBytes: 0 })) };
     },
-    compare: async () => assert.fail('this target knows what it fetched'),
     figures: async (_request, { freeMapDigest }) => {
       const root = new RootHash(2 ** 20, freeMapDigest === null ? null : Buffer.from(freeMapDigest, 'hex'));
       const digests = this.fetchLog.filter((digest) => digest !== '');
