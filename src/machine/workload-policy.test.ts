@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { machineConfig } from '../../test/support/machine.ts';
+import { until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
@@ -66,24 +67,22 @@ function made(t: TestContext, change: Partial<MachineConfig> = {}) {
   return { toy, clock, workload, subject };
 }
 
-const ended = async (toy: Toy, clock: FakeClock, exitCode: number) => {
-  toy.runs.at(-1)!.resolve({ exitCode, exitSignal: null });
-  await clock.settle();
-};
+/** Its log is a file, so that the clock alone does not bring it there. */
+const becomes = (workload: Workload, state: string) =>
+  until(`it to be ${state}`, () => workload.status?.state, { is: (now) => now === state });
 
 test('what ends is started again by its policy, within the limits that stand', async (t) => {
   const { toy, clock, workload, subject } = made(t, { restart: { policy: 'on-failure', retriesMax: 1 } });
   await workload.start(subject);
   assert.equal(workload.status?.memoryBytes, 7);
-  await ended(toy, clock, 1);
-  assert.equal(workload.status?.state, 'restarting');
+  toy.runs[0]!.resolve({ exitCode: 1, exitSignal: null });
+  await becomes(workload, 'restarting');
   await clock.run(100);
-  assert.deepEqual(
-    [workload.status?.state, workload.status?.restarts, workload.initPid],
-    ['running', 1, 102],
-  );
-  await ended(toy, clock, 1);
-  assert.deepEqual([workload.status?.state, workload.status?.memoryBytes], ['failed', null]);
+  await becomes(workload, 'running');
+  assert.deepEqual([workload.status?.restarts, workload.initPid], [1, 102]);
+  toy.runs[1]!.resolve({ exitCode: 1, exitSignal: null });
+  await becomes(workload, 'failed');
+  assert.equal(workload.status?.memoryBytes, null);
   assert.deepEqual(toy.calls, ['start', 'clear', 'startAgain', 'clear', 'remove']);
 });
 
