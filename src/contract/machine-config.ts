@@ -1,5 +1,4 @@
 import { type Static, Type } from 'typebox';
-import { GodwitError } from '../base/errors.ts';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 
 /** What a machine is, as its owner wrote it. Travels with a move unchanged. */
@@ -57,18 +56,11 @@ export const MachineRun = Type.Union([
 export type MachineRun = Static<typeof MachineRun>;
 export type ProcessRun = Extract<MachineRun, { kind: 'process' }>;
 
-/** How it is on the network. */
-export type MachineNetwork =
-  /** The worker's own. */
-  | { kind: 'host' }
-  /** A network namespace with only loopback. */
-  | { kind: 'none' };
-
 /**
  * What a machine is, as it is said in requests, between workers and shims, and in records. Kinds had no names
  * at first: a process is what stands at the top, beside what every machine has, and a network is a word. It
- * is written so still (`writtenConfig`), because workers and command lines of earlier versions read nothing
- * else. Who asks what runs asks `runOf`, and `networkOf`.
+ * is written so still (machine-run.ts), because workers and command lines of earlier versions read nothing
+ * else. Who asks what runs asks machine-run.ts.
  */
 export const MachineConfig = Type.Object({
   /** Instead of `command` and what goes with it. */
@@ -122,38 +114,3 @@ export const MachineConfig = Type.Object({
   metadata: Type.Record(Type.String(), Type.String(), { default: {} }),
 });
 export type MachineConfig = Static<typeof MachineConfig>;
-
-/** Throws `MACHINE_BAD_RUN` for a configuration that names nothing to run, or two things. */
-export function runOf(config: MachineConfig): MachineRun {
-  const { run, command, env, user, workingDirectory, hostFolders, devices } = config;
-  const atTheTop = [command, user, workingDirectory, hostFolders, devices].some((each) => each !== undefined);
-  if (run !== undefined && !atTheTop) return run;
-  if (command === undefined || run !== undefined)
-    throw new GodwitError('MACHINE_BAD_RUN', 'a machine runs one thing: give `command`, or `run`', {
-      retry: 'never',
-      nextAction: 'Correct the configuration; /openapi.json has its schema.',
-    });
-  return {
-    kind: 'process',
-    command,
-    env,
-    ...(user !== undefined && { user }),
-    ...(workingDirectory !== undefined && { workingDirectory }),
-    ...(hostFolders !== undefined && { hostFolders }),
-    ...(devices !== undefined && { devices }),
-  };
-}
-
-export function networkOf({ network }: Pick<MachineConfig, 'network'>): MachineNetwork {
-  return { kind: network };
-}
-
-/** The same, as everybody reads it. Throws as `runOf` does. */
-export function writtenConfig(config: MachineConfig): MachineConfig {
-  const { kind, ...process } = runOf(config);
-  const { run, ...others } = config;
-  switch (kind) {
-    case 'process':
-      return { ...others, ...process };
-  }
-}

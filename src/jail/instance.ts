@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PATIENCE } from '../base/patience.ts';
-import { networkOf, runOf } from '../contract/machine-config.ts';
+import { networkOf, runOf } from '../contract/machine-run.ts';
 import { readMountTable } from '../host/mount-table.ts';
 import { SHIM_FILES } from '../shim/protocol.ts';
 import type { Instance, Place, Run, Subject } from '../shim/runtime.ts';

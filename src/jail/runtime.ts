@@ -1,6 +1,5 @@
-import { runOf } from '../contract/machine-config.ts';
+import { runOf } from '../contract/machine-run.ts';
 import type { Runtime } from '../shim/runtime.ts';
-import { startSession } from './exec-session.ts';
 import { JailInstance } from './instance.ts';
 import { checkHostCanRun, findJailTools, missingProgram, readAccount } from './jail.ts';
 
@@ -9,6 +8,7 @@ export const jailRuntime: Runtime = {
   preflight: checkHostCanRun,
   missing: missingProgram,
   account: (config) => readAccount(runOf(config).user),
-  session: startSession,
+  // The worker's: the shim of a machine does not load the code of terminals.
+  session: async (entrance, options) => (await import('./exec-session.ts')).startSession(entrance, options),
   instance: (place) => new JailInstance(place, findJailTools()),
 };

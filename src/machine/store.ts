@@ -3,7 +3,8 @@ import { basename, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
-import { MachineConfig, runOf } from '../contract/machine-config.ts';
+import { MachineConfig } from '../contract/machine-config.ts';
+import { runOf } from '../contract/machine-run.ts';
 import { removeFile, replaceFile, syncFolder } from '../sys/durable-file.ts';
 import { ownPath } from '../sys/named-path.ts';
 

@@ -38,10 +38,10 @@ export interface Runtime {
   /** Whom the socket of its volume must let in. Throws `MACHINE_UNKNOWN_USER`. */
   account(config: MachineConfig): { uid: number; gid: number };
   /**
-   * A command inside, by what `Run.enter` said, as a child of this process. Throws `MACHINE_NOT_RUNNING` when
-   * the machine has ended meanwhile, `MACHINE_NO_TERMINAL`.
+   * A command inside, by what `Run.enter` said, as a child of this process. Rejects `MACHINE_NOT_RUNNING`
+   * when the machine has ended meanwhile, `MACHINE_NO_TERMINAL`.
    */
-  session(entrance: Entrance, options: SessionOptions): ExecSession;
+  session(entrance: Entrance, options: SessionOptions): Promise<ExecSession>;
   instance(place: Place): Instance;
 }
 

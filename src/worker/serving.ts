@@ -5,7 +5,7 @@ import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
-import { runOf } from '../contract/machine-config.ts';
+import { runOf } from '../contract/machine-run.ts';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { namedPlace } from '../sys/named-path.ts';

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isGodwitError } from '../base/errors.ts';
-import { type MachineConfig, networkOf, runOf, writtenConfig } from './machine-config.ts';
+import type { MachineConfig } from './machine-config.ts';
+import { networkOf, runOf, writtenConfig } from './machine-run.ts';
 
 const COMMON: MachineConfig = {
   env: {},
