@@ -1,4 +1,5 @@
 import { GodwitError } from '../base/errors.ts';
+import type { Plane } from '../host/capabilities.ts';
 import type { OperationResult, VolumeOperation } from './operations.ts';
 import {
   parseActivate,
@@ -14,35 +15,46 @@ import {
   parseRanges,
 } from './read-arguments.ts';
 import { parseGrant, parseHydration } from './read-spec.ts';
+import type { Role } from './role.ts';
 
 const nothing = (): undefined => undefined;
 
-/** How the arguments of each operation are read. */
-const READERS = {
-  status: nothing,
-  activate: parseActivate,
-  flush: nothing,
-  seal: nothing,
-  'prime-free-map': parseFilesystem,
-  'free-map': parseFilesystem,
-  superblock: nothing,
-  hydration: parseHydration,
-  finish: nothing,
-  'give-up-source': nothing,
-  room: parseLeaving,
-  heat: nothing,
-  warm: parseHeat,
-  fetched: parseCursor,
-  unfetched: parseCursor,
-  mend: parseMend,
-  figures: parseFreeMapDigest,
-  compare: parseCompare,
-  digests: parseRanges,
-  owed: parseOwed,
-  stated: parseCursor,
-  grant: parseGrant,
-  revoke: parseInitiator,
-} satisfies { [Op in VolumeOperation]: (args: unknown) => unknown };
+type Row = {
+  /** Openings that are asked it. */
+  roles: readonly Role[];
+  /** Of the backend that has it alone. Left out: both. */
+  plane?: Plane;
+  /** How its arguments are read. */
+  read: (args: unknown) => unknown;
+};
+
+/** Who is asked what: the table that backends are checked against, by the compiler. */
+const TABLE = {
+  status: { roles: ['attach', 'export', 'serve'], read: nothing },
+  activate: { roles: ['attach', 'export'], read: parseActivate },
+  flush: { roles: ['attach', 'serve'], read: nothing },
+  seal: { roles: ['attach'], read: nothing },
+  'prime-free-map': { roles: ['attach'], read: parseFilesystem },
+  'free-map': { roles: ['attach'], read: parseFilesystem },
+  superblock: { roles: ['attach'], plane: 'userspace', read: nothing },
+  hydration: { roles: ['attach'], read: parseHydration },
+  finish: { roles: ['attach'], read: nothing },
+  'give-up-source': { roles: ['attach'], read: nothing },
+  room: { roles: ['attach'], plane: 'userspace', read: parseLeaving },
+  heat: { roles: ['attach'], read: nothing },
+  warm: { roles: ['attach'], read: parseHeat },
+  fetched: { roles: ['attach'], read: parseCursor },
+  unfetched: { roles: ['attach'], read: parseCursor },
+  mend: { roles: ['attach'], plane: 'userspace', read: parseMend },
+  figures: { roles: ['attach'], read: parseFreeMapDigest },
+  compare: { roles: ['attach'], plane: 'kernel', read: parseCompare },
+  digests: { roles: ['export'], read: parseRanges },
+  owed: { roles: ['export'], read: parseOwed },
+  stated: { roles: ['export'], read: parseCursor },
+  grant: { roles: ['export'], plane: 'userspace', read: parseGrant },
+  revoke: { roles: ['export'], plane: 'userspace', read: parseInitiator },
+} as const satisfies { [Op in VolumeOperation]: Row };
+type Table = typeof TABLE;
 
 type Outcome<Op extends VolumeOperation> = keyof OperationResult<Op> extends never
   ? OperationResult<Op>
@@ -50,10 +62,29 @@ type Outcome<Op extends VolumeOperation> = keyof OperationResult<Op> extends nev
     ? unknown
     : OperationResult<Op>;
 
-/** What an open volume answers; the operations of its role, and no others. */
-export type VolumeAnswers = {
-  [Op in VolumeOperation]?: (args: ReturnType<(typeof READERS)[Op]>) => Outcome<Op> | Promise<Outcome<Op>>;
+type Answer<Op extends VolumeOperation> = (
+  args: ReturnType<Table[Op]['read']>,
+) => Outcome<Op> | Promise<Outcome<Op>>;
+
+type IsAsked<
+  Op extends VolumeOperation,
+  R extends Role,
+  P extends Plane,
+> = R extends Table[Op]['roles'][number]
+  ? Table[Op] extends { plane: infer Only }
+    ? P extends Only
+      ? Op
+      : never
+    : Op
+  : never;
+
+/** What a volume answers that is open in that role, in that plane: all of this, and no more. */
+export type AnswersOf<R extends Role, P extends Plane> = {
+  [Op in VolumeOperation as IsAsked<Op, R, P>]: Answer<Op>;
 };
+
+/** Of any role and backend. */
+export type VolumeAnswers = { [Op in VolumeOperation]?: Answer<Op> };
 
 /**
  * Answers one operation. Rejects `VOLUME_UNKNOWN_OP` for one that is not among `answers`, `VOLUME_BAD_SPEC`
@@ -67,6 +98,6 @@ export async function performOperation(answers: VolumeAnswers, op: string, args:
       nextAction: 'The worker and the volume server must be of the same godwit version.',
     });
   }
-  const read = READERS[op as VolumeOperation](args);
+  const read = TABLE[op as VolumeOperation].read(args);
   return (await (answer as (read: unknown) => unknown)(read)) ?? {};
 }

@@ -6,13 +6,13 @@ import { NODE_NAME_PATTERN, OWN_NAME_PATTERN } from '../base/own-name.ts';
  * to a volume server as the first line of its standard input; it holds secrets, so it never appears in argv,
  * in the environment or in a status (`shown`).
  *
- * | kind     | role     | what is opened |
- * |----------|----------|----------------|
- * | `own`    | `attach` | the local file alone, for a machine: a FUSE file that a loop device sits on, an NBD socket, or both |
- * | `clone`  | `attach` | the same over a file whose blocks still come from another worker |
- * | `import` | `attach` | the same over a disk of another system |
- * | `export` | `export` | the sealed file, read-only, for the holders of grants |
- * | `serve`  | `serve`  | a whole volume that nobody else has open, for clients of other systems |
+ * | kind     | role     | what is opened                                            |
+ * |----------|----------|-----------------------------------------------------------|
+ * | `own`    | `attach` | the local file alone, for a machine (FUSE file, NBD socket) |
+ * | `clone`  | `attach` | the same, whose blocks still come from another worker     |
+ * | `import` | `attach` | the same, whose blocks come from a disk of another system |
+ * | `export` | `export` | the sealed file, read-only, for the holders of grants     |
+ * | `serve`  | `serve`  | a whole volume, for clients of other systems              |
  *
  * Whoever serves it may be killed at any moment, and another one is started with the same spec (access as
  * last commanded); what was acknowledged survives because the validity map lives in shared memory and the

@@ -14,16 +14,11 @@ import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type MapperTable, SECTOR_BYTES } from '../host/mapper-table.ts';
 import { type GuestStatistics, NO_GUEST } from '../opening/guest.ts';
+import type { OpenVolume } from '../opening/open-volume.ts';
+import type { AnswersOf } from '../opening/perform.ts';
 import type { Access, AttachSpec, HydrationSettings, SourceSpec } from '../opening/spec.ts';
 import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
-import type {
-  CompareReply,
-  CompareRequest,
-  FetchedPage,
-  GuestWrites,
-  ProofFigures,
-  UnfetchedPage,
-} from '../receipt/proof.ts';
+import type { CompareReply, CompareRequest, GuestWrites, ProofFigures } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { discardRange } from '../sys/discard-range.ts';
 import type { DataLock } from '../volume/data-lock.ts';
@@ -87,7 +82,30 @@ const UNCOUNTED = {
  * device. It is also where the guest is held for a moment when dm-clone would starve (hydration-control.ts).
  * This process only makes, watches and takes down; no byte passes through it.
  */
-export class KernelVolume {
+export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
+  readonly answers: AnswersOf<'attach', 'kernel'> = {
+    status: () => this.status(),
+    activate: (access) => this.activate(access),
+    flush: () => this.flush(),
+    seal: () => this.seal(),
+    // Its first pass would read the device through the page cache while the guest writes; the one after the
+    // seal reads it all.
+    'prime-free-map': () => {},
+    'free-map': (filesystem) => this.sealFreeMap(filesystem),
+    hydration: (settings) => this.configureHydration(settings),
+    finish: () => this.finish(),
+    'give-up-source': () => this.#giveUpSource(),
+    // The kernel does not tell which regions were read.
+    heat: () => ({ regions: [] }),
+    // dm-clone does not keep what is read, so there is no bringing something first.
+    warm: () => {},
+    // The kernel tells neither what it fetched nor what the guest wrote: the disk itself is held against the
+    // source (`compare`).
+    fetched: (cursor) => ({ ranges: [], next: cursor, ended: true, untold: true }),
+    unfetched: () => ({ ranges: [], next: null }),
+    compare: (request) => this.#compare(request),
+    figures: (freeMapDigest) => this.#figures(freeMapDigest),
+  };
   readonly #spec: AttachSpec;
   readonly #options: KernelVolumeOptions;
   #lock: DataLock | null = null;
@@ -303,25 +321,13 @@ export class KernelVolume {
    * Ends the wait for a source that will not come back: without its session, reads of what is only there are
    * I/O errors. Idempotent. Not in the queue of the others, which may be waiting for the source themselves.
    */
-  async giveUpSource(): Promise<void> {
+  async #giveUpSource(): Promise<void> {
     const source = sourceOf(this.#spec);
     if (source && this.#session !== null) await this.#options.host.iscsi.logout(source);
   }
 
-  /**
-   * The target's answers when the move is proved (receipt/proof.ts). The kernel tells neither what it fetched
-   * nor what the guest wrote, so the disk itself is held against the source.
-   */
-  fetched(cursor: number): FetchedPage {
-    return { ranges: [], next: cursor, ended: true, untold: true };
-  }
-
-  unfetched(): UnfetchedPage {
-    return { ranges: [], next: null };
-  }
-
   /** Rejects `CLONE_NOT_COMPLETE`, and as DiskProof. */
-  compare(request: CompareRequest): Promise<CompareReply> {
+  #compare(request: CompareRequest): Promise<CompareReply> {
     return this.#prove(async () => {
       this.#clone?.requireWhole();
       if (this.#proof === null) {
@@ -335,7 +341,7 @@ export class KernelVolume {
     });
   }
 
-  figures(freeMapDigest: string | null): Promise<ProofFigures> {
+  #figures(freeMapDigest: string | null): Promise<ProofFigures> {
     return this.#prove(async () => {
       const figures = (await this.#proof?.proof.figures(freeMapDigest)) ?? null;
       if (figures !== null) return figures;

@@ -7,9 +7,10 @@ import type { LioExport } from '../host/lio.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { SECTOR_BYTES } from '../host/mapper-table.ts';
 import { NO_GUEST } from '../opening/guest.ts';
+import type { OpenVolume } from '../opening/open-volume.ts';
+import type { AnswersOf } from '../opening/perform.ts';
 import type { Access, ExportSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
-import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from '../volume/data-lock.ts';
 import { exportAccessError } from '../volume/export-access.ts';
 import { passFence } from '../volume/fence.ts';
@@ -34,7 +35,17 @@ export const ISCSI_PORT = 3260;
  * The linear device is suspended until the seal: an initiator can log in and ask for size and serial number,
  * and its reads wait.
  */
-export class KernelExport {
+export class KernelExport implements OpenVolume<'export', 'kernel'> {
+  readonly answers: AnswersOf<'export', 'kernel'> = {
+    status: async () => {
+      await this.#refresh();
+      return this.status();
+    },
+    activate: (access) => this.#activate(access),
+    digests: async (ranges) => ({ digests: await (await this.#regionDigests()).digestsOf(ranges) }),
+    owed: async ({ range, cursor }) => (await this.#regionDigests()).owed(range, cursor),
+    stated: async (cursor) => (await this.#regionDigests()).stated(cursor),
+  };
   readonly #spec: ExportSpec;
   readonly #share: LioExport;
   readonly #host: PlaneHost;
@@ -78,7 +89,7 @@ export class KernelExport {
       // What a shim before this one has left.
       await removeExport({ ...spec, targetIqn: share.targetIqn }, host, clock);
       await made.#openStandby();
-      if (spec.access === 'readonly') await made.activate('readonly');
+      if (spec.access === 'readonly') await made.#activate('readonly');
       return made;
     } catch (error) {
       await made.close().catch(() => {});
@@ -98,7 +109,7 @@ export class KernelExport {
    * Lets the reads through that wait, once the record says that the generation is sealed (`VOLUME_FENCED`).
    * Idempotent.
    */
-  async activate(access: Access): Promise<void> {
+  async #activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') throw exportAccessError(this.access, access);
     this.#lock ??= await passFence(this.#spec, 'export', this.#clock);
@@ -106,7 +117,7 @@ export class KernelExport {
     this.#isOpen = true;
   }
 
-  async refresh(): Promise<void> {
+  async #refresh(): Promise<void> {
     const { sessions, bytesServed } = await this.#host.lio.statistics(this.#share);
     this.#sessions = sessions;
     this.#bytesServed = bytesServed;
@@ -127,24 +138,6 @@ export class KernelExport {
         bytesServed: this.#bytesServed,
       },
     };
-  }
-
-  /**
-   * SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before
-   * the seal.
-   */
-  async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
-    return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
-  }
-
-  /** All that may be in use, from the block `cursor` on. */
-  async stated(cursor: number): Promise<StatedPage> {
-    return (await this.#regionDigests()).stated(cursor);
-  }
-
-  /** Of a range that did not travel, what should have. */
-  async owed(range: BlockRange, cursor: number): Promise<{ ranges: StatedRange[]; next: number | null }> {
-    return (await this.#regionDigests()).owed(range, cursor);
   }
 
   async close(): Promise<void> {

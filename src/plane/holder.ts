@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
+import { performOperation } from '../opening/perform.ts';
 import { isSameOpening, roleOf, type ShownSpec, shown } from '../opening/role.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
@@ -56,8 +56,7 @@ export function openKernelHolder(options: KernelHolderOptions): {
       });
     }
     const { volume } = opened;
-    const answers = volume instanceof KernelVolume ? attachedAnswers(volume) : exportedAnswers(volume);
-    const result = await performOperation(answers, op, args);
+    const result = await performOperation(volume.answers, op, args);
     options.onChange();
     return result;
   }
@@ -121,43 +120,6 @@ export function openKernelHolder(options: KernelHolderOptions): {
         lastError,
       };
     },
-  };
-}
-
-function attachedAnswers(volume: KernelVolume): VolumeAnswers {
-  return {
-    status: () => volume.status(),
-    activate: (access) => volume.activate(access),
-    flush: () => volume.flush(),
-    seal: () => volume.seal(),
-    // Its first pass would read the device through the page cache while the guest writes; the one after the
-    // seal reads it all.
-    'prime-free-map': () => {},
-    'free-map': (filesystem) => volume.sealFreeMap(filesystem),
-    hydration: (settings) => volume.configureHydration(settings),
-    finish: () => volume.finish(),
-    'give-up-source': () => volume.giveUpSource(),
-    fetched: (cursor) => volume.fetched(cursor),
-    unfetched: () => volume.unfetched(),
-    compare: (request) => volume.compare(request),
-    figures: (freeMapDigest) => volume.figures(freeMapDigest),
-    // The kernel does not tell which regions were read.
-    heat: () => ({ regions: [] }),
-    // dm-clone does not keep what is read, so there is no bringing something first.
-    warm: () => {},
-  };
-}
-
-function exportedAnswers(volume: KernelExport): VolumeAnswers {
-  return {
-    status: async () => {
-      await volume.refresh();
-      return volume.status();
-    },
-    activate: (access) => volume.activate(access),
-    digests: (ranges) => volume.digests(ranges),
-    owed: ({ range, cursor }) => volume.owed(range, cursor),
-    stated: (cursor) => volume.stated(cursor),
   };
 }
 

@@ -14,15 +14,9 @@ import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import { HEAT_REGION_BYTES } from '../opening/guest.ts';
-import type {
-  Access,
-  AttachSpec,
-  CloneSpec,
-  HydrationSettings,
-  ImportSpec,
-  Leaving,
-  NbdSocketSpec,
-} from '../opening/spec.ts';
+import type { OpenVolume } from '../opening/open-volume.ts';
+import type { AnswersOf } from '../opening/perform.ts';
+import type { Access, AttachSpec, CloneSpec, ImportSpec, NbdSocketSpec } from '../opening/spec.ts';
 import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
 import type { DirectFile } from '../sys/direct-file.ts';
 import { filesystemInstance } from '../sys/filesystem-instance.ts';
@@ -67,7 +61,26 @@ type Front = Pick<
 >;
 
 /** Role `attach`: the volume behind the FUSE file that a loop device sits on, or behind an NBD socket. */
-export class AttachedVolume {
+export class AttachedVolume implements OpenVolume<'attach', 'userspace'> {
+  readonly answers: AnswersOf<'attach', 'userspace'> = {
+    status: () => this.status(),
+    activate: (access) => this.activate(access),
+    flush: () => this.flush(),
+    seal: () => this.seal(),
+    'prime-free-map': (filesystem) => this.#primeFreeMap(filesystem),
+    'free-map': (filesystem) => this.#sealFreeMap(filesystem),
+    superblock: () => this.#superblock(),
+    hydration: (settings) => this.#clone?.device.configureHydration(settings),
+    finish: () => this.#finish(),
+    'give-up-source': () => this.#giveUpSource(),
+    room: (leaving) => this.#room.leave(leaving),
+    heat: () => ({ regions: this.#front.heat() }),
+    warm: (regions) => this.#warm(regions),
+    fetched: (cursor) => this.#prove((proof) => proof.fetched(cursor)),
+    unfetched: (cursor) => this.#prove((proof) => proof.unfetched(cursor)),
+    mend: (request) => this.#prove((proof) => proof.mend(request)),
+    figures: (freeMapDigest) => this.#prove((proof) => proof.figures(freeMapDigest)),
+  };
   /** Of the filesystem that its data is in; null: not known. */
   readonly instance: string | null;
   readonly #spec: AttachSpec;
@@ -285,17 +298,8 @@ export class AttachedVolume {
     this.#lock = null;
   }
 
-  /** Opens what is kept back of the disk for a machine that leaves, or closes it again. */
-  leave(leaving: Leaving): Promise<void> {
-    return this.#room.leave(leaving);
-  }
-
-  heat(): number[] {
-    return this.#front.heat();
-  }
-
   /** Regions of `HEAT_REGION_BYTES` to bring first. */
-  warm(regions: readonly number[]): void {
+  #warm(regions: readonly number[]): void {
     this.#clone?.device.warm(
       regions.map((region) => ({ offsetBytes: region * HEAT_REGION_BYTES, lengthBytes: HEAT_REGION_BYTES })),
     );
@@ -305,16 +309,16 @@ export class AttachedVolume {
    * What its filesystem is, as base64: what has been written to it, which the kernel does to a superblock
    * with each sync.
    */
-  async superblock(): Promise<{ bytes: string }> {
+  async #superblock(): Promise<{ bytes: string }> {
     const { readBytes } = await import('../freemap/device-bytes.ts');
     const device = plaintextOf(this.#encryption, this.#clone, this.#local);
     return { bytes: (await readBytes(device, 0, SUPERBLOCK_READ_BYTES)).toString('base64') };
   }
 
   /**
-   * Reads what the filesystem does not use while it may be mounted, for `sealFreeMap` to have less to read.
+   * Reads what the filesystem does not use while it may be mounted, for `free-map` to have less to read.
    */
-  async primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
+  async #primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
     await (await this.#reader(filesystem)).prime();
   }
 
@@ -322,7 +326,7 @@ export class AttachedVolume {
    * Writes `free.map`, of the generation that was sealed here, once the filesystem is unmounted. Without a
    * map, the report says why. Rejects `VOLUME_BAD_ACCESS` before the seal, and with errors of the disk.
    */
-  async sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
+  async #sealFreeMap(filesystem: FreeMapFilesystem): Promise<FreeMapReport> {
     if (this.#front.access !== 'readonly') {
       throw new GodwitError(
         'VOLUME_BAD_ACCESS',
@@ -361,22 +365,18 @@ export class AttachedVolume {
     return { unusedBytes: unusedBlocks * FREE_BLOCK_BYTES, reason: null };
   }
 
-  configureHydration(settings: HydrationSettings): void {
-    this.#clone?.device.configureHydration(settings);
-  }
-
   /**
    * Ends the wait for a source that will not come back: reads of what is only there are I/O errors from now
    * on. Idempotent.
    */
-  async giveUpSource(): Promise<void> {
+  async #giveUpSource(): Promise<void> {
     if (this.#clone === null) return;
     this.#clone.device.giveUpSource();
     await this.#clone.source.close();
   }
 
   /** Drops the clone layer under the running guest. Rejects `CLONE_NOT_COMPLETE`. Idempotent. */
-  async finish(): Promise<void> {
+  async #finish(): Promise<void> {
     const clone = this.#clone;
     if (clone === null) return;
     await this.#closeProof();
@@ -402,7 +402,7 @@ export class AttachedVolume {
    * `CLONE_NOT_COMPLETE`, and `VOLUME_NO_FETCH_LOG` where there is nothing to prove: a volume that is whole,
    * or the clone of a disk of another system.
    */
-  prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
+  #prove<T>(question: (proof: FetchProof) => Promise<T>): Promise<T> {
     const answered = this.#proving.then(async () => {
       const clone = this.#clone;
       if (!clone?.proof) throw noFetchLog(this.#spec.volumeId);

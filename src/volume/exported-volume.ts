@@ -7,9 +7,10 @@ import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
 import { NO_GUEST } from '../opening/guest.ts';
+import type { OpenVolume } from '../opening/open-volume.ts';
+import type { AnswersOf } from '../opening/perform.ts';
 import type { Access, ExportSpec, Grant } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
-import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { DataLock } from './data-lock.ts';
 import { exportAccessError } from './export-access.ts';
 import { passFence } from './fence.ts';
@@ -30,7 +31,16 @@ const BLOCK_BYTES = 512;
 const DIGESTS_AFTER_MS = 1_000;
 
 /** Role `export`: the sealed data file, read-only, over iSCSI. */
-export class ExportedVolume {
+export class ExportedVolume implements OpenVolume<'export', 'userspace'> {
+  readonly answers: AnswersOf<'export', 'userspace'> = {
+    status: () => this.status(),
+    activate: (access) => this.#activate(access),
+    digests: async (ranges) => ({ digests: await (await this.#regionDigests()).digestsOf(ranges) }),
+    owed: async ({ range, cursor }) => (await this.#regionDigests()).owed(range, cursor),
+    stated: async (cursor) => (await this.#regionDigests()).stated(cursor),
+    grant: (grant) => this.#export.grant(iscsiGrant(grant)),
+    revoke: (initiatorIqn) => this.#export.revoke(initiatorIqn),
+  };
   readonly #spec: ExportSpec;
   readonly #options: ExportedVolumeOptions;
   readonly #device: FileDevice;
@@ -122,7 +132,7 @@ export class ExportedVolume {
    * Lets the reads through that wait. Only once the record says that the generation is sealed
    * (`VOLUME_FENCED`). Idempotent.
    */
-  async activate(access: Access): Promise<void> {
+  async #activate(access: Access): Promise<void> {
     if (access === this.access) return;
     if (access !== 'readonly') throw exportAccessError(this.access, access);
     this.#lock ??= await this.#takeLock();
@@ -139,32 +149,6 @@ export class ExportedVolume {
       lock.release();
       throw error;
     }
-  }
-
-  /**
-   * SHA-256 of ranges of the sealed content. Errors: those of region-digests.ts, `VOLUME_BAD_ACCESS` before
-   * the seal.
-   */
-  async digests(ranges: readonly BlockRange[]): Promise<{ digests: string[] }> {
-    return { digests: await (await this.#regionDigests()).digestsOf(ranges) };
-  }
-
-  /** All that may be in use, from the block `cursor` on. */
-  async stated(cursor: number): Promise<StatedPage> {
-    return (await this.#regionDigests()).stated(cursor);
-  }
-
-  /** Of a range that did not travel, what should have. */
-  async owed(range: BlockRange, cursor: number): Promise<{ ranges: StatedRange[]; next: number | null }> {
-    return (await this.#regionDigests()).owed(range, cursor);
-  }
-
-  grant(grant: Grant): void {
-    this.#export.grant(iscsiGrant(grant));
-  }
-
-  revoke(initiatorIqn: string): void {
-    this.#export.revoke(initiatorIqn);
   }
 
   async close(): Promise<void> {
@@ -186,7 +170,7 @@ export class ExportedVolume {
     });
   }
 
-  /** Made again at the next question when it could not be made. */
+  /** Rejects as region-digests.ts, and `VOLUME_BAD_ACCESS` before the seal. Made again at the next question. */
   #regionDigests(): Promise<RegionDigests> {
     if (this.access !== 'readonly') {
       return Promise.reject(

@@ -7,6 +7,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
 import { NbdServer } from '../nbd/index.ts';
+import type { OpenVolume } from '../opening/open-volume.ts';
+import type { AnswersOf } from '../opening/perform.ts';
 import type { ServeListen, ServeSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { TlsFiles, TlsIdentity } from '../sys/tls-identity.ts';
@@ -38,7 +40,11 @@ type Listener = {
 const BLOCK_BYTES = 512;
 
 /** Role `serve`: a whole volume, its plaintext where it is encrypted, for clients of other systems. */
-export class ServedVolume {
+export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
+  readonly answers: AnswersOf<'serve', 'userspace'> = {
+    status: () => this.status(),
+    flush: () => this.#flush(),
+  };
   readonly #spec: ServeSpec;
   readonly #device: BlockDevice;
   /** Null: nobody writes. */
@@ -126,7 +132,7 @@ export class ServedVolume {
     };
   }
 
-  async flush(): Promise<void> {
+  async #flush(): Promise<void> {
     if (this.#device.writable) await this.#device.flush();
   }
 
@@ -136,7 +142,7 @@ export class ServedVolume {
   async close(): Promise<void> {
     this.#room?.close({ refuse: true });
     await this.#listener.close();
-    await this.flush();
+    await this.#flush();
     await this.#device.close();
     this.#forgetKey();
     this.#lock.release();

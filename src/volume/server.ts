@@ -12,7 +12,7 @@ import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
 import { badSpec } from '../opening/read-fields.ts';
 import { parseSpec } from '../opening/read-spec.ts';
 import { isAttach } from '../opening/role.ts';
-import type { AttachSpec, ExportSpec, OpeningSpec, ServeSpec } from '../opening/spec.ts';
+import type { OpeningSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { StatusReporter } from './status-reporter.ts';
 
@@ -60,120 +60,45 @@ async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
 }
 
 type Served = {
-  status: () => VolumeServerStatus;
-  operations: VolumeAnswers;
+  volume: { answers: VolumeAnswers; status(): VolumeServerStatus; close(): Promise<void> };
   /** Called when events can be told. */
-  start: () => void;
+  start?: () => void;
   ready: { port?: number; instance?: string };
-  /** Resolves when there is nothing left to serve. */
-  closed: Promise<void>;
-  close: () => Promise<void>;
+  /** Resolves when there is nothing left to serve; left out: never. */
+  closed?: Promise<void>;
 };
 
-async function serveAttached(
-  spec: AttachSpec,
-  logger: Logger,
-  emit: (event: string, data: unknown) => void,
-  lookNow: () => void,
-): Promise<Served> {
-  // Each role loads its own code only: it is most of the memory of an idle server.
-  const { AttachedVolume } = await import('./attached-volume.ts');
-  const volume = await AttachedVolume.open(spec, {
-    fuseFd: FUSE_FD,
-    clock: systemClock,
-    random: systemRandom,
-    logger,
-    peers: PEERS,
-    onHydrated: () => emit('hydrated', {}),
-    onDataLost: lookNow,
-  });
-  return {
-    status: () => volume.status(),
-    operations: {
-      activate: (access) => volume.activate(access),
-      flush: () => volume.flush(),
-      seal: () => volume.seal(),
-      'prime-free-map': (filesystem) => volume.primeFreeMap(filesystem),
-      superblock: () => volume.superblock(),
-      'free-map': (filesystem) => volume.sealFreeMap(filesystem),
-      hydration: (settings) => volume.configureHydration(settings),
-      finish: () => volume.finish(),
-      'give-up-source': () => volume.giveUpSource(),
-      room: (leaving) => volume.leave(leaving),
-      heat: () => ({ regions: volume.heat() }),
-      warm: (regions) => volume.warm(regions),
-      fetched: (cursor) => volume.prove((proof) => proof.fetched(cursor)),
-      unfetched: (cursor) => volume.prove((proof) => proof.unfetched(cursor)),
-      mend: (request) => volume.prove((proof) => proof.mend(request)),
-      figures: (freeMapDigest) => volume.prove((proof) => proof.figures(freeMapDigest)),
-    },
-    start: () => volume.start(),
-    ready: volume.instance === null ? {} : { instance: volume.instance },
-    closed: volume.closed,
-    close: () => volume.close(),
-  };
-}
+type Told = {
+  logger: Logger;
+  emit: (event: string, data: unknown) => void;
+  /** The status has something that cannot wait. */
+  lookNow: () => void;
+};
 
-async function serveExported(spec: ExportSpec, logger: Logger): Promise<Served> {
-  const { ExportedVolume } = await import('./exported-volume.ts');
-  const volume = await ExportedVolume.open(spec, {
-    clock: systemClock,
-    random: systemRandom,
-    logger,
-    peers: PEERS,
-  });
-  return {
-    status: () => volume.status(),
-    operations: {
-      activate: (access) => volume.activate(access),
-      flush: () => undefined,
-      seal: () => undefined,
-      grant: (grant) => volume.grant(grant),
-      revoke: (initiatorIqn) => volume.revoke(initiatorIqn),
-      digests: (ranges) => volume.digests(ranges),
-      owed: ({ range, cursor }) => volume.owed(range, cursor),
-      stated: (cursor) => volume.stated(cursor),
-    },
-    start: () => {},
-    ready: { port: volume.port },
-    closed: new Promise(() => {}),
-    close: () => volume.close(),
-  };
-}
-
-async function serveToOthers(spec: ServeSpec, logger: Logger): Promise<Served> {
-  const { ServedVolume } = await import('./served-volume.ts');
-  const volume = await ServedVolume.open(spec, {
-    clock: systemClock,
-    random: systemRandom,
-    logger,
-    peers: PEERS,
-  });
-  return {
-    status: () => volume.status(),
-    operations: { flush: () => volume.flush() },
-    start: () => {},
-    ready: volume.port === null ? {} : { port: volume.port },
-    closed: new Promise(() => {}),
-    close: () => volume.close(),
-  };
-}
-
-async function serve(
-  spec: OpeningSpec,
-  logger: Logger,
-  emit: (event: string, data: unknown) => void,
-  lookNow: () => void,
-): Promise<Served> {
+/** Each role loads its own code only: it is most of the memory of an idle server. */
+async function serve(spec: OpeningSpec, { logger, emit, lookNow }: Told): Promise<Served> {
+  const options = { clock: systemClock, random: systemRandom, logger, peers: PEERS };
   switch (spec.kind) {
     case 'own':
     case 'clone':
-    case 'import':
-      return serveAttached(spec, logger, emit, lookNow);
-    case 'export':
-      return serveExported(spec, logger);
-    case 'serve':
-      return serveToOthers(spec, logger);
+    case 'import': {
+      const { AttachedVolume } = await import('./attached-volume.ts');
+      const onHydrated = () => emit('hydrated', {});
+      const more = { fuseFd: FUSE_FD, onHydrated, onDataLost: lookNow };
+      const volume = await AttachedVolume.open(spec, { ...options, ...more });
+      const { instance, closed } = volume;
+      return { volume, start: () => volume.start(), ready: instance === null ? {} : { instance }, closed };
+    }
+    case 'export': {
+      const { ExportedVolume } = await import('./exported-volume.ts');
+      const volume = await ExportedVolume.open(spec, options);
+      return { volume, ready: { port: volume.port } };
+    }
+    case 'serve': {
+      const { ServedVolume } = await import('./served-volume.ts');
+      const volume = await ServedVolume.open(spec, options);
+      return { volume, ready: volume.port === null ? {} : { port: volume.port } };
+    }
   }
 }
 
@@ -197,14 +122,14 @@ async function main(): Promise<void> {
     const line = await readFirstLine(process.stdin);
     rpc = new LineRpc(process.stdin, process.stdout, {
       handler: async (op, args) => {
-        const { status, operations } = await opened.promise;
-        return performOperation({ status, ...operations }, op, args);
+        const { volume } = await opened.promise;
+        return performOperation(volume.answers, op, args);
       },
     });
     spec = parseSpec(line);
     // Before there is a key in this process.
     if ('encryption' in spec) (await import('../sys/secret-memory.ts')).keepOutOfDumps();
-    served = await serve(spec, logger, emit, () => reporter?.look());
+    served = await serve(spec, { logger, emit, lookNow: () => reporter?.look() });
   } catch (error) {
     opened.reject(error);
     fail(error, 'the volume server could not start', EXIT_NOT_STARTED);
@@ -212,11 +137,11 @@ async function main(): Promise<void> {
   }
   opened.resolve(served);
   emit('ready', served.ready);
-  served.start();
+  served.start?.();
   // Now, because a server that is killed would not: the next one starts in half the time, and without the
   // compiler's memory.
   flushCompileCache();
-  reporter = new StatusReporter({ status: served.status, emit, clock: systemClock });
+  reporter = new StatusReporter({ status: () => served.volume.status(), emit, clock: systemClock });
   reporter.start();
 
   let isEnding = false;
@@ -227,7 +152,7 @@ async function main(): Promise<void> {
     isEnding = true;
     reporter?.stop();
     try {
-      await served.close();
+      await served.volume.close();
       logger.info({ reason }, 'the volume server ended');
       process.exit(0);
     } catch (error) {
@@ -236,7 +161,7 @@ async function main(): Promise<void> {
   };
   process.once('SIGTERM', () => void end('SIGTERM'));
   process.once('SIGINT', () => void end('SIGINT'));
-  served.closed.then(
+  served.closed?.then(
     () => end('the file was unmounted'),
     (error) => fail(error, 'serving the file broke', EXIT_BROKEN),
   );
