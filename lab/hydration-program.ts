@@ -13,7 +13,7 @@ import type { HydrationStatus, VolumeServerStatus } from '../src/opening/status.
 import { KernelVolume } from '../src/plane/attached.ts';
 import { KernelExport } from '../src/plane/exported.ts';
 import { systemPlaneHost } from '../src/plane/host.ts';
-import { openVolumeHolder } from '../src/shim/volume-holder.ts';
+import { userspaceBackend } from '../src/volume/backend.ts';
 import {
   cloneSpec,
   exportSpec,
@@ -324,25 +324,27 @@ function byKernelPlane(plan: Plan): Promise<Way> {
 function byUserspacePlane(plan: Plan): Promise<Way> {
   return byPlane(plan, async (spec) => {
     await mkdir(RUNTIME_DIR, { recursive: true });
-    const holder = openVolumeHolder({
-      runtimeDir: RUNTIME_DIR,
+    const { open } = userspaceBackend({
+      fuseDir: join(RUNTIME_DIR, 'fuse'),
+      logPath: join(RUNTIME_DIR, 'volume-server.log'),
       clock,
       logger: silentLogger,
       onChange: () => {},
       onEvent: () => {},
+      onLeft: () => {},
       // The guests have Linux 6.1; nobody kills the volume server here.
       resendRequired: false,
     });
-    const { loopDevice } = await holder.open(spec);
+    const opening = await open(spec);
     return {
       async activate() {
-        await holder.command('activate', { access: 'writable' });
-        return loopDevice!;
+        await opening.ask('activate', { access: 'writable' });
+        return opening.device!;
       },
-      configureHydration: (settings) => holder.command('hydration', settings),
-      hydration: async () => ((await holder.command('status', {})) as VolumeServerStatus).hydration!,
-      finish: () => holder.command('finish', {}),
-      close: () => holder.close(),
+      configureHydration: (settings) => opening.ask('hydration', settings),
+      hydration: async () => ((await opening.ask('status', {})) as VolumeServerStatus).hydration!,
+      finish: () => opening.ask('finish', {}),
+      close: () => opening.close(),
     };
   });
 }

@@ -44,14 +44,16 @@ async function main(): Promise<void> {
       logger,
       onChange: () => service.changed(),
     }),
-    makeVolume: async (plane, events) => {
+    makeBackend: async (plane, events) => {
+      const options = { clock: systemClock, logger, ...events };
       if (plane === 'kernel') {
-        const { openKernelHolder } = await import('../plane/holder.ts');
-        return openKernelHolder({ runtimeDir, clock: systemClock, logger, ...events });
+        const { kernelBackend } = await import('../plane/backend.ts');
+        return kernelBackend({ runtimeDir, ...options });
       }
-      const { openVolumeHolder } = await import('../shim/volume-holder.ts');
+      const { userspaceBackend } = await import('../volume/backend.ts');
       setTimeout(flushCompileCache, 500).unref();
-      return openVolumeHolder({ runtimeDir, clock: systemClock, logger, ...events });
+      const fuseDir = join(runtimeDir, SHIM_FILES.fuse);
+      return userspaceBackend({ fuseDir, logPath: join(runtimeDir, SHIM_FILES.serverLog), ...options });
     },
     emit: (event, data) => {
       for (const connection of connections) connection.emit(event, data);

@@ -370,18 +370,6 @@ export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
   async #prepare(): Promise<void> {
     const { volumeDir, encryption, kind } = this.#spec;
     const record = await readRecord(volumeDir);
-    if (encryption && encryption.holes !== 'none') {
-      throw new GodwitError(
-        'PLANE_NOT_FOR_DM_CRYPT',
-        `volume ${this.#spec.volumeId} has holes in its ciphertext, which dm-crypt reads as noise`,
-        {
-          values: { volumeId: this.#spec.volumeId },
-          retry: 'never',
-          nextAction:
-            'Use the userspace plane for it, or make the volume with: godwit volume create --dm-crypt.',
-        },
-      );
-    }
     if (encryption) {
       const { unlockVolume } = await import('../volume/encryption.ts');
       this.#unlocked = await unlockVolume({ ...this.#spec, encryption });
@@ -395,17 +383,7 @@ export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
       return;
     }
     const source = sourceOf(this.#spec);
-    if (source === null || source.tls) {
-      throw new GodwitError(
-        'PLANE_SOURCE_UNSUPPORTED',
-        'the kernel plane clones from exports of other workers, without TLS',
-        {
-          values: { volumeId: this.#spec.volumeId, foreign: source === null },
-          retry: 'never',
-          nextAction: 'Use the userspace plane for this volume: start the worker without --plane kernel.',
-        },
-      );
-    }
+    if (source === null) throw new Error('the kernel plane has no such kind');
     const identity = this.#cloneIdentity();
     // Blank metadata says that nothing is here: only as long as nobody can have written.
     if (record.state === 'incoming') await createCloneMetadata(volumeDir, identity);

@@ -66,16 +66,11 @@ export class KernelExport implements OpenVolume<'export', 'kernel'> {
     this.#clock = clock;
   }
 
-  /** Rejects `VOLUME_BAD_SPEC`, with the errors of the fence and of LIO. */
+  /** Rejects with the errors of the fence and of LIO. */
   static async open(spec: ExportSpec, options: KernelExportOptions): Promise<KernelExport> {
     const { host, clock } = options;
-    const [grant, ...others] = spec.export.grants;
-    if (grant === undefined || others.length > 0 || spec.export.tls) {
-      throw new GodwitError('VOLUME_BAD_SPEC', 'an export of the kernel plane has one grant, and no TLS', {
-        values: { volumeId: spec.volumeId, grants: spec.export.grants.length },
-        nextAction: 'This is a defect of the caller: volume/specs.ts builds specs that fit.',
-      });
-    }
+    const [grant] = spec.export.grants;
+    if (grant === undefined) throw new Error('an export without a grant is refused');
     const share: LioExport = {
       targetIqn: spec.export.targetIqn,
       host: spec.export.listenHost,

@@ -52,7 +52,7 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   // What the filesystem was mounted on, where the machine came by a move.
   await unmount(filesystem, abort, clock);
   if (existsSync(join(runtimeDir, PLANE_STATE_FILE)))
-    await (await import('../plane/holder.ts')).cleanUpKernelPlane(runtimeDir, clock);
+    await (await import('../plane/left.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
     await withAbort(abort, () =>
       detachLoop(device, { clock, deadlineMs: PATIENCE.cleanUpStep.ms }).then(() => true),
@@ -95,7 +95,7 @@ function abortOf(runtimeDir: string, clock: Clock, logger: Logger): Abort {
     }
     if (!existsSync(join(runtimeDir, PLANE_STATE_FILE))) return false;
     logger.warn({ runtimeDir }, 'logging out of a source that holds up the clean-up');
-    await (await import('../plane/holder.ts')).giveUpKernelSource(runtimeDir, clock);
+    await (await import('../plane/left.ts')).giveUpKernelSource(runtimeDir, clock);
     return true;
   };
 }

@@ -205,6 +205,7 @@ export const SHIM_FILES = {
   workloadLog: 'machine.log',
   filesystem: 'fs',
   fuse: 'fuse',
+  serverLog: 'volume-server.log',
   /** Folder with nothing in it but the NBD socket of the volume; the machine sees it as /run/godwit. */
   nbd: 'nbd',
   nbdSocket: 'disk.sock',

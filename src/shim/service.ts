@@ -7,25 +7,12 @@ import { PATIENCE } from '../base/patience.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
 import { withKind } from '../opening/earlier-spec.ts';
-import type { VolumeOperation } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
 import type { Entrance } from './exec-session.ts';
 import { Filesystem } from './filesystem.ts';
 import { SHIM, SHIM_FILES, type ShimAnswers, type ShimOps, type ShimStatus } from './protocol.ts';
 import { type ShimState, writeShimState } from './state.ts';
-
-/**
- * What a shim needs of attach/volume-supervisor.ts, which holds /dev/fuse and keeps a volume server running
- * on it.
- */
-export interface VolumeHolder {
-  open(spec: OpeningSpec): Promise<{ loopDevice: string | null; exportPort: number | null }>;
-  command(op: VolumeOperation, args: unknown, timeoutMs?: number): Promise<unknown>;
-  /** Detaches the loop device, unmounts FUSE, ends the server. */
-  close(): Promise<void>;
-  /** Null when no volume is open. */
-  status(): Omit<NonNullable<ShimStatus['volume']>, 'mounted'> | null;
-}
+import { type MakeBackend, VolumeHolder } from './volume-holder.ts';
 
 /** What a shim runs beside its volume; how each of these ends and rejects stands in machine/workload.ts. */
 export interface HeldWorkload {
@@ -47,14 +34,7 @@ export interface HeldWorkload {
 export type ShimServiceOptions = {
   runtimeDir: string;
   workload: HeldWorkload;
-  /** Made when a volume is opened: a machine without a volume does not load its code. */
-  makeVolume: (
-    plane: OpeningSpec['plane'],
-    events: {
-      onChange: () => void;
-      onEvent: (event: string, data: unknown) => void;
-    },
-  ) => Promise<VolumeHolder>;
+  makeBackend: MakeBackend;
   clock: Clock;
   logger: Logger;
   /** To every connection. */
@@ -71,7 +51,7 @@ export class ShimService {
   readonly #options: ShimServiceOptions;
   readonly #filesystem: Filesystem;
   readonly #startedAtMs: number;
-  #volume: VolumeHolder | undefined;
+  readonly #volume: VolumeHolder;
   /** Operations that change the volume or its filesystem, one after the other. */
   #lastVolumeOp: Promise<unknown> = Promise.resolve();
   #shutdown: Promise<void> | undefined;
@@ -83,6 +63,10 @@ export class ShimService {
     this.#options = options;
     this.#filesystem = new Filesystem(join(options.runtimeDir, SHIM_FILES.filesystem), options.clock);
     this.#startedAtMs = options.clock.wallMs();
+    this.#volume = new VolumeHolder(options.makeBackend, {
+      onChange: () => this.changed(),
+      onEvent: (event, data) => options.emit('volume', { event, data }),
+    });
   }
 
   readonly #answers: ShimAnswers = {
@@ -91,19 +75,11 @@ export class ShimService {
       this.#volumeOp(async () => {
         // Of a worker of any version; the volume server checks it.
         const spec = withKind(args.spec) as OpeningSpec;
-        // The next volume of a shim may be of the other plane. A guest that comes through NBD needs a server,
-        // whatever the worker's plane.
-        if (!this.#volume?.status())
-          this.#volume = await this.#options.makeVolume('nbd' in spec ? undefined : spec.plane, {
-            onChange: () => this.changed(),
-            onEvent: (event, data) => this.#options.emit('volume', { event, data }),
-          });
         return this.#volume.open(spec);
       }),
     // Not in the queue: a status or a pause must get through while a mount waits for the source.
     'volume.command': async ({ op, args, timeoutMs }) => {
-      if (this.#volume === undefined) throw noVolume();
-      return (await this.#volume.command(op, args, timeoutMs)) ?? {};
+      return (await this.#volume.ask(op, args, timeoutMs)) ?? {};
     },
     'volume.close': () =>
       this.#volumeOp(async () => {
@@ -112,12 +88,12 @@ export class ShimService {
             nextAction: 'Stop the machine and unmount the filesystem before its volume is closed.',
           });
         }
-        await this.#volume?.close();
+        await this.#volume.close();
         return {};
       }),
     'fs.mount': ({ filesystem }) =>
       this.#volumeOp(async () => {
-        const device = this.#volume?.status()?.loopDevice;
+        const device = this.#volume.status()?.loopDevice;
         if (!device) throw noVolume();
         await this.#filesystem.mount(device, filesystem);
         return {};
@@ -145,7 +121,7 @@ export class ShimService {
           nextAction: 'Open the volume and mount its filesystem first.',
         });
       }
-      if (volume !== undefined && volume.mountPath === undefined && !this.#volume?.status()) throw noVolume();
+      if (volume !== undefined && volume.mountPath === undefined && !this.#volume.status()) throw noVolume();
       return this.#options.workload.start(args);
     },
     'workload.stop': (args) => this.#options.workload.stop(args),
@@ -170,7 +146,7 @@ export class ShimService {
   }
 
   status(): ShimStatus {
-    const volume = this.#volume?.status() ?? null;
+    const volume = this.#volume.status() ?? null;
     return {
       shimPid: process.pid,
       startedAtMs: this.#startedAtMs,
@@ -217,7 +193,7 @@ export class ShimService {
     const released = this.#volumeOp(async () => {
       await this.#filesystem.unmount();
       await this.#filesystem.removePlace();
-      await this.#volume?.close();
+      await this.#volume.close();
     });
     this.#pressOn(released);
     await released;
@@ -244,7 +220,7 @@ export class ShimService {
       if (over) return;
       cancel = clock.timer(GIVE_UP_AFTER_MS, () => {
         logger.warn({}, 'the volume waits for a source that was given up: what it waits for ends in errors');
-        this.#volume?.command('give-up-source', {}).catch((error: unknown) => {
+        this.#volume.ask('give-up-source', {}).catch((error: unknown) => {
           logger.error({ reason: messageOf(error) }, 'the source could not be given up');
         });
       });
@@ -253,7 +229,7 @@ export class ShimService {
 
   #state(): ShimState {
     const { workload, runtimeDir } = this.#options;
-    const volume = this.#volume?.status() ?? null;
+    const volume = this.#volume.status() ?? null;
     const fuse = join(runtimeDir, SHIM_FILES.fuse);
     const identify = (pid: number | null | undefined) => (pid ? identifyProcess(pid) : null);
     return {

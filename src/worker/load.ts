@@ -7,6 +7,7 @@ import { type CgroupLayout, readCgroupLayout } from '../host/cgroup.ts';
 import { readHostFacts } from '../host/host-facts.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
+import { kernelCan } from '../plane/can.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import {
   encryptionCapabilities,
@@ -15,7 +16,7 @@ import {
   validityPath,
 } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
-import { KERNEL_LENGTH_BYTES_MAX } from './volume-access.ts';
+import { PLANES } from './planes.ts';
 
 /** What placement looks at in a volume. */
 export type PlacedVolume = {
@@ -45,13 +46,11 @@ export function placementOf(
   };
 }
 
-/** Pure. The same cases as in volume-access.ts, said for a person. */
-function whyUserspaceOnly(config: MachineConfig, volume: PlacedVolume): string | null {
-  if (volume.lengthBytes > KERNEL_LENGTH_BYTES_MAX)
-    return 'is longer than 16 TiB, which is the most that the kernel plane takes';
-  if (config.volume?.nbd) return 'is an NBD socket for its guest';
-  if (volume.hasHoles) return 'was not made for dm-crypt (`volume create --dm-crypt`)';
-  return null;
+/** The kernel plane could not open it at another worker. Pure. */
+function whyUserspaceOnly(config: MachineConfig, { lengthBytes, hasHoles }: PlacedVolume): string | null {
+  const nbd = config.volume?.nbd ? {} : undefined;
+  const encryption = hasHoles ? {} : undefined;
+  return kernelCan({ kind: 'own', lengthBytes, nbd, encryption })?.reason ?? null;
 }
 
 /** What this host lacks for a plane now, when a module may be gone, or iscsid; null: nothing. */
@@ -110,7 +109,7 @@ export async function hostLoad(
     worker: options.name,
     draining,
     // The kernel's initiator speaks no TLS.
-    tls: options.tls !== null && options.plane === 'userspace',
+    tls: options.tls !== null && PLANES[options.plane].tls,
     plane: options.plane,
     lacks,
     holdsFileOf: (lengthBytes) => volumes.holdsFileOf(lengthBytes),

@@ -7,11 +7,11 @@ import { systemRandom } from '../base/random.ts';
 import { keepOutOfDumps } from '../sys/secret-memory.ts';
 import { systemEdges } from './edges.ts';
 import { HOST_PARTS } from './host-parts.ts';
-import { requireKernelPlane } from './kernel-plane.ts';
 import { MOVE_PARTS } from './move-parts.ts';
 import type { RunningWorker, WorkerOptions } from './options.ts';
 import { assemble } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts } from './parts.ts';
+import { PLANES } from './planes.ts';
 import { SURFACE_PARTS } from './surface-parts.ts';
 
 /**
@@ -23,7 +23,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunningWorker
   const logger: Logger = pino({ level: options.logLevel, base: { worker: options.name } }, logDestination(2));
   // New volumes and new keys: this process holds them while it makes the header.
   if (options.keys !== null) keepOutOfDumps();
-  if (options.plane === 'kernel') await requireKernelPlane();
+  await PLANES[options.plane].requireHost();
   const { parts, close } = await assemble<Given, HostParts & MoveParts & SurfaceParts>(
     { ...HOST_PARTS, ...MOVE_PARTS, ...SURFACE_PARTS },
     {

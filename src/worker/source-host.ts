@@ -31,6 +31,7 @@ import {
 } from '../volume/index.ts';
 import { placementOf } from './load.ts';
 import type { WorkerOptions } from './options.ts';
+import { PLANES } from './planes.ts';
 import { servedError, servedVolume } from './serving.ts';
 
 export type SourceHostOptions = {
@@ -191,7 +192,7 @@ export class SourceHost implements SourceSide {
   ): Promise<SourceSpec> {
     const { machines, volumes, random, iscsiHost, plane } = this.#options;
     // An export that is opened again is what the target knows it as.
-    const wantsTls = known ? known.tls === true : target.tls && plane === 'userspace';
+    const wantsTls = known ? known.tls === true : target.tls && PLANES[plane].tls;
     const tls = wantsTls ? this.#options.tls : null;
     if (!subject.volume) throw new Error('a machine without a volume has no export');
     const shimId = exportShimId(runId);
@@ -221,10 +222,7 @@ export class SourceHost implements SourceSide {
       },
     );
     const client = await machines.ensureShim(shimId);
-    const { exportPort } = await client.open({
-      ...spec,
-      ...(plane === 'kernel' && !tls && { plane: 'kernel' as const }),
-    });
+    const { exportPort } = await client.open(PLANES[plane].choose(spec));
     if (exportPort === null) throw new Error('an export has a port');
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
       host: iscsiHost,

@@ -14,6 +14,7 @@ import {
   type VolumeStore,
 } from '../volume/index.ts';
 import type { WorkerOptions } from './options.ts';
+import { PLANES } from './planes.ts';
 
 export type VolumeAccessOptions = {
   volumes: VolumeStore;
@@ -64,11 +65,8 @@ export class VolumeAccess implements VolumeProvider {
   async spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<AttachSpec> {
     const spec = await this.#spec(record, access);
     // A clone stays in the plane that its metadata is of.
-    const inKernel =
-      record.state === 'clone'
-        ? await isKernelClone(spec.volumeDir)
-        : this.#options.plane === 'kernel' && fitsKernel(spec);
-    return { ...spec, ...(inKernel && { plane: 'kernel' }) };
+    if (record.state !== 'clone') return PLANES[this.#options.plane].choose(spec);
+    return (await isKernelClone(spec.volumeDir)) ? { ...spec, plane: 'kernel' } : spec;
   }
 
   async #spec(record: VolumeRecord, access: 'standby' | 'writable'): Promise<AttachSpec> {
@@ -111,22 +109,6 @@ export class VolumeAccess implements VolumeProvider {
   async assignMachine(volumeId: string, machineId: string | null): Promise<void> {
     await this.#options.volumes.assignMachine(volumeId, machineId);
   }
-}
-
-/**
- * Longest volume of the kernel plane: dm-clone has a bit for each 4 KiB in the memory of the kernel, and room
- * for all of its metadata is taken when a clone is made.
- */
-export const KERNEL_LENGTH_BYTES_MAX = 16 * 2 ** 40;
-
-/**
- * Not one that is too long, not a disk of another system, none that gets another key on the way, and no
- * ciphertext that dm-crypt would read differently.
- */
-function fitsKernel(spec: AttachSpec): boolean {
-  if (spec.lengthBytes > KERNEL_LENGTH_BYTES_MAX || spec.kind === 'import') return false;
-  if (spec.encryption && spec.encryption.holes !== 'none') return false;
-  return spec.kind === 'own' || spec.encryption?.source === undefined;
 }
 
 /** True while processes hold the machine's volume open on this host. */

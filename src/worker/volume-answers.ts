@@ -17,6 +17,7 @@ import { findVolume } from './find-volume.ts';
 import type { Imports } from './imports.ts';
 import type { MachineMoves } from './machine-moves.ts';
 import type { WorkerOptions } from './options.ts';
+import { PLANES } from './planes.ts';
 import type { Serving } from './serving.ts';
 import type { Views } from './views.ts';
 import { isAttached } from './volume-access.ts';
@@ -66,7 +67,7 @@ export class VolumeAnswers {
     if (encrypted !== false && keys === null) throw noKeysError(request);
     const record = await this.#o.volumes.create({
       // Of its volumes the kernel plane opens these.
-      ...(this.#o.plane === 'kernel' && { dmCrypt: true }),
+      ...PLANES[this.#o.plane].newVolumes,
       ...wanted,
       lengthBytes,
       ...(encrypted !== false && keys !== null && { keys }),
