@@ -28,6 +28,7 @@ import {
   stateConditions,
   stoppingConditions,
 } from './machine-conditions.ts';
+import { Openings } from './openings.ts';
 import { hiddenFolders } from './options.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
@@ -195,8 +196,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         hydrationRateBytesPerSecondMax: options.hydrationRateBytesPerSecondMax,
         whenFull: options.whenFull,
         beforeAttach: async (record) => {
-          await parts.serving.refuseServed(record);
-          await parts.imports.release(record.id);
+          await parts.openings.refuseKept(record, 'attach');
+          await parts.openings.takeAway(record, 'attach');
         },
       });
     },
@@ -223,11 +224,21 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     conditions: MACHINE_CONDITIONS,
   },
 
+  openings: {
+    needs: ['machines'],
+    make: (parts) =>
+      new Openings({
+        machines: parts.machines,
+        releaseImport: (volumeId) => parts.imports.release(volumeId),
+      }),
+  },
+
   serving: {
-    needs: ['machines', 'volumes'],
-    make: ({ machines, volumes, options, clock, random, logger }) =>
+    needs: ['machines', 'openings', 'volumes'],
+    make: ({ machines, openings, volumes, options, clock, random, logger }) =>
       new Serving({
         machines,
+        openings,
         volumes,
         keys: options.keys,
         whenFull: options.whenFull,
@@ -241,11 +252,12 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
   },
 
   imports: {
-    needs: ['machines', 'volumes', 'access', 'folder'],
+    needs: ['machines', 'openings', 'volumes', 'access', 'folder'],
     make(parts) {
-      const { machines, volumes, access, folder, options, clock, random, logger } = parts;
+      const { machines, openings, volumes, access, folder, options, clock, random, logger } = parts;
       return new Imports({
         machines,
+        openings,
         volumes,
         access,
         validityDir: folder.paths.validityDir,

@@ -24,10 +24,13 @@ import {
   validityPath,
 } from '../volume/index.ts';
 import type { Importing } from './load.ts';
+import type { Openings } from './openings.ts';
+import { ownerOf, type ShimOwner } from './shim-owner.ts';
 import type { VolumeAccess } from './volume-access.ts';
 
 export type ImportsOptions = {
   machines: MachineManager;
+  openings: Openings;
   volumes: VolumeStore;
   access: VolumeAccess;
   validityDir: string;
@@ -48,7 +51,7 @@ const CONNECT_TIMEOUT_MS = PATIENCE.importConnect.ms;
 
 /**
  * Volumes that are made of disks of other systems, until they are whole. A volume hydrates wherever it is
- * open: in the shim of its machine, or, while no machine has it open, in a shim of its own (`i_…`) without a
+ * open: in the shim of its machine, or, while no machine has it open, in a shim of its own without a
  * workload. What is to be done is found by looking, so a worker may end at any moment: records and
  * `source.json` say which volumes these are, the shims what is open where.
  */
@@ -64,7 +67,7 @@ export class Imports {
     this.#options = options;
     options.machines.onEvent((shimId, event, data) => {
       const hydrated = event === 'volume' && (data as { event?: string } | null)?.event === 'hydrated';
-      if (hydrated || (event === 'shim-closed' && shimId.startsWith(HOLDER_PREFIX))) this.#look();
+      if (hydrated || (event === 'shim-closed' && ownerOf(shimId)?.kind === 'import')) this.#look();
     });
   }
 
@@ -144,12 +147,13 @@ export class Imports {
   /** What the shim says that hydrates the volume for no machine; null where there is none. */
   async status(volumeId: string): Promise<ShimStatus['volume']> {
     if (!this.#open.has(volumeId)) return null;
-    return (await this.#options.machines.shimLook(holderId(volumeId))).status?.volume ?? null;
+    return (await this.#options.openings.look(importerOf(volumeId))).status?.volume ?? null;
   }
 
   /** Lets the volume go, for a machine that is about to open it. */
   async release(volumeId: string): Promise<void> {
-    if (this.#open.has(volumeId)) await this.#exclusively(volumeId, () => this.#endHolder(volumeId));
+    if (this.#open.has(volumeId))
+      await this.#exclusively(volumeId, () => this.#options.openings.end(importerOf(volumeId)));
   }
 
   /**
@@ -158,7 +162,7 @@ export class Imports {
    */
   async destroy(volumeId: string, destroy: () => Promise<void>): Promise<void> {
     await this.#exclusively(volumeId, async () => {
-      await this.#endHolder(volumeId);
+      await this.#options.openings.end(importerOf(volumeId));
       await destroy();
       this.#open.delete(volumeId);
       removeValidityFile(validityPath(this.#options.validityDir, volumeId));
@@ -189,9 +193,9 @@ export class Imports {
   /** The next thing that the volume needs: somebody who has it open, or its end as a clone. */
   async #tend(volumeId: string): Promise<void> {
     if (!this.#open.has(volumeId) || this.#closed) return;
-    const { machines, volumes, access } = this.#options;
+    const { machines, openings, volumes, access } = this.#options;
     const record = await volumes.get(volumeId);
-    const holder = await machines.client(holderId(volumeId));
+    const holder = await openings.client(importerOf(volumeId));
     const machine = record.machineId === null ? null : await machines.client(record.machineId);
     for (const client of [machine, holder]) {
       const volume = client && (await client.call('status', {})).volume;
@@ -204,7 +208,7 @@ export class Imports {
     }
     // The start of a machine opens the volume itself.
     if (record.machineId !== null && this.#isWanted(record.machineId)) return;
-    const client = await machines.ensureShim(holderId(volumeId));
+    const client = await openings.ensure(importerOf(volumeId));
     await client.open(await access.spec(record, 'writable'));
   }
 
@@ -222,15 +226,9 @@ export class Imports {
     await client.volume('finish', {});
     const whole = await volumes.apply(record.id, { kind: 'complete', generation: record.generation });
     removeValidityFile(validityPath(validityDir, record.id));
-    await this.#endHolder(record.id);
+    await this.#options.openings.end(importerOf(record.id));
     this.#open.delete(record.id);
     onWhole(whole);
-  }
-
-  async #endHolder(volumeId: string): Promise<void> {
-    const { machines } = this.#options;
-    await machines.shutdownShim(holderId(volumeId));
-    await machines.removeRuntime(holderId(volumeId));
   }
 
   /** As an offer to take a machine does. */
@@ -282,11 +280,9 @@ export class Imports {
   }
 }
 
-const HOLDER_PREFIX = 'i_';
-
-/** The shim that hydrates a volume for no machine has a runtime folder beside those of machines. */
-function holderId(volumeId: string): string {
-  return volumeId.replace(/^v_/, HOLDER_PREFIX);
+/** The shim that hydrates a volume for no machine. */
+function importerOf(volumeId: string): ShimOwner {
+  return { kind: 'import', volumeId };
 }
 
 /** One that cannot be followed is left to whoever opens it. */

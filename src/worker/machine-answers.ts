@@ -25,8 +25,8 @@ import type { Admission } from './admission.ts';
 import type { EventBus } from './event-bus.ts';
 import type { MachineMoves } from './machine-moves.ts';
 import { refuseTarget } from './move-target.ts';
+import type { Openings } from './openings.ts';
 import type { MachineRecovery } from './recovery.ts';
-import type { Serving } from './serving.ts';
 import type { Views } from './views.ts';
 
 /** How long a restart over the API waits for the machine to be healthy again. */
@@ -37,7 +37,7 @@ export type MachineAnswersOptions = {
   peers: () => readonly Peer[];
   machines: MachineManager;
   volumes: VolumeStore;
-  serving: Serving;
+  openings: Openings;
   journal: Journal;
   drain: DrainController;
   recovery: MachineRecovery;
@@ -223,6 +223,7 @@ export class MachineAnswers {
   /** Before the wish that it runs is written down: nobody would start it when the volume is free again. */
   async #refuseServed(ref: string): Promise<void> {
     const volumeId = this.#o.machines.get(ref).config.volume?.volumeId;
-    if (volumeId !== undefined) await this.#o.serving.refuseServed(await this.#o.volumes.get(volumeId));
+    if (volumeId !== undefined)
+      await this.#o.openings.refuseKept(await this.#o.volumes.get(volumeId), 'attach');
   }
 }

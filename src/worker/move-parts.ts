@@ -24,7 +24,7 @@ import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { MachineRecovery, recoveryConditions } from './recovery.ts';
 import { runConditions } from './run-conditions.ts';
-import { exportShimId, SourceHost } from './source-host.ts';
+import { exporterOf, SourceHost } from './source-host.ts';
 import { TargetHost } from './target-host.ts';
 import { servingConditions } from './volume-conditions.ts';
 import { serverConditions } from './volume-server-looks.ts';
@@ -63,9 +63,9 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   progress: { needs: [], make: () => new Map() },
 
   source: {
-    needs: ['machines', 'volumes'],
-    make: ({ machines, volumes, options: { iscsiHost, tls, plane }, clock, random, logger }) =>
-      new SourceHost({ machines, volumes, random, clock, iscsiHost, tls, plane, logger }),
+    needs: ['machines', 'openings', 'volumes'],
+    make: ({ machines, openings, volumes, options: { iscsiHost, tls, plane }, clock, random, logger }) =>
+      new SourceHost({ machines, openings, volumes, random, clock, iscsiHost, tls, plane, logger }),
     conditions: {
       export: (_, about, parts) =>
         about.kind === 'machine' || about.kind === 'run' ? exportConditions(parts, about.runs) : [],
@@ -203,20 +203,20 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
  * not answer.
  */
 async function exportConditions(
-  { machines, looks, clock }: WorkerParts,
+  { openings, looks, clock }: WorkerParts,
   runs: readonly RunView[],
 ): Promise<Condition[]> {
   const open = runs.filter(({ kind, endedAtMs }) => kind === MIGRATE_OUT && endedAtMs === null);
   const all = await Promise.all(
     open.map(async ({ id, output }) => {
-      const shimId = exportShimId(id);
-      const client = await machines.client(shimId);
+      const exporter = exporterOf(id);
+      const client = await openings.client(exporter);
       if (client === null) return [];
-      const { status, silentForMs } = await machines.shimLook(shimId);
+      const { status, silentForMs } = await openings.look(exporter);
       const name = `the export of ${(output as MigrateOutOutput).subject?.machineName ?? id}`;
-      const runtimeDir = machines.runtimeDir(shimId);
+      const runtimeDir = openings.runtimeDir(exporter);
       const answers = silentForMs === null && status?.volume;
-      const server = answers ? await looks.look(shimId, client, answers.serverPid) : null;
+      const server = answers ? await looks.look(id, client, answers.serverPid) : null;
       return [
         ...servingConditions(silentForMs, runtimeDir, name, clock.wallMs()),
         ...serverConditions(server, runtimeDir, name),

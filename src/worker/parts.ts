@@ -28,6 +28,7 @@ import type { Edges } from './edges.ts';
 import type { EventBus } from './event-bus.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
+import type { Openings } from './openings.ts';
 import type { WorkerOptions } from './options.ts';
 import type { Told } from './part.ts';
 import type { MachineRecovery } from './recovery.ts';
@@ -61,6 +62,7 @@ export type HostParts = {
   volumes: VolumeStore;
   access: VolumeAccess;
   machines: MachineManager;
+  openings: Openings;
   serving: Serving;
   imports: Imports;
   /** What this host promises and holds; `forRun`: without what is reserved for that move. */

@@ -10,7 +10,7 @@ import { targetRunId } from '../migration/migrate-in.ts';
 import type { MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { VolumeStore } from '../volume/index.ts';
 import type { Condition } from './condition.ts';
-import { runOfExport } from './source-host.ts';
+import { ownerOf } from './shim-owner.ts';
 
 /** Why a machine that should run does not, and when it is tried again. */
 export type Trouble = {
@@ -162,10 +162,10 @@ export class MachineRecovery {
       await this.#release(record, this.#options.run(moveId));
     }
     for (const name of await machines.shimIds().catch(() => [])) {
-      const runId = runOfExport(name);
-      if (runId === null || this.#isOpen(runId)) continue;
+      const owner = ownerOf(name);
+      if (owner?.kind !== 'export' || this.#isOpen(owner.runId)) continue;
       logger.warn({ shim: name }, 'the run of an export is over: it is closed');
-      await closeExport(runId);
+      await closeExport(owner.runId);
     }
   }
 

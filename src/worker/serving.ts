@@ -20,10 +20,13 @@ import {
   type VolumeServerStatus,
   type VolumeStore,
 } from '../volume/index.ts';
+import type { Openings } from './openings.ts';
+import type { ShimOwner } from './shim-owner.ts';
 import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 
 export type ServingOptions = {
-  machines: MachineManager;
+  machines: Pick<MachineManager, 'records'>;
+  openings: Openings;
   volumes: VolumeStore;
   keys: KeySource | null;
   /** What becomes of writes of clients when the disk is full but for its reserve. */
@@ -44,7 +47,7 @@ const SOCKET_PATH_BYTES_MAX = 107;
 const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
 
 /**
- * Volumes that are served to clients of other systems, each by a shim of its own (`s_…`) without a workload.
+ * Volumes that are served to clients of other systems, each by a shim of its own without a workload.
  */
 export class Serving {
   readonly #options: ServingOptions;
@@ -61,7 +64,7 @@ export class Serving {
    * `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of `ServedVolume.open`.
    */
   async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
-    const { machines, volumes, keys, whenFull, random } = this.#options;
+    const { openings, volumes, keys, whenFull, random } = this.#options;
     const { id } = record;
     if (record.state !== 'ready') {
       throw new GodwitError('WORKER_SERVE_REFUSED', `volume ${record.name} is ${record.state}, not ready`, {
@@ -72,14 +75,14 @@ export class Serving {
             : 'It has moved, or is moving: serve it where `godwit volume list` says that it is ready.',
       });
     }
-    await this.refuseServed(record);
+    await openings.refuseKept(record, 'serve');
     const chap =
       request.protocol === 'iscsi'
         ? (request.chap ?? { user: record.name, secret: newChapSecret(random) })
         : null;
     const listen = this.#listen(record, request, chap);
-    await this.#takeFromMachine(record);
-    const client = await machines.ensureShim(servingId(id));
+    await openings.takeAway(record, 'serve');
+    const client = await openings.ensure(serverOf(id));
     try {
       const access = request.writable ? 'writable' : 'readonly';
       const spec = serveSpec(record, { volumeDir: volumes.folder(id), access, listen, keys, whenFull });
@@ -102,9 +105,7 @@ export class Serving {
 
   /** Drops the clients; what they wrote is durable. Idempotent. */
   async stop(volumeId: string): Promise<void> {
-    const { machines } = this.#options;
-    await machines.shutdownShim(servingId(volumeId));
-    await machines.removeRuntime(servingId(volumeId));
+    await this.#options.openings.end(serverOf(volumeId));
   }
 
   async view(volumeId: string): Promise<ServedView | null> {
@@ -125,42 +126,23 @@ export class Serving {
    * served, or all is well.
    */
   async trouble(volumeId: string): Promise<{ silentForMs: number | null; server: ServerTrouble | null }> {
-    const { machines } = this.#options;
     const { status, silentForMs } = await this.#look(volumeId);
-    const client = await machines.client(servingId(volumeId));
+    const client = await this.#options.openings.client(serverOf(volumeId));
     if (silentForMs !== null || client === null || !status?.volume) return { silentForMs, server: null };
     return {
       silentForMs,
-      server: await this.#looks.look(servingId(volumeId), client, status.volume.serverPid),
+      server: await this.#looks.look(volumeId, client, status.volume.serverPid),
     };
   }
 
   /** Of the shim that serves it, whose log is there. */
   runtimeDir(volumeId: string): string {
-    return this.#options.machines.runtimeDir(servingId(volumeId));
+    return this.#options.openings.runtimeDir(serverOf(volumeId));
   }
 
   /** For lists: a shim that hangs is not waited for. */
-  #look(volumeId: string): ReturnType<MachineManager['shimLook']> {
-    return this.#options.machines.shimLook(servingId(volumeId));
-  }
-
-  /** Rejects `WORKER_VOLUME_SERVED`. */
-  async refuseServed(record: VolumeRecord): Promise<void> {
-    if (await servedVolume(this.#options.machines, record.id)) throw servedError(record);
-  }
-
-  async #takeFromMachine({ id, name, machineId }: VolumeRecord): Promise<void> {
-    const { machines } = this.#options;
-    const machine = machines.records().find((one) => one.id === machineId);
-    if (!machine) return;
-    if (machine.desired === 'running') {
-      throw new GodwitError('WORKER_VOLUME_HELD', `volume ${name} is used by machine ${machine.name}`, {
-        values: { volumeId: id, machineId },
-        nextAction: `Stop the machine first: godwit machine stop ${machine.name}.`,
-      });
-    }
-    await machines.release(machine.id);
+  #look(volumeId: string): ReturnType<Openings['look']> {
+    return this.#options.openings.look(serverOf(volumeId));
   }
 
   /** Before anything is taken from a machine. The volume server looks again, when it makes the socket. */
@@ -211,20 +193,6 @@ export class Serving {
   }
 }
 
-/** What the shim says that serves the volume to clients of other systems; null where none does. */
-export async function servedVolume(machines: MachineManager, volumeId: string) {
-  const client = await machines.client(servingId(volumeId));
-  return client ? (await client.call('status', {})).volume : null;
-}
-
-export function servedError(record: { id: string; name: string }): GodwitError {
-  return new GodwitError('WORKER_VOLUME_SERVED', `volume ${record.name} is served to other systems`, {
-    values: { volumeId: record.id },
-    retry: 'never',
-    nextAction: `End that first: godwit volume serve ${record.name} --stop.`,
-  });
-}
-
 /** `HOST:PORT` with an address for a host. Port 0: the system picks. Pure. */
 export function parseListen(text: string): { host: string; port: number } {
   const match = /^(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+)):(\d{1,5})$/i.exec(text);
@@ -258,9 +226,8 @@ function isIn(list: BlockList, host: string): boolean {
   return list.check(host, isIPv6(host) ? 'ipv6' : 'ipv4');
 }
 
-/** The shim of a served volume has a runtime folder beside those of machines. */
-function servingId(volumeId: string): string {
-  return volumeId.replace(/^v_/, 's_');
+function serverOf(volumeId: string): ShimOwner {
+  return { kind: 'serve', volumeId };
 }
 
 function inClear(host: string, reason: string): GodwitError {

@@ -30,12 +30,14 @@ import {
   type VolumeStore,
 } from '../volume/index.ts';
 import { placementOf } from './load.ts';
+import type { Openings } from './openings.ts';
 import type { WorkerOptions } from './options.ts';
 import { PLANES } from './planes.ts';
-import { servedError, servedVolume } from './serving.ts';
+import type { ShimOwner } from './shim-owner.ts';
 
 export type SourceHostOptions = {
   machines: MachineManager;
+  openings: Openings;
   volumes: VolumeStore;
   random: Random;
   clock: Clock;
@@ -58,7 +60,7 @@ export class SourceHost implements SourceSide {
   }
 
   async describe(machineId: string): Promise<MoveSubject> {
-    const { machines, volumes } = this.#options;
+    const { machines, openings, volumes } = this.#options;
     const record = machines.get(machineId);
     this.#refuseEnding(record);
     const volumeId = record.config.volume?.volumeId;
@@ -80,7 +82,7 @@ export class SourceHost implements SourceSide {
         },
       );
     }
-    if (volume && (await servedVolume(machines, volume.id))) {
+    if (volume && (await openings.keeper(volume, 'move'))) {
       throw new GodwitError(
         'MIGRATION_NOT_MOVABLE',
         `${record.name} cannot move: its volume is served to other systems`,
@@ -190,16 +192,16 @@ export class SourceHost implements SourceSide {
     target: { worker: string; tls: boolean },
     known: SourceSpec | null,
   ): Promise<SourceSpec> {
-    const { machines, volumes, random, iscsiHost, plane } = this.#options;
+    const { openings, volumes, random, iscsiHost, plane } = this.#options;
     // An export that is opened again is what the target knows it as.
     const wantsTls = known ? known.tls === true : target.tls && PLANES[plane].tls;
     const tls = wantsTls ? this.#options.tls : null;
     if (!subject.volume) throw new Error('a machine without a volume has no export');
-    const shimId = exportShimId(runId);
-    const running = await machines.client(shimId);
+    const exporter = exporterOf(runId);
+    const running = await openings.client(exporter);
     if (known && running && (await running.call('status', {})).volume !== null) return known;
     // A shim of an attempt whose grant nobody wrote down.
-    if (!known && running) await machines.shutdownShim(shimId);
+    if (!known && running) await openings.end(exporter);
 
     const record = await volumes.get(subject.volume.volumeId);
     const grant = known
@@ -221,7 +223,7 @@ export class SourceHost implements SourceSide {
         tls,
       },
     );
-    const client = await machines.ensureShim(shimId);
+    const client = await openings.ensure(exporter);
     const { exportPort } = await client.open(PLANES[plane].choose(spec));
     if (exportPort === null) throw new Error('an export has a port');
     return sourceSpec({ ...record, generation: subject.volume.generation }, grant, {
@@ -232,7 +234,7 @@ export class SourceHost implements SourceSide {
   }
 
   async releaseExport(runId: string): Promise<void> {
-    const client = await this.#options.machines.client(exportShimId(runId));
+    const client = await this.#options.openings.client(exporterOf(runId));
     if (client === null) throw exportGone(runId);
     const { volume } = await client.call('status', {});
     if (volume?.spec.access === 'readonly') return;
@@ -240,9 +242,7 @@ export class SourceHost implements SourceSide {
   }
 
   async closeExport(runId: string): Promise<void> {
-    const { machines } = this.#options;
-    await machines.shutdownShim(exportShimId(runId));
-    await machines.removeRuntime(exportShimId(runId));
+    await this.#options.openings.end(exporterOf(runId));
   }
 
   async syncEarly(machineId: string): Promise<void> {
@@ -367,7 +367,7 @@ export class SourceHost implements SourceSide {
     }
     // A server of other systems that came up since the move began: the record must not be sealed under its
     // writes.
-    if (await servedVolume(machines, volumeId)) throw servedError(await volumes.get(volumeId));
+    await this.#options.openings.refuseKept(await volumes.get(volumeId), 'move');
     // What a server wrote that died is in the page cache, or the disk refused it: then nothing is sealed.
     await volumes.makeDataDurable(volumeId);
     await volumes.apply(volumeId, { kind: 'seal', generation });
@@ -418,7 +418,7 @@ export class SourceHost implements SourceSide {
     op: Op,
     args: OperationArgs<Op>,
   ): Promise<OperationResult<Op>> {
-    const client = await this.#options.machines.client(exportShimId(runId));
+    const client = await this.#options.openings.client(exporterOf(runId));
     if (client === null) throw exportGone(runId);
     return client.volume(op, args);
   }
@@ -494,13 +494,6 @@ function exportGone(runId: string): GodwitError {
   });
 }
 
-/** The shim of an export has a runtime folder beside those of machines. */
-export function exportShimId(runId: string): string {
-  return `x_${runId.toLowerCase()}`;
-}
-
-/** The move whose export has a shim of that name; null: it is not one of an export. */
-export function runOfExport(shimId: string): string | null {
-  const ulid = /^x_r_([0-9a-z]{26})$/.exec(shimId)?.[1];
-  return ulid === undefined ? null : `r_${ulid.toUpperCase()}`;
+export function exporterOf(runId: string): ShimOwner {
+  return { kind: 'export', runId };
 }

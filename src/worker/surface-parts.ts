@@ -55,12 +55,13 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
     needs: [
       ...(['recovery', 'key', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal'] as const),
       ...(['drain', 'receiver', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
+      'openings',
     ],
     make(parts) {
       const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
       return localService({
         ...pick(parts, ['recovery', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal']),
-        ...pick(parts, ['drain', 'source', 'desk', 'load', 'events', 'clock']),
+        ...pick(parts, ['openings', 'drain', 'source', 'desk', 'load', 'events', 'clock']),
         name: options.name,
         url: () => parts.api.url,
         version,

@@ -1,6 +1,6 @@
 import { GodwitError } from '../base/errors.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
-import type { MachineManager, VolumeProvider } from '../machine/manager.ts';
+import type { VolumeProvider } from '../machine/manager.ts';
 import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
@@ -109,11 +109,4 @@ export class VolumeAccess implements VolumeProvider {
   async assignMachine(volumeId: string, machineId: string | null): Promise<void> {
     await this.#options.volumes.assignMachine(volumeId, machineId);
   }
-}
-
-/** True while processes hold the machine's volume open on this host. */
-export async function isAttached(machines: MachineManager, machineId: string): Promise<boolean> {
-  const client = await machines.client(machineId);
-  if (client === null) return false;
-  return (await client.call('status', {})).volume !== null;
 }

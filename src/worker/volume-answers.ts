@@ -16,11 +16,11 @@ import type { EventBus } from './event-bus.ts';
 import { findVolume } from './find-volume.ts';
 import type { Imports } from './imports.ts';
 import type { MachineMoves } from './machine-moves.ts';
+import type { Openings } from './openings.ts';
 import type { WorkerOptions } from './options.ts';
 import { PLANES } from './planes.ts';
 import type { Serving } from './serving.ts';
 import type { Views } from './views.ts';
-import { isAttached } from './volume-access.ts';
 
 const BLOCK_BYTES = 4096;
 
@@ -29,6 +29,7 @@ export type VolumeAnswersOptions = {
   machines: MachineManager;
   volumes: VolumeStore;
   imports: Imports;
+  openings: Openings;
   serving: Serving;
   drain: DrainController;
   /** Of encrypted volumes; null: none. */
@@ -121,16 +122,8 @@ export class VolumeAnswers {
   async acceptLoss(ref: string, { atMs }: AcceptLossRequest): Promise<VolumeView> {
     const record = await findVolume(this.#o, ref);
     const { id, name, machineId } = record;
-    if (machineId !== null) {
-      this.#o.moves.refuseWhileMoving(machineId);
-      if (await isAttached(this.#o.machines, machineId)) {
-        throw new GodwitError('WORKER_VOLUME_HELD', `volume ${name} is used by machine ${machineId}`, {
-          values: { volumeId: id, machineId },
-          nextAction: `Stop the machine first: godwit machine stop ${machineId}.`,
-        });
-      }
-    }
-    await this.#o.serving.refuseServed(record);
+    if (machineId !== null) this.#o.moves.refuseWhileMoving(machineId);
+    await this.#o.openings.refuseKept(record, 'accept-loss');
     const { reason } = await this.#o.volumes.acceptDataLoss(id, atMs);
     this.#o.events.emit('volume', id, `the loss of data of ${name} was accepted over the API: ${reason}`);
     return this.#o.views.volume(record);
@@ -165,7 +158,7 @@ export class VolumeAnswers {
         },
       );
     }
-    await this.#o.serving.refuseServed(record);
+    await this.#o.openings.refuseKept(record, 'destroy');
     const destroy = () => this.#o.volumes.destroy(record.id, options);
     await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
     this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
@@ -178,8 +171,9 @@ export class VolumeAnswers {
   }
 
   async #isHeld(machineId: string): Promise<boolean> {
-    const { machines } = this.#o;
-    return machines.records().some(({ id }) => id === machineId) || (await isAttached(machines, machineId));
+    const { machines, openings } = this.#o;
+    const isThere = machines.records().some(({ id }) => id === machineId);
+    return isThere || (await openings.isOpen({ kind: 'machine', machineId }));
   }
 
   /**
