@@ -9,6 +9,7 @@ import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
 import { importsOf, wallProblems } from './house.ts';
 import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
 import { findings, type Measures } from './measures.ts';
+import { METRICS_PAGE, metricsPage } from './metrics-page.ts';
 import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
 import { portProblems } from './ports.ts';
 
@@ -160,6 +161,7 @@ for (const file of sources) {
 for (const [page, text, source] of [
   [PATIENCE_PAGE, patiencePage(), 'src/base/patience.ts'],
   [ENDPOINTS_PAGE, endpointsPage(), 'src/contract'],
+  [METRICS_PAGE, metricsPage(), 'src/worker/metric-rows.ts'],
   [CONDITIONS_PAGE, conditionsPage(), 'src/worker/condition.ts'],
   [HOUSE_PAGE, housePage(), 'src/*/room.json'],
 ] as const) {

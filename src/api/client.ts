@@ -13,6 +13,7 @@ import {
   type WireError,
 } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { TRACEPARENT, traceparentOf } from '../base/trace-context.ts';
 import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
 import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
 import { HEALTH, OPERATOR } from '../contract/operator.ts';
@@ -264,7 +265,10 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     const body = call.body === undefined ? undefined : JSON.stringify(call.body);
     const headers: Record<string, string | number> = { authorization: `Bearer ${this.#token}` };
     if (this.#meant) headers[WORKER_HEADER] = this.#meant.name;
-    if (call.runId !== undefined) headers[RUN_ID_HEADER] = call.runId;
+    if (call.runId !== undefined) {
+      headers[RUN_ID_HEADER] = call.runId;
+      headers[TRACEPARENT] = traceparentOf(call.runId);
+    }
     if (body !== undefined) {
       headers['content-type'] = 'application/json';
       headers['content-length'] = Buffer.byteLength(body);

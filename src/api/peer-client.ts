@@ -1,5 +1,6 @@
 import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
@@ -26,6 +27,7 @@ export class HttpPeer extends asking(PEER) implements Peer {
   readonly #logger: Logger;
   readonly #clock: Clock;
   readonly #times: AnswerTime;
+  readonly #onCalled: (question: string, durationMs: number, code: string | null) => void;
 
   /**
    * `floorMs`: how long an answer to "do you live?" is waited for at least. A call ends with
@@ -39,6 +41,8 @@ export class HttpPeer extends asking(PEER) implements Peer {
     logger: Logger;
     clock: Clock;
     floorMs?: number;
+    /** A question is over; `code`: of what it failed with. */
+    onCalled?: (question: string, durationMs: number, code: string | null) => void;
   }) {
     super();
     this.#clock = options.clock;
@@ -50,6 +54,7 @@ export class HttpPeer extends asking(PEER) implements Peer {
     this.url = options.url;
     this.#logger = options.logger;
     this.#transport = options.transport;
+    this.#onCalled = options.onCalled ?? (() => {});
   }
 
   override async call(
@@ -60,7 +65,8 @@ export class HttpPeer extends asking(PEER) implements Peer {
   ): Promise<unknown> {
     if (name === 'prepare' && (request.body as PrepareRequest).volume) this.#warnInClear(request);
     const askedMs = this.#clock.monotonicMs();
-    const reply = await whileAlive((signal) => this.#transport.ask(endpoint, request, { signal }), {
+    const tookMs = () => this.#clock.monotonicMs() - askedMs;
+    const asked = whileAlive((signal) => this.#transport.ask(endpoint, request, { signal }), {
       who: this.name,
       ask: (signal) => this.#transport.healthz({ signal }),
       times: this.#times,
@@ -70,8 +76,13 @@ export class HttpPeer extends asking(PEER) implements Peer {
       clock: this.#clock,
       signal: options.signal,
     });
+    const reply = await asked.catch((error: unknown) => {
+      this.#onCalled(name, tookMs(), isGodwitError(error) ? error.code : 'none');
+      throw error;
+    });
+    this.#onCalled(name, tookMs(), null);
     // Asked all the time, and answered from memory: what it takes is what an answer takes.
-    if (name === 'status') this.#times.answered(this.#clock.monotonicMs() - askedMs);
+    if (name === 'status') this.#times.answered(tookMs());
     return reply;
   }
 

@@ -3,6 +3,7 @@ import { type TestContext, test } from 'node:test';
 import { FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
 import { GodwitError, type WireError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import { traceIdOf, traceparentOf } from '../base/trace-context.ts';
 import type { ApiApp } from './app.ts';
 import { createApiServer } from './server.ts';
 
@@ -31,7 +32,15 @@ const errorOf = (body: { error: WireError }) => body.error;
 test('every route but health and description asks for the token', async (t) => {
   const { app } = await start(t);
   for (const url of ['/healthz', '/openapi.json']) assert.equal((await app.inject(url)).statusCode, 200, url);
-  for (const url of ['/v1/worker', '/v1/machines', '/v1/events', '/v1/rpc/runs/x', '/v1/nothing', '/']) {
+  for (const url of [
+    '/v1/worker',
+    '/v1/machines',
+    '/v1/events',
+    '/v1/rpc/runs/x',
+    '/metrics',
+    '/v1/nothing',
+    '/',
+  ]) {
     for (const authorization of [
       undefined,
       '',
@@ -269,6 +278,7 @@ const ROUTES = [
   'DELETE /v1/volumes/{ref}',
   'DELETE /v1/volumes/{ref}/serve',
   'GET /healthz',
+  'GET /metrics',
   'GET /openapi.json',
   'GET /v1/drain',
   'GET /v1/events',
@@ -315,3 +325,45 @@ const ROUTES = [
   'PUT /v1/rpc/moves/{runId}',
   'PUT /v1/rpc/moves/{runId}/heat',
 ];
+
+test('metrics are text of the version that Prometheus reads, and each answer is told with its route, without names', async (t) => {
+  const answered: unknown[][] = [];
+  const app = await createApiServer({
+    ...{ service: new FakeWorkerService('worker-1'), token: TOKEN, logger: silentLogger, version: '1' },
+    onAnswered: (method, route, status, durationMs) =>
+      answered.push([method, route, status, durationMs >= 0]),
+  });
+  t.after(() => app.close());
+  const headers = { authorization: `Bearer ${TOKEN}` };
+  const response = await app.inject({ url: '/metrics', headers });
+  assert.equal(response.headers['content-type'], 'text/plain; version=0.0.4; charset=utf-8');
+  assert.match(response.body, /^# HELP fake_total .*\nfake_total 1\n$/s);
+  await app.inject({ url: '/v1/machines/nobody-has-this', headers });
+  await app.inject({ url: '/wp-login.php', headers });
+  assert.deepEqual(answered, [
+    ['GET', '/metrics', 200, true],
+    ['GET', '/v1/machines/:ref', 404, true],
+    ['GET', 'none', 404, true],
+  ]);
+});
+
+test('a trace that comes with a question is in the log beside its run, and one that is none is not', async (t) => {
+  const lines: Record<string, unknown>[] = [];
+  const logger = { ...silentLogger, debug: (fields: Record<string, unknown>) => lines.push(fields) };
+  const app = await createApiServer({
+    ...{ service: new FakeWorkerService('worker-1'), token: TOKEN, version: '1' },
+    logger: logger as never,
+  });
+  t.after(() => app.close());
+  for (const traceparent of [traceparentOf('run7'), 'ff-not-one']) {
+    const headers = { authorization: `Bearer ${TOKEN}`, 'godwit-run-id': 'run7', traceparent };
+    assert.equal((await app.inject({ url: '/v1/machines', headers })).statusCode, 200);
+  }
+  assert.deepEqual(
+    lines.map(({ runId, traceId }) => [runId, traceId]),
+    [
+      ['run7', traceIdOf('run7')],
+      ['run7', undefined],
+    ],
+  );
+});

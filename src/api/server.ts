@@ -11,6 +11,7 @@ import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { parseTraceparent, TRACEPARENT } from '../base/trace-context.ts';
 import { HEALTH, OPERATOR } from '../contract/operator.ts';
 import { PEER } from '../contract/peer.ts';
 import { ErrorReply } from '../contract/schemas.ts';
@@ -21,6 +22,7 @@ import { API_LIMITS, type ApiExhaustion, type ApiLimits, ConnectionGuard } from 
 import { answerRoutes } from './routes/answers.ts';
 import { eventRoutes } from './routes/events.ts';
 import { machineStreamRoutes } from './routes/machine-streams.ts';
+import { metricsRoute } from './routes/metrics.ts';
 import { createSecureServer } from './secure-server.ts';
 import type { WorkerService } from './service.ts';
 import { statusOf } from './status.ts';
@@ -53,6 +55,8 @@ export type ApiServerOptions = {
    * the log already.
    */
   onExhausted?: (what: ApiExhaustion) => void;
+  /** An answer is out. `route`: as declared, without the names of the request, or `none`. */
+  onAnswered?: (method: string, route: string, status: number, durationMs: number) => void;
 };
 
 /** Routes that answer without a token: they say nothing about machines. */
@@ -200,10 +204,17 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   });
 
   app.addHook('onResponse', async (request, reply) => {
+    options.onAnswered?.(
+      request.method,
+      request.routeOptions.url ?? 'none',
+      reply.statusCode,
+      reply.elapsedTime,
+    );
     logger.debug(
       {
         requestId: request.id,
         runId: runIdOf(request),
+        traceId: traceIdOf(request),
         method: request.method,
         url: request.url,
         status: reply.statusCode,
@@ -221,6 +232,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
       const fields = {
         requestId: request.id,
         runId: runIdOf(request),
+        traceId: traceIdOf(request),
         method: request.method,
         url: request.url,
       };
@@ -247,6 +259,7 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
   answerRoutes(app, PEER, service.peers);
   machineStreamRoutes(app, service, { closing: closing.signal, clock });
   eventRoutes(app, service, closing.signal);
+  metricsRoute(app, service);
   // Of all routes, so not before the first request; and made once, because everybody may ask for it, and
   // again and again.
   let description: Buffer | null = null;
@@ -366,6 +379,10 @@ function tlsRequired(): GodwitError {
 /** A foreign id is only taken over when it is harmless in a header and in a log. */
 function safeId(value: string | string[] | undefined): string | undefined {
   return typeof value === 'string' && /^[\w.:-]{1,100}$/.test(value) ? value : undefined;
+}
+
+function traceIdOf(request: FastifyRequest): string | undefined {
+  return parseTraceparent(request.headers[TRACEPARENT])?.traceId;
 }
 
 function runIdOf(request: FastifyRequest): string | undefined {

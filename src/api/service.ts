@@ -11,6 +11,8 @@ export interface WorkerService extends OperatorAnswers {
   machineLogs(ref: string, query: LogsQuery, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>;
   /** What happens from now on, until the signal aborts. */
   events(signal: AbortSignal): AsyncIterable<ApiEvent>;
+  /** Prometheus's text exposition format 0.0.4, at once: of what is known, nobody is asked. */
+  metrics(): string;
   /** The calls of another worker. */
   readonly peers: PeerAnswers;
 }

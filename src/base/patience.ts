@@ -611,6 +611,10 @@ export type Pause = { ms: number; what: string };
 
 /** Between one look, try or question and the next. Nothing ends with them. */
 const PAUSES = {
+  figures: {
+    ms: 10_000,
+    what: 'between looks at the machines for who asks for metrics; without anybody who asks there are none',
+  },
   peerQuestion: {
     ms: 1_000,
     what: 'before another worker is asked whether it lives, and between such questions',

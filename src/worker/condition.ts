@@ -39,7 +39,7 @@ export const CONDITIONS = {
 } as const;
 export type ConditionCode = keyof typeof CONDITIONS;
 
-/** In this order they are told: first what is true whatever else is said, then what is nearest to who can act. */
+/** In this order they are told: first what is true whatever else is said. */
 export const CONDITION_ORDER = [
   ...(['down', 'disk', 'loss', 'silent', 'server', 'room', 'export', 'stopping'] as const),
   ...(['beginning', 'recovery', 'runs', 'drain', 'state', 'hydration'] as const),

@@ -11,7 +11,7 @@ import { isPast } from '../migration/move-watch.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
-import { VolumeStore } from '../volume/index.ts';
+import { diskReserveBytes, VolumeStore } from '../volume/index.ts';
 import { Ballast } from './ballast.ts';
 import type { TellsConditions } from './condition.ts';
 import { DataFolder } from './data-folder.ts';
@@ -28,12 +28,15 @@ import {
   stateConditions,
   stoppingConditions,
 } from './machine-conditions.ts';
+import { MachineFigures } from './machine-figures.ts';
+import { Meters } from './meters.ts';
+import { FIGURE_METRICS, PROCESS_METRICS } from './metric-rows.ts';
 import { Openings } from './openings.ts';
 import { hiddenFolders } from './options.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { Serving } from './serving.ts';
-import { dataLossOf } from './views.ts';
+import { dataLossOf, machineState } from './views.ts';
 import { VolumeAccess } from './volume-access.ts';
 import {
   dataLossConditions,
@@ -96,7 +99,7 @@ const MACHINE_CONDITIONS: TellsConditions<WorkerParts, MachineManager> = {
       : [],
 };
 
-/** Of volumes that are served to clients of other systems. A server that does not answer says nothing of room. */
+/** Of volumes that are served. A server that does not answer says nothing of room. */
 const SERVING_CONDITIONS: TellsConditions<WorkerParts, Serving> = {
   async silent(serving, about, { clock }) {
     if (about.kind !== 'volume') return [];
@@ -308,6 +311,29 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         logger,
       }),
     rest: (dirtyBound) => dirtyBound.close(),
+  },
+
+  meters: { needs: [], make: () => new Meters(), metrics: PROCESS_METRICS },
+
+  figures: {
+    needs: ['machines', 'folder'],
+    make(parts) {
+      const { machines, options, clock } = parts;
+      return new MachineFigures({
+        look: () => machines.list(),
+        stateOf: ({ record, shim, silentForMs }) => {
+          const { state = null, health } = shim?.workload ?? {};
+          const run = parts.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
+          return machineState(record, state, health?.state ?? null, run, silentForMs !== undefined);
+        },
+        disk: async () => {
+          const { totalBytes, availableBytes } = await fileSystemOf(options.dataDir);
+          return { totalBytes, availableBytes, reserveBytes: diskReserveBytes(totalBytes) };
+        },
+        clock,
+      });
+    },
+    metrics: FIGURE_METRICS,
   },
 
   sweep: {

@@ -20,6 +20,7 @@ import type { Condition } from './condition.ts';
 import { drainConditions, drainOfMachine } from './drain-conditions.ts';
 import { drainRuns } from './drain-runs.ts';
 import { localMachines, volumesWithoutMachine } from './local-machines.ts';
+import { DRAIN_METRICS, PEER_METRICS, RUN_METRICS } from './metric-rows.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { MachineRecovery, recoveryConditions } from './recovery.ts';
@@ -38,11 +39,13 @@ const CLOSE_GRACE_MS = PATIENCE.workerClose.ms;
 
 export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> = {
   peers: {
-    needs: ['identity'],
-    make: ({ options: { peers, token }, identity, edges, clock, logger }) =>
+    needs: ['identity', 'meters'],
+    metrics: PEER_METRICS,
+    make: ({ options: { peers, token }, identity, meters, edges, clock, logger }) =>
       peers.map(({ name, url }) => {
         const transport = edges.transport({ name, url, token, tls: identity });
-        return new HttpPeer({ name, url, transport, clock, logger });
+        const onCalled = meters.peerCalled.bind(meters, name);
+        return new HttpPeer({ name, url, transport, clock, logger, onCalled });
       }),
   },
 
@@ -114,6 +117,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
       return journal;
     },
     close: (journal) => journal.close({ graceMs: CLOSE_GRACE_MS }),
+    metrics: RUN_METRICS,
     conditions: {
       runs: (_, about, { clock }) =>
         about.kind === 'worker' ? [] : about.runs.flatMap((run) => runConditions(run, clock.wallMs())),
@@ -124,6 +128,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
     needs: ['state', 'journal', 'machines', 'volumes', 'progress', 'source', 'desk'],
     make: (parts) => drainController(parts),
     rest: (drain) => drain.close(),
+    metrics: DRAIN_METRICS,
     conditions: {
       drain(_, about) {
         if (about.kind === 'worker') return drainConditions(about.drain);

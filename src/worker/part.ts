@@ -1,4 +1,5 @@
 import { type About, type Condition, collectConditions, type TellsConditions } from './condition.ts';
+import { type MetricReading, readMetrics, type TellsMetrics } from './metric.ts';
 
 /**
  * A part of a worker: how it is made, of what, and what it does at the start and at the end of the worker.
@@ -18,11 +19,14 @@ export type Part<Parts, Made> = {
   close?(made: Made, parts: Parts): unknown;
   /** What it knows to be the matter with a machine, a volume, a run or the worker (`godwit why`). */
   readonly conditions?: TellsConditions<Parts, Made>;
+  /** What it counts and measures (`/metrics`); reading asks nobody. */
+  readonly metrics?: TellsMetrics<Parts, Made>;
 };
 
 /** What all parts say together, for whichever of them answers for the worker. */
 export type Told = {
   conditions(about: About): Promise<Condition[]>;
+  metrics(): MetricReading[];
 };
 
 export type PartTable<Given, Made> = {
@@ -70,6 +74,13 @@ export async function assemble<Given extends object, Made extends object>(
           conditions ? { conditions, made: made.get(name) } : [],
         ),
         about,
+        parts,
+      ),
+    metrics: () =>
+      readMetrics(
+        Object.entries(rows).flatMap(([name, { metrics }]) =>
+          metrics ? { metrics, made: made.get(name) } : [],
+        ),
         parts,
       ),
   };

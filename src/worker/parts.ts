@@ -28,6 +28,8 @@ import type { Edges } from './edges.ts';
 import type { EventBus } from './event-bus.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
+import type { MachineFigures } from './machine-figures.ts';
+import type { Meters } from './meters.ts';
 import type { Openings } from './openings.ts';
 import type { WorkerOptions } from './options.ts';
 import type { Told } from './part.ts';
@@ -69,6 +71,10 @@ export type HostParts = {
   load: (forRun?: string) => Promise<HostLoad>;
   check: HostCheck;
   dirtyBound: DirtyBound;
+  /** What was last heard of machines and the disk, for metrics. */
+  figures: MachineFigures;
+  /** What is counted as it happens, for metrics. */
+  meters: Meters;
   /** Destroys the retained copies whose time is over. */
   sweep: Rounds;
 };

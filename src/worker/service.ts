@@ -35,6 +35,7 @@ export type ServiceOptions = Omit<
   drain: DrainController;
   events: EventBus;
   clock: Clock;
+  metrics: () => string;
 };
 
 /** What this worker answers over HTTP: a class for each noun, together. */
@@ -57,6 +58,7 @@ export function localService(options: ServiceOptions): WorkerService {
     execStream: (ref, request, onOutput) => machines.execStream(ref, request, onOutput),
     machineLogs: (ref, query, signal) => machines.machineLogs(ref, query, signal),
     events: (signal) => options.events.follow(signal),
+    metrics: options.metrics,
     peers: options.answers,
   };
 }

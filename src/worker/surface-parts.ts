@@ -2,14 +2,19 @@ import type { ApiApp } from '../api/app.ts';
 import { createApiServer } from '../api/server.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { traceIdOf } from '../base/trace-context.ts';
 import { answering } from '../contract/endpoint.ts';
 import { PEER } from '../contract/peer.ts';
+import type { RunView } from '../journal/run.ts';
+import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import { stepOf } from '../migration/move-watch.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { DownEvents, downConditions } from './down.ts';
 import { EventBus } from './event-bus.ts';
+import { expositionOf } from './metric.ts';
+import { API_METRICS } from './metric-rows.ts';
 import { Neighbour } from './neighbour.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
@@ -22,16 +27,20 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
   events: { needs: [], make: ({ options, clock }) => new EventBus(options.name, clock) },
 
   downs: {
-    needs: ['events', 'journal', 'machines', 'drain', 'failedTargets', 'progress', 'recovery'],
+    needs: ['events', 'journal', 'machines', 'drain', 'failedTargets', 'progress', 'recovery', 'meters'],
     make(parts) {
-      const { events, journal, machines, drain, failedTargets, progress, clock } = parts;
+      const { events, journal, machines, drain, failedTargets, progress, meters, clock } = parts;
       const downs = new DownEvents((machineId, message, data) =>
         events.emit('machine', machineId, message, data),
       );
-      journal.subscribe((run) => {
+      journal.subscribe((run, event) => {
+        meters.note(run, event);
         downs.note(run, clock.wallMs());
         const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
-        events.emit('run', run.id, message, { resource: run.resource, state: run.state, step: run.step });
+        events.emit('run', run.id, message, {
+          ...{ resource: run.resource, state: run.state, step: run.step },
+          ...traceOf(run),
+        });
         if (run.endedAtMs !== null && run.kind === MIGRATE_OUT) {
           failedTargets.learn(run);
           progress.delete(run.id);
@@ -69,6 +78,11 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
         keyFingerprint: parts.key.fingerprint,
         overrides: new Overrides({ journal, receiver, peers: () => peers, clock }),
         conditions: (about) => parts.conditions(about),
+        metrics: () => {
+          // For who asks next: nobody waits for a machine.
+          void parts.figures.wake();
+          return expositionOf(parts.metrics());
+        },
         answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal })),
         peers: () => peers,
         keys: options.keys,
@@ -78,8 +92,9 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
   },
 
   api: {
-    needs: ['service', 'identity', 'events'],
+    needs: ['service', 'identity', 'events', 'meters'],
     make: (parts) => Api.make(parts),
+    metrics: API_METRICS,
     start: (api, parts) => (api as Api).listen(parts),
     close: (api) => (api as Api).close(),
   },
@@ -122,6 +137,7 @@ class Api {
     version,
     clock,
     logger,
+    meters,
   }: WorkerParts): Promise<Api> {
     const app = await createApiServer({
       service,
@@ -131,6 +147,7 @@ class Api {
       version,
       tls: identity && { identity, optional: options.tlsOptional },
       clock,
+      onAnswered: meters.answered.bind(meters),
       onExhausted: (what) =>
         events.emit('worker', options.name, 'the API has no room for more connections', what),
     });
@@ -186,6 +203,13 @@ async function recoverLater(parts: WorkerParts, machineId: string): Promise<void
       if (error) logger.error({ machineId, error: error.toWire() }, 'not recovered');
     })
     .catch((error: unknown) => logger.error({ machineId, reason: messageOf(error) }, 'recovery failed'));
+}
+
+/** The move that a run belongs to, on whichever side of it, and its trace. */
+function traceOf(run: RunView): { moveId?: string; traceId: string } {
+  const { runId = run.id } = run.kind === MIGRATE_IN ? (run.input as { runId?: string }) : {};
+  const isMove = run.kind === MIGRATE_IN || run.kind === MIGRATE_OUT;
+  return { ...(isMove && { moveId: runId }), traceId: traceIdOf(runId) };
 }
 
 /** What a volume server tells of its disk is worth a sentence; the rest has its name. */

@@ -139,7 +139,7 @@ export function arriving(
 }
 
 /** Pure. */
-function machineState(
+export function machineState(
   record: { desired: 'running' | 'stopped' },
   workload: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed' | null,
   health: 'none' | 'starting' | 'healthy' | 'unhealthy' | null,

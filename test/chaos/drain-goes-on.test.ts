@@ -138,6 +138,18 @@ test('a drain goes on past a stubborn machine, one that gets not healthy, one th
     async () => (await fleet.run('why', 'good')).stdout,
     { is: (text) => /its shim\) does not answer/.test(text) },
   );
+  const metrics = async ({ url }: FleetWorker) => {
+    const headers = { authorization: `Bearer ${fleet.token}` };
+    return (await fetch(`${url}/metrics`, { headers })).text();
+  };
+  await fleet.until('the hung shim to be counted, by who does not wait for it', () => metrics(b), {
+    is: (text) => /^godwit_machines\{state="silent"\} 1$/m.test(text),
+  });
+  const counted = await metrics(a);
+  assert.match(counted, /^godwit_move_interruption_seconds_count\{phase="total"\} [1-9]/m, counted);
+  assert.match(counted, /^godwit_peer_call_duration_seconds_count\{peer="b",question="handoff"\} [1-9]/m);
+  assert.match(counted, /^godwit_runs_ended_total\{kind="migrate-out",state="done"\} [1-9]/m);
+  assert.match(counted, /^godwit_drain_desired 1$/m);
   process.kill(shim, 'SIGCONT');
   await fleet.until('its answer', async () => (await b.client.showMachine('good')).state === 'running');
 

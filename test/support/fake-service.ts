@@ -314,6 +314,10 @@ export class FakeWorkerService implements WorkerService {
     };
   }
 
+  metrics(): string {
+    return '# HELP fake_total calls\n# TYPE fake_total counter\nfake_total 1\n';
+  }
+
   async *events(signal: AbortSignal): AsyncIterable<ApiEvent> {
     yield* this.eventScript;
     await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));

@@ -1,0 +1,45 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { runView } from '../../test/support/fake-service.ts';
+import { Meters } from './meters.ts';
+
+type Event = Parameters<Meters['note']>[1];
+const event = (body: object) => ({ sequence: 1, atMs: 0, body }) as Event;
+
+test('a run counts when it is over, and the interruption of a move as soon as it is known', () => {
+  const meters = new Meters();
+  const run = runView({ kind: 'migrate-out', state: 'done', createdAtMs: 1_000, endedAtMs: 3_000 });
+  const interruptionMs = { stop: 100, seal: 50, handoff: 20, attach: 30, boot: 300, total: 500 };
+  meters.note(run, event({ type: 'put', step: 8, values: { interruptionMs } }));
+  meters.note(run, event({ type: 'put', step: 11, values: { bytesAvoided: 4096 } }));
+  assert.deepEqual(meters.runsEnded.read(), []);
+  meters.note(run, event({ type: 'finished', state: 'done' }));
+  assert.deepEqual(meters.runsEnded.read(), [{ labels: { kind: 'migrate-out', state: 'done' }, value: 1 }]);
+  const [duration] = meters.runs.read();
+  assert.ok(duration && 'sum' in duration && duration.sum === 2);
+  const total = meters.interruptions.read().find(({ labels }) => labels.phase === 'total');
+  assert.ok(total && 'sum' in total && total.sum === 0.5 && total.count === 1);
+  assert.deepEqual(meters.bytesAvoided.read(), [{ labels: {}, value: 4096 }]);
+});
+
+test('what the machine that did not run was not interrupted for is not counted', () => {
+  const meters = new Meters();
+  meters.note(
+    runView({ kind: 'migrate-out' }),
+    event({ type: 'put', step: 8, values: { interruptionMs: null } }),
+  );
+  assert.deepEqual(meters.interruptions.read(), []);
+});
+
+test('failures of questions have the codes of errors, and foreign words none of their own', () => {
+  const meters = new Meters();
+  meters.peerCalled('w2', 'status', 5, null);
+  meters.peerCalled('w2', 'status', 5, 'API_UNREACHABLE');
+  meters.peerCalled('w2', 'status', 5, 'say "this"\n');
+  assert.deepEqual(
+    meters.peerFailures.read().map(({ labels }) => labels.code),
+    ['API_UNREACHABLE', 'other'],
+  );
+  const [calls] = meters.peerCalls.read();
+  assert.ok(calls && 'count' in calls && calls.count === 3);
+});
