@@ -146,3 +146,26 @@ test('an append is durable in the sense of SQLite: WAL with synchronous FULL', (
   assert.deepEqual({ ...database.prepare('PRAGMA synchronous').get() }, { synchronous: 2 });
   void journal.close();
 });
+
+test('the newest run of a resource is the one that was made last, also when the clock was set back in between', async () => {
+  const clock = new FakeClock();
+  const journal = new Journal({
+    ...{ database: new DatabaseSync(':memory:'), clock, random: seededRandom(1), logger: silentLogger },
+    definitions: [
+      { kind: 'move', resource: () => 'm', steps: [{ name: 'go', quietMs: 1000, do: async () => {} }] },
+    ],
+  });
+  journal.resume();
+  const ids: string[] = [];
+  for (let run = 0; run < 2; run++) {
+    const { id } = journal.start('move', {});
+    ids.push(id);
+    await clock.runUntil(journal.wait(id));
+    clock.stepWall(-60_000);
+  }
+  assert.deepEqual(
+    journal.newest('move', 0).map(({ id }) => id),
+    [ids[1]],
+  );
+  await journal.close();
+});

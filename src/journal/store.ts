@@ -61,6 +61,7 @@ const MIGRATIONS: readonly string[] = [
  */
 const INDEXES: readonly string[] = [
   'CREATE INDEX IF NOT EXISTS runs_created ON runs (created_at_ms)',
+  'CREATE INDEX IF NOT EXISTS runs_made ON runs (resource)',
   'CREATE INDEX IF NOT EXISTS runs_kind ON runs (kind, created_at_ms, resource)',
   'CREATE INDEX IF NOT EXISTS runs_kind_ended ON runs (kind, ended_at_ms) WHERE holds_resource = 0',
 ];
@@ -490,10 +491,10 @@ function prepare(database: DatabaseSync) {
     holder: database.prepare(
       'SELECT id, kind, end_state FROM runs WHERE resource = ? AND holds_resource = 1',
     ),
-    // rowid: runs of the same millisecond, in the order in which they were made.
+    // By rowid, which is the order in which they were made: the clock may have been set back in between.
     newestIds: database.prepare(
       `SELECT (SELECT id FROM runs AS newest WHERE newest.resource = each.resource AND +newest.kind = each.kind
-                 ORDER BY created_at_ms DESC, rowid DESC LIMIT 1) AS id
+                 ORDER BY rowid DESC LIMIT 1) AS id
          FROM (SELECT DISTINCT kind, resource FROM runs WHERE kind = ? AND created_at_ms >= ?) AS each`,
     ),
     count: database.prepare(
