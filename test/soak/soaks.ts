@@ -60,6 +60,12 @@ export const SOAKS: readonly Soak[] = [
     round: { module: './fleet-life.ts', minutes: 60 },
   },
   {
+    name: 'sim',
+    about:
+      'fleets of whole workers on a simulated network, clock and hosts: ten thousand drains (docs/simulation.md)',
+    round: { module: '../sim/nights.ts', minutes: 600 },
+  },
+  {
     name: 'hostile-peers',
     about:
       'a worker with ten machines under fio verify, among 200 hostile peers of its API and of volumes that it serves over NBD and iSCSI',

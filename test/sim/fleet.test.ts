@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync } from 'node:fs';
+import { test } from 'node:test';
+import { figures } from './figures.ts';
+import type { LifeOptions, LifeResult } from './life.ts';
+import { live } from './start.ts';
+
+/** Of the first life; those that follow count on. A soak looks for others (`npm run soak -- 600 --only sim`). */
+const SEED = Number(process.env.GODWIT_SEED ?? 1);
+const FLEET = { workers: 6, machines: 8 };
+
+function life(seed: number, options: Omit<LifeOptions, 'seed' | 'root' | 'workers' | 'machines'>) {
+  return live({ ...FLEET, ...options, seed, root: mkdtempSync('/dev/shm/godwit-sim-') });
+}
+
+test('three hundred drains, with all that may fail meanwhile: one writer, no write lost, and each comes to its end', async (t) => {
+  const lives: LifeResult[] = [];
+  for (let seed = SEED; seed < SEED + 10; seed++) {
+    const result = await life(seed, { drains: 30 });
+    lives.push(result);
+    assert.equal(result.violation, null, `GODWIT_SEED=${seed}: ${result.violation}`);
+  }
+  t.diagnostic(figures(lives));
+});
+
+test('a seed is a life: the same seed comes to the same end, another to another', async () => {
+  const [first, again, other] = [
+    await life(SEED, { drains: 3 }),
+    await life(SEED, { drains: 3 }),
+    await life(SEED + 1, { drains: 3 }),
+  ];
+  assert.deepEqual(again, first);
+  assert.notEqual(other.digest, first.digest);
+});
+
+test('bugs that are put in are found within a thousand drains', async (t) => {
+  const bugs = {
+    'a volume server that writes on after its seal': [
+      { sealIgnored: true },
+      /writes v_|two writers|was sealed with/,
+    ],
+    'a shim that does not stop its machine': [
+      { stopIgnored: true },
+      /runs on w\d and on w\d|two writers|writes v_/,
+    ],
+  } as const;
+  for (const [name, [bug, found]] of Object.entries(bugs)) {
+    let drains = 0;
+    let violation: string | null = null;
+    for (let seed = SEED; violation === null && drains < 1000; seed++) {
+      const result = await life(seed, { drains: 30, bugs: bug });
+      drains += result.drains;
+      violation = result.violation;
+    }
+    assert.match(violation ?? 'nothing', found, name);
+    t.diagnostic(`${name}: found after ${drains} drains`);
+  }
+});
