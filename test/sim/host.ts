@@ -7,6 +7,7 @@ import type { OperationArgs, VolumeOperation } from '../../src/opening/operation
 import { shown } from '../../src/opening/role.ts';
 import { ShimClient, type ShimConnection } from '../../src/shim/client.ts';
 import type { ShimOps, ShimStatus } from '../../src/shim/protocol.ts';
+import { workerPaths } from '../../src/worker/paths.ts';
 import { Disk } from './disk.ts';
 import { type Boot, Process, running } from './simulation.ts';
 import { BLOCKS, Content, Opening } from './volume.ts';
@@ -133,7 +134,7 @@ export class Host {
   close(): void {
     for (const shim of this.shims.values()) shim.process.end();
     this.disk.close();
-    for (const folder of [this.dataDir, `${this.dataDir}.stash`])
+    for (const folder of [this.dataDir, `${this.dataDir}.stash`, workerPaths(this.dataDir).validityDir])
       rmSync(folder, { recursive: true, force: true });
   }
 

@@ -15,11 +15,14 @@ export type NetworkFaults = {
   slow: number;
   breaks: number;
   again: number;
+  /** Of the answers that are lost, those whose link stays cut from there on. */
+  cuts: number;
 };
 
 /** A call that is not answered because its link is cut is tried again after so long, as TCP does. */
 const RETRANSMIT_MS = 300;
 const AGAIN_MS_MAX = 40_000;
+const CUT_MS_MAX = 60_000;
 const NAMES = new Map<Endpoint, string>(Object.entries(PEER).map(([name, endpoint]) => [endpoint, name]));
 const bodies = new Map(
   Object.values(PEER as Record<string, Endpoint>).flatMap((endpoint) =>
@@ -36,7 +39,10 @@ export class Network {
   readonly #cut = new Set<string>();
   readonly #listeners = new Map<string, Listener>();
   readonly #down = new Set<string>();
-  faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01 };
+  faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01, cuts: 0 };
+
+  /** A bug: of this question, when its answer is lost, it is said that it was never delivered. */
+  liesOf: string | null = null;
 
   constructor(simulation: Simulation) {
     this.#simulation = simulation;
@@ -118,7 +124,8 @@ export class Network {
     if (call.isGivenUp) throw unreachable('nobody waits for it any more', false);
     call.connected = true;
     await this.travel(from, to);
-    const lost = () => unreachable('the connection broke', true);
+    const lost = () =>
+      unreachable('the connection broke', endpoint === null || NAMES.get(endpoint) !== this.liesOf);
     if (!listener.process.alive) {
       await this.travel(to, from);
       throw lost();
@@ -134,6 +141,7 @@ export class Network {
     if (breaks) {
       simulation.count('calls whose answer was lost');
       simulation.log(`${name} ${from}>${to}: its answer is lost`);
+      if (this.faults.cuts > 0 && simulation.chance(this.faults.cuts)) this.#cutFor(from, to);
       await this.travel(to, from);
       throw lost();
     }
@@ -142,6 +150,11 @@ export class Network {
     if (reply === DIED) throw lost();
     if ('error' in reply) throw GodwitError.fromWire(reply.error);
     return reply.value;
+  }
+
+  #cutFor(one: string, other: string): void {
+    this.setCut(one, other, true);
+    this.#simulation.world(this.#simulation.between(500, CUT_MS_MAX), () => this.setCut(one, other, false));
   }
 
   #deliverAgain(from: string, to: string, name: string, endpoint: Endpoint, request: Request): void {

@@ -22,6 +22,11 @@ import type { Opening } from './volume.ts';
 
 /** Bugs that are put in on purpose, to see that they are found. */
 export type Bugs = {
+  /**
+   * A handoff whose answer was lost is taken for one that never left: the source takes the machine back, which
+   * the target has.
+   */
+  handoffBelievedTwice?: boolean;
   /** A volume server goes on writing after it was told to seal. */
   sealIgnored?: boolean;
   /** A shim says that it has stopped the machine, and has not. */
@@ -73,6 +78,10 @@ export class World {
     this.bugs = options.bugs ?? {};
     this.simulation = new Simulation(options.seed);
     this.network = new Network(this.simulation);
+    if (this.bugs.handoffBelievedTwice) {
+      this.network.liesOf = 'handoff';
+      this.network.faults = { ...this.network.faults, breaks: 0.05, cuts: 0.5 };
+    }
     this.checkers = new Checkers(this.simulation);
     for (let index = 1; index <= options.workers; index++) {
       const name = `w${index}`;
