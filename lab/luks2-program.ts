@@ -8,9 +8,9 @@ import { DEFAULT_KDF_LIMITS } from '../src/crypt/kdf.ts';
 import { unlock } from '../src/crypt/key-slots.ts';
 import { openLuks2 } from '../src/crypt/open.ts';
 import { Secret } from '../src/crypt/secret.ts';
-import { Cryptsetup } from '../src/host/cryptsetup.ts';
 import { mapperEnvironment } from '../src/host/device-mapper.ts';
 import { mustRun, systemTools } from '../src/host/tools.ts';
+import { Cryptsetup } from '../test/support/cryptsetup.ts';
 
 /**
  * Program of a guest: `node luks2-program.ts FOLDER`. Volumes of our LUKS2 are read through the kernel's

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { FakeWorkerService, machineView } from '../../test/support/fake-service.ts';
 import { until } from '../../test/support/patience.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import {
   encodeFrame,

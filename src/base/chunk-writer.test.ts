@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { ChunkWriter } from './chunk-writer.ts';
-import { FakeClock } from './fake-clock.ts';
 import { PeerBook } from './peer-account.ts';
 
 /** A pool that knows what is out. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { Doorkeeper, type DoorLimits, type Guest, HANDSHAKES, type Stay } from './doorkeeper.ts';
-import { FakeClock } from './fake-clock.ts';
 
 const LIMITS: DoorLimits = {
   placesMax: 4,

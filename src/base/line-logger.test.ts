@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
-import { FakeClock } from './fake-clock.ts';
 import { lineLogger } from './line-logger.ts';
 
 test('a log that is a file is begun anew when it is long, and the last lines are there', (t) => {

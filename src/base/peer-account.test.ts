@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
-import { FakeClock } from './fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { type Debt, type PeerAccount, PeerBook, type PeerLimits } from './peer-account.ts';
 
 const LIMITS: PeerLimits = {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from './fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { ProcessPace, type ProcessWork, parseProcessWork, readProcessWork } from './process-pace.ts';
 import { listening } from './progress.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from './fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { Rounds } from './rounds.ts';
 
 test('a round at once, the next ones after a pause from the end of the last, and none after the close', async () => {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { AnswerTime } from './answer-time.ts';
-import { FakeClock } from './fake-clock.ts';
 import { listening, type Question } from './progress.ts';
 import { type WhileAlive, whileAlive } from './while-alive.ts';
 

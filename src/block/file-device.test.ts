@@ -3,11 +3,11 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
 import { patient } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { testConformance } from './conformance.ts';
 import { alignExtents, FileDevice } from './file-device.ts';
 
 const MIB = 1024 * 1024;

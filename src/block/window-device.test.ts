@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { testConformance } from './conformance.ts';
 import { MemoryDevice } from './memory-device.ts';
 import { WindowDevice } from './window-device.ts';
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { AWAY_MS, askAgain, tellAway } from './ask-again.ts';
 
 const failing = (code: string) => new GodwitError(code, `the ${code}`, { nextAction: 'wait' });

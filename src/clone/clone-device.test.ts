@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { FaultDevice } from '../../test/support/fault-device.ts';
 import { until } from '../../test/support/patience.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { sha256 } from '../sys/sha256.ts';
 import { CloneDevice, type CloneDeviceOptions } from './clone-device.ts';
 import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';

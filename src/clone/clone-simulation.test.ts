@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { simulateClone, Violation } from '../../test/support/clone-simulation.ts';
 import { testSeed } from '../../test/support/seed.ts';
-import { simulateClone, Violation } from './clone-simulation.ts';
 
 const seed = testSeed();
 const LONG = process.env.GODWIT_LONG === '1';

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { DiskGate } from './disk-gate.ts';
 import type { GuestWaits } from './disk-window.ts';
 

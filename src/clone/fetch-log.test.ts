@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import { FaultDevice } from '../../test/support/fault-device.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { sha256 } from '../sys/sha256.ts';
 import { FetchLog, type FetchRecord, fetchLogLengthBytes } from './fetch-log.ts';
 

@@ -1,4 +1,5 @@
 import { assert } from '../base/assert.ts';
+import { backoffMs } from '../base/backoff.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
@@ -20,8 +21,7 @@ import type { ZeroLog } from './zero-log.ts';
 export const FETCH_BLOCKS_MAX = REGION_BYTES_MAX / BLOCK_BYTES;
 const BUFFER_BYTES_KEPT = 16 * 2 ** 20;
 const NO_BYTES = new Uint8Array(0);
-const RETRY_FIRST_MS = 100;
-const RETRY_MAX_MS = 5_000;
+const RETRY = { firstMs: 100, maxMs: 5_000 };
 const UNSTORED_MAX = 65_536;
 /**
  * What is in flight where the source refuses everything: smaller pieces are of no use then, and many of them
@@ -151,7 +151,7 @@ export class Fetcher {
   /** How long to leave the source alone after its last failure, in milliseconds. 0: it is well. */
   get backoffMs(): number {
     if (this.#consecutiveFailures === 0) return 0;
-    return Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** Math.min(10, this.#consecutiveFailures - 1));
+    return backoffMs(RETRY, this.#consecutiveFailures);
   }
 
   /**

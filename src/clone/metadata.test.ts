@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { crc32c } from '@node-rs/crc32';
+import { FaultDevice } from '../../test/support/fault-device.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { CloneMetadata, metadataLengthBytes, SECTOR_BLOCKS, SECTOR_WORDS } from './metadata.ts';
 
 const GIB = 2 ** 30;

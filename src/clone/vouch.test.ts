@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';

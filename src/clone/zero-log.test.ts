@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FaultDevice } from '../../test/support/fault-device.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { seededRandom } from '../base/random.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { WHOLE_BLOCK, ZERO_LOG_BYTES, ZeroLog } from './zero-log.ts';
 
 const IDENTITY = { volumeId: 'v_1', generation: 2, lengthBytes: 2 ** 46 };

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FaultDevice } from '../../test/support/fault-device.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { testSeed } from '../../test/support/seed.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { mergeKey, splitKey } from './anti-forensic.ts';
 import { format } from './format.ts';
 import { luks2Geometry } from './geometry.ts';

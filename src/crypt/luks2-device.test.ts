@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
+import { FaultDevice } from '../../test/support/fault-device.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
-import { testConformance } from '../block/conformance.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { type HolePolicy, Luks2Device } from './luks2-device.ts';
 import { createXts, NodeXts, type XtsCipher } from './xts.ts';

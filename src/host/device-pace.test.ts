@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { whileDeviceMoves } from './device-pace.ts';
 
 function waiting(clock: FakeClock, work: Promise<unknown>, counters: () => string | null) {

@@ -11,10 +11,10 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { type MountNeeds, mountNeeds, SUPERBLOCK_READ_BYTES } from './mount-needs.ts';
 import { MountProof, proofRecipe } from './mount-proof.ts';
 import type { ToolOutput } from './tools.ts';

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { createServer } from 'node:net';
 import { test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
+import { DelayDevice } from '../../test/support/delay-device.ts';
 import { initiatorOptions, startInitiator, startTarget } from '../../test/support/iscsi-pair.ts';
 import { patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
@@ -9,8 +11,6 @@ import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
-import { testConformance } from '../block/conformance.ts';
-import { DelayDevice } from '../block/delay-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { IscsiInitiator } from './initiator.ts';
 

@@ -1,3 +1,4 @@
+import { backoffMs } from '../base/backoff.ts';
 import type { Clock } from '../base/clock.ts';
 
 /**
@@ -50,6 +51,6 @@ export class LoginThrottle {
   }
 
   #stepMs(failures: number): number {
-    return Math.min(this.#delayMs * 2 ** Math.min(failures - 1, 30), this.#delayMsMax);
+    return backoffMs({ firstMs: this.#delayMs, maxMs: this.#delayMsMax }, failures);
   }
 }

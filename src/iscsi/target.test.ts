@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { connect, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
+import { DelayDevice } from '../../test/support/delay-device.ts';
+import { FaultDevice } from '../../test/support/fault-device.ts';
 import { HeldDevice } from '../../test/support/held-device.ts';
 import {
   GRANT,
@@ -11,15 +13,13 @@ import {
   TARGET_IQN,
 } from '../../test/support/iscsi-pair.ts';
 import { patient, until } from '../../test/support/patience.ts';
+import { PowerSupply } from '../../test/support/power-supply.ts';
 import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
-import { DelayDevice } from '../block/delay-device.ts';
-import { FaultDevice } from '../block/fault-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
 import { ASYNC_EVENT, LOGIN_STATUS, OPCODE, STAGE, TASK_FUNCTION, TASK_RESPONSE } from './constants.ts';
 import { IscsiInitiator } from './initiator.ts';
 import type { InitiatorOptions } from './initiator-dialect.ts';

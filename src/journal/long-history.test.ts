@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { testSeed } from '../../test/support/seed.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { seededRandom } from '../base/random.ts';
 import { Journal } from './journal.ts';

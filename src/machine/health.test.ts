@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { patient } from '../../test/support/patience.ts';
 import { systemClock } from '../base/clock.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import type { HealthCheck } from '../contract/machine-config.ts';
 import { HealthMonitor, HealthTracker } from './health.ts';
 

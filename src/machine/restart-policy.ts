@@ -1,8 +1,8 @@
+import { backoffMs } from '../base/backoff.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { WorkloadExit } from '../shim/runtime.ts';
 
-const BACKOFF_MS_MIN = 100;
-const BACKOFF_MS_MAX = 10_000;
+const BACKOFF = { firstMs: 100, maxMs: 10_000 };
 /** A run that lasted so long was a good one: counting and backing off begin anew. */
 export const STEADY_MS = 10_000;
 
@@ -28,6 +28,6 @@ export function decideRestart(
   if (restart.policy === 'on-failure' && good) return { kind: 'exited' };
   const inRow = ranMs >= STEADY_MS ? 0 : restartsInRow;
   if (restart.policy === 'on-failure' && inRow >= restart.retriesMax) return { kind: 'failed' };
-  const delayMs = Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(inRow, 20));
+  const delayMs = backoffMs(BACKOFF, inRow + 1);
   return { kind: 'restart', delayMs, restartsInRow: inRow + 1 };
 }

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { machineConfig } from '../../test/support/machine.ts';
 import { until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { Instance, Run, Runtime, WorkloadExit } from '../shim/runtime.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { asking, type Endpoint, type Request } from '../contract/endpoint.ts';
 import { type Offer, type OfferRequest, PEER, type Peer } from '../contract/peer.ts';
 import { OfferDesk } from './offers.ts';

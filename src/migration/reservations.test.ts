@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
 import { Reservations } from './reservations.ts';

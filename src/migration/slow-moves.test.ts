@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { DatabaseSync } from 'node:sqlite';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { ModelPeer, MoveWorld } from '../../test/support/move-world.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { AnswerTime } from '../base/answer-time.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { advanced } from '../base/progress.ts';

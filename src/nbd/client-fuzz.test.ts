@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { assertInBatches } from '../../test/support/fuzz.ts';
 import { patient } from '../../test/support/patience.ts';
 import { testSeed } from '../../test/support/seed.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { NO_BYTES, RemoteRequest } from '../remote/request.ts';
 import { HandshakeDriver, list, negotiate, type RemoteExport } from './client-handshake.ts';
 import { NBD, type NbdCommand, type NbdFailure, NbdSession } from './client-session.ts';

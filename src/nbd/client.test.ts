@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { type TestContext, test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
+import { DelayDevice } from '../../test/support/delay-device.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { nbdClientOptions, startNbdClient, startNbdServer } from '../../test/support/nbd-pair.ts';
 import { letPass, patient, until } from '../../test/support/patience.ts';
 import { TcpRelay } from '../../test/support/relay.ts';
@@ -8,10 +11,7 @@ import { SILENCE, testRemoteConformance } from '../../test/support/remote-confor
 import { reached } from '../../test/support/remote-state.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { seededRandom } from '../base/random.ts';
-import { testConformance } from '../block/conformance.ts';
-import { DelayDevice } from '../block/delay-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { NbdClient } from './client.ts';
 import type { NbdClientOptions } from './client-dialect.ts';

@@ -1,9 +1,9 @@
+import { testConformance } from '../../test/support/block-conformance.ts';
 import { HttpDisk, serveHttpDisk } from '../../test/support/http-disk.ts';
 import { SILENCE, testRemoteConformance } from '../../test/support/remote-conformance.ts';
 import { systemClock } from '../base/clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
-import { testConformance } from '../block/conformance.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 
 const TIMEOUT_MS = SILENCE.requestTimeoutMs;

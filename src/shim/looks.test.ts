@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { rpcTimeout } from '../base/line-rpc.ts';
 import type { ShimClient } from './client.ts';
 import { ShimLooks } from './looks.ts';

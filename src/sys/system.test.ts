@@ -8,7 +8,6 @@ import { bootId } from './boot-id.ts';
 import { fileSystemOf } from './file-system.ts';
 import { ioctl } from './ioctl.ts';
 import { errnoName, errnoOf } from './libc.ts';
-import { syncfs } from './syncfs.ts';
 
 /** include/uapi/linux/fs.h: how many bytes of a file lie ahead of the offset. */
 const FIONREAD = 0x541b;
@@ -25,13 +24,6 @@ test('ioctl fills the caller’s bytes and names its errors', (t) => {
     () => ioctl(fd, 0xdeadbeef, 1),
     (error) => errnoOf(error) === 'ENOTTY',
   );
-});
-
-test('syncfs resolves, and rejects with the errno', async (t) => {
-  const fd = openSync(scratchDir(t), 'r');
-  t.after(() => closeSync(fd));
-  await syncfs(fd);
-  await assert.rejects(syncfs(-1), (error) => errnoOf(error) === 'EBADF');
 });
 
 test('errno names are those that Node uses', () => {

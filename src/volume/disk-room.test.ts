@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import type { Extent } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import {

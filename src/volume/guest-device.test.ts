@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { testConformance } from '../../test/support/block-conformance.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
-import { testConformance } from '../block/conformance.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { HeapMapMemory } from '../clone/map-memory.ts';
 import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';

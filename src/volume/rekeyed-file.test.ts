@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { testConformance } from '../../test/support/block-conformance.ts';
 import { seededRandom } from '../base/random.ts';
-import { testConformance } from '../block/conformance.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { Luks2Device } from '../crypt/luks2-device.ts';
 import { createXts } from '../crypt/xts.ts';

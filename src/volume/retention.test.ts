@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { Retention } from './retention.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { silentLogger } from '../base/logger.ts';
 import { DirtyBound } from './dirty-bound.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { DiskLook, diskConditions } from './disk-look.ts';
 
 test('a data disk that refuses a write is named since it was first found; one that is full, or takes its time, is not', async () => {

@@ -1,4 +1,5 @@
 import { basename } from 'node:path';
+import { backoffMs } from '../base/backoff.ts';
 import type { Clock } from '../base/clock.ts';
 import { toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -35,8 +36,7 @@ export type MachineRecoveryOptions = {
 };
 
 const LOOK_MS = PAUSE.recoveryLook.ms;
-const RETRY_FIRST_MS = PAUSE.recoveryRetry.ms;
-const RETRY_MAX_MS = PAUSE.recoveryRetryMax.ms;
+const RETRY = { firstMs: PAUSE.recoveryRetry.ms, maxMs: PAUSE.recoveryRetryMax.ms };
 
 /**
  * Brings back what should be there, again and again until it is: machines that should run and could not be
@@ -107,7 +107,7 @@ export class MachineRecovery {
     }
     const known = this.#troubles.get(machineId);
     const attempts = (known?.attempts ?? 0) + 1;
-    const pauseMs = Math.min(RETRY_FIRST_MS * 2 ** Math.min(attempts - 1, 10), RETRY_MAX_MS);
+    const pauseMs = backoffMs(RETRY, attempts);
     this.#troubles.set(machineId, {
       error: toWireError(error),
       sinceMs: known?.sinceMs ?? clock.wallMs(),

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { GodwitError } from '../base/errors.ts';
-import { FakeClock } from '../base/fake-clock.ts';
 import { serverConditions, VolumeServerLooks } from './volume-server-looks.ts';
 
 function failing(code: string, values: GodwitError['values'] = {}) {

@@ -2,11 +2,11 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import type { PeerLimits } from '../../src/base/peer-account.ts';
 import { systemRandom } from '../../src/base/random.ts';
-import { DelayDevice } from '../../src/block/delay-device.ts';
 import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
 import { type TlsFiles, TlsIdentity } from '../../src/sys/tls-identity.ts';
+import { DelayDevice } from './delay-device.ts';
 import { GRANT, TARGET_IQN } from './iscsi-pair.ts';
 import { WatchedBook } from './watched-book.ts';
 

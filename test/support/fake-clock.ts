@@ -1,5 +1,5 @@
 import { setImmediate as immediate, setTimeout as realSleep } from 'node:timers/promises';
-import type { Clock } from './clock.ts';
+import type { Clock } from '../../src/base/clock.ts';
 
 type Timer = { atMs: number; order: number; callback: () => void };
 

@@ -1,13 +1,13 @@
-import { assert } from '../base/assert.ts';
-import type { Clock } from '../base/clock.ts';
-import { FakeClock } from '../base/fake-clock.ts';
-import { silentLogger } from '../base/logger.ts';
-import { seededRandom } from '../base/random.ts';
-import { Crash, type CrashPoints, noCrashPoints } from './crash-points.ts';
-import { Journal } from './journal.ts';
-import { Abort } from './outcome.ts';
-import { printRun } from './print.ts';
-import type { RunDefinition, RunView, StepDefinition } from './run.ts';
+import { assert } from '../../src/base/assert.ts';
+import type { Clock } from '../../src/base/clock.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { Crash, type CrashPoints, noCrashPoints } from '../../src/journal/crash-points.ts';
+import { Journal } from '../../src/journal/journal.ts';
+import { Abort } from '../../src/journal/outcome.ts';
+import type { RunDefinition, RunView, StepDefinition } from '../../src/journal/run.ts';
+import { FakeClock } from './fake-clock.ts';
+import { printRun } from './print-run.ts';
 
 /*
  * What each kind of run must pass (after the helpers of omicron's sagas, with crashes added):

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isGodwitError } from '../base/errors.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
+import type { ToolOutput, Tools } from '../../src/host/tools.ts';
 import { Cryptsetup, parseCryptStatus } from './cryptsetup.ts';
-import type { ToolOutput, Tools } from './tools.ts';
 
 /** Recorded with cryptsetup 2.6.1. */
 const ACTIVE = `/dev/mapper/lab-luks2 is active.

@@ -1,21 +1,21 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError } from '../base/errors.ts';
-import { type Random, seededRandom } from '../base/random.ts';
-import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
-import { BLOCK_BYTES } from '../block/block-device.ts';
-import { FaultDevice } from '../block/fault-device.ts';
-import { MemoryDevice } from '../block/memory-device.ts';
-import { PowerSupply } from '../block/power-supply.ts';
-import type { CommitOrder } from './bit-committer.ts';
-import { CloneDevice } from './clone-device.ts';
-import { FetchLog, fetchLogLengthBytes } from './fetch-log.ts';
-import { heapLiveMap, type LiveMap } from './live-map.ts';
-import { HeapMapMemory, type MapMemory } from './map-memory.ts';
-import { CloneMetadata, metadataLengthBytes, SECTOR_WORDS } from './metadata.ts';
-import { ValidityMap } from './validity-map.ts';
-import { ZeroLog } from './zero-log.ts';
+import type { Clock } from '../../src/base/clock.ts';
+import { GodwitError, isGodwitError } from '../../src/base/errors.ts';
+import { type Random, seededRandom } from '../../src/base/random.ts';
+import type { BlockDevice, ByteRange, Extent } from '../../src/block/block-device.ts';
+import { BLOCK_BYTES } from '../../src/block/block-device.ts';
+import { MemoryDevice } from '../../src/block/memory-device.ts';
+import type { CommitOrder } from '../../src/clone/bit-committer.ts';
+import { CloneDevice } from '../../src/clone/clone-device.ts';
+import { FetchLog, fetchLogLengthBytes } from '../../src/clone/fetch-log.ts';
+import { heapLiveMap, type LiveMap } from '../../src/clone/live-map.ts';
+import { HeapMapMemory, type MapMemory } from '../../src/clone/map-memory.ts';
+import { CloneMetadata, metadataLengthBytes, SECTOR_WORDS } from '../../src/clone/metadata.ts';
+import { ValidityMap } from '../../src/clone/validity-map.ts';
+import { ZeroLog } from '../../src/clone/zero-log.ts';
+import { FaultDevice } from './fault-device.ts';
+import { PowerSupply } from './power-supply.ts';
 
 /**
  * A clone in a box, for tests: source, local disk, metadata disk, clock and guest are simulated, and one seed

@@ -1,5 +1,5 @@
-import type { Clock } from '../base/clock.ts';
-import type { BlockDevice } from './block-device.ts';
+import type { Clock } from '../../src/base/clock.ts';
+import type { BlockDevice } from '../../src/block/block-device.ts';
 
 export type DelaySettings = {
   /** Added to every call, in ms; calls wait side by side. Default 0. */

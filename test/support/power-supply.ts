@@ -1,4 +1,4 @@
-import type { Random } from '../base/random.ts';
+import type { Random } from '../../src/base/random.ts';
 
 /** Something that forgets when power goes. */
 export interface PowerLoad {

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { systemClock } from '../base/clock.ts';
-import { FakeClock } from '../base/fake-clock.ts';
-import { testConformance } from './conformance.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { MemoryDevice } from '../../src/block/memory-device.ts';
+import { testConformance } from './block-conformance.ts';
 import { DelayDevice } from './delay-device.ts';
-import { MemoryDevice } from './memory-device.ts';
+import { FakeClock } from './fake-clock.ts';
 
 testConformance('delay', {
   open: async (_t, { lengthBytes, writable, content }) => {

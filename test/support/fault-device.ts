@@ -1,11 +1,11 @@
-import { GodwitError } from '../base/errors.ts';
-import type { Random } from '../base/random.ts';
-import { systemRandom } from '../base/random.ts';
-import type { BlockDevice, Extent } from './block-device.ts';
-import { BLOCK_BYTES } from './block-device.ts';
+import { GodwitError } from '../../src/base/errors.ts';
+import type { Random } from '../../src/base/random.ts';
+import { systemRandom } from '../../src/base/random.ts';
+import type { BlockDevice, Extent } from '../../src/block/block-device.ts';
+import { BLOCK_BYTES } from '../../src/block/block-device.ts';
+import { checkGeometry, checkRange, closedError, rangeFits, readOnlyError } from '../../src/block/range.ts';
+import { SparseBytes } from '../../src/block/sparse-bytes.ts';
 import { PowerSupply } from './power-supply.ts';
-import { checkGeometry, checkRange, closedError, rangeFits, readOnlyError } from './range.ts';
-import { SparseBytes } from './sparse-bytes.ts';
 
 /**
  * A disk that misbehaves on demand. The fault model:

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { printRun } from './print.ts';
-import type { RunView } from './run.ts';
+import type { RunView } from '../../src/journal/run.ts';
+import { printRun } from './print-run.ts';
 
 const at = Date.UTC(2026, 0, 1);
 

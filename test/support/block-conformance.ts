@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import fc from 'fast-check';
-import { isGodwitError } from '../base/errors.ts';
-import { seededRandom } from '../base/random.ts';
-import type { BlockDevice } from './block-device.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import type { BlockDevice } from '../../src/block/block-device.ts';
 
 /**
  * The contract of BlockDevice as tests, for every device and layer: call `testConformance` at the top of the

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { deadline } from './clock.ts';
+import { deadline } from '../../src/base/clock.ts';
 import { FakeClock } from './fake-clock.ts';
 
 test('timers fire in order of time, then of setting, each at its own time', () => {

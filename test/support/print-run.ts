@@ -1,5 +1,5 @@
-import { progressText } from '../base/progress.ts';
-import type { RunView, StepView } from './run.ts';
+import { progressText } from '../../src/base/progress.ts';
+import type { RunView, StepView } from '../../src/journal/run.ts';
 
 /*
  * A run for people: what it does, where it is, and why it waits.

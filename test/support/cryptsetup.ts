@@ -1,5 +1,11 @@
-import { PATIENCE } from '../base/patience.ts';
-import { failedError, mustRun, type ToolOutput, type Tools, unknownOutputError } from './tools.ts';
+import { PATIENCE } from '../../src/base/patience.ts';
+import {
+  failedError,
+  mustRun,
+  type ToolOutput,
+  type Tools,
+  unknownOutputError,
+} from '../../src/host/tools.ts';
 
 /** argon2id takes seconds by design, and longer on a slow machine. */
 const UNLOCK_DEADLINE_MS = PATIENCE.unlock.ms;

@@ -2,11 +2,14 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import fc from 'fast-check';
-import { scratchDir } from '../../test/support/scratch.ts';
-import { testSeed } from '../../test/support/seed.ts';
-import { FakeClock } from '../base/fake-clock.ts';
-import { silentLogger } from '../base/logger.ts';
-import { seededRandom } from '../base/random.ts';
+import { silentLogger } from '../../src/base/logger.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { Crash, type CrashPoints } from '../../src/journal/crash-points.ts';
+import { Journal } from '../../src/journal/journal.ts';
+import { Abort, Retry, Unrecoverable } from '../../src/journal/outcome.ts';
+import type { RunDefinition, StepDefinition } from '../../src/journal/run.ts';
+import { FakeClock } from './fake-clock.ts';
+import { printRun } from './print-run.ts';
 import {
   checkEndsAfterEachCrash,
   checkSaga,
@@ -14,12 +17,9 @@ import {
   checkUnwindsAtEachStep,
   checkUnwindsWithUndosRepeated,
   type SagaChecks,
-} from './checks.ts';
-import { Crash, type CrashPoints } from './crash-points.ts';
-import { Journal } from './journal.ts';
-import { Abort, Retry, Unrecoverable } from './outcome.ts';
-import { printRun } from './print.ts';
-import type { RunDefinition, StepDefinition } from './run.ts';
+} from './saga-checks.ts';
+import { scratchDir } from './scratch.ts';
+import { testSeed } from './seed.ts';
 
 /** A world in which each step puts its name on a set, and the point of no return turns a key. */
 class SetWorld {

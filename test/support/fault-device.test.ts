@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isGodwitError } from '../base/errors.ts';
-import { seededRandom } from '../base/random.ts';
-import { testConformance } from './conformance.ts';
+import { isGodwitError } from '../../src/base/errors.ts';
+import { seededRandom } from '../../src/base/random.ts';
+import { testConformance } from './block-conformance.ts';
 import { FaultDevice, SECTOR_BYTES } from './fault-device.ts';
 import { PowerSupply } from './power-supply.ts';
 
