@@ -1,6 +1,7 @@
 import { crc32c } from '@node-rs/crc32';
 import { assert } from '../base/assert.ts';
 import { GodwitError } from '../base/errors.ts';
+import { Serial } from '../base/serial.ts';
 import { BLOCK_BYTES, type BlockDevice, type Extent } from '../block/block-device.ts';
 import { type RangeDigest, REGION_BYTES } from '../receipt/range.ts';
 import { SHA256_BYTES } from '../sys/sha256.ts';
@@ -71,7 +72,7 @@ export class FetchLog {
   /** The sector that is being filled, and how many records it has. */
   #open: { sector: number; bytes: Buffer; records: number } | null = null;
   #pending: { range: RangeDigest; done: () => void; failed: (error: unknown) => void }[] = [];
-  #working: Promise<void> = Promise.resolve();
+  readonly #work = new Serial();
   #writing = false;
   #dirty = true;
   /**
@@ -146,7 +147,7 @@ export class FetchLog {
       this.#pending.push({ range, done: resolve, failed: reject });
       if (this.#writing) return;
       this.#writing = true;
-      void this.#exclusively(() => this.#writePending());
+      void this.#work.run(() => this.#writePending());
     });
   }
 
@@ -170,7 +171,7 @@ export class FetchLog {
 
   async #flushOnce(): Promise<void> {
     if (this.#mustRewrite) {
-      await this.#exclusively(async () => {
+      await this.#work.run(async () => {
         for (const [sector, bytes] of this.#unflushed) await this.#put(sector, bytes);
         this.#mustRewrite = false;
       });
@@ -184,7 +185,7 @@ export class FetchLog {
 
   /** The record does not count any more. */
   retire(position: number): Promise<void> {
-    return this.#exclusively(async () => {
+    return this.#work.run(async () => {
       const sector = Math.floor(position / RECORDS_A_SECTOR);
       const index = position % RECORDS_A_SECTOR;
       const open = this.#open?.sector === sector ? this.#open.bytes : null;
@@ -207,7 +208,7 @@ export class FetchLog {
     limit: number,
   ): Promise<{ records: FetchRecord[]; next: number; ended: boolean }> {
     // What is appended from now on begins a new sector, behind this end.
-    await this.#exclusively(async () => {
+    await this.#work.run(async () => {
       this.#open = null;
     });
     const end = this.#nextSector;
@@ -231,14 +232,8 @@ export class FetchLog {
 
   /** Does not flush. */
   async close(): Promise<void> {
-    await this.#working;
+    await this.#work.idle();
     await this.#device.close();
-  }
-
-  #exclusively(work: () => Promise<void>): Promise<void> {
-    const result = this.#working.then(work);
-    this.#working = result.catch(() => {});
-    return result;
   }
 
   async #writePending(): Promise<void> {

@@ -5,6 +5,7 @@ import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import { SerialByKey } from '../base/serial.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import { runOf, writtenConfig } from '../contract/machine-run.ts';
 import type { AttachSpec, Leaving } from '../opening/spec.ts';
@@ -89,7 +90,7 @@ export class MachineManager {
   readonly #broken: { file: string; error: GodwitError }[] = [];
   readonly #clients = new Map<string, ShimClient>();
   readonly #looks: ShimLooks;
-  readonly #queues = new Map<string, Promise<unknown>>();
+  readonly #queues = new SerialByKey();
   readonly #ensuring = new Map<string, Promise<ShimClient>>();
   readonly #beginnings = new Map<string, Beginning>();
   /** Wall clock. */
@@ -145,7 +146,7 @@ export class MachineManager {
     const { clock, random, volumes, store } = this.#options;
     const { name } = request;
     const config = writtenConfig(request.config);
-    return this.#exclusively(`name:${name}`, async () => {
+    return this.#queues.run(`name:${name}`, async () => {
       this.#refuseTakenName(name);
       const id = `m_${ulid(clock.wallMs(), () => random.below(2 ** 32) / 2 ** 32).toLowerCase()}`;
       checkStopSignal(config.stop.signal);
@@ -200,7 +201,7 @@ export class MachineManager {
    * the record of the same id.
    */
   async adopt(record: MachineRecord): Promise<void> {
-    await this.#exclusively(record.id, async () => {
+    await this.#queues.run(record.id, async () => {
       this.#refuseTakenName(record.name, record.id);
       await this.#write(record);
     });
@@ -208,7 +209,7 @@ export class MachineManager {
 
   /** Drops the record of a machine that has moved away; its shim must be gone. Idempotent. */
   async forget(machineId: string): Promise<void> {
-    await this.#exclusively(machineId, async () => {
+    await this.#queues.run(machineId, async () => {
       await this.#options.store.remove(machineId);
       this.#records.delete(machineId);
       await this.removeRuntime(machineId);
@@ -220,7 +221,7 @@ export class MachineManager {
     machineId: string,
     change: Partial<Pick<MachineRecord, 'desired' | 'claimedBy'>>,
   ): Promise<MachineRecord> {
-    return this.#exclusively(machineId, async () => {
+    return this.#queues.run(machineId, async () => {
       const before = this.get(machineId);
       const record = { ...before, ...change };
       await this.#write(record);
@@ -287,7 +288,7 @@ export class MachineManager {
    */
   async start(ref: string): Promise<void> {
     const { id } = this.get(ref);
-    await this.#exclusively(id, async () => {
+    await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
       const before = this.get(id);
       await this.#write({ ...before, desired: 'running' });
@@ -311,7 +312,7 @@ export class MachineManager {
     options: { moving?: boolean } = {},
   ): Promise<void> {
     const { id } = this.get(ref);
-    await this.#exclusively(id, async () => {
+    await this.#queues.run(id, async () => {
       if (options.moving !== true) this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'stopped' });
       await this.#stopSaying(id, how);
@@ -403,7 +404,7 @@ export class MachineManager {
    */
   async restart(ref: string, onStopped: () => void = () => {}): Promise<void> {
     const { id } = this.get(ref);
-    await this.#exclusively(id, async () => {
+    await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'running' });
       await this.#stopSaying(id);
@@ -418,7 +419,7 @@ export class MachineManager {
    */
   async release(ref: string): Promise<void> {
     const { id } = this.get(ref);
-    await this.#exclusively(id, async () => {
+    await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
       await this.#write({ ...this.get(id), desired: 'stopped' });
       await this.shutdownShim(id);
@@ -437,7 +438,7 @@ export class MachineManager {
       await this.#write({ ...record, desired: 'stopped' });
       await this.kill(record.id);
     }
-    await this.#exclusively(record.id, async () => {
+    await this.#queues.run(record.id, async () => {
       this.#refuseClaimed(record.id);
       const { shim } = await this.#show(record);
       const state = shim?.workload?.state;
@@ -603,7 +604,7 @@ export class MachineManager {
 
   /** `recover` for one machine; also when what kept it from running may have passed. */
   recoverOne(machineId: string): Promise<Recovery> {
-    return this.#exclusively(machineId, async (): Promise<Recovery> => {
+    return this.#queues.run(machineId, async (): Promise<Recovery> => {
       const record = this.#records.get(machineId);
       if (record === undefined) return { machineId, outcome: 'left', error: null };
       try {
@@ -758,19 +759,6 @@ export class MachineManager {
       values: { machineId, runId: claimedBy },
       nextAction: 'Wait for the move to end, or cancel it: godwit why says where it is.',
     });
-  }
-
-  #exclusively<T>(key: string, work: () => Promise<T>): Promise<T> {
-    const result = (this.#queues.get(key) ?? Promise.resolve()).then(work, work);
-    const settled = result.then(
-      () => {},
-      () => {},
-    );
-    this.#queues.set(key, settled);
-    void settled.then(() => {
-      if (this.#queues.get(key) === settled) this.#queues.delete(key);
-    });
-    return result;
   }
 }
 

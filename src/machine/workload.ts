@@ -3,6 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { Serial } from '../base/serial.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import { runOf } from '../contract/machine-run.ts';
 import { Cgroup, type CgroupLayout } from '../host/cgroup.ts';
@@ -56,7 +57,7 @@ export class Workload implements HeldWorkload {
   /** True from `start` to `stop`: an end of the process is then for the restart policy. */
   #wanted = false;
   /** Starts, stops and restarts, one after the other. */
-  #last: Promise<unknown> = Promise.resolve();
+  readonly #changes = new Serial();
   readonly #waiters = new Set<() => void>();
 
   constructor(options: WorkloadOptions) {
@@ -90,7 +91,7 @@ export class Workload implements HeldWorkload {
    * `MACHINE_BAD_ENVIRONMENT`, `MACHINE_CGROUP_*`; nothing is left then.
    */
   start(subject: Subject): Promise<{ startedAtMs: number }> {
-    return this.#exclusively(async () => {
+    return this.#changes.run(async () => {
       if (this.#wanted && this.#subject !== undefined) {
         if (this.#subject.machineId === subject.machineId && this.#status !== null) {
           const { state, startedAtMs } = this.#status;
@@ -130,7 +131,7 @@ export class Workload implements HeldWorkload {
    * does; nothing is left then.
    */
   prepare(subject: Subject): Promise<void> {
-    return this.#exclusively(async () => {
+    return this.#changes.run(async () => {
       if (!this.#wanted) await this.#instanceOf(subject.config).prepare(subject);
     });
   }
@@ -141,7 +142,7 @@ export class Workload implements HeldWorkload {
    * end every machine. Rejects `MACHINE_BAD_SIGNAL`, `MACHINE_KILL_STUCK`.
    */
   stop(how: { signal?: string; timeoutMs?: number } = {}): Promise<StopResult> {
-    return this.#exclusively(async () => {
+    return this.#changes.run(async () => {
       const stop = this.#subject?.config.stop;
       const usual = stop !== undefined && isSignal(stop.signal) ? stop.signal : 'SIGTERM';
       const signal = how.signal ?? usual;
@@ -173,9 +174,11 @@ export class Workload implements HeldWorkload {
       }
       for (const instance of this.#instances.values()) await instance.clear();
       // Not waited for: the kernel takes its time, and the caller is in the interruption of a move.
-      void this.#exclusively(() => this.cgroup.remove()).catch((error: unknown) => {
-        this.#options.logger.warn({ reason: messageOf(error) }, 'a cgroup was not removed');
-      });
+      void this.#changes
+        .run(() => this.cgroup.remove())
+        .catch((error: unknown) => {
+          this.#options.logger.warn({ reason: messageOf(error) }, 'a cgroup was not removed');
+        });
       return {
         exitCode: this.#status?.exitCode ?? null,
         signal: this.#status?.exitSignal ?? null,
@@ -253,7 +256,7 @@ export class Workload implements HeldWorkload {
 
   /** After a stop: waits for what goes on in the background, and writes out what the log still holds. */
   async close(): Promise<void> {
-    await this.#exclusively(() => this.#log.close());
+    await this.#changes.run(() => this.#log.close());
   }
 
   /** Throws `MACHINE_BAD_RUN`. */
@@ -299,7 +302,7 @@ export class Workload implements HeldWorkload {
       });
       present.monitor.start();
     }
-    void run.exited.then((exit) => this.#exclusively(() => this.#ended(present, exit)));
+    void run.exited.then((exit) => this.#changes.run(() => this.#ended(present, exit)));
   }
 
   /** The process ended by itself (a stop has settled the run before it lets go of the queue). */
@@ -328,7 +331,7 @@ export class Workload implements HeldWorkload {
 
   #restartIn(delayMs: number): void {
     this.#cancelRestart = this.#options.clock.timer(delayMs, () => {
-      void this.#exclusively(async () => {
+      void this.#changes.run(async () => {
         if (!this.#wanted || this.#present !== undefined) return;
         this.#status = { ...this.#status!, restarts: this.#status!.restarts + 1 };
         try {
@@ -391,12 +394,6 @@ export class Workload implements HeldWorkload {
         nextAction: 'Start it first: godwit machine start.',
       },
     );
-  }
-
-  #exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#last.then(work, work);
-    this.#last = result.catch(() => {});
-    return result;
   }
 }
 

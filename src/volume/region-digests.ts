@@ -4,6 +4,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { Serial } from '../base/serial.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES, type BlockDevice } from '../block/block-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
@@ -53,7 +54,7 @@ export class RegionDigests {
    * volume, mostly.
    */
   #checked: { region: number; content: Buffer } | null = null;
-  #working: Promise<unknown> = Promise.resolve();
+  readonly #work = new Serial();
   #servedBefore: number;
   /** The hole that was seen last: sealed content keeps its holes. */
   #hole = { startBytes: 0, endBytes: 0 };
@@ -99,7 +100,7 @@ export class RegionDigests {
    */
   async digestsOf(ranges: readonly BlockRange[]): Promise<string[]> {
     const digests: string[] = [];
-    for (const range of ranges) digests.push(await this.#exclusively(() => this.#digestOf(range)));
+    for (const range of ranges) digests.push(await this.#work.run(() => this.#digestOf(range)));
     return digests;
   }
 
@@ -151,7 +152,7 @@ export class RegionDigests {
       if (ranges.length >= PROOF_RANGES_MAX) return { ranges, next: part.first, mapped };
       const digest = (await this.#isHole(part))
         ? digestOfZeros(rangeBytes(part, device.lengthBytes)).toString('hex')
-        : await this.#exclusively(() => this.#digestOf(part));
+        : await this.#work.run(() => this.#digestOf(part));
       ranges.push({ ...part, digest });
     }
     return { ranges, next: null, mapped };
@@ -160,7 +161,7 @@ export class RegionDigests {
   async close(): Promise<void> {
     this.#ending.abort();
     await this.#pass;
-    await this.#working;
+    await this.#work.idle();
     await this.#file.close();
   }
 
@@ -190,7 +191,7 @@ export class RegionDigests {
     if ((await this.#known(region)) !== null) return;
     const { clock, bytesServed } = this.#options;
     const startedMs = clock.monotonicMs();
-    await this.#exclusively(() => this.#read(region));
+    await this.#work.run(() => this.#read(region));
     const tookMs = clock.monotonicMs() - startedMs;
     const share = bytesServed() === this.#servedBefore ? IDLE_SHARE : BUSY_SHARE;
     this.#servedBefore = bytesServed();
@@ -274,12 +275,6 @@ export class RegionDigests {
     const digest = Buffer.alloc(SHA256_BYTES);
     await this.#file.read(digest, 0, SHA256_BYTES, tableOffset(region));
     return digest.every((byte) => byte === 0) ? null : digest;
-  }
-
-  #exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#working.then(work);
-    this.#working = result.catch(() => {});
-    return result;
   }
 
   #changed(region: number): GodwitError {

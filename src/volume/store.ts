@@ -5,6 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
+import { Serial, SerialByKey } from '../base/serial.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { CloneMetadata, metadataLengthBytes, summaryOffsetBytes } from '../clone/metadata.ts';
@@ -58,9 +59,12 @@ export class VolumeStore {
   readonly #headerFileBytes: number;
   readonly #allocate: typeof allocate;
   readonly #retention: Retention;
-  /** Changes run one after the other: each reads a record, decides and writes. */
-  readonly #queues = new Map<string, Promise<void>>();
-  #lastFormat: Promise<unknown> = Promise.resolve();
+  /**
+   * What is done to one volume: it reads the record, decides and writes. A mkfs, or the deletion of 100 GiB,
+   * keeps nobody else's seal waiting.
+   */
+  readonly #changes = new SerialByKey();
+  readonly #formats = new Serial();
 
   private constructor(directory: string, options: VolumeStoreOptions) {
     this.directory = directory;
@@ -104,7 +108,7 @@ export class VolumeStore {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'ready');
     const { keys } = request;
-    return this.#exclusively(record.id, () =>
+    return this.#changes.run(record.id, () =>
       this.#build(record, async (folder) => {
         if (keys === undefined) return this.#format(join(folder, VOLUME_FILES.data), record);
         record.encryption = await encryptNew(folder, record, {
@@ -130,7 +134,7 @@ export class VolumeStore {
   }): Promise<VolumeRecord> {
     checkLength(request.lengthBytes);
     const record = this.#newRecord(request, 'clone');
-    return this.#exclusively(record.id, () =>
+    return this.#changes.run(record.id, () =>
       this.#build(record, async (folder) => {
         await createCloneMetadata(folder, record, this.#allocate);
         await replaceFile(join(folder, VOLUME_FILES.importSource), encodeImportSource(request.source));
@@ -195,7 +199,7 @@ export class VolumeStore {
           },
         }),
     };
-    return this.#exclusively(request.id, async () => {
+    return this.#changes.run(request.id, async () => {
       const existing = await this.#find(request.id);
       if (existing) {
         const action = incomingOver(existing, record, luks2);
@@ -293,7 +297,7 @@ export class VolumeStore {
    * nobody has open. Idempotent. Rejects `VOLUME_NO_SUCH_LOSS`.
    */
   acceptDataLoss(id: string, atMs: number): Promise<AcceptedLoss> {
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const { generation } = await this.get(id);
       const volume = { volumeId: id, generation };
       const accepted = await acceptDataLoss(this.folder(id), volume, { atMs, nowMs: this.#clock.wallMs() });
@@ -319,7 +323,7 @@ export class VolumeStore {
    * from.
    */
   apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const before = await this.get(id);
       const after = transition(before, event);
       if (after !== before) {
@@ -345,7 +349,7 @@ export class VolumeStore {
    * it.
    */
   assignMachine(id: string, machineId: string | null): Promise<VolumeRecord> {
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const before = await this.get(id);
       if (before.machineId === machineId) return before;
       if (before.machineId !== null && machineId !== null) {
@@ -366,7 +370,7 @@ export class VolumeStore {
    * (clone) volume without `force`.
    */
   destroy(id: string, options: { force?: boolean } = {}): Promise<void> {
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const record = await this.#find(id);
       if (record === undefined) return;
       if (options.force !== true && (record.state === 'sealed' || record.state === 'retained')) {
@@ -391,7 +395,7 @@ export class VolumeStore {
    */
   recover(id: string, name: string): Promise<VolumeRecord> {
     checkId(id);
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const retained = await this.#retainedFolder(id);
       const data = join(retained.folder, VOLUME_FILES.data);
       if (isDataLocked(data)) throw attached(id);
@@ -490,7 +494,7 @@ export class VolumeStore {
 
   /** False: it has become another while others were at it. */
   #destroyCopy({ id, generation, folder }: RetainedCopy & { folder: string }): Promise<boolean> {
-    return this.#exclusively(id, async () => {
+    return this.#changes.run(id, async () => {
       const record = await readRecord(folder);
       if (record.state !== 'retained' || record.generation !== generation) return false;
       await this.#destroyFolder(folder, id);
@@ -607,11 +611,9 @@ export class VolumeStore {
     // The loop device of an encrypted volume has sectors of 4096 bytes.
     const sectorBytes = encrypted ? ENCRYPTED_SECTOR_BYTES : 512;
     // One at a time: each takes a processor, and the disk.
-    const made = this.#lastFormat.then(() =>
+    await this.#formats.run(() =>
       mkfs({ filesystem, path: dataPath, lengthBytes, sectorBytes }, this.#tools),
     );
-    this.#lastFormat = made.catch(() => {});
-    await made;
   }
 
   async #write(folder: string, record: VolumeRecord): Promise<void> {
@@ -635,23 +637,6 @@ export class VolumeStore {
     await rename(folder, gone);
     await syncPath(this.directory);
     await rm(gone, { recursive: true, force: true });
-  }
-
-  /**
-   * What is done to one volume is done one after the other. A mkfs, or the deletion of 100 GiB, keeps nobody
-   * else's seal waiting.
-   */
-  #exclusively<T>(id: string, work: () => Promise<T>): Promise<T> {
-    const result = (this.#queues.get(id) ?? Promise.resolve()).then(work, work);
-    const settled = result.then(
-      () => {},
-      () => {},
-    );
-    this.#queues.set(id, settled);
-    void settled.then(() => {
-      if (this.#queues.get(id) === settled) this.#queues.delete(id);
-    });
-    return result;
   }
 }
 

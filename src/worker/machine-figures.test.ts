@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FakeClock } from '../base/fake-clock.ts';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { PAUSE } from '../base/patience.ts';
 import type { MachineShow } from '../machine/manager.ts';
 import { MachineFigures } from './machine-figures.ts';
