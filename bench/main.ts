@@ -1,7 +1,7 @@
 /**
  * Every number of the README, each beside its peer in the same run.
  *   npm run bench                        all, some ten minutes
- *   npm run bench -- attach interruption only these: attach, hydration, guest-latency, receipts, interruption, sparse, sizes, freemap, memory, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
+ *   npm run bench -- attach interruption only these: attach, hydration, guest-latency, receipts, interruption, sparse, sizes, freemap, memory, density, nbd, nbd-client, iscsi, iscsi-initiator, iscsi-conformance, xts, encryption, journal
  *   npm run bench -- --quick             fewer rounds
  *   npm run bench -- earlier --commit 917665f     an operation of our servers, against an earlier commit
  */
@@ -106,6 +106,11 @@ const BENCHES: Record<string, () => Promise<void>> = {
     say('| | MiB | of that anonymous | goal |\n|---|---|---|---|');
     say(`| idle | ${idle.resident} | ${idle.anonymous} | under 80 |`);
     say(`| a clone of 1 TiB, opened | ${clone.resident} | ${clone.anonymous} | under 100 |`);
+  },
+  async density() {
+    const { densityTable, measureDensity } = await import('./density.ts');
+    say('## What idle machines cost, and how fast they are made\n');
+    say(densityTable(await measureDensity(quick ? [10] : [50, 200])));
   },
   async iscsi() {
     const { benchIscsi, iscsiTable } = await import('./iscsi.ts');
