@@ -93,6 +93,18 @@ export function namedFolder(
 }
 
 /**
+ * Makes a folder that only this user may look into, where it is missing: also where others may make things,
+ * such as /dev/shm. Throws `SYS_PATH_REFUSED` when somebody else was there before, and errors of mkdir(2).
+ */
+export function ownFolder(path: string): void {
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  const found = lstatSync(path);
+  if (!found.isDirectory()) throw refused(path, `there is ${kindOf(found)}`);
+  if (found.uid !== (process.geteuid?.() ?? 0)) throw refused(path, `it belongs to user ${found.uid}`);
+  if ((found.mode & 0o022) !== 0) throw refused(path, 'others may change what is in it');
+}
+
+/**
  * Something of ours in a folder of ours, by a name that came from elsewhere: an id in a record or in the
  * request of another worker. Throws `SYS_PATH_REFUSED`. Pure.
  */

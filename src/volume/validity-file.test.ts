@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict';
 import {
+  chmodSync,
+  chownSync,
   closeSync,
   existsSync,
   openSync,
   readFileSync,
   readSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -91,6 +94,23 @@ test('another boot and an earlier generation start from zero', (t) => {
   const fresh = { current: false, before: false };
   assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT }), 0), fresh);
   assert.deepEqual(visit(request(dir, { bootId: OTHER_BOOT, generation: 5 }), 0), fresh);
+});
+
+test('its folder is made again when somebody tidied it away; in one of somebody else nothing is made', (t) => {
+  const dir = join(scratchDir(t), 'live');
+  assert.deepEqual(visit(request(dir), 0), { current: false, before: false });
+  rmSync(dir, { recursive: true });
+  assert.deepEqual(visit(request(dir), 0), { current: false, before: false });
+  assert.equal(statSync(dir).mode & 0o777, 0o700);
+
+  const refused = (error: unknown) => isGodwitError(error, 'SYS_PATH_REFUSED');
+  const open = scratchDir(t);
+  chmodSync(open, 0o777);
+  assert.throws(() => openValidityFile(request(open)), refused);
+  if (process.geteuid?.() !== 0) return;
+  const strange = scratchDir(t);
+  chownSync(strange, 65_534, 65_534);
+  assert.throws(() => openValidityFile(request(strange)), refused);
 });
 
 test('a filesystem that was mounted again starts from zero; one that is not known on either side drops nothing', (t) => {

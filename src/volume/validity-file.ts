@@ -10,6 +10,7 @@ import {
   statSync,
   writeSync,
 } from 'node:fs';
+import { dirname } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { assert } from '../base/assert.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
@@ -27,6 +28,7 @@ import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
 import { allocateNow, punchHoleNow } from '../sys/fallocate.ts';
 import { fileExtents } from '../sys/file-extents.ts';
 import { errnoOf } from '../sys/libc.ts';
+import { ownFolder } from '../sys/named-path.ts';
 import { mapShared, type SharedMapping, unmap } from '../sys/shared-mapping.ts';
 
 /**
@@ -156,7 +158,7 @@ function roundUp(bytes: number): number {
 /**
  * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is
  * replaced by an empty one. Throws `VOLUME_VALIDITY_FOREIGN` for a file that is not this volume's map
- * (nothing of it is changed), `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is
+ * (nothing of it is changed), `SYS_PATH_REFUSED` for a folder of somebody else, `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is
  * damaged, `VOLUME_NO_SPACE`.
  */
 export function openValidityFile(request: ValidityFileRequest): ValidityFile {
@@ -336,6 +338,8 @@ function flatWordCount({ lengthBytes }: ValidityFileRequest): number {
  */
 function replaceWith(request: ValidityFileRequest, fill: (path: string) => void): void {
   const temporary = `${request.path}.new`;
+  // Its worker made the folder; but on a tmpfs there are others who tidy up.
+  ownFolder(dirname(request.path));
   try {
     rmSync(temporary, { force: true });
     const fd = openSync(temporary, 'wx', 0o600);

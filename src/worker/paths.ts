@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { mkdirSync, rmSync, statfsSync } from 'node:fs';
+import { rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
-import { DATA_FOLDER_MARK, namedFolder } from '../sys/named-path.ts';
+import { DATA_FOLDER_MARK, namedFolder, ownFolder } from '../sys/named-path.ts';
 
 /** Where a worker keeps what. */
 export type WorkerPaths = {
@@ -52,13 +52,12 @@ export function workerPaths(dataDir: string): WorkerPaths {
 
 /**
  * Throws `SYS_PATH_REFUSED` for a data folder that others could change, or that lies in the one of another
- * worker.
+ * worker, and for one of the folders that is somebody else's.
  */
 export function makeFolders(paths: WorkerPaths): void {
   namedFolder(paths.dataDir, 0o700, { isData: true });
   rmSync(paths.mountProofs, { recursive: true, force: true });
-  for (const folder of [paths.runtimeRoot, paths.validityDir, paths.mountProofs])
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
+  for (const folder of [paths.runtimeRoot, paths.validityDir, paths.mountProofs]) ownFolder(folder);
 }
 
 function isTmpfs(path: string): boolean {
