@@ -49,6 +49,10 @@ export type MachineManagerOptions = {
   runtimeRoot: string;
   /** Folders of the fleet on this host that no machine may see. */
   hidden: readonly string[];
+  /**
+   * Its filesystem is mounted, on the block device that `device` asks for, and its processes do not run yet.
+   */
+  beforeProcesses?: (device: () => Promise<string | null>) => Promise<void>;
   clock: Clock;
   random: Random;
   logger: Logger;
@@ -691,12 +695,21 @@ export class MachineManager {
         const spec = await this.#options.volumes.attachSpec(volumeId, record.id);
         await client.open(this.withSocket(spec, record.id, config));
         say('has its filesystem mounted');
-        if (filesystem !== null) await client.call('fs.mount', { filesystem });
+        if (filesystem !== null) await this.mount(client, filesystem);
       }
     }
     if (config.volume !== undefined) void this.openReserve(record.id, 'no');
     say('has its processes started');
     await client.call('workload.start', { machineId: record.id, name: record.name, config });
+  }
+
+  /** Mounts the filesystem of an open volume, for processes that come. */
+  async mount(client: ShimClient, filesystem: 'ext4' | 'xfs'): Promise<void> {
+    await client.call('fs.mount', { filesystem });
+    await this.#options.beforeProcesses?.(async () => {
+      const { volume } = await client.call('status', {});
+      return volume?.loopDevice ?? null;
+    });
   }
 
   async #filesystemOf(volumeId: string): Promise<'ext4' | 'xfs'> {

@@ -43,6 +43,18 @@ test('near the end of the disk each device has a bound; with room again it is li
     devices.map((device) => [device, null]),
   );
   assert.deepEqual(await look(), []);
+
+  // A machine that begins: before it writes, and not a look later.
+  const cover = async (device: string | null) => {
+    await keeper.cover(async () => device);
+    return told.splice(0);
+  };
+  assert.deepEqual(await cover('/dev/loop3'), []);
+  disk.availableBytes = 4 * GIB;
+  assert.deepEqual(await cover('/dev/loop3'), [['/dev/loop3', bound]]);
+  assert.deepEqual(await cover(null), []);
+  disk.availableBytes = 50 * GIB;
+  assert.equal((await look()).length, 2, 'and it is lifted with the others');
 });
 
 test('a small disk has a bound always, and one that cannot be looked at changes nothing', async () => {

@@ -66,6 +66,24 @@ export class DirtyBound {
     }
   }
 
+  /**
+   * A device whose machine writes nothing yet: what it writes before the next look would be more than what it
+   * may leave with. Asks for it only where there is a bound. Never rejects.
+   */
+  async cover(deviceOf: () => Promise<string | null>): Promise<void> {
+    const { look, bound, logger } = this.#options;
+    try {
+      const { totalBytes, availableBytes } = await look();
+      const bytesMax = this.#bytesMax(totalBytes, availableBytes);
+      const device = bytesMax === null ? null : await deviceOf();
+      if (device === null) return;
+      bound(device, bytesMax);
+      this.#mayBeBound = true;
+    } catch (error) {
+      logger.warn({ reason: messageOf(error) }, 'what a machine has in its page cache is not bounded');
+    }
+  }
+
   #bytesMax(totalBytes: number, availableBytes: number): number | null {
     const reserveBytes = diskReserveBytes(totalBytes);
     const roomBytes = availableBytes - reserveBytes;

@@ -208,13 +208,15 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
 
   machines: {
     needs: ['access', 'folder'],
-    async make({ access, folder, options, edges, clock, random, logger }) {
+    async make(parts) {
+      const { access, folder, options, edges, clock, random, logger } = parts;
       const machines = await MachineManager.open({
         store: await MachineStore.open(options.dataDir),
         volumes: access,
         runtimeRoot: folder.paths.runtimeRoot,
         host: edges.machineHost({ clock, logger }),
         hidden: hiddenFolders(options),
+        beforeProcesses: (device) => parts.dirtyBound.cover(device),
         clock,
         random,
         logger,

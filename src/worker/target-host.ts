@@ -171,7 +171,7 @@ export class TargetHost extends askingVolume<PrepareRequest>() implements Target
     const client = await this.#attached(request, 'writable');
     const filesystem = request.volume?.filesystem ?? 'none';
     const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
-    if (request.startMachine && isMounted) await client.call('fs.mount', { filesystem });
+    if (request.startMachine && isMounted) await this.#options.machines.mount(client, filesystem);
     onMounted();
     if (!this.#isWanted(request)) return;
     await client.call('workload.start', workloadOf(request));
