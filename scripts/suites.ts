@@ -21,6 +21,9 @@ const LONGEST = [
   'test/chaos/target-dies.test.ts',
   'test/interop/import-and-serve.test.ts',
   'test/chaos/kill-control.test.ts',
+  'test/sim/fleet.test.ts',
+  'src/clone/clone-simulation.test.ts',
+  'src/cli/cli.test.ts',
 ];
 /**
  * Then whole workers and foreign programs, so that none of them holds up the end. Within a folder the longest

@@ -158,8 +158,8 @@ function roundUp(bytes: number): number {
 /**
  * Opens the map or makes it. A file of another boot, or of an earlier generation of the same volume, is
  * replaced by an empty one. Throws `VOLUME_VALIDITY_FOREIGN` for a file that is not this volume's map
- * (nothing of it is changed), `SYS_PATH_REFUSED` for a folder of somebody else, `VOLUME_VALIDITY_CORRUPT` for one of this boot whose header or length is
- * damaged, `VOLUME_NO_SPACE`.
+ * (nothing of it is changed), `SYS_PATH_REFUSED` for a folder of somebody else, `VOLUME_VALIDITY_CORRUPT` for
+ * one of this boot whose header or length is damaged, `VOLUME_NO_SPACE`.
  */
 export function openValidityFile(request: ValidityFileRequest): ValidityFile {
   const found = inspect(request);
