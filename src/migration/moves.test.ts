@@ -9,7 +9,7 @@ import { receiptBody } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
-import { isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { Crash, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
 import { Comparison } from '../receipt/comparison.ts';
@@ -113,6 +113,22 @@ test('an export whose shim dies while the machine is stopped is opened again, an
     const report = await seal(...args);
     pair.world.source.exported = null;
     return report;
+  };
+  pair.start();
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  pair.world.assertMoved();
+});
+
+test('a target that lost blocks after the proof finds them at the source, also when the export died meanwhile', async (t) => {
+  const pair = new MovePair(t);
+  const { finish } = pair.world.targetSide;
+  let isLost = false;
+  pair.world.targetSide.finish = async (...args) => {
+    if (!isLost) pair.world.source.exported = null;
+    isLost = true;
+    if (pair.world.source.exported === null)
+      throw new GodwitError('CLONE_NOT_COMPLETE', 'some blocks are there', { nextAction: 'Wait.' });
+    return finish(...args);
   };
   pair.start();
   assert.equal((await pair.sourceEnd()).state, 'done');

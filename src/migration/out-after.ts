@@ -1,4 +1,4 @@
-import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
 import { keepExport, OUT_PATIENCE, outStep, targetOf, watch } from './out-tools.ts';
 import { proveMove } from './prove.ts';
@@ -101,7 +101,7 @@ export const release = outStep({
   ...{ name: 'release', phase: 'after', waitsFor: 'peer', answersAdvance: true },
   ...OUT_PATIENCE.forward,
   needs: ['subject', 'target'],
-  uses: ['waivedAtMs'],
+  uses: ['waivedAtMs', 'source', 'targetTls'],
   gives: ['last', 'destroyAfterMs'],
   async do(tools, context) {
     const { source, clock, retentionMs } = tools;
@@ -109,8 +109,11 @@ export const release = outStep({
     const peer = targetOf(tools, notes.target);
     let last = await watch(tools, peer, context, 'takes the volume as its own');
     for (let pauseMs = 20; !reached(last, 'released'); pauseMs = Math.min(pauseMs * 2, 500)) {
+      // A target that lost its power after the proof fetches the last blocks again. One that needs nothing
+      // more is not held up by an export that does not open.
+      const trouble = await keepExport(tools, runId, notes.subject, notes).then(() => null, messageOf);
       context.waiting(
-        `${peer.name} takes the volume as its own`,
+        `${peer.name} takes the volume as its own${trouble === null ? '' : `; what it may have to fetch again is not served: ${trouble}`}`,
         notes.waivedAtMs === undefined
           ? 'Nothing to do; the receipt is signed.'
           : 'Nothing to do; an operator had it do without the receipt.',

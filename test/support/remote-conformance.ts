@@ -179,8 +179,9 @@ export function testRemoteConformance(peer: RemotePeer): void {
     assert.ok(stored.equals(data));
     assert.equal(cuts, 2);
     assert.ok(disk.statistics.replayed >= 2);
-    assert.ok(disk.statistics.reconnects >= 1);
     assert.equal(disk.statistics.inFlight, 0);
+    // The others may have carried it to its end before that one is there again.
+    await until('another connection', () => disk.statistics.reconnects >= 1);
   });
 
   test(`${name}: a peer that says nothing under a read is left, and the read goes on elsewhere`, async (t) => {
