@@ -101,7 +101,8 @@ export function ownFolder(path: string): void {
   const found = lstatSync(path);
   if (!found.isDirectory()) throw refused(path, `there is ${kindOf(found)}`);
   if (found.uid !== (process.geteuid?.() ?? 0)) throw refused(path, `it belongs to user ${found.uid}`);
-  if ((found.mode & 0o022) !== 0) throw refused(path, 'others may change what is in it');
+  if ((found.mode & 0o022) !== 0 && (found.mode & STICKY) === 0)
+    throw refused(path, 'others may change what is in it');
 }
 
 /**
