@@ -36,7 +36,7 @@ import { hiddenFolders } from './options.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { Serving } from './serving.ts';
-import { dataLossOf, machineState } from './views.ts';
+import { dataLossOf, stateOf } from './views.ts';
 import { VolumeAccess } from './volume-access.ts';
 import {
   dataLossConditions,
@@ -239,8 +239,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
   },
 
   serving: {
-    needs: ['machines', 'openings', 'volumes'],
-    make: ({ machines, openings, volumes, options, clock, random, logger }) =>
+    needs: ['machines', 'openings', 'volumes', 'looks'],
+    make: ({ machines, openings, volumes, looks, options, random, logger }) =>
       new Serving({
         machines,
         openings,
@@ -249,8 +249,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         whenFull: options.whenFull,
         tls: options.tls,
         hidden: hiddenFolders(options),
+        looks,
         random,
-        clock,
         logger,
       }),
     conditions: SERVING_CONDITIONS,
@@ -323,11 +323,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
       const { machines, options, clock } = parts;
       return new MachineFigures({
         look: () => machines.list(),
-        stateOf: ({ record, shim, silentForMs }) => {
-          const { state = null, health } = shim?.workload ?? {};
-          const run = parts.journal.open({ resource: `machine:${record.id}` })[0] ?? null;
-          return machineState(record, state, health?.state ?? null, run, silentForMs !== undefined);
-        },
+        stateOf: (show) =>
+          stateOf(show, parts.journal.open({ resource: `machine:${show.record.id}` })[0] ?? null),
         disk: async () => {
           const { totalBytes, availableBytes } = await fileSystemOf(options.dataDir);
           return { totalBytes, availableBytes, reserveBytes: diskReserveBytes(totalBytes) };

@@ -1,5 +1,4 @@
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
-import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
@@ -22,7 +21,7 @@ import {
 } from '../volume/index.ts';
 import type { Openings } from './openings.ts';
 import type { ShimOwner } from './shim-owner.ts';
-import { type ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
+import type { ServerTrouble, VolumeServerLooks } from './volume-server-looks.ts';
 
 export type ServingOptions = {
   machines: Pick<MachineManager, 'records'>;
@@ -34,8 +33,8 @@ export type ServingOptions = {
   tls: TlsFiles | null;
   /** Folders that machines do not see: nothing is made in them either. */
   hidden: readonly string[];
+  looks: VolumeServerLooks;
   random: Random;
-  clock: Clock;
   logger: Logger;
 };
 
@@ -51,11 +50,9 @@ const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
  */
 export class Serving {
   readonly #options: ServingOptions;
-  readonly #looks: VolumeServerLooks;
 
   constructor(options: ServingOptions) {
     this.#options = options;
-    this.#looks = new VolumeServerLooks(options.clock);
   }
 
   /**
@@ -131,7 +128,7 @@ export class Serving {
     if (silentForMs !== null || client === null || !status?.volume) return { silentForMs, server: null };
     return {
       silentForMs,
-      server: await this.#looks.look(volumeId, client, status.volume.serverPid),
+      server: await this.#options.looks.look(volumeId, client, status.volume.serverPid),
     };
   }
 

@@ -39,7 +39,8 @@ export class Views {
     this.#o = options;
   }
 
-  machine({ record, shim, silentForMs }: MachineShow): MachineView {
+  machine(show: MachineShow): MachineView {
+    const { record, shim, silentForMs } = show;
     const workload = shim?.workload ?? null;
     const run = this.#o.moves.openRunOf(record.id);
     const noRoom = shim?.volume?.status?.noRoom;
@@ -50,14 +51,7 @@ export class Views {
       id: record.id,
       name: record.name,
       worker: this.#o.name,
-      state: machineState(
-        record,
-        // Its policy says that it has done what it was to do.
-        workload?.state === 'exited' && workload.exitCode === 0 ? 'stopped' : (workload?.state ?? null),
-        workload?.health.state ?? null,
-        run,
-        silentForMs !== undefined,
-      ),
+      state: stateOf(show, run),
       ...(silentForMs !== undefined && { silentSinceMs: this.#o.clock.wallMs() - silentForMs }),
       health: workload?.health ?? { state: 'none', sinceMs: record.createdAtMs, message: '' },
       config: record.config,
@@ -138,8 +132,20 @@ export function arriving(
   return hydration?.state === 'complete' && run?.kind !== MIGRATE_IN ? null : hydration;
 }
 
-/** Pure. */
-export function machineState(
+/** As lists and metrics have it. `run`: the open one of the machine. Pure. */
+export function stateOf({ record, shim, silentForMs }: MachineShow, run: RunView | null): MachineState {
+  const workload = shim?.workload ?? null;
+  return machineState(
+    record,
+    // Its policy says that it has done what it was to do.
+    workload?.state === 'exited' && workload.exitCode === 0 ? 'stopped' : (workload?.state ?? null),
+    workload?.health.state ?? null,
+    run,
+    silentForMs !== undefined,
+  );
+}
+
+function machineState(
   record: { desired: 'running' | 'stopped' },
   workload: 'running' | 'restarting' | 'stopped' | 'exited' | 'failed' | null,
   health: 'none' | 'starting' | 'healthy' | 'unhealthy' | null,
