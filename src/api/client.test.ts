@@ -43,6 +43,18 @@ async function listen(t: TestContext, act: (socket: Socket) => void): Promise<st
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
+/** Of a server that does not listen yet; both end with the test. */
+async function clientOf(t: TestContext, server: Server): Promise<ApiClient> {
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => server.close());
+  const client = new ApiClient({
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    token: 'x',
+  });
+  t.after(() => client.close());
+  return client;
+}
+
 async function rejection(promise: Promise<unknown>): Promise<GodwitError> {
   const error = await promise.then(
     () => assert.fail('did not reject'),
@@ -126,13 +138,7 @@ test('a worker that refuses what came later is one of an earlier version; the re
     const error = { code: 'API_INVALID_REQUEST', message, values: {}, nextAction: 'x' };
     response.writeHead(400).end(JSON.stringify({ error }));
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => server.close());
-  const client = new ApiClient({
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    token: 'x',
-  });
-  t.after(() => client.close());
+  const client = await clientOf(t, server);
   const refused = async () => rejection(client.destroyVolume('v', { copies: true }));
   const { code, values } = await refused();
   assert.deepEqual([code, values.part], ['API_EARLIER_VERSION', 'copies']);
@@ -236,13 +242,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
       });
     });
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => server.close());
-  const client = new ApiClient({
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    token: 'x',
-  });
-  t.after(() => client.close());
+  const client = await clientOf(t, server);
   await client.listRuns();
   const error = await rejection(new PeerCalls(client).handoff('run1', { freeMap: null }));
   assert.deepEqual([error.code, error.values.delivered], ['API_UNREACHABLE', 'unknown']);

@@ -5,21 +5,24 @@ import type { TLocalizedValidationError } from 'typebox/error';
 import { Convert, Default } from 'typebox/value';
 import { GodwitError } from '../base/errors.ts';
 
-/** Of the conversation between workers (contract/peer.ts). */
-const PEER_PREFIX = '/v1/rpc/';
-
 /**
  * Compiles the schema of one part of a request (body, query string, path). Bodies are taken as they are;
  * query strings and paths, which are all strings, are converted first. Defaults are filled in.
  */
-export const validatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, httpPart, url }) => {
-  // With the first request: to compile all of them is an eighth of what a worker does at its start. But for
-  // what one worker asks another, of which a part is asked while a machine is down.
-  let compiled = url?.startsWith(PEER_PREFIX) ? Compile(schema) : undefined;
+export const validatorCompiler: FastifySchemaCompiler<TSchema> = (route) => {
+  // With the first request: to compile all of them is an eighth of what a worker does at its start.
+  let validate: ReturnType<typeof readyValidatorCompiler> | undefined;
+  return (input: unknown) => {
+    validate ??= readyValidatorCompiler(route);
+    return validate(input);
+  };
+};
+
+/** The same, compiled beforehand: for what is asked while a machine is down. */
+export const readyValidatorCompiler: FastifySchemaCompiler<TSchema> = ({ schema, httpPart }) => {
+  const validator = Compile(schema);
   const converted = httpPart === 'querystring' || httpPart === 'params';
   return (input: unknown) => {
-    compiled ??= Compile(schema);
-    const validator = compiled;
     const value = Default(schema, converted ? Convert(schema, input) : input);
     if (validator.Check(value)) return { value };
     const what = describe(validator.Errors(value));

@@ -12,6 +12,7 @@ import {
 import { Empty } from '../../contract/schemas.ts';
 import type { ApiApp } from '../app.ts';
 import { strict } from '../strict.ts';
+import { readyValidatorCompiler } from '../validator.ts';
 
 /** A route for each question of a conversation, answered by the method of its name. */
 export function answerRoutes<C extends Conversation>(
@@ -26,6 +27,8 @@ export function answerRoutes<C extends Conversation>(
       method,
       url,
       schema: schemaOf(name, endpoint),
+      // A part of what one worker asks another is asked while a machine is down.
+      ...(endpoint.caller === 'worker' && { validatorCompiler: readyValidatorCompiler }),
       handler: async (request, reply) => {
         const parameters = request.params as Record<string, string>;
         checkBody(endpoint, parameters, request.body);
