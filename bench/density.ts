@@ -12,6 +12,8 @@ import { parseArgs } from 'node:util';
 import { DemoFleet } from '../demo/fleet.ts';
 import { median } from '../demo/report.ts';
 import { systemClock } from '../src/base/clock.ts';
+import { readProcessWork } from '../src/base/process-pace.ts';
+import { parseStat } from '../src/host/process-identity.ts';
 
 export type DensityRow = {
   machines: number;
@@ -32,7 +34,6 @@ const VOLUME_BYTES = 16 * 2 ** 20;
 /** After its start a process gives back what it needed for that. */
 const SETTLE_MS = 10_000;
 const IDLE_MS = 20_000;
-const TICKS_A_SECOND = 100;
 const WORKER = 'worker-1';
 
 export async function measureDensity(counts: readonly number[]): Promise<DensityRow[]> {
@@ -62,9 +63,9 @@ async function measure(fleet: DemoFleet, machines: number): Promise<DensityRow> 
   await systemClock.sleep(SETTLE_MS);
   const { shims, servers, worker } = processesOf(fleet.dir);
   const own = [...shims, ...servers];
-  const before = ticksOf([...own, ...worker]);
+  const beforeMs = processorMsOf([...own, ...worker]);
   await systemClock.sleep(IDLE_MS);
-  const idleTicks = ticksOf([...own, ...worker]) - before;
+  const usedMs = processorMsOf([...own, ...worker]) - beforeMs;
   const perMachine = (pids: readonly number[], of: 'privateMiB' | 'pssMiB') =>
     pids.reduce((sum, pid) => sum + memoryMiB(pid)[of], 0) / machines;
   return {
@@ -75,7 +76,7 @@ async function measure(fleet: DemoFleet, machines: number): Promise<DensityRow> 
     workerMiB: worker.reduce((sum, pid) => sum + memoryMiB(pid).pssMiB, 0),
     createMs: { median: median(durationsMs), first: durationsMs[0]!, last: durationsMs.at(-1)! },
     allCreatedMs,
-    idleShare: idleTicks / TICKS_A_SECOND / (IDLE_MS / 1_000) / machines,
+    idleShare: usedMs / IDLE_MS / machines,
   };
 }
 
@@ -135,20 +136,12 @@ function commandOf(pid: string): string[] {
   return read(`/proc/${pid}/cmdline`).split('\0');
 }
 
-/** The fields of /proc/PID/stat from the third on (proc(5)); the second may have blanks in it. */
-function statOf(pid: string | number): string[] {
-  return read(`/proc/${pid}/stat`).split(') ').at(-1)!.split(' ');
-}
-
 function parentOf(pid: number): number {
-  return Number(statOf(pid)[1]);
+  return parseStat(read(`/proc/${pid}/stat`))?.parentPid ?? 0;
 }
 
-function ticksOf(pids: readonly number[]): number {
-  return pids.reduce((sum, pid) => {
-    const fields = statOf(pid);
-    return sum + Number(fields[11] ?? 0) + Number(fields[12] ?? 0);
-  }, 0);
+function processorMsOf(pids: readonly number[]): number {
+  return pids.reduce((sum, pid) => sum + (readProcessWork(pid)?.processorMs ?? 0), 0);
 }
 
 function memoryMiB(pid: number): { privateMiB: number; pssMiB: number } {

@@ -7,6 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
 import { systemClock } from '../src/base/clock.ts';
 import { silentLogger } from '../src/base/logger.ts';
+import { readProcessWork } from '../src/base/process-pace.ts';
 import { systemRandom } from '../src/base/random.ts';
 import { IscsiInitiator } from '../src/iscsi/index.ts';
 import { INITIATOR_IQN, TARGET_IQN } from '../test/support/iscsi-pair.ts';
@@ -94,11 +95,9 @@ async function rateOf(row: Row, peer: Peer): Promise<{ perSecond: number; cpuSec
   };
 }
 
-/** User and system time, all threads. proc(5): fields 14 and 15, in ticks of 10 ms. */
+/** User and system time, all threads. */
 function cpuSeconds(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / 100;
+  return readProcessWork(pid)!.processorMs / 1000;
 }
 
 function residentMib(pid: number): number {

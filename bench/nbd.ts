@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { readProcessWork } from '../src/base/process-pace.ts';
 
 /**
  * Our NBD server against the C ones: fio's nbd engine (libnbd) on one connection to
@@ -241,9 +242,7 @@ async function residentAt64(server: Server, dir: string): Promise<number> {
 }
 
 function cpuSecondsOf(child: ChildProcess): number {
-  const text = readFileSync(`/proc/${child.pid}/stat`, 'utf8');
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / 100;
+  return readProcessWork(child.pid!)!.processorMs / 1000;
 }
 
 function residentOf(child: ChildProcess): number {

@@ -1,6 +1,11 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { simulateClone, Violation } from '../../test/support/clone-simulation.ts';
+import {
+  type SimulationOptions,
+  type SimulationResult,
+  simulateClone,
+  Violation,
+} from '../../test/support/clone-simulation.ts';
 import { testSeed } from '../../test/support/seed.ts';
 
 const seed = testSeed();
@@ -30,6 +35,18 @@ async function life(
   } catch (error) {
     throw new Error(`GODWIT_SEED=${lifeSeed} cutAt=${cutAt}: ${(error as Error).message}`, { cause: error });
   }
+}
+
+/** Without a power cut. Rejects with the first violation. */
+async function livesToTheEnd(
+  count: number,
+  optionsOf: (index: number) => Partial<SimulationOptions>,
+): Promise<SimulationResult[]> {
+  const always = { cutAt: null, cutsAfterwards: 0, guestOperations: 60, toTheEnd: true };
+  const results: SimulationResult[] = [];
+  for (let index = 0; index < count; index++)
+    results.push(await simulateClone({ seed: seed + index, ...always, ...optionsOf(index) }));
+  return results;
 }
 
 test('random operations, stalls, outages and deaths of the process agree with the model', async (t) => {
@@ -100,35 +117,15 @@ test(`a disk that refuses fetched blocks, and metadata, makes no block present t
 
 test('the simulation notices blocks that are present because the page cache has them', async () => {
   await assert.rejects(
-    async () => {
-      for (let index = 0; index < 100; index++) {
-        await simulateClone({
-          seed: seed + index,
-          cutAt: null,
-          cutsAfterwards: 0,
-          guestOperations: 60,
-          toTheEnd: true,
-          failingDisk: true,
-          trustPageCache: true,
-        });
-      }
-    },
+    livesToTheEnd(100, () => ({ failingDisk: true, trustPageCache: true })),
     (error) => error instanceof Violation && /a read of sector|is not what was fetched/.test(error.message),
   );
 });
 
 test(`a data filesystem that is mounted again loses nothing that was flushed (GODWIT_SEED=${seed})`, async (t) => {
   const remounts = { harmless: 0, lossy: 0 };
-  for (let index = 0; index < (LONG ? 4_000 : 80); index++) {
-    const found = await simulateClone({
-      seed: seed + index,
-      cutAt: null,
-      cutsAfterwards: 0,
-      guestOperations: 60,
-      toTheEnd: true,
-      failingDisk: index % 2 === 1,
-      remounts: true,
-    });
+  const options = (index: number) => ({ failingDisk: index % 2 === 1, remounts: true });
+  for (const found of await livesToTheEnd(LONG ? 4_000 : 80, options)) {
     remounts.harmless += found.remounts.harmless;
     remounts.lossy += found.remounts.lossy;
   }
@@ -138,19 +135,7 @@ test(`a data filesystem that is mounted again loses nothing that was flushed (GO
 
 test('the simulation notices a live map that is believed after its data was mounted again', async () => {
   await assert.rejects(
-    async () => {
-      for (let index = 0; index < 400; index++) {
-        await simulateClone({
-          seed: seed + index,
-          cutAt: null,
-          cutsAfterwards: 0,
-          guestOperations: 60,
-          toTheEnd: true,
-          remounts: true,
-          trustLiveMap: true,
-        });
-      }
-    },
+    livesToTheEnd(400, () => ({ remounts: true, trustLiveMap: true })),
     (error) => error instanceof Violation,
   );
 });

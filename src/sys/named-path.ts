@@ -101,8 +101,7 @@ export function ownFolder(path: string): void {
   const found = lstatSync(path);
   if (!found.isDirectory()) throw refused(path, `there is ${kindOf(found)}`);
   if (found.uid !== (process.geteuid?.() ?? 0)) throw refused(path, `it belongs to user ${found.uid}`);
-  if ((found.mode & 0o022) !== 0 && (found.mode & STICKY) === 0)
-    throw refused(path, 'others may change what is in it');
+  if (othersMayChange(found)) throw refused(path, 'others may change what is in it');
 }
 
 /**
@@ -278,11 +277,15 @@ function checkClosed(path: string, folder: string, closed: readonly string[]): v
 function checkUnchangeable(path: string, folder: string): void {
   const own = process.geteuid?.() ?? 0;
   for (const one of upwards(folder)) {
-    const { uid, mode } = statSync(one);
-    if (uid !== 0 && uid !== own) throw refused(path, `${one} belongs to user ${uid}`);
-    if ((mode & 0o022) !== 0 && (mode & STICKY) === 0)
-      throw refused(path, `others may change what is in ${one}`);
+    const found = statSync(one);
+    if (found.uid !== 0 && found.uid !== own) throw refused(path, `${one} belongs to user ${found.uid}`);
+    if (othersMayChange(found)) throw refused(path, `others may change what is in ${one}`);
   }
+}
+
+/** Put other things into the place of what is in a folder. */
+function othersMayChange({ mode }: Stats): boolean {
+  return (mode & 0o022) !== 0 && (mode & STICKY) === 0;
 }
 
 function upwards(folder: string): string[] {

@@ -52,10 +52,9 @@ export class DirtyBound {
 
   /** Never rejects. */
   async look(): Promise<void> {
-    const { look, devices, bound, logger } = this.#options;
+    const { devices, bound, logger } = this.#options;
     try {
-      const { totalBytes, availableBytes } = await look();
-      const bytesMax = this.#bytesMax(totalBytes, availableBytes);
+      const bytesMax = await this.#bytesMax();
       if (bytesMax === null && !this.#mayBeBound) return;
       // At each look: what was attached since has none, and the kernel keeps a part of the memory, which
       // changes.
@@ -71,10 +70,9 @@ export class DirtyBound {
    * may leave with. Asks for it only where there is a bound. Never rejects.
    */
   async cover(deviceOf: () => Promise<string | null>): Promise<void> {
-    const { look, bound, logger } = this.#options;
+    const { bound, logger } = this.#options;
     try {
-      const { totalBytes, availableBytes } = await look();
-      const bytesMax = this.#bytesMax(totalBytes, availableBytes);
+      const bytesMax = await this.#bytesMax();
       const device = bytesMax === null ? null : await deviceOf();
       if (device === null) return;
       bound(device, bytesMax);
@@ -84,7 +82,9 @@ export class DirtyBound {
     }
   }
 
-  #bytesMax(totalBytes: number, availableBytes: number): number | null {
+  /** Of each device now; null: it has no bound. */
+  async #bytesMax(): Promise<number | null> {
+    const { totalBytes, availableBytes } = await this.#options.look();
     const reserveBytes = diskReserveBytes(totalBytes);
     const roomBytes = availableBytes - reserveBytes;
     const waitingBytes = this.#options.dirtyBytesMax() ?? Number.POSITIVE_INFINITY;

@@ -1,4 +1,4 @@
-import { readdirSync, rmSync, statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { GodwitError } from '../../src/base/errors.ts';
 import { jailRuntime } from '../../src/jail/runtime.ts';
@@ -136,10 +136,6 @@ export class Host {
     this.disk.close();
     for (const folder of [this.dataDir, `${this.dataDir}.stash`, workerPaths(this.dataDir).validityDir])
       rmSync(folder, { recursive: true, force: true });
-  }
-
-  get files(): string[] {
-    return readdirSync(this.dataDir);
   }
 }
 

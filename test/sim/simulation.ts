@@ -3,6 +3,7 @@ import { createHash, type Hash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Clock } from '../../src/base/clock.ts';
 import { type Random, seededRandom } from '../../src/base/random.ts';
+import { sleepBy } from '../support/fake-clock.ts';
 
 /** A process of a simulated host. When it has ended nothing of it happens any more: its timers, files and calls. */
 export class Process {
@@ -165,23 +166,7 @@ export class Simulation {
       wallMs: () => Math.floor(EPOCH_MS + this.nowMs + boot.wallOffsetMs),
       monotonicMs: () => this.nowMs - boot.sinceMs,
       timer,
-      sleep(delayMs, signal) {
-        return new Promise((resolve, reject) => {
-          if (signal?.aborted) {
-            reject(signal.reason);
-            return;
-          }
-          const onAbort = () => {
-            cancel();
-            reject(signal?.reason);
-          };
-          const cancel = timer(delayMs, () => {
-            signal?.removeEventListener('abort', onAbort);
-            resolve();
-          });
-          signal?.addEventListener('abort', onAbort, { once: true });
-        });
-      },
+      sleep: (delayMs, signal) => sleepBy({ timer }, delayMs, signal),
     };
   }
 
