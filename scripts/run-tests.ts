@@ -1,36 +1,61 @@
-import { globSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  globSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { run as runTests } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { inspect, parseArgs } from 'node:util';
+import { parseArgs } from 'node:util';
 import { ulid } from 'ulid';
 import { RUN_VARIABLE } from '../test/support/patience.ts';
-import { IdleProcessors, mayStart } from './idle-processors.ts';
+import { IdleProcessors, placesFor } from './idle-processors.ts';
 import { describeLeftBehind, endLeftBehind, isNothing, leftBehind } from './left-behind.ts';
-import { clock, folderOf, line, longestFirst, type Suite, table } from './suites.ts';
+import {
+  clock,
+  failures,
+  folderOf,
+  line,
+  measuredSeconds,
+  plan,
+  type Seconds,
+  type Suite,
+  table,
+} from './suites.ts';
+import { type EndedSuite, ProcessReport, type TestEvent, TOGETHER } from './test-events.ts';
 
 /**
- * `scripts/test [FILE|PATTERN…] [--name PATTERN] [--jobs N]`: runs test files with node:test, each in a
- * process of its own, some at a time. A line per suite as it ends, what a failing one printed, the time of
- * each folder, and at the end node:test's own summary. Exit code 1 when something failed, or when no test
- * ran.
+ * `scripts/test [FILE|PATTERN…] [--name PATTERN] [--jobs N] [--keep-seconds]`: runs test files with
+ * node:test, all of them with scripts/check beside them, some processes at a time; quick ones of one folder
+ * share a process. A line per suite as it ends, what a failing one printed, the time of each folder, and at
+ * the end node:test's own summary. Exit code 1 when something failed, or when no test ran. `--keep-seconds`:
+ * writes down how long each suite took, by which the next runs begin with the longest.
  */
 const TIMEOUT_MS = 3_600_000;
 const PRELOAD = fileURLToPath(new URL('./test-preload.cjs', import.meta.url));
 const LOOK_MS = 250;
 const LOOKS_MAX = 40;
-const EXTRA_JOBS = 3;
+const EXTRA_JOBS = 4;
 /** A suite that has just been started is not busy yet. */
-const IDLE_OVER_MS = 4_000;
-/** Of what one suite prints; the end is what tells. */
-const OUTPUT_CHARACTERS_MAX = 64 * 1024;
+const IDLE_OVER_MS = 2_000;
+const SECONDS_FILE = fileURLToPath(new URL('./suite-seconds.json', import.meta.url));
 
 const { positionals, values } = parseArgs({
   allowPositionals: true,
-  options: { name: { type: 'string' }, jobs: { type: 'string' } },
+  options: {
+    name: { type: 'string' },
+    jobs: { type: 'string' },
+    'keep-seconds': { type: 'boolean', default: false },
+  },
 });
 const patterns = positionals.length > 0 ? positionals : ['{src,test,lab,scripts}/**/*.test.ts'];
 const asked = values.jobs ?? process.env.GODWIT_TEST_JOBS;
@@ -40,12 +65,7 @@ const jobs = Number(asked ?? Math.max(2, cpus().length));
  * how many.
  */
 const jobsMax = asked === undefined ? jobs + EXTRA_JOBS : jobs;
-const files = longestFirst(
-  [...new Set(patterns.flatMap((pattern) => globSync(pattern)))].map((path) => ({
-    path,
-    bytes: statSync(path).size,
-  })),
-);
+const files = [...new Set(patterns.flatMap((pattern) => globSync(pattern)))];
 if (files.length === 0 || !Number.isInteger(jobs) || jobs < 1) {
   console.error(
     files.length === 0 ? `no test file is ${patterns.join(', ')}` : '--jobs is a number from 1 on',
@@ -65,29 +85,19 @@ const suites: Suite[] = [];
 const abort = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => abort.abort());
 
-function hear(suite: Suite, text: string): void {
-  suite.output = (suite.output + text).slice(-OUTPUT_CHARACTERS_MAX);
-}
-
 /** Its line, and what it printed where it failed. */
-function over(suite: Suite, counts: Partial<Counts>, durationMs: number): void {
-  const { passed = 0, failed = 0, cancelled = 0, skipped = 0 } = counts;
-  Object.assign(suite, { passed, failed: failed + cancelled, skipped, durationMs });
-  hasFailed ||= suite.failed > 0;
-  ended++;
-  console.log(line(suite, { ended, of: files.length, elapsedMs: performance.now() - startedMs }));
-  if (suite.failed > 0 && suite.output.trim() !== '')
+function over({ suite, tree, repeats }: EndedSuite): void {
+  suites.push(suite);
+  // What the reporter draws as a tree is given to it in one piece, so that two files do not mix.
+  for (const event of tree) summary.write(event);
+  const hasFailed = failures(suite) > 0;
+  console.log(
+    line(suite, { ended: suites.length, of: files.length, elapsedMs: performance.now() - startedMs }),
+  );
+  if (hasFailed && suite.output.trim() !== '')
     console.log(`--- what ${suite.path} printed, and why it failed\n${suite.output.trimEnd()}\n---`);
   suite.output = '';
-}
-
-/**
- * How to run that one test again, as a person would type it; a file that ended before it told of a test is a
- * test of its own.
- */
-function again(path: string, name: string): string {
-  if (name === path) return `  again: scripts/test ${path}`;
-  return `  again: scripts/test ${path} --name '${name.replaceAll("'", `'\\''`)}'`;
+  for (const repeat of repeats) console.log(repeat);
 }
 
 console.log(
@@ -95,58 +105,51 @@ console.log(
 );
 const summary = new spec();
 summary.pipe(process.stdout);
-/** What node:test says of each run, summed. */
-const totals: Counts = { tests: 0, suites: 0, passed: 0, failed: 0, cancelled: 0, skipped: 0, todo: 0 };
-let hasFailed = false;
-let ended = 0;
 
-/**
- * One file. A run for each of them, as one run of all tells of a file when those before it have ended,
- * however long ago it has itself. What the reporter draws as a tree is given to it in one piece, so that two
- * files do not mix.
- */
-async function runFile(path: string): Promise<void> {
-  const suite: Suite = { path, passed: 0, failed: 0, skipped: 0, durationMs: 0, output: '' };
-  suites.push(suite);
-  const tree: TestEvent[] = [];
-  /** The tests that the next event is in, outermost first, as far as `tree` does not have them. */
-  let parents: TestEvent[] = [];
-  const repeats: string[] = [];
-  const startMs = performance.now();
-  let counts: Partial<Counts> = {};
-  for await (const { type, data } of runTests({
-    files: [path],
+/** One process. A run for each, as one run of all tells of a file when those before it have ended. */
+async function runProcess(paths: readonly string[]): Promise<void> {
+  const report = new ProcessReport(paths, () => performance.now(), over);
+  const [first] = paths;
+  for await (const event of runTests({
+    files: [paths.length === 1 ? first! : TOGETHER],
+    argv: paths.length === 1 ? [] : [...paths],
     timeout: TIMEOUT_MS,
     execArgv: ['--require', PRELOAD],
     signal: abort.signal,
     ...(values.name === undefined ? {} : { testNamePatterns: [new RegExp(escaped(values.name))] }),
-  }) as AsyncIterable<TestEvent>) {
-    if (type === 'test:stdout' || type === 'test:stderr') hear(suite, data.message ?? '');
-    if (type === 'test:start')
-      parents = [...parents.filter((parent) => parent.data.nesting < data.nesting), { type, data }];
-    if (type === 'test:fail') tree.push(...parents.splice(0), { type, data });
-    if (type === 'test:fail' && data.nesting === 0) repeats.push(again(path, data.name));
-    if (type === 'test:fail' && data.details?.error?.failureType !== 'subtestsFailed')
-      hear(suite, `\n✖ ${data.name}\n${inspect(data.details?.error?.cause ?? data.details?.error)}\n`);
-    if (type === 'test:summary' && data.file === undefined) counts = data.counts ?? {};
-  }
-  for (const key of Object.keys(totals) as (keyof Counts)[]) totals[key] += counts[key] ?? 0;
-  if (repeats.length > 0) for (const event of tree) summary.write(event);
-  over(suite, counts, performance.now() - startMs);
-  for (const repeat of repeats) console.log(repeat);
+  }) as AsyncIterable<TestEvent>)
+    report.take(event);
+  report.end();
+}
+
+/** Types, lint and house rules. What is wrong with them is printed, and ends the run. */
+async function check(): Promise<void> {
+  const child = spawn('scripts/check', { stdio: ['ignore', 'inherit', 'inherit'] });
+  const [exitCode] = await once(child, 'exit');
+  if (exitCode === 0 || abort.signal.aborted) return;
+  console.log('scripts/check failed: no more tests are run');
+  abort.abort();
 }
 
 const readStat = () => readFileSync('/proc/stat', 'utf8');
 /** Of all of it. */
 const whole = new IdleProcessors(readStat, 1);
-const waiting = [...files];
+// A test is asked for by its name, and those with which suites that share a process begin have others.
+const seconds = JSON.parse(readFileSync(SECONDS_FILE, 'utf8')) as Seconds;
+const waiting = values.name === undefined ? plan(files, seconds) : files.map((path) => [path]);
 const running = new Set<Promise<void>>();
+function start(work: Promise<void>): void {
+  const one = work.finally(() => running.delete(one));
+  running.add(one);
+}
 const processors = new IdleProcessors(readStat, (IDLE_OVER_MS / 10) * cpus().length);
+// A whole run begins with it, beside the first tests.
+if (positionals.length === 0) start(check());
+let places = jobs;
 while (waiting.length > 0 && !abort.signal.aborted) {
-  if (mayStart({ running: running.size, jobs, jobsMax, idleShare: processors.share() })) {
-    const suite = runFile(waiting.shift()!).finally(() => running.delete(suite));
-    running.add(suite);
-    processors.restart();
+  places = placesFor({ places, jobs, jobsMax, running: running.size, idleShare: processors.share() });
+  if (running.size < places) {
+    start(runProcess(waiting.shift()!));
     continue;
   }
   await Promise.race([...running, sleep(IDLE_OVER_MS, undefined, { ref: false })]);
@@ -154,6 +157,7 @@ while (waiting.length > 0 && !abort.signal.aborted) {
 await Promise.all(running);
 
 // Of the last ones, a process may just be ending.
+let hasFailed = suites.some((suite) => failures(suite) > 0);
 let left = leftBehind(run, folder);
 for (let look = 0; look < LOOKS_MAX && !isNothing(left) && !abort.signal.aborted; look++) {
   await sleep(LOOK_MS);
@@ -169,18 +173,22 @@ const kept = readdirSync(folder);
 if (!hasFailed || abort.signal.aborted || kept.length === 0) rmSync(folder, { recursive: true, force: true });
 else console.log(`\nwhat tests kept is in ${folder}: ${kept.join(', ')}`);
 console.log(`\n${table(suites)}`);
+const idle = whole.shares() ?? { nothing: 0, disk: 0 };
+const percent = (share: number) => `${Math.round(100 * share)} %`;
 console.log(
-  `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, processors idle for ${Math.round(100 * (whole.share() ?? 0))} % of it, in ${folderOf(files).join(', ')}\n`,
+  `${clock(performance.now() - startedMs)} in all, ${jobs} suites at a time, processors idle for ${percent(idle.nothing)} of it and for ${percent(idle.disk)} waiting for a disk, in ${folderOf(files).join(', ')}\n`,
 );
 // In the words, the order and the form of node:test's own summary, which is per run.
+const total = (what: 'tests' | 'suites' | 'passed' | 'failed' | 'cancelled' | 'skipped' | 'todo') =>
+  suites.reduce((sum, suite) => sum + suite[what], 0);
 for (const [name, value] of [
-  ['tests', totals.tests],
-  ['suites', totals.suites],
-  ['pass', totals.passed],
-  ['fail', totals.failed],
-  ['cancelled', totals.cancelled],
-  ['skipped', totals.skipped],
-  ['todo', totals.todo],
+  ['tests', total('tests')],
+  ['suites', total('suites')],
+  ['pass', total('passed')],
+  ['fail', total('failed')],
+  ['cancelled', total('cancelled')],
+  ['skipped', total('skipped')],
+  ['todo', total('todo')],
   ['duration_ms', performance.now() - startedMs],
 ])
   summary.write({
@@ -188,29 +196,10 @@ for (const [name, value] of [
     data: { nesting: 0, message: `${name} ${value}`, level: 'info' },
   });
 summary.end();
-if (totals.tests === 0) console.error('no test ran');
-process.exitCode = hasFailed || totals.tests === 0 || abort.signal.aborted ? 1 : 0;
-
-type Counts = {
-  tests: number;
-  suites: number;
-  passed: number;
-  failed: number;
-  cancelled: number;
-  skipped: number;
-  todo: number;
-};
-
-type TestData = {
-  file?: string;
-  name: string;
-  nesting: number;
-  message?: string;
-  counts?: Partial<Counts>;
-  details?: { error?: Error & { failureType?: string } };
-};
-
-type TestEvent = { type: string; data: TestData };
+if (total('tests') === 0) console.error('no test ran');
+if (values['keep-seconds'] && !hasFailed)
+  writeFileSync(SECONDS_FILE, `${JSON.stringify(measuredSeconds(suites), null, 2)}\n`);
+process.exitCode = hasFailed || total('tests') === 0 || abort.signal.aborted ? 1 : 0;
 
 function escaped(text: string): string {
   return text.replace(/[\\^$*+?()[\]{}|/]/g, '\\$&');

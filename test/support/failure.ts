@@ -35,7 +35,7 @@ if (process.argv[1]?.endsWith('.test.ts'))
     const t = context as TestContext & { passed: boolean };
     if (t.passed) return;
     failed.push(t.fullName);
-    const file = relative(CHECKOUT, t.filePath ?? process.argv[1]!);
+    const file = relative(CHECKOUT, process.argv[1]!);
     const asked = ASKED.flatMap((name) => (process.env[name] ? [[name, process.env[name]] as const] : []));
     const environment = [...asked, ...facts].map(([name, value]) => `${name}=${value} `).join('');
     say(
