@@ -8,6 +8,7 @@ import type { RunDefinition } from '../../src/journal/run.ts';
 import { migrateIn } from '../../src/migration/migrate-in.ts';
 import { migrateOut } from '../../src/migration/migrate-out.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { assertOneOwner } from '../support/move-end.ts';
 import { testSeed } from '../support/seed.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
@@ -132,23 +133,7 @@ test(`control killed at ${points.out.length} steps of the source and ${points.in
     await history.incarnation(incarnations);
     history.assertSound();
     assert.deepEqual(watch.faults, []);
-    await fleet.until('one owner', async () => {
-      const owners = await fleet.owners(machine.id);
-      return owners.length === 1 && owners[0] === owner;
-    });
-    const other = owner === source ? target : source;
-    assert.equal(owner.volumeRecord(machine.volumeId!)?.state, 'ready');
-    assert.equal(other.volumeRecord(machine.volumeId!)?.state, moved ? 'retained' : undefined);
-    assert.deepEqual(
-      fleet.workers.flatMap((worker) => worker.exports()).map(({ id }) => id),
-      [],
-      'an export is left',
-    );
-    assert.deepEqual(
-      other.shims().map(({ id }) => id),
-      [],
-      `a shim is left at ${other.name}`,
-    );
+    await assertOneOwner(fleet, machine, owner, moved);
     position = owner.name as 'a' | 'b';
     const took = `${Math.round(performance.now() - startedMs)} ms`;
     t.diagnostic(`${point ?? 'no crash'}: ${end.state}, ${took}, ${history.acknowledged} writes`);

@@ -2,12 +2,10 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { type GodwitError, isGodwitError } from '../../src/base/errors.ts';
-import { isAlive } from '../../src/host/process-identity.ts';
 import type { RunView } from '../../src/journal/run.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
-import { readShimState } from '../../src/shim/state.ts';
-import { earlierMain, lacksEarlierVersion, upgradeInPlace } from '../support/earlier-version.ts';
-import { Fleet, type FleetWorker, fleetNeeds, killProcess } from '../support/fleet.ts';
+import { EARLIER, earlierVersion, lacksEarlierVersion } from '../support/earlier-version.ts';
+import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
@@ -17,10 +15,10 @@ import { WriterCollector } from '../support/writer-collector.ts';
  */
 
 test('workers of two versions move machines both ways, and the later one goes on with the data, runs and machines of the earlier', {
-  skip: fleetNeeds || lacksEarlierVersion(),
+  skip: fleetNeeds || lacksEarlierVersion(EARLIER.plainErrors),
 }, async (t) => {
   const collector = await WriterCollector.open(t);
-  const main = earlierMain(scratchDir(t));
+  const { main } = earlierVersion(scratchDir(t), EARLIER.plainErrors);
   const fleet = await Fleet.start(t, ['old', 'new', 'third'], { main: { old: main } });
   const [old, now] = [fleet.worker('old'), fleet.worker('new')];
   const command = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8');
@@ -114,96 +112,6 @@ test('workers of two versions move machines both ways, and the later one goes on
   await run(0, 'machine', 'restart', 'there');
   assert.notEqual((await now.client.showMachine(there.id)).pid, pid);
   for (const name of ['there', 'back', 'stays']) {
-    await collector.history(name).more(3);
-    collector.history(name).assertSound();
-  }
-});
-
-const MIB = 2 ** 20;
-
-/** Steps of a move at which the worker that a machine leaves is upgraded. */
-const UPGRADED_AT = {
-  stopped: 'stop:after-done-append',
-  sealed: 'handoff:after-start-append',
-  serving: 'serve:after-start-append',
-};
-
-test('an upgrade in place, in the middle of moves: old shims start new volume servers by old specifications, and all comes to its end', {
-  skip: fleetNeeds || lacksEarlierVersion(),
-}, async (t) => {
-  const collector = await WriterCollector.open(t);
-  const dir = scratchDir(t);
-  const main = earlierMain(dir);
-  const names = Object.keys(UPGRADED_AT);
-  const fleet = await Fleet.start(t, ['target', ...names], {
-    main: Object.fromEntries(['target', ...names].map((name) => [name, main])),
-    // So slow that it is under way at the upgrade.
-    flags: { target: ['--hydration-rate', '16KiB'] },
-  });
-  const target = fleet.worker('target');
-  const rests = await fleet.writerMachine(target, collector, { name: 'rests' });
-  const moves = await Promise.all(
-    Object.entries(UPGRADED_AT).map(async ([name, step]) => {
-      const source = fleet.worker(name);
-      const machine = await fleet.writerMachine(source, collector, { name, lengthBytes: 128 * MIB });
-      // More than is brought first, whatever the rate.
-      const ballast = ['dd', 'if=/dev/urandom', 'of=/data/ballast', 'bs=1M', 'count=48', 'conv=fsync'];
-      if (name === 'serving')
-        assert.equal((await fleet.run('machine', 'exec', name, '--', ...ballast)).exitCode, 0);
-      await source.kill();
-      await source.start({ crashAt: `migrate-out:${step}` });
-      const { id } = await source.client.moveMachine(machine.id, { target: 'target' });
-      await source.crashed();
-      return { source, machine, id };
-    }),
-  );
-  const serving = moves.find(({ source }) => source.name === 'serving')!;
-  const hydration = async () => (await target.client.showMachine(serving.machine.id)).hydration;
-  await fleet.until('a clone in the middle', async () => (await hydration())?.state === 'running');
-  await collector.history('serving').more(1);
-  await target.kill();
-
-  upgradeInPlace(dir);
-  // Every volume server, of machines, of a clone in the middle, in standby and of exports: their shims start
-  // the next ones.
-  const servers = fleet.workers.flatMap((worker) =>
-    worker
-      .shims()
-      .flatMap(({ id, runtimeDir, state }) =>
-        state.volumeServer && isAlive(state.volumeServer)
-          ? [{ id, runtimeDir, server: state.volumeServer }]
-          : [],
-      ),
-  );
-  assert.ok(servers.length >= 1 + 2 * moves.length - 1, servers.map(({ id }) => id).join(' '));
-  for (const { server } of servers) killProcess(server);
-  for (const { id, runtimeDir, server } of servers) {
-    await fleet.until(`the next volume server of ${id}`, () => {
-      const next = readShimState(runtimeDir)?.volumeServer;
-      return next && next.pid !== server.pid && isAlive(next);
-    });
-  }
-  for (const name of ['rests', 'serving']) await collector.history(name).more(3);
-  await Promise.all(fleet.workers.map((worker) => worker.start()));
-  const { blocksPresent, blocksTotal } = (await hydration())!;
-  assert.ok(blocksPresent < blocksTotal, 'it was in the middle');
-  const unlimited = { paused: false, rateBytesPerSecondMax: 0 };
-  for (const { source, machine, id } of moves) {
-    const whole = fleet.until(`${machine.name} to be limited no more`, async () => {
-      const run = await source.client.showRun(id);
-      if (run.endedAtMs !== null) return true;
-      await target.volumeCommand(machine.id, 'hydration', unlimited).catch(() => {});
-      return false;
-    });
-    const moved = await fleet.ended(source, target, id);
-    await whole;
-    assert.equal(moved.state, 'done', JSON.stringify(moved.error));
-    const [receipt, same] = await Promise.all([source, target].map(({ client }) => client.showReceipt(id)));
-    assert.deepEqual(receipt, same);
-  }
-  const seen = await target.client.showMachine(rests.id);
-  assert.deepEqual([seen.state, seen.pid, seen.restarts], ['running', rests.pid, 0], 'nobody touched it');
-  for (const name of ['rests', ...names]) {
     await collector.history(name).more(3);
     collector.history(name).assertSound();
   }

@@ -88,7 +88,7 @@ export class Fleet {
    * one worker's data that is not in the fleet's own folder, such as a small filesystem; the caller unmounts
    * it after the fleet is closed. `tls`: certificates of workers, whose API is then https. `host`: the
    * address of all of them, of loopback. `main`: the entry point of another version (earlier-version.ts), for
-   * one worker.
+   * one worker. `crashAt`: where a worker kills itself, once (`FleetWorker.start`).
    */
   static async start(
     t: Ending,
@@ -99,6 +99,7 @@ export class Fleet {
       tls?: Readonly<Record<string, TlsFiles>>;
       host?: string;
       main?: Readonly<Record<string, string>>;
+      crashAt?: Readonly<Record<string, string>>;
     } = {},
   ): Promise<Fleet> {
     // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
@@ -136,7 +137,7 @@ export class Fleet {
     writeFileSync(join(dir, 'fleet.json'), JSON.stringify({ tokenFile: 'token', caFile, workers: places }));
     const fleet = new Fleet(t, dir, workers, closing);
     t.after(() => fleet.close());
-    await Promise.all(workers.map((worker) => worker.start()));
+    await Promise.all(workers.map((worker) => worker.start({ crashAt: options.crashAt?.[worker.name] })));
     return fleet;
   }
 
@@ -362,13 +363,13 @@ export class FleetWorker {
    * Starts the control process, and resolves when it answers. `crashAt`: where it kills itself, once
    * (src/journal/crash-points.ts).
    */
-  async start(options: { crashAt?: string | null } = {}): Promise<void> {
+  async start(options: { crashAt?: string | null | undefined } = {}): Promise<void> {
     this.spawn(options);
     await this.healthy();
   }
 
   /** As `start`, without waiting. */
-  spawn(options: { crashAt?: string | null } = {}): void {
+  spawn(options: { crashAt?: string | null | undefined } = {}): void {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
     const { crashAt } = options;
     const marker = join(this.#options.logPath, '..', `${this.name}.crashed`);
