@@ -1,6 +1,7 @@
 /** The files of godwit that are started or read by their path, from the folder of the sources on. */
 export const PROGRAM_FILES = [
   'cli/main.ts',
+  'worker/main.ts',
   'machine/shim.ts',
   'jail/jail-init.sh',
   'volume/server.ts',

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Value } from 'typebox/value';
-import { GodwitError, RETRIES, type Retry, toWireError, type WireError } from './errors.ts';
+import { GodwitError, isGodwitError, RETRIES, type Retry, toWireError, type WireError } from './errors.ts';
 import { RetrySchema, WireErrorSchema } from './wire-error-schema.ts';
 
 test('whether trying again can help goes over the wire and back', () => {
@@ -14,6 +14,16 @@ test('whether trying again can help goes over the wire and back', () => {
   }
   assert.deepEqual([...RETRIES].sort(), RetrySchema.anyOf.map((each) => each.const).sort());
   assert.equal(toWireError(new Error('of nobody knows what')).retry, 'unknown');
+});
+
+test('an error of another copy of the module is one too, with its code and what to do', async () => {
+  const copy = './errors.ts?another-copy';
+  const { GodwitError: Another } = (await import(copy)) as typeof import('./errors.ts');
+  assert.notEqual(Another, GodwitError);
+  const error = new Another('TEST_FAILED', 'it failed', { nextAction: 'x', retry: 'never' });
+  assert.ok(isGodwitError(error, 'TEST_FAILED'));
+  assert.deepEqual(toWireError(error), error.toWire());
+  for (const other of [new Error('x'), { code: 'TEST_FAILED' }, null, 'x']) assert.ok(!isGodwitError(other));
 });
 
 test('an error of a version that does not say it is judged by the codes of that version', () => {

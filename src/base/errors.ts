@@ -29,6 +29,8 @@ export type WireError = {
   retry?: Retry;
 };
 
+const BRAND: unique symbol = Symbol.for('godwit.error');
+
 export class GodwitError extends Error {
   readonly code: string;
   readonly values: ErrorValues;
@@ -47,6 +49,18 @@ export class GodwitError extends Error {
     this.values = options.values ?? {};
     this.nextAction = options.nextAction;
     this.retry = options.retry ?? 'unknown';
+  }
+
+  get [BRAND](): true {
+    return true;
+  }
+
+  /**
+   * One of another copy of this module is one as well: the command line starts a worker that is a program
+   * file of its own (scripts/bundle).
+   */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === 'object' && value !== null && BRAND in value;
   }
 
   toWire(): WireError {

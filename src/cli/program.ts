@@ -445,11 +445,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       'of the LUKS2 headers that are made here, key slots included, up to 16MiB (default 536KiB)',
     )
     .option('--log-level <LEVEL>', 'debug, info, warn or error (default info)')
-    .action((_options, command: Command) =>
-      withContext(command, async (context) =>
-        (await import('./commands/worker.ts')).worker(context, command.optsWithGlobals()),
-      ),
-    );
+    // Without a client of a fleet, which a worker does not wait for either.
+    .action(async (_options, command: Command) => {
+      const note = (text: string) => void host.stderr.write(`${text}\n`);
+      const { worker } = await import('./commands/worker.ts');
+      await worker({ env: host.env, cwd: host.cwd(), note }, command.optsWithGlobals());
+    });
 
   program
     .command('doctor')

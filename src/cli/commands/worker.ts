@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
-import { flushCompileCache } from 'node:module';
+import { createRequire, flushCompileCache } from 'node:module';
 import { resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { entryPoint } from '../../base/entry-point.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
 import { DEFAULT_HEADER_FILE_BYTES, HEADER_BYTES_MAX } from '../../volume/header-size.ts';
 import { keyFolder, type WorkerOptions } from '../../worker/options.ts';
@@ -280,10 +282,14 @@ function invalid(message: string): GodwitError {
 }
 
 /** Runs until SIGTERM or SIGINT. Machines go on running afterwards. */
-export async function worker(context: Context, flags: WorkerFlags): Promise<void> {
+export async function worker(
+  context: Pick<Context, 'env' | 'cwd' | 'note'>,
+  flags: WorkerFlags,
+): Promise<void> {
   const options = workerOptions(flags, context.env, context.cwd);
-  // Only now: the rest of the command line does not wait for the server to load.
-  const { startWorker } = await import('../../worker/main.ts');
+  // A file of its own, read only now: the rest of the command line does not wait for the server to load.
+  const program = fileURLToPath(entryPoint('worker/main.ts'));
+  const { startWorker } = createRequire(import.meta.url)(program) as typeof import('../../worker/main.ts');
   const ended = new Promise<void>((resolve) => {
     process.once('SIGTERM', resolve);
     process.once('SIGINT', resolve);
