@@ -4,6 +4,7 @@ import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { drainMachine, FakeWorkerService, machineView, runView } from '../../test/support/fake-service.ts';
+import { programPath } from '../../test/support/programs.ts';
 import { diskReceiptBody, receiptOf } from '../../test/support/receipts.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { createApiServer } from '../api/server.ts';
@@ -12,10 +13,14 @@ import { silentLogger } from '../base/logger.ts';
 import type { DrainStatus } from '../contract/schemas.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
 
-/** bin/godwit as a process, against workers that are served by this one. */
+/**
+ * The program as a process, against workers that are served by this one; and bin/godwit, which starts it,
+ * where that is the point.
+ */
 
 const TOKEN = 'a-token-of-the-fleet';
 const BIN = join(import.meta.dirname, '..', '..', 'bin', 'godwit');
+const MAIN = programPath('cli/main.ts');
 
 type Result = { code: number | null; stdout: string; stderr: string };
 
@@ -48,10 +53,14 @@ class Fleet {
   }
 
   spawn(...args: string[]): ChildProcess {
+    return this.#spawn(process.execPath, '--disable-warning=ExperimentalWarning', MAIN, ...args);
+  }
+
+  #spawn(program: string, ...args: string[]): ChildProcess {
     // Below a home of its own nothing would be compiled yet.
     const { PATH, NODE_COMPILE_CACHE } = process.env;
     const env = { PATH, HOME: this.dir, ...(NODE_COMPILE_CACHE && { NODE_COMPILE_CACHE }) };
-    const child = spawn(BIN, args, { cwd: this.dir, env });
+    const child = spawn(program, args, { cwd: this.dir, env });
     this.#t.after(() => {
       if (child.exitCode === null) child.kill('SIGKILL');
     });
@@ -60,6 +69,10 @@ class Fleet {
 
   async godwit(...args: string[]): Promise<Result> {
     return ended(this.spawn(...args));
+  }
+
+  async launched(...args: string[]): Promise<Result> {
+    return ended(this.#spawn(BIN, ...args));
   }
 }
 
@@ -89,7 +102,7 @@ const drainStatus = (some: Partial<DrainStatus>): DrainStatus => ({
 
 test('help and version need no fleet and end with 0, wrong usage ends with 2', async (t) => {
   const fleet = new Fleet(t);
-  const help = await fleet.godwit('--help');
+  const help = await fleet.launched('--help');
   assert.equal(help.code, 0);
   assert.match(help.stdout, /drain .*<WORKER>/);
   assert.match(help.stdout, /3 {2}blocked/);
@@ -103,6 +116,7 @@ test('help and version need no fleet and end with 0, wrong usage ends with 2', a
   ]) {
     assert.equal((await fleet.godwit(...args)).code, 2, args.join(' '));
   }
+  assert.equal((await fleet.launched('nonsense')).code, 2);
 });
 
 test('no fleet: 5, with what to do', async (t) => {

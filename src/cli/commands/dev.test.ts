@@ -37,7 +37,10 @@ test('workers start, come back when they die, end with Ctrl-C, and go', {
     for (const pid of pids) if (runs(pid)) process.kill(pid, 'SIGKILL');
   });
   const start = (...args: string[]) => {
-    const child = spawn(BIN, args, { cwd: dir, env: { PATH: process.env.PATH, HOME: dir } });
+    // Below a home of its own nothing would be compiled yet.
+    const { PATH, NODE_COMPILE_CACHE } = process.env;
+    const env = { PATH, HOME: dir, ...(NODE_COMPILE_CACHE && { NODE_COMPILE_CACHE }) };
+    const child = spawn(BIN, args, { cwd: dir, env });
     pids.add(child.pid!);
     const output = { text: '' };
     child.stdout.on('data', (chunk) => {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { HeldDevice } from '../../../test/support/held-device.ts';
+import { until } from '../../../test/support/patience.ts';
 import { MemoryDevice } from '../../block/memory-device.ts';
 import { Medium } from './medium.ts';
 import { DONE } from './plan.ts';
@@ -98,6 +99,7 @@ test('of commands that work in memory of their own four are at it, whatever is a
     medium.check(whole, index % 2 === 0 ? null : zeros),
   );
   for (let index = 0; index < 100; index += 1) medium.prefetchSoon(whole);
+  await until('four to be at it', () => device.asked >= 4);
   await new Promise((resolve) => setImmediate(resolve));
   assert.equal(device.asked, 4);
   device.release();
