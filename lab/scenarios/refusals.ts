@@ -67,7 +67,7 @@ async function undone(world: World): Promise<void> {
   const { lab, target, volumeId, say } = world;
   const guest = lab.guest('target');
 
-  await refused(world, 'its disk fills up once the move is promised', 'VOLUME_NO_SPACE', async () => {
+  await refused(world, 'its disk fills up once the move is promised', 'MIGRATION_REFUSED', async () => {
     await until('the death of the worker', async () => !(await target.isRunning()));
     await fill(guest, 6 * MIB);
     await target.start();

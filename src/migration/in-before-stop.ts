@@ -7,6 +7,7 @@ import type { MigrateInInput } from './in-notes.ts';
 import { IN_PATIENCE, type InTools, inStep, refusal } from './in-tools.ts';
 import type { MoveInbox } from './inbox.ts';
 import type { Waiting } from './move-step.ts';
+import type { TargetSide } from './target-side.ts';
 
 /*
  * The target's steps until the machine is its own.
@@ -16,8 +17,7 @@ export const reserve = inStep({
   ...{ name: 'reserve', phase: 'before-stop', waitsFor: 'this-worker' },
   ...IN_PATIENCE.local,
   async do({ target }, { input }) {
-    const offer = await target.offer(input);
-    if (!offer.accepted) throw new Abort(refusal(input, offer.worker, offer.reason));
+    await holdToOffer(target, input);
   },
   async undo({ inbox, clock }, { input }) {
     // Reached by every unwinding, whatever began it.
@@ -43,6 +43,8 @@ export const attach = inStep({
   ...IN_PATIENCE.observed,
   async do({ target }, { input }) {
     await target.attachStandby(input);
+    // What was promised may be gone: others write to this disk too, and somebody may drain this worker.
+    await holdToOffer(target, input);
   },
   async undo({ target }, { input }) {
     await target.detach(input);
@@ -77,6 +79,12 @@ export const awaitHandoff = inStep({
     }
   },
 });
+
+/** The machine is not stopped for a target that would not take it any more. */
+async function holdToOffer(target: TargetSide, input: MigrateInInput): Promise<void> {
+  const offer = await target.offer(input);
+  if (!offer.accepted) throw new Abort(refusal(input, offer.worker, offer.reason));
+}
 
 type Asking = Waiting & { input: MigrateInInput };
 type SourceWord = { gone: string | null; answered: boolean };

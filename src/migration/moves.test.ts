@@ -664,6 +664,23 @@ test('nobody takes the machine: it stays untouched, with the reason', async (t) 
   assert.ok(!pair.world.calls.includes('stop'));
 });
 
+test('a target that would not take it any more once all is prepared is left, and the machine runs on', async (t) => {
+  const pair = new MovePair(t);
+  const { attachStandby } = pair.world.targetSide;
+  pair.world.targetSide.attachStandby = async (...args) => {
+    await attachStandby(...args);
+    pair.world.accepts = false;
+  };
+  pair.start();
+  const end = await pair.sourceEnd();
+  assert.equal(end.state, 'undone');
+  assert.match(end.error?.message ?? '', /w2 does not take db: memory: full/);
+  assert.equal((await pair.targetEnd()).error?.code, 'MIGRATION_REFUSED');
+  assert.ok(!pair.world.calls.includes('stop'));
+  pair.world.assertUndone();
+  pair.world.assertTargetClean();
+});
+
 test('a cancel before the handoff brings everything back', async (t) => {
   const pair = new MovePair(t);
   const stop = pair.world.sourceSide.stop;

@@ -8,7 +8,7 @@ import type { VolumeQuestions } from './volume-questions.ts';
  * (receipt/proof.ts). Every call is idempotent; undos are safe when their do never ran.
  */
 export interface TargetSide extends VolumeQuestions<PrepareRequest> {
-  /** The offer again, now that it counts. */
+  /** The offer again: when it counts first, and once all is prepared here. */
   offer(request: PrepareRequest): Promise<Offer>;
   /** Sparse file, clone metadata and the record (`incoming`). */
   createVolume(request: PrepareRequest): Promise<void>;

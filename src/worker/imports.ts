@@ -152,8 +152,16 @@ export class Imports {
 
   /** Lets the volume go, for a machine that is about to open it. */
   async release(volumeId: string): Promise<void> {
-    if (this.#open.has(volumeId))
-      await this.#exclusively(volumeId, () => this.#options.openings.end(importerOf(volumeId)));
+    await this.without(volumeId, async () => {});
+  }
+
+  /** `work` has the volume to itself: its import lets it go before, and goes on afterwards. */
+  async without<T>(volumeId: string, work: () => Promise<T>): Promise<T> {
+    if (!this.#open.has(volumeId)) return work();
+    return this.#exclusively(volumeId, async () => {
+      await this.#options.openings.end(importerOf(volumeId));
+      return work();
+    });
   }
 
   /**
@@ -161,8 +169,7 @@ export class Imports {
    * goes on.
    */
   async destroy(volumeId: string, destroy: () => Promise<void>): Promise<void> {
-    await this.#exclusively(volumeId, async () => {
-      await this.#options.openings.end(importerOf(volumeId));
+    await this.without(volumeId, async () => {
       await destroy();
       this.#open.delete(volumeId);
       removeValidityFile(validityPath(this.#options.validityDir, volumeId));
