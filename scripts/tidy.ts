@@ -6,6 +6,7 @@ import { existsSync, globSync, readFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { CONDITIONS_PAGE, conditionsPage } from './conditions-page.ts';
 import { ENDPOINTS_PAGE, endpointsPage } from './endpoints-page.ts';
+import { EVENTS_PAGE, eventsPage } from './events-page.ts';
 import { importsOf, wallProblems } from './house.ts';
 import { HOUSE_PAGE, housePage, MEASURES_FILE, readHouse } from './house-page.ts';
 import { findings, type Measures } from './measures.ts';
@@ -163,6 +164,7 @@ for (const [page, text, source] of [
   [ENDPOINTS_PAGE, endpointsPage(), 'src/contract'],
   [METRICS_PAGE, metricsPage(), 'src/worker/metric-rows.ts'],
   [CONDITIONS_PAGE, conditionsPage(), 'src/worker/condition.ts'],
+  [EVENTS_PAGE, eventsPage(), 'src/worker/event.ts'],
   [HOUSE_PAGE, housePage(), 'src/*/room.json'],
 ] as const) {
   const found = existsSync(page) ? readFileSync(page, 'utf8') : '';

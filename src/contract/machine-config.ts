@@ -56,6 +56,17 @@ export const MachineRun = Type.Union([
 export type MachineRun = Static<typeof MachineRun>;
 export type ProcessRun = Extract<MachineRun, { kind: 'process' }>;
 
+const NetworkWord = Type.Union([Type.Literal('host'), Type.Literal('none')]);
+
+/** How it is on the network. */
+export const MachineNetwork = Type.Union([
+  /** The worker's own. */
+  Type.Object({ kind: Type.Literal('host') }),
+  /** A network namespace with only loopback. */
+  Type.Object({ kind: Type.Literal('none') }),
+]);
+export type MachineNetwork = Static<typeof MachineNetwork>;
+
 /**
  * What a machine is, as it is said in requests, between workers and shims, and in records. Kinds had no names
  * at first: a process is what stands at the top, beside what every machine has, and a network is a word. It
@@ -108,7 +119,8 @@ export const MachineConfig = Type.Object({
     },
     { default: {} },
   ),
-  network: Type.Union([Type.Literal('host'), Type.Literal('none')], { default: 'host' }),
+  /** Or its word alone. */
+  network: Type.Union([NetworkWord, MachineNetwork], { default: 'host' }),
   /** Anti-affinity: two machines of one group are never placed on one worker while another has room. */
   group: Type.Optional(Type.String()),
   metadata: Type.Record(Type.String(), Type.String(), { default: {} }),

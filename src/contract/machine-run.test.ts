@@ -24,12 +24,14 @@ const RUN = {
 test('a process is the same at the top of a configuration and under its name', () => {
   assert.deepEqual(runOf(TOP), RUN);
   assert.deepEqual(runOf({ ...COMMON, run: RUN }), RUN);
-  assert.deepEqual(networkOf(TOP), { kind: 'none' });
+  for (const network of ['none', { kind: 'none' }] as const)
+    assert.deepEqual(networkOf({ network }), { kind: 'none' });
 });
 
 test('it is written as workers of earlier versions read it', () => {
   assert.deepEqual(writtenConfig({ ...COMMON, run: RUN }), TOP);
   assert.deepEqual(writtenConfig(TOP), TOP);
+  assert.deepEqual(writtenConfig({ ...COMMON, network: { kind: 'none' }, run: RUN }), TOP);
 });
 
 test('a machine that runs nothing, or two things, is refused', () => {

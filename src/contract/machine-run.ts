@@ -1,17 +1,10 @@
 import { GodwitError } from '../base/errors.ts';
-import type { MachineConfig, MachineRun } from './machine-config.ts';
+import type { MachineConfig, MachineNetwork, MachineRun } from './machine-config.ts';
 
 /*
  * The one reader of both forms of a configuration. Beside the schema and not in it: every machine has a shim, and
  * the library of schemas would be a tenth of its memory.
  */
-
-/** How it is on the network. */
-export type MachineNetwork =
-  /** The worker's own. */
-  | { kind: 'host' }
-  /** A network namespace with only loopback. */
-  | { kind: 'none' };
 
 /** Throws `MACHINE_BAD_RUN` for a configuration that names nothing to run, or two things. */
 export function runOf(config: MachineConfig): MachineRun {
@@ -35,7 +28,7 @@ export function runOf(config: MachineConfig): MachineRun {
 }
 
 export function networkOf({ network }: Pick<MachineConfig, 'network'>): MachineNetwork {
-  return { kind: network };
+  return typeof network === 'string' ? { kind: network } : network;
 }
 
 /** The same, as everybody reads it. Throws as `runOf` does. */
@@ -44,6 +37,6 @@ export function writtenConfig(config: MachineConfig): MachineConfig {
   const { run, ...others } = config;
   switch (kind) {
     case 'process':
-      return { ...others, ...process };
+      return { ...others, ...process, network: networkOf(config).kind };
   }
 }

@@ -575,6 +575,8 @@ export const ApiEvent = Type.Object({
     Type.Literal('drain'),
     Type.Literal('worker'),
   ]),
+  /** docs/events.md. Left out by versions that had none. */
+  code: Type.Optional(Type.String()),
   /** Id of what it is about. */
   subject: Type.String(),
   message: Type.String(),

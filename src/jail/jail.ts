@@ -3,8 +3,8 @@ import { dirname, join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError } from '../base/errors.ts';
-import type { MachineConfig, ProcessRun } from '../contract/machine-config.ts';
-import { type MachineNetwork, runOf } from '../contract/machine-run.ts';
+import type { MachineConfig, MachineNetwork, ProcessRun } from '../contract/machine-config.ts';
+import { runOf } from '../contract/machine-run.ts';
 import type { MountEntry } from '../host/mount-table.ts';
 import { findProgram } from '../host/program.ts';
 

@@ -1,7 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { PATIENCE } from '../base/patience.ts';
-import type { HealthCheck } from '../contract/machine-config.ts';
-import type { MachineNetwork } from '../contract/machine-run.ts';
+import type { HealthCheck, MachineNetwork } from '../contract/machine-config.ts';
 import { runProgram } from '../host/program.ts';
 import type { Probe, ProbeResult } from '../shim/runtime.ts';
 

@@ -1,7 +1,6 @@
 import type { Clock } from '../base/clock.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type { HealthCheck } from '../contract/machine-config.ts';
-import type { MachineNetwork } from '../contract/machine-run.ts';
+import type { HealthCheck, MachineNetwork } from '../contract/machine-config.ts';
 import { identifyProcess } from '../host/process-identity.ts';
 import { runProgram } from '../host/program.ts';
 import type { Entrance } from '../shim/exec-session.ts';

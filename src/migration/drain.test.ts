@@ -135,6 +135,7 @@ function controller(
   const refused = new Set<string>();
   const copies = () => runs.map((view) => ({ ...view }));
   const volumes: { volumeId: string; name: string; usedBytes: number }[] = [];
+  const endings: number[] = [];
   const make = () =>
     new DrainController({
       worker: 'w1',
@@ -154,6 +155,7 @@ function controller(
         },
       },
       live: () => null,
+      onEnded: () => endings.push(clock.monotonicMs()),
       precheck: async (machineId) => {
         if (!refused.has(machineId)) return;
         throw new GodwitError('MIGRATION_NO_CAPACITY', `no worker takes ${machineId}`, {
@@ -168,7 +170,7 @@ function controller(
     });
   const drain = make();
   t.after(() => drain.close());
-  return { drain, make, machines, volumes, runs, refused, setBack };
+  return { drain, make, machines, volumes, runs, refused, setBack, endings };
 }
 
 function finish(machines: Map<string, LocalMachine>, view: RunView, output: MigrateOutOutput = {}): void {
@@ -177,7 +179,7 @@ function finish(machines: Map<string, LocalMachine>, view: RunView, output: Migr
 }
 
 test('a drain moves all machines, ends as drained, and asking twice adds nothing', async (t) => {
-  const { drain, machines, runs } = controller(t, ['a', 'b']);
+  const { drain, machines, runs, endings } = controller(t, ['a', 'b']);
   drain.request(null);
   drain.request(null);
   await until('run 1', () => runs, { is: ({ length }) => length === 1 });
@@ -193,6 +195,7 @@ test('a drain moves all machines, ends as drained, and asking twice adds nothing
     is: ({ state, endedAtMs }) => state === 'drained' && endedAtMs !== null,
   });
   assert.notEqual(status.endedAtMs, null);
+  assert.equal(endings.length, 1, 'its end is told once');
   assert.deepEqual(
     status.machines.map(({ state }) => state),
     ['moved', 'moved'],

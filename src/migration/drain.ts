@@ -246,6 +246,8 @@ export type DrainOptions = {
   /** Rejects, with the reason, when the machine cannot go now: nobody takes it, or it is not movable. */
   precheck: (machineId: string, target: string | null) => Promise<void>;
   start: (machineId: string, target: string | null, options: { rekey: boolean }) => RunView;
+  /** The worker has become empty. */
+  onEnded: () => void;
 };
 
 export class DrainController {
@@ -457,6 +459,7 @@ export class DrainController {
     if (isEmpty && row.ended_at_ms === null) {
       this.#options.database.prepare('UPDATE drain SET ended_at_ms = ? WHERE id = 1').run(clock.wallMs());
       logger.info({}, 'drained');
+      this.#options.onEnded();
     } else if (!isEmpty && row.ended_at_ms !== null) {
       this.#options.database.exec('UPDATE drain SET ended_at_ms = NULL WHERE id = 1');
     }

@@ -57,7 +57,11 @@ export function downConditions({ down, name, move }: MachineView): Condition[] {
   ];
 }
 
-type TellDown = (machineId: string, message: string, data: Record<string, unknown>) => void;
+type TellDown = (
+  machineId: string,
+  message: string,
+  data: { down: boolean; runId: string; sinceMs?: number; forMs?: number },
+) => void;
 
 /** Tells when a machine goes down because of a move, and when it is up again, once each. */
 export class DownEvents {

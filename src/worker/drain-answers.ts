@@ -40,13 +40,13 @@ export class DrainAnswers {
   async drain(request: DrainRequest): Promise<DrainStatus> {
     refuseTarget(this.#o, request.target, 'what it has');
     this.#o.drain.request(request.target, request.rekey === undefined ? {} : { rekey: request.rekey });
-    this.#o.events.emit('drain', this.#o.name, 'drain requested');
+    this.#o.events.emit('drain-requested', this.#o.name, 'drain requested');
     return this.drainStatus();
   }
 
   async undrain(): Promise<DrainStatus> {
     this.#o.drain.withdraw();
-    this.#o.events.emit('drain', this.#o.name, 'drain withdrawn');
+    this.#o.events.emit('drain-withdrawn', this.#o.name, 'drain withdrawn');
     return this.drainStatus();
   }
 

@@ -1,5 +1,7 @@
 import type { Clock } from '../base/clock.ts';
 import type { ApiEvent } from '../contract/schemas.ts';
+import { EVENTS, type EventCode, type EventData } from './event.ts';
+import { Counts } from './metric.ts';
 
 /** A listener that falls so far behind loses the oldest: a slow reader must not fill the worker's memory. */
 const BACKLOG_MAX = 1_000;
@@ -9,20 +11,25 @@ export class EventBus {
   readonly #worker: string;
   readonly #clock: Clock;
   readonly #listeners = new Set<(event: ApiEvent) => void>();
+  /** By code, since this process began. */
+  readonly counts = new Counts();
 
   constructor(worker: string, clock: Clock) {
     this.#worker = worker;
     this.#clock = clock;
   }
 
-  emit(kind: ApiEvent['kind'], subject: string, message: string, data: Record<string, unknown> = {}): void {
+  /** `subject`: id of what it is about; `message`: a sentence for people. */
+  emit<Code extends EventCode>(code: Code, subject: string, message: string, data?: EventData<Code>): void {
+    this.counts.add({ event: code });
     const event: ApiEvent = {
       atMs: this.#clock.wallMs(),
       worker: this.#worker,
-      kind,
+      kind: EVENTS[code].kind,
+      code,
       subject,
       message,
-      data,
+      data: { ...data },
     };
     for (const listener of this.#listeners) listener(event);
   }

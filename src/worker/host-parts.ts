@@ -271,7 +271,8 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
         clock,
         random,
         logger,
-        onWhole: (record) => parts.events.emit('volume', record.id, `${record.name} is imported and whole`),
+        onWhole: (record) =>
+          parts.events.emit('volume-imported', record.id, `${record.name} is imported and whole`),
       });
     },
     rest: (imports) => imports.close(),

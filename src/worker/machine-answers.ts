@@ -67,7 +67,7 @@ export class MachineAnswers {
     const { name, config, start } = request;
     const make = async () => {
       const record = await machines.create({ name, config });
-      this.#o.events.emit('machine', record.id, `created ${record.name}`);
+      this.#o.events.emit('machine-created', record.id, `created ${record.name}`);
       if (!start) return record;
       try {
         await machines.start(record.id);
@@ -88,7 +88,7 @@ export class MachineAnswers {
     const { machines, events } = this.#o;
     try {
       await machines.destroy(record.id, { force: true });
-      events.emit('machine', record.id, `${record.name} could not be started, and was destroyed`);
+      events.emit('machine-not-made', record.id, `${record.name} could not be started, and was destroyed`);
       return error;
     } catch (left) {
       return new GodwitError(
@@ -115,7 +115,7 @@ export class MachineAnswers {
     if (options.force) await this.#o.moves.endMove(record.id, 'its machine is being destroyed');
     this.#o.moves.refuseWhileMoving(record.id);
     await machines.destroy(record.id, options);
-    this.#o.events.emit('machine', record.id, `destroyed ${record.name}`);
+    this.#o.events.emit('machine-destroyed', record.id, `destroyed ${record.name}`);
     this.#o.drain.wake();
   }
 
@@ -152,7 +152,7 @@ export class MachineAnswers {
     else await this.#start(record);
     await machines.awaitHealthy(record.id, RESTART_HEALTHY_MS);
     const endedMs = clock.monotonicMs();
-    events.emit('machine', record.id, `restarted ${record.name}`, {
+    events.emit('machine-restarted', record.id, `restarted ${record.name}`, {
       interruptionMs: { stop: stoppedMs - startedMs, boot: endedMs - stoppedMs, total: endedMs - startedMs },
     });
     return this.showMachine(record.id);

@@ -2,6 +2,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { HttpPeer } from '../api/peer-client.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { DrainController } from '../migration/drain.ts';
+import type { EventBus } from './event-bus.ts';
 import type { MachineFigures } from './machine-figures.ts';
 import type { Meters } from './meters.ts';
 import { Counts, type TellsMetrics } from './metric.ts';
@@ -177,6 +178,15 @@ export const PEER_METRICS: TellsMetrics<WorkerParts, readonly HttpPeer[]> = {
   },
 };
 
+export const EVENT_METRICS: TellsMetrics<WorkerParts, EventBus> = {
+  godwit_events_total: {
+    type: 'counter',
+    help: 'What the worker told of (docs/events.md), by code; drains that were asked for and ended among them.',
+    labels: ['event'],
+    read: (events) => events.counts.read(),
+  },
+};
+
 export const API_METRICS: TellsMetrics<WorkerParts, unknown> = {
   godwit_api_request_duration_seconds: {
     type: 'histogram',
@@ -193,5 +203,6 @@ export const METRICS = {
   journal: RUN_METRICS,
   drain: DRAIN_METRICS,
   peers: PEER_METRICS,
+  events: EVENT_METRICS,
   api: API_METRICS,
 };

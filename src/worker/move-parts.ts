@@ -277,6 +277,7 @@ function drainController(parts: WorkerParts): DrainController {
     },
     volumes: () => volumesWithoutMachine(machines, volumes),
     runs: drainRuns(journal),
+    onEnded: () => parts.events.emit('drain-ended', options.name, 'drained'),
     live: (runId) => progress.get(runId) ?? null,
     precheck: async (machineId, wanted) => {
       const subject = await source.describe(machineId);

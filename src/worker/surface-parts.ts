@@ -10,34 +10,44 @@ import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import { stepOf } from '../migration/move-watch.ts';
 import { Overrides } from '../migration/overrides.ts';
+import type { ShimStatus } from '../shim/protocol.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import { DownEvents, downConditions } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { expositionOf } from './metric.ts';
-import { API_METRICS } from './metric-rows.ts';
+import { API_METRICS, EVENT_METRICS } from './metric-rows.ts';
 import { Neighbour } from './neighbour.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { localService } from './service.ts';
 
+const VOLUME_TELLS: Readonly<Record<string, string>> = {
+  'no-room': 'the disk is full: what it writes anew waits for room, or fails',
+  'room-again': 'there is room on the disk again',
+};
+
 /** A shim that ends by itself is looked for again after so long. */
 const RECOVER_AFTER_MS = 500;
 
 export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfaceParts> = {
-  events: { needs: [], make: ({ options, clock }) => new EventBus(options.name, clock) },
+  events: {
+    needs: [],
+    make: ({ options, clock }) => new EventBus(options.name, clock),
+    metrics: EVENT_METRICS,
+  },
 
   downs: {
     needs: ['events', 'journal', 'machines', 'drain', 'failedTargets', 'progress', 'recovery', 'meters'],
     make(parts) {
       const { events, journal, machines, drain, failedTargets, progress, meters, clock } = parts;
       const downs = new DownEvents((machineId, message, data) =>
-        events.emit('machine', machineId, message, data),
+        events.emit(data.down ? 'machine-down' : 'machine-up', machineId, message, data),
       );
       journal.subscribe((run, event) => {
         meters.note(run, event);
         downs.note(run, clock.wallMs());
         const message = `${run.kind} ${run.state}${run.step ? ` (${run.step})` : ''}`;
-        events.emit('run', run.id, message, {
+        events.emit('run-changed', run.id, message, {
           ...{ resource: run.resource, state: run.state, step: run.step },
           ...traceOf(run),
         });
@@ -50,7 +60,7 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
         if (run.kind === MIGRATE_OUT && stepOf(run)?.phase === 'after') drain.wake();
       });
       machines.onEvent((machineId, event, data) => {
-        events.emit('machine', machineId, eventText(event, data));
+        tell(events, machineId, event, data);
         if (event === 'shim-closed') void recoverLater(parts, machineId);
         else if (event === 'workload' && (data as { state?: string } | null)?.state === 'stopped')
           void startAgain(parts, machineId);
@@ -149,7 +159,7 @@ class Api {
       clock,
       onAnswered: meters.answered.bind(meters),
       onExhausted: (what) =>
-        events.emit('worker', options.name, 'the API has no room for more connections', what),
+        events.emit('worker-exhausted', options.name, 'the API has no room for more connections', what),
     });
     return new Api(app, options.advertiseUrl ?? '');
   }
@@ -212,11 +222,16 @@ function traceOf(run: RunView): { moveId?: string; traceId: string } {
   return { ...(isMove && { moveId: runId }), traceId: traceIdOf(runId) };
 }
 
-/** What a volume server tells of its disk is worth a sentence; the rest has its name. */
-function eventText(event: string, data: unknown): string {
-  if (event !== 'volume') return event;
-  const told = (data as { event?: string } | null)?.event;
-  if (told === 'no-room') return 'the disk is full: what it writes anew waits for room, or fails';
-  if (told === 'room-again') return 'there is room on the disk again';
-  return event;
+/** What a shim tells of its machine. What a volume server tells of its disk is worth a sentence. */
+function tell(events: EventBus, machineId: string, event: string, data: unknown): void {
+  if (event === 'workload') {
+    // Null: it has none, as one that only serves a volume.
+    const { state, health, exitCode, exitSignal } = (data ?? {}) as Partial<
+      NonNullable<ShimStatus['workload']>
+    >;
+    events.emit('machine-workload', machineId, event, { state, health, exitCode, exitSignal });
+  } else if (event === 'volume') {
+    const { event: told = '' } = (data ?? {}) as { event?: string };
+    events.emit('machine-volume', machineId, VOLUME_TELLS[told] ?? event, { event: told });
+  } else if (event === 'shim-closed') events.emit('machine-shim-closed', machineId, event);
 }

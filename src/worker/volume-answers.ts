@@ -73,7 +73,7 @@ export class VolumeAnswers {
       lengthBytes,
       ...(encrypted !== false && keys !== null && { keys }),
     });
-    this.#o.events.emit('volume', record.id, `created ${record.name}`);
+    this.#o.events.emit('volume-created', record.id, `created ${record.name}`);
     return this.#o.views.volume(record);
   }
 
@@ -94,7 +94,7 @@ export class VolumeAnswers {
     }
     this.#o.admission.refuseDraining(this.#o.drain.desired);
     const record = await this.#o.imports.create(request);
-    this.#o.events.emit('volume', record.id, `importing ${record.name}`);
+    this.#o.events.emit('volume-importing', record.id, `importing ${record.name}`);
     return this.#o.views.volume(record);
   }
 
@@ -115,7 +115,7 @@ export class VolumeAnswers {
       retained?.id ?? (await findVolume(this.#o, ref)).id,
       request.name,
     );
-    this.#o.events.emit('volume', record.id, `recovered ${record.name}`);
+    this.#o.events.emit('volume-recovered', record.id, `recovered ${record.name}`);
     return this.#o.views.volume(record);
   }
 
@@ -124,22 +124,28 @@ export class VolumeAnswers {
     const { id, name, machineId } = record;
     if (machineId !== null) this.#o.moves.refuseWhileMoving(machineId);
     await this.#o.openings.refuseKept(record, 'accept-loss');
-    const { reason } = await this.#o.volumes.acceptDataLoss(id, atMs);
-    this.#o.events.emit('volume', id, `the loss of data of ${name} was accepted over the API: ${reason}`);
+    // A volume server that goes on hydrating would say of its loss what it knew before.
+    const accept = () => this.#o.volumes.acceptDataLoss(id, atMs);
+    const { reason } = await this.#o.imports.without(id, accept);
+    this.#o.events.emit(
+      'volume-loss-accepted',
+      id,
+      `the loss of data of ${name} was accepted over the API: ${reason}`,
+    );
     return this.#o.views.volume(record);
   }
 
   async serveVolume(ref: string, request: ServeVolumeRequest): Promise<ServeReply> {
     const record = await findVolume(this.#o, ref);
     const reply = await this.#o.serving.serve(record, request);
-    this.#o.events.emit('volume', record.id, `serving ${record.name} at ${reply.location}`);
+    this.#o.events.emit('volume-served', record.id, `serving ${record.name} at ${reply.location}`);
     return reply;
   }
 
   async stopServing(ref: string): Promise<void> {
     const record = await findVolume(this.#o, ref);
     await this.#o.serving.stop(record.id);
-    this.#o.events.emit('volume', record.id, `${record.name} is not served any more`);
+    this.#o.events.emit('volume-not-served', record.id, `${record.name} is not served any more`);
   }
 
   async destroyVolume(ref: string, options: { force: boolean; copies?: boolean }): Promise<void> {
@@ -161,13 +167,16 @@ export class VolumeAnswers {
     await this.#o.openings.refuseKept(record, 'destroy');
     const destroy = () => this.#o.volumes.destroy(record.id, options);
     await (this.#o.imports.isImporting(record.id) ? this.#o.imports.destroy(record.id, destroy) : destroy());
-    this.#o.events.emit('volume', record.id, `destroyed ${record.name}`);
+    this.#o.events.emit('volume-destroyed', record.id, `destroyed ${record.name}`);
     if (options.copies === true) await this.#destroyCopies(record);
   }
 
   async #destroyCopies({ id, name }: VolumeRecord): Promise<void> {
     const copies = await this.#o.volumes.destroyCopies(id);
-    if (copies > 0) this.#o.events.emit('volume', id, `destroyed what moves had left of ${name}`, { copies });
+    if (copies > 0)
+      this.#o.events.emit('volume-copies-destroyed', id, `destroyed what moves had left of ${name}`, {
+        copies,
+      });
   }
 
   async #isHeld(machineId: string): Promise<boolean> {

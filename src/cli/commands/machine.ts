@@ -5,7 +5,7 @@ import { GodwitError, isGodwitError, messageOf, toWireError } from '../../base/e
 import { PATIENCE } from '../../base/patience.ts';
 import { questionText, unanswered } from '../../base/progress.ts';
 import type { HealthCheck, MachineConfig } from '../../contract/machine-config.ts';
-import { runOf } from '../../contract/machine-run.ts';
+import { networkOf, runOf } from '../../contract/machine-run.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
 import { DAEMON_HINT } from '../../machine/ailment.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
@@ -455,7 +455,7 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['volume', config.volume ? placeOf(config.volume) : 'none'],
       ['memory', config.resources.memoryBytes ? formatSize(config.resources.memoryBytes) : 'no limit'],
       ['cpus', config.resources.cpus ? String(config.resources.cpus) : 'no limit'],
-      ['network', config.network],
+      ['network', networkOf(config).kind],
       ['restart', `${config.restart.policy}, ${machine.restarts} so far`],
       ['stop', `${config.stop.signal}, killed after ${formatDuration(config.stop.timeoutMs)}`],
       ['pid', String(machine.pid ?? '-')],
