@@ -19,13 +19,14 @@ export type SharedMapping = { address: bigint; view: Uint8Array };
  * Maps the first `lengthBytes` of a file, shared: every process and thread that maps it sees each store at
  * once, and the bytes live in the page cache, so they outlive the process. The file must be that long: an
  * access behind its end is SIGBUS, which ends the process. Atomics work on views of it (not wait and notify:
- * those need a SharedArrayBuffer).
+ * those need a SharedArrayBuffer). `viewBytes`: what of it is viewed, from its beginning; for the rest there
+ * is `viewAt`.
  */
-export function mapShared(fd: number, lengthBytes: number): SharedMapping {
+export function mapShared(fd: number, lengthBytes: number, viewBytes = lengthBytes): SharedMapping {
   const result = Number(mmap(0, lengthBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
   if (result === -1) throw callError('mmap', { lengthBytes });
   const address = BigInt(result);
-  return { address, view: viewAt(address, lengthBytes) };
+  return { address, view: viewAt(address, viewBytes) };
 }
 
 /** The same memory in another worker thread of this process, which was told the address. */

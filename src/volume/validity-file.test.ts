@@ -31,6 +31,7 @@ import {
 
 const BOOT = '01234567-89ab-cdef-0123-456789abcdef';
 const OTHER_BOOT = 'ffffffff-89ab-cdef-0123-456789abcdef';
+const MIB = 2 ** 20;
 const TIB = 2 ** 40;
 
 function request(dir: string, changes: Partial<ValidityFileRequest> = {}): ValidityFileRequest {
@@ -218,6 +219,7 @@ test('a damaged header or a cut file of this boot is an error, at every byte', (
 test('a map of 64 TiB takes space for what differs only: empty, with a bit here and there, and whole', (t) => {
   const dir = scratchDir(t);
   const wanted = request(dir, { lengthBytes: 64 * TIB, bootId: bootId() });
+  const viewedBefore = process.memoryUsage().external;
   const file = openValidityFile(wanted);
   const map = mapOf(file, wanted);
   const takenBytes = () => statSync(wanted.path).blocks * 512;
@@ -229,6 +231,8 @@ test('a map of 64 TiB takes space for what differs only: empty, with a bit here 
   const beside = new ValidityMap(sharedMapMemory(file.place), map.blockCount, { counted: false });
   for (const block of far)
     assert.ok(beside.has(block) && !beside.has(block - 2 ** 30) && !beside.has(block % 2 ** 30));
+  const viewedBytes = process.memoryUsage().external - viewedBefore;
+  assert.ok(viewedBytes < 64 * MIB, `${viewedBytes} bytes are viewed, which V8 collects for`);
   map.setRange(0, map.blockCount - 1);
   assert.ok(map.complete);
   assert.ok(takenBytes() <= emptyBytes + 64 * 1024, 'what is full takes none');

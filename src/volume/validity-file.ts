@@ -188,7 +188,7 @@ function mapFile(request: ValidityFileRequest, path: string, current: boolean): 
   try {
     // What every opening looks at; the pages of the bits are reserved one by one.
     reserve(request, fd, 0, layout.bitsAt);
-    mapping = mapShared(fd, layout.lengthBytes);
+    mapping = mapShared(fd, layout.lengthBytes, layout.bitsAt);
   } catch (error) {
     closeSync(fd);
     throw error;
