@@ -187,7 +187,8 @@ async function upgradeAt(moving: Moving): Promise<number> {
   if (ALWAYS.includes(upgrade)) assert.ok(!counts.includes(0), `volume servers: ${counts}`);
   // The next volume servers serve before there is a worker again.
   if (rests !== null) for (const writer of [history, rests.history]) await writer.more(3);
-  await Promise.all(fleet.workers.filter(({ isRunning }) => !isRunning).map((worker) => worker.start()));
+  // A source that goes on with its choice takes no target that does not answer yet.
+  for (const worker of [moving.target, moving.source]) if (!worker.isRunning) await worker.start();
   return performance.now() - diedMs;
 }
 
