@@ -50,8 +50,15 @@ export class JailRun implements Run {
     const startedMs = clock.monotonicMs();
     const leftMs = () => Math.max(0, timeoutMs - (clock.monotonicMs() - startedMs));
     const look = () => processTree(this.initPid, cgroup.processes());
-    const tree = look();
-    const main = tools.tini === null ? null : mainProcess(this.initPid, tree);
+    let tree = look();
+    const command = () => (tools.tini === null ? null : mainProcess(this.initPid, tree));
+    // Its init is only just coming up: the kernel drops what is sent to a PID 1 that handles nothing yet.
+    const comes = () => tools.tini !== null && command() === null && jail.running && leftMs() > 0;
+    while (signal !== 'SIGKILL' && comes()) {
+      await within(clock, 1, jail.exited);
+      tree = look();
+    }
+    const main = command();
     // One that shall be killed is killed with all that it has.
     const leavesSome = signal !== 'SIGKILL' && main !== null && tree.some(({ pid }) => pid !== main.pid);
     if (!leavesSome) {

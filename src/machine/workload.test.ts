@@ -177,6 +177,15 @@ test('a stop is the signal that was configured, and the exit code is kept', { sk
   );
 });
 
+test('a stop that comes as soon as the machine is started ends its command', { skip }, async (t) => {
+  const { workload } = testWorkload(t);
+  const config = machineConfig('exec sleep 600', { stop: { signal: 'SIGTERM', timeoutMs: patient(2_000) } });
+  for (let round = 0; round < 5; round++) {
+    await start(workload, config);
+    assert.equal((await workload.stop()).killed, false, `round ${round}`);
+  }
+});
+
 test('what does not end in time is killed with all of its children', { skip }, async (t) => {
   const { workload, runtimeDir } = testWorkload(t);
   const stubborn = `trap '' TERM; setsid sh -c "trap '' TERM; echo child; ${SLEEP}" & echo parent; ${SLEEP}`;
