@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { TlsFiles } from '../../src/sys/tls-identity.ts';
@@ -143,7 +142,7 @@ for (const transport of ['the clear', 'TLS']) {
       await part(`${name}: who holds the secret gets in`, async (t) => {
         const crowd = peer(t, target, program, { ...options, seconds: 3_600 });
         await crowd.ready;
-        t.diagnostic(`in after ${(await served(t, target, 5)).join(', ')} ms`);
+        t.diagnostic(`in after ${(await served(t, target, 3)).join(', ')} ms`);
         crowd.stop();
       });
     }
@@ -168,23 +167,6 @@ for (const transport of ['the clear', 'TLS']) {
 
 for (const transport of ['the clear', 'TLS']) {
   const skip = requires('python3', ...(transport === 'TLS' ? ['openssl'] : []));
-  test(`over ${transport}: a flush of one session is one for all: what they wrote outlives the target`, {
-    skip,
-  }, async (t) => {
-    const file = join(scratchDir(t), 'disk');
-    writeFileSync(file, '');
-    truncateSync(file, MIB);
-    const target = await Target.start(t, transport, { lengthBytes: MIB, file });
-    const writers = 4;
-    await peer(t, target, 'flush_elsewhere', { writers, seconds: 3_600 }).ready;
-    target.process.kill();
-    const found = readFileSync(file);
-    for (let number = 0; number < writers; number += 1) {
-      const block = found.subarray(number * 4096, (number + 1) * 4096);
-      assert.ok(block.equals(Buffer.alloc(4096, 65 + number)), `what session ${number} wrote`);
-    }
-  });
-
   test(`over ${transport}: a device that hangs is not the peer’s fault, however many of its reads wait`, {
     skip,
   }, async (t) => {

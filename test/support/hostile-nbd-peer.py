@@ -2,8 +2,7 @@
 
 hostile-nbd-peer.py KIND COUNT PLACE [CERTIFICATE KEY AUTHORITY]     PLACE: a port of 127.0.0.1, or the path of a socket
 
-One line `ready` when COUNT connections do what KIND says; each that ends is opened again. Ends when its standard input does. `flush-elsewhere`: COUNT connections write a block
-each, at its number, and one more flushes: then it is ready.
+One line `ready` when COUNT connections do what KIND says; each that ends is opened again. Ends when its standard input does.
 """
 import os, select, socket, ssl, struct, sys, threading, time
 
@@ -152,18 +151,6 @@ def loop():
             ready()
             time.sleep(0.02)
 
-
-if kind == "flush-elsewhere":
-    writers, flusher = [begin() for _ in range(count)], begin()
-    for number, s in enumerate(writers):
-        s.sendall(ask(WRITE, number * 4096, 4096) + bytes([65 + number]) * 4096)
-    for s in writers:
-        assert exactly(s, 16)[4:8] == bytes(4)
-    flusher.sendall(ask(FLUSH, 0, 0))
-    assert exactly(flusher, 16)[4:8] == bytes(4)
-    print("ready", flush=True)
-    sys.stdin.read()
-    os._exit(0)
 
 threading.stack_size(256 * 1024)
 for _ in range(count):

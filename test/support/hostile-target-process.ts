@@ -2,7 +2,6 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import type { PeerLimits } from '../../src/base/peer-account.ts';
 import { systemRandom } from '../../src/base/random.ts';
-import { FileDevice } from '../../src/block/file-device.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
 import { type TlsFiles, TlsIdentity } from '../../src/sys/tls-identity.ts';
@@ -14,9 +13,8 @@ import { WatchedBook } from './watched-book.ts';
  * listens, and answers on its standard input what its memory is (AttackedProcess). */
 
 export type HostileTarget = {
+  /** Of its disk, which is in the memory of the process. */
   lengthBytes: number;
-  /** Of that length. Without it the disk is in the memory of the process. */
-  file?: string;
   /** Each call of the device takes so long. */
   latencyMs?: number;
   tls?: TlsFiles;
@@ -25,11 +23,8 @@ export type HostileTarget = {
 };
 
 const options = JSON.parse(process.argv[2]!) as HostileTarget;
-const { file, latencyMs, lengthBytes, tls } = options;
-const disk =
-  file === undefined
-    ? new MemoryDevice({ lengthBytes })
-    : await FileDevice.open({ file, lengthBytes, writable: true });
+const { latencyMs, lengthBytes, tls } = options;
+const disk = new MemoryDevice({ lengthBytes });
 const device = latencyMs === undefined ? disk : new DelayDevice(disk, systemClock, { latencyMs });
 const book = new WatchedBook(options.book);
 const target = await IscsiTarget.listen({
