@@ -25,7 +25,7 @@ import { WriterCollector } from '../support/writer-collector.ts';
 const seed = testSeed();
 const full = process.env.GODWIT_FULL === '1';
 /** Each run draws others; `npm run soak` and GODWIT_FULL=1 come by all. */
-const ENDS_PER_SIDE = 3;
+const ENDS_PER_SIDE = 2;
 const OTHERS_PER_SIDE = 1;
 /** An undone move is right only when the worker was away for as long as the other side is patient. */
 const PATIENCE_OF_A_MOVE_MS = 8_000;

@@ -31,16 +31,16 @@ const MACHINE_BYTES = 64 * MIB;
 const machineSkip =
   requires(...LAB_NEEDS) || machineNeeds || mayLack('memory controller', memoryController() !== null);
 
-test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets through, and its volume server too', {
+test('a machine of 64 MiB dirties 300 MiB on a volume that hydrates: it gets through, and its volume server too', {
   skip: machineSkip,
 }, async (t) => {
   const lab = new VolumeLab(t);
   const sourceStore = await lab.store('source');
   const targetStore = await lab.store('target');
-  const made = await sourceStore.create({ name: 'data', lengthBytes: 2048 * MIB, filesystem: 'ext4' });
+  const made = await sourceStore.create({ name: 'data', lengthBytes: 1024 * MIB, filesystem: 'ext4' });
   let written = new Map<string, string>();
   await lab.withDataMounted(sourceStore, made.id, async (dir) => {
-    written = writeFiles(dir, 'source', 24, 16 * MIB);
+    written = writeFiles(dir, 'source', 10, 16 * MIB);
   });
   const source = await lab.export(sourceStore, made.id, 'standby');
   const incoming = await targetStore.createIncoming({ ...made, generation: 2 });
@@ -92,7 +92,7 @@ test('a machine of 64 MiB dirties 600 MiB on a volume that hydrates: it gets thr
   };
   const start = (await volumeStatus()).hydration!;
   await run(
-    'seq 1 200000000 | head -c 600M | tee /data/dirtied | cksum > /data/sum; sync /data/dirtied /data/sum',
+    'seq 1 200000000 | head -c 300M | tee /data/dirtied | cksum > /data/sum; sync /data/dirtied /data/sum',
   );
   const end = (await volumeStatus()).hydration!;
   assert.ok(start.exposedBytes > 0, 'it hydrated when the machine began');
@@ -124,23 +124,23 @@ test('the host is short of memory while fio writes files on a clone that hydrate
   const lab = new VolumeLab(t);
   let written = new Map<string, string>();
   const { target } = await moveVolume(lab, {
-    lengthBytes: 1024 * MIB,
+    lengthBytes: 512 * MIB,
     paused: true,
     fill: async (dir) => {
-      written = writeFiles(dir, 'source', 20, 16 * MIB);
+      written = writeFiles(dir, 'source', 10, 16 * MIB);
     },
   });
   const serverPid = target.server.state.serverPid!;
   const dir = await target.mount();
   await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: 16 * MIB });
   // 60 % of the memory, and not more than leaves room for others on a large host.
-  const stress = stressMemory(lab, Math.min(Math.floor(totalmem() * 0.6), 15 * 2 ** 30));
+  const stress = stressMemory(lab, Math.min(Math.floor(totalmem() * 0.6), 4 * 2 ** 30));
   // Through the page cache, whose write-back needs the volume server.
   const fio = new Running(
     lab,
     'fio',
     ...['--name=verify', `--filename=${join(dir, 'fio')}`, '--ioengine=psync', '--rw=randwrite', '--bs=4k'],
-    ...['--size=100m', '--rate=10m', '--end_fsync=1', '--randseed=1', ...VERIFY],
+    ...['--size=100m', '--rate=14m', '--end_fsync=1', '--randseed=1', ...VERIFY],
   );
   await fio.ended;
   assert.match(fio.stdout, /err= 0/);
@@ -169,8 +169,8 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
   const lab = new VolumeLab(t);
   const group = memoryGroup(lab, SMALL_HOST_BYTES);
   const { move, expectedPath } = await moveRawVolume(lab, {
-    lengthBytes: 384 * MIB,
-    content: { offsetBytes: 0, lengthBytes: 320 * MIB },
+    lengthBytes: 256 * MIB,
+    content: { offsetBytes: 0, lengthBytes: 192 * MIB },
     paused: true,
   });
   const { target, source } = move;
@@ -188,7 +188,7 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
     lab,
     'fio',
     ...['--name=verify', `--filename=${target.loop}`, '--ioengine=libaio', '--iodepth=16', '--direct=1'],
-    ...['--rw=randwrite', '--bs=4k', '--size=64m', '--rate=6m', '--randseed=1', ...VERIFY],
+    ...['--rw=randwrite', '--bs=4k', '--size=64m', '--rate=9m', '--randseed=1', ...VERIFY],
   );
   await fio.ended;
   assert.match(fio.stdout, /err= 0/);
@@ -202,13 +202,17 @@ test('a host of 640 MiB runs out of memory while fio writes on a clone that hydr
 
 const VERIFY = ['--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'];
 
-/** Two processes that write all over so many bytes for 12 s, the first ones for the OOM killer to take. */
+/**
+ * Two processes that write all over so many bytes and have them for 8 s, the first ones for the OOM killer to
+ * take.
+ */
 function stressMemory(lab: VolumeLab, lengthBytes: number): Running {
   return new Running(
     lab,
     'stress-ng',
     ...['--vm', '2', '--vm-bytes', String(lengthBytes), '--vm-populate'],
-    ...['--timeout', '12s', '--temp-path', lab.scratch()],
+    ...['--vm-method', 'write64', '--vm-hang', '0'],
+    ...['--timeout', '8s', '--temp-path', lab.scratch()],
   );
 }
 

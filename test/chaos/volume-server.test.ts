@@ -18,7 +18,6 @@ import {
 } from '../support/volume-lab.ts';
 
 const MIB = 2 ** 20;
-const _GIB = 2 ** 30;
 const skip = requires(...LAB_NEEDS);
 const ledgerPath = fileURLToPath(new URL('../support/ledger-writer.ts', import.meta.url));
 
@@ -80,10 +79,10 @@ test('the target server dies again and again while it hydrates and the guest wri
     lengthBytes: 512 * MIB,
     paused: true,
     fill: async (dir) => {
-      written = writeFiles(dir, 'source', 16, 8 * MIB);
+      written = writeFiles(dir, 'source', 16, 4 * MIB);
     },
   });
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(8 * MIB) });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(4 * MIB) });
   let dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
   for (let kill = 1; kill <= 4; kill++) {
@@ -113,10 +112,10 @@ test('the export server dies while the clone hydrates: the next one takes its po
     lengthBytes: 512 * MIB,
     paused: true,
     fill: async (dir) => {
-      written = writeFiles(dir, 'source', 16, 8 * MIB);
+      written = writeFiles(dir, 'source', 16, 4 * MIB);
     },
   });
-  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(8 * MIB) });
+  await target.server.call('hydration', { paused: false, rateBytesPerSecondMax: leisurely(4 * MIB) });
   const dir = await target.mount();
   const ledger = new Ledger(lab, join(dir, 'ledger'));
   for (let kill = 1; kill <= 3; kill++) {

@@ -7,8 +7,8 @@ const BLOCK_BYTES = 4096;
 const BLOCKS_MAX = 8;
 /** Every so many writes one is made durable. */
 const FLUSH_EVERY = 16;
-/** Some hundred writes a second, so that the writer is no load of its own. */
-const PAUSE_MS = 2;
+/** A hundred writes a second, so that the writer is no load of its own. */
+const PAUSE_MS = 10;
 
 /** A range of whole blocks, in bytes. */
 export type BlockRange = { offsetBytes: number; lengthBytes: number };

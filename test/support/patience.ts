@@ -40,7 +40,9 @@ const SLOWNESS_MAX = 50;
 const LET_PASS_SLOWNESS_MAX = 5;
 /** Of a wait: after so long it looks how slow the machine has become, and then again each time. */
 const PROBE_EVERY_MS = 5_000;
-const TURN_MS = 60;
+const TURN_MS = 100;
+/** Of one that takes long itself, such as a command. */
+const LOOK_TURN_MS_MAX = 1_000;
 /**
  * A turn that took longer than so many of its lengths is time in which this process did not run; others then
  * did not either.
@@ -205,10 +207,13 @@ export class Patience {
 
   /** Lets some time pass; false when patience is out. */
   async turn(signal?: AbortSignal): Promise<boolean> {
-    // The first looks come at once: most waits are short. Each costs those who answer, and the next are no
-    // later than a tenth of the wait.
-    const turnMs = Math.min(TURN_MS, 1 + (performance.now() - this.#startedMs) / 10);
     const beforeMs = performance.now();
+    // The first looks come at once: most waits are short. Each costs those who answer, and the next are no
+    // later than a tenth of the wait, and take no more than half of it.
+    const turnMs = Math.max(
+      Math.min(TURN_MS, 1 + (beforeMs - this.#startedMs) / 10),
+      Math.min(LOOK_TURN_MS_MAX, beforeMs - this.#lookedMs),
+    );
     await sleep(turnMs, undefined, signal ? { signal } : {});
     const nowMs = performance.now();
     const sleptMs = Math.min(nowMs - beforeMs, turnMs * TURN_COUNTS_MAX);
