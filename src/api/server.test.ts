@@ -326,6 +326,14 @@ const ROUTES = [
   'PUT /v1/rpc/moves/{runId}/heat',
 ];
 
+test('a connection that the system does not hand over ends nobody else', async (t) => {
+  const service = new FakeWorkerService('worker-1');
+  const app = await createApiServer({ service, token: TOKEN, logger: silentLogger, version: '1' });
+  t.after(() => app.close());
+  app.server.emit('error', Object.assign(new Error('accept EMFILE'), { code: 'EMFILE', syscall: 'accept' }));
+  assert.equal((await app.inject({ url: '/healthz' })).statusCode, 200);
+});
+
 test('metrics are text of the version that Prometheus reads, and each answer is told with its route, without names', async (t) => {
   const answered: unknown[][] = [];
   const app = await createApiServer({

@@ -11,6 +11,7 @@ import { GodwitError, isGodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { sparingLogger } from '../base/sparing-logger.ts';
 import { parseTraceparent, TRACEPARENT } from '../base/trace-context.ts';
 import { HEALTH, OPERATOR } from '../contract/operator.ts';
 import { PEER } from '../contract/peer.ts';
@@ -95,11 +96,16 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     logger,
     onExhausted: options.onExhausted ?? (() => {}),
   });
+  const sparing = sparingLogger(logger, clock);
   /** Connections and requests pass the guard first. */
   const guarded = (server: Server): Server => {
     guard.guard(server);
     guard.follow(server);
     answerUpgrades(server);
+    // Without a listener the error of one connection (no descriptor is left) would end the process.
+    server.on('error', (error) =>
+      sparing.error({ error: toWireError(error) }, 'the API could not take a connection, or not listen'),
+    );
     return server;
   };
 

@@ -41,7 +41,7 @@ test('an error of a version that does not say it is judged by the codes of that 
   assert.equal(GodwitError.fromWire({ ...said, retry: 'at full moon' as Retry }).retry, 'unknown');
 });
 
-test('what the system says of disks and files is not "unexpected": it has a code, and what to do', () => {
+test('what the system says of disks, files, processes and addresses is not "unexpected": it has a code, and what to do', () => {
   const codeOf = (code: string, more: object = {}) =>
     toWireError(Object.assign(new Error(`${code}: it`), { code, ...more })).code;
   assert.deepEqual(
@@ -61,6 +61,12 @@ test('what the system says of disks and files is not "unexpected": it has a code
       ...['HOST_NO_DESCRIPTORS', 'HOST_NO_DESCRIPTORS', 'HOST_NOT_PERMITTED', 'INTERNAL'],
     ],
   );
+  // Of a process that is started, a limit; elsewhere (a read, a lock) something to wait for.
+  assert.equal(codeOf('EAGAIN', { syscall: 'spawn mkfs.ext4' }), 'HOST_NO_PROCESSES');
+  assert.equal(codeOf('ENOMEM', { syscall: 'spawn' }), 'HOST_NO_PROCESSES');
+  assert.equal(codeOf('EAGAIN', { syscall: 'read' }), 'INTERNAL');
+  assert.equal(codeOf('EADDRINUSE', { syscall: 'listen' }), 'HOST_ADDRESS_TAKEN');
+  assert.equal(codeOf('EADDRNOTAVAIL', { syscall: 'listen' }), 'HOST_ADDRESS_ABSENT');
   const sqlite = (errcode: number) => codeOf('ERR_SQLITE_ERROR', { errcode });
   // SQLITE_FULL, _IOERR_WRITE; _READONLY_ROLLBACK, _IOERR_READ, _CORRUPT, _NOTADB; _BUSY.
   assert.deepEqual([13, 778, 776, 266, 11, 26, 5].map(sqlite), [

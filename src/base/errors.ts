@@ -6,6 +6,9 @@
  * a test keeps that page complete.
  */
 import { retryOfEarlier } from './earlier-errors.ts';
+import { isDiskFull, systemErrorCode, wireOfSystem } from './system-errors.ts';
+
+export { isDiskFull, systemErrorCode };
 
 /** Values that explain an error. JSON-able, never a secret. */
 export type ErrorValues = Readonly<Record<string, string | number | boolean | null>>;
@@ -89,88 +92,16 @@ export function isGodwitError(error: unknown, code?: string): error is GodwitErr
 /** Any thrown thing as a WireError; foreign errors keep their message under the code `INTERNAL`. */
 export function toWireError(error: unknown): WireError {
   if (error instanceof GodwitError) return error.toWire();
-  const message = error instanceof Error ? error.message : String(error);
+  const known = wireOfSystem(error);
+  if (known !== null) return known;
   const systemCode = systemErrorCode(error);
-  if (isDiskFull(error)) {
-    // SQLite says the same of a write to a full disk and to one that has become read-only.
-    const isAmbiguous = systemCode === 'ERR_SQLITE_ERROR' && (error as { errcode?: number }).errcode !== 13;
-    return {
-      code: 'DISK_FULL',
-      message: `no space is left on the disk of the worker's data${isAmbiguous ? ', or it fails' : ''}: ${message}`,
-      values: { systemCode: systemCode ?? null },
-      nextAction: `Free space there, or add some${isAmbiguous ? ' (df); where there is room, look at the disk (dmesg)' : ''}; then do it again. What runs goes on, but for writes that need room.`,
-      retry: 'unknown',
-    };
-  }
-  if (isDiskBroken(error)) {
-    return {
-      code: 'DISK_FAILED',
-      message: `a disk of this host fails, or may only be read: ${message}`,
-      values: { systemCode: systemCode ?? null },
-      nextAction:
-        'Look at it (dmesg; a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker. Machines run on as far as their disks let them.',
-      retry: 'unknown',
-    };
-  }
-  if (systemCode === 'EMFILE' || systemCode === 'ENFILE') {
-    return {
-      code: 'HOST_NO_DESCRIPTORS',
-      message: `${systemCode === 'EMFILE' ? 'this process' : 'this host'} may open no more files: ${message}`,
-      values: { systemCode },
-      nextAction:
-        'Raise the limit (LimitNOFILE of the service, ulimit -n; fs.file-max), and restart the worker.',
-      retry: 'unknown',
-    };
-  }
-  if (systemCode === 'EPERM' || systemCode === 'EACCES') {
-    return {
-      code: 'HOST_NOT_PERMITTED',
-      message: `this host does not permit that: ${message}`,
-      values: { systemCode },
-      nextAction:
-        'Look at that file or folder (lsattr: immutable), at the user that the worker runs as, and at what confines its service.',
-      retry: 'unknown',
-    };
-  }
   return {
     code: 'INTERNAL',
-    message,
+    message: messageOf(error),
     values: systemCode === undefined ? {} : { systemCode },
     nextAction: 'This is unexpected; look at the log of the worker for the stack and report it.',
     retry: 'unknown',
   };
-}
-
-/** SQLITE_FULL, and SQLITE_IOERR_SHMSIZE and _WRITE, which a full disk is behind (sqlite3.h). */
-const SQLITE_NO_ROOM = new Set([13, 4874, 778]);
-
-/**
- * SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_CANTOPEN, SQLITE_NOTADB: the last byte of their
- * extended codes.
- */
-const SQLITE_BROKEN = new Set([8, 10, 11, 14, 26]);
-/** EUCLEAN and EBADMSG, with which filesystems say that they are damaged, have no name in libuv. */
-const DISK_BROKEN = new Set(['EIO', 'EROFS', 'Unknown system error -117', 'Unknown system error -74']);
-
-/** Of the system or of SQLite: the disk is damaged, or has been made read-only for that. */
-function isDiskBroken(error: unknown): boolean {
-  const code = systemErrorCode(error);
-  if (code === 'ERR_SQLITE_ERROR')
-    return SQLITE_BROKEN.has(((error as { errcode?: number }).errcode ?? 0) & 0xff);
-  return code !== undefined && DISK_BROKEN.has(code);
-}
-
-/** Of the system or of SQLite: it could not be written for want of room. */
-export function isDiskFull(error: unknown): boolean {
-  const code = systemErrorCode(error);
-  if (code === 'ERR_SQLITE_ERROR') return SQLITE_NO_ROOM.has((error as { errcode?: number }).errcode ?? 0);
-  return code === 'ENOSPC' || code === 'EDQUOT';
-}
-
-/** The errno name (`ENOSPC`, `ECONNREFUSED`…) of a Node system error, else undefined. */
-export function systemErrorCode(error: unknown): string | undefined {
-  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
-  return typeof error.code === 'string' ? error.code : undefined;
 }
 
 /** Message of any thrown thing. */

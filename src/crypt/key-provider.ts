@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, readSync } from 'node:fs';
 import { access } from 'node:fs/promises';
@@ -6,6 +5,7 @@ import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { createFile } from '../sys/durable-file.ts';
 import { openNamedFile } from '../sys/named-path.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 import { Secret } from './secret.ts';
 
 /** For which volume a key is wanted. */
@@ -152,7 +152,7 @@ export class ExecKeyProvider implements KeyProvider {
     const collector = new KeyCollector();
     return new Promise<Secret>((resolve, reject) => {
       // A group of its own, so that what a script started goes with it.
-      const child = spawn(program, args, {
+      const child = startProgram(program, args, {
         stdio: ['ignore', 'pipe', 'ignore'],
         detached: true,
         env: {
@@ -163,17 +163,19 @@ export class ExecKeyProvider implements KeyProvider {
           GODWIT_KEY_GENERATION: `${request.keyGeneration}`,
         },
       });
-      const fail = (problem: string) => {
+      const end = (error: GodwitError) => {
         clearTimeout(timer);
         killGroup(child.pid);
         child.stdout.destroy();
         collector.dispose();
-        reject(unavailableError(request, problem));
+        reject(error);
       };
+      const fail = (problem: string) => end(unavailableError(request, problem));
       const timer = setTimeout(() => fail(`its key program gave none within ${deadlineMs} ms`), deadlineMs);
-      child.on('error', (error) =>
-        fail(`its key program does not start (${systemErrorCode(error) ?? 'unknown'})`),
-      );
+      child.on('error', (error) => {
+        const problem = `its key program does not start (${systemErrorCode(error) ?? 'unknown'})`;
+        end(startError(error) ?? unavailableError(request, problem));
+      });
       child.stdout.on('data', (piece: Buffer) => {
         if (!collector.add(piece)) fail(`its key program printed more than ${MAX_KEY_BYTES} bytes`);
       });

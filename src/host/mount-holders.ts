@@ -1,8 +1,8 @@
-import { spawn } from 'node:child_process';
 import { readdir, readFile, readlink } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
+import { startProgram } from '../sys/start-program.ts';
 import { mountAt, parseMountTable } from './mount-table.ts';
 import { parseStat } from './process-identity.ts';
 
@@ -61,7 +61,7 @@ export async function findHolders(place: string, own: ReadonlySet<number>): Prom
  * that is only slow is waited for.
  */
 export async function isFrozen(place: string, clock: Clock): Promise<boolean> {
-  const child = spawn('touch', ['-c', '-r', place, place], { stdio: 'ignore' });
+  const child = startProgram('touch', ['-c', '-r', place, place], { stdio: 'ignore' });
   let ended = false;
   const exited = new Promise<void>((resolve) => {
     const end = () => {

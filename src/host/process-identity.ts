@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { systemErrorCode } from '../base/errors.ts';
 import { bootId } from '../sys/boot-id.ts';
 
 /** A process by number and time of start, so that a reused number is never mistaken for it. */
@@ -10,15 +11,24 @@ export type ProcessIdentity = {
   bootId: string;
 };
 
-/** Null when there is no such process (or only its zombie). */
+/** ESRCH: it ended while it was looked at. */
+const NO_PROCESS = new Set(['ENOENT', 'ESRCH', 'ENOTDIR']);
+
+/**
+ * Null when there is no such process (or only its zombie). Throws when that cannot be found out, as without a
+ * descriptor: what is not seen then is not dead for that.
+ */
 export function identifyProcess(pid: number): ProcessIdentity | null {
+  let line: string;
   try {
-    const fields = parseStat(readFileSync(`/proc/${pid}/stat`, 'utf8'));
-    if (fields === null || isOver(fields)) return null;
-    return { pid, startTicks: fields.startTicks, bootId: bootId() };
-  } catch {
-    return null;
+    line = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  } catch (error) {
+    if (NO_PROCESS.has(systemErrorCode(error) ?? '')) return null;
+    throw error;
   }
+  const fields = parseStat(line);
+  if (fields === null || isOver(fields)) return null;
+  return { pid, startTicks: fields.startTicks, bootId: bootId() };
 }
 
 /** True for what `parseStat` says of a process of which only its end is left to be read. Pure. */
@@ -26,7 +36,7 @@ export function isOver({ state, threads }: { state: string; threads: number }): 
   return state === 'X' || (state === 'Z' && threads <= 1);
 }
 
-/** True while exactly that process lives. */
+/** True while exactly that process lives. Throws as `identifyProcess`. */
 export function isAlive(identity: ProcessIdentity): boolean {
   const now = identifyProcess(identity.pid);
   return now !== null && now.startTicks === identity.startTicks && now.bootId === identity.bootId;

@@ -1,8 +1,8 @@
-import { spawn } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { GodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 
 /** What became of a host program. `timedOut`: it was killed at the deadline, or could not even be killed. */
 export type ProgramResult = {
@@ -31,7 +31,8 @@ const KILL_GRACE_MS = PATIENCE.programKill.ms;
 /**
  * Runs a program in a process group of its own, kills the whole group at the deadline or when `signal`
  * aborts, and always resolves in bounded time: a program that hangs in the kernel (a dead device) is left
- * behind rather than waited for. Rejects `MACHINE_PROGRAM_MISSING` when it cannot be started.
+ * behind rather than waited for. Rejects `MACHINE_PROGRAM_MISSING` when it cannot be started, and as
+ * `startError` says.
  */
 export function runProgram(
   file: string,
@@ -39,7 +40,7 @@ export function runProgram(
   options: ProgramOptions,
 ): Promise<ProgramResult> {
   return new Promise((resolve, reject) => {
-    const child = spawn(file, args, {
+    const child = startProgram(file, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
       detached: true,
       env: options.env ?? process.env,
@@ -88,13 +89,12 @@ export function runProgram(
     child.on('error', (cause) => {
       for (const timer of timers) clearTimeout(timer);
       options.signal?.removeEventListener('abort', kill);
-      reject(
-        new GodwitError('MACHINE_PROGRAM_MISSING', `cannot run ${file}: ${cause.message}`, {
-          values: { program: file },
-          nextAction: `Install the package that has ${file} on this host.`,
-          cause,
-        }),
-      );
+      const missing = new GodwitError('MACHINE_PROGRAM_MISSING', `cannot run ${file}: ${cause.message}`, {
+        values: { program: file },
+        nextAction: `Install the package that has ${file} on this host.`,
+        cause,
+      });
+      reject(startError(cause) ?? missing);
     });
     child.on('exit', (code, signal) => {
       ended = { code, signal };

@@ -1,8 +1,8 @@
-import { spawn } from 'node:child_process';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 
 export type ToolOutput = { exitCode: number | null; stdout: string; stderr: string };
 
@@ -47,7 +47,7 @@ export function systemTools(options: SystemToolsOptions = {}): Tools {
   return {
     run([program, ...args], { deadlineMs = DEADLINE_MS, input, inheritedFd } = {}) {
       return new Promise((resolve, reject) => {
-        const child = spawn(program, args, {
+        const child = startProgram(program, args, {
           stdio: [
             input === undefined ? 'ignore' : 'pipe',
             ...['pipe' as const, 'pipe' as const],
@@ -79,7 +79,7 @@ export function systemTools(options: SystemToolsOptions = {}): Tools {
         child.stdin?.end(input);
         child.on('error', (cause) => {
           clearInterval(timeout);
-          reject(missingError(program, cause));
+          reject(startError(cause) ?? missingError(program, cause));
         });
         child.on('close', (exitCode) => {
           clearInterval(timeout);

@@ -1,15 +1,16 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { closeSync, readSync, writeSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import type { Readable } from 'node:stream';
 import { ReadStream } from 'node:tty';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, systemErrorCode } from '../base/errors.ts';
+import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
 import type { Entrance, ExecSession, SessionEnd, SessionOutput } from '../shim/exec-session.ts';
 import type { SessionOptions } from '../shim/runtime.ts';
 import { openPty, resizeTerminal, type TerminalSize } from '../sys/pty.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 
 const PIECE_BYTES = 64 * 1024;
 
@@ -59,7 +60,7 @@ class TerminalSession implements ExecSession {
     this.#options = options;
     const { master, slave } = openTerminal(init, { uid, gid }, options.size);
     try {
-      this.#child = spawn(file, args, { stdio: [slave, slave, slave], detached: true });
+      this.#child = startProgram(file, args, { stdio: [slave, slave, slave], detached: true });
     } catch (error) {
       closeSync(master);
       throw error;
@@ -72,7 +73,7 @@ class TerminalSession implements ExecSession {
     this.#stream.on('data', this.#onData);
     // EIO: no process has the terminal open any more.
     this.#stream.on('error', () => {});
-    this.ended = endOf(this.#child).then(async (end) => {
+    this.ended = endOf(this.#child, this.#onData).then(async (end) => {
       await this.#drain();
       this.#close();
       return end;
@@ -162,7 +163,7 @@ class PipeSession implements ExecSession {
 
   constructor({ file, args, init }: Entrance, { onOutput, clock }: Common) {
     if (!isAlive(init)) throw notRunning();
-    this.#child = spawn(file, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
+    this.#child = startProgram(file, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
     const { stdin, stdout, stderr } = this.#child;
     // The command does not read, or has ended.
     stdin!.on('error', () => {});
@@ -177,7 +178,7 @@ class PipeSession implements ExecSession {
       });
     }
     const closed = Promise.all([stdout!, stderr!].map(over));
-    this.ended = endOf(this.#child).then(async (end) => {
+    this.ended = endOf(this.#child, (bytes) => onOutput('stderr', bytes)).then(async (end) => {
       await Promise.race([closed, this.#quiet(clock)]);
       this.#release();
       return end;
@@ -278,11 +279,14 @@ function notRunning(): GodwitError {
   });
 }
 
-/** One that could not be started ends with 127, as a shell has it. */
-function endOf(child: ChildProcess): Promise<SessionEnd> {
+/** One that could not be started ends with 127, and says so, as a shell has it. */
+function endOf(child: ChildProcess, say: (bytes: Buffer) => void): Promise<SessionEnd> {
   return new Promise((resolve) => {
     child.once('exit', (exitCode, signal) => resolve({ exitCode, signal }));
-    child.once('error', () => resolve({ exitCode: 127, signal: null }));
+    child.once('error', (error) => {
+      say(Buffer.from(`godwit: ${messageOf(startError(error) ?? error)}\n`));
+      resolve({ exitCode: 127, signal: null });
+    });
   });
 }
 

@@ -1,8 +1,9 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import type { Duplex, Readable } from 'node:stream';
 import { GodwitError } from '../base/errors.ts';
 import type { LogWriter } from '../shim/log-file.ts';
 import type { WorkloadExit } from '../shim/runtime.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 
 /** More than this on the status pipe is not from jail-init.sh. */
 const STATUS_BYTES_MAX = 64 * 1024;
@@ -16,6 +17,8 @@ export class JailProcess {
   /** Ends when PID 1 of the machine has ended (and with it every process of its pid namespace). */
   readonly exited: Promise<WorkloadExit>;
   #exit: WorkloadExit | undefined;
+  /** Why the host did not start it. */
+  #hostError: GodwitError | null = null;
   /** PID 1 as the host counts; 0 before `started` resolved. */
   initPid = 0;
   readonly #status: Duplex;
@@ -23,7 +26,7 @@ export class JailProcess {
   readonly #started: Promise<string[]>;
 
   constructor(unshare: string, args: readonly string[], log: LogWriter) {
-    this.#child = spawn(unshare, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true });
+    this.#child = startProgram(unshare, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true });
     const [, stdout, stderr, status] = this.#child.stdio as unknown as [null, Readable, Readable, Duplex];
     log.attach(stdout);
     log.attach(stderr);
@@ -33,7 +36,10 @@ export class JailProcess {
         resolve(this.#exit);
       };
       this.#child.on('exit', (exitCode, exitSignal) => end({ exitCode, exitSignal }));
-      this.#child.on('error', () => end({ exitCode: 127, exitSignal: null }));
+      this.#child.on('error', (error) => {
+        this.#hostError = startError(error);
+        end({ exitCode: 127, exitSignal: null });
+      });
     });
     this.#status = status;
     this.#built = readStatus(status, 'built').then((lines) => {
@@ -88,6 +94,7 @@ export class JailProcess {
     const error = valuesOf('error')[0];
     this.initPid = Number(valuesOf('pid')[0] ?? 0);
     if (error === undefined && this.initPid > 0 && lines.includes('ready')) return valuesOf('note');
+    if (this.#hostError !== null) throw this.#hostError;
     throw new GodwitError(
       'MACHINE_START_FAILED',
       `the machine could not be started: failed at ${error ?? 'making its namespaces'}`,

@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, realpathSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { basename, dirname, join } from 'node:path';
@@ -15,6 +14,7 @@ import { isAlive } from '../host/process-identity.ts';
 import { forAnyShim } from '../opening/earlier-spec.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 import { SHIM, SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
 import { readShimState } from './state.ts';
 
@@ -52,7 +52,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
 
   const log = openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600);
   let ended: string | undefined;
-  const child = spawn(
+  const child = startProgram(
     process.execPath,
     ['--max-semi-space-size=1', fileURLToPath(entryPoint('machine/shim.ts')), runtimeDir, ...options.hidden],
     {
@@ -68,8 +68,10 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     },
   );
   closeSync(log);
+  let hostError: GodwitError | null | undefined;
   child.on('error', (error) => {
     ended = error.message;
+    hostError = startError(error);
   });
   child.on('exit', (code, signal) => {
     // Another start was quicker by so little that its socket is not there yet.
@@ -90,6 +92,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
       if (shimPid !== child.pid) child.kill('SIGKILL');
       return client;
     }
+    if (hostError) throw hostError;
     if (over !== undefined) {
       throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
         values: { runtimeDir },

@@ -164,7 +164,7 @@ export class ShimService {
   }
 
   /** Brings `shim.json` up to date; writes only what differs. */
-  writeState(): Promise<void> {
+  async writeState(): Promise<void> {
     const state = this.#state();
     const text = JSON.stringify(state);
     if (text === this.#stateText) return this.#lastWrite;
