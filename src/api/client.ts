@@ -3,16 +3,9 @@ import { request as httpsRequest, Agent as SecureAgent } from 'node:https';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import { TIMER_MS_MAX } from '../base/clock.ts';
-import {
-  type ErrorValues,
-  GodwitError,
-  isGodwitError,
-  messageOf,
-  type Retry,
-  systemErrorCode,
-  type WireError,
-} from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf, systemErrorCode, type WireError } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
+import { readWireError } from '../base/read-wire-error.ts';
 import { TRACEPARENT, traceparentOf } from '../base/trace-context.ts';
 import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
 import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
@@ -84,6 +77,8 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
   readonly #meant: ApiClientOptions['worker'];
   /** The worker has said its name. */
   #named = false;
+  /** Requests on their way that may change something. */
+  #changes = 0;
 
   constructor(options: ApiClientOptions) {
     super();
@@ -103,6 +98,11 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     this.#agent = base.protocol === 'https:' ? new SecureAgent(keep) : new Agent(keep);
     this.#token = options.token;
     this.#timeoutMs = options.timeoutMs ?? PATIENCE.personAnswer.ms;
+  }
+
+  /** Something was asked that changes something, and is not answered. */
+  get isChanging(): boolean {
+    return this.#changes > 0;
   }
 
   /** Closes idle connections, so that the process can end. */
@@ -209,10 +209,16 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
   }
 
   async #exchange<Reply>(method: string, path: string, call: Call): Promise<Reply> {
-    const response = await this.#send(method, path, call);
-    const status = response.statusCode ?? 0;
-    if (status < 200 || status > 299) throw await this.#failure(response, call.signal);
-    return this.#parse(await this.#text(response, call.signal)) as Reply;
+    const changes = method === 'GET' ? 0 : 1;
+    this.#changes += changes;
+    try {
+      const response = await this.#send(method, path, call);
+      const status = response.statusCode ?? 0;
+      if (status < 200 || status > 299) throw await this.#failure(response, call.signal);
+      return this.#parse(await this.#text(response, call.signal)) as Reply;
+    } finally {
+      this.#changes -= changes;
+    }
   }
 
   /** Resolves with the head of the response. */
@@ -447,16 +453,5 @@ function isNotTls(error: Error): boolean {
 export class DeadlineError extends Error {}
 
 function wireErrorOf(reply: unknown): WireError | null {
-  if (typeof reply !== 'object' || reply === null || !('error' in reply)) return null;
-  const error = reply.error as Partial<Record<keyof WireError, unknown>> | null;
-  if (typeof error !== 'object' || error === null) return null;
-  const { code, message, values, nextAction, retry } = error;
-  if (typeof code !== 'string' || typeof message !== 'string' || typeof nextAction !== 'string') return null;
-  return {
-    code,
-    message,
-    values: (values ?? {}) as ErrorValues,
-    nextAction,
-    ...(retry !== undefined && { retry: retry as Retry }),
-  };
+  return typeof reply === 'object' && reply !== null && 'error' in reply ? readWireError(reply.error) : null;
 }

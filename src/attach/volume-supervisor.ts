@@ -1,20 +1,22 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
 import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, isGodwitError, messageOf, type Retry } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
+import { readWireError } from '../base/read-wire-error.ts';
 import { whileAlive } from '../base/while-alive.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
 import { specAfter, specAtPort, specFollowing, specWithLoss } from '../opening/spec-after.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { setIoFlusher } from '../sys/io-flusher.ts';
+import { startError, startProgram } from '../sys/start-program.ts';
 
 /**
  * Flags for the node that runs a volume server. Its heap holds no data (slots and buffers are outside), and
@@ -210,22 +212,22 @@ export class VolumeSupervisor {
   }
 
   #spawn(): void {
-    const { command, env, fuseFd, logPath } = this.#options;
+    const { command, env, fuseFd } = this.#options;
     this.#readyAtMs = null;
     this.#failure = null;
-    const logFd = openSync(logPath, 'a', 0o600);
+    const logFd = this.#openLog();
     // The mark is inherited through fork and exec by every thread of the server; set later it would miss
     // those that Node starts first.
     const marked = setIoFlusher(true);
     let child: ChildProcess;
     try {
-      child = spawn(command[0], command.slice(1), {
-        stdio: ['pipe', 'pipe', logFd, ...(fuseFd === null ? [] : [fuseFd])],
+      child = startProgram(command[0], command.slice(1), {
+        stdio: ['pipe', 'pipe', logFd ?? 'ignore', ...(fuseFd === null ? [] : [fuseFd])],
         env: env ?? process.env,
       });
     } finally {
       if (marked) setIoFlusher(false);
-      closeSync(logFd);
+      if (logFd !== null) closeSync(logFd);
     }
     const ended = Promise.withResolvers<void>();
     this.#child = child;
@@ -239,7 +241,10 @@ export class VolumeSupervisor {
       ended.resolve();
       if (!this.#stopping) this.#restart(how);
     };
-    child.on('error', (error) => onEnd({ code: null, signal: null, message: messageOf(error) }));
+    child.on('error', (error) => {
+      if (child.pid === undefined) this.#failure = startError(error);
+      onEnd({ code: null, signal: null, message: messageOf(error) });
+    });
     child.on('exit', (code, signal) => onEnd({ code, signal }));
     if (child.pid === undefined) return; // 'error' follows
     this.#protect(child.pid, marked);
@@ -247,7 +252,27 @@ export class VolumeSupervisor {
     const output = child.stdout as Readable;
     input.on('error', () => {}); // the exit says more
     input.write(`${JSON.stringify(this.#spec)}\n`);
-    this.#rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
+    const rpc = new LineRpc(output, input, { onEvent: (event, data) => this.#onEvent(child, event, data) });
+    this.#rpc = rpc;
+    void rpc.closed.then(() => this.#endMute(child));
+  }
+
+  /** One that cannot be spoken to any more serves nobody who asks: another one takes over. */
+  #endMute(child: ChildProcess): void {
+    this.#options.clock.timer(PATIENCE.serverStop.ms, () => {
+      if (this.#child === child && !this.#stopping) child.kill('SIGKILL');
+    });
+  }
+
+  /** Null: it cannot be opened (no descriptor is left, or its disk has become read-only); a server goes without. */
+  #openLog(): number | null {
+    const { logPath, logger } = this.#options;
+    try {
+      return openSync(logPath, 'a', 0o600);
+    } catch (error) {
+      logger.warn({ logPath, reason: messageOf(error) }, 'the volume server goes without its log');
+      return null;
+    }
   }
 
   /** Out of the reach of the OOM killer and of the workload's memory limit. */
@@ -399,15 +424,8 @@ function portOf(data: unknown): number | null {
 }
 
 function failedError(data: unknown): GodwitError {
-  const wire = typeof data === 'object' && data !== null ? (data as Record<string, unknown>) : {};
-  return GodwitError.fromWire({
-    code: typeof wire.code === 'string' ? wire.code : 'ATTACH_SERVER_FAILED',
-    message: typeof wire.message === 'string' ? wire.message : 'the volume server failed',
-    values:
-      typeof wire.values === 'object' && wire.values !== null ? (wire.values as GodwitError['values']) : {},
-    nextAction: typeof wire.nextAction === 'string' ? wire.nextAction : 'Look at its log.',
-    ...(typeof wire.retry === 'string' && { retry: wire.retry as Retry }),
-  });
+  const unread = { code: 'ATTACH_SERVER_FAILED', message: 'the volume server failed', values: {} };
+  return GodwitError.fromWire(readWireError(data) ?? { ...unread, nextAction: 'Look at its log.' });
 }
 
 function stoppedError(): GodwitError {

@@ -1,6 +1,7 @@
 import type { Readable, Writable } from 'node:stream';
 import { TIMER_MS_MAX } from './clock.ts';
 import { GodwitError, toWireError, type WireError } from './errors.ts';
+import { readWireError } from './read-wire-error.ts';
 
 /**
  * Requests, replies and events as one JSON object a line: what the worker speaks with a shim (unix socket)
@@ -16,8 +17,17 @@ export type LineMessage =
   | { id: number; error: WireError }
   | { event: string; data: unknown };
 
-/** Longest accepted line. A peer that sends more is broken: the connection ends with `RPC_LINE_TOO_LONG`. */
+/** Longest accepted line. A peer that sends more is broken: the conversation is over. */
 export const LINE_BYTES_MAX = 4 * 1024 * 1024;
+/** So much may wait for a peer that does not read (it is stopped, or hangs): then the conversation is over. */
+const UNREAD_BYTES_MAX = 4 * LINE_BYTES_MAX;
+
+const NO_REPLY: WireError = {
+  code: 'RPC_BAD_REPLY',
+  message: 'the other process answers neither with a result nor with an error that could be read',
+  values: {},
+  nextAction: 'Both processes must be of the same godwit version; restart the machine.',
+};
 
 export type LineHandler = (op: string, args: unknown) => Promise<unknown>;
 
@@ -115,6 +125,11 @@ export class LineRpc {
     if (!this.#closed) this.#send({ event, data });
   }
 
+  /** What this process has said and the other one has not read. */
+  get unreadBytes(): number {
+    return this.#output.writableLength;
+  }
+
   /** Ends our side. Pending calls reject with `RPC_CLOSED`. */
   close(): void {
     this.#close('closed by this process');
@@ -123,12 +138,14 @@ export class LineRpc {
   }
 
   #send(message: LineMessage): void {
-    this.#output.write(`${JSON.stringify(message)}\n`);
+    if (this.unreadBytes > UNREAD_BYTES_MAX) this.#close('the other process does not read');
+    else this.#output.write(`${JSON.stringify(message)}\n`);
   }
 
   #push(chunk: Buffer): void {
     let start = 0;
     for (let newline = chunk.indexOf(10); newline !== -1; newline = chunk.indexOf(10, start)) {
+      if (this.#closed) return;
       this.#chunks.push(chunk.subarray(start, newline));
       const line = Buffer.concat(this.#chunks).toString('utf8');
       this.#chunks = [];
@@ -136,7 +153,7 @@ export class LineRpc {
       start = newline + 1;
       this.#line(line);
     }
-    if (start < chunk.length) {
+    if (start < chunk.length && !this.#closed) {
       this.#chunks.push(chunk.subarray(start));
       this.#bufferedBytes += chunk.length - start;
       if (this.#bufferedBytes > LINE_BYTES_MAX) this.#close(`a line is longer than ${LINE_BYTES_MAX} bytes`);
@@ -161,7 +178,7 @@ export class LineRpc {
       if (!pending) return;
       this.#pending.delete(fields.id);
       if (fields.ok === true) pending.resolve(fields.result);
-      else pending.reject(GodwitError.fromWire(fields.error as WireError));
+      else pending.reject(GodwitError.fromWire(readWireError(fields.error) ?? NO_REPLY));
     }
   }
 
@@ -180,6 +197,7 @@ export class LineRpc {
       retry: 'later',
       nextAction: 'The process ended or restarted; the caller connects again.',
     });
+    this.#chunks = [];
     for (const pending of this.#pending.values()) pending.reject(this.#closed);
     this.#pending.clear();
     this.#resolveClosed();

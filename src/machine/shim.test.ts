@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { endShim, machineConfig, machineNeeds, runtimeFolder } from '../../test/support/machine.ts';
@@ -107,6 +108,46 @@ test('wrong questions get typed errors', { skip }, async (t) => {
   await client.call('volume.close', {});
   await client.call('fs.unmount', {});
   await client.call('fs.sync', {});
+  client.close();
+});
+
+/** Highest resident memory of a process since its start. */
+function peakBytes(pid: number): number {
+  return Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
+}
+
+test('who sends a line without an end, half a line or rubbish, or asks and never reads, costs nobody anything', {
+  skip,
+}, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  await client.call('workload.start', machine(SLEEP));
+  const { shimPid } = await client.call('status', {});
+  const beforeBytes = peakBytes(shimPid);
+  const sockets: Socket[] = [];
+  t.after(() => {
+    for (const socket of sockets) socket.destroy();
+  });
+  const peer = (bytes: string | Buffer): Socket => {
+    const socket = connect(join(runtimeDir, 'shim.sock')).on('error', () => {});
+    sockets.push(socket);
+    socket.write(bytes);
+    return socket;
+  };
+  for (let count = 0; count < 100; count++) peer('{"id":1,"op":"sta');
+  peer(Buffer.alloc(1_000_000, 0xff).fill('\n', 500_000, 500_001)).resume();
+  const endless = peer(Buffer.alloc(100 * 2 ** 20, 'x'));
+  const questions = '{"id":1,"op":"status"}\n'.repeat(10_000);
+  const deaf = peer(questions).pause();
+  deaf.on('drain', () => deaf.write(questions));
+  for (const [what, socket] of [
+    ['endless', endless],
+    ['deaf', deaf],
+  ] as const)
+    await until(`the ${what} one to be cut off`, () => socket.destroyed || socket.errored !== null);
+  assert.equal((await client.call('status', {})).workload?.state, 'running');
+  const grownBytes = peakBytes(shimPid) - beforeBytes;
+  assert.ok(grownBytes < 128 * 2 ** 20, `${Math.round(grownBytes / 2 ** 20)} MiB more`);
   client.close();
 });
 

@@ -100,6 +100,7 @@ async function main(): Promise<void> {
     logger.error({ reason: messageOf(error), stack: error.stack }, 'uncaught'),
   );
   for (const signal of ['SIGHUP', 'SIGINT', 'SIGPIPE'] as const) process.on(signal, () => {});
+  server.on('error', (error) => logger.error({ reason: messageOf(error) }, 'a connection was not taken'));
   logger.info({ runtimeDir }, 'shim listens');
   // Node writes its compile cache at the exit, which for a shim is far away; the next shims want it now.
   setTimeout(flushCompileCache, 500).unref();

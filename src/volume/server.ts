@@ -35,6 +35,9 @@ const EXIT_NOT_STARTED = 2;
  */
 const PEERS = new PeerBook(systemClock);
 
+/** A supervisor that is stopped reads nothing, and is told no more of it than this. */
+const UNREAD_EVENTS_BYTES_MAX = 64 * 1024;
+
 /** Everything up to the first newline; what follows it stays in the stream. */
 async function readFirstLine(input: NodeJS.ReadStream): Promise<string> {
   const chunks: Buffer[] = [];
@@ -141,7 +144,8 @@ async function main(): Promise<void> {
   // Now, because a server that is killed would not: the next one starts in half the time, and without the
   // compiler's memory.
   flushCompileCache();
-  reporter = new StatusReporter({ status: () => served.volume.status(), emit, clock: systemClock });
+  const isHeard = () => (rpc?.unreadBytes ?? 0) < UNREAD_EVENTS_BYTES_MAX;
+  reporter = new StatusReporter({ status: () => served.volume.status(), emit, isHeard, clock: systemClock });
   reporter.start();
 
   let isEnding = false;

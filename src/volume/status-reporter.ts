@@ -6,6 +6,8 @@ const INTERVAL_MS = 500;
 export type StatusReporterOptions = {
   status: () => VolumeServerStatus;
   emit: (event: string, data: unknown) => void;
+  /** False: what was told before waits to be read, and nothing is told until it was. */
+  isHeard: () => boolean;
   clock: Clock;
 };
 
@@ -38,6 +40,7 @@ export class StatusReporter {
 
   /** Now, and not at the next half second. */
   look(): void {
+    if (!this.#options.isHeard()) return;
     const status = this.#options.status();
     // Memory in use always changes a little; that alone is no news.
     const news = JSON.stringify({ ...status, residentBytes: 0 });
