@@ -61,11 +61,13 @@ export class MachineFigures {
     this.#disk = room;
     this.#states = new Map();
     this.#missing = { volumes: 0, bytes: 0, noRoom: 0 };
-    const counted = new Map<string, Record<Counted, number>>();
+    const counted = new Map<string, Record<Counted, number> | null>();
     for (const show of shows) {
       const state = stateOf(show);
       this.#states.set(state, (this.#states.get(state) ?? 0) + 1);
-      const status = show.shim?.volume?.status;
+      const volume = show.shim?.volume;
+      const status = volume?.status;
+      if (volume || show.silentForMs !== undefined) counted.set(show.record.id, null);
       if (!status) continue;
       const { guest, hydration } = status;
       if (status.noRoom) this.#missing.noRoom++;

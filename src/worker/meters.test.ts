@@ -22,6 +22,19 @@ test('a run counts when it is over, and the interruption of a move as soon as it
   assert.deepEqual(meters.bytesAvoided.read(), [{ labels: {}, value: 4096 }]);
 });
 
+test('who asks for what is not there has one set of labels, whatever he calls his question', () => {
+  const meters = new Meters();
+  for (const method of ['GET', 'PROPFIND', 'M-SEARCH', 'UNLINK']) meters.answered(method, 'none', 401, 1);
+  meters.answered('GET', '/metrics', 401, 1);
+  assert.deepEqual(
+    meters.requests.read().map(({ labels }) => labels),
+    [
+      { method: 'any', route: 'none', status: '4xx' },
+      { method: 'GET', route: '/metrics', status: '4xx' },
+    ],
+  );
+});
+
 test('what the machine that did not run was not interrupted for is not counted', () => {
   const meters = new Meters();
   meters.note(

@@ -41,8 +41,9 @@ export class Meters {
     if (code !== null) this.peerFailures.add({ peer, code: label });
   }
 
-  /** `route`: as declared, without names. */
+  /** `route`: as declared, without names; `none`, of whatever method, for what is not. */
   answered(method: string, route: string, status: number, durationMs: number): void {
-    this.requests.observe({ method, route, status: `${Math.floor(status / 100)}xx` }, durationMs);
+    const labels = { method: route === 'none' ? 'any' : method, route };
+    this.requests.observe({ ...labels, status: `${Math.floor(status / 100)}xx` }, durationMs);
   }
 }

@@ -97,15 +97,18 @@ test('sets of labels have a bound, and what is beyond it counts all the same', (
 
 test('a sum over processes never falls, when one begins anew, goes, and comes back', () => {
   const sums = new RisingSums(['reads']);
-  const look = (counts: Record<string, number>) => {
-    sums.look(new Map(Object.entries(counts).map(([id, reads]) => [id, { reads }])));
+  const look = (counts: Record<string, number | null>) => {
+    const now = Object.entries(counts).map(([id, reads]) => [id, reads === null ? null : { reads }] as const);
+    sums.look(new Map(now));
     return sums.sum('reads');
   };
-  assert.equal(look({ a: 5, b: 1 }), 6);
-  assert.equal(look({ a: 7, b: 1 }), 8);
-  assert.equal(look({ a: 2, b: 1 }), 10, 'a new process of a');
-  assert.equal(look({ b: 1 }), 10);
-  assert.equal(look({ a: 3, b: 2 }), 14, 'a has come back, with a new process');
+  assert.equal(look({ a: 500, b: 100, silent: null }), 0, 'before anybody looked');
+  assert.equal(look({ a: 502, b: 100, silent: 70 }), 2, 'nor was this counted since');
+  assert.equal(look({ a: 2, b: 100, silent: 71 }), 5, 'a new process of a');
+  assert.equal(look({ b: 100, c: 6 }), 11, 'a new one counts from its beginning');
+  assert.equal(look({ b: null, c: null }), 11);
+  assert.equal(look({ b: 101, c: 6 }), 12, 'who was silent for a while goes on from where it was');
+  assert.equal(look({ a: 3, b: 101 }), 15, 'a has come back, with a new process');
 });
 
 test('every metric that a part declares is on the page, by the rules for names, and none twice', () => {

@@ -103,29 +103,44 @@ export class Durations {
 
 /**
  * Sums of counters of processes that end and begin anew at nought: a sum only rises, whatever becomes of them.
- * One that is not there any more takes nothing away.
+ * One that is not there any more takes nothing away. What was counted before the first look is of nobody who
+ * looks: a sum begins at nought, or the first look of a new worker would be a leap.
  */
 export class RisingSums<Name extends string> {
   readonly #sums: Record<Name, number>;
   readonly #last = new Map<string, Record<Name, number>>();
+  /** There at the first look, and not heard of since. */
+  readonly #unheard = new Set<string>();
   readonly #names: readonly Name[];
+  #isFirst = true;
 
   constructor(names: readonly Name[]) {
     this.#names = names;
     this.#sums = Object.fromEntries(names.map((name) => [name, 0])) as Record<Name, number>;
   }
 
-  /** All that there are now, by id. */
-  look(now: ReadonlyMap<string, Record<Name, number>>): void {
+  /** All that there are now, by id; null: it is there, and says nothing now. */
+  look(now: ReadonlyMap<string, Record<Name, number> | null>): void {
     for (const [id, counts] of now) {
-      const last = this.#last.get(id);
-      for (const name of this.#names) {
-        const before = last?.[name] ?? 0;
-        this.#sums[name] += counts[name] >= before ? counts[name] - before : counts[name];
+      if (counts === null) {
+        if (this.#isFirst) this.#unheard.add(id);
+        continue;
       }
+      const last = this.#last.get(id);
+      const isEarlier = this.#isFirst || this.#unheard.delete(id);
+      if (!isEarlier) this.#add(counts, last);
       this.#last.set(id, counts);
     }
+    this.#isFirst = false;
     for (const id of this.#last.keys()) if (!now.has(id)) this.#last.delete(id);
+    for (const id of this.#unheard) if (!now.has(id)) this.#unheard.delete(id);
+  }
+
+  #add(counts: Record<Name, number>, last: Record<Name, number> | undefined): void {
+    for (const name of this.#names) {
+      const before = last?.[name] ?? 0;
+      this.#sums[name] += counts[name] >= before ? counts[name] - before : counts[name];
+    }
   }
 
   sum(name: Name): number {
