@@ -42,6 +42,7 @@ import { type EndState, type LoadedRun, resourceBusy, Store } from './store.ts';
 const RETRY_DEFAULT = { initialMs: 100, maxMs: 5_000 };
 const KEEP_MS_DEFAULT = 30 * 24 * 60 * 60 * 1000;
 const KEEP_RUNS_DEFAULT = 10_000;
+const KEEP_NEWEST_DEFAULT = 1_000;
 /** Views of runs that are over, some 10 KiB each. */
 const REMEMBERED_MAX = 1_000;
 /** Runs that are pruned in one turn of the event loop, in one transaction. */
@@ -69,6 +70,8 @@ export type JournalOptions = {
   crashPoints?: CrashPoints;
   /** Finished runs beyond this many are pruned, oldest first. */
   keepRuns?: number;
+  /** So many of those that were made last stay, however old the clock says that they are. */
+  keepNewest?: number;
 };
 
 /** How an attempt ended: the events that say so, and, for a Handoff, the run that takes over. */
@@ -146,6 +149,7 @@ export class Journal {
   readonly #logger: Logger;
   readonly #crashPoints: CrashPoints;
   readonly #keepRuns: number;
+  readonly #keepNewest: number;
   readonly #definitions = new Map<string, RunDefinition<unknown>>();
   readonly #live = new Map<string, LiveRun>();
   /** Runs that are over and were asked for: `newest` is asked for the same ones again and again. */
@@ -169,6 +173,7 @@ export class Journal {
     this.#logger = options.logger;
     this.#crashPoints = options.crashPoints ?? noCrashPoints;
     this.#keepRuns = options.keepRuns ?? KEEP_RUNS_DEFAULT;
+    this.#keepNewest = Math.min(this.#keepRuns, options.keepNewest ?? KEEP_NEWEST_DEFAULT);
     for (const definition of options.definitions) {
       checkDefinition(definition);
       assert(!this.#definitions.has(definition.kind), `two definitions of kind ${definition.kind}`);
@@ -1036,8 +1041,7 @@ export class Journal {
     try {
       const pruned = this.#store.prune(
         (kind) => nowMs - (this.#definitions.get(kind)?.keepMs ?? KEEP_MS_DEFAULT),
-        this.#keepRuns,
-        PRUNE_RUNS_MAX,
+        { keepRuns: this.#keepRuns, keepNewest: this.#keepNewest, runsMax: PRUNE_RUNS_MAX },
       );
       for (const id of pruned) this.#over.delete(id);
       this.#prunedRuns += pruned.length;

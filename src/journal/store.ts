@@ -125,7 +125,8 @@ export class Store {
     | 'count'
     | 'kindsOver'
     | 'pruneOld'
-    | 'pruneExcess',
+    | 'pruneExcess'
+    | 'newestRow',
     StatementSync
   >;
 
@@ -371,19 +372,25 @@ export class Store {
 
   /**
    * Deletes runs that are over and hold nothing: those that ended before `endedBeforeMs(kind)`, and those
-   * beyond the newest `keepRuns`; `runsMax` of them at most, because all of it is one turn of the event loop.
-   * Returns their ids.
+   * beyond the newest `keepRuns`; none of the `keepNewest` that were made last, because what the times say is
+   * what a clock said that may have been wrong. `runsMax` of them at most, because all of it is one turn of
+   * the event loop. Returns their ids.
    */
-  prune(endedBeforeMs: (kind: string) => number, keepRuns: number, runsMax: number): string[] {
+  prune(
+    endedBeforeMs: (kind: string) => number,
+    { keepRuns, keepNewest, runsMax }: { keepRuns: number; keepNewest: number; runsMax: number },
+  ): string[] {
     const pruned: string[] = [];
+    const { newest } = this.#statements.newestRow.get() as { newest: number | null };
+    const upToRow = (newest ?? 0) - keepNewest;
     const remove = (statement: StatementSync, ...values: (string | number)[]) => {
       const rows = statement.all(...values, runsMax - pruned.length) as { id: string }[];
       pruned.push(...rows.map(({ id }) => id));
     };
     this.#transaction(() => {
       for (const { kind } of this.#statements.kindsOver.all() as { kind: string }[])
-        remove(this.#statements.pruneOld, kind, Math.floor(endedBeforeMs(kind)));
-      remove(this.#statements.pruneExcess, keepRuns);
+        remove(this.#statements.pruneOld, kind, Math.floor(endedBeforeMs(kind)), upToRow);
+      remove(this.#statements.pruneExcess, keepRuns - keepNewest, upToRow);
     });
     return pruned;
   }
@@ -511,13 +518,16 @@ function prepare(database: DatabaseSync) {
     ),
     pruneOld: database.prepare(
       `DELETE FROM runs WHERE rowid IN
-         (SELECT rowid FROM runs WHERE holds_resource = 0 AND kind = ?1 AND ended_at_ms < ?2 ORDER BY ended_at_ms LIMIT ?3)
+         (SELECT rowid FROM runs WHERE holds_resource = 0 AND kind = ?1 AND ended_at_ms < ?2 AND +rowid <= ?3
+          ORDER BY ended_at_ms LIMIT ?4)
        RETURNING id`,
     ),
     pruneExcess: database.prepare(
       `DELETE FROM runs WHERE rowid IN
-         (SELECT rowid FROM runs WHERE holds_resource = 0 ORDER BY ended_at_ms DESC, rowid DESC LIMIT ?2 OFFSET ?1)
+         (SELECT rowid FROM runs WHERE holds_resource = 0 AND +rowid <= ?2
+          ORDER BY ended_at_ms DESC, rowid DESC LIMIT ?3 OFFSET ?1)
        RETURNING id`,
     ),
+    newestRow: database.prepare('SELECT max(rowid) AS newest FROM runs'),
   };
 }

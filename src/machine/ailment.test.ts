@@ -36,6 +36,8 @@ test('what is wrong with a machine that is wanted has a kind and a sentence', ()
   );
   assert.equal(kind({ startedAtMs: NOW_MS - 50, restarts: 4 }), null, 'it has come up again');
   assert.equal(kind({ restarts: 4, health: health('none') }), null, 'it ended, and has run for long since');
+  const setBack = { startedAtMs: NOW_MS + 7_000_000, restarts: 1, exitCode: 1, health: health('none') };
+  assert.equal(kind(setBack), null, 'the clock was set back by two hours');
   assert.equal(kind({ health: health('unhealthy') }), 'unhealthy');
   assert.match(
     ailmentOf({ ...running, state: 'failed', exitSignal: 'SIGSEGV' }, NOW_MS)?.message ?? '',

@@ -22,7 +22,9 @@ export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailm
   const how = exitSignal ?? `exit code ${exitCode ?? '?'}`;
   if (state === 'failed' || (state === 'exited' && exitCode !== 0))
     return { kind: 'ended', message: `ended with ${how}, and its policy starts it no more` };
-  const isYoung = startedAtMs === null || nowMs - startedAtMs < STEADY_MS;
+  // A start that is still to come was before the clock was set back, and nobody knows for how long.
+  const forMs = startedAtMs === null ? 0 : nowMs - startedAtMs;
+  const isYoung = forMs >= 0 && forMs < STEADY_MS;
   if (
     state === 'restarting' ||
     (state === 'running' && restarts > 0 && isYoung && health.state !== 'healthy')

@@ -21,7 +21,7 @@ export const hydrate = inStep({
   retry: { initialMs: 100, maxMs: 5_000 },
   gives: ['hydration', 'hydratedAtMs'],
   async do(tools, context) {
-    const { target, clock } = tools;
+    const { target, clock, times } = tools;
     const { input, runId } = context;
     if (!input.volume) return {};
     const yieldToSource = watchSource(tools, context);
@@ -30,7 +30,8 @@ export const hydrate = inStep({
     for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
       await yieldToSource();
       const hydration = await target.hydration(input);
-      if (!hydration || hydration.exposedBytes === 0) return { hydration, hydratedAtMs: clock.wallMs() };
+      if (!hydration || hydration.exposedBytes === 0)
+        return { hydration, hydratedAtMs: times.nowMs(input.runId) };
       if (hydration.state === 'source-lost') {
         context.waiting(
           `${input.sourceWorker} does not answer, and some blocks are only there`,

@@ -13,9 +13,9 @@ export const activate = inStep({
   ...IN_PATIENCE.forward,
   retry: { initialMs: 50, maxMs: 5_000 },
   gives: ['activatedAtMs'],
-  async do({ target, clock }, { input, notes }) {
+  async do({ target, times }, { input, notes }) {
     await target.activate(input);
-    return { activatedAtMs: notes.activatedAtMs ?? clock.wallMs() };
+    return { activatedAtMs: notes.activatedAtMs ?? times.nowMs(input.runId) };
   },
 });
 
@@ -24,12 +24,12 @@ export const boot = inStep({
   ...IN_PATIENCE.forward,
   retry: { initialMs: 100, maxMs: 10_000 },
   gives: ['attachedAtMs', 'bootedAtMs'],
-  async do({ target, clock }, { input }) {
-    let attachedAtMs = clock.wallMs();
+  async do({ target, times }, { input }) {
+    let attachedAtMs = times.nowMs(input.runId);
     await target.boot(input, () => {
-      attachedAtMs = clock.wallMs();
+      attachedAtMs = times.nowMs(input.runId);
     });
-    return { attachedAtMs, bootedAtMs: clock.wallMs() };
+    return { attachedAtMs, bootedAtMs: times.nowMs(input.runId) };
   },
 });
 
@@ -38,14 +38,17 @@ export const healthy = inStep({
   ...IN_PATIENCE.forward,
   gives: ['healthyAtMs', 'unhealthy'],
   async do(tools, context) {
-    const { target, clock, healthUntilMs } = tools;
+    const { target, clock, times, healthUntilMs } = tools;
     const { input, notes, runId, signal } = context;
     if (!input.startMachine || notes.healthyAtMs !== undefined) return {};
     if (input.ailing !== undefined) {
       // Known before the move: it is brought here as it was, and nobody waits for what did not come there
       // either.
       await target.hydrate(input);
-      return { healthyAtMs: clock.wallMs(), unhealthy: `it ${input.ailing} (so it did at its source)` };
+      return {
+        healthyAtMs: times.nowMs(input.runId),
+        unhealthy: `it ${input.ailing} (so it did at its source)`,
+      };
     }
     for (;;) {
       const roundMs = clock.monotonicMs();
@@ -54,14 +57,14 @@ export const healthy = inStep({
         await target.awaitHealthy(input, PATIENCE.healthRound.ms);
         healthUntilMs.delete(runId);
         const unhealthy = unhealthyAtLast(null, await target.ailment(input));
-        return { healthyAtMs: clock.wallMs(), ...(unhealthy !== null && { unhealthy }) };
+        return { healthyAtMs: times.nowMs(input.runId), ...(unhealthy !== null && { unhealthy }) };
       } catch (error) {
         if (!isGodwitError(error, 'MACHINE_NOT_HEALTHY')) throw error;
         signal.throwIfAborted();
         await target.hydrate(input);
         if (clock.monotonicMs() >= untilMs) {
           healthUntilMs.delete(runId);
-          return { healthyAtMs: clock.wallMs(), unhealthy: messageOf(error) };
+          return { healthyAtMs: times.nowMs(input.runId), unhealthy: messageOf(error) };
         }
         context.waiting(
           `${input.machineName} runs but is not healthy: ${messageOf(error)}`,

@@ -6,6 +6,7 @@ import type { InNotes, MigrateInInput } from './in-notes.ts';
 import type { MoveInbox } from './inbox.ts';
 import { stepsOf, type Waiting } from './move-step.ts';
 import type { ReceiptBook } from './receipt-book.ts';
+import type { RunTimes } from './run-times.ts';
 import type { TargetSide } from './target-side.ts';
 
 /** What the steps of the target's run work with. */
@@ -14,6 +15,8 @@ export type InTools = {
   inbox: MoveInbox;
   receipts: ReceiptBook;
   clock: Clock;
+  /** For the interruption. */
+  times: RunTimes;
   /** How often a target that waits for the handoff asks whether its source still means it. */
   sourceProbeMs: number;
   /**

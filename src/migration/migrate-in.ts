@@ -7,6 +7,7 @@ import { activate, boot, healthy } from './in-interruption.ts';
 import type { MigrateInInput } from './in-notes.ts';
 import type { InTools } from './in-tools.ts';
 import { runOf } from './move-step.ts';
+import { RunTimes } from './run-times.ts';
 
 export type { MigrateInInput, MigrateInOutput } from './in-notes.ts';
 
@@ -39,15 +40,18 @@ export const IN_STEPS = [
   ...[settle, hydrate, prove, finish],
 ];
 
-export type MigrateInOptions = Omit<InTools, 'sourceProbeMs' | 'healthUntilMs'> & {
+export type MigrateInOptions = Omit<InTools, 'times' | 'sourceProbeMs' | 'healthUntilMs'> & {
+  /** Those of who answers the source (`MoveReceiver`). Left out: its own. */
+  times?: RunTimes;
   /** How often a target that waits for the handoff asks whether its source still means it. Default 2 s. */
   sourceProbeMs?: number;
 };
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
-  const { sourceProbeMs = PAUSE.sourceProbe.ms } = options;
+  const { times = new RunTimes(options.clock), sourceProbeMs = PAUSE.sourceProbe.ms } = options;
   return runOf({ kind: MIGRATE_IN, resource: ({ machineId }) => `machine:${machineId}` }, IN_STEPS, {
     ...options,
+    times,
     sourceProbeMs,
     healthUntilMs: new Map(),
   });

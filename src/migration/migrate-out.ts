@@ -7,6 +7,7 @@ import { choose, openExport, prepare, sync } from './out-before-stop.ts';
 import { handoff, open, seal, settle, stop } from './out-interruption.ts';
 import type { MigrateOutInput } from './out-notes.ts';
 import type { OutTools } from './out-tools.ts';
+import { RunTimes } from './run-times.ts';
 
 export type { Interruption, MigrateOutInput, MigrateOutOutput } from './out-notes.ts';
 
@@ -31,7 +32,7 @@ export const OUT_STEPS = [
   ...[detach, serve, prove, release],
 ];
 
-export type MigrateOutOptions = Omit<OutTools, 'desk' | 'handoffPatienceMs'> & {
+export type MigrateOutOptions = Omit<OutTools, 'desk' | 'times' | 'handoffPatienceMs'> & {
   /** That all who ask for offers share. Left out: one of its own. */
   desk?: OfferDesk;
   /**
@@ -47,6 +48,6 @@ export function migrateOut(options: MigrateOutOptions): RunDefinition<MigrateOut
   return runOf(
     { kind: MIGRATE_OUT, resource: ({ machineId }) => `machine:${machineId}`, turnsRound: true },
     OUT_STEPS,
-    { ...options, desk, handoffPatienceMs },
+    { ...options, desk, times: new RunTimes(clock), handoffPatienceMs },
   );
 }

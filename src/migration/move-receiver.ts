@@ -26,6 +26,7 @@ import { mayHavePassed, stepOf } from './move-watch.ts';
 import { diskOf } from './prove.ts';
 import type { ReceiptBook } from './receipt-book.ts';
 import type { Reservations } from './reservations.ts';
+import { RunTimes } from './run-times.ts';
 import { reached } from './target-phase.ts';
 import type { TargetSide } from './target-side.ts';
 import { askingVolume, type VolumeQuestion, type VolumeQuestions } from './volume-questions.ts';
@@ -39,6 +40,7 @@ export class MoveReceiver
   readonly #inbox: MoveInbox;
   readonly #target: TargetSide;
   readonly #clock: Clock;
+  readonly #times: RunTimes;
   /** This worker's name, for the words of a refusal. */
   readonly #worker: string;
   readonly #handoffHoldMs: number;
@@ -51,6 +53,8 @@ export class MoveReceiver
     inbox: MoveInbox;
     target: TargetSide;
     clock: Clock;
+    /** Those of the run of this side. Left out: its own. */
+    times?: RunTimes;
     worker: string;
     key: WorkerKey;
     receipts: ReceiptBook;
@@ -67,6 +71,7 @@ export class MoveReceiver
     this.#inbox = options.inbox;
     this.#target = options.target;
     this.#clock = options.clock;
+    this.#times = options.times ?? new RunTimes(options.clock);
     this.#worker = options.worker;
     this.#key = options.key;
     this.#receipts = options.receipts;
@@ -106,7 +111,7 @@ export class MoveReceiver
     const run = this.#run(moveId);
     const { phase, gone } = await this.#phase(moveId, run);
     const live = run === null || phase === 'forgotten' ? null : await this.#live(run);
-    const status = targetStatus(moveId, phase, run, live, this.#clock.wallMs());
+    const status = targetStatus(moveId, phase, run, live, this.#times.nowMs(moveId));
     status.waivedAtMs ??= this.#receipts.waivedAtMs(moveId);
     if (run === null && phase === 'activated' && !gone) {
       status.reason = `${this.#worker} took the volume, and its journal does not know the run any more`;
@@ -190,7 +195,7 @@ export class MoveReceiver
       const request = this.#run(moveId)!.input as PrepareRequest;
       // Before the verdict: the volume may be activated as soon as that is written.
       if (freeMap !== null) await this.#target.keepFreeMap(request, freeMap);
-      this.#inbox.decide(moveId, 'handed-over', this.#clock.wallMs());
+      this.#inbox.decide(moveId, 'handed-over', this.#times.nowMs(moveId));
     }
     return this.#until(moveId, (status) => reached(status, 'activated') || status.phase === 'forgotten');
   }

@@ -144,7 +144,7 @@ export const sync = outStep({
       await tools.source.syncEarly(machineId);
       if (subject.volume) warmedRegions = await warm(tools, target, machineId, context);
     }
-    return { warmedRegions, stopStartedAtMs: tools.clock.wallMs() };
+    return { warmedRegions, stopStartedAtMs: tools.times.nowMs(context.runId) };
   },
 });
 

@@ -35,8 +35,8 @@ export const stop = outStep({
   needs: ['subject'],
   uses: ['stopStartedAtMs'],
   gives: ['stopMs'],
-  async do({ source, clock }, context) {
-    const { notes } = context;
+  async do({ source, clock, times }, context) {
+    const { notes, runId } = context;
     const startedMs = clock.monotonicMs();
     const cancelSaying = clock.timer(STOP_SILENCE_MS, () => saySlowStop(notes.subject, context));
     try {
@@ -47,7 +47,7 @@ export const stop = outStep({
       cancelSaying();
     }
     const thisTryMs = clock.monotonicMs() - startedMs;
-    return { stopMs: notes.stopMs ?? Math.max(thisTryMs, sinceTheStop(clock.wallMs(), notes)) };
+    return { stopMs: notes.stopMs ?? Math.max(thisTryMs, sinceTheStop(times.nowMs(runId), notes)) };
   },
   async undo({ source }, { notes: { subject } }) {
     if (subject?.running) await source.start(subject);
@@ -80,13 +80,13 @@ export const seal = outStep({
   needs: ['subject'],
   uses: ['stopStartedAtMs', 'stopMs'],
   gives: ['sealMs', 'unusedBytes', 'freeMapReason'],
-  async do({ source, clock }, { input, attempt, notes }) {
+  async do({ source, clock, times }, { runId, input, attempt, notes }) {
     const { volume } = notes.subject;
     const startedMs = clock.monotonicMs();
     const report =
       volume && (await orBack(attempt, source.seal(input.machineId, volume.volumeId, volume.generation)));
     const thisTryMs = clock.monotonicMs() - startedMs;
-    const sinceMs = sinceTheStop(clock.wallMs(), notes) - (notes.stopMs ?? 0);
+    const sinceMs = sinceTheStop(times.nowMs(runId), notes) - (notes.stopMs ?? 0);
     return {
       sealMs: notes.sealMs ?? Math.max(thisTryMs, sinceMs),
       ...(report && { unusedBytes: report.unusedBytes, freeMapReason: report.reason }),
@@ -165,7 +165,7 @@ export const handoff = outStep({
       status = await handOver(tools, peer, subject, context, false);
     }
     return {
-      handedOverAtMs: tools.clock.wallMs(),
+      handedOverAtMs: tools.times.nowMs(context.runId),
       targetAnsweredAtMs: status.timesMs.answered,
       last: status,
     };

@@ -8,6 +8,7 @@ import { stepsOf, type Waiting } from './move-step.ts';
 import type { OfferDesk } from './offers.ts';
 import type { MigrateOutInput, OutNotes } from './out-notes.ts';
 import type { ReceiptBook } from './receipt-book.ts';
+import type { RunTimes } from './run-times.ts';
 import type { MoveSubject, SourceSide } from './source-side.ts';
 
 /** What the steps of the source's run work with. */
@@ -20,6 +21,8 @@ export type OutTools = {
    */
   failedTargets?: (machineId: string) => ReadonlyMap<string, string>;
   clock: Clock;
+  /** For the interruption. */
+  times: RunTimes;
   /** This worker. */
   worker: { name: string; url: string };
   /** Signs receipts. */

@@ -16,6 +16,7 @@ import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
+import { RunTimes } from '../migration/run-times.ts';
 import type { Condition } from './condition.ts';
 import { drainConditions, drainOfMachine } from './drain-conditions.ts';
 import { drainRuns } from './drain-runs.ts';
@@ -62,6 +63,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
 
   receipts: { needs: ['state'], make: ({ state }) => new ReceiptBook(state) },
   reservations: { needs: [], make: ({ clock }) => new Reservations(clock) },
+  times: { needs: [], make: ({ clock }) => new RunTimes(clock) },
   failedTargets: { needs: [], make: ({ clock }) => new FailedTargets(clock) },
   progress: { needs: [], make: () => new Map() },
 
@@ -98,7 +100,10 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   },
 
   journal: {
-    needs: ['source', 'target', 'peers', 'desk', 'failedTargets', 'key', 'receipts', 'inbox', 'progress'],
+    needs: [
+      ...(['source', 'target', 'peers', 'desk', 'failedTargets', 'key', 'receipts', 'inbox'] as const),
+      ...(['times', 'progress'] as const),
+    ],
     make(parts) {
       const { folder, machines, failedTargets, clock, random, logger, environment, edges } = parts;
       const journal = new Journal({
@@ -138,14 +143,15 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   },
 
   receiver: {
-    needs: ['journal', 'inbox', 'target', 'key', 'receipts', 'reservations'],
-    make({ journal, inbox, target, key, receipts, reservations, options, clock, logger }) {
+    needs: ['journal', 'inbox', 'target', 'key', 'receipts', 'reservations', 'times'],
+    make({ journal, inbox, target, key, receipts, reservations, times, options, clock, logger }) {
       const worker = options.name;
       const receiver = new MoveReceiver({
         journal,
         inbox,
         target,
         clock,
+        times,
         worker,
         key,
         receipts,
@@ -232,8 +238,20 @@ async function exportConditions(
 }
 
 function moves(parts: WorkerParts): RunDefinition<never>[] {
-  const { source, target, peers, desk, failedTargets, key, receipts, inbox, progress, options, clock } =
-    parts;
+  const {
+    source,
+    target,
+    peers,
+    desk,
+    failedTargets,
+    key,
+    receipts,
+    inbox,
+    times,
+    progress,
+    options,
+    clock,
+  } = parts;
   const worker = {
     name: options.name,
     get url() {
@@ -253,7 +271,7 @@ function moves(parts: WorkerParts): RunDefinition<never>[] {
       retentionMs: options.retainMs,
       onProgress: (runId, status) => progress.set(runId, status),
     }),
-    migrateIn({ target, inbox, receipts, clock }),
+    migrateIn({ target, inbox, receipts, clock, times }),
   ] as RunDefinition<never>[];
 }
 

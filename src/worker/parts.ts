@@ -16,6 +16,7 @@ import type { OfferDesk } from '../migration/offers.ts';
 import type { HostLoad } from '../migration/placement.ts';
 import type { ReceiptBook } from '../migration/receipt-book.ts';
 import type { Reservations } from '../migration/reservations.ts';
+import type { RunTimes } from '../migration/run-times.ts';
 import type { WorkerKey } from '../receipt/envelope.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { VolumeStore } from '../volume/index.ts';
@@ -86,6 +87,8 @@ export type MoveParts = {
   inbox: MoveInbox;
   receipts: ReceiptBook;
   reservations: Reservations;
+  /** Of moves that come here. */
+  times: RunTimes;
   failedTargets: FailedTargets;
   /** What targets of moves that are on have said last, by run. */
   progress: Map<string, TargetStatus>;
