@@ -44,9 +44,11 @@ async function fixture(t: TestContext) {
     }
   });
   const volumes = new TestVolumes();
-  const open = async () => {
+  const open = async (prepare: (store: MachineStore) => void = () => {}) => {
+    const store = await MachineStore.open(dir);
+    prepare(store);
     const manager = await MachineManager.open({
-      store: await MachineStore.open(dir),
+      store,
       volumes,
       runtimeRoot: join(dir, 'run'),
       hidden: [dir],
@@ -73,6 +75,32 @@ async function readAll(chunks: AsyncIterable<Uint8Array>): Promise<string> {
   for await (const chunk of chunks) all.push(chunk);
   return Buffer.concat(all).toString();
 }
+
+test('a machine that is destroyed twice at once does not come back in between', { skip }, async (t) => {
+  const { open, volumes } = await fixture(t);
+  let onRemove = () => {};
+  const manager = await open((store) => {
+    const remove = store.remove.bind(store);
+    store.remove = (id) => {
+      onRemove();
+      return remove(id);
+    };
+  });
+  volumes.owners.set('v_1', null);
+  const config = machineConfig('', { volume: { volumeId: 'v_1', mountPath: '/data' } });
+  const { id } = await manager.create({ name: 'web', config });
+  let second: Promise<void> | undefined;
+  onRemove = () => {
+    second = manager.destroy(id, { force: true });
+    second.catch(() => {});
+    // The volume is free, and somebody has a machine for it.
+    volumes.owners.set('v_1', 'm_next');
+  };
+  await manager.destroy(id, { force: true });
+  await refuses(second!, 'MACHINE_NOT_FOUND');
+  assert.equal(volumes.owners.get('v_1'), 'm_next');
+  assert.deepEqual((await open()).records(), []);
+});
 
 test('create, start, look, stop, start again, destroy', { skip }, async (t) => {
   const { open } = await fixture(t);

@@ -95,6 +95,8 @@ export class MachineManager {
   readonly #clients = new Map<string, ShimClient>();
   readonly #looks: ShimLooks;
   readonly #queues = new SerialByKey();
+  /** Of records: a write is of what the one before has left. */
+  readonly #writes = new SerialByKey();
   readonly #ensuring = new Map<string, Promise<ShimClient>>();
   readonly #beginnings = new Map<string, Beginning>();
   /** Wall clock. */
@@ -207,15 +209,14 @@ export class MachineManager {
   async adopt(record: MachineRecord): Promise<void> {
     await this.#queues.run(record.id, async () => {
       this.#refuseTakenName(record.name, record.id);
-      await this.#write(record);
+      await this.#writes.run(record.id, () => this.#write(record));
     });
   }
 
   /** Drops the record of a machine that has moved away; its shim must be gone. Idempotent. */
   async forget(machineId: string): Promise<void> {
     await this.#queues.run(machineId, async () => {
-      await this.#options.store.remove(machineId);
-      this.#records.delete(machineId);
+      await this.#remove(machineId);
       await this.removeRuntime(machineId);
     });
   }
@@ -227,8 +228,7 @@ export class MachineManager {
   ): Promise<MachineRecord> {
     return this.#queues.run(machineId, async () => {
       const before = this.get(machineId);
-      const record = { ...before, ...change };
-      await this.#write(record);
+      const record = await this.#change(machineId, change);
       // A run that has let it go had perhaps opened what is kept back of the disk: it stays, and writes on.
       if (before.claimedBy !== null && record.claimedBy === null && record.desired === 'running')
         void this.openReserve(machineId, 'no');
@@ -295,12 +295,12 @@ export class MachineManager {
     await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
       const before = this.get(id);
-      await this.#write({ ...before, desired: 'running' });
+      await this.#change(id, { desired: 'running' });
       try {
         await this.#bringUp(this.get(id));
       } catch (error) {
         // Who asked is told. What did not run before is not wanted because of that.
-        await this.#write(before);
+        await this.#change(id, { desired: before.desired });
         throw error;
       }
     });
@@ -318,7 +318,7 @@ export class MachineManager {
     const { id } = this.get(ref);
     await this.#queues.run(id, async () => {
       if (options.moving !== true) this.#refuseClaimed(id);
-      await this.#write({ ...this.get(id), desired: 'stopped' });
+      await this.#change(id, { desired: 'stopped' });
       await this.#stopSaying(id, how);
     });
   }
@@ -410,7 +410,7 @@ export class MachineManager {
     const { id } = this.get(ref);
     await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
-      await this.#write({ ...this.get(id), desired: 'running' });
+      await this.#change(id, { desired: 'running' });
       await this.#stopSaying(id);
       onStopped();
       await this.#bringUp(this.get(id));
@@ -425,7 +425,7 @@ export class MachineManager {
     const { id } = this.get(ref);
     await this.#queues.run(id, async () => {
       this.#refuseClaimed(id);
-      await this.#write({ ...this.get(id), desired: 'stopped' });
+      await this.#change(id, { desired: 'stopped' });
       await this.shutdownShim(id);
     });
   }
@@ -439,7 +439,7 @@ export class MachineManager {
     const record = this.get(ref);
     if (options.force === true) {
       this.#refuseClaimed(record.id);
-      await this.#write({ ...record, desired: 'stopped' });
+      await this.#change(record.id, { desired: 'stopped' });
       await this.kill(record.id);
     }
     await this.#queues.run(record.id, async () => {
@@ -452,7 +452,7 @@ export class MachineManager {
           nextAction: 'Stop it first, or ask with --force.',
         });
       }
-      await this.#write({ ...record, desired: 'stopped' });
+      await this.#change(record.id, { desired: 'stopped' });
       // Its policy may have started it again meanwhile.
       if (options.force === true && (await this.client(record.id)) !== null)
         await this.stopWorkload(record.id, { signal: 'SIGKILL', timeoutMs: 0 });
@@ -460,8 +460,7 @@ export class MachineManager {
       if (record.config.volume !== undefined) {
         await this.#options.volumes.assignMachine(record.config.volume.volumeId, null);
       }
-      await this.#options.store.remove(record.id);
-      this.#records.delete(record.id);
+      await this.#remove(record.id);
       await this.removeRuntime(record.id);
     });
   }
@@ -748,6 +747,25 @@ export class MachineManager {
       for (const listener of this.#listeners) listener(machineId, 'shim-closed', null);
     });
     return client;
+  }
+
+  /**
+   * Past the queue of the machine, where a destroy does not wait: as the record is when its turn comes.
+   * Rejects `MACHINE_NOT_FOUND` for one that has gone meanwhile, and so does not come back.
+   */
+  #change(id: string, change: Partial<Pick<MachineRecord, 'desired' | 'claimedBy'>>): Promise<MachineRecord> {
+    return this.#writes.run(id, async () => {
+      const record = { ...this.get(id), ...change };
+      await this.#write(record);
+      return record;
+    });
+  }
+
+  #remove(id: string): Promise<void> {
+    return this.#writes.run(id, async () => {
+      await this.#options.store.remove(id);
+      this.#records.delete(id);
+    });
   }
 
   async #write(record: MachineRecord): Promise<void> {

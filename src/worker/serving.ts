@@ -4,6 +4,7 @@ import type { Logger } from '../base/logger.ts';
 import { isLoopback } from '../base/loopback.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import { SerialByKey } from '../base/serial.ts';
 import { runOf } from '../contract/machine-run.ts';
 import type { ServedView, ServeReply, ServeVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -50,6 +51,8 @@ const STATUS_TIMEOUT_MS = PATIENCE.servedStatus.ms;
  */
 export class Serving {
   readonly #options: ServingOptions;
+  /** Two who ask at once would get one shim, and the end of the second's would be that of the first's. */
+  readonly #turns = new SerialByKey();
 
   constructor(options: ServingOptions) {
     this.#options = options;
@@ -60,7 +63,11 @@ export class Serving {
    * `WORKER_VOLUME_SERVED`, `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`,
    * `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of `ServedVolume.open`.
    */
-  async serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
+  serve({ id }: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
+    return this.#turns.run(id, async () => this.#serve(await this.#options.volumes.get(id), request));
+  }
+
+  async #serve(record: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
     const { openings, volumes, keys, whenFull, random } = this.#options;
     const { id } = record;
     if (record.state !== 'ready') {
@@ -95,14 +102,14 @@ export class Serving {
       }
       return { location: served.location, writable: request.writable, chap };
     } catch (error) {
-      await this.stop(id);
+      await openings.end(serverOf(id));
       throw error;
     }
   }
 
   /** Drops the clients; what they wrote is durable. Idempotent. */
   async stop(volumeId: string): Promise<void> {
-    await this.#options.openings.end(serverOf(volumeId));
+    await this.#turns.run(volumeId, () => this.#options.openings.end(serverOf(volumeId)));
   }
 
   async view(volumeId: string): Promise<ServedView | null> {
