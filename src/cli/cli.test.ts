@@ -251,6 +251,59 @@ test('a volume that was made for a machine that does not come about goes again',
   assert.equal(fleet.services[0]!.volumes.size, 0);
 });
 
+test('Ctrl-C while a machine is made leaves nothing behind, or says what goes on', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const service = fleet.services[0]!;
+  const interruptedIn = async (method: 'createVolume' | 'createMachine') => {
+    const make = service[method].bind(service) as (request: unknown) => Promise<never>;
+    const asked = Promise.withResolvers<void>();
+    const goOn = Promise.withResolvers<void>();
+    service[method] = async (request: unknown) => {
+      asked.resolve();
+      await goOn.promise;
+      return make(request);
+    };
+    const child = fleet.spawn(
+      ...['machine', 'run', '--name', 'pg', '--worker', 'worker-1'],
+      ...['--volume', 'v', '--size', '1GiB', '--', 'true'],
+    );
+    const result = ended(child);
+    await asked.promise;
+    child.kill('SIGINT');
+    await new Promise((said) => child.stderr!.once('data', said));
+    goOn.resolve();
+    service[method] = make;
+    return result;
+  };
+  const early = await interruptedIn('createVolume');
+  assert.deepEqual([early.code, service.volumes.size, service.machines.size], [130, 0, 0], early.stderr);
+  assert.match(early.stderr, /Interrupted: waiting for what worker-1 answers.*\nThe machine pg was not made/);
+  const late = await interruptedIn('createMachine');
+  assert.deepEqual([late.code, service.volumes.size, service.machines.size], [130, 1, 1], late.stderr);
+  assert.match(late.stderr, /the machine goes on starting/);
+});
+
+test('Ctrl-C while a worker does what it was asked for says that it may go on', async (t) => {
+  const fleet = await new Fleet(t).start();
+  const service = fleet.services[0]!;
+  service.machines.set('m_1', machineView({}));
+  const asked = Promise.withResolvers<void>();
+  const goOn = Promise.withResolvers<void>();
+  service.stopMachine = async () => {
+    asked.resolve();
+    await goOn.promise;
+    return machineView({});
+  };
+  const child = fleet.spawn('machine', 'stop', 'pg');
+  const result = ended(child);
+  await asked.promise;
+  child.kill('SIGINT');
+  const { code, stderr } = await result;
+  goOn.resolve();
+  assert.equal(code, 130);
+  assert.match(stderr, /^Interrupted\. What was asked of worker-1 may go on there: godwit why worker-1/);
+});
+
 test('errors: not found 5, ambiguous and invalid 2, with --json as JSON', async (t) => {
   const fleet = await new Fleet(t).start();
   const missing = await fleet.godwit('machine', 'show', 'nobody', '--json');
@@ -273,6 +326,7 @@ test('a worker that does not answer: the others are listed, it is named, 4', asy
   fleet.services[0]!.machines.set('m_1', machineView({}));
   const list = await fleet.godwit('machine', 'list');
   assert.equal(list.code, 4);
+  assert.equal((await fleet.godwit('top', '--once')).code, 4);
   assert.match(list.stdout, /^pg /m);
   assert.match(list.stderr, /warning: worker-3 does not answer .*ECONNREFUSED/);
   const json = JSON.parse((await fleet.godwit('machine', 'list', '--json')).stdout);

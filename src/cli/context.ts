@@ -60,6 +60,14 @@ export class Context {
     }
   }
 
+  /** What is said when the command is cut off; null: nothing goes on without it. */
+  get goesOn(): string | null {
+    const workers = this.#fleet?.workers.filter(({ client }) => client.isChanging) ?? [];
+    if (workers.length === 0) return null;
+    const names = workers.map(({ name }) => name).join(', ');
+    return `Interrupted. What was asked of ${names} may go on there: godwit why ${workers[0]!.name}, and godwit machine list.`;
+  }
+
   close(): void {
     this.#fleet?.close();
   }

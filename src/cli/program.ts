@@ -3,6 +3,9 @@ import type { ForceRunRequest } from '../contract/schemas.ts';
 import type { Context, GlobalOptions } from './context.ts';
 import { EXIT_HELP } from './exit.ts';
 
+/** 128 and the number of SIGINT, as shells have it. */
+const INTERRUPTED = 130;
+
 /**
  * The commands, their options and their help. What they do is in commands/, and loaded when it is asked for:
  * `godwit --help` and completion wait for nothing.
@@ -32,9 +35,17 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
   const withContext = async (command: Command, act: (context: Context) => Promise<void>) => {
     const { Context } = await import('./context.ts');
     const context = new Context(command.optsWithGlobals() as GlobalOptions, host);
+    const cutOff = () => {
+      // A command that has something to do first listens itself.
+      if (host.listenerCount('SIGINT') > 1) return;
+      if (context.goesOn !== null) context.note(context.goesOn);
+      host.exit(INTERRUPTED);
+    };
+    host.on('SIGINT', cutOff);
     try {
       await act(context);
     } finally {
+      host.off('SIGINT', cutOff);
       context.close();
     }
   };

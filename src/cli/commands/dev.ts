@@ -231,7 +231,7 @@ class Keeper {
 
   async #awaitHealthy(worker: DevWorker, signal: AbortSignal): Promise<void> {
     const client = new ApiClient({ url: worker.url, token: this.#token, timeoutMs: 2_000 });
-    const deadline = Date.now() + HEALTHY_WITHIN_MS;
+    const deadlineMs = performance.now() + HEALTHY_WITHIN_MS;
     let last = 'no answer yet';
     try {
       for (;;) {
@@ -247,7 +247,7 @@ class Keeper {
         const ended = child
           ? child.exitCode !== null || child.signalCode !== null || child.pid === undefined
           : !this.#adopted.has(worker.name);
-        if (ended || Date.now() >= deadline) {
+        if (ended || performance.now() >= deadlineMs) {
           throw new GodwitError(
             'CLI_DEV_WORKER_FAILED',
             `${worker.name} ${ended ? 'ended while it started' : `does not answer: ${last}`}${tail(join(worker.dataDir, 'worker.log'))}`,
@@ -316,9 +316,9 @@ function isGodwitProcess(pid: number, word: string): boolean {
 
 /** Waits for the end of a process that is not our child; kills it when the time is up. */
 async function gone(pid: number, word: string, withinMs: number): Promise<void> {
-  const deadline = Date.now() + withinMs;
+  const deadlineMs = performance.now() + withinMs;
   while (isGodwitProcess(pid, word)) {
-    if (Date.now() >= deadline) {
+    if (performance.now() >= deadlineMs) {
       process.kill(pid, 'SIGKILL');
       return;
     }

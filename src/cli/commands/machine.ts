@@ -13,7 +13,7 @@ import { askAgain, tellAway } from '../ask-again.ts';
 import type { Context } from '../context.ts';
 import { describeError, EXIT, ExitWith, exitCodeOf } from '../exit.ts';
 import { type FleetClient, owned, type WorkerClient } from '../fleet-client.ts';
-import { interruption } from '../interruption.ts';
+import { Interrupted, interruption } from '../interruption.ts';
 import { printable, table } from '../table.ts';
 import { formatDuration, formatSize, parseDuration, parseSize } from '../units.ts';
 
@@ -80,48 +80,67 @@ export async function run(context: Context, command: string[], options: RunOptio
   const worker = await workerFor(fleet, options.worker, existing?.worker);
   await fleet.mustBeFree('machine', options.name, worker.name);
 
-  let made: VolumeView | null = null;
-  if (wanted !== null) {
-    const volume =
-      existing?.volume ??
-      (await worker.client.createVolume({
-        name: wanted.name,
-        lengthBytes: lengthBytes!,
-        filesystem: options.filesystem ?? (wanted.mountPath === undefined ? 'none' : 'ext4'),
-        ...(options.encryption === false && { encrypted: false }),
-      }));
-    if (!existing) made = volume;
-    const { mountPath } = wanted;
-    config.volume = {
-      volumeId: volume.id,
-      ...(mountPath === undefined ? {} : { mountPath }),
-      ...(options.nbd ? { nbd: true } : {}),
-    };
-  }
-
-  let machine: MachineView;
+  const interrupt = interruption();
+  let making = true;
+  interrupt.signal.addEventListener('abort', () => {
+    if (making)
+      context.note(`Interrupted: waiting for what ${worker.name} answers; once more ends this at once.`);
+  });
   try {
-    machine = await worker.client.createMachine({ name: options.name, config, start: true });
-  } catch (error) {
-    // A volume made for a machine that does not come about goes too, unless nobody knows whether it came
-    // about.
-    const isUnknown = isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false;
-    if (made && isUnknown) {
-      context.note(
-        `The volume ${made.name} was made; whether the machine was is not known. \`godwit machine show ${options.name}\` tells; if it was not: godwit volume destroy ${made.name}`,
-      );
-    } else if (made) {
-      await worker.client.destroyVolume(made.id).catch((left: unknown) => {
-        context.note(
-          `warning: the volume ${made.name} was made and could not be destroyed again (${messageOf(left)}); when that is over: godwit volume destroy ${made.name}`,
-        );
+    const makeVolume = () =>
+      worker.client.createVolume({
+        name: wanted!.name,
+        lengthBytes: lengthBytes!,
+        filesystem: options.filesystem ?? (wanted!.mountPath === undefined ? 'none' : 'ext4'),
+        ...(options.encryption === false && { encrypted: false }),
       });
+    const made = wanted !== null && existing === null ? await makeVolume() : null;
+    const volume = made ?? existing?.volume;
+    if (wanted !== null && volume !== undefined) {
+      const { mountPath } = wanted;
+      const places = { ...(mountPath !== undefined && { mountPath }), ...(options.nbd && { nbd: true }) };
+      config.volume = { volumeId: volume.id, ...places };
     }
-    throw error;
+    const make = async () => {
+      interrupt.signal.throwIfAborted();
+      return worker.client.createMachine({ name: options.name, config, start: true });
+    };
+    let machine = await make().catch((error: unknown) => unmade(context, worker, options.name, made, error));
+    making = false;
+    const remove = `godwit machine destroy ${machine.name} --force${made ? ' --volume' : ''}`;
+    if (!options.detach)
+      machine = await awaitHealthy(context, worker, machine.id, { waitMs, remove, signal: interrupt.signal });
+    context.result(machine, () => `${machine.name} ${stateOf(machine)} on ${machine.worker} (${machine.id})`);
+  } finally {
+    interrupt.dispose();
   }
-  const remove = `godwit machine destroy ${machine.name} --force${made ? ' --volume' : ''}`;
-  if (!options.detach) machine = await awaitHealthy(context, worker, machine.id, { waitMs, remove });
-  context.result(machine, () => `${machine.name} ${stateOf(machine)} on ${machine.worker} (${machine.id})`);
+}
+
+/**
+ * A volume made for a machine that does not come about goes too, unless nobody knows whether it came about.
+ * Rejects with `error`.
+ */
+async function unmade(
+  context: Context,
+  worker: WorkerClient,
+  name: string,
+  made: VolumeView | null,
+  error: unknown,
+): Promise<never> {
+  const isUnknown = isGodwitError(error, 'API_UNREACHABLE') && error.values.delivered !== false;
+  if (made && isUnknown) {
+    context.note(
+      `The volume ${made.name} was made; whether the machine was is not known. \`godwit machine show ${name}\` tells; if it was not: godwit volume destroy ${made.name}`,
+    );
+  } else if (made) {
+    await worker.client.destroyVolume(made.id).catch((left: unknown) => {
+      context.note(
+        `warning: the volume ${made.name} was made and could not be destroyed again (${messageOf(left)}); when that is over: godwit volume destroy ${made.name}`,
+      );
+    });
+  }
+  if (error instanceof Interrupted) context.note(`The machine ${name} was not made.`);
+  throw error;
 }
 
 /**
@@ -133,19 +152,18 @@ async function awaitHealthy(
   context: Context,
   worker: WorkerClient,
   id: string,
-  { waitMs, remove }: { waitMs: number; remove: string },
+  { waitMs, remove, signal }: { waitMs: number; remove: string; signal: AbortSignal },
 ): Promise<MachineView> {
   const { client } = worker;
   const deadlineMs = performance.now() + waitMs;
   let upSinceMs: number | null = null;
-  const interrupt = interruption();
   try {
     for (;;) {
-      interrupt.signal.throwIfAborted();
+      signal.throwIfAborted();
       const machine = await askAgain(() => client.showMachine(id), {
         away: tellAway((text) => context.note(text), worker.name, 'the start'),
         clock: systemClock,
-        signal: interrupt.signal,
+        signal,
       });
       const { health, state, restarts } = machine;
       const checked = machine.config.health !== undefined;
@@ -168,10 +186,8 @@ async function awaitHealthy(
       await sleep(POLL_MS);
     }
   } catch (error) {
-    if (interrupt.signal.aborted) context.note('No longer waiting; the machine goes on starting.');
+    if (signal.aborted) context.note('No longer waiting; the machine goes on starting.');
     throw error;
-  } finally {
-    interrupt.dispose();
   }
 }
 

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MachineView, VolumeView, WorkerView } from '../../contract/schemas.ts';
 import type { Context } from '../context.ts';
+import { EXIT, ExitWith } from '../exit.ts';
 import type { FleetClient, Gathered } from '../fleet-client.ts';
 import { owned } from '../fleet-client.ts';
 import { interruption } from '../interruption.ts';
@@ -48,6 +49,7 @@ export async function top(context: Context, options: { once?: boolean }): Promis
     context.result({ ...rest, unreachable: unreachable.map(({ worker, url }) => ({ worker, url })) }, () =>
       renderTop(before, null, context.style).join('\n'),
     );
+    if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
     return;
   }
   const region = new LiveRegion(context.stdout);
