@@ -264,7 +264,7 @@ export class VolumeSupervisor {
     });
   }
 
-  /** Null: it cannot be opened (no descriptor is left, or its disk has become read-only); a server goes without. */
+  /** Null: it cannot be opened (no descriptor is left, or its disk may only be read); a server goes without. */
   #openLog(): number | null {
     const { logPath, logger } = this.#options;
     try {

@@ -19,7 +19,7 @@ export type LineMessage =
 
 /** Longest accepted line. A peer that sends more is broken: the conversation is over. */
 export const LINE_BYTES_MAX = 4 * 1024 * 1024;
-/** So much may wait for a peer that does not read (it is stopped, or hangs): then the conversation is over. */
+/** So much may wait for a peer that does not read, stopped or hung: then the conversation is over. */
 const UNREAD_BYTES_MAX = 4 * LINE_BYTES_MAX;
 
 const NO_REPLY: WireError = {

@@ -1,8 +1,8 @@
 import type { WireError } from './errors.ts';
 
 /*
- * What the system says of its disks, files, processes and addresses, for people: a code, and what to do. Foreign
- * errors that are none of these are `INTERNAL`.
+ * What the system says of its disks, files, processes and addresses, for people: a code, and what to do.
+ * Foreign errors that are none of these are `INTERNAL`.
  */
 
 /** The errno name (`ENOSPC`, `ECONNREFUSED`…) of a Node system error, else undefined. */

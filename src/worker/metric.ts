@@ -102,9 +102,9 @@ export class Durations {
 }
 
 /**
- * Sums of counters of processes that end and begin anew at nought: a sum only rises, whatever becomes of them.
- * One that is not there any more takes nothing away. What was counted before the first look is of nobody who
- * looks: a sum begins at nought, or the first look of a new worker would be a leap.
+ * Sums of counters of processes that end and begin anew at nought: a sum only rises, whatever becomes of
+ * them. One that is not there any more takes nothing away. What was counted before the first look is of
+ * nobody who looks: a sum begins at nought, or the first look of a new worker would be a leap.
  */
 export class RisingSums<Name extends string> {
   readonly #sums: Record<Name, number>;
