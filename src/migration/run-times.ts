@@ -15,15 +15,15 @@ export class RunTimes {
     this.#clock = clock;
   }
 
-  /** Milliseconds since the Unix epoch. */
+  /** Whole milliseconds since the Unix epoch. */
   nowMs(moveId: string): number {
     const monotonicMs = this.#clock.monotonicMs();
     const known = this.#offsets.get(moveId);
-    if (known !== undefined) return known + monotonicMs;
+    if (known !== undefined) return Math.round(known + monotonicMs);
     const oldest = this.#offsets.size >= MOVES_MAX ? this.#offsets.keys().next().value : undefined;
     if (oldest !== undefined) this.#offsets.delete(oldest);
     const offsetMs = this.#clock.wallMs() - monotonicMs;
     this.#offsets.set(moveId, offsetMs);
-    return offsetMs + monotonicMs;
+    return Math.round(offsetMs + monotonicMs);
   }
 }
