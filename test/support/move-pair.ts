@@ -182,6 +182,7 @@ export class MovePair {
       random: seededRandom(1),
       logger: silentLogger,
       definitions: [definition],
+      keepNewest: 0,
       crashPoints,
     });
     journal.resume();
