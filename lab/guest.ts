@@ -56,6 +56,7 @@ export class Guest implements Member {
 
   /** Resolves when its agent answers; rejects with the end of its log when it does not boot. */
   async boot(): Promise<void> {
+    const { NODE_COMPILE_CACHE } = process.env;
     const { argv, env } = this.#kind.command({
       ...this.#options,
       // A fixed address: the others would take a booted guest for the one before, until their neighbour
@@ -70,6 +71,8 @@ export class Guest implements Member {
         `LAB_CHECKOUT=${fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')}`,
         `LAB_NODE=${process.execPath}`,
         `LAB_AGENT=${fileURLToPath(new URL('agent.ts', import.meta.url))}`,
+        // What this host has compiled is read by the guest; what it compiles itself is in its memory.
+        ...(NODE_COMPILE_CACHE ? [`NODE_COMPILE_CACHE=${NODE_COMPILE_CACHE}`] : []),
       ],
     });
     const [program, ...args] = argv;

@@ -36,11 +36,8 @@ export async function prepareGuest(guest: Guest): Promise<void> {
 
 /**
  * A worker waits 30 s for a shim, however slow its processor is. So the first one finds the compiled code of
- * another, which ended for want of arguments, where it looks for it (client.ts).
+ * another, which ended for want of arguments.
  */
 async function compileShim(guest: Guest): Promise<void> {
-  await guest.run([
-    ...['env', `NODE_COMPILE_CACHE=${DATA_DIR}/run/compile-cache`],
-    ...[process.execPath, '--max-semi-space-size=1', SHIM],
-  ]);
+  await guest.run([process.execPath, '--max-semi-space-size=1', SHIM]);
 }
