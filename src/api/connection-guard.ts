@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs';
 import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { admitSocket } from '../base/admitted-socket.ts';
@@ -7,6 +6,7 @@ import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeepe
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
 import { peerAddressOf } from '../base/peer-address.ts';
+import { descriptorsMax } from '../sys/descriptor-limit.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
 export type ApiLimits = {
@@ -348,14 +348,4 @@ function keyOf({ remoteAddress, remotePort, localAddress }: Socket): string {
 function queuedBytesOf(socket: Socket): number {
   const { _handle } = socket as unknown as { _handle?: { writeQueueSize?: number } | null };
   return _handle?.writeQueueSize ?? 0;
-}
-
-/** Descriptors that this process may have open (getrlimit(2), RLIMIT_NOFILE). */
-function descriptorsMax(): number {
-  try {
-    const [, soft] = /^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8')) ?? [];
-    return soft === undefined ? 1024 : Number(soft);
-  } catch {
-    return 1024;
-  }
 }

@@ -330,6 +330,7 @@ test('a connection that the system does not hand over ends nobody else', async (
   const service = new FakeWorkerService('worker-1');
   const app = await createApiServer({ service, token: TOKEN, logger: silentLogger, version: '1' });
   t.after(() => app.close());
+  await app.listen({ host: '127.0.0.1', port: 0 });
   app.server.emit('error', Object.assign(new Error('accept EMFILE'), { code: 'EMFILE', syscall: 'accept' }));
   assert.equal((await app.inject({ url: '/healthz' })).statusCode, 200);
 });

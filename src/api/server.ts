@@ -103,8 +103,10 @@ export async function createApiServer(options: ApiServerOptions): Promise<ApiApp
     guard.follow(server);
     answerUpgrades(server);
     // Without a listener the error of one connection (no descriptor is left) would end the process.
-    server.on('error', (error) =>
-      sparing.error({ error: toWireError(error) }, 'the API could not take a connection, or not listen'),
+    server.once('listening', () =>
+      server.on('error', (error) =>
+        sparing.error({ error: toWireError(error) }, 'the API could not take a connection'),
+      ),
     );
     return server;
   };

@@ -25,6 +25,9 @@ test('the family of an error gives the exit code', () => {
     assert.equal(exitCodeOf(new GodwitError(code, 'x', { nextAction: 'y' })), exitCode, code);
   }
   assert.equal(exitCodeOf(new TypeError('x')), 1);
+  // What the system says has the exit code of the words that are read.
+  const system = (code: string) => exitCodeOf(Object.assign(new Error(code), { code, syscall: 'listen' }));
+  assert.deepEqual(['ENOSPC', 'EADDRINUSE', 'EADDRNOTAVAIL', 'EMFILE'].map(system), [3, 6, 1, 1]);
 });
 
 test('an error is a code, a sentence and a next action', () => {

@@ -1,5 +1,5 @@
 import { statusOf } from '../api/status.ts';
-import { GodwitError, toWireError, type WireError } from '../base/errors.ts';
+import { toWireError, type WireError } from '../base/errors.ts';
 
 /**
  * Exit codes of godwit. Scripts stand on them: only ever append. Documented in docs/cli.md and in `godwit
@@ -38,18 +38,19 @@ export class ExitWith extends Error {
 }
 
 export function exitCodeOf(error: unknown): number {
-  if (!(error instanceof GodwitError)) return EXIT.error;
-  if (/^CLI_(INVALID|AMBIGUOUS|NO_TERMINAL)(_|$)/.test(error.code)) return EXIT.usage;
+  // Also of what the system says, as a person reads it.
+  const { code } = toWireError(error);
+  if (/^CLI_(INVALID|AMBIGUOUS|NO_TERMINAL)(_|$)/.test(code)) return EXIT.usage;
   // The same as a drain that says so: not now.
-  if (error.code === 'MIGRATION_NOT_MOVABLE') return EXIT.blocked;
+  if (code === 'MIGRATION_NOT_MOVABLE') return EXIT.blocked;
   // A receipt that does not hold is an answer, not a wrong use of the command.
-  if (error.code.startsWith('RECEIPT_')) return EXIT.error;
+  if (code.startsWith('RECEIPT_')) return EXIT.error;
   // There is no room for it: not now.
-  if (/(^|_)(NO_SPACE|DISK_FULL|NO_CAPACITY)$/.test(error.code)) return EXIT.blocked;
+  if (/(^|_)(NO_SPACE|DISK_FULL|NO_CAPACITY)$/.test(code)) return EXIT.blocked;
   // The fleet file is wrong.
-  if (error.code === 'API_WRONG_WORKER') return EXIT.usage;
-  if (error.code === 'API_UNREACHABLE' || error.code === 'API_TLS_REFUSED') return EXIT.unreachable;
-  switch (statusOf(error.code)) {
+  if (code === 'API_WRONG_WORKER') return EXIT.usage;
+  if (code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED') return EXIT.unreachable;
+  switch (statusOf(code)) {
     case 400:
       return EXIT.usage;
     case 404:

@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { scratchDir } from '../../../test/support/scratch.ts';
-import { type WorkerFlags, workerOptions } from './worker.ts';
+import { requireDescriptors, type WorkerFlags, workerOptions } from './worker.ts';
 
 const TOKEN = 'a-token-of-the-fleet';
 const minimal: WorkerFlags = { name: 'worker-1', data: 'w1', token: TOKEN };
@@ -140,6 +140,11 @@ test('peers are asked over TLS by a worker with certificates, and by no other', 
   }
   assert.throws(() => peersOf({ tlsOptional: true }), { code: 'CLI_INVALID_OPTIONS', message: /--tls-cert/ });
   assert.throws(() => peersOf({ ...tls, tlsOptional: 'maybe' }), { message: /true or false/ });
+});
+
+test('with too few descriptors no worker begins that would fail in words of something else', () => {
+  requireDescriptors(64);
+  assert.throws(() => requireDescriptors(63), { code: 'HOST_NO_DESCRIPTORS', message: /63 files.*64/ });
 });
 
 test('keys of encrypted volumes', () => {

@@ -4,11 +4,15 @@ import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { entryPoint } from '../../base/entry-point.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
+import { descriptorsMax } from '../../sys/descriptor-limit.ts';
 import { DEFAULT_HEADER_FILE_BYTES, HEADER_BYTES_MAX } from '../../volume/header-size.ts';
 import { keyFolder, type WorkerOptions } from '../../worker/options.ts';
 import type { Context } from '../context.ts';
 import { readToken } from '../fleet-file.ts';
 import { parseDuration, parseSize } from '../units.ts';
+
+/** Below that a worker without a machine already fails here and there. */
+const DESCRIPTORS_MIN = 64;
 
 /** What flags, environment and configuration file say, before it is checked; all as text. */
 export type WorkerFlags = {
@@ -281,12 +285,30 @@ function invalid(message: string): GodwitError {
   return new GodwitError('CLI_INVALID_OPTIONS', message, { nextAction: 'See godwit worker --help.' });
 }
 
+/**
+ * With fewer the first thing that fails may be anything, such as SQLite, which says that the disk is broken.
+ * Throws `HOST_NO_DESCRIPTORS`.
+ */
+export function requireDescriptors(descriptors: number): void {
+  if (descriptors >= DESCRIPTORS_MIN) return;
+  throw new GodwitError(
+    'HOST_NO_DESCRIPTORS',
+    `this process may open ${descriptors} files, and a worker needs ${DESCRIPTORS_MIN} to begin with, and some for each machine and each connection`,
+    {
+      values: { descriptors, descriptorsMin: DESCRIPTORS_MIN },
+      nextAction:
+        'Raise the limit (LimitNOFILE of the service, ulimit -n): 4096 is enough for hundreds of machines.',
+    },
+  );
+}
+
 /** Runs until SIGTERM or SIGINT. Machines go on running afterwards. */
 export async function worker(
   context: Pick<Context, 'env' | 'cwd' | 'note'>,
   flags: WorkerFlags,
 ): Promise<void> {
   const options = workerOptions(flags, context.env, context.cwd);
+  requireDescriptors(descriptorsMax());
   // A file of its own, read only now: the rest of the command line does not wait for the server to load.
   const program = fileURLToPath(entryPoint('worker/main.ts'));
   const { startWorker } = createRequire(import.meta.url)(program) as typeof import('../../worker/main.ts');
