@@ -88,7 +88,8 @@ export class Fleet {
    * one worker's data that is not in the fleet's own folder, such as a small filesystem; the caller unmounts
    * it after the fleet is closed. `tls`: certificates of workers, whose API is then https. `host`: the
    * address of all of them, of loopback. `main`: the entry point of another version (earlier-version.ts), for
-   * one worker. `crashAt`: where a worker kills itself, once (`FleetWorker.start`).
+   * one worker. `crashAt`: where a worker kills itself, once (`FleetWorker.start`). `through`: what a worker's
+   * process is begun by, and becomes it (`prlimit --nofile=64`).
    */
   static async start(
     t: Ending,
@@ -100,6 +101,7 @@ export class Fleet {
       host?: string;
       main?: Readonly<Record<string, string>>;
       crashAt?: Readonly<Record<string, string>>;
+      through?: Readonly<Record<string, readonly string[]>>;
     } = {},
   ): Promise<Fleet> {
     // Short: the path of a shim's socket has at most 107 bytes. Without links: mount tables have none.
@@ -123,6 +125,7 @@ export class Fleet {
           signal: closing.signal,
           caFile: tls[name]?.caFile ?? null,
           main: options.main?.[name] ?? MAIN,
+          through: options.through?.[name] ?? [],
           arguments: [
             ...['--name', name, '--listen', new URL(url).host, '--token-file', tokenFile],
             ...places
@@ -308,6 +311,7 @@ type FleetWorkerOptions = {
   signal: AbortSignal;
   caFile: string | null;
   main: string;
+  through: readonly string[];
   arguments: readonly string[];
 };
 
@@ -375,23 +379,21 @@ export class FleetWorker {
     const marker = join(this.#options.logPath, '..', `${this.name}.crashed`);
     rmSync(marker, { force: true });
     const log = openSync(this.#options.logPath, 'a', 0o600);
-    const child = spawn(
-      process.execPath,
-      [
-        '--disable-warning=ExperimentalWarning',
-        ...[this.#main, 'worker', '--data', this.dataDir],
-        ...this.#options.arguments,
-      ],
-      {
-        stdio: ['ignore', log, log],
-        detached: true,
-        env: {
-          ...process.env,
-          [MARK]: this.dataDir,
-          ...(crashAt ? { GODWIT_CRASH_AT: crashAt, GODWIT_CRASH_MARKER: marker } : {}),
-        },
+    const [program, ...words] = [
+      ...this.#options.through,
+      ...[process.execPath, '--disable-warning=ExperimentalWarning'],
+      ...[this.#main, 'worker', '--data', this.dataDir],
+      ...this.#options.arguments,
+    ] as [string, ...string[]];
+    const child = spawn(program, words, {
+      stdio: ['ignore', log, log],
+      detached: true,
+      env: {
+        ...process.env,
+        [MARK]: this.dataDir,
+        ...(crashAt ? { GODWIT_CRASH_AT: crashAt, GODWIT_CRASH_MARKER: marker } : {}),
       },
-    );
+    });
     closeSync(log);
     this.#child = child;
     this.#exited = new Promise((resolve) => {
