@@ -14,22 +14,27 @@ export type ClientReport = {
   reconnects: number;
 };
 
+/** Between two commits, and between two tries to connect, in milliseconds. */
+export type Pauses = { commitMs: number; connectMs: number };
+/** As a gap is to be measured. */
+const BUSY: Pauses = { commitMs: 2, connectMs: 5 };
+
 export class CommitClient {
   readonly #commit: (number: number) => Promise<void>;
   readonly #close: () => Promise<void>;
   readonly #report: ClientReport = { acknowledged: [], longestGapMs: 0, longestGapAtMs: 0, reconnects: 0 };
-  readonly #pauseMs: number;
+  readonly #pauses: Pauses;
   #stopped = false;
   #done: Promise<void> | null = null;
 
   constructor(options: {
     commit: (number: number) => Promise<void>;
     close: () => Promise<void>;
-    pauseMs: number;
+    pauses: Pauses;
   }) {
     this.#commit = options.commit;
     this.#close = options.close;
-    this.#pauseMs = options.pauseMs;
+    this.#pauses = options.pauses;
   }
 
   start(): void {
@@ -64,17 +69,17 @@ export class CommitClient {
         }
         lastMs = nowMs;
         this.#report.acknowledged.push(number);
-        await sleep(this.#pauseMs);
+        await sleep(this.#pauses.commitMs);
       } catch {
         this.#report.reconnects += 1;
-        await sleep(5);
+        await sleep(this.#pauses.connectMs);
       }
     }
   }
 }
 
 /** Commits rows `(number)` into PostgreSQL. */
-export function postgresClient(port: number): CommitClient {
+export function postgresClient(port: number, pauses: Pauses = BUSY): CommitClient {
   let client: pg.Client | null = null;
   const connect = async () => {
     const fresh = new pg.Client({
@@ -92,7 +97,7 @@ export function postgresClient(port: number): CommitClient {
     return fresh;
   };
   return new CommitClient({
-    pauseMs: 2,
+    pauses,
     commit: async (number) => {
       client ??= await connect();
       try {
@@ -151,7 +156,7 @@ async function withPostgres(port: number, act: (client: pg.Client) => Promise<vo
 /** Commits numbers into the ledger machine. */
 export function ledgerClient(port: number): CommitClient {
   return new CommitClient({
-    pauseMs: 5,
+    pauses: { ...BUSY, commitMs: 5 },
     commit: async (number) => {
       const response = await fetch(`http://127.0.0.1:${port}/${number}`, {
         method: 'POST',

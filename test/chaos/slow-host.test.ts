@@ -22,6 +22,8 @@ const CPU_GROUPS = '/sys/fs/cgroup/cpu';
 const SHARE = 0.1;
 const PERIOD_US = 100_000;
 const FSYNC_DELAY_MS = 100;
+/** Its client leaves the host some of its tenth, and tries to connect now and then while it is down. */
+const PAUSES = { commitMs: 20, connectMs: 250 };
 
 /** Interposes what flushes: of Node (libuv's threads) and of SQLite within it. */
 const SLOW_FSYNC = `
@@ -133,7 +135,7 @@ test('a host with a tenth of a processor and 100 ms for each fsync is drained of
     await preparePostgres(port!);
     return true;
   });
-  const client = postgresClient(port!);
+  const client = postgresClient(port!, PAUSES);
   client.start();
   await fleet.until('commits', async () => client.acknowledged > 50);
 
