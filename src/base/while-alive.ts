@@ -54,9 +54,12 @@ export async function whileAlive<T>(
   } finally {
     heard();
     options.signal?.removeEventListener('abort', onAbort);
-    over.abort();
+    over.abort(OVER);
   }
 }
+
+/** Nobody waits for the answer any more. One for all: each error that is made takes its stack along. */
+const OVER = new Error('the call is over');
 
 function answersOf(who: string): string {
   return `answers of ${who}`;

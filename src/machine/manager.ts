@@ -419,12 +419,12 @@ export class MachineManager {
 
   /**
    * Stops it and gives back all that it holds on this host: mount, loop device, processes. The record and the
-   * volume's data stay.
+   * volume's data stay. `moving`: also of one that a move has, which opens its volume again.
    */
-  async release(ref: string): Promise<void> {
+  async release(ref: string, options: { moving?: boolean } = {}): Promise<void> {
     const { id } = this.get(ref);
     await this.#queues.run(id, async () => {
-      this.#refuseClaimed(id);
+      if (options.moving !== true) this.#refuseClaimed(id);
       await this.#change(id, { desired: 'stopped' });
       await this.shutdownShim(id);
     });

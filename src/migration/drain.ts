@@ -1,4 +1,4 @@
-import type { DatabaseSync } from 'node:sqlite';
+import type { DatabaseSync, StatementSync } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
 import { messageOf, toWireError, type WireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -258,6 +258,7 @@ export class DrainController {
   /** What the machines looked like when they were last here: their rows stay after they have gone. */
   readonly #seen = new Map<string, LocalMachine>();
   readonly #pace: MovePace;
+  #select: StatementSync | null = null;
   #cancelTimer: (() => void) | null = null;
   #ticking = false;
   #again = false;
@@ -515,11 +516,11 @@ export class DrainController {
   }
 
   #row(): DrainRow | undefined {
-    return this.#options.database
-      .prepare(
-        'SELECT desired, since_ms, min(since_ms, COALESCE(runs_since_ms, since_ms)) AS runs_since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1',
-      )
-      .get() as DrainRow | undefined;
+    // Asked all the time, and made once.
+    this.#select ??= this.#options.database.prepare(
+      'SELECT desired, since_ms, min(since_ms, COALESCE(runs_since_ms, since_ms)) AS runs_since_ms, ended_at_ms, target, rekey FROM drain WHERE id = 1',
+    );
+    return this.#select.get() as DrainRow | undefined;
   }
 }
 

@@ -1,4 +1,4 @@
-import type { DatabaseSync } from 'node:sqlite';
+import type { DatabaseSync, StatementSync } from 'node:sqlite';
 import type { Clock } from '../base/clock.ts';
 
 /**
@@ -30,6 +30,7 @@ type Row = {
 export class MoveInbox {
   readonly #database: DatabaseSync;
   readonly #clock: Clock;
+  readonly #select: StatementSync;
   readonly #waiters = new Map<string, Set<() => void>>();
 
   constructor(database: DatabaseSync, clock: Clock) {
@@ -50,6 +51,9 @@ export class MoveInbox {
       (column) => !columns.some(({ name }) => name === column.split(' ')[0]),
     );
     for (const column of missing) database.exec(`ALTER TABLE move_verdicts ADD COLUMN ${column}`);
+    this.#select = database.prepare(
+      'SELECT verdict, decided_at_ms, ending, volume_id, generation FROM move_verdicts WHERE run_id = ?',
+    );
   }
 
   /** Writes the verdict unless there is one, durably; answers the one that stands. */
@@ -62,11 +66,7 @@ export class MoveInbox {
   }
 
   verdict(runId: string): { verdict: Verdict; decidedAtMs: number; ending: Ending | null } | null {
-    const row = this.#database
-      .prepare(
-        'SELECT verdict, decided_at_ms, ending, volume_id, generation FROM move_verdicts WHERE run_id = ?',
-      )
-      .get(runId) as Row | undefined;
+    const row = this.#select.get(runId) as Row | undefined;
     if (!row) return null;
     const { verdict, decided_at_ms: decidedAtMs, ending: phase, volume_id: volumeId, generation } = row;
     const volume = volumeId === null || generation === null ? null : { volumeId, generation };

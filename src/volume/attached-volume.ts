@@ -465,6 +465,7 @@ export class AttachedVolume implements OpenVolume<'attach', 'userspace'> {
   }
 
   async #close(): Promise<void> {
+    this.#guard.rest();
     await this.#closeProof();
     this.#room.close({ refuse: this.#front === this.#nbd });
     // Calls of its clients that wait for the source end when the clone is closed.

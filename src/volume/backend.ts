@@ -10,6 +10,7 @@ import { attachLoop, detachLoop } from '../host/losetup.ts';
 import type { Backend, BackendEvents, Opening } from '../opening/backend.ts';
 import { isAttach } from '../opening/role.ts';
 import type { AttachSpec, OpeningSpec } from '../opening/spec.ts';
+import { keepDataLoss } from './data-guard.ts';
 
 export type UserspaceBackendOptions = BackendEvents & {
   /** Folder that FUSE is mounted at. */
@@ -148,6 +149,9 @@ class ServedOpening implements Opening {
     this.#loopDevice = null;
     if (this.#fuse !== null) await unmountFuse(this.#fuse, logger);
     this.#fuse = null;
+    const { spec } = this;
+    // With the server ends who would go on trying, and with this process who else knows.
+    if (isAttach(spec) && spec.dataLoss) await keepDataLoss(spec, spec.dataLoss);
     await this.#supervisor.stop();
   }
 }

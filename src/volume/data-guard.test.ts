@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import { FakeClock } from '../../test/support/fake-clock.ts';
@@ -8,7 +8,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { FileDevice } from '../block/file-device.ts';
-import { acceptDataLoss, DataGuard, GuardedFile, readDataLoss } from './data-guard.ts';
+import { acceptDataLoss, DataGuard, GuardedFile, keepDataLoss, readDataLoss } from './data-guard.ts';
 import { VOLUME_FILES } from './files.ts';
 
 const BLOCK = 4096;
@@ -77,6 +77,43 @@ test('a loss that could not be written down is known to a server that is told of
   await acceptDataLoss(dir, options, { atMs: 7, nowMs: 9 });
   assert.equal(new DataGuard({ ...options, dataLoss }).lost, null);
   assert.ok(new DataGuard({ ...options, dataLoss: { ...dataLoss, atMs: 8 } }).lost, 'another one');
+});
+
+test('who ends the last server that knows of a loss writes it down, or does not end it', async (t) => {
+  const dir = scratchDir(t);
+  const volume = { volumeId: 'v_1', generation: 3 };
+  const told = { atMs: 1_000, reason: 'flush failed: EIO' };
+  await assert.rejects(keepDataLoss({ ...volume, volumeDir: join(dir, 'away') }, told), { code: 'ENOENT' });
+  await keepDataLoss({ ...volume, volumeDir: dir }, told);
+  assert.deepEqual(readDataLoss(dir, volume), { formatVersion: 1, ...volume, ...told });
+  // The first word stands; and what was accepted is not lost again.
+  await keepDataLoss({ ...volume, volumeDir: dir }, { atMs: 2_000, reason: 'another' });
+  assert.equal(readDataLoss(dir, volume)!.atMs, 1_000);
+  await acceptDataLoss(dir, volume, { atMs: 1_000, nowMs: 3_000 });
+  await keepDataLoss({ ...volume, volumeDir: dir }, told);
+  assert.equal(readDataLoss(dir, volume), null);
+});
+
+test('a loss that was written down when its server ended is not told again to who has accepted it', async (t) => {
+  const dir = join(scratchDir(t), 'refuses at first');
+  const volume = { volumeId: 'v_1', generation: 3 };
+  const liveMap = new Uint32Array(2);
+  const guard = guardOf(dir);
+  guard.share(liveMap);
+  guard.noteWrite();
+  await assert.rejects(guard.flush(fails), lost);
+  guard.rest();
+  const next = guardOf(join(dir, 'of another'));
+  next.share(liveMap);
+  assert.ok(next.lost, 'nobody has written it down');
+  mkdirSync(dir);
+  const { atMs, reason } = guard.lost!;
+  await keepDataLoss({ ...volume, volumeDir: dir }, { atMs, reason });
+  guard.rest();
+  await acceptDataLoss(dir, volume, { atMs, nowMs: 3_000 });
+  const last = guardOf(dir);
+  last.share(liveMap);
+  assert.equal(last.lost, null);
 });
 
 test('a flush that fails while the guest has nothing to flush is tried again and loses nothing', async (t) => {

@@ -5,7 +5,7 @@ import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
-import { removeFile, replaceFile } from '../sys/durable-file.ts';
+import { createFile, removeFile, replaceFile } from '../sys/durable-file.ts';
 import { VOLUME_FILES } from './files.ts';
 
 /**
@@ -89,7 +89,30 @@ export async function acceptDataLoss(
   return now;
 }
 
-function isAccepted({ volumeDir, generation }: DataGuardOptions, atMs: number): boolean {
+/**
+ * For who ends a volume server, and is the last to know that data was lost while the disk refused the word of
+ * it: writes it down, unless it is, or an operator has accepted that loss. Rejects with the error of the
+ * disk.
+ */
+export async function keepDataLoss(
+  volume: Pick<DataLoss, 'volumeId' | 'generation'> & { volumeDir: string },
+  told: { atMs: number; reason: string },
+): Promise<void> {
+  const { volumeDir, volumeId, generation } = volume;
+  if (readDataLoss(volumeDir, volume) !== null || isAccepted(volume, told.atMs)) return;
+  // Its server may write the same just now.
+  const loss: DataLoss = { formatVersion: 1, volumeId, generation, ...told };
+  await createFile(join(volumeDir, VOLUME_FILES.dataLoss), fileOf(loss), { token: 'kept' });
+}
+
+function fileOf(loss: DataLoss): string {
+  return `${JSON.stringify(loss)}\n`;
+}
+
+function isAccepted(
+  { volumeDir, generation }: Pick<DataGuardOptions, 'volumeDir' | 'generation'>,
+  atMs: number,
+): boolean {
   const accepted = readAccepted(join(volumeDir, VOLUME_FILES.dataLossAccepted));
   return accepted.some((loss) => loss.atMs === atMs && loss.generation === generation);
 }
@@ -168,6 +191,15 @@ export class DataGuard {
     if (unflushed[FLUSHING] === LOST)
       this.lose('the disk lost what an earlier volume server was told to be written');
     else if (unflushed[FLUSHING] === UNDER_WAY) unflushed[WROTE] = 1;
+  }
+
+  /**
+   * When its server ends in good order: of a loss that is written down, by whomever, the live map tells
+   * nobody again, who may have accepted it by then.
+   */
+  rest(): void {
+    if (this.#unflushed?.[FLUSHING] === LOST && readDataLoss(this.#options.volumeDir, this.#options) !== null)
+      this.#unflushed[FLUSHING] = IDLE;
   }
 
   /** Before the live map goes. */
@@ -254,15 +286,18 @@ export class DataGuard {
 
   /** For as long as the disk refuses that too; until then the live map has it. */
   async #writeDown(loss: DataLoss): Promise<void> {
-    const path = join(this.#options.volumeDir, VOLUME_FILES.dataLoss);
+    const { volumeDir } = this.#options;
     for (let delayMs = WRITE_RETRY_FIRST_MS; ; delayMs = Math.min(WRITE_RETRY_MAX_MS, delayMs * 2)) {
       try {
-        await replaceFile(path, `${JSON.stringify(loss)}\n`);
+        await replaceFile(join(volumeDir, VOLUME_FILES.dataLoss), fileOf(loss));
         // The file has the word now: who accepts it has decided.
         if (this.#unflushed?.[FLUSHING] === LOST) this.#unflushed[FLUSHING] = IDLE;
         return;
       } catch (error) {
-        this.#options.logger.warn({ path, error: messageOf(error) }, 'cannot write down that data was lost');
+        this.#options.logger.warn(
+          { volumeDir, error: messageOf(error) },
+          'cannot write down that data was lost',
+        );
       }
       await this.#options.clock.sleep(delayMs);
     }
@@ -346,7 +381,11 @@ export class GuardedFile implements BlockDevice {
   }
 }
 
-function lostError({ volumeDir, volumeId }: DataGuardOptions, loss: DataLoss): GodwitError {
+/** `VOLUME_DATA_LOST`, which names the way out. */
+export function lostError(
+  { volumeDir, volumeId }: Pick<DataGuardOptions, 'volumeDir' | 'volumeId'>,
+  loss: DataLoss,
+): GodwitError {
   return new GodwitError(
     'VOLUME_DATA_LOST',
     `the disk lost what was written to volume ${volumeId}: ${loss.reason}`,

@@ -66,6 +66,17 @@ test('a new volume is ready, sparse and readable again by another store', async 
   assert.ok(capacity.freeBytes > 0 && capacity.freeBytes <= capacity.totalBytes);
 });
 
+test('a volume whose disk lost writes is not sealed for want of a server that says so', async (t) => {
+  const store = await openStore(t);
+  const { id } = await store.create({ name: 'data', lengthBytes: 8 * MIB, filesystem: 'none' });
+  await store.makeDataDurable(id);
+  const loss = { formatVersion: 1, volumeId: id, generation: 1, atMs: 7, reason: 'flush failed: EIO' };
+  writeFileSync(join(store.folder(id), 'data-loss.json'), JSON.stringify(loss));
+  await assert.rejects(store.makeDataDurable(id), code('VOLUME_DATA_LOST'));
+  await store.acceptDataLoss(id, 7);
+  await store.makeDataDurable(id);
+});
+
 test('100 GiB of ext4 take a few MiB, and the filesystem is sound', {
   skip: requires('mkfs.ext4', 'e2fsck'),
 }, async (t) => {

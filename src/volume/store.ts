@@ -16,7 +16,7 @@ import { replaceFile, syncFolder, syncPath } from '../sys/durable-file.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { holdsFileOf } from '../sys/file-system.ts';
 import { ownPath } from '../sys/named-path.ts';
-import { type AcceptedLoss, acceptDataLoss, readDataLoss } from './data-guard.ts';
+import { type AcceptedLoss, acceptDataLoss, lostError, readDataLoss } from './data-guard.ts';
 import { isDataLocked } from './data-lock.ts';
 import { checkHeader, ENCRYPTED_SECTOR_BYTES, encryptNew, rekeyIncoming } from './encryption.ts';
 import { createFetchLog } from './fetch-log-file.ts';
@@ -203,7 +203,11 @@ export class VolumeStore {
       const existing = await this.#find(request.id);
       if (existing) {
         const action = incomingOver(existing, record, luks2);
-        if (action === 'same') return existing;
+        if (action === 'same') {
+          // Whoever made it may have died, or failed, before its name was durable.
+          await syncFolder(this.directory);
+          return existing;
+        }
         if (action === 'refuse') throw exists(existing, request.generation);
         if (action === 'replace') await this.#destroyFolder(this.folder(existing.id), existing.id);
         if (action === 'keep') {
@@ -236,10 +240,14 @@ export class VolumeStore {
 
   /**
    * Of a volume that no server has open: what its last one wrote is on the disk, or this rejects;
-   * `VOLUME_NO_SPACE`, or the error of the disk.
+   * `VOLUME_DATA_LOST` where that is known, `VOLUME_NO_SPACE`, or the error of the disk.
    */
   async makeDataDurable(id: string): Promise<void> {
     const folder = this.folder(id);
+    const { generation } = await this.get(id);
+    const volume = { volumeDir: folder, volumeId: id, generation };
+    const loss = readDataLoss(folder, volume);
+    if (loss !== null) throw lostError(volume, loss);
     try {
       await syncPath(join(folder, VOLUME_FILES.data));
     } catch (error) {
@@ -332,6 +340,9 @@ export class VolumeStore {
           { volumeId: id, event: event.kind, state: after.state, generation: after.generation },
           'a volume changed its state',
         );
+      } else {
+        // What the record says may be the word of a write that failed, or died, before its name was durable.
+        await syncFolder(this.folder(id));
       }
       if (event.kind === 'complete') {
         const ended = [

@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { FakeClock } from '../../test/support/fake-clock.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
 import { DiskLook, diskConditions } from './disk-look.ts';
 
 test('a data disk that refuses a write is named since it was first found; one that is full, or takes its time, is not', async () => {
@@ -24,4 +27,14 @@ test('a data disk that refuses a write is named since it was first found; one th
   assert.equal(await disk.look(), null);
   write = () => new Promise(() => {});
   assert.equal(await clock.runUntil(disk.look()), null);
+});
+
+test("many who look at once are in nobody's way, and leave nothing behind", async (t) => {
+  const dir = scratchDir(t);
+  const disk = new DiskLook(join(dir, 'probe'), new FakeClock());
+  assert.deepEqual(
+    new Set(await Promise.all(Array.from({ length: 50 }, () => disk.look()))),
+    new Set([null]),
+  );
+  assert.deepEqual(readdirSync(dir), []);
 });

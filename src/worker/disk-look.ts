@@ -64,5 +64,6 @@ export function diskConditions(trouble: DiskTrouble | null, worker: string): Con
 
 async function writeAndRemove(path: string): Promise<void> {
   await writeFile(path, 'x');
-  await rm(path);
+  // Somebody else who looks just now may have removed it.
+  await rm(path, { force: true });
 }

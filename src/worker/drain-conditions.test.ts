@@ -6,7 +6,7 @@ import { drainConditions, drainOfMachine } from './drain-conditions.ts';
 
 test('a drain says what is left, and of one machine only what no move says', () => {
   const drain = {
-    sinceMs: 1,
+    ...{ desired: true, sinceMs: 1 },
     machines: [{ name: 'db', state: 'waiting', reason: 'no room', nextAction: null }],
     volumes: [{ name: 'spare', reason: 'no machine has it', nextAction: 'godwit volume move spare' }],
   } as unknown as DrainView;
@@ -17,6 +17,7 @@ test('a drain says what is left, and of one machine only what no move says', () 
       ['the volume spare is here: no machine has it', 'godwit volume move spare'],
     ],
   );
+  assert.deepEqual(drainConditions({ ...drain, desired: false }), []);
   const stuck = {
     ...{ worker: 'w1', desired: true, sinceMs: 1, volumes: [] },
     machines: [

@@ -5,6 +5,8 @@ import type { Condition } from './condition.ts';
 
 /** What is left on a worker that is to be empty. */
 export function drainConditions(drain: DrainView): Condition[] {
+  // What kept a machine from leaving keeps nobody from anything when it may stay.
+  if (!drain.desired) return [];
   const holdsUp = `the drain of ${drain.worker}`;
   const machines = drain.machines.flatMap((machine): Condition[] => {
     const { name, state, reason, nextAction } = machine;

@@ -56,7 +56,12 @@ const VOLUME_CONDITIONS: TellsConditions<WorkerParts, VolumeStore> = {
     if (about.kind === 'volume') return dataLossConditions(about.view);
     if (about.kind !== 'machine') return [];
     const own = (await volumes.list()).volumes.filter(({ machineId }) => machineId === about.record.id);
-    return own.flatMap((record) => dataLossConditions({ id: record.id, ...dataLossOf(volumes, record) }));
+    const volume = about.show.shim?.volume;
+    return own.flatMap((record) => {
+      // While the disk refuses the file, or it is only just written again, its server knows.
+      const told = volume?.spec.volumeId === record.id ? volume.status?.dataLoss : undefined;
+      return dataLossConditions({ id: record.id, ...dataLossOf(volumes, record, told) });
+    });
   },
   state: (_, about) => (about.kind === 'volume' ? retainedConditions(about.view) : []),
   hydration: (_, about, { clock }) =>

@@ -12,6 +12,8 @@ test('what waits for room says which is full: the data disk, or the memory for t
   const full = { sinceMs: 7, waiting: 2, freeBytes: 3 * 2 ** 20, reserveBytes: 256 * 2 ** 20 };
   const [disk] = noRoomConditions('db', full, 'worker-1');
   assert.match(disk!.message, /data disk of worker-1 is full \(3 MiB free/);
+  // Nobody waits where writes fail, and none may be under way: a fetched block has found no room.
+  assert.match(noRoomConditions('db', { ...full, waiting: 0 }, 'w')[0]!.message, /waits for room, or fails/);
   const [map] = noRoomConditions('db', { ...full, map: '/dev/shm/godwit-1/v_1.validity' }, 'worker-1');
   assert.match(
     map!.message,

@@ -50,7 +50,7 @@ export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, wo
       holdsUp: machine,
       message: `the data disk of ${worker} is full (${free} MiB free, ${kept} MiB are kept back): ${
         noRoom.waiting === 0
-          ? `what ${machine} writes anew fails`
+          ? `what ${machine} writes anew waits for room, or fails (--when-full error)`
           : `what ${machine} writes anew waits for room (${noRoom.waiting} writes now), nothing of it is lost`
       }`,
       sinceMs: noRoom.sinceMs,

@@ -28,7 +28,8 @@ function bench(
   const machines = {
     client,
     records: () => [{ id: 'm_1', name: 'postgres', desired }],
-    release: async (id: string) => void log.push(`release ${id}`),
+    release: async (id: string, { moving = false } = {}) =>
+      void log.push(`release ${id}${moving ? ' from its move' : ''}`),
     shutdownShim: async (id: string) => void log.push(`shut down ${id}`),
     removeRuntime: async (id: string) => void log.push(`remove ${id}`),
   } as unknown as OpeningsOptions['machines'];
@@ -55,32 +56,35 @@ test('a volume that is served is kept from everybody, and one of a running machi
     await bench({ m_1: 'empty', s_1: 'empty', i_1: 'open' }).openings.refuseKept(volume, purpose);
   }
   const held = bench({ m_1: 'open' }).openings;
-  for (const purpose of ['accept-loss', 'destroy'] as const)
-    await assert.rejects(
-      held.refuseKept(volume, purpose),
-      (error) => isGodwitError(error, 'WORKER_VOLUME_HELD') && error.message.includes('postgres'),
-    );
+  await assert.rejects(
+    held.refuseKept(volume, 'destroy'),
+    (error) => isGodwitError(error, 'WORKER_VOLUME_HELD') && error.message.includes('postgres'),
+  );
   // Its own machine opens it again, and a stopped one gives it back.
-  for (const purpose of ['attach', 'move', 'serve'] as const)
+  for (const purpose of ['attach', 'move', 'serve', 'accept-loss'] as const)
     assert.equal(await held.keeper(volume, purpose), null, purpose);
   assert.equal(await held.keeper({ ...volume, machineId: null }, 'destroy'), null);
   await assert.rejects(bench({ s_1: 'hangs' }).openings.refuseKept(volume, 'attach'), code('RPC_TIMEOUT'));
 });
 
-test('an import lets go for a machine, a stopped machine for clients of other systems, and nobody else', async () => {
+test('an import lets go for a machine, a stopped machine for clients of other systems and for who accepts a loss', async () => {
   const taken = async (purpose: Purpose, of = volume as Parameters<Openings['takeAway']>[0]) => {
     const { log, openings } = bench({});
     await openings.takeAway(of, purpose);
     return log;
   };
   assert.deepEqual(await taken('attach'), ['release import v_1']);
-  assert.deepEqual(await taken('serve'), ['release m_1']);
+  for (const purpose of ['serve', 'accept-loss'] as const)
+    assert.deepEqual(await taken(purpose), ['release m_1']);
+  const moving = bench({ m_1: 'open' });
+  await moving.openings.takeAway(volume, 'accept-loss', { moving: true });
+  assert.deepEqual(moving.log, ['release m_1 from its move']);
   assert.deepEqual(await taken('serve', { ...volume, machineId: null }), []);
   assert.deepEqual(await taken('serve', { ...volume, machineId: 'm_gone' }), []);
-  for (const purpose of ['move', 'accept-loss', 'destroy'] as const)
-    assert.deepEqual(await taken(purpose), []);
+  for (const purpose of ['move', 'destroy'] as const) assert.deepEqual(await taken(purpose), []);
   const { log, openings } = bench({ m_1: 'open' }, 'running');
-  await assert.rejects(openings.takeAway(volume, 'serve'), code('WORKER_VOLUME_HELD'));
+  for (const purpose of ['serve', 'accept-loss'] as const)
+    await assert.rejects(openings.takeAway(volume, purpose), code('WORKER_VOLUME_HELD'));
   assert.deepEqual(log, []);
 });
 

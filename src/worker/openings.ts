@@ -18,7 +18,8 @@ export const CLAIMS: Readonly<Record<Purpose, Partial<Record<ShimOwner['kind'], 
   // A machine that runs keeps it all the same.
   serve: { serve: 'keeps', machine: 'lets-go' },
   move: { serve: 'keeps' },
-  'accept-loss': { machine: 'keeps', serve: 'keeps' },
+  // One that runs has what was lost in its own memory, and keeps it all the same.
+  'accept-loss': { serve: 'keeps', machine: 'lets-go' },
   // An import ends with its volume (imports.ts).
   destroy: { machine: 'keeps', serve: 'keeps' },
 };
@@ -98,22 +99,25 @@ export class Openings {
     if (keeper !== null) throw servedError(volume);
   }
 
-  /** Who has it, and may be asked to, lets it go. Rejects `WORKER_VOLUME_HELD`, `MACHINE_MOVING`. */
-  async takeAway(volume: Wanted, purpose: Purpose): Promise<void> {
+  /**
+   * Who has it, and may be asked to, lets it go. Rejects `WORKER_VOLUME_HELD`, and `MACHINE_MOVING` unless
+   * `moving`: then its move opens it again.
+   */
+  async takeAway(volume: Wanted, purpose: Purpose, options: { moving?: boolean } = {}): Promise<void> {
     for (const owner of ownersOf(volume)) {
       if (CLAIMS[purpose][owner.kind] !== 'lets-go') continue;
       if (owner.kind === 'import') await this.#options.releaseImport(volume.id);
-      if (owner.kind === 'machine') await this.#takeFromMachine(volume, owner.machineId);
+      if (owner.kind === 'machine') await this.#takeFromMachine(volume, owner.machineId, options);
     }
   }
 
   /** A stopped one gives it back. */
-  async #takeFromMachine(volume: Wanted, machineId: string): Promise<void> {
+  async #takeFromMachine(volume: Wanted, machineId: string, options: { moving?: boolean }): Promise<void> {
     const { machines } = this.#options;
     const machine = machines.records().find(({ id }) => id === machineId);
     if (!machine) return;
     if (machine.desired === 'running') throw this.#heldError(volume, machineId);
-    await machines.release(machineId);
+    await machines.release(machineId, options);
   }
 
   #heldError({ id, name }: Wanted, machineId: string): GodwitError {

@@ -7,7 +7,7 @@ import { answering } from '../contract/endpoint.ts';
 import { PEER } from '../contract/peer.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
-import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import { MIGRATE_OUT, type MigrateOutInput } from '../migration/migrate-out.ts';
 import { stepOf } from '../migration/move-watch.ts';
 import { Overrides } from '../migration/overrides.ts';
 import type { ShimStatus } from '../shim/protocol.ts';
@@ -55,6 +55,8 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
           failedTargets.learn(run);
           progress.delete(run.id);
           drain.wake();
+          // Its shim may have died while the move had it, and nobody else looked then.
+          if (run.state === 'undone') void startAgain(parts, (run.input as MigrateOutInput).machineId);
         }
         // The machine is healthy elsewhere: the next one may go.
         if (run.kind === MIGRATE_OUT && stepOf(run)?.phase === 'after') drain.wake();
@@ -190,8 +192,7 @@ function warnOfFlaws(identity: TlsIdentity, hosts: readonly string[], logger: Lo
 }
 
 /**
- * A stop that was begun for a restart, by a worker that died then: the shim has ended it, and the machine is
- * still wanted.
+ * Whoever had the machine has let it go, or has ended it for a restart and died then, and it is still wanted.
  */
 async function startAgain({ machines, recovery }: WorkerParts, machineId: string): Promise<void> {
   const record = machines.records().find(({ id }) => id === machineId);

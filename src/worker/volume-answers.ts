@@ -10,6 +10,7 @@ import type {
 } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { DrainController } from '../migration/drain.ts';
+import { ownsMachine } from '../migration/move-watch.ts';
 import { type KeySource, noKeysError, type VolumeRecord, type VolumeStore } from '../volume/index.ts';
 import type { Admission } from './admission.ts';
 import type { EventBus } from './event-bus.ts';
@@ -122,11 +123,19 @@ export class VolumeAnswers {
   async acceptLoss(ref: string, { atMs }: AcceptLossRequest): Promise<VolumeView> {
     const record = await findVolume(this.#o, ref);
     const { id, name, machineId } = record;
-    if (machineId !== null) this.#o.moves.refuseWhileMoving(machineId);
+    // Past its point of no return a move here goes on with the volume as it is accepted.
+    const run = this.#o.moves.openRunOf(machineId);
+    const isOwned = run !== null && ownsMachine(run);
+    if (machineId !== null && !isOwned) this.#o.moves.refuseWhileMoving(machineId);
     await this.#o.openings.refuseKept(record, 'accept-loss');
+    // A machine that is stopped has it open, and its server refuses all for as long as it lives.
+    const letGo = () => this.#o.openings.takeAway(record, 'accept-loss', { moving: isOwned });
+    await letGo();
     // A volume server that goes on hydrating would say of its loss what it knew before.
     const accept = () => this.#o.volumes.acceptDataLoss(id, atMs);
     const { reason } = await this.#o.imports.without(id, accept);
+    // Its move may have opened it again in between.
+    if (isOwned) await letGo();
     this.#o.events.emit(
       'volume-loss-accepted',
       id,
