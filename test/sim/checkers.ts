@@ -14,14 +14,22 @@ type Volume = {
   writer: Opening | null;
   /** Content of each sealed generation. */
   sealed: Map<number, number[]>;
+  /** Its disk lost writes, and nobody has accepted that. */
+  isLost: boolean;
 };
+
+function loseUnflushed(volume: Volume): void {
+  volume.acknowledged = volume.acknowledged.map((value, block) =>
+    value === volume.flushed[block] ? value : -Math.abs(value),
+  );
+}
 
 /**
  * What must always hold (ARCHITECTURE.md, "The move"), held against all that happens, as it happens:
  *
  *   1  a volume is open for writing once at most, and a machine runs once at most;
- *   2  no acknowledged write is lost, but by a power cut those that no flush covered;
- *   3  a read gives the newest write;
+ *   2  no acknowledged write is lost, but by a power cut, or a disk that fails, those that no flush covered;
+ *   3  a read gives the newest write, and nothing of a volume whose disk lost some until that is accepted;
  *   4  a generation that is opened for writing is higher than all before it, or the same at the same worker;
  *   5  a sealed generation stays as it was sealed;
  *   6  a verdict of a move is one, for ever.
@@ -30,6 +38,8 @@ export class Checkers {
   readonly #simulation: Simulation;
   readonly #volumes = new Map<string, Volume>();
   readonly #machines = new Map<string, { shim: Shim; host: string }>();
+  /** Of machines that run nowhere: since when. */
+  readonly #downSinceMs = new Map<string, number>();
   readonly #verdicts = new Map<string, string>();
   acknowledgedWrites = 0;
   checkedReads = 0;
@@ -43,6 +53,7 @@ export class Checkers {
       acknowledged: new Array<number>(BLOCKS).fill(0),
       flushed: new Array<number>(BLOCKS).fill(0),
       ...{ nextValue: 1, generation: 0, owner: '', writer: null, sealed: new Map<number, number[]>() },
+      isLost: false,
     };
     this.#volumes.set(id, known);
     return known;
@@ -93,16 +104,34 @@ export class Checkers {
   mayHaveLost(host: string): void {
     for (const volume of this.#volumes.values()) {
       if (volume.owner !== host) continue;
-      volume.acknowledged = volume.acknowledged.map((value, block) =>
-        value === volume.flushed[block] ? value : -Math.abs(value),
-      );
+      loseUnflushed(volume);
+      // It may have been known in memory only.
+      volume.isLost = false;
     }
+  }
+
+  /** The same of one volume, by its disk. Until somebody has accepted that nothing of it is read. */
+  diskLost(volumeId: string): void {
+    const volume = this.#volume(volumeId);
+    loseUnflushed(volume);
+    volume.isLost = true;
+  }
+
+  /** Somebody has accepted it; or nobody knows of it any more, and nobody could have written it down. */
+  lossIsOver(volumeId: string): void {
+    this.#volume(volumeId).isLost = false;
+  }
+
+  isLost(volumeId: string): boolean {
+    return this.#volume(volumeId).isLost;
   }
 
   read(opening: Opening, block: number, value: number): void {
     const volume = this.#volume(opening.spec.volumeId);
     const newest = volume.acknowledged[block]!;
     this.checkedReads += 1;
+    if (volume.isLost)
+      this.#simulation.fail(`${opening.process.name} reads ${opening.spec.volumeId}, whose disk lost writes`);
     if (newest < 0 && value >= volume.flushed[block]! && value <= -newest) volume.acknowledged[block] = value;
     else if (value !== newest)
       this.#simulation.fail(
@@ -150,10 +179,29 @@ export class Checkers {
     if (other && other.shim !== shim && other.shim.process.alive)
       this.#simulation.fail(`${machineId} runs on ${other.host} and on ${host}`);
     this.#machines.set(machineId, { shim, host });
+    this.#downSinceMs.delete(machineId);
   }
 
   ended(machineId: string, shim: Shim): void {
-    if (this.#machines.get(machineId)?.shim === shim) this.#machines.delete(machineId);
+    if (this.#machines.get(machineId)?.shim !== shim) return;
+    this.#machines.delete(machineId);
+    this.#downSinceMs.set(machineId, this.#simulation.nowMs);
+  }
+
+  /** Machines that have run once and run nowhere now, and for how long. */
+  down(): { machineId: string; forMs: number }[] {
+    const { nowMs } = this.#simulation;
+    return [...this.#downSinceMs].map(([machineId, sinceMs]) => ({ machineId, forMs: nowMs - sinceMs }));
+  }
+
+  /** Where it was opened for writing last. */
+  ownerOf(volumeId: string): string {
+    return this.#volume(volumeId).owner;
+  }
+
+  /** The shim that it runs in. */
+  shimOf(machineId: string): Shim | null {
+    return this.#machines.get(machineId)?.shim ?? null;
   }
 
   runsOn(machineId: string): string | null {

@@ -1,6 +1,7 @@
 import nodeFs from 'node:fs';
 import { createRequire, syncBuiltinESMExports } from 'node:module';
 import { dirname, join } from 'node:path';
+import { workerPaths } from '../../src/worker/paths.ts';
 import { running, type Simulation } from './simulation.ts';
 
 type PendingName = { folders: string[]; undo: () => void; forget: () => void };
@@ -11,7 +12,8 @@ type PendingName = { folders: string[]; undo: () => void; forget: () => void };
  *
  *   - happens in its turn and takes simulated time, and not at all when the process has ended by then;
  *   - is forgotten by a power cut as far as it was not synced: the content of a file by fsync of that file, a
- *     name by fsync of its folder. What was not synced is lost from some point on, in order.
+ *     name by fsync of its folder. What was not synced is lost from some point on, in order;
+ *   - fails where the disk is full (ENOSPC: content and folders, no names) or takes nothing (EIO).
  *
  * Reads are of the page cache, and take no time. The functions without a promise are not seen here: what uses
  * them syncs by itself (sys/durable-file.ts), or makes folders.
@@ -27,6 +29,12 @@ export class Disk {
   readonly #dirty = new Map<number, number>();
   /** Called when a file is made durable, with its inode. */
   onSync: (inode: number) => void = () => {};
+  /** Beside what the worker has kept back for itself; below nothing: that much of it others took too. */
+  freeBytes = PLENTY_BYTES;
+  /** It takes no write at all, or just not the next ones. Volumes go on unless `failsData`. */
+  fails = false;
+  failsNext = 0;
+  failsData = false;
 
   constructor(root: string, simulation: Simulation) {
     this.root = root;
@@ -58,10 +66,53 @@ export class Disk {
     disks.splice(disks.indexOf(this), 1);
   }
 
-  /** A change: after its time, and only while its process lives. */
-  async change<T>(act: () => T, [least, most]: readonly [number, number] = WRITE_MS): Promise<T> {
+  get isPlentiful(): boolean {
+    return this.freeBytes === PLENTY_BYTES;
+  }
+
+  get availableBytes(): number {
+    if (this.isPlentiful) return PLENTY_BYTES;
+    const isKept = nodeFs.existsSync(workerPaths(this.root).ballast);
+    return Math.max(0, this.freeBytes + (isKept ? 0 : BALLAST_BYTES));
+  }
+
+  /** As new. */
+  mend(): void {
+    Object.assign(this, { freeBytes: PLENTY_BYTES, fails: false, failsNext: 0, failsData: false });
+  }
+
+  /** What a write of journal or records meets now; null: it is taken. */
+  refusal(needsRoom = true): 'EIO' | 'ENOSPC' | null {
+    if (this.fails || this.failsNext > 0) {
+      this.failsNext = Math.max(0, this.failsNext - 1);
+      this.#simulation.count('writes that failed');
+      return 'EIO';
+    }
+    if (!needsRoom || this.availableBytes >= ROOM_BYTES_MIN) return null;
+    this.#simulation.count('writes that found no room');
+    return 'ENOSPC';
+  }
+
+  /** A change: after its time, and only while its process lives. `needs`: null, it changes nothing yet. */
+  async change<T>(
+    act: () => T,
+    needs: 'room' | 'disk' | null = 'disk',
+    [least, most]: readonly [number, number] = WRITE_MS,
+  ): Promise<T> {
     await this.#simulation.pause(this.#simulation.between(least * 100, most * 100) / 100);
+    const refusal = needs === null ? null : this.refusal(needs === 'room');
+    if (refusal !== null) throw systemError(refusal);
     return act();
+  }
+
+  /** fallocate(2). */
+  async allocate(): Promise<void> {
+    await this.change(() => {}, 'room');
+  }
+
+  /** fdatasync(2) of a volume's file. Throws. */
+  syncData(): void {
+    if (this.failsData) throw systemError('EIO');
   }
 
   made(path: string): void {
@@ -121,6 +172,13 @@ export class Disk {
   }
 }
 
+/** Of the disk: what is free of it in good times, and what a worker keeps back there (worker/ballast.ts). */
+export const TOTAL_BYTES = 2 ** 38;
+const PLENTY_BYTES = 2 ** 37;
+export const BALLAST_BYTES = 32 * 2 ** 20;
+/** With less the filesystem has none. */
+const ROOM_BYTES_MIN = 2 ** 20;
+
 const WRITE_MS = [0.05, 0.6] as const;
 const SYNC_MS = [0.5, 8] as const;
 const disks: Disk[] = [];
@@ -152,7 +210,7 @@ class Handle {
     await this.#disk.change(() => {
       nodeFs.writeFileSync(this.fd, content);
       this.#disk.wrote(this.#path);
-    });
+    }, 'room');
   }
   async readFile(encoding: 'utf8'): Promise<string> {
     return nodeFs.readFileSync(this.fd, encoding);
@@ -164,14 +222,20 @@ class Handle {
     nodeFs.ftruncateSync(this.fd, lengthBytes);
   }
   async sync(): Promise<void> {
-    await this.#disk.change(() => {
+    const act = () => {
       if (nodeFs.fstatSync(this.fd).isDirectory()) this.#disk.syncFolder(this.#path);
       else this.#disk.sync(this.fd);
-    }, SYNC_MS);
+    };
+    await this.#disk.change(act, 'disk', SYNC_MS);
   }
   async close(): Promise<void> {
     nodeFs.closeSync(this.fd);
   }
+}
+
+function systemError(code: 'EIO' | 'ENOSPC'): Error {
+  const text = code === 'EIO' ? 'i/o error' : 'no space left on device';
+  return Object.assign(new Error(`${code}: ${text}`), { code, syscall: 'write' });
 }
 
 type Anything = (...args: never[]) => unknown;
@@ -183,18 +247,21 @@ function install(): void {
   const instead: Record<string, (disk: Disk, ...args: never[]) => unknown> = {
     open: (disk, path: string, flags: string | number = 'r', mode?: number) =>
       typeof flags === 'string' && /[wax+]/.test(flags)
-        ? disk.change(() => new Handle(disk, path, flags, mode))
+        ? disk.change(() => new Handle(disk, path, flags, mode), flags.includes('+') ? null : 'disk')
         : new Handle(disk, path, flags, mode),
     readFile: (_, path: string, how: 'utf8') => nodeFs.readFileSync(path, how),
     readdir: (_, path: string) => nodeFs.readdirSync(path).sort(),
     stat: (_, path: string) => nodeFs.statSync(path),
-    statfs: () => ({ type: 0xef53, bsize: 4096, blocks: 2 ** 26, bavail: 2 ** 25, bfree: 2 ** 25 }),
+    statfs: ({ availableBytes }) => {
+      const free = Math.floor(availableBytes / 4096);
+      return { type: 0xef53, bsize: 4096, blocks: TOTAL_BYTES / 4096, bavail: free, bfree: free };
+    },
     mkdir: (disk, path: string, how: nodeFs.MakeDirectoryOptions) =>
       disk.change(() => {
         const isNew = !nodeFs.existsSync(path);
         nodeFs.mkdirSync(path, how);
         if (isNew) disk.made(path);
-      }),
+      }, 'room'),
     rename: (disk, from: string, to: string) => disk.change(() => disk.rename(from, to)),
     link: (disk, from: string, to: string) =>
       disk.change(() => {
@@ -212,7 +279,7 @@ function install(): void {
         nodeFs.writeFileSync(path, content);
         if (isNew) disk.made(path);
         disk.wrote(path);
-      }),
+      }, 'room'),
   };
   for (const [name, act] of Object.entries(instead)) {
     const real = promises[name]!;

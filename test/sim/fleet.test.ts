@@ -7,9 +7,9 @@ import { live } from './start.ts';
 
 /** Of the first life; those that follow count on. A soak looks for others (`npm run soak -- 600 --only sim`). */
 const SEED = Number(process.env.GODWIT_SEED ?? 1);
-/** From 50 on the handoff that both sides believe takes 69 drains to be found, and most of them are of other lives. */
+/** Of the first life with a bug that is put in. */
 const BUG_SEED = 54;
-const FLEET = { workers: 6, machines: 8 };
+const FLEET = { workers: 5, machines: 8 };
 
 function life(seed: number, options: Omit<LifeOptions, 'seed' | 'root' | 'workers' | 'machines'>) {
   return live({ ...FLEET, ...options, seed, root: mkdtempSync('/dev/shm/godwit-sim-') });
@@ -45,10 +45,23 @@ test('bugs that are put in are found within a thousand drains', async (t) => {
       { handoffBelievedTwice: true },
       /two writers|runs on w\d and on w\d/,
     ],
+    'a target that is stopped, and taken for one that never heard of its machine': [
+      { silenceBelieved: true },
+      /two writers|runs on w\d and on w\d/,
+    ],
     'a shim that does not stop its machine': [
       { stopIgnored: true },
       /runs on w\d and on w\d|two writers|writes v_/,
     ],
+    'a write that is acknowledged on a full disk, and dropped': [
+      { droppedWhenFull: true },
+      /reads \d+ in block|is handed on at/,
+    ],
+    'a volume that goes on when its disk has lost writes': [
+      { lossIgnored: true },
+      /whose disk lost writes|reads \d+ in block|is handed on at/,
+    ],
+    'a why that knows nothing of runs': [{ whyIsSilent: true }, /and why is silent/],
   } as const;
   for (const [name, [bug, found]] of Object.entries(bugs)) {
     let drains = 0;

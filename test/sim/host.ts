@@ -1,12 +1,13 @@
 import { rmSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { GodwitError } from '../../src/base/errors.ts';
+import { GodwitError, isGodwitError, systemErrorCode } from '../../src/base/errors.ts';
 import { jailRuntime } from '../../src/jail/runtime.ts';
 import type { MachineHost } from '../../src/machine/machine-host.ts';
 import type { OperationArgs, VolumeOperation } from '../../src/opening/operations.ts';
 import { shown } from '../../src/opening/role.ts';
 import { ShimClient, type ShimConnection } from '../../src/shim/client.ts';
 import type { ShimOps, ShimStatus } from '../../src/shim/protocol.ts';
+import { keepDataLoss } from '../../src/volume/data-guard.ts';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { Disk } from './disk.ts';
 import { type Boot, Process, running } from './simulation.ts';
@@ -49,7 +50,10 @@ export class Host {
     for (const shim of this.shims.values()) shim.process.end();
     this.shims.clear();
     this.disk.cut();
-    for (const content of this.#contents.values()) content.cut(() => simulation.chance(0.5));
+    for (const content of this.#contents.values()) {
+      content.cut(() => simulation.chance(0.5));
+      content.unflushed.fill(0);
+    }
   }
 
   givePower(): void {
@@ -87,7 +91,7 @@ export class Host {
           simulation.world(simulation.between(20, 400), () => {
             if (boot === this.boot && this.hasPower && !this.shims.has(runtimeDir))
               this.#startShim(runtimeDir);
-            simulation.world(0, () => worker.alive && running.run(worker, resolve));
+            simulation.world(0, () => worker.whenOn(() => running.run(worker, resolve)));
           });
           await promise;
         }
@@ -123,6 +127,7 @@ export class Host {
     shim.process.onEnd(() => {
       if (this.shims.get(folder) === shim) this.shims.delete(folder);
       shim.stopWorkload();
+      shim.server.end();
       shim.opening?.close();
     });
   }
@@ -178,15 +183,17 @@ function connect(host: Host, shim: Shim, onEvent: (event: string, data: unknown)
       const onAbort = () => reject(signal?.reason as Error);
       signal?.addEventListener('abort', onAbort, { once: true });
       waiting.add(reject);
-      const slow = simulation.chance(0.01) ? simulation.between(100, 3_000) : simulation.between(1, 10) / 10;
-      simulation.after(slow, () => {
-        if (!shim.process.alive) return;
-        const answer = running.run(shim.process, () => shim.answer(op as keyof ShimOps, args));
-        answer.then(
-          (value) => inWorker(() => resolve(value)),
-          (error: unknown) => inWorker(() => reject(error)),
-        );
-      });
+      const slow = simulation.chance(0.01)
+        ? simulation.between(100, SLOW_MS_MAX)
+        : simulation.between(1, 10) / 10;
+      const answered = () =>
+        running
+          .run(shim.process, () => shim.answer(op as keyof ShimOps, args))
+          .then(
+            (value) => inWorker(() => resolve(value)),
+            (error: unknown) => inWorker(() => reject(error)),
+          );
+      simulation.after(slow, () => shim.process.whenOn(answered));
       try {
         return await promise;
       } finally {
@@ -202,21 +209,43 @@ function gone(): GodwitError {
   return new GodwitError('RPC_CLOSED', 'the shim closed the connection', { nextAction: 'connect again' });
 }
 
+/** Below what `why` waits for a shim that may hang. */
+const SLOW_MS_MAX = 2_500;
 const WRITE_EVERY_MS = [400, 4_000] as const;
+/** After so long without a sign of life of its server (three questions) a shim gives an operation up. */
+const SERVER_SILENT_MS = 35_000;
+/** So long it waits for the end of a volume server before it is killed. */
+const SERVER_STOP_MS = 10_000;
 
 /** A shim: one opening of a volume, and the machine that runs on it. */
 export class Shim {
   readonly process: Process;
+  /** Its volume server, and the machine as far as it reads and writes. */
+  readonly server: Process;
   readonly folder: string;
   readonly #host: Host;
   readonly listeners = new Set<(event: string, data: unknown) => void>();
   opening: Opening | null = null;
   #workload: (NonNullable<ShimStatus['workload']> & { ends: () => void }) | null = null;
+  #ending: Promise<void> | null = null;
+  #lastVolume: ReturnType<Opening['status']> | null = null;
 
   constructor(host: Host, folder: string) {
     this.#host = host;
     this.folder = folder;
     this.process = new Process(`${host.name}/${basename(folder)}`, host.boot);
+    this.server = new Process(`${this.process.name}/server`, host.boot);
+  }
+
+  /** What its volume server does, and a shim that waits for it. */
+  #served<T>(work: () => Promise<T>): Promise<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    this.server.whenOn(() => void running.run(this.server, work).then(resolve, reject));
+    return promise;
+  }
+
+  get isEnding(): boolean {
+    return this.#ending !== null;
   }
 
   get runs(): boolean {
@@ -225,18 +254,18 @@ export class Shim {
 
   async answer(op: keyof ShimOps, args: unknown): Promise<unknown> {
     const { simulation } = this.#host.world;
+    if (this.isEnding && op !== 'status' && op !== 'shutdown')
+      throw new GodwitError('MACHINE_SHIM_ENDING', 'this shim is shutting down', {
+        nextAction: 'Start another.',
+      });
     switch (op) {
       case 'status':
         return this.#status();
       case 'volume.open':
         await simulation.pause(simulation.between(5, 60));
-        return this.#open((args as ShimOps['volume.open']['args']).spec);
-      case 'volume.command': {
-        const command = args as { op: VolumeOperation; args: OperationArgs<VolumeOperation> };
-        if (this.opening === null)
-          throw new GodwitError('ATTACH_NOT_OPEN', 'no volume is open here', { nextAction: 'open it' });
-        return this.opening.command(command.op, command.args);
-      }
+        return this.#served(() => this.#open((args as ShimOps['volume.open']['args']).spec));
+      case 'volume.command':
+        return this.#command(args as ShimOps['volume.command']['args']);
       case 'workload.prepare':
         return {};
       case 'workload.start':
@@ -253,10 +282,11 @@ export class Shim {
       case 'fs.unmount':
         return {};
       case 'shutdown':
-        await simulation.pause(simulation.between(5, 100));
-        if (!this.#host.world.bugs.stopIgnored) this.stopWorkload();
-        this.opening?.flush();
-        simulation.world(1, () => this.process.end());
+        this.#ending ??= this.#release().catch((error: unknown) => {
+          this.#ending = null;
+          throw error;
+        });
+        await this.#ending;
         return {};
       default:
         throw new GodwitError('RPC_UNKNOWN_OP', `the simulated shim has no ${op}`, {
@@ -265,9 +295,20 @@ export class Shim {
     }
   }
 
+  async #release(): Promise<void> {
+    const { simulation, bugs } = this.#host.world;
+    await simulation.pause(simulation.between(5, 100));
+    if (!bugs.stopIgnored) this.stopWorkload();
+    if (this.server.isStopped) await simulation.pause(SERVER_STOP_MS);
+    // One that was killed has lost nothing: what it wrote is in the page cache.
+    if (!this.server.isStopped) await this.#served(async () => this.opening?.flush()).catch(() => {});
+    await this.#keepLoss();
+    simulation.world(1, () => this.process.end());
+  }
+
   async #open(spec: Opening['spec']): Promise<ShimOps['volume.open']['result']> {
     if (this.opening === null) {
-      const opening = new Opening(this.#host, this, spec);
+      const opening = new Opening(this.#host, this.server, spec);
       this.opening = opening;
       try {
         await opening.open();
@@ -280,8 +321,34 @@ export class Shim {
     return { loopDevice: null, exportPort: this.opening.port };
   }
 
+  /** As the product's backend does, before it ends its volume server. */
+  async #keepLoss(): Promise<void> {
+    const lost = this.opening?.lost;
+    if (!this.opening || !lost) return;
+    await keepDataLoss(this.opening.spec, lost);
+    if (!this.server.isStopped) this.opening.rest();
+  }
+
+  /** Passed on, and given up where the server says nothing at all. */
+  async #command({ op, args, timeoutMs }: ShimOps['volume.command']['args']): Promise<unknown> {
+    const { simulation } = this.#host.world;
+    const { opening } = this;
+    if (opening === null)
+      throw new GodwitError('ATTACH_NOT_OPEN', 'no volume is open here', { nextAction: 'open it' });
+    const answer = this.#served(() => opening.command(op, args as OperationArgs<VolumeOperation>));
+    const patienceMs = timeoutMs ?? (this.server.isStopped ? SERVER_SILENT_MS : null);
+    if (patienceMs === null) return answer;
+    const late = Promise.withResolvers<never>();
+    const cancel = simulation.after(patienceMs, () =>
+      late.reject(new GodwitError('RPC_TIMEOUT', `no answer to ${op}`, { nextAction: 'ask again' })),
+    );
+    return Promise.race([answer, late.promise]).finally(cancel);
+  }
+
   #status(): ShimStatus {
     const { opening } = this;
+    // What its server said last.
+    if (opening && !this.server.isStopped) this.#lastVolume = opening.status();
     return {
       shimPid: 1,
       startedAtMs: 1,
@@ -291,7 +358,7 @@ export class Shim {
         serverRestarts: 0,
         loopDevice: null,
         mounted: false,
-        status: opening.status() as never,
+        status: this.#lastVolume as never,
         lastError: null,
       },
       workload: this.#workload && ({ ...this.#workload, ends: undefined } as never),
@@ -314,27 +381,37 @@ export class Shim {
         },
       };
       checkers.started(machineId, this, this.#host.name);
-      running.run(this.process, () => this.#write(writing));
+      running.run(this.server, () => this.#write(writing));
     }
     return { startedAtMs: this.#workload!.startedAtMs! };
   }
 
   /** The machine: writes, flushes now and then, and reads what it has written. */
   async #write(writing: { on: boolean }): Promise<void> {
-    const { simulation, checkers } = this.#host.world;
+    const { simulation } = this.#host.world;
     for (;;) {
       await simulation.pause(simulation.between(...WRITE_EVERY_MS));
       const { opening } = this;
       if (!writing.on || opening === null) return;
       const block = simulation.random.below(BLOCKS);
-      if (simulation.chance(0.4)) {
-        const value = await opening.read(block);
-        if (!writing.on) return;
-        checkers.read(opening, block, value);
-      } else if (opening.writes) {
-        opening.write(block, checkers.nextValue(opening.spec.volumeId));
-        if (simulation.chance(0.5)) opening.flush();
+      try {
+        await this.#useVolume(opening, block, writing);
+      } catch (error) {
+        // What its disk lost, or did not sync; it goes on, as far as it can.
+        if (!isGodwitError(error, 'VOLUME_DATA_LOST') && systemErrorCode(error) !== 'EIO') throw error;
       }
+    }
+  }
+
+  async #useVolume(opening: Opening, block: number, writing: { on: boolean }): Promise<void> {
+    const { simulation, checkers } = this.#host.world;
+    if (simulation.chance(0.4)) {
+      const value = await opening.read(block);
+      if (writing.on) checkers.read(opening, block, value);
+    } else if (opening.writes) {
+      const value = checkers.nextValue(opening.spec.volumeId);
+      if ((await opening.write(block, value, () => !writing.on)) && simulation.chance(0.5))
+        await opening.flush();
     }
   }
 
@@ -344,6 +421,9 @@ export class Shim {
     const { machineId } = this.#workload;
     this.#workload.ends();
     this.#workload.state = 'stopped';
-    for (const tell of this.listeners) tell('workload', { machineId, state: 'stopped' });
+    const told = () => {
+      for (const tell of this.listeners) tell('workload', { machineId, state: 'stopped' });
+    };
+    this.process.whenOn(told);
   }
 }

@@ -1,7 +1,9 @@
 import { rmSync } from 'node:fs';
-import { isGodwitError } from '../../src/base/errors.ts';
 import { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
+import { DataLosses } from './data-losses.ts';
+import { Deeds } from './deeds.ts';
 import { Violation } from './simulation.ts';
+import { WhyChecker } from './why-checker.ts';
 import { type Bugs, World } from './world.ts';
 
 export type LifeOptions = {
@@ -31,8 +33,6 @@ export type LifeResult = {
   violation: string | null;
 };
 
-/** Between one deed of the world and the next, while a drain is on. */
-const DEED_EVERY_MS = [500, 9_000] as const;
 /** A drain that goes on longer has its faults taken away. */
 const FAULTY_MS = 120_000;
 /** Nothing fails any more: then all ends within this. */
@@ -43,12 +43,17 @@ const LOOK_MS = 1_000;
 export async function live(options: LifeOptions): Promise<LifeResult> {
   const life = new Life(options);
   let violation: string | null = null;
+  // Which ends the process of a worker.
+  const onRejected = (error: unknown) =>
+    void life.world.simulation.fail(`nobody handles ${(error as Error)?.stack ?? error}`);
+  process.on('unhandledRejection', onRejected);
   try {
     await life.run();
   } catch (error) {
     if (!(error instanceof Violation)) throw error;
     violation = `${error.message}\n\nThe end of the trace of seed ${options.seed}:\n${life.world.simulation.traceEnd}`;
   } finally {
+    process.off('unhandledRejection', onRejected);
     life.world.close();
     rmSync(options.root, { recursive: true, force: true });
   }
@@ -58,13 +63,17 @@ export async function live(options: LifeOptions): Promise<LifeResult> {
 class Life {
   readonly world: World;
   readonly #options: LifeOptions;
+  readonly #deeds: Deeds;
+  readonly #why: WhyChecker;
   #drains = 0;
   #moves = 0;
-  #isFaulty = false;
 
   constructor(options: LifeOptions) {
     this.#options = options;
     this.world = new World(options);
+    this.#deeds = new Deeds(this.world, options.faults ?? 1);
+    this.#why = new WhyChecker(this.world);
+    new DataLosses(this.world);
   }
 
   result(): Omit<LifeResult, 'violation'> {
@@ -80,6 +89,7 @@ class Life {
   async run(): Promise<void> {
     const { world } = this;
     await world.begin();
+    this.#why.begin();
     while (this.#drains < this.#options.drains) {
       const name = world.simulation.pick(world.names);
       await this.#drain(name);
@@ -103,20 +113,20 @@ class Life {
     let asked = null as unknown;
     this.#look(() => {
       const { parts, process } = world.workers.get(name)!;
-      if (done || parts === null || process === asked) return done;
+      if (done || parts === null || process === asked || !world.isUp(name)) return done;
       asked = process;
-      question(world).then(() => {
-        done = true;
-      }, this.#notRefused(what));
+      question(world).then(
+        () => {
+          done = true;
+        },
+        (error: unknown) => {
+          world.refused(what)(error);
+          asked = null;
+        },
+      );
       return false;
     });
     await world.until(`${name} to ${what}`, () => done);
-  }
-
-  #notRefused(what: string): (error: unknown) => void {
-    return (error) => {
-      if (!isGodwitError(error)) this.world.simulation.fail(`${what}: ${(error as Error)?.stack ?? error}`);
-    };
   }
 
   async #drain(name: string): Promise<void> {
@@ -126,17 +136,14 @@ class Life {
     await this.#asked(name, 'be drained', () =>
       world.ask(name, ({ service }) => service.drain({ desired: true, target: null })),
     );
-    this.#isFaulty = true;
-    this.#deeds();
+    this.#deeds.begin();
     const untilMs = simulation.nowMs + FAULTY_MS;
     const isOver = this.#drained(name);
     await simulation.run(() => isOver() || simulation.nowMs >= untilMs);
-    this.#isFaulty = false;
-    if (!isOver()) {
-      this.#mend();
-      await world.until(`${name} to be drained`, isOver, QUIET_MS);
-    }
-    this.#mend();
+    this.#deeds.end();
+    this.#deeds.mend();
+    if (!isOver()) await world.until(`${name} to be drained`, isOver, QUIET_MS);
+    this.#deeds.mend();
     simulation.log(`${name} is drained`);
     this.#drains += 1;
   }
@@ -147,14 +154,17 @@ class Life {
     let over = false;
     this.#look(() => {
       if (over || !world.isUp(name)) return over;
-      void world.ask(name, async ({ drain, machines, service }) => {
-        // Somebody had withdrawn it.
-        if (!drain.desired) await service.drain({ desired: true, target: null });
-        const { state } = await drain.status();
-        over = state === 'drained';
-        // Something was not healthy where it arrived, which is told until somebody asks again.
-        if (!over && machines.records().length === 0) await service.drain({ desired: true, target: null });
-      });
+      void world
+        .ask(name, async ({ drain, machines, service }) => {
+          // Somebody had withdrawn it.
+          if (!drain.desired) await service.drain({ desired: true, target: null });
+          if (machines.records().length > 0) return;
+          const { state } = await drain.status();
+          over = state === 'drained';
+          // Something was not healthy where it arrived, which is told until somebody asks again.
+          if (!over) await service.drain({ desired: true, target: null });
+        })
+        .catch(world.refused('drain'));
       return false;
     });
     return () => over;
@@ -172,7 +182,7 @@ class Life {
   /** Nothing is done any more: every machine runs, once, and no run is open. */
   async #settled(): Promise<void> {
     const { world } = this;
-    this.#mend();
+    this.#deeds.mend();
     await world.until(
       'all to come to its end',
       () =>
@@ -194,144 +204,14 @@ class Life {
       0,
     );
     if (machines !== this.#options.machines)
-      world.simulation.fail(
+      throw world.simulation.fail(
         `${machines} of ${this.#options.machines} machines are left\n${world.describe()}`,
       );
+    await this.#why.silent(QUIET_MS);
     this.#moves = world.names.reduce(
       (sum, name) =>
         sum + world.workers.get(name)!.parts!.journal.find({ kind: MIGRATE_OUT, state: 'done' }).length,
       0,
     );
-  }
-
-  /** Everything comes back, and nothing else happens. */
-  #mend(): void {
-    const { world } = this;
-    for (const name of world.names) {
-      const { host } = world.workers.get(name)!;
-      if (!host.hasPower) world.givePower(name);
-      world.start(name);
-      for (const other of world.names) world.network.setCut(name, other, false);
-    }
-  }
-
-  #deeds(): void {
-    const { simulation } = this.world;
-    simulation.world(simulation.between(...DEED_EVERY_MS) / (this.#options.faults ?? 1), () => {
-      if (!this.#isFaulty) return;
-      this.#deed();
-      this.#deeds();
-    });
-  }
-
-  #deed(): void {
-    const { world } = this;
-    const { simulation } = world;
-    const name = simulation.pick(world.names);
-    const deeds: (readonly [weight: number, deed: () => void])[] = [
-      [6, () => this.#kill(name)],
-      [3, () => this.#cut(name)],
-      [2, () => this.#cutPower(name)],
-      [4, () => this.#killShim(name)],
-      [1, () => this.#setClock(name)],
-      [3, () => this.#cancel(name)],
-      [2, () => this.#move(name)],
-      [1, () => this.#withdraw(name)],
-    ];
-    let left = simulation.random.below(deeds.reduce((sum, [weight]) => sum + weight, 0));
-    for (const [weight, deed] of deeds) {
-      left -= weight;
-      if (left >= 0) continue;
-      deed();
-      return;
-    }
-  }
-
-  #kill(name: string): void {
-    const { world } = this;
-    if (world.workers.get(name)!.process === null) return;
-    world.simulation.count('workers killed');
-    world.kill(name);
-    world.simulation.world(world.simulation.between(100, 15_000), () => world.start(name));
-  }
-
-  #cut(name: string): void {
-    const { world } = this;
-    const { simulation } = world;
-    const other = simulation.pick(world.names.filter((each) => each !== name));
-    simulation.count('links cut');
-    simulation.log(`${name} and ${other} are cut off from each other`);
-    world.network.setCut(name, other, true);
-    simulation.world(simulation.between(500, 45_000), () => {
-      simulation.log(`${name} and ${other} reach each other`);
-      world.network.setCut(name, other, false);
-    });
-  }
-
-  #cutPower(name: string): void {
-    const { world } = this;
-    if (!world.workers.get(name)!.host.hasPower) return;
-    world.simulation.count('power cuts');
-    world.cutPower(name);
-    world.simulation.world(world.simulation.between(3_000, 30_000), () => {
-      if (!world.workers.get(name)!.host.hasPower) world.givePower(name);
-    });
-  }
-
-  #killShim(name: string): void {
-    const { simulation, workers } = this.world;
-    const shims = [...workers.get(name)!.host.shims.values()];
-    if (shims.length === 0) return;
-    const shim = simulation.pick(shims);
-    simulation.count('shims killed');
-    simulation.log(`${shim.process.name} is killed`);
-    shim.process.end();
-  }
-
-  #setClock(name: string): void {
-    const { simulation, workers } = this.world;
-    const byMs = simulation.between(-600_000, 600_000);
-    simulation.count('clocks set');
-    simulation.log(`the clock of ${name} is set by ${byMs} ms`);
-    workers.get(name)!.host.boot.wallOffsetMs += byMs;
-  }
-
-  #cancel(name: string): void {
-    const { world } = this;
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ journal, service }) => {
-        const run = world.simulation.pick(journal.open({ kind: MIGRATE_OUT }));
-        if (run === undefined) return;
-        await service.cancelRun(run.id);
-        world.simulation.count('moves cancelled');
-        world.simulation.log(`${name} cancels ${run.id}`);
-      })
-      .catch(this.#notRefused('cancel'));
-  }
-
-  #move(name: string): void {
-    const { world } = this;
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ machines, service }) => {
-        const machine = world.simulation.pick(machines.records());
-        if (machine === undefined) return;
-        await service.moveMachine(machine.id, { target: null });
-        world.simulation.count('moves by hand');
-      })
-      .catch(this.#notRefused('move'));
-  }
-
-  #withdraw(name: string): void {
-    const { world } = this;
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ drain, service }) => {
-        if (!drain.desired) return;
-        await service.undrain();
-        world.simulation.count('drains withdrawn');
-      })
-      .catch(this.#notRefused('withdraw'));
   }
 }

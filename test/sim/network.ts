@@ -17,12 +17,16 @@ export type NetworkFaults = {
   again: number;
   /** Of the answers that are lost, those whose link stays cut from there on. */
   cuts: number;
+  /** Of the questions that arrive, but those how it is, those whose worker is stopped for a while right then. */
+  stops: number;
 };
 
-/** A call that is not answered because its link is cut is tried again after so long, as TCP does. */
+/** A call whose link is cut is sent again after so long, then twice as long, as TCP does. */
 const RETRANSMIT_MS = 300;
+const RETRANSMIT_MS_MAX = 5_000;
 const AGAIN_MS_MAX = 40_000;
 const CUT_MS_MAX = 60_000;
+const STOP_MS_MAX = 60_000;
 const NAMES = new Map<Endpoint, string>(Object.entries(PEER).map(([name, endpoint]) => [endpoint, name]));
 const bodies = new Map(
   Object.values(PEER as Record<string, Endpoint>).flatMap((endpoint) =>
@@ -39,10 +43,11 @@ export class Network {
   readonly #cut = new Set<string>();
   readonly #listeners = new Map<string, Listener>();
   readonly #down = new Set<string>();
-  faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01, cuts: 0 };
+  faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01, cuts: 0, stops: 0.002 };
 
-  /** A bug: of this question, when its answer is lost, it is said that it was never delivered. */
-  liesOf: string | null = null;
+  /** Bugs: of these questions, when the answer is lost, or does not come, it is said that they never arrived. */
+  liesOfLost: string | null = null;
+  liesOfSilent: string | null = null;
 
   constructor(simulation: Simulation) {
     this.#simulation = simulation;
@@ -60,9 +65,12 @@ export class Network {
   }
 
   setCut(one: string, other: string, isCut: boolean): void {
-    for (const link of [`${one}>${other}`, `${other}>${one}`])
-      if (isCut) this.#cut.add(link);
-      else this.#cut.delete(link);
+    const link = [one, other].sort();
+    if (isCut) this.#simulation.troubles.begin('cut', ...link);
+    else this.#simulation.troubles.end('cut', ...link);
+    for (const way of [`${one}>${other}`, `${other}>${one}`])
+      if (isCut) this.#cut.add(way);
+      else this.#cut.delete(way);
   }
 
   isCut(from: string, to: string): boolean {
@@ -75,7 +83,12 @@ export class Network {
     const slow = simulation.chance(this.faults.slow);
     if (slow) simulation.count('slow messages');
     await simulation.pause(slow ? simulation.between(50, 4_000) : simulation.between(2, 30) / 10);
-    while (this.isCut(from, to)) await simulation.pause(RETRANSMIT_MS);
+    for (
+      let pauseMs = RETRANSMIT_MS;
+      this.isCut(from, to);
+      pauseMs = Math.min(2 * pauseMs, RETRANSMIT_MS_MAX)
+    )
+      await simulation.pause(pauseMs);
   }
 
   transport(from: string, to: string): PeerTransport {
@@ -101,7 +114,8 @@ export class Network {
     const onAbort = () => {
       const { reason } = signal;
       call.isGivenUp = true;
-      ended.reject(reason instanceof DeadlineError ? unreachable(reason.message, call.connected) : reason);
+      const delivered = call.connected && this.liesOfSilent !== (endpoint && NAMES.get(endpoint));
+      ended.reject(reason instanceof DeadlineError ? unreachable(reason.message, delivered) : reason);
     };
     if (signal.aborted) onAbort();
     else signal.addEventListener('abort', onAbort, { once: true });
@@ -125,12 +139,13 @@ export class Network {
     call.connected = true;
     await this.travel(from, to);
     const lost = () =>
-      unreachable('the connection broke', endpoint === null || NAMES.get(endpoint) !== this.liesOf);
+      unreachable('the connection broke', endpoint === null || NAMES.get(endpoint) !== this.liesOfLost);
     if (!listener.process.alive) {
       await this.travel(to, from);
       throw lost();
     }
     if (endpoint === null || request === null) {
+      await onceOn(listener.process);
       await this.travel(to, from);
       return { ok: true };
     }
@@ -157,6 +172,22 @@ export class Network {
     this.#simulation.world(this.#simulation.between(500, CUT_MS_MAX), () => this.setCut(one, other, false));
   }
 
+  #stop(host: string, process: Process): void {
+    const simulation = this.#simulation;
+    if (process.isStopped) return;
+    simulation.count('workers stopped when a question arrived');
+    simulation.log(`${host} is stopped`);
+    simulation.troubles.begin('hung', host);
+    process.stop();
+    process.onEnd(() => simulation.troubles.end('hung', host));
+    simulation.world(simulation.between(500, STOP_MS_MAX), () => {
+      if (!process.alive) return;
+      simulation.log(`${host} goes on`);
+      simulation.troubles.end('hung', host);
+      process.goOn();
+    });
+  }
+
   #deliverAgain(from: string, to: string, name: string, endpoint: Endpoint, request: Request): void {
     const simulation = this.#simulation;
     simulation.count('calls that arrived twice');
@@ -180,13 +211,15 @@ export class Network {
     const simulation = this.#simulation;
     if (name !== 'status' && name !== 'run')
       simulation.log(`${label} ${from}>${to} ${Object.values(parameters).join(' ')}`);
+    if (name !== 'status' && name !== 'run' && simulation.chance(this.faults.stops))
+      this.#stop(to, listener.process);
     const came = body === undefined ? undefined : (JSON.parse(JSON.stringify(body)) as unknown);
     const check = bodies.get(endpoint);
     if (check && !check.Check(came)) simulation.fail(`${name}: a body that its schema refuses`);
     const { promise, resolve } = Promise.withResolvers<
       { value: unknown } | { error: ReturnType<typeof toWireError> } | typeof DIED
     >();
-    running.run(listener.process, () => {
+    const deliver = () =>
       void listener
         .answer(name, argumentsOf(endpoint, { parameters, query, body: came }))
         .then(
@@ -194,11 +227,16 @@ export class Network {
           (error: unknown) => ({ error: toWireError(error) }),
         )
         .then(resolve);
-    });
+    listener.process.whenOn(() => running.run(listener.process, deliver));
     const forget = listener.process.onEnd(() => resolve(DIED));
     void promise.then(forget);
     return promise;
   }
+}
+
+/** The kernel takes connections for a process that is stopped; it answers when it goes on, or never. */
+function onceOn(process: Process): Promise<void> {
+  return new Promise((resolve) => process.whenOn(resolve));
 }
 
 const DIED = Symbol('the process died');

@@ -1,15 +1,18 @@
-import { AsyncLocalStorage } from 'node:async_hooks';
+import { AsyncLocalStorage, AsyncResource } from 'node:async_hooks';
 import { createHash, type Hash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Clock } from '../../src/base/clock.ts';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import { sleepBy } from '../support/fake-clock.ts';
+import { Troubles } from './troubles.ts';
 
 /** A process of a simulated host. When it has ended nothing of it happens any more: its timers, files and calls. */
 export class Process {
   readonly name: string;
   readonly boot: Boot;
   alive = true;
+  /** What would have happened to it since it was stopped, oldest first; null: it runs. */
+  #missed: (() => void)[] | null = null;
   readonly #mourners = new Set<() => void>();
 
   constructor(name: string, boot: Boot) {
@@ -23,9 +26,37 @@ export class Process {
     return () => this.#mourners.delete(callback);
   }
 
+  /** It is there, and does nothing. */
+  get isStopped(): boolean {
+    return this.alive && this.#missed !== null;
+  }
+
+  /** SIGSTOP. */
+  stop(): void {
+    if (this.alive) this.#missed ??= [];
+  }
+
+  /**
+   * SIGCONT: all that has come meanwhile is there at once, due timers and answers alike, before what waits for
+   * the next turn of the loop.
+   */
+  goOn(): void {
+    const missed = this.#missed ?? [];
+    this.#missed = null;
+    for (const act of missed) this.whenOn(act);
+  }
+
+  /** At once; of a process that is stopped when it goes on, and of one that has ended never. */
+  whenOn(act: () => void): void {
+    if (!this.alive) return;
+    if (this.#missed !== null) this.#missed.push(act);
+    else act();
+  }
+
   /** SIGKILL, or the end of its host. */
   end(): void {
     this.alive = false;
+    this.#missed = null;
     const mourners = [...this.#mourners];
     this.#mourners.clear();
     running.exit(() => {
@@ -55,6 +86,7 @@ export class Simulation {
   readonly random: Random;
   readonly seed: number;
   readonly stats: Record<string, number> = {};
+  readonly troubles = new Troubles(() => this.nowMs);
   nowMs = 0;
   events = 0;
   #order = 0;
@@ -110,19 +142,27 @@ export class Simulation {
   }
 
   /** Ends the run, from wherever it was found out. */
-  fail(text: string): void {
+  fail(text: string): Violation {
     this.log(`VIOLATION ${text}`);
     this.#failure ??= new Violation(text);
+    return this.#failure;
   }
 
   /** Calls back after `delayMs`, in the process that asks, if that is still alive. The returned function cancels. */
   after(delayMs: number, run: () => void, label: string | null = null): () => void {
     const owner = running.getStore() ?? null;
-    const inContext = AsyncLocalStorage.snapshot();
-    const act = () => {
-      if (owner === null || owner.alive) inContext(run);
+    // What a snapshot of AsyncLocalStorage is, without the function around it.
+    const context = new AsyncResource('simulated event');
+    const inContext = (act: () => void) => context.runInAsyncScope(act);
+    if (owner === null) return this.#push(delayMs, () => inContext(run), label);
+    let isOff = false;
+    // A process that goes on may take back what has come due meanwhile.
+    const act = () => owner.whenOn(() => isOff || inContext(run));
+    const cancel = this.#push(delayMs, act, label);
+    return () => {
+      isOff = true;
+      cancel();
     };
-    return this.#push(delayMs, act, label);
   }
 
   /** The same for the world's own events. */
@@ -158,12 +198,17 @@ export class Simulation {
     return true;
   }
 
+  /** The wall clock of a host. */
+  wallMs(boot: Boot): number {
+    return Math.floor(EPOCH_MS + this.nowMs + boot.wallOffsetMs);
+  }
+
   /** The clock of a process on its host. */
   clockOf(owner: Process): Clock {
     const { boot } = owner;
     const timer = (delayMs: number, callback: () => void) => this.after(Math.max(0, delayMs), callback);
     return {
-      wallMs: () => Math.floor(EPOCH_MS + this.nowMs + boot.wallOffsetMs),
+      wallMs: () => this.wallMs(boot),
       monotonicMs: () => this.nowMs - boot.sinceMs,
       timer,
       sleep: (delayMs, signal) => sleepBy({ timer }, delayMs, signal),

@@ -1,4 +1,4 @@
-import { DatabaseSync } from 'node:sqlite';
+import type { DatabaseSync } from 'node:sqlite';
 import { setImmediate as turn } from 'node:timers/promises';
 import { toWireError } from '../../src/base/errors.ts';
 import { type Logger, silentLogger } from '../../src/base/logger.ts';
@@ -15,6 +15,7 @@ import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from '../
 import { makeFolders, workerPaths } from '../../src/worker/paths.ts';
 import { SURFACE_PARTS } from '../../src/worker/surface-parts.ts';
 import { Checkers } from './checkers.ts';
+import { Database } from './database.ts';
 import { Host } from './host.ts';
 import { Network } from './network.ts';
 import { Process, running, Simulation } from './simulation.ts';
@@ -27,10 +28,18 @@ export type Bugs = {
    * the target has.
    */
   handoffBelievedTwice?: boolean;
+  /** The same of a target that was stopped (SIGSTOP) and has not answered for too long. */
+  silenceBelieved?: boolean;
   /** A volume server goes on writing after it was told to seal. */
   sealIgnored?: boolean;
   /** A shim says that it has stopped the machine, and has not. */
   stopIgnored?: boolean;
+  /** A volume server acknowledges a write for which the disk has no room, and drops it. */
+  droppedWhenFull?: boolean;
+  /** A volume server goes on when its disk has lost what was written. */
+  lossIgnored?: boolean;
+  /** `why` knows nothing of runs. */
+  whyIsSilent?: boolean;
 };
 
 export type WorldOptions = {
@@ -50,6 +59,10 @@ type Worker = {
   starts: number;
 };
 
+/** What brings a worker up that did not start waits so long. */
+const RESTART_MS = 5_000;
+/** A disk that was in trouble since then may have kept a worker from its start. */
+const START_MS = 30_000;
 const VOLUME_BYTES = 16 * 2 ** 20;
 const MACHINE: MachineConfig = {
   command: ['/bin/true'],
@@ -70,6 +83,8 @@ export class World {
   /** Exports by their port, of the whole fleet. */
   readonly exports = new Map<number, Opening>();
   readonly workers = new Map<string, Worker>();
+  /** Told when a volume has lost writes, and again by each server that finds that out. */
+  onDataLost: (volumeId: string) => void = () => {};
   readonly #options: WorldOptions;
   #port = 3260;
 
@@ -79,8 +94,12 @@ export class World {
     this.simulation = new Simulation(options.seed);
     this.network = new Network(this.simulation);
     if (this.bugs.handoffBelievedTwice) {
-      this.network.liesOf = 'handoff';
+      this.network.liesOfLost = 'handoff';
       this.network.faults = { ...this.network.faults, breaks: 0.05, cuts: 0.5 };
+    }
+    if (this.bugs.silenceBelieved) {
+      this.network.liesOfSilent = 'handoff';
+      this.network.faults = { ...this.network.faults, stops: 0.05 };
     }
     this.checkers = new Checkers(this.simulation);
     for (let index = 1; index <= options.workers; index++) {
@@ -126,19 +145,29 @@ export class World {
   async until(what: string, done: () => boolean, withinMs = 3_600_000): Promise<void> {
     const { simulation } = this;
     if (!(await simulation.run(done, simulation.nowMs + withinMs)))
-      simulation.fail(`waited in vain for ${what}\n${this.describe()}`);
+      throw simulation.fail(`waited in vain for ${what}\n${this.describe()}`);
     await turn();
   }
 
+  /** It answers whoever asks. */
   isUp(name: string): boolean {
-    return this.workers.get(name)?.parts != null;
+    const { parts, process } = this.workers.get(name)!;
+    return parts !== null && process?.isStopped === false;
   }
 
   /** Something that a person asks of a worker. Never settles where that dies first. */
   ask<T>(name: string, question: (parts: WorkerParts) => Promise<T>): Promise<T> {
     const { process, parts } = this.workers.get(name)!;
-    if (process === null || parts === null) throw new Error(`${name} is not up`);
+    if (process === null || parts === null || process.isStopped) throw new Error(`${name} is not up`);
     return running.run(process, () => question(parts));
+  }
+
+  /** For what a person hears instead of an answer: it may be a refusal, and never a riddle. */
+  refused(what: string): (error: unknown) => void {
+    return (error) => {
+      if (toWireError(error).code === 'INTERNAL')
+        this.simulation.fail(`${what}: ${(error as Error)?.stack ?? error}`);
+    };
   }
 
   start(name: string): void {
@@ -147,17 +176,34 @@ export class World {
     const process = new Process(name, worker.host.boot);
     Object.assign(worker, { process, parts: null, databases: [], starts: worker.starts + 1 });
     this.simulation.log(`${name} starts`);
+    this.simulation.troubles.begin('off', name);
     running.run(process, () => {
       this.#assemble(worker, process).then(
         (parts) => {
-          if (process.alive) worker.parts = parts;
+          if (!process.alive) return;
+          worker.parts = parts;
+          this.simulation.troubles.end('off', name);
         },
         (error: unknown) => {
-          if (process.alive)
-            this.simulation.fail(`${name} does not come up: ${JSON.stringify(toWireError(error))}`);
+          if (process.alive) this.#didNotStart(name, error);
         },
       );
     });
+  }
+
+  /** It may not, where its disk cannot be written, and says so; it is started again then. */
+  #didNotStart(name: string, error: unknown): void {
+    const { simulation } = this;
+    const { code, message } = toWireError(error);
+    const isExplained = simulation.troubles.lately(START_MS, ['full to the last', 'failing'], name);
+    if (!isExplained || code === 'INTERNAL') {
+      simulation.fail(`${name} does not come up: ${code} ${message} ${(error as Error).stack}`);
+      return;
+    }
+    simulation.count('starts that a disk refused');
+    simulation.log(`${name} does not start: ${code}`);
+    running.exit(() => this.kill(name));
+    simulation.world(RESTART_MS, () => this.start(name));
   }
 
   /** SIGKILL of the worker process. What runs on its host goes on. */
@@ -165,15 +211,17 @@ export class World {
     const worker = this.workers.get(name)!;
     if (worker.process === null) return;
     this.simulation.log(`${name} is killed`);
+    this.simulation.troubles.begin('off', name);
     this.network.listen(name, null);
     worker.process.end();
-    for (const database of worker.databases) database.close();
+    for (const database of worker.databases) if (database.isOpen) database.close();
     Object.assign(worker, { process: null, parts: null, databases: [] });
   }
 
   cutPower(name: string): void {
     this.kill(name);
     this.simulation.log(`${name} has no power`);
+    this.simulation.troubles.begin('off', name);
     this.network.setDown(name, true);
     this.workers.get(name)!.host.cutPower();
   }
@@ -199,7 +247,7 @@ export class World {
     makeFolders(paths);
     const folder = { paths, close: () => {} } as unknown as DataFolder;
     const open = (path: string) => {
-      const database = new DatabaseSync(path);
+      const database = new Database(path, worker.host.disk);
       worker.databases.push(database);
       return database;
     };
@@ -208,6 +256,7 @@ export class World {
         ...HOST_PARTS,
         ...MOVE_PARTS,
         ...SURFACE_PARTS,
+        ...(this.bugs.whyIsSilent && { journal: { ...MOVE_PARTS.journal, conditions: {} } }),
         // The lock of one process among others.
         folder: { needs: ['identity'], make: () => folder },
         inbox: {
@@ -241,7 +290,7 @@ export class World {
           journal: open,
           transport: (peer) => this.network.transport(name, peer.name),
           lacking: () => null,
-          allocate: async () => {},
+          allocate: () => worker.host.disk.allocate(),
         },
       },
     );
@@ -277,9 +326,10 @@ export class World {
         const { parts } = this.workers.get(name)!;
         if (parts === null) return `${name}: down`;
         const runs = parts.journal.find({ limit: 1000 }).filter(({ endedAtMs }) => endedAtMs === null);
-        const machines = parts.machines
-          .records()
-          .map((machine) => `${machine.name}${machine.claimedBy ? '*' : ''}`);
+        const machines = parts.machines.records().map(({ id, name: called, claimedBy, desired }) => {
+          const runs = this.checkers.shimOf(id) === null ? ' (down)' : '';
+          return `${called}${claimedBy ? '*' : ''}${desired === 'stopped' ? ' (stopped)' : runs}`;
+        });
         return `${name}: ${parts.drain.desired ? 'draining' : 'open'}, ${machines.join(' ')}\n${runs.map(runText).join('\n')}`;
       })
       .join('\n');
