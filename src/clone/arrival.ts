@@ -23,6 +23,12 @@ const RETRY_FIRST_MS = 1_000;
 const RETRY_MAX_MS = 8_000;
 /** A disk that has taken nothing for so long is named in the status. */
 const SLOW_AFTER_MS = 5_000;
+/**
+ * Pieces that are let in together go to the disk together: as few large requests, and with few changes of the
+ * filesystem's metadata. They wait for one another until there is so much of them, or for so long.
+ */
+const GATHERED_BYTES_MAX = 2 ** 20;
+const GATHER_MS = 2;
 
 /**
  * The local file, on a handle of its own: what it says of failed write-backs must not be heard by anybody
@@ -87,6 +93,11 @@ export class Arrivals {
   #refusals = 0;
   #queue: Confirmation[] = [];
   #confirming = false;
+  /** Pieces that are on their way into the page cache. */
+  #writing = 0;
+  /** Of the queue, what nobody has told the disk of yet. */
+  #gathered: Run[] = [];
+  #cancelGathering: (() => void) | null = null;
   /** Ends the waits of `vouched`. */
   readonly #vouching = new Set<(error: Error) => void>();
   /** Fetches that the disk has, and that `vouch` has not answered for. */
@@ -232,15 +243,17 @@ export class Arrivals {
     try {
       const runs = ownedRuns(fetch);
       fetch.state = 'storing';
+      this.#writing++;
       const results = await Promise.allSettled(
         runs.map(({ first, end }) => store.write(first * BLOCK_BYTES, this.#content(fetch, first, end))),
       );
+      this.#writing--;
       fetch.state = 'stored';
       inFlight.wake(fetch);
-      for (const result of results) if (result.status === 'rejected') throw result.reason;
-      // Side by side with what is being waited for. Of failures the wait tells.
-      store.beginWriteBack?.(byteRangesOf(runs)).catch(() => {});
-      await this.#confirmed(runs, refusals);
+      const failed = results.find((result) => result.status === 'rejected');
+      const confirmed = failed ? Promise.reject(failed.reason) : this.#confirmed(runs, refusals);
+      this.#gather();
+      await confirmed;
       await recorded;
       this.#confirmedAtMs = this.#options.clock.monotonicMs();
       this.#waitingForWord += 1;
@@ -293,8 +306,30 @@ export class Arrivals {
     if (!this.#options.store.writeBack || runs.length === 0) return Promise.resolve();
     return new Promise((confirmed, refused) => {
       this.#queue.push({ runs, refusals, confirmed, refused });
-      if (!this.#confirming) void this.#confirmQueue();
+      this.#gathered.push(...runs);
     });
+  }
+
+  /** Hands what was gathered to the disk, unless more is about to come. */
+  #gather(): void {
+    if (this.#gathered.length === 0) return;
+    const blocks = this.#gathered.reduce((sum, { first, end }) => sum + end - first, 0);
+    if (this.#writing > 0 && blocks * BLOCK_BYTES < GATHERED_BYTES_MAX) {
+      this.#cancelGathering ??= this.#options.clock.timer(GATHER_MS, () => this.#handOver());
+      return;
+    }
+    this.#handOver();
+  }
+
+  #handOver(): void {
+    this.#cancelGathering?.();
+    this.#cancelGathering = null;
+    const runs = this.#gathered;
+    this.#gathered = [];
+    if (runs.length === 0) return;
+    // Side by side with what is being waited for. Of failures the wait tells.
+    if (this.#confirming) this.#options.store.beginWriteBack?.(byteRangesOf(runs)).catch(() => {});
+    else void this.#confirmQueue();
   }
 
   /**
@@ -307,6 +342,7 @@ export class Arrivals {
     while (this.#queue.length > 0) {
       const batch = this.#queue;
       this.#queue = [];
+      this.#gathered = [];
       let failure: unknown = null;
       try {
         await store.writeBack!(byteRangesOf(batch.flatMap(({ runs }) => runs)));

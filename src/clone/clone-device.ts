@@ -428,7 +428,12 @@ export class CloneDevice implements BlockDevice {
 
   async flush(): Promise<void> {
     this.#checkRequest(0, 0);
-    await Promise.all([this.#flushData(), this.#options.zeroLog?.flush()]);
+    const ended = this.#gate.flushing();
+    try {
+      await Promise.all([this.#flushData(), this.#options.zeroLog?.flush()]);
+    } finally {
+      ended();
+    }
   }
 
   /**

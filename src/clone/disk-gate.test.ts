@@ -58,3 +58,24 @@ test('while the guest is listened to, nothing goes; then as the window says', as
   held.ended(true);
   assert.equal(gate.enter(8 * MIB, WAITS).turn, null);
 });
+
+test('nothing begins its way while the guest flushes, for as long as what is there may take', async () => {
+  const clock = new FakeClock();
+  const gate = new DiskGate(clock, 8 * MIB);
+  const ended = gate.flushing();
+  const waits = gate.enter(MIB, WAITS);
+  assert.notEqual(waits.turn, null);
+  assert.equal(gate.enter(MIB, { waits: false }).turn, null, 'what the guest waits for itself does');
+  ended();
+  await waits.turn;
+  // A flush that takes longer than that does not hold it up for ever; its end is no second one.
+  const long = gate.flushing();
+  const late = gate.enter(MIB, WAITS);
+  assert.notEqual(late.turn, null);
+  clock.advance(100);
+  await late.turn;
+  const second = gate.flushing();
+  long();
+  assert.notEqual(gate.enter(MIB, WAITS).turn, null);
+  second();
+});

@@ -4,6 +4,7 @@ import {
   diskRegionBytes,
   diskWindowAfterPlaced,
   diskWindowAfterTick,
+  flushHoldMs,
   type GuestWaits,
   initialDiskWindow,
 } from './disk-window.ts';
@@ -29,6 +30,8 @@ export class DiskGate {
   #window: DiskWindow;
   #guest: (() => GuestWaits) | null = null;
   #inFlightBytes = 0;
+  /** Flushes of the guest that nothing may go before. */
+  #flushes = 0;
   readonly #waiting: Entry[] = [];
 
   constructor(clock: Clock, maxBytes: number) {
@@ -83,6 +86,25 @@ export class DiskGate {
     };
   }
 
+  /**
+   * A flush of the guest begins; call what is returned when it has ended. The kernel waits for all pages of
+   * the file that are on their way to the disk, from its front to its end, and meets there also what began
+   * its way meanwhile: so nothing does, for as long as what is there by now may take.
+   */
+  flushing(): () => void {
+    let holds = true;
+    this.#flushes++;
+    const end = () => {
+      cancel();
+      if (!holds) return;
+      holds = false;
+      this.#flushes--;
+      this.#letIn();
+    };
+    const cancel = this.#clock.timer(flushHoldMs(this.#window), end);
+    return end;
+  }
+
   tick(nowMs: number): void {
     if (this.#guest === null) return;
     const observed = { nowMs, waits: this.#guest(), inFlightBytes: this.#inFlightBytes };
@@ -93,6 +115,7 @@ export class DiskGate {
   /** A window that is open lets one in, however large. */
   #fits(bytes: number): boolean {
     const { windowBytes } = this.#window;
+    if (this.#flushes > 0) return false;
     return windowBytes > 0 && (this.#inFlightBytes === 0 || this.#inFlightBytes + bytes <= windowBytes);
   }
 

@@ -6,10 +6,11 @@
  * A disk is busy with no more in flight than its rate times its latency; what is beyond that only waits, and
  * makes others wait. So while the guest uses the disk the window stays near that product. It is measured,
  * because disks differ by a factor of a thousand: now and then for half a second with nothing in flight (what
- * the guest's own requests cost without us), then for a tenth of a second with plenty (the latency of the
- * first, and the rate of all). Then it shrinks while the guest's requests cost more than they did alone, as
- * long as the copy has three quarters of the rate, and else grows, to three times the product at most. While
- * the guest does not use the disk, the window is as large as it may be.
+ * the guest's own requests cost without us), then in steps of a tenth of a second, each with twice as much in
+ * flight, until twice as much is not much faster (the latency of the first, and the rate of the last): the
+ * guest stands behind twice the product at most. Then it shrinks while the guest's requests cost more than
+ * they did alone, as long as the copy has three quarters of the rate, and else grows, to twice the product at
+ * most. While the guest does not use the disk, the window is as large as it may be.
  *
  *   free ──guest──▶ baseline ──▶ rate ──▶ shared ──30 s──▶ baseline …
  *     ◀───────────── a second without the guest ─────────────┘
@@ -26,6 +27,8 @@ export type DiskWindow = {
   readonly latencyMs: number | null;
   /** What the disk takes when it has enough to do, in bytes per millisecond; null until it was measured. */
   readonly bytesPerMs: number | null;
+  /** The same of the step before, with half of the window; null: this is the first. */
+  readonly stepBytesPerMs: number | null;
   /** Of this phase; and since the last tick; and lately, in bytes per millisecond. */
   readonly placedBytes: number;
   readonly tickBytes: number;
@@ -66,7 +69,10 @@ const BASELINE_MAX_MS = 500;
 const RATE_MS = 100;
 /** A disk that took nothing for so long is past measuring. */
 const RATE_MAX_MS = 5_000;
-const RATE_WINDOW_FACTOR = 3;
+/** At a disk that takes long: a step must see some of what it asked for come. */
+const STEP_LATENCIES = 3;
+/** Twice as much in flight was worth it: the disk was not busy before. */
+const STEP_GAIN_MIN = 1.25;
 /** A measurement is felt; so rarely that it is in no 99th percentile. */
 const SHARED_MS = 30_000;
 const RATE_SMOOTHING = 1 / 8;
@@ -79,10 +85,14 @@ const USED_MIN = 0.76;
 const COST_FACTOR_MAX = 1.15;
 const SHRINK = 0.94;
 const GROW = 1.03;
-const PRODUCTS_MAX = 3;
+const PRODUCTS_MAX = 2;
 /** Averages are over so many requests, of those that came last. */
 const RECENT_SAMPLES = 32;
 const SAMPLES_MIN = 4;
+/** Of a disk that was not measured yet; of any; and how many times what a window takes. */
+const FLUSH_HOLD_FIRST_MS = 20;
+const FLUSH_HOLD_MAX_MS = 100;
+const FLUSH_HOLDS = 3;
 /** A flush that has been waiting for so long has all of the disk. */
 const STARVING_FLUSH_MS = 400;
 
@@ -95,6 +105,7 @@ export function initialDiskWindow(maxBytes: number): DiskWindow {
     baselineAtMs: Number.NEGATIVE_INFINITY,
     latencyMs: null,
     bytesPerMs: null,
+    stepBytesPerMs: null,
     placedBytes: 0,
     tickBytes: 0,
     tickAtMs: 0,
@@ -145,7 +156,7 @@ export function diskWindowAfterTick(
     case 'baseline':
       // What was on its way when this began is felt until it is there.
       if (inFlightBytes > 0) return { ...next, phaseSinceMs: nowMs };
-      return afterBaseline(next, nowMs, phaseMs, maxBytes);
+      return afterBaseline(next, nowMs, phaseMs);
     case 'rate':
       return measures(next, nowMs, inFlightBytes) ? starved(next, waits) : afterRate(next, nowMs, maxBytes);
     case 'shared':
@@ -160,6 +171,12 @@ export function diskRegionBytes(window: DiskWindow): number {
   if (window.phase === 'rate') return bytes;
   while (bytes * 8 <= window.windowBytes) bytes *= 2;
   return bytes;
+}
+
+/** How long what is on its way to the disk may take: nothing follows it while the guest flushes. */
+export function flushHoldMs({ latencyMs, bytesPerMs, windowBytes }: DiskWindow): number {
+  if (latencyMs === null || bytesPerMs === null || bytesPerMs === 0) return FLUSH_HOLD_FIRST_MS;
+  return Math.min(FLUSH_HOLD_MAX_MS, FLUSH_HOLDS * (latencyMs + windowBytes / bytesPerMs));
 }
 
 function usesDisk(waits: GuestWaits): boolean {
@@ -178,8 +195,11 @@ function afterFree(window: DiskWindow, nowMs: number, maxBytes: number): DiskWin
   const product = productOf(window.latencyMs, window.bytesPerMs);
   if (product > 0)
     return { ...begun(window, 'shared', nowMs), windowBytes: between(product, DISK_PIECE_BYTES, maxBytes) };
-  const windowBytes = Math.min(maxBytes, RATE_WINDOW_FACTOR * DISK_PIECE_BYTES);
-  return { ...begun(window, 'rate', nowMs), windowBytes };
+  return firstStep(window, nowMs);
+}
+
+function firstStep(window: DiskWindow, nowMs: number): DiskWindow {
+  return { ...begun(window, 'rate', nowMs), windowBytes: DISK_PIECE_BYTES, stepBytesPerMs: null };
 }
 
 function baseline(window: DiskWindow, nowMs: number): DiskWindow {
@@ -188,21 +208,15 @@ function baseline(window: DiskWindow, nowMs: number): DiskWindow {
 
 /** The rate is being measured still: from the first write that the disk took on, however slow it is. */
 function measures({ first, phaseSinceMs }: DiskWindow, nowMs: number, inFlightBytes: number): boolean {
-  if (first !== null) return nowMs - first.atMs < RATE_MS;
+  if (first !== null) return nowMs - first.atMs < Math.max(RATE_MS, STEP_LATENCIES * first.tookMs);
   return nowMs - phaseSinceMs < (inFlightBytes > 0 ? RATE_MAX_MS : RATE_MS);
 }
 
-function afterBaseline(window: DiskWindow, nowMs: number, phaseMs: number, maxBytes: number): DiskWindow {
+function afterBaseline(window: DiskWindow, nowMs: number, phaseMs: number): DiskWindow {
   if (phaseMs <= SETTLE_MS) return { ...window, recent: NOTHING };
   const samples = WAIT_KINDS.reduce((sum, kind) => sum + window.recent[kind].count, 0);
   if (phaseMs < BASELINE_MAX_MS && samples < BASELINE_SAMPLES) return window;
-  const product = productOf(window.latencyMs, window.bytesPerMs);
-  return {
-    ...begun(window, 'rate', nowMs),
-    latencyMs: null,
-    baseline: window.recent,
-    windowBytes: between(RATE_WINDOW_FACTOR * product, RATE_WINDOW_FACTOR * DISK_PIECE_BYTES, maxBytes),
-  };
+  return { ...firstStep(window, nowMs), latencyMs: null, baseline: window.recent };
 }
 
 /**
@@ -210,18 +224,19 @@ function afterBaseline(window: DiskWindow, nowMs: number, phaseMs: number, maxBy
  * latency. The rate is that of what followed.
  */
 function afterRate(window: DiskWindow, nowMs: number, maxBytes: number): DiskWindow {
-  const { first, windowBytes } = window;
+  const { first, windowBytes, stepBytesPerMs } = window;
   // A copy that is paused, or starved by the network, tells nothing of the disk.
   if (first === null || nowMs <= first.atMs)
     return { ...begun(window, 'free', nowMs), windowBytes: maxBytes };
-  const bytesPerMs = (window.placedBytes - first.bytes) / (nowMs - first.atMs);
-  const latencyMs = window.latencyMs === null ? first.tookMs : Math.min(window.latencyMs, first.tookMs);
-  const product = latencyMs * bytesPerMs;
+  const step = (window.placedBytes - first.bytes) / (nowMs - first.atMs);
+  const latencyMs = window.latencyMs ?? first.tookMs;
   // What is measured through a window that is too small is the window's own rate.
-  if (windowBytes < 2 * product && windowBytes < maxBytes) {
-    const larger = Math.min(maxBytes, RATE_WINDOW_FACTOR * windowBytes);
-    return { ...begun(window, 'rate', nowMs), latencyMs, bytesPerMs, windowBytes: larger };
+  if (windowBytes < maxBytes && (stepBytesPerMs === null || step > STEP_GAIN_MIN * stepBytesPerMs)) {
+    const larger = Math.min(maxBytes, 2 * windowBytes);
+    return { ...begun(window, 'rate', nowMs), latencyMs, stepBytesPerMs: step, windowBytes: larger };
   }
+  const bytesPerMs = Math.max(step, stepBytesPerMs ?? 0);
+  const product = latencyMs * bytesPerMs;
   const shared = { ...begun(window, 'shared', nowMs), latencyMs, bytesPerMs };
   return { ...shared, windowBytes: between(product, DISK_PIECE_BYTES, maxBytes) };
 }
