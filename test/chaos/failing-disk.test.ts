@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import test from 'node:test';
 import type { VolumeServerStatus } from '../../src/opening/status.ts';
@@ -142,8 +142,10 @@ test('a disk that loses what a guest wrote, and refuses the word of it too: the 
   const path = join(store.folder(made.id), 'data-loss.json');
   await until('it to be written down', () => existsSync(path), { is: (there) => there });
 
-  // A source whose server is gone is sealed when its data is on the disk, and not before.
+  // A source whose server is gone is not sealed over a loss, nor before its data is on the disk.
   await volume.server.stop();
+  await assert.rejects(store.makeDataDurable(made.id), { code: 'VOLUME_DATA_LOST' });
+  await store.acceptDataLoss(made.id, JSON.parse(readFileSync(path, 'utf8')).atMs);
   const data = `of=${join(store.folder(made.id), 'data.raw')}`;
   await tool('dd', 'if=/dev/urandom', data, 'bs=64k', 'count=1', 'conv=notrunc', 'status=none');
   await disk.refuse({ synced: false });
