@@ -5,6 +5,7 @@ import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
+import { SerialByKey } from '../base/serial.ts';
 import type { ImportVolumeRequest } from '../contract/schemas.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import {
@@ -59,7 +60,7 @@ export class Imports {
   readonly #options: ImportsOptions;
   /** Volumes that are not whole, with what was in use at their sources. */
   readonly #open = new Map<string, Importing>();
-  readonly #queues = new Map<string, Promise<unknown>>();
+  readonly #turns = new SerialByKey();
   #cancelLook: () => void = () => {};
   #closed = false;
 
@@ -115,7 +116,7 @@ export class Imports {
       const usedBytes = dataBytes + unknownBytes;
       const { lengthBytes, sourceLengthBytes, unit, nbdExport } = look;
       // One after the other: what one reserves is not free for the next.
-      record = await this.#exclusively('', async () => {
+      record = await this.#turns.run('', async () => {
         await this.#checkRoom(request.name, { lengthBytes, dataBytes });
         const identity = { ...(unit && { unit }), ...(nbdExport && { nbdExport }) };
         const source = { location, sourceLengthBytes, usedBytes, ...identity };
@@ -126,10 +127,12 @@ export class Imports {
     } finally {
       await look.close();
     }
-    await this.#exclusively(record.id, () => this.#tend(record.id)).catch((error: unknown) => {
-      // It is tried again; the volume is there.
-      logger.warn({ volumeId: record.id, error: toWireError(error) }, 'an import does not hydrate yet');
-    });
+    await this.#turns
+      .run(record.id, () => this.#tend(record.id))
+      .catch((error: unknown) => {
+        // It is tried again; the volume is there.
+        logger.warn({ volumeId: record.id, error: toWireError(error) }, 'an import does not hydrate yet');
+      });
     this.#look();
     return record;
   }
@@ -158,7 +161,7 @@ export class Imports {
   /** `work` has the volume to itself: its import lets it go before, and goes on afterwards. */
   async without<T>(volumeId: string, work: () => Promise<T>): Promise<T> {
     if (!this.#open.has(volumeId)) return work();
-    return this.#exclusively(volumeId, async () => {
+    return this.#turns.run(volumeId, async () => {
       await this.#options.openings.end(importerOf(volumeId));
       return work();
     });
@@ -186,11 +189,13 @@ export class Imports {
   async #lookNow(): Promise<void> {
     for (const volumeId of [...this.#open.keys()]) {
       if (this.#closed) return;
-      await this.#exclusively(volumeId, () => this.#tend(volumeId)).catch((error: unknown) => {
-        if (this.#closed) return;
-        const { logger } = this.#options;
-        logger.warn({ volumeId, error: toWireError(error) }, 'an import is looked after later');
-      });
+      await this.#turns
+        .run(volumeId, () => this.#tend(volumeId))
+        .catch((error: unknown) => {
+          if (this.#closed) return;
+          const { logger } = this.#options;
+          logger.warn({ volumeId, error: toWireError(error) }, 'an import is looked after later');
+        });
     }
     if (this.#closed || this.#open.size === 0) return;
     this.#cancelLook();
@@ -271,19 +276,6 @@ export class Imports {
       `nothing can be imported from this: ${real === null ? 'the path is not absolute' : 'the folder is closed to machines'}`,
       { values: { path }, nextAction: 'Give the whole path of an image on the host of the worker.' },
     );
-  }
-
-  #exclusively<T>(volumeId: string, work: () => Promise<T>): Promise<T> {
-    const result = (this.#queues.get(volumeId) ?? Promise.resolve()).then(work, work);
-    const settled = result.then(
-      () => {},
-      () => {},
-    );
-    this.#queues.set(volumeId, settled);
-    void settled.then(() => {
-      if (this.#queues.get(volumeId) === settled) this.#queues.delete(volumeId);
-    });
-    return result;
   }
 }
 

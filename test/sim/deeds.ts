@@ -1,4 +1,5 @@
 import { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
+import type { WorkerParts } from '../../src/worker/parts.ts';
 import { BALLAST_BYTES } from './disk.ts';
 import type { Process } from './simulation.ts';
 import type { Trouble } from './troubles.ts';
@@ -214,41 +215,38 @@ export class Deeds {
   }
 
   #cancel(name: string): void {
-    const { world, simulation } = this.#here();
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ journal, service }) => {
-        const run = simulation.pick(journal.open({ kind: MIGRATE_OUT }));
-        if (run === undefined) return;
-        await service.cancelRun(run.id);
-        simulation.count('moves cancelled');
-        simulation.log(`${name} cancels ${run.id}`);
-      })
-      .catch(world.refused('cancel'));
+    const { simulation } = this.#here();
+    this.#operator(name, 'cancel', async ({ journal, service }) => {
+      const run = simulation.pick(journal.open({ kind: MIGRATE_OUT }));
+      if (run === undefined) return;
+      await service.cancelRun(run.id);
+      simulation.count('moves cancelled');
+      simulation.log(`${name} cancels ${run.id}`);
+    });
   }
 
   #move(name: string): void {
-    const { world, simulation } = this.#here();
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ machines, service }) => {
-        const machine = simulation.pick(machines.records());
-        if (machine === undefined) return;
-        await service.moveMachine(machine.id, { target: null });
-        simulation.count('moves by hand');
-      })
-      .catch(world.refused('move'));
+    const { simulation } = this.#here();
+    this.#operator(name, 'move', async ({ machines, service }) => {
+      const machine = simulation.pick(machines.records());
+      if (machine === undefined) return;
+      await service.moveMachine(machine.id, { target: null });
+      simulation.count('moves by hand');
+    });
   }
 
   #withdraw(name: string): void {
-    const { world, simulation } = this.#here();
-    if (!world.isUp(name)) return;
-    void world
-      .ask(name, async ({ drain, service }) => {
-        if (!drain.desired) return;
-        await service.undrain();
-        simulation.count('drains withdrawn');
-      })
-      .catch(world.refused('withdraw'));
+    const { simulation } = this.#here();
+    this.#operator(name, 'withdraw', async ({ drain, service }) => {
+      if (!drain.desired) return;
+      await service.undrain();
+      simulation.count('drains withdrawn');
+    });
+  }
+
+  /** What a person asks of a worker that is up, and may be refused. */
+  #operator(name: string, what: string, act: (parts: WorkerParts) => Promise<void>): void {
+    const { world } = this.#here();
+    if (world.isUp(name)) void world.ask(name, act).catch(world.refused(what));
   }
 }
