@@ -5,7 +5,7 @@
 import { writeFileSync } from 'node:fs';
 import type { TSchema } from 'typebox';
 import type { LineOperation } from '../src/base/line-conversation.ts';
-import type { Conversation, Endpoint } from '../src/contract/endpoint.ts';
+import { type Conversation, type Endpoint, laterParts } from '../src/contract/endpoint.ts';
 import { HEALTH, OPERATOR } from '../src/contract/operator.ts';
 import { PEER } from '../src/contract/peer.ts';
 import { SHIM } from '../src/shim/protocol.ts';
@@ -43,13 +43,14 @@ export function endpointsPage(): string {
   ] as const satisfies [Endpoint['caller'], Conversation][]) {
     lines.push(`## ${CALLERS[caller]}`, '', '| name | request | asks with | answer |', '|---|---|---|---|');
     for (const [name, endpoint] of Object.entries(table) as [string, Endpoint][]) {
-      const { method, path, summary, query, body, status = 200, since = {} } = endpoint;
+      const { method, path, summary, query, body, status = 200, since } = endpoint;
       const onward = endpoint.ofVolume ? ' (its volume answers)' : '';
-      const later = Object.keys(since).map((part) => ` (\`${part}\` came later)`);
+      const later = Object.keys(laterParts(endpoint)).map((part) => ` (\`${part}\` came later)`);
+      const release = typeof since === 'string' ? `, since ${since}` : '';
       const route = `\`${method} ${path.replace(/:(\w+)/g, '{$1}')}\``;
       const code = status === 200 ? '' : `${status}. `;
       lines.push(
-        `| \`${name}\` | ${route} | ${fields(query ?? body)}${later.join('')} | ${code}${summary}${onward} |`,
+        `| \`${name}\` | ${route} | ${fields(query ?? body)}${later.join('')} | ${code}${summary}${onward}${release} |`,
       );
     }
     lines.push('');

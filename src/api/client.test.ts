@@ -9,6 +9,8 @@ import { reset } from '../../test/support/reset.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import type { Endpoint } from '../contract/endpoint.ts';
+import { HEALTH } from '../contract/operator.ts';
 import { ApiClient } from './client.ts';
 import { HttpPeer, httpTransport } from './peer-client.ts';
 import { createApiServer } from './server.ts';
@@ -144,6 +146,15 @@ test('a worker that refuses what came later is one of an earlier version; the re
   assert.deepEqual([code, values.part], ['API_EARLIER_VERSION', 'copies']);
   unknown = 'forse';
   assert.equal((await refused()).code, 'API_INVALID_REQUEST');
+});
+
+test('a worker that has no such route is one of an earlier version where the question came later', async (t) => {
+  const { client } = await start(t);
+  const row = { ...HEALTH.healthz, path: '/v1/later' } as const;
+  const ask = async (endpoint: Endpoint) =>
+    (await rejection(client.ask(endpoint, { path: endpoint.path, parameters: {} }, {}))).code;
+  assert.equal(await ask({ ...row, since: '0.2.0' }), 'API_EARLIER_VERSION');
+  assert.equal(await ask(row), 'API_NO_ROUTE');
 });
 
 test('nobody listens: certainly not delivered', async () => {

@@ -4,10 +4,11 @@ import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import { TIMER_MS_MAX } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode, type WireError } from '../base/errors.ts';
+import { isRefusedAsLater } from '../base/later-question.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { readWireError } from '../base/read-wire-error.ts';
 import { TRACEPARENT, traceparentOf } from '../base/trace-context.ts';
-import { asking, type CallOptions, type Endpoint, type Request } from '../contract/endpoint.ts';
+import { asking, type CallOptions, type Endpoint, laterParts, type Request } from '../contract/endpoint.ts';
 import { EXEC_PROTOCOL } from '../contract/exec-frames.ts';
 import { HEALTH, OPERATOR } from '../contract/operator.ts';
 import type { ApiEvent, ExecStart } from '../contract/schemas.ts';
@@ -367,11 +368,16 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
     return wire ? GodwitError.fromWire(wire) : this.#badReply(`status ${status} without a godwit error`);
   }
 
-  /** What a worker of an earlier version means that refuses a part which came later; null: it is not that. */
-  #ofEarlierVersion({ since = {} }: Endpoint, cause: unknown): GodwitError | null {
-    if (!isGodwitError(cause, 'API_INVALID_REQUEST')) return null;
-    const part = /unknown property (\w+)/.exec(cause.message)?.[1] ?? '';
-    if (!Object.hasOwn(since, part)) return null;
+  /**
+   * What a worker of an earlier version means that refuses what came later, the question or a part of it;
+   * null: it is not that.
+   */
+  #ofEarlierVersion(endpoint: Endpoint, cause: unknown): GodwitError | null {
+    const refused =
+      isGodwitError(cause, 'API_INVALID_REQUEST') && /unknown property (\w+)/.exec(cause.message);
+    const isLater = isRefusedAsLater(cause, endpoint.since);
+    const part = refused ? (refused[1] ?? '') : endpoint.path;
+    if (!isLater && !Object.hasOwn(laterParts(endpoint), part)) return null;
     const message = `${this.url} is of an earlier version, which does not know \`${part}\``;
     return new GodwitError('API_EARLIER_VERSION', message, {
       values: { url: this.url, part },

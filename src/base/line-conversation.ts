@@ -19,6 +19,11 @@ export type LineOperation<Args = unknown, Reply = unknown> = {
    * how it is (`alive`), or for as long as earlier answers took (`measured`): of the question how it is.
    */
   readonly patience: 'alive' | 'measured';
+  /**
+   * It came later, with this release: one of before refuses it, which who asks hears as `RPC_EARLIER_VERSION`
+   * (later-question.ts). Arguments that come later are a hint: one of before does not look at them.
+   */
+  readonly since?: string;
   /** Also answered while the process that answers comes to its end. */
   readonly whileEnding?: true;
   /** Only for the type. */

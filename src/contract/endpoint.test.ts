@@ -8,6 +8,7 @@ import {
   type CallOptions,
   type Conversation,
   type Endpoint,
+  laterParts,
   parametersOf,
   type Request,
   unsaidParts,
@@ -146,7 +147,7 @@ test('a part that came later goes to a worker that has said its word, and an ope
 });
 
 test('what a conversation says to have come later is a part of it', () => {
-  for (const { since = {}, query, body } of Object.values({ ...OPERATOR, ...PEER }) as Endpoint[])
-    for (const part of Object.keys(since))
-      assert.ok(part in ((query ?? body) as unknown as { properties: object }).properties, part);
+  for (const row of Object.values({ ...OPERATOR, ...PEER }) as Endpoint[])
+    for (const part of Object.keys(laterParts(row)))
+      assert.ok(part in ((row.query ?? row.body) as unknown as { properties: object }).properties, part);
 });

@@ -20,16 +20,19 @@ export type Endpoint = {
   /** What is sent where who asks says nothing. */
   readonly given?: Readonly<Record<string, unknown>>;
   /**
-   * Parts of the body or query that came later, each with the word by which a worker says that it knows it.
-   * One of an earlier version refuses what it does not know. So between workers such a part goes to who has
-   * said its word (`CallOptions.knows`), and is a hint by that; an operator's goes where it says more than
-   * its default.
+   * What came later. A text: the whole question, with that release; one of before has no such route, which
+   * who asks hears as `API_EARLIER_VERSION` (base/later-question.ts).
+   * Or parts of the body or query, each with the word by which a worker says that it knows it. One of an
+   * earlier version refuses what it does not know. So between workers such a part goes to who has said its
+   * word (`CallOptions.knows`), and is a hint by that; an operator's goes where it says more than its
+   * default.
    */
-  readonly since?: Readonly<Record<string, string>>;
+  readonly since?: string | Readonly<Record<string, string>>;
   /**
-   * Goes on to the open volume that it is about, which has an operation of this name (opening/operations.ts).
+   * Goes on to the open volume that it is about, which has an operation of this name (opening/operations.ts):
+   * of a move whose blocks are all there and not proved yet, or as long as they arrive.
    */
-  readonly ofVolume?: true;
+  readonly ofVolume?: 'whole' | 'arriving';
   /** Left out: nothing, which is an empty object on the wire. */
   readonly reply?: TSchema;
   /** On the wire the reply is the only field of an object, which can have others later. */
@@ -120,16 +123,21 @@ export function parametersOf({ path }: Endpoint): string[] {
   return [...path.matchAll(/:(\w+)/g)].map((match) => match[1]!);
 }
 
+/** The parts of its body or query that came later, with their words. */
+export function laterParts({ since = {} }: Endpoint): Readonly<Record<string, string>> {
+  return typeof since === 'string' ? {} : since;
+}
+
 /** All words of the parts that came later, for who answers a conversation to say. */
 export function wordsOf(conversation: Conversation): string[] {
-  return [...new Set(Object.values(conversation).flatMap(({ since = {} }) => Object.values(since)))];
+  return [...new Set(Object.values(conversation).flatMap((row) => Object.values(laterParts(row))))];
 }
 
 /** The parts that `input` has and that go unsaid to who knows these words. */
 export function unsaidParts(endpoint: Endpoint, input: object, knows: readonly string[] = []): string[] {
-  const { since = {}, caller, query, body } = endpoint;
+  const { caller, query, body } = endpoint;
   const { properties = {} } = (query ?? body ?? {}) as { properties?: Record<string, { default?: unknown }> };
-  return Object.entries(since).flatMap(([part, word]) => {
+  return Object.entries(laterParts(endpoint)).flatMap(([part, word]) => {
     const value = (input as Record<string, unknown>)[part];
     const isSaid = caller === 'worker' ? knows.includes(word) : value !== properties[part]?.default;
     return value === undefined || isSaid ? [] : [part];

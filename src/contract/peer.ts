@@ -359,7 +359,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/fetched',
-    ofVolume: true,
+    ofVolume: 'whole',
     parameter,
     body: ProofQuery,
     reply: FetchedPage,
@@ -372,7 +372,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/unfetched',
-    ofVolume: true,
+    ofVolume: 'whole',
     parameter,
     body: ProofQuery,
     reply: UnfetchedPage,
@@ -385,7 +385,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/mend',
-    ofVolume: true,
+    ofVolume: 'whole',
     parameter,
     body: MendRequest,
     reply: MendReply,
@@ -398,7 +398,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/compare',
-    ofVolume: true,
+    ofVolume: 'whole',
     parameter,
     body: CompareRequest,
     reply: CompareReply,
@@ -411,7 +411,7 @@ export const PEER = {
     tag,
     method: 'POST',
     path: '/v1/rpc/moves/:runId/figures',
-    ofVolume: true,
+    ofVolume: 'whole',
     parameter,
     body: FiguresQuery,
     reply: TargetFigures,
@@ -467,7 +467,7 @@ export const PEER = {
 
 /** Names of the questions that go on to the volume of a move. */
 export const VOLUME_QUESTIONS: readonly string[] = Object.entries(PEER as Conversation)
-  .filter(([, endpoint]) => endpoint.ofVolume === true)
+  .filter(([, endpoint]) => endpoint.ofVolume !== undefined)
   .map(([name]) => name);
 
 /** A neighbour: over HTTP (api/peer-client.ts), or in memory. */

@@ -2,13 +2,15 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
-import type {
-  HandoffRequest,
-  MoveAnswers,
-  PrepareRequest,
-  TargetFigures,
-  TargetPhase,
-  TargetStatus,
+import type { Endpoint } from '../contract/endpoint.ts';
+import {
+  type HandoffRequest,
+  type MoveAnswers,
+  PEER,
+  type PrepareRequest,
+  type TargetFigures,
+  type TargetPhase,
+  type TargetStatus,
 } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
@@ -221,7 +223,7 @@ export class MoveReceiver
     args: OperationArgs<Op>,
   ): Promise<OperationResult<Op>> {
     const volume: VolumeQuestions<PrepareRequest> = this.#target;
-    return volume[op](this.#hydrated(moveId), args);
+    return volume[op](this.#requestOf(moveId, PEER[op].ofVolume), args);
   }
 
   /**
@@ -248,7 +250,7 @@ export class MoveReceiver
   async countersign(moveId: string, draft: Receipt): Promise<Receipt> {
     const kept = this.#receipts.get(moveId);
     if (kept) return kept;
-    const request = this.#hydrated(moveId);
+    const request = this.#requestOf(moveId, 'whole');
     const body = verifyReceipt(draft, { stage: 'draft' });
     const figures = await this.figures(moveId, { freeMapDigest: body.freeMapDigest });
     const { freeMapDigest } = (this.#run(moveId)?.output ?? {}) as MigrateInOutput;
@@ -289,13 +291,15 @@ export class MoveReceiver
     );
   }
 
-  /** The request of a move whose blocks are all here and that is not finished. */
-  #hydrated(moveId: string): PrepareRequest {
+  /** The request of a move that is not finished, whose blocks are all here, or arrive. */
+  #requestOf(moveId: string, blocks: NonNullable<Endpoint['ofVolume']>): PrepareRequest {
     const run = this.#run(moveId);
-    if (run !== null && phaseOf(run) === 'hydrated') return run.input as PrepareRequest;
+    const arrive = run?.endedAtMs === null && stepOf(run)?.hydrates === true;
+    if (run !== null && (blocks === 'whole' ? phaseOf(run) === 'hydrated' : arrive))
+      return run.input as PrepareRequest;
     throw new GodwitError(
       'MIGRATION_NOT_PROVABLE',
-      `${this.#worker} cannot be asked what it fetched in this move`,
+      `${this.#worker} cannot be asked that of the volume of this move now`,
       {
         values: { moveId, phase: run === null ? 'forgotten' : phaseOf(run) },
         nextAction: 'Nothing to do while it is under way; godwit why on the move says where it is.',

@@ -5,7 +5,7 @@ import type { OperationArgs, OperationResult } from '../opening/operations.ts';
 type Rows = typeof PEER;
 /** The questions between workers that go on to the volume of the move (`Endpoint.ofVolume`). */
 export type VolumeQuestion = {
-  [Name in keyof Rows]: Rows[Name] extends { ofVolume: true } ? Name : never;
+  [Name in keyof Rows]: Rows[Name] extends { ofVolume: string } ? Name : never;
 }[keyof Rows];
 
 /** Whoever passes them on or answers them; `Move` is what says which move it is. */

@@ -1,60 +1,9 @@
 import { GodwitError } from '../base/errors.ts';
 import type { Plane } from '../host/capabilities.ts';
-import type { OperationResult, VolumeOperation } from './operations.ts';
-import {
-  parseActivate,
-  parseCompare,
-  parseCursor,
-  parseFilesystem,
-  parseFreeMapDigest,
-  parseHeat,
-  parseInitiator,
-  parseLeaving,
-  parseMend,
-  parseOwed,
-  parseRanges,
-} from './read-arguments.ts';
-import { parseGrant, parseHydration } from './read-spec.ts';
+import { OPERATIONS, type OperationRead, type OperationResult, type VolumeOperation } from './operations.ts';
 import type { Role } from './role.ts';
 
-const nothing = (): undefined => undefined;
-
-type Row = {
-  /** Openings that are asked it. */
-  roles: readonly Role[];
-  /** Of the backend that has it alone. Left out: both. */
-  plane?: Plane;
-  /** How its arguments are read. */
-  read: (args: unknown) => unknown;
-};
-
-/** Who is asked what: the table that backends are checked against, by the compiler. */
-const TABLE = {
-  status: { roles: ['attach', 'export', 'serve'], read: nothing },
-  activate: { roles: ['attach', 'export'], read: parseActivate },
-  flush: { roles: ['attach', 'serve'], read: nothing },
-  seal: { roles: ['attach'], read: nothing },
-  'prime-free-map': { roles: ['attach'], read: parseFilesystem },
-  'free-map': { roles: ['attach'], read: parseFilesystem },
-  superblock: { roles: ['attach'], plane: 'userspace', read: nothing },
-  hydration: { roles: ['attach'], read: parseHydration },
-  finish: { roles: ['attach'], read: nothing },
-  'give-up-source': { roles: ['attach'], read: nothing },
-  room: { roles: ['attach'], plane: 'userspace', read: parseLeaving },
-  heat: { roles: ['attach'], read: nothing },
-  warm: { roles: ['attach'], read: parseHeat },
-  fetched: { roles: ['attach'], read: parseCursor },
-  unfetched: { roles: ['attach'], read: parseCursor },
-  mend: { roles: ['attach'], plane: 'userspace', read: parseMend },
-  figures: { roles: ['attach'], read: parseFreeMapDigest },
-  compare: { roles: ['attach'], plane: 'kernel', read: parseCompare },
-  digests: { roles: ['export'], read: parseRanges },
-  owed: { roles: ['export'], read: parseOwed },
-  stated: { roles: ['export'], read: parseCursor },
-  grant: { roles: ['export'], plane: 'userspace', read: parseGrant },
-  revoke: { roles: ['export'], plane: 'userspace', read: parseInitiator },
-} as const satisfies { [Op in VolumeOperation]: Row };
-type Table = typeof TABLE;
+type Table = typeof OPERATIONS;
 
 type Outcome<Op extends VolumeOperation> = keyof OperationResult<Op> extends never
   ? OperationResult<Op>
@@ -62,9 +11,7 @@ type Outcome<Op extends VolumeOperation> = keyof OperationResult<Op> extends nev
     ? unknown
     : OperationResult<Op>;
 
-type Answer<Op extends VolumeOperation> = (
-  args: ReturnType<Table[Op]['read']>,
-) => Outcome<Op> | Promise<Outcome<Op>>;
+type Answer<Op extends VolumeOperation> = (args: OperationRead<Op>) => Outcome<Op> | Promise<Outcome<Op>>;
 
 type IsAsked<
   Op extends VolumeOperation,
@@ -94,10 +41,11 @@ export async function performOperation(answers: VolumeAnswers, op: string, args:
   const answer = Object.hasOwn(answers, op) ? answers[op as VolumeOperation] : undefined;
   if (answer === undefined) {
     throw new GodwitError('VOLUME_UNKNOWN_OP', `a volume that is open in this role has no operation ${op}`, {
-      values: { op },
+      // One that knows it is of no earlier version (base/later-question.ts).
+      values: { op, ...(Object.hasOwn(OPERATIONS, op) && { isKnown: true }) },
       nextAction: 'The worker and the volume server must be of the same godwit version.',
     });
   }
-  const read = TABLE[op as VolumeOperation].read(args);
+  const read = OPERATIONS[op as VolumeOperation].read(args);
   return (await (answer as (read: unknown) => unknown)(read)) ?? {};
 }

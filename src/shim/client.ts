@@ -6,13 +6,20 @@ import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
+import { ofEarlierProcess } from '../base/later-question.ts';
 import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { ProcessPace } from '../base/process-pace.ts';
 import { whileAlive } from '../base/while-alive.ts';
 import { isAlive } from '../host/process-identity.ts';
 import { forAnyShim } from '../opening/earlier-spec.ts';
-import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
+import {
+  OPERATIONS,
+  type OperationArgs,
+  type OperationResult,
+  type OperationRow,
+  type VolumeOperation,
+} from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
 import { startError, startProgram } from '../sys/start-program.ts';
 import { SHIM, SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
@@ -179,12 +186,21 @@ export class ShimClient {
    * Asks the shim; connects first where the connection was lost. Rejects with the shim's error,
    * `MACHINE_SHIM_GONE` when there is none any more, `RPC_CLOSED` when it went in mid-question, `RPC_TIMEOUT`
    * after `timeoutMs`. Left out: an operation may take as long as it takes, as long as the shim answers how
-   * it is; and an answer to just that is waited for as long as earlier ones took.
+   * it is; and an answer to just that is waited for as long as earlier ones took. Rejects
+   * `RPC_EARLIER_VERSION` for an operation that came later than the shim.
    */
-  async call<Op extends keyof ShimOps>(
+  call<Op extends keyof ShimOps>(
     op: Op,
     args: ShimOps[Op]['args'],
     timeoutMs?: number,
+  ): Promise<ShimOps[Op]['result']> {
+    return this.#laterThan(this.#call(op, args, timeoutMs), op, SHIM[op]);
+  }
+
+  async #call<Op extends keyof ShimOps>(
+    op: Op,
+    args: ShimOps[Op]['args'],
+    timeoutMs: number | undefined,
   ): Promise<ShimOps[Op]['result']> {
     const rpc = await this.#connected();
     type Result = Promise<ShimOps[Op]['result']>;
@@ -209,7 +225,7 @@ export class ShimClient {
   /**
    * Asks the open volume of the shim. `volumeTimeoutMs`: how long the shim waits for its volume server
    * (`RPC_TIMEOUT`, `ATTACH_SERVER_NOT_READY`); `timeoutMs`: for how long the shim is waited for. Left out:
-   * as `call`.
+   * as `call`. Rejects `RPC_EARLIER_VERSION` for an operation that came later than who has the volume open.
    */
   async volume<Op extends VolumeOperation>(
     op: Op,
@@ -217,7 +233,16 @@ export class ShimClient {
     options: { volumeTimeoutMs?: number; timeoutMs?: number } = {},
   ): Promise<OperationResult<Op>> {
     const command = { op, args, timeoutMs: options.volumeTimeoutMs };
-    return (await this.call('volume.command', command, options.timeoutMs)) as OperationResult<Op>;
+    const answered = this.call('volume.command', command, options.timeoutMs);
+    return (await this.#laterThan(answered, op, OPERATIONS[op] as OperationRow)) as OperationResult<Op>;
+  }
+
+  /** With what it means that this shim, or its volume server, does not know a question. */
+  #laterThan<T>(answered: Promise<T>, op: string, row: { since?: string } | undefined): Promise<T> {
+    return answered.catch((error: unknown) => {
+      const who = `the shim ${basename(this.runtimeDir)}, or its volume server,`;
+      throw ofEarlierProcess(error, { op, since: row?.since, who });
+    });
   }
 
   /** Also measures: it is what the shim is asked when something else takes long. */
