@@ -8,12 +8,20 @@ import { checkSaga, type World } from '../../test/support/saga-checks.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
-import type { Peer, PeerAnswers, PrepareRequest, TargetPhase, TargetStatus } from '../contract/peer.ts';
+import {
+  type Peer,
+  type PeerAnswers,
+  type PrepareRequest,
+  type TargetPhase,
+  type TargetStatus,
+  VOLUME_QUESTIONS,
+} from '../contract/peer.ts';
 import { countersign, type Receipt } from '../receipt/envelope.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn } from './migrate-in.ts';
 import { migrateOut } from './migrate-out.ts';
 import { ReceiptBook } from './receipt-book.ts';
+import type { VolumeQuestion } from './volume-questions.ts';
 
 const SOURCE_KEY = newWorkerKey();
 
@@ -57,6 +65,12 @@ class InstantTarget extends MoveWorld implements World {
         waivedAtMs: null,
       };
     };
+    const passedOn = Object.fromEntries(
+      VOLUME_QUESTIONS.map((op) => [
+        op,
+        (_runId: string, args: never) => this.targetSide[op as VolumeQuestion](REQUEST, args),
+      ]),
+    ) as Pick<PeerAnswers, VolumeQuestion>;
     const answers: PeerAnswers = {
       offer: async () => this.offer(),
       prepare: async () => at('prepared'),
@@ -70,10 +84,7 @@ class InstantTarget extends MoveWorld implements World {
         return at('hydrated');
       },
       cancel: async () => at('forgotten'),
-      fetched: (_runId, query) => this.targetSide.fetched(REQUEST, query),
-      unfetched: (_runId, query) => this.targetSide.unfetched(REQUEST, query),
-      mend: (_runId, request) => this.targetSide.mend(REQUEST, request),
-      compare: (_runId, request) => this.targetSide.compare(REQUEST, request),
+      ...passedOn,
       figures: async (_runId, query) => ({
         ...(await this.targetSide.figures(REQUEST, query)),
         worker: { worker: 'w2', publicKey: this.#key.publicKey, keyFingerprint: this.#key.fingerprint },
