@@ -266,6 +266,16 @@ export type TargetStatus = Static<typeof TargetStatus>;
 export const TargetFigures = Type.Object({ ...ProofFigures.properties, worker: ReceiptWorker });
 export type TargetFigures = Static<typeof TargetFigures>;
 
+/** What the machine has done with its volume since it was opened there, as long as blocks still arrive. */
+export const GuestUse = Type.Object({
+  /** At most: blocks of which it is not known who wrote them count. null: nobody keeps that. */
+  writtenBytes: Type.Union([Type.Integer(), Type.Null()]),
+  /** Reads and writes that waited for a block of the source, and for how long the last of them did. */
+  waits: Type.Union([Type.Integer(), Type.Null()]),
+  waitP99Ms: Type.Union([Type.Number(), Type.Null()]),
+});
+export type GuestUse = Static<typeof GuestUse>;
+
 /** State of a run of this worker's journal, as far as the other side of a move may know it. */
 const RunState = Type.Union([
   Type.Object({ state: Type.String(), step: Type.Union([Type.String(), Type.Null()]) }),
@@ -350,6 +360,20 @@ export const PEER = {
     path: '/v1/rpc/moves/:runId/cancel',
     parameter,
     reply: TargetStatus,
+    idempotent: true,
+    caller: 'worker',
+  },
+  /** For a person; nothing of a move depends on it. */
+  guest: {
+    summary: 'What the machine has written there, and how long it waits for blocks of the source',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/moves/:runId/guest',
+    since: '0.2.0',
+    ofVolume: 'arriving',
+    parameter,
+    body: Type.Object({}),
+    reply: GuestUse,
     idempotent: true,
     caller: 'worker',
   },

@@ -447,6 +447,26 @@ test('a target that comes back after it was said to be destroyed stops its machi
   assert.equal(pair.world.target.volume, null);
 });
 
+test('why a move is not over says at its source what the machine does there meanwhile', async (t) => {
+  const pair = new MovePair(t);
+  const { targetSide } = pair.world;
+  const { hydration } = targetSide;
+  targetSide.hydration = async (request) => {
+    const status = await hydration(request);
+    return status && { ...status, exposedBytes: 4096 };
+  };
+  targetSide.guest = async () => ({ writtenBytes: 3 * 2 ** 20, waits: 12, waitP99Ms: 7.26 });
+  pair.start();
+  await pair.source.wait('run1', {
+    timeoutMs: patient(20_000),
+    until: ({ reason }) =>
+      /waited 12 times .* 7\.3 ms .* 3\.0 MiB that are only on w2\.$/.test(reason?.nextAction ?? ''),
+  });
+  targetSide.hydration = hydration;
+  assert.equal((await pair.sourceEnd()).state, 'done');
+  await assert.rejects(pair.receiver.guest('run1', {}), { code: 'MIGRATION_NOT_PROVABLE' });
+});
+
 test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {
   const pair = new MovePair(t);
   pair.world.fetchLog = ['f'.repeat(64)];

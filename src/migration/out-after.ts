@@ -1,4 +1,5 @@
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
+import type { GuestUse } from '../contract/peer.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
 import { keepExport, OUT_PATIENCE, outStep, targetOf, watch } from './out-tools.ts';
 import { proveMove } from './prove.ts';
@@ -30,20 +31,45 @@ export const serve = outStep({
   uses: ['source', 'targetTls'],
   gives: ['last'],
   async do(tools, context) {
-    const { notes, runId } = context;
+    const { notes, runId, signal } = context;
     const peer = targetOf(tools, notes.target);
+    let askedAtMs = Number.NEGATIVE_INFINITY;
+    let use = '';
     for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
       await keepExport(tools, runId, notes.subject, notes);
       const status = await watch(tools, peer, context, 'fetches the rest');
       if (reached(status, 'hydrated')) return { last: status };
+      const nowMs = tools.clock.monotonicMs();
+      if (pauseMs === 500 && nowMs - askedAtMs >= GUEST_USE_EVERY_MS) {
+        askedAtMs = nowMs;
+        use = await peer.guest(runId, {}, { signal }).then(
+          (told) => useText(told, peer.name),
+          () => '',
+        );
+      }
       context.waiting(
         `${peer.name} fetches the blocks that are still only here`,
-        'Nothing to do; keep this worker up until then.',
+        `Nothing to do; keep this worker up until then.${use}`,
       );
-      await tools.clock.sleep(pauseMs, context.signal);
+      await tools.clock.sleep(pauseMs, signal);
     }
   },
 });
+
+/** Each is an event of the run. */
+const GUEST_USE_EVERY_MS = 15_000;
+
+/** What keeps this worker needed, and what the sealed volume here lacks by now. */
+function useText({ waits, waitP99Ms, writtenBytes }: GuestUse, target: string): string {
+  const reads =
+    waits && waitP99Ms !== null
+      ? ` The machine has waited ${waits} times for a block of it, lately ${waitP99Ms.toFixed(1)} ms at most (p99).`
+      : '';
+  const written = writtenBytes
+    ? ` It has written up to ${(writtenBytes / 2 ** 20).toFixed(1)} MiB that are only on ${target}.`
+    : '';
+  return reads + written;
+}
 
 export const prove = outStep({
   ...{ name: 'prove', phase: 'after', waitsFor: 'peer', answersAdvance: true },

@@ -98,6 +98,11 @@ export const OPERATIONS = {
   heat: row({ roles: ['attach'], read: nothing })<Nothing, HeatHint>(),
   /** Bring these first, once open for writing; a hint. */
   warm: row({ roles: ['attach'], read: parseHeat })<HeatHint, Nothing>(),
+  /** Of a clone (contract/peer.ts, `GuestUse`). */
+  guest: row({ roles: ['attach'], plane: 'userspace', since: '0.2.0', read: nothing })<
+    object,
+    { writtenBytes: number | null; waits: number | null; waitP99Ms: number | null }
+  >(),
   /** Of a clone that is whole, as the four below: what came, and whether the disk has it. */
   fetched: row({ roles: ['attach'], read: parseCursor })<ProofQuery, FetchedPage>(),
   /** What is local and neither came nor was written. */

@@ -9,12 +9,14 @@ import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
 import type { FetchProof } from '../clone/fetch-proof.ts';
-import { blockCountOf, ValidityMap } from '../clone/validity-map.ts';
+import { PAGE_BLOCKS, PAGE_WORDS } from '../clone/map-memory.ts';
+import { blockCountOf, popcount, ValidityMap } from '../clone/validity-map.ts';
 import type { Luks2Device } from '../crypt/luks2-device.ts';
 import type { BlockRun } from '../freemap/free-map.ts';
 import type { FreeMapFilesystem, FreeMapReader } from '../freemap/free-map-reader.ts';
 import { HEAT_REGION_BYTES } from '../opening/guest.ts';
 import type { OpenVolume } from '../opening/open-volume.ts';
+import type { OperationResult } from '../opening/operations.ts';
 import type { AnswersOf } from '../opening/perform.ts';
 import type { Access, AttachSpec, CloneSpec, ImportSpec, NbdSocketSpec } from '../opening/spec.ts';
 import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
@@ -76,6 +78,7 @@ export class AttachedVolume implements OpenVolume<'attach', 'userspace'> {
     room: (leaving) => this.#room.leave(leaving),
     heat: () => ({ regions: this.#front.heat() }),
     warm: (regions) => this.#warm(regions),
+    guest: () => this.#guestUse(),
     fetched: (cursor) => this.#prove((proof) => proof.fetched(cursor)),
     unfetched: (cursor) => this.#prove((proof) => proof.unfetched(cursor)),
     mend: (request) => this.#prove((proof) => proof.mend(request)),
@@ -303,6 +306,26 @@ export class AttachedVolume implements OpenVolume<'attach', 'userspace'> {
     this.#clone?.device.warm(
       regions.map((region) => ({ offsetBytes: region * HEAT_REGION_BYTES, lengthBytes: HEAT_REGION_BYTES })),
     );
+  }
+
+  /** What the guest has written is counted page by page of its map. */
+  async #guestUse(): Promise<OperationResult<'guest'>> {
+    const { misses: waits, missLatencyP99Ms: waitP99Ms } = this.#front.statistics();
+    const { written } = this.#clone?.proof ?? {};
+    if (!written) return { writtenBytes: null, waits, waitP99Ms };
+    const blockCount = blockCountOf(this.#spec.lengthBytes);
+    const map = new ValidityMap(written.memory, blockCount, { counted: false });
+    const words = new Uint32Array(PAGE_WORDS);
+    let blocks = 0;
+    for (let first = map.firstPresent(0, blockCount); first < blockCount; ) {
+      const page = Math.floor(first / PAGE_BLOCKS);
+      map.copyWords(page * PAGE_WORDS, words);
+      for (const word of words) blocks += popcount(word);
+      first = map.firstPresent(Math.min(blockCount, (page + 1) * PAGE_BLOCKS), blockCount);
+      if (turnIsLong()) await nextTurn();
+      if (this.#clone === null) break; // whole now, and its map closed
+    }
+    return { writtenBytes: blocks * FREE_BLOCK_BYTES, waits, waitP99Ms };
   }
 
   /**
