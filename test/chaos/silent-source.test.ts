@@ -8,6 +8,7 @@ import { NotYet, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
+import { unmount } from '../support/unmount.ts';
 import { digestFiles, LAB_NEEDS, moveVolume, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 /**
@@ -203,7 +204,7 @@ describe('the source is silent', { skip: requires(...LAB_NEEDS, 'fio', 'blkdisca
         const names = writeFiles(dir, 'f', 2_000, 17 * KIB);
         for (const [index, name] of [...names.keys()].entries()) if (index % 2) rmSync(join(dir, name));
         written = await digestFiles(dir);
-        await tool('umount', dir);
+        await unmount(dir);
       },
       via: async (source) => {
         relay = new TcpRelay({ host: source.host, port: source.port });

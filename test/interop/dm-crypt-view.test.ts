@@ -7,6 +7,7 @@ import { unlockVolume } from '../../src/volume/encryption.ts';
 import { type KeySource, VOLUME_FILES } from '../../src/volume/index.ts';
 import type { VolumeStore } from '../../src/volume/store.ts';
 import { requires } from '../support/requires.ts';
+import { unmount } from '../support/unmount.ts';
 import { digestFiles, LAB_NEEDS, tool, VolumeLab, writeFiles } from '../support/volume-lab.ts';
 
 /**
@@ -85,6 +86,6 @@ async function check(
   try {
     assert.deepEqual(await digestFiles(dir), expected);
   } finally {
-    await tool('umount', dir);
+    await unmount(dir);
   }
 }

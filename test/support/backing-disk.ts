@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { systemClock } from '../../src/base/clock.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
 import { until } from './patience.ts';
+import { unmount } from './unmount.ts';
 import { tool, type VolumeLab } from './volume-lab.ts';
 
 /** What a `BackingDisk` needs. */
@@ -63,7 +64,7 @@ async function backingDisk(
   lab.onClose(() => detachLoop(loop, { clock: systemClock }));
   const mount = ['-o', ['noatime', ...(await mkfs(loop))].join(','), loop, dir];
   await tool('mount', ...mount);
-  lab.onClose(() => tool('umount', dir));
+  lab.onClose(() => unmount(dir));
   const hang = () => server.kill('SIGSTOP');
   const goOn = () => server.kill('SIGCONT');
   lab.onClose(async () => void goOn());
@@ -83,12 +84,7 @@ export async function goneAndBack({ dir, mount }: BackingDisk, ready: () => Prom
   // XFS's call, which is EXT4_IOC_SHUTDOWN too; without flushing the log.
   await tool('xfs_io', '-x', '-c', 'shutdown', dir);
   await ready();
-  await until('the filesystem to be let go', () =>
-    tool('umount', dir).then(
-      () => true,
-      () => false,
-    ),
-  );
+  await unmount(dir);
   await tool('mount', ...mount);
 }
 
@@ -137,7 +133,7 @@ export async function thinDisk(
   const folder = join(lab.dir, `${name}-store`);
   mkdirSync(folder);
   await tool('mount', '-t', 'tmpfs', '-o', `size=${roomBytes}`, 'tmpfs', folder);
-  lab.onClose(() => tool('umount', folder));
+  lab.onClose(() => unmount(folder));
   // Zeroes are written: the journal has its place from the beginning.
   const disk = await backingDisk(lab, name, sizeBytes, {
     ...{ folder, filters: ['nozero'], parameters: ['zeromode=emulate'] },

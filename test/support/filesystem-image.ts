@@ -22,6 +22,7 @@ import type { FreeMap } from '../../src/freemap/free-map.ts';
 import { mustRun, systemTools } from '../../src/host/tools.ts';
 import { patient, until } from './patience.ts';
 import { scratchDir } from './scratch.ts';
+import { unmount } from './unmount.ts';
 
 const toolDeadlineMs = () => patient(60_000);
 
@@ -79,7 +80,7 @@ export class FilesystemImage {
       .map((line) => line.split(' '))
       .find(([, place]) => place === this.mountDir);
     if (entry === undefined) return;
-    await tool('umount', [this.mountDir]);
+    await unmount(this.mountDir);
     await until(`the mount of ${entry[0]} to end`, () => isClaimable(entry[0]!));
   }
 

@@ -27,6 +27,7 @@ import './compile-cache.ts';
 import { type Ending, leaveFolder } from './failure.ts';
 import { mustEndWell, NotYet, until } from './patience.ts';
 import { programPath } from './programs.ts';
+import { unmount } from './unmount.ts';
 
 const serverPath = programPath('volume/server.ts');
 
@@ -105,14 +106,14 @@ export class VolumeLab {
     await tool('truncate', '-s', String(sizeBytes), image);
     await tool('mkfs.ext4', '-q', '-F', '-m', '0', image);
     await tool('mount', '-o', 'loop', image, dir);
-    this.onClose(() => tool('umount', dir));
+    this.onClose(() => unmount(dir));
     return dir;
   }
 
   /** From now on there is no more memory than this for live maps. For a lab that has none yet. */
   async smallMaps(sizeBytes: number): Promise<void> {
     await tool('mount', '-t', 'tmpfs', '-o', `size=${sizeBytes}`, 'tmpfs', this.validityDir);
-    this.onClose(() => tool('umount', this.validityDir));
+    this.onClose(() => unmount(this.validityDir));
   }
 
   /**
@@ -126,7 +127,7 @@ export class VolumeLab {
     await tool('truncate', '-s', String(sizeBytes), image);
     await tool('mkfs.xfs', '-q', image);
     await tool('mount', '-o', 'loop', image, dir);
-    this.onClose(() => tool('umount', dir));
+    this.onClose(() => unmount(dir));
     return dir;
   }
 
@@ -137,7 +138,7 @@ export class VolumeLab {
     try {
       await work(dir);
     } finally {
-      await tool('umount', dir);
+      await unmount(dir);
     }
   }
 
@@ -329,7 +330,7 @@ export class Attachment {
 
   async unmount(): Promise<void> {
     if (this.#mountDir === null) return;
-    await tool('umount', this.#mountDir);
+    await unmount(this.#mountDir);
     this.#mountDir = null;
   }
 
