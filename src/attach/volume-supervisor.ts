@@ -31,7 +31,8 @@ const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = PAUSE.serverRestartMax.ms;
 /**
  * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every
- * processor busy must not hold up its own reads. It sleeps whenever nothing is asked of it.
+ * processor busy must not hold up its own reads. It sleeps whenever nothing is asked of it. One that serves
+ * strangers has the usual priority: what they ask for must not hold up the machines here.
  */
 const SERVER_NICE = -10;
 /** Of the questions whether a server lives. */
@@ -288,7 +289,7 @@ export class VolumeSupervisor {
       }
     };
     try {
-      setPriority(pid, SERVER_NICE);
+      if (this.#spec.kind !== 'serve') setPriority(pid, SERVER_NICE);
     } catch (error) {
       logger.warn({ error: messageOf(error) }, 'the priority of the volume server could not be raised');
     }

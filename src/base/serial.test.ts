@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Serial, SerialByKey } from './serial.ts';
+import { Serial, SerialByKey, SharedRuns } from './serial.ts';
 
 test('one after the other, also behind one that failed; idle waits for all of them', async () => {
   const serial = new Serial();
@@ -47,4 +47,27 @@ test('keys go side by side, and one with nothing to do is forgotten', async () =
     /no/,
   );
   assert.equal(serial.size, 0);
+});
+
+test('who asks while a shared run is on has the next, with all others, also behind one that failed', async () => {
+  const runs = new SharedRuns();
+  const gates: PromiseWithResolvers<void>[] = [];
+  const work = () => {
+    gates.push(Promise.withResolvers<void>());
+    return gates.at(-1)!.promise;
+  };
+  const first = runs.run(work);
+  const others = [runs.run(work), runs.run(work)];
+  assert.equal(gates.length, 1);
+  gates[0]!.reject(new Error('first'));
+  await assert.rejects(first, /first/);
+  while (gates.length < 2) await Promise.resolve();
+  const later = runs.run(work);
+  gates[1]!.resolve();
+  await Promise.all(others);
+  while (gates.length < 3) await Promise.resolve();
+  gates[2]!.resolve();
+  await later;
+  assert.equal(gates.length, 3);
+  assert.equal(runs.running, false);
 });

@@ -39,3 +39,37 @@ export class SerialByKey {
     return this.#queues.size;
   }
 }
+
+/**
+ * For work that does for everybody at once what each asks for, as a flush does (group commit): one runs at a
+ * time, and all that ask meanwhile share the next.
+ */
+export class SharedRuns {
+  #running: Promise<void> | null = null;
+  #next: Promise<void> | null = null;
+
+  get running(): boolean {
+    return this.#running !== null;
+  }
+
+  /** Resolves, or rejects, with a run of `work` that began after this call. */
+  run(work: () => Promise<void>): Promise<void> {
+    if (this.#next !== null) return this.#next;
+    if (this.#running === null) return this.#start(work);
+    this.#next = this.#running
+      .catch(() => {}) // those who waited for it were told
+      .then(() => {
+        this.#next = null;
+        return this.#start(work);
+      });
+    return this.#next;
+  }
+
+  #start(work: () => Promise<void>): Promise<void> {
+    const running = work().finally(() => {
+      if (this.#running === running) this.#running = null;
+    });
+    this.#running = running;
+    return running;
+  }
+}

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
+import { SharedRuns } from '../base/serial.ts';
 import type { BlockDevice, ByteRange, Extent } from '../block/block-device.ts';
 import type { FileDevice } from '../block/file-device.ts';
 import { createFile, removeFile, replaceFile } from '../sys/durable-file.ts';
@@ -157,8 +158,7 @@ export class DataGuard {
    * Shared with the hot thread and the next server; null: it is not known, and so true, that the guest wrote.
    */
   #unflushed: Uint32Array | null = null;
-  #running: Promise<void> | null = null;
-  #next: Promise<void> | null = null;
+  readonly #flushes = new SharedRuns();
   readonly #listeners: (() => void)[] = [];
 
   /** Throws when it cannot be told whether data was lost. */
@@ -222,15 +222,7 @@ export class DataGuard {
    * `VOLUME_DATA_LOST`, or with the error of a disk that lost nothing.
    */
   flush(flush: () => Promise<void>): Promise<void> {
-    if (this.#next !== null) return this.#next;
-    if (this.#running === null) return this.#start(flush);
-    this.#next = this.#running
-      .catch(() => {}) // those who waited for it were told
-      .then(() => {
-        this.#next = null;
-        return this.#start(flush);
-      });
-    return this.#next;
+    return this.#flushes.run(() => this.#flushOnce(flush));
   }
 
   /** Idempotent: the first reason stands. */
@@ -245,14 +237,6 @@ export class DataGuard {
     );
     for (const listener of this.#listeners) listener();
     void this.#writeDown(this.#lost);
-  }
-
-  #start(flush: () => Promise<void>): Promise<void> {
-    const running = this.#flushOnce(flush).finally(() => {
-      if (this.#running === running) this.#running = null;
-    });
-    this.#running = running;
-    return running;
   }
 
   async #flushOnce(flush: () => Promise<void>): Promise<void> {

@@ -5,6 +5,7 @@ import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
+import { SparedFlushes } from '../block/spared-flushes.ts';
 import { ANY_INITIATOR, IscsiTarget } from '../iscsi/index.ts';
 import { NbdServer } from '../nbd/index.ts';
 import type { OpenVolume } from '../opening/open-volume.ts';
@@ -96,6 +97,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
         unlocked = await unlockVolume({ ...spec, encryption: spec.encryption });
         device = plaintextOf(device, unlocked, spec.encryption.holes);
       }
+      if (device.writable) device = new SparedFlushes(device);
       const room = spec.access === 'writable' ? roomOf(spec, file, options.clock) : null;
       if (room) device = new RoomyDevice(device, room);
       const listener =
