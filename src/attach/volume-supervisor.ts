@@ -1,6 +1,5 @@
 import type { ChildProcess } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
-import { setPriority } from 'node:os';
 import type { Readable, Writable } from 'node:stream';
 import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
@@ -16,6 +15,7 @@ import type { OpeningSpec } from '../opening/spec.ts';
 import { specAfter, specAtPort, specFollowing, specWithLoss } from '../opening/spec-after.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import { setIoFlusher } from '../sys/io-flusher.ts';
+import { setNice } from '../sys/process-priority.ts';
 import { startError, startProgram } from '../sys/start-program.ts';
 
 /**
@@ -32,9 +32,10 @@ const BACKOFF_MAX_MS = PAUSE.serverRestartMax.ms;
 /**
  * Priority of the server (nice(2)): whoever waits for the disk waits for it, so a workload that keeps every
  * processor busy must not hold up its own reads. It sleeps whenever nothing is asked of it. One that serves
- * strangers has the usual priority: what they ask for must not hold up the machines here.
+ * strangers comes after the machines here: whatever they ask for, as much as they like, holds up nobody.
  */
 const SERVER_NICE = -10;
+const SERVE_NICE = 5;
 /** Of the questions whether a server lives. */
 const SILENT_AFTER_QUESTIONS = 3;
 /** Servers in a row that ended soon after their start, without saying why. */
@@ -289,9 +290,9 @@ export class VolumeSupervisor {
       }
     };
     try {
-      if (this.#spec.kind !== 'serve') setPriority(pid, SERVER_NICE);
+      setNice(pid, this.#spec.kind === 'serve' ? SERVE_NICE : SERVER_NICE);
     } catch (error) {
-      logger.warn({ error: messageOf(error) }, 'the priority of the volume server could not be raised');
+      logger.warn({ error: messageOf(error) }, 'the priority of the volume server could not be set');
     }
     const first = this.#protection === null;
     for (const path of cgroupProcsPaths) write(path, String(pid));

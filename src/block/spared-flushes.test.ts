@@ -39,7 +39,7 @@ test('the first flush covers what an earlier server may have left; then only cha
     () => device.writeZeroes(0, 4096),
     () => device.writeNow?.(0, BLOCK) ?? device.write(0, BLOCK),
   ]) {
-    const before = below.flushes;
+    const before: number = below.flushes;
     await change();
     await Promise.all(Array.from({ length: 100 }, () => device.flush()));
     await device.flush();

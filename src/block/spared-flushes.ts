@@ -7,8 +7,8 @@ import type { BlockDevice } from './block-device.ts';
  * nobody has changed since the last flush that succeeded, one flush runs at a time, and those that are asked
  * for meanwhile share the next.
  *
- * For one who is alone with the data: what is changed past this device is not seen. What was changed before it
- * was opened counts as not flushed: whoever served it last may have been killed.
+ * For one who is alone with the data: what is changed past this device is not seen. What was changed before
+ * it was opened counts as not flushed: whoever served it last may have been killed.
  */
 export class SparedFlushes implements BlockDevice {
   readonly lengthBytes: number;

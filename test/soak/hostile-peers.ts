@@ -1,7 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import { constants, setPriority } from 'node:os';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -12,6 +12,7 @@ import { seededRandom } from '../../src/base/random.ts';
 import type { CreateMachineRequest, MachineView, ServeReply } from '../../src/contract/schemas.ts';
 import { TARGET_LIMITS } from '../../src/iscsi/limits.ts';
 import { SERVER_LIMITS } from '../../src/nbd/limits.ts';
+import { setNice } from '../../src/sys/process-priority.ts';
 import type { TlsFiles } from '../../src/sys/tls-identity.ts';
 import { Fleet, type FleetWorker } from '../support/fleet.ts';
 import { patient, until } from '../support/patience.ts';
@@ -448,10 +449,13 @@ class Crowd {
 
   #keepUp(words: readonly string[]): void {
     if (this.#over) return;
-    const child = spawn(findProgram('python3')!, words, { stdio: ['pipe', 'ignore', 'ignore'] });
+    const child = spawn(findProgram('python3')!, words, {
+      stdio: ['pipe', 'ignore', 'ignore'],
+      detached: true,
+    });
     // They are on hosts of their own: here they take no processor from anybody. It is what they make others
     // do that counts.
-    if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
+    if (child.pid !== undefined) setNice(child.pid, constants.priority.PRIORITY_LOW);
     this.#children.add(child);
     child.once('exit', () => {
       this.#children.delete(child);
