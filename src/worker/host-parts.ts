@@ -321,7 +321,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     rest: (dirtyBound) => dirtyBound.close(),
   },
 
-  meters: { needs: [], make: () => new Meters(), metrics: PROCESS_METRICS },
+  meters: { needs: [], make: ({ clock }) => new Meters(clock), metrics: PROCESS_METRICS },
 
   figures: {
     needs: ['machines', 'folder'],

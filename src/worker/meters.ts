@@ -1,3 +1,4 @@
+import type { Clock } from '../base/clock.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
@@ -19,18 +20,42 @@ export class Meters {
   readonly peerCalls = new Durations(CALLS);
   readonly peerFailures = new Counts();
   readonly requests = new Durations(CALLS);
+  readonly #clock: Clock;
+  /** Of this process, on both clocks. */
+  readonly #beginning: { wallMs: number; monotonicMs: number };
+  /** When those runs began that did so in this process and are not over, on the monotonic clock. */
+  readonly #began = new Map<string, number>();
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+    this.#beginning = { wallMs: clock.wallMs(), monotonicMs: clock.monotonicMs() };
+  }
 
   /** Whenever something of a run has changed. */
   note(run: RunView, { body }: Parameters<Parameters<Journal['subscribe']>[0]>[1]): void {
+    if (body.type === 'started') this.#began.set(run.id, this.#clock.monotonicMs());
     if (body.type === 'finished') {
       const labels = { kind: run.kind, state: run.state };
       this.runsEnded.add(labels);
-      this.runs.observe(labels, (run.endedAtMs ?? run.createdAtMs) - run.createdAtMs);
+      this.runs.observe(labels, this.#durationMs(run));
+      this.#began.delete(run.id);
     }
     if (body.type !== 'put' || run.kind !== MIGRATE_OUT) return;
     const { interruptionMs, bytesAvoided } = body.values as MigrateOutOutput;
     for (const [phase, ms] of Object.entries(interruptionMs ?? {})) this.interruptions.observe({ phase }, ms);
     if (bytesAvoided) this.bytesAvoided.add({}, bytesAvoided);
+  }
+
+  /**
+   * By the monotonic clock, because the wall clock may be set. Of a run that an earlier process began only
+   * the time before this one is by the wall clock.
+   */
+  #durationMs(run: RunView): number {
+    const nowMs = this.#clock.monotonicMs();
+    const beganMs = this.#began.get(run.id);
+    if (beganMs !== undefined) return nowMs - beganMs;
+    const { wallMs, monotonicMs } = this.#beginning;
+    return Math.max(0, wallMs - run.createdAtMs) + (nowMs - monotonicMs);
   }
 
   /** A question to another worker is over; `code` of what it failed with. */
