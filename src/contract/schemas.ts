@@ -546,6 +546,8 @@ export type ForceRunRequest = Static<typeof ForceRunRequest>;
 export const Why = Type.Object({
   subject: Type.String(),
   state: Type.String(),
+  /** Only what is left of it is here: whoever has it now knows more. Left out: it is here. */
+  gone: Type.Optional(Type.Literal(true)),
   /** Empty: it waits for nothing. */
   conditions: Type.Array(
     Type.Object({

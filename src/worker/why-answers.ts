@@ -3,7 +3,8 @@ import type { Why } from '../contract/schemas.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import type { MachineManager } from '../machine/manager.ts';
-import type { DrainController } from '../migration/drain.ts';
+import type { MachineRecord } from '../machine/store.ts';
+import type { DrainController, DrainView } from '../migration/drain.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import type { VolumeStore } from '../volume/index.ts';
 import type { About, Condition } from './condition.ts';
@@ -43,22 +44,26 @@ export class WhyAnswers {
       };
     }
     const run = this.#findRun(ref);
-    if (run) return this.#whyRun(`run ${run.id}`, run);
+    if (run) return this.#whyRun(`run ${run.id}`, run, drain);
 
     const record = machines.records().find(({ id, name }) => id === ref || name === ref);
     if (record) {
-      const show = await machines.look(record.id);
-      const [view, runs] = [views.machine(show), moves.runsOf(record.id)];
+      const runs = moves.runsOf(record.id);
+      const about = await this.#aboutMachine(record, runs, drain);
       return {
         subject: `machine ${record.name}`,
-        state: view.state,
-        conditions: await conditions({ kind: 'machine', record, show, view, runs, drain }),
+        state: about.view.state,
+        ...(about.view.state === 'moved' && { gone: true as const }),
+        conditions: await conditions(about),
         runs,
       };
     }
     // It may have gone from here, or be on its way in.
     const trace = (await journal.findInTurns({ limit: 200 })).find((each) => namesOf(each).includes(ref));
-    if (trace) return this.#whyRun(`machine ${ref}`, trace);
+    if (trace) {
+      const why = await this.#whyRun(`machine ${ref}`, trace, drain);
+      return trace.endedAtMs === null ? why : { ...why, gone: true };
+    }
 
     const volume = await findVolume(this.#o, ref);
     const view = await views.volume(volume);
@@ -68,12 +73,25 @@ export class WhyAnswers {
       state: volume.state,
       conditions: await conditions({ kind: 'volume', record: volume, view, runs }),
       runs,
+      ...(volume.state === 'retained' && { gone: true as const }),
     };
   }
 
-  async #whyRun(subject: string, run: RunView): Promise<Why> {
-    const conditions = await this.#o.conditions({ kind: 'run', runs: [run] });
-    return { subject, state: run.state, conditions, runs: [run] };
+  async #whyRun(subject: string, run: RunView, drain: DrainView): Promise<Why> {
+    const { machineId } = run.input as { machineId?: string };
+    const record =
+      run.endedAtMs === null ? this.#o.machines.records().find(({ id }) => id === machineId) : undefined;
+    // What holds the machine up holds its run up, or is what its run cannot see.
+    const about = record
+      ? await this.#aboutMachine(record, [run], drain)
+      : ({ kind: 'run', runs: [run] } as const);
+    return { subject, state: run.state, conditions: await this.#o.conditions(about), runs: [run] };
+  }
+
+  async #aboutMachine(record: MachineRecord, runs: readonly RunView[], drain: DrainView) {
+    const show = await this.#o.machines.look(record.id);
+    const view = this.#o.views.machine(show);
+    return { kind: 'machine', record, show, view, runs, drain } as const;
   }
 
   #findRun(id: string): RunView | null {

@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
+import { rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
+import { VOLUME_FILES } from '../../src/volume/files.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
 import { patient } from '../support/patience.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
@@ -29,6 +32,13 @@ test('the source goes in mid-hydration and never comes back: no error before an 
   await history.incarnation(1);
   const moveId = targetRunId(runId);
   await fleet.until('hydration', async () => (await target.client.showRun(moveId)).step === 'hydrate');
+
+  // What its machine suffers from is the run's matter, which does not see it itself.
+  const loss = join(target.dataDir, 'volumes', machine.volumeId!, VOLUME_FILES.dataLoss);
+  writeFileSync(loss, '{}');
+  const said = (await target.client.why(moveId)).conditions.map(({ code }) => code);
+  assert.match(`${said}`, /^volume-data-lost,.*hydrat/);
+  rmSync(loss);
 
   // An export that hangs is the source's own trouble, and only the source can say which process that is.
   const serverPid = source.exports()[0]!.state.volumeServer!.pid;

@@ -80,6 +80,10 @@ test('what two ask for at once is done once, and both read what is so', { skip: 
   assert.equal(gone[0]!.exitCode, 0, gone[0]!.stderr);
   assert.ok([0, 5].includes(gone[1]!.exitCode!), gone[1]!.stderr);
   for (const worker of [a, b]) assert.deepEqual(await worker.client.listMachines(), []);
+  // What went may be with the one who is away.
+  assert.equal((await fleet.run('why', 'm')).exitCode, 0);
+  await b.kill();
+  assert.equal((await fleet.run('why', 'm')).exitCode, 4);
 });
 
 /** What is asked for where there is nothing of that name. */
@@ -130,6 +134,8 @@ test('names that nothing has are not found, and a worker that is down is not ans
     assert.equal(exitCode, isWorker && words[1] === 'nobody' ? 5 : 4, `${words.join(' ')}: ${stderr}`);
     assert.doesNotMatch(stderr, /INTERNAL/, words.join(' '));
   }
+  const why = await fleet.run('why', 'm');
+  assert.deepEqual([why.exitCode, /b does not answer/.test(why.stderr)], [0, true], why.stderr);
   const moved = await fleet.run('move', 'm', '--to', 'b');
   assert.equal(moved.exitCode, 3, moved.stderr);
   assert.equal((await a.client.showMachine('m')).state, 'running');

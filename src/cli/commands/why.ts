@@ -52,5 +52,7 @@ export async function why(context: Context, ref: string): Promise<void> {
         .join('\n\n'),
   );
   context.noteUnreachable(unreachable);
-  if (unreachable.length > 0) throw new ExitWith(EXIT.unreachable);
+  // It may be with one of those who did not answer.
+  if (unreachable.length > 0 && items.every(({ why: { gone } }) => gone))
+    throw new ExitWith(EXIT.unreachable);
 }
