@@ -1,10 +1,9 @@
 import { closeSync } from 'node:fs';
 import { constants } from 'node:os';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import type { Clock } from '../base/clock.ts';
 import { Condition } from '../base/condition.ts';
-import { entryPoint } from '../base/entry-point.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/logger.ts';
@@ -21,6 +20,7 @@ import { startWriteBack } from '../sys/sync-file-range.ts';
 import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters, WaitMeter } from './guest-counters.ts';
 import { Heat, hottestRegions } from './heat.ts';
+import { startHotThread } from './hot-program.ts';
 import type { HotPath, HotThreadData, HotThreadMessage } from './hot-thread.ts';
 import { ACCESS_READONLY, ACCESS_STANDBY, ACCESS_WRITABLE, SLOT_COUNT, Slots } from './slots.ts';
 
@@ -131,7 +131,7 @@ export class FuseServer {
       hot,
       spinMicroseconds: LOOKING_PAYS ? SPIN_MICROSECONDS : 0,
     };
-    this.#worker = new Worker(entryPoint('attach/hot-thread.ts'), {
+    this.#worker = startHotThread({
       workerData,
       name: 'godwit-hot',
       resourceLimits: { maxYoungGenerationSizeMb: 1, maxOldGenerationSizeMb: 32, stackSizeMb: 1 },
