@@ -626,6 +626,10 @@ const PAUSES = {
   shimQuestion: { ms: 5_000, what: 'the same of a shim' },
   processLook: { ms: 5, what: 'between looks whether a process that starts is ready' },
   serverLook: { ms: 500, what: 'between looks at what a volume server that starts does' },
+  shimStateAgain: {
+    ms: 1_000,
+    what: 'before a shim whose folder is full, or cannot be written, tries again to write down what it holds',
+  },
   deviceLook: {
     ms: 1_000,
     what: 'between looks whether a device reads or writes, while a call to its filesystem takes long',

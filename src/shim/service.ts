@@ -3,7 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import { operationOf, performLine } from '../base/line-conversation.ts';
 import type { Logger } from '../base/logger.ts';
-import { PATIENCE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { identifyProcess } from '../host/process-identity.ts';
 import { withKind } from '../opening/earlier-spec.ts';
@@ -58,6 +58,7 @@ export class ShimService {
   readonly #sourceGivenUp = Promise.withResolvers<void>();
   #stateText = '';
   #lastWrite: Promise<void> = Promise.resolve();
+  #cancelRewrite = () => {};
 
   constructor(options: ShimServiceOptions) {
     this.#options = options;
@@ -170,8 +171,19 @@ export class ShimService {
     if (text === this.#stateText) return this.#lastWrite;
     this.#stateText = text;
     const write = () => writeShimState(this.#options.runtimeDir, state);
-    this.#lastWrite = this.#lastWrite.then(write, write);
-    return this.#lastWrite;
+    const written = this.#lastWrite.then(write, write);
+    this.#lastWrite = written;
+    written.catch(() => this.#writeStateLater(text));
+    return written;
+  }
+
+  /** A folder that was full, or read-only: who comes after this shim needs what holds then. */
+  #writeStateLater(text: string): void {
+    if (this.#stateText !== text) return;
+    this.#stateText = '';
+    this.#cancelRewrite = this.#options.clock.timer(PAUSE.shimStateAgain.ms, () => {
+      this.writeState().catch(() => {});
+    });
   }
 
   /**
@@ -200,6 +212,7 @@ export class ShimService {
     // A write of shim.json that is under way would bring the file back after it was removed.
     await this.#lastVolumeOp;
     await this.#lastWrite.catch(() => {});
+    this.#cancelRewrite();
     this.#options.onShutdown();
   }
 
