@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 
 /** One line of /proc/self/mountinfo (proc_pid_mountinfo(5)), as far as it is used here. */
 export type MountEntry = {
@@ -48,6 +49,17 @@ export function mountAt(
   table: readonly MountEntry[] = readMountTable(),
 ): MountEntry | undefined {
   return table.findLast((entry) => entry.mountPoint === place);
+}
+
+/** The filesystem that a path is on, by its name alone; the path has no symbolic links. */
+export function mountOf(
+  path: string,
+  table: readonly MountEntry[] = readMountTable(),
+): MountEntry | undefined {
+  for (let place = path; ; place = dirname(place)) {
+    const found = mountAt(place, table);
+    if (found !== undefined || place === dirname(place)) return found;
+  }
 }
 
 function unescapeOctal(text: string): string {
