@@ -1032,6 +1032,42 @@ test('a wall clock that is set back while a retry waits delays it no further, an
   assert.ok(journal.events('a').length < 10);
 });
 
+test('a wall clock that is set back while the journal cannot be written lengthens no backoff', async (t) => {
+  for (const failsIn of ['the step', 'its undo', 'the end of the step', 'the end of its undo']) {
+    const bench = new Bench(t);
+    const database = new DatabaseSync(':memory:');
+    t.after(() => database.close());
+    const isOfUndo = failsIn.endsWith('undo');
+    const isOfEnd = failsIn.startsWith('the end');
+    const first = (attempt: number) => {
+      if (attempt > 1) return;
+      database.exec(
+        "CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+      );
+      if (!isOfEnd) never();
+    };
+    const step = bench.step('one', ({ attempt }) => (isOfUndo ? undefined : first(attempt)), {
+      undo: async ({ attempt }) => first(attempt),
+    });
+    const steps = isOfUndo
+      ? [
+          step,
+          bench.step('two', () => {
+            throw new Abort(new Error('no'));
+          }),
+        ]
+      : [step];
+    const journal = bench.journal([kindOf('move', ...steps)], { database });
+    journal.start('move', { machine: 'a' }, { runId: 'a' });
+    await bench.clock.run(3_000);
+    assert.equal(journal.get('a').state, 'waiting', failsIn);
+    bench.clock.stepWall(-365 * 86_400_000);
+    database.exec('DROP TRIGGER full');
+    await bench.clock.run(8_000);
+    assert.equal(journal.get('a').state, isOfUndo ? 'undone' : 'done', failsIn);
+  }
+});
+
 test('handoff: the run ends done and the next one starts in the same transaction', async (t) => {
   const bench = new Bench(t);
   let target = 'nobody';

@@ -75,8 +75,16 @@ export type JournalOptions = {
 };
 
 /** How an attempt ended: the events that say so, and, for a Handoff, the run that takes over. */
-/** `values`: what the step returned, put down in the same append. */
-type AttemptEnd = { body: EventBody; handoff: Handoff | null; values?: Record<string, unknown> };
+/**
+ * `values`: what the step returned, put down in the same append. `retryDueMs`: of one that failed, when it is
+ * tried again, on the monotonic clock: the wall clock may be set before the journal can be told.
+ */
+type AttemptEnd = {
+  body: EventBody;
+  handoff: Handoff | null;
+  values?: Record<string, unknown>;
+  retryDueMs?: number;
+};
 
 type Attempt = {
   readonly controller: AbortController;
@@ -817,10 +825,10 @@ export class Journal {
     if (error instanceof Handoff && !undo)
       return { body: { type: 'step-succeeded', ...place }, handoff: error };
     const wire = wireOf(error);
-    const nowMs = this.#clock.wallMs();
-    const afterMs = error instanceof Retry ? error.afterMs : undefined;
-    const retryAtMs =
-      nowMs + (afterMs ?? backoffMs(run.header.steps[started.step]!, started.attempt, this.#random));
+    const afterMs =
+      (error instanceof Retry ? error.afterMs : undefined) ??
+      backoffMs(run.header.steps[started.step]!, started.attempt, this.#random);
+    const { retryAtMs, retryDueMs } = this.#after(afterMs);
     this.#logger.warn(
       {
         runId: run.header.id,
@@ -833,14 +841,19 @@ export class Journal {
       },
       undo ? 'an undo failed' : 'a step failed',
     );
-    if (undo) return { body: { type: 'undo-failed', ...place, error: wire, retryAtMs }, handoff: null };
+    if (undo)
+      return { body: { type: 'undo-failed', ...place, error: wire, retryAtMs }, handoff: null, retryDueMs };
     // Past the point of no return nothing is undone: an Abort there is one more failure.
     const side = sideOf(run.history);
     // In the step of the point of no return only an Abort means that nothing has gone over.
     const isHopeless = isGodwitError(error) && error.retry === 'never' && side === 'before';
     const aborts = isHopeless || (error instanceof Abort && side !== 'past');
     const outcome = aborts ? 'abort' : error instanceof Unrecoverable ? 'unrecoverable' : 'retry';
-    return { body: { type: 'step-failed', ...place, outcome, error: wire, retryAtMs }, handoff: null };
+    return {
+      body: { type: 'step-failed', ...place, outcome, error: wire, retryAtMs },
+      handoff: null,
+      retryDueMs,
+    };
   }
 
   /**
@@ -849,7 +862,8 @@ export class Journal {
    * the journal could be told.
    */
   #writeAttemptEnd(run: LiveRun, end: AttemptEnd): boolean {
-    const { body, handoff } = end;
+    const { handoff } = end;
+    const body = this.#dueAgain(end);
     try {
       // A run that is to be undone does not hand over any more.
       if (handoff && run.history.cancelReason === null && run.history.forced === null) {
@@ -866,7 +880,7 @@ export class Journal {
     } catch (error) {
       const appendFailed = isGodwitError(error, 'JOURNAL_APPEND_FAILED');
       if (!isGodwitError(error) || !(appendFailed || handoff)) throw error;
-      run.pendingEnd = { body: this.#asFailure(run, body, error), handoff: null };
+      run.pendingEnd = this.#asFailure(run, end, error);
       if (this.#state !== 'open') return false;
       if (!appendFailed) return this.#writeAttemptEnd(run, run.pendingEnd);
       this.#inTrouble(run, error);
@@ -881,14 +895,30 @@ export class Journal {
     return isIn(run.history.output, stored) ? [] : [{ type: 'put', step: body.step, values: stored }];
   }
 
+  #after(delayMs: number): { retryAtMs: number; retryDueMs: number } {
+    return {
+      retryAtMs: this.#clock.wallMs() + delayMs,
+      retryDueMs: this.#clock.monotonicMs() + delayMs,
+    };
+  }
+
+  /** By the wall clock of now, which the event is written down with. */
+  #dueAgain({ body, retryDueMs }: AttemptEnd): EventBody {
+    if (retryDueMs === undefined || !('retryAtMs' in body)) return body;
+    const leftMs = Math.max(0, retryDueMs - this.#clock.monotonicMs());
+    return { ...body, retryAtMs: this.#clock.wallMs() + leftMs };
+  }
+
   /** The end of an attempt whose good end could not be written. */
-  #asFailure(run: LiveRun, body: EventBody, error: GodwitError): EventBody {
-    if (body.type !== 'step-succeeded' && body.type !== 'undo-finished') return body;
+  #asFailure(run: LiveRun, end: AttemptEnd, error: GodwitError): AttemptEnd {
+    const { body } = end;
+    if (body.type !== 'step-succeeded' && body.type !== 'undo-finished') return { ...end, handoff: null };
     const { step, attempt } = body;
-    const retryAtMs = this.#clock.wallMs() + backoffMs(run.header.steps[step]!, attempt, this.#random);
+    const { retryAtMs, retryDueMs } = this.#after(backoffMs(run.header.steps[step]!, attempt, this.#random));
     const failed = { step, attempt, error: error.toWire(), retryAtMs };
-    if (body.type === 'undo-finished') return { type: 'undo-failed', ...failed };
-    return { type: 'step-failed', outcome: 'retry', ...failed };
+    if (body.type === 'undo-finished')
+      return { body: { type: 'undo-failed', ...failed }, handoff: null, retryDueMs };
+    return { body: { type: 'step-failed', outcome: 'retry', ...failed }, handoff: null, retryDueMs };
   }
 
   #handOff(run: LiveRun, succeeded: EventBody, handoff: Handoff): void {
