@@ -10,6 +10,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { newWorkerKey } from '../../test/support/worker-keys.ts';
 import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import type { PrepareRequest } from '../contract/peer.ts';
 import { Crash, crashPointNames, noCrashPoints } from '../journal/crash-points.ts';
 import type { RunDefinition, RunView } from '../journal/run.ts';
 import { Comparison } from '../receipt/comparison.ts';
@@ -699,6 +700,23 @@ test('a target that would not take it any more once all is prepared is left, and
   assert.ok(!pair.world.calls.includes('stop'));
   pair.world.assertUndone();
   pair.world.assertTargetClean();
+});
+
+test('a machine that its owner starts or stops while its move asks for offers arrives as he left it', async (t) => {
+  for (const running of [true, false]) {
+    const pair = new MovePair(t);
+    const { world } = pair;
+    world.subject.running = !running;
+    const { claim } = world.sourceSide;
+    world.sourceSide.claim = async (...args) => {
+      if (world.source.claimedBy === null) world.subject.running = running;
+      await claim(...args);
+    };
+    pair.start();
+    assert.equal((await pair.sourceEnd()).state, 'done');
+    const { input } = await pair.targetEnd();
+    assert.equal((input as PrepareRequest).startMachine, running);
+  }
 });
 
 test('a cancel before the handoff brings everything back', async (t) => {

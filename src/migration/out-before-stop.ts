@@ -25,16 +25,23 @@ export const choose = outStep({
       const { subject, target, targetTls = false, targetKnows = [] } = notes;
       return { subject, target, targetTls, targetKnows };
     }
-    const subject = await source.describe(input.machineId);
-    if (input.rekey) subject.placement.userspaceOnly = 'gets another key on the way';
-    const wanted = input.targetWorker;
-    const request = offerRequest(worker.name, subject);
-    const offers = await desk.ask({ wanted, request, signal: context.signal });
-    const choice = chooseOffer(offers, failedTargets?.(input.machineId));
-    if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
-    await source.claim(input.machineId, context.runId);
-    const { worker: target, tls, knows = [] } = choice.chosen;
-    return { subject, target, targetTls: tls === true, targetKnows: knows };
+    let subject = await source.describe(input.machineId);
+    for (;;) {
+      if (input.rekey) subject.placement.userspaceOnly = 'gets another key on the way';
+      const wanted = input.targetWorker;
+      const request = offerRequest(worker.name, subject);
+      const offers = await desk.ask({ wanted, request, signal: context.signal });
+      const choice = chooseOffer(offers, failedTargets?.(input.machineId));
+      if (!choice.chosen) throw new Abort(noCapacity(subject.machineName, wanted, choice.reasons));
+      await source.claim(input.machineId, context.runId);
+      // Until here its owner could start or stop it: what moves is the machine as it is from now on.
+      const claimed = await source.describe(input.machineId);
+      if (claimed.running === subject.running) {
+        const { worker: target, tls, knows = [] } = choice.chosen;
+        return { subject, target, targetTls: tls === true, targetKnows: knows };
+      }
+      subject = claimed;
+    }
   },
   async undo({ source }, { input }) {
     await source.claim(input.machineId, null);
