@@ -1,10 +1,11 @@
 import { Argument, Command, Option } from 'commander';
-import type { ForceRunRequest } from '../contract/schemas.ts';
 import type { Context, GlobalOptions } from './context.ts';
 import { EXIT_HELP } from './exit.ts';
 
 /** 128 and the number of SIGINT, as shells have it. */
 const INTERRUPTED = 130;
+
+type Act = (context: Context, ...given: never[]) => Promise<void> | void;
 
 /**
  * The commands, their options and their help. What they do is in commands/, and loaded when it is asked for:
@@ -32,7 +33,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .addHelpText('after', `\n${EXIT_HELP}`);
 
   /** Runs `act` with a context that is closed afterwards. */
-  const withContext = async (command: Command, act: (context: Context) => Promise<void>) => {
+  const withContext = async (command: Command, act: (context: Context) => Promise<void> | void) => {
     const { Context } = await import('./context.ts');
     const context = new Context(command.optsWithGlobals() as GlobalOptions, host);
     const cutOff = () => {
@@ -49,6 +50,13 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       context.close();
     }
   };
+  /** That function of what is loaded, with what the command was given, and its options behind that. */
+  const does =
+    <Name extends string>(load: () => Promise<{ [Key in Name]: Act }>, name: Name) =>
+    (...given: unknown[]) =>
+      withContext(given.pop() as Command, async (context) =>
+        (await load())[name](context, ...(given as never[])),
+      );
   const collect = (value: string, previous: string[]) => [...previous, value];
 
   // The whole job first.
@@ -63,18 +71,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--wait <DURATION>', 'how long nothing may move before it counts as blocked', '15s')
     .option('--receipts <DIR>', 'save the receipts of the moves there, when it is done')
     .option('--json-lines', 'one JSON object a line for every change; the last has "final": true')
-    .action((worker: string, options, command: Command) =>
-      withContext(command, async (context) =>
-        (await import('./commands/drain.ts')).drain(context, worker, options),
-      ),
-    );
+    .action(does(() => import('./commands/drain.ts'), 'drain'));
   program
     .command('undrain')
     .description('end a drain before the next machine; the worker takes machines again')
     .argument('<WORKER>')
-    .action((worker: string, _options, command: Command) =>
-      withContext(command, async (context) => (await import('./commands/drain.ts')).undrain(context, worker)),
-    );
+    .action(does(() => import('./commands/drain.ts'), 'undrain'));
   program
     .command('move')
     .description('move one machine to another worker')
@@ -82,25 +84,17 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--to <WORKER>', 'to this worker; else the best offer wins')
     .option('--rekey', 'its encrypted volume gets a new key and header there')
     .option('--detach', 'start it and do not watch')
-    .action((machine: string, options, command: Command) =>
-      withContext(command, async (context) =>
-        (await import('./commands/machine.ts')).move(context, machine, options),
-      ),
-    );
+    .action(does(() => import('./commands/machine.ts'), 'move'));
   program
     .command('why')
     .description('what a machine, a volume, a run or a worker waits for, and who can clear it')
     .argument('<REF>')
-    .action((ref: string, _options, command: Command) =>
-      withContext(command, async (context) => (await import('./commands/why.ts')).why(context, ref)),
-    );
+    .action(does(() => import('./commands/why.ts'), 'why'));
   program
     .command('top')
     .description('workers and machines, live')
     .option('--once', 'one look')
-    .action((options, command: Command) =>
-      withContext(command, async (context) => (await import('./commands/top.ts')).top(context, options)),
-    );
+    .action(does(() => import('./commands/top.ts'), 'top'));
 
   const machine = program.command('machine').description('machines: run, list, show, stop, start, …');
   const machineCommands = () => import('./commands/machine.ts');
@@ -163,28 +157,15 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--group <GROUP>', 'machines of one group go to different workers')
     .option('--detach', 'do not wait until it is healthy')
     .option('--wait <DURATION>', 'how long to wait until it is healthy', '5m')
-    .action((words: string[], options, command: Command) =>
-      withContext(command, async (context) => (await machineCommands()).run(context, words, options)),
-    );
-  machine
-    .command('list')
-    .description('machines of the fleet')
-    .action((_options, command: Command) =>
-      withContext(command, async (context) => (await machineCommands()).list(context)),
-    );
+    .action(does(machineCommands, 'run'));
+  machine.command('list').description('machines of the fleet').action(does(machineCommands, 'list'));
   for (const [name, description] of [
     ['show', 'one machine'],
     ['start', 'start a stopped machine'],
     ['stop', 'stop a machine: signal, timeout, kill'],
     ['restart', 'stop and start a machine'],
   ] as const) {
-    machine
-      .command(name)
-      .description(description)
-      .argument('<MACHINE>')
-      .action((ref: string, _options, command: Command) =>
-        withContext(command, async (context) => (await machineCommands())[name](context, ref)),
-      );
+    machine.command(name).description(description).argument('<MACHINE>').action(does(machineCommands, name));
   }
   machine
     .command('destroy')
@@ -192,18 +173,14 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<MACHINE...>')
     .option('--force', 'running ones too')
     .option('--volume', 'the volume too, and all that is on it')
-    .action((refs: string[], options, command: Command) =>
-      withContext(command, async (context) => (await machineCommands()).destroy(context, refs, options)),
-    );
+    .action(does(machineCommands, 'destroy'));
   machine
     .command('logs')
     .description('output of a machine')
     .argument('<MACHINE>')
     .option('-n, --lines <NUMBER>', 'lines from the end', '100')
     .option('-f, --follow', 'go on until Ctrl-C')
-    .action((ref: string, options, command: Command) =>
-      withContext(command, async (context) => (await machineCommands()).logs(context, ref, options)),
-    );
+    .action(does(machineCommands, 'logs'));
   machine
     .command('exec')
     .description("run a command inside a machine; ends with the command's exit code (124: it took too long)")
@@ -212,9 +189,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .argument('<MACHINE>')
     .argument('<COMMAND...>', 'program and arguments, after --')
     .option('--timeout <DURATION>', 'kill it after this; not with -i or -t', '60s')
-    .action((ref: string, words: string[], options, command: Command) =>
-      withContext(command, async (context) => (await machineCommands()).exec(context, ref, words, options)),
-    );
+    .action(does(machineCommands, 'exec'));
 
   const volume = program
     .command('volume')
@@ -230,9 +205,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .addOption(new Option('--no-encryption', 'as plain bytes').conflicts('dmCrypt'))
     .option('--dm-crypt', 'dm-crypt may open it too: takes more space, and all of it when it is trimmed')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
-    .action((name: string, options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).create(context, name, options)),
-    );
+    .action(does(volumeCommands, 'create'));
   volume
     .command('import')
     .description('make a volume of a disk of another system; it can be used at once, and its blocks follow')
@@ -250,25 +223,13 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     )
     .option('--no-encryption', 'needed where the worker has keys: what is imported is kept as it comes')
     .option('--worker <WORKER>', 'where; else the worker with the most free memory')
-    .action((name: string, source: string, options, command: Command) =>
-      withContext(command, async (context) =>
-        (await volumeCommands()).importVolume(context, name, source, options),
-      ),
-    );
+    .action(does(volumeCommands, 'importVolume'));
   volume
     .command('list')
     .description('volumes of the fleet')
     .option('--all', 'the sealed copies of earlier moves too')
-    .action((options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).list(context, options)),
-    );
-  volume
-    .command('show')
-    .description('one volume')
-    .argument('<VOLUME>')
-    .action((ref: string, _options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).show(context, ref)),
-    );
+    .action(does(volumeCommands, 'list'));
+  volume.command('show').description('one volume').argument('<VOLUME>').action(does(volumeCommands, 'show'));
   volume
     .command('serve')
     .description('serve a volume that no running machine has to any NBD or iSCSI client, until Ctrl-C')
@@ -294,46 +255,34 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     )
     .option('--detach', 'do not wait for Ctrl-C; end it with --stop')
     .option('--stop', 'end it')
-    .action((ref: string, options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).serve(context, ref, options)),
-    );
+    .action(does(volumeCommands, 'serve'));
   volume
     .command('move')
     .description('move a volume that no machine has to another worker; asked again, it goes on where it was')
     .argument('<VOLUME>')
     .option('--to <WORKER>', 'to this worker; else the best offer wins')
-    .action((ref: string, options, command: Command) =>
-      withContext(command, async (context) =>
-        (await import('./commands/volume-move.ts')).moveVolume(context, ref, options),
-      ),
-    );
+    .action(does(() => import('./commands/volume-move.ts'), 'moveVolume'));
   volume
     .command('destroy')
     .description('destroy volumes that no machine has, and all that is on them')
     .argument('<VOLUME...>')
     .option('--force', 'the sealed copy that a move left as a way back, too')
     .option('--all-copies', 'with all sealed copies that moves left of it, on all workers')
-    .action((refs: string[], options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).destroy(context, refs, options)),
-    );
+    .action(does(volumeCommands, 'destroy'));
 
   volume
     .command('accept-loss')
     .description('go on with what the disk has of a volume that lost data, after its machine was stopped')
     .argument('<VOLUME>')
     .option('--yes', 'do it; without it, what was lost is said')
-    .action((ref: string, options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).acceptLoss(context, ref, options)),
-    );
+    .action(does(volumeCommands, 'acceptLoss'));
   volume
     .command('recover')
     .description('make the sealed volume that a move left behind a volume of its own, under a new id')
     .argument('<VOLUME>', 'name or id of the volume that moved')
     .requiredOption('--as <NAME>', 'name of the new volume')
     .option('--worker <WORKER>', 'where it was left, if several workers have one')
-    .action((ref: string, options, command: Command) =>
-      withContext(command, async (context) => (await volumeCommands()).recover(context, ref, options)),
-    );
+    .action(does(volumeCommands, 'recover'));
 
   program
     .command('receipt')
@@ -346,11 +295,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       collect,
       [],
     )
-    .action((ref: string | undefined, options, command: Command) =>
-      withContext(command, async (context) =>
-        (await import('./commands/receipt.ts')).receipt(context, ref, options),
-      ),
-    );
+    .action(does(() => import('./commands/receipt.ts'), 'receipt'));
 
   const runs = program
     .command('runs')
@@ -360,16 +305,12 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .command('list')
     .description('unfinished runs of the fleet')
     .option('--all', 'finished ones too')
-    .action((options, command: Command) =>
-      withContext(command, async (context) => (await runCommands()).list(context, options)),
-    );
+    .action(does(runCommands, 'list'));
   runs
     .command('show')
     .description('one run with its steps')
     .argument('<RUN>')
-    .action((id: string, _options, command: Command) =>
-      withContext(command, async (context) => (await runCommands()).show(context, id)),
-    );
+    .action(does(runCommands, 'show'));
   for (const [name, description] of [
     ['cancel', 'undo a run, where that is still possible'],
     ['nudge', 'try a step that waits for its next attempt now'],
@@ -397,9 +338,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
       '--target-is-destroyed',
       'for undo and forget after the handoff: the target host, and what the machine wrote there, will never come back',
     )
-    .action((id: string, how: ForceRunRequest['how'], options, command: Command) =>
-      withContext(command, async (context) => (await runCommands()).force(context, id, how, options)),
-    );
+    .action(does(runCommands, 'force'));
 
   program
     .command('worker')
@@ -466,9 +405,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
   program
     .command('doctor')
     .description('what this host can do for godwit, and what would make each no a yes')
-    .action((_options, command: Command) =>
-      withContext(command, async (context) => (await import('./commands/doctor.ts')).doctor(context)),
-    );
+    .action(does(() => import('./commands/doctor.ts'), 'doctor'));
 
   const devCommand = program
     .command('dev')
@@ -477,9 +414,7 @@ export function makeProgram(host: NodeJS.Process, version: string): Command {
     .option('--data <DIR>', 'folder of the fleet', '.godwit')
     .option('--respawn', 'start a worker again that ends')
     .option('--stop', 'the same as: godwit dev down')
-    .action((options, command: Command) =>
-      withContext(command, async (context) => (await import('./commands/dev.ts')).dev(context, options)),
-    );
+    .action(does(() => import('./commands/dev.ts'), 'dev'));
   devCommand
     .command('down')
     .description('destroy the machines and volumes of the local fleet, and end its workers')
