@@ -77,7 +77,6 @@ export const ASYNC_EVENT = {
 
 /** Login stages, RFC 7143 section 11.12.3. */
 export const STAGE = { security: 0, operational: 1, fullFeature: 3 } as const;
-export type Stage = (typeof STAGE)[keyof typeof STAGE];
 
 /** Login status, class in the high byte and detail in the low one, RFC 7143 section 11.13.5. */
 export const LOGIN_STATUS = {

@@ -12,8 +12,3 @@ export function serialAdd(a: number, n: number): number {
 export function serialDistance(a: number, b: number): number {
   return (a - b) | 0;
 }
-
-/** True when `a` comes before `b`. */
-export function serialBefore(a: number, b: number): boolean {
-  return ((a - b) | 0) < 0;
-}

@@ -2,7 +2,7 @@ import { constants } from 'node:os';
 import { callAsync, callError, lastErrno, libc } from './libc.ts';
 
 /**
- * fallocate(2): holes, zeros and reserved space in a file. Each as a promise (the work may take long on a
+ * fallocate(2): holes and reserved space in a file. Each as a promise (the work may take long on a
  * large range and runs in the thread pool) and as `…Now` for small ranges. Offsets and lengths in bytes, any
  * alignment; a length of 0 is EINVAL. Failures are `SYS_CALL_FAILED`, with ENOTSUP where the filesystem
  * cannot do it.
@@ -12,7 +12,6 @@ const fallocate = libc.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64
 /** Modes of include/uapi/linux/falloc.h. */
 const KEEP_SIZE = 0x01;
 const PUNCH_HOLE = 0x02;
-const ZERO_RANGE = 0x10;
 
 /** The range reads as zeros and its whole filesystem blocks are given back. The file keeps its length. */
 export function punchHole(fd: number, offsetBytes: number, lengthBytes: number): Promise<void> {
@@ -21,15 +20,6 @@ export function punchHole(fd: number, offsetBytes: number, lengthBytes: number):
 
 export function punchHoleNow(fd: number, offsetBytes: number, lengthBytes: number): void {
   callNow(fd, PUNCH_HOLE | KEEP_SIZE, offsetBytes, lengthBytes);
-}
-
-/** The range reads as zeros and has its space reserved. The file keeps its length. */
-export function zeroRange(fd: number, offsetBytes: number, lengthBytes: number): Promise<void> {
-  return call(fd, ZERO_RANGE | KEEP_SIZE, offsetBytes, lengthBytes);
-}
-
-export function zeroRangeNow(fd: number, offsetBytes: number, lengthBytes: number): void {
-  callNow(fd, ZERO_RANGE | KEEP_SIZE, offsetBytes, lengthBytes);
 }
 
 /**

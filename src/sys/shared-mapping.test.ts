@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { patient } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { errnoOf } from './libc.ts';
-import { mapShared, syncMapping, unmap, viewAt } from './shared-mapping.ts';
+import { mapShared, unmap, viewAt } from './shared-mapping.ts';
 
 const LENGTH_BYTES = 64 * 1024;
 const url = new URL('./shared-mapping.ts', import.meta.url).href;
@@ -46,7 +46,6 @@ test('a mapping is the file, in this thread, in another, and in another process'
   );
   assert.equal(view[100], 42, 'what a killed process stored is there');
 
-  await syncMapping(address, LENGTH_BYTES);
   unmap(address, LENGTH_BYTES);
 });
 

@@ -1,17 +1,15 @@
 import koffi from 'koffi';
-import { callAsync, callError, libc } from './libc.ts';
+import { callError, libc } from './libc.ts';
 
 // The result is declared as a number: MAP_FAILED is -1, and user-space addresses fit in 53 bits on both
 // architectures.
 const mmap = libc.func('mmap', 'int64_t', ['uint64_t', 'size_t', 'int', 'int', 'int', 'int64_t']);
 const munmap = libc.func('munmap', 'int', ['uint64_t', 'size_t']);
-const msync = libc.func('msync', 'int', ['uint64_t', 'size_t', 'int']);
 
 /** include/uapi/asm-generic/mman-common.h */
 const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 1;
-const MS_SYNC = 4;
 
 export type SharedMapping = { address: bigint; view: Uint8Array };
 
@@ -32,11 +30,6 @@ export function mapShared(fd: number, lengthBytes: number, viewBytes = lengthByt
 /** The same memory in another worker thread of this process, which was told the address. */
 export function viewAt(address: bigint, lengthBytes: number): Uint8Array {
   return new Uint8Array(koffi.view(address, lengthBytes));
-}
-
-/** Resolves when the stores that were made before are on disk. */
-export function syncMapping(address: bigint, lengthBytes: number): Promise<void> {
-  return callAsync('msync', msync, [address, lengthBytes, MS_SYNC], { lengthBytes });
 }
 
 /**
