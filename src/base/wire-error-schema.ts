@@ -1,11 +1,8 @@
 import { Type } from 'typebox';
+import { OneOf } from './schema.ts';
 
 /** The schema of `Retry`; errors.test.ts holds the two together. */
-export const RetrySchema = Type.Union([
-  Type.Literal('never'),
-  Type.Literal('later'),
-  Type.Literal('unknown'),
-]);
+export const RetrySchema = OneOf('never', 'later', 'unknown');
 
 /** The schema of `WireError`. */
 export const WireErrorSchema = Type.Object({

@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
+import { OneOf } from '../base/schema.ts';
 
 /** What a machine is, as its owner wrote it. Travels with a move unchanged. */
 export const HealthCheck = Type.Intersect([
@@ -56,7 +57,7 @@ export const MachineRun = Type.Union([
 export type MachineRun = Static<typeof MachineRun>;
 export type ProcessRun = Extract<MachineRun, { kind: 'process' }>;
 
-const NetworkWord = Type.Union([Type.Literal('host'), Type.Literal('none')]);
+const NetworkWord = OneOf('host', 'none');
 
 /** How it is on the network. */
 export const MachineNetwork = Type.Union([
@@ -96,7 +97,7 @@ export const MachineConfig = Type.Object({
   ),
   restart: Type.Object(
     {
-      policy: Type.Union([Type.Literal('no'), Type.Literal('on-failure'), Type.Literal('always')]),
+      policy: OneOf('no', 'on-failure', 'always'),
       /** on-failure gives up after so many in a row. */
       retriesMax: Type.Integer({ minimum: 0, maximum: 1000 }),
     },

@@ -1,6 +1,6 @@
 import { Type } from 'typebox';
 import { PATIENCE } from '../base/patience.ts';
-import type { RunView } from '../journal/run.ts';
+import { RunReply, type RunView } from '../journal/run.ts';
 import { Receipt } from '../receipt/envelope.ts';
 import type { Answers, Conversation } from './endpoint.ts';
 import { redact } from './redact.ts';
@@ -20,7 +20,6 @@ import {
   PlanQuery,
   RecoverVolumeRequest,
   Ref,
-  RunReply,
   RunsQuery,
   ServeReply,
   ServeVolumeRequest,

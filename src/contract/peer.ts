@@ -1,6 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { Nullable, OneOf } from '../base/schema.ts';
 import { RetrySchema } from '../base/wire-error-schema.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { MountNeeds } from '../host/mount-needs.ts';
@@ -37,7 +38,7 @@ const KeySlot = Type.Union([
   }),
   Type.Object({
     slot: Type.Integer({ minimum: 0 }),
-    kdf: Type.Union([Type.Literal('argon2id'), Type.Literal('argon2i')]),
+    kdf: OneOf('argon2id', 'argon2i'),
     memoryKib: Type.Number(),
     passes: Type.Number(),
     lanes: Type.Number(),
@@ -56,7 +57,7 @@ export const EncryptionNeeds = Type.Object({
     headerBytes: Type.Integer(),
     headerAreaBytes: Type.Integer(),
     dataOffsetBytes: Type.Integer(),
-    dataLengthBytes: Type.Union([Type.Integer(), Type.Null()]),
+    dataLengthBytes: Nullable(Type.Integer()),
     sectorBytes: Type.Integer(),
     cipher: Type.String(),
     keyBytes: Type.Integer(),
@@ -72,7 +73,7 @@ const Id = Type.String({ pattern: OWN_NAME_PATTERN, maxLength: 100 });
 export const PlacementRequest = Type.Object({
   machineId: Id,
   machineName: Id,
-  group: Type.Union([Type.String(), Type.Null()]),
+  group: Nullable(Type.String()),
   memoryBytes: Type.Integer({ minimum: 0 }),
   cpus: Type.Number({ minimum: 0 }),
   volumeLengthBytes: Type.Integer({ minimum: 0 }),
@@ -136,12 +137,12 @@ export const PrepareRequest = Type.Object({
   config: MachineConfig,
   placement: PlacementRequest,
   /** Null: the machine has no volume and only its configuration moves. */
-  volume: Type.Union([
+  volume: Nullable(
     Type.Object({
       volumeId: Id,
       name: Id,
       lengthBytes: Type.Integer({ minimum: 4096 }),
-      filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),
+      filesystem: OneOf('ext4', 'xfs', 'none'),
       /** Generation that the source seals; the target opens the next one. */
       sealedGeneration: Type.Integer({ minimum: 1 }),
       source: SourceSpec,
@@ -163,8 +164,7 @@ export const PrepareRequest = Type.Object({
         }),
       ),
     }),
-    Type.Null(),
-  ]),
+  ),
   /** False: the machine was stopped before the move and stays so. */
   startMachine: Type.Boolean(),
   /**
@@ -181,7 +181,7 @@ export const HandoffRequest = Type.Object({
    * Base64 of the blocks that the sealed filesystem does not use (freemap/sealed-map.ts). Null: everything
    * may be in use.
    */
-  freeMap: Type.Union([Type.String({ maxLength: 4 * Math.ceil(SEALED_MAP_BYTES_MAX / 3) }), Type.Null()]),
+  freeMap: Nullable(Type.String({ maxLength: 4 * Math.ceil(SEALED_MAP_BYTES_MAX / 3) })),
 });
 export type HandoffRequest = Static<typeof HandoffRequest>;
 
@@ -213,8 +213,8 @@ export const TargetStatus = Type.Object({
   runId: Type.String(),
   phase: TargetPhase,
   /** Why it waits or failed, null when it goes on. */
-  reason: Type.Union([Type.String(), Type.Null()]),
-  nextAction: Type.Union([Type.String(), Type.Null()]),
+  reason: Nullable(Type.String()),
+  nextAction: Nullable(Type.String()),
   /**
    * Of the error that the run ended with, or is being undone for. Left out: none, or a target of an earlier
    * version.
@@ -224,16 +224,16 @@ export const TargetStatus = Type.Object({
   timesMs: Type.Object({
     /** When this status was made. */
     answered: Type.Number(),
-    handedOver: Type.Union([Type.Number(), Type.Null()]),
+    handedOver: Nullable(Type.Number()),
     /** Open for writing. */
-    activated: Type.Union([Type.Number(), Type.Null()]),
+    activated: Nullable(Type.Number()),
     /** Mounted. */
-    attached: Type.Union([Type.Number(), Type.Null()]),
-    booted: Type.Union([Type.Number(), Type.Null()]),
-    healthy: Type.Union([Type.Number(), Type.Null()]),
-    hydrated: Type.Union([Type.Number(), Type.Null()]),
+    attached: Nullable(Type.Number()),
+    booted: Nullable(Type.Number()),
+    healthy: Nullable(Type.Number()),
+    hydrated: Nullable(Type.Number()),
   }),
-  hydration: Type.Union([
+  hydration: Nullable(
     Type.Object({
       state: Type.String(),
       totalBytes: Type.Integer(),
@@ -241,14 +241,13 @@ export const TargetStatus = Type.Object({
       exposedBytes: Type.Integer(),
       wireBytes: Type.Integer(),
       /** null: not counted. */
-      blocksFetchedTwice: Type.Union([Type.Integer(), Type.Null()]),
+      blocksFetchedTwice: Nullable(Type.Integer()),
       bytesPerSecond: Type.Number(),
-      etaMs: Type.Union([Type.Number(), Type.Null()]),
+      etaMs: Nullable(Type.Number()),
     }),
-    Type.Null(),
-  ]),
+  ),
   /** When an operator said that the target need not wait for the receipt, and it did not. */
-  waivedAtMs: Type.Union([Type.Number(), Type.Null()]),
+  waivedAtMs: Nullable(Type.Number()),
   /**
    * The volume was opened there, and is not there any more: an operator destroyed it. The source may have the
    * machine back.
@@ -269,18 +268,15 @@ export type TargetFigures = Static<typeof TargetFigures>;
 /** What the machine has done with its volume since it was opened there, as long as blocks still arrive. */
 export const GuestUse = Type.Object({
   /** At most: blocks of which it is not known who wrote them count. null: nobody keeps that. */
-  writtenBytes: Type.Union([Type.Integer(), Type.Null()]),
+  writtenBytes: Nullable(Type.Integer()),
   /** Reads and writes that waited for a block of the source, and for how long the last of them did. */
-  waits: Type.Union([Type.Integer(), Type.Null()]),
-  waitP99Ms: Type.Union([Type.Number(), Type.Null()]),
+  waits: Nullable(Type.Integer()),
+  waitP99Ms: Nullable(Type.Number()),
 });
 export type GuestUse = Static<typeof GuestUse>;
 
 /** State of a run of this worker's journal, as far as the other side of a move may know it. */
-const RunState = Type.Union([
-  Type.Object({ state: Type.String(), step: Type.Union([Type.String(), Type.Null()]) }),
-  Type.Null(),
-]);
+const RunState = Nullable(Type.Object({ state: Type.String(), step: Nullable(Type.String()) }));
 
 const tag = 'worker to worker';
 const parameter = Ref;
@@ -462,7 +458,7 @@ export const PEER = {
     method: 'GET',
     path: '/v1/rpc/moves/:runId/receipt',
     parameter,
-    reply: Type.Union([Receipt, Type.Null()]),
+    reply: Nullable(Receipt),
     field: 'receipt',
     caller: 'worker',
   },
@@ -501,7 +497,6 @@ export type Peer = Asks<typeof PEER> & { readonly name: string; readonly url: st
 export type PeerAnswers = Answers<typeof PEER>;
 /** What it answers as the target of a move. */
 export type MoveAnswers = Omit<PeerAnswers, 'offer' | 'volumeHeader' | 'run'>;
-/** Those of them that a proof asks. */
-export type ProofAnswers = Pick<MoveAnswers, ProofQuestion>;
+/** What a proof asks. */
 export type ProofAsks = Pick<Peer, ProofQuestion>;
 type ProofQuestion = 'fetched' | 'unfetched' | 'mend' | 'compare' | 'figures' | 'countersign' | 'receipt';

@@ -1,6 +1,9 @@
-import { type Static, type TSchema, Type } from 'typebox';
+import { type Static, Type } from 'typebox';
 import { OWN_NAME_PATTERN } from '../base/own-name.ts';
+import { Nullable, OneOf } from '../base/schema.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
+import { RunReply } from '../journal/run.ts';
+import { GuestStatistics, HydrationStatus } from '../opening/status.ts';
 import { VolumeRecord } from '../volume/record.ts';
 import { TERM_PATTERN } from './exec-frames.ts';
 import { MachineConfig } from './machine-config.ts';
@@ -10,8 +13,6 @@ import { MachineConfig } from './machine-config.ts';
  * /openapi.json. Times are milliseconds since the Unix epoch (`…AtMs`, `sinceMs`) or durations (`…Ms`); sizes
  * are bytes.
  */
-
-const Nullable = <Schema extends TSchema>(schema: Schema) => Type.Union([schema, Type.Null()]);
 
 /**
  * What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an
@@ -25,40 +26,6 @@ export const Ref = Type.String({ minLength: 1, maxLength: 128, pattern: OWN_NAME
 export const ErrorReply = Type.Object({ error: WireErrorSchema });
 
 export const Empty = Type.Object({});
-
-/** The same as the type in opening/status.ts; schemas.test.ts holds them together. */
-export const HydrationView = Type.Object({
-  state: Type.Union([
-    Type.Literal('paused'),
-    Type.Literal('running'),
-    Type.Literal('source-lost'),
-    Type.Literal('complete'),
-  ]),
-  blocksTotal: Type.Integer(),
-  blocksPresent: Type.Integer(),
-  exposedBytes: Type.Integer(),
-  wireBytes: Type.Integer(),
-  blocksFetchedTwice: Nullable(Type.Integer()),
-  missesKept: Type.Boolean(),
-  bytesPerSecond: Type.Number(),
-  etaMs: Nullable(Type.Number()),
-  sourceLostForMs: Nullable(Type.Number()),
-  lastError: Nullable(Type.String()),
-  transport: Type.Union([Type.Literal('tls'), Type.Literal('tcp'), Type.Literal('foreign')]),
-});
-
-export const GuestView = Type.Object({
-  reads: Type.Integer(),
-  readBytes: Type.Integer(),
-  writes: Type.Integer(),
-  writeBytes: Type.Integer(),
-  flushes: Type.Integer(),
-  misses: Nullable(Type.Integer()),
-  readLatencyP50Ms: Nullable(Type.Number()),
-  readLatencyP99Ms: Nullable(Type.Number()),
-  missLatencyP50Ms: Nullable(Type.Number()),
-  missLatencyP99Ms: Nullable(Type.Number()),
-});
 
 const Capacity = Type.Object({
   memoryBytes: Type.Integer(),
@@ -109,12 +76,7 @@ export const MachineView = Type.Object({
   worker: Type.String(),
   state: MachineState,
   health: Type.Object({
-    state: Type.Union([
-      Type.Literal('none'),
-      Type.Literal('starting'),
-      Type.Literal('healthy'),
-      Type.Literal('unhealthy'),
-    ]),
+    state: OneOf('none', 'starting', 'healthy', 'unhealthy'),
     sinceMs: Type.Number(),
     message: Type.String(),
   }),
@@ -127,7 +89,7 @@ export const MachineView = Type.Object({
   move: Nullable(
     Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
   ),
-  hydration: Nullable(HydrationView),
+  hydration: Nullable(HydrationStatus),
   /**
    * Its owner wants it up, and it is down because of godwit: since when (wall clock), and what it does then.
    * Left out: it is not.
@@ -144,7 +106,7 @@ export const MachineView = Type.Object({
    */
   ailment: Type.Optional(
     Type.Object({
-      kind: Type.Union([Type.Literal('ended'), Type.Literal('restarting'), Type.Literal('unhealthy')]),
+      kind: OneOf('ended', 'restarting', 'unhealthy'),
       message: Type.String(),
       endsWell: Type.Optional(Type.Literal(true)),
     }),
@@ -232,9 +194,9 @@ export const VolumeView = Type.Object({
   state: VolumeRecord.properties.state,
   createdAtMs: Type.Number(),
   machineId: Nullable(Type.String()),
-  hydration: Nullable(HydrationView),
+  hydration: Nullable(HydrationStatus),
   /** Null while no volume server serves it. */
-  guest: Nullable(GuestView),
+  guest: Nullable(GuestStatistics),
   /** To other systems, or to its machine as a socket; null otherwise. */
   served: Nullable(ServedView),
   destroyAfterMs: Nullable(Type.Number()),
@@ -282,7 +244,7 @@ const Chap = Type.Object({
 });
 
 export const ServeVolumeRequest = Type.Object({
-  protocol: Type.Union([Type.Literal('nbd'), Type.Literal('iscsi')]),
+  protocol: OneOf('nbd', 'iscsi'),
   /** `ADDRESS:PORT` of the worker, port 0 for any; for NBD also `unix:PATH`. */
   listen: Type.String({ minLength: 1, maxLength: 256 }),
   writable: Type.Boolean({ default: false }),
@@ -336,14 +298,7 @@ export const DrainMachine = Type.Object({
   machineId: Type.String(),
   name: Type.String(),
   /** hydrating: runs on the target, bytes still follow. moved: whole there, the source is released. */
-  state: Type.Union([
-    Type.Literal('queued'),
-    Type.Literal('moving'),
-    Type.Literal('hydrating'),
-    Type.Literal('moved'),
-    Type.Literal('waiting'),
-    Type.Literal('failed'),
-  ]),
+  state: OneOf('queued', 'moving', 'hydrating', 'moved', 'waiting', 'failed'),
   runId: Nullable(Type.String()),
   target: Nullable(Type.String()),
   /** Step of the run, null when none runs. */
@@ -379,6 +334,7 @@ export const LeftVolume = Type.Object({
   reason: Type.String(),
   nextAction: Type.String(),
 });
+export type LeftVolume = Static<typeof LeftVolume>;
 
 export const DrainStatus = Type.Object({
   worker: Type.String(),
@@ -388,12 +344,7 @@ export const DrainStatus = Type.Object({
   /** When the last machine was gone; null: not yet. */
   endedAtMs: Nullable(Type.Number()),
   /** waiting: nothing moves, and what is left cannot go for the reasons that its machines give. */
-  state: Type.Union([
-    Type.Literal('idle'),
-    Type.Literal('draining'),
-    Type.Literal('drained'),
-    Type.Literal('waiting'),
-  ]),
+  state: OneOf('idle', 'draining', 'drained', 'waiting'),
   /** All machines of this drain, the finished ones too, in the order of the plan. */
   machines: Type.Array(DrainMachine),
   /** While there are any, the worker is not drained. Left out by earlier versions. */
@@ -443,76 +394,6 @@ export const Plan = Type.Object({
 });
 export type Plan = Static<typeof Plan>;
 
-/**
- * The same as the type in journal/run.ts; schemas.test.ts holds them together. Secrets in input and output
- * are blanked.
- */
-export const RunReply = Type.Object({
-  id: Type.String(),
-  kind: Type.String(),
-  resource: Type.String(),
-  state: Type.Union([
-    Type.Literal('running'),
-    Type.Literal('waiting'),
-    Type.Literal('undoing'),
-    Type.Literal('done'),
-    Type.Literal('undone'),
-    Type.Literal('failed'),
-  ]),
-  input: Type.Unknown(),
-  output: Type.Record(Type.String(), Type.Unknown()),
-  step: Nullable(Type.String()),
-  steps: Type.Array(
-    Type.Object({
-      name: Type.String(),
-      state: Type.Union([
-        Type.Literal('pending'),
-        Type.Literal('running'),
-        Type.Literal('done'),
-        Type.Literal('failed'),
-        Type.Literal('undoing'),
-        Type.Literal('undone'),
-      ]),
-      attempts: Type.Integer(),
-      startedAtMs: Nullable(Type.Number()),
-      endedAtMs: Nullable(Type.Number()),
-    }),
-  ),
-  pastPointOfNoReturn: Type.Boolean(),
-  cancelRequested: Type.Boolean(),
-  reason: Nullable(
-    Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
-  ),
-  /**
-   * What advances in the step that runs, since when, and when it did last. Left out: nothing was heard yet.
-   */
-  progress: Type.Optional(
-    Nullable(
-      Type.Object({
-        what: Type.String(),
-        unit: Type.Union([
-          Type.Literal('bytes'),
-          Type.Literal('answers'),
-          Type.Literal('processor ms'),
-          Type.Literal('steps'),
-        ]),
-        count: Type.Number(),
-        sinceMs: Type.Number(),
-        lastAtMs: Type.Number(),
-      }),
-    ),
-  ),
-  /**
-   * Whom the step that runs has asked, since when (wall clock), and who has not answered. Left out: nobody.
-   */
-  asks: Type.Optional(
-    Type.Object({ who: Type.String(), sinceMs: Type.Number(), livesAtMs: Type.Optional(Type.Number()) }),
-  ),
-  error: Nullable(ErrorReply.properties.error),
-  createdAtMs: Type.Number(),
-  endedAtMs: Nullable(Type.Number()),
-});
-
 export const RunsQuery = Type.Object({
   /** all: finished ones too, newest first. */
   state: Type.Union([Type.Literal('unfinished'), Type.Literal('all')], { default: 'unfinished' }),
@@ -529,12 +410,7 @@ export const ForceRunRequest = Type.Object({
    * for a person to clear. unproven: the target's run of a move that has all its blocks no longer waits for
    * the receipt, which a source that is lost can never sign.
    */
-  how: Type.Union([
-    Type.Literal('undo'),
-    Type.Literal('forward'),
-    Type.Literal('forget'),
-    Type.Literal('unproven'),
-  ]),
+  how: OneOf('undo', 'forward', 'forget', 'unproven'),
   /**
    * For undo and forget of a move that was handed over, when its target cannot be asked: its host is lost for
    * good, and with it what the machine wrote there.
@@ -570,13 +446,7 @@ export type Why = Static<typeof Why>;
 export const ApiEvent = Type.Object({
   atMs: Type.Number(),
   worker: Type.String(),
-  kind: Type.Union([
-    Type.Literal('machine'),
-    Type.Literal('volume'),
-    Type.Literal('run'),
-    Type.Literal('drain'),
-    Type.Literal('worker'),
-  ]),
+  kind: OneOf('machine', 'volume', 'run', 'drain', 'worker'),
   /** docs/events.md. Left out by versions that had none. */
   code: Type.Optional(Type.String()),
   /** Id of what it is about. */

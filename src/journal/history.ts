@@ -2,6 +2,7 @@ import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, type WireError } from '../base/errors.ts';
 import type { Progress, Question } from '../base/progress.ts';
+import { Nullable, OneOf } from '../base/schema.ts';
 import { WireErrorSchema } from '../base/wire-error-schema.ts';
 import type { RunState, RunView, StepView } from './run.ts';
 
@@ -26,7 +27,7 @@ export const StoredStep = Type.Object({
    */
   deadlineMs: Type.Number({ exclusiveMinimum: 0 }),
   /** Left out: `undo`, as all steps were once. */
-  whenQuiet: Type.Optional(Type.Union([Type.Literal('undo'), Type.Literal('wait')])),
+  whenQuiet: Type.Optional(OneOf('undo', 'wait')),
   retryInitialMs: Type.Number({ minimum: 0 }),
   retryMaxMs: Type.Number({ minimum: 0 }),
 });
@@ -63,7 +64,7 @@ export const EventBody = Type.Union([
     type: Type.Literal('step-failed'),
     step,
     attempt,
-    outcome: Type.Union([Type.Literal('retry'), Type.Literal('abort'), Type.Literal('unrecoverable')]),
+    outcome: OneOf('retry', 'abort', 'unrecoverable'),
     error: WireErrorSchema,
     /** Next attempt, for the outcome `retry`. */
     retryAtMs: Type.Number(),
@@ -78,13 +79,13 @@ export const EventBody = Type.Union([
   Type.Object({ type: Type.Literal('cancel-requested'), reason: Type.String() }),
   Type.Object({
     type: Type.Literal('forced'),
-    how: Type.Union([Type.Literal('undo'), Type.Literal('forward'), Type.Literal('forget')]),
+    how: OneOf('undo', 'forward', 'forget'),
     by: Type.String(),
   }),
   /** From here on only backwards. `endState`: how the run ends when all is undone. */
   Type.Object({
     type: Type.Literal('undoing'),
-    endState: Type.Union([Type.Literal('undone'), Type.Literal('failed')]),
+    endState: OneOf('undone', 'failed'),
     error: WireErrorSchema,
   }),
   Type.Object({ type: Type.Literal('undo-started'), step, attempt, limitAtMs: Type.Number() }),
@@ -98,11 +99,11 @@ export const EventBody = Type.Union([
   }),
   Type.Object({
     type: Type.Literal('finished'),
-    state: Type.Union([Type.Literal('done'), Type.Literal('undone'), Type.Literal('failed')]),
-    error: Type.Union([WireErrorSchema, Type.Null()]),
+    state: OneOf('done', 'undone', 'failed'),
+    error: Nullable(WireErrorSchema),
     /** The run failed where it could not be undone: its resource stays locked until an operator decides. */
     holdsResource: Type.Boolean(),
-    handedOffTo: Type.Union([Type.Object({ runId: Type.String(), kind: Type.String() }), Type.Null()]),
+    handedOffTo: Nullable(Type.Object({ runId: Type.String(), kind: Type.String() })),
   }),
 ]);
 export type EventBody = Static<typeof EventBody>;

@@ -1,45 +1,65 @@
-import type { WireError } from '../base/errors.ts';
-import type { Progress, Question } from '../base/progress.ts';
+import { type Static, Type } from 'typebox';
+import { Nullable, OneOf } from '../base/schema.ts';
+import { WireErrorSchema } from '../base/wire-error-schema.ts';
 
-/** States of a run. `waiting` is running with a reason that a person should know (`godwit why`). */
-export type RunState = 'running' | 'waiting' | 'undoing' | 'done' | 'undone' | 'failed';
-
-/** What a run of any kind looks like from outside. */
-export type RunView = {
-  id: string;
-  kind: string;
+/**
+ * What a run of any kind looks like from outside. `waiting` is running with a reason that a person should
+ * know (`godwit why`). Times are wall clock.
+ */
+export const RunReply = Type.Object({
+  id: Type.String(),
+  kind: Type.String(),
   /** What the run changes, e.g. `machine:m_…`; at most one unfinished run per resource, over all kinds. */
-  resource: string;
-  state: RunState;
-  input: unknown;
+  resource: Type.String(),
+  state: OneOf('running', 'waiting', 'undoing', 'done', 'undone', 'failed'),
+  input: Type.Unknown(),
   /** What the steps have put down so far. */
-  output: Record<string, unknown>;
+  output: Type.Record(Type.String(), Type.Unknown()),
   /** Name of the step that runs, waits or failed; null when the run is over. */
-  step: string | null;
-  steps: StepView[];
+  step: Nullable(Type.String()),
+  steps: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      state: OneOf('pending', 'running', 'done', 'failed', 'undoing', 'undone'),
+      attempts: Type.Integer(),
+      startedAtMs: Nullable(Type.Number()),
+      endedAtMs: Nullable(Type.Number()),
+    }),
+  ),
   /** Past it nothing is undone. */
-  pastPointOfNoReturn: boolean;
-  cancelRequested: boolean;
-  reason: { message: string; nextAction: string; sinceMs: number } | null;
+  pastPointOfNoReturn: Type.Boolean(),
+  cancelRequested: Type.Boolean(),
+  reason: Nullable(
+    Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
+  ),
   /** What advances in the step that runs, as far as this process has heard of it. Left out: nothing yet. */
-  progress?: Progress | null;
+  progress: Type.Optional(
+    Nullable(
+      Type.Object({
+        what: Type.String(),
+        unit: OneOf('bytes', 'answers', 'processor ms', 'steps'),
+        count: Type.Number(),
+        sinceMs: Type.Number(),
+        lastAtMs: Type.Number(),
+      }),
+    ),
+  ),
   /** Whom the step that runs has asked, and who has not answered: the one asked first. Left out: nobody. */
-  asks?: Question;
-  error: WireError | null;
-  createdAtMs: number;
-  endedAtMs: number | null;
-  /** The run that took over, when this one ended with a Handoff. */
+  asks: Type.Optional(
+    Type.Object({ who: Type.String(), sinceMs: Type.Number(), livesAtMs: Type.Optional(Type.Number()) }),
+  ),
+  error: Nullable(WireErrorSchema),
+  createdAtMs: Type.Number(),
+  endedAtMs: Nullable(Type.Number()),
+});
+
+/** `handedOffTo`: the run that took over, when this one ended with a Handoff. */
+export type RunView = Omit<Static<typeof RunReply>, 'steps'> & {
+  steps: StepView[];
   handedOffTo?: { runId: string; kind: string } | null;
 };
-
-export type StepView = {
-  name: string;
-  state: 'pending' | 'running' | 'done' | 'failed' | 'undoing' | 'undone';
-  attempts: number;
-  startedAtMs: number | null;
-  endedAtMs: number | null;
-  pointOfNoReturn?: boolean;
-};
+export type RunState = RunView['state'];
+export type StepView = Static<typeof RunReply>['steps'][number] & { pointOfNoReturn?: boolean };
 
 /** Given to a step. */
 export type StepContext<Input> = {

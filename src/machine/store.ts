@@ -3,6 +3,7 @@ import { basename, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
+import { Nullable, OneOf } from '../base/schema.ts';
 import { MachineConfig } from '../contract/machine-config.ts';
 import { runOf } from '../contract/machine-run.ts';
 import { removeFile, replaceFile, syncFolder } from '../sys/durable-file.ts';
@@ -19,10 +20,10 @@ export const MachineRecord = Type.Object({
    * What its owner wants. The shim restarts a workload by its policy; the worker a machine whose shim is
    * gone.
    */
-  desired: Type.Union([Type.Literal('running'), Type.Literal('stopped')]),
+  desired: OneOf('running', 'stopped'),
   createdAtMs: Type.Integer(),
   /** Run of the move that has the machine in its hands: nobody else starts, stops or destroys it. */
-  claimedBy: Type.Union([Type.String(), Type.Null()]),
+  claimedBy: Nullable(Type.String()),
 });
 export type MachineRecord = Static<typeof MachineRecord>;
 

@@ -5,8 +5,9 @@ import type { Logger } from '../base/logger.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { questionText } from '../base/progress.ts';
 import type { TargetStatus } from '../contract/peer.ts';
+import type { DrainMachine, DrainStatus, LeftVolume } from '../contract/schemas.ts';
 import type { RunView } from '../journal/run.ts';
-import type { Interruption, MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
+import type { MigrateOutInput, MigrateOutOutput } from './migrate-out.ts';
 import { MovePace } from './move-pace.ts';
 import { isServing } from './move-watch.ts';
 
@@ -16,49 +17,7 @@ import { isServing } from './move-watch.ts';
  * losing a peer changes nothing of that. One machine at a time is between stop and healthy, while the blocks
  * of earlier ones still follow; one that is held up there (move-pace.ts) is not waited for.
  */
-export type DrainMachineState = 'queued' | 'moving' | 'hydrating' | 'moved' | 'waiting' | 'failed';
-
-export type DrainMachineView = {
-  machineId: string;
-  name: string;
-  state: DrainMachineState;
-  runId: string | null;
-  target: string | null;
-  phase: string | null;
-  hydratedFraction: number | null;
-  bytesPerSecond: number | null;
-  etaMs: number | null;
-  interruptionMs: Interruption | null;
-  wireBytes: number;
-  volumeBytes: number;
-  usedBytes: number;
-  hydrationMs: number | null;
-  blocksFetchedTwice: number | null;
-  bytesAvoided: number | null;
-  root: string | null;
-  waivedAtMs: number | null;
-  reason: string | null;
-  nextAction: string | null;
-};
-
-export type DrainView = {
-  worker: string;
-  desired: boolean;
-  sinceMs: number | null;
-  endedAtMs: number | null;
-  state: 'idle' | 'draining' | 'drained' | 'waiting';
-  machines: DrainMachineView[];
-  /** Volumes that no machine has: they do not go with one, and without them the host must not go either. */
-  volumes: LeftVolume[];
-};
-
-export type LeftVolume = {
-  volumeId: string;
-  name: string;
-  usedBytes: number;
-  reason: string;
-  nextAction: string;
-};
+export type DrainView = Required<DrainStatus>;
 
 /** A machine that is this worker's own now. */
 export type LocalMachine = { machineId: string; name: string; volumeBytes: number; usedBytes: number };
@@ -142,7 +101,7 @@ export function machineView(
   live: TargetStatus | null,
   obstacle: Obstacle | null,
   held = false,
-): DrainMachineView {
+): DrainMachine {
   const output = (run?.output ?? {}) as MigrateOutOutput;
   const status = live ?? output.last ?? null;
   const hydration = status?.hydration ?? null;
@@ -210,7 +169,7 @@ function ailment(
   };
 }
 
-function stateOf(run: RunView | null, obstacle: Obstacle | null, held: boolean): DrainMachineState {
+function stateOf(run: RunView | null, obstacle: Obstacle | null, held: boolean): DrainMachine['state'] {
   if (run?.state === 'done') return 'moved';
   if (run?.state === 'failed') return 'failed';
   // It runs at its target, and this worker cannot let its volume go: no more happens by itself.
@@ -406,7 +365,7 @@ export class DrainController {
     // Behind moves that are held up, and take all the room there is, those that wait for their turn wait with
     // them.
     const room = roomForMoves([...runs.values()], limits, held);
-    const goesOn = ({ state }: DrainMachineView) =>
+    const goesOn = ({ state }: DrainMachine) =>
       state === 'moving' || state === 'hydrating' || (state === 'queued' && room > 0);
     const busy = left.some(goesOn);
     const volumes = row.desired === 1 ? await this.leftVolumes() : [];

@@ -66,14 +66,7 @@ export type MigrateOutOutput = Partial<OutNotes>;
  * From the stop signal to the first healthy answer, by phase. Each host times its own phases, so skewed
  * clocks do not matter.
  */
-export type Interruption = {
-  stop: number;
-  seal: number;
-  handoff: number;
-  attach: number;
-  boot: number;
-  total: number;
-};
+export type Interruption = Record<'stop' | 'seal' | 'handoff' | 'attach' | 'boot' | 'total', number>;
 
 /**
  * `handoff` is what is left: export opened, request and answer on the way, and the journal. Null where the

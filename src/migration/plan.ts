@@ -1,22 +1,9 @@
 import type { Offer, OfferNeeds, OfferRequest, PlacementRequest } from '../contract/peer.ts';
+import type { Plan } from '../contract/schemas.ts';
 import { chooseOffer } from './placement.ts';
 
 /** What a drain would do, found out by asking the same questions without doing it. */
-export type PlanView = {
-  worker: string;
-  steps: {
-    order: number;
-    machineId: string;
-    name: string;
-    target: string | null;
-    reason: string;
-    predictedInterruptionMs: number | null;
-    bytes: number;
-    predictedHydrationMs: number | null;
-  }[];
-  totalBytes: number;
-  predictedFinishMs: number | null;
-};
+export type PlanView = Omit<Plan, 'warnings' | 'volumes'>;
 
 /** What earlier moves of this worker took; the defaults are for a worker that has not moved anything yet. */
 export type MoveHistory = {

@@ -1,24 +1,9 @@
+import type { GuestStatistics } from './status.ts';
+
 /** What the guest touches, in units of this many bytes. */
 export const HEAT_REGION_BYTES = 64 * 1024;
 /** Regions that one answer holds at most: 64 MiB of volume. */
 export const HEAT_REGIONS_MAX = 256;
-
-/**
- * null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane).
- */
-export type GuestStatistics = {
-  reads: number;
-  readBytes: number;
-  writes: number;
-  writeBytes: number;
-  flushes: number;
-  /** Reads and writes that had to wait for the source. */
-  misses: number | null;
-  readLatencyP50Ms: number | null;
-  readLatencyP99Ms: number | null;
-  missLatencyP50Ms: number | null;
-  missLatencyP99Ms: number | null;
-};
 
 /** Of a volume that no guest has. */
 export const NO_GUEST: GuestStatistics = {

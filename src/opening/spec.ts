@@ -1,5 +1,6 @@
 import { type Static, Type } from 'typebox';
 import { NODE_NAME_PATTERN, OWN_NAME_PATTERN } from '../base/own-name.ts';
+import { OneOf } from '../base/schema.ts';
 
 /**
  * What it is to open a volume, as data: `OpeningSpec`, one kind for each way. A shim is told it, and gives it
@@ -143,7 +144,7 @@ export const NbdSocketSpec = Type.Object({
    * `guest`: reads and writes, and there is no FUSE file. `observer`: reads what a guest writes through the
    * FUSE file.
    */
-  client: Type.Union([Type.Literal('guest'), Type.Literal('observer')]),
+  client: OneOf('guest', 'observer'),
 });
 export type NbdSocketSpec = Static<typeof NbdSocketSpec>;
 
@@ -151,11 +152,7 @@ export type NbdSocketSpec = Static<typeof NbdSocketSpec>;
  * `standby`: everything is open (files, login, FUSE file) and every read and write waits: the state of a
  * target before the handoff, and of an export before the seal. `writable` and `readonly`: what they say.
  */
-export const Access = Type.Union([
-  Type.Literal('standby'),
-  Type.Literal('writable'),
-  Type.Literal('readonly'),
-]);
+export const Access = OneOf('standby', 'writable', 'readonly');
 export type Access = Static<typeof Access>;
 
 /** How much of a disk's reserve is open: none, half, all of it but its last part (volume/disk-room.ts). */
@@ -180,14 +177,14 @@ const VOLUME = {
  * What becomes of writes when the disk is full but for its reserve (volume/disk-room.ts). Left out: they
  * wait.
  */
-const WHEN_FULL = Type.Optional(Type.Union([Type.Literal('pause'), Type.Literal('error')]));
+const WHEN_FULL = Type.Optional(OneOf('pause', 'error'));
 
 /** Of an opening in role `attach`. */
 const ATTACH = {
   access: Access,
   whenFull: WHEN_FULL,
   /** How much of that reserve is open, for a machine that leaves: the last `room`. Left out: none. */
-  leaving: Type.Optional(Type.Union([Type.Literal('running'), Type.Literal('stopped')])),
+  leaving: Type.Optional(OneOf('running', 'stopped')),
   /** The guest has had a server before this one, which was ready and is gone. Left out: no. */
   follows: Type.Optional(Type.Boolean()),
   /**
@@ -262,7 +259,7 @@ export type ImportSpec = Static<typeof IMPORT>;
 const EXPORT = Type.Object({
   kind: Type.Literal('export'),
   ...VOLUME,
-  access: Type.Union([Type.Literal('standby'), Type.Literal('readonly')]),
+  access: OneOf('standby', 'readonly'),
   export: Type.Object({
     listenHost: Type.String(),
     /**
@@ -281,7 +278,7 @@ const SERVE = Type.Object({
   kind: Type.Literal('serve'),
   ...VOLUME,
   /** With either the lock of a writer is held, so that nothing changes under a reader. */
-  access: Type.Union([Type.Literal('readonly'), Type.Literal('writable')]),
+  access: OneOf('readonly', 'writable'),
   whenFull: WHEN_FULL,
   encryption: Type.Optional(EncryptionSpec),
   serve: Type.Object({

@@ -1,20 +1,52 @@
+import { type Static, Type } from 'typebox';
 import type { WireError } from '../base/errors.ts';
-import type { HydrationStatus as CloneProgress } from '../clone/hydrator.ts';
-import type { GuestStatistics } from './guest.ts';
+import { Nullable, OneOf } from '../base/schema.ts';
 import type { Role } from './role.ts';
 import type { Access } from './spec.ts';
 
-export type HydrationStatus = Omit<CloneProgress, 'blocksFetchedTwice'> & {
+const Counted = Nullable(Type.Integer());
+const Milliseconds = Nullable(Type.Number());
+
+export const HydrationStatus = Type.Object({
+  state: OneOf('paused', 'running', 'source-lost', 'complete'),
+  blocksTotal: Type.Integer(),
+  blocksPresent: Type.Integer(),
+  exposedBytes: Type.Integer(),
+  wireBytes: Type.Integer(),
   /** null: not counted (kernel plane). */
-  blocksFetchedTwice: number | null;
+  blocksFetchedTwice: Counted,
   /**
    * What the guest reads of missing blocks is stored, and so comes once. Not in the kernel plane: dm-clone
    * passes it on and forgets it.
    */
-  missesKept: boolean;
+  missesKept: Type.Boolean(),
+  bytesPerSecond: Type.Number(),
+  etaMs: Milliseconds,
+  sourceLostForMs: Milliseconds,
+  lastError: Nullable(Type.String()),
   /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
-  transport: 'tls' | 'tcp' | 'foreign';
-};
+  transport: OneOf('tls', 'tcp', 'foreign'),
+});
+/** What it says of a copy is explained in clone/hydrator.ts. */
+export type HydrationStatus = Static<typeof HydrationStatus>;
+
+/**
+ * null: not counted, because the kernel tells neither single latencies nor which reads missed (kernel plane).
+ */
+export const GuestStatistics = Type.Object({
+  reads: Type.Integer(),
+  readBytes: Type.Integer(),
+  writes: Type.Integer(),
+  writeBytes: Type.Integer(),
+  flushes: Type.Integer(),
+  /** Reads and writes that had to wait for the source. */
+  misses: Counted,
+  readLatencyP50Ms: Milliseconds,
+  readLatencyP99Ms: Milliseconds,
+  missLatencyP50Ms: Milliseconds,
+  missLatencyP99Ms: Milliseconds,
+});
+export type GuestStatistics = Static<typeof GuestStatistics>;
 
 /**
  * Answer to `status`, and the payload of the `progress` event (sent about twice a second while something

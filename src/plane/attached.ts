@@ -13,11 +13,16 @@ import { MAPPER_FOLDER } from '../host/device-mapper.ts';
 import type { IscsiSession } from '../host/iscsiadm.ts';
 import { attachLoop } from '../host/losetup.ts';
 import { type MapperTable, SECTOR_BYTES } from '../host/mapper-table.ts';
-import { type GuestStatistics, NO_GUEST } from '../opening/guest.ts';
+import { NO_GUEST } from '../opening/guest.ts';
 import type { OpenVolume } from '../opening/open-volume.ts';
 import type { AnswersOf } from '../opening/perform.ts';
 import type { Access, AttachSpec, HydrationSettings, SourceSpec } from '../opening/spec.ts';
-import type { FreeMapReport, HydrationStatus, VolumeServerStatus } from '../opening/status.ts';
+import type {
+  FreeMapReport,
+  GuestStatistics,
+  HydrationStatus,
+  VolumeServerStatus,
+} from '../opening/status.ts';
 import type { CompareReply, CompareRequest, GuestWrites, ProofFigures } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { discardRange } from '../sys/discard-range.ts';

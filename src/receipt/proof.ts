@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import { Nullable, OneOf } from '../base/schema.ts';
 import { PROOF_RANGES_MAX } from './range.ts';
 
 /**
@@ -9,7 +10,7 @@ import { PROOF_RANGES_MAX } from './range.ts';
 const Block = Type.Integer({ minimum: 0, maximum: 2 ** 48 });
 const Digest = Type.String({ pattern: '^[0-9a-f]{64}$' });
 const Count = Type.Integer({ minimum: 0 });
-const Cursor = Type.Union([Type.Integer({ minimum: 0 }), Type.Null()]);
+const Cursor = Nullable(Type.Integer({ minimum: 0 }));
 
 export const BlockRange = Type.Object({ first: Block, blocks: Type.Integer({ minimum: 1 }) });
 export type BlockRange = Static<typeof BlockRange>;
@@ -25,7 +26,7 @@ export const FetchedRange = Type.Object({
    * What the target's disk has there now. `written`: not looked at, because the guest wrote there, or may
    * have.
    */
-  stored: Type.Union([Type.Literal('same'), Type.Literal('differs'), Type.Literal('written')]),
+  stored: OneOf('same', 'differs', 'written'),
 });
 export type FetchedRange = Static<typeof FetchedRange>;
 
@@ -70,7 +71,7 @@ export const MendRequest = Type.Object({
     Type.Object({
       ...StatedRange.properties,
       /** The record that this replaces; null: there is none. */
-      position: Type.Union([Type.Integer({ minimum: 0 }), Type.Null()]),
+      position: Nullable(Type.Integer({ minimum: 0 })),
     }),
     { minItems: 1, maxItems: 2 * PROOF_RANGES_MAX },
   ),
@@ -106,7 +107,7 @@ const Digests = Type.String({ pattern: '^[0-9A-Za-z+/]+=*$', maxLength: 4 * Math
 export const CompareRequest = Type.Object({
   /** Ranges that were asked for before; 0: begins anew. */
   from: Type.Integer({ minimum: 0 }),
-  freeMapDigest: Type.Union([Digest, Type.Null()]),
+  freeMapDigest: Nullable(Digest),
   ranges: Type.Array(
     Type.Object({
       first: Block,
@@ -149,7 +150,7 @@ export const GuestWrites = Type.Object(
 );
 export type GuestWrites = Static<typeof GuestWrites>;
 
-export const FiguresQuery = Type.Object({ freeMapDigest: Type.Union([Digest, Type.Null()]) });
+export const FiguresQuery = Type.Object({ freeMapDigest: Nullable(Digest) });
 export type FiguresQuery = Static<typeof FiguresQuery>;
 
 /** The target's own sums, over all of its fetch log (root.ts), or over what was compared. */
@@ -170,7 +171,7 @@ export const ProofFigures = Type.Object({
       changedBytes: Count,
       clearedBytes: Count,
       unusedBytes: Count,
-      guest: Type.Union([GuestWrites, Type.Null()]),
+      guest: Nullable(GuestWrites),
     }),
   ),
 });

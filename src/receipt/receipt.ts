@@ -1,6 +1,7 @@
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { GodwitError } from '../base/errors.ts';
+import { Nullable } from '../base/schema.ts';
 import { GuestWrites } from './proof.ts';
 
 /**
@@ -42,7 +43,7 @@ export const ReceiptDisk = Type.Object(
      * What the guest had written and discarded at the end of the comparison: it explains `changed` and
      * `cleared`. Null: not known.
      */
-    guest: Type.Union([GuestWrites, Type.Null()]),
+    guest: Nullable(GuestWrites),
   },
   closed,
 );
@@ -100,12 +101,9 @@ export const ReceiptBody = Type.Object(
     ranges: Count,
     rangesMended: Count,
     /** SHA-256 of the sealed free map; null where there was none. */
-    freeMapDigest: Type.Union([Digest, Type.Null()]),
+    freeMapDigest: Nullable(Digest),
     root: Digest,
-    timesMs: Type.Object(
-      { stopped: Type.Union([Count, Type.Null()]), handedOver: Count, proven: Count },
-      closed,
-    ),
+    timesMs: Type.Object({ stopped: Nullable(Count), handedOver: Count, proven: Count }, closed),
   },
   closed,
 );

@@ -7,8 +7,8 @@ import { readOnlyError } from '../block/range.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import type { HydrationExtent } from '../nbd/index.ts';
-import type { GuestStatistics } from '../opening/guest.ts';
 import type { Access } from '../opening/spec.ts';
+import type { GuestStatistics } from '../opening/status.ts';
 
 /**
  * After this many bytes of writes their way to the disk begins, so that dirty pages do not pile up until the

@@ -5,8 +5,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
 import { NbdServer } from '../nbd/index.ts';
-import type { GuestStatistics } from '../opening/guest.ts';
 import type { Access, NbdSocketSpec } from '../opening/spec.ts';
+import type { GuestStatistics } from '../opening/status.ts';
 import { GuestDevice } from './guest-device.ts';
 
 /** What NBD clients of a machine's own socket may ask for; without a name they get the same. */

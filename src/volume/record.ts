@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import { Nullable, OneOf } from '../base/schema.ts';
 
 /**
  * `volume.json` in the volume's folder: the truth about one volume on one worker. Written by rename and fsync
@@ -13,7 +14,7 @@ export const VolumeRecord = Type.Object({
   id: Type.String(),
   name: Type.String(),
   lengthBytes: Type.Integer({ minimum: 4096 }),
-  filesystem: Type.Union([Type.Literal('ext4'), Type.Literal('xfs'), Type.Literal('none')]),
+  filesystem: OneOf('ext4', 'xfs', 'none'),
   generation: Type.Integer({ minimum: 1 }),
   /**
    * incoming: files of a move that has not been handed over yet; never opened for writing.
@@ -21,17 +22,11 @@ export const VolumeRecord = Type.Object({
    * sealed: handed over or being handed over; read-only for ever at this generation.
    * retained: sealed, the move is done, kept until `destroyAfterMs` as a way back.
    */
-  state: Type.Union([
-    Type.Literal('incoming'),
-    Type.Literal('clone'),
-    Type.Literal('ready'),
-    Type.Literal('sealed'),
-    Type.Literal('retained'),
-  ]),
+  state: OneOf('incoming', 'clone', 'ready', 'sealed', 'retained'),
   createdAtMs: Type.Integer(),
   /** Machine that the volume belongs to, if any: a volume has at most one. */
-  machineId: Type.Union([Type.String(), Type.Null()]),
-  destroyAfterMs: Type.Union([Type.Integer(), Type.Null()]),
+  machineId: Nullable(Type.String()),
+  destroyAfterMs: Nullable(Type.Integer()),
   /**
    * The data file is ciphertext, and its LUKS2 header, with this uuid, is a file beside it. Left out: not
    * encrypted.
