@@ -44,6 +44,20 @@ export const flag: Shape<boolean> = shape('true or false', (value) => typeof val
 
 export const text: Shape<string> = shape('a text', (value) => typeof value === 'string');
 
+/** At least so long. */
+export function textFrom(lengthMin: number): Shape<string> {
+  return shape(
+    `a text of at least ${lengthMin}`,
+    (value) => typeof value === 'string' && value.length >= lengthMin,
+  );
+}
+
+export function matching(what: string, pattern: RegExp): Shape<string> {
+  return shape(what, (value) => typeof value === 'string' && pattern.test(value));
+}
+
+export const number: Shape<number> = shape('a number', (value) => typeof value === 'number');
+
 /** One plain name (own-name.ts). */
 export const ownName: Shape<string> = shape('an id', isOwnName, { isName: true });
 
@@ -77,11 +91,11 @@ export function nullable<Value>(inner: Shape<Value>): Shape<Value | null> {
   };
 }
 
-export function list<Value>(inner: Shape<Value>, lengthMax: number): Shape<Value[]> {
+export function list<Value>(inner: Shape<Value>, lengthMax: number, lengthMin = 0): Shape<Value[]> {
   return {
     check(value, at) {
-      if (!Array.isArray(value) || value.length > lengthMax)
-        throw new Misfit(at, `a list of at most ${lengthMax}`);
+      if (!Array.isArray(value) || value.length > lengthMax || value.length < lengthMin)
+        throw new Misfit(at, `a list of ${lengthMin > 0 ? `${lengthMin} to` : 'at most'} ${lengthMax}`);
       for (const [index, item] of value.entries()) inner.check(item, `${at}[${index}]`);
     },
     fields: [],
@@ -106,6 +120,24 @@ export function object<Needed extends Shapes, Optional extends Shapes = Record<n
         if (fields[name] !== undefined) inner.check(fields[name], `${at}.${name}`);
     },
     fields: [...Object.keys(needed), ...Object.keys(optional).map((name) => `${name}?`)],
+  };
+}
+
+type Kinds<Tag extends string, S extends Shapes> = {
+  [Kind in keyof S]: { [Name in Tag]: Kind } & ShapeValue<S[Kind]>;
+}[keyof S];
+
+/** An object of one of several kinds, which its field `tag` says. */
+export function tagged<const Tag extends string, S extends Shapes>(tag: Tag, kinds: S): Shape<Kinds<Tag, S>> {
+  const kind = oneOf(...Object.keys(kinds));
+  return {
+    check(value, at) {
+      if (!isObject(value)) throw new Misfit(at, 'an object');
+      const said = (value as Record<string, unknown>)[tag];
+      (kind as AnyShape).check(said, `${at}.${tag}`);
+      (kinds[said as string] as AnyShape).check(value, at);
+    },
+    fields: [tag],
   };
 }
 

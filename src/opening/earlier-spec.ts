@@ -1,5 +1,5 @@
-import { roleOf } from './role.ts';
-import type { OpeningSpec } from './spec.ts';
+import { roleOf, wholeSpec } from './role.ts';
+import type { CloneSpec, OpeningSpec } from './spec.ts';
 
 /**
  * Before specs had a `kind`, a `role` told an export and what is served from the rest, and which fields were
@@ -25,7 +25,9 @@ export function withKind(value: Readonly<Record<string, unknown>>): Record<strin
   // An earlier shim takes the copy away when all of it is here, and leaves a tag that it does not know.
   const isCopy = spec.kind === 'clone' || spec.kind === 'import';
   if (spec.kind !== undefined && !(isCopy && spec.clone === undefined)) return spec;
-  return { ...spec, kind: role === 'attach' ? kindOf(spec.clone) : role };
+  const kind = role === 'attach' ? kindOf(spec.clone) : role;
+  // Its key may still say where the copy came from.
+  return kind === 'own' ? wholeSpec({ ...spec, kind: 'clone' } as CloneSpec) : { ...spec, kind };
 }
 
 function kindOf(clone: unknown): OpeningSpec['kind'] {

@@ -20,14 +20,15 @@ import {
   parseCursor,
   parseFilesystem,
   parseFreeMapDigest,
+  parseGrant,
   parseHeat,
+  parseHydration,
   parseInitiator,
   parseLeaving,
   parseMend,
   parseOwed,
   parseRanges,
 } from './read-arguments.ts';
-import { parseGrant, parseHydration } from './read-spec.ts';
 import type { Role } from './role.ts';
 import type { Access, Grant, HeatHint, HydrationSettings } from './spec.ts';
 import type { FreeMapReport, VolumeServerStatus } from './status.ts';

@@ -1,95 +1,100 @@
-import type { FreeMapFilesystem } from '../freemap/free-map-reader.ts';
-import type { BlockRange, CompareRequest, MendRequest } from '../receipt/proof.ts';
-import { REGION_BYTES } from '../receipt/range.ts';
+import {
+  anything,
+  flag,
+  integer,
+  list,
+  matching,
+  nullable,
+  object,
+  oneOf,
+  type Shape,
+  text,
+} from '../base/shape.ts';
+import type { CompareRequest, MendRequest } from '../receipt/proof.ts';
+import { PROOF_RANGES_MAX, REGION_BYTES } from '../receipt/range.ts';
 import { HEAT_REGIONS_MAX } from './guest.ts';
-import { badSpec, digestText, flag, integer, list, object, oneOf, text } from './read-fields.ts';
-import { parseAccess } from './read-spec.ts';
-import type { Access, Leaving } from './spec.ts';
+import { fitting } from './read-fields.ts';
+import { ACCESS, GRANT, HYDRATION } from './read-spec.ts';
+import type { Grant, Leaving } from './spec.ts';
 
 /** What is asked of an open volume, checked as its spec is: everything here throws `VOLUME_BAD_SPEC`. */
+function reading<Value, Read>(shape: Shape<Value>, read: (value: Value) => Read): (value: unknown) => Read {
+  return (value) => read(fitting(shape, value, 'what it is asked'));
+}
 
 const BLOCK_MAX = 2 ** 48;
+const first = integer(0, BLOCK_MAX);
+const RANGE = object({ first, blocks: integer(1, BLOCK_MAX) });
+/** Of one region. */
+const PART = { first, blocks: integer(1, REGION_BYTES / 4096) };
+const ranges = <Range>(range: Shape<Range>) => list(range, 2 * PROOF_RANGES_MAX);
+const digest = matching('a digest', /^[0-9a-f]{64}$/);
+const cursor = integer(0);
 
-export function parseInitiator(value: unknown): string {
-  return text(object(value, 'revoke').initiatorIqn, 'initiatorIqn');
-}
+export const parseInitiator = reading(object({ initiatorIqn: text }), (asked) => asked.initiatorIqn);
 
 /** A hint: what is no region is left out. */
-export function parseHeat(value: unknown): number[] {
-  const { regions } = object(value, 'warm');
-  if (!Array.isArray(regions)) throw badSpec('warm.regions does not fit');
-  return regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0);
-}
+export const parseHeat = reading(
+  object({ regions: list(anything as Shape<number>, Number.MAX_SAFE_INTEGER) }),
+  ({ regions }) =>
+    regions.slice(0, HEAT_REGIONS_MAX).filter((region) => Number.isSafeInteger(region) && region >= 0),
+);
 
 /**
  * Workers of earlier versions do not say whether the machine has stopped: then all of it is open from the
  * beginning.
  */
-export function parseLeaving(value: unknown): Leaving {
-  const { leaving, stopped } = object(value, 'room');
-  if (!flag(leaving, 'room.leaving')) return 'no';
-  return stopped === undefined || flag(stopped, 'room.stopped') ? 'stopped' : 'running';
-}
+export const parseLeaving = reading(
+  object({ leaving: flag }, { stopped: flag }),
+  ({ leaving, stopped }): Leaving => (!leaving ? 'no' : stopped === false ? 'running' : 'stopped'),
+);
 
-export function parseActivate(value: unknown): Access {
-  return parseAccess(object(value, 'activate').access);
-}
+export const parseActivate = reading(object({ access: ACCESS }), ({ access }) => access);
 
-export function parseFilesystem(value: unknown): FreeMapFilesystem {
-  return oneOf(object(value, 'free map').filesystem, ['ext4', 'xfs'], 'filesystem');
-}
+export const parseFilesystem = reading(
+  object({ filesystem: oneOf('ext4', 'xfs') }),
+  ({ filesystem }) => filesystem,
+);
 
-export function parseCursor(value: unknown): number {
-  return integer(object(value, 'proof').cursor, 0, 'cursor');
-}
+export const parseCursor = reading(object({ cursor }), (asked) => asked.cursor);
 
-function parseRange(value: unknown): BlockRange {
-  const range = object(value, 'range');
-  return {
-    first: integer(range.first, 0, 'range.first', BLOCK_MAX),
-    blocks: integer(range.blocks, 1, 'range.blocks', BLOCK_MAX),
-  };
-}
+export const parseRanges = reading(object({ ranges: ranges(RANGE) }), (asked) => asked.ranges);
 
-export function parseRanges(value: unknown): BlockRange[] {
-  return list(object(value, 'digests').ranges, 'digests.ranges').map(parseRange);
-}
+export const parseOwed = reading(
+  object({ first, blocks: integer(1, BLOCK_MAX), cursor }),
+  ({ cursor, ...range }) => ({ range, cursor }),
+);
 
-export function parseOwed(value: unknown): { range: BlockRange; cursor: number } {
-  return { range: parseRange(value), cursor: parseCursor(value) };
-}
+export const parseCompare: (value: unknown) => CompareRequest = reading(
+  object({
+    from: integer(0),
+    freeMapDigest: nullable(digest),
+    ranges: ranges(object({ ...PART, digests: text })),
+  }),
+  (asked) => asked,
+);
 
-export function parseCompare(value: unknown): CompareRequest {
-  const request = object(value, 'compare');
-  return {
-    from: integer(request.from, 0, 'compare.from'),
-    freeMapDigest: parseFreeMapDigest(value),
-    ranges: list(request.ranges, 'compare.ranges').map((item) => {
-      const { blocks, digests } = object(item, 'compare.ranges');
-      return {
-        ...parseRange(item),
-        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
-        digests: text(digests, 'range.digests'),
-      };
-    }),
-  };
-}
+export const parseMend: (value: unknown) => MendRequest = reading(
+  object({ ranges: ranges(object({ ...PART, digest, position: nullable(integer(0)) })) }),
+  (asked) => asked,
+);
 
-export function parseMend(value: unknown): MendRequest {
-  return {
-    ranges: list(object(value, 'mend').ranges, 'mend.ranges').map((item) => {
-      const { digest, position, blocks } = object(item, 'mend.ranges');
-      return {
-        ...parseRange(item),
-        blocks: integer(blocks, 1, 'range.blocks', REGION_BYTES / 4096),
-        digest: digestText(digest),
-        position: position === null ? null : integer(position, 0, 'position'),
-      };
-    }),
-  };
-}
+export const parseFreeMapDigest = reading(
+  object({ freeMapDigest: nullable(digest) }),
+  (asked) => asked.freeMapDigest,
+);
 
-export function parseFreeMapDigest(value: unknown): string | null {
-  const { freeMapDigest } = object(value, 'figures');
-  return freeMapDigest === null ? null : digestText(freeMapDigest);
-}
+export const parseGrant = reading(
+  GRANT,
+  ({ initiatorIqn, chapUser, chapSecret, generation }): Grant => ({
+    initiatorIqn,
+    chapUser,
+    chapSecret,
+    generation,
+  }),
+);
+
+export const parseHydration = reading(HYDRATION, ({ paused, rateBytesPerSecondMax }) => ({
+  paused,
+  rateBytesPerSecondMax,
+}));
