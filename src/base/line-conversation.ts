@@ -1,5 +1,5 @@
 import { GodwitError } from './errors.ts';
-import { Misfit, type Shape, type ShapeValue } from './shape.ts';
+import { misfitOf, type Shape, type ShapeValue } from './shape.ts';
 
 const SAME_VERSION = 'Both processes must be of the same godwit version; restart the machine.';
 
@@ -70,21 +70,11 @@ export function operationOf(conversation: LineConversation, op: string): LineOpe
 }
 
 function checkArguments({ args }: LineOperation, op: string, value: unknown): void {
-  try {
-    const { check }: { check: (value: unknown, at: string) => void } = args;
-    check(value, op);
-  } catch (error) {
-    if (!(error instanceof Misfit)) throw error;
-    if (error.isName)
-      throw new GodwitError('RPC_BAD_NAME', `${op} was asked for something that is no id`, {
-        values: { op },
-        retry: 'never',
-        nextAction: SAME_VERSION,
-      });
-    throw new GodwitError('RPC_BAD_ARGUMENTS', error.message, {
-      values: { op },
-      retry: 'never',
-      nextAction: SAME_VERSION,
-    });
-  }
+  const misfit = misfitOf(args, value, op);
+  if (misfit === null) return;
+  const options = { values: { op }, nextAction: SAME_VERSION };
+  if (!misfit.isName)
+    throw new GodwitError('RPC_BAD_ARGUMENTS', misfit.message, { ...options, retry: 'never' });
+  const message = `${op} was asked for something that is no id`;
+  throw new GodwitError('RPC_BAD_NAME', message, { ...options, retry: 'never' });
 }

@@ -16,11 +16,22 @@ export type Shape<Value> = {
 export type ShapeValue<S> = S extends Shape<infer Value> ? Value : never;
 
 /** `isName`: it was to be a name of something in the folders or devices of this host. */
-export class Misfit extends Error {
+class Misfit extends Error {
   readonly isName: boolean;
   constructor(at: string, what: string, isName = false) {
     super(`${at} is not ${what}`);
     this.isName = isName;
+  }
+}
+
+/** What keeps `value` from having that shape; null: nothing. */
+export function misfitOf(shape: AnyShape, value: unknown, at: string): Misfit | null {
+  try {
+    shape.check(value, at);
+    return null;
+  } catch (error) {
+    if (error instanceof Misfit) return error;
+    throw error;
   }
 }
 

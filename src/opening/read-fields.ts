@@ -1,5 +1,5 @@
 import { GodwitError } from '../base/errors.ts';
-import { Misfit, type Shape } from '../base/shape.ts';
+import { misfitOf, type Shape } from '../base/shape.ts';
 
 export function badSpec(reason: string, cause?: unknown): GodwitError {
   return new GodwitError('VOLUME_BAD_SPEC', `a volume server cannot take this: ${reason}`, {
@@ -13,11 +13,7 @@ export function badSpec(reason: string, cause?: unknown): GodwitError {
  * that may be a secret.
  */
 export function fitting<Value>(shape: Shape<Value>, value: unknown, what: string): Value {
-  const { check }: { check: (value: unknown, at: string) => void } = shape;
-  try {
-    check(value, what);
-  } catch (error) {
-    throw error instanceof Misfit ? badSpec(error.message) : error;
-  }
+  const misfit = misfitOf(shape, value, what);
+  if (misfit) throw badSpec(misfit.message);
   return value as Value;
 }

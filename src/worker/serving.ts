@@ -198,7 +198,7 @@ export class Serving {
 }
 
 /** `HOST:PORT` with an address for a host. Port 0: the system picks. Pure. */
-export function parseListen(text: string): { host: string; port: number } {
+function parseListen(text: string): { host: string; port: number } {
   const match = /^(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+)):(\d{1,5})$/i.exec(text);
   const host = match?.[1] ?? (match?.[2] === 'localhost' ? '127.0.0.1' : match?.[2]) ?? '';
   const port = Number(match?.[3]);
