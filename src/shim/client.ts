@@ -21,12 +21,15 @@ import {
   type VolumeOperation,
 } from '../opening/operations.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
+import { fullness } from '../sys/file-system.ts';
 import { startError, startProgram } from '../sys/start-program.ts';
 import { SHIM, SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
 import { readShimState } from './state.ts';
 
 /** sun_path of unix(7), with its closing zero byte. */
 const SOCKET_PATH_BYTES_MAX = 107;
+/** Less is soon gone: shim.json alone is a page, and written beside the old one. */
+const SHIM_ROOM_BYTES_MIN = 64 * 1024;
 /** Of the questions whether a shim lives. */
 const SILENT_AFTER_QUESTIONS = 3;
 export type StartShimOptions = {
@@ -38,7 +41,7 @@ export type StartShimOptions = {
 
 /**
  * Starts a shim that outlives this process, and connects to it. One that runs already is taken as it is.
- * Rejects `MACHINE_SHIM_NOT_STARTED`, `MACHINE_PATH_TOO_LONG`.
+ * Rejects `MACHINE_SHIM_NOT_STARTED`, `MACHINE_RUNTIME_NO_SPACE`, `MACHINE_PATH_TOO_LONG`.
  */
 export async function startShim(options: StartShimOptions): Promise<ShimClient> {
   const { clock } = options;
@@ -96,6 +99,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     }
     if (hostError) throw hostError;
     if (over !== undefined) {
+      await requireShimRoom(runtimeDir);
       throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
         values: { runtimeDir },
         retry: 'later',
@@ -104,6 +108,30 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     }
     await clock.sleep(PAUSE.processLook.ms);
   }
+}
+
+/**
+ * Its state, its log, and the tables of a jail. Throws `MACHINE_RUNTIME_NO_SPACE`: a shim that ends for want
+ * of room has none to say so.
+ */
+async function requireShimRoom(runtimeDir: string): Promise<void> {
+  const full = await shimRoomLacks(runtimeDir);
+  if (full === null) return;
+  throw new GodwitError('MACHINE_RUNTIME_NO_SPACE', `there is no room for a shim in ${runtimeDir}: ${full}`, {
+    values: { runtimeDir },
+    retry: 'never',
+    nextAction: makeShimRoom(runtimeDir),
+  });
+}
+
+/** Why there is no room for another shim below a folder, as the end of a sentence; null: there is. */
+export function shimRoomLacks(folder: string): Promise<string | null> {
+  return fullness(folder, SHIM_ROOM_BYTES_MIN).catch(() => null);
+}
+
+/** What a person does about it. */
+export function makeShimRoom(folder: string): string {
+  return `See who fills it (df ${folder}; df -i ${folder}), remove that, or make the filesystem larger; machines that run go on meanwhile.`;
 }
 
 function shimEnvironment(runtimeDir: string): NodeJS.ProcessEnv {

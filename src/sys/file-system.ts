@@ -35,6 +35,19 @@ export async function fileSystemOf(path: string): Promise<FileSystem> {
   };
 }
 
+/**
+ * Why nothing more goes into a folder, as the end of a sentence; null: `lengthBytes` do, or it cannot be told.
+ * Rejects with Node's error (ENOENT…).
+ */
+export async function fullness(path: string, lengthBytes: number): Promise<string | null> {
+  const { blocks, bavail, bsize, files, ffree } = await statfs(path);
+  const freeBytes = bavail * bsize;
+  if (blocks > 0 && freeBytes < lengthBytes)
+    return `its filesystem is full (${Math.floor(freeBytes / 1024)} KiB free of ${Math.ceil((blocks * bsize) / 1024)})`;
+  // A filesystem that makes them as they are needed counts none.
+  return files > 0 && ffree === 0 ? `its filesystem has no inode left (of ${files})` : null;
+}
+
 /** __O_TMPFILE of include/uapi/asm-generic/fcntl.h: a file without a name. */
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
 

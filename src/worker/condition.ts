@@ -12,6 +12,7 @@ export type Condition = Why['conditions'][number] & { code: ConditionCode; holds
 export const CONDITIONS = {
   'machine-down': 'a machine that its owner wants up is down because of godwit',
   'disk-unwritable': 'the data disk of the worker cannot be written',
+  'runtime-full': 'there is no room for the files of the processes that hold machines',
   'volume-data-lost': 'the disk lost what was written to a volume',
   'shim-silent': 'the process that holds a machine, a served volume or an export does not answer',
   'volume-server-silent': 'a volume server does not answer',

@@ -2,6 +2,7 @@ import { rm, writeFile } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { isDiskFull, messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
+import { makeShimRoom } from '../shim/client.ts';
 import type { Condition } from './condition.ts';
 
 /**
@@ -58,6 +59,21 @@ export function diskConditions(trouble: DiskTrouble | null, worker: string): Con
       whoCanClearIt: 'an operator of the worker',
       nextAction:
         'Look at it (dmesg: a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker; then start what has ended meanwhile.',
+    },
+  ];
+}
+
+/** `full`: why nothing more goes into the folder of the shims (shim/client.ts). */
+export function runtimeConditions(runtimeRoot: string, full: string | null): Condition[] {
+  if (full === null) return [];
+  return [
+    {
+      code: 'runtime-full',
+      holdsUp: 'starts, arrivals and moves of machines',
+      message: `there is no room in ${runtimeRoot} for the files of shims: ${full}; what runs goes on, and its output is not kept`,
+      sinceMs: null,
+      whoCanClearIt: 'an operator of the worker',
+      nextAction: makeShimRoom(runtimeRoot),
     },
   ];
 }

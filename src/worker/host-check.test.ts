@@ -23,6 +23,7 @@ const MOUNT = { filesystem: 'ext4' } as MountNeeds;
 test('what a host lacks for a machine is said before it comes', async () => {
   let host: () => void = () => {};
   let mounts: () => Promise<string | null> = async () => null;
+  let full: string | null = null;
   const records = [{ id: 'm_1', name: 'db' }];
   const check = hostCheck({
     machines: {
@@ -31,6 +32,7 @@ test('what a host lacks for a machine is said before it comes', async () => {
       records: () => records,
     } as unknown as MachineManager,
     proof: { refusal: () => mounts() },
+    shimRoomLacks: async () => full,
     logger: silentLogger,
   });
   const say = (config: Partial<MachineConfig> = {}, name = 'web') =>
@@ -45,6 +47,8 @@ test('what a host lacks for a machine is said before it comes', async () => {
     throw new GodwitError('HOST_MOUNT_UNPROVED', 'no mkfs', { nextAction: 'install it' });
   };
   assert.equal(await say(), null, 'not known is not no');
+  full = 'its filesystem is full';
+  assert.match((await say()) ?? '', /^has no room in its runtime folder: its filesystem is full/);
   host = () => {
     throw new GodwitError('MACHINE_CGROUP_MISSING', 'there is no cgroup controller memory', {
       nextAction: 'x',

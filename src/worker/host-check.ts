@@ -15,9 +15,11 @@ export type HostCheck = (machine: { id: string; name: string }, needs: OfferNeed
 export function hostCheck(options: {
   machines: Pick<MachineManager, 'checkHostCanRun' | 'missing' | 'records'>;
   proof: Pick<MountProof, 'refusal'>;
+  /** Why there is no room for its shim; null: there is. */
+  shimRoomLacks: () => Promise<string | null>;
   logger: Logger;
 }): HostCheck {
-  const { machines, proof, logger } = options;
+  const { machines, proof, shimRoomLacks, logger } = options;
   return async ({ id, name }, { config, mount }) => {
     if (machines.records().some((record) => record.name === name && record.id !== id))
       return `has a machine called ${name} already`;
@@ -28,6 +30,8 @@ export function hostCheck(options: {
     }
     const program = machines.missing(config);
     if (program !== null) return `has no program ${program}, which the machine runs`;
+    const full = await shimRoomLacks();
+    if (full !== null) return `has no room in its runtime folder: ${full}`;
     if (mount === undefined) return null;
     try {
       const refusal = await proof.refusal(mount);

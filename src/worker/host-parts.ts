@@ -9,6 +9,7 @@ import { MachineStore } from '../machine/store.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { isPast } from '../migration/move-watch.ts';
 import { openWorkerKey } from '../receipt/worker-key.ts';
+import { shimRoomLacks } from '../shim/client.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import { TlsIdentity } from '../sys/tls-identity.ts';
 import { diskReserveBytes, VolumeStore } from '../volume/index.ts';
@@ -17,7 +18,7 @@ import type { TellsConditions } from './condition.ts';
 import { DataFolder } from './data-folder.ts';
 import { claimDataFolder } from './data-owner.ts';
 import { DirtyBound } from './dirty-bound.ts';
-import { DiskLook, diskConditions } from './disk-look.ts';
+import { DiskLook, diskConditions, runtimeConditions } from './disk-look.ts';
 import { hostCheck } from './host-check.ts';
 import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
@@ -144,8 +145,13 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     needs: ['folder'],
     make: ({ folder, clock }) => new DiskLook(folder.paths.writeProbe, clock),
     conditions: {
-      disk: async (disk, { kind }, { options }) =>
-        kind === 'run' ? [] : diskConditions(await disk.look(), options.name),
+      disk: async (disk, { kind }, { options, folder }) =>
+        kind === 'run'
+          ? []
+          : [
+              ...diskConditions(await disk.look(), options.name),
+              ...runtimeConditions(folder.paths.runtimeRoot, await shimRoomLacks(folder.paths.runtimeRoot)),
+            ],
     },
   },
 
@@ -303,7 +309,12 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
   check: {
     needs: ['machines', 'folder'],
     make: ({ machines, folder, clock, logger }) =>
-      hostCheck({ machines, proof: new MountProof({ dir: folder.paths.mountProofs, clock }), logger }),
+      hostCheck({
+        machines,
+        proof: new MountProof({ dir: folder.paths.mountProofs, clock }),
+        shimRoomLacks: () => shimRoomLacks(folder.paths.runtimeRoot),
+        logger,
+      }),
   },
 
   dirtyBound: {

@@ -1,17 +1,18 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, rmSync, statfsSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import type { CreateMachineRequest, MachineView } from '../../src/contract/schemas.ts';
+import { isAlive } from '../../src/host/process-identity.ts';
 import { dirtyBoundOf } from '../../src/host/write-back.ts';
 import { NbdClient } from '../../src/nbd/index.ts';
 import { diskReserveBytes, keptBytes, lastReserveBytes } from '../../src/volume/disk-room.ts';
-import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { Fleet, type FleetWorker, fleetNeeds, killProcess } from '../support/fleet.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
@@ -176,13 +177,17 @@ test('a client of a volume that is served waits for room as a machine does, is n
 }, async (t) => {
   const lab = new VolumeLab();
   const disk = await lab.smallDisk(DISK_BYTES);
+  const run = join(disk, 'run');
+  mkdirSync(run);
+  await tool('mount', '-t', 'tmpfs', '-o', `size=${2 * MIB}`, 'tmpfs', run);
+  lab.onClose(() => tool('umount', run));
   const fleet = await Fleet.start(t, ['small'], { dataDir: { small: disk } });
   try {
     await serveOnFullDisk(fleet, disk);
   } finally {
     // What waits for room could not be unmounted.
-    for (const name of ['filler', 'rest']) rmSync(join(disk, name), { force: true });
-    await fleet.close();
+    for (const name of ['filler', 'rest', 'run/filler']) rmSync(join(disk, name), { force: true });
+    await fleet.close().catch((error: Error) => assert.equal(error.message, `left behind: ${run}`));
     await lab.close();
   }
 });
@@ -225,8 +230,36 @@ async function serveOnFullDisk(fleet: Fleet, disk: string): Promise<void> {
     const last = Buffer.alloc(MIB);
     await nbd.read(199 * MIB, last);
     assert.deepEqual(last, payload);
+    await noRoomForShims(fleet, join(disk, 'run'));
+    await nbd.read(0, last);
+    assert.deepEqual(last, payload);
   } finally {
     await nbd.close();
     await client.stopServing(volume.id);
   }
+}
+
+/** The folder of the shims is full: what runs goes on, and nothing begins without a word of it. */
+async function noRoomForShims(fleet: Fleet, run: string): Promise<void> {
+  const worker = fleet.worker('small');
+  const serving = () => worker.shims()[0]!.state;
+  const before = serving().volumeServer!;
+  execFileSync('fallocate', [
+    '-l',
+    String(statfsSync(run).bavail * statfsSync(run).bsize),
+    join(run, 'filler'),
+  ]);
+  killProcess(before);
+  const refused = await fleet.run('machine', 'run', '--name', 'm', '--', 'sleep', '100000');
+  assert.deepEqual(
+    [refused.exitCode, /MACHINE_RUNTIME_NO_SPACE: .* is full/.test(refused.stderr)],
+    [3, true],
+    refused.stderr,
+  );
+  assert.deepEqual(await worker.client.listMachines(), []);
+  const why = await fleet.run('why', 'small');
+  assert.match(why.stdout, /there is no room in .*\/run for the files of shims/);
+  assert.deepEqual(serving().volumeServer, before, 'nobody could write down the next one');
+  rmSync(join(run, 'filler'));
+  await fleet.until('the shim to write down its volume server', () => isAlive(serving().volumeServer!));
 }
