@@ -3,6 +3,7 @@ import { mkdirSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { FakeClock } from '../../test/support/fake-clock.ts';
+import { until } from '../../test/support/patience.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { silentLogger } from '../base/logger.ts';
 import { type HeldWorkload, ShimService } from './service.ts';
@@ -26,10 +27,12 @@ test('what a shim holds is written down as soon as that can be, though nothing c
   await assert.rejects(service.writeState());
   cgroup.folders = ['/after'];
   await assert.rejects(service.writeState());
-  await clock.run(60_000);
   rmdirSync(join(before, 'in-the-way'));
   rmdirSync(before);
-  clock.advance(1_000);
-  while (readShimState(runtimeDir) === null) await clock.settle();
-  assert.deepEqual(readShimState(runtimeDir)?.cgroupFolders, ['/after']);
+  // The last refusal may be noticed only now.
+  const state = await until('the state to be written', () => {
+    clock.advance(1_000);
+    return readShimState(runtimeDir);
+  });
+  assert.deepEqual(state.cgroupFolders, ['/after']);
 });
