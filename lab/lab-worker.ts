@@ -97,17 +97,7 @@ export class LabWorker {
 
   /** A command of the CLI, on that member. */
   cli(...words: string[]): Promise<string> {
-    return mustRun(
-      this.member,
-      [
-        process.execPath,
-        '--disable-warning=ExperimentalWarning',
-        MAIN,
-        ...['--url', this.url, '--token', TOKEN],
-        ...words,
-      ],
-      { timeoutMs: 300_000 },
-    );
+    return cliFrom(this.member, this, ...words);
   }
 }
 
@@ -122,7 +112,7 @@ export function cliFrom(member: Member, worker: LabWorker, ...words: string[]): 
       ...['--url', worker.url, '--token', TOKEN],
       ...words,
     ],
-    { timeoutMs: 120_000 },
+    { timeoutMs: 300_000 },
   );
 }
 
