@@ -237,6 +237,18 @@ export class MachineManager {
   }
 
   /**
+   * For the move that has the machine: starts its processes, unless it is not wanted any more. In turn with
+   * its owner, who may stop it meanwhile: a stop that comes between would find nothing to stop. Rejects
+   * `MACHINE_NOT_FOUND`, and as the shim does.
+   */
+  async startWorkload(machineId: string, client: ShimClient): Promise<void> {
+    await this.#queues.run(machineId, async () => {
+      const { name, config, desired } = this.get(machineId);
+      if (desired === 'running') await client.call('workload.start', { machineId, name, config });
+    });
+  }
+
+  /**
    * Since when it is being stopped, on the wall clock; null: it is not, or by a move. Until then, or its
    * own time is over, nothing else of it begins.
    */

@@ -173,8 +173,7 @@ export class TargetHost extends askingVolume<PrepareRequest>() implements Target
     const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
     if (request.startMachine && isMounted) await this.#options.machines.mount(client, filesystem);
     onMounted();
-    if (!this.#isWanted(request)) return;
-    await client.call('workload.start', workloadOf(request));
+    if (request.startMachine) await this.#options.machines.startWorkload(request.machineId, client);
   }
 
   async awaitHealthy(request: PrepareRequest, timeoutMs: number): Promise<void> {
