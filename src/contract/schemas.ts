@@ -86,6 +86,8 @@ export const MachineView = Type.Object({
   startedAtMs: Nullable(Type.Number()),
   pid: Nullable(Type.Integer()),
   restarts: Type.Integer(),
+  /** How many of its processes were killed for want of memory, since its shim began. Left out: none. */
+  outOfMemoryKills: Type.Optional(Type.Integer()),
   move: Nullable(
     Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
   ),

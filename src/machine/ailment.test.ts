@@ -43,4 +43,6 @@ test('what is wrong with a machine that is wanted has a kind and a sentence', ()
     ailmentOf({ ...running, state: 'failed', exitSignal: 'SIGSEGV' }, NOW_MS)?.message ?? '',
     /SIGSEGV/,
   );
+  const outOfMemory = { ...running, state: 'restarting' as const, exitCode: 137, outOfMemoryKills: 2 };
+  assert.match(ailmentOf(outOfMemory, NOW_MS)?.message ?? '', /exit code 137; 2 of .* out of memory/);
 });

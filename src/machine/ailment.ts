@@ -15,13 +15,19 @@ export type Ailment = {
 export const DAEMON_HINT =
   'A program that goes into the background ends for its machine: have it stay in the foreground.';
 
+/** For the end of a sentence, where it is so: what ends for want of memory looks like any other end. */
+export function killedText(outOfMemoryKills: number | undefined): string {
+  return outOfMemoryKills ? `; ${outOfMemoryKills} of its processes were killed, out of memory` : '';
+}
+
 /** `nowMs` is wall clock. Pure. */
 export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailment | null {
   if (workload === null) return null;
   const { state, exitCode, exitSignal, restarts, startedAtMs, health } = workload;
   const how = exitSignal ?? `exit code ${exitCode ?? '?'}`;
+  const killed = killedText(workload.outOfMemoryKills);
   if (state === 'failed' || (state === 'exited' && exitCode !== 0))
-    return { kind: 'ended', message: `ended with ${how}, and its policy starts it no more` };
+    return { kind: 'ended', message: `ended with ${how}, and its policy starts it no more${killed}` };
   // A start that is still to come was before the clock was set back, and nobody knows for how long.
   const forMs = startedAtMs === null ? 0 : nowMs - startedAtMs;
   const isYoung = forMs >= 0 && forMs < STEADY_MS;
@@ -31,10 +37,10 @@ export function ailmentOf(workload: ShimStatus['workload'], nowMs: number): Ailm
   )
     return {
       kind: 'restarting',
-      message: `ends whenever it is started (${restarts} restarts, last ${how})`,
+      message: `ends whenever it is started (${restarts} restarts, last ${how}${killed})`,
       ...(exitCode === 0 && { endsWell: true }),
     };
   if (state === 'running' && health.state === 'unhealthy')
-    return { kind: 'unhealthy', message: `runs and is not healthy: ${health.message}` };
+    return { kind: 'unhealthy', message: `runs and is not healthy: ${health.message}${killed}` };
   return null;
 }

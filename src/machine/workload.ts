@@ -362,8 +362,8 @@ export class Workload implements HeldWorkload {
     const exit = await run.settle();
     await this.#log.flush();
     const { outOfMemoryKills: kills } = instance.statistics();
-    if (kills > (this.#status?.outOfMemoryKills ?? 0))
-      this.#note(`${kills} processes were killed: out of memory`);
+    const killed = kills - (this.#status?.outOfMemoryKills ?? 0);
+    if (killed > 0) this.#note(`${killed} of its processes were killed: out of memory`);
     this.#status = {
       ...this.#status!,
       ...exit,

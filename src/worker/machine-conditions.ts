@@ -1,6 +1,6 @@
 import { dirname } from 'node:path';
 import type { MachineView } from '../contract/schemas.ts';
-import { DAEMON_HINT } from '../machine/ailment.ts';
+import { DAEMON_HINT, killedText } from '../machine/ailment.ts';
 import type { Beginning } from '../machine/manager.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { Condition } from './condition.ts';
@@ -106,7 +106,7 @@ export function stateConditions(machine: MachineView): Condition[] {
       {
         code: 'machine-failed',
         holdsUp,
-        message: `its workload ended and is not started again: ${machine.health.message || 'see its log'}`,
+        message: `its workload ended and is not started again: ${machine.health.message || 'see its log'}${killedText(machine.outOfMemoryKills)}`,
         sinceMs: machine.health.sinceMs,
         whoCanClearIt: 'its owner',
         nextAction: `godwit machine logs ${machine.name}; then godwit machine start ${machine.name}`,

@@ -60,6 +60,7 @@ export class Views {
       startedAtMs: workload?.startedAtMs ?? null,
       pid: workload?.pid ?? null,
       restarts: workload?.restarts ?? 0,
+      ...(workload?.outOfMemoryKills && { outOfMemoryKills: workload.outOfMemoryKills }),
       move: run && {
         runId: run.id,
         phase: run.kind === MIGRATE_IN ? phaseOf(run) : (run.step ?? run.state),

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { memoryController } from '../support/memory.ts';
 import { reservePorts } from '../support/ports.ts';
 import { requires } from '../support/requires.ts';
 
@@ -21,6 +22,18 @@ test('a wrapper leaves its server the time of the stop; a program that goes into
   assert.equal(stopped.exitCode, 0, stopped.stderr);
   assert.match(await log('wrapped'), /^flushed$/m);
   assert.doesNotMatch(await log('wrapped'), /killed, since it did not end/);
+
+  if (memoryController() !== null) {
+    const grows = ['--memory', '32MiB', '--detach', '--', 'sh', '-c', 'exec tail /dev/zero'];
+    const hog = await fleet.run(...run, 'hog', ...grows);
+    assert.equal(hog.exitCode, 0, hog.stderr);
+    await fleet.until('why to say what it ends for', async () =>
+      /last exit code 137; \d+ of its processes were killed, out of memory/.test(
+        (await fleet.run('why', 'hog')).stdout,
+      ),
+    );
+    assert.match((await fleet.run('machine', 'show', 'hog')).stdout, /memory +32 MiB; \d+ of its processes/);
+  }
 
   // Twice into the background, as a daemon does it: for its machine it ends, well and at once.
   const daemon = 'sh -c "setsid sh -c \'sleep 1000\' &" & exit 0';

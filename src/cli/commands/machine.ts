@@ -7,7 +7,7 @@ import { questionText, unanswered } from '../../base/progress.ts';
 import type { HealthCheck, MachineConfig } from '../../contract/machine-config.ts';
 import { networkOf, runOf } from '../../contract/machine-run.ts';
 import type { MachineView, VolumeView } from '../../contract/schemas.ts';
-import { DAEMON_HINT } from '../../machine/ailment.ts';
+import { DAEMON_HINT, killedText } from '../../machine/ailment.ts';
 import type { MigrateOutOutput } from '../../migration/migrate-out.ts';
 import { askAgain, tellAway } from '../ask-again.ts';
 import type { Context } from '../context.ts';
@@ -469,7 +469,7 @@ export async function show(context: Context, ref: string): Promise<void> {
       ...(machine.health.message === '' ? [] : [['health', printable(machine.health.message)]]),
       ['command', printable(runOf(config).command.join(' '))],
       ['volume', config.volume ? placeOf(config.volume) : 'none'],
-      ['memory', config.resources.memoryBytes ? formatSize(config.resources.memoryBytes) : 'no limit'],
+      ['memory', memoryText(machine)],
       ['cpus', config.resources.cpus ? String(config.resources.cpus) : 'no limit'],
       ['network', networkOf(config).kind],
       ['restart', `${config.restart.policy}, ${machine.restarts} so far`],
@@ -666,4 +666,9 @@ function travelled(output: unknown): string {
   const wireBytes = last?.hydration?.wireBytes;
   if (wireBytes === undefined || bytesAvoided === undefined) return '';
   return `; ${formatSize(wireBytes)} over the wire, ${formatSize(bytesAvoided)} avoided`;
+}
+
+function memoryText({ config, outOfMemoryKills }: MachineView): string {
+  const { memoryBytes } = config.resources;
+  return `${memoryBytes ? formatSize(memoryBytes) : 'no limit'}${killedText(outOfMemoryKills)}`;
 }
