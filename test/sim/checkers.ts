@@ -32,7 +32,8 @@ function loseUnflushed(volume: Volume): void {
  *   3  a read gives the newest write, and nothing of a volume whose disk lost some until that is accepted;
  *   4  a generation that is opened for writing is higher than all before it, or the same at the same worker;
  *   5  a sealed generation stays as it was sealed;
- *   6  a verdict of a move is one, for ever.
+ *   6  a verdict of a move is one, for ever;
+ *   7  a machine whose owner was told that it is stopped runs nowhere, until somebody has it started.
  */
 export class Checkers {
   readonly #simulation: Simulation;
@@ -41,6 +42,9 @@ export class Checkers {
   /** Of machines that run nowhere: since when. */
   readonly #downSinceMs = new Map<string, number>();
   readonly #verdicts = new Map<string, string>();
+  /** Machines that their owners were told are stopped; and how often each was asked to be started. */
+  readonly #stopped = new Set<string>();
+  readonly #starts = new Map<string, number>();
   acknowledgedWrites = 0;
   checkedReads = 0;
 
@@ -178,8 +182,29 @@ export class Checkers {
     this.#simulation.log(`${host} runs ${machineId}`);
     if (other && other.shim !== shim && other.shim.process.alive)
       this.#simulation.fail(`${machineId} runs on ${other.host} and on ${host}`);
+    if (this.#stopped.has(machineId))
+      this.#simulation.fail(`${machineId} runs on ${host}, and its owner was told that it is stopped`);
     this.#machines.set(machineId, { shim, host });
     this.#downSinceMs.delete(machineId);
+  }
+
+  /** How often somebody has asked for its start. */
+  startsOf(machineId: string): number {
+    return this.#starts.get(machineId) ?? 0;
+  }
+
+  /** Its owner was told that it is stopped, and asked for that after the start number `starts`. */
+  ownerStopped(machineId: string, starts: number): void {
+    if (this.startsOf(machineId) > starts) return;
+    this.#stopped.add(machineId);
+    const host = this.runsOn(machineId);
+    if (host !== null) this.#simulation.fail(`${machineId} is said to be stopped, and runs on ${host}`);
+  }
+
+  /** Somebody asks for it now. */
+  ownerStarts(machineId: string): void {
+    this.#stopped.delete(machineId);
+    this.#starts.set(machineId, this.startsOf(machineId) + 1);
   }
 
   ended(machineId: string, shim: Shim): void {

@@ -70,7 +70,10 @@ export class DataLosses {
         simulation.log(`at ${name} the loss of ${volumeId} is accepted`);
       }
       if (checkers.isLost(volumeId)) return false;
-      if (machines.get(machine.id).desired === 'stopped') await service.startMachine(machine.id);
+      if (machines.get(machine.id).desired === 'stopped') {
+        checkers.ownerStarts(machine.id);
+        await service.startMachine(machine.id);
+      }
       return true;
     });
   }

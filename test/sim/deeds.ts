@@ -1,6 +1,7 @@
 import { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import type { WorkerParts } from '../../src/worker/parts.ts';
 import { BALLAST_BYTES } from './disk.ts';
+import { Owners } from './owners.ts';
 import type { Process } from './simulation.ts';
 import type { Trouble } from './troubles.ts';
 import type { World } from './world.ts';
@@ -18,11 +19,13 @@ export class Deeds {
   #isOn = false;
   /** Takes back, each, what lasts. */
   readonly #lasting = new Set<() => void>();
+  readonly #owners: Owners;
 
   /** `rate`: 1, as much as usual. */
   constructor(world: World, rate: number) {
     this.#world = world;
     this.#rate = rate;
+    this.#owners = new Owners(world);
   }
 
   begin(): void {
@@ -74,6 +77,7 @@ export class Deeds {
       [1, () => this.#failDisk(name)],
       [2, () => this.#hangWorker(name)],
       [3, () => this.#hangShim(name)],
+      [2, () => this.#owners.stopOne(name)],
     ];
     let left = simulation.random.below(deeds.reduce((sum, [weight]) => sum + weight, 0));
     for (const [weight, deed] of deeds) {
