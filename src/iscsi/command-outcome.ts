@@ -82,7 +82,7 @@ function mayBeAnother({ asc }: Sense): boolean {
   );
 }
 
-function busyError(task: InitiatorTask, status: number, sense: Sense | null): GodwitError {
+export function busyError(task: InitiatorTask, status: number, sense: Sense | null): GodwitError {
   const why = sense === null ? nameOf(STATUS, status) : describeSense(sense);
   return new GodwitError('ISCSI_TARGET_BUSY', `The iSCSI target puts commands off: ${why}`, {
     values: {

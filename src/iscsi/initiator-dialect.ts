@@ -10,6 +10,7 @@ import { RemoteRequest } from '../remote/request.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import {
   type Answer,
+  busyError,
   commandError,
   isIllegalRequest,
   isRecovered,
@@ -356,7 +357,8 @@ export class IscsiDialect implements Dialect<Unit, ScsiCommand> {
           this.#options.clock.timer(judge(status, sense) === 'wait' ? RETRY_MS : 0, () => {
             this.#question(session, probes, { command, bytes }, attempt + 1).then(resolve, reject);
           });
-        } else reject(protocolError('target does not answer about itself', { status }));
+        } else if (judge(status, sense) === 'wait') reject(busyError(task, status, sense));
+        else reject(protocolError('target does not answer about itself', { status }));
       });
       session.send(task);
     });

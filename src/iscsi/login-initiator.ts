@@ -90,7 +90,8 @@ export class InitiatorLogin {
   }
 
   /**
-   * Throws `ISCSI_LOGIN_REFUSED`, `ISCSI_LOGIN_REDIRECTED`, `ISCSI_TARGET_NOT_AUTHENTIC` or `ISCSI_PROTOCOL`.
+   * Throws `ISCSI_LOGIN_REFUSED`, `ISCSI_LOGIN_PUT_OFF`, `ISCSI_LOGIN_REDIRECTED`,
+   * `ISCSI_TARGET_NOT_AUTHENTIC` or `ISCSI_PROTOCOL`.
    */
   step(response: LoginResponsePdu, data: Uint8Array): InitiatorLoginStep {
     if (response.status !== LOGIN_STATUS.success) throw refused(response.status, this.#options.targetName);
@@ -216,12 +217,16 @@ function refused(status: number, targetName: string | null): GodwitError {
       nextAction: 'Redirection is not followed; give the new address of the target.',
     });
   }
+  if (status >>> 8 === 3) {
+    return new GodwitError('ISCSI_LOGIN_PUT_OFF', `The iSCSI target puts the login off: ${values.status}`, {
+      values,
+      nextAction: 'The target is there but cannot serve now; the login is tried again.',
+    });
+  }
   return new GodwitError('ISCSI_LOGIN_REFUSED', `The iSCSI target refused the login: ${values.status}`, {
     values,
     retry: 'never',
     nextAction:
-      status >>> 8 === 3
-        ? 'The target is there but cannot serve now; the login is tried again.'
-        : 'Check that the grant (initiator name, CHAP user and secret, generation) is the one of this export.',
+      'Check that the grant (initiator name, CHAP user and secret, generation) is the one of this export.',
   });
 }

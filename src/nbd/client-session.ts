@@ -41,8 +41,10 @@ import type { RequestWriter } from './request-writer.ts';
  *
  * NBD has no ping. A connection that is silent for an interval is asked for its first block, the cheapest
  * request that every server answers; and a request that is not answered in time ends the connection, since
- * the server has lost it or is not there. The time doubles with each replay of the request: one that takes a
- * server long ends some day, instead of being sent again for ever.
+ * the server has lost it or is not there. Only the one that was sent first has a time, from when it became
+ * that one: what stands behind others, at a slow server or on a slow line, is not late. While its bytes move
+ * it is not late either. The time doubles with each replay of the request: one that takes a server long ends
+ * some day, instead of being sent again for ever.
  */
 
 /** What a server says about a request that it failed. */
@@ -89,8 +91,10 @@ type Slot = {
   /** Those that are here beyond: start and end, in the order of arrival. */
   pieces: [number, number][] | null;
   failure: NbdFailure | null;
-  /** Intervals since it was sent. */
-  rounds: number;
+  /** When it was sent, in numbers of sending. */
+  order: number;
+  /** Bytes of its answer that have come. */
+  arrivedBytes: number;
 };
 
 /** Commands that do not vary, but for their flags. */
@@ -122,6 +126,8 @@ const ERROR_PAYLOAD_BYTES_MAX = 6 + STRING_BYTES_MAX + OFFSET_BYTES;
 /** Chunks of one read that came out of order. */
 const PIECES_MAX = 4096;
 const TIMEOUT_DOUBLINGS_MAX = 6;
+/** An answer of which so much came since its time began has all of its time again. */
+const PROGRESS_BYTES = 64 * 1024;
 const NOTHING = new Uint8Array(0);
 
 export class NbdSession implements Session<NbdCommand> {
@@ -153,6 +159,9 @@ export class NbdSession implements Session<NbdCommand> {
   #afterBigPayload = false;
 
   #heard = false;
+  #sent = 0;
+  /** The slot whose request was sent first: which, its bytes that had moved, and intervals since. */
+  readonly #first = { order: 0, movedBytes: 0, rounds: 0 };
   #probe: NbdRequest | null = null;
   #cancelTimer: () => void = () => {};
 
@@ -179,7 +188,8 @@ export class NbdSession implements Session<NbdCommand> {
         coveredBytes: 0,
         pieces: null,
         failure: null,
-        rounds: 0,
+        order: 0,
+        arrivedBytes: 0,
       });
     }
     const slot = this.#slots[index]!;
@@ -188,7 +198,9 @@ export class NbdSession implements Session<NbdCommand> {
     slot.coveredBytes = 0;
     slot.pieces = null;
     slot.failure = null;
-    slot.rounds = 0;
+    this.#sent += 1;
+    slot.order = this.#sent;
+    slot.arrivedBytes = 0;
     const { command, buffer } = request;
     if (command.type === COMMAND.blockStatus) command.extents = null;
     this.#inFlight += 1;
@@ -254,6 +266,7 @@ export class NbdSession implements Session<NbdCommand> {
     }
     try {
       this.#dataBytes += count;
+      this.#current!.arrivedBytes += count;
       if (this.#dataBytes === this.#data.length) this.#endOfData();
     } catch (error) {
       this.#broken(error);
@@ -273,6 +286,7 @@ export class NbdSession implements Session<NbdCommand> {
         this.#data.set(bytes.subarray(at, at + count), this.#dataBytes);
         at += count;
         this.#dataBytes += count;
+        this.#current!.arrivedBytes += count;
         if (this.#dataBytes === this.#data.length) this.#endOfData();
       }
     } catch (error) {
@@ -519,21 +533,30 @@ export class NbdSession implements Session<NbdCommand> {
     });
   }
 
-  /** A request that has taken too long, or null. */
+  /** The request that was sent first, where that has taken too long. */
   #countRound(): NbdRequest | null {
-    const { keepAliveIntervalMs, keepAliveTimeoutMs, requestTimeoutMs } = this.#options;
-    for (const slot of this.#slots) {
-      const { request } = slot;
-      if (request === null) continue;
-      slot.rounds += 1;
-      const limitMs =
-        request === this.#probe && this.#inFlight === 1
-          ? keepAliveTimeoutMs
-          : requestTimeoutMs * 2 ** Math.min(request.losses, TIMEOUT_DOUBLINGS_MAX);
-      // The interval in which it was sent was not a whole one.
-      if ((slot.rounds - 1) * keepAliveIntervalMs >= limitMs) return request;
+    let slot: Slot | null = null;
+    for (const each of this.#slots) {
+      if (each.request !== null && (slot === null || each.order < slot.order)) slot = each;
     }
-    return null;
+    if (slot === null) return null;
+    const request = slot.request!;
+    const first = this.#first;
+    const sentBytes = request.unsentParts > 0 ? this.#options.writer.writtenBytes : 0;
+    const movedBytes = slot.arrivedBytes + sentBytes;
+    // Less than before: all of a payload is sent.
+    const moves = Math.abs(movedBytes - first.movedBytes) >= PROGRESS_BYTES;
+    if (slot.order !== first.order || moves) {
+      Object.assign(first, { order: slot.order, movedBytes, rounds: 0 });
+      return null;
+    }
+    first.rounds += 1;
+    const { keepAliveIntervalMs, keepAliveTimeoutMs, requestTimeoutMs } = this.#options;
+    const limitMs =
+      request === this.#probe && this.#inFlight === 1
+        ? keepAliveTimeoutMs
+        : requestTimeoutMs * 2 ** Math.min(request.losses, TIMEOUT_DOUBLINGS_MAX);
+    return first.rounds * keepAliveIntervalMs >= limitMs ? request : null;
   }
 
   #sendProbe(): void {

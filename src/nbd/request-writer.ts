@@ -16,6 +16,11 @@ export class RequestWriter {
     if (payload !== null) this.#writer.payload(payload, release);
   }
 
+  /** Bytes that the kernel took, since the beginning. */
+  get writtenBytes(): number {
+    return this.#writer.writtenBytes;
+  }
+
   /** Hands on what there is. */
   flush(): void {
     this.#writer.flush();

@@ -125,7 +125,7 @@ export class Lane<Unit extends RemoteUnit, Command extends RemoteCommand> {
     if (this.#link !== null) await this.#end(this.#link);
     this.#link = null;
     this.#carrier = null;
-    if (carrier !== null) dispatcher.leave(carrier, error.code === dialect.codes.lost);
+    if (carrier !== null) dispatcher.leave(carrier, error, error.code === dialect.codes.lost);
     return { error, carrier };
   }
 

@@ -101,6 +101,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
     this.#reached.promise.catch(() => {}); // whoever waits for it is told
     this.#dispatcher = new Dispatcher({
       clock: options.clock,
+      random: options.random,
       depth: this.#options.queueDepth,
       look: () => this.vouch(),
       onDone: () => this.#lookNowAndThen(),
@@ -174,7 +175,10 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   get lastError(): GodwitError | null {
     return this.#lastError;
   }
-  /** Why requests wait although there is a connection: the peer puts them off. null: they do not. */
+  /**
+   * Why the request that waits longest of those that were sent before still does: the peer put it off, or its
+   * connection ended. null: none does.
+   */
   get trouble(): GodwitError | null {
     return this.#dispatcher.trouble;
   }
@@ -366,6 +370,16 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       });
   }
 
+  /** The first block, which every disk has. */
+  #probe({ blockBytes }: Unit): RemoteRequest<Command> {
+    const ignore = (): void => {};
+    const buffer = new Uint8Array(blockBytes);
+    const nowMs = this.#clock.monotonicMs();
+    const probe = new RemoteRequest(this.#dialect.reads, 0, blockBytes, buffer, nowMs, ignore, ignore);
+    probe.isProbe = true;
+    return probe;
+  }
+
   async #zero(offsetBytes: number, lengthBytes: number, mayPunch: boolean): Promise<void> {
     const how = this.#dialect.zeroes(await this.#reached.promise, mayPunch);
     const end = offsetBytes + lengthBytes;
@@ -422,7 +436,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       { lengthBytes: unit.lengthBytes, blockBytes: unit.blockBytes },
       `${this.#dialect.name}: connected`,
     );
-    const carrier = this.#dispatcher.join(session);
+    const carrier = this.#dispatcher.join(session, this.#probe(unit));
     if (isFirst) {
       this.#reached.resolve(unit);
       while (this.#lanes.length < this.#dialect.sessionsMax(unit)) this.#addLane();

@@ -33,6 +33,8 @@ export class RemoteRequest<Command extends RemoteCommand = RemoteCommand> implem
   background = false;
   /** Part of a look at the disk. */
   isLook = false;
+  /** Shows that a session answers, and ends with it: nobody waits for it. */
+  isProbe = false;
 
   /** Of its buffer, on this session: bytes that came in, or that have gone out, unasked or asked for. */
   movedBytes = 0;
@@ -45,8 +47,13 @@ export class RemoteRequest<Command extends RemoteCommand = RemoteCommand> implem
   tries = 0;
   /** Sessions that ended while it was under way, since a peer has last answered it. */
   losses = 0;
-  /** Of these, those that the peer ended while nothing else was under way. */
-  lossesAlone = 0;
+  /** Times that the peer ended its sessions, and when it last did, in numbers of sending. */
+  peerEnds = 0;
+  endedAs = 0;
+  /** Of these, those on which nothing else was sent beside it. */
+  peerEndsAlone = 0;
+  /** Times that it was alone for so long that the others went on. */
+  acquittals = 0;
 
   /** Where it is among the requests of its carrier, and when it was sent, in numbers of sending. */
   position = 0;

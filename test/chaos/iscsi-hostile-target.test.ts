@@ -104,6 +104,16 @@ for (const transport of ['the clear', 'TLS']) {
     });
   }
 
+  for (const mode of ['is_not_available_at_first', 'is_busy_at_first']) {
+    test(`${over}a target that ${mode.replaceAll('_', ' ')} is waited for by whoever connects`, {
+      skip,
+    }, async (t) => {
+      const { disk } = await connect(t, mode);
+      await disk.read(0, Buffer.alloc(4096));
+      if (mode === 'is_busy_at_first') assert.equal(disk.lastError?.code, 'ISCSI_TARGET_BUSY');
+    });
+  }
+
   test(`${over}a read for which the target always ends the connection fails by name, and the others do not`, {
     skip,
   }, async (t) => {

@@ -27,6 +27,8 @@ export type RemotePeer = {
   /** With patience of some 100 ms for a peer that is silent. */
   connect: (port: number, options: RemoteOptions, wait?: ConnectWait) => Promise<Disk>;
   open: (port: number, lengthBytes: number, options: RemoteOptions) => Disk;
+  /** Its server takes nobody back while a read of the connection before is under way at the device. */
+  hungReadHoldsUpLogin?: boolean;
 };
 
 /** What can be done with one, whatever it speaks. */
@@ -305,13 +307,48 @@ export function testRemoteConformance(peer: RemotePeer): void {
       if (offsetBytes === 64 * 1024) relay.cut();
     };
     const reads = Array.from({ length: 32 }, (_, index) => disk.read(index * 8192, Buffer.alloc(8192)));
+    await until('why it waits', () => disk.trouble !== null);
     const outcomes = await Promise.allSettled(reads);
+    assert.equal(disk.trouble, null, 'nothing waits any more');
     const rejected = outcomes.flatMap(({ status }, index) => (status === 'rejected' ? [index] : []));
     assert.deepEqual(rejected, [8]);
     const { reason } = outcomes[8] as PromiseRejectedResult;
     assert.ok(isGodwitError(reason, codes.failed), String(reason));
     await disk.read(0, Buffer.alloc(4096));
     assert.equal(disk.state, 'connected');
+  });
+
+  test(`${name}: a request that is never answered, and whose connections ended, holds up no other`, {
+    skip: peer.hungReadHoldsUpLogin === true,
+  }, async (t) => {
+    const device = new WatchedDevice({ lengthBytes: MIB });
+    const relay = await relayTo(t, await serve(t, device));
+    const held = Promise.withResolvers<void>();
+    t.after(() => held.resolve());
+    let asked = 0;
+    device.onRead = (offsetBytes) => {
+      if (offsetBytes !== 64 * 1024) return;
+      asked += 1;
+      return held.promise;
+    };
+    // Nobody is kept waiting for three seconds.
+    const clock: Clock = {
+      ...hastyClock().clock,
+      timer: (delayMs, callback) => systemClock.timer(delayMs === 3_000 ? patient(50) : delayMs, callback),
+    };
+    const disk = await connect(relay.port, { ...OPTIONS, clock });
+    t.after(() => disk.close());
+    const reading = disk.read(64 * 1024, Buffer.alloc(4096));
+    for (let count = 1; count <= 3; count += 1) {
+      await until('the read at the peer', () => asked >= count);
+      relay.cut();
+    }
+    await until('the read at the peer again', () => asked >= 4);
+    await Promise.all(Array.from({ length: 16 }, (_, index) => disk.read(index * 2048, Buffer.alloc(2048))));
+    assert.notEqual(disk.trouble, null);
+    held.resolve();
+    await reading;
+    assert.equal(disk.trouble, null);
   });
 
   test(`${name}: guests pass the background, which never takes the last quarter of the queue`, async (t) => {
