@@ -130,7 +130,7 @@ export class Disk {
     this.#named(
       [dirname(from), dirname(to)],
       () => {
-        nodeFs.renameSync(to, from);
+        if (nodeFs.existsSync(to) && nodeFs.existsSync(dirname(from))) nodeFs.renameSync(to, from);
         kept?.giveBack();
       },
       kept?.forget,
@@ -162,7 +162,10 @@ export class Disk {
     const kept = join(this.#stash, String(this.#stashed++));
     nodeFs.renameSync(path, kept);
     return {
-      giveBack: () => nodeFs.renameSync(kept, path),
+      // Not into a folder whose own end is durable.
+      giveBack: () => {
+        if (nodeFs.existsSync(dirname(path))) nodeFs.renameSync(kept, path);
+      },
       forget: () => nodeFs.rmSync(kept, { recursive: true, force: true }),
     };
   }
