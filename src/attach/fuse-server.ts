@@ -16,8 +16,9 @@ import type { Access } from '../opening/spec.ts';
 import type { GuestStatistics } from '../opening/status.ts';
 import { errnoName } from '../sys/libc.ts';
 import { addressOf, ENODEV, eventDescriptor, rawWrite, setNonBlocking } from '../sys/raw-io.ts';
+import { ResidentMemory } from '../sys/resident-memory.ts';
 import { startWriteBack } from '../sys/sync-file-range.ts';
-import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification } from './fuse-protocol.ts';
+import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, resendNotification, SLOT_BYTES } from './fuse-protocol.ts';
 import { COUNTER, GuestCounters, WaitMeter } from './guest-counters.ts';
 import { Heat, hottestRegions } from './heat.ts';
 import { startHotThread } from './hot-program.ts';
@@ -81,6 +82,7 @@ export class FuseServer {
   readonly #waits = new WaitMeter([this.#hotCounters, this.#slowCounters]);
   readonly #hotHeat = new Heat();
   readonly #slowHeat = new Heat();
+  readonly #landing: ResidentMemory;
   readonly #wakeFd: number;
   readonly #worker: Worker;
   readonly #onExit = () => this.#wakeHotThread();
@@ -119,11 +121,13 @@ export class FuseServer {
     // The hot thread looks without sleeping, and then sleeps in poll, where it can be woken.
     check('fcntl', setNonBlocking(options.fuseFd));
     this.#wakeFd = check('eventfd', eventDescriptor());
+    this.#landing = new ResidentMemory(SLOT_BYTES);
     this.#write(resendNotification());
     const workerData: HotThreadData = {
       fuseFd: options.fuseFd,
       wakeFd: this.#wakeFd,
       slots: this.#slots.shared,
+      landingAddress: this.#landing.address,
       counters: this.#hotCounters.shared,
       heat: this.#hotHeat.shared,
       lengthBytes: device.lengthBytes,
@@ -254,6 +258,7 @@ export class FuseServer {
     await this.#worker.terminate();
     process.removeListener('exit', this.#onExit);
     closeSync(this.#wakeFd);
+    this.#landing.free();
   }
 
   #wakeHotThread(): void {

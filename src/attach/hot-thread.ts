@@ -14,6 +14,7 @@ import {
   ENOENT,
   EOPNOTSUPP,
   ReadablePoll,
+  rawCopy,
   rawRead,
   rawReadAt,
   rawReadNow,
@@ -22,7 +23,15 @@ import {
 } from '../sys/raw-io.ts';
 import { viewAt } from '../sys/shared-mapping.ts';
 import { answerMetadata } from './fuse-metadata.ts';
-import { FuseSlot, OPCODE, PAYLOAD_AT, REPLY_AT, REQUEST_AT, REQUEST_BYTES_MAX } from './fuse-protocol.ts';
+import {
+  FuseSlot,
+  OPCODE,
+  PAYLOAD_AT,
+  REPLY_AT,
+  REQUEST_AT,
+  REQUEST_BYTES_MAX,
+  SLOT_BYTES,
+} from './fuse-protocol.ts';
 import { COUNTER, GuestCounters } from './guest-counters.ts';
 import { Heat } from './heat.ts';
 import { ACCESS_STANDBY, ACCESS_WRITABLE, type SharedSlots, SLOT_COUNT, Slots } from './slots.ts';
@@ -38,6 +47,12 @@ export type HotThreadData = {
   /** An event descriptor: readable when the thread shall end. */
   wakeFd: number;
   slots: SharedSlots;
+  /**
+   * Of a slot in memory that is always there (sys/resident-memory.ts), into which each request comes first.
+   * Read into a page that is not there, while this process is being killed, a request fails with EIO at the
+   * guest instead of being sent again: the kernel finds no page for who is about to end.
+   */
+  landingAddress: bigint;
   counters: SharedArrayBuffer;
   heat: SharedArrayBuffer;
   lengthBytes: number;
@@ -105,7 +120,9 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
   const slotOffsets = Array.from({ length: SLOT_COUNT }, (_, index) =>
     Slots.offsetBytesOf(index, dataAddress),
   );
-  const fuseSlots = slotOffsets.map((offsetBytes) => new FuseSlot(data.slots.data, offsetBytes));
+  const landingAddress = Number(data.landingAddress);
+  const landingBytes = viewAt(data.landingAddress, SLOT_BYTES);
+  const landing = new FuseSlot(landingBytes.buffer, landingBytes.byteOffset);
   const poll = new ReadablePoll(fuseFd, data.wakeFd);
   const dataFd = hot?.dataFd ?? -1;
   const validity = mapAt(hot?.validity, lengthBytes);
@@ -277,13 +294,16 @@ function run(data: HotThreadData, cipher: XtsCipher | null): number {
     return true;
   }
 
+  // Before a request is taken in there is a slot for it.
   for (let index = slots.take(); index !== -1; ) {
-    const address = dataAddress + slotOffsets[index]!;
-    const count = receive(address + REQUEST_AT);
+    const count = receive(landingAddress + REQUEST_AT);
     if (count < 0) return count;
     slots.begin();
-    const done = answer(fuseSlots[index]!, address);
-    if (!done && slots.post(index)) parentPort!.postMessage('posted' satisfies HotThreadMessage);
+    const done = answer(landing, landingAddress);
+    if (!done) {
+      rawCopy(dataAddress + slotOffsets[index]! + REQUEST_AT, landingAddress + REQUEST_AT, count);
+      if (slots.post(index)) parentPort!.postMessage('posted' satisfies HotThreadMessage);
+    }
     slots.end();
     if (!done) index = slots.take();
   }

@@ -3,9 +3,8 @@ import { PAYLOAD_BYTES_MAX, SLOT_BYTES } from './fuse-protocol.ts';
 
 /**
  * What the hot thread and the main thread of a volume server share: request slots, and a ring through which
- * the hot thread hands requests over by number, without a copy. All of it is allocated once. When every slot
- * is with the main thread, the hot thread waits: so the memory for requests is bounded, and the kernel keeps
- * the rest.
+ * the hot thread hands requests over by number. All of it is allocated once. When every slot is with the main
+ * thread, the hot thread waits: so the memory for requests is bounded, and the kernel keeps the rest.
  */
 
 /**

@@ -13,6 +13,7 @@ const writeCall = libc.func('write', 'int64_t', ['int', 'uint64_t', 'size_t']);
 const preadv2Call = libc.func('preadv2', 'int64_t', ['int', 'uint64_t', 'int', 'int64_t', 'int']);
 const pwriteCall = libc.func('pwrite', 'int64_t', ['int', 'uint64_t', 'size_t', 'int64_t']);
 const pollCall = libc.func('poll', 'int', ['uint64_t', 'uint64_t', 'int']);
+const memcpyCall = libc.func('memcpy', 'uint64_t', ['uint64_t', 'uint64_t', 'size_t']);
 const madviseCall = libc.func('madvise', 'int', ['uint64_t', 'size_t', 'int']);
 const eventfdCall = libc.func('eventfd', 'int', ['uint32_t', 'int']);
 const fcntlCall = libc.func('fcntl', 'int', ['int', 'int', 'int64_t']);
@@ -71,6 +72,11 @@ export function rawReadAt(fd: number, address: number, lengthBytes: number, offs
 export function rawWriteAt(fd: number, address: number, lengthBytes: number, offsetBytes: number): number {
   const count: number = pwriteCall(fd, address, lengthBytes, offsetBytes);
   return count < 0 ? -lastErrno() : count;
+}
+
+/** memcpy(3), for memory that two threads have: a typed array goes word by word there. */
+export function rawCopy(toAddress: number, fromAddress: number, lengthBytes: number): void {
+  memcpyCall(toAddress, fromAddress, lengthBytes);
 }
 
 /**

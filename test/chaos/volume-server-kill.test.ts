@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { existsSync, mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import type { VolumeSupervisor } from '../../src/attach/volume-supervisor.ts';
@@ -7,6 +8,7 @@ import { leisurely, mustEndWell, NotYet, patient, until } from '../support/patie
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { TcpRelay } from '../support/relay.ts';
 import { requires } from '../support/requires.ts';
+import { mayLack } from '../support/skips.ts';
 import { type Attachment, killServer, LAB_NEEDS, tool, VolumeLab } from '../support/volume-lab.ts';
 
 const KILLS = 10;
@@ -119,4 +121,43 @@ test('the volume server of a clone that hydrates is killed ten times under fio -
     'conv=notrunc',
   );
   await assertSameContent(target.loop, expectedPath);
+});
+
+/** cgroup-v1: the controller's folder. */
+const MEMORY_GROUPS = '/sys/fs/cgroup/memory';
+
+test('the volume server is killed for want of the very page that a write of the guest comes to: no I/O error', {
+  skip:
+    requires(...LAB_NEEDS, 'fio') ||
+    mayLack('memory controller', existsSync(`${MEMORY_GROUPS}/memory.limit_in_bytes`)),
+}, async (t) => {
+  const lab = new VolumeLab(t);
+  const group = join(MEMORY_GROUPS, `godwit-test-${process.pid}`);
+  mkdirSync(group);
+  lab.onClose(() => until('the group to be empty', () => rmdirSync(group) === undefined));
+  writeFileSync(join(group, 'memory.limit_in_bytes'), String(4 * MIB));
+  const store = await lab.store('worker');
+  const record = await store.create({
+    name: 'data',
+    lengthBytes: 64 * MIB,
+    filesystem: 'none',
+  });
+  // In standby what is read of the guest's writes stays in memory: more than there is.
+  const { server, loop } = await lab.attach(store, record, { access: 'standby' });
+  const { serverPid, restarts } = server.state;
+  writeFileSync(`/proc/${serverPid}/oom_score_adj`, '0');
+  writeFileSync(join(group, 'cgroup.procs'), String(serverPid));
+  const writing = new Running(
+    lab,
+    'fio',
+    ...['--name=large', `--filename=${loop}`, '--ioengine=libaio', '--direct=1', '--rw=write', '--bs=1m'],
+    ...['--iodepth=64', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1'],
+  );
+  await until('another server', () => server.state.restarts > restarts && server.state.ready, {
+    state: () => server.state,
+  });
+  assert.equal(server.state.lastError?.values.signal, 'SIGKILL');
+  await server.call('activate', { access: 'writable' });
+  await writing.ended;
+  assert.equal(server.state.restarts, restarts + 1);
 });
