@@ -2,16 +2,19 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { FakeClock } from '../../test/support/fake-clock.ts';
 import { startTarget, TARGET_IQN } from '../../test/support/iscsi-pair.ts';
 import { startNbdServer } from '../../test/support/nbd-pair.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
-import { isGodwitError } from '../base/errors.ts';
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import { PATIENCE } from '../base/patience.ts';
 import { seededRandom, systemRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import {
   connectImportSource,
+  detectFilesystem,
   inWholeBlocks,
   measureUse,
   openImportSource,
@@ -182,4 +185,22 @@ test('how much of a source is in use: as far as there is time, and as far as it 
   };
   const told = await measureUse({ lengthBytes, extents }, systemClock);
   assert.deepEqual(told, { dataBytes: half, unknownBytes: half });
+});
+
+test('a source that is there and answers nothing is refused in time, with what is known of why', async () => {
+  const never = () => new Promise<never>(() => {});
+  const clock = new FakeClock();
+  const silent = { lengthBytes: 2 ** 30, read: never, extents: never };
+  const trouble = new GodwitError('NBD_SILENT', 'The NBD server does not answer', { nextAction: '-' });
+  const source = { ...silent, state: 'connected', lastError: null, trouble };
+  const refused = assert.rejects(
+    detectFilesystem(source, clock),
+    (error) => isGodwitError(error, 'VOLUME_BAD_SOURCE') && /does not answer/.test(error.message),
+  );
+  await clock.run(PATIENCE.importConnect.ms);
+  await refused;
+  const measured = measureUse(silent, clock);
+  await clock.run(PATIENCE.importProbe.ms);
+  assert.deepEqual(await measured, { dataBytes: 0, unknownBytes: 2 ** 30 });
+  assert.equal(clock.pendingTimers, 0);
 });

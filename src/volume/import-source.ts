@@ -143,13 +143,21 @@ export async function connectImportSource(
 
 /**
  * What the source is formatted with, by the magic number of its superblock (ext4: s_magic, Linux
- * fs/ext4/ext4.h; XFS: XFS_SB_MAGIC).
+ * fs/ext4/ext4.h; XFS: XFS_SB_MAGIC). Rejects as the source's reads, or with `VOLUME_BAD_SOURCE` where the
+ * first block did not come in `limitMs`.
  */
 export async function detectFilesystem(
-  device: Pick<BlockDevice, 'read' | 'lengthBytes'>,
+  device: Pick<ImportedDevice, 'read' | 'lengthBytes' | 'state' | 'lastError' | 'trouble'>,
+  clock: Pick<Clock, 'timer'>,
+  limitMs: number = PATIENCE.importConnect.ms,
 ): Promise<'ext4' | 'xfs' | 'none'> {
   const head = Buffer.alloc(BLOCK_BYTES);
-  await device.read(0, head);
+  const answered = device.read(0, head).then(() => true);
+  if (!(await inTime(answered, clock, limitMs))) {
+    const why = device.trouble ?? (device.state === 'connected' ? null : device.lastError);
+    const reason = why === null ? '' : `: ${why.message}`;
+    throw badSource(`its first block could not be read in time${reason}`, { waitedMs: limitMs });
+  }
   if (head.toString('latin1', 0, 4) === 'XFSB') return 'xfs';
   return head.readUInt16LE(1024 + 56) === 0xef53 ? 'ext4' : 'none';
 }
@@ -160,7 +168,7 @@ export async function detectFilesystem(
  */
 export async function measureUse(
   device: Pick<ImportedDevice, 'extents' | 'lengthBytes'>,
-  clock: Pick<Clock, 'monotonicMs'>,
+  clock: Pick<Clock, 'monotonicMs' | 'timer'>,
   budgetMs: number = PATIENCE.importProbe.ms,
 ): Promise<{ dataBytes: number; unknownBytes: number }> {
   const untilMs = clock.monotonicMs() + budgetMs;
@@ -169,14 +177,31 @@ export async function measureUse(
   while (at < device.lengthBytes && clock.monotonicMs() < untilMs) {
     const lengthBytes = Math.min(MEASURE_STEP_BYTES, device.lengthBytes - at);
     // A source that fails to tell is not one that cannot be read.
-    const extents = await device.extents(at, lengthBytes, MEASURE_EXTENTS).catch(() => []);
-    if (extents.length === 0) break;
+    const answer = device.extents(at, lengthBytes, MEASURE_EXTENTS).catch(() => []);
+    const extents = await inTime(answer, clock, untilMs - clock.monotonicMs());
+    if (extents === null || extents.length === 0) break;
     for (const extent of extents) {
       if (extent.kind === 'data') dataBytes += extent.lengthBytes;
       at = extent.offsetBytes + extent.lengthBytes;
     }
   }
   return { dataBytes, unknownBytes: device.lengthBytes - at };
+}
+
+/** Null: it was not there in time. What comes of it later is nobody's. */
+async function inTime<T>(
+  answer: Promise<T>,
+  clock: Pick<Clock, 'timer'>,
+  limitMs: number,
+): Promise<T | null> {
+  const late = Promise.withResolvers<null>();
+  const cancel = clock.timer(limitMs, () => late.resolve(null));
+  try {
+    return await Promise.race([answer, late.promise]);
+  } finally {
+    cancel();
+    answer.catch(() => {});
+  }
 }
 
 /** The same at once, for a source that was looked at before; reads wait until it is there. */

@@ -111,7 +111,7 @@ export class Imports {
     const look = await connectImportSource(source, { clock, random, logger }, CONNECT_TIMEOUT_MS);
     let record: VolumeRecord;
     try {
-      const filesystem = request.filesystem ?? (await detectFilesystem(look));
+      const filesystem = request.filesystem ?? (await detectFilesystem(look, clock));
       const { dataBytes, unknownBytes } = await measureUse(look, clock);
       const usedBytes = dataBytes + unknownBytes;
       const { lengthBytes, sourceLengthBytes, unit, nbdExport } = look;
