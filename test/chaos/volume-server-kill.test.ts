@@ -151,7 +151,7 @@ test('the volume server is killed for want of the very page that a write of the 
     lab,
     'fio',
     ...['--name=large', `--filename=${loop}`, '--ioengine=libaio', '--direct=1', '--rw=write', '--bs=1m'],
-    ...['--iodepth=64', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1'],
+    ...['--iodepth=64', '--verify=crc32c', '--verify_state_save=0', '--do_verify=1', '--verify_fatal=1'],
   );
   await until('another server', () => server.state.restarts > restarts && server.state.ready, {
     state: () => server.state,
