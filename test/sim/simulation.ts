@@ -206,7 +206,8 @@ export class Simulation {
   /** The clock of a process on its host. */
   clockOf(owner: Process): Clock {
     const { boot } = owner;
-    const timer = (delayMs: number, callback: () => void) => this.after(Math.max(0, delayMs), callback);
+    // As Node's. What rounding leaves of a wait would be no time at all, again and again.
+    const timer = (delayMs: number, callback: () => void) => this.after(Math.max(1, delayMs), callback);
     return {
       wallMs: () => this.wallMs(boot),
       monotonicMs: () => this.nowMs - boot.sinceMs,
