@@ -4,6 +4,8 @@ import { FakeWorkerService, machineView, runView } from '../../test/support/fake
 import { GodwitError, type WireError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { traceIdOf, traceparentOf } from '../base/trace-context.ts';
+import { HEALTH, OPERATOR } from '../contract/operator.ts';
+import { PEER } from '../contract/peer.ts';
 import type { ApiApp } from './app.ts';
 import { createApiServer } from './server.ts';
 
@@ -271,60 +273,15 @@ type Operation = {
   responses: Record<string, { content: Record<string, { schema?: unknown }> }>;
 };
 
-/** The whole API: a route that comes or goes shows here. */
+/** The whole API; a route that comes or goes shows in docs/endpoints.md. */
 const ROUTES = [
-  'DELETE /v1/drain',
-  'DELETE /v1/machines/{ref}',
-  'DELETE /v1/volumes/{ref}',
-  'DELETE /v1/volumes/{ref}/serve',
-  'GET /healthz',
-  'GET /metrics',
-  'GET /openapi.json',
-  'GET /v1/drain',
-  'GET /v1/events',
-  'GET /v1/machines',
-  'GET /v1/machines/{ref}',
-  'GET /v1/machines/{ref}/logs',
-  'GET /v1/machines/{ref}/session',
-  'GET /v1/plan',
-  'GET /v1/receipts/{ref}',
-  'GET /v1/rpc/moves/{runId}',
-  'GET /v1/rpc/moves/{runId}/receipt',
-  'GET /v1/rpc/runs/{runId}',
-  'GET /v1/rpc/volumes/{volumeId}/header',
-  'GET /v1/runs',
-  'GET /v1/runs/{id}',
-  'GET /v1/volumes',
-  'GET /v1/volumes/{ref}',
-  'GET /v1/why/{ref}',
-  'GET /v1/worker',
-  'POST /v1/machines',
-  'POST /v1/machines/{ref}/exec',
-  'POST /v1/machines/{ref}/move',
-  'POST /v1/machines/{ref}/restart',
-  'POST /v1/machines/{ref}/start',
-  'POST /v1/machines/{ref}/stop',
-  'POST /v1/rpc/moves/{runId}/cancel',
-  'POST /v1/rpc/moves/{runId}/compare',
-  'POST /v1/rpc/moves/{runId}/countersign',
-  'POST /v1/rpc/moves/{runId}/fetched',
-  'POST /v1/rpc/moves/{runId}/figures',
-  'POST /v1/rpc/moves/{runId}/handoff',
-  'POST /v1/rpc/moves/{runId}/mend',
-  'POST /v1/rpc/moves/{runId}/unfetched',
-  'POST /v1/rpc/offers',
-  'POST /v1/runs/{id}/cancel',
-  'POST /v1/runs/{id}/force',
-  'POST /v1/runs/{id}/nudge',
-  'POST /v1/volumes',
-  'POST /v1/volumes/import',
-  'POST /v1/volumes/{ref}/accept-loss',
-  'POST /v1/volumes/{ref}/recover',
-  'POST /v1/volumes/{ref}/serve',
-  'PUT /v1/drain',
-  'PUT /v1/rpc/moves/{runId}',
-  'PUT /v1/rpc/moves/{runId}/heat',
-];
+  ...['GET /metrics', 'GET /openapi.json'],
+  // Streams, which are no rows of a conversation.
+  ...['GET /v1/events', 'GET /v1/machines/{ref}/logs', 'GET /v1/machines/{ref}/session'],
+  ...Object.values({ ...HEALTH, ...OPERATOR, ...PEER }).map(
+    ({ method, path }) => `${method} ${path.replace(/:(\w+)/g, '{$1}')}`,
+  ),
+].sort();
 
 test('a connection that the system does not hand over ends nobody else', async (t) => {
   const service = new FakeWorkerService('worker-1');

@@ -65,10 +65,11 @@ export async function detachLoop(
   options: { clock: Clock; deadlineMs?: number; tools?: Tools },
 ): Promise<void> {
   const { clock, deadlineMs = DEADLINE_MS, tools = systemTools() } = options;
-  const endsAtMs = clock.monotonicMs() + deadlineMs;
   if (loopFile(device) === null) return;
   boundDirtyPages(device, null);
   const { stderr } = await tools.run(['losetup', '--detach', device], { deadlineMs });
+  // From here on: on a slow host losetup itself may take that long, which says nothing of the device.
+  const endsAtMs = clock.monotonicMs() + deadlineMs;
   while (loopFile(device) !== null) {
     if (clock.monotonicMs() >= endsAtMs) {
       throw new GodwitError(
