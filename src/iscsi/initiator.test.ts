@@ -272,5 +272,4 @@ testRemoteConformance({
     IscsiInitiator.connect(initiatorOptions(port, { ...SILENCE, ...options }), wait),
   open: (port, lengthBytes, options) =>
     IscsiInitiator.open({ ...initiatorOptions(port, { ...SILENCE, ...options }), expected: { lengthBytes } }),
-  hungReadHoldsUpLogin: true,
 });

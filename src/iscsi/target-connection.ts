@@ -222,6 +222,12 @@ export class TargetConnection {
     this.#socket.destroy();
   }
 
+  /** Drops the connection; resolves when its session cannot change anything any more. */
+  async silenced(): Promise<void> {
+    const gone = this.gone();
+    await Promise.race([gone, this.#session?.changesEnded ?? gone]);
+  }
+
   /** Drops the connection; resolves when its session has no device call under way any more. */
   gone(): Promise<void> {
     this.#gone ??= (async () => {

@@ -160,6 +160,7 @@ export class TargetSession implements PduSink {
   #nextTransferTag = 1;
   #text: { parts: Buffer[]; bytes: number } = { parts: [], bytes: 0 };
   #textAnswer: { tag: number; rest: Buffer } | null = null;
+  readonly #changesEnded = Promise.withResolvers<void>();
   #ended = false;
   #logoutStarted = false;
   #lastReceivedMs: number;
@@ -314,15 +315,26 @@ export class TargetSession implements PduSink {
   }
 
   /**
-   * The connection is gone. Resolves when no device call of this session is under way any more, so that a
-   * successor cannot be overtaken by an old write.
+   * After `close`: no device call of this session that may change something is under way any more, so a
+   * successor cannot be overtaken by an old write. Reads may be.
    */
+  get changesEnded(): Promise<void> {
+    return this.#changesEnded.promise;
+  }
+
+  /** The connection is gone. Resolves when no device call of this session is under way any more. */
   async close(): Promise<void> {
     this.#ended = true;
     this.#cancelTimer?.();
-    await this.#abortAll();
+    this.#waitingWrites = [];
+    const tasks = [...this.#tasks.values()];
+    const isRead = ({ plan }: Task): boolean => plan.kind === 'read';
+    const reads = Promise.all(tasks.filter(isRead).map((task) => this.#abort(task)));
+    await Promise.all(tasks.filter((task) => !isRead(task)).map((task) => this.#abort(task)));
     // Not before: what it held by RESERVE(6) is free for others when none of its writes is under way.
     this.#unit?.leave(this.#nexus);
+    this.#changesEnded.resolve();
+    await reads;
   }
 
   // --- SCSI commands

@@ -249,6 +249,8 @@ export class IscsiTarget {
   readonly #exports = new Map<string, TargetExport>();
   readonly #connections = new Set<TargetConnection>();
   readonly #sessions = new Map<string, SessionRecord>();
+  /** Sessions that were replaced, each under a key of its own until it has ended. */
+  #replaced = 0;
   #nextTsih = 1;
   #bytesServedByGone = 0;
   #closed = false;
@@ -567,16 +569,23 @@ export class IscsiTarget {
     };
   }
 
-  /** Session reinstatement (RFC 7143 section 6.3.5). False: the old session's device calls do not end. */
+  /**
+   * Session reinstatement (RFC 7143 section 6.3.5). The old session counts until its reads have ended too, of
+   * which the new one need not wait for any. False: what it changes does not end.
+   */
   async #replace(previous: SessionRecord): Promise<boolean> {
     this.#logger.info({ initiator: previous.initiatorIqn }, 'iSCSI: session is replaced');
     let cancel = (): void => {};
     const timeout = new Promise<false>((resolve) => {
       cancel = this.#clock.timer(REINSTATEMENT_TIMEOUT_MS, () => resolve(false));
     });
-    const gone = previous.connection.gone().then(() => true);
-    const done = await Promise.race([gone, timeout]);
+    const silenced = previous.connection.silenced().then(() => true);
+    const done = await Promise.race([silenced, timeout]);
     cancel();
+    if (done && this.#sessions.get(previous.key) === previous) {
+      this.#sessions.delete(previous.key);
+      this.#sessions.set(`${previous.key}\n${this.#replaced++}`, previous);
+    }
     return done;
   }
 
