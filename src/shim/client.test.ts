@@ -1,10 +1,17 @@
 import assert from 'node:assert/strict';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
 import { FakeClock } from '../../test/support/fake-clock.ts';
+import { mustEndWell } from '../../test/support/patience.ts';
+import { requires } from '../../test/support/requires.ts';
+import { scratchDir } from '../../test/support/scratch.ts';
+import { unmount } from '../../test/support/unmount.ts';
+import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import type { LineOperation } from '../base/line-conversation.ts';
 import { OPERATIONS, type OperationRow } from '../opening/operations.ts';
-import { ShimClient, type ShimConnection } from './client.ts';
+import { ShimClient, type ShimConnection, startShim } from './client.ts';
 import { SHIM } from './protocol.ts';
 
 /** A shim of an earlier version, which has neither of these. */
@@ -31,5 +38,23 @@ test('a question that came later, to a shim or a volume server of before, is one
       assert.ok(isGodwitError(error, 'RPC_EARLIER_VERSION'), String(error));
       return /^the shim m_1/.test(error.message) && error.retry === 'never';
     });
+  }
+});
+
+test('a shim for whose folder, or log, there is no inode is not started, by name', {
+  skip: requires('root'),
+}, async (t) => {
+  const root = scratchDir(t);
+  await mustEndWell('mount', ['-t', 'tmpfs', '-o', 'nr_inodes=3', 'tmpfs', root]);
+  try {
+    const runtimeDir = join(root, 'm_1');
+    const start = () => startShim({ runtimeDir, hidden: [], clock: systemClock });
+    writeFileSync(join(root, 'one'), '');
+    mkdirSync(runtimeDir);
+    await assert.rejects(start(), { code: 'MACHINE_RUNTIME_NO_SPACE' });
+    const other = { runtimeDir: join(root, 'm_2'), hidden: [], clock: systemClock };
+    await assert.rejects(startShim(other), { code: 'MACHINE_RUNTIME_NO_SPACE', retry: 'never' });
+  } finally {
+    await unmount(root);
   }
 });

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { AnswerTime } from '../base/answer-time.ts';
 import type { Clock } from '../base/clock.ts';
 import { entryPoint } from '../base/entry-point.ts';
-import { GodwitError, isGodwitError, systemErrorCode } from '../base/errors.ts';
+import { GodwitError, isDiskFull, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { ofEarlierProcess } from '../base/later-question.ts';
 import { LineRpc, rpcTimeout } from '../base/line-rpc.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
@@ -45,7 +45,7 @@ export type StartShimOptions = {
  */
 export async function startShim(options: StartShimOptions): Promise<ShimClient> {
   const { clock } = options;
-  mkdirSync(options.runtimeDir, { recursive: true, mode: 0o700 });
+  withShimRoom(options.runtimeDir, () => mkdirSync(options.runtimeDir, { recursive: true, mode: 0o700 }));
   // Mount tables have paths without symbolic links, so all of us use those.
   const runtimeDir = realpathSync(options.runtimeDir);
   const socketPath = join(runtimeDir, SHIM_FILES.socket);
@@ -60,7 +60,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   const running = await connect();
   if (running !== null) return running;
 
-  const log = openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600);
+  const log = withShimRoom(runtimeDir, () => openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600));
   let ended: string | undefined;
   const child = startProgram(
     process.execPath,
@@ -99,7 +99,9 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
     }
     if (hostError) throw hostError;
     if (over !== undefined) {
-      await requireShimRoom(runtimeDir);
+      // One that ends for want of room has none to say so.
+      const full = await shimRoomLacks(runtimeDir);
+      if (full !== null) throw noShimRoom(runtimeDir, full);
       throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
         values: { runtimeDir },
         retry: 'later',
@@ -110,18 +112,22 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   }
 }
 
-/**
- * Its state, its log, and the tables of a jail. Throws `MACHINE_RUNTIME_NO_SPACE`: a shim that ends for want
- * of room has none to say so.
- */
-async function requireShimRoom(runtimeDir: string): Promise<void> {
-  const full = await shimRoomLacks(runtimeDir);
-  if (full === null) return;
-  throw new GodwitError('MACHINE_RUNTIME_NO_SPACE', `there is no room for a shim in ${runtimeDir}: ${full}`, {
-    values: { runtimeDir },
-    retry: 'never',
-    nextAction: makeShimRoom(runtimeDir),
-  });
+/** For its state, its log, and the tables of a jail. `full`: the end of a sentence. */
+function noShimRoom(runtimeDir: string, full: string): GodwitError {
+  return new GodwitError(
+    'MACHINE_RUNTIME_NO_SPACE',
+    `there is no room for a shim in ${runtimeDir}: ${full}`,
+    { values: { runtimeDir }, retry: 'never', nextAction: makeShimRoom(dirname(runtimeDir)) },
+  );
+}
+
+/** What `make` makes. Throws `MACHINE_RUNTIME_NO_SPACE` where there is no room for it. */
+function withShimRoom<Made>(runtimeDir: string, make: () => Made): Made {
+  try {
+    return make();
+  } catch (error) {
+    throw isDiskFull(error) ? noShimRoom(runtimeDir, messageOf(error)) : error;
+  }
 }
 
 /** Why there is no room for another shim below a folder, as the end of a sentence; null: there is. */

@@ -181,6 +181,8 @@ export class ShimService {
   #writeStateLater(text: string): void {
     if (this.#stateText !== text) return;
     this.#stateText = '';
+    // One try to come, however many changes were refused.
+    this.#cancelRewrite();
     this.#cancelRewrite = this.#options.clock.timer(PAUSE.shimStateAgain.ms, () => {
       this.writeState().catch(() => {});
     });
