@@ -74,10 +74,10 @@ export type JournalOptions = {
   keepNewest?: number;
 };
 
-/** How an attempt ended: the events that say so, and, for a Handoff, the run that takes over. */
 /**
- * `values`: what the step returned, put down in the same append. `retryDueMs`: of one that failed, when it is
- * tried again, on the monotonic clock: the wall clock may be set before the journal can be told.
+ * How an attempt ended: the event that says so, and, for a Handoff, the run that takes over. `values`: what
+ * the step returned, put down in the same append. `retryDueMs`: of one that failed, when it is tried again,
+ * on the monotonic clock: the wall clock may be set before the journal can be told.
  */
 type AttemptEnd = {
   body: EventBody;

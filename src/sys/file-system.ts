@@ -36,8 +36,8 @@ export async function fileSystemOf(path: string): Promise<FileSystem> {
 }
 
 /**
- * Why nothing more goes into a folder, as the end of a sentence; null: `lengthBytes` do, or it cannot be told.
- * Rejects with Node's error (ENOENT…).
+ * Why nothing more goes into a folder, as the end of a sentence; null: `lengthBytes` do, or it cannot be
+ * told. Rejects with Node's error (ENOENT…).
  */
 export async function fullness(path: string, lengthBytes: number): Promise<string | null> {
   const { blocks, bavail, bsize, files, ffree } = await statfs(path);
