@@ -4,6 +4,7 @@ import { flushCompileCache } from 'node:module';
 import { createServer, type Server } from 'node:net';
 import { join, resolve } from 'node:path';
 import { systemClock } from '../base/clock.ts';
+import { collectAfterStart } from '../base/collect-after-start.ts';
 import { messageOf, systemErrorCode } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LineRpc } from '../base/line-rpc.ts';
@@ -103,6 +104,7 @@ async function main(): Promise<void> {
   server.on('error', (error) => logger.error({ reason: messageOf(error) }, 'a connection was not taken'));
   logger.info({ runtimeDir }, 'shim listens');
   // Node writes its compile cache at the exit, which for a shim is far away; the next shims want it now.
+  collectAfterStart(systemClock);
   setTimeout(flushCompileCache, 500).unref();
 }
 

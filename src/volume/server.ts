@@ -2,6 +2,7 @@
 import '../sys/thread-pool.ts';
 import { flushCompileCache } from 'node:module';
 import { systemClock } from '../base/clock.ts';
+import { collectAfterStart } from '../base/collect-after-start.ts';
 import { toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
@@ -140,6 +141,7 @@ async function main(): Promise<void> {
   }
   opened.resolve(served);
   emit('ready', served.ready);
+  collectAfterStart(systemClock);
   served.start?.();
   // Now, because a server that is killed would not: the next one starts in half the time, and without the
   // compiler's memory.
