@@ -49,8 +49,10 @@ export class Content {
     this.#durable = this.#copy();
   }
 
+  /** Of what the guest wrote. What was fetched comes again. */
   get isFlushed(): boolean {
-    return this.blocks.every((value, block) => value === this.#durable.blocks[block]);
+    const isFetched = (block: number) => this.present !== null && !this.written[block];
+    return this.blocks.every((value, block) => value === this.#durable.blocks[block] || isFetched(block));
   }
 
   /** What no flush has made durable may be there and may not, block by block. */
