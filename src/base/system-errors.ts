@@ -84,9 +84,11 @@ const ROWS: readonly Row[] = [
     code: 'HOST_NO_DESCRIPTORS',
     is: isOneOf('EMFILE', 'ENFILE'),
     what: (error) =>
-      `${systemErrorCode(error) === 'EMFILE' ? 'this process' : 'this host'} may open no more files`,
-    nextAction: () =>
-      'Raise the limit (LimitNOFILE of the service, ulimit -n; fs.file-max), and restart the worker.',
+      `${systemErrorCode(error) === 'EMFILE' ? `process ${process.pid}` : 'this host'} may open no more files`,
+    nextAction: (error) =>
+      systemErrorCode(error) === 'EMFILE'
+        ? `\`prlimit --pid ${process.pid} --nofile=65536\` raises its limit at once; LimitNOFILE of the service (ulimit -n) that of what is started later.`
+        : 'Raise fs.file-max (sysctl), or end what has so many files open.',
   },
   {
     code: 'HOST_NO_PROCESSES',
