@@ -10,7 +10,7 @@ export type Failure = {
   error: GodwitError;
   /**
    * no: the caller is told. now: it is sent again at once. later: after a pause, and meanwhile `trouble` says
-   * why. afterLook: when the disk was looked at. nextSession: this session, and all beside it, are over.
+   * why. afterLook: when the disk was looked at. nextSession: this session is over.
    */
   again: 'no' | 'now' | 'later' | 'afterLook' | 'nextSession';
   /** It is sent again for as long as it takes, and not only a number of times. */

@@ -46,6 +46,7 @@ function world(depth = 64) {
     const own: { carrier: Carrier<RemoteCommand> | null } = { carrier: null };
     const session = {
       hasRoom: true,
+      fails: 0,
       send: (sent: Request) => {
         got.push(sent);
         const failure = answer(sent);
@@ -56,12 +57,15 @@ function world(depth = 64) {
           });
         }
       },
-      fail: () => {},
+      fail: () => {
+        session.fails += 1;
+        session.hasRoom = false;
+      },
     };
     own.carrier = dispatcher.join(session, probe);
     dispatcher.pump();
     const carrier = own.carrier;
-    return { carrier, got, probe, end: (byPeer = true) => dispatcher.leave(carrier, lost, byPeer) };
+    return { carrier, got, probe, session, end: (byPeer = true) => dispatcher.leave(carrier, lost, byPeer) };
   };
   return { clock, dispatcher, outcomes, submit, join };
 }
@@ -167,6 +171,20 @@ test('beside a session that answers, one that never does gets nothing that someb
   for (let count = 0; count < 32; count += 1) submit();
   assert.equal(other.got.length - 1, 16);
   assert.equal(good.got.length - before, 16);
+});
+
+test('one that sends all to the next session is over with its probe, and the sessions beside it are not', async () => {
+  const { clock, submit, join, outcomes } = world();
+  const good = join(() => null);
+  submit();
+  await clock.run(10);
+  const leaving = join(() => ({ error: lost, again: 'nextSession' }));
+  const all = Array.from({ length: 32 }, () => submit());
+  await clock.run(10);
+  assert.deepEqual([leaving.got, leaving.session.fails], [[leaving.probe], 1]);
+  assert.equal(leaving.carrier.proven, false);
+  assert.equal(good.session.fails, 0);
+  assert.ok(all.every((request) => outcomes.get(request) === 'done'));
 });
 
 test('a request that is never answered is alone for some seconds after its sessions ended, and then the others go on', async () => {

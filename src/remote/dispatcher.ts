@@ -291,7 +291,9 @@ export class Dispatcher<Command extends RemoteCommand> {
       request.early = { failure };
       return;
     }
-    carrier.proven = true;
+    // What sends all to the next session says that this one is over, and nothing of those beside it.
+    if (failure?.again === 'nextSession') carrier.session.fail(failure.error);
+    else carrier.proven = true;
     if ((failure === null || failure.again === 'no') && !request.isLook) carrier.answers += 1;
     remove(carrier.requests, request);
     if (carrier.suspect === request) {
@@ -338,7 +340,6 @@ export class Dispatcher<Command extends RemoteCommand> {
     this.#troubles.set(request, error);
     if (again === 'nextSession') {
       this.#queue.putBack([request]);
-      this.failSessions(error);
       return;
     }
     const goOn = (): void => {
