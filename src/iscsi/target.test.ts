@@ -560,6 +560,47 @@ test('a replaced session waits for the writes that are under way', async (t) => 
   );
 });
 
+test('a replaced session whose reads hang holds up nobody, and counts until they end', async (t) => {
+  const held = Promise.withResolvers<void>();
+  let asked = 0;
+  class Hanging extends MemoryDevice {
+    override readNow(): boolean {
+      return false;
+    }
+    override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+      asked += 1;
+      if (asked <= 2) await held.promise;
+      await super.read(offsetBytes, into);
+    }
+  }
+  const device = new Hanging({ lengthBytes: 1024 * 1024 });
+  const { target, share } = await startTarget(t, device, { grant: { chap: null } });
+  const login = async (reads: number): Promise<RawPeer> => {
+    const peer = new RawPeer(t, target.port);
+    peer.login(NAMES);
+    assert.equal(await peer.loginStatus(), LOGIN_STATUS.success);
+    if (reads > 0) peer.read(1, 100, 0, 1);
+    return peer;
+  };
+  // Each one replaces the one before.
+  await login(1);
+  await until('the first read', () => asked === 1);
+  await login(1);
+  await until('the second read', () => asked === 2);
+  const third = await login(1);
+  assert.equal((await third.next())!.data.length, 512);
+  assert.equal(target.statistics().sessions, 3);
+  let isRemoved = false;
+  const removed = target.removeExport(share.targetIqn).then(() => {
+    isRemoved = true;
+  });
+  await third.closed;
+  assert.equal(isRemoved, false, 'the device is in use');
+  held.resolve();
+  await removed;
+  await until('nobody', () => target.statistics().sessions === 0);
+});
+
 test('a failing device gives a medium error, and the session goes on', async (t) => {
   const inner = memory();
   const device: BlockDevice = {
