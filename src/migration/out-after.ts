@@ -1,3 +1,4 @@
+import { deadline } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { GuestUse } from '../contract/peer.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
@@ -42,9 +43,15 @@ export const serve = outStep({
       const nowMs = tools.clock.monotonicMs();
       if (pauseMs === 500 && nowMs - askedAtMs >= GUEST_USE_EVERY_MS) {
         askedAtMs = nowMs;
-        use = await peer.guest(runId, {}, { signal }).then(
-          (told) => useText(told, peer.name),
-          () => '',
+        // Nobody waits for it: it is for a sentence.
+        const ends = AbortSignal.any([signal, deadline(tools.clock, GUEST_USE_EVERY_MS)]);
+        peer.guest(runId, {}, { signal: ends }).then(
+          (told) => {
+            use = useText(told, peer.name);
+          },
+          () => {
+            use = '';
+          },
         );
       }
       context.waiting(
