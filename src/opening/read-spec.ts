@@ -36,6 +36,7 @@ export const ACCESS = oneOf('standby', 'writable', 'readonly');
 const VOLUME = { volumeId: ownName, generation: integer(1), lengthBytes: integer(4096), volumeDir: text };
 const PLANE = { plane: oneOf('kernel') };
 const WHEN_FULL = { whenFull: oneOf('pause', 'error') };
+const DATA_LOSS = { dataLoss: object({ atMs: number, reason: text }) };
 
 const HEADER = { uuid: text, keyGeneration: integer(1) };
 const OF_KEY = { keyVolumeId: ownName };
@@ -58,7 +59,7 @@ const MAY_ATTACH = {
   leaving: oneOf('running', 'stopped'),
   follows: flag,
   instance: text,
-  dataLoss: object({ atMs: number, reason: text }),
+  ...DATA_LOSS,
   nbd: object({
     path: textFrom(1),
     owner: object({ uid: integer(0), gid: integer(0) }),
@@ -116,7 +117,7 @@ const SPEC = tagged('kind', {
       access: oneOf('readonly', 'writable'),
       serve: object({ exportName: text, listen: LISTEN }),
     },
-    { ...PLANE, ...WHEN_FULL, ...ENCRYPTION },
+    { ...PLANE, ...WHEN_FULL, ...DATA_LOSS, ...ENCRYPTION },
   ),
 });
 

@@ -80,7 +80,9 @@ test('the next server listens where the first one was, and knows whom it follows
   assert.equal(specFollowing(serve, '8:1'), serve);
   const loss = { atMs: 1, reason: 'flush failed' };
   assert.deepEqual(specWithLoss(own, loss), { ...own, dataLoss: loss });
-  assert.equal(specWithLoss(serve, loss), serve);
+  assert.deepEqual(specWithLoss(serve, loss), { ...serve, dataLoss: loss });
+  const share = ofKind('export');
+  assert.equal(specWithLoss(share, loss), share, 'nobody writes there');
 });
 
 test('a status shows what is open, and no secret of it', () => {

@@ -59,5 +59,5 @@ export function specFollowing(spec: OpeningSpec, instance: string | null): Openi
 
 /** After a server that told a loss of data, which the disk may refuse to have written down. */
 export function specWithLoss(spec: OpeningSpec, dataLoss: { atMs: number; reason: string }): OpeningSpec {
-  return isAttach(spec) ? { ...spec, dataLoss } : spec;
+  return spec.kind === 'export' ? spec : { ...spec, dataLoss };
 }

@@ -179,6 +179,9 @@ const VOLUME = {
  */
 const WHEN_FULL = Type.Optional(OneOf('pause', 'error'));
 
+/** What an earlier server told to be lost, and perhaps could not write down. */
+const DATA_LOSS = Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() }));
+
 /** Of an opening in role `attach`. */
 const ATTACH = {
   access: Access,
@@ -191,8 +194,7 @@ const ATTACH = {
    * With `follows`: what that one said of the filesystem that its data is in (sys/filesystem-instance.ts).
    */
   instance: Type.Optional(Type.String()),
-  /** What an earlier server told to be lost, and perhaps could not write down. */
-  dataLoss: Type.Optional(Type.Object({ atMs: Type.Number(), reason: Type.String() })),
+  dataLoss: DATA_LOSS,
   nbd: Type.Optional(NbdSocketSpec),
 };
 
@@ -280,6 +282,7 @@ const SERVE = Type.Object({
   /** With either the lock of a writer is held, so that nothing changes under a reader. */
   access: OneOf('readonly', 'writable'),
   whenFull: WHEN_FULL,
+  dataLoss: DATA_LOSS,
   encryption: Type.Optional(EncryptionSpec),
   serve: Type.Object({
     /** What NBD clients ask for. */

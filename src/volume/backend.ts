@@ -151,7 +151,7 @@ class ServedOpening implements Opening {
     this.#fuse = null;
     const { spec } = this;
     // With the server ends who would go on trying, and with this process who else knows.
-    if (isAttach(spec) && spec.dataLoss) await keepDataLoss(spec, spec.dataLoss);
+    if (spec.kind !== 'export' && spec.dataLoss) await keepDataLoss(spec, spec.dataLoss);
     await this.#supervisor.stop();
   }
 }

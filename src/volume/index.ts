@@ -2,7 +2,7 @@
 
 export * from '../opening/spec.ts';
 export * from '../opening/status.ts';
-export { readDataLoss } from './data-guard.ts';
+export { lostError, readDataLoss } from './data-guard.ts';
 export { isDataLocked } from './data-lock.ts';
 export { diskReserveBytes } from './disk-room.ts';
 export { encryptionCapabilities, readGeometry, readHeaderFile } from './encryption.ts';

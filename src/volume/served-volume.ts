@@ -13,6 +13,7 @@ import type { AnswersOf } from '../opening/perform.ts';
 import type { ServeListen, ServeSpec } from '../opening/spec.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { TlsFiles, TlsIdentity } from '../sys/tls-identity.ts';
+import { DataGuard, GuardedFile } from './data-guard.ts';
 import type { DataLock } from './data-lock.ts';
 import { type DiskRoom, RoomyDevice, roomOf } from './disk-room.ts';
 import type { UnlockedVolume } from './encryption.ts';
@@ -26,6 +27,8 @@ export type ServedVolumeOptions = {
   logger: Logger;
   /** What peers make this process hold, whatever it serves them by. */
   peers: PeerBook;
+  /** The disk lost what a client wrote. */
+  onDataLost: () => void;
 };
 
 /** What clients talk to. */
@@ -48,6 +51,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
   };
   readonly #spec: ServeSpec;
   readonly #device: BlockDevice;
+  readonly #guard: DataGuard;
   /** Null: nobody writes. */
   readonly #room: DiskRoom | null;
   readonly #listener: Listener;
@@ -58,6 +62,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
     spec: ServeSpec,
     parts: {
       device: BlockDevice;
+      guard: DataGuard;
       room: DiskRoom | null;
       listener: Listener;
       lock: DataLock;
@@ -66,6 +71,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
   ) {
     this.#spec = spec;
     this.#device = parts.device;
+    this.#guard = parts.guard;
     this.#room = parts.room;
     this.#listener = parts.listener;
     this.#lock = parts.lock;
@@ -84,13 +90,17 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
     let device: BlockDevice | null = null;
     const forgetKey = () => unlocked?.volumeKey.dispose();
     try {
+      // As of a volume that a machine has: who lost a write, and asks the next server, is told too.
+      const guard = new DataGuard({ ...spec, clock: options.clock, logger: options.logger });
+      guard.onLost(options.onDataLost);
       const file = await FileDevice.open({
         file: join(spec.volumeDir, VOLUME_FILES.data),
         lengthBytes: spec.lengthBytes,
         blockBytes: BLOCK_BYTES,
         writable: spec.access === 'writable',
+        flushFailureStays: false,
       });
-      device = file;
+      device = new GuardedFile(file, guard);
       lock.checkIs(file.fileDescriptor);
       if (spec.encryption) {
         const { plaintextOf, unlockVolume } = await import('./encryption.ts');
@@ -104,7 +114,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
         serve.listen.kind === 'iscsi'
           ? await listenIscsi(spec, serve.listen, device, options)
           : await listenNbd(spec, serve.exportName, serve.listen, device, options);
-      return new ServedVolume(spec, { device, room, listener, lock, forgetKey });
+      return new ServedVolume(spec, { device, guard, room, listener, lock, forgetKey });
     } catch (error) {
       await device?.close();
       forgetKey();
@@ -122,6 +132,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
     const counts = { reads: 0, readBytes: 0, writes: 0, writeBytes: 0, flushes: 0, misses: 0 };
     const latencies = { readLatencyP50Ms: 0, readLatencyP99Ms: 0, missLatencyP50Ms: 0, missLatencyP99Ms: 0 };
     const noRoom = this.#room?.shortage();
+    const { lost } = this.#guard;
     return {
       role: 'serve',
       volumeId,
@@ -131,6 +142,7 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
       guest: { ...counts, ...latencies },
       served: { location: this.#listener.location, connections: this.#listener.connections() },
       ...(noRoom && { noRoom }),
+      ...(lost && { dataLoss: { atMs: lost.atMs, reason: lost.reason } }),
     };
   }
 
@@ -144,7 +156,8 @@ export class ServedVolume implements OpenVolume<'serve', 'userspace'> {
   async close(): Promise<void> {
     this.#room?.close({ refuse: true });
     await this.#listener.close();
-    await this.#flush();
+    // What is lost was told.
+    if (this.#guard.lost === null) await this.#flush();
     await this.#device.close();
     this.#forgetKey();
     this.#lock.release();

@@ -100,7 +100,7 @@ async function serve(spec: OpeningSpec, { logger, emit, lookNow }: Told): Promis
     }
     case 'serve': {
       const { ServedVolume } = await import('./served-volume.ts');
-      const volume = await ServedVolume.open(spec, options);
+      const volume = await ServedVolume.open(spec, { ...options, onDataLost: lookNow });
       return { volume, ready: volume.port === null ? {} : { port: volume.port } };
     }
   }

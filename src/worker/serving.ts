@@ -12,7 +12,9 @@ import { namedPlace } from '../sys/named-path.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   type KeySource,
+  lostError,
   newChapSecret,
+  readDataLoss,
   type ServeListen,
   serveSpec,
   targetIqn,
@@ -61,7 +63,8 @@ export class Serving {
   /**
    * Serves a whole volume that no running machine has, until `stop`; a stopped one gives it back. Rejects
    * `WORKER_VOLUME_SERVED`, `WORKER_VOLUME_HELD`, `WORKER_SERVE_REFUSED`, `WORKER_SERVE_IN_CLEAR`,
-   * `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING` and with the errors of `ServedVolume.open`.
+   * `WORKER_BAD_LISTEN`, `SYS_PATH_REFUSED`, `MACHINE_MOVING`, `VOLUME_DATA_LOST`, and with the errors of
+   * `ServedVolume.open`.
    */
   serve({ id }: VolumeRecord, request: ServeVolumeRequest): Promise<ServeReply> {
     return this.#turns.run(id, async () => this.#serve(await this.#options.volumes.get(id), request));
@@ -79,6 +82,9 @@ export class Serving {
             : 'It has moved, or is moving: serve it where `godwit volume list` says that it is ready.',
       });
     }
+    const volume = { volumeDir: volumes.folder(id), volumeId: id, generation: record.generation };
+    const loss = readDataLoss(volume.volumeDir, volume);
+    if (loss !== null) throw lostError(volume, loss);
     await openings.refuseKept(record, 'serve');
     const chap =
       request.protocol === 'iscsi'
@@ -123,6 +129,11 @@ export class Serving {
   /** Of a volume that is served: that what its clients write finds no room. */
   async noRoom(volumeId: string): Promise<VolumeServerStatus['noRoom']> {
     return (await this.#look(volumeId)).status?.volume?.status?.noRoom;
+  }
+
+  /** Of a volume that is served: that its disk lost what a client wrote, also where it refuses the word. */
+  async dataLoss(volumeId: string): Promise<VolumeServerStatus['dataLoss']> {
+    return (await this.#look(volumeId)).status?.volume?.status?.dataLoss;
   }
 
   /**

@@ -84,6 +84,7 @@ export class Views {
     const attached = volume?.spec.volumeId === record.id ? volume : null;
     const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
+    const servedLoss = own ? undefined : await this.#o.serving.dataLoss(record.id).catch(() => undefined);
     return {
       id: record.id,
       name: record.name,
@@ -102,7 +103,7 @@ export class Views {
         ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
         : await this.#o.serving.view(record.id).catch(() => null),
       destroyAfterMs: record.destroyAfterMs,
-      ...dataLossOf(this.#o.volumes, record, status?.dataLoss),
+      ...dataLossOf(this.#o.volumes, record, status?.dataLoss ?? servedLoss),
     };
   }
 }

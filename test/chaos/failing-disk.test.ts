@@ -11,6 +11,8 @@ import {
   slowDisk,
   thinDisk,
 } from '../support/backing-disk.ts';
+import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { startNbdClient } from '../support/nbd-pair.ts';
 import { NotYet, until } from '../support/patience.ts';
 import { assertSameContent, moveRawVolume, Running } from '../support/raw-clone.ts';
 import { requires } from '../support/requires.ts';
@@ -152,6 +154,48 @@ test('a disk that loses what a guest wrote, and refuses the word of it too: the 
   await assert.rejects(store.makeDataDurable(made.id), /EIO/);
   disk.takeAgain();
   await store.makeDataDurable(made.id);
+});
+
+test('a disk that loses what a client of a served volume wrote: every client of every later server is told, and so is an operator', {
+  skip: skip || fleetNeeds,
+}, async (t) => {
+  const lab = new VolumeLab();
+  const disk = await failingXfs(lab, 'alpha');
+  const flags = { alpha: ['--disk', '200MiB'] };
+  const fleet = await Fleet.start(t, ['alpha'], { dataDir: { alpha: disk.dir }, flags });
+  // Its disk goes when nothing of it is left there.
+  t.after(() => lab.close());
+  const alpha = fleet.worker('alpha');
+  const api = alpha.client;
+  const made = { name: 'disk', lengthBytes: LENGTH_BYTES, filesystem: 'none', encrypted: false } as const;
+  const volume = await api.createVolume(made);
+  const path = join(lab.dir, 'disk.sock');
+  const request = { protocol: 'nbd', listen: `unix:${path}`, writable: true } as const;
+  await api.serveVolume(volume.id, request);
+  const client = await startNbdClient(t, { path });
+  const other = await startNbdClient(t, { path });
+  await client.write(0, Buffer.alloc(65_536, 1));
+  await client.flush();
+  await disk.refuse();
+  await client.write(0, Buffer.alloc(65_536, 2));
+  await assert.rejects(client.flush(), /EIO/);
+  await assert.rejects(other.flush(), /EIO/);
+  disk.takeAgain();
+  await assert.rejects(client.flush(), /EIO/);
+  const why = async () => (await fleet.run('why', 'disk')).stdout;
+  await until('why to tell it', why, { is: (said) => said.includes('the disk of this host lost') });
+
+  // Neither the old bytes nor the new ones, which may be in memory yet.
+  const { state } = alpha.shims()[0]!;
+  process.kill(state.volumeServer!.pid, 'SIGKILL');
+  await assert.rejects(other.read(0, Buffer.alloc(4096)), /EIO/);
+  await assert.rejects(other.flush(), /EIO/);
+  await api.stopServing(volume.id);
+  await assert.rejects(api.serveVolume(volume.id, request), { code: 'VOLUME_DATA_LOST' });
+  assert.equal((await fleet.run('volume', 'accept-loss', 'disk', '--yes')).exitCode, 0);
+  await api.serveVolume(volume.id, request);
+  await client.write(0, Buffer.alloc(65_536, 3));
+  await client.flush();
 });
 
 test('a disk that hangs: what is here and what comes is read, it is named, and all follows when it goes on', {
