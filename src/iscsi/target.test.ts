@@ -15,7 +15,7 @@ import {
 import { patient, until } from '../../test/support/patience.ts';
 import { PowerSupply } from '../../test/support/power-supply.ts';
 import { reached } from '../../test/support/remote-state.ts';
-import { systemClock } from '../base/clock.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -836,4 +836,41 @@ test('a SYNCHRONIZE CACHE of one session is one for all', async (t) => {
     await disk.read(index * MIB, found);
     assert.ok(found.equals(bytes), `what session ${index} wrote`);
   }
+});
+
+test('who replaces sessions again and again has so many reads that hang, and then waits for them', async (t) => {
+  const held = Promise.withResolvers<void>();
+  let asked = 0;
+  class Hanging extends MemoryDevice {
+    override readNow(): boolean {
+      return false;
+    }
+    override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+      asked += 1;
+      await held.promise;
+      await super.read(offsetBytes, into);
+    }
+  }
+  const device = new Hanging({ lengthBytes: 1024 * 1024 });
+  // Nobody is waited for ten seconds.
+  const clock: Clock = {
+    ...systemClock,
+    timer: (delayMs, callback) => systemClock.timer(delayMs === 10_000 ? 300 : delayMs, callback),
+  };
+  const { target } = await startTarget(t, device, { grant: { chap: null }, clock });
+  const login = async (): Promise<number> => {
+    const peer = new RawPeer(t, target.port);
+    peer.login(NAMES);
+    const status = await peer.loginStatus();
+    if (status === LOGIN_STATUS.success) for (let tag = 1; tag <= 3; tag += 1) peer.read(tag, 99 + tag, 0, 1);
+    return status;
+  };
+  for (let session = 1; session <= 3; session += 1) {
+    assert.equal(await login(), LOGIN_STATUS.success);
+    await until('its reads', () => asked === session * 3);
+  }
+  assert.equal(await login(), LOGIN_STATUS.serviceUnavailable);
+  held.resolve();
+  await until('nobody', () => target.statistics().sessions === 0);
+  assert.equal(await login(), LOGIN_STATUS.success);
 });

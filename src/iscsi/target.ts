@@ -117,6 +117,12 @@ class HalfOpen implements Guest {
 const POOL_BYTES = 32 * 1024 * 1024;
 /** How long a login waits for the device calls of the session that it replaces. */
 const REINSTATEMENT_TIMEOUT_MS = 10_000;
+/**
+ * Each holds a thread of this process (sys/thread-pool.ts) for as long as the device does not answer: an
+ * initiator that is cut off again and again, and asks again each time, must not have them all.
+ */
+const HANGING_READS_MAX = 8;
+const LOOK_MS = 20;
 
 /** One volume under one iSCSI name. Made by `IscsiTarget.addExport`. */
 export class TargetExport {
@@ -569,18 +575,33 @@ export class IscsiTarget {
     };
   }
 
+  /** Of one initiator, in sessions that it has replaced and in this one, which changes nothing any more. */
+  #readsUnderWay({ key }: SessionRecord): number {
+    let count = 0;
+    for (const record of this.#sessions.values()) if (record.key === key) count += record.session.taskCount;
+    return count;
+  }
+
   /**
    * Session reinstatement (RFC 7143 section 6.3.5). The old session counts until its reads have ended too, of
    * which the new one need not wait for any. False: what it changes does not end.
    */
   async #replace(previous: SessionRecord): Promise<boolean> {
     this.#logger.info({ initiator: previous.initiatorIqn }, 'iSCSI: session is replaced');
+    let isLate = false;
     let cancel = (): void => {};
     const timeout = new Promise<false>((resolve) => {
-      cancel = this.#clock.timer(REINSTATEMENT_TIMEOUT_MS, () => resolve(false));
+      cancel = this.#clock.timer(REINSTATEMENT_TIMEOUT_MS, () => {
+        isLate = true;
+        resolve(false);
+      });
     });
-    const silenced = previous.connection.silenced().then(() => true);
-    const done = await Promise.race([silenced, timeout]);
+    const ready = async (): Promise<boolean> => {
+      await previous.connection.silenced();
+      while (this.#readsUnderWay(previous) > HANGING_READS_MAX && !isLate) await this.#clock.sleep(LOOK_MS);
+      return true;
+    };
+    const done = await Promise.race([ready(), timeout]);
     cancel();
     if (done && this.#sessions.get(previous.key) === previous) {
       this.#sessions.delete(previous.key);

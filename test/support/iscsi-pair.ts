@@ -1,5 +1,5 @@
 import type { TestContext } from 'node:test';
-import { systemClock } from '../../src/base/clock.ts';
+import { type Clock, systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
@@ -30,12 +30,13 @@ export async function startTarget(
     grant?: Partial<IscsiGrant>;
     limits?: Partial<TargetLimits>;
     port?: number;
+    clock?: Clock;
   } = {},
 ): Promise<{ target: IscsiTarget; share: TargetExport }> {
   const target = await IscsiTarget.listen({
     host: '127.0.0.1',
     port: options.port ?? 0,
-    clock: systemClock,
+    clock: options.clock ?? systemClock,
     random: systemRandom,
     logger: silentLogger,
     limits: { loginDelayMs: 1, ...options.limits },
