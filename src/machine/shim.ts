@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { chmodSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { flushCompileCache } from 'node:module';
 import { createServer, type Server } from 'node:net';
@@ -11,6 +10,7 @@ import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
 import { readCgroupLayout } from '../host/cgroup.ts';
 import { jailRuntime } from '../jail/runtime.ts';
+import { shimLockName } from '../shim/lock.ts';
 import { SHIM_EXIT_TAKEN, SHIM_FILES } from '../shim/protocol.ts';
 import { ShimService } from '../shim/service.ts';
 import { Workload } from './workload.ts';
@@ -113,10 +113,9 @@ async function main(): Promise<void> {
  * a time and is gone with it, so it is a lock that cannot be left behind.
  */
 async function lock(runtimeDir: string): Promise<void> {
-  const name = `\0godwit-shim-${createHash('sha256').update(runtimeDir).digest('hex').slice(0, 32)}`;
   const holder = createServer((socket) => socket.destroy());
   try {
-    await listen(holder, name);
+    await listen(holder, shimLockName(runtimeDir));
   } catch (cause) {
     if (systemErrorCode(cause) !== 'EADDRINUSE') throw cause;
     process.exit(SHIM_EXIT_TAKEN);

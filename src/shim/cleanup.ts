@@ -15,6 +15,7 @@ import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
 import { runProgram } from '../host/program.ts';
 import { PLANE_STATE_FILE } from '../plane/names.ts';
 import { cgroupName } from './cgroup-name.ts';
+import { isShimLocked } from './lock.ts';
 import { SHIM_FILES } from './protocol.ts';
 import { readShimState } from './state.ts';
 
@@ -70,6 +71,8 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
       nextAction: 'Something on the host uses it; end that, and the worker tries again.',
     });
   }
+  // Two who found the same one dead: the other has started the next already, and these files are its own.
+  if (await isShimLocked(runtimeDir)) return;
   for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) await rm(join(runtimeDir, name), { force: true });
   logger.info({ runtimeDir }, 'cleaned up after a dead shim');
 }
