@@ -28,6 +28,7 @@ const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = O_NONBLOCK;
 /** include/uapi/asm-generic/mman-common.h */
 const MADV_DONTNEED = 4;
+const MADV_POPULATE_WRITE = 23;
 /** include/uapi/asm-generic/poll.h */
 const POLLIN = 1;
 
@@ -85,6 +86,11 @@ export function rawCopy(toAddress: number, fromAddress: number, lengthBytes: num
  */
 export function rawRelease(address: number, lengthBytes: number): number {
   return madviseCall(address, lengthBytes, MADV_DONTNEED) < 0 ? -lastErrno() : 0;
+}
+
+/** Brings all pages of a range, to be written; since Linux 5.14. 0 or a negative errno. */
+export function rawPopulate(address: number, lengthBytes: number): number {
+  return madviseCall(address, lengthBytes, MADV_POPULATE_WRITE) < 0 ? -lastErrno() : 0;
 }
 
 /** Waits until one of some descriptors can be read (or has failed). */

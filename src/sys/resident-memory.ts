@@ -1,15 +1,8 @@
-import { callError, libc } from './libc.ts';
-import { unmap, viewAt } from './shared-mapping.ts';
+import { libc } from './libc.ts';
+import { rawPopulate } from './raw-io.ts';
+import { mapAnonymous, unmap, viewAt } from './shared-mapping.ts';
 
-// As in shared-mapping.ts: MAP_FAILED is -1.
-const mmap = libc.func('mmap', 'int64_t', ['uint64_t', 'size_t', 'int', 'int', 'int', 'int64_t']);
 const mlock = libc.func('mlock', 'int', ['uint64_t', 'size_t']);
-const madvise = libc.func('madvise', 'int', ['uint64_t', 'size_t', 'int']);
-
-/** include/uapi/asm-generic/mman-common.h, mman.h */
-const PROT_READ_WRITE = 3;
-const MAP_PRIVATE_ANONYMOUS = 0x22;
-const MADV_POPULATE_WRITE = 23;
 
 /**
  * Memory whose pages are there from the beginning, and stay: the kernel never has to find one while it copies
@@ -23,11 +16,10 @@ export class ResidentMemory {
 
   /** Whole pages. Throws `SYS_CALL_FAILED` where the memory cannot be had. */
   constructor(lengthBytes: number) {
-    const address = Number(mmap(0, lengthBytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0));
-    if (address === -1) throw callError('mmap', { lengthBytes });
-    this.address = BigInt(address);
+    this.address = mapAnonymous(lengthBytes);
     this.lengthBytes = lengthBytes;
-    if (mlock(address, lengthBytes) === 0 || madvise(address, lengthBytes, MADV_POPULATE_WRITE) === 0) return;
+    const address = Number(this.address);
+    if (mlock(address, lengthBytes) === 0 || rawPopulate(address, lengthBytes) === 0) return;
     // Kernels before 5.14.
     this.view().fill(0);
   }

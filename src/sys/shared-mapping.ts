@@ -10,6 +10,8 @@ const munmap = libc.func('munmap', 'int', ['uint64_t', 'size_t']);
 const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 1;
+const MAP_PRIVATE = 2;
+const MAP_ANONYMOUS = 0x20;
 
 export type SharedMapping = { address: bigint; view: Uint8Array };
 
@@ -21,10 +23,19 @@ export type SharedMapping = { address: bigint; view: Uint8Array };
  * is `viewAt`.
  */
 export function mapShared(fd: number, lengthBytes: number, viewBytes = lengthBytes): SharedMapping {
-  const result = Number(mmap(0, lengthBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-  if (result === -1) throw callError('mmap', { lengthBytes });
-  const address = BigInt(result);
+  const address = map(lengthBytes, MAP_SHARED, fd);
   return { address, view: viewAt(address, viewBytes) };
+}
+
+/** Zeros that no file is behind, of this process alone: their address. */
+export function mapAnonymous(lengthBytes: number): bigint {
+  return map(lengthBytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+function map(lengthBytes: number, flags: number, fd: number): bigint {
+  const result = Number(mmap(0, lengthBytes, PROT_READ | PROT_WRITE, flags, fd, 0));
+  if (result === -1) throw callError('mmap', { lengthBytes });
+  return BigInt(result);
 }
 
 /** The same memory in another worker thread of this process, which was told the address. */
