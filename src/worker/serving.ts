@@ -118,22 +118,25 @@ export class Serving {
     await this.#turns.run(volumeId, () => this.#options.openings.end(serverOf(volumeId)));
   }
 
-  async view(volumeId: string): Promise<ServedView | null> {
+  /**
+   * `served`: null, it is not. `dataLoss`: its disk lost what a client wrote, also where it refuses the word.
+   */
+  async shown(
+    volumeId: string,
+  ): Promise<{ served: ServedView | null; dataLoss?: VolumeServerStatus['dataLoss'] }> {
     const { status, silentForMs } = await this.#look(volumeId);
     const volume = status?.volume ?? null;
-    if (!volume) return status === null && silentForMs !== null ? SILENT : null;
+    if (!volume) return { served: status === null && silentForMs !== null ? SILENT : null };
     const { location, connections } = volume.status?.served ?? { location: null, connections: 0 };
-    return { location, connections, writable: volume.spec.access === 'writable' };
+    return {
+      served: { location, connections, writable: volume.spec.access === 'writable' },
+      dataLoss: volume.status?.dataLoss,
+    };
   }
 
   /** Of a volume that is served: that what its clients write finds no room. */
   async noRoom(volumeId: string): Promise<VolumeServerStatus['noRoom']> {
     return (await this.#look(volumeId)).status?.volume?.status?.noRoom;
-  }
-
-  /** Of a volume that is served: that its disk lost what a client wrote, also where it refuses the word. */
-  async dataLoss(volumeId: string): Promise<VolumeServerStatus['dataLoss']> {
-    return (await this.#look(volumeId)).status?.volume?.status?.dataLoss;
   }
 
   /**

@@ -84,7 +84,7 @@ export class Views {
     const attached = volume?.spec.volumeId === record.id ? volume : null;
     const own = attached?.status ?? null;
     const status = own ?? (await this.#o.imports.status(record.id).catch(() => null))?.status ?? null;
-    const servedLoss = own ? undefined : await this.#o.serving.dataLoss(record.id).catch(() => undefined);
+    const shown = own?.served ? null : await this.#o.serving.shown(record.id).catch(() => null);
     return {
       id: record.id,
       name: record.name,
@@ -101,9 +101,9 @@ export class Views {
       guest: status?.guest ?? null,
       served: own?.served
         ? { ...own.served, writable: own.access === 'writable' && attached?.spec.nbd?.client === 'guest' }
-        : await this.#o.serving.view(record.id).catch(() => null),
+        : (shown?.served ?? null),
       destroyAfterMs: record.destroyAfterMs,
-      ...dataLossOf(this.#o.volumes, record, status?.dataLoss ?? servedLoss),
+      ...dataLossOf(this.#o.volumes, record, status?.dataLoss ?? shown?.dataLoss),
     };
   }
 }
