@@ -16,7 +16,7 @@ export function setNice(pid: number, nice: number): void {
     writeFileSync(autogroupOf(pid), String(nice));
   } catch (error) {
     // Not with this kernel, not in this container, or the process has ended, which its owner hears anyway.
-    if (systemErrorCode(error) === null) throw error;
+    if (systemErrorCode(error) === undefined) throw error;
   }
 }
 
