@@ -560,20 +560,35 @@ test('a replaced session waits for the writes that are under way', async (t) => 
   );
 });
 
-test('a replaced session whose reads hang holds up nobody, and counts until they end', async (t) => {
-  const held = Promise.withResolvers<void>();
-  let asked = 0;
-  class Hanging extends MemoryDevice {
-    override readNow(): boolean {
-      return false;
-    }
-    override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
-      asked += 1;
-      if (asked <= 2) await held.promise;
-      await super.read(offsetBytes, into);
-    }
+/** Its first reads hang until `release`. */
+class HangingReads extends MemoryDevice {
+  /** Reads that were begun. */
+  asked = 0;
+  readonly #hanging: number;
+  readonly #gate = Promise.withResolvers<void>();
+
+  constructor(hanging = Number.POSITIVE_INFINITY) {
+    super({ lengthBytes: 1024 * 1024 });
+    this.#hanging = hanging;
   }
-  const device = new Hanging({ lengthBytes: 1024 * 1024 });
+
+  release(): void {
+    this.#gate.resolve();
+  }
+
+  override readNow(): boolean {
+    return false;
+  }
+
+  override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    this.asked += 1;
+    if (this.asked <= this.#hanging) await this.#gate.promise;
+    await super.read(offsetBytes, into);
+  }
+}
+
+test('a replaced session whose reads hang holds up nobody, and counts until they end', async (t) => {
+  const device = new HangingReads(2);
   const { target, share } = await startTarget(t, device, { grant: { chap: null } });
   const login = async (reads: number): Promise<RawPeer> => {
     const peer = new RawPeer(t, target.port);
@@ -584,9 +599,9 @@ test('a replaced session whose reads hang holds up nobody, and counts until they
   };
   // Each one replaces the one before.
   await login(1);
-  await until('the first read', () => asked === 1);
+  await until('the first read', () => device.asked === 1);
   await login(1);
-  await until('the second read', () => asked === 2);
+  await until('the second read', () => device.asked === 2);
   const third = await login(1);
   assert.equal((await third.next())!.data.length, 512);
   assert.equal(target.statistics().sessions, 3);
@@ -596,7 +611,7 @@ test('a replaced session whose reads hang holds up nobody, and counts until they
   });
   await third.closed;
   assert.equal(isRemoved, false, 'the device is in use');
-  held.resolve();
+  device.release();
   await removed;
   await until('nobody', () => target.statistics().sessions === 0);
 });
@@ -839,19 +854,7 @@ test('a SYNCHRONIZE CACHE of one session is one for all', async (t) => {
 });
 
 test('who replaces sessions again and again has so many reads that hang, and then waits for them', async (t) => {
-  const held = Promise.withResolvers<void>();
-  let asked = 0;
-  class Hanging extends MemoryDevice {
-    override readNow(): boolean {
-      return false;
-    }
-    override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
-      asked += 1;
-      await held.promise;
-      await super.read(offsetBytes, into);
-    }
-  }
-  const device = new Hanging({ lengthBytes: 1024 * 1024 });
+  const device = new HangingReads();
   // Nobody is waited for ten seconds.
   const clock: Clock = {
     ...systemClock,
@@ -867,10 +870,10 @@ test('who replaces sessions again and again has so many reads that hang, and the
   };
   for (let session = 1; session <= 3; session += 1) {
     assert.equal(await login(), LOGIN_STATUS.success);
-    await until('its reads', () => asked === session * 3);
+    await until('its reads', () => device.asked === session * 3);
   }
   assert.equal(await login(), LOGIN_STATUS.serviceUnavailable);
-  held.resolve();
+  device.release();
   await until('nobody', () => target.statistics().sessions === 0);
   assert.equal(await login(), LOGIN_STATUS.success);
 });
