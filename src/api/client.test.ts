@@ -12,7 +12,7 @@ import { silentLogger } from '../base/logger.ts';
 import type { Endpoint } from '../contract/endpoint.ts';
 import { HEALTH } from '../contract/operator.ts';
 import { ApiClient } from './client.ts';
-import { HttpPeer, httpTransport } from './peer-client.ts';
+import { httpTransport, PeerClient } from './peer-client.ts';
 import { createApiServer } from './server.ts';
 
 const TOKEN = 'a-token-of-the-fleet';
@@ -262,7 +262,7 @@ test('a worker that dies over a request on an idle connection may have had it, a
 test('a peer over HTTP', async (t) => {
   const { url } = await start(t);
   const transport = httpTransport({ name: 'worker-1', url, token: TOKEN });
-  const peer = new HttpPeer({ name: 'worker-1', url, transport, logger: silentLogger, clock: systemClock });
+  const peer = new PeerClient({ name: 'worker-1', url, transport, logger: silentLogger, clock: systemClock });
   t.after(() => peer.close());
   const machine = {
     machineId: 'm_1',

@@ -4,7 +4,7 @@ import { machineView } from '../../test/support/fake-service.ts';
 import { systemClock } from '../base/clock.ts';
 import { type Logger, silentLogger } from '../base/logger.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
-import { HttpPeer, httpTransport, isInClear } from './peer-client.ts';
+import { httpTransport, isInClear, PeerClient } from './peer-client.ts';
 
 test('in the clear is what crosses a network without TLS', () => {
   for (const url of ['http://10.0.0.1:4680', 'http://[2001:db8::1]:4680', 'http://db.example'])
@@ -24,7 +24,7 @@ test('a move whose secret would cross the network in the clear is logged, and no
   const ended = AbortSignal.abort(new Error('enough'));
   const prepare = async (url: string, volume: object | null) => {
     const transport = httpTransport({ name: 'worker-2', url, token: 'x' });
-    const peer = new HttpPeer({ name: 'worker-2', url, transport, logger, clock: systemClock });
+    const peer = new PeerClient({ name: 'worker-2', url, transport, logger, clock: systemClock });
     const { config } = machineView({});
     const request = { runId: 'run1', machineId: 'm_1', config, volume } as PrepareRequest;
     await assert.rejects(peer.prepare(request, { signal: ended }), /enough/);

@@ -17,10 +17,10 @@ const SILENT_AFTER_QUESTIONS = 3;
 export type PeerTransport = Pick<ApiClient, 'ask' | 'healthz' | 'close'>;
 
 /**
- * A neighbour over HTTP. Errors are those of its transport; of an `API_UNREACHABLE` the caller learns from
+ * Another worker, over HTTP or what a simulation has in its place. Errors are those of its transport; of an `API_UNREACHABLE` the caller learns from
  * `values.delivered` whether the other side may have acted.
  */
-export class HttpPeer extends asking(PEER) implements Peer {
+export class PeerClient extends asking(PEER) implements Peer {
   readonly name: string;
   readonly url: string;
   readonly #transport: PeerTransport;

@@ -59,7 +59,7 @@ export const HEALTH = {
  */
 export const OPERATOR = {
   worker: {
-    summary: 'Name, capacity and neighbours of this worker',
+    summary: 'Name, capacity and peers of this worker',
     tag: 'worker',
     method: 'GET',
     path: '/v1/worker',

@@ -490,12 +490,12 @@ export const VOLUME_QUESTIONS: readonly string[] = Object.entries(PEER as Conver
   .filter(([, endpoint]) => endpoint.ofVolume !== undefined)
   .map(([name]) => name);
 
-/** A neighbour: over HTTP (api/peer-client.ts), or in memory. */
+/** Another worker, seen from here: `PeerClient` (api/peer-client.ts), or a model. */
 export type Peer = Asks<typeof PEER> & { readonly name: string; readonly url: string };
 
-/** What a worker answers its neighbours. */
+/** What a worker answers its peers. */
 export type PeerAnswers = Answers<typeof PEER>;
-/** What it answers as the target of a move. */
+/** What it answers as the target of a move (migration/target-answers.ts). */
 export type MoveAnswers = Omit<PeerAnswers, 'offer' | 'volumeHeader' | 'run'>;
 /** What a proof asks. */
 export type ProofAsks = Pick<Peer, ProofQuestion>;

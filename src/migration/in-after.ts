@@ -57,7 +57,7 @@ export const prove = inStep({
     const { receipts, clock } = tools;
     const { runId, sourceWorker, volume } = context.input;
     if (!volume) return {};
-    // The source asks, through the receiver (move-receiver.ts); this side stays connected until both have
+    // The source asks, through `TargetAnswers` (target-answers.ts); this side stays connected until both have
     // signed.
     const yieldToSource = watchSource(tools, context);
     for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {

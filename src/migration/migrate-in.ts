@@ -41,7 +41,7 @@ export const IN_STEPS = [
 ];
 
 export type MigrateInOptions = Omit<InTools, 'times' | 'sourceProbeMs' | 'healthUntilMs'> & {
-  /** Those of who answers the source (`MoveReceiver`). Left out: its own. */
+  /** Those of who answers the source (`TargetAnswers`). Left out: its own. */
   times?: RunTimes;
   /** How often a target that waits for the handoff asks whether its source still means it. Default 2 s. */
   sourceProbeMs?: number;

@@ -239,7 +239,7 @@ test('the source is lost when all blocks are there: an operator does without the
   const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
   const waiting = await pair.target.wait(id, { timeoutMs: patient(20_000), until: waits });
   assert.match(waiting.reason!.nextAction, /godwit runs force run1.in unproven --yes/);
-  pair.receiver.waiveReceipt(waiting, 'a test');
+  pair.targetAnswers.waiveReceipt(waiting, 'a test');
   const { state, output } = await pair.targetEnd();
   assert.equal(state, 'done');
   const waivedAtMs = pair.targetReceipts.waivedAtMs('run1');
@@ -266,7 +266,7 @@ for (const asks of ['handoff', 'serve'] as const) {
     await crash.died;
     const id = targetRunId('run1');
     const waits = (run: RunView) => /w1 holds what came/.test(run.reason?.message ?? '');
-    pair.receiver.waiveReceipt(
+    pair.targetAnswers.waiveReceipt(
       await pair.target.wait(id, { timeoutMs: patient(20_000), until: waits }),
       'a test',
     );
@@ -274,7 +274,7 @@ for (const asks of ['handoff', 'serve'] as const) {
     await until('the end of what came in', () => pair.inbox.unended().length === 0);
     await pair.forgetTargetRuns();
     assert.throws(() => pair.target.get(id), { code: 'JOURNAL_UNKNOWN_RUN' });
-    assert.equal((await pair.receiver.handoff('run1', { freeMap: null })).phase, 'released');
+    assert.equal((await pair.targetAnswers.handoff('run1', { freeMap: null })).phase, 'released');
 
     await pair.reopen('source', crash.died);
     assert.equal((await pair.sourceEnd()).state, 'done');
@@ -295,13 +295,13 @@ test('what an operator ended at the target is answered by the record of its volu
   pair.target.force(id, 'forget', 'a test');
   await pair.targetEnd();
   for (const look of ['at once', 'pruned']) {
-    const { phase, gone } = await pair.receiver.status('run1');
+    const { phase, gone } = await pair.targetAnswers.status('run1');
     assert.deepEqual([phase, gone], ['activated', undefined], look);
     await until('the end of what came in', () => pair.inbox.unended().length === 0);
     await pair.forgetTargetRuns();
   }
   pair.world.target.volume = null;
-  const { phase, gone, nextAction } = await pair.receiver.status('run1');
+  const { phase, gone, nextAction } = await pair.targetAnswers.status('run1');
   assert.deepEqual([phase, gone], ['activated', true]);
   assert.match(nextAction ?? '', /godwit runs force run1 undo --yes/);
 });
@@ -314,11 +314,11 @@ test('a verdict of an earlier version, whose run nobody knows any more, still ke
   const pair = new MovePair(t);
   const inbox = new MoveInbox(database, systemClock);
   inbox.prune(2);
-  const receiver = pair.receiverOf(inbox);
-  assert.equal((await receiver.status('run1')).phase, 'activated');
-  assert.equal((await receiver.handoff('run1', { freeMap: null })).phase, 'activated');
+  const targetAnswers = pair.targetAnswersOf(inbox);
+  assert.equal((await targetAnswers.status('run1')).phase, 'activated');
+  assert.equal((await targetAnswers.handoff('run1', { freeMap: null })).phase, 'activated');
   assert.equal(inbox.verdict('run2'), null, 'what was forgotten need not be remembered');
-  assert.equal((await receiver.handoff('run2', { freeMap: null })).phase, 'forgotten');
+  assert.equal((await targetAnswers.handoff('run2', { freeMap: null })).phase, 'forgotten');
 });
 
 test('what a live target has is not taken back, and its blocks are not taken away, whatever is stated', async (t) => {
@@ -390,8 +390,8 @@ test('a target that was said to be destroyed and answers keeps what it has; the 
 test('what was destroyed at the target may come back; what the target runs is not undone there', async (t) => {
   const pair = new MovePair(t);
   await pair.heldAtTheTarget();
-  const { target: journal, receiver, peer } = pair;
-  const atTarget = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
+  const { target: journal, targetAnswers, peer } = pair;
+  const atTarget = new Overrides({ journal, targetAnswers, peers: () => [peer], clock: systemClock });
   const id = targetRunId('run1');
   const by = 'a test';
   await assert.rejects(atTarget.force(id, { how: 'undo', targetIsDestroyed: false, by }), {
@@ -436,10 +436,10 @@ test('a target that comes back after it was said to be destroyed stops its machi
   assert.match(stopped.reason!.nextAction, new RegExp(`godwit runs force ${id} undo --yes`));
   const peer = new ModelPeer(async () => ({ state: 'undone', step: null }));
   peer.name = 'w1';
-  const { target: journal, receiver } = pair;
+  const { target: journal, targetAnswers } = pair;
   const overrides = new Overrides({
     journal,
-    receiver,
+    targetAnswers,
     peers: () => [peer],
     clock: systemClock,
   });
@@ -465,7 +465,7 @@ test('why a move is not over says at its source what the machine does there mean
   });
   targetSide.hydration = hydration;
   assert.equal((await pair.sourceEnd()).state, 'done');
-  await assert.rejects(pair.receiver.guest('run1', {}), { code: 'MIGRATION_NOT_PROVABLE' });
+  await assert.rejects(pair.targetAnswers.guest('run1', {}), { code: 'MIGRATION_NOT_PROVABLE' });
 });
 
 test('a dispute that nobody can settle ends without a receipt when an operator says so', async (t) => {
@@ -474,7 +474,7 @@ test('a dispute that nobody can settle ends without a receipt when an operator s
   pair.world.mendable = false;
   pair.start();
   await until('a dispute', () => (pair.source.get('run1').output as MigrateOutOutput).disputed != null);
-  pair.receiver.waiveReceipt(pair.target.get(targetRunId('run1')), 'a test');
+  pair.targetAnswers.waiveReceipt(pair.target.get(targetRunId('run1')), 'a test');
   assert.equal((await pair.targetEnd()).state, 'done');
   const { state, output } = await pair.sourceEnd();
   assert.deepEqual([state, output.disputed], ['done', null]);
@@ -486,7 +486,7 @@ test('only a move that waits for its receipt can do without it', async (t) => {
   const pair = new MovePair(t);
   const refuses = (run: RunView, nextAction: RegExp) =>
     assert.throws(
-      () => pair.receiver.waiveReceipt(run, 'a test'),
+      () => pair.targetAnswers.waiveReceipt(run, 'a test'),
       (error) => isGodwitError(error, 'MIGRATION_NOTHING_TO_WAIVE') && nextAction.test(error.nextAction),
     );
   let whole = false;
@@ -592,18 +592,18 @@ test('the target does not sign what it finds otherwise', async (t) => {
   await until('the proof', () => pair.source.get('run1'), { is: ({ step }) => step === 'prove' });
   const keys = { source: newWorkerKey(), target: newWorkerKey() };
   await assert.rejects(
-    pair.receiver.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
+    pair.targetAnswers.countersign('run1', draftReceipt(receiptBody('run1', keys), keys.source)),
     (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
   );
   const ranges = [{ first: 0, blocks: 1, digests: Buffer.alloc(32).toString('base64') }];
   await assert.rejects(
-    pair.receiver.compare('run1', { from: 0, freeMapDigest: 'f'.repeat(64), ranges }),
+    pair.targetAnswers.compare('run1', { from: 0, freeMapDigest: 'f'.repeat(64), ranges }),
     (error) => isGodwitError(error, 'MIGRATION_PROOF_DIFFERS'),
   );
   assert.equal(pair.targetReceipts.get('run1'), null);
   block();
   assert.equal((await pair.sourceEnd()).state, 'done');
-  await assert.rejects(pair.receiver.fetched('run1', { cursor: 0 }), (error) =>
+  await assert.rejects(pair.targetAnswers.fetched('run1', { cursor: 0 }), (error) =>
     isGodwitError(error, 'MIGRATION_NOT_PROVABLE'),
   );
 });
@@ -735,10 +735,10 @@ test('a cancel before the handoff brings everything back', async (t) => {
 
 test('what was forgotten stays forgotten: a late prepare and a late handoff are refused', async (t) => {
   const pair = new MovePair(t);
-  assert.equal((await pair.receiver.cancel('run9')).phase, 'forgotten');
-  assert.equal((await pair.receiver.handoff('run9', { freeMap: null })).phase, 'forgotten');
+  assert.equal((await pair.targetAnswers.cancel('run9')).phase, 'forgotten');
+  assert.equal((await pair.targetAnswers.handoff('run9', { freeMap: null })).phase, 'forgotten');
   await assert.rejects(
-    pair.receiver.prepare({
+    pair.targetAnswers.prepare({
       runId: 'run9',
       sourceWorker: 'w1',
       sourceUrl: 'model:',

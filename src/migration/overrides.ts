@@ -6,9 +6,9 @@ import type { Journal } from '../journal/journal.ts';
 import type { RunView } from '../journal/run.ts';
 import { MIGRATE_IN, phaseOf } from './migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from './migrate-out.ts';
-import type { MoveReceiver } from './move-receiver.ts';
 import { mayHavePassed } from './move-watch.ts';
 import { hasIt, type OverrideNote } from './override-note.ts';
+import type { TargetAnswers } from './target-answers.ts';
 import { reached } from './target-phase.ts';
 
 /** An override, and what its operator states beside it. */
@@ -24,7 +24,7 @@ const ASK_TIMEOUT_MS = PATIENCE.overrideQuestion.ms;
 
 export type OverridesOptions = {
   journal: Journal;
-  receiver: MoveReceiver;
+  targetAnswers: TargetAnswers;
   peers: () => readonly Peer[];
   clock: Clock;
 };
@@ -43,13 +43,13 @@ export class Overrides {
 
   /**
    * Rejects as `Journal.force`, and `MIGRATION_TARGET_HAS_IT`, `MIGRATION_TARGET_NEEDS_BLOCKS`,
-   * `MIGRATION_TARGET_UNASKED`; `unproven` as `MoveReceiver.waiveReceipt`.
+   * `MIGRATION_TARGET_UNASKED`; `unproven` as `TargetAnswers.waiveReceipt`.
    */
   async force(id: string, override: Override): Promise<RunView> {
-    const { journal, receiver } = this.#options;
+    const { journal, targetAnswers } = this.#options;
     const run = journal.get(id);
     const { how, by } = override;
-    if (how === 'unproven') return receiver.waiveReceipt(run, by);
+    if (how === 'unproven') return targetAnswers.waiveReceipt(run, by);
     const asks = how !== 'forward' && (run.endedAtMs === null || run.state === 'failed');
     if (!asks) return journal.force(id, how, by);
     const note =
@@ -79,7 +79,7 @@ export class Overrides {
   async #ofTarget(run: RunView, how: Override['how']): Promise<OverrideNote | null> {
     if (run.kind !== MIGRATE_IN || how !== 'undo') return null;
     const { runId, sourceWorker } = run.input as PrepareRequest;
-    const { phase } = await this.#options.receiver.status(runId);
+    const { phase } = await this.#options.targetAnswers.status(runId);
     if (phase === 'forgotten' || phaseOf(run) === 'preparing' || phaseOf(run) === 'prepared') return null;
     if (phase === 'handed-over' && !mayHavePassed(run)) return null;
     const peer = this.#options.peers().find(({ name }) => name === sourceWorker);

@@ -16,8 +16,8 @@ import type { RunDefinition, RunView } from '../journal/run.ts';
 import { MoveInbox } from './inbox.ts';
 import { migrateIn, targetRunId } from './migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from './migrate-out.ts';
-import { MoveReceiver } from './move-receiver.ts';
 import { ReceiptBook } from './receipt-book.ts';
+import { TargetAnswers } from './target-answers.ts';
 
 /**
  * Moves on a virtual clock, on hosts where everything takes `factor` times as long as on a quick one, or
@@ -63,11 +63,11 @@ class SlowPair {
     this.target = this.#open(
       migrateIn({ target, inbox, receipts: receipts.target, clock }) as RunDefinition<never>,
     );
-    const receiver = new MoveReceiver({
+    const targetAnswers = new TargetAnswers({
       ...{ journal: this.target, inbox, target, clock, worker: 'w2' },
       ...{ key: newWorkerKey(), receipts: receipts.target },
     });
-    const peer = this.#slowPeer(world.peer(() => receiver));
+    const peer = this.#slowPeer(world.peer(() => targetAnswers));
     this.source = this.#open(
       migrateOut({
         ...{ source: this.#slow(world.sourceSide), peers: () => [peer], clock, key: newWorkerKey() },

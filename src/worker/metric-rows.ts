@@ -1,5 +1,5 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import type { HttpPeer } from '../api/peer-client.ts';
+import type { PeerClient } from '../api/peer-client.ts';
 import type { Journal } from '../journal/journal.ts';
 import type { DrainController } from '../migration/drain.ts';
 import type { EventBus } from './event-bus.ts';
@@ -163,7 +163,7 @@ export const DRAIN_METRICS: TellsMetrics<WorkerParts, DrainController> = {
   },
 };
 
-export const PEER_METRICS: TellsMetrics<WorkerParts, readonly HttpPeer[]> = {
+export const PEER_METRICS: TellsMetrics<WorkerParts, readonly PeerClient[]> = {
   godwit_peer_call_duration_seconds: {
     type: 'histogram',
     help: 'Questions to other workers, by worker and question, answered or not.',

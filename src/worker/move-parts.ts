@@ -1,4 +1,4 @@
-import { HttpPeer } from '../api/peer-client.ts';
+import { PeerClient } from '../api/peer-client.ts';
 import { isGodwitError, toWireError } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
@@ -10,24 +10,24 @@ import { FailedTargets } from '../migration/failed-targets.ts';
 import { MoveInbox } from '../migration/inbox.ts';
 import { MIGRATE_IN, migrateIn } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput, migrateOut } from '../migration/migrate-out.ts';
-import { MoveReceiver } from '../migration/move-receiver.ts';
 import { ownsMachine } from '../migration/move-watch.ts';
 import { noCapacity, OfferDesk, offerRequest } from '../migration/offers.ts';
 import { chooseOffer } from '../migration/placement.ts';
 import { ReceiptBook } from '../migration/receipt-book.ts';
 import { Reservations } from '../migration/reservations.ts';
 import { RunTimes } from '../migration/run-times.ts';
+import { TargetAnswers } from '../migration/target-answers.ts';
 import type { Condition } from './condition.ts';
 import { drainConditions, drainOfMachine } from './drain-conditions.ts';
 import { drainRuns } from './drain-runs.ts';
 import { localMachines, volumesWithoutMachine } from './local-machines.ts';
+import { exporterOf, LocalSourceSide } from './local-source-side.ts';
+import { LocalTargetSide } from './local-target-side.ts';
 import { DRAIN_METRICS, PEER_METRICS, RUN_METRICS } from './metric-rows.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
 import { MachineRecovery, recoveryConditions } from './recovery.ts';
 import { runConditions } from './run-conditions.ts';
-import { exporterOf, SourceHost } from './source-host.ts';
-import { TargetHost } from './target-host.ts';
 import { servingConditions } from './volume-conditions.ts';
 import { serverConditions } from './volume-server-looks.ts';
 
@@ -46,7 +46,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
       peers.map(({ name, url }) => {
         const transport = edges.transport({ name, url, token, tls: identity });
         const onCalled = meters.peerCalled.bind(meters, name);
-        return new HttpPeer({ name, url, transport, clock, logger, onCalled });
+        return new PeerClient({ name, url, transport, clock, logger, onCalled });
       }),
   },
 
@@ -70,7 +70,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   source: {
     needs: ['machines', 'openings', 'volumes'],
     make: ({ machines, openings, volumes, options: { iscsiHost, tls, plane }, clock, random, logger }) =>
-      new SourceHost({ machines, openings, volumes, random, clock, iscsiHost, tls, plane, logger }),
+      new LocalSourceSide({ machines, openings, volumes, random, clock, iscsiHost, tls, plane, logger }),
     conditions: {
       export: (_, about, parts) =>
         about.kind === 'machine' || about.kind === 'run' ? exportConditions(parts, about.runs) : [],
@@ -80,7 +80,7 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
   target: {
     needs: ['check', 'machines', 'volumes', 'access', 'folder', 'load', 'peers'],
     make: ({ check, machines, volumes, access, folder, load, peers, options, clock }) =>
-      new TargetHost({
+      new LocalTargetSide({
         check,
         machines,
         volumes,
@@ -142,11 +142,11 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
     },
   },
 
-  receiver: {
+  targetAnswers: {
     needs: ['journal', 'inbox', 'target', 'key', 'receipts', 'reservations', 'times'],
     make({ journal, inbox, target, key, receipts, reservations, times, options, clock, logger }) {
       const worker = options.name;
-      const receiver = new MoveReceiver({
+      const targetAnswers = new TargetAnswers({
         journal,
         inbox,
         target,
@@ -159,14 +159,14 @@ export const MOVE_PARTS: PartTable<Given & HostParts & SurfaceParts, MoveParts> 
       });
       journal.subscribe((run) => {
         // One that is not noted now is at the next start.
-        receiver.noteEnd(run).catch((error: unknown) => {
+        targetAnswers.noteEnd(run).catch((error: unknown) => {
           logger.error(
             { runId: run.id, error: toWireError(error) },
             'the end of a move was not written down',
           );
         });
       });
-      return receiver;
+      return targetAnswers;
     },
   },
 

@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import type { HttpPeer } from '../api/peer-client.ts';
+import type { PeerClient } from '../api/peer-client.ts';
 import type { WorkerService } from '../api/service.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
@@ -11,12 +11,12 @@ import type { MachineManager } from '../machine/manager.ts';
 import type { DrainController } from '../migration/drain.ts';
 import type { FailedTargets } from '../migration/failed-targets.ts';
 import type { MoveInbox } from '../migration/inbox.ts';
-import type { MoveReceiver } from '../migration/move-receiver.ts';
 import type { OfferDesk } from '../migration/offers.ts';
 import type { HostLoad } from '../migration/placement.ts';
 import type { ReceiptBook } from '../migration/receipt-book.ts';
 import type { Reservations } from '../migration/reservations.ts';
 import type { RunTimes } from '../migration/run-times.ts';
+import type { TargetAnswers } from '../migration/target-answers.ts';
 import type { WorkerKey } from '../receipt/envelope.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import type { VolumeStore } from '../volume/index.ts';
@@ -29,6 +29,8 @@ import type { Edges } from './edges.ts';
 import type { EventBus } from './event-bus.ts';
 import type { HostCheck } from './host-check.ts';
 import type { Imports } from './imports.ts';
+import type { LocalSourceSide } from './local-source-side.ts';
+import type { LocalTargetSide } from './local-target-side.ts';
 import type { MachineFigures } from './machine-figures.ts';
 import type { Meters } from './meters.ts';
 import type { Openings } from './openings.ts';
@@ -36,8 +38,6 @@ import type { WorkerOptions } from './options.ts';
 import type { Told } from './part.ts';
 import type { MachineRecovery } from './recovery.ts';
 import type { Serving } from './serving.ts';
-import type { SourceHost } from './source-host.ts';
-import type { TargetHost } from './target-host.ts';
 import type { VolumeAccess } from './volume-access.ts';
 import type { VolumeServerLooks } from './volume-server-looks.ts';
 
@@ -82,7 +82,7 @@ export type HostParts = {
 
 /** Moves and drains, from here and to here. */
 export type MoveParts = {
-  peers: readonly HttpPeer[];
+  peers: readonly PeerClient[];
   desk: OfferDesk;
   inbox: MoveInbox;
   receipts: ReceiptBook;
@@ -92,10 +92,10 @@ export type MoveParts = {
   failedTargets: FailedTargets;
   /** What targets of moves that are on have said last, by run. */
   progress: Map<string, TargetStatus>;
-  source: SourceHost;
-  target: TargetHost;
+  source: LocalSourceSide;
+  target: LocalTargetSide;
   journal: Journal;
-  receiver: MoveReceiver;
+  targetAnswers: TargetAnswers;
   drain: DrainController;
   recovery: MachineRecovery;
 };

@@ -28,7 +28,7 @@ export type ServiceOptions = Omit<
     WorkerAnswersOptions,
   Made
 > & {
-  /** What neighbours are answered. */
+  /** What peers are answered. */
   answers: PeerAnswers;
   journal: Journal;
   machines: MachineManager;

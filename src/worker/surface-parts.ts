@@ -16,9 +16,9 @@ import { DownEvents, downConditions } from './down.ts';
 import { EventBus } from './event-bus.ts';
 import { expositionOf } from './metric.ts';
 import { API_METRICS, EVENT_METRICS } from './metric-rows.ts';
-import { Neighbour } from './neighbour.ts';
 import type { PartTable } from './part.ts';
 import type { Given, HostParts, MoveParts, SurfaceParts, WorkerParts } from './parts.ts';
+import { PlainPeerAnswers } from './plain-peer-answers.ts';
 import { localService } from './service.ts';
 
 const VOLUME_TELLS: Readonly<Record<string, string>> = {
@@ -75,11 +75,11 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
   service: {
     needs: [
       ...(['recovery', 'key', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal'] as const),
-      ...(['drain', 'receiver', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
+      ...(['drain', 'targetAnswers', 'source', 'peers', 'desk', 'check', 'load', 'events', 'downs'] as const),
       'openings',
     ],
     make(parts) {
-      const { receiver, journal, volumes, load, check, peers, options, version, clock } = parts;
+      const { targetAnswers, journal, volumes, load, check, peers, options, version, clock } = parts;
       return localService({
         ...pick(parts, ['recovery', 'receipts', 'machines', 'volumes', 'imports', 'serving', 'journal']),
         ...pick(parts, ['openings', 'drain', 'source', 'desk', 'load', 'events', 'clock']),
@@ -88,14 +88,14 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
         version,
         startedAtMs: clock.wallMs(),
         keyFingerprint: parts.key.fingerprint,
-        overrides: new Overrides({ journal, receiver, peers: () => peers, clock }),
+        overrides: new Overrides({ journal, targetAnswers, peers: () => peers, clock }),
         conditions: (about) => parts.conditions(about),
         metrics: () => {
           // For who asks next: nobody waits for a machine.
           void parts.figures.wake();
           return expositionOf(parts.metrics());
         },
-        answers: answering(PEER, receiver, new Neighbour({ load, check, volumes, journal })),
+        answers: answering(PEER, targetAnswers, new PlainPeerAnswers({ load, check, volumes, journal })),
         peers: () => peers,
         keys: options.keys,
         plane: options.plane,
@@ -112,13 +112,13 @@ export const SURFACE_PARTS: PartTable<Given & HostParts & MoveParts, SurfacePart
   },
 
   resumption: {
-    needs: ['api', 'journal', 'receiver', 'recovery', 'imports', 'drain', 'dirtyBound'],
+    needs: ['api', 'journal', 'targetAnswers', 'recovery', 'imports', 'drain', 'dirtyBound'],
     make: () => ({}),
-    async start(_, { dirtyBound, receiver, journal, recovery, imports, drain }) {
+    async start(_, { dirtyBound, targetAnswers, journal, recovery, imports, drain }) {
       // It asks every shim, which nobody who asks this worker need wait for.
       void dirtyBound.start();
       // Before the journal drops old runs.
-      await receiver.noteEnds();
+      await targetAnswers.noteEnds();
       journal.resume();
       recovery.start();
       await imports.start();

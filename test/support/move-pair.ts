@@ -11,10 +11,10 @@ import type { RunDefinition, RunView } from '../../src/journal/run.ts';
 import { MoveInbox } from '../../src/migration/inbox.ts';
 import { migrateIn, targetRunId } from '../../src/migration/migrate-in.ts';
 import { MIGRATE_OUT, migrateOut } from '../../src/migration/migrate-out.ts';
-import { MoveReceiver } from '../../src/migration/move-receiver.ts';
 import { type Override, Overrides } from '../../src/migration/overrides.ts';
 import { ReceiptBook } from '../../src/migration/receipt-book.ts';
 import type { SourceSide } from '../../src/migration/source-side.ts';
+import { TargetAnswers } from '../../src/migration/target-answers.ts';
 import { MoveWorld } from './move-world.ts';
 import { patient } from './patience.ts';
 import { scratchDir } from './scratch.ts';
@@ -30,7 +30,7 @@ export class MovePair {
   readonly #inboxDatabase: DatabaseSync;
   source!: Journal;
   target!: Journal;
-  #receiver!: MoveReceiver;
+  #targetAnswers!: TargetAnswers;
   readonly #keys = { source: newWorkerKey(), target: newWorkerKey() };
   sourceReceipts!: ReceiptBook;
   targetReceipts!: ReceiptBook;
@@ -88,13 +88,13 @@ export class MovePair {
     const target = this.#open('target', keepMs === undefined ? kept : { ...kept, keepMs }, crashPoints);
     this.target = target;
     this.inbox = inbox;
-    const receiver = this.receiverOf(inbox);
-    target.subscribe((run) => void receiver.noteEnd(run));
-    this.#receiver = receiver;
+    const targetAnswers = this.targetAnswersOf(inbox);
+    target.subscribe((run) => void targetAnswers.noteEnd(run));
+    this.#targetAnswers = targetAnswers;
   }
 
-  receiverOf(inbox: MoveInbox): MoveReceiver {
-    return new MoveReceiver({
+  targetAnswersOf(inbox: MoveInbox): TargetAnswers {
+    return new TargetAnswers({
       journal: this.target,
       inbox,
       target: this.world.targetSide,
@@ -114,15 +114,15 @@ export class MovePair {
 
   get peer(): Peer {
     return this.world.peer(
-      () => this.#receiver,
+      () => this.#targetAnswers,
       (call) => this.loseAnswersOf.delete(call),
     );
   }
 
   /** An operator's override at the source. */
   force(how: Override['how'], targetIsDestroyed = false): Promise<RunView> {
-    const { source: journal, receiver, peer } = this;
-    const overrides = new Overrides({ journal, receiver, peers: () => [peer], clock: systemClock });
+    const { source: journal, targetAnswers, peer } = this;
+    const overrides = new Overrides({ journal, targetAnswers, peers: () => [peer], clock: systemClock });
     return overrides.force('run1', { how, targetIsDestroyed, by: 'a test' });
   }
 
@@ -147,8 +147,8 @@ export class MovePair {
   /** The source's worker was started without the target among its peers. */
   peerIsRemoved = false;
 
-  get receiver(): MoveReceiver {
-    return this.#receiver;
+  get targetAnswers(): TargetAnswers {
+    return this.#targetAnswers;
   }
 
   start(): RunView {

@@ -322,7 +322,7 @@ export class MoveWorld {
   }
 
   /** The target as the source sees it; `lose` says whether a call that was carried out gets no answer. */
-  peer(receiver: () => MoveAnswers, lose: (call: string) => boolean = () => false): ModelPeer {
+  peer(targetAnswers: () => MoveAnswers, lose: (call: string) => boolean = () => false): ModelPeer {
     const call = async <Result>(name: string, act: () => Promise<Result>): Promise<Result> => {
       this.onCall(name);
       this.assertConnected();
@@ -332,7 +332,7 @@ export class MoveWorld {
     };
     const part = { offer: async () => this.offer(), volumeHeader: async () => '', run: async () => null };
     return new ModelPeer((name, args) => {
-      const answers = (name in part ? part : receiver()) as Record<string, ModelAnswer>;
+      const answers = (name in part ? part : targetAnswers()) as Record<string, ModelAnswer>;
       return name === 'run' ? part.run() : call(name, () => answers[name]!(...args));
     });
   }
@@ -340,7 +340,7 @@ export class MoveWorld {
 
 export type ModelAnswer = (...args: unknown[]) => Promise<unknown>;
 
-/** A neighbour without a wire. `answer` may be another one later. */
+/** A peer without a wire. `answer` may be another one later. */
 export class ModelPeer extends asking(PEER) implements Peer {
   name = 'w2';
   readonly url = 'model:';

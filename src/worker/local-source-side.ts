@@ -35,7 +35,7 @@ import type { WorkerOptions } from './options.ts';
 import { PLANES } from './planes.ts';
 import type { ShimOwner } from './shim-owner.ts';
 
-export type SourceHostOptions = {
+export type LocalSourceSideOptions = {
   machines: MachineManager;
   openings: Openings;
   volumes: VolumeStore;
@@ -52,10 +52,10 @@ export type SourceHostOptions = {
 const FREE_MAP_TIMEOUT_MS = PATIENCE.freeMap.ms;
 
 /** A move's source on this host. */
-export class SourceHost implements SourceSide {
-  readonly #options: SourceHostOptions;
+export class LocalSourceSide implements SourceSide {
+  readonly #options: LocalSourceSideOptions;
 
-  constructor(options: SourceHostOptions) {
+  constructor(options: LocalSourceSideOptions) {
     this.#options = options;
   }
 

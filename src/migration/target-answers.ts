@@ -34,7 +34,7 @@ import type { TargetSide } from './target-side.ts';
 import { askingVolume, type VolumeQuestion, type VolumeQuestions } from './volume-questions.ts';
 
 /** The target's end of the calls in peer.ts. */
-export class MoveReceiver
+export class TargetAnswers
   extends askingVolume<string, 'compare' | 'figures'>('compare', 'figures')
   implements MoveAnswers
 {

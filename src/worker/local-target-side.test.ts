@@ -9,7 +9,7 @@ import type { MachineHost } from '../machine/machine-host.ts';
 import { MachineManager, type VolumeProvider } from '../machine/manager.ts';
 import type { MachineStore } from '../machine/store.ts';
 import { ShimClient, type ShimConnection } from '../shim/client.ts';
-import { TargetHost, type TargetHostOptions } from './target-host.ts';
+import { LocalTargetSide, type LocalTargetSideOptions } from './local-target-side.ts';
 
 const MACHINE_ID = 'm_01kdvdnevb3rm49f2hzsqy4bmt';
 
@@ -51,7 +51,7 @@ async function fixture(t: TestContext) {
     ...{ runtimeRoot: '/nowhere', clock: systemClock, random: systemRandom, logger: silentLogger },
   });
   t.after(() => machines.close());
-  const target = new TargetHost({ machines, clock: systemClock } as unknown as TargetHostOptions);
+  const target = new LocalTargetSide({ machines, clock: systemClock } as unknown as LocalTargetSideOptions);
   const request = {
     ...{ runId: 'r_1', machineId: MACHINE_ID, machineName: 'db', startMachine: true, volume: null },
     config: {

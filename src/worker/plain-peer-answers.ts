@@ -5,8 +5,8 @@ import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
 import { readHeaderFile, type VolumeStore } from '../volume/index.ts';
 import type { HostCheck } from './host-check.ts';
 
-/** What this worker answers its neighbours beside the moves that come to it (migration/move-receiver.ts). */
-export class Neighbour implements Pick<PeerAnswers, 'offer' | 'volumeHeader' | 'run'> {
+/** What this worker answers its peers beside the moves that come to it (migration/target-answers.ts). */
+export class PlainPeerAnswers implements Pick<PeerAnswers, 'offer' | 'volumeHeader' | 'run'> {
   readonly #load: () => Promise<HostLoad>;
   readonly #check: HostCheck;
   readonly #volumes: VolumeStore;

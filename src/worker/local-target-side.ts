@@ -25,7 +25,7 @@ import {
 import type { HostCheck } from './host-check.ts';
 import type { VolumeAccess } from './volume-access.ts';
 
-export type TargetHostOptions = {
+export type LocalTargetSideOptions = {
   check: HostCheck;
   machines: MachineManager;
   volumes: VolumeStore;
@@ -42,10 +42,10 @@ export type TargetHostOptions = {
 };
 
 /** A move's target on this host. */
-export class TargetHost extends askingVolume<PrepareRequest>() implements TargetSide {
-  readonly #options: TargetHostOptions;
+export class LocalTargetSide extends askingVolume<PrepareRequest>() implements TargetSide {
+  readonly #options: LocalTargetSideOptions;
 
-  constructor(options: TargetHostOptions) {
+  constructor(options: LocalTargetSideOptions) {
     super();
     this.#options = options;
   }
