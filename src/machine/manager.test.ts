@@ -10,7 +10,7 @@ import { silentLogger } from '../base/logger.ts';
 import { systemRandom } from '../base/random.ts';
 import { identifyProcess } from '../host/process-identity.ts';
 import { jailRuntime } from '../jail/runtime.ts';
-import { localMachineHost } from './machine-host.ts';
+import { localMachineHost, type MachineHost } from './machine-host.ts';
 import { MachineManager, STOP_SLACK_MS, type VolumeProvider } from './manager.ts';
 import { MachineStore } from './store.ts';
 
@@ -44,7 +44,10 @@ async function fixture(t: TestContext) {
     }
   });
   const volumes = new TestVolumes();
-  const open = async (prepare: (store: MachineStore) => void = () => {}) => {
+  const open = async (
+    prepare: (store: MachineStore) => void = () => {},
+    watch: (host: MachineHost) => MachineHost = (host) => host,
+  ) => {
     const store = await MachineStore.open(dir);
     prepare(store);
     const manager = await MachineManager.open({
@@ -52,11 +55,13 @@ async function fixture(t: TestContext) {
       volumes,
       runtimeRoot: join(dir, 'run'),
       hidden: [dir],
-      host: localMachineHost({
-        clock: systemClock,
-        logger: silentLogger,
-        runtimes: { process: jailRuntime },
-      }),
+      host: watch(
+        localMachineHost({
+          clock: systemClock,
+          logger: silentLogger,
+          runtimes: { process: jailRuntime },
+        }),
+      ),
       clock: systemClock,
       random: systemRandom,
       logger: silentLogger,
@@ -100,6 +105,43 @@ test('a machine that is destroyed twice at once does not come back in between', 
   await refuses(second!, 'MACHINE_NOT_FOUND');
   assert.equal(volumes.owners.get('v_1'), 'm_next');
   assert.deepEqual((await open()).records(), []);
+});
+
+test('who cleans up after a dead shim does not meet the next one, which somebody else starts', {
+  skip,
+}, async (t) => {
+  const { open } = await fixture(t);
+  const log: string[] = [];
+  const watched = (name: string, work: () => Promise<unknown>) => async () => {
+    log.push(`${name} begins`);
+    // Longer than all that could run into it.
+    await systemClock.sleep(name === 'clean-up' ? 300 : 0);
+    return work().finally(() => log.push(`${name} ends`));
+  };
+  const manager = await open(undefined, (host) => ({
+    ...host,
+    cleanUp: (folder) => watched('clean-up', () => host.cleanUp(folder))() as Promise<void>,
+    start: (options) => watched('start', () => host.start(options))() as ReturnType<typeof host.start>,
+  }));
+  const { id } = await manager.create({ name: 'web', config: machineConfig(SLEEP) });
+  const first = await manager.ensureShim(id);
+  const { shimPid } = await first.call('status', {});
+  log.length = 0;
+  process.kill(shimPid, 'SIGKILL');
+  await until('the end of the shim', () => identifyProcess(shimPid) === null);
+  // The watch over machines, a step of a move, and another step that takes the shim away.
+  const [recovery, client] = await Promise.all([
+    manager.recoverOne(id),
+    manager.ensureShim(id),
+    manager.shutdownShim(id).catch((error) => assert.ok(isGodwitError(error, 'MACHINE_SHIM_ALIVE'))),
+  ]);
+  assert.equal(recovery.error, null);
+  for (let index = 0; index < log.length; index += 2)
+    assert.equal(log[index]!.replace('begins', 'ends'), log[index + 1], log.join(', '));
+  assert.equal(log.filter((line) => line === 'start begins').length, 1);
+  const next = await client.call('status', {});
+  assert.notEqual(next.shimPid, shimPid);
+  assert.equal((await (await manager.client(id))?.call('status', {}))?.shimPid, next.shimPid);
 });
 
 test('create, start, look, stop, start again, destroy', { skip }, async (t) => {

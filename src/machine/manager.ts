@@ -97,7 +97,8 @@ export class MachineManager {
   readonly #queues = new SerialByKey();
   /** Of records: a write is of what the one before has left. */
   readonly #writes = new SerialByKey();
-  readonly #ensuring = new Map<string, Promise<ShimClient>>();
+  /** Of runtime folders: who cleans up after a dead shim must not meet the one that another has started. */
+  readonly #folders = new SerialByKey();
   readonly #beginnings = new Map<string, Beginning>();
   /** Wall clock. */
   readonly #endings = new Map<string, number>();
@@ -541,12 +542,7 @@ export class MachineManager {
    * standby too.
    */
   ensureShim(machineId: string): Promise<ShimClient> {
-    // Who cleans up after a dead one must not meet the one that another has just started.
-    const ensuring =
-      this.#ensuring.get(machineId) ??
-      this.#ensureShim(machineId).finally(() => this.#ensuring.delete(machineId));
-    this.#ensuring.set(machineId, ensuring);
-    return ensuring;
+    return this.#folders.run(machineId, () => this.#ensureShim(machineId));
   }
 
   async #ensureShim(machineId: string): Promise<ShimClient> {
@@ -597,8 +593,10 @@ export class MachineManager {
 
   async #cleanUpAfter(machineId: string, shim: ShimProcess | null): Promise<void> {
     const { clock, host } = this.#options;
-    for (let attempt = 0; shim?.isAlive() && attempt < 500; attempt++) await clock.sleep(10);
-    await host.cleanUp(this.runtimeDir(machineId));
+    await this.#folders.run(machineId, async () => {
+      for (let attempt = 0; shim?.isAlive() && attempt < 500; attempt++) await clock.sleep(10);
+      await host.cleanUp(this.runtimeDir(machineId));
+    });
   }
 
   /**
@@ -678,8 +676,12 @@ export class MachineManager {
       await this.#bringUp(record);
       return 'restarted';
     }
-    await this.#options.host.cleanUp(this.runtimeDir(record.id));
-    return 'left';
+    return this.#folders.run(record.id, async () => {
+      // Somebody has started the next one meanwhile.
+      if ((await this.client(record.id)) !== null) return 'found';
+      await this.#options.host.cleanUp(this.runtimeDir(record.id));
+      return 'left';
+    });
   }
 
   async #bringUp(record: MachineRecord): Promise<void> {

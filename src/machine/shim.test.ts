@@ -17,6 +17,7 @@ import { mustRun } from '../host/program.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
 import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
 import { findShim, ShimClient, startShim } from '../shim/client.ts';
+import { SHIM_FILES } from '../shim/protocol.ts';
 import { readShimState, writeShimState } from '../shim/state.ts';
 
 const SLEEP = 'while :; do sleep 0.05; done';
@@ -251,6 +252,30 @@ test('what a killed shim leaves is found and ended; a live one is left alone', {
   // A new one starts where the old one was.
   const again = await start(runtimeDir);
   assert.notEqual((await again.call('status', {})).shimPid, shimPid);
+  again.close();
+});
+
+test('a shim whose files somebody has removed is found again, with the machine that it runs', {
+  skip,
+}, async (t) => {
+  const runtimeDir = folder(t);
+  const client = await start(runtimeDir);
+  await client.call('workload.start', machine(SLEEP));
+  const before = await client.call('status', {});
+  for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) rmSync(join(runtimeDir, name));
+  await assert.rejects(cleanUpAfterDeadShim(runtimeDir, systemClock, silentLogger), (error) =>
+    isGodwitError(error, 'MACHINE_SHIM_ALIVE'),
+  );
+  const again = await start(runtimeDir);
+  const { shimPid, workload } = await again.call('status', {});
+  assert.equal(shimPid, before.shimPid);
+  assert.equal(workload?.pid, before.workload?.pid);
+  assert.equal(readShimState(runtimeDir)?.shim.pid, shimPid);
+  assert.equal((await client.call('status', {})).shimPid, shimPid, 'who was connected still is');
+  await again.call('shutdown', {});
+  await until('the shim to end', () => identifyProcess(shimPid) === null);
+  assert.equal(await findShim(runtimeDir), 'absent');
+  client.close();
   again.close();
 });
 

@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { flushCompileCache } from 'node:module';
 import { createServer, type Server } from 'node:net';
 import { join, resolve } from 'node:path';
@@ -8,6 +8,7 @@ import { messageOf, systemErrorCode } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
+import { SharedRuns } from '../base/serial.ts';
 import { readCgroupLayout } from '../host/cgroup.ts';
 import { jailRuntime } from '../jail/runtime.ts';
 import { shimLockName } from '../shim/lock.ts';
@@ -28,10 +29,11 @@ async function main(): Promise<void> {
   mkdirSync(folder, { recursive: true });
   const runtimeDir = realpathSync(folder);
   const logger = lineLogger(LOG_FD, systemClock, { shim: process.pid });
-  await lock(runtimeDir);
+  const holder = await lock(runtimeDir);
   protectFromOutOfMemory(logger);
 
   const connections = new Set<LineRpc>();
+  let isOver = false;
   const service: ShimService = new ShimService({
     runtimeDir,
     clock: systemClock,
@@ -60,6 +62,9 @@ async function main(): Promise<void> {
       for (const connection of connections) connection.emit(event, data);
     },
     onShutdown: () => {
+      isOver = true;
+      // The next one may start: this one holds nothing any more.
+      holder.close();
       logger.info({}, 'shim ends');
       for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) {
         try {
@@ -83,10 +88,15 @@ async function main(): Promise<void> {
       socket.destroy();
     });
   });
-  const path = join(runtimeDir, SHIM_FILES.socket);
-  rmSync(path, { force: true });
-  await listen(server, path);
-  chmodSync(path, 0o600);
+  const socket = new ShimSocket(server, join(runtimeDir, SHIM_FILES.socket));
+  await socket.listen();
+  whenLookedFor(holder, async () => {
+    if (isOver || socket.isThere()) return;
+    logger.warn({ runtimeDir }, 'the socket is gone: the shim makes it and its state again');
+    mkdirSync(runtimeDir, { recursive: true, mode: 0o700 });
+    await service.rewriteState();
+    await socket.listen();
+  });
   process.on('SIGTERM', () => {
     logger.info({}, 'SIGTERM: shutting down');
     service.shutdown().catch((error: unknown) => {
@@ -108,11 +118,51 @@ async function main(): Promise<void> {
   setTimeout(flushCompileCache, 500).unref();
 }
 
+/** Where a shim is spoken to; may be made again where somebody has removed it. */
+class ShimSocket {
+  readonly #server: Server;
+  readonly #path: string;
+  #inode: number | undefined;
+
+  constructor(server: Server, path: string) {
+    this.#server = server;
+    this.#path = path;
+  }
+
+  /** Whether what is at the path is this socket. */
+  isThere(): boolean {
+    return this.#inode !== undefined && this.#inodeThere() === this.#inode;
+  }
+
+  async listen(): Promise<void> {
+    // Conversations that are under way go on.
+    if (this.#server.listening) this.#server.close();
+    rmSync(this.#path, { force: true });
+    await listen(this.#server, this.#path);
+    chmodSync(this.#path, 0o600);
+    this.#inode = this.#inodeThere();
+  }
+
+  #inodeThere(): number | undefined {
+    return statSync(this.#path, { throwIfNoEntry: false })?.ino;
+  }
+}
+
+/**
+ * Who finds neither socket nor state asks the lock whether a shim lives. Somebody who empties a runtime
+ * folder (a cleaner of old files, a person) must not make a shim that nobody finds and that keeps out the
+ * next.
+ */
+function whenLookedFor(holder: Server, beThere: () => Promise<void>): void {
+  const looks = new SharedRuns();
+  holder.on('connection', () => void looks.run(beThere).catch(() => {})); // asked again by who still finds none
+}
+
 /**
  * Two shims on one folder would fight for its socket. An abstract socket (unix(7)) is taken by one process at
  * a time and is gone with it, so it is a lock that cannot be left behind.
  */
-async function lock(runtimeDir: string): Promise<void> {
+async function lock(runtimeDir: string): Promise<Server> {
   const holder = createServer((socket) => socket.destroy());
   try {
     await listen(holder, shimLockName(runtimeDir));
@@ -121,6 +171,7 @@ async function lock(runtimeDir: string): Promise<void> {
     process.exit(SHIM_EXIT_TAKEN);
   }
   holder.unref();
+  return holder;
 }
 
 function listen(server: Server, path: string): Promise<void> {

@@ -33,12 +33,14 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   // The kernel's tables have the paths without symbolic links.
   const runtimeDir = existsSync(folder) ? realpathSync(folder) : folder;
   const state = readShimState(runtimeDir);
-  if (state !== null && isAlive(state.shim)) {
+  const pid = state !== null && isAlive(state.shim) ? state.shim.pid : null;
+  // One that has just been started, too, and one whose files are gone: what is there is its own.
+  if (pid !== null || (await isShimLocked(runtimeDir))) {
     throw new GodwitError(
       'MACHINE_SHIM_ALIVE',
-      `the shim of ${runtimeDir} is alive (pid ${state.shim.pid})`,
+      `the shim of ${runtimeDir} is alive${pid === null ? '' : ` (pid ${pid})`}`,
       {
-        values: { runtimeDir, pid: state.shim.pid },
+        values: { runtimeDir, pid },
         nextAction: 'Shut it down instead of cleaning up after it.',
       },
     );
@@ -71,8 +73,6 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
       nextAction: 'Something on the host uses it; end that, and the worker tries again.',
     });
   }
-  // Two who found the same one dead: the other has started the next already, and these files are its own.
-  if (await isShimLocked(runtimeDir)) return;
   for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) await rm(join(runtimeDir, name), { force: true });
   logger.info({ runtimeDir }, 'cleaned up after a dead shim');
 }

@@ -23,6 +23,7 @@ import {
 import type { OpeningSpec } from '../opening/spec.ts';
 import { fullness } from '../sys/file-system.ts';
 import { startError, startProgram } from '../sys/start-program.ts';
+import { isShimLocked, shimLockName } from './lock.ts';
 import { SHIM, SHIM_EXIT_TAKEN, SHIM_FILES, type ShimOps } from './protocol.ts';
 import { readShimState } from './state.ts';
 
@@ -67,6 +68,7 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
 
   const log = withShimRoom(runtimeDir, () => openSync(join(runtimeDir, SHIM_FILES.log), 'a', 0o600));
   let ended: string | undefined;
+  let isTaken = false;
   const child = startProgram(
     process.execPath,
     [...SHIM_NODE_FLAGS, fileURLToPath(entryPoint('machine/shim.ts')), runtimeDir, ...options.hidden],
@@ -85,7 +87,8 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   });
   child.on('exit', (code, signal) => {
     // Another start was quicker by so little that its socket is not there yet.
-    if (code === SHIM_EXIT_TAKEN) return;
+    isTaken = code === SHIM_EXIT_TAKEN;
+    if (isTaken) return;
     ended = `it ended with ${code ?? signal}`;
   });
   child.unref();
@@ -93,7 +96,9 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
   while (true) {
     // The end is looked at first: one that could not start because another did has left that other one to
     // connect to.
-    const over = ended ?? (pace.isQuiet() ? `it does nothing: ${pace.text()}` : undefined);
+    const over =
+      ended ??
+      (pace.isQuiet() ? (isTaken ? takenText(runtimeDir) : `it does nothing: ${pace.text()}`) : undefined);
     const client = await connect();
     if (client !== null) {
       // Another start was quicker. Ours is only just coming up, and would take the place of that shim when it
@@ -102,19 +107,29 @@ export async function startShim(options: StartShimOptions): Promise<ShimClient> 
       if (shimPid !== child.pid) child.kill('SIGKILL');
       return client;
     }
+    // It was kept out by one that has ended meanwhile.
+    if (isTaken && !(await isShimLocked(runtimeDir))) return startShim(options);
     if (hostError) throw hostError;
-    if (over !== undefined) {
-      // One that ends for want of room has none to say so.
-      const full = await shimRoomLacks(runtimeDir);
-      if (full !== null) throw noShimRoom(runtimeDir, full);
-      throw new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${over}`, {
-        values: { runtimeDir },
-        retry: 'later',
-        nextAction: `Look at ${join(runtimeDir, SHIM_FILES.log)}.`,
-      });
-    }
+    if (over !== undefined) throw await notStarted(runtimeDir, over);
     await clock.sleep(PAUSE.processLook.ms);
   }
+}
+
+async function notStarted(runtimeDir: string, why: string): Promise<GodwitError> {
+  // One that ends for want of room has none to say so.
+  const full = await shimRoomLacks(runtimeDir);
+  if (full !== null) return noShimRoom(runtimeDir, full);
+  return new GodwitError('MACHINE_SHIM_NOT_STARTED', `the shim of ${runtimeDir} did not start: ${why}`, {
+    values: { runtimeDir },
+    retry: 'later',
+    nextAction: `Look at ${join(runtimeDir, SHIM_FILES.log)}.`,
+  });
+}
+
+/** Of a shim of a version that does not come back by itself. */
+function takenText(runtimeDir: string): string {
+  const name = shimLockName(runtimeDir).replace('\0', '@');
+  return `another one holds ${name}, lives, and has no socket there; "ss -xlp" shows its process, which somebody must end`;
 }
 
 /** For its state, its log, and the tables of a jail. `full`: the end of a sentence. */
@@ -160,7 +175,10 @@ function shimEnvironment(runtimeDir: string): NodeJS.ProcessEnv {
 /** What is at a runtime folder: a shim that answers, the remains of one that died, or nothing. */
 export type ShimPresence = 'running' | 'dead' | 'absent';
 
-/** A shim that lives but does not take connections (it is just starting, or hangs) counts as running. */
+/**
+ * A shim that lives but does not take connections (it is just starting, or hangs, or somebody removed its
+ * socket) counts as running.
+ */
 export async function findShim(runtimeDir: string): Promise<ShimPresence> {
   const socket = await tryConnect(runtimeDir);
   if (socket !== null) {
@@ -168,8 +186,8 @@ export async function findShim(runtimeDir: string): Promise<ShimPresence> {
     return 'running';
   }
   const state = readShimState(runtimeDir);
-  if (state === null) return 'absent';
-  return isAlive(state.shim) ? 'running' : 'dead';
+  if ((state !== null && isAlive(state.shim)) || (await isShimLocked(runtimeDir))) return 'running';
+  return state === null ? 'absent' : 'dead';
 }
 
 /** A conversation with a shim; `LineRpc` over its socket. */

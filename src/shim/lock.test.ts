@@ -6,12 +6,14 @@ import test from 'node:test';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
+import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { cleanUpAfterDeadShim } from './cleanup.ts';
+import { findShim } from './client.ts';
 import { isShimLocked, shimLockName } from './lock.ts';
 import { SHIM_FILES } from './protocol.ts';
 
-test('a clean-up after a dead shim leaves the files of the next one, which was started meanwhile', {
+test('a shim that holds its folder is not cleaned up after, whatever its files say', {
   skip: requires('root'),
 }, async (t) => {
   const dir = scratchDir(t);
@@ -22,8 +24,11 @@ test('a clean-up after a dead shim leaves the files of the next one, which was s
   await new Promise<void>((resolve) => next.listen(shimLockName(dir), resolve));
   try {
     assert.equal(await isShimLocked(dir), true);
-    await cleanUpAfterDeadShim(dir, systemClock, silentLogger);
-    assert.ok(existsSync(socket), 'the next one is to be found');
+    assert.equal(await findShim(dir), 'running');
+    await assert.rejects(cleanUpAfterDeadShim(dir, systemClock, silentLogger), (error) =>
+      isGodwitError(error, 'MACHINE_SHIM_ALIVE'),
+    );
+    assert.ok(existsSync(socket));
   } finally {
     await new Promise((resolve) => next.close(resolve));
   }

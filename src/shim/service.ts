@@ -177,6 +177,12 @@ export class ShimService {
     return written;
   }
 
+  /** As `writeState`, where the file is not what was written any more. */
+  rewriteState(): Promise<void> {
+    this.#stateText = '';
+    return this.writeState();
+  }
+
   /** A folder that was full, or read-only: who comes after this shim needs what holds then. */
   #writeStateLater(text: string): void {
     if (this.#stateText !== text) return;
