@@ -8,11 +8,11 @@ import { blockStatistics, kernelNameOf } from '../src/host/block-statistics.ts';
 import { attachLoop, detachLoop } from '../src/host/losetup.ts';
 import { parseCloneStatus, SECTOR_BYTES } from '../src/host/mapper-table.ts';
 import { mustRun } from '../src/host/tools.ts';
+import { KernelVolume } from '../src/kernel/attached.ts';
+import { KernelExport } from '../src/kernel/exported.ts';
+import { systemKernelHost } from '../src/kernel/host.ts';
 import type { CloneSpec, HydrationSettings, SourceSpec } from '../src/opening/spec.ts';
 import type { HydrationStatus, VolumeServerStatus } from '../src/opening/status.ts';
-import { KernelVolume } from '../src/plane/attached.ts';
-import { KernelExport } from '../src/plane/exported.ts';
-import { systemPlaneHost } from '../src/plane/host.ts';
 import { userspaceBackend } from '../src/volume/backend.ts';
 import {
   cloneSpec,
@@ -61,7 +61,7 @@ const MEASURED_MS = 30_000;
 const STATUS_MS = 500;
 
 const clock = systemClock;
-const host = systemPlaneHost(clock);
+const host = systemKernelHost(clock);
 const openStore = () => VolumeStore.open(DATA_DIR, { clock, random: systemRandom, logger: silentLogger });
 
 async function source(address: string): Promise<Plan> {

@@ -115,7 +115,7 @@ const WAITING_ROOMS = [
   'host',
   'crypt',
   'journal',
-  'plane',
+  'kernel',
   'migration',
   'shim',
   'jail',

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import type { RunView } from '../../src/journal/run.ts';
+import { type CloneBinding, cloneMetadataBytes, REGION_BYTES } from '../../src/kernel/clone-binding.ts';
 import { targetRunId } from '../../src/migration/migrate-in.ts';
-import { type CloneBinding, cloneMetadataBytes, REGION_BYTES } from '../../src/plane/clone-binding.ts';
 import type { WriterHistory } from '../../test/support/writer-collector.ts';
 import type { Guest } from '../guest.ts';
 import { patient } from '../kind.ts';

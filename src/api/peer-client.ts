@@ -17,8 +17,8 @@ const SILENT_AFTER_QUESTIONS = 3;
 export type PeerTransport = Pick<ApiClient, 'ask' | 'healthz' | 'close'>;
 
 /**
- * Another worker, over HTTP or what a simulation has in its place. Errors are those of its transport; of an `API_UNREACHABLE` the caller learns from
- * `values.delivered` whether the other side may have acted.
+ * Another worker, over HTTP or what a simulation has in its place. Errors are those of its transport; of an
+ * `API_UNREACHABLE` the caller learns from `values.delivered` whether the other side may have acted.
  */
 export class PeerClient extends asking(PEER) implements Peer {
   readonly name: string;

@@ -50,7 +50,7 @@ async function main(): Promise<void> {
     makeBackend: async (plane, events) => {
       const options = { clock: systemClock, logger, ...events };
       if (plane === 'kernel') {
-        const { kernelBackend } = await import('../plane/backend.ts');
+        const { kernelBackend } = await import('../kernel/backend.ts');
         return kernelBackend({ runtimeDir, ...options });
       }
       const { userspaceBackend } = await import('../volume/backend.ts');

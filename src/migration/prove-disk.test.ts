@@ -8,7 +8,7 @@ import { systemClock } from '../base/clock.ts';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
-import { DiskProof } from '../plane/disk-proof.ts';
+import { DiskProof } from '../kernel/disk-proof.ts';
 import type { GuestWrites } from '../receipt/proof.ts';
 import { RootHash } from '../receipt/root.ts';
 import { RegionDigests } from '../volume/region-digests.ts';

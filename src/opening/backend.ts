@@ -21,7 +21,7 @@ export type Wanted = {
 
 /**
  * A way to have volumes open: by a volume server (volume/backend.ts), or in the kernel's own devices
- * (plane/backend.ts).
+ * (kernel/backend.ts).
  */
 export interface Backend {
   /** Null: it opens that. Pure. */

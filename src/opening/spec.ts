@@ -169,7 +169,7 @@ const VOLUME = {
   lengthBytes: Type.Integer({ minimum: 4096 }),
   /** Folder of the volume: `volume.json` (the record) and `data.raw`. */
   volumeDir: Type.String(),
-  /** In the kernel's own devices (room plane). Left out: by a volume server. */
+  /** In the kernel's own devices (room kernel). Left out: by a volume server. */
   plane: Type.Optional(Type.Literal('kernel')),
 };
 

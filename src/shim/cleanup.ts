@@ -13,7 +13,7 @@ import { detachLoop, findLoops } from '../host/losetup.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { isAlive, type ProcessIdentity } from '../host/process-identity.ts';
 import { runProgram } from '../host/program.ts';
-import { PLANE_STATE_FILE } from '../plane/names.ts';
+import { KERNEL_STATE_FILE } from '../kernel/names.ts';
 import { cgroupName } from './cgroup-name.ts';
 import { isShimLocked } from './lock.ts';
 import { SHIM_FILES } from './protocol.ts';
@@ -54,8 +54,8 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   await unmount(filesystem, abort, clock);
   // What the filesystem was mounted on, where the machine came by a move.
   await unmount(filesystem, abort, clock);
-  if (existsSync(join(runtimeDir, PLANE_STATE_FILE)))
-    await (await import('../plane/left.ts')).cleanUpKernelPlane(runtimeDir, clock);
+  if (existsSync(join(runtimeDir, KERNEL_STATE_FILE)))
+    await (await import('../kernel/left.ts')).cleanUpKernelPlane(runtimeDir, clock);
   for (const device of findLoops(join(fuse, FILE_NAME))) {
     await withAbort(abort, () =>
       detachLoop(device, { clock, deadlineMs: PATIENCE.cleanUpStep.ms }).then(() => true),
@@ -96,9 +96,9 @@ function abortOf(runtimeDir: string, clock: Clock, logger: Logger): Abort {
       await abortFuseConnection(Number(connection));
       return true;
     }
-    if (!existsSync(join(runtimeDir, PLANE_STATE_FILE))) return false;
+    if (!existsSync(join(runtimeDir, KERNEL_STATE_FILE))) return false;
     logger.warn({ runtimeDir }, 'logging out of a source that holds up the clean-up');
-    await (await import('../plane/left.ts')).giveUpKernelSource(runtimeDir, clock);
+    await (await import('../kernel/left.ts')).giveUpKernelSource(runtimeDir, clock);
     return true;
   };
 }

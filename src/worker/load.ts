@@ -5,9 +5,9 @@ import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../contr
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
 import { type CgroupLayout, readCgroupLayout } from '../host/cgroup.ts';
 import { readHostFacts } from '../host/host-facts.ts';
+import { kernelCan } from '../kernel/can.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import { type DiskReservation, diskNeedBytes, type HostLoad } from '../migration/placement.ts';
-import { kernelCan } from '../plane/can.ts';
 import { fileSystemOf } from '../sys/file-system.ts';
 import {
   encryptionCapabilities,

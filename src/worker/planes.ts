@@ -1,6 +1,6 @@
 import type { Plane } from '../host/capabilities.ts';
+import { kernelCan } from '../kernel/can.ts';
 import type { OpeningSpec } from '../opening/spec.ts';
-import { kernelCan } from '../plane/can.ts';
 import { requireKernelPlane } from './kernel-plane.ts';
 
 /** What a worker does otherwise in one plane than in the other. */

@@ -1,7 +1,7 @@
 import { GodwitError } from '../base/errors.ts';
 import type { PrepareRequest } from '../contract/peer.ts';
+import { isKernelClone } from '../kernel/attached.ts';
 import type { VolumeProvider } from '../machine/manager.ts';
-import { isKernelClone } from '../plane/attached.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
 import {
   type AttachSpec,

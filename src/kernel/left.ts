@@ -6,8 +6,8 @@ import type { OpeningSpec } from '../opening/spec.ts';
 import { replaceFileOfThisBoot } from '../sys/durable-file.ts';
 import { removeStack } from './attached.ts';
 import { removeExport } from './exported.ts';
-import { systemPlaneHost } from './host.ts';
-import { PLANE_STATE_FILE } from './names.ts';
+import { systemKernelHost } from './host.ts';
+import { KERNEL_STATE_FILE } from './names.ts';
 
 /** What a shim has in the kernel, for who cleans up after it. */
 type Left = Pick<OpeningSpec, 'volumeId' | 'volumeDir'> & {
@@ -23,7 +23,7 @@ export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Prom
   const left = await readLeft(runtimeDir);
   if (left !== null) {
     const { volumeId, volumeDir, source, targetIqn } = left;
-    const host = systemPlaneHost(clock);
+    const host = systemKernelHost(clock);
     if (targetIqn !== null) {
       await removeExport({ volumeId, volumeDir, targetIqn }, host, clock);
     } else {
@@ -36,13 +36,13 @@ export async function cleanUpKernelPlane(runtimeDir: string, clock: Clock): Prom
 /** Reads that wait for the source of a dead shim's clone end in errors. */
 export async function giveUpKernelSource(runtimeDir: string, clock: Clock): Promise<void> {
   const source = (await readLeft(runtimeDir))?.source;
-  if (source) await systemPlaneHost(clock).iscsi.logout(source);
+  if (source) await systemKernelHost(clock).iscsi.logout(source);
 }
 
 async function readLeft(runtimeDir: string): Promise<Left | null> {
   let text: string;
   try {
-    text = await readFile(join(runtimeDir, PLANE_STATE_FILE), 'utf8');
+    text = await readFile(join(runtimeDir, KERNEL_STATE_FILE), 'utf8');
   } catch (error) {
     if (systemErrorCode(error) === 'ENOENT') return null;
     throw error;
@@ -66,11 +66,11 @@ export async function noteLeft(runtimeDir: string, spec: OpeningSpec): Promise<v
     targetIqn: spec.kind === 'export' ? spec.export.targetIqn : null,
   };
   await mkdir(runtimeDir, { recursive: true });
-  const path = join(runtimeDir, PLANE_STATE_FILE);
+  const path = join(runtimeDir, KERNEL_STATE_FILE);
   await replaceFileOfThisBoot(path, `${JSON.stringify(left)}\n`);
 }
 
 /** When all of it is taken down. */
 export async function forgetLeft(runtimeDir: string): Promise<void> {
-  await rm(join(runtimeDir, PLANE_STATE_FILE), { force: true });
+  await rm(join(runtimeDir, KERNEL_STATE_FILE), { force: true });
 }

@@ -10,7 +10,7 @@ import { type CloneStatus, parseCloneStatus } from '../host/mapper-table.ts';
 import type { HydrationSettings } from '../opening/spec.ts';
 import type { HydrationStatus } from '../opening/status.ts';
 import { cloneHydration } from './clone-hydration.ts';
-import type { PlaneHost } from './host.ts';
+import type { KernelHost } from './host.ts';
 import {
   decideHydration,
   decidePace,
@@ -25,7 +25,7 @@ import { mapperNames } from './names.ts';
 import { kernelNode, mountPlaceOf } from './nodes.ts';
 
 export type CloneCopyOptions = {
-  host: PlaneHost;
+  host: KernelHost;
   clock: Clock;
   logger: Logger;
   limits: HydrationLimits;
@@ -52,7 +52,7 @@ const SESSION_UP = 'LOGGED_IN';
  */
 export class CloneCopy {
   readonly #options: CloneCopyOptions;
-  readonly #host: PlaneHost;
+  readonly #host: KernelHost;
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #names: ReturnType<typeof mapperNames>;

@@ -8,7 +8,7 @@ import { MapperControl } from '../host/mapper-control.ts';
 import { systemTools, type Tools } from '../host/tools.ts';
 
 /** The drivers of one host that the kernel plane is made of. */
-export type PlaneHost = {
+export type KernelHost = {
   tools: Tools;
   mapper: DeviceMapper;
   control: MapperControl;
@@ -16,7 +16,7 @@ export type PlaneHost = {
   lio: Lio;
 };
 
-export function systemPlaneHost(clock: Clock): PlaneHost {
+export function systemKernelHost(clock: Clock): KernelHost {
   const tools = systemTools({ environment: mapperEnvironment() });
   return {
     tools,

@@ -19,7 +19,7 @@ export function mapperNames(volumeId: string): {
 }
 
 /** In a shim's runtime folder: what it has in the kernel, for whoever cleans up after it. Holds no secret. */
-export const PLANE_STATE_FILE = 'plane.json';
+export const KERNEL_STATE_FILE = 'plane.json';
 
 /** In the volume's folder: the metadata of dm-clone, and what it belongs to. */
-export const PLANE_FILES = { cloneMetadata: 'clone.dm', cloneBinding: 'clone.dm.json' } as const;
+export const KERNEL_FILES = { cloneMetadata: 'clone.dm', cloneBinding: 'clone.dm.json' } as const;

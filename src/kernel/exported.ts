@@ -18,11 +18,11 @@ import { VOLUME_FILES } from '../volume/files.ts';
 import { readFreeRuns } from '../volume/free-map-file.ts';
 import type { RegionDigests } from '../volume/region-digests.ts';
 import { exportSerial } from '../volume/specs.ts';
-import type { PlaneHost } from './host.ts';
+import type { KernelHost } from './host.ts';
 import { detachLoops } from './loops.ts';
 import { mapperNames } from './names.ts';
 
-export type KernelExportOptions = { host: PlaneHost; clock: Clock; logger: Logger };
+export type KernelExportOptions = { host: KernelHost; clock: Clock; logger: Logger };
 
 /** Of iSCSI (IANA). The kernel's target cannot take any free port; all exports of a host share this one. */
 export const ISCSI_PORT = 3260;
@@ -48,7 +48,7 @@ export class KernelExport implements OpenVolume<'export', 'kernel'> {
   };
   readonly #spec: ExportSpec;
   readonly #share: LioExport;
-  readonly #host: PlaneHost;
+  readonly #host: KernelHost;
   readonly #clock: Clock;
   #lock: DataLock | null = null;
   readonly #logger: Logger;
@@ -200,7 +200,7 @@ export class KernelExport implements OpenVolume<'export', 'kernel'> {
 /** Everything of an export that is on this host. Idempotent. */
 export async function removeExport(
   spec: { volumeId: string; volumeDir: string; targetIqn: string },
-  { mapper, lio }: PlaneHost,
+  { mapper, lio }: KernelHost,
   clock: Clock,
 ): Promise<void> {
   const name = mapperNames(spec.volumeId).export;

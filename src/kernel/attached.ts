@@ -46,14 +46,14 @@ import {
 } from './clone-binding.ts';
 import { CloneCopy } from './clone-copy.ts';
 import type { openDiskProof } from './disk-proof.ts';
-import type { PlaneHost } from './host.ts';
+import type { KernelHost } from './host.ts';
 import { HYDRATION_LIMITS, type HydrationLimits } from './hydration-control.ts';
 import { detachLoops } from './loops.ts';
-import { mapperNames, PLANE_FILES } from './names.ts';
+import { KERNEL_FILES, mapperNames } from './names.ts';
 import { startStatistics, statisticsOf } from './nodes.ts';
 
 export type KernelVolumeOptions = {
-  host: PlaneHost;
+  host: KernelHost;
   clock: Clock;
   logger: Logger;
   limits?: HydrationLimits;
@@ -314,7 +314,7 @@ export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
       if (this.#session === null) return;
       await this.#options.host.iscsi.logout(sourceOf(this.#spec)!);
       this.#session = null;
-      await detachLoops(join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata), {
+      await detachLoops(join(this.#spec.volumeDir, KERNEL_FILES.cloneMetadata), {
         readonly: false,
         clock: this.#options.clock,
       });
@@ -409,7 +409,7 @@ export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
     const disk = await host.iscsi.disk(this.#session);
     await this.#checkSource(disk);
     const metadataLoop = await attachLoop({
-      filePath: join(this.#spec.volumeDir, PLANE_FILES.cloneMetadata),
+      filePath: join(this.#spec.volumeDir, KERNEL_FILES.cloneMetadata),
       sectorBytes: 512,
     });
     const cloneDevice = await host.mapper.create(names.clone, {
@@ -641,7 +641,7 @@ async function removeMapper(
   // along.
   if (counts !== null || (top === undefined && present.includes(clone)))
     await endCounting(spec.volumeDir, counts);
-  await detachLoops(join(spec.volumeDir, PLANE_FILES.cloneMetadata), { readonly: false, clock });
+  await detachLoops(join(spec.volumeDir, KERNEL_FILES.cloneMetadata), { readonly: false, clock });
 }
 
 /** Whether a volume is, or was, a clone of the kernel plane: it stays in the plane that it was begun in. */

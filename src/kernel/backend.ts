@@ -8,7 +8,7 @@ import type { OpeningSpec } from '../opening/spec.ts';
 import { KernelVolume } from './attached.ts';
 import { kernelCan, refusedByKernel } from './can.ts';
 import { KernelExport } from './exported.ts';
-import { systemPlaneHost } from './host.ts';
+import { systemKernelHost } from './host.ts';
 import { forgetLeft, noteLeft } from './left.ts';
 
 export type KernelBackendOptions = Pick<BackendEvents, 'onChange'> & {
@@ -20,7 +20,7 @@ export type KernelBackendOptions = Pick<BackendEvents, 'onChange'> & {
 /** Volumes in the kernel's devices. There is no server: the shim itself drives the kernel. */
 export function kernelBackend(options: KernelBackendOptions): Backend {
   const { runtimeDir, clock, logger, onChange } = options;
-  const host = systemPlaneHost(clock);
+  const host = systemKernelHost(clock);
 
   async function openVolume(spec: OpeningSpec): Promise<KernelVolume | KernelExport> {
     const refusal = kernelCan(spec);

@@ -7,7 +7,7 @@ import { replaceFile } from '../sys/durable-file.ts';
 import { allocate } from '../sys/fallocate.ts';
 import { reserve } from '../volume/reserve.ts';
 import { storageError } from '../volume/storage-error.ts';
-import { PLANE_FILES } from './names.ts';
+import { KERNEL_FILES } from './names.ts';
 
 /**
  * dm-clone's metadata does not say what it is the metadata of: a stale file would make it serve old bytes as
@@ -69,7 +69,7 @@ export async function createCloneMetadata(volumeDir: string, identity: CloneIden
   const present = await readCloneBinding(volumeDir);
   if (present !== null && isOf(present, identity)) return present;
   const metadataBytes = cloneMetadataBytes(identity.lengthBytes);
-  const path = join(volumeDir, PLANE_FILES.cloneMetadata);
+  const path = join(volumeDir, KERNEL_FILES.cloneMetadata);
   try {
     await createBlank(path, metadataBytes);
   } catch (error) {
@@ -102,7 +102,7 @@ async function createBlank(path: string, lengthBytes: number): Promise<void> {
 
 /** Null: this volume is no clone of the kernel plane. Rejects `PLANE_METADATA_CORRUPT`. */
 export async function readCloneBinding(volumeDir: string): Promise<CloneBinding | null> {
-  const path = join(volumeDir, PLANE_FILES.cloneBinding);
+  const path = join(volumeDir, KERNEL_FILES.cloneBinding);
   try {
     const value = JSON.parse(await readFile(path, 'utf8')) as CloneBinding;
     const numbers = [value.generation, value.lengthBytes, value.regionBytes, value.metadataBytes];
@@ -164,7 +164,7 @@ export async function requireCloneBinding(volumeDir: string, identity: CloneIden
 
 /** Durable when it resolves. */
 export function writeCloneBinding(volumeDir: string, binding: CloneBinding): Promise<void> {
-  return replaceFile(join(volumeDir, PLANE_FILES.cloneBinding), `${JSON.stringify(binding, null, 2)}\n`);
+  return replaceFile(join(volumeDir, KERNEL_FILES.cloneBinding), `${JSON.stringify(binding, null, 2)}\n`);
 }
 
 /** Before the guest's device is there. Pure. */
@@ -195,7 +195,7 @@ export function addCounts(one: WriteCounts | null, other: WriteCounts | null): W
 }
 
 export async function removeCloneMetadata(volumeDir: string): Promise<void> {
-  for (const name of [PLANE_FILES.cloneMetadata, PLANE_FILES.cloneBinding])
+  for (const name of [KERNEL_FILES.cloneMetadata, KERNEL_FILES.cloneBinding])
     await rm(join(volumeDir, name), { force: true });
 }
 
