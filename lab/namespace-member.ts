@@ -13,14 +13,14 @@ import type { Network } from './network.ts';
 export class NamespaceMember implements Member {
   readonly name: string;
   readonly address: string;
-  readonly #holder: ChildProcess;
+  readonly #keeper: ChildProcess;
   readonly #enter: readonly string[];
 
-  private constructor(name: string, address: string, holder: ChildProcess) {
+  private constructor(name: string, address: string, keeper: ChildProcess) {
     this.name = name;
     this.address = address;
-    this.#holder = holder;
-    this.#enter = ['nsenter', '--net', '--target', String(holder.pid), '--'];
+    this.#keeper = keeper;
+    this.#enter = ['nsenter', '--net', '--target', String(keeper.pid), '--'];
   }
 
   static async create(
@@ -28,21 +28,21 @@ export class NamespaceMember implements Member {
     options: { name: string; address: string; index: number },
   ): Promise<NamespaceMember> {
     // Says a word when it is in its namespace, and holds that for as long as its standard input is open.
-    const holder = spawn('unshare', ['--net', 'sh', '-c', 'echo in; exec cat'], {
+    const keeper = spawn('unshare', ['--net', 'sh', '-c', 'echo in; exec cat'], {
       stdio: ['pipe', 'pipe', 'inherit'],
     });
     await new Promise((resolve, reject) => {
-      holder.stdout.once('data', resolve);
-      holder.on('error', reject);
-      holder.on('exit', (code) => reject(new Error(`unshare ended with ${code}`)));
+      keeper.stdout.once('data', resolve);
+      keeper.on('error', reject);
+      keeper.on('exit', (code) => reject(new Error(`unshare ended with ${code}`)));
     });
-    await network.addNamespace(options.index, holder.pid!, options.address);
-    return new NamespaceMember(options.name, options.address, holder);
+    await network.addNamespace(options.index, keeper.pid!, options.address);
+    return new NamespaceMember(options.name, options.address, keeper);
   }
 
   close(): void {
-    this.#holder.removeAllListeners('exit');
-    this.#holder.kill('SIGKILL');
+    this.#keeper.removeAllListeners('exit');
+    this.#keeper.kill('SIGKILL');
   }
 
   run(argv: readonly string[], options: RunOptions = {}): Promise<CommandResult> {

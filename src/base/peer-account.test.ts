@@ -233,8 +233,8 @@ test('whatever is taken, charged, given back and closed, the sums are those of t
 
 test('those that have waited long do not give way to each other', async () => {
   const { clock, book, peer } = setUp();
-  const holder = peer('10.0.0.1');
-  assert.ok(holder.account.take(450));
+  const stalling = peer('10.0.0.1');
+  assert.ok(stalling.account.take(450));
   const waiters = ['10.0.0.2', '10.0.0.3', '10.0.0.4'].map(peer);
   const blocker = peer('10.0.0.5');
   assert.ok(blocker.account.take(450));
@@ -247,7 +247,7 @@ test('those that have waited long do not give way to each other', async () => {
     clock.advance(10);
   }
   clock.advance(1_500);
-  holder.account.close();
+  stalling.account.close();
   blocker.account.close();
   await turn();
   assert.deepEqual(served, waiters.slice(0, 2), 'in the order in which they came');

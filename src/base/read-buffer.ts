@@ -11,9 +11,9 @@ export function withReadBuffer(
   landed: (count: number, buffer: Uint8Array) => void,
   first: Uint8Array,
 ): Socket {
-  const holder = accepted as unknown as { _handle: object | null };
-  const handle = holder._handle;
-  holder._handle = null;
+  const withHandle = accepted as unknown as { _handle: object | null };
+  const handle = withHandle._handle;
+  withHandle._handle = null;
   let current = first;
   const socket = new Socket({
     handle,

@@ -120,7 +120,7 @@ export class Store {
     | 'thinWaits'
     | 'run'
     | 'events'
-    | 'holder'
+    | 'busyRun'
     | 'newestIds'
     | 'count'
     | 'kindsOver'
@@ -232,10 +232,10 @@ export class Store {
   }
 
   #insertRun(header: RunHeader, started: JournalEvent): void {
-    const holder = this.#statements.holder.get(header.resource) as
+    const busyRun = this.#statements.busyRun.get(header.resource) as
       | { id: string; kind: string; end_state: string | null }
       | undefined;
-    if (holder) throw resourceBusy(header.resource, holder);
+    if (busyRun) throw resourceBusy(header.resource, busyRun);
     this.#statements.insertRun.run(
       header.id,
       header.kind,
@@ -432,19 +432,19 @@ function parseJson(runId: string, what: string, text: string): unknown {
 
 export function resourceBusy(
   resource: string,
-  holder: { id: string; kind: string; end_state?: string | null },
+  busyRun: { id: string; kind: string; end_state?: string | null },
 ): GodwitError {
-  const failed = holder.end_state === 'failed';
+  const failed = busyRun.end_state === 'failed';
   return new GodwitError(
     'JOURNAL_RESOURCE_BUSY',
     failed
-      ? `run ${holder.id} (${holder.kind}) failed on ${resource} past its point of no return and keeps it locked`
-      : `run ${holder.id} (${holder.kind}) works on ${resource}`,
+      ? `run ${busyRun.id} (${busyRun.kind}) failed on ${resource} past its point of no return and keeps it locked`
+      : `run ${busyRun.id} (${busyRun.kind}) works on ${resource}`,
     {
-      values: { resource, runId: holder.id, kind: holder.kind },
+      values: { resource, runId: busyRun.id, kind: busyRun.kind },
       nextAction: failed
-        ? `Look at run ${holder.id}, then force it: forward, undo or forget.`
-        : `Wait for run ${holder.id} or cancel it, then start again.`,
+        ? `Look at run ${busyRun.id}, then force it: forward, undo or forget.`
+        : `Wait for run ${busyRun.id} or cancel it, then start again.`,
     },
   );
 }
@@ -495,7 +495,7 @@ function prepare(database: DatabaseSync) {
     events: database.prepare(
       'SELECT sequence, at_ms, type, step, attempt, data FROM events WHERE run_id = ? ORDER BY sequence',
     ),
-    holder: database.prepare(
+    busyRun: database.prepare(
       'SELECT id, kind, end_state FROM runs WHERE resource = ? AND holds_resource = 1',
     ),
     // By rowid, which is the order in which they were made: the clock may have been set back in between.

@@ -8,7 +8,7 @@ import { PATIENCE } from '../base/patience.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import { runOf } from '../contract/machine-run.ts';
 import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from '../host/cgroup.ts';
-import { findHolders, frozenError, heldError, isFrozen } from '../host/mount-holders.ts';
+import { findOccupants, frozenError, heldError, isFrozen } from '../host/mount-occupants.ts';
 import { mountAt } from '../host/mount-table.ts';
 import { isAlive } from '../host/process-identity.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
@@ -28,8 +28,8 @@ import { readShimState } from '../shim/state.ts';
 import { nbdSocketPath } from './nbd-socket.ts';
 
 /** Who holds a filesystem holds it that often, with that pause, before it counts. */
-const HOLDER_LOOKS = 4;
-const HOLDER_PAUSE_MS = 500;
+const OCCUPANT_LOOKS = 4;
+const OCCUPANT_PAUSE_MS = 500;
 
 /**
  * All that the machines of a worker are made of on their host: processes, sockets, mounts, folders. The
@@ -94,14 +94,14 @@ export function localMachineHost(options: { clock: Clock; logger: Logger; runtim
       const own = new Set([...cgroupOf(folder).processes(), process.pid]);
       for (const identity of [state?.shim, state?.volumeServer, state?.machineInit])
         if (identity) own.add(identity.pid);
-      let holders = await findHolders(place, own);
+      let occupants = await findOccupants(place, own);
       // A jail that is just being made has a copy of every mount of the host for a moment.
-      for (let look = 0; look < HOLDER_LOOKS && holders.length > 0; look++) {
-        await clock.sleep(HOLDER_PAUSE_MS);
-        const before = new Set(holders.map(({ pid }) => pid));
-        holders = (await findHolders(place, own)).filter(({ pid }) => before.has(pid));
+      for (let look = 0; look < OCCUPANT_LOOKS && occupants.length > 0; look++) {
+        await clock.sleep(OCCUPANT_PAUSE_MS);
+        const before = new Set(occupants.map(({ pid }) => pid));
+        occupants = (await findOccupants(place, own)).filter(({ pid }) => before.has(pid));
       }
-      const held = heldError(place, holders);
+      const held = heldError(place, occupants);
       if (held !== null || !frozen) return held;
       return (await isFrozen(place, clock)) ? frozenError(place) : null;
     },

@@ -12,7 +12,7 @@ import { OneOf } from '../base/schema.ts';
  * | `own`    | `attach` | the local file alone, for a machine (FUSE file, NBD socket) |
  * | `clone`  | `attach` | the same, whose blocks still come from another worker     |
  * | `import` | `attach` | the same, whose blocks come from a disk of another system |
- * | `export` | `export` | the sealed file, read-only, for the holders of grants     |
+ * | `export` | `export` | the sealed file, read-only, for those who have a grant    |
  * | `serve`  | `serve`  | a whole volume, for clients of other systems              |
  *
  * Whoever serves it may be killed at any moment, and another one is started with the same spec (access as

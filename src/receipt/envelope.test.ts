@@ -75,14 +75,14 @@ test('a changed field, whichever, breaks the signature', () => {
   assert.ok(paths.length > 30, 'every field is tried');
   for (const path of paths) {
     const changed = structuredClone(body);
-    let holder = changed;
-    for (const name of path.slice(0, -1)) holder = holder[name] as Record<string, unknown>;
+    let place = changed;
+    for (const name of path.slice(0, -1)) place = place[name] as Record<string, unknown>;
     const last = path.at(-1)!;
-    const value = holder[last];
-    if (typeof value === 'number') holder[last] = value + 1;
-    else if (typeof value === 'boolean') holder[last] = !value;
+    const value = place[last];
+    if (typeof value === 'number') place[last] = value + 1;
+    else if (typeof value === 'boolean') place[last] = !value;
     else if (typeof value === 'string')
-      holder[last] = value.startsWith('0') ? `1${value.slice(1)}` : `0${value.slice(1)}`;
+      place[last] = value.startsWith('0') ? `1${value.slice(1)}` : `0${value.slice(1)}`;
     const forged = { ...sound, payload: Buffer.from(JSON.stringify(changed)).toString('base64') };
     const code = codeOf(() => verifyReceipt(forged));
     assert.match(code, /^RECEIPT_(BAD_SIGNATURE|FIGURES|MALFORMED)$/, path.join('.'));

@@ -6,7 +6,7 @@ import { scratchDir } from '../../test/support/scratch.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { lockExclusive, unlock } from './file-lock.ts';
 
-test('one holder at a time; the lock goes with unlock and with close', (t) => {
+test('one process at a time; the lock goes with unlock and with close', (t) => {
   const path = join(scratchDir(t), 'file');
   const first = openSync(path, 'w');
   const second = openSync(path, 'r');

@@ -19,7 +19,7 @@ export function lockExclusive(fd: number): void {
   const errno = lastErrno();
   if (errno !== constants.errno.EWOULDBLOCK) throw callError('flock', {}, errno);
   throw new GodwitError('SYS_LOCKED', 'another process holds the lock of this file', {
-    nextAction: 'Find the holder with lslocks; one volume has one server at a time.',
+    nextAction: 'Find who has it with lslocks; one volume has one server at a time.',
   });
 }
 

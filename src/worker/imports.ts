@@ -207,9 +207,9 @@ export class Imports {
     if (!this.#open.has(volumeId) || this.#closed) return;
     const { machines, openings, volumes, access } = this.#options;
     const record = await volumes.get(volumeId);
-    const holder = await openings.client(importerOf(volumeId));
+    const importer = await openings.client(importerOf(volumeId));
     const machine = record.machineId === null ? null : await machines.client(record.machineId);
-    for (const client of [machine, holder]) {
+    for (const client of [machine, importer]) {
       const volume = client && (await client.call('status', {})).volume;
       if (!client || volume?.spec.volumeId !== volumeId) continue;
       // Of now: what the shim was told last is some moments old.

@@ -35,11 +35,11 @@ test('a filesystem that is held is found before the stop; one that is taken in b
   assert.equal(made.exitCode, 0, made.stderr);
   const { id, startedAtMs } = await source.client.showMachine('m');
   const fs = join(workerPaths(source.dataDir).runtimeRoot, id, 'fs');
-  const holders: ChildProcess[] = [];
+  const occupants: ChildProcess[] = [];
   const release = async () => {
-    for (const holder of holders.splice(0)) {
-      const exited = new Promise((resolve) => holder.once('exit', resolve));
-      if (holder.kill('SIGKILL')) await exited;
+    for (const occupant of occupants.splice(0)) {
+      const exited = new Promise((resolve) => occupant.once('exit', resolve));
+      if (occupant.kill('SIGKILL')) await exited;
     }
   };
   try {
@@ -47,11 +47,11 @@ test('a filesystem that is held is found before the stop; one that is taken in b
       `exec 9<${fs}/beats; exec sleep 1000`,
       'exec unshare -m --propagation private sleep 1000',
     ]) {
-      holders.push(spawn('sh', ['-c', command], { stdio: 'ignore' }));
-      await fleet.until('the holder', async () => {
+      occupants.push(spawn('sh', ['-c', command], { stdio: 'ignore' }));
+      await fleet.until('the occupant', async () => {
         const moved = await fleet.run('move', 'm');
         assert.equal(moved.exitCode, 3, moved.stderr);
-        return moved.stdout.includes(`sleep (pid ${holders[0]!.pid}, `) && moved.stdout;
+        return moved.stdout.includes(`sleep (pid ${occupants[0]!.pid}, `) && moved.stdout;
       });
       const machine = await source.client.showMachine('m');
       assert.deepEqual([machine.state, machine.startedAtMs], ['running', startedAtMs], 'it was not stopped');
@@ -60,18 +60,18 @@ test('a filesystem that is held is found before the stop; one that is taken in b
 
     const { id: runId } = await source.client.moveMachine(id, { target: 'b' });
     await fleet.until('the stop', async () => /asked/.test((await fleet.run('machine', 'logs', 'm')).stdout));
-    holders.push(spawn('sh', ['-c', `exec 9<${fs}/beats; exec sleep 1000`], { stdio: 'ignore' }));
-    await fleet.until('the holder', async () => (await source.client.why(id)).conditions.length > 0);
+    occupants.push(spawn('sh', ['-c', `exec 9<${fs}/beats; exec sleep 1000`], { stdio: 'ignore' }));
+    await fleet.until('the occupant', async () => (await source.client.why(id)).conditions.length > 0);
     await source.client.execInMachine(id, { command: ['touch', '/data/end'], timeoutMs: patient(60_000) });
     const end = await source.ended(runId);
     assert.equal(end.state, 'undone');
     assert.equal(end.error?.code, 'MACHINE_FS_HELD');
-    assert.match(end.error?.message ?? '', new RegExp(`pid ${holders[0]!.pid}`));
+    assert.match(end.error?.message ?? '', new RegExp(`pid ${occupants[0]!.pid}`));
     await fleet.until('the machine to run again', async () => {
       const machine = await source.client.showMachine('m');
       return machine.state === 'running' && machine.startedAtMs !== startedAtMs;
     });
-    assert.equal(holders[0]!.exitCode, null, 'it is still held');
+    assert.equal(occupants[0]!.exitCode, null, 'it is still held');
     assert.equal(source.volumeRecord((await source.client.showMachine(id)).volumeId!)?.generation, 1);
   } finally {
     await release();

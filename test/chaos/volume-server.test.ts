@@ -170,7 +170,7 @@ test('the source is away when the target server starts again: what is local is s
   await target.until('back', (hydration) => hydration.state === 'paused');
 });
 
-test('only the holder of the record’s generation opens for writing, and only one server', {
+test('only a server of the record’s generation opens for writing, and only one server', {
   skip,
 }, async (t) => {
   const lab = new VolumeLab(t);

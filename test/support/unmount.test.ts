@@ -12,20 +12,20 @@ test('a mount is waited for while somebody holds it, and a failure tells who', {
 }, async (t) => {
   const dir = scratchDir(t);
   await mustEndWell('mount', ['-t', 'tmpfs', 'tmpfs', dir]);
-  const holder = spawn('sleep', ['600'], { cwd: dir, stdio: 'ignore' });
-  const ended = once(holder, 'exit');
+  const sleeper = spawn('sleep', ['600'], { cwd: dir, stdio: 'ignore' });
+  const ended = once(sleeper, 'exit');
   try {
-    await once(holder, 'spawn');
-    await assert.rejects(unmount(dir, 200), new RegExp(`busy.*${holder.pid}`, 's'));
+    await once(sleeper, 'spawn');
+    await assert.rejects(unmount(dir, 200), new RegExp(`busy.*${sleeper.pid}`, 's'));
     let free = false;
     const freed = unmount(dir).then(() => {
       free = true;
     });
     await assert.rejects(until('nothing', () => free, { patienceMs: 200 }));
-    holder.kill('SIGKILL');
+    sleeper.kill('SIGKILL');
     await freed;
   } finally {
-    holder.kill('SIGKILL');
+    sleeper.kill('SIGKILL');
     await ended;
     await unmount(dir, 0).catch(() => {});
   }

@@ -1,4 +1,4 @@
-import { findHolders } from '../../src/host/mount-holders.ts';
+import { findOccupants } from '../../src/host/mount-occupants.ts';
 import { mustEndWell, until } from './patience.ts';
 
 /** Before scaling. */
@@ -11,5 +11,5 @@ const LET_GO_MS = 30_000;
  */
 export async function unmount(dir: string, patienceMs = LET_GO_MS): Promise<void> {
   const look = () => mustEndWell('umount', [dir]).then(() => true);
-  await until(`${dir} to be let go`, look, { patienceMs, state: () => findHolders(dir, new Set()) });
+  await until(`${dir} to be let go`, look, { patienceMs, state: () => findOccupants(dir, new Set()) });
 }

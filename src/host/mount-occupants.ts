@@ -15,7 +15,7 @@ import { parseStat } from './process-identity.ts';
  */
 
 /** A process that is not the machine's, and how it has the filesystem. */
-export type Holder = { pid: number; program: string; how: 'mount' | 'file' | 'folder' | 'mapping' };
+export type Occupant = { pid: number; program: string; how: 'mount' | 'file' | 'folder' | 'mapping' };
 
 /** Host processes looked at side by side. */
 const AT_ONCE = 16;
@@ -29,7 +29,7 @@ const FROZEN_IN = /percpu_rwsem|percpu_down_read|sb_start_write/;
  * waits for as long as a full disk does, and is waited for by its unmount), and this process's own mount.
  * Nobody where nothing is mounted there.
  */
-export async function findHolders(place: string, own: ReadonlySet<number>): Promise<Holder[]> {
+export async function findOccupants(place: string, own: ReadonlySet<number>): Promise<Occupant[]> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
   const entry = mountAt(place, parseMountTable(table));
   if (entry === undefined) return [];
@@ -37,7 +37,7 @@ export async function findHolders(place: string, own: ReadonlySet<number>): Prom
   const ownSpaces = new Set(await Promise.all([...own].map((pid) => namespaceOf(String(pid)))));
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name) && !own.has(Number(name)));
   const told = new Set<string>();
-  const holders: Holder[] = [];
+  const occupants: Occupant[] = [];
   const look = async (pid: string) => {
     const space = await namespaceOf(pid);
     // Gone, or a kernel thread.
@@ -49,10 +49,10 @@ export async function findHolders(place: string, own: ReadonlySet<number>): Prom
     if (own.has(parseStat(await read(`/proc/${pid}/stat`))?.parentPid ?? 0)) return;
     if (how === null) told.add(space);
     const program = (await read(`/proc/${pid}/comm`)).trim();
-    holders.push({ pid: Number(pid), program, how: how ?? 'mount' });
+    occupants.push({ pid: Number(pid), program, how: how ?? 'mount' });
   };
   for (let at = 0; at < pids.length; at += AT_ONCE) await Promise.all(pids.slice(at, at + AT_ONCE).map(look));
-  return holders.sort((left, right) => left.pid - right.pid);
+  return occupants.sort((left, right) => left.pid - right.pid);
 }
 
 /**
@@ -87,11 +87,13 @@ export async function isFrozen(place: string, clock: Clock): Promise<boolean> {
 }
 
 /** The named obstacle; null: nobody is in the way. */
-export function heldError(place: string, holders: readonly Holder[]): GodwitError | null {
-  if (holders.length === 0) return null;
-  const named = holders.slice(0, 5).map(({ pid, program, how }) => `${program} (pid ${pid}, ${WORDS[how]})`);
-  const more = holders.length > named.length ? ` and ${holders.length - named.length} more` : '';
-  const pids = holders.map(({ pid }) => pid);
+export function heldError(place: string, occupants: readonly Occupant[]): GodwitError | null {
+  if (occupants.length === 0) return null;
+  const named = occupants
+    .slice(0, 5)
+    .map(({ pid, program, how }) => `${program} (pid ${pid}, ${WORDS[how]})`);
+  const more = occupants.length > named.length ? ` and ${occupants.length - named.length} more` : '';
+  const pids = occupants.map(({ pid }) => pid);
   return new GodwitError(
     'MACHINE_FS_HELD',
     `the filesystem of its volume is held by other processes of this host: ${named.join(', ')}${more}`,
@@ -132,7 +134,7 @@ async function usedBy(
   pid: string,
   mounts: ReadonlySet<string>,
   device: string,
-): Promise<Holder['how'] | null> {
+): Promise<Occupant['how'] | null> {
   for (const fd of await readdir(`/proc/${pid}/fdinfo`).catch(() => [])) {
     const id = /^mnt_id:\s*(\d+)$/m.exec(await read(`/proc/${pid}/fdinfo/${fd}`))?.[1];
     if (id !== undefined && mounts.has(id)) return 'file';

@@ -7,22 +7,22 @@ import { type TestContext, test } from 'node:test';
 import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
-import { findHolders, heldError, isFrozen } from './mount-holders.ts';
+import { findOccupants, heldError, isFrozen } from './mount-occupants.ts';
 
 const skip = requires('root', 'mkfs.ext4', 'mount', 'umount', 'losetup', 'unshare', 'fsfreeze');
 
 /**
- * A filesystem of its own. Holders go first, then a freeze, then the mount; all in one hook, since hooks run
+ * A filesystem of its own. Occupants go first, then a freeze, then the mount; all in one hook, since hooks run
  * in the order in which they were set.
  */
-function filesystem(t: TestContext): { place: string; holders: ChildProcess[] } {
+function filesystem(t: TestContext): { place: string; occupants: ChildProcess[] } {
   const dir = mkdtempSync(join(tmpdir(), 'gw-h-'));
-  const holders: ChildProcess[] = [];
+  const occupants: ChildProcess[] = [];
   const place = join(dir, 'fs');
   t.after(async () => {
-    for (const holder of holders) {
-      const exited = new Promise((resolve) => holder.once('exit', resolve));
-      if (holder.kill('SIGKILL')) await exited;
+    for (const occupant of occupants) {
+      const exited = new Promise((resolve) => occupant.once('exit', resolve));
+      if (occupant.kill('SIGKILL')) await exited;
     }
     spawnSync('fsfreeze', ['--unfreeze', place]);
     spawnSync('umount', [place]);
@@ -34,33 +34,33 @@ function filesystem(t: TestContext): { place: string; holders: ChildProcess[] } 
   truncateSync(image, 32 * 2 ** 20);
   execFileSync('mkfs.ext4', ['-q', image]);
   execFileSync('mount', ['-o', 'loop', image, place]);
-  return { place, holders };
+  return { place, occupants };
 }
 
 test('an open file, a working folder and a copy of the mount are found with the process that has them, and nobody else is', {
   skip,
 }, async (t) => {
-  const { place, holders } = filesystem(t);
+  const { place, occupants } = filesystem(t);
   writeFileSync(join(place, 'file'), 'x');
-  assert.deepEqual(await findHolders(place, new Set()), []);
-  const hold = (script: string) => holders.push(spawn('sh', ['-c', script], { stdio: 'ignore' }));
+  assert.deepEqual(await findOccupants(place, new Set()), []);
+  const hold = (script: string) => occupants.push(spawn('sh', ['-c', script], { stdio: 'ignore' }));
   hold(`exec 9<${place}/file; exec sleep 1000`);
   hold(`cd ${place}; exec sleep 1000`);
   hold('exec unshare -m --propagation private sleep 1000');
   const found = await until('the three', async () => {
-    const all = await findHolders(place, new Set());
+    const all = await findOccupants(place, new Set());
     return all.length === 3 && all.every(({ program }) => program === 'sleep') ? all : null;
   });
   const byPid = new Map(found.map(({ pid, how }) => [pid, how]));
   assert.deepEqual(
-    holders.map(({ pid }) => byPid.get(pid!)),
+    occupants.map(({ pid }) => byPid.get(pid!)),
     ['file', 'folder', 'mount'],
   );
   const error = heldError(place, found)!;
-  for (const { pid } of holders) assert.match(error.message, new RegExp(`sleep \\(pid ${pid}, `));
-  assert.deepEqual(await findHolders(place, new Set(holders.map(({ pid }) => pid!))), []);
-  assert.deepEqual(await findHolders(place, new Set([process.pid])), [], 'what one of ours has started');
-  assert.deepEqual(await findHolders(join(place, 'nothing'), new Set()), []);
+  for (const { pid } of occupants) assert.match(error.message, new RegExp(`sleep \\(pid ${pid}, `));
+  assert.deepEqual(await findOccupants(place, new Set(occupants.map(({ pid }) => pid!))), []);
+  assert.deepEqual(await findOccupants(place, new Set([process.pid])), [], 'what one of ours has started');
+  assert.deepEqual(await findOccupants(join(place, 'nothing'), new Set()), []);
 });
 
 test('a frozen filesystem is told from one that answers', { skip }, async (t) => {
