@@ -654,6 +654,10 @@ const PAUSES = {
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
   terminalInput: { ms: 20, what: 'before input is offered again to a terminal whose program does not read' },
   prune: { ms: 50, what: 'between the pieces in which a long history that is of age is pruned' },
+  stuckLook: {
+    ms: 2_000,
+    what: 'after a machine was killed, and then between looks what its processes wait for that do not end',
+  },
   stopTold: { ms: 1_000, what: 'before a stop that takes its time says so' },
   heartbeat: { ms: 15_000, what: 'between signs of life in a stream of events' },
   askedTold: {

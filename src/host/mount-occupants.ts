@@ -113,6 +113,44 @@ export function frozenError(place: string): GodwitError {
   });
 }
 
+export function readOnlyError(place: string, machine: string): GodwitError {
+  return new GodwitError(
+    'MACHINE_FS_READ_ONLY',
+    'the filesystem of its volume has become read-only: the kernel met an error in it',
+    {
+      values: { place },
+      retry: 'never',
+      nextAction: `The kernel log (dmesg) says which. \`godwit machine restart ${machine}\` mounts it anew, which replays its journal; what an fsck would find stays.`,
+    },
+  );
+}
+
+/**
+ * What processes that were killed wait for in the kernel, `place` being where their filesystem is mounted;
+ * null: none waits where no signal reaches it.
+ */
+export async function findStuck(pids: readonly number[], place: string): Promise<GodwitError | null> {
+  const stuck: string[] = [];
+  for (const pid of pids) {
+    if (parseStat(await read(`/proc/${pid}/stat`))?.state !== 'D') continue;
+    const where = (await read(`/proc/${pid}/wchan`)).trim();
+    if (FROZEN_IN.test(where)) return frozenError(place);
+    stuck.push(`${(await read(`/proc/${pid}/comm`)).trim()} (pid ${pid}, in ${where || 'the kernel'})`);
+  }
+  if (stuck.length === 0) return null;
+  const more = stuck.length > 5 ? ` and ${stuck.length - 5} more` : '';
+  return new GodwitError(
+    'MACHINE_KILL_STUCK',
+    `what is left of it waits in the kernel: ${stuck.slice(0, 5).join(', ')}${more}`,
+    {
+      values: { place },
+      retry: 'later',
+      nextAction:
+        'It waits for a device, or for blocks of a source that is away: dmesg; what else is said here.',
+    },
+  );
+}
+
 const WORDS = {
   mount: 'its mount namespace has a copy of the mount',
   file: 'an open file',

@@ -62,6 +62,14 @@ export function mountOf(
   }
 }
 
+/**
+ * The kernel takes no write there: a filesystem that has met an error is read-only from then on (`ro`, and
+ * `emergency_ro` of ext4 since Linux 6.14).
+ */
+export function isReadOnly({ superOptions }: MountEntry): boolean {
+  return superOptions.split(',').some((option) => option === 'ro' || option === 'emergency_ro');
+}
+
 function unescapeOctal(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
     String.fromCharCode(Number.parseInt(digits, 8)),

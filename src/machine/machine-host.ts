@@ -1,6 +1,6 @@
 import { mkdirSync, realpathSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
@@ -8,8 +8,15 @@ import { PATIENCE } from '../base/patience.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import { runOf } from '../contract/machine-run.ts';
 import { Cgroup, checkLimits, planCgroup, readCgroupLayout } from '../host/cgroup.ts';
-import { findOccupants, frozenError, heldError, isFrozen } from '../host/mount-occupants.ts';
-import { mountAt } from '../host/mount-table.ts';
+import {
+  findOccupants,
+  findStuck,
+  frozenError,
+  heldError,
+  isFrozen,
+  readOnlyError,
+} from '../host/mount-occupants.ts';
+import { isReadOnly, mountAt } from '../host/mount-table.ts';
 import { isAlive } from '../host/process-identity.ts';
 import { cgroupName } from '../shim/cgroup-name.ts';
 import { cleanUpAfterDeadShim } from '../shim/cleanup.ts';
@@ -56,6 +63,19 @@ export interface MachineHost {
   kill(folder: string): Promise<void>;
   /** As `MachineManager.obstacle`. */
   obstacle(folder: string, options: { frozen: boolean }): Promise<GodwitError | null>;
+  /** As `MachineManager.readOnly`. */
+  readOnly(folder: string): GodwitError | null;
+  /** As `MachineManager.stuck`. */
+  stuck(folder: string): Promise<GodwitError | null>;
+}
+
+/** The folder is named after its machine. What is a tmpfs there is an empty place (shim/filesystem.ts). */
+function readOnlyAt(folder: string): GodwitError | null {
+  const place = join(folder, SHIM_FILES.filesystem);
+  const entry = mountAt(place);
+  return entry !== undefined && entry.filesystem !== 'tmpfs' && isReadOnly(entry)
+    ? readOnlyError(place, basename(folder))
+    : null;
 }
 
 export type ShimProcess = { isAlive(): boolean; kill(): void };
@@ -103,7 +123,9 @@ export function localMachineHost(options: { clock: Clock; logger: Logger; runtim
       }
       const held = heldError(place, occupants);
       if (held !== null || !frozen) return held;
-      return (await isFrozen(place, clock)) ? frozenError(place) : null;
+      return readOnlyAt(folder) ?? ((await isFrozen(place, clock)) ? frozenError(place) : null);
     },
+    readOnly: readOnlyAt,
+    stuck: (folder) => findStuck(cgroupOf(folder).processes(), join(folder, SHIM_FILES.filesystem)),
   };
 }

@@ -399,10 +399,21 @@ export class MachineManager {
 
   /**
    * What would keep the machine's filesystem from being unmounted, named; null: nothing that can be seen.
-   * `frozen`: it is looked for that too, by a write, which a frozen filesystem does not answer.
+   * `frozen`: it is looked for that too, by a write, which a frozen filesystem does not answer, and for one
+   * that has become read-only.
    */
   obstacle(machineId: string, options: { frozen: boolean }): Promise<GodwitError | null> {
     return this.#options.host.obstacle(this.runtimeDir(machineId), options);
+  }
+
+  /** That the machine's filesystem takes no write any more; null: it does, or none is mounted. */
+  readOnly(machineId: string): GodwitError | null {
+    return this.#options.host.readOnly(this.runtimeDir(machineId));
+  }
+
+  /** What its processes, which were killed, wait for; null: none of them waits in the kernel. */
+  stuck(machineId: string): Promise<GodwitError | null> {
+    return this.#options.host.stuck(this.runtimeDir(machineId));
   }
 
   /**

@@ -1,10 +1,11 @@
+import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
 import type { Peer, TargetStatus } from '../contract/peer.ts';
 import { Abort } from '../journal/outcome.ts';
 import type { Waiting } from './move-step.ts';
 import { orBack } from './obstacle.ts';
-import { interruption, type OutNotes } from './out-notes.ts';
+import { interruption, type MigrateOutInput, type OutNotes } from './out-notes.ts';
 import {
   forgotten,
   keepExport,
@@ -17,7 +18,7 @@ import {
   watch,
 } from './out-tools.ts';
 import { hasIt } from './override-note.ts';
-import type { MoveSubject } from './source-side.ts';
+import type { MoveSubject, SourceSide } from './source-side.ts';
 import { reached } from './target-phase.ts';
 
 /*
@@ -26,6 +27,8 @@ import { reached } from './target-phase.ts';
 
 /** A stop that takes longer says so. */
 const STOP_SILENCE_MS = PAUSE.stopTold.ms;
+/** After the time of a stop, and between looks what the killed processes wait for. */
+const STUCK_LOOK_MS = PAUSE.stuckLook.ms;
 /** How long after a try that was not delivered the target is asked again, in milliseconds. */
 const ASK_AGAIN = { firstMs: 50, maxMs: 1_000 };
 
@@ -39,12 +42,14 @@ export const stop = outStep({
     const { notes, runId } = context;
     const startedMs = clock.monotonicMs();
     const cancelSaying = clock.timer(STOP_SILENCE_MS, () => saySlowStop(notes.subject, context));
+    const cancelLooking = sayStuck(source, clock, context);
     try {
       // Not when this process ends, since the next one takes the stop up where it is, and not because it is
       // slow: the machine has the time that its owner gave it.
       await source.stop(context.input.machineId, context.calledOff);
     } finally {
       cancelSaying();
+      cancelLooking();
     }
     const thisTryMs = clock.monotonicMs() - startedMs;
     return { stopMs: notes.stopMs ?? Math.max(thisTryMs, sinceTheStop(times.nowMs(runId), notes)) };
@@ -64,6 +69,39 @@ function saySlowStop({ machineName, config }: MoveSubject, { runId, waiting }: W
   } catch {
     // The attempt knows by itself that its journal could not be written.
   }
+}
+
+/** Whatever its processes wait for once they were killed; looked for until the stop is over. */
+function sayStuck(
+  source: SourceSide,
+  clock: Clock,
+  {
+    input,
+    notes: { subject },
+    waiting,
+  }: Waiting & { input: MigrateOutInput; notes: Pick<OutNotes, 'subject'> },
+): () => void {
+  let cancel = () => {};
+  let isOver = false;
+  const look = async () => {
+    const stuck = await source.stuck(input.machineId).catch(() => null);
+    if (isOver) return;
+    try {
+      if (stuck !== null)
+        waiting(`${subject.machineName} was killed, and does not end: ${stuck.message}`, stuck.nextAction);
+    } catch {
+      // As for a slow stop.
+    }
+    lookAfter(STUCK_LOOK_MS);
+  };
+  const lookAfter = (ms: number) => {
+    cancel = clock.timer(ms, () => void look());
+  };
+  lookAfter(subject.config.stop.timeoutMs + STUCK_LOOK_MS);
+  return () => {
+    isOver = true;
+    cancel();
+  };
 }
 
 /**

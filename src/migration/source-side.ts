@@ -1,3 +1,4 @@
+import type { GodwitError } from '../base/errors.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { PlacementRequest } from '../contract/peer.ts';
 import type { MountNeeds } from '../host/mount-needs.ts';
@@ -62,9 +63,9 @@ export interface SourceSide {
   closeExport(runId: string): Promise<void>;
 
   /**
-   * Rejects `MACHINE_FS_HELD` and `MACHINE_FS_FROZEN` for what would keep the filesystem from being
-   * unmounted. Writes dirty pages out, and looks which blocks are not in use, while the machine still runs:
-   * the seal then has less to do.
+   * Rejects `MACHINE_FS_HELD`, `MACHINE_FS_FROZEN` and `MACHINE_FS_READ_ONLY` for what would keep the
+   * filesystem from being written out or unmounted. Writes dirty pages out, and looks which blocks are not in
+   * use, while the machine still runs: the seal then has less to do.
    */
   syncEarly(machineId: string): Promise<void>;
   /** What the machine will read first when it starts elsewhere. */
@@ -74,6 +75,8 @@ export interface SourceSide {
    * time.
    */
   stop(machineId: string, kill: AbortSignal): Promise<void>;
+  /** What the killed processes of the machine wait for; null: none of them waits in the kernel. */
+  stuck(machineId: string): Promise<GodwitError | null>;
   /**
    * Rejects `MACHINE_FS_HELD`, `MACHINE_DEVICE_HELD` when somebody holds the filesystem. Unmounts, makes all
    * data durable, makes this generation read-only for ever, and notes the blocks that its filesystem does not

@@ -4,7 +4,7 @@ import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import { readDeviceCounters, whileDeviceMoves } from '../host/device-pace.ts';
-import { type MountEntry, mountAt } from '../host/mount-table.ts';
+import { isReadOnly, type MountEntry, mountAt } from '../host/mount-table.ts';
 import { mustRun } from '../host/program.ts';
 
 /** For a program that nobody ends. */
@@ -86,6 +86,19 @@ export class Filesystem {
       }),
     );
     this.#device = device;
+  }
+
+  /**
+   * Mounts anew what the kernel has made read-only because of an error in it, when no process of the machine
+   * runs: its journal is replayed. Where somebody has it open it stays as it is.
+   */
+  async renew(): Promise<void> {
+    const entry = this.#entry();
+    if (entry === undefined || !isReadOnly(entry)) return;
+    // Held by somebody, or still on its way out of another namespace: what is mounted then is better than
+    // nothing.
+    await this.unmount().catch(() => {});
+    if (!this.mounted) await this.mount(entry.source, entry.filesystem === 'xfs' ? 'xfs' : 'ext4');
   }
 
   /**
@@ -180,7 +193,7 @@ export class Filesystem {
           {
             values: { device },
             retry: 'never',
-            nextAction: `Find the mount namespace that has it: grep -l ${device} /proc/*/mountinfo`,
+            nextAction: `Find the mount namespace that has it: grep -l ${device} /proc/*/mountinfo. Where none has, it is frozen, and mounted again: fsfreeze --unfreeze ${this.directory}.`,
           },
         );
       }

@@ -123,6 +123,8 @@ export class ShimService {
         });
       }
       if (volume !== undefined && volume.mountPath === undefined && !this.#volume.status()) throw noVolume();
+      if (volume?.mountPath !== undefined && this.#options.workload.initPid === null)
+        await this.#volumeOp(() => this.#filesystem.renew());
       return this.#options.workload.start(args);
     },
     'workload.stop': (args) => this.#options.workload.stop(args),

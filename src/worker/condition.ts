@@ -14,6 +14,8 @@ export const CONDITIONS = {
   'disk-unwritable': 'the data disk of the worker cannot be written',
   'runtime-full': 'there is no room for the files of the processes that hold machines',
   'volume-data-lost': 'the disk lost what was written to a volume',
+  'filesystem-read-only':
+    'the kernel has made the filesystem of a machine read-only, because of an error in it',
   'shim-silent': 'the process that holds a machine, a served volume or an export does not answer',
   'volume-server-silent': 'a volume server does not answer',
   'volume-server-ended': 'a volume server has ended, and does not come back',

@@ -24,10 +24,13 @@ import { Imports } from './imports.ts';
 import { hostLoad } from './load.ts';
 import {
   beginningConditions,
+  killedAtMs,
   noRoomConditions,
+  readOnlyConditions,
   silentConditions,
   stateConditions,
   stoppingConditions,
+  stuckConditions,
 } from './machine-conditions.ts';
 import { MachineFigures } from './machine-figures.ts';
 import { Meters } from './meters.ts';
@@ -90,10 +93,19 @@ const MACHINE_CONDITIONS: TellsConditions<WorkerParts, MachineManager> = {
       noRoomConditions(record.name, shim?.volume?.status?.noRoom, options.name),
     );
   },
-  stopping: (machines, about) =>
-    about.kind === 'machine'
-      ? stoppingConditions(about.view, about.record.desired, machines.endingSinceMs(about.record.id))
-      : [],
+  loss: (machines, about) =>
+    about.kind === 'machine' ? readOnlyConditions(about.view, machines.readOnly(about.record.id)) : [],
+  async stopping(machines, about, { clock }) {
+    if (about.kind !== 'machine') return [];
+    const { record, view, runs } = about;
+    const endingSinceMs = machines.endingSinceMs(record.id);
+    const killedMs = killedAtMs(view, endingSinceMs, runs);
+    const isOver = killedMs !== null && clock.wallMs() > killedMs;
+    const stuck = isOver ? await machines.stuck(record.id) : null;
+    return stuck === null
+      ? stoppingConditions(view, record.desired, endingSinceMs)
+      : stuckConditions(record.name, killedMs!, stuck);
+  },
   beginning: (machines, about) =>
     about.kind === 'machine'
       ? beginningConditions(machines.beginning(about.record.id), about.record.name)

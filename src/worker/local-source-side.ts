@@ -340,6 +340,10 @@ export class LocalSourceSide implements SourceSide {
     }
   }
 
+  stuck(machineId: string): Promise<GodwitError | null> {
+    return this.#options.machines.stuck(machineId);
+  }
+
   async seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport> {
     const { machines, volumes } = this.#options;
     const client = await machines.client(machineId);

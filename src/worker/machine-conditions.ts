@@ -1,7 +1,10 @@
 import { dirname } from 'node:path';
+import type { GodwitError } from '../base/errors.ts';
 import type { MachineView } from '../contract/schemas.ts';
+import type { RunView } from '../journal/run.ts';
 import { DAEMON_HINT, killedText } from '../machine/ailment.ts';
 import type { Beginning } from '../machine/manager.ts';
+import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import type { VolumeServerStatus } from '../opening/status.ts';
 import type { Condition } from './condition.ts';
 
@@ -56,6 +59,55 @@ export function noRoomConditions(machine: string, noRoom: NoRoom | undefined, wo
       sinceMs: noRoom.sinceMs,
       whoCanClearIt: 'an operator; it goes on by itself when there is room',
       nextAction: `Free space there (godwit volume list --all shows retained copies), or move it away: godwit move ${machine}, or godwit drain ${worker}.`,
+    },
+  ];
+}
+
+/** What it writes fails, and nothing of godwit is the reason. */
+export function readOnlyConditions(
+  { id, name }: Pick<MachineView, 'id' | 'name'>,
+  error: GodwitError | null,
+): Condition[] {
+  if (error === null) return [];
+  return [
+    {
+      code: 'filesystem-read-only',
+      holdsUp: `machine ${name}`,
+      message: error.message,
+      sinceMs: null,
+      whoCanClearIt: 'its owner',
+      nextAction: error.nextAction.replaceAll(id, name),
+    },
+  ];
+}
+
+/**
+ * When it was killed at the end of its stop, whoever asked for that; wall clock. Null: it was not, or nobody
+ * knows.
+ */
+export function killedAtMs(
+  { config }: Pick<MachineView, 'config'>,
+  endingSinceMs: number | null,
+  runs: readonly RunView[],
+): number | null {
+  const moving = runs.find(
+    (run) => run.endedAtMs === null && run.kind === MIGRATE_OUT && run.step === 'stop',
+  );
+  const sinceMs = endingSinceMs ?? (moving?.output as MigrateOutOutput | undefined)?.stopStartedAtMs;
+  return sinceMs === undefined ? null : sinceMs + config.stop.timeoutMs;
+}
+
+/** `stuck`: what its processes, which were killed, wait for. */
+export function stuckConditions(name: string, killedMs: number, stuck: GodwitError): Condition[] {
+  const isFrozen = stuck.code === 'MACHINE_FS_FROZEN';
+  return [
+    {
+      code: 'machine-stopping',
+      holdsUp: `machine ${name}`,
+      message: `it was killed, and does not end: ${stuck.message}`,
+      sinceMs: killedMs,
+      whoCanClearIt: isFrozen ? 'whoever froze it' : 'an operator of the worker',
+      nextAction: stuck.nextAction,
     },
   ];
 }

@@ -117,6 +117,8 @@ export class Host {
         this.shims.get(folder)?.stopWorkload();
       },
       obstacle: async () => null,
+      readOnly: () => null,
+      stuck: async () => null,
     };
   }
 

@@ -159,6 +159,7 @@ export class MoveWorld {
     },
     heat: async () => ({ regions: [3, 1] }),
     syncEarly: async () => this.#changed('sync'),
+    stuck: async () => null,
     stop: async () => {
       this.source.running = false;
       this.#changed('stop');
