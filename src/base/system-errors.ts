@@ -78,7 +78,7 @@ const ROWS: readonly Row[] = [
     is: isDiskBroken,
     what: () => 'a disk of this host fails, or may only be read',
     nextAction: () =>
-      'Look at it (dmesg; a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker. Machines run on as far as their disks let them.',
+      'Look at it (dmesg; a filesystem that has met an error is often read-only from then on), mend and remount it (one that fails as before is the old one, kept by a copy in another mount namespace: grep its folder in /proc/*/mountinfo), and restart the worker. Machines run on as far as their disks let them.',
   },
   {
     code: 'HOST_NO_DESCRIPTORS',

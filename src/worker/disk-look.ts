@@ -58,7 +58,7 @@ export function diskConditions(trouble: DiskTrouble | null, worker: string): Con
       sinceMs: trouble.sinceMs,
       whoCanClearIt: 'an operator of the worker',
       nextAction:
-        'Look at it (dmesg: a filesystem that has met an error is often read-only from then on), mend and remount it, and restart the worker; then start what has ended meanwhile.',
+        'Look at it (dmesg: a filesystem that has met an error is often read-only from then on), mend and remount it (one that fails as before is the old one, kept by a copy in another mount namespace: grep its folder in /proc/*/mountinfo), and restart the worker; then start what has ended meanwhile.',
     },
   ];
 }

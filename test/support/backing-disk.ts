@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { systemClock } from '../../src/base/clock.ts';
 import { attachLoop, detachLoop } from '../../src/host/losetup.ts';
@@ -84,8 +84,14 @@ export async function goneAndBack({ dir, mount }: BackingDisk, ready: () => Prom
   // XFS's call, which is EXT4_IOC_SHUTDOWN too; without flushing the log.
   await tool('xfs_io', '-x', '-c', 'shutdown', dir);
   await ready();
-  await unmount(dir);
-  await tool('mount', ...mount);
+  // Who has a copy of the mount, as the jail of somebody else's machine that is just being made, keeps the
+  // filesystem that is gone; mounting its device again would give that one, and nothing but errors.
+  await until('the filesystem that is mounted to be another one', async () => {
+    await unmount(dir);
+    await tool('mount', ...mount);
+    readdirSync(dir);
+    return true;
+  });
 }
 
 const XFS_LOG_BYTES = 64 * 2 ** 20;
