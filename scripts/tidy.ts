@@ -13,6 +13,7 @@ import { findings, type Measures } from './measures.ts';
 import { METRICS_PAGE, metricsPage } from './metrics-page.ts';
 import { PATIENCE_PAGE, patiencePage } from './patience-page.ts';
 import { portProblems } from './ports.ts';
+import { WALKS_PAGE, WORDS_PAGE, walkProblems, wordProblems } from './walks.ts';
 
 const problems: string[] = [];
 const sources = globSync('{src,test,bench,demo,lab,scripts}/**/*.ts').sort();
@@ -68,6 +69,14 @@ for (const page of globSync('{*,docs/*}.md')) {
     if (!(name!.startsWith('src/') ? paths.has(name!) : names.has(basename(name!))))
       problems.push(`${page}: there is no ${name}`);
 }
+
+/** So are those of the walks, with what is said of them, and the types of the words. */
+const sourceOf = (path: string) =>
+  path !== '' && existsSync(`src/${path}`) ? readFileSync(`src/${path}`, 'utf8') : undefined;
+problems.push(
+  ...walkProblems(readFileSync(WALKS_PAGE, 'utf8'), sourceOf),
+  ...wordProblems(readFileSync(WORDS_PAGE, 'utf8'), sourceOf),
+);
 
 /** Every code that the product can show a person is explained in docs/errors.md. */
 const documented = new Set(
