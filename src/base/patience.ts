@@ -651,6 +651,10 @@ const PAUSES = {
     ms: 250,
     what: 'for the offer of a worker that did not answer the last time; its answer counts whenever it comes',
   },
+  silenceKept: {
+    ms: 10_000,
+    what: 'after which a worker that did not answer, and was not asked since, is waited for as before',
+  },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
   terminalInput: { ms: 20, what: 'before input is offered again to a terminal whose program does not read' },
   prune: { ms: 50, what: 'between the pieces in which a long history that is of age is pruned' },

@@ -66,6 +66,30 @@ test('a worker that hangs is waited for once, is the one who is named, and is as
   assert.deepEqual(saying(await back), ['b is full', 'c room']);
 });
 
+test('a silence of a while ago is no reason to refuse a worker that answers, and takes more than a moment for it', async () => {
+  const b = worker('b', 'hangs');
+  const { clock, desk: offers } = desk(b);
+  const first = offers.ask({ wanted: 'b', request: REQUEST });
+  await clock.settle();
+  const gone = new GodwitError('API_UNREACHABLE', 'no answer', { nextAction: 'look' });
+  b.asked[0]!.reject(gone);
+  assert.deepEqual(saying(await first), ['b does not answer: no answer']);
+
+  clock.advance(2_000);
+  const soon = offers.ask({ wanted: 'b', request: REQUEST });
+  clock.advance(1_000);
+  assert.match(saying(await soon)[0]!, /still is \(and had not 3 s ago\)$/);
+  b.asked[1]!.reject(gone);
+  await clock.settle();
+
+  clock.advance(30_000);
+  const later = offers.ask({ wanted: 'b', request: REQUEST });
+  await clock.settle();
+  clock.advance(1_000);
+  b.asked[2]!.resolve(offer('b', true));
+  assert.deepEqual(saying(await later), ['b room']);
+});
+
 test('without another that accepts it is waited for as long as it lives; a plan has an end, and asks it once', async () => {
   const [b, c] = [worker('b', 'hangs'), worker('c', 'refuses')];
   const { clock, desk: offers } = desk(b, c);

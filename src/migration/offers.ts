@@ -26,17 +26,20 @@ export type OfferQuestion = {
   silent?: Map<string, Offer>;
 };
 
+const SILENCE_KEEP_MS = PAUSE.silenceKept.ms;
+
 /**
  * Asks peers for offers, side by side. One that does not answer counts as a refusal with that reason, and is
  * remembered: until it has answered, it is asked along, by one question at a time, and nobody waits for it.
- * So a worker that hangs costs one bounded wait, whoever asks and however often.
+ * So a worker that hangs costs one bounded wait, whoever asks and however often. Nobody asks it in between:
+ * what was so a while ago is no reason to refuse it now, and then it is waited for as before.
  */
 export class OfferDesk {
   readonly #peers: () => readonly Peer[];
   readonly #clock: Clock;
   readonly #graceMs: number;
-  /** Since when, by the monotonic clock. */
-  readonly #silentSinceMs = new Map<string, number>();
+  /** Since when, and when that was seen last, by the monotonic clock. */
+  readonly #silences = new Map<string, { sinceMs: number; seenMs: number }>();
   readonly #probes = new Map<string, Promise<Offer>>();
   /** What each of them said that it knows (`Endpoint.since`). */
   readonly #knows = new Map<string, readonly string[]>();
@@ -66,10 +69,10 @@ export class OfferDesk {
           const known = silent?.get(peer.name);
           if (known) return known;
           try {
-            const offer = await (this.#silentSinceMs.has(peer.name)
+            const offer = await (this.#isSilent(peer.name)
               ? this.#probe(peer, request)
               : until(this.#offer(peer, request, stop), stop));
-            this.#silentSinceMs.delete(peer.name);
+            this.#silences.delete(peer.name);
             advanced(`answers of ${peer.name}`);
             if (offer.accepted) accepted();
             return offer;
@@ -95,7 +98,7 @@ export class OfferDesk {
     const probe = this.#offer(peer, request).finally(() => this.#probes.delete(peer.name));
     this.#probes.set(peer.name, probe);
     probe.then(
-      () => this.#silentSinceMs.delete(peer.name),
+      () => this.#silences.delete(peer.name),
       () => {},
     );
     const late = new AbortController();
@@ -126,11 +129,16 @@ export class OfferDesk {
     return offer;
   }
 
+  #isSilent(name: string): boolean {
+    const { seenMs } = this.#silences.get(name) ?? {};
+    return seenMs !== undefined && this.#clock.monotonicMs() - seenMs < SILENCE_KEEP_MS;
+  }
+
   #silence(name: string, error: unknown): string {
     const nowMs = this.#clock.monotonicMs();
-    const sinceMs = this.#silentSinceMs.get(name);
-    if (sinceMs === undefined) this.#silentSinceMs.set(name, nowMs);
-    const forS = Math.round((nowMs - (sinceMs ?? nowMs)) / 1000);
+    const sinceMs = this.#isSilent(name) ? this.#silences.get(name)!.sinceMs : nowMs;
+    this.#silences.set(name, { sinceMs, seenMs: nowMs });
+    const forS = Math.round((nowMs - sinceMs) / 1000);
     return `${messageOf(error)}${forS > 0 ? ` (and had not ${forS} s ago)` : ''}`;
   }
 }
