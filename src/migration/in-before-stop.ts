@@ -7,6 +7,7 @@ import type { MigrateInInput } from './in-notes.ts';
 import { IN_PATIENCE, type InTools, inStep, refusal } from './in-tools.ts';
 import type { MoveInbox } from './inbox.ts';
 import type { Waiting } from './move-step.ts';
+import { orElsewhere } from './obstacle.ts';
 import type { TargetSide } from './target-side.ts';
 
 /*
@@ -29,8 +30,8 @@ export const volume = inStep({
   ...{ name: 'volume', phase: 'before-stop', waitsFor: 'this-worker' },
   ...IN_PATIENCE.local,
   uses: ['override'],
-  async do({ target }, { input }) {
-    if (input.volume) await target.createVolume(input);
+  async do({ target }, { input, attempt }) {
+    if (input.volume) await orElsewhere(attempt, target.createVolume(input));
   },
   async undo({ target }, { input, notes }) {
     const opened = notes.override === 'source-took-back';
@@ -41,8 +42,8 @@ export const volume = inStep({
 export const attach = inStep({
   ...{ name: 'attach', phase: 'before-stop', waitsFor: 'peer', reaches: 'prepared' },
   ...IN_PATIENCE.observed,
-  async do({ target }, { input }) {
-    await target.attachStandby(input);
+  async do({ target }, { input, attempt }) {
+    await orElsewhere(attempt, target.attachStandby(input));
     // What was promised may be gone: others write to this disk too, and somebody may drain this worker.
     await holdToOffer(target, input);
   },
