@@ -55,8 +55,10 @@ import { formatTextKeys, parseTextKeys, type TextPair } from './text-keys.ts';
  *
  *   command arrives ─ plan ─┬─ answer or sense ──────────────────────────────────────────────→ response
  *                           ├─ read:   [held in standby] ─ [waits for output room] ─ running ─→ Data-In + status
- *                           ├─ write:  collecting (unsolicited data, then R2Ts) ───── running ─→ response
- *                           └─ other:  [held in standby] ─ running ───────────────────────────→ response
+ *                           ├─ write:  collecting (unsolicited data, then R2Ts) ─ [held] ─ running ─→ response
+ *                           └─ other:  [held] ─ running ──────────────────────────────────────→ response
+ *
+ * All is held in standby, and what may change something while a session that this one replaced still does.
  *
  * A task is in `#tasks` from arrival to response; an aborted one leaves without a response, once its device
  * call has settled.
@@ -117,6 +119,11 @@ export type TargetSessionOptions = {
   onEnd: (reason: string) => void;
   /** False while we do not read from the peer: its silence is ours then. */
   isReading: () => boolean;
+  /**
+   * Resolves when the sessions that this one replaces change nothing any more. What this one changes waits for
+   * it, so that no old write lands on a new one. null: they do not.
+   */
+  follows: Promise<unknown> | null;
 };
 
 const NOTHING = Buffer.alloc(0);
@@ -142,8 +149,9 @@ export class TargetSession implements PduSink {
    */
   #immediateFunctions = 0;
   #queuedFunctions = 0;
-  /** Tasks that wait for `open`. */
+  /** Tasks that wait for `open`, or for the end of what sessions before this one change. */
   #held: Task[] = [];
+  #follows: boolean;
   /** Reads that wait until the peer has taken what is queued. */
   #waitingReads: Task[] = [];
   /** Writes that wait for a buffer. */
@@ -161,6 +169,7 @@ export class TargetSession implements PduSink {
   #text: { parts: Buffer[]; bytes: number } = { parts: [], bytes: 0 };
   #textAnswer: { tag: number; rest: Buffer } | null = null;
   readonly #changesEnded = Promise.withResolvers<void>();
+  #mayChange = true;
   #ended = false;
   #logoutStarted = false;
   #lastReceivedMs: number;
@@ -191,12 +200,19 @@ export class TargetSession implements PduSink {
     this.#segmentBytes = Math.min(options.parameters.peerDataSegmentBytes, options.parameters.maxBurstBytes);
     this.#lastReceivedMs = options.clock.monotonicMs();
     this.#lastCommandMs = this.#lastReceivedMs;
+    this.#follows = options.follows !== null;
+    void options.follows?.then(() => {
+      this.#follows = false;
+      this.open();
+    });
     this.#armTimer();
   }
 
-  /** Commands that have no response yet. */
-  get taskCount(): number {
-    return this.#tasks.size;
+  /** Reads that have no response yet. */
+  get readCount(): number {
+    let count = 0;
+    for (const { plan } of this.#tasks.values()) if (plan.kind === 'read') count += 1;
+    return count;
   }
 
   /** The peer has data to send that we asked for, or that it announced. */
@@ -282,7 +298,7 @@ export class TargetSession implements PduSink {
   // --- from the outside
   // ----------------------------------------------------------------------------------------------
 
-  /** The unit has left standby: what was held runs. */
+  /** The unit has left standby, or a session before this one has ended: what was held for it runs. */
   open(): void {
     const held = this.#held;
     this.#held = [];
@@ -322,6 +338,11 @@ export class TargetSession implements PduSink {
     return this.#changesEnded.promise;
   }
 
+  /** Not yet. */
+  get mayChange(): boolean {
+    return this.#mayChange;
+  }
+
   /** The connection is gone. Resolves when no device call of this session is under way any more. */
   async close(): Promise<void> {
     this.#ended = true;
@@ -333,6 +354,7 @@ export class TargetSession implements PduSink {
     await Promise.all(tasks.filter((task) => !isRead(task)).map((task) => this.#abort(task)));
     // Not before: what it held by RESERVE(6) is free for others when none of its writes is under way.
     this.#unit?.leave(this.#nexus);
+    this.#mayChange = false;
     this.#changesEnded.resolve();
     await reads;
   }
@@ -465,11 +487,9 @@ export class TargetSession implements PduSink {
 
   #start(task: Task): void {
     const plan = task.plan;
-    const touchesMedium =
-      plan.kind === 'read' ||
-      plan.kind === 'write' ||
-      ((plan.kind === 'run' || plan.kind === 'take') && plan.medium);
-    if (touchesMedium && this.#unit!.standby) {
+    const mayChange = plan.kind === 'write' || ((plan.kind === 'run' || plan.kind === 'take') && plan.medium);
+    const touchesMedium = plan.kind === 'read' || mayChange;
+    if ((touchesMedium && this.#unit!.standby) || (mayChange && this.#follows)) {
       task.state = 'held';
       this.#held.push(task);
       return;

@@ -509,55 +509,60 @@ test('a login with the same name and ISID replaces the session, another ISID is 
   assert.equal((await second.next())!.data.length, 512);
 });
 
-test('a replaced session waits for the writes that are under way', async (t) => {
-  const inner = memory();
-  const write = inner.write.bind(inner);
-  const begun = Promise.withResolvers<void>();
-  const held = Promise.withResolvers<void>();
-  inner.write = async (...words) => {
-    begun.resolve();
-    await held.promise;
-    await write(...words);
-  };
-  const { target } = await startTarget(t, inner, { grant: { chap: null } });
-  const first = new RawPeer(t, target.port);
-  first.login(NAMES);
-  await first.loginStatus();
-  first.send(
+/** WRITE (16) of the first block. */
+function writeFirst(peer: RawPeer, tag: number, cmdSn: number, fill: number): void {
+  const command = { immediate: false, final: true, reads: false, writes: true, lun: 0, expStatSn: 1 };
+  peer.send(
     (header) => {
-      encodeScsiCommand(header, {
-        immediate: false,
-        final: true,
-        reads: false,
-        writes: true,
-        lun: 0,
-        initiatorTaskTag: 1,
-        expectedBytes: 512,
-        cmdSn: 100,
-        expStatSn: 1,
-      });
+      encodeScsiCommand(header, { ...command, initiatorTaskTag: tag, expectedBytes: 512, cmdSn });
       encodeReadWrite16(header.subarray(32), OPERATION.write16, 0, 1);
     },
-    Buffer.alloc(512, 0xee),
+    Buffer.alloc(512, fill),
   );
-  // The write is at the device before the other login comes.
-  await begun.promise;
-  const second = new RawPeer(t, target.port);
-  second.login(NAMES);
-  let isLoggedIn = false;
-  const login = second.loginStatus().finally(() => {
-    isLoggedIn = true;
-  });
+}
+
+test('who replaces a session whose write hangs gets in and reads; what it writes comes after the old write', async (t) => {
+  const inner = memory();
+  const write = inner.write.bind(inner);
+  const held = Promise.withResolvers<void>();
+  t.after(() => held.resolve());
+  const fills: number[] = [];
+  inner.write = async (offsetBytes, from) => {
+    fills.push(from[0]!);
+    if (fills.length === 1) await held.promise;
+    await write(offsetBytes, from);
+  };
+  const { target } = await startTarget(t, inner, { grant: { chap: null } });
+  const login = async (): Promise<RawPeer> => {
+    const peer = new RawPeer(t, target.port);
+    peer.login(NAMES);
+    assert.equal(await peer.loginStatus(), LOGIN_STATUS.success);
+    return peer;
+  };
+  const first = await login();
+  writeFirst(first, 1, 100, 0xaa);
+  await until('the write to be at the device', () => fills.length === 1);
+  let last = first;
+  // The second one is replaced too: what it held back is never done.
+  for (const fill of [0xbb, 0xcc]) {
+    last = await login();
+    writeFirst(last, 1, 100, fill);
+    last.read(2, 101, 8, 1);
+    assert.equal((await last.next())!.data.length, 512);
+  }
   await first.closed;
-  assert.equal(isLoggedIn, false);
+  assert.deepEqual(fills, [0xaa]);
+  assert.equal(target.statistics().sessions, 2);
   held.resolve();
-  assert.equal(await login, LOGIN_STATUS.success);
+  assert.equal(opcodeOf((await last.next())!.header), OPCODE.scsiResponse);
+  assert.deepEqual(fills, [0xaa, 0xcc]);
   const block = Buffer.alloc(512);
   await inner.read(0, block);
-  assert.equal(
-    block.every((byte) => byte === 0xee),
-    true,
-  );
+  assert.ok(block.equals(Buffer.alloc(512, 0xcc)));
+  // It is one like any other now.
+  writeFirst(last, 3, 102, 0xdd);
+  assert.equal(opcodeOf((await last.next())!.header), OPCODE.scsiResponse);
+  await until('the old session to be forgotten', () => target.statistics().sessions === 1);
 });
 
 /** Its first reads hang until `release`. */

@@ -115,7 +115,11 @@ class HalfOpen implements Guest {
 }
 
 const POOL_BYTES = 32 * 1024 * 1024;
-/** How long a login waits for the device calls of the session that it replaces. */
+/**
+ * How long a login waits for the device calls of the session that it replaces: for what they change so long,
+ * then it is let in and what it changes itself waits; for reads, where there are too many of them, longer.
+ */
+const CHANGES_TIMEOUT_MS = 200;
 const REINSTATEMENT_TIMEOUT_MS = 10_000;
 /**
  * Each holds a thread of this process (sys/thread-pool.ts) for as long as the device does not answer: an
@@ -517,6 +521,7 @@ export class IscsiTarget {
     if (previous !== undefined && !(await this.#replace(previous))) {
       return { refuse: LOGIN_STATUS.serviceUnavailable };
     }
+    const follows = this.#changing(key);
     // While that was awaited the grant may have gone, or another login may have been quicker.
     const admission = this.#admit(names);
     if ('refuse' in admission) return { refuse: admission.refuse };
@@ -543,6 +548,7 @@ export class IscsiTarget {
       logger: wiring.logger,
       onEnd: wiring.onEnd,
       isReading: wiring.isReading,
+      follows,
     });
     this.#sessions.set(key, {
       key,
@@ -575,34 +581,42 @@ export class IscsiTarget {
     };
   }
 
-  /** Of one initiator, in sessions that it has replaced and in this one, which changes nothing any more. */
+  /** Of one initiator, in sessions that it has replaced and in the one that it replaces now. */
   #readsUnderWay({ key }: SessionRecord): number {
     let count = 0;
-    for (const record of this.#sessions.values()) if (record.key === key) count += record.session.taskCount;
+    for (const record of this.#sessions.values()) if (record.key === key) count += record.session.readCount;
     return count;
   }
 
+  /** Resolves when the sessions that were replaced change nothing any more. null: there are none. */
+  #changing(key: string): Promise<unknown> | null {
+    const ending: Promise<void>[] = [];
+    for (const record of this.#sessions.values())
+      if (record.key === key && record.session.mayChange) ending.push(record.session.changesEnded);
+    return ending.length === 0 ? null : Promise.all(ending);
+  }
+
   /**
-   * Session reinstatement (RFC 7143 section 6.3.5). The old session counts until its reads have ended too, of
-   * which the new one need not wait for any. False: what it changes does not end.
+   * Session reinstatement (RFC 7143 section 6.3.5). The old session counts until its device calls have ended,
+   * of which the new one need not wait for any: what it changes comes after what the old one does
+   * (`#changing`). False: too many reads hang.
    */
   async #replace(previous: SessionRecord): Promise<boolean> {
     this.#logger.info({ initiator: previous.initiatorIqn }, 'iSCSI: session is replaced');
     let isLate = false;
-    let cancel = (): void => {};
-    const timeout = new Promise<false>((resolve) => {
-      cancel = this.#clock.timer(REINSTATEMENT_TIMEOUT_MS, () => {
-        isLate = true;
-        resolve(false);
-      });
+    const cancels: (() => void)[] = [];
+    const after = <T>(delayMs: number, value: T): Promise<T> =>
+      new Promise((resolve) => cancels.push(this.#clock.timer(delayMs, () => resolve(value))));
+    const timeout = after(REINSTATEMENT_TIMEOUT_MS, false).finally(() => {
+      isLate = true;
     });
     const ready = async (): Promise<boolean> => {
-      await previous.connection.silenced();
+      await Promise.race([previous.connection.silenced(), after(CHANGES_TIMEOUT_MS, null)]);
       while (this.#readsUnderWay(previous) > HANGING_READS_MAX && !isLate) await this.#clock.sleep(LOOK_MS);
       return true;
     };
     const done = await Promise.race([ready(), timeout]);
-    cancel();
+    for (const cancel of cancels) cancel();
     if (done && this.#sessions.get(previous.key) === previous) {
       this.#sessions.delete(previous.key);
       this.#sessions.set(`${previous.key}\n${this.#replaced++}`, previous);
