@@ -6,7 +6,7 @@ import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { socketSink } from '../base/socket-sink.ts';
 import type { Ask, Dialect, Failure, Link, Piece, SessionHost, Zeroing } from '../remote/dialect.ts';
 import type { RemoteOptions } from '../remote/remote-disk.ts';
-import { RemoteRequest } from '../remote/request.ts';
+import { RemoteRequest, type RequestParts } from '../remote/request.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
 import {
   type Answer,
@@ -30,6 +30,7 @@ import {
   type Unit,
   type UnitIdentity,
   unitOf,
+  zeroesUnmapped,
 } from './initiator-unit.ts';
 import type { ChapCredentials, InitiatorLoginOptions } from './login-initiator.ts';
 import { PduWriter } from './pdu-writer.ts';
@@ -176,7 +177,7 @@ export class IscsiDialect implements Dialect<Unit, ScsiCommand> {
 
   // --- which unit it is
 
-  async look(ask: Ask<ScsiCommand>, known: Unit): Promise<void> {
+  async look(ask: Ask<ScsiCommand>, known: () => Unit): Promise<void> {
     const answers = await Promise.all(
       IDENTITY_QUESTIONS.map(async ({ command, bytes }) => {
         const buffer = Buffer.alloc(bytes);
@@ -189,8 +190,36 @@ export class IscsiDialect implements Dialect<Unit, ScsiCommand> {
         }
       }),
     );
-    const changed = this.changed(identityOf(answers), known);
+    const changed = this.changed(identityOf(answers), known());
     if (changed !== null) throw changed;
+    // What was taken for zeros since the last look may be anything.
+    if (known().zeroesUnmapped && !zeroesUnmapped(answers[0]!)) {
+      throw new GodwitError(
+        'ISCSI_TARGET_CHANGED',
+        'The iSCSI target says no longer that its holes are zeros',
+        {
+          values: { missing: 'LBPRZ' },
+          retry: 'never',
+          nextAction: 'Find out what was done to the provisioning of the unit, and connect again.',
+        },
+      );
+    }
+  }
+
+  takes(unit: Unit, { command, lengthBytes }: RequestParts<ScsiCommand>): boolean {
+    switch (command) {
+      case SCSI.read:
+      case SCSI.write:
+        return lengthBytes <= unit.transferBytesMax;
+      case SCSI.writeSame:
+        return lengthBytes <= unit.writeSameBytesMax;
+      case SCSI.writeSameUnmap:
+        return lengthBytes <= unit.writeSameBytesMax && unit.unmapsByWriteSame;
+      case SCSI.getLbaStatus:
+        return unit.zeroesUnmapped;
+      default:
+        return true;
+    }
   }
 
   changed(seen: UnitIdentity, known: UnitIdentity | null): GodwitError | null {

@@ -110,11 +110,16 @@ export function unitOf(answers: Answers, transferBytesMax: number): Unit {
   return {
     ...identity,
     writeProtected: mode !== null && mode.length >= 4 && (mode[2]! & 0x80) !== 0,
-    zeroesUnmapped: capacity!.length >= 15 && (capacity![14]! & 0xc0) === 0xc0,
+    zeroesUnmapped: zeroesUnmapped(capacity ?? null),
     unmapsByWriteSame: provisioning !== null && provisioning.length >= 6 && (provisioning[5]! & 0x40) !== 0,
     transferBytesMax: wholeBlocks(transferBytesMax, transferBlocks),
     writeSameBytesMax: wholeBlocks(WRITE_SAME_BYTES_MAX, writeSameBlocks),
   };
+}
+
+/** LBPME and LBPRZ of READ CAPACITY (16): what is not mapped reads as zeros. */
+export function zeroesUnmapped(capacity: Buffer | null): boolean {
+  return capacity !== null && capacity.length >= 15 && (capacity[14]! & 0xc0) === 0xc0;
 }
 
 /** From the answers to `IDENTITY_QUESTIONS`. Throws `ISCSI_PROTOCOL` where they do not say what it is. */

@@ -55,7 +55,7 @@ import { formatTextKeys, parseTextKeys, type TextPair } from './text-keys.ts';
  *
  *   command arrives ─ plan ─┬─ answer or sense ──────────────────────────────────────────────→ response
  *                           ├─ read:   [held in standby] ─ [waits for output room] ─ running ─→ Data-In + status
- *                           ├─ write:  collecting (unsolicited data, then R2Ts) ─ [held] ─ running ─→ response
+ *                           ├─ write:  collecting (data, then R2Ts) ─ [held] ─ running ─→ response
  *                           └─ other:  [held] ─ running ──────────────────────────────────────→ response
  *
  * All is held in standby, and what may change something while a session that this one replaced still does.
@@ -120,8 +120,8 @@ export type TargetSessionOptions = {
   /** False while we do not read from the peer: its silence is ours then. */
   isReading: () => boolean;
   /**
-   * Resolves when the sessions that this one replaces change nothing any more. What this one changes waits for
-   * it, so that no old write lands on a new one. null: they do not.
+   * Resolves when the sessions that this one replaces change nothing any more. What this one changes waits
+   * for it, so that no old write lands on a new one. null: they do not.
    */
   follows: Promise<unknown> | null;
 };

@@ -12,13 +12,13 @@ import type {
   Zeroing,
 } from '../remote/dialect.ts';
 import type { RemoteOptions } from '../remote/remote-disk.ts';
-import { NO_BYTES } from '../remote/request.ts';
+import { NO_BYTES, type RequestParts } from '../remote/request.ts';
 import { NbdConnection, type NbdTls } from './client-connection.ts';
 import { negotiate, type RemoteExport } from './client-handshake.ts';
 import { NBD, type NbdCommand, type NbdFailure, type NbdRequest, NbdSession } from './client-session.ts';
 import type { NbdAddress } from './client-uri.ts';
 import { protocolError } from './errors.ts';
-import { ALLOCATION_STATE, COMMAND, NBD_ERROR, nameOf, TRANSMISSION_FLAG } from './protocol.ts';
+import { ALLOCATION_STATE, COMMAND, COMMAND_FLAG, NBD_ERROR, nameOf, TRANSMISSION_FLAG } from './protocol.ts';
 
 /** What tells an export from another. */
 export type NbdIdentity = {
@@ -80,6 +80,14 @@ const TRANSFER_BYTES_UNKNOWN = 64 * 1024;
 export const EFFECT_BYTES_MAX = 256 * 1024 * 1024;
 const STATUS_BYTES_MAX = 2 * 2 ** 30;
 export const DISCONNECT_TIMEOUT_MS = 1_000;
+/** Flags that say what may be sent. */
+const ABILITIES =
+  TRANSMISSION_FLAG.readOnly |
+  TRANSMISSION_FLAG.sendFlush |
+  TRANSMISSION_FLAG.sendFua |
+  TRANSMISSION_FLAG.sendTrim |
+  TRANSMISSION_FLAG.sendWriteZeroes |
+  TRANSMISSION_FLAG.canMultiConn;
 
 /** How an export of an NBD server is reached: docs/nbd.md. */
 export class NbdDialect implements Dialect<NbdUnit, NbdCommand> {
@@ -191,7 +199,8 @@ export class NbdDialect implements Dialect<NbdUnit, NbdCommand> {
         : seen.minimumBlockBytes <= Math.max(known.blockBytes, known.minimumBlockBytes);
     const sameAccess = known === null || readOnly || this.writable(known) === this.writable(seen);
     const sameName = wanted.name === seen.name && wanted.description === seen.description;
-    if (seen.lengthBytes === wanted.lengthBytes && sameBlocks && sameName && sameAccess) return null;
+    if (seen.lengthBytes === wanted.lengthBytes && sameBlocks && sameName && sameAccess)
+      return known === null || readOnly ? null : lessDurable(seen, known);
     return new GodwitError('NBD_EXPORT_CHANGED', 'The NBD export is not the one that was expected', {
       values: {
         expectedLengthBytes: wanted.lengthBytes,
@@ -205,6 +214,36 @@ export class NbdDialect implements Dialect<NbdUnit, NbdCommand> {
       nextAction:
         'Nothing is read from it. Find out what is served under this name now, and connect again to the right one.',
     });
+  }
+
+  /** A flush over one of several connections is one for all only where all of them say so. */
+  areAlike(one: NbdUnit, other: NbdUnit): boolean {
+    const differing = one.transmissionFlags ^ other.transmissionFlags;
+    return (
+      (differing & ABILITIES) === 0 &&
+      one.maximumBlockBytes === other.maximumBlockBytes &&
+      (one.allocationContextId === null) === (other.allocationContextId === null)
+    );
+  }
+
+  takes(unit: NbdUnit, { command, lengthBytes }: RequestParts<NbdCommand>): boolean {
+    const isDurable = (command.flags & COMMAND_FLAG.fua) !== 0;
+    if (isDurable && !has(unit, TRANSMISSION_FLAG.sendFua)) return false;
+    switch (command.type) {
+      case COMMAND.read:
+      case COMMAND.write:
+        return lengthBytes <= Math.max(unit.maximumBlockBytes, unit.blockBytes);
+      case COMMAND.flush:
+        return has(unit, TRANSMISSION_FLAG.sendFlush);
+      case COMMAND.trim:
+        return has(unit, TRANSMISSION_FLAG.sendTrim);
+      case COMMAND.writeZeroes:
+        return has(unit, TRANSMISSION_FLAG.sendWriteZeroes);
+      case COMMAND.blockStatus:
+        return unit.allocationContextId !== null;
+      default:
+        return true;
+    }
   }
 
   // --- connections
@@ -276,6 +315,24 @@ export class NbdDialect implements Dialect<NbdUnit, NbdCommand> {
 
 function has(unit: RemoteExport | null, flag: number): boolean {
   return unit !== null && (unit.transmissionFlags & flag) !== 0;
+}
+
+/**
+ * Null, or the error of an export that promises less than it did of what was written: without FLUSH what was
+ * acknowledged and kept back can never be known to be durable. FUA alone has FLUSH to stand for it.
+ */
+function lessDurable(seen: NbdUnit, known: NbdUnit): GodwitError | null {
+  const { sendFlush, sendFua } = TRANSMISSION_FLAG;
+  const misses =
+    (has(known, sendFlush) && !has(seen, sendFlush)) ||
+    (has(known, sendFua) && !has(seen, sendFua | sendFlush));
+  if (!misses) return null;
+  return new GodwitError('NBD_EXPORT_CHANGED', 'The NBD export came back without FLUSH', {
+    values: { missing: 'FLUSH', expectedFlags: known.transmissionFlags, flags: seen.transmissionFlags },
+    retry: 'never',
+    nextAction:
+      'What was written and not flushed may be lost at the server. Let it serve the export as before, and connect again.',
+  });
 }
 
 /** Throws `NBD_UNSUPPORTED_EXPORT`. */

@@ -2,6 +2,7 @@ import { BufferPool } from '../base/buffer-pool.ts';
 import { GodwitError } from '../base/errors.ts';
 import { checkRange } from '../block/range.ts';
 import { type ConnectWait, type ReadOptions, RemoteDisk } from '../remote/remote-disk.ts';
+import { isNotTaken } from '../remote/request.ts';
 import { NbdConnection, type NbdTls } from './client-connection.ts';
 import {
   BLOCK_BYTES_MAX,
@@ -119,7 +120,11 @@ export class NbdClient extends RemoteDisk<NbdUnit, NbdCommand> {
     if (((this.identity?.transmissionFlags ?? 0) & TRANSMISSION_FLAG.sendTrim) === 0) return;
     for (let at = 0; at < lengthBytes; at += EFFECT_BYTES_MAX) {
       const stepBytes = Math.min(EFFECT_BYTES_MAX, lengthBytes - at);
-      await this.request(NBD.trim, offsetBytes + at, stepBytes);
+      try {
+        await this.request(NBD.trim, offsetBytes + at, stepBytes);
+      } catch (error) {
+        if (!isNotTaken(error)) throw error;
+      }
     }
   }
 

@@ -94,13 +94,23 @@ export interface Dialect<Unit extends RemoteUnit, Command extends RemoteCommand>
   dial(place: number, host: SessionHost<Unit, Command>): Link;
   /** Sessions side by side, at most. */
   sessionsMax(unit: Unit): number;
-  /** Null, or the error (`codes.changed`) that says how the disk differs. `known` null: it is the first. */
-  changed(seen: Unit, known: Unit | null): GodwitError | null;
   /**
-   * Asks the disk in use who it is, and throws what `changed` gives. Absent: a session has one disk from its
-   * beginning to its end.
+   * Null, or the error (`codes.changed`) that says how the disk differs, or what it does no longer that
+   * nothing can stand for. `known` is what it was last; null: it is the first.
    */
-  look?(ask: Ask<Command>, known: Unit): Promise<void>;
+  changed(seen: Unit, known: Unit | null): GodwitError | null;
+  /** Whether sessions to both may be there side by side. Absent: there is one at a time. */
+  areAlike?(one: Unit, other: Unit): boolean;
+  /**
+   * Whether a session to this disk may be sent the request. It may have been made for what the disk was able
+   * to do on an earlier session; what is not taken is done in another way, or fails by name.
+   */
+  takes(unit: Unit, request: RequestParts<Command>): boolean;
+  /**
+   * Asks the disk in use who it is, and throws what `changed` gives. `known` is the disk of the session that
+   * there is when the answers have come. Absent: a session has one disk from its beginning to its end.
+   */
+  look?(ask: Ask<Command>, known: () => Unit): Promise<void>;
 
   readonly reads: Command;
   readonly writes: Command;

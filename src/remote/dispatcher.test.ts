@@ -17,13 +17,16 @@ type Request = RemoteRequest<RemoteCommand>;
 /** A dispatcher, and a peer whose sessions write down what they get and answer when they are told to. */
 function world(depth = 64) {
   const clock = new FakeClock();
+  const outcomes = new Map<Request, string>();
+  /** What no session takes. */
+  const refused = new Set<Request>();
   const dispatcher = new Dispatcher<RemoteCommand>({
     ...{ clock, random: seededRandom(1), depth },
     look: async () => {},
     onDone: () => {},
     poisoned: () => new GodwitError('TEST_POISONED', 'poisoned', { nextAction: '-' }),
+    notTaken: (made) => outcomes.set(made, 'not taken'),
   });
-  const outcomes = new Map<Request, string>();
   const request = (signal?: AbortSignal): Request => {
     const made = new RemoteRequest(
       ...([READ, 0, 0, NO_BYTES, clock.monotonicMs()] as const),
@@ -62,12 +65,12 @@ function world(depth = 64) {
         session.hasRoom = false;
       },
     };
-    own.carrier = dispatcher.join(session, probe);
+    own.carrier = dispatcher.join(session, probe, (each) => !refused.has(each));
     dispatcher.pump();
     const carrier = own.carrier;
     return { carrier, got, probe, session, end: (byPeer = true) => dispatcher.leave(carrier, lost, byPeer) };
   };
-  return { clock, dispatcher, outcomes, submit, join };
+  return { clock, dispatcher, outcomes, refused, submit, join };
 }
 
 test('what is put off for ever is asked for once a second at most, each by itself, and is over with the last timer', async () => {
@@ -222,4 +225,21 @@ test('one under which the peer ends each session fails by name, also when it tak
   }
   assert.equal(outcomes.get(poison), 'TEST_POISONED');
   assert.equal(outcomes.get(hung), undefined);
+});
+
+test('what a session does not take goes there neither at first nor when it is tried alone, and keeps nobody waiting', () => {
+  const { dispatcher, outcomes, refused, submit, join } = world(1);
+  const [first, second, third] = [submit(), submit(), submit()];
+  for (let times = 0; times < 3; times += 1) {
+    const { got, end } = join();
+    assert.deepEqual(got, [first], 'one at a time');
+    end();
+  }
+  // It is suspected now, and refused, as is the one behind it.
+  refused.add(first).add(second);
+  const { got } = join(() => null);
+  assert.deepEqual(got, [third]);
+  assert.deepEqual([outcomes.get(first), outcomes.get(second)], ['not taken', 'not taken']);
+  assert.equal(dispatcher.statistics.queued, 0);
+  assert.equal(dispatcher.statistics.inFlight, 1);
 });

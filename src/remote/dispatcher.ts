@@ -9,6 +9,8 @@ import { RequestQueue } from './request-queue.ts';
 /** A session that is there, and what is under way on it, each request at its `position`. */
 export type Carrier<Command extends RemoteCommand> = {
   readonly session: Session<Command>;
+  /** Whether the disk that it leads to takes this request. */
+  readonly takes: (request: RemoteRequest<Command>) => boolean;
   readonly requests: RemoteRequest<Command>[];
   /** A request under which the peer ended several sessions is on it: nothing else goes there. */
   suspect: RemoteRequest<Command> | null;
@@ -35,6 +37,8 @@ export type DispatcherOptions<Command extends RemoteCommand> = {
   /** A request that is no look was answered well. */
   onDone: () => void;
   poisoned: (request: RemoteRequest<Command>) => GodwitError;
+  /** The disk that is there now does not take the request: it is the caller's to settle from here on. */
+  notTaken: (request: RemoteRequest<Command>) => void;
 };
 
 /** What the peer does not do is given up after so many times, unless the peer said that it is busy. */
@@ -129,9 +133,14 @@ export class Dispatcher<Command extends RemoteCommand> {
    * whatever it carries already, was answered: so a place that takes requests and never answers has none that
    * somebody waits for.
    */
-  join(session: Session<Command>, probe: RemoteRequest<Command>): Carrier<Command> {
+  join(
+    session: Session<Command>,
+    probe: RemoteRequest<Command>,
+    takes: (request: RemoteRequest<Command>) => boolean,
+  ): Carrier<Command> {
     const carrier: Carrier<Command> = {
       session,
+      takes,
       requests: [],
       suspect: null,
       mixed: false,
@@ -221,15 +230,26 @@ export class Dispatcher<Command extends RemoteCommand> {
           carrier.requests.length > 0 || this.#carriers.some(({ suspect }) => suspect !== null);
         if (mustWait && !carrier.mixed) return;
         const suspect = this.#takeSuspect();
+        if (this.#isNotTaken(carrier, suspect)) continue;
         if (!carrier.mixed) this.#keepApart(carrier, suspect);
         this.#send(carrier, suspect);
         continue;
       }
       const request = this.#queue.take();
       if (request === null) return;
+      if (this.#isNotTaken(carrier, request)) continue;
       if (request.peerEnds >= ENDS_MAX && !carrier.mixed) this.#suspectIt(request);
       else this.#send(carrier, request);
     }
+  }
+
+  /** True: it goes another way. It was taken from the queue, and is on no carrier. */
+  #isNotTaken(carrier: Carrier<Command>, request: RemoteRequest<Command>): boolean {
+    if (carrier.takes(request)) return false;
+    this.#queue.ended(request);
+    this.#troubles.delete(request);
+    this.#options.notTaken(request);
+    return true;
   }
 
   /** It waits until a carrier has nothing else, or for as long as the others may wait for that. */

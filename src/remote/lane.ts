@@ -20,7 +20,7 @@ export type LaneOptions<Unit extends RemoteUnit, Command extends RemoteCommand> 
   /** A session is there. Throws when its disk is not the one that it was. */
   joined: (session: Session<Command>, unit: Unit, isReconnection: boolean) => Carrier<Command>;
   /** A link has ended and is destroyed. True: no other is wanted. */
-  ended: (error: GodwitError, hadSession: boolean) => boolean;
+  ended: (error: GodwitError) => boolean;
 };
 
 const LEAVE_TIMEOUT_MS = 1_000;
@@ -68,7 +68,7 @@ export class Lane<Unit extends RemoteUnit, Command extends RemoteCommand> {
     while (!this.#closing.signal.aborted) {
       const place = this.#place % dialect.placeCount;
       const { error, carrier } = await this.#serve(place);
-      if (this.#closing.signal.aborted || ended(error, carrier !== null)) return;
+      if (this.#closing.signal.aborted || ended(error)) return;
       this.#patience = peerPatience(this.#patience, error);
       logger.warn(
         {

@@ -4,10 +4,17 @@ import type { Logger } from '../base/logger.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { checkRange, closedError, ExtentList, readOnlyError } from '../block/range.ts';
-import type { Dialect, RemoteUnit, Session, Zeroing } from './dialect.ts';
+import type { Dialect, Piece, RemoteUnit, Session, Zeroing } from './dialect.ts';
 import { type Carrier, Dispatcher } from './dispatcher.ts';
 import { Lane } from './lane.ts';
-import { NO_BYTES, type RemoteCommand, RemoteRequest, type RequestParts } from './request.ts';
+import {
+  isNotTaken,
+  NO_BYTES,
+  notTakenError,
+  type RemoteCommand,
+  RemoteRequest,
+  type RequestParts,
+} from './request.ts';
 
 /**
  * A disk behind a network as a block device. Connections may come and go: what was not answered is sent again
@@ -79,6 +86,8 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   readonly #listeners = new Set<(state: RemoteState) => void>();
   readonly #closing = new AbortController();
   readonly #lanes: Lane<Unit, Command>[] = [];
+  /** Lanes that are cut and no longer among the others. */
+  readonly #leaving = new Set<Promise<void>>();
   /** Resolves when the disk was reached for the first time. */
   readonly #reached = Promise.withResolvers<Unit>();
 
@@ -86,7 +95,8 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   #lostSinceMs: number | null = null;
   #lastError: GodwitError | null = null;
   #unit: Unit | null = null;
-  #connected = 0;
+  /** Lanes that have a session. */
+  readonly #connected = new Set<Lane<Unit, Command>>();
   #reconnects = 0;
   #refusalIsFatal = false;
   #failure: GodwitError | null = null;
@@ -106,6 +116,12 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       look: () => this.vouch(),
       onDone: () => this.#lookNowAndThen(),
       poisoned: (request) => dialect.poisoned(request, this.#unit!),
+      notTaken: (request) => {
+        this.#doOtherwise(request).then(
+          () => request.resolve(),
+          (error) => request.reject(error),
+        );
+      },
     });
   }
 
@@ -216,7 +232,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   async flush(): Promise<void> {
     if (this.#failure !== null) throw this.#failure;
     if (!this.writable) return;
-    const command = this.#dialect.flushes(await this.#reached.promise);
+    const command = this.#dialect.flushes(await this.#unitNow());
     if (command !== null) await this.request(command);
   }
 
@@ -235,18 +251,27 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
     checkRange(this, offsetBytes, lengthBytes);
     if (this.#failure !== null) throw this.#failure;
     const list = new ExtentList(limitExtents);
-    const unit = await this.#reached.promise;
     const end = offsetBytes + lengthBytes;
     let at = offsetBytes;
     while (at < end) {
       const room = limitExtents - list.extents.length + 1;
-      for (const piece of await this.#dialect.pieces(this.#ask(false), unit, at, end - at, room)) {
+      for (const piece of await this.#pieces(at, end - at, room)) {
         const stop = Math.min(end, at + piece.lengthBytes);
         if (!list.add(at, stop - at, piece.kind)) return list.extents;
         at = stop;
       }
     }
     return list.extents;
+  }
+
+  async #pieces(offsetBytes: number, lengthBytes: number, limit: number): Promise<Piece[]> {
+    try {
+      const unit = await this.#unitNow();
+      return await this.#dialect.pieces(this.#ask(false), unit, offsetBytes, lengthBytes, limit);
+    } catch (error) {
+      if (isNotTaken(error)) return [{ lengthBytes, kind: 'data' }];
+      throw error;
+    }
   }
 
   /** Says good-bye where nothing is under way; everything that waits rejects with `BLOCK_CLOSED`. */
@@ -260,7 +285,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       this.#reached.reject(this.#failure);
       this.#setState('closed');
     }
-    await Promise.all(this.#lanes.map((lane) => lane.over()));
+    await Promise.all([...this.#lanes.map((lane) => lane.over()), ...this.#leaving]);
   }
 
   // --- which disk it is
@@ -283,11 +308,11 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   }
 
   async #lookNow(): Promise<void> {
-    const unit = await this.#reached.promise;
+    await this.#reached.promise;
     for (;;) {
       this.#lookedAtMs = this.#clock.monotonicMs();
       try {
-        await this.#dialect.look!(this.#ask(true), unit);
+        await this.#dialect.look!(this.#ask(true), () => this.#unit!);
         return;
       } catch (error) {
         if (this.#failure !== null) throw this.#failure;
@@ -381,9 +406,9 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
   }
 
   async #zero(offsetBytes: number, lengthBytes: number, mayPunch: boolean): Promise<void> {
-    const how = this.#dialect.zeroes(await this.#reached.promise, mayPunch);
     const end = offsetBytes + lengthBytes;
     for (let at = offsetBytes; at < end; ) {
+      const how = this.#dialect.zeroes(await this.#unitNow(), mayPunch);
       const stepBytes = Math.min(how?.stepBytes ?? end - at, end - at);
       if (how === null || !(await this.#zeroBy(how, at, stepBytes)))
         await this.#writeZeroBuffer(at, stepBytes);
@@ -397,7 +422,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       await this.request(how.command, offsetBytes, lengthBytes, how.payload);
       return true;
     } catch (error) {
-      if (this.#dialect.isUnsupported(error)) return false;
+      if (isNotTaken(error) || this.#dialect.isUnsupported(error)) return false;
       throw error;
     }
   }
@@ -410,43 +435,92 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
     }
   }
 
+  /**
+   * The disk came back, and takes a request no longer that was made for what it was: a durable write becomes
+   * a write and a flush, a transfer that is too long shorter ones. All else has another way at whoever asks.
+   * Throws `REMOTE_NOT_TAKEN`.
+   */
+  async #doOtherwise(request: RemoteRequest<Command>): Promise<void> {
+    const { command, offsetBytes, buffer, background, signal } = request;
+    const { reads, writes } = this.#dialect;
+    const options: ReadOptions = {
+      ...(background && { priority: 'background' }),
+      ...(signal !== undefined && { signal }),
+    };
+    if (command.counts === 'write' && command !== writes) {
+      await this.#transfer(writes, offsetBytes, buffer);
+      await this.flush();
+      return;
+    }
+    const isShorter = buffer.length > this.#dialect.transferBytesMax(this.#unit);
+    if (!isShorter || (command !== reads && command !== writes)) throw notTakenError(request);
+    await this.#transfer(command, offsetBytes, buffer, options);
+  }
+
   // --- connections
+
+  /** What the disk was when it was last reached, which may differ from what it was at first. */
+  async #unitNow(): Promise<Unit> {
+    await this.#reached.promise;
+    return this.#unit!;
+  }
 
   #addLane(): void {
     const { clock, random, logger, connectTimeoutMs, backoffMs, backoffMsMax } = this.#options;
-    const lane = new Lane({
+    const lane: Lane<Unit, Command> = new Lane({
       ...{ dialect: this.#dialect, dispatcher: this.#dispatcher, clock, random, logger, connectTimeoutMs },
       backoff: { firstMs: backoffMs, maxMs: backoffMsMax },
-      joined: (session, unit, isReconnection) => this.#joined(session, unit, isReconnection),
-      ended: (error, hadSession) => this.#ended(error, hadSession),
+      joined: (session, unit, isReconnection) => this.#joined(lane, session, unit, isReconnection),
+      ended: (error) => this.#ended(lane, error),
     });
     this.#lanes.push(lane);
   }
 
-  #joined(session: Session<Command>, unit: Unit, isReconnection: boolean): Carrier<Command> {
+  #joined(
+    lane: Lane<Unit, Command>,
+    session: Session<Command>,
+    unit: Unit,
+    isReconnection: boolean,
+  ): Carrier<Command> {
     if (this.#failure !== null) throw this.#failure;
-    const isFirst = this.#unit === null;
-    const changed = this.#dialect.changed(unit, this.#unit);
+    const known = this.#unit;
+    const changed = this.#dialect.changed(unit, known);
     if (changed !== null) throw changed;
     this.#unit = unit;
     this.#lookedAtMs = this.#clock.monotonicMs();
-    this.#connected += 1;
+    if (known !== null && this.#dialect.areAlike?.(unit, known) === false) this.#leaveOthers(lane, unit);
+    this.#connected.add(lane);
     if (isReconnection) this.#reconnects += 1;
     this.#options.logger.info(
       { lengthBytes: unit.lengthBytes, blockBytes: unit.blockBytes },
       `${this.#dialect.name}: connected`,
     );
-    const carrier = this.#dispatcher.join(session, this.#probe(unit));
-    if (isFirst) {
-      this.#reached.resolve(unit);
-      while (this.#lanes.length < this.#dialect.sessionsMax(unit)) this.#addLane();
-    }
+    const takes = (request: RemoteRequest<Command>): boolean => this.#dialect.takes(unit, request);
+    const carrier = this.#dispatcher.join(session, this.#probe(unit), takes);
+    this.#reached.resolve(unit);
+    while (this.#lanes.length < this.#dialect.sessionsMax(unit)) this.#addLane();
     this.#setState('connected');
     return carrier;
   }
 
-  #ended(error: GodwitError, hadSession: boolean): boolean {
-    if (hadSession) this.#connected -= 1;
+  /**
+   * The disk has changed what it can do: sessions from before are over, since what holds for one of them need
+   * not hold for the other (a flush, above all), and there are as many as there may be now.
+   */
+  #leaveOthers(lane: Lane<Unit, Command>, unit: Unit): void {
+    const others = this.#lanes.filter((other) => other !== lane);
+    for (const surplus of others.splice(Math.max(0, this.#dialect.sessionsMax(unit) - 1))) {
+      surplus.cut();
+      this.#connected.delete(surplus);
+      this.#lanes.splice(this.#lanes.indexOf(surplus), 1);
+      const over = surplus.over().then(() => void this.#leaving.delete(over));
+      this.#leaving.add(over);
+    }
+    this.#dispatcher.failSessions(this.#dialect.typed('the disk can do other things than it could before'));
+  }
+
+  #ended(lane: Lane<Unit, Command>, error: GodwitError): boolean {
+    const hadSession = this.#connected.delete(lane);
     if (this.#failure !== null) return true;
     // Before the state changes, so that whoever is told of it finds the reason.
     this.#lastError = error;
@@ -455,7 +529,7 @@ export class RemoteDisk<Unit extends RemoteUnit, Command extends RemoteCommand> 
       this.#fail(error);
       return true;
     }
-    if (hadSession && this.#connected === 0) this.#setState('lost');
+    if (hadSession && this.#connected.size === 0) this.#setState('lost');
     return false;
   }
 

@@ -1,3 +1,4 @@
+import { GodwitError, isGodwitError } from '../base/errors.ts';
 import type { Failure } from './dialect.ts';
 
 /** What a peer is asked to do, in the words of a dialect. One that does not vary is made once. */
@@ -14,6 +15,18 @@ export type RequestParts<Command> = {
   /** The bytes that it sends, or where its answer lands; empty where there are none. */
   buffer: Uint8Array;
 };
+
+/** The disk that came back takes a request no longer, and there is no other way. */
+export function notTakenError({ offsetBytes, lengthBytes }: RequestParts<unknown>): GodwitError {
+  return new GodwitError('REMOTE_NOT_TAKEN', 'The disk that came back does not take this request any more', {
+    values: { offsetBytes, lengthBytes },
+    nextAction: 'Look at what the server says that it can do, and serve the disk as it was before.',
+  });
+}
+
+export function isNotTaken(error: unknown): boolean {
+  return isGodwitError(error, 'REMOTE_NOT_TAKEN');
+}
 
 /** What goes with a command that moves no bytes. */
 export const NO_BYTES = new Uint8Array(0);
@@ -85,6 +98,11 @@ export class RemoteRequest<Command extends RemoteCommand = RemoteCommand> implem
   watch(signal: AbortSignal, onAbort: () => void): void {
     this.#abort = { signal, onAbort };
     signal.addEventListener('abort', onAbort, { once: true });
+  }
+
+  /** Of whoever wants it. */
+  get signal(): AbortSignal | undefined {
+    return this.#abort?.signal;
   }
 
   /** Nobody wants it any more, for this reason. Null: somebody does. */

@@ -56,6 +56,7 @@ class HttpDialect implements Dialect<HttpUnit, HttpCommand> {
   flushes = () => null;
   zeroes = () => null;
   isUnsupported = () => false;
+  takes = () => true;
   writable = () => true;
   transferBytesMax = () => TRANSFER_BYTES;
   unreachable = () => httpError('HTTP_LOST', 'not reached');
