@@ -1,6 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { FaultDevice } from '../../../test/support/fault-device.ts';
+import { PowerSupply } from '../../../test/support/power-supply.ts';
+import { seededRandom } from '../../base/random.ts';
+import type { BlockDevice } from '../../block/block-device.ts';
 import { MemoryDevice } from '../../block/memory-device.ts';
 import { decodeCommand, OPERATION } from './command.ts';
 import { LogicalUnit, Nexus, planForNoUnit } from './logical-unit.ts';
@@ -8,11 +12,12 @@ import type { Plan } from './plan.ts';
 import { decodeSense, encodeSense, SENSE, STATUS } from './sense.ts';
 
 const BLOCKS = 2048;
+const memory = (): MemoryDevice => new MemoryDevice({ lengthBytes: BLOCKS * 512 });
 const NEXUS = new Nexus({ port: 'iqn.x,i,0x1', abortTasks: async () => {}, end: () => {} });
 
-function unit(readOnly: boolean): LogicalUnit {
+function unit(readOnly: boolean, device: BlockDevice = memory()): LogicalUnit {
   return new LogicalUnit({
-    device: new MemoryDevice({ lengthBytes: BLOCKS * 512 }),
+    device,
     readOnly,
     serial: 'serial-1',
     targetIqn: 'iqn.2026-01.dev.godwit:x',
@@ -279,5 +284,41 @@ test('a stopped unit is started again before it reads', async () => {
   for (const flags of [0x02, 0x03, 0x10]) {
     const refused = { kind: 'sense', sense: SENSE.invalidFieldInCdb };
     assert.deepEqual(await run(it, NEXUS, [OPERATION.startStopUnit, 0, 0, 0, flags]), refused);
+  }
+});
+
+test('what a command must have put on the medium before it is answered outlives a power cut', async () => {
+  const block = Buffer.alloc(512, 0xee);
+  const none = Buffer.alloc(512);
+  const commands: [name: string, cdb: number[], data: Buffer][] = [
+    ['WRITE (10), FUA', [OPERATION.write10, 8, 0, 0, 0, 8, 0, 0, 1], block],
+    ['WRITE (12), FUA', [OPERATION.write12, 8, 0, 0, 0, 8, 0, 0, 0, 1], block],
+    ['WRITE (16), FUA', [OPERATION.write16, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1], block],
+    ['WRITE AND VERIFY (10)', [OPERATION.writeAndVerify10, 0, 0, 0, 0, 8, 0, 0, 1], block],
+    [
+      'WRITE AND VERIFY (16), compared',
+      [OPERATION.writeAndVerify16, 2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1],
+      block,
+    ],
+    [
+      'COMPARE AND WRITE, FUA',
+      [OPERATION.compareAndWrite, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1],
+      Buffer.concat([none, block]),
+    ],
+    ['ORWRITE (16), FUA', [OPERATION.orWrite16, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1], block],
+  ];
+  for (const [name, cdb, data] of commands) {
+    // Everything that was not flushed is lost.
+    const power = new PowerSupply({ ...seededRandom(1), below: () => 0 });
+    const device = new FaultDevice({ lengthBytes: BLOCKS * 512, power });
+    const it = unit(false, device);
+    const planned = plan(it, ...cdb);
+    if (planned.kind === 'write') await it.medium.write(planned.offsetBytes, data, planned.after);
+    else assert.ok(planned.kind === 'take' && (await planned.run(data)).kind === 'answer', name);
+    power.cut();
+    power.restore();
+    const found = Buffer.alloc(512);
+    await device.read(8 * 512, found);
+    assert.ok(found.equals(block), name);
   }
 });

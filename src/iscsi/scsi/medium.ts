@@ -63,7 +63,8 @@ export class Medium {
   async write(offsetBytes: number, from: Buffer, after: AfterWrite): Promise<Result> {
     try {
       if (from.length > 0) await this.#gate.shared(() => this.#device.write(offsetBytes, from));
-      if (after === 'flush') await this.#device.flush();
+      // What is verified is what the medium has (SBC-3, WRITE AND VERIFY), and not a cache.
+      if (after !== 'nothing') await this.#device.flush();
     } catch (error) {
       return deviceFailed(error, 'write');
     }

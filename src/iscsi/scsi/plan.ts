@@ -24,7 +24,7 @@ export type Result =
   /** A status without sense: CONDITION MET, RESERVATION CONFLICT. */
   | { kind: 'status'; status: number };
 
-/** flush: the data is durable. read: it can be read. compare: it reads as it was sent. */
+/** flush: the data is durable. read: it is, and can be read. compare: it is, and reads as it was sent. */
 export type AfterWrite = 'nothing' | 'flush' | 'read' | 'compare';
 
 export const DONE: Result = { kind: 'answer', data: Buffer.alloc(0) };
