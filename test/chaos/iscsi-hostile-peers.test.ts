@@ -188,3 +188,20 @@ for (const transport of ['the clear', 'TLS']) {
     await Promise.all(answered);
   });
 }
+
+const CHANGES = [
+  ...['write', 'write_fua', 'big_write', 'or_write', 'compare_and_write'],
+  ...['write_same', 'write_same_unmap', 'unmap'],
+];
+
+for (const transport of ['the clear', 'TLS']) {
+  const skip = requires('python3', ...(transport === 'TLS' ? ['openssl'] : []));
+  test(`over ${transport}: who replaces a session whose change hangs gets in and reads, and what it writes stays`, {
+    skip,
+  }, async (t) => {
+    const target = await Target.start(t, transport, { lengthBytes: 16 * MIB, hangs: true });
+    const { wrong } = await peer(t, target, 'changes_after_a_hang', { kinds: CHANGES }).found;
+    assert.deepEqual(wrong, []);
+    await target.process.atRest();
+  });
+}

@@ -17,14 +17,55 @@ export type HostileTarget = {
   lengthBytes: number;
   /** Each call of the device takes so long. */
   latencyMs?: number;
+  /** The first change of each MiB hangs until its last block is read. */
+  hangs?: boolean;
   tls?: TlsFiles;
   limits?: Partial<TargetLimits>;
   book?: Partial<PeerLimits>;
 };
 
+const REGION_BYTES = 2 ** 20;
+
+class HangingChanges extends MemoryDevice {
+  readonly #gates = new Map<number, PromiseWithResolvers<void>>();
+
+  override readNow(): boolean {
+    return false;
+  }
+
+  override async read(offsetBytes: number, into: Uint8Array): Promise<void> {
+    if ((offsetBytes + into.length) % REGION_BYTES === 0)
+      this.#gates.get(Math.floor(offsetBytes / REGION_BYTES))?.resolve();
+    await super.read(offsetBytes, into);
+  }
+
+  override async write(offsetBytes: number, from: Uint8Array): Promise<void> {
+    await this.#pass(offsetBytes);
+    await super.write(offsetBytes, from);
+  }
+
+  override async discard(offsetBytes: number, lengthBytes: number): Promise<void> {
+    await this.#pass(offsetBytes);
+    await super.discard(offsetBytes, lengthBytes);
+  }
+
+  override async writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
+    await this.#pass(offsetBytes);
+    await super.writeZeroes(offsetBytes, lengthBytes);
+  }
+
+  async #pass(offsetBytes: number): Promise<void> {
+    const region = Math.floor(offsetBytes / REGION_BYTES);
+    if (this.#gates.has(region)) return;
+    const gate = Promise.withResolvers<void>();
+    this.#gates.set(region, gate);
+    await gate.promise;
+  }
+}
+
 const options = JSON.parse(process.argv[2]!) as HostileTarget;
-const { latencyMs, lengthBytes, tls } = options;
-const disk = new MemoryDevice({ lengthBytes });
+const { latencyMs, lengthBytes, hangs = false, tls } = options;
+const disk = new (hangs ? HangingChanges : MemoryDevice)({ lengthBytes });
 const device = latencyMs === undefined ? disk : new DelayDevice(disk, systemClock, { latencyMs });
 const book = new WatchedBook(options.book);
 const target = await IscsiTarget.listen({
