@@ -1,4 +1,5 @@
 import type { BlockDevice } from '../block/block-device.ts';
+import { LeftBehind } from './left-behind.ts';
 import { ALLOCATION_CONTEXT, HYDRATION_CONTEXT, TRANSMISSION_FLAG } from './protocol.ts';
 
 /** A part of a clone: its bytes are here, or they have to be fetched from the source first. */
@@ -51,6 +52,7 @@ export class NbdExport {
   readonly fastZeroes: boolean;
   /** Metadata contexts that it has; the place in the list is the identity on the wire. */
   readonly contexts: readonly string[];
+  readonly leftBehind = new LeftBehind();
   readonly #readOnly: boolean;
 
   constructor(options: NbdExportOptions) {

@@ -179,6 +179,7 @@ export class ServerConnection {
       this.#ending = true;
       this.#cancelTimer();
       this.#rest = NOTHING;
+      this.#session?.leave();
       this.#socket.destroy();
       if (!this.#rawSocket.closed) {
         this.#rawSocket.destroy();

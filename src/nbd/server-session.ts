@@ -92,6 +92,8 @@ export class ServerSession implements RequestSink {
   #cost = 0;
   #backing: BufferLease | null = null;
   #deviceCalls = 0;
+  /** Changes that the device works on, or that wait for such of connections that are gone. */
+  readonly #changes = new Set<UnderWay>();
   #requestsAsked = 0;
   #disconnecting = false;
   #closed = false;
@@ -181,7 +183,7 @@ export class ServerSession implements RequestSink {
 
   request(request: Request, payload: Uint8Array | null, borrowed: boolean): void {
     const cost = this.#cost;
-    let backing = this.#backing;
+    const backing = this.#backing;
     this.#backing = null;
     if (this.#disconnecting) {
       // Nothing may follow a disconnect; it is not looked at.
@@ -202,21 +204,7 @@ export class ServerSession implements RequestSink {
         if (!this.#readNow(request, cost)) this.#read(request, cost);
         break;
       case COMMAND.write:
-        if (this.#writeNow(request, payload!, cost)) {
-          backing?.release();
-          break;
-        }
-        if (borrowed) {
-          const own = this.payloadBuffer(lengthBytes);
-          own.set(payload!);
-          payload = own;
-          backing = this.#backing;
-          this.#backing = null;
-        }
-        this.#run(request, cost, device.write(offsetBytes, payload!), () => {
-          this.statistics.bytesWritten += lengthBytes;
-          backing?.release();
-        });
+        this.#write(request, payload!, borrowed, backing, cost);
         break;
       case COMMAND.disconnect:
         this.#requests -= 1;
@@ -228,12 +216,10 @@ export class ServerSession implements RequestSink {
         this.#run(request, cost, device.flush());
         break;
       case COMMAND.trim:
-        this.#run(request, cost, device.discard(offsetBytes, lengthBytes));
+        this.#change(request, cost, () => device.discard(offsetBytes, lengthBytes));
         break;
       case COMMAND.writeZeroes:
-        this.#run(
-          request,
-          cost,
+        this.#change(request, cost, () =>
           (request.flags & COMMAND_FLAG.noHole) !== 0
             ? this.#writeZeroBytes(offsetBytes, lengthBytes)
             : device.writeZeroes(offsetBytes, lengthBytes),
@@ -245,6 +231,18 @@ export class ServerSession implements RequestSink {
       case COMMAND.blockStatus:
         this.#blockStatus(request, payload, cost);
         break;
+    }
+  }
+
+  /**
+   * The connection is over. What the device still changes for it is before all that others change there from
+   * now on.
+   */
+  leave(): void {
+    for (const change of this.#changes) {
+      const { offsetBytes, lengthBytes } = change;
+      change.over ??= Promise.withResolvers();
+      this.#agreement.export.leftBehind.add({ offsetBytes, lengthBytes, over: change.over.promise });
     }
   }
 
@@ -345,10 +343,39 @@ export class ServerSession implements RequestSink {
     return true;
   }
 
+  /** `borrowed`: the payload is another's when this returns, and a write that takes longer has a copy. */
+  #write(
+    request: Request,
+    payload: Uint8Array,
+    borrowed: boolean,
+    lease: BufferLease | null,
+    cost: number,
+  ): void {
+    if (this.#writeNow(request, payload, cost)) {
+      lease?.release();
+      return;
+    }
+    const { offsetBytes, lengthBytes } = request;
+    let own = payload;
+    let backing = lease;
+    if (borrowed) {
+      own = this.payloadBuffer(lengthBytes);
+      own.set(payload);
+      backing = this.#backing;
+      this.#backing = null;
+    }
+    const write = (): Promise<void> => this.#agreement.export.device.write(offsetBytes, own);
+    this.#change(request, cost, write, () => {
+      this.statistics.bytesWritten += lengthBytes;
+      backing?.release();
+    });
+  }
+
   /** The write of a device that need not wait, when it need not be durable. */
   #writeNow(request: Request, payload: Uint8Array, cost: number): boolean {
-    const { writesNow, device } = this.#agreement.export;
+    const { writesNow, device, leftBehind } = this.#agreement.export;
     if (!writesNow || !device.writeNow || (request.flags & COMMAND_FLAG.fua) !== 0) return false;
+    if (leftBehind.before(request.offsetBytes, payload.length) !== null) return false;
     if (!device.writeNow(request.offsetBytes, payload)) return false;
     this.statistics.bytesWritten += payload.length;
     this.#succeed(request, cost);
@@ -464,6 +491,21 @@ export class ServerSession implements RequestSink {
     // Not with the last piece: that may be small enough to be copied, while others are still to be sent from
     // the buffer.
     this.#writer.afterwards(release);
+  }
+
+  /** `#run` of what changes something, after what connections that are gone still change there. */
+  #change(request: Request, cost: number, call: () => Promise<void>, after: () => void = nothing): void {
+    const { offsetBytes, lengthBytes } = request;
+    const before = this.#agreement.export.leftBehind.before(offsetBytes, lengthBytes);
+    const change: UnderWay = { offsetBytes, lengthBytes, over: null };
+    this.#changes.add(change);
+    // Who is gone meanwhile has begun nothing.
+    const done = before === null ? call() : before.then(() => (this.#closed ? undefined : call()));
+    this.#run(request, cost, done, () => {
+      this.#changes.delete(change);
+      change.over?.resolve();
+      after();
+    });
   }
 
   /** Runs a device call that is answered with success or failure alone; with FUA it is made durable first. */
@@ -663,6 +705,9 @@ export class ServerSession implements RequestSink {
       this.#onEnd('the client disconnected');
   }
 }
+
+/** `over`: there where somebody waits for it. */
+type UnderWay = { offsetBytes: number; lengthBytes: number; over: PromiseWithResolvers<void> | null };
 
 type ReadPiece = { offsetBytes: number; lengthBytes: number; kind: 'data' | 'hole' };
 

@@ -973,3 +973,68 @@ test('many small requests of one client leave the others their turns of the loop
     assert.ok(turns >= requests / 256, `${requests} requests (${kind}) in ${turns} turns`);
   }
 });
+
+for (const writesNow of [false, true]) {
+  test(`a change that a connection left behind at the device comes before what others change there${writesNow ? ', also at once' : ''}`, async (t) => {
+    const device = memory();
+    const { write, discard, writeZeroes } = device;
+    const gates: PromiseWithResolvers<void>[] = [];
+    /** The first change of each MiB hangs. */
+    const hung = new Set<number>();
+    const pass = async (offsetBytes: number): Promise<void> => {
+      const region = Math.floor(offsetBytes / MIB);
+      if (hung.has(region)) return;
+      hung.add(region);
+      const gate = Promise.withResolvers<void>();
+      gates.push(gate);
+      await gate.promise;
+    };
+    t.after(() => {
+      for (const gate of gates) gate.resolve();
+    });
+    const slow = Object.assign(device, {
+      write: async (...words: Parameters<typeof write>) =>
+        pass(words[0]).then(() => write.apply(device, words)),
+      discard: async (...words: [number, number]) => pass(words[0]).then(() => discard.apply(device, words)),
+      writeZeroes: async (...words: [number, number]) =>
+        pass(words[0]).then(() => writeZeroes.apply(device, words)),
+      writeNow: (offsetBytes: number, from: Uint8Array) => {
+        void write.call(device, offsetBytes, from);
+        return true;
+      },
+    });
+    const { client } = await start(t, [{ name: '', device: slow, readOnly: false, writesNow }]);
+    const reader = client();
+    await reader.begin();
+    for (const [region, type] of [COMMAND.write, COMMAND.trim, COMMAND.writeZeroes].entries()) {
+      const offsetBytes = region * MIB;
+      const before = Buffer.alloc(4096, 'o');
+      const old = client();
+      await old.begin();
+      const call = { type, offsetBytes, lengthBytes: 4096, flags: COMMAND_FLAG.fua };
+      old.send(call);
+      if (type === COMMAND.write) old.write(before);
+      await until('it to be at the device', () => gates.length === region + 1);
+      old.destroy();
+      const live = client();
+      await live.begin();
+      // It has its place then.
+      assert.ok((await live.read(offsetBytes, 4096)).data.equals(Buffer.alloc(4096)));
+      let isDone = false;
+      const writing = live
+        .call({ type: COMMAND.write, offsetBytes: offsetBytes + 512 }, Buffer.alloc(1024, 'n'))
+        .then(({ error }) => {
+          isDone = true;
+          return error;
+        });
+      for (let times = 0; times < 3; times += 1)
+        assert.ok((await reader.read(offsetBytes, 4096)).data.equals(Buffer.alloc(4096)));
+      assert.equal(isDone, false);
+      gates[region]!.resolve();
+      assert.equal(await writing, 0);
+      const expected = type === COMMAND.write ? Buffer.from(before) : Buffer.alloc(4096);
+      expected.fill('n', 512, 512 + 1024);
+      assert.ok((await live.read(offsetBytes, 4096)).data.equals(expected), `command ${type}`);
+    }
+  });
+}

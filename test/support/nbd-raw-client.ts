@@ -69,6 +69,11 @@ export class RawNbdClient {
     this.#stream.write(bytes);
   }
 
+  /** Ends the connection without a word. */
+  destroy(): void {
+    this.#stream.destroy();
+  }
+
   /** Takes nothing from the kernel until `resume`. */
   pause(): void {
     this.#stream.pause();
