@@ -10,6 +10,7 @@ import { silentLogger } from '../../src/base/logger.ts';
 import type { IscsiInitiator } from '../../src/iscsi/index.ts';
 import { TlsIdentity } from '../../src/sys/tls-identity.ts';
 import { startInitiator } from '../support/iscsi-pair.ts';
+import { until } from '../support/patience.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { TestAuthority } from '../support/test-authority.ts';
@@ -22,7 +23,7 @@ import { TestAuthority } from '../support/test-authority.ts';
 const TARGET_PROGRAM = join(import.meta.dirname, '../fixtures/iscsi_target.py');
 const MIB = 2 ** 20;
 const failed = (error: unknown): boolean => isGodwitError(error, 'ISCSI_COMMAND_FAILED');
-const changed = (error: unknown): boolean => isGodwitError(error, 'ISCSI_TARGET_CHANGED');
+const changed = (error: unknown) => isGodwitError(error, 'ISCSI_TARGET_CHANGED');
 
 async function connectTo(
   t: TestContext,
@@ -147,6 +148,47 @@ for (const transport of ['the clear', 'TLS']) {
     await assert.rejects(disk.vouch(), changed);
     assert.equal(disk.state, 'failed');
     await assert.rejects(disk.read(0, into), changed);
+  });
+
+  test(`${over}a unit that comes back able to do less is asked for no more than that`, {
+    skip,
+  }, async (t) => {
+    const { disk, seen } = await connect(t, 'comes_back_weaker');
+    const lengthBytes = MIB;
+    const hole = { offsetBytes: 0, lengthBytes, kind: 'hole' };
+    assert.deepEqual(await disk.extents(0, lengthBytes, 4), [hole]);
+    // The first of these ends the session.
+    await Promise.all([disk.write(0, Buffer.alloc(lengthBytes)), disk.discard(lengthBytes, 4096)]);
+    assert.deepEqual(await disk.extents(0, lengthBytes, 4), [{ ...hole, kind: 'data' }]);
+    await disk.discard(2 * lengthBytes, 4096);
+    const expected = [
+      ...['{"asked": "holes"}', '{"wrote": 4096}', '{"wroteSame": 0}'],
+      ...Array.from({ length: 16 }, () => '{"wrote": 65536}'),
+    ];
+    await until('what it says', () => seen.length >= expected.length);
+    await disk.read(0, Buffer.alloc(4096));
+    assert.deepEqual(seen.sort(), expected.sort());
+  });
+
+  test(`${over}a unit that comes back write-protected refuses by name`, { skip }, async (t) => {
+    const { disk } = await connect(t, 'comes_back_protected');
+    const readOnly = (error: unknown): boolean => isGodwitError(error, 'BLOCK_READ_ONLY');
+    await assert.rejects(disk.write(0, Buffer.alloc(4096)), readOnly);
+    assert.equal(disk.writable, false);
+    await assert.rejects(
+      disk.flush().then(() => disk.write(0, Buffer.alloc(4096))),
+      readOnly,
+    );
+    await disk.read(0, Buffer.alloc(4096));
+  });
+
+  test(`${over}a unit that says no longer that its holes are zeros: no hole is vouched for`, {
+    skip,
+  }, async (t) => {
+    const { disk } = await connect(t, 'forgets_zeros');
+    const holes = await disk.extents(0, MIB, 4);
+    assert.deepEqual(holes, [{ offsetBytes: 0, lengthBytes: MIB, kind: 'hole' }]);
+    await assert.rejects(disk.vouch(), (error) => changed(error) && error.values.missing === 'LBPRZ');
   });
 
   for (const [code, name] of [
