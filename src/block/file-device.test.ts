@@ -11,6 +11,8 @@ import { isGodwitError } from '../base/errors.ts';
 import { alignExtents, FileDevice } from './file-device.ts';
 
 const MIB = 1024 * 1024;
+/** include/uapi/asm-generic/fcntl.h */
+const O_PATH = 0o10000000;
 
 for (const blockBytes of [512, 4096]) {
   testConformance(`file, blocks of ${blockBytes}`, {
@@ -130,6 +132,18 @@ test('after a flush failed no later one claims success', async (t) => {
   await device.write(0, new Uint8Array(4096).fill(2));
   await assert.rejects(device.flush(), failed);
   await device.close();
+});
+
+test('a write-back that fails is told', async (t) => {
+  const path = join(scratchDir(t), 'data.raw');
+  writeFileSync(path, Buffer.alloc(8192));
+  // What can be looked at and not written back (open(2)): EBADF.
+  const device = await FileDevice.open({ file: openSync(path, O_PATH), lengthBytes: 8192 });
+  t.after(() => device.close());
+  const ranges = [0, 4096].map((offsetBytes) => ({ offsetBytes, lengthBytes: 4096 }));
+  const failed = (error: unknown) => isGodwitError(error) && error.values.offsetBytes === 0;
+  await assert.rejects(device.writeBack(ranges), failed);
+  await assert.rejects(device.beginWriteBack(ranges), failed);
 });
 
 test('without holes in the filesystem, zeros are written', { skip: requires('root', 'mount') }, async (t) => {
