@@ -46,7 +46,7 @@ const copy = realpathSync(mkdtempSync(join(tmpdir(), 'gw-mutants-')));
 process.once('exit', () => rmSync(copy, { recursive: true, force: true }));
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
 for (const path of execFileSync('git', ['ls-files'], { encoding: 'utf8' }).trim().split('\n')) {
-  if (!path.startsWith('docs/')) cpSync(path, join(copy, path), { recursive: true });
+  cpSync(path, join(copy, path), { recursive: true });
 }
 symlinkSync(resolve('node_modules'), join(copy, 'node_modules'));
 
