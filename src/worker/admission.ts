@@ -65,7 +65,11 @@ export class Admission {
     const wanted = load.placed.filter(({ machineId }) => !uncounted.has(machineId));
     const placed = new Map([...wanted, ...this.#beginning.values()].map((each) => [each.machineName, each]));
     const host = { ...load, placed: [...placed.values()], reserved: [], limitsMissing: [] };
-    const placement = placementOf(machine, null);
+    // One without an id yet would be taken for every other that has none, and those count.
+    const placement = placementOf(
+      machine.id === '' ? { ...machine, id: `new ${machine.name}` } : machine,
+      null,
+    );
     const request = { sourceWorker: '', machine: placement, planned: [] };
     const { accepted, reason } = evaluateOffer({ ...host, freeDiskBytes: Number.POSITIVE_INFINITY }, request);
     if (accepted) return placement;
