@@ -131,6 +131,25 @@ test('a mend stores what the source states, but not where the guest has written,
   ]);
 });
 
+test('a mended range has its new record on the disk before the old one is taken away', async () => {
+  const { proof, log, local, digestAt } = await makeClone();
+  const [, wrong] = (await proof.fetched(0)).ranges;
+  const order: string[] = [];
+  const note =
+    (name: string, call: (...args: never[]) => Promise<unknown>) =>
+    async (...args: never[]) => {
+      order.push(name);
+      return call(...args);
+    };
+  Object.assign(local, { flush: note('data', local.flush.bind(local)) });
+  for (const name of ['append', 'flush', 'retire'] as const)
+    Object.assign(log, { [name]: note(name, log[name].bind(log) as (...args: never[]) => Promise<unknown>) });
+  const digest = await digestAt(16, 32);
+  await proof.mend({ ranges: [{ first: 16, blocks: 16, digest, position: wrong!.position }] });
+  // A power cut between any two leaves a record of blocks that are there.
+  assert.deepEqual(order, ['data', 'append', 'flush', 'retire', 'flush']);
+});
+
 test('what comes again and is not what the source states is not stored', async () => {
   const { proof, local, held } = await makeClone();
   const before = new Uint8Array(16 * BLOCK);

@@ -1,12 +1,18 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
-import { constants, copyFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { constants, copyFileSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { letPass, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { systemClock } from '../base/clock.ts';
+import { readDeviceCounters } from '../host/device-pace.ts';
 import { attachLoop, detachLoop } from '../host/losetup.ts';
+import { mountAt } from '../host/mount-table.ts';
 import { Filesystem } from './filesystem.ts';
 
 const needs = requires('root', '/dev/loop-control', 'losetup', 'mkfs.xfs');
@@ -39,5 +45,60 @@ test('two XFS of one uuid, as two imports of one image are, are mounted beside e
       await filesystem.unmount();
       await detachLoop(device, { clock: systemClock });
     }
+  }
+});
+
+test('a place is no filesystem yet; a sync has ended when all is on the device, and an unmount when nobody has it', {
+  skip: requires('root', '/dev/loop-control', 'losetup', 'mkfs.ext4'),
+}, async (t) => {
+  const dir = scratchDir(t);
+  const filePath = join(dir, 'disk.img');
+  writeFileSync(filePath, '');
+  truncateSync(filePath, 64 * 2 ** 20);
+  execFileSync('mkfs.ext4', ['-q', filePath]);
+  const device = await attachLoop({ filePath });
+  const filesystem = new Filesystem(join(dir, 'fs'), systemClock);
+  const exclusively = () =>
+    open(device, constants.O_RDONLY | constants.O_EXCL).then((handle) => handle.close());
+  let keeper: ReturnType<typeof spawn> | undefined;
+  try {
+    await filesystem.makePlace();
+    assert.equal(mountAt(filesystem.directory)?.shared, true);
+    assert.equal(filesystem.mounted, false, 'a machine must not begin on the place itself');
+    await filesystem.mount(device, 'ext4');
+    assert.equal(mountAt(filesystem.directory)?.source, device);
+    assert.equal(filesystem.mounted, true);
+
+    const marker = 'what the machine has written last';
+    writeFileSync(join(filesystem.directory, 'file'), marker.repeat(1000));
+    const before = readDeviceCounters(device);
+    await filesystem.sync();
+    assert.notEqual(readDeviceCounters(device), before);
+    assert.ok(readFileSync(filePath).includes(marker));
+
+    // As a machine that is just starting does, for a moment.
+    keeper = spawn('unshare', ['--mount', '--propagation', 'private', 'sleep', '600'], { stdio: 'ignore' });
+    const table = () => readFileSync(`/proc/${keeper!.pid}/mountinfo`, 'utf8');
+    await until('a copy of the mount', () => readFileSync(`/proc/${keeper!.pid}/comm`, 'utf8') === 'sleep\n');
+    assert.ok(table().includes(filesystem.directory));
+    let isOver = false;
+    const unmounting = filesystem.unmount().then(() => {
+      isOver = true;
+    });
+    await until('no mount here', () => !filesystem.mounted);
+    await sleep(letPass(100));
+    await assert.rejects(exclusively(), { code: 'EBUSY' });
+    assert.equal(isOver, false, 'what the kernel has not written yet would be missing in the seal');
+    keeper.kill('SIGKILL');
+    await once(keeper, 'exit');
+    await unmounting;
+    await exclusively();
+    await filesystem.removePlace();
+    assert.equal(mountAt(filesystem.directory), undefined);
+  } finally {
+    keeper?.kill('SIGKILL');
+    await filesystem.unmount().catch(() => {});
+    await filesystem.removePlace();
+    await detachLoop(device, { clock: systemClock });
   }
 });

@@ -49,6 +49,19 @@ test('a shim that hangs costs one wait; what it said last is what there is until
   assert.deepEqual(await answered, { status: { ...STATUS, shimPid: 2 }, silentForMs: null });
 });
 
+test('what a shim said is forgotten once there is none: the next one of the machine says nothing by it', async () => {
+  const clock = new FakeClock();
+  const looks = new ShimLooks(clock, 2_000);
+  const before = shim();
+  const look = looks.look('m_1', before.client);
+  before.asked[0]!.resolve(STATUS);
+  await look;
+  await looks.look('m_1', null);
+  const waits = looks.look('m_1', shim().client);
+  clock.advance(2_000);
+  assert.deepEqual(await waits, { status: null, silentForMs: 2_000 });
+});
+
 test('a shim that has gone, or that there is not, is no shim; another error is told', async () => {
   const looks = new ShimLooks(new FakeClock(), 2_000);
   assert.deepEqual(await looks.look('m_1', null), { status: null, silentForMs: null });

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { GodwitError, isGodwitError } from '../base/errors.ts';
+import { nextTurn } from '../base/turn.ts';
 import type { ShimClient } from '../shim/client.ts';
 import { CLAIMS, Openings, type OpeningsOptions, type Purpose } from './openings.ts';
 import type { ShimOwner } from './shim-owner.ts';
@@ -31,7 +32,10 @@ function bench(
     release: async (id: string, { moving = false } = {}) =>
       void log.push(`release ${id}${moving ? ' from its move' : ''}`),
     shutdownShim: async (id: string) => void log.push(`shut down ${id}`),
-    removeRuntime: async (id: string) => void log.push(`remove ${id}`),
+    removeRuntime: async (id: string) => {
+      await nextTurn();
+      log.push(`remove ${id}`);
+    },
   } as unknown as OpeningsOptions['machines'];
   const releaseImport = async (id: string) => void log.push(`release import ${id}`);
   return { log, openings: new Openings({ machines, releaseImport }) };

@@ -10,20 +10,31 @@ import type { TestContext } from 'node:test';
 import type { Clock } from '../../src/base/clock.ts';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
-import type { Dialect, Link, Piece, RemoteUnit, Session, SessionHost } from '../../src/remote/dialect.ts';
+import type {
+  Ask,
+  Dialect,
+  Link,
+  Piece,
+  RemoteUnit,
+  Session,
+  SessionHost,
+} from '../../src/remote/dialect.ts';
 import { type ConnectWait, RemoteDisk, type RemoteOptions } from '../../src/remote/remote-disk.ts';
-import type { RemoteCommand, RemoteRequest } from '../../src/remote/request.ts';
+import { NO_BYTES, type RemoteCommand, type RemoteRequest } from '../../src/remote/request.ts';
 
 /**
  * A disk over plain HTTP: GET and PUT of ranges, and HEAD for what it is. No product: it shows that a protocol
  * without sessions is a dialect like the others, and passes what they pass.
  */
 type HttpUnit = RemoteUnit & { etag: string };
-type HttpCommand = RemoteCommand & { readonly method: 'GET' | 'PUT' };
+type HttpCommand = RemoteCommand & { readonly method: 'GET' | 'PUT' | 'HEAD' };
 type Host = SessionHost<HttpUnit, HttpCommand>;
 
 const READ: HttpCommand = { counts: 'read', method: 'GET' };
 const WRITE: HttpCommand = { counts: 'write', method: 'PUT' };
+const LOOK: HttpCommand = { counts: null, method: 'HEAD' };
+/** The server is not sure that it is the disk that it was. */
+export const CONFLICT = 409;
 const BLOCK_BYTES = 512;
 const TRANSFER_BYTES = 256 * 1024;
 
@@ -74,6 +85,10 @@ class HttpDialect implements Dialect<HttpUnit, HttpCommand> {
         ? seen.lengthBytes === (this.#expectedBytes ?? seen.lengthBytes)
         : seen.etag === known.etag && seen.lengthBytes === known.lengthBytes;
     return isSame ? null : httpError('HTTP_CHANGED', 'another disk', 'never');
+  }
+
+  async look(ask: Ask<HttpCommand>): Promise<void> {
+    await ask({ command: LOOK, offsetBytes: 0, lengthBytes: 0, buffer: NO_BYTES });
   }
 
   dial(_place: number, host: Host): Link {
@@ -129,11 +144,12 @@ class HttpSession implements Session<HttpCommand> {
         if (this.#over) return;
         const isWhole = command === WRITE || request.movedBytes === buffer.length;
         const error = httpError('HTTP_FAILED', `status ${response.statusCode}`);
-        this.#host.answered(request, response.statusCode === 200 && isWhole ? null : { error, again: 'no' });
+        const again = response.statusCode === CONFLICT ? 'afterLook' : 'no';
+        this.#host.answered(request, response.statusCode === 200 && isWhole ? null : { error, again });
         this.#host.room();
       });
     });
-    if (command === READ) {
+    if (command !== WRITE) {
       out.end();
       return;
     }
@@ -201,10 +217,11 @@ export class HttpDisk extends RemoteDisk<HttpUnit, HttpCommand> {
   }
 }
 
-/** Serves the device; gone after the test. */
+/** Serves the device; gone after the test. `refuse`: a request is answered with that status and nothing else. */
 export async function serveHttpDisk(
   t: TestContext,
   device: BlockDevice,
+  refuse: (method: string | undefined) => number | undefined = () => undefined,
 ): Promise<{ host: string; port: number }> {
   const server = createServer(async (request, response) => {
     request.on('error', () => {});
@@ -214,6 +231,12 @@ export async function serveHttpDisk(
         .exec(request.headers.range ?? '')
         ?.slice(1)
         .map(Number) ?? [];
+    const refused = refuse(request.method);
+    if (refused !== undefined) {
+      request.resume();
+      response.writeHead(refused).end();
+      return;
+    }
     if (request.method === 'HEAD') {
       response
         .setHeader('etag', `"${device.lengthBytes}"`)
