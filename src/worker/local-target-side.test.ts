@@ -83,3 +83,20 @@ test('a machine that its owner has stopped on its way is not started here', asyn
   await target.boot(request, () => {});
   assert.equal(shim.runs, false);
 });
+
+for (const step of ['awaitHealthy', 'settle'] as const) {
+  test(`a machine that went with its host after its boot is started again by ${step}: nobody else does while the move has it`, async (t) => {
+    const { target, machines, request, shim } = await fixture(t);
+    shim.mayStart.resolve();
+    await target.boot(request, () => {});
+    // The shim that is found then is a new one, which has nothing that runs.
+    shim.runs = false;
+    await target[step](request, 1_000);
+    assert.equal(shim.runs, true);
+    if (step === 'settle') assert.equal(machines.get(MACHINE_ID).claimedBy, null);
+    // Unless its owner has stopped it meanwhile.
+    await machines.stop(MACHINE_ID, {}, { moving: true });
+    await target[step](request, 1_000);
+    assert.equal(shim.runs, false);
+  });
+}
