@@ -121,3 +121,17 @@ test('what only the userspace plane can do for a volume goes into the question',
   assert.match(reason({}, { hasHoles: true })!, /--dm-crypt/);
   assert.match(reason({ volume: { volumeId: 'v_1', nbd: true } })!, /NBD/);
 });
+
+test('what an offer is asked for, and what is here already, have the group and the resources of their configuration', async () => {
+  const machine = (id: string, group?: string) => ({
+    ...{ id, name: `name of ${id}`, volumeId: null, desired: 'running' as const, claimedBy: null },
+    config: { group, resources: { memoryBytes: GIB, cpus: 2 } } as MachineConfig,
+  });
+  const asked = { memoryBytes: GIB, cpus: 2, volumeLengthBytes: 0, volumeUsedBytes: 0 };
+  const db = { machineId: 'm_1', machineName: 'name of m_1', group: 'db', ...asked };
+  assert.deepEqual(placementOf(machine('m_1', 'db'), null), db);
+  assert.deepEqual(placementOf(machine('m_2'), null).group, null);
+  const records = () => [machine('m_1', 'db')] as never;
+  const load = await hostLoad(OPTIONS, { records }, volumesOf({}), [], [], false, LACKS);
+  assert.deepEqual(load.placed, [db]);
+});
