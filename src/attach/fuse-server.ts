@@ -297,14 +297,14 @@ export class FuseServer {
     const changes = opcode !== OPCODE.read && opcode !== OPCODE.fsync;
     this.#requestsInFlight++;
     if (changes) this.#changesInFlight++;
-    void this.#serve(index, startMs).finally(() => {
+    void this.#answer(index, startMs).finally(() => {
       this.#requestsInFlight--;
       if (changes) this.#changesInFlight--;
       this.#idle.changed();
     });
   }
 
-  async #serve(index: number, startMs: number): Promise<void> {
+  async #answer(index: number, startMs: number): Promise<void> {
     const slot = this.#fuseSlots[index]!;
     const address = this.#dataAddress + Slots.offsetBytesOf(index, this.#dataAddress);
     // Read before the reply overwrites the arguments.

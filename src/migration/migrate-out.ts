@@ -2,7 +2,7 @@ import { PATIENCE } from '../base/patience.ts';
 import type { RunDefinition } from '../journal/run.ts';
 import { runOf } from './move-step.ts';
 import { OfferDesk } from './offers.ts';
-import { detach, prove, release, serve } from './out-after.ts';
+import { awaitBlocks, detach, prove, release } from './out-after.ts';
 import { choose, openExport, prepare, sync } from './out-before-stop.ts';
 import { handoff, open, seal, settle, stop } from './out-interruption.ts';
 import type { MigrateOutInput } from './out-notes.ts';
@@ -29,7 +29,7 @@ export const MIGRATE_OUT = 'migrate-out';
 export const OUT_STEPS = [
   ...[choose, openExport, prepare, sync],
   ...[stop, seal, open, handoff, settle],
-  ...[detach, serve, prove, release],
+  ...[detach, awaitBlocks, prove, release],
 ];
 
 export type MigrateOutOptions = Omit<OutTools, 'desk' | 'times' | 'handoffPatienceMs'> & {

@@ -25,7 +25,7 @@ export const detach = outStep({
   },
 });
 
-export const serve = outStep({
+export const awaitBlocks = outStep({
   ...{ name: 'serve', phase: 'after', waitsFor: 'peer' },
   ...OUT_PATIENCE.long,
   needs: ['subject', 'target'],

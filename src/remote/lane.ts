@@ -67,7 +67,7 @@ export class Lane<Unit extends RemoteUnit, Command extends RemoteCommand> {
     let failures = 0;
     while (!this.#closing.signal.aborted) {
       const place = this.#place % dialect.placeCount;
-      const { error, carrier } = await this.#serve(place);
+      const { error, carrier } = await this.#runLink(place);
       if (this.#closing.signal.aborted || ended(error)) return;
       this.#patience = peerPatience(this.#patience, error);
       logger.warn(
@@ -90,7 +90,7 @@ export class Lane<Unit extends RemoteUnit, Command extends RemoteCommand> {
   }
 
   /** One link from dialling to its end. */
-  async #serve(place: number): Promise<{ error: GodwitError; carrier: Carrier<Command> | null }> {
+  async #runLink(place: number): Promise<{ error: GodwitError; carrier: Carrier<Command> | null }> {
     const { dialect, dispatcher, clock, joined } = this.#options;
     const timeoutMs = this.#options.connectTimeoutMs * this.#patience;
     const over = Promise.withResolvers<GodwitError>();
