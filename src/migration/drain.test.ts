@@ -5,6 +5,7 @@ import { until } from '../../test/support/patience.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
+import { nextTurn } from '../base/turn.ts';
 import type { RunView } from '../journal/run.ts';
 import {
   DRAIN_LIMITS,
@@ -133,6 +134,8 @@ function controller(
   const machines = new Map(machineNames.map((name) => [name, machine(name)]));
   const runs: RunView[] = [];
   const refused = new Set<string>();
+  /** What looks at a machine before it goes waits for this. */
+  const look = { held: Promise.resolve(), asked: 0 };
   const copies = () => runs.map((view) => ({ ...view }));
   const volumes: { volumeId: string; name: string; usedBytes: number }[] = [];
   const endings: number[] = [];
@@ -157,6 +160,8 @@ function controller(
       live: () => null,
       onEnded: () => endings.push(clock.monotonicMs()),
       precheck: async (machineId) => {
+        look.asked++;
+        await look.held;
         if (!refused.has(machineId)) return;
         throw new GodwitError('MIGRATION_NO_CAPACITY', `no worker takes ${machineId}`, {
           nextAction: 'make room',
@@ -170,7 +175,7 @@ function controller(
     });
   const drain = make();
   t.after(() => drain.close());
-  return { drain, make, machines, volumes, runs, refused, setBack, endings };
+  return { drain, make, machines, volumes, runs, refused, look, setBack, endings };
 }
 
 function finish(machines: Map<string, LocalMachine>, view: RunView, output: MigrateOutOutput = {}): void {
@@ -235,6 +240,18 @@ test('a drain survives its process; undrain stops before the next machine', asyn
   assert.equal(runs.length, 2);
   assert.equal((await next.status()).desired, false);
   assert.equal(machines.size, 1);
+});
+
+test('an undrain while a machine is looked at moves it no more', async (t) => {
+  const { drain, runs, look } = controller(t, ['a']);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  look.held = promise;
+  drain.request(null);
+  await until('the look', () => look.asked, { is: (asked) => asked === 1 });
+  drain.withdraw();
+  resolve();
+  for (let turns = 0; turns < 10; turns++) await nextTurn();
+  assert.deepEqual(runs, []);
 });
 
 test('a move that was undone is an obstacle with its error, not tried again at once', async (t) => {

@@ -1,17 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { GodwitError } from '../../src/base/errors.ts';
 import type { DrainStatus } from '../../src/contract/schemas.ts';
-import { targetRunId } from '../../src/migration/migrate-in.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
 /** Drains that cannot simply go on, with real workers and machines that write all the time. */
 
 const MIB = 2 ** 20;
-/** The writer ignores this signal: a stop takes until the collector hangs up. */
-const STOP_AT_WORD = { signal: 'SIGWINCH', timeoutMs: 3_600_000 };
 
 async function drainState(
   fleet: Fleet,
@@ -156,76 +152,6 @@ test('a worker without others: a drain and a move say that there is nowhere to g
   assert.deepEqual([run.state, run.error?.code], ['undone', 'MIGRATION_NO_CAPACITY']);
   await collector.history('writer').more(3);
   assert.equal(collector.history('writer').incarnations.length, 1, 'it was never stopped');
-});
-
-test('an undrain in mid-drain: the machine that is on its way arrives, the next one stays; a cancel before the handoff brings one back', {
-  skip: fleetNeeds,
-}, async (t) => {
-  const collector = await WriterCollector.open(t);
-  const fleet = await Fleet.start(t, ['a', 'b']);
-  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
-  const config = { stop: STOP_AT_WORD };
-  const machines = new Map<string, string>();
-  for (const name of ['one', 'two']) {
-    machines.set(name, (await fleet.writerMachine(a, collector, { name, config })).id);
-  }
-  await a.client.drain();
-  const moving = await fleet.until('a machine to stop', async () => {
-    const status = await a.client.drainStatus();
-    return status.machines.find(({ phase }) => phase === 'stop');
-  });
-  const staying = moving.name === 'one' ? 'two' : 'one';
-  const status = await a.client.undrain();
-  assert.equal(status.desired, false);
-  collector.hangUp(moving.name);
-  assert.equal((await fleet.ended(a, b, moving.runId!)).state, 'done');
-  // Longer than the drain needs to look for the next one.
-  await sleep(2_500);
-  assert.deepEqual(await ownerNames(fleet, [machines.get(moving.name)!, machines.get(staying)!]), ['b', 'a']);
-  assert.deepEqual(await fleet.moves(a, machines.get(staying)!), []);
-  const history = collector.history(staying);
-  assert.equal(history.incarnations.length, 1, 'it was never stopped');
-
-  const run = await a.client.moveMachine(machines.get(staying)!, { target: 'b' });
-  await fleet.until('the stop', async () => (await a.client.showRun(run.id)).step === 'stop');
-  assert.equal((await a.client.cancelRun(run.id)).cancelRequested, true);
-  collector.hangUp(staying);
-  const end = await a.ended(run.id);
-  assert.equal(end.state, 'undone');
-  await history.incarnation(1);
-  const { volumeId } = await a.client.showMachine(staying);
-  const inside = await fleet.until('the target to forget', async () => {
-    const forgotten = await b.client.showRun(targetRunId(run.id));
-    return forgotten.endedAtMs === null ? null : forgotten;
-  });
-  assert.equal(inside.state, 'undone');
-  assert.equal(b.volumeRecord(volumeId!), null);
-  assert.deepEqual(
-    b.shims().map(({ id }) => id),
-    [machines.get(moving.name)],
-  );
-  assert.deepEqual(a.exports(), []);
-  for (const name of machines.keys()) {
-    await collector.history(name).more(3);
-    collector.history(name).assertSound();
-  }
-});
-
-test('machines of one anti-affinity group go to different workers', { skip: fleetNeeds }, async (t) => {
-  const collector = await WriterCollector.open(t);
-  // By room alone all of them would go to b.
-  const fleet = await Fleet.start(t, ['a', 'b', 'c'], { flags: { c: ['--memory', '400MiB'] } });
-  const ids: string[] = [];
-  for (const name of ['one', 'two']) {
-    const config = { group: 'database', resources: { memoryBytes: 128 * MIB } };
-    ids.push((await fleet.writerMachine(fleet.worker('a'), collector, { name, config })).id);
-  }
-  assert.equal((await fleet.run('drain', 'a', '--wait', '10m')).exitCode, 0);
-  assert.deepEqual((await ownerNames(fleet, ids)).sort(), ['b', 'c']);
-  for (const name of ['one', 'two']) {
-    await collector.history(name).incarnation(1);
-    collector.history(name).assertSound();
-  }
 });
 
 test('wrong input: each is refused with a code and a next action, and nothing is left of it', {
