@@ -50,6 +50,9 @@ for (const path of execFileSync('git', ['ls-files'], { encoding: 'utf8' }).trim(
 }
 symlinkSync(resolve('node_modules'), join(copy, 'node_modules'));
 
+/** What a test starts as a process of its own (test/support/programs.ts): here the copy's source. */
+const PROGRAM = /\bprogramPath\('([^']+)'\)/g;
+
 /** How far a test file is from a source, in imports; undefined: it does not reach it. */
 const imports = new Map<string, string[]>();
 function distances(test: string): Map<string, number> {
@@ -57,7 +60,9 @@ function distances(test: string): Map<string, number> {
   for (const [path, distance] of far) {
     let next = imports.get(path);
     if (next === undefined) {
-      next = importsOf({ path, text: readFileSync(path, 'utf8') });
+      const text = readFileSync(path, 'utf8');
+      const programs = [...text.matchAll(PROGRAM)].map(([, program]) => `src/${program}`);
+      next = [...importsOf({ path, text }), ...programs];
       imports.set(path, next);
     }
     for (const each of next) if (!far.has(each)) far.set(each, distance + 1);
