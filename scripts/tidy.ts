@@ -149,7 +149,7 @@ const RAW_WAITS = [
 /** Defaults and bounds of what people configure, and numbers that are no waiting; each with its reason. */
 const NOT_WAITING: Readonly<Record<string, string>> = {
   'src/base/patience.ts': 'the table itself',
-  'src/base/peer-account.ts': 'limits of connections of foreign peers (docs/iscsi.md, docs/nbd.md)',
+  'src/base/client-account.ts': 'limits of connections of clients (docs/iscsi.md, docs/nbd.md)',
   'src/base/doorkeeper.ts':
     'the same of connections that have shown nothing yet (docs/iscsi.md, docs/nbd.md)',
   'src/base/histogram.ts': 'a unit',

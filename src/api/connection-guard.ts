@@ -1,11 +1,11 @@
 import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { admitSocket } from '../base/admitted-socket.ts';
+import { clientAddressOf } from '../base/client-address.ts';
 import type { Clock } from '../base/clock.ts';
 import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import type { Logger } from '../base/logger.ts';
 import { PAUSE } from '../base/patience.ts';
-import { peerAddressOf } from '../base/peer-address.ts';
 import { descriptorsMax } from '../sys/descriptor-limit.ts';
 
 /** Upper bounds of the API's connections. Who exceeds one is dropped, and nobody else. */
@@ -183,7 +183,7 @@ export class ConnectionGuard {
       socket.destroy();
       return;
     }
-    const address = peerAddressOf(remoteAddress);
+    const address = clientAddressOf(remoteAddress);
     let entry: Entry | null = null;
     const guest: Guest = {
       key: address,

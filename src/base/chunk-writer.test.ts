@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { FakeClock } from '../../test/support/fake-clock.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { ChunkWriter } from './chunk-writer.ts';
-import { PeerBook } from './peer-account.ts';
+import { ClientBook } from './client-account.ts';
 
 /** A pool that knows what is out. */
 class CountingPool extends BufferPool {
@@ -137,7 +137,7 @@ test('a buffer whose parts are big and small is given back when all of them are 
 test('a peer that takes nothing costs bytes, not batches: what comes later gathers and follows', () => {
   const waiting: { chunks: Uint8Array[]; done: () => void }[] = [];
   const clock = new FakeClock();
-  const account = new PeerBook(clock).open({
+  const account = new ClientBook(clock).open({
     address: 'here',
     debt: () => 'nothing',
     movedBytes: () => 0,

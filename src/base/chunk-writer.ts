@@ -1,6 +1,6 @@
 import { assert } from './assert.ts';
 import type { BufferLease, BufferPool } from './buffer-pool.ts';
-import type { PeerAccount } from './peer-account.ts';
+import type { ClientAccount } from './client-account.ts';
 
 /** Takes a batch of chunks; calls `done` when they are written. */
 export type ChunkSink = (chunks: Uint8Array[], done: () => void) => void;
@@ -30,7 +30,7 @@ const NO_SLAB = Buffer.alloc(0);
 export class ChunkWriter {
   readonly #sink: ChunkSink;
   readonly #pool: BufferPool;
-  readonly #account: PeerAccount | null;
+  readonly #account: ClientAccount | null;
   #slab: Buffer = NO_SLAB;
   #slabLease: BufferLease | null = null;
   #position = 0;
@@ -47,7 +47,7 @@ export class ChunkWriter {
   /** Called when bytes have left for the kernel. */
   onDrain: (() => void) | null = null;
 
-  constructor(sink: ChunkSink, pool: BufferPool, account: PeerAccount | null = null) {
+  constructor(sink: ChunkSink, pool: BufferPool, account: ClientAccount | null = null) {
     this.#sink = sink;
     this.#pool = pool;
     this.#account = account;

@@ -14,10 +14,10 @@ import {
 import { turnsOf } from '../../test/support/loop-turns.ts';
 import { reset } from '../../test/support/reset.ts';
 import { testSeed } from '../../test/support/seed.ts';
+import { ClientBook } from '../base/client-account.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
-import { PeerBook } from '../base/peer-account.ts';
 import { seededRandom, systemRandom } from '../base/random.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { OPCODE, STAGE } from './constants.ts';
@@ -600,7 +600,7 @@ test('wrong secret, wrong name, expired grant, replayed login: refused, logged, 
     random: systemRandom,
     logger,
     limits: { loginDelayMs: 100, loginDelayMsMax: 1600 },
-    peers: new PeerBook(systemClock),
+    clients: new ClientBook(systemClock),
     // The clock stands still, and login delays pass at once and are written down.
     clock: {
       ...systemClock,

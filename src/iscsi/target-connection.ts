@@ -2,12 +2,12 @@ import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import type { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
+import type { ClientAccount, ClientBook, Debt } from '../base/client-account.ts';
+import { clientAddressOf } from '../base/client-address.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
-import type { Debt, PeerAccount, PeerBook } from '../base/peer-account.ts';
-import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
@@ -53,7 +53,7 @@ export type SessionWiring = {
   logger: Logger;
   expCmdSn: number;
   statSn: number;
-  account: PeerAccount;
+  account: ClientAccount;
   isReading: () => boolean;
   onEnd: (reason: string) => void;
   connection: TargetConnection;
@@ -92,7 +92,7 @@ export class TargetConnection {
   readonly #writer: PduWriter;
   readonly #parser: PduParser;
   readonly #lookOut: LookOut;
-  readonly #account: PeerAccount;
+  readonly #account: ClientAccount;
   readonly #staging: Buffer;
   readonly #login: TargetLogin;
   readonly #portion = new TurnPortion(TURN_PDUS_MAX, () => this.#roomAgain());
@@ -114,7 +114,7 @@ export class TargetConnection {
     host: ConnectionHost;
     limits: TargetLimits;
     pool: BufferPool;
-    peers: PeerBook;
+    clients: ClientBook;
     /** Shared by the connections of one target: nothing stays in it. */
     staging: Buffer;
     lookOut: LookOut;
@@ -144,10 +144,10 @@ export class TargetConnection {
     this.#clock = options.clock;
     // Asked for before the handle moves.
     const { remoteAddress = 'unknown' } = options.socket;
-    this.address = peerAddressOf(remoteAddress);
+    this.address = clientAddressOf(remoteAddress);
     const socket = this.#adopt(options.socket, options.staging);
     this.#socket = socket;
-    this.#account = options.peers.open({
+    this.#account = options.clients.open({
       address: this.address,
       debt: () => this.#debt(),
       movedBytes: (direction) => this.#movedBytes(direction),

@@ -1,9 +1,9 @@
 import { assert } from '../base/assert.ts';
 import { type BufferLease, BufferPool } from '../base/buffer-pool.ts';
+import { type ClientAccount, OBJECT_BYTES } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
 import {
   ASYNC_EVENT,
   LOGOUT_REASON,
@@ -101,7 +101,7 @@ export type SendTargetsAnswer = (which: string) => TextPair[];
 export type TargetSessionOptions = {
   writer: PduWriter;
   pool: BufferPool;
-  account: PeerAccount;
+  account: ClientAccount;
   parameters: SessionParameters;
   /** null: a discovery session, which has no logical unit. */
   unit: { lun: number; unit: LogicalUnit } | null;
@@ -131,7 +131,7 @@ const NOTHING = Buffer.alloc(0);
 export class TargetSession implements PduSink {
   readonly #writer: PduWriter;
   readonly #pool: BufferPool;
-  readonly #account: PeerAccount;
+  readonly #account: ClientAccount;
   readonly #parameters: SessionParameters;
   readonly #unit: LogicalUnit | null;
   readonly #nexus: Nexus;

@@ -3,13 +3,13 @@ import { createServer as createTlsServer } from 'node:tls';
 import { admitSocket } from '../base/admitted-socket.ts';
 import { assert } from '../base/assert.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
+import { ClientBook } from '../base/client-account.ts';
+import { clientAddressOf } from '../base/client-address.ts';
 import type { Clock } from '../base/clock.ts';
 import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
-import { PeerBook } from '../base/peer-account.ts';
-import { peerAddressOf } from '../base/peer-address.ts';
 import type { Random } from '../base/random.ts';
 import { type Seat, Seats } from '../base/seats.ts';
 import { sparingLogger } from '../base/sparing-logger.ts';
@@ -91,7 +91,7 @@ class HalfOpen implements Guest {
     this.#socket = socket;
     this.address = socket.remoteAddress;
     this.#port = socket.remotePort;
-    this.key = peerAddressOf(this.address ?? 'unknown');
+    this.key = clientAddressOf(this.address ?? 'unknown');
   }
 
   shows(): number {
@@ -228,8 +228,8 @@ export type TargetOptions = {
   random: Random;
   logger: Logger;
   limits?: Partial<TargetLimits>;
-  /** What peers make this process hold. Its servers share it. Default: one of its own. */
-  peers?: PeerBook;
+  /** What clients make this process hold. Its servers share it. Default: one of its own. */
+  clients?: ClientBook;
   /** Default: one of its own. */
   pool?: BufferPool;
 };
@@ -250,7 +250,7 @@ export class IscsiTarget {
   readonly #limits: TargetLimits;
   readonly #throttle: LoginThrottle;
   readonly #pool: BufferPool;
-  readonly #peers: PeerBook;
+  readonly #clients: ClientBook;
   /** Connections that have not logged in, and sessions. */
   readonly #halfOpen: Doorkeeper;
   readonly #seats: Seats;
@@ -272,7 +272,7 @@ export class IscsiTarget {
     this.#logger = sparingLogger(options.logger, options.clock);
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
-    this.#peers = options.peers ?? new PeerBook(options.clock);
+    this.#clients = options.clients ?? new ClientBook(options.clock);
     this.#halfOpen = new Doorkeeper(options.clock, {
       ...HANDSHAKES,
       placesMax: this.#limits.halfOpenMax,
@@ -457,7 +457,7 @@ export class IscsiTarget {
       host,
       limits: this.#limits,
       pool: this.#pool,
-      peers: this.#peers,
+      clients: this.#clients,
       staging: this.#staging,
       lookOut: this.#lookOut,
       clock: this.#clock,

@@ -2,7 +2,7 @@ import { HANDSHAKES } from '../base/doorkeeper.ts';
 
 /**
  * Upper bounds of a server. Every one has a default; time and work of a peer's doing are bounded by them, its
- * memory by `PeerLimits`.
+ * memory by `ClientLimits`.
  */
 export type ServerLimits = {
   /** Clients at once that have asked for something. */

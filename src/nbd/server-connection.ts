@@ -1,12 +1,12 @@
 import type { Socket } from 'node:net';
 import type { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
+import { type ClientAccount, type ClientBook, type Debt, OBJECT_BYTES } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Doorkeeper, Stay } from '../base/doorkeeper.ts';
 import { messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { LookOut } from '../base/look-out.ts';
-import { type Debt, OBJECT_BYTES, type PeerAccount, type PeerBook } from '../base/peer-account.ts';
 import { withReadBuffer } from '../base/read-buffer.ts';
 import { takenBytes } from '../base/socket-progress.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
@@ -47,7 +47,7 @@ export class ServerConnection {
   readonly #clock: Clock;
   readonly #logger: Logger;
   readonly #pool: BufferPool;
-  readonly #account: PeerAccount;
+  readonly #account: ClientAccount;
   readonly #statistics: SessionStatistics;
   readonly #lookOut: LookOut;
   readonly #staging: Buffer;
@@ -90,7 +90,7 @@ export class ServerConnection {
     tls: TlsHandshakes | null;
     limits: ServerLimits;
     pool: BufferPool;
-    peers: PeerBook;
+    clients: ClientBook;
     /** What the connection counts under: an address, or `unix`. */
     address: string;
     /** Its place in the handshake. */
@@ -126,7 +126,7 @@ export class ServerConnection {
       reply: (bytes) => this.#answer(bytes),
       takesMore: () => this.#takesMore,
     });
-    this.#account = options.peers.open({
+    this.#account = options.clients.open({
       address: options.address,
       debt: () => this.#debt(),
       movedBytes: (debt) =>

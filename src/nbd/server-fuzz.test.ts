@@ -5,10 +5,10 @@ import { assertInBatches } from '../../test/support/fuzz.ts';
 import { testSeed } from '../../test/support/seed.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import { ChunkWriter } from '../base/chunk-writer.ts';
+import { ClientBook } from '../base/client-account.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
-import { PeerBook } from '../base/peer-account.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { NbdExport } from './export.ts';
 import { ServerHandshake } from './handshake-server.ts';
@@ -45,12 +45,12 @@ const limits = {
 const SHARED_BYTES_MAX = 256 * 1024;
 
 class Server {
-  readonly peers = new PeerBook(systemClock, {
+  readonly clients = new ClientBook(systemClock, {
     connectionBytesMax: 256 * 1024,
     connectionBytesReserved: 16 * 1024,
     sharedBytesMax: SHARED_BYTES_MAX,
   });
-  readonly account = this.peers.open({
+  readonly account = this.clients.open({
     address: 'x',
     debt: () => 'nothing',
     movedBytes: () => 0,
@@ -271,11 +271,11 @@ async function converse(bytes: Buffer, cuts: readonly number[]): Promise<Server>
     server.push(Buffer.from(bytes.subarray(at, at + count)));
     at += count;
     // A slab of replies is there before it is counted.
-    assert.ok(server.peers.sharedBytes <= SHARED_BYTES_MAX + 128 * 1024);
+    assert.ok(server.clients.sharedBytes <= SHARED_BYTES_MAX + 128 * 1024);
     if (turn % 8 === 7) await null;
   }
   await server.close();
-  assert.deepEqual([server.peers.sharedBytes, server.peers.connections], [0, 0]);
+  assert.deepEqual([server.clients.sharedBytes, server.clients.connections], [0, 0]);
   return server;
 }
 

@@ -1,8 +1,8 @@
 import { type BufferLease, BufferPool } from '../base/buffer-pool.ts';
 import type { ChunkWriter } from '../base/chunk-writer.ts';
+import { type ClientAccount, OBJECT_BYTES } from '../base/client-account.ts';
 import { isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { OBJECT_BYTES, type PeerAccount } from '../base/peer-account.ts';
 import { nextTurn, TurnPortion, turnIsLong } from '../base/turn.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import type { ReplyMode } from './export.ts';
@@ -73,7 +73,7 @@ export class ServerSession implements RequestSink {
   readonly #mode: ReplyMode;
   readonly #writer: ChunkWriter;
   readonly #pool: BufferPool;
-  readonly #account: PeerAccount;
+  readonly #account: ClientAccount;
   readonly #limits: ServerLimits;
   readonly #logger: Logger;
   readonly #hasPlace: () => boolean;
@@ -103,7 +103,7 @@ export class ServerSession implements RequestSink {
     agreement: Agreement;
     writer: ChunkWriter;
     pool: BufferPool;
-    account: PeerAccount;
+    account: ClientAccount;
     limits: ServerLimits;
     logger: Logger;
     statistics: SessionStatistics;

@@ -16,10 +16,10 @@ import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
 import { readPems, TestAuthority } from '../../test/support/test-authority.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
+import { ClientBook } from '../base/client-account.ts';
 import { systemClock } from '../base/clock.ts';
 import { isGodwitError } from '../base/errors.ts';
 import { silentLogger } from '../base/logger.ts';
-import { PeerBook } from '../base/peer-account.ts';
 import { seededRandom } from '../base/random.ts';
 import type { BlockDevice, Extent } from '../block/block-device.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
@@ -505,16 +505,16 @@ test('the time of a handshake is limited, and who does not take its answers is n
   const description = 'd'.repeat(4000);
   const names = Array.from({ length: 16 }, (_, index) => `disk-${index}`);
   const shares = names.map((name) => ({ name, device: memory(), description }));
-  const peers = new PeerBook(clock);
-  const { server, client } = await start(t, shares, { clock, peers });
+  const clients = new ClientBook(clock);
+  const { server, client } = await start(t, shares, { clock, clients });
   const greedy = client();
   await greedy.greet();
   greedy.pause();
   // 16 MiB of answers, of which the kernel takes some.
   const options = 255;
   greedy.write(Buffer.concat(Array.from({ length: options }, () => protocol.encodeOption(OPTION.list))));
-  await until('answers that nobody takes', () => peers.heldBytes > 64 * KIB);
-  assert.ok(peers.heldBytes < 256 * KIB, `${peers.heldBytes} bytes`);
+  await until('answers that nobody takes', () => clients.heldBytes > 64 * KIB);
+  assert.ok(clients.heldBytes < 256 * KIB, `${clients.heldBytes} bytes`);
   greedy.resume();
   for (let asked = 0; asked < options; asked += 1) {
     for (let told = 0; told <= names.length; told += 1) {
@@ -522,7 +522,7 @@ test('the time of a handshake is limited, and who does not take its answers is n
       await greedy.take(dataBytes);
     }
   }
-  await until('nothing to be held any more', () => peers.heldBytes === 0);
+  await until('nothing to be held any more', () => clients.heldBytes === 0);
   clock.advance(15_001);
   assert.ok(await greedy.closed());
   await until('no connection', () => server.connections === 0);
@@ -590,7 +590,7 @@ test('a peer that stalls within a request or does not take its answers is droppe
   const clock = new FakeClock();
   const { client } = await start(t, [{ name: '', device: memory(8 * MIB), readOnly: false }], {
     clock,
-    peers: new PeerBook(clock, { stallTimeoutMs: 1000 }),
+    clients: new ClientBook(clock, { stallTimeoutMs: 1000 }),
   });
   const idle = client();
   await idle.begin();
@@ -623,7 +623,7 @@ test('memory stays bounded when a peer asks and does not take', async (t) => {
     close: async () => {},
   };
   const { server, client } = await start(t, [{ name: '', device }], {
-    peers: new PeerBook(systemClock, { connectionBytesMax: 4 * MIB, sharedBytesMax: 6 * MIB }),
+    clients: new ClientBook(systemClock, { connectionBytesMax: 4 * MIB, sharedBytesMax: 6 * MIB }),
     limits: { requestBytesMax: 2 * MIB },
   });
   const { address } = server;
@@ -649,7 +649,7 @@ test('memory stays bounded when a peer asks and does not take', async (t) => {
 
 test('peers that hold the buffers of the server do not hold up others', async (t) => {
   const { server, client } = await start(t, [{ name: '', device: memory(), readOnly: false }], {
-    peers: new PeerBook(systemClock, { sharedBytesMax: 2 * MIB }),
+    clients: new ClientBook(systemClock, { sharedBytesMax: 2 * MIB }),
     limits: { requestBytesMax: 2 * MIB },
   });
   const greedy = [client(), client(), client()];

@@ -2,13 +2,13 @@ import { createServer, type Server, type Socket } from 'node:net';
 import type { TlsOptions } from 'node:tls';
 import { admitSocket } from '../base/admitted-socket.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
+import { ClientBook } from '../base/client-account.ts';
+import { clientAddressOf } from '../base/client-address.ts';
 import type { Clock } from '../base/clock.ts';
 import { Doorkeeper, type Guest, HANDSHAKES, type Stay } from '../base/doorkeeper.ts';
 import { GodwitError, isGodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import { LookOut } from '../base/look-out.ts';
-import { PeerBook } from '../base/peer-account.ts';
-import { peerAddressOf } from '../base/peer-address.ts';
 import { sparingLogger } from '../base/sparing-logger.ts';
 import { listenAt, type NamedSocket } from '../sys/named-path.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
@@ -55,8 +55,8 @@ export type NbdServerOptions = {
   clock: Clock;
   logger: Logger;
   limits?: Partial<ServerLimits>;
-  /** What peers make this process hold. Its servers share it. Default: one of its own. */
-  peers?: PeerBook;
+  /** What clients make this process hold. Its servers share it. Default: one of its own. */
+  clients?: ClientBook;
   /** For tests that look into it. */
   pool?: BufferPool;
 };
@@ -81,7 +81,7 @@ export class NbdServer {
   readonly #logger: Logger;
   readonly #server: Server;
   readonly #pool: BufferPool;
-  readonly #peers: PeerBook;
+  readonly #clients: ClientBook;
   /** Those that have asked for nothing, and those that have. */
   readonly #handshakes: Doorkeeper;
   readonly #seats: Doorkeeper;
@@ -103,7 +103,7 @@ export class NbdServer {
     const { tls } = options;
     this.#tls = tls === undefined ? null : new TlsHandshakes(() => tlsOptionsOf(tls));
     this.#pool = options.pool ?? new BufferPool(POOL_BYTES);
-    this.#peers = options.peers ?? new PeerBook(options.clock);
+    this.#clients = options.clients ?? new ClientBook(options.clock);
     const ofAddress = (max: number, perAddressMax: number) => (isUnix ? max : Math.min(max, perAddressMax));
     this.#handshakes = new Doorkeeper(options.clock, {
       ...HANDSHAKES,
@@ -250,7 +250,7 @@ export class NbdServer {
       socket.destroy();
       return;
     }
-    const address = isUnix ? 'unix' : peerAddressOf(remoteAddress!);
+    const address = isUnix ? 'unix' : clientAddressOf(remoteAddress!);
     let connection: ServerConnection | null = null;
     const guest: Guest = {
       key: address,
@@ -276,7 +276,7 @@ export class NbdServer {
       tls: this.#tls,
       limits: this.#limits,
       pool: this.#pool,
-      peers: this.#peers,
+      clients: this.#clients,
       address,
       handshake,
       seats: this.#seats,

@@ -1,9 +1,9 @@
 import { join } from 'node:path';
 import { FuseServer } from '../attach/fuse-server.ts';
+import type { ClientBook } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, toWireError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import { type BlockDevice, BLOCK_BYTES as FREE_BLOCK_BYTES } from '../block/block-device.ts';
@@ -42,8 +42,8 @@ export type AttachedVolumeOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
-  /** What peers make this process hold, whatever it serves them by. */
-  peers: PeerBook;
+  /** What clients make this process hold, whatever it serves them by. */
+  clients: ClientBook;
   /** Every block is local, durably. May be called again after a restart of the process. */
   onHydrated: () => void;
   /** The status has a loss of data now: to be told before the guest is answered. */
@@ -667,7 +667,7 @@ async function openNbd(
   spec: AttachSpec,
   socket: NbdSocketSpec,
   { device, local, clone }: { device: BlockDevice; local: FileDevice; clone: CloneLayer | null },
-  { clock, logger, peers }: AttachedVolumeOptions,
+  { clock, logger, clients }: AttachedVolumeOptions,
 ): Promise<NbdAttachment> {
   const { NbdAttachment } = await import('./nbd-attachment.ts');
   const { startWriteBack } = await import('../sys/sync-file-range.ts');
@@ -681,7 +681,7 @@ async function openNbd(
     writeBack: () => startWriteBack(local.fileDescriptor),
     clock,
     logger,
-    peers,
+    clients,
   });
 }
 

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
+import type { ClientBook } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import { FileDevice } from '../block/file-device.ts';
 import { IscsiTarget, type TargetExport, type TargetOptions } from '../iscsi/index.ts';
@@ -23,8 +23,8 @@ export type ExportedVolumeOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
-  /** What peers make this process hold, whatever it serves them by. */
-  peers: PeerBook;
+  /** What clients make this process hold, whatever it serves them by. */
+  clients: ClientBook;
 };
 
 const BLOCK_BYTES = 512;
@@ -86,7 +86,7 @@ export class ExportedVolume implements OpenVolume<'export', 'userspace'> {
         clock: options.clock,
         random: options.random,
         logger: options.logger,
-        peers: options.peers,
+        clients: options.clients,
       });
       const exported = target.addExport({
         targetIqn: share.targetIqn,

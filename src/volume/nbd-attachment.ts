@@ -1,6 +1,6 @@
+import type { ClientBook } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
-import type { PeerBook } from '../base/peer-account.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { GuestWaits } from '../clone/disk-window.ts';
 import type { ValidityMap } from '../clone/validity-map.ts';
@@ -26,7 +26,7 @@ export type NbdAttachmentOptions = {
   writeBack: () => Promise<void>;
   clock: Clock;
   logger: Logger;
-  peers: PeerBook;
+  clients: ClientBook;
 };
 
 /**
@@ -50,14 +50,14 @@ export class NbdAttachment {
 
   /** Rejects `NBD_PATH_TOO_LONG`, `NBD_LISTEN_FAILED`, `SYS_PATH_REFUSED`. */
   static async open(options: NbdAttachmentOptions): Promise<NbdAttachment> {
-    const { socket, clock, logger, peers } = options;
+    const { socket, clock, logger, clients } = options;
     const guest = new GuestDevice({ ...options, access: allowed(options.access, socket) });
     const server = await NbdServer.listen({
       address: { path: socket.path },
       socket: { owner: socket.owner, own: true },
       clock,
       logger,
-      peers,
+      clients,
     });
     const attachment = new NbdAttachment(options, guest, server);
     if (options.access !== 'standby') attachment.#offer();

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
+import type { ClientBook } from '../base/client-account.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/logger.ts';
-import type { PeerBook } from '../base/peer-account.ts';
 import type { Random } from '../base/random.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { FileDevice } from '../block/file-device.ts';
@@ -25,8 +25,8 @@ export type ServedVolumeOptions = {
   clock: Clock;
   random: Random;
   logger: Logger;
-  /** What peers make this process hold, whatever it serves them by. */
-  peers: PeerBook;
+  /** What clients make this process hold, whatever it serves them by. */
+  clients: ClientBook;
   /** The disk lost what a client wrote. */
   onDataLost: () => void;
 };
@@ -169,12 +169,12 @@ async function listenNbd(
   exportName: string,
   listen: Exclude<ServeListen, { kind: 'iscsi' }>,
   device: BlockDevice,
-  { clock, logger, peers }: ServedVolumeOptions,
+  { clock, logger, clients }: ServedVolumeOptions,
 ): Promise<Listener> {
   const unix = listen.kind === 'nbd-unix';
   const tls = unix || !listen.tls ? {} : { tls: { identity: await identityOf(listen.tls, logger) } };
   const address = unix ? { path: listen.path } : { host: listen.host, port: listen.port };
-  const server = await NbdServer.listen({ address, ...tls, clock, logger, peers });
+  const server = await NbdServer.listen({ address, ...tls, clock, logger, clients });
   server.addExport({
     name: exportName,
     device,

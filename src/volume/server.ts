@@ -1,13 +1,13 @@
 // First: see there.
 import '../sys/thread-pool.ts';
 import { flushCompileCache } from 'node:module';
+import { ClientBook } from '../base/client-account.ts';
 import { systemClock } from '../base/clock.ts';
 import { collectAfterStart } from '../base/collect-after-start.ts';
 import { toWireError } from '../base/errors.ts';
 import { lineLogger } from '../base/line-logger.ts';
 import { LINE_BYTES_MAX, LineRpc } from '../base/line-rpc.ts';
 import type { Logger } from '../base/logger.ts';
-import { PeerBook } from '../base/peer-account.ts';
 import { systemRandom } from '../base/random.ts';
 import { performOperation, type VolumeAnswers } from '../opening/perform.ts';
 import { badSpec } from '../opening/read-fields.ts';
@@ -34,7 +34,7 @@ const EXIT_NOT_STARTED = 2;
  * Of this process: a volume server serves one volume, by FUSE and a socket, by a target, or by one for
  * others.
  */
-const PEERS = new PeerBook(systemClock);
+const CLIENTS = new ClientBook(systemClock);
 
 /** A supervisor that is stopped reads nothing, and is told no more of it than this. */
 const UNREAD_EVENTS_BYTES_MAX = 64 * 1024;
@@ -81,7 +81,7 @@ type Told = {
 
 /** Each role loads its own code only: it is most of the memory of an idle server. */
 async function serve(spec: OpeningSpec, { logger, emit, lookNow }: Told): Promise<Served> {
-  const options = { clock: systemClock, random: systemRandom, logger, peers: PEERS };
+  const options = { clock: systemClock, random: systemRandom, logger, clients: CLIENTS };
   switch (spec.kind) {
     case 'own':
     case 'clone':

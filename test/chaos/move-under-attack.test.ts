@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { PEER_LIMITS } from '../../src/base/peer-account.ts';
+import { CLIENT_LIMITS } from '../../src/base/client-account.ts';
 import { TARGET_LIMITS } from '../../src/iscsi/limits.ts';
 import type { MigrateOutOutput } from '../../src/migration/migrate-out.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
@@ -28,8 +28,8 @@ const LOGIN_BYTES = 200 * KIB;
 const ASIDE_BYTES = (32 + 64) * MIB;
 const TLS_BYTES = 256 * KIB;
 const BUDGET_BYTES =
-  PEER_LIMITS.sharedBytesMax +
-  TARGET_LIMITS.connectionsMax * PEER_LIMITS.connectionBytesReserved +
+  CLIENT_LIMITS.sharedBytesMax +
+  TARGET_LIMITS.connectionsMax * CLIENT_LIMITS.connectionBytesReserved +
   TARGET_LIMITS.halfOpenMax * (LOGIN_BYTES + TLS_BYTES) +
   ASIDE_BYTES;
 

@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { CLIENT_LIMITS } from '../../src/base/client-account.ts';
 import { HANDSHAKES } from '../../src/base/doorkeeper.ts';
-import { PEER_LIMITS } from '../../src/base/peer-account.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import type { CreateMachineRequest, MachineView, ServeReply } from '../../src/contract/schemas.ts';
 import { TARGET_LIMITS } from '../../src/iscsi/limits.ts';
@@ -140,7 +140,7 @@ function faultsOf({ busy, attacked, errors, honest, grownBytes }: Report): strin
     if (served < asked) faults.push(`${service}: ${asked - served} of ${asked} were not served`);
     if (slowestMs > patient(HONEST_WITHIN_MS)) faults.push(`${service}: somebody waited ${slowestMs} ms`);
   }
-  const { sharedBytesMax, connectionBytesReserved } = PEER_LIMITS;
+  const { sharedBytesMax, connectionBytesReserved } = CLIENT_LIMITS;
   const handshakeBytes = HANDSHAKE_BYTES + (TLS ? TLS_BYTES : 0);
   const clients = { nbd: SERVER_LIMITS.connectionsMax, iscsi: TARGET_LIMITS.connectionsMax };
   for (const service of ['nbd', 'iscsi'] as const) {

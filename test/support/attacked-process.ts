@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { VOLUME_SERVER_NODE_FLAGS } from '../../src/attach/volume-supervisor.ts';
-import { PEER_LIMITS, type PeerLimits } from '../../src/base/peer-account.ts';
+import { CLIENT_LIMITS, type ClientLimits } from '../../src/base/client-account.ts';
 import { NotWorthWaiting, NotYet, until } from './patience.ts';
 import type { Memory } from './watched-book.ts';
 
@@ -20,7 +20,7 @@ const MIB = 2 ** 20;
  */
 
 /** Of the memory of attacks: little, so that what is not bounded by it stands out. */
-export const SMALL_BOOK: Partial<PeerLimits> = { sharedBytesMax: 32 * MIB, addressBytesMax: 24 * MIB };
+export const SMALL_BOOK: Partial<ClientLimits> = { sharedBytesMax: 32 * MIB, addressBytesMax: 24 * MIB };
 
 /** A slab of answers and what one read of the socket brings: charged when it is there. */
 const CHARGE_BYTES_MAX = (128 + 64) * 1024;
@@ -45,7 +45,7 @@ export class AttackedProcess {
   readonly #lines: AsyncIterator<string>;
   /** What it said first. */
   readonly greeting: string;
-  readonly #limits: PeerLimits;
+  readonly #limits: ClientLimits;
   #before: Memory | null = null;
   #worst: Memory | null = null;
 
@@ -53,12 +53,12 @@ export class AttackedProcess {
     child: ChildProcess,
     lines: AsyncIterator<string>,
     greeting: string,
-    book: Partial<PeerLimits>,
+    book: Partial<ClientLimits>,
   ) {
     this.#child = child;
     this.#lines = lines;
     this.greeting = greeting;
-    this.#limits = { ...PEER_LIMITS, ...book };
+    this.#limits = { ...CLIENT_LIMITS, ...book };
   }
 
   /**
@@ -67,7 +67,7 @@ export class AttackedProcess {
    */
   static async start(
     args: readonly string[],
-    book: Partial<PeerLimits>,
+    book: Partial<ClientLimits>,
     after: (stop: () => void) => void,
   ): Promise<AttackedProcess> {
     // With a heap as small as that of a volume server: what dies there dies here.

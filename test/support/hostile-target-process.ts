@@ -1,6 +1,6 @@
+import type { ClientLimits } from '../../src/base/client-account.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
-import type { PeerLimits } from '../../src/base/peer-account.ts';
 import { systemRandom } from '../../src/base/random.ts';
 import { MemoryDevice } from '../../src/block/memory-device.ts';
 import { ANY_INITIATOR, IscsiTarget, type TargetLimits } from '../../src/iscsi/index.ts';
@@ -21,7 +21,7 @@ export type HostileTarget = {
   hangs?: boolean;
   tls?: TlsFiles;
   limits?: Partial<TargetLimits>;
-  book?: Partial<PeerLimits>;
+  book?: Partial<ClientLimits>;
 };
 
 const REGION_BYTES = 2 ** 20;
@@ -75,7 +75,7 @@ const target = await IscsiTarget.listen({
   clock: systemClock,
   random: systemRandom,
   logger: silentLogger,
-  peers: book,
+  clients: book,
   ...(options.limits === undefined ? {} : { limits: options.limits }),
 });
 const share = target.addExport({

@@ -17,7 +17,7 @@ const { values } = parseArgs({
     port: { type: 'string', default: '0' },
     /** PEM files: certificate, key, authority of the clients. */
     tls: { type: 'string', multiple: true },
-    /** `PeerLimits` as JSON. */
+    /** `ClientLimits` as JSON. */
     book: { type: 'string' },
   },
 });
@@ -35,7 +35,7 @@ const server = await NbdServer.listen({
   }),
   clock: systemClock,
   logger: silentLogger,
-  ...(book !== null && { peers: book }),
+  ...(book !== null && { clients: book }),
 });
 server.addExport({
   name: '',

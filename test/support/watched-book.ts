@@ -1,6 +1,6 @@
 import { createInterface } from 'node:readline';
+import { ClientBook, type ClientLimits } from '../../src/base/client-account.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { PeerBook, type PeerLimits } from '../../src/base/peer-account.ts';
 
 /* The inner half of AttackedProcess: for a program that serves peers, and is started with --expose-gc. */
 
@@ -21,16 +21,16 @@ export type Memory = {
   connections: number;
 };
 
-export class WatchedBook extends PeerBook {
+export class WatchedBook extends ClientBook {
   heldBytesMax = 0;
   connectionsMax = 0;
   #heldBytes = 0;
 
-  constructor(limits: Partial<PeerLimits> = {}) {
+  constructor(limits: Partial<ClientLimits> = {}) {
     super(systemClock, limits);
   }
 
-  override open(options: Parameters<PeerBook['open']>[0]): ReturnType<PeerBook['open']> {
+  override open(options: Parameters<ClientBook['open']>[0]): ReturnType<ClientBook['open']> {
     const account = super.open(options);
     this.connectionsMax = Math.max(this.connectionsMax, this.connections);
     return account;

@@ -1,5 +1,5 @@
-/** What counts as one peer: an address, of IPv6 the network that one host has. */
-export function peerAddressOf(remoteAddress: string): string {
+/** What counts as one client: an address, of IPv6 the network that one host has. */
+export function clientAddressOf(remoteAddress: string): string {
   if (!remoteAddress.includes(':')) return remoteAddress;
   const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(remoteAddress);
   if (mapped !== null) return mapped[1]!;

@@ -3,9 +3,9 @@ import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { FakeClock } from '../../test/support/fake-clock.ts';
-import { type Debt, type PeerAccount, PeerBook, type PeerLimits } from './peer-account.ts';
+import { type ClientAccount, ClientBook, type ClientLimits, type Debt } from './client-account.ts';
 
-const LIMITS: PeerLimits = {
+const LIMITS: ClientLimits = {
   sharedBytesMax: 1000,
   addressBytesMax: 700,
   connectionBytesMax: 500,
@@ -15,8 +15,8 @@ const LIMITS: PeerLimits = {
   progressBytesMin: 64,
 };
 
-type Peer = {
-  account: PeerAccount;
+type Client = {
+  account: ClientAccount;
   debt: Debt;
   moved: number;
   room: number;
@@ -26,9 +26,9 @@ type Peer = {
 
 function setUp() {
   const clock = new FakeClock();
-  const book = new PeerBook(clock, LIMITS);
-  const peer = (address: string): Peer => {
-    const made: Omit<Peer, 'account'> & { account: PeerAccount | null } = {
+  const book = new ClientBook(clock, LIMITS);
+  const client = (address: string): Client => {
+    const made: Omit<Client, 'account'> & { account: ClientAccount | null } = {
       account: null,
       debt: 'nothing',
       moved: 0,
@@ -49,27 +49,27 @@ function setUp() {
         made.account!.close();
       },
     });
-    return made as Peer;
+    return made as Client;
   };
-  return { clock, book, peer };
+  return { clock, book, client };
 }
 
 test('a connection has its share, an address its own, and all together theirs; the reserve is nobody else’s', async () => {
-  const { book, peer } = setUp();
-  const a = peer('10.0.0.1');
+  const { book, client } = setUp();
+  const a = client('10.0.0.1');
   assert.ok(a.account.take(450));
   assert.equal(a.account.take(51), false, 'above the share of the connection');
   assert.equal(a.account.full, false);
   assert.ok(a.account.take(50));
   assert.ok(a.account.full);
-  const b = peer('10.0.0.1');
+  const b = client('10.0.0.1');
   assert.ok(b.account.take(400));
   assert.equal(b.account.take(1), false, 'above the share of the address: 400 + 300 beyond the reserves');
-  const c = peer('10.0.0.2');
+  const c = client('10.0.0.2');
   assert.ok(c.account.take(400));
   assert.equal(book.sharedBytes, 1000);
   assert.equal(c.account.take(1), false, 'above what all have');
-  const late = peer('10.0.0.3');
+  const late = client('10.0.0.3');
   assert.ok(late.account.take(100), 'its own');
   assert.equal(late.account.take(1), false);
   await turn();
@@ -81,16 +81,16 @@ test('a connection has its share, an address its own, and all together theirs; t
 });
 
 test('one request may be larger than the share of its connection, where nothing else of weight is on it', () => {
-  const { peer } = setUp();
-  const a = peer('10.0.0.1');
+  const { client } = setUp();
+  const a = client('10.0.0.1');
   assert.ok(a.account.take(50));
   assert.ok(a.account.take(650));
   assert.equal(a.account.take(1), false);
 });
 
 test('what is there already is counted without asking, and stops the reading', () => {
-  const { book, peer } = setUp();
-  const a = peer('10.0.0.1');
+  const { book, client } = setUp();
+  const a = client('10.0.0.1');
   a.account.charge(600);
   assert.ok(a.account.full);
   assert.equal(book.heldBytes, 600);
@@ -101,13 +101,13 @@ test('what is there already is counted without asking, and stops the reading', (
 });
 
 test('who waits for much is not overtaken for ever by those who want little', async () => {
-  const { clock, peer } = setUp();
-  const a = peer('10.0.0.1');
-  const b = peer('10.0.0.2');
-  const big = peer('10.0.0.3');
+  const { clock, client } = setUp();
+  const a = client('10.0.0.1');
+  const b = client('10.0.0.2');
+  const big = client('10.0.0.3');
   assert.ok(a.account.take(500));
   assert.ok(b.account.take(500));
-  assert.ok(peer('10.0.0.4').account.take(300));
+  assert.ok(client('10.0.0.4').account.take(300));
   let taken = big.account.take(400);
   big.retry = () => {
     taken ||= big.account.take(400);
@@ -124,20 +124,20 @@ test('who waits for much is not overtaken for ever by those who want little', as
 });
 
 test('who is over its own share holds up nobody else, however long it waits', () => {
-  const { clock, peer } = setUp();
-  const a = peer('10.0.0.1');
+  const { clock, client } = setUp();
+  const a = client('10.0.0.1');
   assert.ok(a.account.take(500));
   assert.equal(a.account.take(100), false);
   clock.advance(10_000);
-  assert.ok(peer('10.0.0.2').account.take(300));
+  assert.ok(client('10.0.0.2').account.take(300));
 });
 
-test('a peer that owes and does not move is dropped; a peer that waits for the device, or moves, is not', () => {
-  const { clock, peer } = setUp();
-  const stalls = peer('10.0.0.1');
-  const drips = peer('10.0.0.1');
-  const moves = peer('10.0.0.1');
-  const waits = peer('10.0.0.1');
+test('a client that owes and does not move is dropped; a client that waits for the device, or moves, is not', () => {
+  const { clock, client } = setUp();
+  const stalls = client('10.0.0.1');
+  const drips = client('10.0.0.1');
+  const moves = client('10.0.0.1');
+  const waits = client('10.0.0.1');
   stalls.debt = 'output';
   drips.debt = 'input';
   moves.debt = 'output';
@@ -146,14 +146,14 @@ test('a peer that owes and does not move is dropped; a peer that waits for the d
     moves.moved += 10;
     clock.advance(1_000);
   }
-  assert.equal(stalls.dropped, 'the peer does not take what it asked for');
-  assert.equal(drips.dropped, 'the peer does not finish what it began');
+  assert.equal(stalls.dropped, 'the client does not take what it asked for');
+  assert.equal(drips.dropped, 'the client does not finish what it began');
   assert.deepEqual([moves.dropped, waits.dropped], [null, null]);
 });
 
 test('who only fills its own share is in nobody’s way', () => {
-  const { clock, peer } = setUp();
-  const alone = peer('10.0.0.1');
+  const { clock, client } = setUp();
+  const alone = client('10.0.0.1');
   alone.account.take(500);
   alone.debt = 'output';
   assert.ok(alone.account.full);
@@ -162,8 +162,8 @@ test('who only fills its own share is in nobody’s way', () => {
 });
 
 test('a new debt is a new patience', () => {
-  const { clock, peer } = setUp();
-  const a = peer('10.0.0.1');
+  const { clock, client } = setUp();
+  const a = client('10.0.0.1');
   for (let round = 0; round < 10; round += 1) {
     a.debt = 'input';
     clock.advance(50_000);
@@ -174,16 +174,16 @@ test('a new debt is a new patience', () => {
 });
 
 test('while others wait, those that are in the way have less patience; those within their reserve have all of it', async () => {
-  const { clock, book, peer } = setUp();
-  const hogs = [1, 2, 3].map((host) => peer(`10.0.0.${host}`));
+  const { clock, book, client } = setUp();
+  const hogs = [1, 2, 3].map((host) => client(`10.0.0.${host}`));
   for (const hog of hogs) {
     hog.account.take(433);
     hog.debt = 'output';
   }
-  const small = peer('10.0.0.4');
+  const small = client('10.0.0.4');
   small.account.take(50);
   small.debt = 'output';
-  const late = peer('10.0.0.5');
+  const late = client('10.0.0.5');
   clock.advance(20_000);
   assert.deepEqual([hogs.map((hog) => hog.dropped), late.dropped], [[null, null, null], null]);
   assert.equal(late.account.take(300), false);
@@ -202,16 +202,16 @@ test('while others wait, those that are in the way have less patience; those wit
 
 test('whatever is taken, charged, given back and closed, the sums are those of the accounts and within the bounds', () => {
   const action = fc.record({
-    peer: fc.nat(5),
+    client: fc.nat(5),
     kind: fc.constantFrom('take', 'take', 'take', 'release', 'close'),
     bytes: fc.integer({ min: 0, max: 600 }),
   });
   fc.assert(
     fc.property(fc.array(action, { maxLength: 80 }), (actions) => {
-      const { clock, book, peer } = setUp();
-      const peers = Array.from({ length: 6 }, (_, index) => peer(`10.0.0.${index % 3}`));
-      for (const { peer: index, kind, bytes } of actions) {
-        const { account } = peers[index]!;
+      const { clock, book, client } = setUp();
+      const clients = Array.from({ length: 6 }, (_, index) => client(`10.0.0.${index % 3}`));
+      for (const { client: index, kind, bytes } of actions) {
+        const { account } = clients[index]!;
         const before = book.heldBytes;
         if (kind === 'take') {
           const taken = account.take(bytes);
@@ -219,26 +219,26 @@ test('whatever is taken, charged, given back and closed, the sums are those of t
         } else if (kind === 'release') account.release(Math.min(bytes, account.heldBytes));
         else if (bytes < 60) account.close();
         assert.ok(book.sharedBytes <= LIMITS.sharedBytesMax);
-        const beyond = peers.map((one) => Math.max(0, one.account.heldBytes - 100));
+        const beyond = clients.map((one) => Math.max(0, one.account.heldBytes - 100));
         assert.equal(
           book.sharedBytes,
           beyond.reduce((sum, one) => sum + one, 0),
         );
       }
-      for (const one of peers) one.account.close();
+      for (const one of clients) one.account.close();
       assert.deepEqual([book.heldBytes, book.sharedBytes, clock.pendingTimers], [0, 0, 0]);
     }),
   );
 });
 
 test('those that have waited long do not give way to each other', async () => {
-  const { clock, book, peer } = setUp();
-  const stalling = peer('10.0.0.1');
+  const { clock, book, client } = setUp();
+  const stalling = client('10.0.0.1');
   assert.ok(stalling.account.take(450));
-  const waiters = ['10.0.0.2', '10.0.0.3', '10.0.0.4'].map(peer);
-  const blocker = peer('10.0.0.5');
+  const waiters = ['10.0.0.2', '10.0.0.3', '10.0.0.4'].map(client);
+  const blocker = client('10.0.0.5');
   assert.ok(blocker.account.take(450));
-  const served: Peer[] = [];
+  const served: Client[] = [];
   for (const waiter of waiters) {
     waiter.retry = () => {
       if (waiter.account.take(450)) served.push(waiter);

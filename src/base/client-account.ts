@@ -2,9 +2,9 @@ import { assert } from './assert.ts';
 import type { Clock } from './clock.ts';
 
 /**
- * What peers make this process hold: input that is not used yet, output that they do not take, replies,
- * queued work. One book a process, one account a connection, and three bounds: of all peers together, of one
- * address, of one connection.
+ * What clients make this process hold: input that is not used yet, output that they do not take, replies,
+ * queued work. One book a process, one account a connection, and three bounds: of all clients together, of
+ * one address, of one connection.
  *
  *     reserve of a connection ── its own: nobody else's appetite takes it away
  *     beyond it ──────────────── shared, up to the share of the connection, of the address, of the process
@@ -15,15 +15,15 @@ import type { Clock } from './clock.ts';
  *
  * Bytes are those of the allocation, not those that are used of it; what is small is counted as
  * `OBJECT_BYTES`, so that a million replies of 16 bytes are not 16 MB. What is granted beyond the reserves
- * never exceeds `sharedBytesMax`, so all peers together never hold more than `sharedBytesMax` + connections x
- * `connectionBytesReserved` + one charge each.
+ * never exceeds `sharedBytesMax`, so all clients together never hold more than `sharedBytesMax` +
+ * connections x `connectionBytesReserved` + one charge each.
  *
- * A peer that *owes* (the rest of what it began to send, or the taking of what it asked for) and does not
+ * A client that *owes* (the rest of what it began to send, or the taking of what it asked for) and does not
  * move is dropped after `stallTimeoutMs`; sooner, after `pressureTimeoutMs`, while others wait for what it
- * holds. What the device or this process is late with is never the peer's debt.
+ * holds. What the device or this process is late with is never the client's debt.
  */
-export type PeerLimits = {
-  /** Of all peers together beyond their reserves. At least the largest single request. */
+export type ClientLimits = {
+  /** Of all clients together beyond their reserves. At least the largest single request. */
   sharedBytesMax: number;
   /** Of one address beyond the reserves of its connections. */
   addressBytesMax: number;
@@ -33,14 +33,14 @@ export type PeerLimits = {
   connectionBytesMax: number;
   /** Of a connection, whatever others hold. */
   connectionBytesReserved: number;
-  /** A peer that owes and moves fewer than `progressBytesMin` in so long is dropped. */
+  /** A client that owes and moves fewer than `progressBytesMin` in so long is dropped. */
   stallTimeoutMs: number;
-  /** The same while another peer waits for room, for those that hold more than their reserve. */
+  /** The same while another client waits for room, for those that hold more than their reserve. */
   pressureTimeoutMs: number;
   progressBytesMin: number;
 };
 
-export const PEER_LIMITS: PeerLimits = {
+export const CLIENT_LIMITS: ClientLimits = {
   sharedBytesMax: 128 * 1024 * 1024,
   addressBytesMax: 96 * 1024 * 1024,
   connectionBytesMax: 40 * 1024 * 1024,
@@ -55,13 +55,13 @@ export const PEER_LIMITS: PeerLimits = {
 export const OBJECT_BYTES = 512;
 
 /**
- * What a peer owes: the rest of something that it began to send, the taking of what is queued for it, or
+ * What a client owes: the rest of something that it began to send, the taking of what is queued for it, or
  * both.
  */
 export type Debt = 'nothing' | 'input' | 'output' | 'both';
 const DIRECTIONS = ['input', 'output'] as const;
 
-export type PeerAccountOptions = {
+export type ClientAccountOptions = {
   /** Peers of one address share a bound. Of a unix socket: `unix`. */
   address: string;
   /**
@@ -80,9 +80,9 @@ export type PeerAccountOptions = {
   drop: (reason: string) => void;
 };
 
-export class PeerAccount {
-  readonly #book: PeerBook;
-  readonly options: PeerAccountOptions;
+export class ClientAccount {
+  readonly #book: ClientBook;
+  readonly options: ClientAccountOptions;
   #heldBytes = 0;
   #closed = false;
   /** Of the watch: since when it owes without moving enough, in each direction. */
@@ -94,8 +94,8 @@ export class PeerAccount {
   waitingSinceMs: number | null = null;
   wantedBytes = 0;
 
-  /** By `PeerBook.open`. */
-  constructor(book: PeerBook, options: PeerAccountOptions) {
+  /** By `ClientBook.open`. */
+  constructor(book: ClientBook, options: ClientAccountOptions) {
     this.#book = book;
     this.options = options;
   }
@@ -104,7 +104,7 @@ export class PeerAccount {
     return this.#heldBytes;
   }
 
-  /** No more is to be read of this peer until `onRoom`. Asking puts it on the list of those that are told. */
+  /** No more is to be read of this client until `onRoom`. Asking puts it on the list of who is told. */
   get full(): boolean {
     if (this.#closed || this.#book.fits(this, 1)) return false;
     this.#book.wait(this, 1);
@@ -149,20 +149,20 @@ export class PeerAccount {
 }
 
 /** The accounts of a process. Servers of one process share one. */
-export class PeerBook {
-  readonly limits: PeerLimits;
+export class ClientBook {
+  readonly limits: ClientLimits;
   readonly #clock: Clock;
-  readonly #accounts = new Set<PeerAccount>();
+  readonly #accounts = new Set<ClientAccount>();
   /** Bytes beyond the reserves, in all and by address. */
   #sharedBytes = 0;
   readonly #addressBytes = new Map<string, number>();
-  readonly #waiting = new Set<PeerAccount>();
+  readonly #waiting = new Set<ClientAccount>();
   #telling = false;
   #cancelWatch: (() => void) | null = null;
 
-  constructor(clock: Clock, limits: Partial<PeerLimits> = {}) {
+  constructor(clock: Clock, limits: Partial<ClientLimits> = {}) {
     this.#clock = clock;
-    this.limits = { ...PEER_LIMITS, ...limits };
+    this.limits = { ...CLIENT_LIMITS, ...limits };
   }
 
   /** Bytes that all accounts hold now. */
@@ -189,8 +189,8 @@ export class PeerBook {
     return this.#waiting.size;
   }
 
-  open(options: PeerAccountOptions): PeerAccount {
-    const account = new PeerAccount(this, options);
+  open(options: ClientAccountOptions): ClientAccount {
+    const account = new ClientAccount(this, options);
     this.#accounts.add(account);
     this.#arm();
     return account;
@@ -199,12 +199,12 @@ export class PeerBook {
   // --- for the accounts
   // ----------------------------------------------------------------------------------------------
 
-  fits(account: PeerAccount, bytes: number): boolean {
+  fits(account: ClientAccount, bytes: number): boolean {
     if (account.heldBytes + bytes <= this.limits.connectionBytesReserved) return true;
     return this.#fitsItsShares(account, bytes) && this.#fitsAll(account, bytes);
   }
 
-  #fitsItsShares({ heldBytes, options }: PeerAccount, bytes: number): boolean {
+  #fitsItsShares({ heldBytes, options }: ClientAccount, bytes: number): boolean {
     const { connectionBytesReserved, connectionBytesMax, addressBytesMax } = this.limits;
     const after = heldBytes + bytes;
     // A single large request is let through on a connection that has nothing else of weight: it could never
@@ -214,7 +214,7 @@ export class PeerBook {
     return ofAddress === 0 || ofAddress + this.#more(heldBytes, bytes) <= addressBytesMax;
   }
 
-  #fitsAll({ heldBytes }: PeerAccount, bytes: number): boolean {
+  #fitsAll({ heldBytes }: ClientAccount, bytes: number): boolean {
     return (
       this.#sharedBytes === 0 ||
       this.#sharedBytes + this.#more(heldBytes, bytes) <= this.limits.sharedBytesMax
@@ -229,7 +229,7 @@ export class PeerBook {
    * True when somebody has waited so long for much that those who want little go behind: they would eat it up
    * as it comes.
    */
-  mustGiveWay(account: PeerAccount, bytes: number): boolean {
+  mustGiveWay(account: ClientAccount, bytes: number): boolean {
     if (this.#waiting.size === 0) return false;
     if (account.heldBytes + bytes <= this.limits.connectionBytesReserved) return false;
     // Who is over the bound of its own address or connection holds up nobody else.
@@ -252,18 +252,18 @@ export class PeerBook {
     if (afterBytes < beforeBytes) this.#tell();
   }
 
-  wait(account: PeerAccount, bytes: number): void {
+  wait(account: ClientAccount, bytes: number): void {
     account.wantedBytes = bytes;
     account.waitingSinceMs ??= this.#clock.monotonicMs();
     this.#waiting.add(account);
   }
 
   /** Those that wait, the longest first. */
-  #inRow(): PeerAccount[] {
+  #inRow(): ClientAccount[] {
     return [...this.#waiting].sort((a, b) => a.waitingSinceMs! - b.waitingSinceMs!);
   }
 
-  forget(account: PeerAccount): void {
+  forget(account: ClientAccount): void {
     this.#accounts.delete(account);
     this.#waiting.delete(account);
     if (this.#accounts.size === 0) {
@@ -276,7 +276,7 @@ export class PeerBook {
    * True when another waits for what this one holds. Who only waits for room in its own share is in nobody's
    * way.
    */
-  #isInTheWay(account: PeerAccount): boolean {
+  #isInTheWay(account: ClientAccount): boolean {
     for (const waiting of this.#waiting) {
       if (waiting === account) continue;
       if (!this.#fitsAll(waiting, waiting.wantedBytes)) return true;
@@ -333,7 +333,7 @@ export class PeerBook {
   }
 
   /** For how long it has owed without moving enough. */
-  #stalledMs(account: PeerAccount, direction: 'input' | 'output', owes: boolean): number {
+  #stalledMs(account: ClientAccount, direction: 'input' | 'output', owes: boolean): number {
     const owing = account.owing[direction];
     if (!owes) {
       owing.sinceMs = null;
@@ -353,6 +353,6 @@ export class PeerBook {
 /** From so long a wait on, the row is kept. */
 const ROW_AFTER_MS = 1_000;
 const REASONS = {
-  input: 'the peer does not finish what it began',
-  output: 'the peer does not take what it asked for',
+  input: 'the client does not finish what it began',
+  output: 'the client does not take what it asked for',
 };
