@@ -11,6 +11,7 @@ import { withReadBuffer } from '../base/read-buffer.ts';
 import { takenBytes } from '../base/socket-progress.ts';
 import { type SocketSink, socketSink } from '../base/socket-sink.ts';
 import { startReading, stopReading } from '../base/stopped-reads.ts';
+import { hasHungUp } from '../sys/hung-up.ts';
 import { protocolError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeHost, ServerHandshake } from './handshake-server.ts';
@@ -52,6 +53,7 @@ export class ServerConnection {
   readonly #lookOut: LookOut;
   readonly #staging: Buffer;
   readonly #tls: TlsHandshakes | null;
+  readonly #onBegin: (connection: ServerConnection) => void;
   readonly #onClose: (connection: ServerConnection) => void;
   readonly #handshake: ServerHandshake;
   /** The one from `accept`, and the one that requests go over: with TLS another. */
@@ -103,6 +105,8 @@ export class ServerConnection {
     lookOut: LookOut;
     /** What is read lands here first, of every connection: it is looked at before the next read. */
     staging: Buffer;
+    /** It has chosen its export, and its first request may follow. */
+    onBegin: (connection: ServerConnection) => void;
     onClose: (connection: ServerConnection) => void;
   }) {
     this.#staging = options.staging;
@@ -112,6 +116,7 @@ export class ServerConnection {
     this.#statistics = options.statistics;
     this.#lookOut = options.lookOut;
     this.#tls = options.tls;
+    this.#onBegin = options.onBegin;
     this.#onClose = options.onClose;
     this.#visit = options.handshake;
     this.#seats = options.seats;
@@ -171,6 +176,15 @@ export class ServerConnection {
     if (this.#gone !== null) return;
     this.#logger.warn({ reason }, 'NBD: connection dropped');
     void this.gone();
+  }
+
+  /**
+   * Another client begins with the export: what this one had sent and is not read yet must not be done after
+   * what that one does, if nobody is there any more who could be told of it.
+   */
+  dropIfHungUp(): void {
+    if (this.#gone === null && hasHungUp(this.#rawSocket))
+      this.drop('the client has gone, and another begins');
   }
 
   /** Drops the connection; resolves when none of its device calls is under way any more. */
@@ -387,6 +401,7 @@ export class ServerConnection {
   #begin(agreement: Agreement): void {
     this.#cancelTimer();
     this.#export = agreement.export;
+    this.#onBegin(this);
     this.#sink = socketSink(this.#socket);
     this.#writer = new ChunkWriter(this.#sink.send, this.#pool, this.#account);
     const session = new ServerSession({

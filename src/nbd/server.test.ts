@@ -950,6 +950,44 @@ test('a flush over one connection is one for all', async (t) => {
   }
 });
 
+test('what a client had sent and nobody has read is not done after another one has begun', async (t) => {
+  const device = new MemoryDevice({ lengthBytes: 4 * MIB });
+  const gate = Promise.withResolvers<void>();
+  t.after(() => gate.resolve());
+  let atDevice = 0;
+  const write = device.write.bind(device);
+  const slow = Object.assign(device, {
+    async write(...words: Parameters<typeof write>) {
+      if (words[0] < MIB) {
+        atDevice += 1;
+        await gate.promise;
+      }
+      return write(...words);
+    },
+  });
+  const { server, client } = await start(t, [{ name: '', device: slow, readOnly: false }]);
+  const old = client();
+  await old.begin();
+  // More than a connection may have at a time: the last one waits in the socket, or before the parser.
+  const requestsMax = 128;
+  for (let index = 0; index < requestsMax; index += 1) {
+    old.send({ type: COMMAND.write, offsetBytes: index * 4096, lengthBytes: 4096 });
+    old.write(Buffer.alloc(4096, 'o'));
+  }
+  old.send({ type: COMMAND.write, offsetBytes: 2 * MIB, lengthBytes: 4096 });
+  old.write(Buffer.alloc(4096, 'o'));
+  await until('as many as it may have', () => atDevice === requestsMax);
+  old.destroy();
+  const next = client();
+  await next.begin();
+  const fresh = Buffer.alloc(4096, 'n');
+  assert.equal((await next.call({ type: COMMAND.write, offsetBytes: 2 * MIB }, fresh)).error, 0);
+  gate.resolve();
+  await until('the old one to be over', () => server.connections === 1);
+  assert.ok((await next.read(2 * MIB, 4096)).data.equals(fresh));
+  assert.ok((await next.read(0, 4096)).data.equals(Buffer.alloc(4096, 'o')), 'what the device had goes on');
+});
+
 test('many small requests of one client leave the others their turns of the loop', async (t) => {
   const { client } = await start(t, [
     { name: '', device: new MemoryDevice({ lengthBytes: MIB }), readOnly: false },

@@ -285,6 +285,10 @@ export class NbdServer {
       statistics: this.#statistics,
       lookOut: this.#lookOut,
       staging: this.#staging,
+      onBegin: (begun) => {
+        for (const other of this.#connections)
+          if (other !== begun && other.export === begun.export) other.dropIfHungUp();
+      },
       onClose: (closed) => this.#connections.delete(closed),
     });
     this.#connections.add(connection);
