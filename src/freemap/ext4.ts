@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import { isGodwitError } from '../base/errors.ts';
+import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import { nextTurn, turnIsLong } from '../base/turn.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -53,16 +53,24 @@ export class Ext4Reader {
     this.#device = device;
   }
 
-  /** Rejects with what `read` does; what it kept until then is of use. */
-  async prime(superblock: Buffer): Promise<void> {
+  /**
+   * Rejects with what `read` does; what it kept until then is of use. Resolves with what is wrong with the
+   * first descriptor that does not fit its checksum, as the disk has it now; null: nothing was seen.
+   */
+  async prime(superblock: Buffer): Promise<GodwitError | null> {
     const layout = parseSuperblock(superblock, this.#device.lengthBytes);
-    if (!provesBitmaps(layout)) return;
+    if (!provesBitmaps(layout)) return null;
     this.#forgetUnless(layout);
-    for await (const groups of this.#descriptors(layout, { lenient: true })) {
+    let damage: GodwitError | null = null;
+    const leaveOut = (error: GodwitError) => {
+      if (error.code === 'FREEMAP_BAD_CHECKSUM') damage ??= error;
+    };
+    for await (const groups of this.#descriptors(layout, leaveOut)) {
       const wanted = groups.filter(({ descriptor }) => !descriptor.uninitialised);
       for (const { group, bitmap } of await this.#readBitmaps(layout, wanted))
         this.#bitmaps.set(group, bitmap);
     }
+    return damage;
   }
 
   /**
@@ -84,7 +92,7 @@ export class Ext4Reader {
      * after it.
      */
     const metadata = new Float64Array(layout.groupCount * 3);
-    for await (const groups of this.#descriptors(layout, { lenient: false })) {
+    for await (const groups of this.#descriptors(layout, null)) {
       const bitmaps = await this.#bitmapsOf(layout, groups);
       for (const { group, descriptor } of groups) {
         metadata.set([descriptor.blockBitmap, descriptor.inodeBitmap, descriptor.inodeTable], group * 3);
@@ -125,10 +133,13 @@ export class Ext4Reader {
   }
 
   /**
-   * All groups in order, a chunk of the descriptor table at a time. `lenient` leaves out the blocks that do
-   * not parse.
+   * All groups in order, a chunk of the descriptor table at a time. `leaveOut` is told of the blocks that do
+   * not parse, and goes on without them; null: throws.
    */
-  async *#descriptors(layout: Ext4Layout, options: { lenient: boolean }): AsyncGenerator<Group[]> {
+  async *#descriptors(
+    layout: Ext4Layout,
+    leaveOut: ((error: GodwitError) => void) | null,
+  ): AsyncGenerator<Group[]> {
     const chunkBlocks = Math.max(1, TABLE_CHUNK_BYTES / layout.blockBytes);
     const perBlock = descriptorsPerBlock(layout);
     for (let index = 0; index < layout.tableBlocks; ) {
@@ -146,7 +157,8 @@ export class Ext4Reader {
             groups.push({ group: block * perBlock + place, descriptor });
           }
         } catch (error) {
-          if (!options.lenient || !isGodwitError(error)) throw error;
+          if (leaveOut === null || !isGodwitError(error)) throw error;
+          leaveOut(error);
         }
       }
       yield groups;

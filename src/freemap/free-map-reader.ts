@@ -41,14 +41,16 @@ export class FreeMapReader {
 
   /**
    * A filesystem that is being written may look like anything: what cannot be read now is read by `finish`.
-   * Rejects with errors of the device.
+   * Rejects with errors of the device. Resolves with what keeps every kernel from mounting it again, should
+   * it stay so: a descriptor of ext4 that does not fit its checksum. Null: nothing was seen.
    */
-  async prime(): Promise<void> {
-    if (this.#filesystem !== 'ext4') return;
+  async prime(): Promise<GodwitError | null> {
+    if (this.#filesystem !== 'ext4') return null;
     try {
-      await this.#ext4.prime(await this.#ext4Superblock());
+      return await this.#ext4.prime(await this.#ext4Superblock());
     } catch (error) {
       if (!isReason(error)) throw error;
+      return null;
     }
   }
 

@@ -125,6 +125,20 @@ export function readOnlyError(place: string, machine: string): GodwitError {
   );
 }
 
+/** `damage`: what is wrong with it, as a sentence. */
+export function damagedError(damage: string): GodwitError {
+  return new GodwitError(
+    'MACHINE_FS_DAMAGED',
+    `the filesystem of its volume is damaged, and would not be mounted again: ${damage}`,
+    {
+      values: { damage },
+      retry: 'never',
+      nextAction:
+        'It runs on here, and is not stopped for a move. Copy what it has while it runs; then stop it and have e2fsck mend its volume.',
+    },
+  );
+}
+
 /**
  * What processes that were killed wait for in the kernel, `place` being where their filesystem is mounted;
  * null: none waits where no signal reaches it.

@@ -95,7 +95,7 @@ export class KernelVolume implements OpenVolume<'attach', 'kernel'> {
     seal: () => this.seal(),
     // Its first pass would read the device through the page cache while the guest writes; the one after the
     // seal reads it all.
-    'prime-free-map': () => {},
+    'prime-free-map': () => ({}),
     'free-map': (filesystem) => this.sealFreeMap(filesystem),
     hydration: (settings) => this.configureHydration(settings),
     finish: () => this.finish(),

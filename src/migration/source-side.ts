@@ -64,8 +64,9 @@ export interface SourceSide {
 
   /**
    * Rejects `MACHINE_FS_HELD`, `MACHINE_FS_FROZEN` and `MACHINE_FS_READ_ONLY` for what would keep the
-   * filesystem from being written out or unmounted. Writes dirty pages out, and looks which blocks are not in
-   * use, while the machine still runs: the seal then has less to do.
+   * filesystem from being written out or unmounted, `MACHINE_FS_DAMAGED` for what would keep it from being
+   * mounted again, here or elsewhere. Writes dirty pages out, and looks which blocks are not in use, while
+   * the machine still runs: the seal then has less to do.
    */
   syncEarly(machineId: string): Promise<void>;
   /** What the machine will read first when it starts elsewhere. */

@@ -73,10 +73,13 @@ export const OPERATIONS = {
   flush: row({ roles: ['attach', 'serve'], read: nothing })<Nothing, Nothing>(),
   /** No write passes any more; all data and bits durable; lets the flock go. Idempotent. */
   seal: row({ roles: ['attach'], read: nothing })<Nothing, Nothing>(),
-  /** Reads what the filesystem does not use while it may be mounted, so that `free-map` is short. */
+  /**
+   * Reads what the filesystem does not use while it may be mounted, so that `free-map` is short. `damage`:
+   * what keeps it from being mounted again, if it is so on the next look too.
+   */
   'prime-free-map': row({ roles: ['attach'], read: parseFilesystem })<
     { filesystem: FreeMapFilesystem },
-    Nothing
+    { damage?: string }
   >(),
   /** After `seal`: writes `free.map` beside the data, where there is a map. */
   'free-map': row({ roles: ['attach'], read: parseFilesystem })<

@@ -341,8 +341,9 @@ export class AttachedVolume implements OpenVolume<'attach', 'userspace'> {
   /**
    * Reads what the filesystem does not use while it may be mounted, for `free-map` to have less to read.
    */
-  async #primeFreeMap(filesystem: FreeMapFilesystem): Promise<void> {
-    await (await this.#reader(filesystem)).prime();
+  async #primeFreeMap(filesystem: FreeMapFilesystem): Promise<{ damage?: string }> {
+    const damage = await (await this.#reader(filesystem)).prime();
+    return damage === null ? {} : { damage: damage.message };
   }
 
   /**

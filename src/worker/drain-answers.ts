@@ -83,12 +83,18 @@ export class DrainAnswers {
       moveHistory(await journal.findInTurns({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
     );
     const targets = new Set(plan.steps.map(({ target }) => target));
-    const warnings = peers()
+    const inClear = peers()
       .filter((peer) => targets.has(peer.name) && isInClear(peer.url))
       .map(
         (peer) =>
           `${peer.name} is asked in the clear (${peer.url}): the token of the fleet and the secrets of moves can be read on the network.`,
       );
+    // Also where all can go elsewhere: a drain that is begun waits for it as well.
+    const warnings = [...[...silent.values()].map(withoutIt), ...inClear];
     return { ...plan, warnings, volumes: await this.#o.drain.leftVolumes() };
   }
+}
+
+function withoutIt({ worker, reason }: Offer): string {
+  return `the plan is made without ${worker}, which ${reason}. Look whether it runs, or hangs.`;
 }

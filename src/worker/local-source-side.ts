@@ -5,6 +5,7 @@ import { PATIENCE, PAUSE } from '../base/patience.ts';
 import type { Random } from '../base/random.ts';
 import { SEALED_MAP_BYTES_MAX } from '../freemap/sealed-map.ts';
 import { type MountNeeds, mountNeeds } from '../host/mount-needs.ts';
+import { damagedError } from '../host/mount-occupants.ts';
 import { dirtyBoundOf } from '../host/write-back.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -50,6 +51,8 @@ export type LocalSourceSideOptions = {
 
 /** A filesystem whose map takes longer moves without one. */
 const FREE_MAP_TIMEOUT_MS = PATIENCE.freeMap.ms;
+/** Before a filesystem that is in use counts as damaged. */
+const DAMAGE_LOOKS = 2;
 
 /** A move's source on this host. */
 export class LocalSourceSide implements SourceSide {
@@ -285,11 +288,26 @@ export class LocalSourceSide implements SourceSide {
     const volumeId = machines.get(machineId).config.volume?.volumeId;
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
     if (filesystem === 'none') return;
-    await client.volume('prime-free-map', { filesystem }).catch((error: unknown) => {
-      // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in
-      // trouble.
-      this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
-    });
+    await this.#primeFreeMap(machineId, client, filesystem);
+  }
+
+  /** Rejects `MACHINE_FS_DAMAGED` for what no kernel would mount again. */
+  async #primeFreeMap(machineId: string, client: ShimClient, filesystem: 'ext4' | 'xfs'): Promise<void> {
+    let damage: string | undefined;
+    for (let look = 0; look < DAMAGE_LOOKS; look++) {
+      try {
+        // What was on its way to the disk in the last look is there in the next.
+        if (look > 0) await client.call('fs.sync', {});
+        ({ damage } = await client.volume('prime-free-map', { filesystem }));
+      } catch (error) {
+        // A help for the seal, and no more: the volume server may be of an earlier version, or the disk in
+        // trouble.
+        this.#options.logger.warn({ machineId, error: toWireError(error) }, 'could not prepare the free map');
+        return;
+      }
+      if (damage === undefined) return;
+    }
+    if (damage !== undefined) throw damagedError(damage);
   }
 
   async heat(machineId: string): Promise<HeatHint> {

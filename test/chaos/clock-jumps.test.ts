@@ -1,8 +1,12 @@
 import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { MIGRATE_OUT } from '../../src/migration/migrate-out.ts';
 import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
 import { clockNeeds, forgetClocks, HostClock } from '../support/host-clock.ts';
+import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 import { WriterCollector } from '../support/writer-collector.ts';
 
@@ -96,3 +100,53 @@ async function figuresOf(fleet: Fleet, source: FleetWorker): Promise<void> {
   const table = said.stdout.split('\n').filter((line) => /one|two|three|moved/.test(line));
   assert.doesNotMatch(table.join('\n'), TOO_LONG);
 }
+
+test('a clock that is set back by two hours in the middle of a drain lengthens no wait for what is in its way', {
+  skip: fleetNeeds || clockNeeds || requires('chattr'),
+}, async (t) => {
+  let immutable: string | null = null;
+  // Before the hooks that take folders away.
+  t.after(() => immutable !== null && spawnSync('chattr', ['-i', immutable]));
+  const dir = scratchDir(t);
+  const clock = new HostClock(dir, 'a');
+  const fleet = await Fleet.start(t, ['a', 'b'], { through: { a: clock.through } });
+  t.after(forgetClocks);
+  const [a, b] = [fleet.worker('a'), fleet.worker('b')];
+  const volume = ['--volume', 'm', '--size', '32MiB', '--no-encryption'];
+  const made = await fleet.run(
+    ...['machine', 'run', '--name', 'm', '--worker', 'a', ...volume, '--', 'sleep', 'infinity'],
+  );
+  assert.equal(made.exitCode, 0, made.stderr);
+  const { id } = await a.client.showMachine('m');
+  const tries = (word: RegExp) =>
+    readFileSync(join(fleet.dir, 'a.log'), 'utf8')
+      .split('\n')
+      .filter((line) => word.test(line)).length;
+  const refusals = () => tries(/a machine cannot go now/);
+  const moves = async () => (await fleet.moves(a, id)).length;
+
+  // 1. Nobody takes it.
+  await b.client.drain();
+  await a.client.drain();
+  await fleet.until('the first refusal', () => refusals() > 0);
+  await clock.set(-2 * HOUR_MS);
+  const refused = refusals();
+  await fleet.until('it to be tried again', () => refusals() > refused);
+  const [waiting] = (await a.client.drainStatus()).machines;
+  assert.deepEqual([waiting?.state, /b is draining/.test(waiting?.reason ?? '')], ['waiting', true]);
+
+  // 2. Its moves fail; and the next process of this worker knows of them from the journal only.
+  immutable = join(b.dataDir, 'volumes');
+  execFileSync('chattr', ['+i', immutable]);
+  await b.client.undrain();
+  await fleet.until('a move to be undone', async () => (await fleet.moves(a, id))[0]?.state === 'undone');
+  const undone = await moves();
+  await a.kill();
+  await clock.set(-4 * HOUR_MS);
+  await a.start();
+  await fleet.until('it to be tried again', async () => (await moves()) > undone);
+  execFileSync('chattr', ['-i', immutable]);
+  await fleet.until('the drain to go on', async () => (await a.client.drainStatus()).state === 'drained');
+  const drained = await fleet.run('drain', 'a');
+  assert.equal(drained.exitCode, 0, drained.stderr);
+});

@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
+import type { MachineRecord } from '../../src/machine/store.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
 
 /** What an operator says at once is done at once, whatever a machine takes its time for. */
@@ -67,4 +70,43 @@ test('a cancel and a forced destruction do not wait for the hour that a machine 
   assert.equal(destroyed.exitCode, 0, destroyed.stderr);
   await stopping;
   assert.deepEqual(fleet.worker('a').shims(), []);
+});
+
+test('a machine whose stop signal does not exist, as an earlier version wrote it down, is ended at its deadline by all that end machines', {
+  skip: fleetNeeds,
+}, async (t) => {
+  const fleet = await Fleet.start(t, ['a', 'b']);
+  const a = fleet.worker('a');
+  const godwit = async (exitCode: number, ...words: string[]) => {
+    const ended = await fleet.run(...words);
+    assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
+    return ended.stdout;
+  };
+  const stateOf = async (name: string) => (await a.client.showMachine(name)).state;
+  const names = ['stopped', 'moved', 'destroyed', 'left'];
+  for (const name of names) {
+    const run = ['machine', 'run', '--name', name, '--worker', 'a', '--stop-timeout', '1s', '--detach'];
+    await godwit(0, ...run, '--', 'sh', '-c', DEAF);
+  }
+  const ids = (await a.client.listMachines()).map(({ id }) => id);
+  await a.powerOff();
+  for (const id of ids) {
+    const path = join(a.dataDir, 'machines', `${id}.json`);
+    const record = JSON.parse(readFileSync(path, 'utf8')) as MachineRecord;
+    record.config.stop.signal = 'SIGNOPE';
+    writeFileSync(path, JSON.stringify(record));
+  }
+  await a.start();
+  for (const name of names) await fleet.until(name, async () => (await stateOf(name)) === 'running');
+
+  await godwit(0, 'machine', 'stop', 'stopped');
+  assert.equal(await stateOf('stopped'), 'stopped');
+  assert.match(await godwit(0, 'machine', 'logs', 'stopped'), /killed, since it did not end within 1000 ms/);
+  await godwit(0, 'move', 'moved', '--to', 'b');
+  await godwit(0, 'machine', 'destroy', 'destroyed', '--force');
+
+  // With the workers of its own that a fleet on one machine has.
+  for (const worker of fleet.workers) await worker.kill();
+  assert.match(await godwit(0, 'dev', 'down', '--data', fleet.dir), /Destroyed 3 machines and 0 volumes/);
+  for (const worker of fleet.workers) assert.deepEqual(worker.shims(), []);
 });

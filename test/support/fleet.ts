@@ -303,6 +303,8 @@ export function tlsFlags({ certFile, keyFile, caFile }: TlsFiles): string[] {
   return ['--tls-cert', certFile, '--tls-key', keyFile, '--tls-ca', caFile];
 }
 
+type WorkerStart = { crashAt?: string | null | undefined; without?: string };
+
 type FleetWorkerOptions = {
   name: string;
   url: string;
@@ -365,17 +367,17 @@ export class FleetWorker {
 
   /**
    * Starts the control process, and resolves when it answers. `crashAt`: where it kills itself, once
-   * (src/journal/crash-points.ts).
+   * (src/journal/crash-points.ts). `without`: a peer that is none any more.
    */
-  async start(options: { crashAt?: string | null | undefined } = {}): Promise<void> {
+  async start(options: WorkerStart = {}): Promise<void> {
     this.spawn(options);
     await this.healthy();
   }
 
   /** As `start`, without waiting. */
-  spawn(options: { crashAt?: string | null | undefined } = {}): void {
+  spawn(options: WorkerStart = {}): void {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
-    const { crashAt } = options;
+    const { crashAt, without } = options;
     const marker = join(this.#options.logPath, '..', `${this.name}.crashed`);
     rmSync(marker, { force: true });
     const log = openSync(this.#options.logPath, 'a', 0o600);
@@ -383,7 +385,7 @@ export class FleetWorker {
       ...this.#options.through,
       ...[process.execPath, '--disable-warning=ExperimentalWarning'],
       ...[this.#main, 'worker', '--data', this.dataDir],
-      ...this.#options.arguments,
+      ...withoutPeer(this.#options.arguments, without),
     ] as [string, ...string[]];
     const child = spawn(program, words, {
       stdio: ['ignore', log, log],
@@ -547,6 +549,13 @@ export class FleetWorker {
       is: (pids) => pids.length === 0,
     });
   }
+}
+
+/** `words` of a command line without the option of that peer. */
+function withoutPeer(words: readonly string[], name: string | undefined): string[] {
+  if (name === undefined) return [...words];
+  const index = words.findIndex((word) => word.startsWith(`${name}=`));
+  return words.filter((_, at) => at !== index && at !== index - 1);
 }
 
 /** Orderly, as long as it goes; otherwise like the clean-up after a dead shim. */
