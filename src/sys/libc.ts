@@ -11,7 +11,19 @@ export const libc = koffi.load(null);
 
 export type NativeFunction = ReturnType<typeof libc.func>;
 
-const nameByErrno = new Map<number, string>();
+/**
+ * Those of Linux that Node has no name for (asm-generic/errno.h). EUCLEAN is what a mount of a damaged
+ * filesystem says.
+ */
+const nameByErrno = new Map<number, string>([
+  [117, 'EUCLEAN'],
+  [121, 'EREMOTEIO'],
+  [123, 'ENOMEDIUM'],
+  [124, 'EMEDIUMTYPE'],
+  [126, 'ENOKEY'],
+  [129, 'EKEYREJECTED'],
+  [133, 'EHWPOISON'],
+]);
 for (const [name, errno] of Object.entries(constants.errno)) {
   // Two names of one number (EAGAIN and EWOULDBLOCK, ENOTSUP and EOPNOTSUPP): the first one, as Node's own
   // errors say.

@@ -26,8 +26,14 @@ test('ioctl fills the caller’s bytes and names its errors', (t) => {
   );
 });
 
-test('errno names are those that Node uses', () => {
-  assert.deepEqual([28, 11, 95, 9999].map(errnoName), ['ENOSPC', 'EAGAIN', 'ENOTSUP', 'E9999']);
+test('errno names are those that Node uses, and those of Linux where it has none', () => {
+  assert.deepEqual([28, 11, 95, 117, 9999].map(errnoName), [
+    'ENOSPC',
+    'EAGAIN',
+    'ENOTSUP',
+    'EUCLEAN',
+    'E9999',
+  ]);
 });
 
 test('the boot id is a UUID and stays', () => {
