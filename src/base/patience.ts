@@ -624,6 +624,10 @@ const PAUSES = {
     what: 'before the kernel asks whether the host of a call that takes long still knows its connection',
   },
   shimQuestion: { ms: 5_000, what: 'the same of a shim' },
+  shimEnds: {
+    ms: 2_000,
+    what: 'for a shim that holds its folder, and has no files there, to end or to show itself',
+  },
   processLook: { ms: 5, what: 'between looks whether a process that starts is ready' },
   serverLook: { ms: 500, what: 'between looks at what a volume server that starts does' },
   shimStateAgain: {
@@ -651,9 +655,9 @@ const PAUSES = {
     ms: 250,
     what: 'for the offer of a worker that did not answer the last time; its answer counts whenever it comes',
   },
-  silenceKept: {
-    ms: 10_000,
-    what: 'after which a worker that did not answer, and was not asked since, is waited for as before',
+  silentPeerLater: {
+    ms: 5_000,
+    what: 'the same where it was not asked for 10 s: it may be back, and slow',
   },
   drainTick: { ms: 1_000, what: 'between looks of a drain' },
   terminalInput: { ms: 20, what: 'before input is offered again to a terminal whose program does not read' },

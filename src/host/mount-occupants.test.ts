@@ -4,6 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { withMountsOf } from '../../test/support/mount-copy.ts';
 import { until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { systemClock } from '../base/clock.ts';
@@ -46,7 +47,8 @@ test('an open file, a working folder and a copy of the mount are found with the 
   const hold = (script: string) => occupants.push(spawn('sh', ['-c', script], { stdio: 'ignore' }));
   hold(`exec 9<${place}/file; exec sleep 1000`);
   hold(`cd ${place}; exec sleep 1000`);
-  hold('exec unshare -m --propagation private sleep 1000');
+  const [program, ...args] = withMountsOf(place);
+  occupants.push(spawn(program, [...args, 'sleep', '1000'], { stdio: 'ignore' }));
   const found = await until('the three', async () => {
     const all = await findOccupants(place, new Set());
     return all.length === 3 && all.every(({ program }) => program === 'sleep') ? all : null;

@@ -88,6 +88,17 @@ test('a silence of a while ago is no reason to refuse a worker that answers, and
   clock.advance(1_000);
   b.asked[2]!.resolve(offer('b', true));
   assert.deepEqual(saying(await later), ['b room']);
+
+  // It hangs again: whoever asks now and then, as a drain does, waits for seconds, not for as long as it lives.
+  const hanging = offers.ask({ wanted: 'b', request: REQUEST });
+  await clock.settle();
+  b.asked[3]!.reject(gone);
+  await hanging;
+  clock.advance(30_000);
+  const bounded = offers.ask({ wanted: 'b', request: REQUEST });
+  await clock.settle();
+  clock.advance(5_000);
+  assert.match(saying(await bounded)[0]!, /still is/);
 });
 
 test('without another that accepts it is waited for as long as it lives; a plan has an end, and asks it once', async () => {

@@ -26,20 +26,23 @@ export type OfferQuestion = {
   silent?: Map<string, Offer>;
 };
 
-const SILENCE_KEEP_MS = PAUSE.silenceKept.ms;
+/** Since when, and when that was seen last, by the monotonic clock. */
+type Silence = { readonly sinceMs: number; readonly seenMs: number };
+
+/** After a silence that old it may well be back. */
+const SILENCE_OLD_MS = 10_000;
 
 /**
  * Asks peers for offers, side by side. One that does not answer counts as a refusal with that reason, and is
- * remembered: until it has answered, it is asked along, by one question at a time, and nobody waits for it.
- * So a worker that hangs costs one bounded wait, whoever asks and however often. Nobody asks it in between:
- * what was so a while ago is no reason to refuse it now, and then it is waited for as before.
+ * remembered: until it has answered, it is asked along, by one question at a time, and nobody waits for it
+ * for longer than a moment. So a worker that hangs costs one bounded wait, whoever asks and however often.
+ * Nobody asks it in between: where it was silent a while ago, the moment is some seconds.
  */
 export class OfferDesk {
   readonly #peers: () => readonly Peer[];
   readonly #clock: Clock;
   readonly #graceMs: number;
-  /** Since when, and when that was seen last, by the monotonic clock. */
-  readonly #silences = new Map<string, { sinceMs: number; seenMs: number }>();
+  readonly #silences = new Map<string, Silence>();
   readonly #probes = new Map<string, Promise<Offer>>();
   /** What each of them said that it knows (`Endpoint.since`). */
   readonly #knows = new Map<string, readonly string[]>();
@@ -69,8 +72,9 @@ export class OfferDesk {
           const known = silent?.get(peer.name);
           if (known) return known;
           try {
-            const offer = await (this.#isSilent(peer.name)
-              ? this.#probe(peer, request)
+            const silence = this.#silences.get(peer.name);
+            const offer = await (silence
+              ? this.#probe(peer, request, this.#momentMs(silence))
               : until(this.#offer(peer, request, stop), stop));
             this.#silences.delete(peer.name);
             advanced(`answers of ${peer.name}`);
@@ -93,7 +97,7 @@ export class OfferDesk {
    * Of one that was silent: its answer, if that comes within a moment. The question goes on, and its answer
    * ends the silence.
    */
-  async #probe(peer: Peer, request: OfferRequest): Promise<Offer> {
+  async #probe(peer: Peer, request: OfferRequest, momentMs: number): Promise<Offer> {
     if (this.#probes.has(peer.name)) throw stillSilent();
     const probe = this.#offer(peer, request).finally(() => this.#probes.delete(peer.name));
     this.#probes.set(peer.name, probe);
@@ -102,7 +106,7 @@ export class OfferDesk {
       () => {},
     );
     const late = new AbortController();
-    const cancel = this.#clock.timer(PAUSE.silentPeer.ms, () => late.abort(stillSilent()));
+    const cancel = this.#clock.timer(momentMs, () => late.abort(stillSilent()));
     return until(probe, late.signal).finally(cancel);
   }
 
@@ -129,14 +133,14 @@ export class OfferDesk {
     return offer;
   }
 
-  #isSilent(name: string): boolean {
-    const { seenMs } = this.#silences.get(name) ?? {};
-    return seenMs !== undefined && this.#clock.monotonicMs() - seenMs < SILENCE_KEEP_MS;
+  #momentMs({ seenMs }: Silence): number {
+    const isOld = this.#clock.monotonicMs() - seenMs >= SILENCE_OLD_MS;
+    return (isOld ? PAUSE.silentPeerLater : PAUSE.silentPeer).ms;
   }
 
   #silence(name: string, error: unknown): string {
     const nowMs = this.#clock.monotonicMs();
-    const sinceMs = this.#isSilent(name) ? this.#silences.get(name)!.sinceMs : nowMs;
+    const { sinceMs } = this.#silences.get(name) ?? { sinceMs: nowMs };
     this.#silences.set(name, { sinceMs, seenMs: nowMs });
     const forS = Math.round((nowMs - sinceMs) / 1000);
     return `${messageOf(error)}${forS > 0 ? ` (and had not ${forS} s ago)` : ''}`;

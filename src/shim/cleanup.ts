@@ -6,7 +6,7 @@ import { FILE_NAME } from '../attach/fuse-protocol.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
-import { PATIENCE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { Cgroup, readCgroupLayout } from '../host/cgroup.ts';
 import { whileDeviceMoves } from '../host/device-pace.ts';
 import { detachLoop, findLoops } from '../host/losetup.ts';
@@ -32,19 +32,8 @@ const FOR_EVER_MS = 2 ** 31 - 1;
 export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger: Logger): Promise<void> {
   // The kernel's tables have the paths without symbolic links.
   const runtimeDir = existsSync(folder) ? realpathSync(folder) : folder;
+  await refuseLivingShim(runtimeDir, clock);
   const state = readShimState(runtimeDir);
-  const pid = state !== null && isAlive(state.shim) ? state.shim.pid : null;
-  // One that has just been started, too, and one whose files are gone: what is there is its own.
-  if (pid !== null || (await isShimLocked(runtimeDir))) {
-    throw new GodwitError(
-      'MACHINE_SHIM_ALIVE',
-      `the shim of ${runtimeDir} is alive${pid === null ? '' : ` (pid ${pid})`}`,
-      {
-        values: { runtimeDir, pid },
-        nextAction: 'Shut it down instead of cleaning up after it.',
-      },
-    );
-  }
   const cgroup = new Cgroup(cgroupName(runtimeDir), { layout: readCgroupLayout(), clock });
   const filesystem = join(runtimeDir, SHIM_FILES.filesystem);
   const fuse = join(runtimeDir, SHIM_FILES.fuse);
@@ -75,6 +64,30 @@ export async function cleanUpAfterDeadShim(folder: string, clock: Clock, logger:
   }
   for (const name of [SHIM_FILES.socket, SHIM_FILES.state]) await rm(join(runtimeDir, name), { force: true });
   logger.info({ runtimeDir }, 'cleaned up after a dead shim');
+}
+
+/**
+ * Rejects `MACHINE_SHIM_ALIVE`, also for one that has just been started, and for one whose files are gone:
+ * what is there is its own. One that ends has removed its files a moment before it lets go of the lock.
+ */
+async function refuseLivingShim(runtimeDir: string, clock: Clock): Promise<void> {
+  const deadlineMs = clock.monotonicMs() + PAUSE.shimEnds.ms;
+  for (;;) {
+    const shim = readShimState(runtimeDir)?.shim;
+    const pid = shim !== undefined && isAlive(shim) ? shim.pid : null;
+    if (pid === null && !(await isShimLocked(runtimeDir))) return;
+    if (pid !== null || clock.monotonicMs() >= deadlineMs) {
+      throw new GodwitError(
+        'MACHINE_SHIM_ALIVE',
+        `the shim of ${runtimeDir} is alive${pid === null ? '' : ` (pid ${pid})`}`,
+        {
+          values: { runtimeDir, pid },
+          nextAction: 'Shut it down instead of cleaning up after it.',
+        },
+      );
+    }
+    await clock.sleep(PAUSE.processLook.ms);
+  }
 }
 
 async function unmount(place: string, abort: Abort, clock: Clock): Promise<void> {

@@ -6,6 +6,7 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { withMountsOf } from '../../test/support/mount-copy.ts';
 import { letPass, until } from '../../test/support/patience.ts';
 import { requires } from '../../test/support/requires.ts';
 import { scratchDir } from '../../test/support/scratch.ts';
@@ -77,7 +78,8 @@ test('a place is no filesystem yet; a sync has ended when all is on the device, 
     assert.ok(readFileSync(filePath).includes(marker));
 
     // As a machine that is just starting does, for a moment.
-    keeper = spawn('unshare', ['--mount', '--propagation', 'private', 'sleep', '600'], { stdio: 'ignore' });
+    const [program, ...args] = withMountsOf(filesystem.directory);
+    keeper = spawn(program, [...args, 'sleep', '600'], { stdio: 'ignore' });
     const table = () => readFileSync(`/proc/${keeper!.pid}/mountinfo`, 'utf8');
     await until('a copy of the mount', () => readFileSync(`/proc/${keeper!.pid}/comm`, 'utf8') === 'sleep\n');
     assert.ok(table().includes(filesystem.directory));

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import test from 'node:test';
 import { workerPaths } from '../../src/worker/paths.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { withMountsOf } from '../support/mount-copy.ts';
 import { patient } from '../support/patience.ts';
 
 /** Somebody else on the host has the machine's filesystem. */
@@ -43,11 +44,11 @@ test('a filesystem that is held is found before the stop; one that is taken in b
     }
   };
   try {
-    for (const command of [
-      `exec 9<${fs}/beats; exec sleep 1000`,
-      'exec unshare -m --propagation private sleep 1000',
+    for (const [program, ...args] of [
+      ['sh', '-c', `exec 9<${fs}/beats; exec sleep 1000`],
+      [...withMountsOf(fs), 'sleep', '1000'],
     ]) {
-      occupants.push(spawn('sh', ['-c', command], { stdio: 'ignore' }));
+      occupants.push(spawn(program!, args, { stdio: 'ignore' }));
       await fleet.until('the occupant', async () => {
         const moved = await fleet.run('move', 'm');
         assert.equal(moved.exitCode, 3, moved.stderr);

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import test from 'node:test';
 import { Fleet, fleetNeeds, killProcess } from '../support/fleet.ts';
 import { memoryController } from '../support/memory.ts';
+import { withMountsOf } from '../support/mount-copy.ts';
 import { requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
@@ -19,11 +20,11 @@ const needs =
   requires('chattr', 'cryptsetup', 'mkfs.xfs', 'unshare') ||
   (memoryController() === null && 'this host limits no memory');
 
-/** The host of a worker, without control groups. */
+/** The host of a worker, without control groups; it mounts its own. */
 const WITHOUT_CGROUPS = [
-  ...['unshare', '--mount', '--propagation', 'slave', 'sh', '-c'],
-  ...['umount --recursive --lazy /sys/fs/cgroup && exec "$@"', 'sh'],
-];
+  ...withMountsOf('/no test'),
+  ...['sh', '-c', 'umount --recursive --lazy /sys/fs/cgroup && exec "$@"', 'sh'],
+] as const;
 
 test('a host that lacks what a machine asks for says so before, one that fails is left for another, and odd volumes go past both', {
   skip: needs,

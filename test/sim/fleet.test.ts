@@ -43,12 +43,12 @@ test('bugs that are put in are found within a thousand drains', async (t) => {
     ],
     'a handoff that both sides believe': [
       { handoffBelievedTwice: true },
-      /two writers|runs on w\d and on w\d|w\d opens v_\S+ at \d+; w\d had it/,
+      /two writers|runs on w\d and on w\d|w\d opens v_\S+ at \d+; w\d had it|is handed on at/,
       55,
     ],
     'a target that is stopped, and taken for one that never heard of its machine': [
       { silenceBelieved: true },
-      /two writers|runs on w\d and on w\d|w\d opens v_\S+ at \d+; w\d had it/,
+      /two writers|runs on w\d and on w\d|w\d opens v_\S+ at \d+; w\d had it|is handed on at/,
       60,
     ],
     'a shim that does not stop its machine': [
