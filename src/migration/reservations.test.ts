@@ -18,6 +18,7 @@ test('of moves that ask at once each sees those that asked before it, and everyb
   assert.deepEqual(ids(reservations.held('a')), [], 'who asks again keeps its place');
   reservations.release('b');
   reservations.release('b');
+  assert.deepEqual(ids(reservations.held('b')), [], 'it was promised: those that come after it count it');
   assert.deepEqual(ids(reservations.held('c')), ['a']);
 });
 

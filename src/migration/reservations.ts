@@ -28,8 +28,12 @@ export class Reservations {
     this.#held.delete(runId);
   }
 
-  /** What is held; with `before`, what was held before that run asked. */
+  /**
+   * What is held; with `before`, what was held before that run asked: nothing for one that was promised its
+   * room since. Who asks now counts that one, and two that count each other would both be refused.
+   */
   held(before?: string): PrepareRequest[] {
+    if (before !== undefined && !this.#held.has(before)) return [];
     const nowMs = this.#clock.monotonicMs();
     const requests: PrepareRequest[] = [];
     for (const [runId, { request, untilMs }] of this.#held) {

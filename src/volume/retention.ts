@@ -57,7 +57,8 @@ export class Retention {
     }
     this.#leftMs = left;
     if (left.size > 0 || before.size > 0) await this.#write(left);
-    return copies.filter((copy) => left.get(keyOf(copy))! <= 0 || isBeyond(copy, copies));
+    const beyond = new Set(beyondMax(copies));
+    return copies.filter((copy) => left.get(keyOf(copy))! <= 0 || beyond.has(copy));
   }
 
   #first({ destroyAfterMs }: RetainedCopy, keepMs: number): number {
@@ -92,7 +93,12 @@ export class Retention {
   }
 }
 
-function isBeyond(copy: RetainedCopy, copies: readonly RetainedCopy[]): boolean {
-  const newer = copies.filter(({ id, generation }) => id === copy.id && generation > copy.generation);
-  return newer.length >= COPIES_MAX;
+/** The oldest of each volume, of which there are newer ones enough. Pure. */
+export function beyondMax<Copy extends Pick<RetainedCopy, 'id' | 'generation'>>(
+  copies: readonly Copy[],
+): Copy[] {
+  return copies.filter(
+    ({ id, generation }) =>
+      copies.filter((other) => other.id === id && other.generation > generation).length >= COPIES_MAX,
+  );
 }

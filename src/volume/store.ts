@@ -26,7 +26,7 @@ import { encodeImportSource, type ImportRecord } from './import-source-file.ts';
 import type { VolumeRecord } from './record.ts';
 import { encodeRecord, readRecord } from './record-file.ts';
 import { reserve } from './reserve.ts';
-import { type RetainedCopy, Retention } from './retention.ts';
+import { beyondMax, type RetainedCopy, Retention } from './retention.ts';
 import { storageError } from './storage-error.ts';
 import { transition, type VolumeEvent } from './transition.ts';
 import { createZeroLog } from './zero-log-file.ts';
@@ -330,8 +330,8 @@ export class VolumeStore {
    * already). Rejects `VOLUME_BAD_TRANSITION`. `complete` also removes the clone's metadata and where it came
    * from.
    */
-  apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
-    return this.#changes.run(id, async () => {
+  async apply(id: string, event: VolumeEvent): Promise<VolumeRecord> {
+    const applied = await this.#changes.run(id, async () => {
       const before = await this.get(id);
       const after = transition(before, event);
       if (after !== before) {
@@ -353,6 +353,19 @@ export class VolumeStore {
       }
       return after;
     });
+    if (event.kind === 'retain') await this.#dropCopiesBeyond(id);
+    return applied;
+  }
+
+  /** What moves had left of it before counts as used until it is gone: not at the next sweep, but now. */
+  async #dropCopiesBeyond(id: string): Promise<void> {
+    const copies = (await this.#copies()).filter((copy) => copy.id === id);
+    for (const copy of beyondMax(copies)) {
+      await this.#destroyCopy(copy).catch((error: unknown) => {
+        // It may be open; the next sweep comes for it.
+        this.#logger.warn({ folder: copy.folder, reason: messageOf(error) }, 'a retained volume stays');
+      });
+    }
   }
 
   /**
@@ -529,7 +542,7 @@ export class VolumeStore {
     let logicalBytes = 0;
     for (const record of volumes) {
       logicalBytes += record.lengthBytes;
-      usedBytes += await this.#usedBytesOf(record);
+      usedBytes += await this.usedBytesOf(record);
     }
     return {
       totalBytes: filesystem.blocks * filesystem.bsize,
@@ -562,7 +575,8 @@ export class VolumeStore {
     };
   }
 
-  async #usedBytesOf(record: VolumeRecord): Promise<number> {
+  /** Allocated bytes of the file of that generation; 0 where it is not there. */
+  async usedBytesOf(record: Pick<VolumeRecord, 'id' | 'generation'>): Promise<number> {
     const folders = [record.id, `${record.id}.g${record.generation}`];
     for (const name of folders.reverse()) {
       const bytes = await allocatedBytes(join(this.directory, name, VOLUME_FILES.data)).catch(

@@ -198,8 +198,9 @@ export class MachineAnswers {
     const record = this.#o.machines.get(ref);
     refuseTarget(this.#o, request.target, record.name);
     // What a run would find out in its first step is told to who asks.
-    const moves = this.#o.moves.runsOf(record.id).some(({ endedAtMs }) => endedAtMs === null);
-    if (!moves) await this.#o.source.describe(record.id);
+    const open = this.#o.moves.openRunOf(record.id);
+    // One that has arrived and is not whole is told what it waits for, and not which run has it.
+    if (open === null || ownsMachine(open)) await this.#o.source.describe(record.id);
     if (request.rekey) await this.#refuseRekey(record);
     const input: MigrateOutInput = {
       machineId: record.id,

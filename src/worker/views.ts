@@ -90,7 +90,7 @@ export class Views {
       name: record.name,
       worker: this.#o.name,
       lengthBytes: record.lengthBytes,
-      usedBytes: await this.#o.volumes.usedBytes(record.id).catch(() => 0),
+      usedBytes: await this.#o.volumes.usedBytesOf(record),
       filesystem: record.filesystem,
       encrypted: record.encryption !== undefined,
       generation: record.generation,
