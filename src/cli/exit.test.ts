@@ -18,6 +18,11 @@ test('the family of an error gives the exit code', () => {
     DISK_FULL: 3,
     VOLUME_DISK_FULL: 3,
     WORKER_IMPORT_NO_SPACE: 3,
+    MACHINE_CGROUP_MISSING: 3,
+    HOST_TOOL_MISSING: 3,
+    ATTACH_NO_FUSE: 3,
+    HOST_ISCSI_NO_DAEMON: 3,
+    PLANE_METADATA_MISSING: 1,
     API_WRONG_WORKER: 2,
     INTERNAL: 1,
   };

@@ -37,6 +37,9 @@ export class ExitWith extends Error {
   }
 }
 
+/** A control group, a device, a program of the host; what is missing of a volume is another matter. */
+const HOST_LACKS = /^(HOST|MACHINE|ATTACH)_(\w+_)?(MISSING|NO_FUSE|NO_LOOP|NO_RESEND|NO_DAEMON|NO_TARGET)$/;
+
 export function exitCodeOf(error: unknown): number {
   // Also of what the system says, as a person reads it.
   const { code } = toWireError(error);
@@ -47,6 +50,8 @@ export function exitCodeOf(error: unknown): number {
   if (code.startsWith('RECEIPT_')) return EXIT.error;
   // There is no room for it: not now.
   if (/(^|_)(NO_SPACE|DISK_FULL|NO_CAPACITY)$/.test(code)) return EXIT.blocked;
+  // A host that lacks what was asked for, as a plan in which nobody has it.
+  if (HOST_LACKS.test(code)) return EXIT.blocked;
   // The fleet file is wrong.
   if (code === 'API_WRONG_WORKER') return EXIT.usage;
   if (code === 'API_UNREACHABLE' || code === 'API_TLS_REFUSED') return EXIT.unreachable;
