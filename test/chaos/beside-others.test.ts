@@ -96,7 +96,11 @@ test('filesystems that are being made keep no seal waiting; a worker that hangs 
   for (const name of ['other', 'third']) assert.match(dry, new RegExp(`^\\d+ +${name} +b `, 'm'));
   assert.match(dry, /^warning: the plan is made without c, which does not answer/m);
   assert.doesNotMatch(dry, /[ab] does not answer/);
+  // What it was asked besides would be answered now, and counted.
+  process.kill(c.pid, 'SIGCONT');
+  await c.client.worker();
   assert.equal((await asked('c')) - before, 1, 'once for all of them');
+  process.kill(c.pid, 'SIGSTOP');
   assert.match(await godwit(3, 'move', 'vast'), /b memory: .*c does not answer/);
   const wanted = await godwit(3, 'move', 'other', '--to', 'c');
   assert.match(wanted, /no worker takes other: c does not answer/);
