@@ -422,6 +422,30 @@ test('a source that is silent counts as lost though nothing failed', async () =>
   await clone.close();
 });
 
+test('a source that takes 3 s a read is not lost between its answers, and is when it takes longer than they did', async () => {
+  const source = new HeldSource(true, 2 ** 26);
+  const { clone, clock } = await cloneOf(source);
+  const read = (block: number) => {
+    source.held = true;
+    return readOf(clone, block * 2 ** 22, BLOCK);
+  };
+  for (let block = 0; block < 4; block++) {
+    const reading = read(block);
+    await clock.advance((block + 1) * 3_000);
+    assert.ok(source.waiting.length > 0, 'it is not here yet');
+    // Nothing is known of the first.
+    if (block > 0) assert.equal(clone.hydrationStatus().sourceLostForMs, null);
+    await source.letGo();
+    await reading;
+  }
+  const last = read(4);
+  await clock.advance(4 * 3_000 + 20_000);
+  assert.equal(clone.hydrationStatus().sourceLostForMs, 20_000);
+  await source.letGo();
+  await last;
+  await clone.close();
+});
+
 /** A source whose reads of any of the blocks [first, end) are refused. */
 function badSource(lengthBytes: number, first: number, end: number): MemoryDevice {
   const source = new MemoryDevice({ lengthBytes });
@@ -456,9 +480,10 @@ test('a sector that the source cannot read holds its own block, and not what lie
       sourceContent(first * BLOCK, blocks * BLOCK),
     );
   await clock.advance(120_000);
-  const { blocksTotal, blocksPresent, state, lastError } = clone.hydrationStatus();
+  const { blocksTotal, blocksPresent, state, lastError, sourceFails } = clone.hydrationStatus();
   assert.equal(blocksTotal - blocksPresent, 1, 'everything else is here');
   assert.deepEqual([state, lastError, isHere], ['source-lost', 'bad sector', false]);
+  assert.equal(sourceFails, true, 'it is there, and says so itself');
   await clone.close();
   await bad;
 });

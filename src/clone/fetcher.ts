@@ -1,8 +1,9 @@
+import { AnswerTime } from '../base/answer-time.ts';
 import { assert } from '../base/assert.ts';
 import { backoffMs } from '../base/backoff.ts';
 import { BufferPool } from '../base/buffer-pool.ts';
 import type { Clock } from '../base/clock.ts';
-import { GodwitError, messageOf } from '../base/errors.ts';
+import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { Logger } from '../base/logger.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
@@ -28,6 +29,16 @@ const UNSTORED_MAX = 65_536;
  * cost.
  */
 const PIECES_MAX = 256;
+
+/** What a source says that was reached, and could not read. */
+const ANSWERS = new Set(['BLOCK_IO', 'ISCSI_COMMAND_FAILED', 'NBD_REQUEST_FAILED']);
+/**
+ * A source that has answered nothing for so much longer than its answers take counts as silent: one that
+ * takes 3 s a read is slow, and there.
+ */
+const SILENCE_MS = 2_000;
+/** What answers may take is not believed beyond. */
+const ANSWER_MS_MAX = 60_000;
 
 export type SourceErrorPolicy = 'wait' | 'error';
 
@@ -101,6 +112,8 @@ export class Fetcher {
   #failingSinceMs: number | null = null;
   #consecutiveFailures = 0;
   #lastError: string | null = null;
+  #answersWithError = false;
+  readonly #answerTimes = new AnswerTime({ floorMs: 0, ceilingMs: ANSWER_MS_MAX });
 
   constructor(options: FetcherOptions) {
     this.#options = options;
@@ -129,6 +142,11 @@ export class Fetcher {
     return this.#arrivals.error ?? this.#lastError;
   }
 
+  /** The last failure is what the source said itself: it is there, and its disk is not well. */
+  get answersWithError(): boolean {
+    return this.#failingSinceMs !== null && this.#answersWithError;
+  }
+
   /** Bytes that arrived and whose bits are not set yet. */
   get unplacedBytes(): number {
     return this.#arrivals.unplacedBytes;
@@ -155,17 +173,18 @@ export class Fetcher {
   }
 
   /**
-   * How long a question to the source has been waiting without any other being answered, in milliseconds. 0:
-   * none waits.
+   * How long a question to the source has been waiting without any other being answered, in milliseconds;
+   * null: none waits, or not for longer than answers take.
    */
-  silentForMs(nowMs: number): number {
+  silentForMs(nowMs: number): number | null {
     let oldestMs = nowMs;
     for (const entry of this.#options.inFlight.entries) {
       if (entry.kind === 'fetch' && entry.state === 'fetching') {
         oldestMs = Math.min(oldestMs, entry.startedAtMs);
       }
     }
-    return nowMs - Math.max(oldestMs, Math.min(this.#lastSuccessAtMs, nowMs));
+    const silentMs = nowMs - Math.max(oldestMs, Math.min(this.#lastSuccessAtMs, nowMs));
+    return silentMs >= SILENCE_MS + this.#answerTimes.patienceMs ? silentMs : null;
   }
 
   /** Starts to bring [first, end), which is absent and has no owner; at most FETCH_BLOCKS_MAX blocks. */
@@ -362,6 +381,7 @@ export class Fetcher {
         if (this.#unstored.has(block)) this.#blocksFetchedTwice++;
     }
     this.#lastSuccessAtMs = clock.monotonicMs();
+    this.#answerTimes.answered(this.#lastSuccessAtMs - fetch.startedAtMs);
     this.#consecutiveFailures = 0;
     if (this.#failingSinceMs === null) return;
     logger.info(
@@ -389,6 +409,7 @@ export class Fetcher {
     const { clock, logger } = this.#options;
     this.#consecutiveFailures++;
     this.#lastError = messageOf(error);
+    this.#answersWithError = isGodwitError(error) && ANSWERS.has(error.code);
     if (this.#failingSinceMs !== null) return;
     this.#failingSinceMs = clock.monotonicMs();
     logger.warn(

@@ -42,6 +42,8 @@ export type HydrationStatus = {
   etaMs: number | null;
   sourceLostForMs: number | null;
   lastError: string | null;
+  /** `lastError` is what the source answers: it is not lost, its disk cannot read. Left out: it is not. */
+  sourceFails?: true;
 };
 
 export type HydratorOptions = {
@@ -79,8 +81,6 @@ const MAP_RETRY_MS = 500;
 const MARK_RETRY_MS = 2_000;
 /** A burst of the rate limit, as time at the full rate. */
 const RATE_BURST_SECONDS = 0.1;
-/** A source that has not answered for so long counts as lost, though nothing failed. */
-const SILENCE_IS_LOSS_MS = 2_000;
 
 type Range = { first: number; end: number };
 
@@ -243,6 +243,7 @@ export class Hydrator {
       etaMs: state === 'complete' ? 0 : moves ? Math.round((exposedBytes / bytesPerSecond) * 1000) : null,
       sourceLostForMs,
       lastError: fetcher.lastError,
+      ...(fetcher.answersWithError && { sourceFails: true }),
     };
   }
 
@@ -251,7 +252,7 @@ export class Hydrator {
     if (validity.complete) return null;
     if (fetcher.failingSinceMs !== null) return Math.round(nowMs - fetcher.failingSinceMs);
     const silentForMs = fetcher.silentForMs(nowMs);
-    return silentForMs >= SILENCE_IS_LOSS_MS ? Math.round(silentForMs) : null;
+    return silentForMs === null ? null : Math.round(silentForMs);
   }
 
   #tick(): void {

@@ -24,6 +24,8 @@ export const HydrationStatus = Type.Object({
   etaMs: Milliseconds,
   sourceLostForMs: Milliseconds,
   lastError: Nullable(Type.String()),
+  /** `lastError` is what the source answers. Left out by earlier versions, and where it does not answer. */
+  sourceFails: Type.Optional(Type.Literal(true)),
   /** How the blocks come: from another worker under TLS or in the clear, or from a disk of another system. */
   transport: OneOf('tls', 'tcp', 'foreign'),
 });

@@ -36,7 +36,7 @@ export const CONDITIONS = {
   'machine-restarting': 'the workload of a machine ends again and again',
   'machine-unhealthy': 'a machine runs and is not healthy',
   'volume-retained': 'a volume is the sealed copy that a move left',
-  'source-lost': 'the source of a volume that is not whole does not answer',
+  'source-lost': 'the source of a volume that is not whole does not answer, or cannot read what is asked for',
   'hydration-paused': 'the blocks of a volume do not come',
   hydrating: 'the blocks of a volume come',
 } as const;

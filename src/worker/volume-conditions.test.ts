@@ -42,3 +42,13 @@ test('a source that is away is told with since when', () => {
   );
   assert.deepEqual([lost?.code, lost?.sinceMs, lost?.holdsUp], ['source-lost', 600, 'machine db']);
 });
+
+test('a source that answers that it cannot read has a disk to be looked at, and no network', () => {
+  const lost = { ...HYDRATION, state: 'source-lost', sourceLostForMs: 400, lastError: 'bad sector' } as const;
+  const [fails] = hydrationConditions({ ...lost, sourceFails: true }, 'machine db', 1_000);
+  assert.match(fails!.message, /answers, and cannot read .*\(bad sector\)/);
+  assert.match(fails!.nextAction, /disk of the source worker .*the network is well/);
+  const [away] = hydrationConditions(lost, 'machine db', 1_000);
+  assert.match(away!.message, /does not answer \(bad sector\)/);
+  assert.match(away!.nextAction, /its network/);
+});

@@ -63,6 +63,19 @@ export function hydrationConditions(
 ): Condition[] {
   if (!hydration || hydration.exposedBytes === 0) return [];
   const mebibytes = Math.ceil(hydration.exposedBytes / 2 ** 20);
+  if (hydration.state === 'source-lost' && hydration.sourceFails) {
+    const there = hydration.transport === 'foreign' ? 'whoever serves the source' : 'the source worker';
+    return [
+      {
+        code: 'source-lost',
+        holdsUp,
+        message: `the source of its volume answers, and cannot read what is asked for (${hydration.lastError}); ${mebibytes} MiB are only there, and reads of what it cannot read wait`,
+        sinceMs: hydration.sourceLostForMs === null ? null : nowMs - hydration.sourceLostForMs,
+        whoCanClearIt: `an operator of ${there}`,
+        nextAction: `Look at the disk of ${there} (the kernel log of its host): the network is well. What can be read there comes; what is asked for again is read again, and goes on by itself when that disk has it.`,
+      },
+    ];
+  }
   if (hydration.state === 'source-lost') {
     return [
       {
