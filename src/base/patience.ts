@@ -624,6 +624,10 @@ const PAUSES = {
     what: 'before the kernel asks whether the host of a call that takes long still knows its connection',
   },
   shimQuestion: { ms: 5_000, what: 'the same of a shim' },
+  mountLetGo: {
+    ms: 1_000,
+    what: 'for the kernel to let go of a mount whose users have ended, in each try to unmount it',
+  },
   shimEnds: {
     ms: 2_000,
     what: 'for a shim that holds its folder, and has no files there, to end or to show itself',

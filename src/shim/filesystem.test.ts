@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { constants, copyFileSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { constants, copyFileSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
@@ -76,6 +76,16 @@ test('a place is no filesystem yet; a sync has ended when all is on the device, 
     await filesystem.sync();
     assert.notEqual(readDeviceCounters(device), before);
     assert.ok(readFileSync(filePath).includes(marker));
+
+    // As a process that has ended does: the kernel lets go of it in its own time.
+    const user = spawn('sh', ['-c', `exec 9<${filesystem.directory}/file; exec sleep 0.2`], {
+      stdio: 'ignore',
+    });
+    const fds = () => readdirSync(`/proc/${user.pid}/fd`);
+    await until('an open file', () => fds().includes('9'));
+    await filesystem.unmount();
+    assert.equal(filesystem.mounted, false);
+    await filesystem.mount(device, 'ext4');
 
     // As a machine that is just starting does, for a moment.
     const [program, ...args] = withMountsOf(filesystem.directory);

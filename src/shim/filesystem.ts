@@ -2,7 +2,7 @@ import { constants } from 'node:fs';
 import { mkdir, open } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
-import { PATIENCE } from '../base/patience.ts';
+import { PATIENCE, PAUSE } from '../base/patience.ts';
 import { readDeviceCounters, whileDeviceMoves } from '../host/device-pace.ts';
 import { isReadOnly, type MountEntry, mountAt } from '../host/mount-table.ts';
 import { mustRun } from '../host/program.ts';
@@ -133,12 +133,29 @@ export class Filesystem {
   }
 
   async #unmountTop(device: string | null): Promise<void> {
-    const { mustUnmount } = await import('../sys/unmount.ts');
     await this.#call('MACHINE_UNMOUNT_FAILED', 'unmount', device, async () => {
       // A sync that nobody waits for any more has the filesystem open.
       await this.#calls.get('sync')?.catch(() => {});
-      await mustUnmount(this.directory);
+      await this.#unmountWhenLetGo();
     });
+  }
+
+  /**
+   * Who has ended is seen to be gone before the kernel has let go of the mount for him (it does so in a work
+   * queue), on a busy host by seconds: EBUSY, and nobody who could be named.
+   */
+  async #unmountWhenLetGo(): Promise<void> {
+    const { mustUnmount } = await import('../sys/unmount.ts');
+    const startedMs = this.#clock.monotonicMs();
+    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
+      try {
+        return await mustUnmount(this.directory);
+      } catch (error) {
+        const waitedMs = this.#clock.monotonicMs() - startedMs;
+        if (errnoNameOf(error) !== 'EBUSY' || waitedMs >= PAUSE.mountLetGo.ms) throw error;
+      }
+      await this.#clock.sleep(pauseMs);
+    }
   }
 
   /** One system call, or the one that is under way, as long as its device does something. */
