@@ -101,6 +101,8 @@ test('filesystems that are being made keep no seal waiting; a worker that hangs 
   await c.client.worker();
   assert.equal((await asked('c')) - before, 1, 'once for all of them');
   process.kill(c.pid, 'SIGSTOP');
+  // One bounded wait again, and what comes then knows of it: a move would wait longer, for nobody else takes it.
+  assert.match(await godwit(3, 'drain', 'a', '--dry-run'), /^warning: the plan is made without c/m);
   assert.match(await godwit(3, 'move', 'vast'), /b memory: .*c does not answer/);
   const wanted = await godwit(3, 'move', 'other', '--to', 'c');
   assert.match(wanted, /no worker takes other: c does not answer/);
