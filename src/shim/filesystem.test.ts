@@ -77,13 +77,16 @@ test('a place is no filesystem yet; a sync has ended when all is on the device, 
     assert.notEqual(readDeviceCounters(device), before);
     assert.ok(readFileSync(filePath).includes(marker));
 
-    // As a process that has ended does: the kernel lets go of it in its own time.
-    const user = spawn('sh', ['-c', `exec 9<${filesystem.directory}/file; exec sleep 0.2`], {
-      stdio: 'ignore',
-    });
-    const fds = () => readdirSync(`/proc/${user.pid}/fd`);
-    await until('an open file', () => fds().includes('9'));
-    await filesystem.unmount();
+    // As a process that has ended does, for which the kernel lets go in its own time: here it has all of it.
+    const standing = { ...systemClock, monotonicMs: () => 0 };
+    const waiting = new Filesystem(filesystem.directory, standing);
+    keeper = spawn('sh', ['-c', `exec 9<${filesystem.directory}/file; exec sleep 600`], { stdio: 'ignore' });
+    await until('an open file', () => readdirSync(`/proc/${keeper!.pid}/fd`).includes('9'));
+    const letGo = waiting.unmount();
+    await sleep(letPass(50));
+    assert.equal(filesystem.mounted, true);
+    keeper.kill('SIGKILL');
+    await letGo;
     assert.equal(filesystem.mounted, false);
     await filesystem.mount(device, 'ext4');
 
