@@ -23,6 +23,8 @@ import type { MachineRecord, MachineStore } from './store.ts';
 
 /** What a shim may take for a stop beyond the machine's own time. One that takes longer hangs. */
 export const STOP_SLACK_MS = PATIENCE.stopSlack.ms;
+/** Shims of one folder that are ended one after the other, as they come up. */
+const SHUTDOWNS_MAX = 3;
 /** After the time of a stop: its shim has killed by then. */
 const KILLED_BY_MS = 500;
 
@@ -568,6 +570,17 @@ export class MachineManager {
 
   /** Ends the shim and all that it holds, also of a dead one. Idempotent. */
   async shutdownShim(machineId: string, options: ShimOps['shutdown']['args'] = {}): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#shutdownShim(machineId, options);
+      } catch (error) {
+        // Another part of the worker had begun to start one when none was to be seen: that one ends, too.
+        if (!isGodwitError(error, 'MACHINE_SHIM_ALIVE') || attempt >= SHUTDOWNS_MAX) throw error;
+      }
+    }
+  }
+
+  async #shutdownShim(machineId: string, options: ShimOps['shutdown']['args']): Promise<void> {
     const client = await this.client(machineId);
     const shim = this.#options.host.process(this.runtimeDir(machineId));
     if (client !== null) {
