@@ -33,6 +33,23 @@ function told(paths: readonly string[], tell: (report: ProcessReport) => void): 
 const figures = ({ suite }: EndedSuite) => [suite.path, suite.passed, suite.failed, suite.cancelled];
 
 describe('what a process of tests tells', () => {
+  it('is a tree of what failed, in which a test that passed after it has no part', () => {
+    const [ended] = told(['a.test.ts'], (report) => {
+      const begins = (name: string, nesting: number) =>
+        report.take({ type: 'test:start', data: { name, nesting } });
+      begins('outer', 0);
+      begins('bad', 1);
+      ran(report, 'bad', 1, 'testCodeFailure');
+      begins('good', 1);
+      ran(report, 'good', 1);
+      ran(report, 'outer', 0, 'subtestsFailed');
+    });
+    assert.deepEqual(
+      ended!.tree.map(({ type, data }) => `${type} ${data.name}`),
+      ['test:start outer', 'test:start bad', 'test:fail bad', 'test:fail outer'],
+    );
+  });
+
   it('of one suite is counted as node:test counts, with what failed, what it was in, and how to repeat it', () => {
     const [one, ...others] = told(['a.test.ts'], (report) => {
       report.take({ type: 'test:start', data: { name: 'outer', nesting: 0 } });

@@ -43,7 +43,9 @@ export class ProcessReport {
     // Where the process failed before the first suite had begun, that one has not begun either: `end`.
     if (this.#current >= 0) count(suite, type, data);
     if (type === 'test:pass') return;
-    this.#tree.push(...this.#parents.splice(0), { type, data });
+    // One that passed after the failure, within the same parent, is none of this one's.
+    const parents = this.#parents.splice(0).filter((parent) => parent.data.nesting <= data.nesting);
+    this.#tree.push(...parents, { type, data });
     if (data.nesting === 0 && this.#current >= 0) this.#repeats.push(again(suite.path, data.name));
     const { error } = data.details ?? {};
     if (error?.failureType !== 'subtestsFailed')
