@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { pauses } from '../base/backoff.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, systemErrorCode } from '../base/errors.ts';
 import { parseMountTable } from './mount-table.ts';
@@ -38,6 +39,7 @@ export type CgroupLimits = {
 
 /** Parent of the groups of all machines. */
 const PARENT = 'godwit';
+const LOOK_AGAIN = { firstMs: 1, maxMs: 50 };
 const CPU_PERIOD_US = 100_000;
 
 /** Which hierarchies a host has, from its mount table and the version 2 root's `cgroup.controllers`. */
@@ -241,7 +243,8 @@ export class Cgroup {
    */
   async killAll(timeoutMs: number): Promise<void> {
     const deadlineMs = this.#clock.monotonicMs() + timeoutMs;
-    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
+    const pause = pauses(this.#clock, LOOK_AGAIN);
+    for (;;) {
       const pids = this.processes();
       if (pids.length === 0) return;
       await this.#kill(pids);
@@ -252,7 +255,7 @@ export class Cgroup {
           nextAction: 'They wait for a device; look at the volume of the machine, then stop it again.',
         });
       }
-      await this.#clock.sleep(pauseMs);
+      await pause();
     }
   }
 

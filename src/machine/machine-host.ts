@@ -29,6 +29,7 @@ import {
   type StartShimOptions,
   startShim,
 } from '../shim/client.ts';
+import { filesystemAt } from '../shim/filesystem.ts';
 import { SHIM_FILES } from '../shim/protocol.ts';
 import type { Runtimes } from '../shim/runtime.ts';
 import { readShimState } from '../shim/state.ts';
@@ -69,13 +70,11 @@ export interface MachineHost {
   stuck(folder: string): Promise<GodwitError | null>;
 }
 
-/** The folder is named after its machine. What is a tmpfs there is an empty place (shim/filesystem.ts). */
+/** The folder is named after its machine. */
 function readOnlyAt(folder: string): GodwitError | null {
   const place = join(folder, SHIM_FILES.filesystem);
-  const entry = mountAt(place);
-  return entry !== undefined && entry.filesystem !== 'tmpfs' && isReadOnly(entry)
-    ? readOnlyError(place, basename(folder))
-    : null;
+  const entry = filesystemAt(place);
+  return entry !== undefined && isReadOnly(entry) ? readOnlyError(place, basename(folder)) : null;
 }
 
 export type ShimProcess = { isAlive(): boolean; kill(): void };

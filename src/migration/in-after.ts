@@ -1,9 +1,12 @@
+import { pauses } from '../base/backoff.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import { IN_PATIENCE, inStep, watchSource } from './in-tools.ts';
 
 /*
  * The target's steps while the machine runs here.
  */
+
+const LOOK_AGAIN = { firstMs: 20, maxMs: 500 };
 
 export const settle = inStep({
   ...{ name: 'settle', phase: 'after', waitsFor: 'this-worker', hydrates: true },
@@ -27,7 +30,8 @@ export const hydrate = inStep({
     const yieldToSource = watchSource(tools, context);
     await yieldToSource();
     await target.hydrate(input);
-    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
+    const pause = pauses(clock, LOOK_AGAIN);
+    for (;;) {
       await yieldToSource();
       const hydration = await target.hydration(input);
       if (!hydration || hydration.exposedBytes === 0)
@@ -44,7 +48,7 @@ export const hydrate = inStep({
           'Nothing to do; keep that worker up until then.',
         );
       }
-      await clock.sleep(pauseMs, context.signal);
+      await pause(context.signal);
     }
   },
 });
@@ -60,7 +64,8 @@ export const prove = inStep({
     // The source asks, through `TargetAnswers` (target-answers.ts); this side stays connected until both have
     // signed.
     const yieldToSource = watchSource(tools, context);
-    for (let pauseMs = 20; receipts.get(runId) === null; pauseMs = Math.min(pauseMs * 2, 500)) {
+    const pause = pauses(clock, LOOK_AGAIN);
+    while (receipts.get(runId) === null) {
       await yieldToSource();
       const waivedAtMs = receipts.waivedAtMs(runId);
       if (waivedAtMs !== null) return { waivedAtMs };
@@ -69,7 +74,7 @@ export const prove = inStep({
         `Keep that worker up until then; \`godwit why ${runId}\` there says whether it waits for anything. If it never comes back, nothing is ` +
           `missing here, but nobody can prove it: \`godwit runs force ${context.runId} unproven --yes\` does without the receipt.`,
       );
-      await clock.sleep(pauseMs, context.signal);
+      await pause(context.signal);
     }
     return {};
   },

@@ -18,7 +18,10 @@ test('while the machine is stopped slowness never sends it back, and what nobody
   assert.equal(await thrown(4, unclear), unclear);
   assert.ok((await thrown(5, unclear)) instanceof Abort);
   const foreign = new Error('of nobody knows what');
-  assert.equal(await thrown(100, foreign), foreign);
+  assert.equal(await thrown(4, foreign), foreign);
+  assert.ok((await thrown(5, foreign)) instanceof Abort);
+  const calledOff = Object.assign(new Error('this worker ends'), { name: 'AbortError' });
+  assert.equal(await thrown(100, calledOff), calledOff);
   const obstacle = failure('never');
   assert.equal(await thrown(5, obstacle), obstacle, 'the journal sends the run back for it');
   assert.equal(await orBack(5, Promise.resolve(7)), 7);

@@ -1,3 +1,4 @@
+import { pauses } from '../base/backoff.ts';
 import { deadline } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { GuestUse } from '../contract/peer.ts';
@@ -10,6 +11,9 @@ import { reached } from './target-phase.ts';
  * The source's steps while the machine runs at the target.
  */
 
+const LOOK_AGAIN = { firstMs: 20, maxMs: 500 };
+/** Who has fetched all by then is not asked what its guest does. */
+const LOOKS_AT_ONCE = 5;
 /** Somebody has to look at a disk. */
 const DISPUTES = new Set([
   'MIGRATION_CONTENT_UNEXPLAINED',
@@ -36,12 +40,13 @@ export const awaitBlocks = outStep({
     const peer = targetOf(tools, notes.target);
     let askedAtMs = Number.NEGATIVE_INFINITY;
     let use = '';
-    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
+    const pause = pauses(tools.clock, LOOK_AGAIN);
+    for (let looks = 1; ; looks += 1) {
       await keepExport(tools, runId, notes.subject, notes);
       const status = await watch(tools, peer, context, 'fetches the rest');
       if (reached(status, 'hydrated')) return { last: status };
       const nowMs = tools.clock.monotonicMs();
-      if (pauseMs === 500 && nowMs - askedAtMs >= GUEST_USE_EVERY_MS) {
+      if (looks > LOOKS_AT_ONCE && nowMs - askedAtMs >= GUEST_USE_EVERY_MS) {
         askedAtMs = nowMs;
         // Nobody waits for it: it is for a sentence.
         const ends = AbortSignal.any([signal, deadline(tools.clock, GUEST_USE_EVERY_MS)]);
@@ -58,7 +63,7 @@ export const awaitBlocks = outStep({
         `${peer.name} fetches the blocks that are still only here`,
         `Nothing to do; keep this worker up until then.${use}`,
       );
-      await tools.clock.sleep(pauseMs, signal);
+      await pause(signal);
     }
   },
 });
@@ -141,7 +146,8 @@ export const release = outStep({
     const { notes, runId, input } = context;
     const peer = targetOf(tools, notes.target);
     let last = await watch(tools, peer, context, 'takes the volume as its own');
-    for (let pauseMs = 20; !reached(last, 'released'); pauseMs = Math.min(pauseMs * 2, 500)) {
+    const pause = pauses(clock, LOOK_AGAIN);
+    while (!reached(last, 'released')) {
       // A target that lost its power after the proof fetches the last blocks again. One that needs nothing
       // more is not held up by an export that does not open.
       const trouble = await keepExport(tools, runId, notes.subject, notes).then(() => null, messageOf);
@@ -151,7 +157,7 @@ export const release = outStep({
           ? 'Nothing to do; the receipt is signed.'
           : 'Nothing to do; an operator had it do without the receipt.',
       );
-      await clock.sleep(pauseMs, context.signal);
+      await pause(context.signal);
       last = await watch(tools, peer, context, 'takes the volume as its own');
     }
     context.put({ last });

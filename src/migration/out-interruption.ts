@@ -1,3 +1,4 @@
+import { pauses } from '../base/backoff.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import { PAUSE } from '../base/patience.ts';
@@ -164,14 +165,15 @@ export const open = outStep({
 /** Waits until the target answers; unwinds when it does not for too long. */
 async function signOfLife(tools: OutTools, peer: Peer, context: Waiting): Promise<void> {
   const untilMs = tools.clock.monotonicMs() + tools.handoffPatienceMs;
-  for (let pauseMs = ASK_AGAIN.firstMs; ; pauseMs = Math.min(pauseMs * 2, ASK_AGAIN.maxMs)) {
+  const pause = pauses(tools.clock, ASK_AGAIN);
+  for (;;) {
     try {
       const status = await peer.status(context.runId, { signal: context.signal });
       if (status.phase === 'forgotten') throw new Abort(forgotten(peer.name, status));
       return;
     } catch (error) {
       if (error instanceof Abort) throw error;
-      await waitForTarget(tools, peer, context, error, { untilMs, pauseMs });
+      await waitForTarget(tools, peer, context, error, { untilMs, pause });
     }
   }
 }
@@ -222,13 +224,14 @@ async function handOver(
   const untilMs = tools.clock.monotonicMs() + tools.handoffPatienceMs;
   let nothingSentYet = first;
   const freeMap = volume === null ? null : await tools.source.freeMap(volume.volumeId);
-  for (let pauseMs = ASK_AGAIN.firstMs; ; pauseMs = Math.min(pauseMs * 2, ASK_AGAIN.maxMs)) {
+  const pause = pauses(tools.clock, ASK_AGAIN);
+  for (;;) {
     try {
       return await peer.handoff(runId, { freeMap }, { signal });
     } catch (error) {
       nothingSentYet &&= isCertainlyUndelivered(error);
       if (nothingSentYet) {
-        await waitForTarget(tools, peer, context, error, { untilMs, pauseMs });
+        await waitForTarget(tools, peer, context, error, { untilMs, pause });
         continue;
       }
       throw new GodwitError(
@@ -261,7 +264,8 @@ export const settle = outStep({
   async do(tools, context) {
     const { notes } = context;
     const peer = targetOf(tools, notes.target);
-    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
+    const pause = pauses(tools.clock, { firstMs: 20, maxMs: 1_000 });
+    for (;;) {
       const status = await watch(tools, peer, context, 'boots the machine');
       if (reached(status, 'healthy')) {
         return {
@@ -274,7 +278,7 @@ export const settle = outStep({
         `${peer.name} boots the machine${status.reason ? `: ${status.reason}` : ''}`,
         status.nextAction ?? 'Nothing to do; the machine is on its way.',
       );
-      await tools.clock.sleep(pauseMs, context.signal);
+      await pause(context.signal);
     }
   },
 });

@@ -118,7 +118,7 @@ export async function waitForTarget(
   peer: Peer,
   { signal, waiting }: Waiting,
   error: unknown,
-  { untilMs, pauseMs }: { untilMs: number; pauseMs: number },
+  { untilMs, pause }: { untilMs: number; pause: (signal: AbortSignal) => Promise<void> },
 ): Promise<void> {
   signal.throwIfAborted();
   if (clock.monotonicMs() >= untilMs) {
@@ -134,7 +134,7 @@ export async function waitForTarget(
     `${peer.name} does not answer: ${messageOf(error)}`,
     `The machine starts here again if ${peer.name} stays away for ${handoffPatienceMs / 1000} s.`,
   );
-  await clock.sleep(pauseMs, signal);
+  await pause(signal);
 }
 
 export function forgotten(target: string, status: TargetStatus): GodwitError {

@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
 import { mkdir, open } from 'node:fs/promises';
+import { pauses } from '../base/backoff.ts';
 import type { Clock } from '../base/clock.ts';
 import { GodwitError, messageOf, systemErrorCode } from '../base/errors.ts';
 import { PATIENCE, PAUSE } from '../base/patience.ts';
@@ -12,6 +13,7 @@ const FOR_EVER_MS = 2 ** 31 - 1;
 
 type Call = 'mount' | 'unmount' | 'sync';
 
+const LOOK_AGAIN = { firstMs: 1, maxMs: 50 };
 /** What the mount table shows as the source of a place. */
 const PLACE_SOURCE = 'godwit-place';
 
@@ -40,7 +42,7 @@ export class Filesystem {
   }
 
   get mounted(): boolean {
-    return this.#entry() !== undefined;
+    return filesystemAt(this.directory) !== undefined;
   }
 
   /**
@@ -93,7 +95,7 @@ export class Filesystem {
    * runs: its journal is replayed. Where somebody has it open it stays as it is.
    */
   async renew(): Promise<void> {
-    const entry = this.#entry();
+    const entry = filesystemAt(this.directory);
     if (entry === undefined || !isReadOnly(entry)) return;
     // Held by somebody, or still on its way out of another namespace: what is mounted then is better than
     // nothing.
@@ -107,7 +109,7 @@ export class Filesystem {
    */
   async sync(): Promise<void> {
     if (!this.mounted) return;
-    const device = this.#entry()?.source ?? this.#device;
+    const device = filesystemAt(this.directory)?.source ?? this.#device;
     await this.#call('MACHINE_SYNC_FAILED', 'sync', device, async () => {
       // Ends when the kernel says so: whoever waits for it looks whether the device still writes.
       await mustRun('MACHINE_SYNC_FAILED', 'sync', ['-f', this.directory], FOR_EVER_MS);
@@ -120,16 +122,11 @@ export class Filesystem {
    * still has it mounted.
    */
   async unmount(): Promise<void> {
-    const entry = this.#entry();
+    const entry = filesystemAt(this.directory);
     const device = entry?.source ?? this.#device;
     if (entry !== undefined) await this.#unmountTop(device);
     if (device?.startsWith('/dev/')) await this.#released(device);
     this.#device = null;
-  }
-
-  #entry(): MountEntry | undefined {
-    const entry = mountAt(this.directory);
-    return entry !== undefined && isPlace(entry) ? undefined : entry;
   }
 
   async #unmountTop(device: string | null): Promise<void> {
@@ -147,14 +144,15 @@ export class Filesystem {
   async #unmountWhenLetGo(): Promise<void> {
     const { mustUnmount } = await import('../sys/unmount.ts');
     const startedMs = this.#clock.monotonicMs();
-    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
+    const pause = pauses(this.#clock, LOOK_AGAIN);
+    for (;;) {
       try {
         return await mustUnmount(this.directory);
       } catch (error) {
         const waitedMs = this.#clock.monotonicMs() - startedMs;
         if (errnoNameOf(error) !== 'EBUSY' || waitedMs >= PAUSE.mountLetGo.ms) throw error;
       }
-      await this.#clock.sleep(pauseMs);
+      await pause();
     }
   }
 
@@ -191,7 +189,8 @@ export class Filesystem {
   async #released(device: string): Promise<void> {
     let counters = readDeviceCounters(device);
     let movedMs = this.#clock.monotonicMs();
-    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
+    const pause = pauses(this.#clock, LOOK_AGAIN);
+    for (;;) {
       try {
         const handle = await open(device, constants.O_RDONLY | constants.O_EXCL);
         await handle.close();
@@ -214,9 +213,15 @@ export class Filesystem {
           },
         );
       }
-      await this.#clock.sleep(pauseMs);
+      await pause();
     }
   }
+}
+
+/** What is mounted at `directory`; an empty place (`makePlace`) is nothing. */
+export function filesystemAt(directory: string): MountEntry | undefined {
+  const entry = mountAt(directory);
+  return entry !== undefined && isPlace(entry) ? undefined : entry;
 }
 
 /** True for a place (`makePlace`) without anything mounted on it. */

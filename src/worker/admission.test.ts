@@ -9,9 +9,10 @@ const GIB = 2 ** 30;
 
 /** A machine that asks for so much memory. */
 const machine = (id: string, gib: number) =>
-  ({ id, name: id === '' ? 'new' : id, config: { resources: { memoryBytes: gib * GIB } } }) as Parameters<
-    typeof placementOf
-  >[0];
+  ({ id, name: id, config: { resources: { memoryBytes: gib * GIB } } }) as Parameters<typeof placementOf>[0];
+
+/** One that has no id yet. */
+const fresh = (gib: number) => ({ ...machine('new', gib), id: null });
 
 /** A worker of 4 GiB with these machines, all of which run. */
 function bench(here: ReturnType<typeof machine>[], more: Partial<HostLoad> = {}) {
@@ -32,19 +33,16 @@ const work = async () => 'made';
 
 test('a machine is admitted under a name that no other has; its own is no obstacle to it', async () => {
   const admission = bench([machine('pg', 1)]);
-  assert.equal(await admission.admitted(machine('', 1), work), 'made');
+  assert.equal(await admission.admitted(fresh(1), work), 'made');
   assert.equal(await admission.admitted(machine('pg', 1), work), 'made');
-  await assert.rejects(
-    admission.admitted({ ...machine('', 1), name: 'pg' }, work),
-    code('MACHINE_NAME_TAKEN'),
-  );
+  await assert.rejects(admission.admitted({ ...fresh(1), name: 'pg' }, work), code('MACHINE_NAME_TAKEN'));
 });
 
 test('memory is promised once, also to two that begin at the same time', async () => {
   const admission = bench([machine('pg', 1)]);
   const first = Promise.withResolvers<string>();
-  const making = admission.admitted({ ...machine('', 2), name: 'one' }, () => first.promise);
-  const second = () => admission.admitted({ ...machine('', 2), name: 'two' }, work);
+  const making = admission.admitted({ ...fresh(2), name: 'one' }, () => first.promise);
+  const second = () => admission.admitted({ ...fresh(2), name: 'two' }, work);
   await new Promise(setImmediate);
   await assert.rejects(second(), code('WORKER_NO_CAPACITY'));
   first.resolve('made');
@@ -54,7 +52,7 @@ test('memory is promised once, also to two that begin at the same time', async (
 
 test('a worker that is being emptied takes nothing, nor does a disk of which only the reserve is left', async () => {
   const draining = bench([], { draining: true });
-  await assert.rejects(draining.admitted(machine('', 1), work), code('WORKER_DRAINING'));
+  await assert.rejects(draining.admitted(fresh(1), work), code('WORKER_DRAINING'));
   await assert.rejects(draining.refuseFull('data'), code('WORKER_DRAINING'));
   await assert.rejects(bench([], { freeDiskBytes: 0 }).refuseFull('data'), code('WORKER_NO_CAPACITY'));
   await bench([]).refuseFull('data');

@@ -8,6 +8,9 @@ import { placementOf } from './load.ts';
 
 export type AdmissionOptions = { name: string; machines: MachineManager; load: () => Promise<HostLoad> };
 
+/** Without an id it is new, and not among what this worker has. */
+type Admitted = Pick<MachineRecord, 'name' | 'config'> & { id: string | null };
+
 /** What a person may begin on this worker. */
 export class Admission {
   readonly #o: AdmissionOptions;
@@ -22,10 +25,7 @@ export class Admission {
    * `work`, which makes or starts the machine, where that is admitted; what is admitted meanwhile counts it.
    * Rejects as `#admit` does.
    */
-  async admitted<T>(
-    machine: Pick<MachineRecord, 'id' | 'name' | 'config'>,
-    work: () => Promise<T>,
-  ): Promise<T> {
+  async admitted<T>(machine: Admitted, work: () => Promise<T>): Promise<T> {
     const placement = await this.#admit(machine);
     this.#beginning.set(machine.name, placement);
     try {
@@ -42,7 +42,7 @@ export class Admission {
    * to run, and not among those that rest: two of which only one has room at a time may take turns. Rejects
    * `WORKER_DRAINING`, `WORKER_NO_CAPACITY`, `MACHINE_NAME_TAKEN`.
    */
-  async #admit(machine: Pick<MachineRecord, 'id' | 'name' | 'config'>): Promise<PlacementRequest> {
+  async #admit(machine: Admitted): Promise<PlacementRequest> {
     const load = await this.#o.load();
     this.refuseDraining(load.draining);
     const arriving = load.placed.find(
@@ -61,15 +61,12 @@ export class Admission {
     }
     const records = this.#o.machines.records();
     const resting = records.filter(({ desired, claimedBy }) => desired !== 'running' && claimedBy === null);
-    const uncounted = new Set(machine.id === '' ? [] : resting.map(({ id }) => id));
+    const uncounted = new Set(machine.id === null ? [] : resting.map(({ id }) => id));
     const wanted = load.placed.filter(({ machineId }) => !uncounted.has(machineId));
     const placed = new Map([...wanted, ...this.#beginning.values()].map((each) => [each.machineName, each]));
     const host = { ...load, placed: [...placed.values()], reserved: [], limitsMissing: [] };
-    // One without an id yet would be taken for every other that has none, and those count.
-    const placement = placementOf(
-      machine.id === '' ? { ...machine, id: `new ${machine.name}` } : machine,
-      null,
-    );
+    // Every other that is new has another name.
+    const placement = placementOf({ ...machine, id: machine.id ?? `new ${machine.name}` }, null);
     const request = { sourceWorker: '', machine: placement, planned: [] };
     const { accepted, reason } = evaluateOffer({ ...host, freeDiskBytes: Number.POSITIVE_INFINITY }, request);
     if (accepted) return placement;

@@ -76,7 +76,7 @@ export class MachineAnswers {
       }
       return record;
     };
-    const { id } = await (start ? this.#o.admission.admitted({ id: '', name, config }, make) : make());
+    const { id } = await (start ? this.#o.admission.admitted({ id: null, name, config }, make) : make());
     return this.showMachine(id);
   }
 
