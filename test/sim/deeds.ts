@@ -64,6 +64,7 @@ export class Deeds {
   #one(): void {
     const { world, simulation } = this.#here();
     const name = simulation.pick(world.names);
+    const { lossIgnored } = world.bugs;
     const deeds: (readonly [weight: number, deed: () => void])[] = [
       [6, () => this.#kill(name)],
       [3, () => this.#cut(name)],
@@ -74,7 +75,7 @@ export class Deeds {
       [2, () => this.#move(name)],
       [1, () => this.#withdraw(name)],
       [2, () => this.#fillDisk(name)],
-      [1, () => this.#failDisk(name)],
+      [lossIgnored ? 20 : 1, () => this.#failDisk(name)],
       [2, () => this.#hangWorker(name)],
       [3, () => this.#hangShim(name)],
       [2, () => this.#owners.stopOne(name)],

@@ -15,7 +15,7 @@ export type NetworkFaults = {
   slow: number;
   breaks: number;
   again: number;
-  /** Of the answers that are lost, those whose link stays cut from there on. */
+  /** Of the answers that are lost, and of the stops below, those whose link stays cut from there on. */
   cuts: number;
   /** Of the questions that arrive, but those how it is, those whose worker is stopped for a while right then. */
   stops: number;
@@ -43,7 +43,9 @@ export class Network {
   readonly #cut = new Set<string>();
   readonly #listeners = new Map<string, Listener>();
   readonly #down = new Set<string>();
-  faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01, cuts: 0, stops: 0.002 };
+  readonly faults: NetworkFaults = { slow: 0.02, breaks: 0.01, again: 0.01, cuts: 0, stops: 0.002 };
+  /** Of the questions of that name. */
+  readonly faultsOf = new Map<string, NetworkFaults>();
 
   /** Bugs: of these questions, when the answer is lost, or does not come, it is said that they never arrived. */
   liesOfLost: string | null = null;
@@ -151,12 +153,13 @@ export class Network {
     }
     const name = NAMES.get(endpoint)!;
     const answer = this.#deliver(from, to, listener, name, endpoint, request);
-    const breaks = simulation.chance(this.faults.breaks);
-    if (simulation.chance(this.faults.again)) this.#deliverAgain(from, to, name, endpoint, request);
+    const faults = this.faultsOf.get(name) ?? this.faults;
+    const breaks = simulation.chance(faults.breaks);
+    if (simulation.chance(faults.again)) this.#deliverAgain(from, to, name, endpoint, request);
     if (breaks) {
       simulation.count('calls whose answer was lost');
       simulation.log(`${name} ${from}>${to}: its answer is lost`);
-      if (this.faults.cuts > 0 && simulation.chance(this.faults.cuts)) this.#cutFor(from, to);
+      this.#maybeCut(from, to, faults);
       await this.travel(to, from);
       throw lost();
     }
@@ -167,7 +170,8 @@ export class Network {
     return reply.value;
   }
 
-  #cutFor(one: string, other: string): void {
+  #maybeCut(one: string, other: string, { cuts }: NetworkFaults): void {
+    if (cuts === 0 || !this.#simulation.chance(cuts)) return;
     this.setCut(one, other, true);
     this.#simulation.world(this.#simulation.between(500, CUT_MS_MAX), () => this.setCut(one, other, false));
   }
@@ -211,8 +215,11 @@ export class Network {
     const simulation = this.#simulation;
     if (name !== 'status' && name !== 'run')
       simulation.log(`${label} ${from}>${to} ${Object.values(parameters).join(' ')}`);
-    if (name !== 'status' && name !== 'run' && simulation.chance(this.faults.stops))
+    const faults = this.faultsOf.get(name) ?? this.faults;
+    if (name !== 'status' && name !== 'run' && simulation.chance(faults.stops)) {
       this.#stop(to, listener.process);
+      this.#maybeCut(from, to, faults);
+    }
     const came = body === undefined ? undefined : (JSON.parse(JSON.stringify(body)) as unknown);
     const check = bodies.get(endpoint);
     if (check && !check.Check(came)) simulation.fail(`${name}: a body that its schema refuses`);

@@ -93,13 +93,15 @@ export class World {
     this.bugs = options.bugs ?? {};
     this.simulation = new Simulation(options.seed);
     this.network = new Network(this.simulation);
+    // Where a bug takes a rare fault to show, that one comes often, and a life finds it soon.
+    const { faults, faultsOf } = this.network;
     if (this.bugs.handoffBelievedTwice) {
       this.network.liesOfLost = 'handoff';
-      this.network.faults = { ...this.network.faults, breaks: 0.05, cuts: 0.5 };
+      faultsOf.set('handoff', { ...faults, breaks: 0.5, cuts: 1 });
     }
     if (this.bugs.silenceBelieved) {
       this.network.liesOfSilent = 'handoff';
-      this.network.faults = { ...this.network.faults, stops: 0.05 };
+      faultsOf.set('handoff', { ...faults, stops: 0.5, cuts: 1 });
     }
     this.checkers = new Checkers(this.simulation);
     for (let index = 1; index <= options.workers; index++) {
