@@ -254,6 +254,11 @@ export const TargetStatus = Type.Object({
    */
   gone: Type.Optional(Type.Boolean()),
   /**
+   * An operator had the target's run forgotten with the volume open there: it goes on when somebody says so
+   * (`nextAction`). Left out: it was not, or a target of an earlier version.
+   */
+  standsStill: Type.Optional(Type.Boolean()),
+  /**
    * Why the machine, which is on, is not healthy; as of the end of its start, and of the move. Left out: it
    * is, or it is not known.
    */

@@ -316,7 +316,12 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
       return { ...base, cancelReason: body.reason };
 
     case 'forced': {
-      legal(history.phase !== 'ended' || history.end!.holdsResource, 'the run is over');
+      legal(
+        history.phase !== 'ended' ||
+          history.end!.holdsResource ||
+          (body.how === 'forward' && wasForgotten(history)),
+        'the run is over',
+      );
       const turned = body.how === 'forward' && history.phase === 'undoing';
       legal(
         body.how === 'forget' || history.phase !== 'undoing' || (turned && canTurnRound(history)),
@@ -422,6 +427,12 @@ export function applyEvent(history: History, { sequence, atMs, body }: JournalEv
       };
     }
   }
+}
+
+/** Ended by an operator past its point of no return, where it stood: what it has done is all there. */
+export function wasForgotten(history: History): boolean {
+  const { end, undoing } = history;
+  return end?.error?.code === 'JOURNAL_FORGOTTEN' && undoing === null && sideOf(history) === 'past';
 }
 
 /** An operator had it go back, and nothing has been undone. An undo that is under way ends first. */

@@ -873,6 +873,42 @@ test('force undo goes back even past the point of no return; forget ends without
   assert.equal(journal.start('move', { machine: 'a' }).state, 'running');
 });
 
+test('what was forgotten past its point of no return is taken up again where its kind says so, and nothing else has its resource', async (t) => {
+  const bench = new Bench(t);
+  let goes = false;
+  const after = (step: string) => bench.step(step, async (context) => (goes ? undefined : hang(context)));
+  const pivot = () => bench.step('pivot', undefined, { pointOfNoReturn: true });
+  const kinds = [
+    { ...kindOf('move', bench.step('one'), pivot(), after('after'), bench.step('last')), takenUp: true },
+    kindOf('plain', bench.step('one'), pivot(), after('after')),
+    { ...kindOf('early', bench.step('one', hang), pivot()), takenUp: true },
+  ];
+  let journal = bench.journal(kinds);
+  for (const kind of ['plain', 'early']) {
+    const { id } = journal.start(kind, { machine: kind });
+    await bench.clock.run(10);
+    journal.force(id, 'forget', 'ann');
+    assert.doesNotMatch((await bench.end(journal, id)).error!.nextAction, /forward/);
+    assert.throws(() => journal.force(id, 'forward', 'ann'), code('JOURNAL_RUN_OVER'));
+  }
+  const { id } = journal.start('move', { machine: 'a' });
+  await bench.clock.run(10);
+  journal.force(id, 'forget', 'ann');
+  assert.match((await bench.end(journal, id)).error!.nextAction, new RegExp(`force ${id} forward --yes`));
+  await journal.close();
+  goes = true;
+  journal = bench.journal(kinds);
+  journal.resume();
+  const other = journal.start('plain', { machine: 'a' });
+  assert.throws(() => journal.force(id, 'forward', 'ann'), code('JOURNAL_RESOURCE_BUSY'));
+  assert.equal((await bench.end(journal, other.id)).state, 'done');
+  bench.did.splice(0);
+  assert.equal(journal.force(id, 'forward', 'ann').endedAtMs, null);
+  assert.throws(() => journal.start('plain', { machine: 'a' }), code('JOURNAL_RESOURCE_BUSY'));
+  assert.equal((await bench.end(journal, id)).state, 'done');
+  assert.deepEqual(bench.did, ['after', 'last']);
+});
+
 test('an undo that was forced can be called off until the first undo has ended, over a restart too; a cancel cannot', async (t) => {
   const bench = new Bench(t);
   let undoable = false;

@@ -21,6 +21,7 @@ import {
   type StoredStep,
   sideOf,
   viewOf,
+  wasForgotten,
 } from './history.ts';
 import { Abort, Handoff, Retry, Unrecoverable } from './outcome.ts';
 import type { RunDefinition, RunState, RunView, StepContext, StepDefinition } from './run.ts';
@@ -440,12 +441,13 @@ export class Journal {
 
   /**
    * The operator's override; recorded with `by`. `undo`: undo now, also past the point of no return.
-   * `forward`: the step's patience begins anew; a run that failed past its point of no return goes on, and
-   * one that was forced to go back, and whose kind turns round, goes forward again until its first undo has
-   * ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither steps
-   * nor undos are run any more. What is running is told to stop, and the run follows when it has. Throws
-   * JOURNAL_FORCE_REFUSED where it makes no sense, JOURNAL_RUN_PARKED (a parked run can only be forgotten),
-   * JOURNAL_RUN_OVER, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
+   * `forward`: the step's patience begins anew; a run that failed past its point of no return goes on; one
+   * that was forgotten there goes on where it stood, if its kind is taken up again and its resource is free;
+   * and one that was forced to go back, and whose kind turns round, goes forward again until its first undo
+   * has ended. `values` are put into its output. `forget`: end as `failed` and free the resource; neither
+   * steps nor undos are run any more. What is running is told to stop, and the run follows when it has.
+   * Throws JOURNAL_FORCE_REFUSED where it makes no sense, JOURNAL_RUN_PARKED (a parked run can only be
+   * forgotten), JOURNAL_RUN_OVER, JOURNAL_RESOURCE_BUSY, JOURNAL_UNKNOWN_RUN, JOURNAL_APPEND_FAILED.
    */
   force(
     id: string,
@@ -453,7 +455,7 @@ export class Journal {
     by: string,
     values: Record<string, unknown> = {},
   ): RunView {
-    const run = this.#mustBeLive(id);
+    const run = how === 'forward' ? (this.#forgotten(id) ?? this.#mustBeLive(id)) : this.#mustBeLive(id);
     if (run.damage) {
       this.#mustBeForget(run, how);
       this.#store.endDamaged(id, this.#clock.wallMs());
@@ -489,6 +491,9 @@ export class Journal {
       return this.nudge(id);
     }
     this.#append(run, [{ type: 'forced', how, by }, ...put]);
+    // Of one that is taken up again, which was over.
+    this.#live.set(id, run);
+    this.#over.delete(id);
     if (how === 'forward') run.pace = null;
     run.driven = true;
     this.#schedule(run);
@@ -1038,10 +1043,18 @@ export class Journal {
   #view(run: LiveRun): RunView {
     if (run.damage) return viewOfDamaged(run.header, run.damage, 'waiting', null);
     const { attempt, pace, history } = run;
-    return viewOf(history, run.parked ?? run.trouble, {
+    const view = viewOf(history, run.parked ?? run.trouble, {
       progress: attempt ? (pace?.progress ?? null) : null,
       asks: attempt?.questions.values().next().value ?? null,
     });
+    return this.#withWayBack(view, history);
+  }
+
+  /** What is forgotten and may be taken up again says so. */
+  #withWayBack(view: RunView, history: History): RunView {
+    if (!this.#definitions.get(view.kind)?.takenUp || !wasForgotten(history)) return view;
+    const nextAction = `\`godwit runs force ${view.id} forward --yes\` takes it up again where it stood. Until then neither the rest of its steps nor their undos are run: check by hand that its resource is in order.`;
+    return { ...view, error: { ...view.error!, nextAction } };
   }
 
   #find(id: string): RunView | null {
@@ -1052,7 +1065,9 @@ export class Journal {
     if (remembered) return remembered;
     const loaded = this.#store.load(id);
     if (!loaded) return null;
-    const view = viewOfLoaded(loaded);
+    const view = loaded.history
+      ? this.#withWayBack(viewOfLoaded(loaded), loaded.history)
+      : viewOfLoaded(loaded);
     if (!loaded.holdsResource && !loaded.damage) this.#remember(view);
     return view;
   }
@@ -1133,6 +1148,15 @@ export class Journal {
       values: { runId: id, state },
       nextAction: 'Nothing is left to change; start another run.',
     });
+  }
+
+  /** A run that was forgotten and may be taken up again; null: it is none such. */
+  #forgotten(id: string): LiveRun | null {
+    this.#mustBeOpen();
+    if (this.#live.has(id)) return null;
+    const loaded = this.#store.load(id);
+    if (!loaded?.history || !this.#definitions.get(loaded.header.kind)?.takenUp) return null;
+    return wasForgotten(loaded.history) ? this.#adopt(loaded) : null;
   }
 
   #mustNotBeParked(run: LiveRun): void {

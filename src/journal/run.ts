@@ -127,6 +127,11 @@ export type RunDefinition<Input> = {
   steps: readonly StepDefinition<Input>[];
   /** An undo that an operator forced may be called off (`forward`) until its first undo has ended. */
   turnsRound?: boolean;
+  /**
+   * A run that an operator had forgotten past its point of no return may be taken up again (`forward`) where
+   * it stood.
+   */
+  takenUp?: boolean;
   /** Finished runs older than this are pruned. Default 30 days. */
   keepMs?: number;
 };

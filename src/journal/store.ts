@@ -259,7 +259,7 @@ export class Store {
       const { state, holdsResource } = body as Extract<EventBody, { type: 'finished' }>;
       this.#statements.endRun.run(state, Math.round(atMs), holdsResource ? 1 : 0, runId);
     } else if (type === 'forced') {
-      this.#statements.reopenRun.run(runId);
+      this.#reopen(runId);
     } else if (type === 'waiting') {
       this.#statements.thinWaits.run(runId, sequence - WAITS_KEPT);
     } else if (
@@ -275,6 +275,16 @@ export class Store {
         last: attempt - ATTEMPTS_KEPT_LAST,
       });
     }
+  }
+
+  /** One that holds its resource, or was forgotten and is taken up again. */
+  #reopen(runId: string): void {
+    const { resource } = this.#statements.run.get(runId) as RunRow;
+    const busyRun = this.#statements.busyRun.get(resource) as
+      | { id: string; kind: string; end_state: string | null }
+      | undefined;
+    if (busyRun && busyRun.id !== runId) throw resourceBusy(resource, busyRun);
+    this.#statements.reopenRun.run(runId);
   }
 
   /** Ends a run whose events cannot be read: only its row is written. Throws JOURNAL_APPEND_FAILED. */
@@ -483,7 +493,7 @@ function prepare(database: DatabaseSync) {
       'UPDATE runs SET end_state = ?, ended_at_ms = ?, holds_resource = ? WHERE id = ?',
     ),
     reopenRun: database.prepare(
-      'UPDATE runs SET end_state = NULL, ended_at_ms = NULL WHERE id = ? AND holds_resource = 1',
+      'UPDATE runs SET end_state = NULL, ended_at_ms = NULL, holds_resource = 1 WHERE id = ?',
     ),
     thinAttempts: database.prepare(
       `DELETE FROM events WHERE run_id = :run AND type NOT IN ('put', 'overdue', 'cancel-requested', 'forced')

@@ -74,14 +74,14 @@ export class MoveInbox {
   }
 
   /**
-   * Writes how the run of a move that was handed over ended, durably; the first word counts. Nothing to do
-   * for others.
+   * Writes how the run of a move that was handed over ended, durably; the first word counts, but for a run
+   * that somebody ended and took up again. Nothing to do for others.
    */
   end(runId: string, { phase, volume }: Ending): void {
     this.#database
       .prepare(
         `UPDATE move_verdicts SET ending = ?, volume_id = ?, generation = ?
-         WHERE run_id = ? AND verdict = 'handed-over' AND ending IS NULL`,
+         WHERE run_id = ? AND verdict = 'handed-over' AND (ending IS NULL OR ending = 'activated')`,
       )
       .run(phase, volume?.volumeId ?? null, volume?.generation ?? null, runId);
   }

@@ -49,12 +49,11 @@ export type MigrateInOptions = Omit<InTools, 'times' | 'sourceProbeMs' | 'health
 
 export function migrateIn(options: MigrateInOptions): RunDefinition<MigrateInInput> {
   const { times = new RunTimes(options.clock), sourceProbeMs = PAUSE.sourceProbe.ms } = options;
-  return runOf({ kind: MIGRATE_IN, resource: ({ machineId }) => `machine:${machineId}` }, IN_STEPS, {
-    ...options,
-    times,
-    sourceProbeMs,
-    healthUntilMs: new Map(),
-  });
+  return runOf(
+    { kind: MIGRATE_IN, resource: ({ machineId }) => `machine:${machineId}`, takenUp: true },
+    IN_STEPS,
+    { ...options, times, sourceProbeMs, healthUntilMs: new Map() },
+  );
 }
 
 /** Where a run is, from the steps that are done. Pure. */

@@ -387,6 +387,48 @@ test('a target that was said to be destroyed and answers keeps what it has; the 
   pair.world.assertMoved();
 });
 
+test('a target that was forgotten says so to its source, and is taken up again where it stood', async (t) => {
+  for (const step of ['hydrate', 'prove']) {
+    const pair = new MovePair(t);
+    const hold = Promise.withResolvers<void>();
+    const { targetSide, sourceSide } = pair.world;
+    const { hydration } = targetSide;
+    targetSide.hydration = async (request) => {
+      const status = await hydration(request);
+      return status && held && step === 'hydrate' ? { ...status, exposedBytes: 4096 } : status;
+    };
+    const { digests } = sourceSide;
+    sourceSide.digests = async (...args) => {
+      if (step === 'prove') await hold.promise;
+      return digests(...args);
+    };
+    let held = true;
+    pair.start();
+    const id = targetRunId('run1');
+    await until('the target in that step', () => pair.target.get(id).step === step);
+    const { target: journal, targetAnswers, peer } = pair;
+    const atTarget = new Overrides({ journal, targetAnswers, peers: () => [peer], clock: systemClock });
+    const override = { targetIsDestroyed: false, by: 'a test' };
+    await atTarget.force(id, { how: 'forget', ...override });
+    const { error } = await pair.targetEnd();
+    assert.match(error!.nextAction, /`godwit runs force run1\.in forward --yes` takes it up again/);
+    held = false;
+    hold.resolve();
+    const waiting = await pair.source.wait('run1', {
+      timeoutMs: patient(20_000),
+      until: ({ reason }) => /nobody brings the move to its end on w2/.test(reason?.message ?? ''),
+    });
+    assert.equal(waiting.reason!.nextAction, error!.nextAction);
+    await atTarget.force(id, { how: 'forward', ...override });
+    assert.equal((await pair.targetEnd()).state, 'done');
+    assert.equal((await pair.sourceEnd()).state, 'done');
+    pair.world.assertMoved();
+    assert.equal((await pair.targetAnswers.status('run1')).phase, 'released');
+    await pair.forgetTargetRuns();
+    assert.equal((await pair.targetAnswers.status('run1')).phase, 'released', 'the end that counts');
+  }
+});
+
 test('what was destroyed at the target may come back; what the target runs is not undone there', async (t) => {
   const pair = new MovePair(t);
   await pair.heldAtTheTarget();
@@ -402,6 +444,9 @@ test('what was destroyed at the target may come back; what the target runs is no
   await assert.rejects(pair.force('undo'), { code: 'MIGRATION_TARGET_HAS_IT' });
   pair.world.target.volume = null;
   pair.world.target.attached = null;
+  await assert.rejects(atTarget.force(id, { how: 'forward', targetIsDestroyed: false, by }), {
+    code: 'JOURNAL_RUN_OVER',
+  });
   await pair.force('undo');
   assert.equal((await pair.sourceEnd()).state, 'undone');
   pair.world.assertUndone();

@@ -84,7 +84,10 @@ export async function keepExport(
   await source.releaseExport(runId);
 }
 
-/** What the target says, which is kept for whoever watches. Rejects `MIGRATION_TARGET_SILENT`. */
+/**
+ * What the target says, which is kept for whoever watches. Rejects `MIGRATION_TARGET_SILENT`, and
+ * `MIGRATION_TARGET_STANDS_STILL` where somebody has to say there that it goes on.
+ */
 export async function watch(
   { onProgress }: OutTools,
   peer: Peer,
@@ -106,6 +109,7 @@ export async function watch(
     );
   }
   onProgress?.(runId, status);
+  if (status.standsStill || status.gone) throw standsStill(peer.name, status);
   return status;
 }
 
@@ -135,6 +139,17 @@ export async function waitForTarget(
     `The machine starts here again if ${peer.name} stays away for ${handoffPatienceMs / 1000} s.`,
   );
   await pause(signal);
+}
+
+function standsStill(target: string, { reason, nextAction }: TargetStatus): GodwitError {
+  return new GodwitError(
+    'MIGRATION_TARGET_STANDS_STILL',
+    `nobody brings the move to its end on ${target}: ${reason ?? 'no reason given'}`,
+    {
+      values: { target },
+      nextAction: nextAction ?? `See \`godwit why\` on ${target}; keep this worker up until then.`,
+    },
+  );
 }
 
 export function forgotten(target: string, status: TargetStatus): GodwitError {

@@ -50,6 +50,7 @@ export class Overrides {
     const run = journal.get(id);
     const { how, by } = override;
     if (how === 'unproven') return targetAnswers.waiveReceipt(run, by);
+    if (how === 'forward') await this.#mustBeHere(run);
     const asks = how !== 'forward' && (run.endedAtMs === null || run.state === 'failed');
     if (!asks) return journal.force(id, how, by);
     const note =
@@ -74,6 +75,17 @@ export class Overrides {
     const { subject } = run.output as MigrateOutOutput;
     if (subject?.volume && !reached(status, 'hydrated')) throw needsBlocks(run, target);
     return null;
+  }
+
+  /** A run of the target that was forgotten is taken up again only while its volume is here. */
+  async #mustBeHere(run: RunView): Promise<void> {
+    if (run.kind !== MIGRATE_IN || run.state !== 'failed') return;
+    const { gone, phase } = await this.#options.targetAnswers.status((run.input as PrepareRequest).runId);
+    if (!gone && phase !== 'forgotten') return;
+    throw new GodwitError('JOURNAL_RUN_OVER', `run ${run.id} is over, and its volume is not here any more`, {
+      values: { runId: run.id, state: run.state },
+      nextAction: 'Nothing is left to go on with.',
+    });
   }
 
   async #ofTarget(run: RunView, how: Override['how']): Promise<OverrideNote | null> {

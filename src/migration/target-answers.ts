@@ -119,6 +119,8 @@ export class TargetAnswers
       status.reason = `${this.#worker} took the volume, and its journal does not know the run any more`;
       status.nextAction = `\`godwit machine list\` says whether the machine is on ${this.#worker}.`;
     }
+    const ended = run !== null && run.state === 'failed' && phase !== 'forgotten' && phase !== 'released';
+    if (ended && !gone) status.standsStill = true;
     if (gone) {
       status.gone = true;
       status.reason = `${this.#worker} had the volume open, and it is not there any more: it was destroyed`;

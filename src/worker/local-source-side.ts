@@ -80,7 +80,7 @@ export class LocalSourceSide implements SourceSide {
         {
           values: { machineId, volumeId: volume.id, state: volume.state },
           nextAction: arriving
-            ? `Nothing to do: it goes when its volume is whole. \`godwit why ${record.name}\` says how far that is, and whether it waits for anything.`
+            ? `It goes by itself when its volume is whole. \`godwit why ${record.name}\` says how far that is, and whether it waits for anybody.`
             : '`godwit why` on the machine says which move holds it.',
         },
       );

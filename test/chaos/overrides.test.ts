@@ -116,6 +116,30 @@ test('an override asks the target that lives; only a statement stands in for one
   assert.equal(target.volumeRecord((await source.client.showMachine(id)).volumeId!), null);
   const again = await source.client.moveMachine(id, { target: 'c' });
   await fleet.until('it to move again', async () => (await source.client.showRun(again.id)).step === 'serve');
+
+  // The wrong run: what is forgotten at the target is named at the source, and taken up again.
+  const third = fleet.worker('c');
+  const inside = targetRunId(again.id);
+  const told = async (pattern: RegExp) => {
+    const { nextAction } = await fleet.until(`why: ${pattern}`, async () =>
+      (await source.client.why(again.id)).conditions.find(({ message }) => pattern.test(message)),
+    );
+    return /`godwit (runs force [^`]*)`/.exec(nextAction)![1]!.split(' ');
+  };
+  await godwit(fleet, 0, 'runs', 'force', inside, 'forget', '--yes');
+  await godwit(fleet, 0, ...(await told(/nobody brings the move to its end on c/)));
+  await fleet.until(
+    'the arrival to go on',
+    async () => (await third.client.showRun(inside)).step === 'hydrate',
+  );
+
+  // It is given up there, as the run's refusals say: its owner has what was sealed.
+  await godwit(fleet, 0, 'runs', 'force', inside, 'forget', '--yes');
+  await godwit(fleet, 0, 'machine', 'destroy', 'm', '--force');
+  await third.client.destroyVolume((await third.client.listVolumes())[0]!.id, { force: true });
+  await godwit(fleet, 0, ...(await told(/it was destroyed/)));
+  assert.equal((await source.ended(again.id)).state, 'undone');
+  await fleet.until('the machine at its source again', async () => (await beats(source, id)) > 0);
 });
 
 test('a source that comes back when the target has long forgotten the run does not start the machine', {

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../api/client.ts';
 import { entryPoint } from '../../base/entry-point.ts';
 import { GodwitError, messageOf } from '../../base/errors.ts';
+import type { VolumeView } from '../../contract/schemas.ts';
 import { namedFolder, ownPath, removeDataFolder } from '../../sys/named-path.ts';
 import type { Context } from '../context.ts';
 import { FleetClient, owned } from '../fleet-client.ts';
@@ -112,20 +113,10 @@ export async function down(context: Context, options: { data: string }): Promise
   try {
     await keeper.startAll(readFleetFile(fleetPath), interrupt.signal);
     for (const { client } of fleet.workers) await client.undrain();
-    // Moves under way come to their end first or are undone; a machine can only be destroyed where it is.
-    for (const machine of owned('machine', (await fleet.machines()).items)) {
-      const { worker } = await fleet.machine(machine.id);
-      await worker.client.destroyMachine(machine.id, { force: true });
-      destroyed.machines.push(machine.name);
-    }
-    for (const { client } of fleet.workers) {
-      for (const volume of await client.listVolumes()) {
-        // To other systems: those that machines had are gone with them.
-        if (volume.served !== null) await client.stopServing(volume.id);
-        await client.destroyVolume(volume.id, { force: true });
-        if (volume.state === 'ready' || volume.state === 'clone') destroyed.volumes.push(volume.name);
-      }
-    }
+    await destroyMachines(fleet, destroyed);
+    await destroyVolumes(fleet, destroyed, ({ state }) => state === 'ready' || state === 'clone');
+    if (await takeBack(fleet)) await destroyMachines(fleet, destroyed);
+    await destroyVolumes(fleet, destroyed, () => true);
   } finally {
     fleet.close();
     await keeper.stopAll();
@@ -149,6 +140,45 @@ export async function down(context: Context, options: { data: string }): Promise
     () =>
       `Destroyed ${destroyed.machines.length} machines and ${destroyed.volumes.length} volumes; the workers are gone.`,
   );
+}
+
+type Destroyed = { machines: string[]; volumes: string[] };
+
+/** Moves under way come to their end first or are undone; a machine can only be destroyed where it is. */
+async function destroyMachines(fleet: FleetClient, destroyed: Destroyed): Promise<void> {
+  for (const machine of owned('machine', (await fleet.machines()).items)) {
+    const { worker } = await fleet.machine(machine.id);
+    await worker.client.destroyMachine(machine.id, { force: true });
+    if (!destroyed.machines.includes(machine.name)) destroyed.machines.push(machine.name);
+  }
+}
+
+async function destroyVolumes(
+  fleet: FleetClient,
+  destroyed: Destroyed,
+  goes: (volume: VolumeView) => boolean,
+): Promise<void> {
+  for (const { client } of fleet.workers) {
+    for (const volume of (await client.listVolumes()).filter(goes)) {
+      // To other systems: those that machines had are gone with them.
+      if (volume.served !== null) await client.stopServing(volume.id);
+      await client.destroyVolume(volume.id, { force: true });
+      const had = destroyed.volumes.includes(volume.name);
+      if (!had && (volume.state === 'ready' || volume.state === 'clone')) destroyed.volumes.push(volume.name);
+    }
+  }
+}
+
+/** The source of a move whose target had its run forgotten has its machine again. */
+async function takeBack(fleet: FleetClient): Promise<boolean> {
+  let taken = false;
+  for (const { client } of fleet.workers) {
+    for (const { id } of await client.listRuns({ state: 'unfinished' })) {
+      await client.forceRun(id, { how: 'forget' });
+      taken = true;
+    }
+  }
+  return taken;
 }
 
 /** Starts worker processes and ends them again. */
