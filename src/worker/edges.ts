@@ -8,7 +8,7 @@ import type { JournalOptions } from '../journal/journal.ts';
 import { localMachineHost, type MachineHost } from '../machine/machine-host.ts';
 import { allocate } from '../sys/fallocate.ts';
 import type { TlsIdentity } from '../sys/tls-identity.ts';
-import { lackingOnThisHost } from './load.ts';
+import { lackingOnThisHost, limitsMissingOnThisHost } from './load.ts';
 
 /**
  * Where a worker touches its host and the network, beside its clock and the files of its data folder. A
@@ -24,6 +24,8 @@ export type Edges = {
   transport(peer: { name: string; url: string; token: string; tls: TlsIdentity | null }): PeerTransport;
   /** What this host lacks for a plane now; null: nothing. */
   lacking(plane: Plane): string | null;
+  /** Limits of machines for which it has no control group. */
+  limitsMissing(): ('memory' | 'cpu')[];
   /** Takes the room of a part of a file on its filesystem (sys/fallocate.ts). */
   allocate: typeof allocate;
 };
@@ -34,5 +36,6 @@ export const systemEdges: Edges = {
   journal: (path) => path,
   transport: ({ tls, ...peer }) => httpTransport({ ...peer, tls: tls ?? undefined }),
   lacking: lackingOnThisHost,
+  limitsMissing: limitsMissingOnThisHost,
   allocate,
 };

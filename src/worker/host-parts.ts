@@ -313,7 +313,7 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
           [...incoming(parts), ...reservations.held(forRun)],
           imports.arriving(),
           parts.drain.desired,
-          edges.lacking,
+          edges,
         );
     },
   },

@@ -19,7 +19,7 @@ const OPTIONS = {
   validityDir: '/dev/shm',
 };
 
-const LACKS = () => null;
+const LACKS = { lacking: () => null, limitsMissing: () => [] };
 
 /** A disk of 100 GiB, of which volumes have taken what `here` says. */
 function volumesOf(here: Record<string, number>) {

@@ -3,7 +3,7 @@ import { liveMapsBytes } from '../clone/live-map.ts';
 import type { MachineConfig } from '../contract/machine-config.ts';
 import type { EncryptionNeeds, PlacementRequest, PrepareRequest } from '../contract/peer.ts';
 import { assessHost, missingFor, type Plane } from '../host/capabilities.ts';
-import { type CgroupLayout, readCgroupLayout } from '../host/cgroup.ts';
+import { readCgroupLayout } from '../host/cgroup.ts';
 import { readHostFacts } from '../host/host-facts.ts';
 import { kernelCan } from '../kernel/can.ts';
 import type { MachineManager } from '../machine/manager.ts';
@@ -59,7 +59,9 @@ export function lackingOnThisHost(plane: Plane): string | null {
   return missing.map(({ what, detail }) => `${what}: ${detail}`).join('; ') || null;
 }
 
-function limitsMissing({ memory, cpu }: CgroupLayout): ('memory' | 'cpu')[] {
+/** Limits of machines for which this host has no control group. */
+export function limitsMissingOnThisHost(): ('memory' | 'cpu')[] {
+  const { memory, cpu } = readCgroupLayout();
   return [...(memory === null ? (['memory'] as const) : []), ...(cpu === null ? (['cpu'] as const) : [])];
 }
 
@@ -80,7 +82,7 @@ export async function hostLoad(
   incoming: readonly PrepareRequest[],
   importing: readonly Importing[],
   draining: boolean,
-  lacks: HostLoad['lacks'],
+  host: { lacking: HostLoad['lacks']; limitsMissing: () => ('memory' | 'cpu')[] },
 ): Promise<HostLoad> {
   const capacity = await volumes.capacity();
   const totalDiskBytes = Math.min(options.capacity.diskBytes ?? capacity.totalBytes, capacity.totalBytes);
@@ -111,9 +113,9 @@ export async function hostLoad(
     // The kernel's initiator speaks no TLS.
     tls: options.tls !== null && PLANES[options.plane].tls,
     plane: options.plane,
-    lacks,
+    lacks: (plane) => host.lacking(plane),
     holdsFileOf: (lengthBytes) => volumes.holdsFileOf(lengthBytes),
-    limitsMissing: limitsMissing(readCgroupLayout()),
+    limitsMissing: host.limitsMissing(),
     encryption: options.keys === null ? null : encryptionCapabilities(freemem()),
     memoryBytes: options.capacity.memoryBytes ?? totalmem(),
     cpus: options.capacity.cpus ?? availableParallelism(),

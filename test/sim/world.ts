@@ -292,6 +292,7 @@ export class World {
           journal: open,
           transport: (peer) => this.network.transport(name, peer.name),
           lacking: () => null,
+          limitsMissing: () => [],
           allocate: () => worker.host.disk.allocate(),
         },
       },
