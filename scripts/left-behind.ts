@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { RUN_VARIABLE } from '../test/support/patience.ts';
 
@@ -15,10 +15,11 @@ export type LeftBehind = { processes: number[]; mounts: string[]; loops: string[
 /** `folder`: where the run had its temporary files. Not this process, nor those that it came from. */
 export function leftBehind(run: string, folder: string): LeftBehind {
   const own = ancestors();
+  const below = mountsBelow(folder);
   return {
     processes: processesOf(run).filter((pid) => !own.has(pid)),
-    mounts: mountsBelow(folder),
-    loops: loopsBelow(folder),
+    mounts: below.map(({ place }) => place),
+    loops: loopsOf(folder, below),
   };
 }
 
@@ -42,7 +43,9 @@ export function describeLeftBehind({ processes, mounts, loops }: LeftBehind): st
  */
 export function endLeftBehind(run: string, folder: string): LeftBehind {
   let left = leftBehind(run, folder);
+  const known = new Map<string, string>();
   for (let round = 0; round < ROUNDS_MAX && !isNothing(left); round++) {
+    for (const device of left.loops) known.set(device, fileOf(device));
     for (const pid of left.processes) {
       try {
         process.kill(pid, 'SIGKILL');
@@ -57,6 +60,9 @@ export function endLeftBehind(run: string, folder: string): LeftBehind {
       for (const device of left.loops) command('losetup', '--detach', device);
     }
     left = leftBehind(run, folder);
+    // Unmounted, one whose file has no path any more is known only from before. Detached, it may be somebody's.
+    const still = [...known].filter(([device, file]) => file !== '' && fileOf(device) === file);
+    left.loops = [...new Set([...left.loops, ...still.map(([device]) => device)])];
   }
   return left;
 }
@@ -102,10 +108,8 @@ function mounts(): Mount[] {
     }));
 }
 
-function mountsBelow(folder: string): string[] {
-  return mounts()
-    .map(({ place }) => place)
-    .filter((place) => place.startsWith(`${folder}/`));
+function mountsBelow(folder: string): Mount[] {
+  return mounts().filter(({ place }) => place.startsWith(`${folder}/`));
 }
 
 /** By the control files of FUSE, where they are mounted: /sys/fs/fuse/connections/MINOR/abort. */
@@ -121,11 +125,25 @@ function abortFuseBelow(folder: string): void {
   }
 }
 
-function loopsBelow(folder: string): string[] {
+/**
+ * Loop devices of files below it, and those of which something is mounted there and whose file has no path any
+ * more: a FUSE server that is ended takes its mount away, also from under a loop device.
+ */
+function loopsOf(folder: string, below: readonly Mount[]): string[] {
+  const mounted = new Set(below.map(({ device }) => device));
   return readdirSync('/sys/block')
     .filter((name) => name.startsWith('loop'))
-    .filter((name) => read(`/sys/block/${name}/loop/backing_file`).startsWith(`${folder}/`))
-    .map((name) => `/dev/${basename(name)}`);
+    .filter((name) => {
+      const file = fileOf(name);
+      const isMounted = mounted.has(read(`/sys/block/${name}/dev`).trim());
+      return file.startsWith(`${folder}/`) || (isMounted && file !== '' && !existsSync(file));
+    })
+    .map((name) => `/dev/${name}`);
+}
+
+/** Of a loop device, as the kernel names it; empty: it has none. */
+function fileOf(device: string): string {
+  return read(`/sys/block/${basename(device)}/loop/backing_file`).trim();
 }
 
 function read(path: string): string {
