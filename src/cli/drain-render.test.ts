@@ -220,6 +220,10 @@ test('a plan names the volumes that stay', () => {
   };
   const plan = { worker: 'worker-1', steps: [], totalBytes: 0, predictedFinishMs: 0, warnings: [] };
   assert.equal(renderPlan(plan), 'worker-1 has no machine: there is nothing to do.');
+  assert.equal(
+    renderPlan({ ...plan, warnings: ['pg runs on worker-2'] }),
+    'worker-1 has no machine.\nwarning: pg runs on worker-2',
+  );
   assert.match(
     renderPlan({ ...plan, volumes: [spare] }),
     /\nvolume spare stays: no machine has it.*next: godwit volume move spare/,

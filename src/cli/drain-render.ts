@@ -257,7 +257,11 @@ export function renderPlan(plan: Plan): string {
       ({ name, reason, nextAction }) => `\nvolume ${printable(name)} stays: ${reason}; next: ${nextAction}`,
     )
     .join('');
-  if (plan.steps.length === 0) return `${plan.worker} has no machine: there is nothing to do.${volumes}`;
+  const warnings = plan.warnings.map((warning) => `\nwarning: ${printable(warning)}`).join('');
+  if (plan.steps.length === 0) {
+    const nothing = warnings === '' ? ': there is nothing to do.' : '.';
+    return `${plan.worker} has no machine${nothing}${volumes}${warnings}`;
+  }
   const rows = plan.steps.map((step) => [
     String(step.order),
     printable(step.name),
@@ -271,6 +275,5 @@ export function renderPlan(plan: Plan): string {
   const finish =
     plan.predictedFinishMs === null ? '' : `, finished after about ${formatDuration(plan.predictedFinishMs)}`;
   const sentence = `${plan.steps.length - stays} of ${plan.steps.length} machines can go, ${formatSize(plan.totalBytes)} over the wire${finish}.`;
-  const warnings = plan.warnings.map((warning) => `\nwarning: ${printable(warning)}`).join('');
   return `${table(['ORDER', 'MACHINE', 'TARGET', 'BYTES', 'INTERRUPTION', 'HYDRATION', 'REASON'], rows)}\n\n${sentence}${volumes}${warnings}`;
 }

@@ -4,9 +4,11 @@ import { PATIENCE } from '../base/patience.ts';
 import type { Offer, Peer } from '../contract/peer.ts';
 import type { DrainRequest, DrainStatus, Plan, PlanQuery } from '../contract/schemas.ts';
 import type { Journal } from '../journal/journal.ts';
+import type { RunView } from '../journal/run.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { DrainController } from '../migration/drain.ts';
-import { MIGRATE_OUT } from '../migration/migrate-out.ts';
+import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
+import { isServing } from '../migration/move-watch.ts';
 import { type OfferDesk, offerRequest } from '../migration/offers.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
 import type { SourceSide } from '../migration/source-side.ts';
@@ -90,9 +92,16 @@ export class DrainAnswers {
           `${peer.name} is asked in the clear (${peer.url}): the token of the fleet and the secrets of moves can be read on the network.`,
       );
     // Also where all can go elsewhere: a drain that is begun waits for it as well.
-    const warnings = [...[...silent.values()].map(withoutIt), ...inClear];
+    const served = journal.open({}).filter(isServing).map(stillServed);
+    const warnings = [...served, ...[...silent.values()].map(withoutIt), ...inClear];
     return { ...plan, warnings, volumes: await this.#o.drain.leftVolumes() };
   }
+}
+
+/** Its machine is not here any more, and the plan does not name it. */
+function stillServed(run: RunView): string {
+  const { subject, target } = run.output as MigrateOutOutput;
+  return `${subject?.machineName ?? run.resource} runs on ${target ?? 'its target'}, and blocks of its volume are still only here: keep this worker up until that move is over (godwit why ${run.id}).`;
 }
 
 function withoutIt({ worker, reason }: Offer): string {

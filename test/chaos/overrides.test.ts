@@ -65,6 +65,10 @@ test('an override asks the target that lives; only a statement stands in for one
     'the source to serve',
     async () => (await source.client.showRun(moving.id)).step === 'serve',
   );
+  assert.match(
+    await godwit(fleet, 0, 'drain', 'a', '--dry-run'),
+    /^a has no machine\.\nwarning: m runs on b, and blocks of its volume are still only here: keep this worker up/,
+  );
 
   assert.match(await godwit(fleet, 0, 'runs', 'show', moving.id), /migrate-out of machine:.* on a/);
   await godwit(fleet, 0, 'runs', 'nudge', moving.id);
