@@ -5,7 +5,7 @@ import { noMap } from './errors.ts';
 import { Ext4Reader } from './ext4.ts';
 import { isExt4, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET_BYTES } from './ext4-layout.ts';
 import type { FreeMap } from './free-map.ts';
-import { isXfs, readXfs } from './xfs.ts';
+import { damageOfXfs, isXfs, readXfs } from './xfs.ts';
 
 /** `ext4` is ext2 and ext3 as well. */
 export type FreeMapFilesystem = 'ext4' | 'xfs';
@@ -42,12 +42,13 @@ export class FreeMapReader {
   /**
    * A filesystem that is being written may look like anything: what cannot be read now is read by `finish`.
    * Rejects with errors of the device. Resolves with what keeps every kernel from mounting it again, should
-   * it stay so: a descriptor of ext4 that does not fit its checksum. Null: nothing was seen.
+   * it stay so: a descriptor of ext4, a header of an allocation group of XFS, that does not fit its checksum.
+   * Null: nothing was seen.
    */
   async prime(): Promise<GodwitError | null> {
-    if (this.#filesystem !== 'ext4') return null;
     try {
-      return await this.#ext4.prime(await this.#ext4Superblock());
+      if (this.#filesystem === 'ext4') return await this.#ext4.prime(await this.#ext4Superblock());
+      return (await isXfs(this.#device)) ? await damageOfXfs(this.#device) : null;
     } catch (error) {
       if (!isReason(error)) throw error;
       return null;

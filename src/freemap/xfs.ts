@@ -1,4 +1,5 @@
 import { crc32c } from '@node-rs/crc32';
+import { type GodwitError, isGodwitError } from '../base/errors.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import { BLOCK_BYTES } from '../block/block-device.ts';
 import { readBytes } from './device-bytes.ts';
@@ -29,6 +30,8 @@ import { checkXfsLog } from './xfs-log.ts';
  *                                   16  4  root of the tree by   64 16  uuid
  *                                          block                216  4  checksum
  *
+ * Inode header (AGI), the third sector: checksum at 312.
+ *
  * Block of the tree of free extents by block:
  *     0  4  magic "AB3B"            16  8  own address in units of 512 bytes
  *     4  2  level, 0 is a leaf      32 16  uuid
@@ -43,6 +46,7 @@ const AGF_MAGIC = 'XAGF';
 const TREE_MAGIC = 'AB3B';
 const SUPERBLOCK_CHECKSUM_OFFSET = 224;
 const AGF_CHECKSUM_OFFSET = 216;
+const AGI_CHECKSUM_OFFSET = 312;
 const TREE_CHECKSUM_OFFSET = 52;
 const TREE_HEADER_BYTES = 56;
 /** finobt, rmapbt, reflink, inobtcount. */
@@ -86,6 +90,28 @@ export async function readXfs(device: BlockDevice): Promise<FreeMap> {
   const map = new FreeMap(device.lengthBytes);
   for (let ag = 0; ag < layout.agCount; ag++) await readAg(device, layout, ag, map);
   return map;
+}
+
+/**
+ * What is wrong with the first header of an AG that does not fit its checksum, as the disk has it now; null:
+ * nothing was seen. The kernel reads them at the mount, and shuts the filesystem down there. The superblock
+ * is not looked at, since whoever has it mounted writes it anew, nor do lengths count, which a filesystem
+ * that grows has on the disk one after the other. Rejects as `readXfs`.
+ */
+export async function damageOfXfs(device: BlockDevice): Promise<GodwitError | null> {
+  const { agCount, agBlocks, blockBytes, sectorBytes } = await readSuperblock(device);
+  for (let ag = 0; ag < agCount; ag++) {
+    const headers = await readBytes(device, ag * agBlocks * blockBytes + sectorBytes, 2 * sectorBytes);
+    try {
+      const what = `header of allocation group ${ag}`;
+      checkChecksum(headers.subarray(0, sectorBytes), AGF_CHECKSUM_OFFSET, `the free space ${what}`);
+      checkChecksum(headers.subarray(sectorBytes), AGI_CHECKSUM_OFFSET, `the inode ${what}`);
+    } catch (error) {
+      if (isGodwitError(error, 'FREEMAP_BAD_CHECKSUM')) return error;
+      throw error;
+    }
+  }
+  return null;
 }
 
 async function readSuperblock(device: BlockDevice): Promise<XfsLayout> {
