@@ -15,7 +15,9 @@ import type { OperationArgs, OperationResult, VolumeOperation } from '../opening
 import type { HeatHint } from '../opening/spec.ts';
 import type { BlockRange, StatedPage, StatedRange } from '../receipt/proof.ts';
 import type { ShimClient } from '../shim/client.ts';
+import { fileSystemOf } from '../sys/file-system.ts';
 import type { TlsFiles } from '../sys/tls-identity.ts';
+import { keptBytes, type NoRoom } from '../volume/disk-room.ts';
 import {
   bytesAvoided,
   exportSpec,
@@ -53,6 +55,8 @@ export type LocalSourceSideOptions = {
 const FREE_MAP_TIMEOUT_MS = PATIENCE.freeMap.ms;
 /** Before a filesystem that is in use counts as damaged. */
 const DAMAGE_LOOKS = 2;
+/** Journals and records take a little of what is opened, and a volume stops a little before its end. */
+const EDGE_BYTES = 2 * 2 ** 20;
 
 /** A move's source on this host. */
 export class LocalSourceSide implements SourceSide {
@@ -276,7 +280,8 @@ export class LocalSourceSide implements SourceSide {
     } catch (error) {
       const waits = isGodwitError(error, 'VOLUME_DISK_FULL');
       const device = volume.loopDevice;
-      if (!waits || device === null || dirtyBoundOf(device) === null) {
+      const boundBytes = waits && device !== null ? dirtyBoundOf(device) : null;
+      if (boundBytes === null || (await this.#leftForWhoStopped()) < boundBytes) {
         await machines.openReserve(machineId, 'no');
         throw error;
       }
@@ -289,6 +294,16 @@ export class LocalSourceSide implements SourceSide {
     const filesystem = volumeId === undefined ? 'none' : (await volumes.get(volumeId)).filesystem;
     if (filesystem === 'none') return;
     await this.#primeFreeMap(machineId, client, filesystem);
+  }
+
+  /**
+   * What the disk has for the last writes of a machine that has stopped. Less than what is kept for that
+   * where others filled the disk meanwhile, or moves that were undone had it: then a machine that is stopped
+   * would never end.
+   */
+  async #leftForWhoStopped(): Promise<number> {
+    const { totalBytes, availableBytes } = await fileSystemOf(this.#options.volumes.directory);
+    return availableBytes - keptBytes(totalBytes, 'stopped') + EDGE_BYTES;
   }
 
   /** Rejects `MACHINE_FS_DAMAGED` for what no kernel would mount again. */
@@ -358,8 +373,16 @@ export class LocalSourceSide implements SourceSide {
     }
   }
 
-  stuck(machineId: string): Promise<GodwitError | null> {
-    return this.#options.machines.stuck(machineId);
+  async stuck(machineId: string): Promise<GodwitError | null> {
+    const { machines } = this.#options;
+    const stuck = await machines.stuck(machineId);
+    if (stuck === null) return null;
+    const status = await machines
+      .client(machineId)
+      .then((client) => client?.call('status', {}))
+      .catch(() => null);
+    const noRoom = status?.volume?.status?.noRoom;
+    return noRoom && noRoom.waiting > 0 ? noRoomToEnd(machineId, stuck, noRoom) : stuck;
   }
 
   async seal(machineId: string, volumeId: string, generation: number): Promise<FreeMapReport> {
@@ -518,4 +541,22 @@ function exportGone(runId: string): GodwitError {
 
 export function exporterOf(runId: string): ShimOwner {
   return { kind: 'export', runId };
+}
+
+/** `stuck`: what is left of a machine that was killed, and waits to write. */
+function noRoomToEnd(
+  machineId: string,
+  stuck: GodwitError,
+  { freeBytes, reserveBytes }: NoRoom,
+): GodwitError {
+  const mebibytes = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  return new GodwitError(
+    'VOLUME_DISK_FULL',
+    `its last writes wait for room on the data disk of this worker (${mebibytes(freeBytes)} free, ${mebibytes(reserveBytes)} are kept back); ${stuck.message}`,
+    {
+      values: { machineId, freeBytes, reserveBytes },
+      nextAction:
+        'Free some space there (`godwit volume list --all` shows retained copies that can be given up): it ends then, and loses nothing.',
+    },
+  );
 }

@@ -146,6 +146,9 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
   assert.equal(drain.exitCode, 3, drain.stderr);
   assert.equal((await fleet.run('runs', 'list')).exitCode, 0);
   rmSync(join(disk, 'rest'));
+  await fleet.run('undrain', 'small');
+  await usedUp(fleet, disk, hog.id);
+  await small.client.drain({ target: null });
 
   // 3. Both leave through what is kept back for that: the neighbour with all that it wrote, and the hog with
   // what it may have in its page cache.
@@ -170,6 +173,26 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
     .update(execFileSync('sh', ['-c', HOG], { maxBuffer: 2 * HOG_BYTES }))
     .digest('hex');
   assert.equal((await inMachine(other, 'hog', 'sha256sum < /data/big')).split(' ')[0], expected);
+}
+
+/** The room that a machine needs to end is not there any more: then it is not stopped, and says so. */
+async function usedUp(fleet: Fleet, disk: string, id: string): Promise<void> {
+  const { client } = fleet.worker('small');
+  const isStill = async () => (await client.showMachine(id)).move === null;
+  await fleet.until('what the drain began to be over', isStill);
+  const { startedAtMs } = await fleet.until('the hog to run', async () => {
+    const view = await client.showMachine(id);
+    return view.state === 'running' && view.ioPaused ? view : null;
+  });
+  const { blocks, bavail, bsize } = statfsSync(disk);
+  const leftBytes = lastReserveBytes(blocks * bsize) + MIB;
+  execFileSync('fallocate', ['-l', String(bavail * bsize - leftBytes), join(disk, 'rest')]);
+  const move = await fleet.run('move', 'hog');
+  const said = `${move.stdout}${move.stderr}`;
+  assert.equal(move.exitCode, 3, said);
+  assert.match(said, /does not fit into what is kept back/);
+  assert.equal((await client.showMachine(id)).startedAtMs, startedAtMs, 'it was not stopped for that');
+  rmSync(join(disk, 'rest'));
 }
 
 test('a client of a volume that is served waits for room as a machine does, is named, and goes on when there is some', {
