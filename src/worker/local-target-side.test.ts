@@ -16,6 +16,7 @@ const MACHINE_ID = 'm_01kdvdnevb3rm49f2hzsqy4bmt';
 /** A shim whose workload takes its time to start. */
 class SlowShim {
   runs = false;
+  volume: { mounted: boolean } | null = null;
   readonly startAsked = Promise.withResolvers<void>();
   readonly mayStart = Promise.withResolvers<void>();
   readonly #closed = Promise.withResolvers<void>();
@@ -30,7 +31,8 @@ class SlowShim {
         this.runs = true;
       }
       if (op === 'workload.stop') this.runs = false;
-      return { workload: null, volume: null };
+      if (op === 'fs.mount') throw new Error('a filesystem that no kernel mounts');
+      return { workload: null, volume: this.volume };
     },
   };
 }
@@ -81,6 +83,21 @@ test('a machine that its owner has stopped on its way is not started here', asyn
   shim.mayStart.resolve();
   await machines.stop(MACHINE_ID, {}, { moving: true });
   await target.boot(request, () => {});
+  assert.equal(shim.runs, false);
+});
+
+test('a move goes on with what cannot be mounted here when its owner has stopped the machine', async (t) => {
+  const { target, machines, request, shim } = await fixture(t);
+  shim.mayStart.resolve();
+  shim.volume = { mounted: false };
+  const config = { ...request.config, volume: { volumeId: 'v_1', mountPath: '/data' } };
+  const mounting = { ...request, config, volume: { volumeId: 'v_1', filesystem: 'ext4' } } as PrepareRequest;
+  await assert.rejects(
+    target.boot(mounting, () => {}),
+    /no kernel mounts/,
+  );
+  await machines.stop(MACHINE_ID, {}, { moving: true });
+  await target.boot(mounting, () => {});
   assert.equal(shim.runs, false);
 });
 

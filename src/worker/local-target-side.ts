@@ -171,7 +171,8 @@ export class LocalTargetSide extends askingVolume<PrepareRequest>() implements T
     const client = await this.#attached(request, 'writable');
     const filesystem = request.volume?.filesystem ?? 'none';
     const isMounted = request.config.volume?.mountPath !== undefined && filesystem !== 'none';
-    if (request.startMachine && isMounted) await this.#options.machines.mount(client, filesystem);
+    // Of one that its owner has stopped, nothing stands in the way of the blocks that follow.
+    if (isMounted && this.#isWanted(request)) await this.#options.machines.mount(client, filesystem);
     onMounted();
     if (request.startMachine) await this.#options.machines.startWorkload(request.machineId, client);
   }
