@@ -68,7 +68,7 @@ test('every command that people are told to type does something in a fleet of th
       if (words[at - 1] === '--as') return `as-${serial++}`;
       if (words[at - 1] === '--receipts') return join(fleet.dir, 'receipts');
       if (words[at - 1] === '--verify') return receiptFile;
-      if (word === 'MOVE.in') return targetRunId(moving.id);
+      if (/^(MOVE|RUN)\.in$/.test(word)) return targetRunId(moving.id);
       if (verb === 'runs' && at === 3 && word === 'X') return 'undo';
       return /^(X|NAME|VOLUME|RUN|MOVE|WORKER|db|db-data|disk|worker-1)$/.test(word) ? named : word;
     });
