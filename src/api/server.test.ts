@@ -98,7 +98,7 @@ test('bad requests are refused before the service sees them', async (t) => {
   const { app, service } = await start(t);
   const cases: [Method, string, object | undefined, RegExp][] = [
     ['POST', '/v1/machines', { name: 'pg' }, /body: must have required properties config/],
-    ['POST', '/v1/machines', { name: 'P G', config: { command: ['x'] } }, /\/name/],
+    ['POST', '/v1/machines', { name: 'P G', config: { command: ['x'] } }, /the name must be 1 to 63 of a-z/],
     ['POST', '/v1/machines', { name: 'pg', config: { command: ['x'] }, cpu: 1 }, /unknown property cpu/],
     ['POST', '/v1/volumes', { name: 'v', lengthBytes: 5 }, /the length must be at least 16 MiB/],
     ['PUT', '/v1/drain', { desired: false }, /\/desired/],

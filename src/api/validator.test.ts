@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Type } from 'typebox';
 import { isGodwitError } from '../base/errors.ts';
-import { CreateMachineRequest, LogsQuery } from '../contract/schemas.ts';
+import { CreateMachineRequest, LogsQuery, Name } from '../contract/schemas.ts';
 import { strict } from './strict.ts';
 import { validatorCompiler } from './validator.ts';
 
@@ -122,6 +122,7 @@ test('a bound of a size or a time is said in its unit, and without the path of a
     lengthBytes: Type.Integer({ minimum: 16 * 2 ** 20, maximum: 2 ** 46 }),
     stopTimeoutMs: Type.Optional(Type.Integer({ minimum: 1, maximum: 3_600_000 })),
     count: Type.Optional(Type.Integer({ minimum: 1 })),
+    name: Type.Optional(Name),
   });
   const check = (body: object) => validate(schema, 'body', body);
   assert.equal(check({ lengthBytes: 2 ** 20 }), 'the length must be at least 16 MiB');
@@ -129,5 +130,10 @@ test('a bound of a size or a time is said in its unit, and without the path of a
   const long = { lengthBytes: 2 ** 30, stopTimeoutMs: 3_600_001 };
   assert.equal(check(long), 'the stop timeout must be at most 1 h');
   assert.equal(check({ lengthBytes: 2 ** 30, count: 0 }), 'body /count: must be >= 1');
+  assert.equal(
+    check({ lengthBytes: 2 ** 30, name: 'a b' }),
+    'the name must be 1 to 63 of a-z, 0-9 and "-", without "-" at its ends',
+  );
+  assert.deepEqual(check({ lengthBytes: 2 ** 30, name: 'a-b' }), { lengthBytes: 2 ** 30, name: 'a-b' });
   assert.deepEqual(check({ lengthBytes: 2 ** 30 }), { lengthBytes: 2 ** 30 });
 });

@@ -4,6 +4,7 @@ import { Compile } from 'typebox/compile';
 import type { TLocalizedValidationError } from 'typebox/error';
 import { Convert, Default } from 'typebox/value';
 import { GodwitError } from '../base/errors.ts';
+import { NAME_PATTERN } from '../contract/schemas.ts';
 
 /**
  * Compiles the schema of one part of a request (body, query string, path). Bodies are taken as they are;
@@ -76,7 +77,7 @@ export function describe(errors: readonly TLocalizedValidationError[]): string {
   );
   // When a branch fails, typebox has not filled in the defaults beside it, and they are reported as missing.
   const first = telling.find((error) => branchOf(error) !== null) ?? telling[0];
-  if (first) return inUnits(first) ?? at(first, first.message);
+  if (first) return inUnits(first) ?? aName(first) ?? at(first, first.message);
   for (const error of errors) {
     if (error.keyword === 'unevaluatedProperties') {
       return at(error, `unknown property ${error.params.unevaluatedProperties.join(', ')}`);
@@ -106,6 +107,14 @@ function inUnits({ keyword, instancePath, params }: TLocalizedValidationError): 
   const words = name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
   const bound = unit === 'Bytes' ? bytesText(limit) : timeText(limit);
   return `: the ${words} must be at ${keyword === 'minimum' ? 'least' : 'most'} ${bound}`;
+}
+
+/** What a name may be, for who has not read the schema. null: it is not about one. */
+function aName({ keyword, instancePath, params }: TLocalizedValidationError): string | null {
+  const isName = keyword === 'pattern' && 'pattern' in params && String(params.pattern) === NAME_PATTERN;
+  if (!isName) return null;
+  const [, field = 'name'] = /\/([a-zA-Z]+)$/.exec(instancePath) ?? [];
+  return `: the ${field} must be 1 to 63 of a-z, 0-9 and "-", without "-" at its ends`;
 }
 
 /** Exact: in the largest unit of which it is a whole number. */

@@ -18,7 +18,8 @@ import { MachineConfig } from './machine-config.ts';
  * What machines, volumes and workers are called: also a legal host name, and never like an id (ids have an
  * underscore).
  */
-export const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
+export const NAME_PATTERN = '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$';
+export const Name = Type.String({ pattern: NAME_PATTERN });
 
 /** A name or an id: one plain name. */
 export const Ref = Type.String({ minLength: 1, maxLength: 128, pattern: OWN_NAME_PATTERN });

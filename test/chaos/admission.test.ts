@@ -44,7 +44,12 @@ test('what is too much, too small, meant for another worker, or new on one that 
     assert.match(reply.stderr, message);
   };
 
-  // 1. In the units of who asked, and before anything is made.
+  // 1. In the words and units of who asked, and before anything is made.
+  await refused(
+    2,
+    /^error API_INVALID_REQUEST: the name must be 1 to 63 of a-z, 0-9 and "-", without "-" at its ends$/m,
+    ...['machine', 'run', '--name', 'My_db', '--worker', 'a', '--', 'true'],
+  );
   await refused(
     2,
     /^error API_INVALID_REQUEST: the length must be at least 16 MiB$/m,
