@@ -217,6 +217,10 @@ test('something else answers', async (t) => {
     assert.equal((await rejection(client.worker())).code, 'API_BAD_REPLY', body);
   }
   assert.throws(() => new ApiClient({ url: 'worker-1', token: 'x' }), { code: 'API_BAD_URL' });
+  assert.throws(
+    () => new ApiClient({ url: 'https://ann:hush@h:1', token: 'x' }),
+    (error) => error instanceof GodwitError && !JSON.stringify(error.toWire()).includes('hush'),
+  );
 });
 
 test('an idle connection that the worker has closed is no reason to fail a call that may be repeated', async (t) => {

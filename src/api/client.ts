@@ -93,6 +93,13 @@ export class ApiClient extends asking({ ...HEALTH, ...OPERATOR }) {
         nextAction: 'Give it as https://HOST:PORT, or http://HOST:PORT where the worker has no certificate.',
       });
     }
+    if (base.username !== '' || base.password !== '') {
+      // It would be sent to nobody, and printed wherever the worker's URL is.
+      throw new GodwitError('API_BAD_URL', `the URL of the worker at ${base.host} has a user or a password`, {
+        values: { url: base.origin },
+        nextAction: `Write it as ${base.origin}; workers know their operators by the token (--token-file).`,
+      });
+    }
     this.#base = base;
     this.#tls = options.tls;
     const keep = { keepAlive: true, maxFreeSockets: 4 };

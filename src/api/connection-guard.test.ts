@@ -185,7 +185,8 @@ async function friendsGetIn(t: TestContext, authority: TestAuthority | null, wor
 
 test('who has the token gets in beside connections that say nothing, or half of something', async (t) => {
   await friendsGetIn(t, null, '');
-  await friendsGetIn(t, null, post());
+  // Half of a head: who sends a whole one without the token is gone at once, and holds no place.
+  await friendsGetIn(t, null, 'GET /v1/worker HTTP/1.1\r\nx-long: ');
 });
 
 test('who has the token gets in over TLS beside half handshakes', { skip }, async (t) => {
