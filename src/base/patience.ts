@@ -522,8 +522,8 @@ const TABLE = {
     ms: 1_000,
     kind: 'help',
     waits: 'the data disk to take a byte, for `why`',
-    end: '`why` says nothing of the disk',
-    slow: 'the same',
+    end: '`why` says that it does not answer, and since when',
+    slow: 'the same: it is not so quick',
   },
   serverWhy: {
     ms: 2_000,

@@ -12,6 +12,7 @@ export type Condition = Why['conditions'][number] & { code: ConditionCode; holds
 export const CONDITIONS = {
   'machine-down': 'a machine that its owner wants up is down because of godwit',
   'disk-unwritable': 'the data disk of the worker cannot be written',
+  'disk-silent': 'the data disk of the worker does not answer',
   'runtime-full': 'there is no room for the files of the processes that hold machines',
   'volume-data-lost': 'the disk lost what was written to a volume',
   'filesystem-read-only':

@@ -6,21 +6,28 @@ import { makeShimRoom } from '../shim/client.ts';
 import type { Condition } from './condition.ts';
 
 /**
- * The data disk of this worker refuses to be written. `sinceMs`: wall clock, of when somebody looked and
- * found it first.
+ * The data disk of this worker refuses to be written (`message`: with what), or does not answer (null).
+ * `sinceMs`: wall clock, of when somebody looked and found it first.
  */
-export type DiskTrouble = { message: string; sinceMs: number };
+export type DiskTrouble = { message: string | null; sinceMs: number };
+
+/** One write, for all who look while it lasts. `isLate`: it has had its time. */
+type Probe = { ended: Promise<unknown>; sinceMs: number; isLate: boolean };
+
+/** Of its time; a process that did not run meanwhile loses one of them, and not all of it. */
+const SLICES = 4;
 
 /**
  * Whether the data disk takes a write, for people who ask why. A filesystem that has met an error is
  * read-only from then on, and what runs on it fails one by one in ways of its own. One that is full has its
- * own word (volume/disk-room.ts), and one that hangs is not waited for.
+ * own word (volume/disk-room.ts). One that hangs is not waited for, and holds one thread of this process.
  */
 export class DiskLook {
   readonly #path: string;
   readonly #clock: Clock;
   readonly #write: (path: string) => Promise<void>;
   #sinceMs: number | null = null;
+  #probe: Probe | null = null;
 
   /** `path`: of a file that nobody else has, on that disk. */
   constructor(path: string, clock: Clock, write: (path: string) => Promise<void> = writeAndRemove) {
@@ -29,15 +36,20 @@ export class DiskLook {
     this.#write = write;
   }
 
-  /** Null: it takes it, or is full, or takes its time. Never rejects. */
+  /** Null: it takes it, or is full. Never rejects. */
   async look(): Promise<DiskTrouble | null> {
-    const tried = this.#write(this.#path).then(
-      () => null,
-      (error: unknown) => error,
-    );
-    const late = Promise.withResolvers<null>();
-    const cancel = this.#clock.timer(PATIENCE.diskLook.ms, () => late.resolve(null));
-    const error = await Promise.race([tried, late.promise]).finally(cancel);
+    this.#probe ??= this.#begin();
+    const probe = this.#probe;
+    for (let slice = 0; slice < SLICES && !probe.isLate && this.#probe === probe; slice++) {
+      const late = Promise.withResolvers<void>();
+      const cancel = this.#clock.timer(PATIENCE.diskLook.ms / SLICES, late.resolve);
+      await Promise.race([probe.ended, late.promise]).finally(cancel);
+    }
+    if (this.#probe === probe) {
+      probe.isLate = true;
+      return { message: null, sinceMs: probe.sinceMs };
+    }
+    const error = await probe.ended;
     if (error === null || isDiskFull(error)) {
       this.#sinceMs = null;
       return null;
@@ -45,11 +57,36 @@ export class DiskLook {
     this.#sinceMs ??= this.#clock.wallMs();
     return { message: messageOf(error), sinceMs: this.#sinceMs };
   }
+
+  /** `ended` is of null, or of why it was not written. */
+  #begin(): Probe {
+    const over = (error: unknown) => {
+      this.#probe = null;
+      return error;
+    };
+    const ended = this.#write(this.#path).then(() => over(null), over);
+    return { ended, sinceMs: this.#clock.wallMs(), isLate: false };
+  }
 }
 
 /** Whatever else is the matter of what is on it: nothing of it can be changed. */
-export function diskConditions(trouble: DiskTrouble | null, worker: string): Condition[] {
+export function diskConditions(
+  trouble: DiskTrouble | null,
+  { name: worker, dataDir }: { name: string; dataDir: string },
+): Condition[] {
   if (trouble === null) return [];
+  if (trouble.message === null) {
+    return [
+      {
+        code: 'disk-silent',
+        holdsUp: `all of ${worker}`,
+        message: `the data disk of ${worker} does not answer: a write of one byte has not ended`,
+        sinceMs: trouble.sinceMs,
+        whoCanClearIt: 'an operator of the worker',
+        nextAction: `Look at it (dmesg; a disk on the network: whether its server is there). One that somebody froze: fsfreeze --unfreeze "$(findmnt -n -o TARGET --target ${dataDir})". All goes on by itself when it answers.`,
+      },
+    ];
+  }
   return [
     {
       code: 'disk-unwritable',

@@ -157,11 +157,11 @@ export const HOST_PARTS: PartTable<Given & MoveParts & SurfaceParts, HostParts> 
     needs: ['folder'],
     make: ({ folder, clock }) => new DiskLook(folder.paths.writeProbe, clock),
     conditions: {
-      disk: async (disk, { kind }, { options, folder }) =>
-        kind === 'run'
+      disk: async (disk, about, { options, folder }) =>
+        about.kind === 'run' && about.runs.every(({ endedAtMs }) => endedAtMs !== null)
           ? []
           : [
-              ...diskConditions(await disk.look(), options.name),
+              ...diskConditions(await disk.look(), options),
               ...runtimeConditions(folder.paths.runtimeRoot, await shimRoomLacks(folder.paths.runtimeRoot)),
             ],
     },

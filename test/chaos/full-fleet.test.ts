@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -13,6 +13,7 @@ import { dirtyBoundOf } from '../../src/host/write-back.ts';
 import { NbdClient } from '../../src/nbd/index.ts';
 import { diskReserveBytes, keptBytes, lastReserveBytes } from '../../src/volume/disk-room.ts';
 import { Fleet, type FleetWorker, fleetNeeds, killProcess } from '../support/fleet.ts';
+import { requires } from '../support/requires.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
 /**
@@ -56,7 +57,7 @@ async function machine(
 }
 
 test('a disk that is full holds writes back, breaks no filesystem, is named, and is emptied', {
-  skip: fleetNeeds,
+  skip: fleetNeeds || requires('fsfreeze'),
 }, async (t) => {
   const lab = new VolumeLab();
   const disk = await lab.smallDisk(DISK_BYTES);
@@ -64,6 +65,7 @@ test('a disk that is full holds writes back, breaks no filesystem, is named, and
   try {
     await emptyFullDisk(fleet, disk);
   } finally {
+    spawnSync('fsfreeze', ['--unfreeze', disk]);
     // What waits for room could not be unmounted.
     for (const name of ['filler', 'rest']) rmSync(join(disk, name), { force: true });
     await fleet.close();
@@ -97,6 +99,15 @@ async function emptyFullDisk(fleet: Fleet, disk: string): Promise<void> {
     64 * MIB,
     'while :; do date +%s >> /data/log; sync /data/log; sleep 0.2; done',
   );
+  // 0. It hangs: the first who asks is told, and with which command that ends.
+  execFileSync('fsfreeze', ['--freeze', disk]);
+  const hangs = (await fleet.run('why', 'quiet')).stdout;
+  assert.match(hangs, /^ {2}- the data disk of small does not answer: .* \(for \d/m);
+  assert.match((await fleet.run('why', 'small')).stdout, /data disk of small does not answer/);
+  execFileSync('sh', ['-c', /next: .*(fsfreeze --unfreeze .*"). /.exec(hangs)![1]!]);
+  await fleet.until('why to be done with it', async () => (await fleet.run('why', 'quiet')).stdout, {
+    is: (stdout) => !/does not answer/.test(stdout),
+  });
   // While there is room: later it waits as the hog does, for as long as nothing may be written to its
   // journal.
   const fresh = await inMachine(
