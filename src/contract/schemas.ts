@@ -90,7 +90,13 @@ export const MachineView = Type.Object({
   /** How many of its processes were killed for want of memory, since its shim began. Left out: none. */
   outOfMemoryKills: Type.Optional(Type.Integer()),
   move: Nullable(
-    Type.Object({ runId: Type.String(), phase: Type.String(), target: Nullable(Type.String()) }),
+    Type.Object({
+      runId: Type.String(),
+      phase: Type.String(),
+      target: Nullable(Type.String()),
+      /** Why the machine goes back to its source. Left out: the move goes on. */
+      undoneBecause: Type.Optional(Type.String()),
+    }),
   ),
   hydration: Nullable(HydrationStatus),
   /**

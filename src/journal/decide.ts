@@ -1,6 +1,13 @@
 import type { GodwitError, WireError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
-import { type EventBody, type History, type StoredStep, sideOf } from './history.ts';
+import {
+  cancelledText,
+  type EventBody,
+  forcedUndoText,
+  type History,
+  type StoredStep,
+  sideOf,
+} from './history.ts';
 
 /*
  * What a run does next, from its history and from how long nothing in it has advanced. The journal asks after
@@ -143,16 +150,11 @@ function finish(state: 'done' | 'undone' | 'failed', error: WireError | null, ho
 }
 
 function cancelled(reason: string): WireError {
-  return wire('JOURNAL_CANCELLED', `cancelled: ${reason}`, { reason }, 'Nothing: it was asked for.');
+  return wire('JOURNAL_CANCELLED', cancelledText(reason), { reason }, 'Nothing: it was asked for.');
 }
 
 function forcedUndo(by: string): WireError {
-  return wire(
-    'JOURNAL_FORCED_UNDO',
-    `${by} forced the run to be undone`,
-    { by },
-    'Nothing: it was asked for.',
-  );
+  return wire('JOURNAL_FORCED_UNDO', forcedUndoText(by), { by }, 'Nothing: it was asked for.');
 }
 
 function forgotten(by: string): WireError {

@@ -508,6 +508,7 @@ export function viewOf(
     })),
     pastPointOfNoReturn: sideOf(history) === 'past',
     cancelRequested: history.cancelReason !== null,
+    ...callOff(history),
     reason,
     ...(progress !== null && !end && { progress }),
     ...(asks !== null && !end && { asks }),
@@ -516,6 +517,15 @@ export function viewOf(
     endedAtMs: end?.atMs ?? null,
     handedOffTo: end?.handedOffTo ?? null,
   };
+}
+
+export const cancelledText = (reason: string) => `cancelled: ${reason}`;
+export const forcedUndoText = (by: string) => `${by} forced the run to be undone`;
+
+function callOff({ cancelReason, forced, end }: History): Pick<RunView, 'calledOff'> {
+  if (end) return {};
+  if (forced?.how === 'undo') return { calledOff: forcedUndoText(forced.by) };
+  return cancelReason === null ? {} : { calledOff: cancelledText(cancelReason) };
 }
 
 function reasonOf(history: History): RunView['reason'] {

@@ -29,6 +29,11 @@ export const RunReply = Type.Object({
   /** Past it nothing is undone. */
   pastPointOfNoReturn: Type.Boolean(),
   cancelRequested: Type.Boolean(),
+  /**
+   * Who called the run off, and how, until it ends. Left out: nobody, or its worker is of an earlier version
+   * and does not say.
+   */
+  calledOff: Type.Optional(Type.String()),
   reason: Nullable(
     Type.Object({ message: Type.String(), nextAction: Type.String(), sinceMs: Type.Number() }),
   ),
@@ -58,6 +63,29 @@ export type RunView = Omit<Static<typeof RunReply>, 'steps'> & {
   steps: StepView[];
   handedOffTo?: { runId: string; kind: string } | null;
 };
+/**
+ * Why a run goes back. `begun`: not where the step that runs has to end first. Null: it goes forward, or is
+ * over. Pure.
+ */
+export function goesBack(
+  run: Pick<RunView, 'endedAtMs' | 'error' | 'cancelRequested' | 'calledOff'>,
+): { why: string; begun: boolean } | null {
+  if (run.endedAtMs !== null) return null;
+  if (run.error !== null) return { why: run.error.message, begun: true };
+  if (run.calledOff === undefined && !run.cancelRequested) return null;
+  return { why: run.calledOff ?? 'cancelled', begun: false };
+}
+
+/** What it is doing in its step, as the end of a sentence that begins with its name. Pure. */
+export function stepText(run: RunView): string {
+  const back = goesBack(run);
+  const step = run.step ?? '?';
+  if (back === null) return `is in step ${step}`;
+  return back.begun
+    ? `goes back (${back.why}), and undoes step ${step} now`
+    : `goes back (${back.why}) as soon as what runs in step ${step} has ended`;
+}
+
 export type RunState = RunView['state'];
 export type StepView = Static<typeof RunReply>['steps'][number] & { pointOfNoReturn?: boolean };
 

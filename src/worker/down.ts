@@ -1,5 +1,5 @@
 import type { MachineView } from '../contract/schemas.ts';
-import type { RunView } from '../journal/run.ts';
+import { goesBack, type RunView } from '../journal/run.ts';
 import { MIGRATE_IN, type MigrateInInput, type MigrateInOutput } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts';
 import { isPast, isServing, isUndone, ownsMachine } from '../migration/move-watch.ts';
@@ -20,7 +20,7 @@ export function downByMove(run: RunView): Down | null {
     // The undo of the stop is its start.
     if (!subject?.running || stopStartedAtMs === undefined || isServing(run) || isUndone(run, 'interruption'))
       return null;
-    const why = run.state === 'undoing' ? 'comes back from its move' : 'moves';
+    const why = run.state === 'undoing' || goesBack(run) ? 'comes back from its move' : 'moves';
     return {
       sinceMs: stopStartedAtMs,
       why: `${why}${target ? ` to ${target}` : ''} (step ${run.step ?? '?'})`,

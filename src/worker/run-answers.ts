@@ -40,7 +40,7 @@ export class RunAnswers {
   }
 
   async cancelRun(id: string): Promise<RunView> {
-    return this.#o.journal.cancel(id, 'cancelled over the API');
+    return this.#o.journal.cancel(id, 'an operator asked for it, over the API');
   }
 
   async nudgeRun(id: string): Promise<RunView> {

@@ -59,6 +59,37 @@ test('who was asked and does not answer is named, since he was asked, beside a r
   assert.doesNotMatch(lives?.nextAction ?? '', /hang/);
 });
 
+test('a run that goes back says so first, and why, whatever it waits for', () => {
+  const back = runView({
+    kind: 'migrate-out',
+    state: 'undoing',
+    step: 'choose',
+    reason: null,
+    endedAtMs: null,
+    steps: [{ name: 'stop', state: 'pending', attempts: 0, startedAtMs: null, endedAtMs: null }],
+    error: { code: 'X', message: 'w2 is full', values: {}, nextAction: 'look' },
+  });
+  const said = (more: object = {}) => {
+    const told = runConditions({ ...back, ...more }, 5_000);
+    return told.map(({ message, nextAction }) => `${message} ${nextAction}`).join(' ');
+  };
+  const goesBack = /^migrate-out goes back \(w2 is full\), and undoes step choose now/;
+  assert.match(said(), goesBack);
+  assert.doesNotMatch(said(), /gives up/);
+  const reason = { message: 'no disk', nextAction: 'wait', sinceMs: 1 };
+  assert.match(said({ state: 'waiting', reason }), goesBack);
+  assert.match(said({ reason }), /now: no disk/);
+  const asks = { who: 'w2', sinceMs: 2_000 };
+  assert.match(said({ asks }), goesBack);
+  assert.doesNotMatch(said({ asks }), /the move is undone by itself/);
+  const cancelled = { error: null, state: 'running', cancelRequested: true };
+  assert.match(
+    said(cancelled),
+    /^migrate-out goes back \(cancelled\) as soon as what runs in step choose has/,
+  );
+  assert.match(said({ ...cancelled, calledOff: 'cancelled: enough' }), /goes back \(cancelled: enough\) as/);
+});
+
 test('who can clear it is the one who can', () => {
   const who = (kind: string, step: string) =>
     runConditions(

@@ -1,6 +1,6 @@
 import type { WireError } from '../base/errors.ts';
 import { progressText, type Question, questionText, unanswered } from '../base/progress.ts';
-import type { RunView } from '../journal/run.ts';
+import { goesBack, type RunView, stepText } from '../journal/run.ts';
 import { MIGRATE_IN } from '../migration/migrate-in.ts';
 import { MIGRATE_OUT } from '../migration/migrate-out.ts';
 import { isBefore, mayHavePassed, stepOf } from '../migration/move-watch.ts';
@@ -32,13 +32,10 @@ export function runConditions(run: RunView, nowMs: number): Condition[] {
       {
         code: 'run-goes-on',
         holdsUp: run.resource,
-        message: `${run.kind} is in step ${run.step ?? '?'} (${pace ?? 'nothing has advanced in it yet'})`,
+        message: `${run.kind} ${stepText(run)} (${pace ?? 'nothing has advanced in it yet'})`,
         sinceMs: startedAtMs ?? run.createdAtMs,
         whoCanClearIt: waitsForHandoff(run) ?? 'time: it goes on',
-        nextAction:
-          pace === null
-            ? 'Nothing to do yet; it says why when it gives up.'
-            : 'Nothing to do while that advances.',
+        nextAction: nothingToDo(run, pace),
       },
     ];
   }
@@ -46,13 +43,19 @@ export function runConditions(run: RunView, nowMs: number): Condition[] {
     {
       code: 'run-waits',
       holdsUp: run.resource,
-      message: `${run.kind} is in step ${run.step ?? '?'}: ${run.reason.message}${pace === null ? '' : ` (${pace})`}`,
+      message: `${run.kind} ${stepText(run)}: ${run.reason.message}${pace === null ? '' : ` (${pace})`}`,
       sinceMs: run.reason.sinceMs,
       whoCanClearIt: whoClears(run),
       nextAction: run.reason.nextAction,
     },
     ...(silent ? [silentCondition(run, silent, pace)] : []),
   ];
+}
+
+function nothingToDo(run: RunView, pace: string | null): string {
+  if (pace !== null) return 'Nothing to do while that advances.';
+  if (goesBack(run)) return 'Nothing to do yet: what is undone is tried until it is done.';
+  return 'Nothing to do yet; it says why when it gives up.';
 }
 
 /** All is ready here, and the machine still runs there. Null: it is in another step. */
@@ -67,7 +70,7 @@ function waitsForHandoff(run: RunView): string | null {
 function silentCondition(run: RunView, question: Question, pace: string | null): Condition {
   const { who, sinceMs, livesAtMs } = question;
   const meanwhile =
-    run.kind === MIGRATE_OUT && isBefore(run, 'interruption')
+    run.kind === MIGRATE_OUT && isBefore(run, 'interruption') && goesBack(run) === null
       ? 'The machine runs on here meanwhile; if that lasts, the move is undone by itself.'
       : 'All goes on by itself when it answers.';
   const look =
@@ -77,7 +80,7 @@ function silentCondition(run: RunView, question: Question, pace: string | null):
   return {
     code: 'run-unanswered',
     holdsUp: run.resource,
-    message: `${run.kind} is in step ${run.step ?? '?'}: it ${questionText(question)}${pace === null ? '' : ` (${pace})`}`,
+    message: `${run.kind} ${stepText(run)}: it ${questionText(question)}${pace === null ? '' : ` (${pace})`}`,
     sinceMs,
     whoCanClearIt: who,
     nextAction: `${look} ${meanwhile}`,
@@ -85,7 +88,7 @@ function silentCondition(run: RunView, question: Question, pace: string | null):
 }
 
 function whoClears(run: RunView): string {
-  if (run.state === 'undoing') return 'this worker, which tries again by itself';
+  if (goesBack(run)?.begun) return 'this worker, which tries again by itself';
   // Two workers have looked twice: it is the hardware's turn.
   const disputed = run.output.disputed as WireError | null | undefined;
   if (disputed)

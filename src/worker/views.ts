@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { MachineState, MachineView, VolumeView } from '../contract/schemas.ts';
-import type { RunView } from '../journal/run.ts';
+import { goesBack, type RunView } from '../journal/run.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager, MachineShow } from '../machine/manager.ts';
 import { MIGRATE_IN, phaseOf } from '../migration/migrate-in.ts';
@@ -46,6 +46,7 @@ export class Views {
     const noRoom = shim?.volume?.status?.noRoom;
     const trouble = record.desired === 'running' ? this.#o.recovery.trouble(record.id) : null;
     const down = (run && downByMove(run)) ?? downByTrouble(trouble);
+    const back = run && goesBack(run);
     const ailment = record.desired === 'running' ? ailmentOf(workload, this.#o.clock.wallMs()) : null;
     return {
       id: record.id,
@@ -65,6 +66,7 @@ export class Views {
         runId: run.id,
         phase: run.kind === MIGRATE_IN ? phaseOf(run) : (run.step ?? run.state),
         target: run.kind === MIGRATE_IN ? this.#o.name : ((run.output as MigrateOutOutput).target ?? null),
+        ...(back && { undoneBecause: back.why }),
       },
       hydration: arriving(shim?.volume?.status, run),
       ...(down && { down }),

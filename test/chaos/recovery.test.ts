@@ -120,8 +120,28 @@ test('a key program that is away for a moment keeps a machine down only for that
     return steps.find(({ name }) => name === 'prepare')?.attempts ?? 0;
   };
   await fleet.until('a second try', async () => (await tries()) > 1);
+
+  // While that is called off, everybody says so, why, and for whom the undo waits.
+  const cancelled = await fleet.run('runs', 'cancel', runId);
+  assert.match(cancelled.stdout, /goes back \(cancelled: an operator asked for it, over the API\)/);
+  const told = [
+    ['why', 'm'],
+    ['machine', 'list'],
+    ['top', '--once'],
+    ['runs', 'show', runId],
+  ];
+  const [said, list, top, shown] = await Promise.all(told.map((words) => fleet.run(...words)));
+  const back = /goes back \(cancelled: an operator .*\), and undoes step prepare now/;
+  assert.match(said!.stdout, new RegExp(`- migrate-out ${back.source}: it waits for an answer of c`));
+  assert.match(list!.stdout, /^m .* moving \(goes back\) .* undoing prepare, back from c/m);
+  assert.match(list!.stderr, /^1 move is being undone, of m: cancelled: an operator .*godwit why m/m);
+  assert.match(top!.stdout, /^1 move is being undone, of m: [\s\S]*^m .*moving \(goes back\)/m);
+  assert.match(shown!.stdout, back);
+  assert.match(shown!.stdout, /waits for an answer of c/);
   process.kill(target.pid, 'SIGCONT');
-  assert.equal((await fleet.ended(worker, target, runId)).state, 'done');
+  assert.equal((await worker.ended(runId)).state, 'undone');
+  const again = await worker.client.moveMachine(id, { target: 'c' });
+  assert.equal((await fleet.ended(worker, target, again.id)).state, 'done');
   assert.equal((await target.client.showMachine(id)).hydration, null, 'nothing arrives any more');
 });
 

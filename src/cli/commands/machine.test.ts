@@ -4,7 +4,7 @@ import { Check } from 'typebox/value';
 import { machineView } from '../../../test/support/fake-service.ts';
 import { MachineConfig } from '../../contract/machine-config.ts';
 import type { MachineView } from '../../contract/schemas.ts';
-import { configOf, ioPausedLine, type RunOptions, stateOf } from './machine.ts';
+import { configOf, ioPausedLine, type RunOptions, stateOf, undoneLine } from './machine.ts';
 
 const minimal: RunOptions = {
   name: 'pg',
@@ -97,4 +97,15 @@ test('a machine that waits for room on a full disk is told of with since when, a
   );
   const [long, short] = [paused('long', nowMs - 60_000, 1), hog];
   assert.match(ioPausedLine([short, long], nowMs)!, /^2 machines find no room on a full disk, long on /);
+});
+
+test('a machine whose move is undone is told of with why', () => {
+  const nowMs = 1_000_000;
+  const move = { runId: 'r', phase: 'choose', target: 'w2', undoneBecause: 'cancelled: enough' };
+  const back = { ...machineView({ name: 'db' }), state: 'moving', move } as MachineView;
+  assert.equal(stateOf(back, nowMs), 'moving (goes back)');
+  const down = { sinceMs: nowMs - 12_000, why: 'comes back' };
+  assert.equal(stateOf({ ...back, down }, nowMs), 'moving (goes back, down 12 s)');
+  assert.equal(undoneLine([{ ...back, move: null }]), null);
+  assert.match(undoneLine([back])!, /^1 move is being undone, of db: cancelled: enough .*godwit why db/);
 });

@@ -366,9 +366,11 @@ function invalid(message: string): GodwitError {
  * room on a full disk.
  */
 export function stateOf(machine: MachineView, nowMs: number = Date.now()): string {
-  const { health, down, ioPaused } = machine;
+  const { health, down, ioPaused, move: moving } = machine;
   const since = (sinceMs: number) => formatDuration(Math.max(0, nowMs - sinceMs));
-  if (down) return `${machine.state} (down ${since(down.sinceMs)})`;
+  const back = moving?.undoneBecause === undefined ? '' : 'goes back';
+  if (down) return `${machine.state} (${back && `${back}, `}down ${since(down.sinceMs)})`;
+  if (back) return `${machine.state} (${back})`;
   if (ioPaused) {
     const what = ioPaused.waiting === 0 ? 'no room' : 'I/O paused';
     return `${machine.state} (${what} ${since(ioPaused.sinceMs)})`;
@@ -386,7 +388,7 @@ export async function list(context: Context): Promise<void> {
     },
     () => (machines.length === 0 && unreachable.length === 0 ? 'No machines.' : machineTable(machines)),
   );
-  for (const line of [downLine, ioPausedLine]) {
+  for (const line of [downLine, undoneLine, ioPausedLine]) {
     const text = line(machines, Date.now());
     if (text !== null) context.note(text);
   }
@@ -402,6 +404,16 @@ export function downLine(machines: readonly MachineView[], nowMs: number): strin
   const count = down.length === 1 ? '1 machine is' : `${down.length} machines are`;
   const forMs = formatDuration(Math.max(0, nowMs - longest.sinceMs));
   return `${count} down because of godwit, ${printable(longest.name)} for ${forMs}: it ${printable(longest.why)}`;
+}
+
+/** How many machines go back to where they came from, and why one of them does; null: none. Pure. */
+export function undoneLine(machines: readonly MachineView[]): string | null {
+  const back = machines.filter(({ move: moving }) => moving?.undoneBecause !== undefined);
+  const [first] = back;
+  if (!first) return null;
+  const count = back.length === 1 ? '1 move is' : `${back.length} moves are`;
+  const name = printable(first.name);
+  return `${count} being undone, of ${name}: ${printable(first.move!.undoneBecause!)} (now: godwit why ${name})`;
 }
 
 /** How many machines wait for room on a full disk, and the one that has for longest; null: none. Pure. */
@@ -431,10 +443,16 @@ function machineTable(machines: readonly MachineView[]): string {
     machine.hydration && machine.hydration.state !== 'complete'
       ? `hydrating ${percent(machine.hydration.blocksPresent, machine.hydration.blocksTotal)}`
       : machine.move
-        ? `${machine.move.phase} → ${machine.move.target ?? '?'}`
+        ? moveOf(machine.move)
         : '-',
   ]);
   return table(['NAME', 'ID', 'WORKER', 'STATE', 'UP', 'RESTARTS', 'VOLUME', 'MOVE'], rows);
+}
+
+function moveOf({ phase, target, undoneBecause }: NonNullable<MachineView['move']>): string {
+  return undoneBecause === undefined
+    ? `${phase} → ${target ?? '?'}`
+    : `undoing ${phase}, back from ${target ?? '?'}`;
 }
 
 export function percent(part: number, whole: number): string {
@@ -478,7 +496,12 @@ export async function show(context: Context, ref: string): Promise<void> {
       ['created', new Date(machine.createdAtMs).toISOString()],
       ['started', machine.startedAtMs === null ? '-' : new Date(machine.startedAtMs).toISOString()],
       ...(machine.move
-        ? [['move', `${machine.move.phase} → ${machine.move.target ?? '?'} (run ${machine.move.runId})`]]
+        ? [
+            [
+              'move',
+              `${moveOf(machine.move)} (run ${machine.move.runId})${machine.move.undoneBecause === undefined ? '' : `: ${printable(machine.move.undoneBecause)}`}`,
+            ],
+          ]
         : []),
     ];
     return table(['', ''], rows).trimStart();

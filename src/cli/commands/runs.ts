@@ -1,7 +1,7 @@
 import { GodwitError } from '../../base/errors.ts';
 import { questionText } from '../../base/progress.ts';
 import type { ForceRunRequest } from '../../contract/schemas.ts';
-import type { RunView } from '../../journal/run.ts';
+import { goesBack, type RunView, stepText } from '../../journal/run.ts';
 import type { Context } from '../context.ts';
 import { EXIT, ExitWith } from '../exit.ts';
 import { printable, table } from '../table.ts';
@@ -28,7 +28,7 @@ export async function list(context: Context, options: { all?: boolean }): Promis
         run.state,
         run.step ?? '-',
         formatDuration(Math.max(0, (run.endedAtMs ?? Date.now()) - run.createdAtMs)),
-        printable(run.reason?.message ?? run.error?.message ?? ''),
+        printable(reasonOf(run)),
       ]);
       return table(['RUN', 'WORKER', 'KIND', 'RESOURCE', 'STATE', 'STEP', 'TIME', 'REASON'], rows);
     },
@@ -40,6 +40,13 @@ export async function list(context: Context, options: { all?: boolean }): Promis
 export async function show(context: Context, id: string): Promise<void> {
   const { worker, run } = await context.fleet().run(id);
   context.result({ worker: worker.name, ...run }, () => runText(run, worker.name));
+}
+
+function reasonOf(run: RunView): string {
+  const back = goesBack(run);
+  const reason = run.reason?.message ?? '';
+  if (back === null) return run.reason?.message ?? run.error?.message ?? '';
+  return `goes back (${back.why})${reason === '' ? '' : `: ${reason}`}`;
 }
 
 /** A run with its steps, as `runs show` and `why` print it. */
@@ -54,6 +61,7 @@ export function runText(run: RunView, worker: string): string {
       : '',
   ]);
   const lines = [head, table(['  STEP', 'STATE', '', 'TIME'], rows)];
+  if (goesBack(run)) lines.push(`  ${printable(stepText(run))}`);
   if (run.reason)
     lines.push(`  waits: ${printable(run.reason.message)}\n  next: ${printable(run.reason.nextAction)}`);
   if (run.asks) {

@@ -9,7 +9,7 @@ import { LiveRegion } from '../live-region.ts';
 import type { Style } from '../style.ts';
 import { table, truncate } from '../table.ts';
 import { formatDuration, formatSize } from '../units.ts';
-import { downLine, ioPausedLine, percent, stateOf } from './machine.ts';
+import { downLine, ioPausedLine, percent, stateOf, undoneLine } from './machine.ts';
 
 const POLL_MS = 1_000;
 
@@ -125,7 +125,7 @@ function renderTop(now: Sample, before: Sample | null, style: Style): string[] {
   );
   const titled = (text: string) =>
     text.split('\n').map((line, index) => (index === 0 ? style.bold(line) : line));
-  const notes = [downLine, ioPausedLine].flatMap((line) => line(now.machines, now.atMs) ?? []);
+  const notes = [downLine, undoneLine, ioPausedLine].flatMap((line) => line(now.machines, now.atMs) ?? []);
   return [...titled(workerLines), '', ...notes.map((note) => style.yellow(note)), ...titled(machineLines)];
 }
 
