@@ -128,6 +128,41 @@ export const Offer = Type.Object({
 });
 export type Offer = Static<typeof Offer>;
 
+/** Many machines at once, each as an offer is asked for, without planned ones. */
+export const FitRequest = Type.Object({
+  sourceWorker: Id,
+  machines: Type.Array(Type.Object({ machine: PlacementRequest, needs: Type.Optional(OfferNeeds) })),
+});
+export type FitRequest = Static<typeof FitRequest>;
+
+const DiskReservation = Type.Object({ machineId: Nullable(Type.String()), bytes: Type.Number() });
+
+/** The figures of a worker that offers stand on, for who counts machines that it may get. */
+export const HostRoom = Type.Object({
+  worker: Type.String(),
+  draining: Type.Boolean(),
+  tls: Type.Boolean(),
+  plane: OneOf('userspace', 'kernel'),
+  limitsMissing: Type.Optional(Type.Array(OneOf('memory', 'cpu'))),
+  memoryBytes: Type.Number(),
+  cpus: Type.Number(),
+  freeDiskBytes: Type.Number(),
+  reserved: Type.Array(DiskReservation),
+  maps: Type.Optional(
+    Type.Object({ dir: Type.String(), freeBytes: Type.Number(), reserved: Type.Array(DiskReservation) }),
+  ),
+  totalDiskBytes: Type.Number(),
+  placed: Type.Array(PlacementRequest),
+});
+export type HostRoom = Static<typeof HostRoom>;
+
+export const FitReply = Type.Object({
+  room: HostRoom,
+  /** In the order of the machines: why it would not take this one if it were the only one; null: it would. */
+  refusals: Type.Array(Nullable(Type.String())),
+});
+export type FitReply = Static<typeof FitReply>;
+
 export const PrepareRequest = Type.Object({
   runId: Id,
   sourceWorker: Id,
@@ -301,6 +336,18 @@ export const PEER = {
     body: OfferRequest,
     since: { needs: 'needs' },
     reply: Offer,
+    idempotent: true,
+    caller: 'worker',
+  },
+  /** For plans: offers of all its machines, one after the other, are reckoned from the answer. */
+  fit: {
+    summary: 'Which of these machines can you take, and what room is there?',
+    tag,
+    method: 'POST',
+    path: '/v1/rpc/fit',
+    since: '0.2.0',
+    body: FitRequest,
+    reply: FitReply,
     idempotent: true,
     caller: 'worker',
   },
@@ -501,7 +548,7 @@ export type Peer = Asks<typeof PEER> & { readonly name: string; readonly url: st
 /** What a worker answers its peers. */
 export type PeerAnswers = Answers<typeof PEER>;
 /** What it answers as the target of a move (migration/target-answers.ts). */
-export type MoveAnswers = Omit<PeerAnswers, 'offer' | 'volumeHeader' | 'run'>;
+export type MoveAnswers = Omit<PeerAnswers, 'offer' | 'fit' | 'volumeHeader' | 'run'>;
 /** What a proof asks. */
 export type ProofAsks = Pick<Peer, ProofQuestion>;
 type ProofQuestion = 'fetched' | 'unfetched' | 'mend' | 'compare' | 'figures' | 'countersign' | 'receipt';

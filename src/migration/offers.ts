@@ -156,7 +156,7 @@ function stillSilent(): GodwitError {
 }
 
 /** `work`, or the reason of `stop` when that is first; also where the work does not listen to it. */
-async function until<T>(work: Promise<T>, stop: AbortSignal): Promise<T> {
+export async function until<T>(work: Promise<T>, stop: AbortSignal): Promise<T> {
   const stopped = Promise.withResolvers<never>();
   const onAbort = () => stopped.reject(stop.reason);
   if (stop.aborted) onAbort();
@@ -173,7 +173,8 @@ function tooSlow(graceMs: number): Error {
   return new Error(`another worker accepted ${graceMs / 1000} s before`);
 }
 
-function refusalOf(worker: string, why: string): Offer {
+/** Of one that does not answer. */
+export function refusalOf(worker: string, why: string): Offer {
   return {
     worker,
     accepted: false,

@@ -1,6 +1,12 @@
 import { liveMapsBytes } from '../clone/live-map.ts';
 import { wordsOf } from '../contract/endpoint.ts';
-import { type Offer, type OfferRequest, PEER, type PlacementRequest } from '../contract/peer.ts';
+import {
+  type HostRoom,
+  type Offer,
+  type OfferRequest,
+  PEER,
+  type PlacementRequest,
+} from '../contract/peer.ts';
 import { assessGeometry, type HostCapabilities } from '../crypt/geometry.ts';
 import type { Plane } from '../host/capabilities.ts';
 
@@ -156,6 +162,36 @@ export function evaluateOffer(host: HostLoad, request: OfferRequest): Offer {
     1 / (1 + others.length),
   );
   return { ...facts, accepted: true, reason: `room left: ${Math.round(score * 100)} %`, score };
+}
+
+/** What of a load goes to another worker (`FitReply`). */
+export function roomOf(host: HostLoad): HostRoom {
+  const { worker, draining, tls, plane, limitsMissing, memoryBytes, cpus, maps } = host;
+  return {
+    ...{ worker, draining, tls, plane, memoryBytes, cpus },
+    ...(limitsMissing && { limitsMissing: [...limitsMissing] }),
+    freeDiskBytes: host.freeDiskBytes,
+    reserved: [...host.reserved],
+    ...(maps && { maps: { ...maps, reserved: [...maps.reserved] } }),
+    totalDiskBytes: host.totalDiskBytes,
+    placed: [...host.placed],
+  };
+}
+
+/**
+ * The offer of a worker that has said its room, and why it would refuse the machine without planned ones
+ * (null: it would not).
+ */
+export function offerFrom(room: HostRoom, request: OfferRequest, refusal: string | null): Offer {
+  // What its host can do is in the refusal.
+  const host = { ...room, lacks: () => null, holdsFileOf: () => true, encryption: null };
+  const { encryption, ...machine } = request.machine;
+  const offer = evaluateOffer(host, { ...request, machine });
+  return refusal === null || !offer.accepted ? offer : refused(offer, refusal);
+}
+
+export function refused(offer: Offer, reason: string): Offer {
+  return { ...offer, accepted: false, score: 0, reason };
 }
 
 function planeProblem(plane: Plane, lacking: string, { userspaceOnly }: PlacementRequest): string {

@@ -1,8 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { OfferRequest } from '../contract/peer.ts';
 import { evaluateOffer, type HostLoad } from './placement.ts';
-import { DEFAULT_INTERRUPTION_MS, type PlanSubject, planDrain } from './plan.ts';
+import { DEFAULT_INTERRUPTION_MS, type PlanSubject, type PlanTarget, planDrain } from './plan.ts';
 
 const GIB = 2 ** 30;
 
@@ -43,7 +42,11 @@ function workers(memoryByName: Record<string, number>) {
       placed: [],
     }),
   );
-  return async (request: OfferRequest) => loads.map((load) => evaluateOffer(load, request));
+  return async (): Promise<PlanTarget[]> =>
+    loads.map((load) => ({
+      worker: load.worker,
+      offer: async (machine, planned) => evaluateOffer(load, { sourceWorker: 'w1', ...machine, planned }),
+    }));
 }
 
 const noHistory = { interruptionMs: () => null, bytesPerSecond: null };

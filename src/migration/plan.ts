@@ -1,4 +1,4 @@
-import type { Offer, OfferNeeds, OfferRequest, PlacementRequest } from '../contract/peer.ts';
+import type { FitRequest, Offer, OfferNeeds, PlacementRequest } from '../contract/peer.ts';
 import type { Plan } from '../contract/schemas.ts';
 import { chooseOffer } from './placement.ts';
 
@@ -29,6 +29,15 @@ export type PlanSubject = {
   obstacle: string | null;
 };
 
+export type PlanMachine = FitRequest['machines'][number];
+
+/** A worker that machines of a plan could go to. */
+export type PlanTarget = {
+  worker: string;
+  /** For a machine of those that were asked about, beside those that the plan has put there before. */
+  offer: (machine: PlanMachine, planned: PlacementRequest[]) => Promise<Offer>;
+};
+
 /**
  * Asks for offers in the order in which the drain would move the machines, counting what the plan has already
  * put on each worker. Interruptions follow one after the other; each hydration begins when its machine has
@@ -37,13 +46,22 @@ export type PlanSubject = {
 export async function planDrain(
   worker: string,
   subjects: readonly PlanSubject[],
-  ask: (request: OfferRequest) => Promise<Offer[]>,
+  ask: (machines: readonly PlanMachine[]) => Promise<PlanTarget[]>,
   history: MoveHistory,
 ): Promise<PlanView> {
   const ordered = [...subjects].sort(
     (left, right) =>
       left.placement.volumeUsedBytes - right.placement.volumeUsedBytes || (left.name < right.name ? -1 : 1),
   );
+  const machines = new Map(
+    ordered
+      .filter(({ obstacle }) => obstacle === null)
+      .map((subject) => [
+        subject,
+        { machine: subject.placement, ...(subject.needs && { needs: subject.needs }) },
+      ]),
+  );
+  const targets = await ask([...machines.values()]);
   const bytesPerSecond = history.bytesPerSecond ?? DEFAULT_BYTES_PER_SECOND;
   const placed = new Map<string, PlacementRequest[]>();
   const steps: PlanView['steps'] = [];
@@ -52,7 +70,8 @@ export async function planDrain(
   let complete = true;
   for (const [index, subject] of ordered.entries()) {
     const step = { order: index + 1, machineId: subject.machineId, name: subject.name };
-    const choice = subject.obstacle === null ? await choose(worker, subject, ask, placed) : null;
+    const machine = machines.get(subject);
+    const choice = machine ? await choose(machine, targets, placed) : null;
     if (!choice?.chosen) {
       complete = false;
       const reason = subject.obstacle ?? describeRefusals(choice?.reasons ?? []);
@@ -93,22 +112,12 @@ export async function planDrain(
 }
 
 async function choose(
-  worker: string,
-  subject: PlanSubject,
-  ask: (request: OfferRequest) => Promise<Offer[]>,
+  machine: PlanMachine,
+  targets: readonly PlanTarget[],
   placed: ReadonlyMap<string, PlacementRequest[]>,
 ) {
-  // Each worker is asked with what the plan puts on it; the answers of the others in that round are not used.
-  const names = new Set(placed.keys());
-  const { placement: machine, needs } = subject;
-  const request = { sourceWorker: worker, machine, ...(needs && { needs }) };
-  const offers = new Map((await ask({ ...request, planned: [] })).map((offer) => [offer.worker, offer]));
-  for (const name of names) {
-    const answers = await ask({ ...request, planned: placed.get(name) ?? [] });
-    const answer = answers.find((offer) => offer.worker === name);
-    if (answer) offers.set(name, answer);
-  }
-  return chooseOffer([...offers.values()]);
+  const offers = targets.map((target) => target.offer(machine, placed.get(target.worker) ?? []));
+  return chooseOffer(await Promise.all(offers));
 }
 
 function describeRefusals(reasons: readonly { worker: string; reason: string }[]): string {

@@ -73,6 +73,7 @@ class InstantTarget extends MoveWorld implements World {
     ) as Pick<PeerAnswers, VolumeQuestion>;
     const answers: PeerAnswers = {
       offer: async () => this.offer(),
+      fit: async () => assert.fail('a move asks for one machine'),
       prepare: async () => at('prepared'),
       status: async () => at(this.#phase),
       warm: async () => {

@@ -1,4 +1,5 @@
 import { isInClear } from '../api/peer-client.ts';
+import type { Clock } from '../base/clock.ts';
 import { messageOf } from '../base/errors.ts';
 import { PATIENCE } from '../base/patience.ts';
 import type { Offer, Peer } from '../contract/peer.ts';
@@ -11,6 +12,7 @@ import { MIGRATE_OUT, type MigrateOutOutput } from '../migration/migrate-out.ts'
 import { isServing } from '../migration/move-watch.ts';
 import { type OfferDesk, offerRequest } from '../migration/offers.ts';
 import { type PlanSubject, planDrain } from '../migration/plan.ts';
+import { planTargets } from '../migration/plan-targets.ts';
 import type { SourceSide } from '../migration/source-side.ts';
 import type { EventBus } from './event-bus.ts';
 import { moveHistory } from './history.ts';
@@ -25,6 +27,7 @@ export type DrainAnswersOptions = {
   journal: Journal;
   drain: DrainController;
   events: EventBus;
+  clock: Clock;
 };
 
 /** What is asked of the drain. */
@@ -54,8 +57,10 @@ export class DrainAnswers {
 
   async plan(query: PlanQuery): Promise<Plan> {
     refuseTarget(this.#o, query.target ?? null, 'what it has');
-    const { machines, source, peers, desk, journal, name } = this.#o;
+    const { machines, source, peers, desk, journal, name, clock } = this.#o;
     const silent = new Map<string, Offer>();
+    const wanted = query.target ?? null;
+    const question = { sourceWorker: name, wanted, waitMs: PATIENCE.planOffers.ms, silent };
     const subjects = await Promise.all(
       machines.records().map(async (record): Promise<PlanSubject> => {
         const subject = { machineId: record.id, name: record.name, running: record.desired === 'running' };
@@ -80,8 +85,7 @@ export class DrainAnswers {
     const plan = await planDrain(
       name,
       subjects,
-      (request) =>
-        desk.ask({ wanted: query.target ?? null, request, waitMs: PATIENCE.planOffers.ms, silent }),
+      (asked) => planTargets({ desk, peers: peers(), clock }, question, asked),
       moveHistory(await journal.findInTurns({ kind: MIGRATE_OUT, state: 'done', limit: 100 })),
     );
     const targets = new Set(plan.steps.map(({ target }) => target));

@@ -5,7 +5,7 @@ import type { Offer, Peer, PrepareRequest, TargetStatus } from '../contract/peer
 import { type Ailment, ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
-import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
+import { evaluateOffer, type HostLoad, refused } from '../migration/placement.ts';
 import type { TargetSide } from '../migration/target-side.ts';
 import { askingVolume, type VolumeQuestion } from '../migration/volume-questions.ts';
 import type { OperationArgs, OperationResult } from '../opening/operations.ts';
@@ -60,7 +60,7 @@ export class LocalTargetSide extends askingVolume<PrepareRequest>() implements T
     if (!offer.accepted) return offer;
     const { machineId: id, machineName: name, config } = request;
     const reason = await this.#options.check({ id, name }, { config });
-    return reason === null ? offer : { ...offer, accepted: false, score: 0, reason };
+    return reason === null ? offer : refused(offer, reason);
   }
 
   async createVolume(request: PrepareRequest): Promise<void> {

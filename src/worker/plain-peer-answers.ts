@@ -1,12 +1,12 @@
 import { isGodwitError } from '../base/errors.ts';
-import type { Offer, OfferRequest, PeerAnswers } from '../contract/peer.ts';
+import type { FitReply, FitRequest, Offer, OfferRequest, PeerAnswers } from '../contract/peer.ts';
 import type { Journal } from '../journal/journal.ts';
-import { evaluateOffer, type HostLoad } from '../migration/placement.ts';
+import { evaluateOffer, type HostLoad, refused, roomOf } from '../migration/placement.ts';
 import { readHeaderFile, type VolumeStore } from '../volume/index.ts';
 import type { HostCheck } from './host-check.ts';
 
 /** What this worker answers its peers beside the moves that come to it (migration/target-answers.ts). */
-export class PlainPeerAnswers implements Pick<PeerAnswers, 'offer' | 'volumeHeader' | 'run'> {
+export class PlainPeerAnswers implements Pick<PeerAnswers, 'offer' | 'fit' | 'volumeHeader' | 'run'> {
   readonly #load: () => Promise<HostLoad>;
   readonly #check: HostCheck;
   readonly #volumes: VolumeStore;
@@ -25,11 +25,27 @@ export class PlainPeerAnswers implements Pick<PeerAnswers, 'offer' | 'volumeHead
   }
 
   async offer(request: OfferRequest): Promise<Offer> {
-    const offer = evaluateOffer(await this.#load(), request);
+    return this.#offer(await this.#load(), request);
+  }
+
+  /** Looks at this host once for all of them. */
+  async fit({ sourceWorker, machines }: FitRequest): Promise<FitReply> {
+    const load = await this.#load();
+    const host = { ...load, lacks: kept(load.lacks), holdsFileOf: kept(load.holdsFileOf) };
+    const refusals: FitReply['refusals'] = [];
+    for (const each of machines) {
+      const { accepted, reason } = await this.#offer(host, { ...each, sourceWorker, planned: [] });
+      refusals.push(accepted ? null : reason);
+    }
+    return { room: roomOf(load), refusals };
+  }
+
+  async #offer(host: HostLoad, request: OfferRequest): Promise<Offer> {
+    const offer = evaluateOffer(host, request);
     const { needs, machine } = request;
     if (!offer.accepted || needs === undefined) return offer;
     const reason = await this.#check({ id: machine.machineId, name: machine.machineName }, needs);
-    return reason === null ? offer : { ...offer, accepted: false, score: 0, reason };
+    return reason === null ? offer : refused(offer, reason);
   }
 
   async volumeHeader(volumeId: string): Promise<string> {
@@ -46,4 +62,13 @@ export class PlainPeerAnswers implements Pick<PeerAnswers, 'offer' | 'volumeHead
       throw error;
     }
   }
+}
+
+/** That answer of a moment ago, where the same was asked. */
+function kept<Asked, Answer>(ask: (asked: Asked) => Answer): (asked: Asked) => Answer {
+  const answers = new Map<Asked, Answer>();
+  return (asked) => {
+    if (!answers.has(asked)) answers.set(asked, ask(asked));
+    return answers.get(asked) as Answer;
+  };
 }

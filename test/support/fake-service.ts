@@ -340,7 +340,7 @@ export class FakeWorkerService implements WorkerService {
     warm: async () => {},
     handoff: async (runId) => targetStatus(runId, 'handed-over'),
     cancel: async (runId) => targetStatus(runId, 'forgotten'),
-    ...unasked<Pick<PeerAnswers, VolumeQuestion>>(VOLUME_QUESTIONS),
+    ...unasked<Pick<PeerAnswers, VolumeQuestion | 'fit'>>([...VOLUME_QUESTIONS, 'fit']),
     fetched: async () => ({ ranges: [], next: 0, ended: true }),
     unfetched: async () => ({ ranges: [], next: null }),
     mend: async () => ({ results: [] }),
