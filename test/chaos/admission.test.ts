@@ -173,13 +173,8 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
     flags: { a: ['--memory', '200MiB', '--disk', '320MiB'], b: ['--memory', '1GiB'] },
   });
   const [a, b] = [fleet.worker('a'), fleet.worker('b')];
-  const run = async (exitCode: number, ...words: string[]) => {
-    const reply = await fleet.run(...words);
-    assert.equal(reply.exitCode, exitCode, `${words.join(' ')}: ${reply.stdout}${reply.stderr}`);
-    return reply;
-  };
   const refused = async (exitCode: number, message: RegExp, ...words: string[]) => {
-    const { stderr } = await run(exitCode, ...words);
+    const { stderr } = await fleet.reply(exitCode, ...words);
     assert.match(stderr, message);
     assert.doesNotMatch(stderr, /\n {4}at |\/body\/|\bBytes\b/, 'one line for a person, and what to do');
   };
@@ -216,8 +211,8 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   );
   for (const verb of ['start', 'restart']) await refused(3, noRoom, 'machine', verb, off!);
   assert.equal(await stateOf(a, off!), 'stopped');
-  await run(0, 'machine', 'stop', on!);
-  await run(0, 'machine', 'start', off!);
+  await fleet.reply(0, 'machine', 'stop', on!);
+  await fleet.reply(0, 'machine', 'start', off!);
 
   // 2. An import counts what is in use at its source against what is free but for what is kept back (256
   // MiB).
@@ -243,7 +238,7 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   ]);
   assert.deepEqual(twice.map(({ exitCode }) => exitCode).sort(), [0, 6], JSON.stringify(twice));
   await refused(6, /^error WORKER_VOLUME_NAME_TAKEN: .* disk already$/m, ...into('b', 'disk', small));
-  await run(0, 'volume', 'destroy', 'disk');
+  await fleet.reply(0, 'volume', 'destroy', 'disk');
   const { machine: dup, volume } = await resting(b, 'dup', 'dup-data');
   await b.kill();
   await b.start({ crashAt: 'migrate-out:prepare:after-done-append' });
@@ -275,7 +270,7 @@ test('a start and an import are admitted as a creation is: room, drains, names, 
   );
   await refused(6, /^error WORKER_DRAINING: /m, ...into('b', 'disk', small));
   assert.equal(await stateOf(b, 'idle'), 'stopped');
-  await run(0, 'undrain', 'b');
-  await run(0, 'machine', 'start', 'idle');
-  await run(0, ...into('b', 'disk', small));
+  await fleet.reply(0, 'undrain', 'b');
+  await fleet.reply(0, 'machine', 'start', 'idle');
+  await fleet.reply(0, ...into('b', 'disk', small));
 });

@@ -22,14 +22,6 @@ import { scratchDir } from '../support/scratch.ts';
 const VOLUMES = 14;
 const VOLUME = ['--size', '16MiB', '--no-encryption'];
 
-const commands = (fleet: Fleet) => ({
-  godwit: async (exitCode: number, ...words: string[]) => {
-    const ended = await fleet.run(...words);
-    assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-    return ended.stdout + ended.stderr;
-  },
-});
-
 test('filesystems that are being made keep no seal waiting; a worker that hangs costs one wait, and is the one who is named', {
   skip: fleetNeeds,
 }, async (t) => {
@@ -47,7 +39,7 @@ test('filesystems that are being made keep no seal waiting; a worker that hangs 
     through: { a: ['env', `PATH=${dir}:${process.env.PATH}`] },
     flags: { a: ['--memory', '4GiB'], b: ['--memory', '1GiB'], c: ['--memory', '4GiB'] },
   });
-  const { godwit } = commands(fleet);
+  const { godwit } = fleet;
   const [a, c] = [fleet.worker('a'), fleet.worker('c')];
   for (const name of ['small', 'other', 'third']) {
     const run = ['machine', 'run', '--worker', 'a', '--name', name, '--volume', name, ...VOLUME];
@@ -150,7 +142,7 @@ test('a drain goes on past a target that is in doubt, and past filesystems with 
   skip: fleetNeeds || requires('mkfs.xfs'),
 }, async (t) => {
   const fleet = await Fleet.start(t, ['a', 'b', 'c']);
-  const { godwit } = commands(fleet);
+  const { godwit } = fleet;
   const [a, b, c] = [fleet.worker('a'), fleet.worker('b'), fleet.worker('c')];
   const make = async (name: string, mebibytes: number, size = ['--size', '32MiB']) => {
     const run = ['machine', 'run', '--worker', 'a', '--name', name, '--volume', name];

@@ -4,7 +4,7 @@ import { existsSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { ApiEvent, CreateMachineRequest } from '../../src/contract/schemas.ts';
-import { Fleet, type FleetWorker, fleetNeeds } from '../support/fleet.ts';
+import { Fleet, fleetNeeds } from '../support/fleet.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
 /*
@@ -27,16 +27,6 @@ function sleeper(volumeId: string): CreateMachineRequest['config'] {
     network: 'host',
     metadata: {},
   };
-}
-
-/** What the volume server of a machine tells from now on, by its name and its sentence. */
-function tells(worker: FleetWorker, machineId: string, signal: AbortSignal): ApiEvent[] {
-  const events: ApiEvent[] = [];
-  void (async () => {
-    for await (const event of worker.client.events(signal))
-      if (event.code === 'machine-volume' && event.subject === machineId) events.push(event);
-  })().catch(() => {});
-  return events;
 }
 
 test('with --when-full error what is written anew to a full disk fails at once and is told of, and a worker whose log is there ends and starts again', {
@@ -72,11 +62,15 @@ async function writesFail(fleet: Fleet, disk: string, signal: AbortSignal): Prom
       timeoutMs: 600_000,
     });
   const told = (events: ApiEvent[], event: string) =>
-    fleet.until(`${event} to be told`, () => events.find(({ data }) => data.event === event));
+    fleet.until(`${event} to be told`, () =>
+      events.find(
+        ({ code, subject, data }) => code === 'machine-volume' && subject === id && data.event === event,
+      ),
+    );
   assert.equal((await write('first', 4)).exitCode, 0);
 
   // 1. No pause: it fails, and everybody says so.
-  const before = tells(small, id, signal);
+  const before = small.listen(signal);
   execFileSync('fallocate', ['-l', String(FILLER_BYTES), join(disk, 'filler')]);
   const failed = await write('big', 180);
   assert.notEqual(failed.exitCode, 0);

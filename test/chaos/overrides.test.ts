@@ -13,32 +13,14 @@ const BEATS = 'while :; do date +%s.%N >>/data/beats; sleep 0.1; done';
 /** Most of the ballast is still at the source when somebody looks. */
 const SLOW = ['--hydration-rate', '32KiB'];
 
-async function godwit(fleet: Fleet, exitCode: number, ...words: string[]): Promise<string> {
-  const ended = await fleet.run(...words);
-  assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-  return ended.stdout + ended.stderr;
-}
-
 async function beater(fleet: Fleet): Promise<string> {
-  await godwit(
-    ...([
-      fleet,
-      0,
-      'machine',
-      'run',
-      '--name',
-      'm',
-      '--worker',
-      'a',
-      '--volume',
-      'm',
-      '--size',
-      '96MiB',
-    ] as const),
+  await fleet.godwit(
+    0,
+    ...['machine', 'run', '--name', 'm', '--worker', 'a', '--volume', 'm', '--size', '96MiB'],
     ...['--no-encryption', '--', 'sh', '-c', `head -c 40000000 /dev/urandom >/data/ballast; sync; ${BEATS}`],
   );
   await fleet.until('the ballast', async () =>
-    /beats/.test(await godwit(fleet, 0, 'machine', 'exec', 'm', '--', 'ls', '/data')),
+    /beats/.test(await fleet.godwit(0, 'machine', 'exec', 'm', '--', 'ls', '/data')),
   );
   return (await fleet.worker('a').client.showMachine('m')).id;
 }
@@ -66,18 +48,18 @@ test('an override asks the target that lives; only a statement stands in for one
     async () => (await source.client.showRun(moving.id)).step === 'serve',
   );
   assert.match(
-    await godwit(fleet, 0, 'drain', 'a', '--dry-run'),
+    await fleet.godwit(0, 'drain', 'a', '--dry-run'),
     /^a has no machine\.\nwarning: m runs on b, and blocks of its volume are still only here: keep this worker up/,
   );
 
-  assert.match(await godwit(fleet, 0, 'runs', 'show', moving.id), /migrate-out of machine:.* on a/);
-  await godwit(fleet, 0, 'runs', 'nudge', moving.id);
-  assert.match(await godwit(fleet, 6, 'runs', 'cancel', moving.id), /JOURNAL_CANCEL_TOO_LATE/);
-  assert.match(await godwit(fleet, 2, 'runs', 'force', moving.id, 'undo'), /--yes/);
+  assert.match(await fleet.godwit(0, 'runs', 'show', moving.id), /migrate-out of machine:.* on a/);
+  await fleet.godwit(0, 'runs', 'nudge', moving.id);
+  assert.match(await fleet.godwit(6, 'runs', 'cancel', moving.id), /JOURNAL_CANCEL_TOO_LATE/);
+  assert.match(await fleet.godwit(2, 'runs', 'force', moving.id, 'undo'), /--yes/);
   for (const more of [[], ['--target-is-destroyed']]) {
-    const undo = await godwit(fleet, 6, 'runs', 'force', moving.id, 'undo', ...more, '--yes');
+    const undo = await fleet.godwit(6, 'runs', 'force', moving.id, 'undo', ...more, '--yes');
     assert.match(undo, /MIGRATION_TARGET_HAS_IT[\s\S]*b answers, and has the volume/);
-    const forget = await godwit(fleet, 6, 'runs', 'force', moving.id, 'forget', ...more, '--yes');
+    const forget = await fleet.godwit(6, 'runs', 'force', moving.id, 'forget', ...more, '--yes');
     assert.match(forget, /MIGRATION_TARGET_NEEDS_BLOCKS/);
   }
   assert.equal(source.exports().length, 1, 'its blocks are still served');
@@ -85,7 +67,7 @@ test('an override asks the target that lives; only a statement stands in for one
   await fleet.until('beats at the target', async () => (await beats(target, id)) > before);
 
   await target.powerOff();
-  const unasked = await godwit(fleet, 6, 'runs', 'force', moving.id, 'undo', '--yes');
+  const unasked = await fleet.godwit(6, 'runs', 'force', moving.id, 'undo', '--yes');
   assert.match(
     unasked,
     /MIGRATION_TARGET_UNASKED[\s\S]*what the machine wrote there since 20.* would be lost/,
@@ -93,7 +75,7 @@ test('an override asks the target that lives; only a statement stands in for one
   const command = new RegExp(`godwit (runs force ${moving.id} undo --target-is-destroyed --yes)`).exec(
     unasked,
   )?.[1];
-  await godwit(fleet, 0, ...command!.split(' '));
+  await fleet.godwit(0, ...command!.split(' '));
   assert.equal((await source.ended(moving.id)).state, 'undone');
   await fleet.until('the machine at its source', async () => (await beats(source, id)) > 0);
   assert.deepEqual(source.exports(), []);
@@ -111,7 +93,7 @@ test('an override asks the target that lives; only a statement stands in for one
     'nothing is thrown away unasked',
   );
   const give = /`godwit (runs force [^`]*)`/.exec(said.nextAction)?.[1];
-  await godwit(fleet, 0, ...give!.split(' '));
+  await fleet.godwit(0, ...give!.split(' '));
   assert.equal((await target.ended(targetRunId(moving.id))).state, 'undone');
   assert.deepEqual(
     (await fleet.owners(id)).map(({ name }) => name),
@@ -130,18 +112,18 @@ test('an override asks the target that lives; only a statement stands in for one
     );
     return /`godwit (runs force [^`]*)`/.exec(nextAction)![1]!.split(' ');
   };
-  await godwit(fleet, 0, 'runs', 'force', inside, 'forget', '--yes');
-  await godwit(fleet, 0, ...(await told(/nobody brings the move to its end on c/)));
+  await fleet.godwit(0, 'runs', 'force', inside, 'forget', '--yes');
+  await fleet.godwit(0, ...(await told(/nobody brings the move to its end on c/)));
   await fleet.until(
     'the arrival to go on',
     async () => (await third.client.showRun(inside)).step === 'hydrate',
   );
 
   // It is given up there, as the run's refusals say: its owner has what was sealed.
-  await godwit(fleet, 0, 'runs', 'force', inside, 'forget', '--yes');
-  await godwit(fleet, 0, 'machine', 'destroy', 'm', '--force');
+  await fleet.godwit(0, 'runs', 'force', inside, 'forget', '--yes');
+  await fleet.godwit(0, 'machine', 'destroy', 'm', '--force');
   await third.client.destroyVolume((await third.client.listVolumes())[0]!.id, { force: true });
-  await godwit(fleet, 0, ...(await told(/it was destroyed/)));
+  await fleet.godwit(0, ...(await told(/it was destroyed/)));
   assert.equal((await source.ended(again.id)).state, 'undone');
   await fleet.until('the machine at its source again', async () => (await beats(source, id)) > 0);
 });

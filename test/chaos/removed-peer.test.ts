@@ -15,11 +15,7 @@ test('a peer that is removed locks no machine whose move to it is undone, by a c
 }, async (t) => {
   const fleet = await Fleet.start(t, ['a', 'b', 'c']);
   const [a, b] = [fleet.worker('a'), fleet.worker('b')];
-  const godwit = async (exitCode: number, ...words: string[]) => {
-    const ended = await fleet.run(...words);
-    assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-    return ended.stdout + ended.stderr;
-  };
+  const { godwit } = fleet;
   const make = async (name: string, ...rest: string[]) => {
     const run = ['machine', 'run', '--name', name, '--worker', 'a', '--volume', name, ...VOLUME];
     await godwit(0, ...run, ...rest);

@@ -35,15 +35,6 @@ function make({ client }: FleetWorker, name: string, script: string, change: Par
   return client.createMachine({ name, start: true, config });
 }
 
-/** All that a worker tells of from now on. */
-function listen(worker: FleetWorker, signal: AbortSignal): ApiEvent[] {
-  const events: ApiEvent[] = [];
-  void (async () => {
-    for await (const event of worker.client.events(signal)) events.push(event);
-  })().catch(() => {});
-  return events;
-}
-
 /** What a worker that is asked to take a machine without a volume has free. */
 async function offerOf({ name, url, client }: FleetWorker) {
   const peer = new PeerClient({ name, url, transport: client, logger: silentLogger, clock: systemClock });
@@ -68,7 +59,7 @@ test('room for one is given once and comes back with a cancel, what is down beca
   const [a, b, c] = [fleet.worker('a'), fleet.worker('b'), fleet.worker('c')];
   const listening = new AbortController();
   t.after(() => listening.abort());
-  const events = listen(a, listening.signal);
+  const events = a.listen(listening.signal);
   await oneRoom(fleet, [a, b, c]);
   await downOfAMove(fleet, [a, c], events, (machineId) => {
     // A fleet that is given up in the middle does not wait for it for an hour.

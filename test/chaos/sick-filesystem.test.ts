@@ -15,12 +15,6 @@ const DEAF = 'trap "" TERM; while :; do date >>/data/beats; sleep 0.1; done';
 /** Writes nothing, and ends when somebody says so. */
 const QUIET = 'trap "echo asked" TERM; echo up; while [ ! -e /tmp/end ]; do sleep 0.1; done';
 
-async function godwit(fleet: Fleet, exitCode: number, ...words: string[]): Promise<string> {
-  const ended = await fleet.run(...words);
-  assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-  return ended.stdout + ended.stderr;
-}
-
 const placeOf = ({ dataDir }: FleetWorker, id: string) => join(workerPaths(dataDir).runtimeRoot, id, 'fs');
 const freeze = (place: string) => execFileSync('fsfreeze', ['--freeze', place]);
 const thaw = (place: string) => spawnSync('fsfreeze', ['--unfreeze', place]);
@@ -36,13 +30,11 @@ test('a filesystem that is frozen is named before the stop, when what was killed
   const fleet = await Fleet.start(t, ['a', 'b', 'c']);
   const a = fleet.worker('a');
   const run = ['machine', 'run', '--worker', 'a', '--name'];
-  await godwit(
-    fleet,
+  await fleet.godwit(
     0,
     ...[...run, 'deaf', '--volume', 'deaf', ...VOLUME, '--stop-timeout', '5s', '--', 'sh', '-c', DEAF],
   );
-  await godwit(
-    fleet,
+  await fleet.godwit(
     0,
     ...[...run, 'quiet', '--volume', 'quiet', ...VOLUME, '--stop-timeout', '1h', '--', 'sh', '-c', QUIET],
   );
@@ -53,7 +45,7 @@ test('a filesystem that is frozen is named before the stop, when what was killed
   // 1. Before the stop.
   freeze(placeOf(a, deaf));
   const startedAtMs = (await a.client.showMachine(deaf)).startedAtMs;
-  assert.match(await godwit(fleet, 3, 'move', 'deaf'), /is frozen/);
+  assert.match(await fleet.godwit(3, 'move', 'deaf'), /is frozen/);
   assert.equal((await a.client.showMachine(deaf)).startedAtMs, startedAtMs, 'it was not stopped');
   thaw(placeOf(a, deaf));
 
@@ -87,8 +79,8 @@ test('a filesystem that is frozen is named before the stop, when what was killed
   assert.match(ended.error?.nextAction ?? '', /it is frozen/);
   await fleet.until('it to run again', async () => (await a.client.showMachine(quiet)).state === 'running');
   thaw(/--unfreeze (\S+)\.$/.exec(ended.error!.nextAction)![1]!);
-  await godwit(fleet, 0, 'machine', 'exec', 'quiet', '--', 'sh', '-c', 'echo x >/data/x; sync /data/x');
-  await godwit(fleet, 0, 'machine', 'destroy', 'quiet', 'deaf', '--force', '--volume');
+  await fleet.godwit(0, 'machine', 'exec', 'quiet', '--', 'sh', '-c', 'echo x >/data/x; sync /data/x');
+  await fleet.godwit(0, 'machine', 'destroy', 'quiet', 'deaf', '--force', '--volume');
 });
 
 test('a filesystem that the kernel has made read-only is said, keeps no move in doubt, and is mounted anew by a restart', {
@@ -97,8 +89,7 @@ test('a filesystem that the kernel has made read-only is said, keeps no move in 
   const fleet = await Fleet.start(t, ['a', 'b', 'c']);
   const a = fleet.worker('a');
   const loop = 'while :; do date >>/data/beats; sleep 0.1; done';
-  await godwit(
-    fleet,
+  await fleet.godwit(
     0,
     ...['machine', 'run', '--worker', 'a', '--name', 'm', '--volume', 'm', ...VOLUME],
     ...['--', 'sh', '-c', loop],
@@ -114,9 +105,9 @@ test('a filesystem that the kernel has made read-only is said, keeps no move in 
       .find((line) => line.includes(`${placeOf(a, id)} `));
   assert.match(options() ?? '', /[ ,](emergency_)?ro[ ,]/);
 
-  const why = await godwit(fleet, 0, 'why', 'm');
+  const why = await fleet.godwit(0, 'why', 'm');
   assert.match(why, /^ {2}- the filesystem of its volume has become read-only/m);
-  const moved = await godwit(fleet, 3, 'move', 'm', '--to', 'b');
+  const moved = await fleet.godwit(3, 'move', 'm', '--to', 'b');
   assert.match(moved, /undone: the filesystem of its volume has become read-only/);
   const [run] = await fleet.moves(a, id);
   assert.deepEqual(
@@ -126,8 +117,8 @@ test('a filesystem that the kernel has made read-only is said, keeps no move in 
   );
 
   const restart = /`godwit (machine restart \S+)`/.exec(why)![1]!;
-  await godwit(fleet, 0, ...restart.split(' '));
-  await godwit(fleet, 0, 'machine', 'exec', 'm', '--', 'sh', '-c', 'echo x >/data/x; sync /data/x');
-  assert.match(await godwit(fleet, 0, 'why', 'm'), /waits for nothing/);
-  await godwit(fleet, 0, 'move', 'm', '--to', 'b');
+  await fleet.godwit(0, ...restart.split(' '));
+  await fleet.godwit(0, 'machine', 'exec', 'm', '--', 'sh', '-c', 'echo x >/data/x; sync /data/x');
+  assert.match(await fleet.godwit(0, 'why', 'm'), /waits for nothing/);
+  await fleet.godwit(0, 'move', 'm', '--to', 'b');
 });

@@ -77,11 +77,7 @@ test('a machine whose stop signal does not exist, as an earlier version wrote it
 }, async (t) => {
   const fleet = await Fleet.start(t, ['a', 'b']);
   const a = fleet.worker('a');
-  const godwit = async (exitCode: number, ...words: string[]) => {
-    const ended = await fleet.run(...words);
-    assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-    return ended.stdout;
-  };
+  const { godwit } = fleet;
   const stateOf = async (name: string) => (await a.client.showMachine(name)).state;
   const names = ['stopped', 'moved', 'destroyed', 'left'];
   for (const name of names) {

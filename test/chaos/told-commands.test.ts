@@ -32,24 +32,21 @@ test('every command that people are told to type does something in a fleet of th
 }, async (t) => {
   const fleet = await Fleet.start(t, ['a', 'b', 'c'], { flags: { b: ['--hydration-rate', '8KiB'] } });
   const a = fleet.worker('a');
-  const godwit = async (...words: string[]) => {
-    const ended = await fleet.run(...words);
-    assert.equal(ended.exitCode, 0, `${words.join(' ')}: ${ended.stderr}`);
-    return ended.stdout;
-  };
+  const { godwit } = fleet;
   const disk = ['--size', '64MiB', '--no-encryption'];
   const machine = async (name: string, worker: string, script: string) =>
     godwit(
+      0,
       ...['machine', 'run', '--name', name, '--worker', worker, '--volume', `${name}-data`, ...disk],
       ...['--', 'sh', '-c', script],
     );
   await machine('db', 'a', 'head -c 30000000 /dev/urandom >/data/x; sync; exec sleep infinity');
   await machine('old', 'c', 'exec sleep infinity');
-  await godwit('move', 'old', '--to', 'a');
+  await godwit(0, 'move', 'old', '--to', 'a');
   const receiptFile = join(fleet.dir, 'receipt.json');
-  writeFileSync(receiptFile, await godwit('--json', 'receipt', 'old'));
+  writeFileSync(receiptFile, (await fleet.reply(0, '--json', 'receipt', 'old')).stdout);
   await fleet.until('the ballast', async () => (await a.client.showVolume('db-data')).usedBytes > 30e6);
-  await godwit('volume', 'create', 'disk', '--worker', 'c', ...disk);
+  await godwit(0, 'volume', 'create', 'disk', '--worker', 'c', ...disk);
   const moving = await a.client.moveMachine('db', { target: 'b' });
   await fleet.until('the move to serve', async () => (await a.client.showRun(moving.id)).step === 'serve');
 

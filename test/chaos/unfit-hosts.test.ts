@@ -51,11 +51,7 @@ test('a host that lacks what a machine asks for says so before, one that fails i
     through: { bare: WITHOUT_CGROUPS },
   });
   const [a, bare, third] = [fleet.worker('a'), fleet.worker('bare'), fleet.worker('third')];
-  const godwit = async (exitCode: number, ...words: string[]) => {
-    const ended = await fleet.run(...words);
-    assert.equal(ended.exitCode, exitCode, `${words.join(' ')}: ${ended.stdout}${ended.stderr}`);
-    return ended.stdout + ended.stderr;
-  };
+  const { godwit } = fleet;
   const limited = ['--memory', '64MiB'];
   const run = (name: string, worker: string, volume: string[], ...rest: string[]) =>
     [

@@ -23,11 +23,6 @@ test('workers of two versions move machines both ways, and the later one goes on
   const [old, now] = [fleet.worker('old'), fleet.worker('new')];
   const command = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8');
   assert.ok(command(old.pid).includes(main) && !command(now.pid).includes(main));
-  const run = async (exitCode: number, ...words: string[]) => {
-    const reply = await fleet.run(...words);
-    assert.equal(reply.exitCode, exitCode, `${words.join(' ')}: ${reply.stdout}${reply.stderr}`);
-    return reply;
-  };
   const move = async (source: FleetWorker, target: FleetWorker, machineId: string): Promise<RunView> => {
     const { id } = await source.client.moveMachine(machineId, { target: target.name });
     const moved = await fleet.ended(source, target, id);
@@ -69,11 +64,11 @@ test('workers of two versions move machines both ways, and the later one goes on
   assert.equal(await failsWith('MACHINE_NOT_FOUND', old.client.showMachine('nobody')), 'unknown');
   assert.equal(await failsWith('MACHINE_NAME_TAKEN', named(old)), 'never');
   assert.equal(await failsWith('MACHINE_NAME_TAKEN', named(now)), 'never');
-  const list = await run(0, 'machine', 'list');
+  const list = await fleet.reply(0, 'machine', 'list');
   assert.match(list.stdout, /^back .* old .* running/m);
   assert.match(list.stdout, /^there .* new .* running/m);
-  await run(0, 'why', 'back');
-  for (const worker of ['old', 'new']) await run(0, 'drain', worker, '--dry-run');
+  await fleet.reply(0, 'why', 'back');
+  for (const worker of ['old', 'new']) await fleet.reply(0, 'drain', worker, '--dry-run');
 
   // 3. The earlier one dies in the middle of a move, between two that it has finished and one that it
   // receives; this one is started on its data.
@@ -109,7 +104,7 @@ test('workers of two versions move machines both ways, and the later one goes on
   await collector.history('stays').more(3);
   const out = await move(old, now, stays.id);
   await same(out.id, old, now);
-  await run(0, 'machine', 'restart', 'there');
+  await fleet.reply(0, 'machine', 'restart', 'there');
   assert.notEqual((await now.client.showMachine(there.id)).pid, pid);
   for (const name of ['there', 'back', 'stays']) {
     await collector.history(name).more(3);

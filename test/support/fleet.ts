@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import {
   closeSync,
@@ -16,7 +17,7 @@ import { ApiClient } from '../../src/api/client.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { isGodwitError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/logger.ts';
-import type { CreateMachineRequest, MachineView } from '../../src/contract/schemas.ts';
+import type { ApiEvent, CreateMachineRequest, MachineView } from '../../src/contract/schemas.ts';
 import { readMountTable } from '../../src/host/mount-table.ts';
 import { isAlive, type ProcessIdentity } from '../../src/host/process-identity.ts';
 import type { RunView } from '../../src/journal/run.ts';
@@ -207,6 +208,22 @@ export class Fleet {
   run(...words: string[]): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
     return this.runWith({}, ...words);
   }
+
+  /** The same; fails where it ends with another code. */
+  async reply(
+    exitCode: number,
+    ...words: string[]
+  ): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
+    const reply = await this.run(...words);
+    assert.equal(reply.exitCode, exitCode, `${words.join(' ')}: ${reply.stdout}${reply.stderr}`);
+    return reply;
+  }
+
+  /** The same, and all that it printed. */
+  readonly godwit = async (exitCode: number, ...words: string[]): Promise<string> => {
+    const { stdout, stderr } = await this.reply(exitCode, ...words);
+    return stdout + stderr;
+  };
 
   /** The same with something at its standard input. */
   runWith(
@@ -462,6 +479,15 @@ export class FleetWorker {
     } finally {
       client.close();
     }
+  }
+
+  /** All that it tells of from now on, until `signal`. */
+  listen(signal: AbortSignal): ApiEvent[] {
+    const events: ApiEvent[] = [];
+    void (async () => {
+      for await (const event of this.client.events(signal)) events.push(event);
+    })().catch(() => {});
+    return events;
   }
 
   /** Shims that have left word of themselves, machines' and exports' (`x_…`). */
