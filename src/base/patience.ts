@@ -519,11 +519,11 @@ const TABLE = {
     slow: 'the same; moves and drains begin meanwhile',
   },
   diskLook: {
-    ms: 1_000,
+    ms: 3_000,
     kind: 'help',
     waits: 'the data disk to take a byte, for `why`',
     end: '`why` says that it does not answer, and since when',
-    slow: 'the same: it is not so quick',
+    slow: 'one that is only slow may be named; it says for how long',
   },
   serverWhy: {
     ms: 2_000,
