@@ -1051,8 +1051,8 @@ export class Journal {
   }
 
   /** What is forgotten and may be taken up again says so. */
-  #withWayBack(view: RunView, history: History): RunView {
-    if (!this.#definitions.get(view.kind)?.takenUp || !wasForgotten(history)) return view;
+  #withWayBack(view: RunView, history: History | null): RunView {
+    if (history === null || !this.#mayBeTakenUp(view.kind, history)) return view;
     const nextAction = `\`godwit runs force ${view.id} forward --yes\` takes it up again where it stood. Until then neither the rest of its steps nor their undos are run: check by hand that its resource is in order.`;
     return { ...view, error: { ...view.error!, nextAction } };
   }
@@ -1065,9 +1065,7 @@ export class Journal {
     if (remembered) return remembered;
     const loaded = this.#store.load(id);
     if (!loaded) return null;
-    const view = loaded.history
-      ? this.#withWayBack(viewOfLoaded(loaded), loaded.history)
-      : viewOfLoaded(loaded);
+    const view = this.#withWayBack(viewOfLoaded(loaded), loaded.history);
     if (!loaded.holdsResource && !loaded.damage) this.#remember(view);
     return view;
   }
@@ -1155,8 +1153,12 @@ export class Journal {
     this.#mustBeOpen();
     if (this.#live.has(id)) return null;
     const loaded = this.#store.load(id);
-    if (!loaded?.history || !this.#definitions.get(loaded.header.kind)?.takenUp) return null;
-    return wasForgotten(loaded.history) ? this.#adopt(loaded) : null;
+    if (!loaded?.history || !this.#mayBeTakenUp(loaded.header.kind, loaded.history)) return null;
+    return this.#adopt(loaded);
+  }
+
+  #mayBeTakenUp(kind: string, history: History): boolean {
+    return this.#definitions.get(kind)?.takenUp === true && wasForgotten(history);
   }
 
   #mustNotBeParked(run: LiveRun): void {

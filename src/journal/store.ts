@@ -232,10 +232,7 @@ export class Store {
   }
 
   #insertRun(header: RunHeader, started: JournalEvent): void {
-    const busyRun = this.#statements.busyRun.get(header.resource) as
-      | { id: string; kind: string; end_state: string | null }
-      | undefined;
-    if (busyRun) throw resourceBusy(header.resource, busyRun);
+    this.#mustBeFree(header.resource, header.id);
     this.#statements.insertRun.run(
       header.id,
       header.kind,
@@ -280,11 +277,16 @@ export class Store {
   /** One that holds its resource, or was forgotten and is taken up again. */
   #reopen(runId: string): void {
     const { resource } = this.#statements.run.get(runId) as RunRow;
+    this.#mustBeFree(resource, runId);
+    this.#statements.reopenRun.run(runId);
+  }
+
+  /** Throws JOURNAL_RESOURCE_BUSY where another run holds it. */
+  #mustBeFree(resource: string, runId: string): void {
     const busyRun = this.#statements.busyRun.get(resource) as
       | { id: string; kind: string; end_state: string | null }
       | undefined;
     if (busyRun && busyRun.id !== runId) throw resourceBusy(resource, busyRun);
-    this.#statements.reopenRun.run(runId);
   }
 
   /** Ends a run whose events cannot be read: only its row is written. Throws JOURNAL_APPEND_FAILED. */

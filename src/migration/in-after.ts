@@ -1,12 +1,11 @@
 import { pauses } from '../base/backoff.ts';
 import type { Ailment } from '../machine/ailment.ts';
 import { IN_PATIENCE, inStep, watchSource } from './in-tools.ts';
+import { LOOK_AGAIN } from './move-step.ts';
 
 /*
  * The target's steps while the machine runs here.
  */
-
-const LOOK_AGAIN = { firstMs: 20, maxMs: 500 };
 
 export const settle = inStep({
   ...{ name: 'settle', phase: 'after', waitsFor: 'this-worker', hydrates: true },

@@ -5,6 +5,9 @@ import type { RunDefinition, StepContext, StepDefinition, StepResult } from '../
 /** What the machine does while a step runs: it runs at its source, nowhere, at its target. */
 export type MovePhase = 'before-stop' | 'interruption' | 'after';
 
+/** Between looks of a step at what others do meanwhile: `base/backoff.ts`, `pauses`. */
+export const LOOK_AGAIN = { firstMs: 20, maxMs: 500 };
+
 /** What may be known of a step by whoever watches its run: nobody else goes by its name. */
 export type StepFacts = {
   /** As it stands in journals: never another. */

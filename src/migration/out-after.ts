@@ -3,6 +3,7 @@ import { deadline } from '../base/clock.ts';
 import { GodwitError, isGodwitError, messageOf } from '../base/errors.ts';
 import type { GuestUse } from '../contract/peer.ts';
 import { verifyReceipt } from '../receipt/envelope.ts';
+import { LOOK_AGAIN } from './move-step.ts';
 import { keepExport, OUT_PATIENCE, outStep, targetOf, watch } from './out-tools.ts';
 import { proveMove } from './prove.ts';
 import { reached } from './target-phase.ts';
@@ -11,7 +12,6 @@ import { reached } from './target-phase.ts';
  * The source's steps while the machine runs at the target.
  */
 
-const LOOK_AGAIN = { firstMs: 20, maxMs: 500 };
 /** Who has fetched all by then is not asked what its guest does. */
 const LOOKS_AT_ONCE = 5;
 /** Somebody has to look at a disk. */

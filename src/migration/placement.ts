@@ -246,6 +246,7 @@ function fraction(part: number, whole: number): number {
   return whole <= 0 ? 0 : Math.max(0, part / whole);
 }
 
-function mebibytes(bytes: number): string {
+/** Whole ones, as people read them. */
+export function mebibytes(bytes: number): string {
   return `${Math.max(0, Math.floor(bytes / 2 ** 20))} MiB`;
 }

@@ -13,6 +13,7 @@ import {
   diskNeedBytes,
   type HostLoad,
   mapsProblem,
+  mebibytes,
   unpromisedDiskBytes,
 } from '../migration/placement.ts';
 import type { ShimClient } from '../shim/client.ts';
@@ -253,7 +254,6 @@ export class Imports {
     const freeBytes = Math.max(0, Math.floor(unpromisedDiskBytes(load) - DISK_RESERVE_BYTES));
     const unmapped = mapsProblem(load, { volumeLengthBytes: lengthBytes, volumeUsedBytes: dataBytes });
     if (needBytes <= freeBytes && unmapped === null) return;
-    const mebibytes = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
     throw new GodwitError(
       'WORKER_IMPORT_NO_SPACE',
       needBytes <= freeBytes

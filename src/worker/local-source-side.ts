@@ -10,6 +10,7 @@ import { dirtyBoundOf } from '../host/write-back.ts';
 import { ailmentOf } from '../machine/ailment.ts';
 import type { MachineManager } from '../machine/manager.ts';
 import type { MachineRecord } from '../machine/store.ts';
+import { mebibytes } from '../migration/placement.ts';
 import type { MoveSubject, SourceSide } from '../migration/source-side.ts';
 import type { OperationArgs, OperationResult, VolumeOperation } from '../opening/operations.ts';
 import type { HeatHint } from '../opening/spec.ts';
@@ -549,7 +550,6 @@ function noRoomToEnd(
   stuck: GodwitError,
   { freeBytes, reserveBytes }: NoRoom,
 ): GodwitError {
-  const mebibytes = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
   return new GodwitError(
     'VOLUME_DISK_FULL',
     `its last writes wait for room on the data disk of this worker (${mebibytes(freeBytes)} free, ${mebibytes(reserveBytes)} are kept back); ${stuck.message}`,

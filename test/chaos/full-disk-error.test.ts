@@ -3,8 +3,9 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { ApiEvent, CreateMachineRequest } from '../../src/contract/schemas.ts';
+import type { ApiEvent } from '../../src/contract/schemas.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
+import { plainConfig } from '../support/plain-config.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
 /*
@@ -15,19 +16,6 @@ import { tool, VolumeLab } from '../support/volume-lab.ts';
 const MIB = 2 ** 20;
 const DISK_BYTES = 320 * MIB;
 const FILLER_BYTES = 140 * MIB;
-
-function sleeper(volumeId: string): CreateMachineRequest['config'] {
-  return {
-    command: ['sleep', 'infinity'],
-    env: {},
-    volume: { volumeId, mountPath: '/data' },
-    restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
-    resources: {},
-    network: 'host',
-    metadata: {},
-  };
-}
 
 test('with --when-full error what is written anew to a full disk fails at once and is told of, and a worker whose log is there ends and starts again', {
   skip: fleetNeeds,
@@ -55,7 +43,11 @@ async function writesFail(fleet: Fleet, disk: string, signal: AbortSignal): Prom
   const volume = await small.client.createVolume({
     ...{ name: 'data', lengthBytes: 256 * MIB, filesystem: 'ext4', encrypted: false },
   });
-  const { id } = await small.client.createMachine({ name: 'hog', start: true, config: sleeper(volume.id) });
+  const { id } = await small.client.createMachine({
+    name: 'hog',
+    start: true,
+    config: plainConfig(volume.id, 'sleep', 'infinity'),
+  });
   const write = (name: string, mebibytes: number) =>
     small.client.execInMachine(id, {
       command: ['dd', 'if=/dev/urandom', `of=/data/${name}`, 'bs=1M', `count=${mebibytes}`, 'conv=fsync'],

@@ -7,12 +7,13 @@ import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLogger } from '../../src/base/logger.ts';
 import { seededRandom } from '../../src/base/random.ts';
-import type { CreateMachineRequest, MachineView } from '../../src/contract/schemas.ts';
+import type { MachineView } from '../../src/contract/schemas.ts';
 import { isAlive } from '../../src/host/process-identity.ts';
 import { dirtyBoundOf } from '../../src/host/write-back.ts';
 import { NbdClient } from '../../src/nbd/index.ts';
 import { diskReserveBytes, keptBytes, lastReserveBytes } from '../../src/volume/disk-room.ts';
 import { Fleet, type FleetWorker, fleetNeeds, killProcess } from '../support/fleet.ts';
+import { plainConfig } from '../support/plain-config.ts';
 import { requires } from '../support/requires.ts';
 import { tool, VolumeLab } from '../support/volume-lab.ts';
 
@@ -28,19 +29,6 @@ const HOG_BYTES = 180 * MIB;
 /** What the hog writes, byte for byte, however often it begins anew. */
 const HOG = `seq 1 100000000 | head -c ${HOG_BYTES}`;
 
-function machineOf(volumeId: string, script: string): CreateMachineRequest['config'] {
-  return {
-    command: ['sh', '-c', script],
-    env: {},
-    volume: { volumeId, mountPath: '/data' },
-    restart: { policy: 'always', retriesMax: 10 },
-    stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
-    resources: {},
-    network: 'host',
-    metadata: {},
-  };
-}
-
 async function machine(
   worker: FleetWorker,
   name: string,
@@ -53,7 +41,11 @@ async function machine(
     filesystem: 'ext4',
     encrypted: false,
   });
-  return worker.client.createMachine({ name, start: true, config: machineOf(volume.id, script) });
+  return worker.client.createMachine({
+    name,
+    start: true,
+    config: plainConfig(volume.id, 'sh', '-c', script),
+  });
 }
 
 test('a disk that is full holds writes back, breaks no filesystem, is named, and is emptied', {

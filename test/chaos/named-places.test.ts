@@ -7,6 +7,7 @@ import { isGodwitError } from '../../src/base/errors.ts';
 import type { CreateMachineRequest } from '../../src/contract/schemas.ts';
 import { Fleet, fleetNeeds } from '../support/fleet.ts';
 import { patient } from '../support/patience.ts';
+import { plainConfig } from '../support/plain-config.ts';
 import { findProgram, requires } from '../support/requires.ts';
 import { scratchDir } from '../support/scratch.ts';
 
@@ -17,18 +18,10 @@ import { scratchDir } from '../support/scratch.ts';
 
 const MIB = 2 ** 20;
 
-function ofRoot(volumeId: string | null): CreateMachineRequest['config'] {
-  return {
-    command: ['sleep', '1000'],
-    env: {},
-    ...(volumeId !== null && { volume: { volumeId, mountPath: '/data' } }),
-    restart: { policy: 'no', retriesMax: 0 },
-    stop: { signal: 'SIGKILL', timeoutMs: 1_000 },
-    resources: {},
-    network: 'host',
-    metadata: {},
-  };
-}
+const ofRoot = (volumeId: string | null): CreateMachineRequest['config'] => ({
+  ...plainConfig(volumeId, 'sleep', '1000'),
+  restart: { policy: 'no', retriesMax: 0 },
+});
 
 test('serving a volume removes nothing that is there already, whoever asks', {
   skip: fleetNeeds,

@@ -114,7 +114,7 @@ export async function down(context: Context, options: { data: string }): Promise
     await keeper.startAll(readFleetFile(fleetPath), interrupt.signal);
     for (const { client } of fleet.workers) await client.undrain();
     await destroyMachines(fleet, destroyed);
-    await destroyVolumes(fleet, destroyed, ({ state }) => state === 'ready' || state === 'clone');
+    await destroyVolumes(fleet, destroyed, isOwn);
     if (await takeBack(fleet)) await destroyMachines(fleet, destroyed);
     await destroyVolumes(fleet, destroyed, () => true);
   } finally {
@@ -142,6 +142,9 @@ export async function down(context: Context, options: { data: string }): Promise
   );
 }
 
+/** Not a copy that a move left. */
+const isOwn = ({ state }: VolumeView) => state === 'ready' || state === 'clone';
+
 type Destroyed = { machines: string[]; volumes: string[] };
 
 /** Moves under way come to their end first or are undone; a machine can only be destroyed where it is. */
@@ -164,7 +167,7 @@ async function destroyVolumes(
       if (volume.served !== null) await client.stopServing(volume.id);
       await client.destroyVolume(volume.id, { force: true });
       const had = destroyed.volumes.includes(volume.name);
-      if (!had && (volume.state === 'ready' || volume.state === 'clone')) destroyed.volumes.push(volume.name);
+      if (!had && isOwn(volume)) destroyed.volumes.push(volume.name);
     }
   }
 }
